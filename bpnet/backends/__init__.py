@@ -1,0 +1,107 @@
+"""The seam between the mathematics and an array library: one small file per library, loaded when its array arrives.
+
+`of(array)` finds the backend of an array, `get(name)` the one of a library by name.  A library without a file of its
+own that follows the Array API standard works through the defaults of `Backend`.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import ArrayMismatchError, MissingExtraError, UnknownNameError
+
+__all__ = ["NAMES", "Array", "Backend", "common", "get", "of"]
+
+NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
+"""Libraries with a file of their own, and the extra (or package) that brings each."""
+
+_by_name: dict[str, Backend] = {}
+_by_type: dict[type, Backend] = {}
+
+
+def get(name: str) -> Backend:
+    """The backend of the library called `name`: "numpy", "cupy", "torch" or "jax"."""
+    if name in _by_name:
+        return _by_name[name]
+    if name not in NAMES:
+        raise UnknownNameError("backend", name, NAMES)
+    try:
+        module = importlib.import_module(f"bpnet.backends.{name}")
+    except ModuleNotFoundError as error:
+        if name == "cupy":
+            raise MissingExtraError("the cupy backend", "CuPy", NAMES[name]) from error
+        raise MissingLibraryError(name) from error
+    backend: Backend = module.BACKEND
+    _by_name[name] = backend
+    return backend
+
+
+class MissingLibraryError(MissingExtraError):
+    """An array library that bpnet can use but has no extra for is not installed."""
+
+    def __init__(self, name: str) -> None:
+        ImportError.__init__(self, f"the {name} backend needs {name}: pip install {name}")
+
+
+def of(array: Array, name: str = "x") -> Backend:
+    """The backend of `array`; `name` is what an error calls the argument.
+
+    Raises ArrayMismatchError where `array` is no array of a library that follows the standard.
+    """
+    kind = type(array)
+    found = _by_type.get(kind)
+    if found is None:
+        found = _find(array, name)
+        _by_type[kind] = found
+    return found
+
+
+def _find(array: Array, name: str) -> Backend:
+    if array_api_compat.is_numpy_array(array):
+        import numpy
+
+        if isinstance(array, numpy.matrix | numpy.ma.MaskedArray):
+            kind = type(array).__name__
+            raise ArrayMismatchError(f"{name} is a {kind}, which is not a plain array: pass numpy.asarray({name})")
+        return get("numpy")
+    for test, library in (
+        (array_api_compat.is_torch_array, "torch"),
+        (array_api_compat.is_jax_array, "jax"),
+        (array_api_compat.is_cupy_array, "cupy"),
+    ):
+        if test(array):
+            return get(library)
+    if not array_api_compat.is_array_api_obj(array):
+        hint = f"{name}.to_numpy()" if hasattr(array, "to_numpy") else f"numpy.asarray({name})"
+        raise ArrayMismatchError(
+            f"{name} is a {type(array).__name__}; expected an array of NumPy, CuPy, PyTorch, JAX or another library "
+            f"that follows the Array API standard, for example {hint}"
+        )
+    xp: ModuleType = array_api_compat.array_namespace(array)
+    return _by_name.setdefault(xp.__name__, Backend(xp))
+
+
+def common(**arrays: Any) -> Backend:
+    """The one backend of all the named arrays; those that are None are passed over.
+
+    Raises ArrayMismatchError where they come from different libraries or lie on different devices.
+    """
+    named = [(name, array) for name, array in arrays.items() if array is not None]
+    first_name, first = named[0]
+    backend = of(first, first_name)
+    for name, array in named[1:]:
+        other = of(array, name)
+        if other is not backend:
+            raise ArrayMismatchError(
+                f"{first_name} is an array of {backend.name} but {name} is one of {other.name}: "
+                "convert one of them, nothing is moved between libraries unasked"
+            )
+        if array is not first and backend.device(array) != backend.device(first):
+            raise ArrayMismatchError(
+                f"{first_name} lies on device {backend.device(first)} but {name} on {backend.device(array)}: "
+                "move one of them, nothing is moved between devices unasked"
+            )
+    return backend

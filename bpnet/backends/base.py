@@ -1,0 +1,235 @@
+"""What bpnet needs beyond the Array API standard, written in the standard; a library's own file overrides what it does better."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+Array = Any
+"""An array of any library that follows the standard; Python has no common type for these yet."""
+
+Key = tuple[Any, ...]
+"""Names one stream of random numbers: (seed, step, block, place, ...), whole numbers, or 0-d arrays under tracing."""
+
+Rule = Callable[..., Any]
+"""An elementwise function `rule(backend, *arrays, *scalars)`; a backend may fuse it into one pass over memory."""
+
+Piece = tuple[int, int, tuple[Any, ...]]
+"""Part of a vector with its own scalars for a rule: start, stop, scalars."""
+
+Rows = tuple[int, int]
+"""A block of rows, from the first to before the last."""
+
+
+class Backend:
+    """One array library: its standard namespace `xp`, and what the standard lacks.
+
+    Everything here is written with standard operations, so an unknown library works; subclasses override.
+    """
+
+    name = "array_api"
+    traces = False
+    """Whether `compile` traces the step: then values must not be looked at inside it."""
+    kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        if self.name == "array_api":
+            self.name = xp.__name__.removeprefix("array_api_compat.")
+
+    def __repr__(self) -> str:
+        return f"<bpnet backend {self.name}>"
+
+    # ---- arrays -------------------------------------------------------------------------------------------------
+
+    def device(self, x: Array) -> Any:
+        """The device on which `x` lies."""
+        import array_api_compat
+
+        return array_api_compat.device(x)
+
+    def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        """A NumPy array (or number) as an array of this library, copied."""
+        return self.xp.asarray(value, dtype=dtype, device=device, copy=True)
+
+    def to_host(self, x: Array) -> Any:
+        """`x` as a NumPy array."""
+        import numpy
+
+        return numpy.asarray(x)
+
+    def adopt(self, x: Array) -> Array:
+        """`x` as the user passed it, made safe to compute with: a library with automatic differentiation detaches it."""
+        return x
+
+    def copy(self, x: Array) -> Array:
+        """A copy of `x`."""
+        return self.xp.asarray(x, copy=True)
+
+    def synchronise(self, x: Array) -> None:
+        """Wait until `x` has been computed."""
+
+    def memory(self, x: Array) -> tuple[int, int] | None:
+        """(free, total) bytes of the device of `x`, where the library can say."""
+        return None
+
+    # ---- random numbers -----------------------------------------------------------------------------------------
+
+    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
+        """An array that is 1/keep with probability `keep`, else 0: the mask of inverted dropout.
+
+        The i-th bits are `triple32(i * 0x9E3779B9 + key)`, the same on every library that uses this definition.
+        `keep` is rounded to a multiple of 2**-32, and 1/keep is of the rounded value.
+        """
+        xp = self.xp
+        threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        count = xp.arange(math.prod(shape), dtype=xp.uint32, device=device)
+        bits = self._hashed(count * self._uint32(0x9E3779B9, device) + self._folded(key, device), device)
+        kept = bits < self._uint32(threshold, device)
+        return xp.reshape(xp.astype(kept, dtype), shape) * (2**32 / threshold)
+
+    def _uint32(self, value: Any, device: Any) -> Array:
+        return self.xp.asarray(value, dtype=self.xp.uint32, device=device)
+
+    def _folded(self, key: Key, device: Any) -> Array:
+        return self._uint32(fold(key), device)
+
+    def _hashed(self, x: Array, device: Any) -> Array:
+        for shift, factor in _TRIPLE32:
+            x = (x ^ (x >> self._uint32(shift, device))) * self._uint32(factor, device)
+        return x ^ (x >> self._uint32(14, device))
+
+    # ---- operations the standard lacks --------------------------------------------------------------------------
+
+    def erf(self, x: Array) -> Array:
+        r"""The error function, \(2/\sqrt\pi \int_0^x e^{-t^2} dt\).
+
+        Rational approximations of S. L. Moshier, Cephes (1989): one near zero, and one of erfc beyond.
+        """
+        xp = self.xp
+        s = x * x
+        near = x * _polynomial(s, _ERF_T) / _polynomial(s, _ERF_U)
+        far = xp.minimum(xp.maximum(xp.abs(x), 0.5), 6.0)  # erf(6) is 1 in float64, and keeps exp from underflow
+        tail = xp.exp(-far * far) * _polynomial(far, _ERFC_P) / _polynomial(far, _ERFC_Q)
+        return xp.where(xp.abs(x) < 1.0, near, xp.sign(x) * (1.0 - tail))
+
+    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
+        """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.
+
+        Sorts the rows by index and takes differences of their running sum, kept in float64.
+        """
+        xp = self.xp
+        order = xp.argsort(index)
+        rows = xp.astype(xp.take(values, order, axis=0), xp.float64)
+        running = xp.concat([xp.zeros_like(rows[:1, :]), xp.cumulative_sum(rows, axis=0)], axis=0)
+        wanted = xp.arange(length, dtype=index.dtype, device=self.device(index))
+        ordered = xp.take(index, order)
+        last = xp.searchsorted(ordered, wanted, side="right")
+        first = xp.searchsorted(ordered, wanted, side="left")
+        return xp.astype(xp.take(running, last, axis=0) - xp.take(running, first, axis=0), values.dtype)
+
+    # ---- how work is carried out --------------------------------------------------------------------------------
+
+    def session(self, threads: int | None = None) -> AbstractContextManager[None]:
+        """What must hold while bpnet computes, for the time of one public call, which may use so many `threads`."""
+        return nullcontext()
+
+    def blocks(self, rows: int, work: float) -> list[Rows]:
+        """The row blocks of a batch of `rows` rows, each row costing about `work` floating-point operations.
+
+        They depend on the batch only, never on the number of threads, so results don't either.
+        """
+        return [(0, rows)]
+
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+        """`function(number, rows)` of every block, in the order of the blocks; a backend may run several at once."""
+        return (function(number, rows) for number, rows in enumerate(blocks))
+
+    def add_to(self, total: Array, part: Array) -> Array:
+        """total + part, where `total` may be given up."""
+        return total + part
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+        """A faster equal of a function of arrays and numbers; `donate` gives its first argument up to it."""
+        return function
+
+    def fetch(self, scalars: Sequence[Array]) -> list[float]:
+        """The values of 0-d arrays, with one wait for the device."""
+        return [float(s) for s in scalars]
+
+    def fuse(self, rule: Rule) -> Rule:
+        """A faster equal of an elementwise rule."""
+        return rule
+
+    def sweep(
+        self,
+        rule: Rule,
+        outputs: int,
+        arrays: Sequence[Array],
+        pieces: Sequence[Piece],
+        donate: bool,
+    ) -> tuple[Array, ...]:
+        """Apply an elementwise `rule` to 1-d arrays piece by piece, each (start, stop, scalars) with its own scalars.
+
+        The rule's results become the new values of the first `outputs` arrays.  `donate` gives those arrays up:
+        a backend may write the results into them.
+        """
+        fused = self.fuse(rule)
+        parts = [fused(self, *(a[start:stop] for a in arrays), *scalars) for start, stop, scalars in pieces]
+        if len(parts) == 1:
+            return tuple(parts[0])
+        return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))
+
+
+def fold(key: Key) -> int:
+    """One 32-bit number out of a key's parts, each mixed in by the triple32 hash."""
+    state = 0
+    for part in key:
+        state = _mix((state ^ part & 0xFFFFFFFF) + 0x9E3779B9)
+    return state
+
+
+def _mix(x: int) -> int:
+    x &= 0xFFFFFFFF
+    for shift, factor in _TRIPLE32:
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 14)
+
+
+_TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
+"""C. Wellons, hash-prospector (2018): a 32-bit integer hash of very low bias."""
+
+
+def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
+    value = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
+
+
+_ERF_T = (
+    9.60497373987051638749e0,
+    9.00260197203842689217e1,
+    2.23200534594684319226e3,
+    7.00332514112805075473e3,
+    5.55923013010394962768e4,
+)
+_ERF_U = (
+    1.0,
+    3.35617141647503099647e1,
+    5.21357949780152679795e2,
+    4.59432382970980127987e3,
+    2.26290000613890934246e4,
+    4.92673942608635921086e4,
+)
+_ERFC_P = (
+    2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.46321056442269912687e0, 4.86371970985681366614e1,
+    1.96520832956077098242e2, 5.26445194995477358631e2, 9.34528527171957607540e2, 1.02755188689515710272e3, 5.57535335369399327526e2,
+)  # fmt: skip
+_ERFC_Q = (
+    1.0, 1.32281951154744992508e1, 8.67072140885989742329e1, 3.54937778887819891062e2, 9.75708501743205489753e2,
+    1.82390916687909736289e3, 2.24633760818710981792e3, 1.65666309194161350182e3, 5.57535340817727675546e2,
+)  # fmt: skip

@@ -1,0 +1,49 @@
+"""CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat.cupy as xp
+import cupy
+import cupyx
+import cupyx.scipy.special
+import numpy
+
+from bpnet.backends.base import Array, Backend
+
+
+class CupyBackend(Backend):
+    name = "cupy"
+
+    def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        with cupy.cuda.Device() if device is None else device:
+            return cupy.array(numpy.asarray(value, dtype=dtype))
+
+    def to_host(self, x: Array) -> Any:
+        return cupy.asnumpy(x)
+
+    def copy(self, x: Array) -> Array:
+        with x.device:
+            return x.copy()
+
+    def synchronise(self, x: Array) -> None:
+        x.device.synchronize()
+
+    def memory(self, x: Array) -> tuple[int, int] | None:
+        free, total = x.device.mem_info
+        return int(free), int(total)
+
+    def fetch(self, scalars: Sequence[Array]) -> list[float]:
+        return [float(value) for value in cupy.asnumpy(cupy.stack([cupy.asarray(s) for s in scalars]))]
+
+    def erf(self, x: Array) -> Array:
+        return cupyx.scipy.special.erf(x)
+
+    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
+        with values.device:
+            total = cupy.zeros((length, *values.shape[1:]), dtype=values.dtype)
+            cupyx.scatter_add(total, index, values)
+        return total
+
+
+BACKEND = CupyBackend(xp)

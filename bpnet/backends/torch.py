@@ -1,0 +1,56 @@
+"""PyTorch, on any of its devices.  bpnet's derivatives are its own, so nothing here records a graph."""
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import array_api_compat.torch as xp
+import torch
+
+from bpnet.backends.base import Array, Backend, Key, fold
+
+
+def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
+    z = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    y = activation.value(run.backend, z)
+    return y, activation.keep(z, y)
+
+
+class TorchBackend(Backend):
+    name = "torch"
+    kernels: ClassVar = {"dense_forward": dense_forward}
+
+    def adopt(self, x: Array) -> Array:
+        return x.detach()
+
+    def to_host(self, x: Array) -> Any:
+        return x.detach().cpu().numpy()
+
+    def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        return torch.tensor(value, dtype=dtype, device=device)
+
+    def synchronise(self, x: Array) -> None:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    def memory(self, x: Array) -> tuple[int, int] | None:
+        return torch.cuda.mem_get_info(x.device) if x.is_cuda else None
+
+    def session(self, threads: int | None = None) -> AbstractContextManager[None]:
+        no_grad: AbstractContextManager[None] = torch.no_grad()
+        return no_grad
+
+    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
+        """Drawn by PyTorch's generator, seeded by the key: its unsigned integers can't be shifted on the CPU."""
+        generator = torch.Generator(device=device).manual_seed(fold(key))
+        return torch.empty(shape, dtype=dtype, device=device).bernoulli_(keep, generator=generator).mul_(1.0 / keep)
+
+    def erf(self, x: Array) -> Array:
+        return torch.erf(x)
+
+    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
+        return torch.zeros((length, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add_(
+            0, index, values
+        )
+
+
+BACKEND = TorchBackend(xp)

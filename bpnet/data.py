@@ -1,0 +1,130 @@
+"""What every public entry point checks of its data, once, before anything is computed."""
+
+from bpnet.backends import Array, Backend, of
+from bpnet.errors import DataError, DTypeError, ShapeError
+from bpnet.layer import Shape
+from bpnet.losses import Loss
+
+
+def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
+    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers and booleans become float32."""
+    backend = of(x, name)
+    x = backend.adopt(x)
+    if x.ndim < 2:
+        raise ShapeError(
+            f"{name} has {_axes(x.ndim)}; expected rows of features, (rows, features): {name}[:, None] makes one feature"
+        )
+    if x.shape[0] == 0:
+        raise DataError(f"{name} has no rows")
+    if 0 in x.shape:
+        raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
+    if is_whole(backend, x):
+        x = backend.xp.astype(x, backend.xp.float32)
+    elif not is_float(backend, x):
+        raise DTypeError(
+            f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, which become float32"
+        )
+    check_finite(backend, x, name)
+    return backend, x
+
+
+def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
+    """Raise ShapeError unless the rows of `x` have the shape for which a network was built."""
+    shape = tuple(x.shape[1:])
+    if shape == in_shape:
+        return
+    if len(shape) == len(in_shape) == 1:
+        raise ShapeError(f"{name} has {shape[0]} features, but the network was built for {in_shape[0]}")
+    raise ShapeError(f"{name} has rows of shape {shape}, but the network was built for {in_shape}")
+
+
+def check_target(backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Array, name: str = "y") -> Array:
+    """`y` as targets for `loss`: labels as int32, anything else in the type of `x` and the shape of the output."""
+    xp = backend.xp
+    y = backend.adopt(y)
+    shape = loss.target_shape(out_shape)
+    rows = x.shape[0]
+    whole = is_whole(backend, y)
+    if not whole and not is_float(backend, y):
+        raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64")
+    if y.ndim == 0 or y.shape[0] != rows:
+        raise ShapeError(f"x has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
+    if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
+        return _labels(backend, xp.reshape(y, (rows,)), shape[0], whole, name)
+    if y.ndim == 1 and shape == (1,):
+        y = xp.reshape(y, (rows, 1))
+    if tuple(y.shape[1:]) != shape:
+        raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}")
+    y = xp.astype(y, x.dtype)
+    check_finite(backend, y, name)
+    if loss.probabilities:
+        _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
+        if loss.labels:
+            _check(
+                backend,
+                xp.abs(xp.sum(y, axis=1) - 1.0) < 1e-3,
+                f"{name} does not add up to 1 (one-hot, or probabilities of classes)",
+            )
+    return y
+
+
+def check_weight(backend: Backend, weight: Array | None, x: Array, name: str = "sample_weight") -> Array | None:
+    """`weight` as one finite, non-negative number a row in the type of `x`."""
+    if weight is None:
+        return None
+    weight = backend.adopt(weight)
+    if not is_whole(backend, weight) and not is_float(backend, weight):
+        raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
+    if tuple(weight.shape) != (x.shape[0],):
+        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
+    weight = backend.xp.astype(weight, x.dtype)
+    check_finite(backend, weight, name)
+    _check(backend, weight >= 0.0, f"{name} is negative")
+    if float(backend.xp.sum(weight)) == 0.0:
+        raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
+    return weight
+
+
+def is_whole(backend: Backend, x: Array) -> bool:
+    """Whether the elements are whole numbers or booleans."""
+    return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
+
+
+def is_float(backend: Backend, x: Array) -> bool:
+    """Whether the elements are float32 or float64."""
+    return x.dtype in (backend.xp.float32, backend.xp.float64)
+
+
+def check_finite(backend: Backend, x: Array, name: str) -> None:
+    """Raise DataError where `x` has NaN or infinity.  Their sum tells at once that all are finite, save for overflow."""
+    xp = backend.xp
+    if not bool(xp.isfinite(xp.sum(x))):
+        _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
+
+
+def _check(backend: Backend, good: Array, message: str) -> None:
+    xp = backend.xp
+    rows = xp.all(good, axis=tuple(range(1, good.ndim))) if good.ndim > 1 else good
+    if not bool(xp.all(rows)):
+        raise DataError(f"{message}, first in row {int(xp.argmin(xp.astype(rows, xp.int32)))}")
+
+
+def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str) -> Array:
+    xp = backend.xp
+    if not whole:
+        raise DTypeError(
+            f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, or give one-hot rows"
+        )
+    if xp.isdtype(y.dtype, "bool"):
+        y = xp.astype(y, xp.int32)
+    low, high = int(xp.min(y)), int(xp.max(y))
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"{name} has the label {wrong}, but the network has {classes} outputs: labels are 0 ... {classes - 1}"
+        )
+    return xp.astype(y, xp.int32)
+
+
+def _axes(n: int) -> str:
+    return {0: "no axis", 1: "one axis"}.get(n, f"{n} axes")

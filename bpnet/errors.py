@@ -1,0 +1,64 @@
+"""The errors bpnet raises, each also the built-in error a caller would catch.
+
+Checks run once, at the public boundary; a message names the argument, what was expected, what came, and how to mend it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BpnetError(Exception):
+    """Base of every error that bpnet raises on purpose."""
+
+
+class ShapeError(BpnetError, ValueError):
+    """An array has the wrong rank, number of features, or length."""
+
+
+class DTypeError(BpnetError, TypeError):
+    """An array has an element type that can't be used there."""
+
+
+class DataError(BpnetError, ValueError):
+    """Values can't be used: NaN or infinity, a label out of range, no rows."""
+
+
+class ArrayMismatchError(BpnetError, TypeError):
+    """Arrays of different libraries or devices meet, or something that is no array was passed."""
+
+
+class OptionError(BpnetError, ValueError):
+    """An option has a value outside its range."""
+
+
+class UnknownNameError(BpnetError, ValueError):
+    """A name, of an activation say, that is not in the catalogue."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+class MissingExtraError(BpnetError, ImportError):
+    """Something needs a package that is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install 'bpnet-xp[{extra}]'")
+
+
+class FileFormatError(BpnetError, ValueError):
+    """A file is not a bpnet model, or is damaged."""
+
+
+class DivergedError(BpnetError, RuntimeError):
+    """The loss became NaN or infinite; the last finite parameters were kept."""
+
+
+class NotBuiltError(BpnetError, RuntimeError):
+    """Parameters are asked for before any data has shown the input's shape."""
+
+
+class GradientError(BpnetError, AssertionError):
+    """A hand-written derivative does not match its finite differences."""

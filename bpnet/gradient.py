@@ -1,0 +1,116 @@
+"""Loss and gradient of a network: a sum over row blocks, by the chain rule within each.
+
+x, y -> [ row blocks -> forward -> loss -> backward ] summed -> gradient vector
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bpnet.backends import Array, Backend, common
+from bpnet.backends.base import Rows
+from bpnet.data import check_rows, check_target, check_weight, check_x
+from bpnet.errors import DTypeError, ShapeError
+from bpnet.layer import Layer, Params, Run
+from bpnet.layout import Layout, layout_of
+from bpnet.losses import Loss
+from bpnet.registry import resolve
+
+
+def loss_and_gradient(
+    backend: Backend,
+    layout: Layout,
+    loss: Loss,
+    p: Params,
+    x: Array,
+    y: Array,
+    weight: Array | None,
+    rows: Array | None = None,
+    key: tuple[Any, ...] = (0, 0),
+    training: bool = True,
+) -> tuple[Array, Array, Mapping[str, Any]]:
+    """The loss of a batch, its gradient as one vector, and the new values of the buffers.
+
+    The batch is x, y, weight, or where `rows` is given, those rows of them.
+    """
+    xp, network = backend.xp, layout.network
+    count = x.shape[0] if rows is None else rows.shape[0]
+    total: Any = float(count)
+    if weight is not None:
+        total = xp.sum(weight if rows is None else xp.take(weight, rows))
+    taken: dict[str, Any] = {}
+
+    def block(number: int, part: Rows) -> tuple[Array, Array]:
+        run = Run(backend, training, (*key, number))
+        bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
+        output, cache = network.forward(run, p, bx)
+        value, slope = loss(run, output, by, bw, total)
+        _, grads = network.backward(run, p, cache, slope, False)
+        if layout.buffers and training:
+            taken.update(network.absorb(run, p, cache))
+        return value, layout.join(backend, grads)
+
+    parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
+    results = backend.map_blocks(block, parts)
+    value, grad = next(results)
+    for more, part in results:
+        value, grad = value + more, backend.add_to(grad, part)
+    return value, grad, taken
+
+
+def take_rows(
+    backend: Backend, arrays: tuple[Array | None, ...], part: Rows, rows: Array | None
+) -> tuple[Array | None, ...]:
+    """Rows part[0] ... part[1] - 1 of each array, or of the selection `rows` of it."""
+    start, stop = part
+    if rows is None:
+        if start == 0 and stop == arrays[0].shape[0]:  # type: ignore[union-attr]
+            return arrays
+        return tuple(None if a is None else a[start:stop, ...] for a in arrays)
+    some = rows[start:stop]
+    return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
+
+
+def gradient(
+    network: Layer,
+    loss: str | Loss,
+    theta: Array,
+    x: Array,
+    y: Array,
+    *,
+    sample_weight: Array | None = None,
+    buffers: Array | None = None,
+    seed: int = 0,
+    training: bool = True,
+) -> tuple[Array, Array]:
+    """The loss of `network` with parameters `theta` on the batch x, y, and its gradient with respect to `theta`.
+
+    `theta` (and `buffers`, for a network that has any) are vectors laid out by `bp.layout_of(network, x.shape[1:])`; the
+    gradient is a vector like theta.  `training=False` leaves dropout out and takes running statistics.
+
+    Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
+    """
+    loss = resolve(Loss, "loss", loss)
+    common(x=x, y=y, theta=theta, sample_weight=sample_weight, buffers=buffers)
+    backend, x = check_x(x)
+    layout = layout_of(network, tuple(x.shape[1:]))
+    check_rows(x, layout.in_shape)
+    theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
+    if layout.buffer_size:
+        if buffers is None:
+            raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
+        buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
+    y = check_target(backend, loss, layout.out_shape, x, y)
+    weight = check_weight(backend, sample_weight, x)
+    with backend.session():
+        p = layout.views(backend, theta, buffers)
+        value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
+    return value, grad
+
+
+def check_vector(backend: Backend, vector: Array, size: int, dtype: Any, name: str) -> Array:
+    """Raise unless `vector` is 1-d, of `size` elements of `dtype`."""
+    if tuple(vector.shape) != (size,):
+        raise ShapeError(f"{name} has the shape {tuple(vector.shape)}; expected ({size},)")
+    if vector.dtype != dtype:
+        raise DTypeError(f"{name} holds {vector.dtype} values, but x {dtype}: convert one of them")
+    return backend.adopt(vector)

@@ -1,0 +1,185 @@
+"""The layer protocol: four methods on a frozen dataclass of hyper-parameters that holds no arrays.
+
+out_shape(in_shape) -> shape                                shapes without the batch axis
+init(rng, in_shape) -> params                               a nested dict of host-drawn values
+forward(run, p, x) -> y, cache                              cache: whatever backward needs and no more
+backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import Any, ClassVar, TypeVar
+
+from bpnet.backends.base import Array, Backend, Key
+from bpnet.errors import OptionError
+from bpnet.registry import Registered
+
+Shape = tuple[int, ...]
+Params = Mapping[str, Any]
+"""A layer's parameters and buffers by name; of a composite, its children's by theirs."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A start value with more to say than "train me": a buffer, or a parameter that weight decay treats unlike others.
+
+    By default weight decay applies to parameters of two axes or more: weights, not biases or scales.
+    """
+
+    value: Any
+    trainable: bool = True
+    decay: bool | None = None
+
+
+class Rng:
+    """Draws start values on the host, so one seed gives one start on every library."""
+
+    def __init__(self, seed: int) -> None:
+        import numpy
+
+        self._generator = numpy.random.default_rng(seed)
+
+    def uniform(self, shape: Shape, limit: float) -> Any:
+        """Evenly over -limit ... limit."""
+        return self._generator.uniform(-limit, limit, shape)
+
+    def normal(self, shape: Shape, deviation: float) -> Any:
+        """Normally, around zero."""
+        return self._generator.normal(0.0, deviation, shape)
+
+    def full(self, shape: Shape, value: float) -> Any:
+        """The same value everywhere."""
+        import numpy
+
+        return numpy.full(shape, value)
+
+
+class ShapeRng(Rng):
+    """Draws nothing: stands in where only the shapes of start values are wanted."""
+
+    def __init__(self) -> None:
+        pass
+
+    def full(self, shape: Shape, value: float) -> Any:
+        import numpy
+
+        return numpy.broadcast_to(numpy.float64(value), shape)
+
+    def uniform(self, shape: Shape, limit: float) -> Any:
+        return self.full(shape, 0.0)
+
+    def normal(self, shape: Shape, deviation: float) -> Any:
+        return self.full(shape, 0.0)
+
+
+class Run:
+    """One pass through a network: its backend, whether it trains, and the key of its random numbers."""
+
+    __slots__ = ("backend", "key", "training", "xp")
+
+    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,)) -> None:
+        self.backend = backend
+        self.xp = backend.xp
+        self.training = training
+        self.key = key
+
+    def at(self, place: str) -> "Run":
+        """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
+        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())))
+
+    def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
+        """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
+        return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
+
+
+class Layer(Registered, kind="layer"):
+    """Base of all layers.  Subclasses are frozen dataclasses; writing one takes the four methods below."""
+
+    couples_rows: ClassVar[bool] = False
+    """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
+    stochastic: ClassVar[bool] = False
+    """Whether the layer draws random numbers."""
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """Shape of the output of one row for an input row of `in_shape`; raises ShapeError on a misfit."""
+        return in_shape
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        """Start values by name; a `Leaf` says more about one; nested dicts where there are children."""
+        return {}
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        """The output for the rows `x`, and the cache that backward needs."""
+        raise NotImplementedError
+
+    def backward(
+        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
+    ) -> tuple[Array | None, dict[str, Any]]:
+        """From dL/dy: dL/dx (None where not needed) and dL/dp by name."""
+        raise NotImplementedError
+
+    def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+        """New values of the buffers after a training step, from what forward saw."""
+        return {}
+
+
+class Composite(Layer):
+    """A layer made of layers, each with a name; parameters, gradients and buffers nest under these names."""
+
+    @cached_property
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        """(name, layer) in the order of the forward pass."""
+        raise NotImplementedError
+
+    @cached_property
+    def couples_rows(self) -> bool:  # type: ignore[override]
+        return any(layer.couples_rows for _, layer in self.children)
+
+    @cached_property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return any(layer.stochastic for _, layer in self.children)
+
+    def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+        """Each child's new buffers; `cache` holds the children's caches in their order."""
+        taken = {
+            name: layer.absorb(run, p[name], mine)
+            for (name, layer), mine in zip(self.children, cache, strict=True)
+            if p[name]
+        }
+        return {name: values for name, values in taken.items() if values}
+
+
+def kernel(definition: F) -> F:
+    """Mark a function of (run, ...) whose body is a definition that a backend may replace by a faster equal.
+
+    The backend names its replacements in `Backend.kernels`; a test runs each against its definition.
+    """
+    name = definition.__name__
+    KERNELS[name] = definition
+
+    @wraps(definition)
+    def call(run: Run, *args: Any) -> Any:
+        return run.backend.kernels.get(name, definition)(run, *args)
+
+    return call  # type: ignore[return-value]
+
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""The definitions of all kernels, by name."""
+
+
+def check_range(what: str, value: float, low: float, high: float, closed: str = "both") -> None:
+    """Raise OptionError unless `value` is a number within low ... high; `closed` as of intervals: both, left, right, neither."""
+    good = not isinstance(value, bool) and isinstance(value, (int, float)) and not math.isnan(value)
+    if good:
+        above = value >= low if closed in ("both", "left") else value > low
+        below = value <= high if closed in ("both", "right") else value < high
+        good = above and below
+    if not good:
+        left, right = "[" if closed in ("both", "left") else "(", "]" if closed in ("both", "right") else ")"
+        raise OptionError(f"{what} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")

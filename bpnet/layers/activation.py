@@ -1,0 +1,228 @@
+r"""Activation functions, each with its derivative beside it.
+
+All but softmax act on every element alone: y = f(z), and by the chain rule dL/dz = dL/dy f'(z).  Where f' can be written
+with y, the output is kept instead of the input.  Each is a layer too, so it can stand alone in a network.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bpnet.backends.base import Array, Backend
+from bpnet.layer import Layer, Params, Run, check_range
+
+
+class Activation(Layer):
+    """Base of the activations: `value` and `derivative`, and which of input and output the derivative reads."""
+
+    keeps: ClassVar[str] = "output"
+    """What `derivative` is given: the "output" y, the "input" z, or "nothing"."""
+    gain: ClassVar[float] = 1.0
+    """By how much f shrinks the variance of its input: 2 for the relu family (He et al. 2015), 1 for the others."""
+
+    def value(self, b: Backend, z: Array) -> Array:
+        """y = f(z)."""
+        raise NotImplementedError
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        """dL/dz = dL/dy f'(z)."""
+        raise NotImplementedError
+
+    def keep(self, z: Array, y: Array) -> Array | None:
+        """The one of `z` and `y` that the derivative reads."""
+        return y if self.keeps == "output" else z if self.keeps == "input" else None
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        y = run.backend.fuse(self.value)(run.backend, x)
+        return y, self.keep(x, y)
+
+    def backward(
+        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
+    ) -> tuple[Array | None, dict[str, Any]]:
+        return (run.backend.fuse(self.derivative)(run.backend, cache, dy) if need_dx else None), {}
+
+
+def sigmoid(b: Backend, z: Array) -> Array:
+    """1 / (1 + exp(-z)), written so that exp never overflows."""
+    xp = b.xp
+    return xp.exp(xp.minimum(z, 0.0)) / (1.0 + xp.exp(-xp.abs(z)))
+
+
+def softmax(b: Backend, z: Array) -> Array:
+    """exp(z_j) / sum_k exp(z_k) along the last axis, the largest z subtracted first."""
+    e = b.xp.exp(z - b.xp.max(z, axis=-1, keepdims=True))
+    return e / b.xp.sum(e, axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Identity(Activation):
+    """y = z, y' = 1."""
+
+    names = {"identity": {}, "linear": {}}
+    keeps = "nothing"
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return z
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy
+
+
+@dataclass(frozen=True)
+class Sigmoid(Activation):
+    """y = 1 / (1 + exp(-z)), y' = y (1 - y)."""
+
+    names = {"sigmoid": {}}
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return sigmoid(b, z)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy * kept * (1.0 - kept)
+
+
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """y = tanh(z), y' = 1 - y**2."""
+
+    names = {"tanh": {}}
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return b.xp.tanh(z)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy * (1.0 - kept * kept)
+
+
+@dataclass(frozen=True)
+class ReLU(Activation):
+    """y = max(z, 0), y' = 1 where y > 0, else 0 (Nair and Hinton 2010)."""
+
+    names = {"relu": {}}
+    gain = 2.0
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return b.xp.maximum(z, 0.0)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy * b.xp.astype(kept > 0.0, dy.dtype)
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """y = max(z, slope z), y' = 1 where y > 0, else slope (Maas, Hannun and Ng 2013); 0 <= slope < 1."""
+
+    slope: float = 0.01
+
+    names = {"leaky_relu": {}}
+    gain = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("slope", self.slope, 0.0, 1.0, closed="left")
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return b.xp.maximum(z, self.slope * z)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy * (self.slope + (1.0 - self.slope) * b.xp.astype(kept > 0.0, dy.dtype))
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    r"""y = z Phi(z), y' = Phi(z) + z phi(z), with Phi and phi of the normal distribution (Hendrycks and Gimpel 2016).
+
+    `approximate` takes the paper's Phi(z) = (1 + tanh u) / 2 with u = sqrt(2/pi) (z + 0.044715 z**3); then
+    y' = (1 + tanh u) / 2 + z (1 - tanh(u)**2) u' / 2.
+    """
+
+    approximate: bool = False
+
+    names = {"gelu": {}, "gelu_tanh": {"approximate": True}}
+    keeps = "input"
+    gain = 2.0
+
+    def value(self, b: Backend, z: Array) -> Array:
+        if self.approximate:
+            return 0.5 * z * (1.0 + b.xp.tanh(_ROOT_2_OVER_PI * (z + 0.044715 * z * z * z)))
+        return 0.5 * z * (1.0 + b.erf(z * _ROOT_HALF))
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        z = kept
+        if self.approximate:
+            t = b.xp.tanh(_ROOT_2_OVER_PI * (z + 0.044715 * z * z * z))
+            du = _ROOT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * z * z)
+            return dy * 0.5 * (1.0 + t + z * (1.0 - t * t) * du)
+        density = _ROOT_1_OVER_2PI * b.xp.exp(-0.5 * z * z)
+        return dy * (0.5 * (1.0 + b.erf(z * _ROOT_HALF)) + z * density)
+
+
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """y = z s with s = sigmoid(z), y' = s (1 + z (1 - s)) (Elfwing, Uchibe and Doya 2018)."""
+
+    names = {"silu": {}, "swish": {}}
+    keeps = "input"
+    gain = 2.0
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return z * sigmoid(b, z)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        s = sigmoid(b, kept)
+        return dy * s * (1.0 + kept * (1.0 - s))
+
+
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """y = log(1 + exp(z)), y' = sigmoid(z) = 1 - exp(-y) (Dugas et al. 2001)."""
+
+    names = {"softplus": {}}
+    gain = 2.0
+
+    def value(self, b: Backend, z: Array) -> Array:
+        xp = b.xp
+        return xp.maximum(z, 0.0) + xp.log1p(xp.exp(-xp.abs(z)))
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return -dy * b.xp.expm1(-kept)
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where y > 0, else y + alpha (Clevert et al. 2016); alpha > 0."""
+
+    alpha: float = 1.0
+
+    names = {"elu": {}}
+    gain = 2.0
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0.0, math.inf, closed="neither")
+
+    def value(self, b: Backend, z: Array) -> Array:
+        xp = b.xp
+        return xp.maximum(z, 0.0) + self.alpha * xp.expm1(xp.minimum(z, 0.0))
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return dy * b.xp.where(kept > 0.0, 1.0, kept + self.alpha)
+
+
+@dataclass(frozen=True)
+class Softmax(Activation):
+    """y_j = exp(z_j) / sum_k exp(z_k) over the last axis; dL/dz = y (dL/dy - sum_k dL/dy_k y_k).
+
+    For classification train on logits with the cross_entropy loss instead: it is the same and more exact.
+    """
+
+    names = {"softmax": {}}
+
+    def value(self, b: Backend, z: Array) -> Array:
+        return softmax(b, z)
+
+    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+        return kept * (dy - b.xp.sum(dy * kept, axis=-1, keepdims=True))
+
+
+_ROOT_HALF = math.sqrt(0.5)
+_ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+_ROOT_1_OVER_2PI = math.sqrt(0.5 / math.pi)

@@ -1,0 +1,97 @@
+"""The dense layer, a = f(x W + b), and its derivative."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bpnet.backends.base import Array
+from bpnet.errors import OptionError, ShapeError
+from bpnet.layer import Layer, Params, Rng, Run, Shape, kernel
+from bpnet.layers.activation import Activation
+from bpnet.registry import resolve
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    r"""y = f(x W + b) for rows x of (..., n) features, W of (n, units) and b of (units,).
+
+    With z = x W + b and dz = dL/dy f'(z), the chain rule gives
+
+        dL/dW = x^T dz,    dL/db = sum of dz over rows,    dL/dx = dz W^T.
+
+    Weights start uniformly, He et al. (2015) before an activation of the relu family, Glorot and Bengio (2010) before
+    any other; biases start at 0.  The number of input features comes from the data.
+    """
+
+    units: int
+    activation: str | Activation = "identity"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 1:
+            raise OptionError(f"units is {self.units!r}; expected a whole number of at least 1")
+        _ = self.function
+
+    @cached_property
+    def function(self) -> Activation:
+        """The activation f."""
+        return resolve(Activation, "activation", self.activation)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        if not in_shape:
+            raise ShapeError(
+                "Dense needs rows of features, but x has one axis: make it (rows, features), x[:, None] for one"
+            )
+        return (*in_shape[:-1], self.units)
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        n = in_shape[-1]
+        if self.function.gain == 2.0:
+            limit = math.sqrt(6.0 / n)
+        else:
+            limit = math.sqrt(6.0 / (n + self.units))
+        weight = {"weight": rng.uniform((n, self.units), limit)}
+        return weight | {"bias": rng.full((self.units,), 0.0)} if self.bias else weight
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        if x.ndim == 2:
+            y, kept = dense_forward(run, x, p["weight"], p.get("bias"), self.function)
+            return y, (x, kept)
+        rows = run.xp.reshape(x, (-1, x.shape[-1]))
+        y, kept = dense_forward(run, rows, p["weight"], p.get("bias"), self.function)
+        return run.xp.reshape(y, (*x.shape[:-1], self.units)), (rows, kept)
+
+    def backward(
+        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
+    ) -> tuple[Array | None, dict[str, Any]]:
+        x, kept = cache
+        shape = dy.shape
+        rows = dy if dy.ndim == 2 else run.xp.reshape(dy, (-1, self.units))
+        dx, dw, db = dense_backward(run, x, p["weight"], kept, rows, self.function, need_dx, self.bias)
+        if dx is not None and len(shape) != 2:
+            dx = run.xp.reshape(dx, (*shape[:-1], x.shape[1]))
+        return dx, {"weight": dw, "bias": db} if self.bias else {"weight": dw}
+
+
+@kernel
+def dense_forward(run: Run, x: Array, weight: Array, bias: Array | None, f: Activation) -> tuple[Array, Array]:
+    """y = f(x W + b), and what the derivative of f reads; x is (rows, n)."""
+    z = run.xp.matmul(x, weight)
+    if bias is not None:
+        z = z + bias
+    y = f.value(run.backend, z)
+    return y, f.keep(z, y)
+
+
+@kernel
+def dense_backward(
+    run: Run, x: Array, weight: Array, kept: Array, dy: Array, f: Activation, need_dx: bool, has_bias: bool
+) -> tuple[Array | None, Array, Array | None]:
+    """dL/dx (where needed), dL/dW and dL/db."""
+    xp = run.xp
+    dz = f.derivative(run.backend, kept, dy)
+    dw = xp.matmul(xp.permute_dims(x, (1, 0)), dz)
+    db = xp.sum(dz, axis=0) if has_bias else None
+    dx = xp.matmul(dz, xp.permute_dims(weight, (1, 0))) if need_dx else None
+    return dx, dw, db

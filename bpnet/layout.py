@@ -1,0 +1,163 @@
+"""One vector: where every parameter of a network lies in one flat array, and views of it in the network's own nesting.
+
+The buffers (values that are kept but not trained) lie in a second vector the same way, so no optimizer touches them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import ShapeError
+from bpnet.layer import Layer, Leaf, Rng, Shape, ShapeRng
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one leaf: its path in the nesting, its shape, its first element in the vector, and whether it decays."""
+
+    path: Path
+    shape: Shape
+    offset: int
+    decay: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The leaves of a network for one shape of input: parameters that decay first, then the others; buffers apart."""
+
+    network: Layer
+    in_shape: Shape
+    out_shape: Shape
+    parameters: tuple[Slot, ...]
+    buffers: tuple[Slot, ...]
+    groups: tuple[Path, ...]
+    """Every place where leaves or children can hang, the layers without parameters included."""
+
+    @property
+    def size(self) -> int:
+        """Number of trainable parameters."""
+        return sum(slot.size for slot in self.parameters)
+
+    @property
+    def decaying(self) -> int:
+        """Number of parameters to which weight decay applies: the first ones of the vector."""
+        return sum(slot.size for slot in self.parameters if slot.decay)
+
+    @property
+    def buffer_size(self) -> int:
+        """Number of buffer values."""
+        return sum(slot.size for slot in self.buffers)
+
+    def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
+        """Reshaped slices of the vectors, nested by name as the layers see them."""
+        tree = self._tree()
+        for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
+            if vector is not None:
+                for slot in slots:
+                    part = vector[slot.offset : slot.offset + slot.size]
+                    _place(tree, slot.path, backend.xp.reshape(part, slot.shape))
+        return tree
+
+    def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
+        """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
+        xp = backend.xp
+        parts = [xp.reshape(_at(tree, slot.path), (slot.size,)) for slot in self.parameters]
+        return xp.concat(parts) if len(parts) > 1 else parts[0]
+
+    def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
+        """The vector of buffers with the values that `tree` has, the others as in `old`."""
+        xp = backend.xp
+        parts = []
+        for slot in self.buffers:
+            value = _at(tree, slot.path, None)
+            parts.append(
+                old[slot.offset : slot.offset + slot.size] if value is None else xp.reshape(value, (slot.size,))
+            )
+        return xp.concat(parts) if len(parts) > 1 else parts[0]
+
+    def start(self, seed: int) -> tuple[Any, Any]:
+        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""
+        import numpy
+
+        tree = self.network.init(Rng(seed), self.in_shape)
+        theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)
+        for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
+            for slot in slots:
+                value = _at(tree, slot.path)
+                value = value.value if isinstance(value, Leaf) else value
+                vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
+        return theta, buffers
+
+    def _tree(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for group in self.groups:
+            _place(tree, group, {})
+        return tree
+
+
+@lru_cache(maxsize=64)
+def layout_of(network: Layer, in_shape: Shape) -> Layout:
+    """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit."""
+    out_shape = network.out_shape(in_shape)
+    leaves, groups = [], []
+    for path, value in _walk(network.init(ShapeRng(), in_shape)):
+        if value is None:
+            groups.append(path)
+            continue
+        leaf = value if isinstance(value, Leaf) else Leaf(value)
+        shape = tuple(int(n) for n in getattr(leaf.value, "shape", ()))
+        decay = leaf.trainable and (len(shape) >= 2 if leaf.decay is None else leaf.decay)
+        leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
+    trained = [slot for trainable, slot in leaves if trainable]
+    parameters = _place_slots([s for s in trained if s.decay] + [s for s in trained if not s.decay])
+    if not parameters:
+        raise ShapeError(f"{network} has no parameters to train")
+    buffers = _place_slots([slot for trainable, slot in leaves if not trainable])
+    return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
+
+
+def _place_slots(slots: list[Slot]) -> tuple[Slot, ...]:
+    placed, offset = [], 0
+    for slot in slots:
+        placed.append(Slot(slot.path, slot.shape, offset, slot.decay))
+        offset += slot.size
+    return tuple(placed)
+
+
+def _walk(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield (*path, name), None
+            yield from _walk(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def _place(tree: dict[str, Any], path: Path, value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree[name]
+    tree[path[-1]] = value
+
+
+_REQUIRED = object()
+
+
+def _at(tree: Mapping[str, Any], path: Path, default: Any = _REQUIRED) -> Any:
+    for name in path:
+        if default is not _REQUIRED and name not in tree:
+            return default
+        tree = tree[name]
+    return tree

@@ -1,0 +1,157 @@
+r"""Loss functions: each one's value and its derivative with respect to the network's output, in one pass.
+
+A loss is a sum over rows divided by the whole batch's weight, so that blocks of rows add up:
+
+    loss(run, output, target, weight, total) -> value, d_output
+
+`weight` has one entry a row (None: all 1) and `total` is their sum over the batch, of which these rows may be a part.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bpnet.backends.base import Array
+from bpnet.errors import ShapeError
+from bpnet.layer import Run, Shape, kernel
+from bpnet.layers.activation import sigmoid
+from bpnet.registry import Registered
+
+
+class Loss(Registered, kind="loss"):
+    """Base of the losses."""
+
+    labels: ClassVar[bool] = False
+    """Whether targets may be whole numbers that name classes."""
+    probabilities: ClassVar[bool] = False
+    """Whether targets must lie in 0 ... 1."""
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        """sum over rows of weight l(output, target) / total, and its derivative with respect to `output`."""
+        raise NotImplementedError
+
+    def target_shape(self, out_shape: Shape) -> Shape:
+        """Shape of one row's target for one row's output of `out_shape`."""
+        return out_shape
+
+    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
+        """For every row whether the prediction is right, as 0 or 1 of the output's type; None where that has no meaning."""
+        return None
+
+
+def row_weights(run: Run, like: Array, weight: Array | None, total: Any, outputs: int) -> Any:
+    """The factor of every entry of a loss that averages over `outputs` values: weight / (total outputs)."""
+    scale = 1.0 / (total * outputs)
+    if weight is None:
+        return scale
+    return run.xp.reshape(weight, (weight.shape[0],) + (1,) * (like.ndim - 1)) * scale
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(Loss):
+    """l = mean over outputs of (output - target)**2; dl/doutput = 2 (output - target) / outputs."""
+
+    names = {"mean_squared_error": {}, "mse": {}}
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        error = output - target
+        scaled = error * row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+        return run.xp.sum(error * scaled), 2.0 * scaled
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Loss):
+    """l = -mean over outputs of t log p + (1 - t) log(1 - p), of probabilities p; dl/dp = (p - t) / (p (1 - p)).
+
+    Logarithms are kept above -100, and p (1 - p) above 1e-12, so that a certain and wrong p gives a finite loss.
+    From logits, `binary_cross_entropy_with_logits` is exact everywhere.
+    """
+
+    names = {"binary_cross_entropy": {}}
+    probabilities = True
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        xp = run.xp
+        factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+        log_p = xp.maximum(xp.log(output), -100.0)
+        log_q = xp.maximum(xp.log1p(-output), -100.0)
+        value = xp.sum((target * log_p + (1.0 - target) * log_q) * factor)
+        slope = (output - target) / xp.maximum(output * (1.0 - output), 1e-12)
+        return -value, slope * factor
+
+    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
+        return _same_side(run, output, target, 0.5)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropyWithLogits(Loss):
+    """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t.
+
+    The same as binary_cross_entropy of sigmoid(z), exact for logits of any size.
+    """
+
+    names = {"binary_cross_entropy_with_logits": {}}
+    probabilities = True
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        xp = run.xp
+        factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+        softplus = xp.maximum(output, 0.0) + xp.log1p(xp.exp(-xp.abs(output)))
+        value = xp.sum((softplus - target * output) * factor)
+        return value, (sigmoid(run.backend, output) - target) * factor
+
+    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
+        return _same_side(run, output, target, 0.0)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """l = log sum_k exp(z_k) - sum_k t_k z_k, of logits z; dl/dz = softmax(z) - t.
+
+    `t` is one-hot (rows, classes), or any probabilities that add up to 1; or whole numbers (rows,) that name the class.
+    """
+
+    names = {"cross_entropy": {}}
+    labels = True
+    probabilities = True
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        value, slope = softmax_cross_entropy(run, output, target, weight, total)
+        return value, slope
+
+    def target_shape(self, out_shape: Shape) -> Shape:
+        if len(out_shape) != 1 or out_shape[0] < 2:
+            raise ShapeError(
+                f"cross_entropy needs one output a class, two or more, but the network gives {out_shape} a row: end it "
+                "with Dense(classes), or use binary_cross_entropy_with_logits for one output"
+            )
+        return out_shape
+
+    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
+        xp = run.xp
+        label = target if target.ndim == 1 else xp.argmax(target, axis=1)
+        guess = xp.argmax(output, axis=1)
+        return xp.astype(guess == xp.astype(label, guess.dtype), output.dtype)
+
+
+@kernel
+def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+    """Value and derivative of the cross-entropy of softmax(z), the largest logit of every row subtracted first."""
+    xp = run.xp
+    if target.ndim == 1:
+        classes = xp.arange(z.shape[1], dtype=target.dtype, device=run.backend.device(z))
+        target = xp.astype(xp.expand_dims(target, axis=1) == classes, z.dtype)
+    shifted = z - xp.max(z, axis=1, keepdims=True)
+    e = xp.exp(shifted)
+    norm = xp.sum(e, axis=1, keepdims=True)
+    mass = xp.sum(target, axis=1, keepdims=True)
+    loss = mass * xp.log(norm) - xp.sum(target * shifted, axis=1, keepdims=True)
+    factor = row_weights(run, z, weight, total, 1)
+    return xp.sum(loss * factor), (e * (mass / norm) - target) * factor
+
+
+def _same_side(run: Run, output: Array, target: Array, boundary: float) -> Array:
+    """1 for rows all of whose outputs lie on their target's side of the boundary."""
+    xp = run.xp
+    same = (output > boundary) == (target > 0.5)
+    return xp.astype(xp.all(same, axis=tuple(range(1, output.ndim))), output.dtype)

@@ -1,0 +1,175 @@
+"""Optimizers: each is `init` and `update`, one elementwise rule swept over the whole parameter vector.
+
+    init(backend, theta) -> state
+    update(backend, layout, theta, grad, state, lr, step) -> theta, state
+
+`state` is a tuple of vectors like theta; `step` counts from 1.  Inputs are not modified, unless `donate` gives them up.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import OptionError
+from bpnet.layer import check_range
+from bpnet.layout import Layout
+from bpnet.registry import Registered
+from bpnet.schedules import Schedule, as_schedule
+
+State = tuple[Array, ...]
+
+
+class Optimizer(Registered, kind="optimizer"):
+    """Base of the optimizers: a subclass names its rule, how many vectors its state has, and the rule's scalars."""
+
+    lr: float | Schedule
+    vectors: ClassVar[int] = 0
+    """Number of vectors of state, each zero at the start."""
+    decay: float = 0.0
+    """Decoupled weight decay, for the parameters that the layout says decay."""
+
+    def schedule(self, step: int) -> float:
+        """The learning rate of the step, the first being 0."""
+        return as_schedule(self.lr)(step)
+
+    @staticmethod
+    def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
+        """rule(b, theta, *state, grad, *scalars, shrink) -> theta, *state."""
+        raise NotImplementedError
+
+    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+        """The rule's scalars for this step."""
+        raise NotImplementedError
+
+    def init(self, backend: Backend, theta: Array) -> State:
+        """The state before the first step."""
+        return tuple(backend.xp.zeros_like(theta) for _ in range(self.vectors))
+
+    def update(
+        self,
+        backend: Backend,
+        layout: Layout,
+        theta: Array,
+        grad: Array,
+        state: State,
+        lr: Any,
+        step: Any,
+        donate: bool = False,
+    ) -> tuple[Array, State]:
+        """theta and state after one step along `grad` at learning rate `lr`."""
+        scalars = self.scalars(lr, step)
+        size, decaying = layout.size, layout.decaying if self.decay else 0
+        pieces = [(0, decaying, (*scalars, 1.0 - lr * self.decay)), (decaying, size, (*scalars, 1.0))]
+        pieces = [piece for piece in pieces if piece[0] < piece[1]]
+        theta, *moved = backend.sweep(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
+        return theta, tuple(moved)
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent: theta <- theta - lr grad; with momentum v <- momentum v + grad and theta <- theta - lr v (Polyak 1964).
+
+    `nesterov` steps along grad + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).
+    """
+
+    lr: float | Schedule = 0.01
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    names = {"sgd": {}}
+
+    def __post_init__(self) -> None:
+        as_schedule(self.lr)
+        check_range("momentum", self.momentum, 0.0, 1.0, closed="left")
+        if self.nesterov and self.momentum == 0.0:
+            raise OptionError("nesterov=True needs a momentum above 0")
+
+    def init(self, backend: Backend, theta: Array) -> State:
+        return (backend.xp.zeros_like(theta),) if self.momentum else ()
+
+    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+        # theta - lr (along_grad grad + along_v v) covers both kinds of momentum
+        return (lr, self.momentum, 1.0, self.momentum) if self.nesterov else (lr, self.momentum, 0.0, 1.0)
+
+    @staticmethod
+    def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
+        if len(rest) == 6:
+            grad, lr, *_ = rest
+            return (theta - lr * grad,)
+        v, grad, lr, momentum, along_grad, along_v, _ = rest
+        v = momentum * v + grad
+        return theta - lr * (along_grad * grad + along_v * v), v
+
+
+def adam_rule(
+    b: Backend,
+    theta: Array,
+    m: Array,
+    v: Array,
+    grad: Array,
+    rate: Any,
+    beta1: float,
+    beta2: float,
+    root: Any,
+    epsilon: float,
+    shrink: Any,
+) -> tuple[Array, ...]:
+    """Adam on one element: `rate` is lr / (1 - beta1**t), `root` is sqrt(1 - beta2**t)."""
+    m = beta1 * m + (1.0 - beta1) * grad
+    v = beta2 * v + (1.0 - beta2) * grad * grad
+    return shrink * theta - rate * m / (b.xp.sqrt(v) / root + epsilon), m, v
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), at step t with gradient g:
+
+    m <- beta1 m + (1 - beta1) g,    v <- beta2 v + (1 - beta2) g**2,
+    theta <- theta - lr m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + epsilon).
+    """
+
+    lr: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    names = {"adam": {}}
+    vectors = 2
+    rule = staticmethod(adam_rule)
+
+    def __post_init__(self) -> None:
+        as_schedule(self.lr)
+        check_range("beta1", self.beta1, 0.0, 1.0, closed="left")
+        check_range("beta2", self.beta2, 0.0, 1.0, closed="left")
+        check_range("epsilon", self.epsilon, 0.0, math.inf, closed="neither")
+
+    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+        return (lr / (1.0 - self.beta1**step), self.beta1, self.beta2, (1.0 - self.beta2**step) ** 0.5, self.epsilon)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: theta <- theta - lr weight_decay theta, beside Adam's step (Loshchilov and Hutter 2019).
+
+    Weights decay; biases, scales and shifts don't.
+    """
+
+    weight_decay: float = 0.01
+
+    names = {"adamw": {}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("weight_decay", self.weight_decay, 0.0, math.inf, closed="left")
+
+    @property
+    def decay(self) -> float:  # type: ignore[override]
+        return self.weight_decay
+
+
+def clip_by_global_norm(backend: Backend, grad: Array, limit: float) -> Array:
+    """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013)."""
+    xp = backend.xp
+    norm = xp.sqrt(xp.sum(grad * grad))
+    return grad * (limit / xp.maximum(norm, limit))

@@ -1,0 +1,98 @@
+"""Names for classes of options: `"relu"` for `ReLU()`, and a JSON description of a network for a file.
+
+Each family (layer, loss, optimizer, schedule) derives from `Registered`; a class enters the catalogue when it is defined,
+so a user's own layer can be saved and loaded too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar, TypeVar
+
+from bpnet.errors import FileFormatError, UnknownNameError
+
+S = TypeVar("S", bound="Registered")
+
+_classes: dict[str, dict[str, type["Registered"]]] = {}
+
+
+class Registered:
+    """Base of a family of frozen dataclasses that have names."""
+
+    kind: ClassVar[str]
+    names: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Names that stand for this class, each with the options it implies; without any, the class's own name does."""
+    star: ClassVar[str | None] = None
+    """The option that the constructor takes as `*args`, if one is."""
+
+    def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.names = cls.__dict__.get("names", {})
+        if kind is not None:
+            cls.kind = kind
+            _classes[kind] = {}
+        else:
+            _classes[cls.kind][cls.__name__] = cls
+
+
+def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
+    """Every name by which a class derived from `base` can be called, with the options the name stands for."""
+    found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
+    for name, cls in _classes[base.kind].items():
+        if issubclass(cls, base) and cls is not base and not name.startswith("_"):
+            for alias, options in (cls.names or {name: {}}).items():
+                found[alias] = (cls, options)
+    return found
+
+
+def resolve(base: type[S], what: str, value: "str | S") -> S:
+    """An instance of `base` from a name or an instance; raises UnknownNameError with a suggestion, or TypeError."""
+    if isinstance(value, base):
+        return value
+    if isinstance(value, type) and issubclass(value, base):
+        raise TypeError(f"{what} is the class {value.__name__}; expected an instance: {value.__name__}(...)")
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a {type(value).__name__}; expected a name or a bpnet {base.kind}")
+    known = catalogue(base)
+    if value not in known:
+        raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if _default(cls)))
+    cls, options = known[value]
+    made = cls(**options)
+    assert isinstance(made, base)
+    return made
+
+
+def _default(cls: type[Registered]) -> bool:
+    """Whether a name alone is enough to make one."""
+    return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))  # type: ignore[arg-type]
+
+
+def describe(value: Any) -> Any:
+    """A Registered object as JSON values, from which `restore` makes an equal."""
+    if isinstance(value, Registered):
+        options = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}  # type: ignore[arg-type]
+        return {value.kind: type(value).__name__, **options}
+    if isinstance(value, tuple | list):
+        return [describe(v) for v in value]
+    return value
+
+
+def restore(value: Any) -> Any:
+    """The object that `describe` described; raises FileFormatError where a class or option is not known."""
+    if isinstance(value, list):
+        return tuple(restore(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    kind = next(iter(value), "")
+    if kind not in _classes:
+        raise FileFormatError(f"the file describes an unknown kind of object: {kind!r}")
+    name, options = value[kind], {k: restore(v) for k, v in value.items() if k != kind}
+    if name not in _classes[kind]:
+        raise FileFormatError(
+            f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"
+        )
+    cls = _classes[kind][name]
+    try:
+        star = options.pop(cls.star, ()) if cls.star else ()
+        return cls(*star, **options)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"the file describes a {name} that can't be made: {error}") from error

@@ -1,0 +1,255 @@
+"""Proof of derivatives by finite differences, for the layers of this library and for yours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bpnet.backends import Array, Backend
+from bpnet.data import check_target, check_x
+from bpnet.errors import GradientError
+from bpnet.layer import Layer, Run
+from bpnet.layout import layout_of
+from bpnet.losses import Loss
+from bpnet.registry import resolve
+
+STEPS = (1e-4, 1e-5, 1e-6)
+"""Half-widths of the differences; the one that agrees best counts, since a kink or rounding spoils some of them."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: of which derivative, what backward says, what the differences say, and their relative difference."""
+
+    name: str
+    direction: str
+    derived: float
+    measured: float
+    error: float
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_gradients` found; `ok`, and the comparisons, the worst first within each derivative."""
+
+    subject: str
+    tolerance: float
+    checks: tuple[Check, ...]
+    faults: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults and all(c.error <= self.tolerance for c in self.checks)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'correct' if self.ok else 'WRONG'}: derivatives of {self.subject}, relative tolerance {self.tolerance:g}"
+        ]
+        lines += [f"  {fault}" for fault in self.faults]
+        width = max([len(c.name) for c in self.checks], default=4)
+        side = max([len(c.direction) for c in self.checks], default=9)
+        lines.append(
+            f"  {'':5} {'of':{width}}  {'direction':{side}}  {'backward':>15}  {'differences':>15}  {'error':>8}"
+        )
+        for c in self.checks:
+            mark = "ok" if c.error <= self.tolerance else "WRONG"
+            lines.append(
+                f"  {mark:5} {c.name:{width}}  {c.direction:{side}}  {c.derived:15.8e}  {c.measured:15.8e}  {c.error:8.1e}"
+            )
+        return "\n".join(lines)
+
+
+def check_gradients(
+    subject: Layer,
+    x: Array,
+    y: Array | None = None,
+    *,
+    loss: str | Loss | None = None,
+    training: bool = True,
+    seed: int = 0,
+    directions: int = 3,
+    tolerance: float = 1e-6,
+) -> GradientReport:
+    """Compare a layer's (or network's) backward with central differences of its forward, in float64.
+
+    Without a loss the quantity is sum(r * forward(x)) with random r; with `loss` and `y` it is that loss of the output.
+    Derivatives with respect to x and to every parameter are compared along `directions` random directions each,
+    (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the worst
+    are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
+
+    Returns the report; raises GradientError with the report as its text where a derivative is wrong, where backward
+    modifies its inputs, or where keys or shapes of the gradients are not those of the parameters.
+    """
+    import numpy
+
+    backend, x = check_x(x)
+    host = numpy.random.default_rng(seed)
+    layout = layout_of(subject, tuple(x.shape[1:])) if _has_parameters(subject, tuple(x.shape[1:])) else None
+    device = backend.device(x)
+
+    def own(values: Any) -> Array:
+        return backend.from_host(values, backend.xp.float64, device)
+
+    with backend.session():
+        x = backend.xp.astype(x, backend.xp.float64)
+        vectors = {"x": backend.to_host(x).reshape(-1).copy()}
+        if layout is not None:
+            theta, buffers = layout.start(seed)
+            theta = theta + 0.1 * host.standard_normal(theta.shape)
+            for slot in layout.parameters:
+                vectors[slot.name] = theta[slot.offset : slot.offset + slot.size].copy()
+            fixed = own(buffers)
+
+        def arrays() -> tuple[Any, Array]:
+            """Parameters and input as they stand in `vectors`."""
+            at = own(vectors["x"].reshape(x.shape))
+            if layout is None:
+                return _empty(subject), at
+            joined = numpy.concatenate([vectors[slot.name] for slot in layout.parameters])
+            return layout.views(backend, own(joined), fixed), at
+
+        p, at = arrays()
+        run = Run(backend, training, (seed, 1, 0))
+        output, cache = subject.forward(run, p, at)
+        if loss is None:
+            r = own(host.standard_normal(tuple(output.shape)))
+            objective: Callable[[Array], tuple[Array, Array]] = lambda out: (backend.xp.sum(out * r), r)  # noqa: E731
+        else:
+            criterion = resolve(Loss, "loss", loss)
+            target = check_target(backend, criterion, tuple(output.shape[1:]), at, y)
+            objective = lambda out: criterion(run, out, target, None, float(at.shape[0]))  # noqa: E731
+
+        def value() -> float:
+            params, rows = arrays()
+            return float(objective(subject.forward(run, params, rows)[0])[0])
+
+        slope = objective(output)[1]
+        before = [backend.to_host(a).copy() for a in (at, slope)]
+        dx, grads = subject.backward(run, p, cache, slope, True)
+        faults = _faults(backend, subject, run, layout, p, at, slope, before, dx, grads)
+        derived = {}
+        if dx is not None and tuple(dx.shape) == tuple(x.shape):
+            derived["x"] = backend.to_host(dx).reshape(-1)
+        for slot in layout.parameters if layout else ():
+            leaf: Any = grads
+            for name in slot.path:
+                leaf = leaf.get(name) if isinstance(leaf, dict) else None
+            if leaf is not None and tuple(leaf.shape) == slot.shape:
+                derived[slot.name] = backend.to_host(leaf).reshape(-1)
+        checks = _compare(value, vectors, derived, host, directions, tolerance)
+    report = GradientReport(str(subject), tolerance, tuple(checks), tuple(faults))
+    if not report.ok:
+        raise GradientError(str(report))
+    return report
+
+
+def _compare(
+    value: Callable[[], float],
+    vectors: dict[str, Any],
+    derived: dict[str, Any],
+    host: Any,
+    directions: int,
+    tolerance: float,
+) -> list[Check]:
+    import numpy
+
+    def difference(name: str, along: Any, step: float) -> float:
+        start = vectors[name]
+        vectors[name] = start + step * along
+        above = value()
+        vectors[name] = start - step * along
+        below = value()
+        vectors[name] = start
+        return (above - below) / (2.0 * step)
+
+    def check(name: str, label: str, along: Any, scale: float) -> Check:
+        expected = float(derived[name] @ along)
+        found = [difference(name, along, step) for step in STEPS]
+        errors = [abs(expected - f) / max(abs(expected), abs(f), scale) for f in found]
+        best = int(numpy.nanargmin(errors)) if not numpy.all(numpy.isnan(errors)) else 0
+        error = errors[best] if numpy.isfinite(errors[best]) else float("inf")
+        return Check(name, label, expected, found[best], error)
+
+    checks = []
+    for name, gradient in derived.items():
+        # what a wrong derivative is measured against: the size of this one, and rounding in the value that is differenced
+        scale = max(float(numpy.linalg.norm(gradient)), 1e-4 * abs(value()), 1e-8)
+        mine = []
+        for i in range(directions):
+            along = host.standard_normal(gradient.shape)
+            mine.append(check(name, f"random {i + 1}", along / numpy.linalg.norm(along), scale))
+        if any(c.error > tolerance for c in mine):
+            entries = host.permutation(gradient.size)[:200]
+            single = []
+            for i in entries:
+                along = numpy.zeros(gradient.shape)
+                along[i] = 1.0
+                single.append(check(name, f"entry {i}", along, scale))
+            single.sort(key=lambda c: -c.error)
+            mine += [c for c in single[:5] if c.error > tolerance]
+        checks += mine
+    return checks
+
+
+def _faults(
+    backend: Backend,
+    subject: Layer,
+    run: Run,
+    layout: Any,
+    p: Any,
+    x: Array,
+    slope: Array,
+    before: list[Any],
+    dx: Any,
+    grads: Any,
+) -> list[str]:
+    """What is wrong beside the numbers: shapes, keys, inputs that were written to, need_dx=False that gives other gradients."""
+    import numpy
+
+    faults = []
+    for name, a, old in (("x", x, before[0]), ("dy", slope, before[1])):
+        if not numpy.array_equal(backend.to_host(a), old):
+            faults.append(f"the layer modified its input {name}")
+    if dx is None:
+        faults.append("backward gave None for dx although need_dx was True")
+    elif tuple(dx.shape) != tuple(x.shape):
+        faults.append(f"dx has the shape {tuple(dx.shape)}; expected that of x, {tuple(x.shape)}")
+    have = dict(_leaves(grads))
+    want = {slot.name: slot.shape for slot in layout.parameters} if layout else {}
+    for name in sorted(want.keys() - have.keys()):
+        faults.append(f"backward gave no gradient for {name}")
+    for name in sorted(have.keys() - want.keys()):
+        faults.append(f"backward gave a gradient for {name}, which is no trainable parameter")
+    for name in want.keys() & have.keys():
+        if tuple(have[name].shape) != want[name]:
+            faults.append(f"the gradient of {name} has the shape {tuple(have[name].shape)}; expected {want[name]}")
+    if faults:
+        return faults
+    _, cache = subject.forward(run, p, x)
+    again = dict(_leaves(subject.backward(run, p, cache, slope, False)[1]))
+    for name, value in have.items():
+        if name not in again or not numpy.allclose(
+            backend.to_host(again[name]), backend.to_host(value), rtol=1e-9, atol=1e-12
+        ):
+            faults.append(f"the gradient of {name} is another with need_dx=False")
+    return faults
+
+
+def _leaves(tree: Any, path: str = "") -> Any:
+    for name, value in tree.items():
+        at = f"{path}.{name}" if path else name
+        if isinstance(value, dict):
+            yield from _leaves(value, at)
+        else:
+            yield at, value
+
+
+def _has_parameters(subject: Layer, in_shape: tuple[int, ...]) -> bool:
+    from bpnet.layer import ShapeRng
+
+    subject.out_shape(in_shape)
+    return any(True for _ in _leaves(subject.init(ShapeRng(), in_shape)))
+
+
+def _empty(subject: Layer) -> dict[str, Any]:
+    """The parameters of a layer that has none: its children's, empty."""
+    return {name: _empty(child) for name, child in getattr(subject, "children", ())}
