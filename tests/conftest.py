@@ -1,0 +1,82 @@
+"""The array libraries that the tests run on, behind one fixture: `backend`."""
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+# JAX reads these when it is imported: double precision, and products as exact as the other libraries' on any processor.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+
+MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
+    "numpy": ("numpy", "array"),
+    "numpy-readonly": ("numpy", "array"),
+    "strict": ("array_api_strict", "asarray"),
+    "torch": ("torch", "tensor"),
+    "jax": ("jax.numpy", "asarray"),
+    "jax-jit": ("jax.numpy", "asarray"),
+    "cupy": ("cupy", "asarray"),
+}
+MEMBERS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS]
+
+
+class Library:
+    """An array library as the tests see it; `name` is the fixture's parameter, `seam` its bpnet backend."""
+
+    def __init__(self, name: str) -> None:
+        module, maker = MAKERS[name]
+        try:
+            self.module = importlib.import_module(module)
+        except ModuleNotFoundError:
+            pytest.skip(f"{module.partition('.')[0]} is not installed")
+        if name == "cupy" and not self.module.is_available():
+            pytest.skip("no CUDA device")
+        self.name = name
+        self._make = getattr(self.module, maker)
+        self.seam: bp.backends.Backend = bp.backends.of(self._make(np.zeros(1)))
+        self.xp = self.seam.xp
+        self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        """A new array of this library with the values and the type of a NumPy array (or of `dtype`)."""
+        made = self._make(np.array(values, dtype=dtype))
+        if self.name == "numpy-readonly":
+            made.setflags(write=False)
+        return made
+
+    def host(self, x: Any) -> Any:
+        """The values of `x` as a NumPy array."""
+        return x.get() if self.name == "cupy" else np.array(x)
+
+    def dtype(self, x: Any) -> str:
+        """The name of the type of the elements: "float32"."""
+        return next(name for name, dtype in self.dtypes.items() if x.dtype == dtype)
+
+    def call(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """function(*arrays) as the trainer would call it: compiled where the library compiles."""
+        return self.seam.compile(function)(*arrays)
+
+
+@pytest.fixture(params=MEMBERS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Every array library in turn; those that are not installed, or have no device, skip with the reason."""
+    library = Library(request.param)
+    if library.name == "jax":  # eager: nothing is compiled; the member "jax-jit" compiles
+        monkeypatch.setattr(library.seam, "compile", lambda function, donate=False: function)
+    return library
+
+
+@pytest.fixture
+def library() -> Callable[[str], Library]:
+    """Library by the name of a member of `backend`, for a test in which two meet; skips as `backend` does."""
+    return Library
