@@ -50,6 +50,8 @@ def loss_and_gradient(
         return value, layout.join(backend, grads)
 
     parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
+    if len(parts) == 1:
+        return *block(0, parts[0]), taken
     results = backend.map_blocks(block, parts)
     value, grad = next(results)
     for more, part in results:

@@ -6,7 +6,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
@@ -46,17 +46,17 @@ class Layout:
     groups: tuple[Path, ...]
     """Every place where leaves or children can hang, the layers without parameters included."""
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of trainable parameters."""
         return sum(slot.size for slot in self.parameters)
 
-    @property
+    @cached_property
     def decaying(self) -> int:
         """Number of parameters to which weight decay applies: the first ones of the vector."""
         return sum(slot.size for slot in self.parameters if slot.decay)
 
-    @property
+    @cached_property
     def buffer_size(self) -> int:
         """Number of buffer values."""
         return sum(slot.size for slot in self.buffers)

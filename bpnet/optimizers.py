@@ -31,7 +31,7 @@ class Optimizer(Registered, kind="optimizer"):
 
     def schedule(self, step: int) -> float:
         """The learning rate of the step, the first being 0."""
-        return as_schedule(self.lr)(step)
+        return self.lr(step) if isinstance(self.lr, Schedule) else self.lr
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:

@@ -2,17 +2,15 @@
 
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
+from bpnet.backends.threads import Job, Session, current
 
 T = TypeVar("T")
 
@@ -26,8 +24,48 @@ CHUNK = 65536
 """Elements of a vector that an elementwise rule handles at a time, so that its temporaries stay in cache."""
 
 
+def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
+    """y over the memory of z where the derivative does not read z, and in chunks of rows that stay in cache."""
+    z = x @ weight
+    if z.size <= CHUNK:
+        if bias is not None:
+            z += bias
+        y = f.value(run.backend, z)
+        return y, f.keep(z, y)
+    y = numpy.empty_like(z) if f.keeps == "input" else z
+    for part in _chunks(z):
+        if bias is not None:
+            z[part] += bias
+        if f.keeps != "nothing":
+            y[part] = f.value(run.backend, z[part])
+    return y, f.keep(z, y)
+
+
+def dense_backward(
+    run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
+) -> tuple[Array | None, Array, Array | None]:
+    """dz and its column sums in chunks of rows that stay in cache."""
+    if kept is None or dy.size <= CHUNK:
+        dz = f.derivative(run.backend, kept, dy)
+        db = numpy.add.reduce(dz, axis=0) if has_bias else None
+    else:
+        dz, db = numpy.empty_like(dy), numpy.zeros_like(dy[0]) if has_bias else None
+        for part in _chunks(dy):
+            dz[part] = f.derivative(run.backend, kept[part], dy[part])
+            if db is not None:
+                db += numpy.add.reduce(dz[part], axis=0)
+    return dz @ weight.T if need_dx else None, x.T @ dz, db
+
+
+def _chunks(a: Array) -> list[slice]:
+    """Slices of rows of about CHUNK elements."""
+    step = max(CHUNK // a.shape[1], 1)
+    return [slice(start, start + step) for start in range(0, a.shape[0], step)]
+
+
 class NumpyBackend(Backend):
     name = "numpy"
+    kernels: ClassVar = {"dense_forward": dense_forward, "dense_backward": dense_backward}
 
     def device(self, x: Array) -> Any:
         return "cpu"
@@ -62,7 +100,7 @@ class NumpyBackend(Backend):
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(self, threads: int | None = None) -> AbstractContextManager[None]:
-        return _Session(threads)
+        return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows * work < LEAST_WORK or rows < 2 * LEAST_ROWS:
@@ -72,10 +110,10 @@ class NumpyBackend(Backend):
         return list(itertools.pairwise(cuts))
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
-        helpers = min(getattr(_current, "threads", 1), len(blocks)) - 1
+        helpers = min(getattr(current, "threads", 1), len(blocks)) - 1
         if helpers < 1:
             return super().map_blocks(function, blocks)
-        return _Job(function, blocks).results(helpers)
+        return Job(function, blocks).results(helpers)
 
     def add_to(self, total: Array, part: Array) -> Array:
         return numpy.add(total, part, out=total)
@@ -88,8 +126,8 @@ class NumpyBackend(Backend):
         pieces: Sequence[Piece],
         donate: bool,
     ) -> tuple[Array, ...]:
-        results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
         fused = self.fuse(rule)
+        results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
 
         def apply(start: int, stop: int, scalars: tuple[float, ...]) -> None:
             values = fused(self, *[a[start:stop] for a in arrays], *scalars)
@@ -115,155 +153,4 @@ class NumpyBackend(Backend):
         return results
 
 
-# ---- threads --------------------------------------------------------------------------------------------------------
-
-_current = threading.local()
-"""`_current.threads`: how many threads the public call running in this thread may use."""
-
-
-def available_threads() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Session:
-    """One public call: its threads, BLAS at one thread, and no floating-point warnings (divergence is reported by name)."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads or available_threads()
-        self.errors = numpy.errstate(all="ignore")
-
-    def __enter__(self) -> None:
-        self.outer = getattr(_current, "threads", 1)
-        _current.threads = self.threads
-        self.errors.__enter__()
-        _blas.hold()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _blas.release()
-        self.errors.__exit__(kind, error, trace)
-        _current.threads = self.outer
-
-
-class _Blas:
-    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, and then restores what it found."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.open = 0
-        self.found: list[tuple[Any, int]] = []
-        self.libraries: list[Any] | None = None
-
-    def hold(self) -> None:
-        with self.lock:
-            if self.libraries is None:
-                from threadpoolctl import ThreadpoolController
-
-                self.libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
-            if self.open == 0:
-                self.found = [(library, library.get_num_threads()) for library in self.libraries]
-                for library, threads in self.found:
-                    if threads != 1:
-                        library.set_num_threads(1)
-            self.open += 1
-
-    def release(self) -> None:
-        with self.lock:
-            self.open -= 1
-            if self.open == 0:
-                for library, threads in self.found:
-                    if threads != 1:
-                        library.set_num_threads(threads)
-
-
-class _Job:
-    """Blocks claimed one after another by helper threads and by the caller, results handed out in the order of the blocks."""
-
-    def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
-        self.function = function
-        self.blocks = blocks
-        self.next = 0
-        self.done: dict[int, Any] = {}
-        self.changed = threading.Condition()
-
-    def claim(self) -> int | None:
-        with self.changed:
-            number = self.next
-            if number == len(self.blocks):
-                return None
-            self.next = number + 1
-            return number
-
-    def work(self) -> None:
-        """What a helper does: blocks until none is left."""
-        while (number := self.claim()) is not None:
-            self.run(number)
-
-    def run(self, number: int) -> None:
-        try:
-            result: Any = self.function(number, self.blocks[number])
-        except BaseException as error:
-            result = _Failure(error)
-        with self.changed:
-            self.done[number] = result
-            self.changed.notify()
-
-    def results(self, helpers: int) -> Iterator[Any]:
-        _pool.start(helpers, self.work)
-        try:
-            for wanted in range(len(self.blocks)):
-                while wanted not in self.done:
-                    mine = self.claim()
-                    if mine is not None:
-                        self.run(mine)
-                        continue
-                    with self.changed:
-                        while wanted not in self.done:
-                            self.changed.wait()
-                result = self.done.pop(wanted)
-                if isinstance(result, _Failure):
-                    raise result.error
-                yield result
-        finally:
-            with self.changed:  # after an error, or where the caller stopped early, nobody claims more
-                self.next = len(self.blocks)
-
-
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class _Pool:
-    """Threads that wait for work; started when first needed, and again in a forked child."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.forget)
-
-    def forget(self) -> None:
-        self.size = 0
-        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-
-    def start(self, copies: int, task: Callable[[], None]) -> None:
-        with self.lock:
-            while self.size < copies:
-                threading.Thread(target=_serve, args=(self.tasks,), name=f"bpnet-{self.size}", daemon=True).start()
-                self.size += 1
-        for _ in range(copies):
-            self.tasks.put(task)
-
-
-def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
-    numpy.seterr(all="ignore")
-    while True:
-        tasks.get()()
-
-
-_blas = _Blas()
-_pool = _Pool()
 BACKEND = NumpyBackend(xp)

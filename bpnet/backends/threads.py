@@ -1,0 +1,162 @@
+"""Threads for the NumPy backend: blocks over a pool, and BLAS held to one thread while they run."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import numpy
+
+from bpnet.backends.base import Rows
+
+current = threading.local()
+"""`current.threads`: how many threads the public call running in this thread may use."""
+
+
+def available_threads() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """One public call: its threads, BLAS at one thread, and no floating-point warnings (divergence is reported by name)."""
+
+    def __init__(self, threads: int | None) -> None:
+        self.threads = threads or available_threads()
+        self.errors = numpy.errstate(all="ignore")
+
+    def __enter__(self) -> None:
+        self.outer = getattr(current, "threads", 1)
+        current.threads = self.threads
+        self.errors.__enter__()
+        _blas.hold()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _blas.release()
+        self.errors.__exit__(kind, error, trace)
+        current.threads = self.outer
+
+
+class _Blas:
+    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, and then restores what it found."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open = 0
+        self.found: list[tuple[Any, int]] = []
+        self.libraries: list[Any] | None = None
+
+    def hold(self) -> None:
+        with self.lock:
+            if self.libraries is None:
+                from threadpoolctl import ThreadpoolController
+
+                self.libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
+            if self.open == 0:
+                self.found = [(library, library.get_num_threads()) for library in self.libraries]
+                for library, threads in self.found:
+                    if threads != 1:
+                        library.set_num_threads(1)
+            self.open += 1
+
+    def release(self) -> None:
+        with self.lock:
+            self.open -= 1
+            if self.open == 0:
+                for library, threads in self.found:
+                    if threads != 1:
+                        library.set_num_threads(threads)
+
+
+class Job:
+    """Blocks claimed one after another by helper threads and by the caller, results handed out in the order of the blocks."""
+
+    def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
+        self.function = function
+        self.blocks = blocks
+        self.next = 0
+        self.done: dict[int, Any] = {}
+        self.changed = threading.Condition()
+
+    def claim(self) -> int | None:
+        with self.changed:
+            number = self.next
+            if number == len(self.blocks):
+                return None
+            self.next = number + 1
+            return number
+
+    def work(self) -> None:
+        """What a helper does: blocks until none is left."""
+        while (number := self.claim()) is not None:
+            self.run(number)
+
+    def run(self, number: int) -> None:
+        try:
+            result: Any = self.function(number, self.blocks[number])
+        except BaseException as error:
+            result = _Failure(error)
+        with self.changed:
+            self.done[number] = result
+            self.changed.notify()
+
+    def results(self, helpers: int) -> Iterator[Any]:
+        _pool.start(helpers, self.work)
+        try:
+            for wanted in range(len(self.blocks)):
+                while wanted not in self.done:
+                    mine = self.claim()
+                    if mine is not None:
+                        self.run(mine)
+                        continue
+                    with self.changed:
+                        while wanted not in self.done:
+                            self.changed.wait()
+                result = self.done.pop(wanted)
+                if isinstance(result, _Failure):
+                    raise result.error
+                yield result
+        finally:
+            with self.changed:  # after an error, or where the caller stopped early, nobody claims more
+                self.next = len(self.blocks)
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Pool:
+    """Threads that wait for work; started when first needed, and again in a forked child."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        self.size = 0
+        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def start(self, copies: int, task: Callable[[], None]) -> None:
+        with self.lock:
+            while self.size < copies:
+                threading.Thread(target=_serve, args=(self.tasks,), name=f"bpnet-{self.size}", daemon=True).start()
+                self.size += 1
+        for _ in range(copies):
+            self.tasks.put(task)
+
+
+def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
+    numpy.seterr(all="ignore")
+    while True:
+        tasks.get()()
+
+
+_blas = _Blas()
+_pool = _Pool()
