@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.callbacks import History as History
     from bpnet.callbacks import Progress as Progress
     from bpnet.files import load as load
-    from bpnet.gradient import gradient as gradient
+    from bpnet.backpropagation import gradient as gradient
     from bpnet.layer import Composite as Composite
     from bpnet.layer import Layer as Layer
     from bpnet.layer import Leaf as Leaf
@@ -79,7 +79,7 @@ _HOMES = {
     "bpnet.optimizers": ("Adam", "AdamW", "Optimizer", "SGD"),
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
-    "bpnet.gradient": ("gradient",),
+    "bpnet.backpropagation": ("gradient",),
     "bpnet.trainer": ("Trainer",),
     "bpnet.callbacks": ("Callback", "EarlyStopping", "History", "Progress"),
     "bpnet.files": ("load",),

@@ -117,10 +117,10 @@ def _columns(path: Path, target: str | None, features: list[str] | None, needs_t
             table = arrow_csv.read_csv(path, convert_options=options)
         else:
             table = parquet.read_table(path)
-    except pa.ArrowException as error:
+        names = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' row names
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as {kind}: {error}") from error
 
-    names = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' row names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has more than one column {twice[0]!r}")
@@ -279,6 +279,21 @@ class Recipe:
                 output = output.astype(np.float64) * self.outputs["scale"] + np.asarray(self.outputs["mean"])
             return output[:, 0] if output.shape[1:] == (1,) else output
         return number if self.classes is None else np.asarray(self.classes)[number]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model was trained on: the data, and which share of its rows `seed` held out."""
+
+    fingerprint: str = ""
+    fraction: float = 0.0
+    seed: int = 0
+
+    def held_out(self, table: Table) -> Array | None:
+        """The rows of `table` that were held out, None where it is other data or none were."""
+        if table.fingerprint != self.fingerprint or self.fraction == 0:
+            return None
+        return split(len(table.x), self.fraction, self.seed)[1]
 
 
 def split(rows: int, fraction: float, seed: int) -> tuple[Array, Array]:

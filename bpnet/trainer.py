@@ -12,7 +12,7 @@ from bpnet.backends.base import Rows
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import ArrayMismatchError, DivergedError, DTypeError, NotBuiltError, OptionError, ShapeError
-from bpnet.gradient import loss_and_gradient, take_rows
+from bpnet.backpropagation import loss_and_gradient, take_rows
 from bpnet.layer import Composite, Layer, Params, Run, check_range
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
