@@ -1,0 +1,676 @@
+"""The command line: train a network on a table of data, evaluate it, predict with it, and look at what is installed.
+
+Results go to stdout, progress and errors to stderr.  What a user got wrong is one line and exit status 2.
+"""
+
+import csv
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from bpnet import __version__, backends, files
+from bpnet.backends import Array, Backend
+from bpnet.callbacks import Callback, Progress
+from bpnet.errors import BpnetError, DataError, FileFormatError, MissingExtraError, OptionError
+from bpnet.layer import Composite, Layer
+from bpnet.layers.composition import Sequential
+from bpnet.layers.dense import Dense
+from bpnet.layers.dropout import Dropout
+from bpnet.layers.flatten import Flatten
+from bpnet.losses import BinaryCrossEntropy, Loss, MeanSquaredError
+from bpnet.optimizers import Optimizer
+from bpnet.registry import resolve
+from bpnet.tables import JSON, Recipe, Source, Table, choose_loss, read, split
+from bpnet.trainer import Trainer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+app = typer.Typer(
+    help="Train a network by backpropagation, on whichever array library you choose.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# ---- reporting ------------------------------------------------------------------------------------------------------
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what the user got wrong into one line on stderr and exit status 2, and Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:  # the reader of our output left, as `head` does
+            raise
+        except BpnetError as error:
+            message = str(error)
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except KeyboardInterrupt:
+            typer.echo("bpnet: interrupted, nothing was saved", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(f"bpnet: {' '.join(message.split())}", err=True)
+        raise typer.Exit(2)
+
+    return run
+
+
+def print_json(result: JSON) -> None:
+    """One JSON object on stdout; numbers that JSON lacks become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and not np.isfinite(value):
+            return None
+        return value
+
+    typer.echo(json.dumps(plain(result), allow_nan=False))
+
+
+def count(n: int, noun: str) -> str:
+    """`3 rows`, `1 row`, `1,797 rows`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def scores(result: JSON) -> str:
+    """The figures of an evaluation in words."""
+    parts = [f"loss {result['loss']:.4g}"]
+    if result["accuracy"] is not None:
+        parts.insert(0, f"accuracy {result['accuracy']:.2%}")
+    if result.get("r2") is not None:
+        parts.append(f"R2 {result['r2']:.3f}")
+    return ", ".join(parts)
+
+
+class Report(Progress):
+    """The trainer's progress bar where standard error is a terminal, and one line an epoch there in any case."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+        self.bar = self.stream.isatty()
+
+    def on_step_end(self, trainer: Trainer, step: int) -> None:
+        if self.bar:
+            super().on_step_end(trainer, step)
+
+    def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
+        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss'] * self.unit:.4f}"
+        if "val_loss" in record:
+            line += f"  held-out loss {record['val_loss'] * self.unit:.4f}"
+        if "val_accuracy" in record:
+            line += f"  held-out accuracy {record['val_accuracy']:.2%}"
+        self._write(line + "\n")
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if self.bar:
+            super().on_train_end(trainer)
+
+
+class Interrupt(Callback):
+    """While it is entered, Ctrl-C ends the training after the step that runs; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __enter__(self) -> "Interrupt":
+        self.before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def on_step_end(self, trainer: Trainer, step: int) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
+        trainer.stop = trainer.stop or self.pressed
+
+
+def draw(history: Sequence[JSON], path: Path) -> None:
+    """The learning curves as a picture: loss, and accuracy where there is one."""
+    from matplotlib.figure import Figure
+
+    epochs = [record["epoch"] for record in history]
+    accuracy = [record["val_accuracy"] for record in history if record.get("val_accuracy") is not None]
+    held_out = [record["val_loss"] for record in history if record.get("val_loss") is not None]
+    figure = Figure(figsize=(10.0 if accuracy else 5.5, 4.0), layout="constrained")
+    axes = figure.subplots(1, 2 if accuracy else 1, squeeze=False)[0]
+    axes[0].plot(epochs, [record["loss"] for record in history], ".-", label="training")
+    if held_out:
+        axes[0].plot(epochs, held_out, ".-", label="held out")
+    axes[0].set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes[0].legend()
+    if accuracy:
+        axes[1].plot(epochs, [100 * a for a in accuracy], ".-C1", label="held out")
+        axes[1].set(xlabel="epoch", ylabel="accuracy, %", title=f"last {accuracy[-1]:.2%}, best {max(accuracy):.2%}")
+        axes[1].legend(loc="lower right")
+    for one in axes:
+        one.grid(alpha=0.3)
+        one.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(path, dpi=150)
+
+
+# ---- what the commands are made of ----------------------------------------------------------------------------------
+
+KEY = "bpnet train"
+"""Where `train` keeps what it knows in the metadata of a model file."""
+
+PART = 8192
+"""Rows that are evaluated or predicted at a time, so that memory does not grow with the data."""
+
+
+def parse_hidden(text: str) -> list[int]:
+    """`256,128` as [256, 128]."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise OptionError(f"--hidden is {text!r}; expected whole numbers of at least 1 with commas between, as 256,128")
+    return [int(part) for part in parts]
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raise OptionError where a file can't be written at `path`."""
+    if path.is_dir():
+        raise OptionError(f"{option} is {path}, which is a directory: expected a file")
+    if not path.parent.is_dir():
+        raise OptionError(f"{option} is {path}, but there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OptionError(f"{option} is {path}, which may not be written")
+
+
+def check_plot(path: Path) -> None:
+    """Raise MissingExtraError without Matplotlib, and OptionError where it can't draw to `path`."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("--plot", "Matplotlib", "cli") from error
+    check_place("--plot", path)
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise OptionError(
+            f"--plot is {path}: expected a file that ends in one of {', '.join('.' + f for f in sorted(formats))}"
+        )
+
+
+class NoDeviceError(BpnetError, RuntimeError):
+    """An array library is installed, but can't make an array here: it has no driver, or no device."""
+
+
+def connect(name: str) -> Backend:
+    """The backend called `name`, known to work."""
+    library = backends.get(name)
+    try:
+        library.synchronise(library.from_host(np.zeros(1, dtype=np.float32)))
+    except Exception as error:  # each library has its own error for this
+        raise NoDeviceError(f"{name} is installed, but does not work here: {error}") from error
+    return library
+
+
+def load(model: Path, library: Backend) -> tuple[Trainer, Recipe, Source]:
+    """A saved trainer in `library`, its recipe, and where its data came from: both empty if not written by `train`."""
+    trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
+    try:
+        remembered = trainer.metadata.get(KEY, {})
+        return trainer, Recipe(**remembered.get("recipe", {})), Source(**remembered.get("source", {}))
+    except (TypeError, AttributeError) as error:
+        raise FileFormatError(f"{model} is a bpnet model, but what bpnet train wrote into it is damaged") from error
+
+
+def network_for(table: Table, recipe: Recipe, loss: Loss, hidden: Sequence[Layer]) -> Sequential:
+    """The hidden layers, and what the table's rows need before and its target after them."""
+    before = [Flatten()] if table.x.ndim > 2 else []
+    units = len(recipe.classes or ()) if loss.labels else table.y[:1].size
+    after = Dense(units, "sigmoid" if isinstance(loss, BinaryCrossEntropy) else "identity")
+    return Sequential(*before, *hidden, after)
+
+
+def column(target: str | None, recipe: Recipe, data: str) -> str | None:
+    """The target column that was asked for, or else the model's, where the data is a file of columns."""
+    return target or (recipe.target if Path(data).suffix.lower() in (".csv", ".parquet") else None)
+
+
+def evaluate_rows(trainer: Trainer, recipe: Recipe, x: Array, y: Array) -> JSON:
+    """Loss in the target's own units, accuracy (None for numbers), and for numbers the share of variance explained."""
+    found = trainer.evaluate(x, y, batch_size=PART)
+    result: JSON = {"loss": found["loss"] * recipe.unit, "accuracy": found.get("accuracy")}
+    if isinstance(trainer.loss, MeanSquaredError):
+        values = np.asarray(trainer.backend.to_host(y), dtype=np.float64)
+        variance = float(((values - values.mean(axis=0)) ** 2).mean())
+        result["r2"] = 1.0 - found["loss"] / variance if variance > 0 else None
+    return result
+
+
+def write_answers(path: Path, answers: Array, name: str) -> None:
+    """Predictions as a .npy array, or a .csv file with a header."""
+    if path.suffix.lower() == ".npy":
+        np.save(path, answers)
+        return
+    columns = [name] if answers.ndim == 1 else [f"{name}_{i}" for i in range(answers.shape[1])]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(np.atleast_1d(answer).tolist() for answer in answers)
+
+
+# ---- info -----------------------------------------------------------------------------------------------------------
+
+
+def describe_machine() -> JSON:
+    """Versions and devices of all that bpnet can use here."""
+    from threadpoolctl import threadpool_info
+
+    blas = [  # before other libraries bring a BLAS of their own
+        {"name": pool["internal_api"], "version": pool["version"], "threads": pool["num_threads"]}
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+    if not blas:
+        built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        blas = [{"name": built.get("name"), "version": built.get("version"), "threads": None}]
+    return {
+        "bpnet": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "blas": blas,
+        "backends": {name: describe_library(name) for name in backends.NAMES},
+        "extras": {
+            name: version(name) for name in ("numba", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py")
+        },
+    }
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_library(name: str) -> JSON:
+    """Version and devices of an array library; None and none where it is missing, and why where it does not work."""
+    try:
+        library = importlib.import_module(name)
+    except ModuleNotFoundError:
+        return {"version": None, "devices": []}
+    except Exception as error:  # an installation can be broken in any way; the others are still to be told
+        return {"version": None, "devices": [], "problem": " ".join(str(error).split())}
+    try:
+        devices = list(DEVICES[name](library))
+    except Exception as error:  # no driver, no device: each library has its own error for that
+        return {"version": library.__version__, "devices": [], "problem": " ".join(str(error).split())}
+    return {"version": library.__version__, "devices": devices}
+
+
+def cupy_devices(cupy: Any) -> Iterator[str]:
+    for i in range(cupy.cuda.runtime.getDeviceCount()):
+        yield f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
+
+
+def torch_devices(torch: Any) -> Iterator[str]:
+    yield "cpu"
+    for i in range(torch.cuda.device_count()):
+        yield f"cuda:{i} {torch.cuda.get_device_name(i)}"
+    if torch.backends.mps.is_available():
+        yield "mps"
+
+
+DEVICES: dict[str, Callable[[Any], Iterator[str]]] = {
+    "numpy": lambda numpy: iter(["cpu"]),
+    "cupy": cupy_devices,
+    "torch": torch_devices,
+    "jax": lambda jax: (f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()),
+}
+
+
+def show_machine(result: JSON) -> None:
+    """`describe_machine` as a table."""
+    grid = Grid(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="bold")
+    grid.add_row("bpnet", result["bpnet"])
+    grid.add_row("python", f"{result['python']} on {result['platform']}, {count(result['processors'], 'processor')}")
+    for blas in result["blas"]:
+        threads = "" if blas["threads"] is None else f", {count(blas['threads'], 'thread')}"
+        grid.add_row("BLAS", f"{blas['name']} {blas['version'] or ''}{threads}")
+    for name, library in result["backends"].items():
+        if "problem" in library:
+            state = f"{library['version'] or 'broken'}, no device: {library['problem']}"
+        else:
+            state = (
+                f"{library['version']} on {', '.join(library['devices'])}" if library["version"] else "not installed"
+            )
+        grid.add_row(name, state)
+    for name, installed in result["extras"].items():
+        grid.add_row(name, installed or "not installed")
+    Console(width=None if sys.stdout.isatty() else 200).print(grid, highlight=False, markup=False)
+
+
+def describe_model(model: Path) -> JSON:
+    """Layers, number of parameters and training record of a saved model."""
+    trainer = files.load(model)
+    layout = trainer.layout
+    layers: list[JSON] = []
+
+    def add(layer: Layer, path: tuple[str, ...], in_shape: tuple[int, ...]) -> None:
+        out_shape = layer.out_shape(in_shape)
+        if isinstance(layer, Composite):
+            for name, child in layer.children:
+                add(child, (*path, name), in_shape)
+                in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
+        else:
+            size = sum(slot.size for slot in layout.parameters if slot.path[: len(path)] == path)
+            layers.append(
+                {"name": ".".join(path), "layer": repr(layer), "out_shape": list(out_shape), "parameters": size}
+            )
+
+    add(trainer.network, (), layout.in_shape)
+    remembered = trainer.metadata.get(KEY, {})
+    return {
+        "model": str(model),
+        "in_shape": list(layout.in_shape),
+        "out_shape": list(layout.out_shape),
+        "parameters": layout.size,
+        "dtype": str(trainer.theta.dtype),
+        "layers": layers,
+        "loss_function": repr(trainer.loss),
+        "optimizer": repr(trainer.optimizer),
+        "steps": trainer.step_count,
+        "epochs": len(trainer.history),
+        "last_epoch": trainer.history.epochs[-1] if len(trainer.history) else None,
+        "classes": remembered.get("recipe", {}).get("classes"),
+        "features": remembered.get("recipe", {}).get("features"),
+        "target": remembered.get("recipe", {}).get("target"),
+        "training": remembered.get("training"),
+    }
+
+
+def show_model(result: JSON) -> None:
+    """`describe_model` as a table."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    grid = Grid(box=None, pad_edge=False)
+    for name in ("", "layer", "output", "parameters"):
+        grid.add_column(name, justify="right" if name == "parameters" else "left")
+    for layer in result["layers"]:
+        shape = " x ".join(map(str, layer["out_shape"]))
+        grid.add_row(layer["name"], layer["layer"], shape, f"{layer['parameters']:,}")
+    grid.add_row("", "", "", f"{result['parameters']:,}", style="bold")
+    console.print(grid, highlight=False, markup=False)
+    lines = [f"{result['loss_function']}, {result['optimizer']}"]
+    lines.append(f"{count(result['epochs'], 'epoch')}, {count(result['steps'], 'step')}")
+    training = result["training"]
+    if training:
+        where = f"{training['data']}, {count(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
+        lines.append(f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}")
+        lines.append(f"{scores(training)}, {training['seconds']:.1f} s")
+    typer.echo("\n".join(lines))
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
+Target = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column of a .csv or .parquet file to be learnt.")
+]
+BackendName = Annotated[str, typer.Option(metavar="NAME", help="The array library: numpy, cupy, torch or jax.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line an epoch.")]
+
+
+@app.command()
+@one_line_errors
+def train(
+    data: Data,
+    target: Target = None,
+    hidden: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Units of the hidden layers; '' for none.")
+    ] = "256,128",
+    activation: Annotated[str, typer.Option(metavar="NAME", help="Activation of the hidden layers.")] = "relu",
+    loss: Annotated[str, typer.Option(metavar="NAME", help="auto: cross_entropy for classes, else mse.")] = "auto",
+    optimizer: Annotated[str, typer.Option(metavar="NAME", help="sgd, adam or adamw.")] = "adam",
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Learning rate; the optimizer's own if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows in a step.")] = 64,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the rows.")] = 30,
+    dropout: Annotated[float, typer.Option(metavar="X", help="Share of hidden values dropped while training.")] = 0.2,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Of start values, order, dropout and held-out rows.")
+    ] = 0,
+    backend: BackendName = "numpy",
+    validation: Annotated[float, typer.Option(metavar="X", help="Share of the rows that is held out.")] = 0.2,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the model goes.")] = Path("model.safetensors"),
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the learning curves: .png, .pdf, .svg.")
+    ] = None,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on DATA and write it to a file.
+
+    Text, integers and booleans as a target are classes; float numbers are a quantity.  Features of a file are
+    standardised.  Ctrl-C stops after the current step and saves what has been learnt.
+    """
+    # All that can be wrong is found out before the work begins.
+    library = connect(backend)
+    units = parse_hidden(hidden)
+    rule = resolve(Optimizer, "optimizer", optimizer)
+    if lr is not None:
+        rule = dataclasses.replace(rule, lr=lr)  # type: ignore[type-var]
+    if not 0 <= validation < 1:
+        raise OptionError(f"--validation is {validation}; expected a share of the rows, at least 0 and less than 1")
+    check_place("--output", output)
+    if plot is not None:
+        check_plot(plot)
+    layers: list[Layer] = []
+    for n in units:
+        layers += [Dense(n, activation), Dropout(dropout)] if dropout else [Dense(n, activation)]
+
+    table = read(data, target)
+    if len(table.x) < 2:
+        raise DataError(f"{data} has a single row: expected at least 2")
+    chosen = choose_loss(loss, table)
+    rows, held_out = split(len(table.x), validation, seed)
+    recipe = Recipe.of(table, chosen, rows)
+    x, y = recipe.x(table), recipe.y(table, chosen)
+    trainer = Trainer(network_for(table, recipe, chosen, layers), chosen, rule, seed=seed)
+    xt, yt = library.from_host(x[rows]), library.from_host(y[rows])
+    judged = held_out if len(held_out) else rows
+    xv, yv = library.from_host(x[judged]), library.from_host(y[judged])
+    trainer.build(xt)
+    device = str(library.device(xt))
+    if not (quiet or as_json):
+        typer.echo(
+            f"{data}: {count(len(rows), 'row')} to train on, {len(held_out):,} held out; "
+            f"{count(trainer.layout.size, 'parameter')}; {backend} on {device}"
+        )
+
+    interrupt = Interrupt()
+    report = [Report(recipe.unit)] if not quiet and (sys.stderr.isatty() or not as_json) else []
+    began = time.perf_counter()
+    with interrupt:
+        try:
+            trainer.fit(
+                xt,
+                yt,
+                epochs=epochs,
+                batch_size=batch_size,
+                validation=(xv, yv) if len(held_out) else None,
+                callbacks=[*report, interrupt],
+                progress=False,
+            )
+        except KeyboardInterrupt:
+            interrupt.pressed = True
+        seconds = time.perf_counter() - began
+        interrupted = interrupt.pressed and len(trainer.history) < epochs
+        result: JSON = {
+            **evaluate_rows(trainer, recipe, xv, yv),
+            "seconds": seconds,
+            "backend": backend,
+            "device": device,
+            "data": data,
+            "training_rows": len(rows),
+            "held_out_rows": len(held_out),
+            "epochs": len(trainer.history),
+            "steps": trainer.step_count,
+            "interrupted": interrupted,
+            "parameters": trainer.layout.size,
+            "loss_function": repr(chosen),
+            "optimizer": repr(rule),
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        remembered = {
+            "recipe": dataclasses.asdict(recipe),
+            "source": dataclasses.asdict(Source(table.fingerprint, validation, seed)),
+            "training": result | {"bpnet": __version__},
+        }
+        trainer.save(output, {**trainer.metadata, KEY: remembered})
+        result["output"] = str(output)
+        history = [
+            {name: value * recipe.unit if name.endswith("loss") else value for name, value in record.items()}
+            for record in trainer.history
+        ]
+        if plot is not None and history:
+            draw(history, plot)
+            result["plot"] = str(plot)
+
+    if as_json:
+        print_json(result | {"history": history})
+    else:
+        if interrupted:
+            typer.echo(f"interrupted after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
+        which = "held out" if len(held_out) else "that it was trained on, as none were held out"
+        typer.echo(f"{scores(result)} on {count(len(judged), 'row')} {which}; {seconds:.1f} s of training")
+        typer.echo(f"model: {output}")
+        if "plot" in result:
+            typer.echo(f"learning curves: {plot}")
+    if interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+@one_line_errors
+def evaluate(
+    model: Model,
+    data: Data,
+    target: Target = None,
+    backend: BackendName = "numpy",
+    as_json: AsJSON = False,
+) -> None:
+    """Loss and accuracy of MODEL on DATA.
+
+    On the data it was trained with, only the rows that were held out are used; on any other, all rows.
+    """
+    library = connect(backend)
+    trainer, recipe, source = load(model, library)
+    table = read(data, column(target, recipe, data), features=recipe.features)
+    rows = source.held_out(table)
+    if rows is not None:
+        table = dataclasses.replace(table, x=table.x[rows], y=table.y[rows])
+    x, y = library.from_host(recipe.x(table)), library.from_host(recipe.y(table, trainer.loss))
+    began = time.perf_counter()
+    result = {
+        **evaluate_rows(trainer, recipe, x, y),
+        "seconds": time.perf_counter() - began,
+        "backend": backend,
+        "device": str(library.device(x)),
+        "data": data,
+        "rows": len(table.x),
+        "held_out": rows is not None,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        which = "held out from training" if rows is not None else "all that the data has"
+        typer.echo(f"{scores(result)} on {count(len(table.x), 'row')}, {which}")
+
+
+@app.command()
+@one_line_errors
+def predict(
+    model: Model,
+    data: Data,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a .npy or .csv file instead.")] = None,
+    backend: BackendName = "numpy",
+    as_json: AsJSON = False,
+) -> None:
+    """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers."""
+    library = connect(backend)
+    if output is not None:
+        check_place("--output", output)
+        if output.suffix.lower() not in (".npy", ".csv"):
+            raise OptionError(f"--output is {output}: expected a .npy or .csv file")
+    trainer, recipe, _ = load(model, library)
+    known = recipe.target if data.lower().endswith((".csv", ".parquet")) else None
+    table = read(data, known, features=recipe.features, needs_target=False)
+    x = library.from_host(recipe.x(table))
+    began = time.perf_counter()
+    answers = recipe.answers(library.to_host(trainer.predict(x, batch_size=PART)), trainer.loss)
+    result: JSON = {
+        "rows": len(answers),
+        "seconds": time.perf_counter() - began,
+        "backend": backend,
+        "device": str(library.device(x)),
+        "data": data,
+    }
+    if output is None:
+        if as_json:
+            result["predictions"] = answers.tolist()
+        else:
+            typer.echo("\n".join(",".join(map(str, np.atleast_1d(answer).tolist())) for answer in answers))
+    else:
+        write_answers(output, answers, recipe.target or "prediction")
+        result["output"] = str(output)
+        if not as_json:
+            typer.echo(f"{count(len(answers), 'prediction')} written to {output}")
+    if as_json:
+        print_json(result)
+
+
+@app.command()
+@one_line_errors
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="A file that bpnet train has written.")
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""
+    result = describe_machine() if model is None else describe_model(model)
+    if as_json:
+        print_json(result)
+    elif model is None:
+        show_machine(result)
+    else:
+        show_model(result)
