@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends as backends
     from bpnet import errors as errors
     from bpnet import testing as testing
+    from bpnet.backpropagation import gradient as gradient
     from bpnet.callbacks import Callback as Callback
     from bpnet.callbacks import EarlyStopping as EarlyStopping
     from bpnet.callbacks import History as History
     from bpnet.callbacks import Progress as Progress
     from bpnet.files import load as load
-    from bpnet.backpropagation import gradient as gradient
     from bpnet.layer import Composite as Composite
     from bpnet.layer import Layer as Layer
     from bpnet.layer import Leaf as Leaf

@@ -10,7 +10,7 @@ from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
-from bpnet.layer import Layer, Params, Run
+from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.registry import resolve
@@ -37,6 +37,7 @@ def loss_and_gradient(
     total: Any = float(count)
     if weight is not None:
         total = xp.sum(weight if rows is None else xp.take(weight, rows))
+        total = total + xp.astype(total == 0.0, total.dtype)  # rows of no weight have no loss, not NaN
     taken: dict[str, Any] = {}
 
     def block(number: int, part: Rows) -> tuple[Array, Array]:
@@ -92,7 +93,8 @@ def gradient(
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """
     loss = resolve(Loss, "loss", loss)
-    common(x=x, y=y, theta=theta, sample_weight=sample_weight, buffers=buffers)
+    network = check_layer("network", network)
+    common({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
     backend, x = check_x(x)
     layout = layout_of(network, tuple(x.shape[1:]))
     check_rows(x, layout.in_shape)

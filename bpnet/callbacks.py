@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bpnet.errors import OptionError
+from bpnet.errors import OptionError, RecordError
+from bpnet.options import number, whole
 
 if TYPE_CHECKING:
     from bpnet.trainer import Snapshot, Trainer
@@ -39,7 +40,7 @@ class History:
     def __getitem__(self, name: str) -> list[Any]:
         names = {key for record in self.epochs for key in record}
         if name not in names:
-            raise KeyError(f"{name!r} was not recorded; recorded were {', '.join(sorted(names)) or 'no epochs'}")
+            raise RecordError(f"{name!r} was not recorded; recorded were {', '.join(sorted(names)) or 'no epochs'}")
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:
@@ -68,9 +69,10 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise OptionError(f"patience is {patience!r}; expected a whole number of at least 1")
-        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        if not isinstance(monitor, str):
+            raise OptionError(f"monitor is {monitor!r}; expected the name of a recorded quantity, such as 'val_loss'")
+        self.monitor, self.patience = monitor, whole("patience", patience, 1)
+        self.min_delta = number("min_delta", min_delta, 0.0, math.inf, closed="left")
         self.sign = -1.0 if monitor.endswith("accuracy") else 1.0
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
@@ -98,36 +100,41 @@ class EarlyStopping(Callback):
 
 
 class Progress(Callback):
-    """A bar that fills during an epoch and then leaves the epoch's record; ten times a second at most, never waiting for a device."""
+    """A bar that fills during an epoch and gives way to the epoch's record; off a terminal the records alone.
+
+    Drawn ten times a second at most, never waiting for a device.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
-        self.first = len(trainer.history)
-        self.epochs, self.steps, self.shown = self.first + epochs, steps, 0.0
+        self.epochs, self.steps, self.shown = len(trainer.history) + epochs, steps, 0.0
+        self.terminal = self.stream is not None and self.stream.isatty()
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
         now = time.monotonic()
-        if now - self.shown < 0.1:
+        if not self.terminal or now - self.shown < 0.1:
             return
         self.shown = now
-        width = 30
-        full = width * step // self.steps
-        bar = "━" * full + "─" * (width - full)
-        self._write(f"epoch {len(trainer.history) + 1:>3}/{self.epochs}  {bar}  {step}/{self.steps}")
+        full = 30 * step // self.steps
+        self._write(
+            f"epoch {len(trainer.history) + 1:>3}/{self.epochs}  {'━' * full}{'─' * (30 - full)}  {step}/{self.steps}"
+        )
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         self._write(describe(record) + "\n")
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        self._write("")
+        if self.terminal:
+            self._write("")
 
     def _write(self, text: str) -> None:
-        clear = "\r\x1b[K" if self.stream.isatty() else "" if text.endswith("\n") else "\r"
+        if self.stream is None:
+            return
+        text = "\r\x1b[K" + text if self.terminal else text
         try:
-            self.stream.write(clear + text)
-            self.stream.flush()
+            self.stream.write(text)
         except UnicodeEncodeError:
-            self.stream.write(clear + text.replace("━", "#").replace("─", "-"))
-            self.stream.flush()
+            self.stream.write(text.replace("━", "#").replace("─", "-"))
+        self.stream.flush()

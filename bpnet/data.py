@@ -1,5 +1,7 @@
 """What every public entry point checks of its data, once, before anything is computed."""
 
+from typing import Any
+
 from bpnet.backends import Array, Backend, of
 from bpnet.errors import DataError, DTypeError, ShapeError
 from bpnet.layer import Shape
@@ -38,7 +40,9 @@ def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
     raise ShapeError(f"{name} has rows of shape {shape}, but the network was built for {in_shape}")
 
 
-def check_target(backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Array, name: str = "y") -> Array:
+def check_target(
+    backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Array, name: str = "y", x_name: str = "x"
+) -> Array:
     """`y` as targets for `loss`: labels as int32, anything else in the type of `x` and the shape of the output."""
     xp = backend.xp
     y = backend.adopt(y)
@@ -48,22 +52,21 @@ def check_target(backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Ar
     if not whole and not is_float(backend, y):
         raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64")
     if y.ndim == 0 or y.shape[0] != rows:
-        raise ShapeError(f"x has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
+        raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
         return _labels(backend, xp.reshape(y, (rows,)), shape[0], whole, name)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}")
-    y = xp.astype(y, x.dtype)
-    check_finite(backend, y, name)
+    y = _cast(backend, y, x.dtype, name)
     if loss.probabilities:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
         if loss.labels:
             _check(
                 backend,
                 xp.abs(xp.sum(y, axis=1) - 1.0) < 1e-3,
-                f"{name} does not add up to 1 (one-hot, or probabilities of classes)",
+                f"a row of {name} does not add up to 1 (expected one-hot rows, or probabilities of the classes)",
             )
     return y
 
@@ -77,8 +80,7 @@ def check_weight(backend: Backend, weight: Array | None, x: Array, name: str = "
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
-    weight = backend.xp.astype(weight, x.dtype)
-    check_finite(backend, weight, name)
+    weight = _cast(backend, weight, x.dtype, name)
     _check(backend, weight >= 0.0, f"{name} is negative")
     if float(backend.xp.sum(weight)) == 0.0:
         raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
@@ -100,6 +102,16 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
     xp = backend.xp
     if not bool(xp.isfinite(xp.sum(x))):
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
+
+
+def _cast(backend: Backend, a: Array, dtype: Any, name: str) -> Array:
+    """`a` as finite values of `dtype`."""
+    if not is_whole(backend, a):
+        check_finite(backend, a, name)
+    cast = backend.xp.astype(a, dtype)
+    if a.dtype != dtype and is_float(backend, a):
+        _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
+    return cast
 
 
 def _check(backend: Backend, good: Array, message: str) -> None:

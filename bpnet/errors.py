@@ -27,8 +27,19 @@ class ArrayMismatchError(BpnetError, TypeError):
     """Arrays of different libraries or devices meet, or something that is no array was passed."""
 
 
+class ArgumentError(BpnetError, TypeError):
+    """An argument of another kind than expected: a list where a layer belongs, a class where an instance does."""
+
+
 class OptionError(BpnetError, ValueError):
     """An option has a value outside its range."""
+
+
+def kind_of(value: object) -> str:
+    """What `value` is, for a message: "the class Dense", "None", "of type list"."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 class UnknownNameError(BpnetError, ValueError):
@@ -46,6 +57,12 @@ class MissingExtraError(BpnetError, ImportError):
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f"{what} needs {package}: pip install 'bpnet-xp[{extra}]'")
+
+
+class RecordError(BpnetError, KeyError):
+    """The history has no such quantity."""
+
+    __str__ = Exception.__str__
 
 
 class FileFormatError(BpnetError, ValueError):

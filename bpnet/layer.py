@@ -6,7 +6,6 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Key
-from bpnet.errors import OptionError
-from bpnet.registry import Registered
+from bpnet.registry import Registered, instance
 
 Shape = tuple[int, ...]
 Params = Mapping[str, Any]
@@ -173,13 +171,7 @@ KERNELS: dict[str, Callable[..., Any]] = {}
 """The definitions of all kernels, by name."""
 
 
-def check_range(what: str, value: float, low: float, high: float, closed: str = "both") -> None:
-    """Raise OptionError unless `value` is a number within low ... high; `closed` as of intervals: both, left, right, neither."""
-    good = not isinstance(value, bool) and isinstance(value, (int, float)) and not math.isnan(value)
-    if good:
-        above = value >= low if closed in ("both", "left") else value > low
-        below = value <= high if closed in ("both", "right") else value < high
-        good = above and below
-    if not good:
-        left, right = "[" if closed in ("both", "left") else "(", "]" if closed in ("both", "right") else ")"
-        raise OptionError(f"{what} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")
+def check_layer(what: str, layer: Any) -> Layer:
+    """`layer` where it is one; raises ArgumentError."""
+    hint = "; pass layers one by one: Sequential(*layers)" if isinstance(layer, list | tuple) else ""
+    return instance(Layer, what, layer, "a bpnet layer, such as Dense(10) or Sequential(...)" + hint)

@@ -10,8 +10,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Leaf, Rng, Shape, ShapeRng
+from bpnet.errors import ArgumentError, ShapeError
+from bpnet.layer import Layer, Leaf, Rng, Shape, ShapeRng, check_layer
 
 Path = tuple[str, ...]
 
@@ -108,9 +108,19 @@ class Layout:
         return tree
 
 
-@lru_cache(maxsize=64)
 def layout_of(network: Layer, in_shape: Shape) -> Layout:
     """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit."""
+    try:
+        hash(check_layer("network", network))
+    except TypeError as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
+    return _layout_of(network, tuple(in_shape))
+
+
+@lru_cache(maxsize=64)
+def _layout_of(network: Layer, in_shape: Shape) -> Layout:
     out_shape = network.out_shape(in_shape)
     leaves, groups = [], []
     for path, value in _walk(network.init(ShapeRng(), in_shape)):

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
-from bpnet.layer import check_range
 from bpnet.layout import Layout
+from bpnet.options import flag, number
 from bpnet.registry import Registered
-from bpnet.schedules import Schedule, as_schedule
+from bpnet.schedules import Schedule, at, rate
 
 State = tuple[Array, ...]
 
@@ -31,7 +31,7 @@ class Optimizer(Registered, kind="optimizer"):
 
     def schedule(self, step: int) -> float:
         """The learning rate of the step, the first being 0."""
-        return self.lr(step) if isinstance(self.lr, Schedule) else self.lr
+        return at(self.lr, step)
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
@@ -80,8 +80,9 @@ class SGD(Optimizer):
     names = {"sgd": {}}
 
     def __post_init__(self) -> None:
-        as_schedule(self.lr)
-        check_range("momentum", self.momentum, 0.0, 1.0, closed="left")
+        self._set(lr=rate("lr", self.lr))
+        self._set(momentum=number("momentum", self.momentum, 0.0, 1.0, closed="left"))
+        self._set(nesterov=flag("nesterov", self.nesterov))
         if self.nesterov and self.momentum == 0.0:
             raise OptionError("nesterov=True needs a momentum above 0")
 
@@ -139,10 +140,10 @@ class Adam(Optimizer):
     rule = staticmethod(adam_rule)
 
     def __post_init__(self) -> None:
-        as_schedule(self.lr)
-        check_range("beta1", self.beta1, 0.0, 1.0, closed="left")
-        check_range("beta2", self.beta2, 0.0, 1.0, closed="left")
-        check_range("epsilon", self.epsilon, 0.0, math.inf, closed="neither")
+        self._set(lr=rate("lr", self.lr))
+        self._set(beta1=number("beta1", self.beta1, 0.0, 1.0, closed="left"))
+        self._set(beta2=number("beta2", self.beta2, 0.0, 1.0, closed="left"))
+        self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
 
     def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
         return (lr / (1.0 - self.beta1**step), self.beta1, self.beta2, (1.0 - self.beta2**step) ** 0.5, self.epsilon)
@@ -161,7 +162,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("weight_decay", self.weight_decay, 0.0, math.inf, closed="left")
+        self._set(weight_decay=number("weight_decay", self.weight_decay, 0.0, math.inf, closed="left"))
 
     @property
     def decay(self) -> float:  # type: ignore[override]

@@ -5,10 +5,10 @@ so a user's own layer can be saved and loaded too.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.errors import FileFormatError, UnknownNameError
+from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
 
 S = TypeVar("S", bound="Registered")
 
@@ -31,7 +31,17 @@ class Registered:
             cls.kind = kind
             _classes[kind] = {}
         else:
+            taken = _classes[cls.kind].get(cls.__name__)
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise OptionError(
+                    f"there is a {cls.kind} called {cls.__name__} already, in {taken.__module__}: files name classes, so choose another name"
+                )
             _classes[cls.kind][cls.__name__] = cls
+
+    def _set(self, **values: Any) -> None:
+        """Store checked options in a frozen instance."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
@@ -45,13 +55,9 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
 
 
 def resolve(base: type[S], what: str, value: "str | S") -> S:
-    """An instance of `base` from a name or an instance; raises UnknownNameError with a suggestion, or TypeError."""
-    if isinstance(value, base):
-        return value
-    if isinstance(value, type) and issubclass(value, base):
-        raise TypeError(f"{what} is the class {value.__name__}; expected an instance: {value.__name__}(...)")
+    """An instance of `base` from a name or an instance; raises UnknownNameError with a suggestion, or ArgumentError."""
     if not isinstance(value, str):
-        raise TypeError(f"{what} is a {type(value).__name__}; expected a name or a bpnet {base.kind}")
+        return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     known = catalogue(base)
     if value not in known:
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if _default(cls)))
@@ -59,6 +65,19 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     made = cls(**options)
     assert isinstance(made, base)
     return made
+
+
+def instance(base: type[S], what: str, value: Any, expected: str) -> S:
+    """`value` where it is an instance of `base`; raises ArgumentError."""
+    if isinstance(value, base):
+        made = type(value)
+        if is_dataclass(value) and made.__dataclass_params__.frozen:
+            return value
+        raise ArgumentError(
+            f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
+        )
+    hint = f", {value.__name__}(...)" if isinstance(value, type) and issubclass(value, base) else ""
+    raise ArgumentError(f"{what} is {kind_of(value)}; expected {'an instance' if hint else expected}{hint}")
 
 
 def _default(cls: type[Registered]) -> bool:

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from bpnet.errors import OptionError
-from bpnet.layer import check_range
-from bpnet.registry import Registered
+from bpnet.options import number, whole
+from bpnet.registry import Registered, instance
 
 
 class Schedule(Registered, kind="schedule"):
@@ -23,7 +23,7 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        check_range("lr", self.lr, 0.0, math.inf, closed="left")
+        self._set(lr=number("lr", self.lr, 0.0, math.inf, closed="left"))
 
     def __call__(self, step: int) -> float:
         return self.lr
@@ -41,9 +41,9 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("lr", self.lr, 0.0, math.inf, closed="left")
-        check_range("final", self.final, 0.0, math.inf, closed="left")
-        _check_steps(self.steps)
+        self._set(lr=number("lr", self.lr, 0.0, math.inf, closed="left"))
+        self._set(final=number("final", self.final, 0.0, math.inf, closed="left"))
+        self._set(steps=whole("steps", self.steps, 1))
 
     def __call__(self, step: int) -> float:
         done = min(step / self.steps, 1.0)
@@ -61,19 +61,22 @@ class WarmUp(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        as_schedule(self.lr)
-        _check_steps(self.steps)
+        self._set(lr=rate("lr", self.lr))
+        self._set(steps=whole("steps", self.steps, 1))
 
     def __call__(self, step: int) -> float:
-        after = as_schedule(self.lr)
-        return after(0) * (step + 1) / self.steps if step < self.steps else after(step - self.steps)
+        return at(self.lr, 0) * (step + 1) / self.steps if step < self.steps else at(self.lr, step - self.steps)
 
 
-def as_schedule(lr: float | Schedule) -> Schedule:
-    """`lr` as a schedule, a number as a constant one."""
-    return lr if isinstance(lr, Schedule) else Constant(lr)
+def rate(what: str, value: Any) -> float | Schedule:
+    """A learning rate: a number of at least 0, or a schedule; raises OptionError or ArgumentError."""
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, type) or callable(value):
+        return instance(Schedule, what, value, "a number, or a bpnet schedule such as Cosine(1e-3, steps=1000)")
+    return number(what, value, 0.0, math.inf, closed="left")
 
 
-def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise OptionError(f"steps is {steps!r}; expected a whole number of at least 1")
+def at(lr: float | Schedule, step: int) -> float:
+    """The learning rate of a step, `lr` being a number or a schedule."""
+    return lr(step) if isinstance(lr, Schedule) else lr

@@ -1,15 +1,17 @@
 """Proof of derivatives by finite differences, for the layers of this library and for yours."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends import Array, Backend
+from bpnet.backends import Array, Backend, common
 from bpnet.data import check_target, check_x
-from bpnet.errors import GradientError
-from bpnet.layer import Layer, Run
+from bpnet.errors import ArgumentError, GradientError
+from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import layout_of
 from bpnet.losses import Loss
+from bpnet.options import number, whole
 from bpnet.registry import resolve
 
 STEPS = (1e-4, 1e-5, 1e-6)
@@ -81,6 +83,13 @@ def check_gradients(
     """
     import numpy
 
+    subject = check_layer("the layer", subject)
+    directions = whole("directions", directions, 1)
+    tolerance = number("tolerance", tolerance, 0.0, math.inf, closed="neither")
+    if (y is None) != (loss is None):
+        raise ArgumentError("y and loss belong together: pass both, or neither")
+    if y is not None:
+        common({"x": x, "y": y})
     backend, x = check_x(x)
     host = numpy.random.default_rng(seed)
     layout = layout_of(subject, tuple(x.shape[1:])) if _has_parameters(subject, tuple(x.shape[1:])) else None

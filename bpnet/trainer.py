@@ -1,26 +1,39 @@
-"""The trainer: the one object with state.  All it does is call pure functions, keep their results, and tell callbacks."""
+"""The trainer: the one object with state.  All it does is call pure functions, keep results, and tell callbacks."""
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
+from bpnet.backpropagation import take_rows
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_rows, check_target, check_weight, check_x
-from bpnet.errors import ArrayMismatchError, DivergedError, DTypeError, NotBuiltError, OptionError, ShapeError
-from bpnet.backpropagation import loss_and_gradient, take_rows
-from bpnet.layer import Composite, Layer, Params, Run, check_range
+from bpnet.errors import (
+    ArgumentError,
+    ArrayMismatchError,
+    DivergedError,
+    DTypeError,
+    NotBuiltError,
+    ShapeError,
+    kind_of,
+)
+from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer, clip_by_global_norm
+from bpnet.optimizers import Optimizer
+from bpnet.options import number, whole
 from bpnet.registry import resolve
+from bpnet.steps import Carry, first_not_finite, outputs, scores, training_step
 
-Snapshot = tuple[Array, Array, tuple[Array, ...], int]
-"""Parameters, buffers, optimizer state and step count at one moment."""
+Snapshot = tuple[Carry, int]
+"""Parameters, buffers, optimizer state, and the step count, at one moment."""
+
+Batch = tuple[Array, Array, Array | None, Array | None]
+"""x, y, weight, and the rows to take of them (None: all)."""
 
 
 class Trainer:
@@ -33,7 +46,7 @@ class Trainer:
     optimizer : a name ("adam", "adamw", "sgd") or an `Optimizer`
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
-    threads : processor threads to use at most (NumPy); the result does not depend on it
+    threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
     """
 
     def __init__(
@@ -46,24 +59,18 @@ class Trainer:
         clip_norm: float | None = None,
         threads: int | None = None,
     ) -> None:
-        if not isinstance(network, Layer):
-            raise TypeError(
-                f"network is a {type(network).__name__}; expected a bpnet layer, most often Sequential(...)"
-            )
-        self.network = network
+        self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
         self.optimizer = resolve(Optimizer, "optimizer", optimizer)
-        self.seed = _whole("seed", seed, 0)
-        if clip_norm is not None:
-            check_range("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
-        self.clip_norm = clip_norm
-        self.threads = None if threads is None else _whole("threads", threads, 1)
+        self.seed = whole("seed", seed, 0)
+        self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
+        self.threads = None if threads is None else whole("threads", threads, 1)
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
         self.stop = False
         self.step_count = 0
-        self._backend: Backend | None = None
+        self._built: tuple[Backend, Layout] | None = None
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
@@ -73,46 +80,64 @@ class Trainer:
         Called by the first `fit` or `step`; raises ShapeError where a layer or the loss does not fit.
         """
         backend, x = check_x(x)
-        self._build(backend, x)
+        self._build(backend, self._layout_for(x), x)
         return self
 
-    def _build(self, backend: Backend, x: Array) -> None:
+    def _layout_for(self, x: Array) -> Layout:
+        if self._built is not None:
+            return self._built[1]
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
-        theta, buffers = layout.start(self.seed)
-        device = backend.device(x)
-        self._adopt(
-            backend,
-            layout,
-            backend.from_host(theta, x.dtype, device),
-            backend.from_host(buffers, x.dtype, device),
-            None,
-        )
+        return layout
 
-    def _adopt(
-        self, backend: Backend, layout: Layout, theta: Array, buffers: Array, state: tuple[Array, ...] | None
-    ) -> None:
-        self._backend, self._layout, self.theta, self.buffers = backend, layout, theta, buffers
+    def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
+        device = backend.device(x)
+        theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
         with backend.session(self.threads):
-            self.state = self.optimizer.init(backend, theta) if state is None else state
-        self._step = backend.compile(self._step_function(), donate=True)
-        self._output = backend.compile(self._output_function())
-        self._score = backend.compile(self._score_function())
+            self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
+
+    def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
+        self._built = backend, layout
+        self._carry = carry
+        step = training_step(backend, layout, self.loss, self.optimizer, self.seed, self.clip_norm)
+        self._step = backend.compile(step, donate=True)
+        self._outputs = backend.compile(outputs(backend, layout))
+        self._scores = backend.compile(scores(backend, layout, self.loss))
+
+    def _have(self) -> tuple[Backend, Layout]:
+        if self._built is None:
+            raise NotBuiltError(
+                "the trainer has no parameters yet: they are made from the first data, by fit(x, y) or build(x)"
+            )
+        return self._built
 
     @property
     def backend(self) -> Backend:
         """The library that the parameters belong to."""
-        if self._backend is None:
-            raise NotBuiltError(
-                "the trainer has no parameters yet: they are made from the first data, by fit(x, y) or build(x)"
-            )
-        return self._backend
+        return self._have()[0]
 
     @property
     def layout(self) -> Layout:
         """Where each parameter lies in `theta`."""
-        self.backend  # noqa: B018 - raises where there is none
-        return self._layout
+        return self._have()[1]
+
+    @property
+    def theta(self) -> Array:
+        """All trained parameters, one vector.  It belongs to the trainer: a step may write to it, so copy what must stay."""
+        self._have()
+        return self._carry[0]
+
+    @property
+    def buffers(self) -> Array:
+        """All values that are kept but not trained, one vector."""
+        self._have()
+        return self._carry[1]
+
+    @property
+    def state(self) -> tuple[Array, ...]:
+        """The optimizer's vectors."""
+        self._have()
+        return self._carry[2]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -121,30 +146,37 @@ class Trainer:
 
     @parameters.setter
     def parameters(self, tree: Mapping[str, Any]) -> None:
-        backend, layout = self.backend, self.layout
+        backend, layout = self._have()
+        if not isinstance(tree, Mapping):
+            raise ArgumentError(f"parameters is {kind_of(tree)}; expected a nested dict, as trainer.parameters gives")
         have = {slot.name: slot for slot in layout.parameters}
         given = dict(_flat(tree))
         if given.keys() != have.keys():
             wrong = sorted(given.keys() ^ have.keys())
             raise ShapeError(f"parameters differ from the network's in {', '.join(wrong)}; expected {', '.join(have)}")
         for name, value in given.items():
-            common(**{name: value, "the trainer's parameters": self.theta})
+            shown = "parameters" + "".join(f"[{part!r}]" for part in name.split("."))
+            common({shown: value, "the trainer's parameters": self.theta})
             if tuple(value.shape) != have[name].shape:
-                raise ShapeError(f"{name} has the shape {tuple(value.shape)}; expected {have[name].shape}")
+                raise ShapeError(f"{shown} has the shape {tuple(value.shape)}; expected {have[name].shape}")
             if value.dtype != self.theta.dtype:
-                raise DTypeError(f"{name} holds {value.dtype} values; expected {self.theta.dtype}")
-        self.theta = layout.join(backend, tree)
+                raise DTypeError(f"{shown} holds {value.dtype} values; expected {self.theta.dtype}")
+        theta = backend.copy(backend.adopt(layout.join(backend, tree)))
+        self._carry = (theta, *self._carry[1:])
 
     def snapshot(self) -> Snapshot:
         """A copy of parameters, buffers, optimizer state and step count."""
-        copy = self.backend.copy
-        return copy(self.theta), copy(self.buffers), tuple(copy(s) for s in self.state), self.step_count
+        return self._copy((self.theta, self.buffers, self.state)), self.step_count
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
+        carry, self.step_count = snapshot
+        self._carry = self._copy(carry)
+
+    def _copy(self, carry: Carry) -> Carry:
         copy = self.backend.copy
-        theta, buffers, state, self.step_count = snapshot
-        self.theta, self.buffers, self.state = copy(theta), copy(buffers), tuple(copy(s) for s in state)
+        theta, buffers, state = carry
+        return copy(theta), copy(buffers), tuple(copy(s) for s in state)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -179,25 +211,27 @@ class Trainer:
         callbacks : told after steps and epochs
         progress : a bar on standard error; None shows it where that is a terminal
 
-        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss is
-        no longer finite; the last finite parameters are then kept.
+        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss or a
+        parameter is no longer finite; the last finite parameters are then kept.
         """
-        epochs, batch_size = _whole("epochs", epochs, 1), _whole("batch_size", batch_size, 1)
+        epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
+        told = _check_callbacks(callbacks)
         _, x, y, weight = self._data(x, y, sample_weight)
         held_out = None if validation is None else self._validation(validation)
-        shown = sys.stderr.isatty() if progress is None else progress
-        told = [*([Progress()] if shown else []), *callbacks]
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        if terminal if progress is None else progress:
+            told.insert(0, Progress())
         steps = -(-x.shape[0] // batch_size)
         self.stop = False
         for callback in told:
             callback.on_train_begin(self, epochs, steps)
         try:
             for _ in range(epochs):
+                started = time.perf_counter()
                 record = self._epoch(x, y, weight, batch_size, shuffle, told)
                 if held_out is not None:
-                    scores = self._evaluate(*held_out, None)
-                    record |= {f"val_{name}": value for name, value in scores.items()}
-                record["seconds"] = time.perf_counter() - record["seconds"]
+                    record |= {f"val_{name}": value for name, value in self._evaluate(*held_out, None).items()}
+                record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
                 for callback in told:
                     callback.on_epoch_end(self, record)
@@ -211,95 +245,78 @@ class Trainer:
     def _epoch(
         self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, told: list[Callback]
     ) -> dict[str, Any]:
-        backend, started = self.backend, time.perf_counter()
+        backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
         losses: list[Array] = []
+        totals: list[Array] = []
         with backend.session(self.threads):
-            for i, batch in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
-                losses.append(self._advance(*batch))
+            for i, (bx, by, bw, rows) in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
+                losses.append(self._advance(bx, by, bw, rows))
+                if bw is not None:
+                    totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 for callback in told:
                     callback.on_step_end(self, i + 1)
-        values = backend.fetch(losses)
-        if not all(map(math.isfinite, values)):
+            *values, end = backend.fetch([*losses, xp.sum(self.theta)])
+        if not all(map(math.isfinite, (*values, end))):
             self._diverged(self._batches(x, y, weight, batch_size, shuffle, epoch), before)
-        sizes = [min(batch_size, x.shape[0] - i * batch_size) for i in range(len(values))]
-        mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / x.shape[0]
+        count = x.shape[0]
+        sizes = backend.fetch(totals) or [min(batch_size, count - i * batch_size) for i in range(len(values))]
+        mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
-        return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "seconds": started}
+        return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr}
 
     def _batches(
         self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, epoch: int
-    ) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
-        """The batches of an epoch: x, y, weight, and the rows to take of them (None: all)."""
+    ) -> Iterator[Batch]:
+        """The batches of an epoch."""
         count = x.shape[0]
-        starts = range(0, count, batch_size)
+        parts = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         if not shuffle:
-            for start in starts:
-                part = (start, min(start + batch_size, count))
+            for part in parts:
                 bx, by, bw = take_rows(self.backend, (x, y, weight), part, None)
                 yield bx, by, bw, None
             return
         import numpy
 
-        order = numpy.random.default_rng((self.seed, epoch)).permutation(count)
+        drawn = numpy.random.default_rng((self.seed, epoch)).permutation(count)
         index = self.backend.xp.int64 if count >= 2**31 else self.backend.xp.int32
-        order = self.backend.from_host(order, index, self.backend.device(x))
-        for start in starts:
-            yield x, y, weight, order[start : min(start + batch_size, count)]
+        order = self.backend.from_host(drawn, index, self.backend.device(x))
+        for start, stop in parts:
+            yield x, y, weight, order[start:stop]
 
     def _advance(self, x: Array, y: Array, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
         lr = self.optimizer.schedule(self.step_count)
-        carry = (self.theta, self.buffers, self.state)
-        (self.theta, self.buffers, self.state), value = self._step(carry, x, y, weight, rows, lr, self.step_count + 1)
+        self._carry, value = self._step(self._carry, x, y, weight, rows, lr, self.step_count + 1)
         self.step_count += 1
         return value
 
-    def _step_function(self) -> Callable[..., Any]:
-        backend, layout, loss, optimizer = self.backend, self._layout, self.loss, self.optimizer
-        seed, clip_norm = self.seed, self.clip_norm
-        seen: list[Any] = [
-            None,
-            None,
-            None,
-        ]  # theta, buffers, and their views: made anew only where the vectors are others
-
-        def step(carry: Any, x: Array, y: Array, weight: Array | None, rows: Array | None, lr: Any, number: Any) -> Any:
-            theta, buffers, state = carry
-            if backend.traces or seen[0] is not theta or seen[1] is not buffers:
-                p = layout.views(backend, theta, buffers)
-                if not backend.traces:
-                    seen[:] = theta, buffers, p
-            else:
-                p = seen[2]
-            value, grad, taken = loss_and_gradient(backend, layout, loss, p, x, y, weight, rows, (seed, number))
-            if clip_norm is not None:
-                grad = clip_by_global_norm(backend, grad, clip_norm)
-            theta, state = optimizer.update(backend, layout, theta, grad, state, lr, number, donate=True)
-            if taken:
-                buffers = layout.join_buffers(backend, taken, buffers)
-            return (theta, buffers, state), value
-
-        return step
-
-    def _diverged(self, batches: Iterator[tuple[Array, Array, Array | None, Array | None]], before: Snapshot) -> None:
-        """Repeat the epoch up to the step whose loss is not finite, stay before it, and say where it began."""
-        backend = self.backend
+    def _diverged(self, batches: Iterator[Batch], before: Snapshot) -> None:
+        """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
+        backend, xp = self.backend, self.backend.xp
         self.restore(before)
         with backend.session(self.threads):
             for x, y, weight, rows in batches:
                 last = self.snapshot()
-                if math.isfinite(float(self._advance(x, y, weight, rows))):
+                value = self._advance(x, y, weight, rows)
+                if all(map(math.isfinite, backend.fetch([value, xp.sum(self.theta)]))):
                     continue
+                after = self.layout.views(backend, self.theta, self.buffers)
                 self.restore(last)
-                some = x if rows is None else backend.xp.take(x, rows, axis=0)
+                some = x if rows is None else xp.take(x, rows, axis=0)
                 run = Run(backend, True, (self.seed, self.step_count + 1, 0))
                 p = self.layout.views(backend, self.theta, self.buffers)
-                where = _first_not_finite(run, self.network, p, some) or "the loss"
+                where = first_not_finite(run, self.network, p, some)
+                if where is None and math.isfinite(float(value)):
+                    where = first_not_finite(run, self.network, after, some)
                 raise DivergedError(
-                    f"training diverged at step {self.step_count + 1}: {where} is no longer finite. "
+                    f"training diverged at step {self.step_count + 1}: {where or 'the loss'} is no longer finite. "
                     "The parameters from before that step were kept; try a smaller learning rate or clip_norm=1.0"
                 )
+        self.restore(before)
+        raise DivergedError(
+            "training diverged, though not when repeated; the parameters from before the epoch were kept"
+        )
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
@@ -310,7 +327,7 @@ class Trainer:
 
         `batch_size` bounds the rows that are computed at a time.
         """
-        self.backend  # noqa: B018 - raises where there are no parameters
+        self._have()
         _, x, y, weight = self._data(x, y, sample_weight)
         return self._evaluate(x, y, weight, batch_size)
 
@@ -319,72 +336,27 @@ class Trainer:
 
         `batch_size` bounds the rows that are computed at a time.
         """
-        self.backend  # noqa: B018 - raises where there are no parameters
+        self._have()
         backend, x = self._rows(x, "x")
+        theta, buffers, _ = self._carry
         with backend.session(self.threads):
             parts = [
-                self._output(self.theta, self.buffers, take_rows(backend, (x,), part, None)[0])
-                for part in self._parts(x, batch_size)
+                self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
+                for part in _parts(x.shape[0], batch_size)
             ]
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
 
-    def _parts(self, x: Array, batch_size: int | None) -> list[Rows]:
-        count = x.shape[0]
-        size = count if batch_size is None else _whole("batch_size", batch_size, 1)
-        return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-    def _output_function(self) -> Callable[..., Array]:
-        backend, layout = self.backend, self._layout
-
-        def outputs(theta: Array, buffers: Array, x: Array) -> Array:
-            p = layout.views(backend, theta, buffers)
-
-            def block(number: int, part: Rows) -> Array:
-                (bx,) = take_rows(backend, (x,), part, None)
-                return layout.network.forward(Run(backend), p, bx)[0]
-
-            parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-            return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
-
-        return outputs
-
-    def _score_function(self) -> Callable[..., Any]:
-        backend, layout, loss = self.backend, self._layout, self.loss
-
-        def score(
-            theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
-        ) -> tuple[Array, Array | None]:
-            """This part's share of the loss, and the weight of the rows that are right."""
-            p = layout.views(backend, theta, buffers)
-
-            def block(number: int, part: Rows) -> tuple[Array, Array | None]:
-                run = Run(backend)
-                bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-                output, _ = layout.network.forward(run, p, bx)
-                right = loss.correct(run, output, by)
-                if right is not None:
-                    right = backend.xp.sum(right if bw is None else right * bw)
-                return loss(run, output, by, bw, total)[0], right
-
-            parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-            value, right = parts[0]
-            for more, some in parts[1:]:
-                value, right = value + more, None if right is None else right + some
-            return value, right
-
-        return score
-
     def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
-        backend = self.backend
+        backend, (theta, buffers, _) = self.backend, self._carry
         with backend.session(self.threads):
             total = float(x.shape[0]) if weight is None else float(backend.xp.sum(weight))
-            scores = []
-            for part in self._parts(x, batch_size):
+            found = []
+            for part in _parts(x.shape[0], batch_size):
                 bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-                scores.append(self._score(self.theta, self.buffers, bx, by, bw, total))
-        result = {"loss": sum(backend.fetch([value for value, _ in scores]))}
-        if scores[0][1] is not None:
-            result["accuracy"] = sum(backend.fetch([right for _, right in scores])) / total
+                found.append(self._scores(theta, buffers, bx, by, bw, total))
+            result = {"loss": sum(backend.fetch([value for value, _ in found]))}
+            if found[0][1] is not None:
+                result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
         return result
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -399,48 +371,58 @@ class Trainer:
     # ---- checks -------------------------------------------------------------------------------------------------
 
     def _rows(self, x: Array, name: str) -> tuple[Backend, Array]:
-        """`x` checked against the parameters."""
-        if self._backend is not None:
-            try:
-                common(**{name: x, "the parameters": self.theta})
-            except ArrayMismatchError as error:
-                raise ArrayMismatchError(
-                    f"{error}. The trainer's parameters stay where the first data was; bp.load(path, like=x) moves a saved model"
-                ) from None
+        """`x` checked by itself and against the parameters."""
         backend, converted = check_x(x, name)
-        if self._backend is None:
+        if self._built is None:
             return backend, converted
-        check_rows(converted, self._layout.in_shape, name)
-        if converted.dtype != self.theta.dtype:
-            if converted is not x and x.dtype != converted.dtype:  # whole numbers follow the parameters
-                return backend, backend.xp.astype(converted, self.theta.dtype)
-            raise DTypeError(
-                f"{name} holds {converted.dtype} values, but the parameters {self.theta.dtype}: convert {name}"
-            )
-        return backend, converted
+        theta = self._carry[0]
+        try:
+            common({name: converted, "the trainer's parameters": theta})
+        except ArrayMismatchError as error:
+            raise ArrayMismatchError(f"{error}; bp.load(path, like={name}) brings a saved model there") from None
+        check_rows(converted, self._built[1].in_shape, name)
+        if converted.dtype == theta.dtype:
+            return backend, converted
+        if x.dtype != converted.dtype:  # whole numbers follow the parameters
+            return backend, backend.xp.astype(x, theta.dtype)
+        raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {theta.dtype}: convert {name}")
 
     def _data(
-        self, x: Array, y: Array, weight: Array | None, prefix: str = ""
+        self, x: Array, y: Array, weight: Array | None, names: tuple[str, str, str] = ("x", "y", "sample_weight")
     ) -> tuple[Backend, Array, Array, Array | None]:
-        names = (f"{prefix}x", f"{prefix}y", f"{prefix}sample_weight")
-        common(**dict(zip(names, (x, y, weight), strict=True)))
-        backend, x = self._rows(x, names[0])
-        if self._backend is None:
-            self._build(backend, x)
-        y = check_target(backend, self.loss, self._layout.out_shape, x, y, names[1])
-        return backend, x, y, check_weight(backend, weight, x, names[2])
+        """The data checked, and parameters made for it where there are none."""
+        backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
+        with backend.session(self.threads):
+            _, x = self._rows(x, names[0])
+            layout = self._layout_for(x)
+            y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0])
+            weight = check_weight(backend, weight, x, names[2])
+        if self._built is None:
+            self._build(backend, layout, x)
+        return backend, x, y, weight
 
-    def _validation(self, validation: Sequence[Array]) -> tuple[Array, Array, Array | None]:
-        if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
-            raise ShapeError("validation is not (x, y) or (x, y, sample_weight)")
+    def _validation(self, validation: Any) -> tuple[Array, Array, Array | None]:
+        if not isinstance(validation, tuple | list):
+            raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
+        if len(validation) not in (2, 3):
+            raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
-        return self._data(x, y, weight, "validation ")[1:]
+        return self._data(x, y, weight, ("validation[0]", "validation[1]", "validation[2]"))[1:]
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
-        raise OptionError(f"{name} is {value!r}; expected a whole number of at least {least}")
-    return int(value.__index__())
+def _parts(count: int, batch_size: int | None) -> list[Rows]:
+    size = count if batch_size is None else whole("batch_size", batch_size, 1)
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _check_callbacks(callbacks: Any) -> list[Callback]:
+    if not isinstance(callbacks, list | tuple):
+        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of callbacks")
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
+            raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
+    return list(callbacks)
 
 
 def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -449,27 +431,3 @@ def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
             yield from _flat(value, (*path, name))
         else:
             yield ".".join((*path, name)), value
-
-
-def _first_not_finite(run: Run, layer: Layer, p: Params, x: Array, path: str = "") -> str | None:
-    """The first layer, in the order of the forward pass, whose parameters or output are not finite."""
-    xp = run.xp
-
-    def finite(a: Array) -> bool:
-        return bool(xp.all(xp.isfinite(a)))
-
-    from bpnet.layers.composition import Sequential
-
-    if isinstance(layer, Sequential):
-        for name, child in layer.children:
-            at = run.at(name) if child.stochastic else run
-            found = _first_not_finite(at, child, p[name], x, f"{path}.{name}" if path else name)
-            if found:
-                return found
-            x = child.forward(at, p[name], x)[0]
-        return None
-    where = f"layer {path!r} ({layer})" if path else str(layer)
-    for name, value in [] if isinstance(layer, Composite) else p.items():
-        if not finite(value):
-            return f"{name} of {where}"
-    return None if finite(layer.forward(run, p, x)[0]) else f"the output of {where}"

@@ -5,13 +5,14 @@ own that follows the Array API standard works through the defaults of `Backend`.
 """
 
 import importlib
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import array_api_compat
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArrayMismatchError, MissingExtraError, UnknownNameError
+from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, UnknownNameError, kind_of
 
 __all__ = ["NAMES", "Array", "Backend", "common", "get", "of"]
 
@@ -24,6 +25,8 @@ _by_type: dict[type, Backend] = {}
 
 def get(name: str) -> Backend:
     """The backend of the library called `name`: "numpy", "cupy", "torch" or "jax"."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"the name of a backend is {kind_of(name)}; expected one of {', '.join(NAMES)}")
     if name in _by_name:
         return _by_name[name]
     if name not in NAMES:
@@ -77,22 +80,21 @@ def _find(array: Array, name: str) -> Backend:
     if not array_api_compat.is_array_api_obj(array):
         hint = f"{name}.to_numpy()" if hasattr(array, "to_numpy") else f"numpy.asarray({name})"
         raise ArrayMismatchError(
-            f"{name} is a {type(array).__name__}; expected an array of NumPy, CuPy, PyTorch, JAX or another library "
+            f"{name} is {kind_of(array)}; expected an array of NumPy, CuPy, PyTorch, JAX or another library "
             f"that follows the Array API standard, for example {hint}"
         )
     xp: ModuleType = array_api_compat.array_namespace(array)
     return _by_name.setdefault(xp.__name__, Backend(xp))
 
 
-def common(**arrays: Any) -> Backend:
-    """The one backend of all the named arrays; those that are None are passed over.
+def common(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxyType({})) -> Backend:
+    """The one backend of all the named arrays; of the `optional` ones, those that are None are passed over.
 
     Raises ArrayMismatchError where they come from different libraries or lie on different devices.
     """
-    named = [(name, array) for name, array in arrays.items() if array is not None]
-    first_name, first = named[0]
+    (first_name, first), *others = arrays.items()
     backend = of(first, first_name)
-    for name, array in named[1:]:
+    for name, array in (*others, *((n, a) for n, a in optional.items() if a is not None)):
         other = of(array, name)
         if other is not backend:
             raise ArrayMismatchError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet import backends
 from bpnet.backends import Array
 from bpnet.callbacks import History
-from bpnet.errors import BpnetError, FileFormatError
+from bpnet.errors import ArgumentError, BpnetError, FileFormatError, kind_of
 from bpnet.layout import layout_of
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
@@ -27,20 +27,20 @@ FORMAT = 1
 def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> None:
     """Write `trainer` to `path`; the file is complete or not there at all.
 
-    Raises NotBuiltError before the first fit, and TypeError where `metadata` is not JSON.
+    Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and OSError.
     """
     import numpy
     from safetensors.numpy import save as to_bytes
 
     backend, layout = trainer.backend, trainer.layout
-    theta, buffers = numpy.asarray(backend.to_host(trainer.theta)), numpy.asarray(backend.to_host(trainer.buffers))
+    theta, buffers = backend.to_host(trainer.theta), backend.to_host(trainer.buffers)
     tensors = {}
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
             part = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
-            tensors[f"{prefix}.{slot.name}"] = numpy.ascontiguousarray(part)
+            tensors[f"{prefix}.{slot.name}"] = numpy.array(part)
     for i, vector in enumerate(trainer.state):
-        tensors[f"optimizer.{i}"] = numpy.ascontiguousarray(backend.to_host(vector))
+        tensors[f"optimizer.{i}"] = numpy.array(backend.to_host(vector))
     description = {
         "format": FORMAT,
         "network": describe(trainer.network),
@@ -51,9 +51,13 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         "clip_norm": trainer.clip_norm,
         "step_count": trainer.step_count,
         "history": trainer.history.epochs,
-        "metadata": dict(metadata),
+        "metadata": _mapping(metadata),
     }
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     data = to_bytes(tensors, metadata={"bpnet": json.dumps(description)})
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -61,6 +65,26 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         os.replace(part_file, path)
     finally:
         part_file.unlink(missing_ok=True)
+
+
+def _mapping(metadata: Any) -> Any:
+    if not isinstance(metadata, Mapping):
+        raise ArgumentError(f"metadata is {kind_of(metadata)}; expected a dict")
+    return _plain("metadata", metadata)
+
+
+def _plain(what: str, value: Any) -> Any:
+    """`value` where JSON can hold it and give it back; raises ArgumentError."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ArgumentError(f"{what} has the key {key!r}; expected text, which is all that JSON can hold there")
+        return {key: _plain(f"{what}[{key!r}]", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{what}[{i}]", item) for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
 def load(path: str | Path, like: Array | None = None) -> Trainer:
@@ -71,6 +95,10 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
 
     Raises FileNotFoundError, or FileFormatError where the file is no bpnet model or is damaged.
     """
+    backend = backends.get("numpy") if like is None else backends.of(like, "like")
+    device = None if like is None else backend.device(like)
+    if not isinstance(path, str | Path):
+        raise ArgumentError(f"path is {kind_of(path)}; expected the name of a file")
     path = Path(path)
     description, tensors = _read(path)
     try:
@@ -81,11 +109,9 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
         state = tuple(tensors[f"optimizer.{i}"] for i in range(sum(name.startswith("optimizer.") for name in tensors)))
         if any(vector.shape != theta.shape for vector in state):
             raise FileFormatError("the optimizer's state does not fit the parameters")
-        backend = backends.get("numpy") if like is None else backends.of(like, "like")
-        device = None if like is None else backend.device(like)
         dtype = getattr(backend.xp, str(theta.dtype))
         own = [backend.from_host(vector, dtype, device) for vector in (theta, buffers, *state)]
-        trainer._adopt(backend, layout, own[0], own[1], tuple(own[2:]))
+        trainer._adopt(backend, layout, (own[0], own[1], tuple(own[2:])))
         if len(trainer.optimizer.init(backend, own[0])) != len(state):
             raise FileFormatError("the optimizer's state does not fit the optimizer")
         return trainer

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
-from bpnet.layer import Layer, Params, Run, check_range
+from bpnet.layer import Layer, Params, Run
+from bpnet.options import flag, number
 
 
 class Activation(Layer):
@@ -118,7 +119,7 @@ class LeakyReLU(Activation):
     gain = 2.0
 
     def __post_init__(self) -> None:
-        check_range("slope", self.slope, 0.0, 1.0, closed="left")
+        self._set(slope=number("slope", self.slope, 0.0, 1.0, closed="left"))
 
     def value(self, b: Backend, z: Array) -> Array:
         return b.xp.maximum(z, self.slope * z)
@@ -140,6 +141,9 @@ class GELU(Activation):
     names = {"gelu": {}, "gelu_tanh": {"approximate": True}}
     keeps = "input"
     gain = 2.0
+
+    def __post_init__(self) -> None:
+        self._set(approximate=flag("approximate", self.approximate))
 
     def value(self, b: Backend, z: Array) -> Array:
         if self.approximate:
@@ -197,7 +201,7 @@ class ELU(Activation):
     gain = 2.0
 
     def __post_init__(self) -> None:
-        check_range("alpha", self.alpha, 0.0, math.inf, closed="neither")
+        self._set(alpha=number("alpha", self.alpha, 0.0, math.inf, closed="neither"))
 
     def value(self, b: Backend, z: Array) -> Array:
         xp = b.xp

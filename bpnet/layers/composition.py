@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
-from bpnet.layer import Composite, Layer, Params, Rng, Run, Shape
+from bpnet.layer import Composite, Layer, Params, Rng, Run, Shape, check_layer
 
 
 @dataclass(frozen=True, init=False)
@@ -23,7 +23,7 @@ class Sequential(Composite):
         if not layers:
             raise OptionError("Sequential() has no layers; expected at least one")
         for i, layer in enumerate(layers):
-            _check_layer(f"layer {i} of Sequential", layer)
+            check_layer(f"layer {i} of Sequential", layer)
         object.__setattr__(self, "layers", layers)
 
     @cached_property
@@ -75,7 +75,7 @@ class Residual(Composite):
     inner: Layer
 
     def __post_init__(self) -> None:
-        _check_layer("the inner layer of Residual", self.inner)
+        check_layer("the inner layer of Residual", self.inner)
 
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
@@ -102,10 +102,3 @@ class Residual(Composite):
         at = run.at("inner") if self.inner.stochastic else run
         dx, grads = self.inner.backward(at, p["inner"], cache[0], dy, need_dx)
         return (dy + dx if need_dx else None), {"inner": grads}
-
-
-def _check_layer(what: str, layer: Any) -> None:
-    if isinstance(layer, type) and issubclass(layer, Layer):
-        raise TypeError(f"{what} is the class {layer.__name__}; expected an instance: {layer.__name__}(...)")
-    if not isinstance(layer, Layer):
-        raise TypeError(f"{what} is a {type(layer).__name__}; expected a bpnet layer")

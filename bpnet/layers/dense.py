@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import ShapeError
 from bpnet.layer import Layer, Params, Rng, Run, Shape, kernel
 from bpnet.layers.activation import Activation
+from bpnet.options import flag, whole
 from bpnet.registry import resolve
 
 
@@ -29,8 +30,7 @@ class Dense(Layer):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 1:
-            raise OptionError(f"units is {self.units!r}; expected a whole number of at least 1")
+        self._set(units=whole("units", self.units, 1), bias=flag("bias", self.bias))
         _ = self.function
 
     @cached_property

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.layer import Layer, Params, Run, check_range
+from bpnet.layer import Layer, Params, Run
+from bpnet.options import number
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Dropout(Layer):
     stochastic = True
 
     def __post_init__(self) -> None:
-        check_range("rate", self.rate, 0.0, 1.0, closed="left")
+        self._set(rate=number("rate", self.rate, 0.0, 1.0, closed="left"))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:

@@ -6,7 +6,8 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, check_range
+from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.options import number
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class BatchNorm(Layer):
     couples_rows = True
 
     def __post_init__(self) -> None:
-        check_range("momentum", self.momentum, 0.0, 1.0)
-        check_range("epsilon", self.epsilon, 0.0, math.inf, closed="neither")
+        self._set(momentum=number("momentum", self.momentum, 0.0, 1.0))
+        self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if not in_shape:

@@ -1,0 +1,48 @@
+"""Checks of options, each returning the plain value: a NumPy number becomes a Python one, so that it can be saved."""
+
+import math
+import operator
+from typing import Any
+
+from bpnet.errors import OptionError
+
+
+def number(what: str, value: Any, low: float, high: float, closed: str = "both") -> float:
+    """`value` as a float within low ... high; `closed` as of intervals: both, left, right or neither.
+
+    Raises OptionError.
+    """
+    left, right = "[" if closed in ("both", "left") else "(", "]" if closed in ("both", "right") else ")"
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        plain = float(value)
+    except (TypeError, ValueError):
+        plain = math.nan
+    above = plain >= low if left == "[" else plain > low
+    below = plain <= high if right == "]" else plain < high
+    if not (above and below):
+        raise OptionError(f"{what} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")
+    return plain
+
+
+def whole(what: str, value: Any, least: int) -> int:
+    """`value` as an int of at least `least`; raises OptionError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        plain = operator.index(value)
+    except TypeError:
+        plain = least - 1
+    if plain < least:
+        raise OptionError(f"{what} is {value!r}; expected a whole number of at least {least}")
+    return plain
+
+
+def flag(what: str, value: Any) -> bool:
+    """`value` as True or False; raises OptionError."""
+    if value is True or value is False:
+        return bool(value)
+    if type(value).__name__ in ("bool", "bool_"):  # NumPy's
+        return bool(value)
+    raise OptionError(f"{what} is {value!r}; expected True or False")

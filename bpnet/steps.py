@@ -1,0 +1,112 @@
+"""What a trainer repeats, as pure functions of arrays: a training step, the outputs, the scores.
+
+Each is made once for a network, so a backend can compile it; only arrays and numbers cross its border.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from bpnet.backends import Array, Backend
+from bpnet.backends.base import Rows
+from bpnet.backpropagation import loss_and_gradient, take_rows
+from bpnet.layer import Composite, Layer, Params, Run
+from bpnet.layers.composition import Sequential
+from bpnet.layout import Layout
+from bpnet.losses import Loss
+from bpnet.optimizers import Optimizer, clip_by_global_norm
+
+Carry = tuple[Array, Array, tuple[Array, ...]]
+"""What goes from step to step: parameters, buffers, the optimizer's state."""
+
+
+def training_step(
+    backend: Backend, layout: Layout, loss: Loss, optimizer: Optimizer, seed: int, clip_norm: float | None
+) -> Callable[..., tuple[Carry, Array]]:
+    """step(carry, x, y, weight, rows, lr, number) -> carry, loss; the carry that is passed in is given up."""
+    last: list[Any] = [None, None, None]  # theta, buffers, and their views, which hold while the vectors are the same
+
+    def views(theta: Array, buffers: Array) -> Params:
+        if backend.traces:
+            return layout.views(backend, theta, buffers)
+        if last[0] is not theta or last[1] is not buffers:
+            last[:] = theta, buffers, layout.views(backend, theta, buffers)
+        p: Params = last[2]
+        return p
+
+    def step(
+        carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, lr: Any, number: Any
+    ) -> tuple[Carry, Array]:
+        theta, buffers, state = carry
+        p = views(theta, buffers)
+        value, grad, taken = loss_and_gradient(backend, layout, loss, p, x, y, weight, rows, (seed, number))
+        if clip_norm is not None:
+            grad = clip_by_global_norm(backend, grad, clip_norm)
+        if taken:
+            buffers = layout.join_buffers(backend, taken, buffers)
+        theta, state = optimizer.update(backend, layout, theta, grad, state, lr, number, donate=True)
+        return (theta, buffers, state), value
+
+    return step
+
+
+def outputs(backend: Backend, layout: Layout) -> Callable[[Array, Array, Array], Array]:
+    """outputs(theta, buffers, x): what the network gives for the rows of x."""
+
+    def function(theta: Array, buffers: Array, x: Array) -> Array:
+        p = layout.views(backend, theta, buffers)
+
+        def block(number: int, part: Rows) -> Array:
+            (bx,) = take_rows(backend, (x,), part, None)
+            return layout.network.forward(Run(backend), p, bx)[0]
+
+        parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
+        return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+
+    return function
+
+
+def scores(backend: Backend, layout: Layout, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
+    """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of those that are right."""
+
+    def function(
+        theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
+    ) -> tuple[Array, Array | None]:
+        p = layout.views(backend, theta, buffers)
+
+        def block(number: int, part: Rows) -> tuple[Array, Array | None]:
+            run = Run(backend)
+            bx, by, bw = take_rows(backend, (x, y, weight), part, None)
+            output, _ = layout.network.forward(run, p, bx)
+            right = loss.correct(run, output, by)
+            if right is not None:
+                right = backend.xp.sum(right if bw is None else right * bw)
+            return loss(run, output, by, bw, total)[0], right
+
+        parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
+        value, right = parts[0]
+        for more, some in parts[1:]:
+            value, right = value + more, None if right is None else right + some
+        return value, right
+
+    return function
+
+
+def first_not_finite(run: Run, layer: Layer, p: Params, x: Array, path: str = "") -> str | None:
+    """The first layer, in the order of the forward pass, whose parameters or output are not finite."""
+    if isinstance(layer, Sequential):
+        for name, child in layer.children:
+            at = run.at(name) if child.stochastic else run
+            found = first_not_finite(at, child, p[name], x, f"{path}.{name}" if path else name)
+            if found:
+                return found
+            x = child.forward(at, p[name], x)[0]
+        return None
+    where = f"layer {path!r}, {layer}" if path else str(layer)
+    for name, value in [] if isinstance(layer, Composite) else p.items():
+        if not _finite(run, value):
+            return f"{name} of {where}"
+    return None if _finite(run, layer.forward(run, p, x)[0]) else f"the output of {where}"
+
+
+def _finite(run: Run, a: Array) -> bool:
+    return bool(run.xp.all(run.xp.isfinite(a)))
