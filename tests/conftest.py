@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # JAX reads these when it is imported: double precision, and products as exact as the other libraries' on any processor.
@@ -19,12 +20,15 @@ MAKERS = {  # the library's module, and its function that makes an array of a Nu
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),
     "strict": ("array_api_strict", "asarray"),
+    "strict-device": ("array_api_strict", "asarray"),
     "torch": ("torch", "tensor"),
     "jax": ("jax.numpy", "asarray"),
     "jax-jit": ("jax.numpy", "asarray"),
     "cupy": ("cupy", "asarray"),
 }
-MEMBERS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS]
+MEMBERS = [
+    pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS if name != "strict-device"
+]
 
 
 class Library:
@@ -40,6 +44,12 @@ class Library:
             pytest.skip("no CUDA device")
         self.name = name
         self._make = getattr(self.module, maker)
+        if name.startswith("strict"):  # nor what a compiler can't do: shapes that depend on values
+            self.module.set_array_api_strict_flags(
+                api_version="2024.12", boolean_indexing=False, data_dependent_shapes=False
+            )
+        if name == "strict-device":  # a second device, which refuses to meet arrays of the first
+            self._make = partial(self._make, device=self.module.Device("device1"))
         self.seam: bp.backends.Backend = bp.backends.of(self._make(np.zeros(1)))
         self.xp = self.seam.xp
         self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
@@ -56,11 +66,24 @@ class Library:
 
     def host(self, x: Any) -> Any:
         """The values of `x` as a NumPy array."""
-        return x.get() if self.name == "cupy" else np.array(x)
+        if self.name == "strict-device":
+            x = self.module.asarray(x, device=self.module.Device("CPU_DEVICE"))
+        return x.get() if self.name == "cupy" else np.asarray(x).copy()
 
     def dtype(self, x: Any) -> str:
         """The name of the type of the elements: "float32"."""
         return next(name for name, dtype in self.dtypes.items() if x.dtype == dtype)
+
+    def close(self, actual: Any, expected: Any, rtol: float | None = None) -> None:
+        """Assert that an array of this library equals a float64 NumPy array to within what its type can tell.
+
+        The tolerances are relative to the largest entry, so that an entry that cancels to almost 0 may differ.
+        """
+        single = self.dtype(actual) == "float32"
+        rtol = rtol or (1.3e-6 if single else 1e-12)
+        largest = float(np.max(np.abs(expected), initial=0.0))
+        atol = max(1e-5 if single else 0.0, rtol * largest)
+        np.testing.assert_allclose(self.host(actual), expected, rtol=rtol, atol=atol)
 
     def call(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(*arrays) as the trainer would call it: compiled where the library compiles."""

@@ -1,0 +1,301 @@
+"""Every layer: right by finite differences, by PyTorch's autograd, and the same on every array library."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.errors import OptionError, ShapeError
+
+KEY = (7, 1, 0)
+
+
+class Case(NamedTuple):
+    """A layer, the shape of an input, and the layer's forward in PyTorch: oracle(torch, p, x, run) -> y."""
+
+    layer: bp.Layer
+    shape: tuple[int, ...]
+    oracle: Callable[..., Any]
+    training: bool = True
+
+
+def dense(t, p, x, run=None):
+    return t.nn.functional.linear(x, p["weight"].T, p.get("bias"))
+
+
+def dropout(t, p, x, run):
+    return x * t.tensor(run.keep_mask(tuple(x.shape), 0.75, like=np.zeros(1)))
+
+
+def batch_norm(t, p, x, run):
+    rows = x.reshape(-1, x.shape[-1])
+    mean, var = (None, None) if run.training else (p["mean"].detach(), p["var"].detach())
+    y = t.nn.functional.batch_norm(rows, mean, var, p["scale"], p["shift"], run.training, eps=1e-3)
+    return y.reshape(x.shape)
+
+
+def network(t, p, x, run):
+    x = t.tanh(dense(t, p["1"], x.reshape(x.shape[0], -1)))
+    x = batch_norm(t, p["2"], x, run)
+    x = dropout(t, {}, x, run.at("3")) if run.training else x
+    x = x + t.nn.functional.gelu(dense(t, p["4"]["inner"]["0"], x))
+    return t.softmax(dense(t, p["5"], x), -1)
+
+
+NETWORK = bp.Sequential(
+    bp.Flatten(),
+    bp.Dense(4, "tanh"),
+    bp.BatchNorm(epsilon=1e-3),
+    bp.Dropout(0.25),
+    bp.Residual(bp.Sequential(bp.Dense(4, "gelu"))),
+    bp.Dense(3, bp.Softmax()),
+)
+
+# Few different shapes, since JAX compiles every operation anew for each.
+LAYERS = {
+    "dense": Case(bp.Dense(3), (6, 4), dense),
+    "dense without bias": Case(bp.Dense(3, bias=False), (6, 4), dense),
+    "dense, one row": Case(bp.Dense(3, "tanh"), (1, 4), lambda t, p, x, run: t.tanh(dense(t, p, x))),
+    "dense of rows of 2 axes": Case(bp.Dense(3, "tanh"), (3, 2, 4), lambda t, p, x, run: t.tanh(dense(t, p, x))),
+    "dense of rows of 3 axes": Case(bp.Dense(3), (3, 1, 2, 4), dense),
+    "dense, softmax": Case(bp.Dense(3, "softmax"), (6, 4), lambda t, p, x, run: t.softmax(dense(t, p, x), -1)),
+    "dropout": Case(bp.Dropout(0.25), (6, 4), dropout),
+    "dropout of rows of 2 axes": Case(bp.Dropout(0.25), (3, 2, 4), dropout),
+    "dropout of nothing": Case(bp.Dropout(0.0), (6, 4), lambda t, p, x, run: x),
+    "dropout, predicting": Case(bp.Dropout(0.25), (6, 4), lambda t, p, x, run: x, training=False),
+    "flatten": Case(bp.Flatten(), (3, 2, 2), lambda t, p, x, run: x.reshape(3, 4)),
+    "batch norm": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm),
+    "batch norm of rows of 2 axes": Case(bp.BatchNorm(epsilon=1e-3), (3, 2, 4), batch_norm),
+    "batch norm, predicting": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm, training=False),
+    "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
+    "sequential": Case(
+        bp.Sequential(bp.Dense(4), bp.Dense(3)), (6, 4), lambda t, p, x, run: dense(t, p["1"], dense(t, p["0"], x))
+    ),
+    "sequential of dropouts": Case(
+        bp.Sequential(bp.Dropout(0.25), bp.Residual(bp.Dropout(0.25))), (6, 4),
+        lambda t, p, x, run: (h := dropout(t, p, x, run.at("0"))) + dropout(t, p, h, run.at("1").at("inner")),
+    ),
+    "network": Case(NETWORK, (6, 2, 2), network),
+    "network, predicting": Case(NETWORK, (6, 2, 2), network, training=False),
+}  # fmt: skip
+
+
+@pytest.fixture(params=LAYERS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return LAYERS[request.param]
+
+
+def mapped(function, tree):
+    return {name: mapped(function, v) if isinstance(v, dict) else function(v) for name, v in tree.items()}
+
+
+def leaves(tree, path=""):
+    for name, value in tree.items():
+        yield from leaves(value, f"{path}{name}.") if isinstance(value, dict) else [(path + name, value)]
+
+
+def drawn(case: Case, dtype: str = "float64") -> tuple[dict[str, Any], Any, Any]:
+    """Parameters and buffers, input, and slope of the output, on the host; none of them special."""
+    rng = np.random.default_rng(5)
+
+    def value(leaf):
+        if isinstance(leaf, bp.Leaf):  # running values; a variance is positive
+            return rng.uniform(0.5, 1.5, leaf.value.shape).astype(dtype)
+        return rng.standard_normal(leaf.shape).astype(dtype)
+
+    p = mapped(value, case.layer.init(bp.Rng(0), case.shape[1:]))
+    x = rng.standard_normal(case.shape).astype(dtype)
+    dy = rng.standard_normal((case.shape[0], *case.layer.out_shape(case.shape[1:]))).astype(dtype)
+    return p, x, dy
+
+
+def passes(lib, case: Case, p, x, dy):
+    """y, dx, the gradients and the new buffers, computed on a library as the trainer would."""
+
+    def both(p, x, dy):
+        run = bp.Run(lib.seam, case.training, KEY)
+        y, cache = case.layer.forward(run, p, x)
+        dx, grads = case.layer.backward(run, p, cache, dy)
+        return y, dx, dict(leaves(grads)), dict(leaves(case.layer.absorb(run, p, cache)))
+
+    with lib.seam.session():
+        return lib.call(both, p, x, dy)
+
+
+def test_derivatives_by_finite_differences(case):
+    x = np.random.default_rng(0).standard_normal(case.shape)
+    assert bp.check_gradients(case.layer, x, training=case.training).ok
+
+
+def test_forward_and_backward_as_pytorch(case, library):
+    torch = pytest.importorskip("torch")
+    p, x, dy = drawn(case)
+    lib = library("numpy")
+    y, dx, grads, _ = passes(lib, case, p, x, dy)
+    tensors = mapped(lambda a: torch.tensor(a, requires_grad=True), p)
+    rows = torch.tensor(x, requires_grad=True)
+    out = case.oracle(torch, tensors, rows, bp.Run(lib.seam, case.training, KEY))
+    out.backward(torch.tensor(dy))
+    lib.close(y, out.detach().numpy())
+    lib.close(dx, rows.grad.numpy())
+    for name, tensor in leaves(tensors):
+        if name in grads:
+            lib.close(grads[name], tensor.grad.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_same_on_every_library(case, backend, dtype, library, monkeypatch):
+    p, x, dy = drawn(case, dtype)
+    like = backend.array(x)
+    reference = library("numpy")
+    mask = backend.seam.keep_mask
+
+    def same_mask(key, shape, keep, dtype, device):  # masks are each library's own: take this one's
+        return backend.host(mask(key, shape, keep, backend.dtypes["float64"], backend.seam.device(like)))
+
+    arrays = mapped(backend.array, p), backend.array(x), backend.array(dy)
+    actual = passes(backend, case, *arrays)
+    with monkeypatch.context() as patch:
+        patch.setattr(reference.seam, "keep_mask", same_mask)
+        expected = passes(reference, case, mapped(np.float64, p), np.float64(x), np.float64(dy))
+    y, dx, grads, buffers = actual
+    given = dict(leaves(p))
+    assert grads.keys() | buffers.keys() == given.keys() or not case.training
+    assert not grads.keys() & buffers.keys()
+    for got, want in zip((y, dx), expected, strict=False):
+        backend.close(got, want)
+    for got, want in zip(actual[2:], expected[2:], strict=True):
+        for name in want:
+            backend.close(got[name], want[name])
+            assert tuple(got[name].shape) == given[name].shape
+    for a in (y, dx, *grads.values(), *buffers.values()):
+        assert backend.dtype(a) == dtype
+        assert backend.seam.device(a) == backend.seam.device(like)
+    for a, before in zip((*dict(leaves(arrays[0])).values(), *arrays[1:]), (*given.values(), x, dy), strict=True):
+        np.testing.assert_array_equal(backend.host(a), before)
+
+
+def test_results_stay_on_the_device_of_the_input(case, library):
+    lib = library("strict-device")  # it refuses arrays of two devices, so a constant on the default one would raise
+    p, x, dy = drawn(case)
+    y, dx, grads, buffers = passes(lib, case, mapped(lib.array, p), lib.array(x), lib.array(dy))
+    device = lib.seam.device(lib.array(x))
+    assert all(lib.seam.device(a) == device for a in (y, dx, *grads.values(), *buffers.values()))
+
+
+def test_out_shape_is_the_shape_of_the_output(case, library):
+    p, x, _ = drawn(case)
+    y, _ = case.layer.forward(bp.Run(library("numpy").seam, case.training, KEY), p, x)
+    assert y.shape == (case.shape[0], *case.layer.out_shape(case.shape[1:]))
+
+
+def test_first_layer_can_skip_dx(case, library):
+    p, x, dy = drawn(case)
+    run = bp.Run(library("numpy").seam, case.training, KEY)
+    _, cache = case.layer.forward(run, p, x)
+    dx, grads = case.layer.backward(run, p, cache, dy, need_dx=False)
+    full = case.layer.backward(run, p, cache, dy)[1]
+    assert dx is None
+    assert [name for name, _ in leaves(grads)] == [name for name, _ in leaves(full)]
+
+
+def test_layers_are_frozen_values():
+    assert bp.Dense(3, "relu") == bp.Dense(3, "relu")
+    assert bp.Dense(3, "relu") != bp.Dense(3, "tanh")
+    assert hash(bp.Sequential(bp.Dense(3))) == hash(bp.Sequential(bp.Dense(3)))
+    assert repr(bp.Sequential(bp.Dropout(0.2))) == "Sequential(layers=(Dropout(rate=0.2),))"
+    with pytest.raises(AttributeError):
+        bp.Dense(3).units = 4
+
+
+# ---- what each layer promises beside its derivative -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "limit"),
+    [("relu", (6 / 50) ** 0.5), ("gelu", (6 / 50) ** 0.5), ("tanh", (6 / 90) ** 0.5), ("identity", (6 / 90) ** 0.5)],
+)
+def test_dense_starts_as_he_or_glorot(activation, limit):
+    start = bp.Dense(40, activation).init(bp.Rng(0), (50,))
+    assert np.all(start["bias"] == 0.0)
+    assert 0.98 * limit < np.max(np.abs(start["weight"])) <= limit
+    assert abs(np.mean(start["weight"])) < 0.05 * limit
+
+
+def test_dropout_keeps_the_share_and_the_mean(backend):
+    run = bp.Run(backend.seam, True, KEY)
+    x = backend.array(np.ones((200, 100)))
+    y = backend.host(bp.Dropout(0.3).forward(run, {}, x)[0])
+    np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-4)
+    assert abs(np.mean(y) - 1.0) < 0.02
+    assert bp.Dropout(0.3).forward(bp.Run(backend.seam, False, KEY), {}, x)[0] is x
+
+
+def test_two_dropouts_of_a_network_draw_different_masks(backend):
+    net = bp.Sequential(bp.Dropout(0.5), bp.Dropout(0.5), bp.Residual(bp.Dropout(0.5)))
+    _, caches = net.forward(
+        bp.Run(backend.seam, True, KEY), {"0": {}, "1": {}, "2": {"inner": {}}}, backend.array(np.ones((20, 20)))
+    )
+    first, second, (third,) = (backend.host(c) if i < 2 else [backend.host(m) for m in c] for i, c in enumerate(caches))
+    assert np.mean(first != second) > 0.4
+    assert np.mean(first != third) > 0.4
+    assert np.mean(second != third) > 0.4
+
+
+def test_batch_norm_gathers_what_pytorch_gathers():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(momentum=0.8), bp.Dense(1)), "mse", bp.SGD(0.0))
+    norm = torch.nn.BatchNorm1d(3, momentum=0.2, dtype=torch.float64)
+    for rows in (5, 8, 2):
+        x = 3.0 + 2.0 * rng.standard_normal((rows, 3))
+        trainer.step(x, np.zeros((rows, 1)))
+        norm(torch.tensor(x))
+    expected = np.concatenate([norm.running_mean.numpy(), norm.running_var.numpy()])
+    np.testing.assert_allclose(trainer.buffers, expected, rtol=1e-12)
+    x = rng.standard_normal((4, 3))
+    dense = trainer.parameters["1"]
+    out = norm.eval()(torch.tensor(x)).detach().numpy() @ dense["weight"] + dense["bias"]
+    np.testing.assert_allclose(trainer.predict(x), out, rtol=1e-12)
+
+
+def test_batch_norm_of_a_single_row_is_finite(library):
+    layer = bp.BatchNorm()
+    p = {"scale": np.ones(2), "shift": np.ones(2), "mean": np.zeros(2), "var": np.ones(2)}
+    run = bp.Run(library("numpy").seam, True, KEY)
+    y, cache = layer.forward(run, p, np.array([[3.0, 4.0]]))
+    np.testing.assert_array_equal(y, np.ones((1, 2)))
+    assert all(np.all(np.isfinite(v)) for v in layer.absorb(run, p, cache).values())
+
+
+def test_what_couples_rows_or_draws_is_told_upwards():
+    assert bp.Residual(bp.Sequential(bp.BatchNorm())).couples_rows
+    assert not bp.Sequential(bp.Dense(3), bp.Dropout(0.1)).couples_rows
+    assert bp.Sequential(bp.Residual(bp.Dropout(0.1))).stochastic
+    assert not bp.Sequential(bp.Dense(3), bp.BatchNorm()).stochastic
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: bp.Dense(0), OptionError),
+        (lambda: bp.Dense(2.5), OptionError),
+        (lambda: bp.Dense(True), OptionError),
+        (lambda: bp.Dropout(1.0), OptionError),
+        (lambda: bp.Dropout(-0.1), OptionError),
+        (lambda: bp.BatchNorm(momentum=1.5), OptionError),
+        (lambda: bp.BatchNorm(epsilon=0.0), OptionError),
+        (lambda: bp.Sequential(), OptionError),
+        (lambda: bp.Sequential(bp.Dense), TypeError),
+        (lambda: bp.Sequential("relu"), TypeError),
+        (lambda: bp.Residual(3), TypeError),
+        (lambda: bp.Residual(bp.Dense(3)).out_shape((4,)), ShapeError),
+        (lambda: bp.Dense(3).out_shape(()), ShapeError),
+        (lambda: bp.BatchNorm().out_shape(()), ShapeError),
+    ],
+)
+def test_unfit_options_and_shapes_are_refused(make, error):
+    with pytest.raises(error):
+        make()
