@@ -1,0 +1,283 @@
+"""Every loss: right by finite differences, by PyTorch's autograd, for extreme outputs, with weights, and in blocks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.errors import ShapeError, UnknownNameError
+
+ROWS = 6
+
+
+class Case(NamedTuple):
+    """A loss, an output, a target, and PyTorch's value of every row: oracle(torch.nn.functional, output, target)."""
+
+    loss: bp.Loss
+    output: Any
+    target: Any
+    oracle: Callable[..., Any]
+
+
+def squared(f, o, t):
+    return ((o - t) ** 2).flatten(1).mean(1)
+
+
+def binary(f, o, t):
+    return f.binary_cross_entropy(o, t, reduction="none").mean(1)
+
+
+def binary_logits(f, o, t):
+    return f.binary_cross_entropy_with_logits(o, t, reduction="none").mean(1)
+
+
+def cross(f, o, t):
+    return f.cross_entropy(o, t, reduction="none")
+
+
+def labelled(f, o, t):
+    return cross(f, o, t.long())
+
+
+def draw(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape)
+
+
+def chances(*shape):
+    return np.random.default_rng(9).uniform(0.05, 0.95, shape)
+
+
+LABELS = np.array([2, 0, 1, 3, 3, 0], dtype=np.int32)
+ONE_HOT = np.eye(4)[LABELS]
+BITS = (chances(ROWS, 3) > 0.5).astype(float)
+
+LOSSES = {
+    "mse": Case(bp.MeanSquaredError(), draw(ROWS, 3), chances(ROWS, 3), squared),
+    "mse of 2 axes": Case(bp.MeanSquaredError(), draw(ROWS, 2, 3), chances(ROWS, 2, 3), squared),
+    "bce": Case(bp.BinaryCrossEntropy(), chances(ROWS, 3), BITS, binary),
+    "bce, one output": Case(bp.BinaryCrossEntropy(), chances(ROWS, 1), BITS[:, :1], binary),
+    "bce, soft": Case(bp.BinaryCrossEntropy(), chances(ROWS, 3), chances(ROWS, 3)[::-1], binary),
+    "bce of logits": Case(bp.BinaryCrossEntropyWithLogits(), 3 * draw(ROWS, 3), BITS, binary_logits),
+    "bce of logits, soft": Case(bp.BinaryCrossEntropyWithLogits(), draw(ROWS, 3), chances(ROWS, 3), binary_logits),
+    "cross entropy, labels": Case(bp.CrossEntropy(), 3 * draw(ROWS, 4), LABELS, labelled),
+    "cross entropy, one-hot": Case(bp.CrossEntropy(), 3 * draw(ROWS, 4), ONE_HOT, cross),
+    "cross entropy, soft": Case(bp.CrossEntropy(), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, cross),
+}
+WEIGHT = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 1.5])
+
+
+@pytest.fixture(params=LOSSES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return LOSSES[request.param]
+
+
+@pytest.fixture(params=["unweighted", "weighted"])
+def weight(request: pytest.FixtureRequest) -> Any:
+    return None if request.param == "unweighted" else WEIGHT
+
+
+def evaluate(lib, loss, output, target, weight=None, total=None):
+    total = total or float(output.shape[0] if weight is None else np.sum(lib.host(weight)))
+    with lib.seam.session():
+        return lib.call(lambda o, t, w: loss(bp.Run(lib.seam), o, t, w, total), output, target, weight)
+
+
+def as_type(a, dtype):
+    return a.astype(dtype) if a is not None and a.dtype.kind == "f" else a
+
+
+def test_every_loss_of_the_catalogue_is_in_the_table():
+    public = [getattr(bp, name) for name in bp.__all__]
+    assert {type(c.loss) for c in LOSSES.values()} == {
+        c for c in public if isinstance(c, type) and issubclass(c, bp.Loss)
+    } - {bp.Loss}
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("mse", bp.MeanSquaredError()),
+        ("mean_squared_error", bp.MeanSquaredError()),
+        ("binary_cross_entropy", bp.BinaryCrossEntropy()),
+        ("binary_cross_entropy_with_logits", bp.BinaryCrossEntropyWithLogits()),
+        ("cross_entropy", bp.CrossEntropy()),
+    ],
+)
+def test_names(name, loss):
+    assert bp.Trainer(bp.Dense(2), name).loss == loss
+
+
+def test_unknown_name_suggests_a_known_one():
+    with pytest.raises(UnknownNameError, match="did you mean 'cross_entropy'"):
+        bp.Trainer(bp.Dense(2), "cross_entrpy")
+
+
+def test_derivative_by_finite_differences(case):
+    activation = "sigmoid" if isinstance(case.loss, bp.BinaryCrossEntropy) else "identity"
+    net = bp.Dense(case.output.shape[-1], activation)
+    x = draw(*case.output.shape[:-1], 5)
+    assert bp.check_gradients(net, x, case.target, loss=case.loss).ok
+
+
+def test_value_and_slope_as_pytorch(case, weight, library):
+    torch = pytest.importorskip("torch")
+    output = torch.tensor(case.output, requires_grad=True)
+    rows = case.oracle(torch.nn.functional, output, torch.tensor(case.target.copy()))
+    by_row = torch.ones(ROWS, dtype=rows.dtype) if weight is None else torch.tensor(weight)
+    value = (rows * by_row).sum() / by_row.sum()
+    value.backward()
+    got, slope = evaluate(library("numpy"), case.loss, case.output, case.target, weight)
+    np.testing.assert_allclose(got, value.item(), rtol=1e-12)
+    library("numpy").close(slope, output.grad.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_same_on_every_library(case, weight, backend, dtype, library):
+    given = [as_type(a, dtype) for a in (case.output, case.target, weight)]
+    arrays = [None if a is None else backend.array(a) for a in given]
+    value, slope = evaluate(backend, case.loss, *arrays)
+    expected = evaluate(library("numpy"), case.loss, *[as_type(a, "float64") for a in given])
+    for got, want in zip((value, slope), expected, strict=True):
+        backend.close(got, want)
+        assert backend.dtype(got) == dtype
+        assert backend.seam.device(got) == backend.seam.device(arrays[0])
+    assert tuple(value.shape) == ()
+    for a, before in zip(arrays, given, strict=True):
+        if a is not None:
+            np.testing.assert_array_equal(backend.host(a), before)
+
+
+def test_stays_on_the_device_of_the_output(case, weight, library):
+    lib = library("strict-device")
+    arrays = [None if a is None else lib.array(a) for a in (case.output, case.target, weight)]
+    total = None if weight is None else lib.xp.sum(arrays[2])
+    results = evaluate(lib, case.loss, *arrays, total=total)
+    assert {lib.seam.device(a) for a in results} == {lib.seam.device(arrays[0])}
+
+
+def test_blocks_of_rows_add_up_to_the_batch(case, weight, library):
+    lib = library("numpy")
+    total = float(ROWS if weight is None else np.sum(weight))
+    value, slope = evaluate(lib, case.loss, case.output, case.target, weight)
+    parts = [
+        evaluate(lib, case.loss, *[None if a is None else a[s] for a in (case.output, case.target, weight)], total)
+        for s in (slice(0, 1), slice(1, 4), slice(4, ROWS))
+    ]
+    np.testing.assert_allclose(sum(v for v, _ in parts), value, rtol=1e-14)
+    np.testing.assert_allclose(np.concatenate([s for _, s in parts]), slope, rtol=1e-14)
+
+
+def test_a_weight_counts_as_so_many_rows(case, library):
+    lib, times = library("numpy"), np.array([1, 3, 0, 2, 1, 1])
+    value, slope = evaluate(lib, case.loss, case.output, case.target, times.astype(float))
+    repeated = np.repeat(case.output, times, axis=0), np.repeat(case.target, times, axis=0)
+    again, slopes = evaluate(lib, case.loss, *repeated)
+    np.testing.assert_allclose(value, again, rtol=1e-14)
+    starts = np.cumsum(times) - times
+    summed = [slopes[s : s + n].sum(axis=0) for s, n in zip(starts, times, strict=True)]
+    np.testing.assert_allclose(slope, summed, rtol=1e-13, atol=1e-16)
+
+
+def test_labels_equal_one_hot(backend, weight):
+    output = backend.array(LOSSES["cross entropy, labels"].output)
+    by_row = None if weight is None else backend.array(weight)
+    named = evaluate(backend, bp.CrossEntropy(), output, backend.array(LABELS), by_row)
+    coded = evaluate(backend, bp.CrossEntropy(), output, backend.array(ONE_HOT), by_row)
+    for a, b in zip(named, coded, strict=True):
+        np.testing.assert_array_equal(backend.host(a), backend.host(b))
+
+
+# ---- far from where training should be ------------------------------------------------------------------------------
+
+EXTREMES = [0, 1e-8, 0.5, 3, 17, 36, 60, 88, 104, 500, 709, 746, 1e3, 1e4]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.25])
+def test_binary_cross_entropy_of_extreme_logits(backend, dtype, target):
+    z = np.array(sorted({s * v for v in EXTREMES for s in (-1, 1)}), dtype=dtype)
+    eps = np.finfo(dtype).eps
+    for v in z.tolist():
+        with mpmath.workdps(50):
+            sigmoid = 1 / (1 + mpmath.exp(-mpmath.mpf(v)))
+            exact = float(mpmath.log1p(mpmath.exp(mpmath.mpf(v))) - target * mpmath.mpf(v)), float(sigmoid - target)
+        output, wanted = (backend.array([[a]], dtype) for a in (v, target))
+        value, slope = outside_a_session(backend, bp.BinaryCrossEntropyWithLogits(), output, wanted)
+        assert abs(float(value) - exact[0]) <= 4 * eps * max(abs(v), 1.0)
+        assert abs(float(backend.host(slope)[0, 0]) - exact[1]) <= 4 * eps
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_cross_entropy_of_extreme_logits(backend, dtype):
+    z = np.array(
+        [[1e4, -1e4, 0], [-1e4, 1e4, 1e4], [0, 0, 0], [-1e4, -1e4, -1e4], [88, 89, 710], [3, 746, -746]], dtype
+    )
+    for row in z:
+        for label in range(3):
+            with mpmath.workdps(50):
+                e = [mpmath.exp(mpmath.mpf(float(v))) for v in row]
+                exact = float(mpmath.log(sum(e)) - mpmath.mpf(float(row[label])))
+                share = [float(v / sum(e)) - (k == label) for k, v in enumerate(e)]
+            output, target = backend.array(row[None, :]), backend.array(np.array([label], np.int32))
+            value, slope = outside_a_session(backend, bp.CrossEntropy(), output, target)
+            eps = np.finfo(dtype).eps
+            assert abs(float(value) - exact) <= 4 * eps * max(float(np.max(np.abs(row))), 1.0)
+            np.testing.assert_allclose(backend.host(slope)[0], share, rtol=4 * eps, atol=4 * eps)
+
+
+def outside_a_session(lib, loss, output, target):
+    """No session quietens a warning of overflow here, and eager: it would fail the test."""
+    return loss(bp.Run(lib.seam), output, target, None, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of a library without a session that expects it
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_binary_cross_entropy_of_certain_and_wrong_probabilities_is_finite(backend, dtype):
+    p, t = backend.array([[0.0], [1.0], [1.0], [0.0]], dtype), backend.array([[1.0], [0.0], [1.0], [0.0]], dtype)
+    value, slope = evaluate(backend, bp.BinaryCrossEntropy(), p, t)
+    assert float(value) == 50.0  # two of four rows, at log(0) taken as -100
+    assert np.all(np.isfinite(backend.host(slope)))
+    assert list(np.sign(backend.host(slope)[:, 0])) == [-1.0, 1.0, 0.0, 0.0]
+
+
+def test_binary_cross_entropy_of_small_probabilities_is_exact(backend):
+    p = np.array([1e-12, 1e-30, 1 - 1e-12])[:, None]
+    value, _ = evaluate(backend, bp.BinaryCrossEntropy(), backend.array(p), backend.array(1.0 - np.round(p)), None)
+    with mpmath.workdps(50):
+        exact = (
+            -sum(mpmath.log(mpmath.mpf(v)) if v < 0.5 else mpmath.log1p(-mpmath.mpf(v)) for v in p[:, 0].tolist()) / 3
+        )
+    np.testing.assert_allclose(float(value), float(exact), rtol=1e-14)
+
+
+# ---- what else a loss knows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "target", "right"),
+    [
+        (bp.CrossEntropy(), [[0.1, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.int32([1, 2, 2]), [1, 0, 1]),
+        (bp.CrossEntropy(), [[0.1, 2.0, 0.0], [3.0, 0.0, 0.0]], np.array([[0.0, 1, 0], [0, 0, 1]]), [1, 0]),
+        (bp.BinaryCrossEntropy(), [[0.7], [0.4], [0.6]], np.array([[1.0], [0], [0]]), [1, 1, 0]),
+        (bp.BinaryCrossEntropy(), [[0.7, 0.1], [0.4, 0.4]], np.array([[1.0, 0.0], [0, 1]]), [1, 0]),
+        (bp.BinaryCrossEntropyWithLogits(), [[0.2], [-0.4], [0.6]], np.array([[1.0], [0], [0]]), [1, 1, 0]),
+    ],
+)  # fmt: skip
+def test_which_rows_are_right(backend, loss, output, target, right):
+    found = loss.correct(bp.Run(backend.seam), backend.array(output), backend.array(target))
+    assert backend.dtype(found) == "float64"
+    np.testing.assert_array_equal(backend.host(found), right)
+
+
+def test_mean_squared_error_calls_no_row_right_or_wrong(backend):
+    a = backend.array(np.ones((2, 1)))
+    assert bp.MeanSquaredError().correct(bp.Run(backend.seam), a, a) is None
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 2), ()])
+def test_cross_entropy_needs_one_output_a_class(shape):
+    with pytest.raises(ShapeError):
+        bp.CrossEntropy().target_shape(shape)
