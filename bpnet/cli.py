@@ -90,9 +90,9 @@ def print_json(result: JSON) -> None:
     typer.echo(json.dumps(plain(result), allow_nan=False))
 
 
-def count(n: int, noun: str) -> str:
+def count(n: int, noun: str, plural: str | None = None) -> str:
     """`3 rows`, `1 row`, `1,797 rows`."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def scores(result: JSON) -> str:
@@ -106,16 +106,11 @@ def scores(result: JSON) -> str:
 
 
 class Report(Progress):
-    """The trainer's progress bar where standard error is a terminal, and one line an epoch there in any case."""
+    """The trainer's progress bar, with epochs in the words of the command line and losses in the target's own units."""
 
     def __init__(self, unit: float) -> None:
         super().__init__()
         self.unit = unit
-        self.bar = self.stream.isatty()
-
-    def on_step_end(self, trainer: Trainer, step: int) -> None:
-        if self.bar:
-            super().on_step_end(trainer, step)
 
     def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
         line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss'] * self.unit:.4f}"
@@ -124,10 +119,6 @@ class Report(Progress):
         if "val_accuracy" in record:
             line += f"  held-out accuracy {record['val_accuracy']:.2%}"
         self._write(line + "\n")
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        if self.bar:
-            super().on_train_end(trainer)
 
 
 class Interrupt(Callback):
@@ -253,9 +244,19 @@ def network_for(table: Table, recipe: Recipe, loss: Loss, hidden: Sequence[Layer
     return Sequential(*before, *hidden, after)
 
 
+def subject(recipe: Recipe) -> str:
+    """What a model predicts, in words."""
+    return count(len(recipe.classes), "class", "classes") if recipe.classes else f"{recipe.target or 'y'} is a number"
+
+
 def column(target: str | None, recipe: Recipe, data: str) -> str | None:
     """The target column that was asked for, or else the model's, where the data is a file of columns."""
     return target or (recipe.target if Path(data).suffix.lower() in (".csv", ".parquet") else None)
+
+
+def features(recipe: Recipe, table: Table, trainer: Trainer) -> Array:
+    """The table's features in the type of the trainer's parameters, which may have been made in Python."""
+    return recipe.x(table).astype(trainer.backend.to_host(trainer.theta[:1]).dtype, copy=False)
 
 
 def evaluate_rows(trainer: Trainer, recipe: Recipe, x: Array, y: Array) -> JSON:
@@ -512,8 +513,10 @@ def train(
     if not (quiet or as_json):
         typer.echo(
             f"{data}: {count(len(rows), 'row')} to train on, {len(held_out):,} held out; "
-            f"{count(trainer.layout.size, 'parameter')}; {backend} on {device}"
+            f"{subject(recipe)}; {count(trainer.layout.size, 'parameter')}; {backend} on {device}"
         )
+        if len(recipe.classes or ()) > max(50, len(table.x) // 5) and table.y.dtype.kind in "iu":
+            typer.echo("so many classes suggest that the target is a quantity: --loss mse would predict it as a number")
 
     interrupt = Interrupt()
     report = [Report(recipe.unit)] if not quiet and (sys.stderr.isatty() or not as_json) else []
@@ -598,7 +601,7 @@ def evaluate(
     rows = source.held_out(table)
     if rows is not None:
         table = dataclasses.replace(table, x=table.x[rows], y=table.y[rows])
-    x, y = library.from_host(recipe.x(table)), library.from_host(recipe.y(table, trainer.loss))
+    x, y = library.from_host(features(recipe, table, trainer)), library.from_host(recipe.y(table, trainer.loss))
     began = time.perf_counter()
     result = {
         **evaluate_rows(trainer, recipe, x, y),
@@ -634,7 +637,7 @@ def predict(
     trainer, recipe, _ = load(model, library)
     known = recipe.target if data.lower().endswith((".csv", ".parquet")) else None
     table = read(data, known, features=recipe.features, needs_target=False)
-    x = library.from_host(recipe.x(table))
+    x = library.from_host(features(recipe, table, trainer))
     began = time.perf_counter()
     answers = recipe.answers(library.to_host(trainer.predict(x, batch_size=PART)), trainer.loss)
     result: JSON = {

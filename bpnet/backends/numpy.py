@@ -1,6 +1,11 @@
-"""NumPy on the CPU: row blocks over threads, each running a BLAS held to one thread, so results never depend on their number."""
+"""NumPy on the CPU: row blocks over threads, each with a BLAS held to one thread.
 
+Blocks, chunks and the order of sums depend on the data alone, so results never depend on the number of threads.
+"""
+
+import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +15,9 @@ import array_api_compat.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
-from bpnet.backends.threads import Job, Session, current
+from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
+from bpnet.backends.threads import Job, Session, inside
+from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 
 T = TypeVar("T")
 
@@ -20,52 +27,13 @@ LEAST_ROWS = 16
 """Fewest rows in a block: below, a product spends its time packing the weights."""
 LEAST_WORK = 2e7
 """Floating-point operations under which a batch is one block: waking a thread would cost more than it saves."""
-CHUNK = 65536
-"""Elements of a vector that an elementwise rule handles at a time, so that its temporaries stay in cache."""
-
-
-def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
-    """y over the memory of z where the derivative does not read z, and in chunks of rows that stay in cache."""
-    z = x @ weight
-    if z.size <= CHUNK:
-        if bias is not None:
-            z += bias
-        y = f.value(run.backend, z)
-        return y, f.keep(z, y)
-    y = numpy.empty_like(z) if f.keeps == "input" else z
-    for part in _chunks(z):
-        if bias is not None:
-            z[part] += bias
-        if f.keeps != "nothing":
-            y[part] = f.value(run.backend, z[part])
-    return y, f.keep(z, y)
-
-
-def dense_backward(
-    run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
-) -> tuple[Array | None, Array, Array | None]:
-    """dz and its column sums in chunks of rows that stay in cache."""
-    if kept is None or dy.size <= CHUNK:
-        dz = f.derivative(run.backend, kept, dy)
-        db = numpy.add.reduce(dz, axis=0) if has_bias else None
-    else:
-        dz, db = numpy.empty_like(dy), numpy.zeros_like(dy[0]) if has_bias else None
-        for part in _chunks(dy):
-            dz[part] = f.derivative(run.backend, kept[part], dy[part])
-            if db is not None:
-                db += numpy.add.reduce(dz[part], axis=0)
-    return dz @ weight.T if need_dx else None, x.T @ dz, db
-
-
-def _chunks(a: Array) -> list[slice]:
-    """Slices of rows of about CHUNK elements."""
-    step = max(CHUNK // a.shape[1], 1)
-    return [slice(start, start + step) for start in range(0, a.shape[0], step)]
+DRAWN = 4 * CHUNK
+"""Random numbers drawn with one key."""
 
 
 class NumpyBackend(Backend):
     name = "numpy"
-    kernels: ClassVar = {"dense_forward": dense_forward, "dense_backward": dense_backward}
+    kernels: ClassVar = KERNELS
 
     def device(self, x: Array) -> Any:
         return "cpu"
@@ -83,14 +51,18 @@ class NumpyBackend(Backend):
         return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
-        """Drawn 16 bits at a time by NumPy's SFC64 generator, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
+        """Drawn 16 bits at a time by NumPy's SFC64 generator, seeded by the key; `keep` is a multiple of 2**-16 then."""
         threshold = min(max(round(keep * 65536), 1), 65535)
-        count = 1
-        for n in shape:
-            count *= n
-        words = numpy.random.SFC64(fold(key)).random_raw(-(-count // 4))
-        bits = words.view(numpy.uint16)[:count].reshape(shape)
-        return numpy.multiply(bits < threshold, 65536 / threshold, dtype=dtype)
+        mask = numpy.empty(math.prod(shape), dtype)
+
+        def draw(number: int, part: Rows) -> None:
+            start, stop = part
+            words = numpy.random.SFC64(fold((*key, number))).random_raw((stop - start + 3) // 4)
+            bits = words.view(numpy.uint16)[: stop - start]
+            numpy.multiply(bits < threshold, 65536 / threshold, out=mask[start:stop], casting="unsafe")
+
+        list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
+        return mask.reshape(shape)
 
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         total = numpy.zeros((length, *values.shape[1:]), dtype=values.dtype)
@@ -103,38 +75,39 @@ class NumpyBackend(Backend):
         return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
-        if rows * work < LEAST_WORK or rows < 2 * LEAST_ROWS:
+        if inside() or rows * work < LEAST_WORK or rows < 2 * LEAST_ROWS:
             return [(0, rows)]
         count = max(2, -(-rows // BLOCK_ROWS))
         cuts = [rows * i // count for i in range(count + 1)]
         return list(itertools.pairwise(cuts))
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
-        helpers = min(getattr(current, "threads", 1), len(blocks)) - 1
-        if helpers < 1:
-            return super().map_blocks(function, blocks)
-        return Job(function, blocks).results(helpers)
+        return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
 
     def add_to(self, total: Array, part: Array) -> Array:
         return numpy.add(total, part, out=total)
 
+    def fuse(self, rule: Rule) -> Rule:
+        """The rule in chunks of rows that stay in cache, over threads."""
+        return functools.partial(by_chunks, rule)
+
     def sweep(
-        self,
-        rule: Rule,
-        outputs: int,
-        arrays: Sequence[Array],
-        pieces: Sequence[Piece],
-        donate: bool,
+        self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
-        fused = self.fuse(rule)
+        """In chunks that stay in cache, over threads, and without temporaries where the rule can be traced."""
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
+        program = _program(rule, len(arrays), len(pieces[0][2]))
 
         def apply(start: int, stop: int, scalars: tuple[float, ...]) -> None:
-            values = fused(self, *[a[start:stop] for a in arrays], *scalars)
-            for result, value in zip(results, values, strict=True):
-                result[start:stop] = value
+            ins, outs = [a[start:stop] for a in arrays], [r[start:stop] for r in results]
+            if program is not None:
+                scratch = numpy.empty((program.needs, stop - start), ins[0].dtype)
+                program.call(numpy, ins, scalars, outs, scratch)
+                return
+            for out, value in zip(outs, rule(self, *ins, *scalars), strict=True):
+                out[...] = value
 
-        if arrays[0].shape[0] <= CHUNK:
+        if arrays[0].size <= CHUNK:
             for piece in pieces:
                 apply(*piece)
             return results
@@ -143,14 +116,18 @@ class NumpyBackend(Backend):
             for first, stop, scalars in pieces
             for start in range(first, stop, CHUNK)
         ]
-
-        def apply_some(number: int, part: Rows) -> None:
-            for chunk in chunks[slice(*part)]:
-                apply(*chunk)
-
-        half = -(-len(chunks) // 2)
-        list(self.map_blocks(apply_some, [(0, half), (half, len(chunks))]))
+        for _ in self.map_blocks(lambda number, _: apply(*chunks[number]), [(i, i + 1) for i in range(len(chunks))]):
+            pass
         return results
+
+
+@functools.cache
+def _program(rule: Rule, arrays: int, scalars: int) -> InPlace | None:
+    """The rule as calls without temporaries, or None where it does something that can't be traced."""
+    try:
+        return in_place(Program(rule, arrays, scalars))
+    except NotTraceableError:
+        return None
 
 
 BACKEND = NumpyBackend(xp)

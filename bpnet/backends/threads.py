@@ -12,7 +12,12 @@ import numpy
 from bpnet.backends.base import Rows
 
 current = threading.local()
-"""`current.threads`: how many threads the public call running in this thread may use."""
+"""`current.threads`: how many threads the public call running in this thread may use; `current.inside`: see `inside`."""
+
+
+def inside() -> bool:
+    """Whether this thread is at work on one of several blocks, which is then not cut again."""
+    return getattr(current, "inside", False)
 
 
 def available_threads() -> int:
@@ -96,16 +101,22 @@ class Job:
             self.run(number)
 
     def run(self, number: int) -> None:
+        outer, current.inside = inside(), True
         try:
             result: Any = self.function(number, self.blocks[number])
         except BaseException as error:
             result = _Failure(error)
+        finally:
+            current.inside = outer
         with self.changed:
             self.done[number] = result
             self.changed.notify()
 
-    def results(self, helpers: int) -> Iterator[Any]:
-        _pool.start(helpers, self.work)
+    def results(self) -> Iterator[Any]:
+        """The results in order; the caller works too, with as many helpers as its session allows."""
+        helpers = min(getattr(current, "threads", 1), len(self.blocks)) - 1
+        if helpers > 0 and not inside():
+            _pool.start(helpers, self.work)
         try:
             for wanted in range(len(self.blocks)):
                 while wanted not in self.done:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, kernel
 from bpnet.options import number
 
 
@@ -47,40 +47,57 @@ class BatchNorm(Layer):
         }
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        xp = run.xp
+        rows = run.xp.reshape(x, (-1, x.shape[-1]))
         if run.training:
-            axes = tuple(range(x.ndim - 1))
-            mean = xp.mean(x, axis=axes)
-            centred = x - mean
-            var = xp.mean(centred * centred, axis=axes)
+            y, xhat, mean, var, inverse = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
         else:
             mean, var = p["mean"], p["var"]
-            centred = x - mean
-        inverse = 1.0 / xp.sqrt(var + self.epsilon)
-        xhat = centred * inverse
-        return xhat * p["scale"] + p["shift"], (xhat, inverse, mean, var)
+            inverse = 1.0 / run.xp.sqrt(var + self.epsilon)
+            xhat = (rows - mean) * inverse
+            y = xhat * p["scale"] + p["shift"]
+        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
-        xp = run.xp
         xhat, inverse, _, _ = cache
-        axes = tuple(range(dy.ndim - 1))
-        dscale = xp.sum(dy * xhat, axis=axes)
-        dshift = xp.sum(dy, axis=axes)
-        grads = {"scale": dscale, "shift": dshift}
-        if not need_dx:
-            return None, grads
-        if not run.training:
-            return dy * (p["scale"] * inverse), grads
-        n = math.prod(dy.shape[:-1])
-        return (p["scale"] * inverse) * (dy - (dshift + xhat * dscale) * (1.0 / n)), grads
+        rows = run.xp.reshape(dy, xhat.shape)
+        dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, rows, need_dx, run.training)
+        return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         xhat, _, mean, var = cache
-        n = math.prod(xhat.shape[:-1])
+        n = xhat.shape[0]
         new = 1.0 - self.momentum
         return {
             "mean": self.momentum * p["mean"] + new * mean,
             "var": self.momentum * p["var"] + (new * n / max(n - 1, 1)) * var,
         }
+
+
+@kernel
+def batch_norm_forward(
+    run: Run, x: Array, scale: Array, shift: Array, epsilon: float
+) -> tuple[Array, Array, Array, Array, Array]:
+    """y, xhat, mean, var and 1 / sqrt(var + epsilon) of the rows x of (n, features)."""
+    xp = run.xp
+    mean = xp.mean(x, axis=0)
+    centred = x - mean
+    var = xp.mean(centred * centred, axis=0)
+    inverse = 1.0 / xp.sqrt(var + epsilon)
+    xhat = centred * inverse
+    return xhat * scale + shift, xhat, mean, var, inverse
+
+
+@kernel
+def batch_norm_backward(
+    run: Run, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
+) -> tuple[Array | None, Array, Array]:
+    """dL/dx (where needed), dL/dscale and dL/dshift; `slope` is scale / sqrt(var + epsilon), `of_batch` the batch's own."""
+    xp = run.xp
+    dscale, dshift = xp.sum(dy * xhat, axis=0), xp.sum(dy, axis=0)
+    if not need_dx:
+        return None, dscale, dshift
+    if not of_batch:
+        return dy * slope, dscale, dshift
+    return slope * (dy - (dshift + xhat * dscale) * (1.0 / dy.shape[0])), dscale, dshift

@@ -1,0 +1,172 @@
+"""NumPy's replacements for the kernels: the same mathematics over cut-up memory.
+
+Rows are handled in chunks whose temporaries stay in cache.  Where a batch may not be cut into blocks, because a layer
+couples its rows, every kernel cuts its own rows into blocks over the threads and adds up what sums over rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from bpnet.backends.base import Array, Rows
+
+CHUNK = 65536
+"""Elements of an array that are handled at a time, so that temporaries stay in cache."""
+
+
+def chunks(rows: int, width: int, first: int = 0) -> list[slice]:
+    """Slices of rows of about CHUNK elements."""
+    step = max(CHUNK // max(width, 1), 1)
+    return [slice(start, min(start + step, first + rows)) for start in range(first, first + rows, step)]
+
+
+def by_chunks(rule: Callable[..., Any], b: Any, *arrays: Array | None) -> Array:
+    """`rule(b, *arrays)` of arrays of one shape, a chunk of rows at a time; None stays None."""
+    like = next(a for a in arrays if a is not None)
+    if like.size <= CHUNK:
+        return rule(b, *arrays)
+    result = numpy.empty_like(like)
+
+    def block(number: int, part: Rows) -> None:
+        for c in chunks(part[1] - part[0], like.size // like.shape[0], part[0]):
+            result[c] = rule(b, *(None if a is None else a[c] for a in arrays))
+
+    list(b.map_blocks(block, b.blocks(like.shape[0], 10.0 * like.size / like.shape[0])))
+    return result
+
+
+def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
+    b, rows = run.backend, x.shape[0]
+    z = numpy.empty((rows, weight.shape[1]), x.dtype)
+    y = numpy.empty_like(z) if f.keeps == "input" else z  # y over the memory of z where the derivative does not read z
+
+    def block(number: int, part: Rows) -> None:
+        numpy.matmul(x[slice(*part)], weight, out=z[slice(*part)])
+        for c in chunks(part[1] - part[0], z.shape[1], part[0]):
+            if bias is not None:
+                z[c] += bias
+            if f.keeps != "nothing":
+                y[c] = f.value(b, z[c])
+
+    parts = b.blocks(rows, 2.0 * weight.size)
+    if len(parts) > 1 or z.size > CHUNK:
+        list(b.map_blocks(block, parts))
+        return y, f.keep(z, y)
+    z = x @ weight
+    if bias is not None:
+        z += bias
+    y = f.value(b, z)
+    return y, f.keep(z, y)
+
+
+def dense_backward(
+    run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
+) -> tuple[Array | None, Array, Array | None]:
+    b, rows = run.backend, x.shape[0]
+    parts = b.blocks(rows, 4.0 * weight.size)
+    if len(parts) == 1:
+        dz, db = _slope(b, kept, dy, f, has_bias)
+        return dz @ weight.T if need_dx else None, x.T @ dz, db
+    dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
+
+    def block(number: int, part: Rows) -> tuple[Array, Array | None]:
+        some = slice(*part)
+        dz, db = _slope(b, None if kept is None else kept[some], dy[some], f, has_bias)
+        if dx is not None:
+            numpy.matmul(dz, weight.T, out=dx[some])
+        return x[some].T @ dz, db
+
+    results = b.map_blocks(block, parts)
+    dw, db = next(results)
+    for more, some in results:
+        dw += more
+        if db is not None:
+            db += some
+    return dx, dw, db
+
+
+def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
+    """dz and its sums over the rows, taken while the chunk is in cache."""
+    if kept is None or dy.size <= CHUNK:
+        dz = f.derivative(b, kept, dy)
+        return dz, numpy.add.reduce(dz, axis=0) if sums else None
+    dz, db = numpy.empty_like(dy), numpy.zeros_like(dy[0]) if sums else None
+    for c in chunks(*dy.shape):
+        dz[c] = f.derivative(b, kept[c], dy[c])
+        if db is not None:
+            db += numpy.add.reduce(dz[c], axis=0)
+    return dz, db
+
+
+def batch_norm_forward(
+    run: Any, x: Array, scale: Array, shift: Array, epsilon: float
+) -> tuple[Array, Array, Array, Array, Array]:
+    b, (n, width) = run.backend, x.shape
+    parts = b.blocks(n, 10.0 * width)
+    xhat, y = numpy.empty_like(x), numpy.empty_like(x)
+
+    def sums(number: int, part: Rows) -> Array:
+        return numpy.add.reduce(x[slice(*part)], axis=0)
+
+    mean = sum(b.map_blocks(sums, parts)) * (1.0 / n)
+
+    def squares(number: int, part: Rows) -> Array:
+        total = numpy.zeros_like(mean)
+        for c in chunks(part[1] - part[0], width, part[0]):
+            centred = numpy.subtract(x[c], mean, out=xhat[c])
+            total += numpy.add.reduce(centred * centred, axis=0)
+        return total
+
+    var = sum(b.map_blocks(squares, parts)) * (1.0 / n)
+    inverse = 1.0 / numpy.sqrt(var + epsilon)
+
+    def normal(number: int, part: Rows) -> None:
+        for c in chunks(part[1] - part[0], width, part[0]):
+            xhat[c] *= inverse
+            numpy.multiply(xhat[c], scale, out=y[c])
+            y[c] += shift
+
+    list(b.map_blocks(normal, parts))
+    return y, xhat, mean, var, inverse
+
+
+def batch_norm_backward(
+    run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
+) -> tuple[Array | None, Array, Array]:
+    b, (n, width) = run.backend, dy.shape
+    parts = b.blocks(n, 10.0 * width)
+
+    def sums(number: int, part: Rows) -> Array:
+        total = numpy.zeros((2, width), dy.dtype)
+        for c in chunks(part[1] - part[0], width, part[0]):
+            total[0] += numpy.add.reduce(dy[c] * xhat[c], axis=0)
+            total[1] += numpy.add.reduce(dy[c], axis=0)
+        return total
+
+    dscale, dshift = sum(b.map_blocks(sums, parts))
+    if not need_dx:
+        return None, dscale, dshift
+    dx = numpy.empty_like(dy)
+    along, offset = dscale * (-1.0 / n), dshift * (-1.0 / n)
+
+    def slopes(number: int, part: Rows) -> None:
+        for c in chunks(part[1] - part[0], width, part[0]):
+            if of_batch:
+                numpy.multiply(xhat[c], along, out=dx[c])
+                dx[c] += offset
+                dx[c] += dy[c]
+                dx[c] *= slope
+            else:
+                numpy.multiply(dy[c], slope, out=dx[c])
+
+    list(b.map_blocks(slopes, parts))
+    return dx, dscale, dshift
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "dense_forward": dense_forward,
+    "dense_backward": dense_backward,
+    "batch_norm_forward": batch_norm_forward,
+    "batch_norm_backward": batch_norm_backward,
+}
