@@ -143,9 +143,7 @@ def _columns(path: Path, target: str | None, features: list[str] | None, needs_t
         column = table.column(name)
         if column.null_count:
             row = column.is_null().index(True).as_py()
-            raise DataError(
-                f"column {name!r} of {path} lacks {column.null_count} of its values, first in row {row + 1}"
-            )
+            raise DataError(f"column {name!r} of {path} lacks {column.null_count} values, first in row {row + 1}")
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         return column

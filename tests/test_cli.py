@@ -214,7 +214,7 @@ def test_the_same_seed_gives_the_same_model(digits):
 
 def test_train_says_what_it_does(npz):
     result = ok("train", npz, "--hidden", "16", "--epochs", "3")
-    assert "192 rows to train on, 48 held out; 99 parameters; numpy on cpu" in result.out
+    assert "192 rows to train on, 48 held out; 3 classes; 99 parameters; numpy on cpu" in result.out
     assert re.search(r"accuracy [\d.]+%, loss [\d.]+ on 48 rows held out; [\d.]+ s of training\n", result.out)
     assert "model: model.safetensors" in result.out
     assert Path("model.safetensors").exists()
@@ -369,7 +369,11 @@ def test_numbers_are_predicted_in_their_own_units(arrow):
 
 def test_whole_numbers_can_be_predicted_as_numbers(arrow):
     write_table(arrow, "count.csv", x=np.arange(100.0), y=np.arange(100))
-    result = ok("train", "count.csv", "--target", "y", *SMALL, "--loss", "mse", "--json").json
+    train = ("train", "count.csv", "--target", "y", "--epochs", "1")
+    assert "100 classes" in ok(*train).out
+    assert "--loss mse would predict it as a number" in ok(*train).out
+    assert "y is a number" in ok(*train, "--loss", "mse").out
+    result = ok(*train, *SMALL, "--loss", "mse", "--json").json
     assert result["accuracy"] is None
     assert result["r2"] > 0.9
 
@@ -396,12 +400,13 @@ def test_predictions_are_written_to_a_file(animals):
     assert Path("p.csv").read_text().splitlines() == ["kind", *names]
 
 
-def test_a_model_from_python_can_be_evaluated(npz, blobs):
-    x, y = blobs
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_model_from_python_can_be_evaluated(npz, blobs, dtype):
+    x, y = blobs[0].astype(dtype), blobs[1]
     trainer = bp.Trainer(bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3)), "cross_entropy", bp.Adam(0.01))
-    trainer.fit(x.astype(np.float32), y, epochs=20, batch_size=32, progress=False)
+    trainer.fit(x, y, epochs=20, batch_size=32, progress=False)
     trainer.save("mine.safetensors")
-    expected = trainer.evaluate(x.astype(np.float32), y)
+    expected = trainer.evaluate(x, y)
     result = ok("evaluate", "mine.safetensors", npz, "--json").json
     assert result["accuracy"] == pytest.approx(expected["accuracy"])
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
@@ -548,6 +553,13 @@ def test_arrays_that_can_not_be_used(arrays, words):
     assert words in refused("train", "bad.npz")
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float64"])
+def test_features_of_any_type(dtype):
+    x = np.random.default_rng(0).integers(0, 2, (200, 3)).astype(dtype)
+    np.savez("t.npz", x=x, y=x[:, 1].astype(bool))
+    assert ok("train", "t.npz", *SMALL, "--json").json["accuracy"] == 1.0
+
+
 def test_a_single_array_is_no_npz_file():
     with open("one.npz", "wb") as file:
         np.save(file, np.ones((3, 2)))
@@ -560,8 +572,8 @@ def test_columns_that_can_not_be_used(arrow):
         ({}, "--target must say which column of t.csv is to be learnt: a, y", []),
         ({}, "has no column 'yy': did you mean 'y'? it has a, y", ["--target", "yy"]),
         ({"city": ["Rom", "Bern", "Rom"]}, "column 'city' of t.csv has the type string", ["--target", "y"]),
-        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv has 1 missing values, first in row 2", ["--target", "y"]),
-        ({"y": ["u", "v", None]}, "column 'y' of t.csv has 1 missing values, first in row 3", ["--target", "y"]),
+        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv lacks 1 values, first in row 2", ["--target", "y"]),
+        ({"y": ["u", "v", None]}, "column 'y' of t.csv lacks 1 values, first in row 3", ["--target", "y"]),
         ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
         ({"y": [1.0, 2.0, float("inf")]}, "column 'y' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
     ]
