@@ -1,0 +1,215 @@
+"""Every optimizer: 100 steps as PyTorch's, on every library; and clipping."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.errors import OptionError, UnknownNameError
+from bpnet.optimizers import clip_by_global_norm
+
+
+class Case(NamedTuple):
+    """An optimizer, and PyTorch's, made of torch.optim, the groups of parameters, and the weight decay of the first."""
+
+    optimizer: bp.Optimizer
+    oracle: Callable[..., Any]
+    decay: float = 0.0
+
+
+OPTIMIZERS = {
+    "sgd": Case(bp.SGD(0.1), lambda o, p: o.SGD(p, 0.1)),
+    "sgd, momentum": Case(bp.SGD(0.1, momentum=0.9), lambda o, p: o.SGD(p, 0.1, momentum=0.9)),
+    "sgd, nesterov": Case(bp.SGD(0.1, 0.8, nesterov=True), lambda o, p: o.SGD(p, 0.1, momentum=0.8, nesterov=True)),
+    "adam": Case(bp.Adam(), lambda o, p: o.Adam(p)),
+    "adam, betas": Case(bp.Adam(0.01, 0.8, 0.95), lambda o, p: o.Adam(p, 0.01, betas=(0.8, 0.95))),
+    "adam, no memory": Case(bp.Adam(0.01, 0.0, 0.0), lambda o, p: o.Adam(p, 0.01, betas=(0.0, 0.0))),
+    "adam, epsilon": Case(bp.Adam(0.01, epsilon=0.1), lambda o, p: o.Adam(p, 0.01, eps=0.1)),
+    "adamw": Case(bp.AdamW(), lambda o, p: o.AdamW(p), decay=0.01),
+    "adamw, decay": Case(bp.AdamW(0.02, 0.8, 0.9, 1e-3, 0.3), lambda o, p: o.AdamW(p, 0.02, (0.8, 0.9), 1e-3), 0.3),
+    "adamw, no decay": Case(bp.AdamW(0.02, weight_decay=0.0), lambda o, p: o.AdamW(p, 0.02)),
+}
+SMALL = bp.layout_of(bp.Dense(7), (11,))  # weights, which decay, and biases, which don't
+LARGE = bp.layout_of(
+    bp.Sequential(bp.Dense(300), bp.Dense(10)), (301,)
+)  # beyond a chunk of 65,536, which ends in weights
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return OPTIMIZERS[request.param]
+
+
+def drawn(layout, steps, dtype="float64"):
+    """A start and so many gradients, of sizes from 1e-4 to 1e4, some exactly 0."""
+    rng = np.random.default_rng(0)
+    size = 10.0 ** rng.uniform(-4, 4, layout.size) * (rng.uniform(size=layout.size) > 0.05)
+    gradients = [(size * rng.standard_normal(layout.size)).astype(dtype) for _ in range(steps)]
+    return rng.standard_normal(layout.size).astype(dtype), gradients
+
+
+def run(lib, layout, optimizer, theta, gradients, donate=False):
+    """theta and state after a step along each of the gradients."""
+
+    def update(carry, grad, lr, step):
+        return optimizer.update(lib.seam, layout, carry[0], grad, carry[1], lr, step, donate=donate)
+
+    with lib.seam.session():
+        step = lib.seam.compile(update)
+        carry = theta, optimizer.init(lib.seam, theta)
+        for i, grad in enumerate(gradients):
+            carry = step(carry, lib.array(grad), optimizer.schedule(i), i + 1)
+    return carry
+
+
+@pytest.mark.parametrize(("layout", "steps"), [(SMALL, 100), (LARGE, 5)], ids=["100 steps", "large"])
+def test_steps_as_pytorch(case, layout, steps, library):
+    torch = pytest.importorskip("torch")
+    theta, gradients = drawn(layout, steps)
+    n = layout.decaying
+    parts = [torch.tensor(theta[:n], requires_grad=True), torch.tensor(theta[n:], requires_grad=True)]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(parts, (case.decay, 0.0), strict=True)]
+    oracle = case.oracle(torch.optim, groups)
+    for grad in gradients:
+        parts[0].grad, parts[1].grad = torch.tensor(grad[:n]), torch.tensor(grad[n:])
+        oracle.step()
+    got, _ = run(library("numpy"), layout, case.optimizer, theta, gradients)
+    expected = np.concatenate([p.detach().numpy() for p in parts])
+    # sums of steps that cancel are as exact as the largest value on the way
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13 * np.max(np.abs(theta)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_same_on_every_library(case, backend, dtype, library):
+    theta, gradients = drawn(SMALL, 10, dtype)
+    start = backend.array(theta)
+    got, state = run(backend, SMALL, case.optimizer, start, gradients)
+    reference = library("numpy")
+    expected, states = run(reference, SMALL, case.optimizer, np.float64(theta), [np.float64(g) for g in gradients])
+    for a, b in zip((got, *state), (expected, *states), strict=True):
+        backend.close(a, b)
+        assert backend.dtype(a) == dtype
+        assert backend.seam.device(a) == backend.seam.device(start)
+    np.testing.assert_array_equal(backend.host(start), theta)
+
+
+def test_stays_on_the_device_of_the_parameters(case, library):
+    lib = library("strict-device")
+    theta, gradients = drawn(SMALL, 2)
+    got, state = run(lib, SMALL, case.optimizer, lib.array(theta), gradients)
+    assert {lib.seam.device(a) for a in (got, *state)} == {lib.seam.device(lib.array(theta))}
+
+
+@pytest.mark.parametrize("layout", [SMALL, LARGE], ids=["small", "large"])
+def test_only_what_is_donated_is_written_to(case, layout, library):
+    lib = library("numpy")
+    theta, (first, second) = drawn(layout, 2)
+    state = run(lib, layout, case.optimizer, theta, [first])[1]
+    given = (theta, second, *state)
+    before = [a.copy() for a in given]
+    args = lib.seam, layout, theta, second, state, 0.01, 2
+    kept = case.optimizer.update(*args)
+    for a, b in zip(given, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    donated = case.optimizer.update(*args, donate=True)
+    for a, b in zip((kept[0], *kept[1]), (donated[0], *donated[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(second, before[1])
+
+
+def test_any_number_of_threads_gives_the_same_bits(case, library):
+    lib = library("numpy")
+    theta, gradients = drawn(LARGE, 2)
+    results = []
+    for threads in (1, 2, 5):
+        with lib.seam.session(threads):
+            state = case.optimizer.init(lib.seam, theta)
+            moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, 0.01, 1)
+            results.append(np.concatenate([moved, *state]))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_minimises(case):
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    y = x @ np.array([[1.0], [-2.0], [0.5]]) + 0.3
+    optimizer = type(case.optimizer)(**{**vars(case.optimizer), "lr": 0.05})
+    history = bp.Trainer(bp.Dense(1), "mse", optimizer).fit(x, y, epochs=100, batch_size=16, progress=False)
+    assert history["loss"][-1] < 0.02 * history["loss"][0]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("sgd", bp.SGD()), ("adam", bp.Adam()), ("adamw", bp.AdamW())])
+def test_names(name, optimizer):
+    assert bp.Trainer(bp.Dense(1), "mse", name).optimizer == optimizer
+
+
+def test_every_optimizer_of_the_catalogue_is_in_the_table():
+    public = [getattr(bp, name) for name in bp.__all__]
+    found = {c for c in public if isinstance(c, type) and issubclass(c, bp.Optimizer)} - {bp.Optimizer}
+    assert {type(c.optimizer) for c in OPTIMIZERS.values()} == found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bp.SGD(-0.1),
+        lambda: bp.SGD(float("nan")),
+        lambda: bp.SGD("fast"),
+        lambda: bp.SGD(0.1, momentum=1.0),
+        lambda: bp.SGD(0.1, momentum=-0.1),
+        lambda: bp.SGD(0.1, nesterov=True),
+        lambda: bp.Adam(beta1=1.0),
+        lambda: bp.Adam(beta2=-0.5),
+        lambda: bp.Adam(epsilon=0.0),
+        lambda: bp.AdamW(weight_decay=-1.0),
+    ],
+)
+def test_unfit_options_are_refused(make):
+    with pytest.raises(OptionError):
+        make()
+
+
+def test_unknown_name_suggests_a_known_one():
+    with pytest.raises(UnknownNameError, match="did you mean 'adamw'"):
+        bp.Trainer(bp.Dense(1), "mse", "adammw")
+
+
+# ---- clipping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_clipping_bounds_the_norm_and_keeps_the_direction(backend, dtype, limit):
+    grad = np.random.default_rng(0).standard_normal(50).astype(dtype)
+    given = backend.array(grad)
+    with backend.seam.session():
+        clipped = backend.call(lambda g: clip_by_global_norm(backend.seam, g, limit), given)
+    norm = np.linalg.norm(np.float64(grad))
+    backend.close(clipped, np.float64(grad) * min(1.0, limit / norm))
+    assert backend.dtype(clipped) == dtype
+    np.testing.assert_array_equal(backend.host(given), grad)
+
+
+def test_clipping_leaves_a_gradient_of_zero(backend):
+    clipped = clip_by_global_norm(backend.seam, backend.array(np.zeros(3)), 1.0)
+    np.testing.assert_array_equal(backend.host(clipped), np.zeros(3))
+
+
+def test_clipping_as_pytorch(library):
+    torch = pytest.importorskip("torch")
+    grad = np.random.default_rng(0).standard_normal(50)
+    p = torch.zeros(50, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.tensor(grad)
+    torch.nn.utils.clip_grad_norm_([p], 0.5)
+    got = clip_by_global_norm(library("numpy").seam, grad, 0.5)
+    np.testing.assert_allclose(got, p.grad.numpy(), rtol=1e-6)  # PyTorch divides by the norm + 1e-6
+
+
+def test_trainer_clips():
+    x, y = np.full((4, 2), 10.0), np.full((4, 1), 100.0)
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(1.0), clip_norm=0.25).build(x)
+    before = trainer.theta.copy()
+    trainer.step(x, y)
+    np.testing.assert_allclose(np.linalg.norm(trainer.theta - before), 0.25, rtol=1e-12)
