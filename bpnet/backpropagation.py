@@ -87,8 +87,8 @@ def gradient(
 ) -> tuple[Array, Array]:
     """The loss of `network` with parameters `theta` on the batch x, y, and its gradient with respect to `theta`.
 
-    `theta` (and `buffers`, for a network that has any) are vectors laid out by `bp.layout_of(network, x.shape[1:])`; the
-    gradient is a vector like theta.  `training=False` leaves dropout out and takes running statistics.
+    `theta` (and `buffers`, for a network that has any) are vectors laid out by `bp.layout_of(network, x.shape[1:])`;
+    the gradient is a vector like theta.  `training=False` leaves dropout out and takes running statistics.
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 class Callback:
-    """Base of the callbacks; override what is wanted.  Setting `trainer.stop = True` ends the training after the epoch."""
+    """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch."""
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         """Before the first of `epochs` epochs of `steps` steps each."""
@@ -83,7 +83,8 @@ class EarlyStopping(Callback):
         if self.monitor not in record:
             known = ", ".join(record)
             raise OptionError(
-                f"EarlyStopping monitors {self.monitor!r}, which is not recorded (validation= missing?); recorded are {known}"
+                f"EarlyStopping monitors {self.monitor!r}, which is not recorded; recorded are {known}. "
+                "What begins with val_ needs validation="
             )
         value = self.sign * record[self.monitor]
         if value < self.best - self.min_delta:

@@ -9,12 +9,12 @@ from bpnet.losses import Loss
 
 
 def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
-    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers and booleans become float32."""
+    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = of(x, name)
     x = backend.adopt(x)
     if x.ndim < 2:
         raise ShapeError(
-            f"{name} has {_axes(x.ndim)}; expected rows of features, (rows, features): {name}[:, None] makes one feature"
+            f"{name} has {_axes(x.ndim)}; expected (rows, features): {name}[:, None] makes it one feature a row"
         )
     if x.shape[0] == 0:
         raise DataError(f"{name} has no rows")
@@ -98,7 +98,7 @@ def is_float(backend: Backend, x: Array) -> bool:
 
 
 def check_finite(backend: Backend, x: Array, name: str) -> None:
-    """Raise DataError where `x` has NaN or infinity.  Their sum tells at once that all are finite, save for overflow."""
+    """Raise DataError where `x` has NaN or infinity.  A finite sum tells at once that there is none."""
     xp = backend.xp
     if not bool(xp.isfinite(xp.sum(x))):
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
@@ -125,7 +125,8 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str) ->
     xp = backend.xp
     if not whole:
         raise DTypeError(
-            f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, or give one-hot rows"
+            f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, "
+            "or give one-hot rows"
         )
     if xp.isdtype(y.dtype, "bool"):
         y = xp.astype(y, xp.int32)

@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one leaf: its path in the nesting, its shape, its first element in the vector, and whether it decays."""
+    """The place of one leaf: its path in the nesting, shape, first element in the vector, and whether it decays."""
 
     path: Path
     shape: Shape

@@ -35,7 +35,7 @@ class Loss(Registered, kind="loss"):
         return out_shape
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
-        """For every row whether the prediction is right, as 0 or 1 of the output's type; None where that has no meaning."""
+        """For every row whether the prediction is right, 0 or 1 of the output's type; None where meaningless."""
         return None
 
 
@@ -123,8 +123,8 @@ class CrossEntropy(Loss):
         if len(out_shape) != 1 or out_shape[0] < 2:
             raise ShapeError(
                 f"cross_entropy needs one output a class, two or more, but the network gives {out_shape} a row: end it "
-                "with Dense(classes), after Flatten() where rows have several axes, or use binary_cross_entropy_with_logits "
-                "for one output"
+                "with Dense(classes), after Flatten() where rows have several axes; or use "
+                "binary_cross_entropy_with_logits for one output"
             )
         return out_shape
 

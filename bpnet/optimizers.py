@@ -68,8 +68,9 @@ class Optimizer(Registered, kind="optimizer"):
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent: theta <- theta - lr grad; with momentum v <- momentum v + grad and theta <- theta - lr v (Polyak 1964).
+    """Gradient descent, theta <- theta - lr grad.
 
+    With momentum (Polyak 1964) v <- momentum v + grad and theta <- theta - lr v.
     `nesterov` steps along grad + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).
     """
 
@@ -151,7 +152,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay: theta <- theta - lr weight_decay theta, beside Adam's step (Loshchilov and Hutter 2019).
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): theta <- theta - lr weight_decay theta.
 
     Weights decay; biases, scales and shifts don't.
     """

@@ -1,7 +1,7 @@
 """Names for classes of options: `"relu"` for `ReLU()`, and a JSON description of a network for a file.
 
-Each family (layer, loss, optimizer, schedule) derives from `Registered`; a class enters the catalogue when it is defined,
-so a user's own layer can be saved and loaded too.
+Each family (layer, loss, optimizer, schedule) derives from `Registered`; a class enters the catalogue when it is
+defined, so a user's own layer can be saved and loaded too.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,8 @@ class Registered:
             taken = _classes[cls.kind].get(cls.__name__)
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise OptionError(
-                    f"there is a {cls.kind} called {cls.__name__} already, in {taken.__module__}: files name classes, so choose another name"
+                    f"there is a {cls.kind} called {cls.__name__} already, in {taken.__module__}: files name classes, "
+                    "so choose another name"
                 )
             _classes[cls.kind][cls.__name__] = cls
 

@@ -66,7 +66,7 @@ def outputs(backend: Backend, layout: Layout) -> Callable[[Array, Array, Array],
 
 
 def scores(backend: Backend, layout: Layout, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
-    """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of those that are right."""
+    """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
 
     def function(
         theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any

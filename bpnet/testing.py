@@ -20,7 +20,7 @@ STEPS = (1e-4, 1e-5, 1e-6)
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: of which derivative, what backward says, what the differences say, and their relative difference."""
+    """One comparison: of which derivative, what backward says, what the differences say, and how far they are apart."""
 
     name: str
     direction: str
@@ -54,9 +54,8 @@ class GradientReport:
         )
         for c in self.checks:
             mark = "ok" if c.error <= self.tolerance else "WRONG"
-            lines.append(
-                f"  {mark:5} {c.name:{width}}  {c.direction:{side}}  {c.derived:15.8e}  {c.measured:15.8e}  {c.error:8.1e}"
-            )
+            figures = f"{c.derived:15.8e}  {c.measured:15.8e}  {c.error:8.1e}"
+            lines.append(f"  {mark:5} {c.name:{width}}  {c.direction:{side}}  {figures}")
         return "\n".join(lines)
 
 
@@ -75,8 +74,8 @@ def check_gradients(
 
     Without a loss the quantity is sum(r * forward(x)) with random r; with `loss` and `y` it is that loss of the output.
     Derivatives with respect to x and to every parameter are compared along `directions` random directions each,
-    (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the worst
-    are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
+    (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the
+    worst are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
 
     Returns the report; raises GradientError with the report as its text where a derivative is wrong, where backward
     modifies its inputs, or where keys or shapes of the gradients are not those of the parameters.
@@ -180,7 +179,7 @@ def _compare(
 
     checks = []
     for name, gradient in derived.items():
-        # what a wrong derivative is measured against: the size of this one, and rounding in the value that is differenced
+        # what an error is measured against: the size of the gradient, and rounding in the value that is differenced
         scale = max(float(numpy.linalg.norm(gradient)), 1e-4 * abs(value()), 1e-8)
         mine = []
         for i in range(directions):
@@ -211,7 +210,7 @@ def _faults(
     dx: Any,
     grads: Any,
 ) -> list[str]:
-    """What is wrong beside the numbers: shapes, keys, inputs that were written to, need_dx=False that gives other gradients."""
+    """What is wrong beside the numbers: shapes, keys, inputs written to, other gradients with need_dx=False."""
     import numpy
 
     faults = []

@@ -123,7 +123,7 @@ class Trainer:
 
     @property
     def theta(self) -> Array:
-        """All trained parameters, one vector.  It belongs to the trainer: a step may write to it, so copy what must stay."""
+        """All trained parameters, one vector.  A step may write to it, so copy what must stay."""
         self._have()
         return self._carry[0]
 
@@ -211,8 +211,8 @@ class Trainer:
         callbacks : told after steps and epochs
         progress : a bar on standard error; None shows it where that is a terminal
 
-        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss or a
-        parameter is no longer finite; the last finite parameters are then kept.
+        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss or
+        a parameter is no longer finite; the last finite parameters are then kept.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         told = _check_callbacks(callbacks)

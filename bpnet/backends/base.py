@@ -1,4 +1,4 @@
-"""What bpnet needs beyond the Array API standard, written in the standard; a library's own file overrides what it does better."""
+"""What bpnet needs beyond the Array API standard, written in it; a library's own file overrides what it does better."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +62,7 @@ class Backend:
         return numpy.asarray(x)
 
     def adopt(self, x: Array) -> Array:
-        """`x` as the user passed it, made safe to compute with: a library with automatic differentiation detaches it."""
+        """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x
 
     def copy(self, x: Array) -> Array:
@@ -227,7 +227,8 @@ _ERF_U = (
 )
 _ERFC_P = (
     2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.46321056442269912687e0, 4.86371970985681366614e1,
-    1.96520832956077098242e2, 5.26445194995477358631e2, 9.34528527171957607540e2, 1.02755188689515710272e3, 5.57535335369399327526e2,
+    1.96520832956077098242e2, 5.26445194995477358631e2, 9.34528527171957607540e2, 1.02755188689515710272e3,
+    5.57535335369399327526e2,
 )  # fmt: skip
 _ERFC_Q = (
     1.0, 1.32281951154744992508e1, 8.67072140885989742329e1, 3.54937778887819891062e2, 9.75708501743205489753e2,

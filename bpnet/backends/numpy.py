@@ -51,7 +51,7 @@ class NumpyBackend(Backend):
         return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
-        """Drawn 16 bits at a time by NumPy's SFC64 generator, seeded by the key; `keep` is a multiple of 2**-16 then."""
+        """Drawn 16 bits at a time by NumPy's SFC64, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
         threshold = min(max(round(keep * 65536), 1), 65535)
         mask = numpy.empty(math.prod(shape), dtype)
 

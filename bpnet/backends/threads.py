@@ -12,7 +12,7 @@ import numpy
 from bpnet.backends.base import Rows
 
 current = threading.local()
-"""`current.threads`: how many threads the public call running in this thread may use; `current.inside`: see `inside`."""
+"""`current.threads`: how many threads the public call in this thread may use; `current.inside`: see `inside`."""
 
 
 def inside() -> bool:
@@ -26,7 +26,7 @@ def available_threads() -> int:
 
 
 class Session:
-    """One public call: its threads, BLAS at one thread, and no floating-point warnings (divergence is reported by name)."""
+    """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name)."""
 
     def __init__(self, threads: int | None) -> None:
         self.threads = threads or available_threads()
@@ -47,7 +47,7 @@ class Session:
 
 
 class _Blas:
-    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, and then restores what it found."""
+    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, then restores what it found."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -78,7 +78,7 @@ class _Blas:
 
 
 class Job:
-    """Blocks claimed one after another by helper threads and by the caller, results handed out in the order of the blocks."""
+    """Blocks claimed one by one by helper threads and the caller, results handed out in the order of the blocks."""
 
     def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
         self.function = function

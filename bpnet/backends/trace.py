@@ -106,7 +106,7 @@ class _TracingNamespace:
 class InPlace:
     """A program as NumPy calls that write to given memory: `call(xp, arrays, scalars, results, scratch)`.
 
-    The i-th result may be the memory of the i-th array.  `scratch` are arrays of the same shape, of which it needs `needs`.
+    The i-th result may be the memory of the i-th array.  `scratch` are `needs` arrays of the same shape.
     """
 
     call: Callable[..., None]

@@ -1,7 +1,7 @@
 r"""Activation functions, each with its derivative beside it.
 
-All but softmax act on every element alone: y = f(z), and by the chain rule dL/dz = dL/dy f'(z).  Where f' can be written
-with y, the output is kept instead of the input.  Each is a layer too, so it can stand alone in a network.
+All but softmax act on every element alone: y = f(z), and by the chain rule dL/dz = dL/dy f'(z).  Where f' can be
+written with y, the output is kept instead of the input.  Each is a layer too, so it can stand alone in a network.
 """
 
 import math
@@ -193,7 +193,7 @@ class Softplus(Activation):
 
 @dataclass(frozen=True)
 class ELU(Activation):
-    """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where y > 0, else y + alpha (Clevert et al. 2016); alpha > 0."""
+    """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where y > 0, else y + alpha (Clevert et al. 2016)."""
 
     alpha: float = 1.0
 

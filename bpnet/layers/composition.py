@@ -70,7 +70,7 @@ class Sequential(Composite):
 
 @dataclass(frozen=True)
 class Residual(Composite):
-    """y = x + f(x); dL/dx = dL/dy + J_f^T dL/dy (He et al. 2016).  The inner layer keeps the shape; its name is "inner"."""
+    """y = x + f(x); dL/dx = dL/dy + J_f^T dL/dy (He et al. 2016).  f keeps the shape; its name is "inner"."""
 
     inner: Layer
 

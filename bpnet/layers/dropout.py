@@ -12,7 +12,7 @@ from bpnet.options import number
 class Dropout(Layer):
     """y = x m while training, y = x otherwise; m is 0 with probability `rate`, else 1 / (1 - rate).
 
-    The derivative is dL/dx = dL/dy m.  Srivastava et al. (2014), scaled while training so that prediction needs nothing.
+    The derivative is dL/dx = dL/dy m.  Srivastava et al. (2014); scaled while training, prediction needs nothing.
     """
 
     rate: float = 0.5

@@ -19,8 +19,8 @@ class BatchNorm(Layer):
         dL/dscale = sum dL/dy xhat,    dL/dshift = sum dL/dy,
         dL/dx = scale / sqrt(var + epsilon) (dL/dy - (sum dL/dy + xhat sum dL/dy xhat) / n).
 
-    Otherwise they are the running ones, `running <- momentum running + (1 - momentum) batch` after every step, where the
-    batch's variance is taken over n - 1 as PyTorch does.
+    Otherwise they are the running ones, `running <- momentum running + (1 - momentum) batch` after every step, where
+    the batch's variance is taken over n - 1 as PyTorch does.
     """
 
     momentum: float = 0.9
@@ -93,7 +93,7 @@ def batch_norm_forward(
 def batch_norm_backward(
     run: Run, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
 ) -> tuple[Array | None, Array, Array]:
-    """dL/dx (where needed), dL/dscale and dL/dshift; `slope` is scale / sqrt(var + epsilon), `of_batch` the batch's own."""
+    """dL/dx (where needed), dL/dscale, dL/dshift; `slope` is scale / sqrt(var + epsilon), whether `of_batch`."""
     xp = run.xp
     dscale, dshift = xp.sum(dy * xhat, axis=0), xp.sum(dy, axis=0)
     if not need_dx:
