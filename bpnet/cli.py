@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -189,13 +190,18 @@ def parse_hidden(text: str) -> list[int]:
 
 
 def check_place(option: str, path: Path) -> None:
-    """Raise OptionError where a file can't be written at `path`."""
-    if path.is_dir():
-        raise OptionError(f"{option} is {path}, which is a directory: expected a file")
+    """Raise OptionError, before any work is done, where a file can't be written at `path`."""
+    if path.exists() and not path.is_file():
+        raise OptionError(
+            f"{option} is {path}, which is {'a directory' if path.is_dir() else 'a device'}: expected a file"
+        )
     if not path.parent.is_dir():
         raise OptionError(f"{option} is {path}, but there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OptionError(f"{option} is {path}, which may not be written")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".bpnet"):
+            pass
+    except OSError as error:
+        raise OptionError(f"{option} is {path}, but nothing can be written there: {error.strerror}") from error
 
 
 def check_plot(path: Path) -> None:

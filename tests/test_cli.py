@@ -23,6 +23,9 @@ from bpnet import cli
 SMALL = ("--hidden", "16", "--epochs", "8", "--batch-size", "16", "--lr", "0.02", "--dropout", "0", "--quiet")
 
 
+POSIX = pytest.mark.skipif(os.name != "posix", reason="there are no POSIX devices and signals here")
+
+
 class Result:
     """What a command did."""
 
@@ -479,6 +482,7 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--validation", "nan"), "--validation is nan"),
         (("--output", "nowhere/model.safetensors"), "there is no directory nowhere"),
         (("--output", "."), "which is a directory"),
+        pytest.param(("--output", os.devnull), "which is a device", marks=POSIX),
         (("--target", "y"), "--target names a column of a .csv or .parquet file"),
         (("--lr", "1e30", "--optimizer", "sgd"), "diverged"),
     ],
@@ -493,6 +497,14 @@ def test_options_that_are_no_options(npz, args):
     result = run("train", npz, *args)
     assert (result.status, result.out) == (2, "")
     assert args[0] in result.err
+
+
+def test_a_directory_that_takes_no_files(npz, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", refuse)
+    assert "nothing can be written there: Permission denied" in refused("train", npz, "--output", "m.safetensors")
 
 
 def test_pictures_that_can_not_be_drawn(npz):
@@ -671,7 +683,7 @@ def test_without_one_library_of_the_extra(missing, args, monkeypatch):
     assert "pip install 'bpnet-xp[cli]'" in refused("train", *args)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
+@POSIX
 def test_ctrl_c_saves_what_was_learnt(npz):
     options = ("--epochs", "1000000", "--hidden", "8", "--lr", "0.02", "--output", "half.safetensors")
     with start("train", npz, *options) as process:
