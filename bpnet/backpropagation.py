@@ -68,7 +68,7 @@ def take_rows(
     if rows is None:
         if start == 0 and stop == arrays[0].shape[0]:  # type: ignore[union-attr]
             return arrays
-        return tuple(None if a is None else a[start:stop, ...] for a in arrays)
+        return tuple([None if a is None else a[start:stop, ...] for a in arrays])
     some = rows[start:stop]
     return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
 

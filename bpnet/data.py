@@ -43,7 +43,7 @@ def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
 def check_target(
     backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Array, name: str = "y", x_name: str = "x"
 ) -> Array:
-    """`y` as targets for `loss`: labels as int32, anything else in the type of `x` and the shape of the output."""
+    """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
     xp = backend.xp
     y = backend.adopt(y)
     shape = loss.target_shape(out_shape)
@@ -54,7 +54,7 @@ def check_target(
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
-        return _labels(backend, xp.reshape(y, (rows,)), shape[0], whole, name)
+        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
@@ -108,7 +108,7 @@ def _cast(backend: Backend, a: Array, dtype: Any, name: str) -> Array:
     """`a` as finite values of `dtype`."""
     if not is_whole(backend, a):
         check_finite(backend, a, name)
-    cast = backend.xp.astype(a, dtype)
+    cast = backend.xp.astype(a, dtype, copy=False)
     if a.dtype != dtype and is_float(backend, a):
         _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
     return cast
@@ -136,7 +136,7 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str) ->
         raise DataError(
             f"{name} has the label {wrong}, but the network has {classes} outputs: labels are 0 ... {classes - 1}"
         )
-    return xp.astype(y, xp.int32)
+    return y
 
 
 def _axes(n: int) -> str:

@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Trainer:
         self.stop = False
         self.step_count = 0
         self._built: tuple[Backend, Layout] | None = None
+        self._seen: tuple[Callable[[], Any], ...] | None = None
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Trainer:
             self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
-        self._built = backend, layout
+        self._built, self._seen = (backend, layout), None
         self._carry = carry
         step = training_step(backend, layout, self.loss, self.optimizer, self.seed, self.clip_norm)
         self._step = backend.compile(step, donate=True)
@@ -181,8 +183,18 @@ class Trainer:
     # ---- training -----------------------------------------------------------------------------------------------
 
     def step(self, x: Array, y: Array, sample_weight: Array | None = None) -> Array:
-        """One training step on the batch x, y; the loss before the step, a 0-d array on the device."""
-        backend, x, y, weight = self._data(x, y, sample_weight)
+        """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
+
+        The same arrays passed again, as in training on one batch, are not checked again.
+        """
+        if self._seen is not None and all(
+            seen() is a for seen, a in zip(self._seen, (x, y, sample_weight), strict=True)
+        ):
+            backend, weight = self.backend, sample_weight
+        else:
+            given = (x, y, sample_weight)
+            backend, x, y, weight = self._data(x, y, sample_weight)
+            self._seen = _references(given) if all(a is b for a, b in zip(given, (x, y, weight), strict=True)) else None
         with backend.session(self.threads):
             return self._advance(x, y, weight, None)
 
@@ -376,10 +388,11 @@ class Trainer:
         if self._built is None:
             return backend, converted
         theta = self._carry[0]
-        try:
-            common({name: converted, "the trainer's parameters": theta})
-        except ArrayMismatchError as error:
-            raise ArrayMismatchError(f"{error}; bp.load(path, like={name}) brings a saved model there") from None
+        if backend is not self._built[0] or backend.device(converted) != backend.device(theta):
+            try:
+                common({name: converted, "the trainer's parameters": theta})
+            except ArrayMismatchError as error:
+                raise ArrayMismatchError(f"{error}; bp.load(path, like={name}) brings a saved model there") from None
         check_rows(converted, self._built[1].in_shape, name)
         if converted.dtype == theta.dtype:
             return backend, converted
@@ -408,6 +421,18 @@ class Trainer:
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
         return self._data(x, y, weight, ("validation[0]", "validation[1]", "validation[2]"))[1:]
+
+
+def _nothing() -> None:
+    return None
+
+
+def _references(arrays: tuple[Array | None, ...]) -> tuple[Callable[[], Any], ...] | None:
+    """Functions that give the arrays while they live; None where they can't be referred to that way."""
+    try:
+        return tuple(_nothing if a is None else weakref.ref(a) for a in arrays)
+    except TypeError:
+        return None
 
 
 def _parts(count: int, batch_size: int | None) -> list[Rows]:

@@ -108,8 +108,8 @@ class NumpyBackend(Backend):
                 out[...] = value
 
         if arrays[0].size <= CHUNK:
-            for piece in pieces:
-                apply(*piece)
+            for start, stop, scalars in pieces:
+                apply(start, stop, scalars)
             return results
         chunks = [
             (start, min(start + CHUNK, stop), scalars)

@@ -37,26 +37,26 @@ def by_chunks(rule: Callable[..., Any], b: Any, *arrays: Array | None) -> Array:
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
-    b, rows = run.backend, x.shape[0]
-    z = numpy.empty((rows, weight.shape[1]), x.dtype)
+    b, rows, units = run.backend, x.shape[0], weight.shape[1]
+    parts = b.blocks(rows, 2.0 * weight.size)
+    if len(parts) == 1 and rows * units <= CHUNK:
+        z = x @ weight
+        if bias is not None:
+            z += bias
+        y = f.value(b, z)
+        return y, f.keep(z, y)
+    z = numpy.empty((rows, units), x.dtype)
     y = numpy.empty_like(z) if f.keeps == "input" else z  # y over the memory of z where the derivative does not read z
 
     def block(number: int, part: Rows) -> None:
         numpy.matmul(x[slice(*part)], weight, out=z[slice(*part)])
-        for c in chunks(part[1] - part[0], z.shape[1], part[0]):
+        for c in chunks(part[1] - part[0], units, part[0]):
             if bias is not None:
                 z[c] += bias
             if f.keeps != "nothing":
                 y[c] = f.value(b, z[c])
 
-    parts = b.blocks(rows, 2.0 * weight.size)
-    if len(parts) > 1 or z.size > CHUNK:
-        list(b.map_blocks(block, parts))
-        return y, f.keep(z, y)
-    z = x @ weight
-    if bias is not None:
-        z += bias
-    y = f.value(b, z)
+    list(b.map_blocks(block, parts))
     return y, f.keep(z, y)
 
 
