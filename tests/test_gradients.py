@@ -1,0 +1,350 @@
+"""`check_gradients` finds planted errors and reports them readably; `gradient` is what it says, whole or in blocks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.errors import ArgumentError, ArrayMismatchError, DataError, DTypeError, GradientError, ShapeError
+
+X = np.random.default_rng(0).standard_normal((5, 4))
+
+
+@dataclass(frozen=True)
+class Affine(bp.Layer):
+    """y = tanh(x W + b): right as it stands; the classes below each plant one error."""
+
+    def init(self, rng, in_shape):
+        n = in_shape[-1]
+        return {"weight": rng.normal((n, n), 0.5), "bias": rng.full((n,), 0.0)}
+
+    def forward(self, run, p, x):
+        y = run.xp.tanh(run.xp.matmul(x, p["weight"]) + p["bias"])
+        return y, (x, y)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        x, y = cache
+        dz = dy * (1.0 - y * y)
+        grads = {"weight": run.xp.matmul(x.T, dz), "bias": run.xp.sum(dz, axis=0)}
+        return run.xp.matmul(dz, p["weight"].T) if need_dx else None, grads
+
+
+def planted(change):
+    """A layer like Affine, of which `change(dx, grads, p, cache, dy)` spoils what backward gives."""
+
+    @dataclass(frozen=True)
+    class Wrong(Affine):
+        def backward(self, run, p, cache, dy, need_dx=True):
+            dx, grads = super().backward(run, p, cache, dy, need_dx)
+            return change(dx, grads, p, cache, dy)
+
+    return Wrong()
+
+
+def times(factor):
+    return lambda a: None if a is None else a * factor
+
+
+def slope(cache, dy):
+    return dy * (1.0 - cache[1] ** 2)
+
+
+def set_one(a, value):
+    a = a.copy()
+    a[0, 1] = value
+    return a
+
+
+def spoil_dy(dx, grads, p, cache, dy):
+    dy *= 2.0
+    return dx, grads
+
+
+def spoil_x(dx, grads, p, cache, dy):
+    cache[0][...] = 0.0
+    return dx, grads
+
+
+PLANTED = {  # what is wrong, and words of the report
+    "dx doubled": (lambda dx, g, p, c, dy: (times(2.0)(dx), g), "WRONG x"),
+    "dx of the other sign": (lambda dx, g, p, c, dy: (times(-1.0)(dx), g), "WRONG x"),
+    "dx of zero": (lambda dx, g, p, c, dy: (times(0.0)(dx), g), "WRONG x"),
+    "dx off by 1 in 10,000": (lambda dx, g, p, c, dy: (times(1.0001)(dx), g), "WRONG x"),
+    "dx of the weight untransposed": (lambda dx, g, p, c, dy: (slope(c, dy) @ p["weight"], g), "WRONG x"),
+    "dx that forgets the activation": (lambda dx, g, p, c, dy: (None if dx is None else dy @ p["weight"].T, g), "WRONG x"),
+    "dx wrong in one entry": (lambda dx, g, p, c, dy: (None if dx is None else set_one(dx, 3.0), g), "entry 1"),
+    "dx not a number": (lambda dx, g, p, c, dy: (times(np.nan)(dx), g), "nan"),
+    "dx missing": (lambda dx, g, p, c, dy: (None, g), "gave None for dx"),
+    "dx of two rows": (lambda dx, g, p, c, dy: (None if dx is None else dx[:2], g), "dx has the shape (2, 4)"),
+    "weight transposed": (lambda dx, g, p, c, dy: (dx, g | {"weight": g["weight"].T}), "WRONG weight"),
+    "weight averaged over rows": (lambda dx, g, p, c, dy: (dx, g | {"weight": g["weight"] / 5}), "WRONG weight"),
+    "weight wrong in one entry": (lambda dx, g, p, c, dy: (dx, g | {"weight": set_one(g["weight"], 0.0)}), "entry 1"),
+    "bias averaged over rows": (lambda dx, g, p, c, dy: (dx, g | {"bias": g["bias"] / 5}), "WRONG bias"),
+    "bias of one row": (lambda dx, g, p, c, dy: (dx, g | {"bias": slope(c, dy)[0]}), "WRONG bias"),
+    "bias kept as a row": (lambda dx, g, p, c, dy: (dx, g | {"bias": g["bias"][None, :]}), "the shape (1, 4)"),
+    "bias missing": (lambda dx, g, p, c, dy: (dx, {"weight": g["weight"]}), "no gradient for bias"),
+    "one too many": (lambda dx, g, p, c, dy: (dx, g | {"scale": g["bias"]}), "scale, which is no trainable parameter"),
+    "another without dx": (lambda dx, g, p, c, dy: (dx, {"weight": g["weight"]} if dx is None else g), "need_dx=False"),
+    "dy written to": (spoil_dy, "modified its input dy"),
+    "x written to": (spoil_x, "modified its input x"),
+}  # fmt: skip
+
+
+def test_a_right_derivative_passes():
+    report = bp.check_gradients(Affine(), X)
+    assert report.ok
+    assert not report.faults
+    assert {c.name for c in report.checks} == {"x", "weight", "bias"}
+    assert all(c.error < 1e-7 for c in report.checks)
+    assert str(report).startswith("correct: derivatives of Affine()")
+
+
+@pytest.mark.parametrize("error", PLANTED)
+def test_a_planted_error_is_found_and_named(error):
+    change, words = PLANTED[error]
+    with pytest.raises(GradientError, match=r"^WRONG") as caught:
+        bp.check_gradients(planted(change), X)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("error", ["dx doubled", "dx that forgets the activation", "weight transposed", "bias missing"])
+def test_an_error_deep_in_a_network_is_found(error):
+    net = bp.Sequential(bp.Dense(4, "tanh"), bp.Residual(planted(PLANTED[error][0])), bp.Dense(2))
+    with pytest.raises(GradientError):
+        bp.check_gradients(net, X)
+
+
+@dataclass(frozen=True)
+class WritesToX(Affine):
+    def forward(self, run, p, x):
+        x *= 2.0
+        return super().forward(run, p, x)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        dx, grads = super().backward(run, p, cache, dy, need_dx)
+        return times(2.0)(dx), grads
+
+
+@dataclass(frozen=True)
+class WritesToParameters(Affine):
+    def backward(self, run, p, cache, dy, need_dx=True):
+        result = super().backward(run, p, cache, dy, need_dx)
+        p["weight"][...] = 0.0
+        return result
+
+
+@pytest.mark.xfail(strict=True, reason="check_gradients compares x only from after forward, and never the parameters")
+@pytest.mark.parametrize("layer", [WritesToX(), WritesToParameters()])
+def test_a_layer_that_writes_to_what_it_is_given_is_found(layer):
+    with pytest.raises(GradientError, match="modified"):
+        bp.check_gradients(layer, X)
+
+
+def test_the_report_names_leaf_entry_and_numbers():
+    wrong = planted(lambda dx, g, p, c, dy: (dx, g | {"weight": set_one(g["weight"], 100.0)}))
+    with pytest.raises(GradientError) as caught:
+        bp.check_gradients(wrong, X)
+    lines = str(caught.value).splitlines()
+    marks = {line.split()[1]: line.split()[0] for line in lines[2:] if "random" in line}
+    assert marks == {"x": "ok", "weight": "WRONG", "bias": "ok"}
+    (worst,) = [line for line in lines if "entry" in line]
+    assert "entry 1 " in worst
+    assert "1.00000000e+02" in worst
+
+
+@dataclass(frozen=True)
+class Curved(bp.Activation):
+    """y = x**3 / 3 for x > 0, else x: wrong on one side only where `wrong`."""
+
+    wrong: bool
+
+    keeps = "input"
+
+    def value(self, b, z):
+        return b.xp.where(z > 0.0, z * z * z / 3.0, z)
+
+    def derivative(self, b, kept, dy):
+        return dy * b.xp.where(kept > 0.0, kept * kept, 0.9 if self.wrong else 1.0)
+
+
+def test_an_error_on_one_side_of_a_kink_is_found():
+    assert bp.check_gradients(Curved(False), X).ok
+    assert bp.check_gradients(bp.Dense(3, Curved(False)), X).ok
+    with pytest.raises(GradientError):
+        bp.check_gradients(Curved(True), X)
+    assert bp.check_gradients(Curved(True), np.abs(X)).ok
+    with pytest.raises(GradientError):
+        bp.check_gradients(bp.Dense(3, Curved(True)), X)
+
+
+@dataclass(frozen=True)
+class RowsForgotten(bp.BatchNorm):
+    """Batch normalization whose derivative takes mean and variance for constants."""
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        _, grads = super().backward(run, p, cache, dy, True)
+        return dy * p["scale"] * cache[1] if need_dx else None, grads
+
+
+def test_coupled_rows_that_are_forgotten_are_found():
+    assert bp.check_gradients(RowsForgotten(), X, training=False).ok
+    with pytest.raises(GradientError):
+        bp.check_gradients(RowsForgotten(), X)
+
+
+@dataclass(frozen=True)
+class Unmasked(bp.Dropout):
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return dy if need_dx else None, {}
+
+
+def test_a_mask_that_is_forgotten_is_found():
+    assert bp.check_gradients(Unmasked(0.5), X, training=False).ok
+    with pytest.raises(GradientError):
+        bp.check_gradients(Unmasked(0.5), X)
+
+
+@dataclass(frozen=True)
+class HalfSquares(bp.Loss):
+    """A loss whose slope forgets the factor 2."""
+
+    def __call__(self, run, output, target, weight, total):
+        error = output - target
+        return run.xp.sum(error * error) / total, error / total
+
+
+def test_a_wrong_loss_is_found():
+    assert bp.check_gradients(bp.Dense(2), X, X[:, :2], loss="mse").ok
+    with pytest.raises(GradientError):
+        bp.check_gradients(bp.Dense(2), X, X[:, :2], loss=HalfSquares())
+
+
+def test_on_every_library(backend):
+    x, y = backend.array(X), backend.array(np.array([0, 1, 2, 0, 3]))
+    assert bp.check_gradients(bp.Sequential(Affine(), bp.Dropout(0.2)), x, y, loss="cross_entropy", directions=1).ok
+    wrong = planted(lambda dx, g, p, c, dy: (dx, g | {"bias": g["bias"] * 2.0}))
+    with pytest.raises(GradientError, match="bias"):
+        bp.check_gradients(wrong, x, directions=1)
+
+
+def test_single_precision_input_is_checked_in_double():
+    assert bp.check_gradients(bp.Dense(3, "tanh"), X.astype(np.float32)).ok
+
+
+def test_y_without_a_loss_is_refused():
+    with pytest.raises(ArgumentError):
+        bp.check_gradients(bp.Dense(2), X, X[:, :2])
+
+
+# ---- bp.gradient ----------------------------------------------------------------------------------------------------
+
+NET = bp.Sequential(bp.Dense(6, "tanh"), bp.Residual(bp.Dense(6, "gelu")), bp.Dense(3))
+LABELS = np.array([0, 2, 1, 1, 0])
+THETA, _ = bp.layout_of(NET, (4,)).start(0)
+WEIGHT = np.array([1.0, 0.5, 2.0, 0.0, 3.0])
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+def test_gradient_of_a_network_as_pytorch(weight):
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    leaves = {
+        name: {k: torch.tensor(v, requires_grad=True) for k, v in p.items()}
+        for name, p in (("0", tree()["0"]), ("1", tree()["1"]["inner"]), ("2", tree()["2"]))
+    }
+    h = torch.tanh(torch.tensor(X) @ leaves["0"]["weight"] + leaves["0"]["bias"])
+    h = h + f.gelu(h @ leaves["1"]["weight"] + leaves["1"]["bias"])
+    out = h @ leaves["2"]["weight"] + leaves["2"]["bias"]
+    rows = f.cross_entropy(out, torch.tensor(LABELS), reduction="none")
+    by_row = torch.ones(5, dtype=torch.float64) if weight is None else torch.tensor(weight)
+    loss = (rows * by_row).sum() / by_row.sum()
+    loss.backward()
+    value, grad = bp.gradient(NET, "cross_entropy", THETA, X, LABELS, sample_weight=weight)
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-13)
+    got = bp.layout_of(NET, (4,)).views(bp.backends.get("numpy"), grad)
+    for name, mine in (("0", got["0"]), ("1", got["1"]["inner"]), ("2", got["2"])):
+        for key, tensor in leaves[name].items():
+            expected = tensor.grad.numpy()
+            np.testing.assert_allclose(mine[key], expected, rtol=1e-12, atol=1e-12 * np.max(np.abs(expected)))
+
+
+def tree():
+    return bp.layout_of(NET, (4,)).views(bp.backends.get("numpy"), THETA)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_gradient_on_every_library(backend, dtype):
+    arrays = [a.astype(dtype) for a in (THETA, X)]
+    given = [backend.array(a) for a in arrays]
+    value, grad = bp.gradient(NET, "cross_entropy", *given, backend.array(LABELS))
+    expected = bp.gradient(NET, "cross_entropy", *map(np.float64, arrays), LABELS)
+    backend.close(value, expected[0])
+    backend.close(grad, expected[1])
+    assert backend.dtype(value) == backend.dtype(grad) == dtype
+    assert backend.seam.device(grad) == backend.seam.device(given[0])
+    for a, before in zip(given, arrays, strict=True):
+        np.testing.assert_array_equal(backend.host(a), before)
+
+
+def test_gradient_stays_on_the_device_of_the_input(library):
+    lib = library("strict-device")
+    x = lib.array(X)
+    value, grad = bp.gradient(NET, "cross_entropy", lib.array(THETA), x, lib.array(LABELS))
+    assert lib.seam.device(value) == lib.seam.device(grad) == lib.seam.device(x)
+
+
+def test_gradient_of_many_rows_is_the_sum_over_blocks():
+    """Enough rows that NumPy cuts them into blocks; a network that couples rows is never cut."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((9000, 40)), rng.standard_normal((9000, 30))
+    net = bp.Sequential(bp.Dense(50, "tanh"), bp.Dense(30))
+    seam, layout = bp.backends.get("numpy"), bp.layout_of(net, (40,))
+    theta = layout.start(0)[0]
+    assert len(seam.blocks(9000, 6.0 * layout.size)) > 2
+    value, grad = bp.gradient(net, "mse", theta, x, y)
+    parts = [bp.gradient(net, "mse", theta, x[i : i + 1000], y[i : i + 1000]) for i in range(0, 9000, 1000)]
+    np.testing.assert_allclose(value, np.mean([v for v, _ in parts]), rtol=1e-13)
+    mean = np.mean([g for _, g in parts], axis=0)
+    np.testing.assert_allclose(grad, mean, rtol=1e-10, atol=1e-14)
+
+
+def test_gradient_without_training_leaves_dropout_out():
+    net = bp.Sequential(bp.Dropout(0.5), bp.Dense(2))
+    theta = bp.layout_of(net, (4,)).start(0)[0]
+    plain = bp.gradient(bp.Sequential(bp.Dropout(0.0), bp.Dense(2)), "mse", theta, X, X[:, :2])
+    still = bp.gradient(net, "mse", theta, X, X[:, :2], training=False)
+    np.testing.assert_array_equal(still[1], plain[1])
+    first, again, other = (bp.gradient(net, "mse", theta, X, X[:, :2], seed=s)[1] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_gradient_takes_buffers_and_does_not_move_them():
+    net = bp.Sequential(bp.BatchNorm(), bp.Dense(2))
+    theta, buffers = bp.layout_of(net, (4,)).start(0)
+    before = buffers.copy()
+    bp.gradient(net, "mse", theta, X, X[:, :2], buffers=buffers)
+    np.testing.assert_array_equal(buffers, before)
+    with pytest.raises(ShapeError, match="buffers"):
+        bp.gradient(net, "mse", theta, X, X[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"theta": THETA[:-1]}, ShapeError),
+        ({"theta": THETA.astype(np.float32)}, DTypeError),
+        ({"theta": list(THETA)}, ArrayMismatchError),
+        ({"x": X[0]}, ShapeError),
+        ({"x": X * np.inf}, DataError),
+        ({"y": LABELS[:-1]}, ShapeError),
+        ({"y": LABELS + 1}, DataError),
+        ({"sample_weight": WEIGHT[:2]}, ShapeError),
+        ({"sample_weight": -WEIGHT}, DataError),
+    ],
+)
+def test_gradient_refuses_what_does_not_fit(changed, error):
+    good = {"theta": THETA, "x": X, "y": LABELS}
+    with np.errstate(invalid="ignore"), pytest.raises(error):
+        bp.gradient(NET, "cross_entropy", **{**good, **changed})
