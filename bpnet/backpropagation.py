@@ -96,16 +96,16 @@ def gradient(
     network = check_layer("network", network)
     common({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
     backend, x = check_x(x)
-    layout = layout_of(network, tuple(x.shape[1:]))
-    check_rows(x, layout.in_shape)
-    theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
-    if layout.buffer_size:
-        if buffers is None:
-            raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
-        buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
-    y = check_target(backend, loss, layout.out_shape, x, y)
-    weight = check_weight(backend, sample_weight, x)
     with backend.session():
+        layout = layout_of(network, tuple(x.shape[1:]))
+        check_rows(x, layout.in_shape)
+        theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
+        if layout.buffer_size:
+            if buffers is None:
+                raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
+            buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
+        y = check_target(backend, loss, layout.out_shape, x, y)
+        weight = check_weight(backend, sample_weight, x)
         p = layout.views(backend, theta, buffers)
         value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
     return value, grad

@@ -26,7 +26,8 @@ def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
         raise DTypeError(
             f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, which become float32"
         )
-    check_finite(backend, x, name)
+    with backend.session():  # a sum that overflows is looked into, not warned of
+        check_finite(backend, x, name)
     return backend, x
 
 

@@ -79,10 +79,13 @@ class Trainer:
     def build(self, x: Array) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
-        Called by the first `fit` or `step`; raises ShapeError where a layer or the loss does not fit.
+        Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
+        loss does not fit.
         """
         backend, x = check_x(x)
+        self._built = None
         self._build(backend, self._layout_for(x), x)
+        self.step_count, self.history = 0, History()
         return self
 
     def _layout_for(self, x: Array) -> Layout:

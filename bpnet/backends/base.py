@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
@@ -134,8 +134,14 @@ class Backend:
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(self, threads: int | None = None) -> AbstractContextManager[None]:
-        """What must hold while bpnet computes, for the time of one public call, which may use so many `threads`."""
-        return nullcontext()
+        """What must hold while bpnet computes, for the time of one public call, which may use so many `threads`.
+
+        By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
+        """
+        import numpy
+
+        quiet: AbstractContextManager[None] = numpy.errstate(all="ignore")
+        return quiet
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         """The row blocks of a batch of `rows` rows, each row costing about `work` floating-point operations.

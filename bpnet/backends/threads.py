@@ -30,51 +30,82 @@ class Session:
 
     def __init__(self, threads: int | None) -> None:
         self.threads = threads or available_threads()
-        self.errors = numpy.errstate(all="ignore")
 
     def __enter__(self) -> None:
-        self.outer = getattr(current, "threads", 1)
+        self.outer = getattr(current, "threads", 0)
         current.threads = self.threads
-        self.errors.__enter__()
-        _blas.hold()
+        if not self.outer:
+            self.errors = numpy.errstate(all="ignore")
+            self.errors.__enter__()
+            self.own = _blas.hold()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _blas.release()
-        self.errors.__exit__(kind, error, trace)
         current.threads = self.outer
+        if not self.outer:
+            _blas.release(self.own)
+            self.errors.__exit__(kind, error, trace)
+
+
+Limits = list[tuple[Any, int]]
+"""Libraries, each with the number of threads it had."""
 
 
 class _Blas:
-    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, then restores what it found."""
+    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, then restores what it found.
+
+    A BLAS over OpenMP counts threads for each calling thread apart, so it is held in each.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.open = 0
-        self.found: list[tuple[Any, int]] = []
-        self.libraries: list[Any] | None = None
+        self.found: Limits = []
+        self.shared: list[Any] | None = None
+        self.each: list[Any] = []
 
-    def hold(self) -> None:
+    def find(self) -> None:
+        if self.shared is None:
+            from threadpoolctl import ThreadpoolController
+
+            libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+            self.each = [library for library in libraries if getattr(library, "threading_layer", "") == "openmp"]
+            self.shared = [library for library in libraries if library not in self.each]
+
+    def hold(self) -> Limits:
+        """Hold it; what to restore in this thread."""
         with self.lock:
-            if self.libraries is None:
-                from threadpoolctl import ThreadpoolController
-
-                self.libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
+            self.find()
             if self.open == 0:
-                self.found = [(library, library.get_num_threads()) for library in self.libraries]
-                for library, threads in self.found:
-                    if threads != 1:
-                        library.set_num_threads(1)
+                self.found = _limit(self.shared or [])
             self.open += 1
+        return _limit(self.each)
 
-    def release(self) -> None:
+    def release(self, own: Limits) -> None:
+        _restore(own)
         with self.lock:
             self.open -= 1
             if self.open == 0:
-                for library, threads in self.found:
-                    if threads != 1:
-                        library.set_num_threads(threads)
+                _restore(self.found)
+
+    def hold_for_good(self) -> None:
+        """In a helper thread, which does nothing else."""
+        with self.lock:
+            self.find()
+        _limit(self.each)
+
+
+def _limit(libraries: list[Any]) -> Limits:
+    found = [(library, library.get_num_threads()) for library in libraries]
+    _restore([(library, 1) for library, threads in found if threads != 1])
+    return [(library, threads) for library, threads in found if threads != 1]
+
+
+def _restore(limits: Limits) -> None:
+    for library, threads in limits:
+        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
 
 
 class Job:
@@ -114,7 +145,7 @@ class Job:
 
     def results(self) -> Iterator[Any]:
         """The results in order; the caller works too, with as many helpers as its session allows."""
-        helpers = min(getattr(current, "threads", 1), len(self.blocks)) - 1
+        helpers = min(getattr(current, "threads", 0), len(self.blocks)) - 1
         if helpers > 0 and not inside():
             _pool.start(helpers, self.work)
         try:
@@ -165,6 +196,7 @@ class _Pool:
 
 def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
     numpy.seterr(all="ignore")
+    _blas.hold_for_good()
     while True:
         tasks.get()()
 
