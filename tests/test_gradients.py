@@ -72,7 +72,7 @@ PLANTED = {  # what is wrong, and words of the report
     "dx of zero": (lambda dx, g, p, c, dy: (times(0.0)(dx), g), "WRONG x"),
     "dx off by 1 in 10,000": (lambda dx, g, p, c, dy: (times(1.0001)(dx), g), "WRONG x"),
     "dx of the weight untransposed": (lambda dx, g, p, c, dy: (slope(c, dy) @ p["weight"], g), "WRONG x"),
-    "dx that forgets the activation": (lambda dx, g, p, c, dy: (None if dx is None else dy @ p["weight"].T, g), "WRONG x"),
+    "dx that forgets the activation": (lambda dx, g, p, c, dy: (dy @ p["weight"].T, g), "WRONG x"),
     "dx wrong in one entry": (lambda dx, g, p, c, dy: (None if dx is None else set_one(dx, 3.0), g), "entry 1"),
     "dx not a number": (lambda dx, g, p, c, dy: (times(np.nan)(dx), g), "nan"),
     "dx missing": (lambda dx, g, p, c, dy: (None, g), "gave None for dx"),
