@@ -1,0 +1,1 @@
+"""Throughput of bpnet beside its peers, measured side by side in one run: ``python -m bench``."""

@@ -1,0 +1,203 @@
+"""The process that one contender lives in, ``python -m bench.child``: told what to do over its pipes, in lines of JSON.
+
+It does nothing unless told, and answers only when its threads have gone to sleep, so that it never disturbs another.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bench.contenders import ALL, Absent, Contender, Entry, make, module_of
+from bench.workloads import WORKLOADS, Array, Task
+
+CHECKED_STEPS = 3
+CHECKED_ROWS = 256  # of the predictions
+
+
+class Session:
+    """One contender on one workload, as asked for on the command line."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.entry = Entry(**order["entry"]) if "entry" in order else ALL[order["contender"]]
+        self.folder = order["folder"]
+        self.workload = WORKLOADS[order["workload"]]
+        with np.load(os.path.join(self.folder, "start.npz")) as start:
+            values = [start[name] for name in start.files]
+        self.task = Task(
+            self.workload,
+            order["dtype"],
+            order["batch"],
+            order["threads"],
+            order["device"],
+            self.workload.timing,
+            values,
+        )
+        self.contender: Contender | None = None
+        self.data: list[tuple[Any, Any]] = []
+        self.next = 0
+        self.before = 0
+
+    def _pool(self) -> tuple[Array, Array]:
+        return np.load(os.path.join(self.folder, "x.npy")), np.load(os.path.join(self.folder, "y.npy"))
+
+    def load(self) -> dict[str, Any]:
+        """Import the contender's library."""
+        module_of(self.entry)
+        return {"loaded": True}
+
+    def check(self, rows: int, name: str, **changes: Any) -> dict[str, Any]:
+        """Train for a few steps from the common start, and leave the results in the folder to be compared."""
+        settings = replace(self.workload.checking, **changes)
+        contender = make(self.entry, replace(self.task, settings=settings, batch=rows))
+        answer: dict[str, Any] = {"comparable": contender.has_results, "epsilon_first": contender.epsilon_first}
+        if contender.has_results:
+            x, y = self._pool()
+            batches = [
+                (contender.put(x[i % len(x), :rows]), contender.put(y[i % len(y), :rows])) for i in range(CHECKED_STEPS)
+            ]
+            outputs = contender.host(contender.predict(batches[0][0]))[:CHECKED_ROWS].astype(np.float64)
+            if self.workload.loss == "cross_entropy" and not contender.probabilities:
+                outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+                outputs /= outputs.sum(axis=1, keepdims=True)
+            losses = [contender.loss(contender.step(*batches[i])) for i in range(CHECKED_STEPS)]
+            values = {f"parameter_{i}": np.asarray(value) for i, value in enumerate(contender.parameters())}
+            values |= {"outputs": outputs, "losses": np.array(losses)}
+            np.savez(os.path.join(self.folder, f"{name}.npz"), **values)  # type: ignore[arg-type]
+        answer["versions"] = versions()
+        return answer
+
+    def prepare(self, mode: str) -> dict[str, Any]:
+        """Get ready to be timed in this mode; tells about how many seconds one step takes."""
+        if self.contender is None:
+            self.contender = contender = make(self.entry, self.task)
+            x, y = self._pool()
+            self.data = [(contender.put(x[i]), contender.put(y[i])) for i in range(len(x))]
+            del x, y
+        self.before = reset_peak_memory()
+        self._run(mode, 1)
+        seconds = self._run(mode, 1)
+        if seconds < 0.1:
+            seconds = self._run(mode, 10) / 10
+        return {"seconds": seconds}
+
+    def run(self, mode: str, steps: int, warm: int) -> dict[str, Any]:
+        """Time this many steps, after a few that wake the threads and fill the caches."""
+        if warm:
+            self._run(mode, warm)
+        return {"seconds": self._run(mode, steps)}
+
+    def _run(self, mode: str, steps: int) -> float:
+        contender, data, start = self.contender, self.data, self.next
+        assert contender is not None
+        batches = [data[(start + i) % len(data)] for i in range(steps)]
+        result = None
+        begin = time.perf_counter()
+        if mode == "predict":
+            predict = contender.predict
+            for x, _ in batches:
+                result = predict(x)
+        else:
+            step = contender.step
+            for x, y in batches:
+                result = step(x, y)
+        contender.wait(result)
+        seconds = time.perf_counter() - begin
+        self.next = (start + steps) % len(data)
+        return seconds
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes: the most this process held while it was timed, and how much of that came on top of the data."""
+        peak = peak_memory()
+        return {"peak": peak, "above": max(0, peak - self.before) if self.before else None}
+
+
+def rest(limit: float = 0.5) -> None:
+    """Return when no thread of this process is computing: thread pools spin for a while before they sleep."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        used = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - used < 0.0005:
+            return
+
+
+def _status(field: str) -> int:
+    """A figure of /proc/self/status in bytes; 0 where there is no such file."""
+    try:
+        with open("/proc/self/status") as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
+    except OSError:
+        return 0
+
+
+def reset_peak_memory() -> int:
+    """Forget the peak so far, which imports and checks have left; returns what is held now."""
+    gc.collect()
+    try:
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")
+    except OSError:
+        pass
+    return _status("VmRSS")
+
+
+def peak_memory() -> int:
+    """The most memory held; not from getrusage on Linux, which counts the parent's pages from before the exec."""
+    peak = _status("VmHWM")
+    if peak:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return 0
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def versions() -> dict[str, str]:
+    """Versions of the array libraries in this process, and the BLAS behind NumPy."""
+    names = ("numpy", "bpnet", "torch", "jax", "keras", "sklearn", "thinc", "cupy", "numba")
+    found = {name: str(getattr(sys.modules[name], "__version__", "")) for name in names if name in sys.modules}
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return found
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas" and "numpy" in pool["filepath"]:
+            found["blas"] = f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', 'unknown')})"
+    return found
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes where errors go
+    order = json.loads(sys.argv[1])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, order["cores"])
+    session = None
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            session = session or Session(order)
+            answer = getattr(session, message.pop("do"))(**message)
+        except (Absent, ModuleNotFoundError) as absent:
+            answer = {"absent": str(absent)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        rest()
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What a contender offers to the instrument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.workloads import Array, Task
+
+
+class Absent(Exception):
+    """This contender can't take part; the message says why."""
+
+
+class Contender:
+    """One training step and one prediction of a workload, written as a user of that library would write them.
+
+    Both may return before the device has finished: ``wait`` is called once after a run of them, and inside the time.
+    """
+
+    has_results = True  # False where nothing is computed that could be compared
+    probabilities = False  # whether a classifier's ``predict`` gives these, not logits
+    epsilon_first = False  # whether Adam's epsilon is added before the bias correction, as in the paper's shorter form
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def put(self, array: Array) -> Any:
+        """A batch, in the library's own kind of array and on the device."""
+        return array
+
+    def step(self, x: Any, y: Any) -> Any:
+        """Train on one batch; the result is what ``wait`` and ``loss`` take."""
+        raise NotImplementedError
+
+    def predict(self, x: Any) -> Any:
+        """The network's outputs for one batch, outside training."""
+        raise NotImplementedError
+
+    def wait(self, result: Any) -> None:
+        """Return when ``result`` has been computed."""
+
+    def loss(self, result: Any) -> float:
+        """The loss of the batch that ``step`` trained on, as it was before the update."""
+        return float(result)
+
+    def parameters(self) -> list[Array]:
+        """The parameters on the host, in the order of the start values."""
+        raise NotImplementedError
+
+    def host(self, output: Any) -> Array:
+        """What ``predict`` returned, on the host."""
+        return np.asarray(output)
+
+
+def needs(condition: bool, reason: str) -> None:
+    """Leave the run with this reason unless the condition holds."""
+    if not condition:
+        raise Absent(reason)

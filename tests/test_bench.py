@@ -1,0 +1,269 @@
+"""The instrument works: it compares before it times, says who is missing and why, and its figures are well-formed."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
+
+from bench import __main__ as command  # noqa: E402
+from bench import epoch, imports, measure, profile, report, scaling  # noqa: E402
+from bench.contenders import ALL, Entry  # noqa: E402
+from bench.measure import Case, Contestant, Plan  # noqa: E402
+from bench.suites import SUITES  # noqa: E402
+from bench.workloads import WORKLOADS, pool, start_values  # noqa: E402
+
+TINY = Plan(threads=1, rounds=3, seconds=0.001)
+
+PLANTED = """
+from bench.contenders.base import Contender
+from bench.contenders.numpy_plain import PlainNumPy
+import numpy as np
+import os
+
+class Planted(PlainNumPy):
+    def __init__(self, task, fault):
+        super().__init__(task, np)
+        self.fault = fault
+
+    def _update(self, gradients):
+        before = [value.copy() for value in self._flat()]
+        if self.fault == "no bias correction":
+            self.steps = 10**6
+        super()._update(gradients)
+        for value, old in zip(self._flat(), before):
+            if self.fault == "rate":
+                value[...] = old + (value - old) * 1.02
+            if self.fault == "bias left out" and value.ndim == 1:
+                value[...] = old
+
+    def step(self, x, y):
+        if self.fault == "crash":
+            os._exit(3)
+        if self.fault == "half the rows":
+            return super().step(x[::2], y[::2])
+        return super().step(x, y) * (1.001 if self.fault == "loss" else 1)
+
+    def predict(self, x):
+        return super().predict(x) + (np.arange(10) * 0.01 if self.fault == "prediction" else 0)
+
+def make(task, fault):
+    if fault == "absent":
+        import a_library_that_is_not_there
+    return Planted(task, fault)
+"""
+
+FAULTS = ("no bias correction", "rate", "bias left out", "loss", "half the rows", "prediction")
+
+
+@pytest.mark.parametrize("key", WORKLOADS)
+def test_workloads_have_a_start_and_data(key: str) -> None:
+    workload = WORKLOADS[key]
+    values = start_values(workload, "float32")
+    assert np.array_equal(start_values(workload, "float32")[0], values[0])
+    assert all(value.dtype == np.float32 and np.all(value != 0) for value in values)
+    assert workload.parameter_count() == sum(value.size for value in values)
+    x, y = pool(workload, 8, "float32")
+    assert x.shape[1:] == (8, workload.inputs)
+    assert x.dtype == np.float32
+    assert y.shape[:2] == x.shape[:2]
+    assert len(np.unique(x.reshape(-1, workload.inputs), axis=0)) > 3
+    assert workload.product_flops(2) == 2 * workload.product_flops(1) > 0
+
+
+def test_suites_name_known_contenders_and_workloads() -> None:
+    for suite in SUITES.values():
+        assert suite.cases
+        assert set(suite.contenders) <= set(ALL)
+        assert {case.workload for case in suite.cases} <= set(WORKLOADS)
+    assert {case.batch for case in SUITES["default"].cases} >= {32, 65536}
+
+
+def test_contenders_agree_and_are_timed() -> None:
+    for key, names in (("c", ["bpnet", "floor", "numpy", "torch"]), ("e", ["bpnet", "floor", "numpy"])):
+        record, forward = measure.measure(Case(key, 4), measure.contestants(names, TINY), TINY)
+        assert (record["mode"], forward["mode"]) == ("step", "predict")
+        lines = record["contenders"]
+        assert {name: lines[name]["status"] for name in names[:3]} == dict.fromkeys(names[:3], "timed")
+        assert all(line["status"] in ("timed", "absent") for line in lines.values())
+        assert lines["bpnet"]["ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+        assert lines["floor"]["over_floor"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+        for line in lines.values():
+            if line["status"] == "timed":
+                assert len(line["ms"]) == record["rounds"] == 3
+                assert line["best_ms"] == min(line["ms"]) > 0
+                assert math.isclose(line["rows_per_second"], 4 / line["best_ms"] * 1e3)
+                assert line["ratio"]["min"] <= line["ratio"]["median"] <= line["ratio"]["max"]
+        assert lines["bpnet"]["agreement"]["moved"] > 30 * measure.TOLERANCE
+        assert "plain NumPy" in report.table(record)
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "planted"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "contender.py").write_text(PLANTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return package
+
+
+def test_a_contender_that_computes_something_else_is_not_timed(planted: Path) -> None:
+    faults = ("none", *FAULTS, "crash", "absent")
+    field = [Contestant(fault, Entry(fault, "planted.contender", {"fault": fault}), 1) for fault in faults]
+    (record,) = measure.measure(Case("d", 8, modes=("step",)), field, TINY, subject="none")
+    found = {name: line["status"] for name, line in record["contenders"].items()}
+    assert found == {
+        "none": "timed",
+        **dict.fromkeys(FAULTS, "disagrees"),
+        "crash": "failed",
+        "absent": "absent",
+    }
+    assert "status 3" in record["contenders"]["crash"]["reason"]
+    assert "a_library_that_is_not_there" in record["contenders"]["absent"]["reason"]
+    assert "loss off by 0.001" in record["contenders"]["loss"]["reason"]
+    assert "half the rows: disagrees" in report.table(record)
+
+
+def test_contenders_that_do_not_fit_in_memory_together_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, field = Case("b", 131072), measure.contestants(["bpnet", "floor", "torch", "jax", "numpy"], TINY)
+    anchors, peers = field[:2], field[2:]
+    need = {c.name: measure.memory_needed(c.entry, WORKLOADS["b"], case) for c in field}
+    assert need["bpnet"] < need["torch"]
+    monkeypatch.setattr(measure, "free_memory", lambda: 1e15)
+    assert measure.groups(peers, anchors, case, TINY) == [peers]
+    room = (need["bpnet"] + need["floor"] + 2.1 * need["torch"]) / TINY.memory
+    monkeypatch.setattr(measure, "free_memory", lambda: room)
+    assert measure.groups(peers, anchors, case, TINY) == [peers[:2], peers[2:]]
+    monkeypatch.setattr(measure, "free_memory", lambda: 1e6)
+    assert measure.groups(peers, anchors, case, TINY) == []
+
+
+def test_command_line_keeps_figures_and_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, picture = tmp_path / "new" / "run.json", tmp_path / "picture.png"
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    del matplotlib
+    arguments = "--workload d --batch 4 --batch 8 --contender numpy --mode step --device cpu --threads 1"
+    arguments += f" --rounds 3 --seconds 0.001 --json {kept} --plot {picture}"
+    assert command.main(arguments.split()) == 0
+    result = json.loads(kept.read_text())
+    assert result["machine"].keys() >= {"date", "cpu", "cores", "python", "numpy"}
+    assert [(case["workload"], case["batch"]) for case in result["cases"]] == [("d", 4), ("d", 8)]
+    for case in result["cases"]:
+        assert list(case["contenders"]) == ["bpnet", "floor", "numpy"]
+        assert "numpy" in case["versions"]
+    shown = capsys.readouterr().out
+    assert "batch 8, training step" in shown
+    assert "geometric mean" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def a_run(date: str, batch: int, ms: float, cpu: str = "A processor") -> dict[str, Any]:
+    def line(factor: float) -> dict[str, Any]:
+        spread = {"median": factor, "min": factor, "max": factor}
+        timed = {"status": "timed", "best_ms": ms * factor, "median_ms": ms * factor, "ratio": spread}
+        return timed | {"rows_per_second": batch / ms / factor * 1e3, "over_floor": spread, "memory": {}}
+
+    lines = {"bpnet": line(1.0), "floor": line(0.5), "numpy": line(2.0)}
+    lines["keras"] = {"status": "absent", "reason": "not installed"}
+    case = {"workload": "d", "title": "a title", "dtype": "float32", "batch": batch, "mode": "step"}
+    case |= {
+        "threads": 2,
+        "device": "cpu",
+        "subject": "bpnet",
+        "rounds": 3,
+        "contenders": lines,
+        "versions": {"numpy": "2.4"},
+    }
+    machine = {"date": date, "cpu": cpu, "cores": 2, "system": "Linux", "python": "3.13"}
+    return {"format": 1, "machine": machine, "threads": 2, "cases": [case]}
+
+
+def test_readme_is_made_of_the_committed_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results.mkdir()
+    runs = [
+        a_run("2026-01-03", 32, 3.0),
+        a_run("2026-01-01", 32, 1.0),
+        a_run("2026-01-02", 128, 7.0),
+        a_run("2026-01-02", 512, 9.0, cpu="Another processor"),
+    ]
+    for number, run in enumerate(runs):
+        (results / f"{number}.json").write_text(json.dumps(run))
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="bench:begin"):
+        report.write(results, readme)
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(results, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| (d) 32 | 3.00 | 1.00 | 2.00 |" in text
+    assert "| (d) 128 | 7.00 | 1.00 | 2.00 |" in text
+    assert "Another" not in text
+    assert "9.00" not in text
+    assert "Keras" not in text
+    assert "(results/throughput.svg)" in text
+    first = (results / "throughput.svg").read_bytes()
+    report.write(results, readme)
+    assert readme.read_text() == text
+    assert (results / "throughput.svg").read_bytes() == first
+
+
+def test_report_without_results_says_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="python -m bench --json"):
+        report.write(tmp_path, tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("key", ["c", "e"])
+def test_profile_accounts_for_the_whole_step(key: str) -> None:
+    found = profile.profile(key, 16, "float32", 1, steps=3)
+    parts = {(part["what"].split()[0], part["phase"]) for part in found["parts"]}
+    assert {("0", "forward"), ("0", "backward")} <= parts
+    assert any(phase == "loss" for _, phase in parts)
+    assert any(phase == "optimizer" for _, phase in parts)
+    total = sum(part["ms"] for part in found["parts"]) + found["rest_ms"]
+    assert math.isclose(total, found["clocked_ms"], rel_tol=1e-9)
+    assert found["rest_ms"] >= 0
+    assert "whole step" in profile.text(found)
+
+
+def test_clocks_are_taken_off_again() -> None:
+    import bpnet as bp
+
+    x, y = np.ones((2, 3), np.float32), np.zeros(2, np.int64)
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(4, "relu"), bp.Residual(bp.Dense(4)), bp.Dense(2)), "cross_entropy")
+    trainer.build(x)
+    call = type(trainer.loss).__call__
+    with profile.clocks_in(trainer) as clock:
+        trainer.step(x, y)
+    assert {what.split()[0] for what, *_ in clock.events} >= {"0", "1.inner", "2"}
+    seen = len(clock.events)
+    trainer.step(x, y)
+    assert len(clock.events) == seen
+    assert type(trainer.loss).__call__ is call
+    assert all("forward" not in vars(layer) for _, layer in profile.leaves_of(trainer.network))
+
+
+def test_epoch_import_and_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    found = epoch.epoch("d", 16, "float32", 1, 64, rounds=2)
+    assert found["rows"] == 64
+    assert 0 < found["ratio"]["min"] <= found["ratio"]["max"]
+    seconds, extras = imports.once("import numpy, bpnet")
+    assert seconds > 0
+    assert extras == []
+    assert scaling.counts_up_to(6) == [1, 2, 4, 6]
+    options = command.parser().parse_args(
+        ["threads", "--workload", "d", "--batch", "4", "--threads", "1", "--rounds", "3", "--contender", "numpy"]
+    )
+    (record,) = scaling.run(options)
+    assert record["contenders"]["numpy@1"]["speedup"]["median"] == 1.0
+    assert "efficiency" in capsys.readouterr().out
