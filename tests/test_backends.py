@@ -336,7 +336,6 @@ def test_session_holds_blas_at_one_thread_and_restores_it(blas, library):
     assert blas() == {2}
 
 
-@pytest.mark.xfail()
 def test_session_of_another_thread_holds_blas_too(blas, library):
     seam, seen = library("numpy").seam, []
 
@@ -350,7 +349,6 @@ def test_session_of_another_thread_holds_blas_too(blas, library):
     assert seen == [{1}]
 
 
-@pytest.mark.xfail()
 def test_sessions_of_two_threads_overlap(blas, library):
     seam = library("numpy").seam
     entered, leave = threading.Event(), threading.Event()

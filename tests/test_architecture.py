@@ -1,0 +1,290 @@
+"""The house of the design, read from the syntax trees: who imports whom, and what the mathematics may use."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+
+ROOT = Path(bp.__file__).parent
+MODULES = {
+    "bpnet." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path != ROOT / "__init__.py"
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "array_api_strict", "numba", "scipy"}
+
+MATHEMATICS = [
+    name
+    for name in MODULES
+    if name.startswith("bpnet.layers")
+    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "steps")
+]
+
+HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
+    "bpnet.backends.base": {"Backend.to_host"},
+    "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
+    "bpnet.layout": {"Layout.start"},
+    "bpnet.trainer": {"Trainer._batches"},
+    "bpnet.testing": {"check_gradients", "_compare", "_faults"},
+}
+HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.cli", "bpnet.tables")
+
+# Names of the Array API standard, 2024.12, without its extensions; and what every module has.
+STANDARD = frozenset(
+    """
+    e inf nan newaxis pi
+    bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64 complex64 complex128
+    arange asarray empty empty_like eye from_dlpack full full_like linspace meshgrid ones ones_like tril triu
+    zeros zeros_like
+    astype broadcast_arrays broadcast_to can_cast finfo iinfo isdtype result_type
+    abs acos acosh add asin asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_invert bitwise_or
+    bitwise_right_shift bitwise_xor ceil clip conj copysign cos cosh divide equal exp expm1 floor floor_divide greater
+    greater_equal hypot imag isfinite isinf isnan less less_equal log log1p log2 log10 logaddexp logical_and logical_not
+    logical_or logical_xor maximum minimum multiply negative nextafter not_equal positive pow real reciprocal remainder
+    round sign signbit sin sinh sqrt square subtract tan tanh trunc
+    matmul matrix_transpose tensordot vecdot
+    broadcast_shapes concat expand_dims flip moveaxis permute_dims repeat reshape roll squeeze stack tile unstack
+    searchsorted take take_along_axis argmax argmin count_nonzero nonzero where
+    unique_all unique_counts unique_inverse unique_values argsort sort
+    cumulative_prod cumulative_sum max mean min prod std sum var all any diff
+    __array_namespace_info__ __array_api_version__ __name__
+    """.split()  # noqa: SIM905 - a list literal would be a page long
+)
+
+RANKS = {  # who may import whom: a module imports only what ranks lower
+    "errors": 0,
+    "options": 1,
+    "registry": 1,
+    "backends": 2,
+    "layer": 3,
+    "layout": 4,
+    "layers": 5,
+    "schedules": 5,
+    "losses": 6,
+    "optimizers": 6,
+    "data": 7,
+    "backpropagation": 8,
+    "testing": 9,
+    "steps": 9,
+    "callbacks": 10,
+    "trainer": 11,
+    "files": 12,
+    "tables": 12,
+    "cli": 13,
+    "__main__": 14,
+}
+
+
+LATER = {("bpnet.trainer", "Trainer.save")}
+"""A method that imports, when called, what stands above it: `trainer.save(path)` reads better than `save(trainer)`."""
+
+
+def functions(tree):
+    """(qualified name, node) of every node, where the name is that of the function it stands in, or ""."""
+
+    def walk(node, path):
+        for child in ast.iter_child_nodes(node):
+            inner = path
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = (*path, child.name)
+            yield ".".join(path), child
+            yield from walk(child, inner)
+
+    return walk(tree, ())
+
+
+def imported(node):
+    """Full names of the modules that an import statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        return [node.module or ""]
+    return []
+
+
+def imports(tree):
+    """(function, module, only for type checking) of every import."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for where, node in functions(tree):
+        for module in imported(node):
+            yield where, module, id(node) in typing_only
+
+
+def test_the_lists_name_what_exists():
+    rooms = {name.split(".")[1] for name in MODULES}
+    assert rooms == RANKS.keys()
+    assert HOST_NUMPY.keys() <= MODULES.keys()
+    for module, allowed in HOST_NUMPY.items():
+        found = {w.partition(".<")[0] for w, name, _ in imports(TREES[module]) if name == "numpy"}
+        assert found == allowed, "an entry that is no longer used, or one that is missing"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.startswith(HOST_ROOMS)])
+def test_no_array_library_outside_the_seam(name):
+    for where, module, typing_only in imports(TREES[name]):
+        library = module.partition(".")[0]
+        if library in LIBRARIES and not typing_only:
+            assert library == "numpy", f"{name} imports {module}"
+            assert where in HOST_NUMPY.get(name, ()), f"{name} imports NumPy in {where or 'the module'}"
+
+
+@pytest.mark.parametrize("name", ["bpnet.backends.base", *MATHEMATICS])
+def test_the_mathematics_uses_the_standard_alone(name):
+    """Every attribute of `xp` is of the standard, and of the backend only what `Backend` offers is asked."""
+    offered = {a for a in dir(bp.backends.Backend) if not a.startswith("_")} | {"xp", "name"}
+    for where, node in functions(TREES[name]):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = ast.unparse(node.value)
+        if owner == "xp" or owner.endswith(".xp"):
+            assert node.attr in STANDARD, f"{name}, {where}: xp.{node.attr}"
+        elif owner in ("b", "backend") or owner.endswith(".backend"):
+            assert node.attr in offered, f"{name}, {where}: {owner}.{node.attr}"
+        elif owner in ("numpy", "np"):
+            assert where.startswith(tuple(HOST_NUMPY.get(name, ()))), f"{name}, {where}: {owner}.{node.attr}"
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_the_mathematics_names_no_library(name):
+    """Not in a string either, by which it could choose; documentation may."""
+    tree = TREES[name]
+    docs = {
+        id(node.body[i].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for i in range(len(node.body))
+        if isinstance(node.body[i], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            assert not set(node.value.lower().split()) & LIBRARIES, f"{name}: {node.value!r}"
+
+
+@pytest.mark.parametrize("name", ["bpnet.backends.base", *MATHEMATICS])
+def test_no_array_is_written_to(name):
+    """JAX refuses `a[i] = v` on arrays; only names that hold lists and dicts, or host vectors, may be written to."""
+    allowed = {"grads", "tree", "params", "taken", "vector", "result", "found", "KERNELS", "last", "derived"}
+    for where, node in functions(TREES[name]):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Subscript):
+                assert ast.unparse(target.value).split("[")[0] in allowed, f"{name}, {where}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    room = name.split(".")[1]
+    for where, module, typing_only in imports(TREES[name]):
+        parts = module.split(".")
+        if parts[0] != "bpnet" or typing_only:
+            continue
+        other = parts[1] if len(parts) > 1 else ""
+        if other == "":  # the face of the package: for those who stand in front of it
+            assert RANKS[room] >= RANKS["files"], f"{name} imports bpnet in {where or 'the module'}"
+        elif other != room:
+            assert RANKS[other] < RANKS[room] or (where and (name, where) in LATER), f"{name} imports {module}"
+
+
+def test_the_standard_is_what_the_strict_library_has(library):
+    xp = library("strict").module
+    missing = {name for name in STANDARD if not name.startswith("__") and not hasattr(xp, name)}
+    assert not missing
+
+
+# ---- the public face ------------------------------------------------------------------------------------------------
+
+
+def test_import_alone_loads_nothing_heavy():
+    code = (
+        "import sys, numpy, importlib.metadata; before = set(sys.modules); import bpnet; "
+        "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    heavy = {
+        "torch",
+        "jax",
+        "cupy",
+        "numba",
+        "typer",
+        "rich",
+        "pandas",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "safetensors",
+    }
+    assert not set(run.stdout.split()) & heavy
+
+
+def test_training_with_numpy_loads_no_other_library():
+    code = (
+        "import sys, numpy as np, bpnet as bp; x = np.ones((8, 3)); "
+        "bp.Trainer(bp.Sequential(bp.Dense(4, 'gelu'), bp.Dropout(0.1), bp.Dense(2)), 'mse')"
+        ".fit(x, x[:, :2], progress=False); print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert not set(run.stdout.split()) & {
+        "torch",
+        "jax",
+        "cupy",
+        "numba",
+        "scipy",
+        "typer",
+        "rich",
+        "pandas",
+        "sklearn",
+    }
+
+
+def test_public_names_are_what_a_type_checker_sees():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    declared = {}
+    for node in block.body:
+        for alias in node.names:
+            assert alias.asname == alias.name, "`from a import b as b` marks a name as public"
+            declared[alias.name] = node.module
+    assert declared.keys() == set(bp.__all__) - {"__version__"}
+    assert len(bp.__all__) == len(set(bp.__all__))
+    for name, module in declared.items():
+        thing = getattr(bp, name)
+        assert thing is getattr(sys.modules[module], name)
+    assert set(bp.__all__) <= set(dir(bp))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Dens'"):
+        _ = bp.Dens
+
+
+def test_every_public_name_says_what_it_is():
+    for name in bp.__all__:
+        assert getattr(bp, name).__doc__, name
+
+
+def test_the_version_is_a_version():
+    assert [int(part) for part in bp.__version__.split(".")]
+
+
+def test_layers_losses_and_optimizers_hold_no_arrays():
+    for name in bp.__all__:
+        thing = getattr(bp, name)
+        if isinstance(thing, type) and issubclass(thing, bp.Layer | bp.Loss | bp.Optimizer | bp.Schedule):
+            assert not any(isinstance(v, np.ndarray) for v in vars(thing).values())
+            if thing not in (bp.Layer, bp.Composite, bp.Activation, bp.Loss, bp.Optimizer, bp.Schedule):
+                assert thing.__dataclass_params__.frozen, name
