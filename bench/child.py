@@ -120,14 +120,15 @@ class Session:
         return {"peak": peak, "above": max(0, peak - self.before) if self.before else None}
 
 
-def rest(limit: float = 0.5) -> None:
-    """Return when no thread of this process is computing: thread pools spin for a while before they sleep."""
-    end = time.perf_counter() + limit
-    while time.perf_counter() < end:
-        used = time.process_time()
+def rest(quiet: float = 0.025, limit: float = 0.5) -> None:
+    """Return when no thread of this process has computed for a while: thread pools spin before they sleep."""
+    used, since = time.process_time(), time.perf_counter()
+    end = since + limit
+    while (now := time.perf_counter()) < end and now - since < quiet:
         time.sleep(0.005)
-        if time.process_time() - used < 0.0005:
-            return
+        before, used = used, time.process_time()
+        if used - before > 0.0005:
+            since = time.perf_counter()
 
 
 def _status(field: str) -> int:
