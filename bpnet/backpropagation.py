@@ -13,6 +13,7 @@ from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
+from bpnet.options import whole
 from bpnet.registry import resolve
 
 
@@ -92,7 +93,7 @@ def gradient(
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """
-    loss = resolve(Loss, "loss", loss)
+    loss, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
     network = check_layer("network", network)
     common({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
     backend, x = check_x(x)

@@ -461,7 +461,7 @@ def train(
     target: Target = None,
     hidden: Annotated[
         str, typer.Option(metavar="N,N,...", help="Units of the hidden layers; '' for none.")
-    ] = "256,128",
+    ] = "512,256",
     activation: Annotated[str, typer.Option(metavar="NAME", help="Activation of the hidden layers.")] = "relu",
     loss: Annotated[str, typer.Option(metavar="NAME", help="auto: cross_entropy for classes, else mse.")] = "auto",
     optimizer: Annotated[str, typer.Option(metavar="NAME", help="sgd, adam or adamw.")] = "adam",
@@ -469,8 +469,13 @@ def train(
         float | None, typer.Option(metavar="X", help="Learning rate; the optimizer's own if not given.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows in a step.")] = 64,
-    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the rows.")] = 30,
-    dropout: Annotated[float, typer.Option(metavar="X", help="Share of hidden values dropped while training.")] = 0.2,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the rows.")] = 40,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Share of hidden values dropped while training; 0.4 for classes, 0 for numbers."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Of start values, order, dropout and held-out rows.")
     ] = 0,
@@ -499,9 +504,8 @@ def train(
     check_place("--output", output)
     if plot is not None:
         check_plot(plot)
-    layers: list[Layer] = []
-    for n in units:
-        layers += [Dense(n, activation), Dropout(dropout)] if dropout else [Dense(n, activation)]
+    dense = [Dense(n, activation) for n in units]
+    drop = None if dropout is None else Dropout(dropout)
 
     table = read(data, target)
     if len(table.x) < 2:
@@ -510,7 +514,9 @@ def train(
     rows, held_out = split(len(table.x), validation, seed)
     recipe = Recipe.of(table, chosen, rows)
     x, y = recipe.x(table), recipe.y(table, chosen)
-    trainer = Trainer(network_for(table, recipe, chosen, layers), chosen, rule, seed=seed)
+    drop = drop or Dropout(0.4 if recipe.classes else 0.0)
+    hidden_layers = [layer for one in dense for layer in ((one, drop) if drop.rate else (one,))]
+    trainer = Trainer(network_for(table, recipe, chosen, hidden_layers), chosen, rule, seed=seed)
     xt, yt = library.from_host(x[rows]), library.from_host(y[rows])
     judged = held_out if len(held_out) else rows
     xv, yv = library.from_host(x[judged]), library.from_host(y[judged])

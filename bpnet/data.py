@@ -14,7 +14,8 @@ def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
     x = backend.adopt(x)
     if x.ndim < 2:
         raise ShapeError(
-            f"{name} has {_axes(x.ndim)}; expected (rows, features): {name}[:, None] makes it one feature a row"
+            f"{name} has {_axes(x.ndim)}; expected (rows, features)"
+            + (f": {name}[:, None] makes it one feature a row" if x.ndim == 1 else "")
         )
     if x.shape[0] == 0:
         raise DataError(f"{name} has no rows")

@@ -17,7 +17,7 @@ def number(what: str, value: Any, low: float, high: float, closed: str = "both")
         if isinstance(value, bool | str | bytes):
             raise TypeError
         plain = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         plain = math.nan
     above = plain >= low if left == "[" else plain > low
     below = plain <= high if right == "]" else plain < high

@@ -19,19 +19,33 @@ Carry = tuple[Array, Array, tuple[Array, ...]]
 """What goes from step to step: parameters, buffers, the optimizer's state."""
 
 
+class Views:
+    """The vectors as the layers see them, made anew only where the vectors are others than last time."""
+
+    def __init__(self, backend: Backend, layout: Layout) -> None:
+        self.backend, self.layout = backend, layout
+        self.last: tuple[Array, Array, Params] = (None, None, {})
+
+    def __call__(self, theta: Array, buffers: Array) -> Params:
+        if self.backend.traces:
+            return self.layout.views(self.backend, theta, buffers)
+        seen, kept, p = self.last
+        if seen is not theta or kept is not buffers:
+            p = self.layout.views(self.backend, theta, buffers)
+            self.last = theta, buffers, p
+        return p
+
+
 def training_step(
-    backend: Backend, layout: Layout, loss: Loss, optimizer: Optimizer, seed: int, clip_norm: float | None
+    backend: Backend,
+    layout: Layout,
+    views: Views,
+    loss: Loss,
+    optimizer: Optimizer,
+    seed: int,
+    clip_norm: float | None,
 ) -> Callable[..., tuple[Carry, Array]]:
     """step(carry, x, y, weight, rows, lr, number) -> carry, loss; the carry that is passed in is given up."""
-    last: list[Any] = [None, None, None]  # theta, buffers, and their views, which hold while the vectors are the same
-
-    def views(theta: Array, buffers: Array) -> Params:
-        if backend.traces:
-            return layout.views(backend, theta, buffers)
-        if last[0] is not theta or last[1] is not buffers:
-            last[:] = theta, buffers, layout.views(backend, theta, buffers)
-        p: Params = last[2]
-        return p
 
     def step(
         carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, lr: Any, number: Any
@@ -49,11 +63,11 @@ def training_step(
     return step
 
 
-def outputs(backend: Backend, layout: Layout) -> Callable[[Array, Array, Array], Array]:
+def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, Array, Array], Array]:
     """outputs(theta, buffers, x): what the network gives for the rows of x."""
 
     def function(theta: Array, buffers: Array, x: Array) -> Array:
-        p = layout.views(backend, theta, buffers)
+        p = views(theta, buffers)
 
         def block(number: int, part: Rows) -> Array:
             (bx,) = take_rows(backend, (x,), part, None)
@@ -65,13 +79,13 @@ def outputs(backend: Backend, layout: Layout) -> Callable[[Array, Array, Array],
     return function
 
 
-def scores(backend: Backend, layout: Layout, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
+def scores(backend: Backend, layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
     """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
 
     def function(
         theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None]:
-        p = layout.views(backend, theta, buffers)
+        p = views(theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None]:
             run = Run(backend)

@@ -83,7 +83,7 @@ def check_gradients(
     import numpy
 
     subject = check_layer("the layer", subject)
-    directions = whole("directions", directions, 1)
+    directions, seed = whole("directions", directions, 1), whole("seed", seed, 0)
     tolerance = number("tolerance", tolerance, 0.0, math.inf, closed="neither")
     if (y is None) != (loss is None):
         raise ArgumentError("y and loss belong together: pass both, or neither")

@@ -28,7 +28,7 @@ from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import number, whole
 from bpnet.registry import resolve
-from bpnet.steps import Carry, first_not_finite, outputs, scores, training_step
+from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -104,10 +104,11 @@ class Trainer:
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
         self._built, self._seen = (backend, layout), None
         self._carry = carry
-        step = training_step(backend, layout, self.loss, self.optimizer, self.seed, self.clip_norm)
+        views = Views(backend, layout)
+        step = training_step(backend, layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
         self._step = backend.compile(step, donate=True)
-        self._outputs = backend.compile(outputs(backend, layout))
-        self._scores = backend.compile(scores(backend, layout, self.loss))
+        self._outputs = backend.compile(outputs(backend, layout, views))
+        self._scores = backend.compile(scores(backend, layout, views, self.loss))
 
     def _have(self) -> tuple[Backend, Layout]:
         if self._built is None:
@@ -197,6 +198,8 @@ class Trainer:
         else:
             given = (x, y, sample_weight)
             backend, x, y, weight = self._data(x, y, sample_weight)
+            if self._built is None:
+                self._build(backend, self._layout_for(x), x)
             self._seen = _references(given) if all(a is b for a, b in zip(given, (x, y, weight), strict=True)) else None
         with backend.session(self.threads):
             return self._advance(x, y, weight, None)
@@ -231,8 +234,10 @@ class Trainer:
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         told = _check_callbacks(callbacks)
-        _, x, y, weight = self._data(x, y, sample_weight)
-        held_out = None if validation is None else self._validation(validation)
+        backend, x, y, weight = self._data(x, y, sample_weight)
+        held_out = None if validation is None else self._validation(validation, x)
+        if self._built is None:
+            self._build(backend, self._layout_for(x), x)
         terminal = sys.stderr is not None and sys.stderr.isatty()
         if terminal if progress is None else progress:
             told.insert(0, Progress())
@@ -406,24 +411,28 @@ class Trainer:
     def _data(
         self, x: Array, y: Array, weight: Array | None, names: tuple[str, str, str] = ("x", "y", "sample_weight")
     ) -> tuple[Backend, Array, Array, Array | None]:
-        """The data checked, and parameters made for it where there are none."""
+        """The data checked by itself and against the parameters, where there are any."""
         backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
         with backend.session(self.threads):
             _, x = self._rows(x, names[0])
             layout = self._layout_for(x)
             y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0])
             weight = check_weight(backend, weight, x, names[2])
-        if self._built is None:
-            self._build(backend, layout, x)
         return backend, x, y, weight
 
-    def _validation(self, validation: Any) -> tuple[Array, Array, Array | None]:
+    def _validation(self, validation: Any, like: Array) -> tuple[Array, Array, Array | None]:
         if not isinstance(validation, tuple | list):
             raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
         if len(validation) not in (2, 3):
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
-        return self._data(x, y, weight, ("validation[0]", "validation[1]", "validation[2]"))[1:]
+        names = ("validation[0]", "validation[1]", "validation[2]")
+        common({"x": like, names[0]: x})
+        _, x, y, weight = self._data(x, y, weight, names)
+        check_rows(x, tuple(like.shape[1:]), names[0])
+        if x.dtype != like.dtype:
+            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {like.dtype}: convert one of them")
+        return x, y, weight
 
 
 def _nothing() -> None:

@@ -63,6 +63,8 @@ def of(array: Array, name: str = "x") -> Backend:
 
 
 def _find(array: Array, name: str) -> Backend:
+    if isinstance(array, type):
+        raise ArrayMismatchError(f"{name} is {kind_of(array)}; expected an array")
     if array_api_compat.is_numpy_array(array):
         import numpy
 
@@ -78,7 +80,8 @@ def _find(array: Array, name: str) -> Backend:
         if test(array):
             return get(library)
     if not array_api_compat.is_array_api_obj(array):
-        hint = f"{name}.to_numpy()" if hasattr(array, "to_numpy") else f"numpy.asarray({name})"
+        known = [f"{name}.{method}()" for method in ("to_numpy", "toarray") if hasattr(array, method)]
+        hint = known[0] if known else f"numpy.asarray({name})"
         raise ArrayMismatchError(
             f"{name} is {kind_of(array)}; expected an array of NumPy, CuPy, PyTorch, JAX or another library "
             f"that follows the Array API standard, for example {hint}"

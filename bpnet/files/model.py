@@ -14,7 +14,8 @@ from bpnet import backends
 from bpnet.backends import Array
 from bpnet.callbacks import History
 from bpnet.errors import ArgumentError, BpnetError, FileFormatError, kind_of
-from bpnet.layout import layout_of
+from bpnet.layout import Layout, Slot, layout_of
+from bpnet.options import whole
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
 
@@ -103,21 +104,19 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
     description, tensors = _read(path)
     try:
         trainer = _trainer(description)
-        layout = layout_of(trainer.network, tuple(int(n) for n in description["in_shape"]))
-        theta = _vector(tensors, "parameters", layout.parameters)
-        buffers = _vector(tensors, "buffers", layout.buffers).astype(theta.dtype)
-        state = tuple(tensors[f"optimizer.{i}"] for i in range(sum(name.startswith("optimizer.") for name in tensors)))
-        if any(vector.shape != theta.shape for vector in state):
-            raise FileFormatError("the optimizer's state does not fit the parameters")
+        layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
+        trainer.loss.target_shape(layout.out_shape)
+        state = [name for name in sorted(tensors) if name.startswith("optimizer.")]
+        theta, buffers, *vectors = _vectors(tensors, layout, state)
         dtype = getattr(backend.xp, str(theta.dtype))
-        own = [backend.from_host(vector, dtype, device) for vector in (theta, buffers, *state)]
-        trainer._adopt(backend, layout, (own[0], own[1], tuple(own[2:])))
-        if len(trainer.optimizer.init(backend, own[0])) != len(state):
-            raise FileFormatError("the optimizer's state does not fit the optimizer")
+        own, kept, *moved = (backend.from_host(vector, dtype, device) for vector in (theta, buffers, *vectors))
+        if len(trainer.optimizer.init(backend, own)) != len(moved):
+            raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")
+        trainer._adopt(backend, layout, (own, kept, tuple(moved)))
         return trainer
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
-    except (BpnetError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise FileFormatError(f"{path} is a damaged bpnet model: {error}") from error
 
 
@@ -130,41 +129,68 @@ def _read(path: Path) -> tuple[dict[str, Any], "dict[str, numpy.ndarray[Any, Any
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is not a .safetensors file: {error}") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} is not a .safetensors file that can be read: {error}") from error
     try:
         description = json.loads(metadata["bpnet"])
-        if description["format"] > FORMAT:
-            raise FileFormatError(
-                f"{path} was written by a newer bpnet (format {description['format']}, this reads {FORMAT})"
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
+        version = description["format"]
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is a .safetensors file, but not a bpnet model") from error
+    if type(version) is not int or version < 1:
+        raise FileFormatError(f"{path} has the format {version!r}; expected {FORMAT}")
+    if version > FORMAT:
+        raise FileFormatError(
+            f"{path} was written by a newer bpnet: its format is {version}, and this one reads {FORMAT}"
+        )
     return description, tensors
 
 
 def _trainer(description: dict[str, Any]) -> Trainer:
     network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
     trainer = Trainer(network, loss, optimizer, seed=description["seed"], clip_norm=description["clip_norm"])
-    trainer.step_count = int(description["step_count"])
-    trainer.history = History(list(description["history"]))
-    trainer.metadata = dict(description["metadata"])
+    trainer.step_count = whole("step_count", description["step_count"], 0)
+    epochs, metadata = description["history"], description["metadata"]
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
+    if not isinstance(epochs, list) or not all(map(_is_record, epochs)):
+        raise FileFormatError("the history is no list of records")
+    trainer.history, trainer.metadata = History(epochs), metadata
     return trainer
 
 
-def _vector(tensors: "dict[str, numpy.ndarray[Any, Any]]", prefix: str, slots: Any) -> "numpy.ndarray[Any, Any]":
+def _is_record(record: Any) -> bool:
+    """Whether it has the numbers that every epoch's record has, and for its losses and accuracies numbers too."""
+    if not isinstance(record, dict):
+        return False
+    needed = {"epoch", "step", "loss", "lr", "seconds"}
+    numbers = {name for name in record if name in needed or name in ("val_loss", "val_accuracy")}
+    return needed <= numbers and all(type(record[name]) in (int, float) for name in numbers)
+
+
+def _vectors(
+    tensors: "dict[str, numpy.ndarray[Any, Any]]", layout: Layout, state: list[str]
+) -> "list[numpy.ndarray[Any, Any]]":
+    """Parameters, buffers and the optimizer's vectors, of one type; raises where arrays are missing, unfit or unasked."""
     import numpy
 
-    parts = []
-    for slot in slots:
-        name = f"{prefix}.{slot.name}"
-        if name not in tensors:
-            raise FileFormatError(f"the array {name} is missing")
-        if tensors[name].shape != slot.shape:
-            raise FileFormatError(f"the array {name} has the shape {tensors[name].shape}; expected {slot.shape}")
-        if tensors[name].dtype not in (numpy.float32, numpy.float64):
-            raise FileFormatError(f"the array {name} holds {tensors[name].dtype} values; expected float32 or float64")
-        parts.append(tensors[name].reshape(-1))
-    return numpy.concatenate(parts) if parts else numpy.empty(0)
+    shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
+    shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
+    shapes |= dict.fromkeys(state, (layout.size,))
+    missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing or extra:
+        wrong = f"misses the array {missing[0]}" if missing else f"has the array {extra[0]}, which the network has not"
+        raise FileFormatError(f"the file {wrong}")
+    dtype = next(iter(tensors.values())).dtype
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise FileFormatError(f"the array {name} has the shape {tensors[name].shape}; expected {shape}")
+        if tensors[name].dtype != dtype or dtype not in (numpy.float32, numpy.float64):
+            raise FileFormatError(
+                f"the array {name} holds {tensors[name].dtype} values; expected one of float32 or float64"
+            )
+
+    def vector(prefix: str, slots: tuple[Slot, ...]) -> "numpy.ndarray[Any, Any]":
+        parts = [tensors[f"{prefix}.{slot.name}"].reshape(-1) for slot in slots]
+        return numpy.concatenate(parts) if parts else numpy.empty(0, dtype)
+
+    return [vector("parameters", layout.parameters), vector("buffers", layout.buffers), *(tensors[n] for n in state)]
