@@ -472,9 +472,7 @@ def train(
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the rows.")] = 40,
     dropout: Annotated[
         float | None,
-        typer.Option(
-            metavar="X", help="Share of hidden values dropped while training; 0.4 for classes, 0 for numbers."
-        ),
+        typer.Option(metavar="X", help="Share of hidden values dropped in training; 0.4 for classes, 0 for numbers."),
     ] = None,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Of start values, order, dropout and held-out rows.")

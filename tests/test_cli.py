@@ -143,7 +143,7 @@ def test_digits_reach_97_percent_of_held_out_rows(digits):
     assert result["seconds"] < 60
     assert result["output"] == str(model)
     assert result["interrupted"] is False
-    assert len(result["history"]) == result["epochs"] == 30
+    assert len(result["history"]) == result["epochs"] == 40
     assert result["history"][-1]["val_accuracy"] == result["accuracy"]
 
 
@@ -195,15 +195,15 @@ def test_the_model_file_works_from_python(digits):
 def test_info_about_a_model(digits):
     result, model = digits
     found = ok("info", model, "--json").json
-    assert found["parameters"] == result["parameters"] == 64 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10
+    assert found["parameters"] == result["parameters"] == 64 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
-    assert [layer["out_shape"] for layer in found["layers"]] == [[256], [256], [128], [128], [10]]
-    assert found["epochs"] == 30
+    assert [layer["out_shape"] for layer in found["layers"]] == [[512], [512], [256], [256], [10]]
+    assert found["epochs"] == 40
     assert found["classes"] == list(range(10))
     assert found["training"]["accuracy"] == result["accuracy"]
     text = ok("info", model).out
-    assert "Dense(units=256, activation='relu', bias=True)" in text
-    assert "50,826" in text
+    assert "Dense(units=512, activation='relu', bias=True)" in text
+    assert "167,178" in text
     assert "trained on digits, 1,438 rows, 359 held out" in text
 
 
