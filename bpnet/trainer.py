@@ -427,7 +427,7 @@ class Trainer:
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
-        common({"x": like, names[0]: x})
+        common({names[0]: x, "x": like})
         _, x, y, weight = self._data(x, y, weight, names)
         check_rows(x, tuple(like.shape[1:]), names[0])
         if x.dtype != like.dtype:

@@ -54,7 +54,7 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         "history": trainer.history.epochs,
         "metadata": _mapping(metadata),
     }
-    path = Path(path)
+    path = _path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
     if not path.parent.is_dir():
@@ -66,6 +66,12 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         os.replace(part_file, path)
     finally:
         part_file.unlink(missing_ok=True)
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise ArgumentError(f"path is {kind_of(path)}; expected the name of a file")
+    return Path(path)
 
 
 def _mapping(metadata: Any) -> Any:
@@ -98,9 +104,7 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
     """
     backend = backends.get("numpy") if like is None else backends.of(like, "like")
     device = None if like is None else backend.device(like)
-    if not isinstance(path, str | Path):
-        raise ArgumentError(f"path is {kind_of(path)}; expected the name of a file")
-    path = Path(path)
+    path = _path(path)
     description, tensors = _read(path)
     try:
         trainer = _trainer(description)
@@ -139,9 +143,7 @@ def _read(path: Path) -> tuple[dict[str, Any], "dict[str, numpy.ndarray[Any, Any
     if type(version) is not int or version < 1:
         raise FileFormatError(f"{path} has the format {version!r}; expected {FORMAT}")
     if version > FORMAT:
-        raise FileFormatError(
-            f"{path} was written by a newer bpnet: its format is {version}, and this one reads {FORMAT}"
-        )
+        raise FileFormatError(f"{path} was written by a newer bpnet (format {version}, this reads {FORMAT})")
     return description, tensors
 
 
@@ -149,6 +151,8 @@ def _trainer(description: dict[str, Any]) -> Trainer:
     network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
     trainer = Trainer(network, loss, optimizer, seed=description["seed"], clip_norm=description["clip_norm"])
     trainer.step_count = whole("step_count", description["step_count"], 0)
+    if trainer.step_count >= 2**31:
+        raise FileFormatError(f"the step count is {trainer.step_count}")
     epochs, metadata = description["history"], description["metadata"]
     if not isinstance(metadata, dict):
         raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
@@ -164,30 +168,36 @@ def _is_record(record: Any) -> bool:
         return False
     needed = {"epoch", "step", "loss", "lr", "seconds"}
     numbers = {name for name in record if name in needed or name in ("val_loss", "val_accuracy")}
-    return needed <= numbers and all(type(record[name]) in (int, float) for name in numbers)
+    return needed <= numbers and all(_is_number(record[name]) for name in numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _vectors(
     tensors: "dict[str, numpy.ndarray[Any, Any]]", layout: Layout, state: list[str]
 ) -> "list[numpy.ndarray[Any, Any]]":
-    """Parameters, buffers and the optimizer's vectors, of one type; raises where arrays are missing, unfit or unasked."""
+    """Parameters, buffers and the optimizer's vectors, of one type; raises where one is missing or does not fit."""
     import numpy
 
     shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
     shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
     shapes |= dict.fromkeys(state, (layout.size,))
     missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    if missing or extra:
-        wrong = f"misses the array {missing[0]}" if missing else f"has the array {extra[0]}, which the network has not"
-        raise FileFormatError(f"the file {wrong}")
-    dtype = next(iter(tensors.values())).dtype
+    if missing:
+        raise FileFormatError(f"the array {missing[0]} is missing")
+    if extra:
+        raise FileFormatError(f"there is an array {extra[0]}, which the network has not")
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise FileFormatError(f"the array {name} has the shape {tensors[name].shape}; expected {shape}")
-        if tensors[name].dtype != dtype or dtype not in (numpy.float32, numpy.float64):
-            raise FileFormatError(
-                f"the array {name} holds {tensors[name].dtype} values; expected one of float32 or float64"
-            )
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise FileFormatError(f"the array {name} has the shape {tensor.shape}; expected {shape}")
+        if tensor.dtype not in (numpy.float32, numpy.float64):
+            raise FileFormatError(f"the array {name} holds {tensor.dtype} values; expected float32 or float64")
+    dtype = tensors[next(iter(shapes))].dtype
+    if any(tensor.dtype != dtype for tensor in tensors.values()):
+        raise FileFormatError("some arrays are float32 and others float64")
 
     def vector(prefix: str, slots: tuple[Slot, ...]) -> "numpy.ndarray[Any, Any]":
         parts = [tensors[f"{prefix}.{slot.name}"].reshape(-1) for slot in slots]
