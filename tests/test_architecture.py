@@ -28,7 +28,7 @@ MATHEMATICS = [
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
-    "bpnet.backends.base": {"Backend.to_host"},
+    "bpnet.backends.base": {"Backend.to_host", "Backend.session"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.trainer": {"Trainer._batches"},

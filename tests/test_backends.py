@@ -88,19 +88,12 @@ def test_large_mask_does_not_depend_on_threads(library):
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float64", 4e-16, 0.0), ("float32", 0.0, 2e-7)])
 def test_erf(backend, dtype, rtol, atol):
-    z = np.concatenate([np.linspace(-7, 7, 701), [1e-300, 1e-30, 1e-8, -1e-8, 30, -30, 1e3, -1e3, 0]]).astype(dtype)
+    z = np.concatenate([np.linspace(-7, 7, 701), [1e-300, 1e-30, 1e-8, -1e-8, 30, -30, 1e8, -1e8, 0]]).astype(dtype)
     exact = [float(mpmath.erf(v)) for v in z.tolist()]
-    found = backend.call(backend.seam.erf, backend.array(z))
+    with backend.seam.session():
+        found = backend.call(backend.seam.erf, backend.array(z))
     assert backend.dtype(found) == dtype
     np.testing.assert_allclose(backend.host(found), exact, rtol=rtol, atol=max(atol, float(np.finfo(dtype).tiny)))
-
-
-@pytest.mark.xfail(
-    strict=True, reason="the part of erf for |x| < 1 is evaluated at large x too, where its powers overflow"
-)
-def test_erf_of_huge_values_is_silent(library):
-    lib = library("strict")
-    np.testing.assert_array_equal(lib.host(lib.seam.erf(lib.array([1e8, -1e8], "float32"))), [1.0, -1.0])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -8,7 +8,7 @@ import pytest
 import bpnet as bp
 from bpnet.errors import ArgumentError, ArrayMismatchError, DataError, DTypeError, GradientError, ShapeError
 
-X = np.random.default_rng(0).standard_normal((5, 4))
+X = np.random.default_rng(0).standard_normal((6, 4))
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def test_a_wrong_loss_is_found():
 
 
 def test_on_every_library(backend):
-    x, y = backend.array(X), backend.array(np.array([0, 1, 2, 0, 3]))
+    x, y = backend.array(X), backend.array(np.array([0, 1, 2, 0, 3, 1]))
     assert bp.check_gradients(bp.Sequential(Affine(), bp.Dropout(0.2)), x, y, loss="cross_entropy", directions=1).ok
     wrong = planted(lambda dx, g, p, c, dy: (dx, g | {"bias": g["bias"] * 2.0}))
     with pytest.raises(GradientError, match="bias"):
@@ -239,10 +239,10 @@ def test_y_without_a_loss_is_refused():
 
 # ---- bp.gradient ----------------------------------------------------------------------------------------------------
 
-NET = bp.Sequential(bp.Dense(6, "tanh"), bp.Residual(bp.Dense(6, "gelu")), bp.Dense(3))
-LABELS = np.array([0, 2, 1, 1, 0])
+NET = bp.Sequential(bp.Dense(4, "tanh"), bp.Residual(bp.Dense(4, "gelu")), bp.Dense(3))
+LABELS = np.array([0, 2, 1, 1, 0, 2])
 THETA, _ = bp.layout_of(NET, (4,)).start(0)
-WEIGHT = np.array([1.0, 0.5, 2.0, 0.0, 3.0])
+WEIGHT = np.array([1.0, 0.5, 2.0, 0.0, 3.0, 1.5])
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
@@ -257,7 +257,7 @@ def test_gradient_of_a_network_as_pytorch(weight):
     h = h + f.gelu(h @ leaves["1"]["weight"] + leaves["1"]["bias"])
     out = h @ leaves["2"]["weight"] + leaves["2"]["bias"]
     rows = f.cross_entropy(out, torch.tensor(LABELS), reduction="none")
-    by_row = torch.ones(5, dtype=torch.float64) if weight is None else torch.tensor(weight)
+    by_row = torch.ones(6, dtype=torch.float64) if weight is None else torch.tensor(weight)
     loss = (rows * by_row).sum() / by_row.sum()
     loss.backward()
     value, grad = bp.gradient(NET, "cross_entropy", THETA, X, LABELS, sample_weight=weight)

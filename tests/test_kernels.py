@@ -101,6 +101,8 @@ def test_replacement_equals_its_definition(backend, name, rows):
 
 @pytest.mark.parametrize("shape", [(7, 5), (5000, 30), (300, 20, 30)])
 def test_fused_rule_equals_the_rule(backend, shape):
+    if type(backend.seam).fuse is base.Backend.fuse:
+        pytest.skip(f"{backend.seam.name} evaluates rules as they stand")
     rng = np.random.default_rng(0)
     z, dy = backend.array(rng.standard_normal(shape)), backend.array(rng.standard_normal(shape))
     for f in (bp.Sigmoid(), bp.GELU(), bp.Softmax()):
