@@ -31,6 +31,10 @@ class ArgumentError(BpnetError, TypeError):
     """An argument of another kind than expected: a list where a layer belongs, a class where an instance does."""
 
 
+class DeviceError(BpnetError, RuntimeError):
+    """A library is installed, but the device it needs is not there."""
+
+
 class OptionError(BpnetError, ValueError):
     """An option has a value outside its range."""
 

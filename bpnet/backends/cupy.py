@@ -10,14 +10,20 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends.base import Array, Backend
+from bpnet.errors import DeviceError
 
 
 class CupyBackend(Backend):
     name = "cupy"
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
-        with cupy.cuda.Device() if device is None else device:
-            return cupy.array(numpy.asarray(value, dtype=dtype))
+        try:
+            with cupy.cuda.Device() if device is None else device:
+                return cupy.array(numpy.asarray(value, dtype=dtype))
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if "NoDevice" in str(error) or "InsufficientDriver" in str(error) or "InvalidDevice" in str(error):
+                raise DeviceError(f"CuPy finds no such CUDA device: {error}") from error
+            raise
 
     def to_host(self, x: Array) -> Any:
         return cupy.asnumpy(x)

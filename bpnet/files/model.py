@@ -54,9 +54,11 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         "history": trainer.history.epochs,
         "metadata": _mapping(metadata),
     }
-    path = _path(path)
+    path = _path(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no ordinary file, so it is left alone")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     data = to_bytes(tensors, metadata={"bpnet": json.dumps(description)})
