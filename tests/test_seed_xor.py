@@ -10,7 +10,7 @@ Y = np.array([[0.0], [1.0], [1.0], [0.0]])
 PRINTED = [0.06029012, 0.94447222, 0.944367, 0.05997169]
 NET = bp.Sequential(bp.Dense(2, "sigmoid"), bp.Dense(1, "sigmoid"))
 FEW = {"numpy": 300, "numpy-readonly": 300, "strict": 300, "jax": 300}
-"""Fewer updates where 9,999 take a minute, since every operation is checked or dispatched alone; NumPy has its own test."""
+"""Fewer updates, where each operation is checked or dispatched alone; on NumPy another test makes them all."""
 
 
 def start():
