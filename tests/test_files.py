@@ -1,0 +1,445 @@
+"""Model files: what is saved comes back exactly, and whatever else a file holds is refused by name."""
+
+import copy
+import json
+import os
+import random
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import bpnet as bp
+
+NETWORK = bp.Sequential(bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dense(3))
+
+
+def data() -> tuple[Any, Any]:
+    x = np.random.default_rng(7).standard_normal((48, 6))
+    return x, np.argmax(x[:, :3], axis=1)
+
+
+def trained(x: Any, y: Any, network: bp.Layer = NETWORK, optimizer: Any = None) -> bp.Trainer:
+    optimizer = optimizer or bp.AdamW(bp.WarmUp(bp.Cosine(0.01, 20), 5))
+    trainer = bp.Trainer(network, "cross_entropy", optimizer, seed=5, clip_norm=1.0)
+    trainer.fit(x, y, epochs=2, batch_size=16, validation=(x, y), progress=False)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound file."""
+    path = tmp_path_factory.mktemp("files") / "model.safetensors"
+    trained(*data()).save(path, metadata={"classes": ["a", "b", "c"]})
+    return path
+
+
+def contents(path: Path) -> tuple[dict[str, Any], Any]:
+    """The arrays and the description in a file."""
+    with safe_open(path, framework="numpy") as file:
+        return load_file(path), json.loads(file.metadata()["bpnet"])
+
+
+def write(path: Path, tensors: dict[str, Any], description: Any) -> Path:
+    text = description if isinstance(description, str) else json.dumps(description)
+    save_file(tensors, path, metadata={"bpnet": text})
+    return path
+
+
+# ---- what is saved comes back ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loaded_trainer_is_the_saved_one(backend: Any, dtype: str, tmp_path: Path) -> None:
+    """Its outputs, optimizer, history and everything else, so that training on is as if it had never left."""
+    if dtype == "float32" and backend.name.startswith("jax"):
+        pytest.skip("float64 says the same, and JAX would compile it all again")
+    x, y = backend.array(data()[0], dtype), backend.array(data()[1])
+    trainer = trained(x, y)
+    path = tmp_path / "model.safetensors"
+    assert trainer.save(path) is None
+    loaded = bp.load(path, like=x)
+    assert bp.backends.of(loaded.theta) is backend.seam
+    assert backend.dtype(loaded.theta) == dtype
+    for name in ("network", "loss", "optimizer", "seed", "clip_norm", "step_count", "metadata", "layout"):
+        assert getattr(loaded, name) == getattr(trainer, name)
+    assert loaded.history.epochs == trainer.history.epochs
+    assert np.array_equal(backend.host(loaded.predict(x)), backend.host(trainer.predict(x)))
+    assert loaded.evaluate(x, y) == trainer.evaluate(x, y)
+    for one in (trainer, loaded):
+        one.fit(x, y, epochs=2, batch_size=16, progress=False)
+    for a, b in zip((trainer.theta, *trainer.state), (loaded.theta, *loaded.state), strict=True):
+        assert np.array_equal(backend.host(a), backend.host(b))
+    assert np.array_equal(backend.host(trainer.buffers), backend.host(loaded.buffers))
+    assert loaded.history["loss"] == trainer.history["loss"]
+    assert loaded.history["epoch"] == [1, 2, 3, 4]
+
+
+def test_like_moves_a_model_to_another_library(backend: Any, saved: Path) -> None:
+    x, y = data()
+    host = bp.load(saved)
+    assert type(host.theta) is np.ndarray
+    there = bp.load(saved, like=backend.array(np.zeros(1)))
+    assert bp.backends.of(there.theta) is backend.seam
+    assert backend.seam.device(there.theta) == backend.seam.device(backend.array(x))
+    assert np.array_equal(backend.host(there.theta), host.theta)
+    np.testing.assert_allclose(backend.host(there.predict(backend.array(x))), host.predict(x), rtol=1e-12, atol=1e-12)
+    assert there.evaluate(backend.array(x), backend.array(y)) == pytest.approx(host.evaluate(x, y), rel=1e-12)
+
+
+OPTIMIZERS = [
+    bp.SGD(0.1),
+    bp.SGD(bp.Cosine(0.1, 30, final=0.01), momentum=0.9, nesterov=True),
+    bp.Adam(bp.Constant(0.01), beta1=0.8, beta2=0.99, epsilon=1e-6),
+    bp.AdamW(bp.WarmUp(0.01, 7), weight_decay=0.3),
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_every_optimizer_and_schedule_goes_on_where_it_was(optimizer: Any, tmp_path: Path) -> None:
+    x, y = data()
+    trainer = trained(x, y, optimizer=optimizer)
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors")
+    assert loaded.optimizer == optimizer
+    for one in (trainer, loaded):
+        one.fit(x, y, epochs=3, batch_size=16, progress=False)
+    assert np.array_equal(trainer.theta, loaded.theta)
+    assert loaded.history["lr"] == trainer.history["lr"]
+
+
+@dataclass(frozen=True)
+class Lift(bp.Layer):
+    """y = x + p, with options of every kind that a file must hold, one buffer and one scalar."""
+
+    pair: tuple[int, float] = (1, 0.5)
+    name: str = "lift"
+    inner: bp.Layer | None = None
+
+    def init(self, rng: bp.Rng, in_shape: tuple[int, ...]) -> dict[str, Any]:
+        return {"p": rng.full((), self.pair[1]), "seen": bp.Leaf(rng.full((2,), 7.0), trainable=False)}
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        return x + p["p"], None
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {"p": run.xp.sum(dy)}
+
+
+EVERY = bp.Sequential(
+    bp.Flatten(), bp.Dense(5, bp.LeakyReLU(0.2)), bp.BatchNorm(0.5, 1e-3),
+    bp.Residual(bp.Sequential(bp.Dense(5, "gelu_tanh", bias=False), bp.Dropout(0.3))),
+    bp.GELU(), bp.GELU(approximate=True), bp.ELU(0.7), bp.Softplus(), bp.SiLU(), bp.Tanh(), bp.Sigmoid(), bp.ReLU(),
+    bp.Identity(), bp.Softmax(), Lift((2, 0.25), "α", bp.Dense(2)), bp.Dense(1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "loss", [bp.MeanSquaredError(), bp.BinaryCrossEntropy(), bp.BinaryCrossEntropyWithLogits(), bp.CrossEntropy()]
+)
+def test_every_layer_and_loss_comes_back(loss: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((8, 2, 3)).astype("float32")
+    outputs = bp.Dense(2) if isinstance(loss, bp.CrossEntropy) else bp.Sigmoid()
+    trainer = bp.Trainer(bp.Sequential(EVERY, outputs), loss, seed=2**40).build(x)
+    trainer.step(x, np.arange(8) % 2)
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors")
+    assert (loaded.network, loaded.loss, loaded.seed) == (trainer.network, loss, 2**40)
+    assert loaded.layout == trainer.layout
+    assert np.array_equal(loaded.theta, trainer.theta)
+    assert np.array_equal(loaded.buffers, trainer.buffers)
+    assert np.array_equal(loaded.predict(x), trainer.predict(x))
+
+
+def test_metadata_is_the_users_and_is_kept(tmp_path: Path) -> None:
+    x, y = data()
+    notes = {"classes": ["a", "β"], "nested": {"bpnet": None, "x": [1, 2.5, True]}, "history": "mine", "": 1e300}
+    trainer = trained(x, y)
+    trainer.save(tmp_path / "one.safetensors", metadata=notes)
+    loaded = bp.load(tmp_path / "one.safetensors")
+    assert loaded.metadata == notes
+    loaded.save(str(tmp_path / "two.safetensors"))
+    assert bp.load(str(tmp_path / "two.safetensors")).metadata == notes
+    loaded.save(tmp_path / "two.safetensors", metadata={})
+    assert bp.load(tmp_path / "two.safetensors").metadata == {}
+
+
+def test_a_built_network_can_be_saved_before_training(tmp_path: Path) -> None:
+    x, _ = data()
+    trainer = bp.Trainer(bp.Dense(3), "cross_entropy").build(x)
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors")
+    assert loaded.step_count == len(loaded.history) == 0
+    assert np.array_equal(loaded.predict(x), trainer.predict(x))
+
+
+def test_a_history_with_nan_survives(tmp_path: Path) -> None:
+    trainer = trained(*data())
+    trainer.history.epochs[0]["loss"] = float("nan")
+    trainer.save(tmp_path / "m.safetensors")
+    loss = bp.load(tmp_path / "m.safetensors").history["loss"]
+    assert np.isnan(loss[0])
+    assert loss[1:] == trainer.history["loss"][1:]
+
+
+def test_others_can_read_the_file(saved: Path) -> None:
+    trainer = bp.load(saved)
+    tensors, description = contents(saved)
+    assert set(tensors) == {
+        *(f"parameters.{slot.name}" for slot in trainer.layout.parameters),
+        "buffers.1.mean", "buffers.1.var", "optimizer.0", "optimizer.1",
+    }  # fmt: skip
+    assert np.array_equal(tensors["parameters.2.inner.weight"], trainer.parameters["2"]["inner"]["weight"])
+    assert tensors["parameters.0.weight"].shape == (6, 8)
+    assert description["metadata"] == {"classes": ["a", "b", "c"]}
+    assert description["network"]["layer"] == "Sequential"
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("moment", ["replace", "write"])
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupted_write_leaves_what_was_there(
+    kind: type[BaseException], moment: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = data()
+    path = tmp_path / "model.safetensors"
+    trainer = trained(x, y)
+    if before:
+        trainer.save(path)
+    theta = trainer.theta.copy()
+    trainer.fit(x, y, progress=False)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if moment == "write":
+            with open(args[0], "wb") as file:
+                file.write(args[1][: len(args[1]) // 2])
+        raise kind("no space left on device")
+
+    with monkeypatch.context() as patch:
+        if moment == "write":
+            patch.setattr(Path, "write_bytes", interrupted)
+        else:
+            patch.setattr(os, "replace", interrupted)
+        with pytest.raises(kind):
+            trainer.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == (["model.safetensors"] if before else [])
+    if before:
+        assert np.array_equal(bp.load(path).theta, theta)
+    trainer.save(path)
+    assert np.array_equal(bp.load(path).theta, trainer.theta)
+
+
+def test_a_save_replaces_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("something else")
+    trained(*data()).save(path)
+    assert bp.load(path).step_count == 6
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# ---- files that are no models ---------------------------------------------------------------------------------------
+
+
+def refused(path: Path, pattern: str = ".") -> None:
+    with pytest.raises(bp.errors.FileFormatError, match=pattern) as caught:
+        bp.load(path)
+    assert isinstance(caught.value, ValueError)
+    assert str(path) in str(caught.value), "which file?"
+
+
+def header(text: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+NO_SAFETENSORS = [
+    b"", b"\0", b"\0" * 7, b"\0" * 8, b"\0" * 100, b"a,b\n1,2\n",
+    b"PK\x03\x04" + b"\0" * 50, b"\x93NUMPY\x01\x00v\x00{}",
+    header(b"{}", 2**63), header(b"{}", 2**64 - 1), header(b"{}", 2**32), header(b"{}", 99), header(b"[1, 2]"),
+    header(b"{" * 5000), header(b'{"a":' * 5000), header(b"null"), header(b"\xff\xfe"),
+    header(b'{"__metadata__": 3}'),
+    header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9999]}}'),
+    header(b'{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 4]}}') + b"\0" * 4,
+    header(b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}') + b"\0" * 4,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NO_SAFETENSORS, ids=range(len(NO_SAFETENSORS)))
+def test_what_is_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    refused(path, "is not a .safetensors file")
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    missing = tmp_path / "nothing.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
+        bp.load(missing)
+    refused(tmp_path)
+
+
+def test_a_file_cut_short_anywhere(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    places = {*range(12), *range(12, len(whole), 97), len(whole) - 1}
+    for place in sorted(places):
+        path.write_bytes(whole[:place])
+        refused(path)
+    path.write_bytes(whole + b"\0")
+    refused(path)
+    path.write_bytes(whole)
+    assert bp.load(path).step_count == 6
+
+
+def test_arrays_of_somebody_else(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros((2, 2))}, path)
+    refused(path, "a .safetensors file, but not a bpnet model")
+    save_file({"weight": np.zeros((2, 2))}, path, metadata={"format": "pt"})
+    refused(path, "a .safetensors file, but not a bpnet model")
+    for text in ("", "{", "3", "[]", "null", '"x"', "{}", '{"format": 1}', "[" * 100_000, '{"format":' * 100_000):
+        refused(write(path, {"weight": np.zeros((2, 2))}, text))
+
+
+def test_a_format_of_the_future_is_named(saved: Path, tmp_path: Path) -> None:
+    tensors, description = contents(saved)
+    refused(write(tmp_path / "m", tensors, {**description, "format": 2}), r"newer bpnet \(format 2, this reads 1\)")
+    for nonsense in (0, -1, 0.5, "1", None, [], True, float("nan"), float("inf")):
+        refused(write(tmp_path / "m", tensors, {**description, "format": nonsense}))
+
+
+TENSORS: list[tuple[Any, str]] = [
+    (lambda t: t.pop("parameters.0.weight"), "array parameters.0.weight is missing"),
+    (lambda t: t.pop("buffers.1.var"), "array buffers.1.var is missing"),
+    (lambda t: t.pop("optimizer.0"), "optimizer"),
+    (lambda t: t.pop("optimizer.1"), "optimizer"),
+    (lambda t: t.update({"optimizer.2": t["optimizer.1"]}), "optimizer"),
+    (lambda t: t.update({"optimizer.x": t["optimizer.1"]}), "optimizer"),
+    (lambda t: t.update({"optimizer.1": t["optimizer.1"][:-1]}), "optimizer"),
+    (lambda t: t.update({"optimizer.1": t["optimizer.1"][:, None]}), "optimizer"),
+    (lambda t: t.update({"optimizer.1": t["optimizer.1"].astype("int64")}), "optimizer"),
+    (lambda t: t.update({"parameters.0.weight": t["parameters.0.weight"].T.copy()}), r"\(8, 6\); expected \(6, 8\)"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(())}), r"\(\); expected \(8,\)"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros((8, 1))}), r"\(8, 1\); expected \(8,\)"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "int64")}), "int64 values; expected float32 or float64"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "float16")}), "float16 values"),
+    (lambda t: t.update({"buffers.1.mean": np.zeros(8, "bool")}), "bool values"),
+    (lambda t: t.update({"parameters.9.weight": np.zeros(3)}), r"parameters\.9\.weight"),
+]
+
+
+@pytest.mark.parametrize(("change", "pattern"), TENSORS, ids=range(len(TENSORS)))
+def test_arrays_that_do_not_fit_the_description(change: Any, pattern: str, saved: Path, tmp_path: Path) -> None:
+    tensors, description = contents(saved)
+    change(tensors)
+    refused(write(tmp_path / "m.safetensors", tensors, description), pattern)
+
+
+def test_number_types_that_numpy_has_not(saved: Path, tmp_path: Path) -> None:
+    """bfloat16 and 8-bit floats are legal in a .safetensors file."""
+    whole = saved.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    for kind in ("BF16", "F8_E4M3"):
+        head = json.loads(whole[8 : 8 + length])
+        head["parameters.3.bias"]["dtype"] = kind
+        start, stop = head["parameters.3.bias"]["data_offsets"]
+        head["parameters.3.bias"]["shape"] = [(stop - start) // (2 if kind == "BF16" else 1)]
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(header(json.dumps(head).encode()) + whole[8 + length :])
+        refused(path)
+
+
+def test_a_layer_that_is_not_defined_here(saved: Path, tmp_path: Path) -> None:
+    tensors, description = contents(saved)
+    description["network"]["layers"][0]["layer"] = "Attention"
+    path = write(tmp_path / "m.safetensors", tensors, description)
+    refused(path, "layer 'Attention', which is not defined: import the module that defines it")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of everything within a JSON value."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+NASTY = [
+    None, True, False, 0, -1, 1, 2, 3.7, -0.5, 10**30, -(10**400), 1e308, float("inf"), float("nan"), "", "relu",
+    "x" * 5000, [], [[]], [-1], [0], [6, 6], [10**12, 10**12], ["a"], [["a", 1]], {}, {"": 1}, {"__class__": "x"},
+    {"layer": "Dense"}, {"layer": "Dense", "units": 10**9}, {"layer": "Dense", "units": 3, "nonsense": 1},
+    {"layer": None}, {"layer": ["Dense"]}, {"layer": "Layer"}, {"layer": "Composite"}, {"layer": "Activation"},
+    {"layer": "ReLU"}, [{"layer": "ReLU"}], {"layer": "Sequential"}, {"layer": "Sequential", "layers": 3},
+    {"layer": "Sequential", "layers": {"layer": "ReLU"}}, {"loss": "Loss"}, {"loss": "CrossEntropy"},
+    {"optimizer": "Optimizer"}, {"optimizer": "SGD", "lr": {"schedule": "Cosine", "lr": 1, "steps": 0}},
+    {"schedule": "Constant", "lr": 1},
+]  # fmt: skip
+
+
+def works(path: Path) -> bool:
+    """Load what must be either refused or good for everything a trainer does."""
+    try:
+        trainer = bp.load(path)
+    except bp.errors.FileFormatError:
+        return False
+    x, y = data()
+    assert trainer.predict(x).shape == (48, 3)
+    trainer.evaluate(x, y)
+    assert len(repr(trainer.history).splitlines()) == 1 + len(trainer.history)
+    try:
+        trainer.fit(x, y, batch_size=48, progress=False)
+    except bp.errors.DivergedError:
+        pass  # a learning rate of 1e308 is legal
+    else:
+        trainer.save(path)
+        bp.load(path)
+    return True
+
+
+def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: Path) -> None:
+    """Every part of it in turn left out, and replaced by each of many things that do not belong there."""
+    tensors, description = contents(saved)
+    path = tmp_path / "m.safetensors"
+    good, seen = 0, 0
+    for place in list(places(description)):
+        for nasty in (*NASTY, "leave out"):
+            changed = copy.deepcopy(description)
+            parent = changed
+            for key in place[:-1]:
+                parent = parent[key]
+            if nasty == "leave out":
+                del parent[place[-1]]
+            else:
+                parent[place[-1]] = nasty
+            try:
+                good += works(write(path, tensors, changed))
+            except BaseException as error:
+                error.add_note(f"{place} = {nasty!r:.60}")
+                raise
+            seen += 1
+    assert seen > 2000
+    assert 0 < good < seen / 2
+
+
+def test_no_change_to_the_bytes_breaks_the_reader(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    chance = random.Random(0)
+    path = tmp_path / "m.safetensors"
+    for _ in range(600):
+        changed = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            place = chance.randrange(8 + length) if chance.random() < 0.9 else chance.randrange(len(whole))
+            changed[place] = chance.choice((chance.randrange(256), 0, 32, 34, 44, 48, 57, 91, 123, 125))
+        path.write_bytes(changed)
+        try:
+            bp.load(path)
+        except bp.errors.FileFormatError as error:
+            assert str(path) in str(error)  # noqa: PT017 - an exception is allowed, not expected

@@ -1,0 +1,690 @@
+"""The trainer on every array library: it trains, follows its input, repeats itself, and survives divergence."""
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+
+SMALL = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
+FULL = bp.Sequential(
+    bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dropout(0.2), bp.Dense(3)
+)
+CALM = bp.Sequential(bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dense(3))
+"""FULL without dropout, whose masks differ between libraries."""
+
+FLAT = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
+
+# Most tests share these layers, 48 rows of 6 features and batches of 16: a library that compiles, compiles once.
+
+
+EAGER = (
+    "test_learns_a_linear_rule_and_reports_it",
+    "test_libraries_agree",
+    "test_a_step_is_theta_minus_lr_times_the_gradient",
+    "test_inputs_are_never_modified",
+    "test_divergence_is_an_error_that_keeps_the_last_finite_parameters",
+)
+
+
+@pytest.fixture
+def backend(backend: Any, request: pytest.FixtureRequest) -> Any:
+    """Every library; JAX eagerly only in a few tests, since a trainer always compiles there."""
+    if backend.name == "jax" and request.node.originalname not in EAGER:
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    return backend
+
+
+def rows(count: int = 48, dtype: str = "float64", seed: int = 7) -> tuple[Any, Any]:
+    """Rows of six features, and one of three classes that a linear rule gives them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 6))
+    return x.astype(dtype), np.argmax(x @ np.random.default_rng(1).standard_normal((6, 3)), axis=1)
+
+
+def made(network: bp.Layer = SMALL, optimizer: Any = None, **options: Any) -> bp.Trainer:
+    return bp.Trainer(network, "cross_entropy", optimizer or bp.SGD(0.1, momentum=0.9), **options)
+
+
+def everything(backend: Any, trainer: bp.Trainer) -> list[Any]:
+    """All that training changes, as NumPy arrays."""
+    return [backend.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)]
+
+
+def copy(backend: Any, x: Any) -> Any:
+    return backend.array(backend.host(x))
+
+
+def same(backend: Any, one: bp.Trainer, other: bp.Trainer) -> bool:
+    pairs = zip(everything(backend, one), everything(backend, other), strict=True)
+    return one.step_count == other.step_count and all(np.array_equal(a, b) for a, b in pairs)
+
+
+# ---- training, and what comes out -----------------------------------------------------------------------------------
+
+
+def test_learns_a_linear_rule_and_reports_it(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    held_x, held_y = map(backend.array, rows(seed=8))
+    trainer = made(FULL, bp.AdamW(0.02))
+    history = trainer.fit(x, y, epochs=30, batch_size=16, validation=(held_x, held_y), progress=False)
+    assert history is trainer.history
+    assert history["epoch"] == list(range(1, 31))
+    assert history["step"][-1] == trainer.step_count == 30 * 3
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    scores = trainer.evaluate(held_x, held_y)
+    assert scores == {"loss": history["val_loss"][-1], "accuracy": history["val_accuracy"][-1]}
+    assert scores["accuracy"] > 0.7
+    guess = np.argmax(backend.host(trainer.predict(held_x)), axis=1)
+    assert np.mean(guess == backend.host(held_y)) == pytest.approx(scores["accuracy"])
+    for record in history:
+        assert all(type(value) in (int, float) for value in record.values()), record
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_stay_in_the_library_type_and_device_of_x(backend: Any, dtype: str) -> None:
+    x, y = map(backend.array, rows(48, dtype))
+    trainer = made(FLAT)
+    loss = trainer.step(x, y)
+    trainer.fit(x, y, progress=False)
+    results = [loss, trainer.predict(x), trainer.theta, trainer.buffers, *trainer.state]
+    results.append(trainer.parameters["1"]["weight"])
+    for result in results:
+        assert bp.backends.of(result) is backend.seam
+        assert backend.dtype(result) == dtype
+        assert backend.seam.device(result) == backend.seam.device(x)
+    assert loss.ndim == 0
+    assert tuple(trainer.predict(x).shape) == (48, 3)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int64"])
+def test_whole_numbers_become_float32(backend: Any, dtype: str) -> None:
+    x = (rows()[0] > 0).astype(dtype)
+    y = rows()[1]
+    whole, real = made(bp.Dense(3)), made(bp.Dense(3))
+    whole.fit(backend.array(x), backend.array(y), progress=False)
+    real.fit(backend.array(x.astype("float32")), backend.array(y), progress=False)
+    assert backend.dtype(whole.theta) == "float32"
+    assert same(backend, whole, real)
+
+
+def test_whole_numbers_follow_float64_parameters(backend: Any) -> None:
+    x, _ = rows()
+    trainer = made().build(backend.array(x))
+    whole = np.round(3 * x)
+    result = trainer.predict(backend.array(whole.astype("int64")))
+    assert backend.dtype(result) == "float64"
+    assert np.array_equal(backend.host(result), backend.host(trainer.predict(backend.array(whole))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_targets_of_another_type_are_converted(backend: Any, dtype: str) -> None:
+    x = rows()[0]
+    other = {"float32": "float64", "float64": "float32"}[dtype]
+    y = np.round(x[:, :3], 2).astype("float32")
+    one, two = (bp.Trainer(bp.Dense(3), "mse", "sgd") for _ in range(2))
+    one.fit(backend.array(x, dtype), backend.array(y, dtype), progress=False)
+    two.fit(backend.array(x, dtype), backend.array(y, other), progress=False)
+    assert same(backend, one, two)
+
+
+def test_labels_are_whole_numbers_columns_or_one_hot(backend: Any) -> None:
+    x, y = rows()
+    trained = []
+    for labels in (y, y.astype("int32"), y[:, None], np.eye(3)[y], np.eye(3, dtype="int64")[y]):
+        trainer = made(bp.Dense(3))
+        trainer.fit(backend.array(x), backend.array(labels), progress=False)
+        trained.append(backend.host(trainer.theta))
+    for other in trained[1:]:
+        np.testing.assert_allclose(other, trained[0], rtol=1e-12, atol=1e-14)
+
+
+def test_labels_may_be_booleans_and_a_single_output_takes_flat_targets(backend: Any) -> None:
+    x, y = rows()
+    one, two = (bp.Trainer(bp.Dense(1), "binary_cross_entropy_with_logits", "sgd") for _ in range(2))
+    one.fit(backend.array(x), backend.array(y == 1), progress=False)
+    two.fit(backend.array(x), backend.array((y == 1).astype("float64")[:, None]), progress=False)
+    assert same(backend, one, two)
+    boolean = bp.Trainer(bp.Dense(3), "cross_entropy", "sgd")
+    boolean.fit(backend.array(x), backend.array(y == 1), progress=False)
+    assert boolean.evaluate(backend.array(x), backend.array(y == 1))["accuracy"] > 0.2
+
+
+def test_rows_of_any_shape(backend: Any) -> None:
+    x, y = rows()
+    picture, flat = made(bp.Sequential(bp.Flatten(), SMALL)), made(bp.Sequential(bp.Flatten(), SMALL))
+    picture.fit(backend.array(x.reshape(48, 2, 3)), backend.array(y), progress=False)
+    flat.fit(backend.array(x), backend.array(y), progress=False)
+    assert same(backend, picture, flat)
+    assert picture.layout.in_shape == (2, 3)
+
+
+def test_a_loss_without_classes_has_no_accuracy(backend: Any) -> None:
+    x = backend.array(rows()[0])
+    trainer = bp.Trainer(bp.Dense(6), "mse", "sgd")
+    history = trainer.fit(x, x, validation=(x, x), progress=False)
+    assert trainer.evaluate(x, x).keys() == {"loss"}
+    assert "val_accuracy" not in history.epochs[0]
+
+
+# ---- the same seed, the same result ---------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bits_other_seed_other_result(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    first, second, other = (made(FULL, seed=seed) for seed in (3, 3, 4))
+    for trainer in (first, second, other):
+        trainer.fit(x, y, epochs=3, batch_size=16, progress=False)
+    assert same(backend, first, second)
+    assert first.history["loss"] == second.history["loss"]
+    assert not same(backend, first, other)
+
+
+def test_fit_again_goes_on(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    whole, halves = (made(FULL, bp.Adam(bp.Cosine(0.01, 20))) for _ in range(2))
+    whole.fit(x, y, epochs=4, batch_size=16, progress=False)
+    for _ in range(2):
+        halves.fit(x, y, epochs=2, batch_size=16, progress=False)
+    assert same(backend, whole, halves)
+    for name in ("epoch", "step", "loss", "lr"):
+        assert whole.history[name] == halves.history[name]
+
+
+def test_libraries_agree(backend: Any) -> None:
+    """Fifty-one steps of everything but dropout from one seed: the same to 1e-9 as NumPy."""
+    x, y = rows()
+    numpy_trainer, trainer = (made(CALM, bp.AdamW(bp.WarmUp(0.01, 5)), clip_norm=1.0) for _ in range(2))
+    numpy_trainer.fit(x, y, epochs=17, batch_size=16, progress=False)
+    trainer.fit(backend.array(x), backend.array(y), epochs=17, batch_size=16, progress=False)
+    assert trainer.step_count == 51
+    for ours, reference in zip(everything(backend, trainer), everything(backend, numpy_trainer), strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(trainer.history["loss"], numpy_trainer.history["loss"], rtol=1e-9)
+
+
+def test_build_draws_the_parameters_that_fit_would(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    built, plain = made(FULL), made(FULL)
+    assert built.build(x) is built
+    built.fit(x, y, progress=False)
+    plain.fit(x, y, progress=False)
+    assert same(backend, built, plain)
+
+
+def test_build_again_starts_afresh_for_other_rows(backend: Any) -> None:
+    x, y = rows()
+    trainer, plain = made(), made()
+    trainer.fit(backend.array(x[:, :4]), backend.array(y), batch_size=16, progress=False)
+    trainer.build(backend.array(x))
+    assert trainer.layout.in_shape == (6,)
+    assert trainer.step_count == 0
+    assert same(backend, trainer, plain.build(backend.array(x)))
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_in_order_and_a_smaller_last_one(backend: Any) -> None:
+    x, y = rows(40)
+    fitted, stepped = made(bp.Dense(3)), made(bp.Dense(3))
+    history = fitted.fit(backend.array(x), backend.array(y), batch_size=16, shuffle=False, progress=False)
+    batches = (slice(16), slice(16, 32), slice(32, 40))
+    losses = [float(stepped.step(backend.array(x[batch]), backend.array(y[batch]))) for batch in batches]
+    assert same(backend, fitted, stepped)
+    assert history["loss"] == [pytest.approx((2 * losses[0] + 2 * losses[1] + losses[2]) / 5, rel=1e-12)]
+
+
+def test_a_batch_may_be_larger_than_the_data(backend: Any) -> None:
+    x, y = map(backend.array, rows(16))
+    fitted, stepped = made(), made()
+    fitted.fit(x, y, batch_size=1000, shuffle=False, progress=False)
+    stepped.step(x, y)
+    assert same(backend, fitted, stepped)
+
+
+def test_one_row_is_enough(backend: Any) -> None:
+    x, y = map(backend.array, rows(1))
+    trainer = made(FLAT)
+    trainer.fit(x, y, epochs=2, progress=False)
+    assert np.isfinite(backend.host(trainer.theta)).all()
+    assert tuple(trainer.predict(x).shape) == (1, 3)
+
+
+class Watch(bp.Callback):
+    """Which rows each step saw: with x = 1 and nothing shared, a step moves the parameters of its rows only."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend, self.batches = backend, []
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self.old = self.backend.host(trainer.theta)
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        new = self.backend.host(trainer.theta)
+        self.batches.append(sorted(np.flatnonzero(new != self.old)))
+        self.old = new.copy()
+
+
+def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(backend: Any) -> None:
+    x, y = backend.array(np.eye(10)), backend.array(np.full(10, 100.0))
+    orders = {}
+    for seed in (0, 0, 1):
+        watch = Watch(backend)
+        trainer = bp.Trainer(bp.Dense(1, bias=False), "mse", bp.SGD(0.1), seed=seed)
+        trainer.fit(x, y, epochs=2, batch_size=4, callbacks=[watch], progress=False)
+        assert [len(batch) for batch in watch.batches] == [4, 4, 2, 4, 4, 2]
+        first, second = watch.batches[:3], watch.batches[3:]
+        assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(10))
+        assert first != second
+        assert orders.setdefault(seed, watch.batches) == watch.batches
+    assert orders[0] != orders[1]
+    expected = np.random.default_rng((0, 0)).permutation(10)
+    assert orders[0][:3] == [sorted(expected[:4]), sorted(expected[4:8]), sorted(expected[8:])]
+
+
+@pytest.mark.parametrize("size", [32, 1000])
+def test_batch_size_does_not_change_predictions_or_scores(backend: Any, size: int) -> None:
+    x, y = map(backend.array, rows())
+    weight = backend.array(np.linspace(0.0, 2.0, 48))
+    trainer = made(FLAT)
+    trainer.fit(x, y, batch_size=16, progress=False)
+    expected = backend.host(trainer.predict(x))
+    np.testing.assert_allclose(backend.host(trainer.predict(x, batch_size=size)), expected, rtol=1e-12, atol=1e-12)
+    assert trainer.evaluate(x, y, batch_size=size) == pytest.approx(trainer.evaluate(x, y), rel=1e-12)
+    weighted = trainer.evaluate(x, y, sample_weight=weight)
+    assert trainer.evaluate(x, y, sample_weight=weight, batch_size=size) == pytest.approx(weighted, rel=1e-12)
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_weight_zero_do_not_matter(backend: Any) -> None:
+    x, y = rows()
+    spoiled_x, spoiled_y = x.copy(), y.copy()
+    spoiled_x[8:40], spoiled_y[8:40] = 1e3, 0
+    weight = np.ones(48)
+    weight[8:40] = 0.0
+    keep = weight > 0
+    weighted, fewer = made(), made()
+    weighted.step(backend.array(spoiled_x), backend.array(spoiled_y), backend.array(weight))
+    fewer.step(backend.array(x[keep]), backend.array(y[keep]))
+    np.testing.assert_allclose(backend.host(weighted.theta), backend.host(fewer.theta), rtol=1e-12, atol=1e-14)
+    scores = weighted.evaluate(backend.array(spoiled_x), backend.array(spoiled_y), sample_weight=backend.array(weight))
+    assert scores == pytest.approx(weighted.evaluate(backend.array(x[keep]), backend.array(y[keep])), rel=1e-12)
+
+
+def test_a_batch_all_of_weight_zero_changes_nothing(backend: Any) -> None:
+    x, y = rows()
+    weight = np.ones(48)
+    weight[16:32] = 0.0
+    keep = weight > 0
+    weighted, fewer = made(SMALL, bp.SGD(0.1)), made(SMALL, bp.SGD(0.1))
+    history = weighted.fit(
+        backend.array(x), backend.array(y), sample_weight=backend.array(weight), batch_size=16, shuffle=False,
+        progress=False,
+    )  # fmt: skip
+    fewer.fit(backend.array(x[keep]), backend.array(y[keep]), batch_size=16, shuffle=False, progress=False)
+    np.testing.assert_allclose(backend.host(weighted.theta), backend.host(fewer.theta), rtol=1e-12, atol=1e-14)
+    assert history["loss"] == pytest.approx(fewer.history["loss"], rel=1e-12)
+
+
+def test_weight_two_equals_the_row_twice(backend: Any) -> None:
+    x, y = rows(16)
+    count = np.array([1, 2, 3, 6] * 4)
+    weighted, repeated = made(), made()
+    one = weighted.step(backend.array(x), backend.array(y), backend.array(count))
+    two = repeated.step(backend.array(np.repeat(x, count, axis=0)), backend.array(np.repeat(y, count)))
+    assert float(one) == pytest.approx(float(two), rel=1e-12)
+    np.testing.assert_allclose(backend.host(weighted.theta), backend.host(repeated.theta), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_of_an_epoch_is_that_of_all_its_rows(backend: Any, weighted: bool) -> None:
+    """Where nothing moves (lr=0), it is what evaluate says, however the rows are cut into batches."""
+    x, y = map(backend.array, rows())
+    weight = backend.array(np.random.default_rng(0).uniform(0, 5, 48)) if weighted else None
+    trainer = made(SMALL, bp.SGD(0.0))
+    history = trainer.fit(
+        x, y, sample_weight=weight, batch_size=16, validation=(x, y, weight) if weighted else [x, y], progress=False
+    )
+    expected = trainer.evaluate(x, y, sample_weight=weight)
+    assert history["loss"] == [pytest.approx(expected["loss"], rel=1e-12)]
+    assert history["val_loss"] == [expected["loss"]]
+    assert history["val_accuracy"] == [expected["accuracy"]]
+
+
+# ---- one step is the gradient step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_is_theta_minus_lr_times_the_gradient(backend: Any, weighted: bool) -> None:
+    x, y = map(backend.array, rows())
+    weight = backend.array(np.linspace(0.0, 2.0, 48)) if weighted else None
+    trainer = made(CALM, bp.SGD(0.25)).build(x)
+    theta, buffers = copy(backend, trainer.theta), copy(backend, trainer.buffers)
+    value, grad = bp.gradient(CALM, "cross_entropy", theta, x, y, sample_weight=weight, buffers=buffers)
+    loss = trainer.step(x, y, weight)
+    assert float(loss) == pytest.approx(float(value), rel=1e-12)
+    expected = backend.host(theta) - 0.25 * backend.host(grad)
+    np.testing.assert_allclose(backend.host(trainer.theta), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_clip_norm_bounds_the_gradient_and_leaves_small_ones(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    moved = {}
+    for limit in (None, 0.01, 1e6):
+        trainer = made(SMALL, bp.SGD(1.0), clip_norm=limit).build(x)
+        start = backend.host(trainer.theta).copy()
+        trainer.step(x, y)
+        moved[limit] = backend.host(trainer.theta) - start
+    assert np.linalg.norm(moved[None]) > 0.02
+    assert np.linalg.norm(moved[0.01]) == pytest.approx(0.01, rel=1e-9)
+    np.testing.assert_allclose(moved[1e6], moved[None], rtol=1e-9, atol=1e-15)
+    along = moved[None] / np.linalg.norm(moved[None])
+    np.testing.assert_allclose(moved[0.01] / 0.01, along, rtol=1e-9, atol=1e-9)
+
+
+def test_the_schedule_sets_the_rate_and_the_history_shows_it(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    schedule = bp.WarmUp(bp.Cosine(0.5, 6, final=0.1), 4)
+    trainer = made(SMALL, bp.SGD(schedule))
+    history = trainer.fit(x, y, epochs=4, batch_size=16, progress=False)
+    assert history["lr"] == [schedule(step - 1) for step in (3, 6, 9, 12)]
+    late = [0.1 + 0.4 * (1 + math.cos(math.pi * done / 6)) / 2 for done in (1, 4, 6)]
+    assert history["lr"] == pytest.approx([0.375, *late])
+    slow, full = made(SMALL, bp.SGD(schedule)).build(x), made(SMALL, bp.SGD(0.5)).build(x)
+    start = backend.host(slow.theta).copy()
+    slow.step(x, y)
+    full.step(x, y)
+    moved, expected = backend.host(slow.theta) - start, backend.host(full.theta) - start
+    np.testing.assert_allclose(4 * moved, expected, rtol=1e-9, atol=1e-14)
+
+
+# ---- layers that behave otherwise in training -----------------------------------------------------------------------
+
+
+def test_batch_norm_keeps_running_statistics_and_predicts_with_them(backend: Any) -> None:
+    x, y = rows()
+    trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(momentum=0.8), bp.Dense(3)), "cross_entropy", bp.SGD(0.1))
+    trainer.step(backend.array(x), backend.array(y))
+    mean, var = np.split(backend.host(trainer.buffers), 2)
+    np.testing.assert_allclose(mean, 0.2 * x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(var, 0.8 + 0.2 * x.var(axis=0, ddof=1), rtol=1e-12)
+    p = {name: {k: backend.host(v) for k, v in leaves.items()} for name, leaves in trainer.parameters.items()}
+    hidden = (x - mean) / np.sqrt(var + 1e-5) * p["0"]["scale"] + p["0"]["shift"]
+    expected = hidden @ p["1"]["weight"] + p["1"]["bias"]
+    np.testing.assert_allclose(backend.host(trainer.predict(backend.array(x))), expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        backend.host(trainer.predict(backend.array(x[:1]))), expected[:1], rtol=1e-12, atol=1e-13
+    )
+    z = expected - expected.max(axis=1, keepdims=True)
+    loss = np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(48), y])
+    scores = trainer.evaluate(backend.array(x), backend.array(y))
+    assert scores["loss"] == pytest.approx(loss, rel=1e-12)
+    assert np.array_equal(np.split(backend.host(trainer.buffers), 2)[0], mean), "evaluate moved the statistics"
+
+
+def test_dropout_acts_in_training_only(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    with_it = made(bp.Sequential(bp.Dense(8, "tanh"), bp.Dropout(0.5), bp.Dense(3)))
+    without = made(bp.Sequential(bp.Dense(8, "tanh"), bp.Identity(), bp.Dense(3)))
+    with_it.build(x)
+    without.build(x)
+    assert np.array_equal(backend.host(with_it.predict(x)), backend.host(without.predict(x)))
+    assert with_it.evaluate(x, y) == without.evaluate(x, y)
+    with_it.step(x, y)
+    without.step(x, y)
+    assert not np.array_equal(backend.host(with_it.theta), backend.host(without.theta))
+
+
+@dataclass(frozen=True)
+class ScaleAndShift(bp.Layer):
+    """y = a x + b: one number a, and one b for each feature, as a user would write it."""
+
+    start: float = 1.0
+
+    def init(self, rng: bp.Rng, in_shape: tuple[int, ...]) -> dict[str, Any]:
+        return {"a": rng.full((), self.start), "b": rng.full(in_shape, 0.0)}
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        return p["a"] * x + p["b"], x
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        grads = {"a": run.xp.sum(dy * cache), "b": run.xp.sum(dy, axis=0)}
+        return p["a"] * dy if need_dx else None, grads
+
+
+def test_a_users_layer_trains_and_is_saved_and_loaded(backend: Any, tmp_path: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(bp.Sequential(ScaleAndShift(2.0), bp.Dense(3)))
+    trainer.fit(x, y, epochs=3, batch_size=16, progress=False)
+    assert float(trainer.parameters["0"]["a"]) != 2.0
+    trainer.save(tmp_path / "model.safetensors")
+    loaded = bp.load(tmp_path / "model.safetensors", like=x)
+    assert loaded.network == trainer.network
+    assert same(backend, loaded, trainer)
+    assert np.array_equal(backend.host(loaded.predict(x)), backend.host(trainer.predict(x)))
+    trained_alone = bp.Trainer(ScaleAndShift(), "mse", bp.SGD(0.5))
+    trained_alone.fit(x, backend.array(3 * rows()[0] + 1), epochs=100, progress=False)
+    assert float(trained_alone.parameters["a"]) == pytest.approx(3, abs=1e-3)
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_named_and_assignable(backend: Any) -> None:
+    x, y = rows()
+    trainer = made(CALM).build(backend.array(x))
+    shapes = {
+        name: {k: tuple(v.shape) for k, v in leaves.items()}
+        for name, leaves in trainer.parameters.items()
+        if name != "2"
+    }
+    assert shapes == {
+        "0": {"weight": (6, 8), "bias": (8,)},
+        "1": {"scale": (8,), "shift": (8,)},
+        "3": {"weight": (8, 3), "bias": (3,)},
+    }
+    before = backend.host(trainer.theta).copy()
+    tree = trainer.parameters
+    tree["3"] = {"weight": backend.array(np.zeros((8, 3))), "bias": backend.array(np.array([1.0, 2.0, 3.0]))}
+    trainer.parameters = tree
+    result = backend.host(trainer.predict(backend.array(x)))
+    assert np.array_equal(result, np.tile([1.0, 2.0, 3.0], (48, 1)))
+    assert np.sum(backend.host(trainer.theta) != before) == 8 * 3 + 3
+    trainer.step(backend.array(x), backend.array(y))
+    assert not np.array_equal(backend.host(trainer.predict(backend.array(x))), result)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_assigned_parameters_stay_the_users(backend: Any, bias: bool) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(bp.Dense(3, bias=bias)).build(x)
+    weight = backend.array(np.ones((6, 3)))
+    trainer.parameters = {"weight": weight} | ({"bias": backend.array(np.zeros(3))} if bias else {})
+    trainer.step(x, y)
+    assert np.array_equal(backend.host(weight), np.ones((6, 3)))
+
+
+def test_snapshot_and_restore(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(FULL)
+    trainer.fit(x, y, batch_size=16, progress=False)
+    kept, before = trainer.snapshot(), everything(backend, trainer)
+    trainer.fit(x, y, batch_size=16, progress=False)
+    assert trainer.step_count == 6
+    for _ in range(2):  # restoring twice: training on must not spoil what was kept
+        trainer.restore(kept)
+        assert trainer.step_count == 3
+        assert all(np.array_equal(a, b) for a, b in zip(everything(backend, trainer), before, strict=True))
+        trainer.step(x, y)
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_are_never_modified(backend: Any) -> None:
+    x, y = rows()
+    weight = np.linspace(0.1, 2.0, 48)
+    targets = np.eye(3)[y]
+    mine = [backend.array(a) for a in (x, targets, weight)]
+    trainer = made(FULL, bp.AdamW(0.01), clip_norm=0.1)
+    for shuffle in (False, True):
+        trainer.fit(*mine[:2], sample_weight=mine[2], shuffle=shuffle, batch_size=16, validation=mine, progress=False)
+    trainer.step(*mine)
+    trainer.evaluate(*mine[:2], sample_weight=mine[2])
+    trainer.predict(mine[0])
+    bp.gradient(FULL, "cross_entropy", trainer.theta, *mine[:2], sample_weight=mine[2], buffers=trainer.buffers)
+    for array, original in zip(mine, (x, targets, weight), strict=True):
+        assert np.array_equal(backend.host(array), original)
+
+
+def test_an_identity_gives_an_output_of_its_own(backend: Any) -> None:
+    """Writing into a prediction must not write into x."""
+    x, _ = rows()
+    mine = backend.array(x)
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(6), bp.Residual(bp.Identity())), "mse", "sgd").build(mine)
+    assert trainer.predict(mine) is not mine
+
+
+def test_a_memory_mapped_file(tmp_path: Any) -> None:
+    x, y = rows(300, "float32")
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    one, two = made(FULL), made(FULL)
+    one.fit(mapped, y, batch_size=32, validation=(mapped, y), progress=False)
+    two.fit(x, y, batch_size=32, validation=(x, y), progress=False)
+    assert np.array_equal(one.theta, two.theta)
+    for batch_size in (None, 100):
+        result = one.predict(mapped, batch_size=batch_size)
+        assert type(result) is np.ndarray
+        assert np.array_equal(result, two.predict(x, batch_size=batch_size))
+    assert type(one.theta) is np.ndarray
+    assert type(one.predict(mapped[:10])) is np.ndarray
+
+
+@pytest.mark.parametrize("view", ["columns", "reversed", "fortran"])
+def test_numpy_views_of_any_strides(view: str) -> None:
+    x, y = rows(40)
+    wide = np.repeat(x, 2, axis=1)
+    seen = {
+        "columns": wide[:, ::2],
+        "reversed": np.ascontiguousarray(x[::-1])[::-1],
+        "fortran": np.asfortranarray(x),
+    }[view]
+    one, two = made(), made()
+    one.fit(seen, y, batch_size=16, progress=False)
+    two.fit(x, y, batch_size=16, progress=False)
+    np.testing.assert_allclose(one.theta, two.theta, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(one.predict(seen), two.predict(x), rtol=1e-12, atol=1e-14)
+    assert one.theta.dtype == np.dtype("float64")
+
+
+def test_torch_tensors_that_record_a_graph(library: Any) -> None:
+    torch = library("torch").module
+    x, y = (torch.tensor(a) for a in rows())
+    one, two = made(FULL), made(FULL)
+    one.fit(x.clone().requires_grad_(), y, batch_size=16, progress=False)
+    two.fit(x, y, batch_size=16, progress=False)
+    assert torch.equal(one.theta, two.theta)
+    assert not one.theta.requires_grad
+    assert not one.predict(x.clone().requires_grad_()).requires_grad
+    leaf = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
+    dense = made(bp.Dense(3, bias=False)).build(x)
+    dense.parameters = {"weight": leaf}
+    dense.step(x, y)
+    assert not dense.theta.requires_grad
+    assert not leaf.detach().any()
+
+
+# ---- divergence -----------------------------------------------------------------------------------------------------
+
+
+def finite(backend: Any, trainer: bp.Trainer) -> bool:
+    return all(np.isfinite(a).all() for a in everything(backend, trainer))
+
+
+@pytest.mark.parametrize("optimizer", [bp.SGD(1e308), bp.SGD(1e308, momentum=0.9), bp.Adam(1e308)], ids=str)
+def test_divergence_is_an_error_that_keeps_the_last_finite_parameters(backend: Any, optimizer: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(CALM, optimizer)
+    with pytest.raises(bp.errors.DivergedError, match=r"diverged at step \d+: .* layer '\d") as caught:
+        trainer.fit(x, y, epochs=20, batch_size=16, progress=False)
+    assert isinstance(caught.value, RuntimeError)
+    assert f"at step {trainer.step_count + 1}:" in str(caught.value)
+    assert finite(backend, trainer)
+
+
+def test_a_diverged_trainer_is_usable_again(backend: Any) -> None:
+    """Back to sane parameters, and it trains as if nothing had been."""
+    x, y = map(backend.array, rows())
+    wild = made(CALM, bp.SGD(0.1)).build(x)
+    start = wild.snapshot()
+    good = wild.parameters
+    spoiled = {**good, "3": {**good["3"], "bias": backend.array(np.array([0.0, np.inf, 0.0]))}}
+    wild.parameters = spoiled
+    with pytest.raises(bp.errors.DivergedError, match=r"step 1: bias of layer '3'"):
+        wild.fit(x, y, progress=False)
+    assert len(wild.history) == 0
+    wild.restore(start)
+    wild.fit(x, y, epochs=2, progress=False)
+    calm = made(CALM, bp.SGD(0.1))
+    calm.fit(x, y, epochs=2, progress=False)
+    assert same(backend, wild, calm)
+
+
+def test_divergence_in_the_last_update_is_not_overlooked(backend: Any) -> None:
+    """The loss of the only step was finite; what it made of the parameters is not."""
+    x = 1e100 * rows()[0]
+    x, y = backend.array(x), backend.array(x[:, 0])
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(4), bp.Dense(1)), "mse", bp.SGD(1e300)).build(x)
+    start = backend.host(trainer.theta).copy()
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 1: .*layer '\d'"):
+        trainer.fit(x, y, progress=False)
+    assert np.array_equal(backend.host(trainer.theta), start)
+    assert trainer.step_count == 0
+
+
+def test_divergence_names_the_layer_whose_output_overflows(backend: Any) -> None:
+    @dataclass(frozen=True)
+    class Explode(bp.Layer):
+        """y = exp(x), which overflows for an x that is finite."""
+
+        def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+            y = run.xp.exp(x)
+            return y, y
+
+        def backward(
+            self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True
+        ) -> tuple[Any, dict[str, Any]]:
+            return dy * cache, {}
+
+    x, _ = rows()
+    network = bp.Sequential(bp.Dense(4), bp.Sequential(Explode(), bp.Dense(2)))
+    trainer = bp.Trainer(network, "mse", bp.SGD(0.1))
+    with pytest.raises(bp.errors.DivergedError, match=r"output of layer '1\.0', .*Explode\(\)"):
+        trainer.fit(backend.array(x * 1e6), backend.array(x[:, :2]), progress=False)
+    assert trainer.step_count == 0
+    assert finite(backend, trainer)
+
+
+def test_a_huge_learning_rate_in_the_middle_of_training(backend: Any) -> None:
+    """Epochs before the one that diverges stay in the history; the step that is named is the one that went wrong."""
+
+    @dataclass(frozen=True)
+    class Cliff(bp.Schedule):
+        def __call__(self, step: int) -> float:
+            return 0.01 if step < 7 else 1e200
+
+    x = rows()[0]
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(4), bp.Dense(2)), "mse", bp.SGD(Cliff()))
+    with pytest.raises(bp.errors.DivergedError, match=r"at step [89]:"):
+        trainer.fit(backend.array(x), backend.array(x[:, :2]), epochs=9, batch_size=16, progress=False)
+    assert len(trainer.history) == 2
+    assert finite(backend, trainer)
+    assert trainer.step_count in (7, 8)
