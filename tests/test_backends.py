@@ -81,6 +81,9 @@ def test_large_mask_does_not_depend_on_threads(library):
     np.testing.assert_array_equal(masks[0], masks[1])
     np.testing.assert_array_equal(masks[0], masks[2])
     assert abs(np.mean(masks[0]) - 1.0) < 0.005
+    kept = masks[0].ravel() > 0.0
+    for lag in 2 ** np.arange(20):  # no part of it is drawn twice
+        assert abs(np.mean(kept[lag:] == kept[:-lag]) - (0.7**2 + 0.3**2)) < 0.01
 
 
 # ---- operations the standard lacks ----------------------------------------------------------------------------------

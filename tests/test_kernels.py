@@ -191,8 +191,11 @@ def test_sweep_of_a_random_rule(seed, library):
         for op, i, j in steps:
             x, y = known[int(i * len(known))], known[int(j * len(known))]
             known.append([x + y, x - s * y, x * y, y / (b.xp.abs(x) + 1.0), b.xp.sqrt(b.xp.abs(x)) - y, 0.5 - x][op])
-        # the ends are new values, each once: `+ k` makes them distinct
-        return tuple(known[int(e * len(known))] * (k + 2.0) for k, e in enumerate(ends))
+        results = []
+        for k, e in enumerate(ends):  # each another value, and none an input
+            value = known[int(e * len(known))]
+            results.append(value * (k + 2.0) if any(value is v for v in (*arrays, *results)) else value)
+        return tuple(results)
 
     arrays = [plan.standard_normal(50) for _ in range(outputs + 1)]
     expected = rule(seam, *arrays, 0.3)

@@ -1,6 +1,7 @@
 """Every layer: right by finite differences, by PyTorch's autograd, and the same on every array library."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,6 +243,22 @@ def test_two_dropouts_of_a_network_draw_different_masks(backend):
     assert np.mean(first != second) > 0.4
     assert np.mean(first != third) > 0.4
     assert np.mean(second != third) > 0.4
+
+
+@dataclass(frozen=True)
+class Redrawn(bp.Dropout):
+    """Dropout that keeps no mask, but draws it again on the way back."""
+
+    def forward(self, run, p, x):
+        return super().forward(run, p, x)[0], None
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return (dy * run.keep_mask(dy.shape, 1.0 - self.rate, like=dy) if need_dx else None), {}
+
+
+def test_a_mask_may_be_drawn_again_on_the_way_back(backend):
+    net = bp.Sequential(Redrawn(0.5), bp.Residual(bp.Sequential(Redrawn(0.5), Redrawn(0.5))))
+    assert bp.check_gradients(net, backend.array(np.ones((6, 4))), directions=1).ok
 
 
 def test_batch_norm_gathers_what_pytorch_gathers():

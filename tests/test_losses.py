@@ -65,6 +65,7 @@ LOSSES = {
     "cross entropy, labels": Case(bp.CrossEntropy(), 3 * draw(ROWS, 4), LABELS, labelled),
     "cross entropy, one-hot": Case(bp.CrossEntropy(), 3 * draw(ROWS, 4), ONE_HOT, cross),
     "cross entropy, soft": Case(bp.CrossEntropy(), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, cross),
+    "cross entropy, not quite adding up": Case(bp.CrossEntropy(), draw(ROWS, 4), 0.9995 * ONE_HOT, cross),
 }
 WEIGHT = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 1.5])
 
