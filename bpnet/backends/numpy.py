@@ -15,6 +15,7 @@ import array_api_compat.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
+from bpnet.backends.jit import JIT
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, Session, inside
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
@@ -34,6 +35,8 @@ DRAWN = 4 * CHUNK
 class NumpyBackend(Backend):
     name = "numpy"
     kernels: ClassVar = KERNELS
+    jit: bool | None = None
+    """Whether Numba compiles rules: True at once, False never, None where it is installed and will pay."""
 
     def device(self, x: Array) -> Any:
         return "cpu"
@@ -85,7 +88,12 @@ class NumpyBackend(Backend):
         return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
 
     def add_to(self, total: Array, part: Array) -> Array:
-        return numpy.add(total, part, out=total)
+        for _ in self.map_blocks(
+            lambda _, rows: numpy.add(total[slice(*rows)], part[slice(*rows)], out=total[slice(*rows)]),
+            [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)],
+        ):
+            pass
+        return total
 
     def fuse(self, rule: Rule) -> Rule:
         """The rule in chunks of rows that stay in cache, over threads."""
@@ -94,12 +102,17 @@ class NumpyBackend(Backend):
     def sweep(
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
-        """In chunks that stay in cache, over threads, and without temporaries where the rule can be traced."""
+        """In chunks that stay in cache, over threads; compiled, or without temporaries, where it can be traced."""
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        program = _program(rule, len(arrays), len(pieces[0][2]))
+        scalar_count = len(pieces[0][2])
+        loop = JIT.loop(rule, arrays, scalar_count, self.jit) if donate else None
+        program = _program(rule, len(arrays), scalar_count)
 
         def apply(start: int, stop: int, scalars: tuple[float, ...]) -> None:
             ins, outs = [a[start:stop] for a in arrays], [r[start:stop] for r in results]
+            if loop is not None:
+                loop(ins, scalars)
+                return
             if program is not None:
                 scratch = numpy.empty((program.needs, stop - start), ins[0].dtype)
                 program.call(numpy, ins, scalars, outs, scratch)

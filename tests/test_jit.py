@@ -1,0 +1,98 @@
+"""Rules compiled by Numba give the same bits as NumPy, from the first step or from the middle of a training on."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.backends.jit import Jit, loop_source
+from bpnet.backends.trace import NotTraceableError, Program
+
+OPTIMIZERS = [
+    bp.SGD(0.1),
+    bp.SGD(0.1, momentum=0.9),
+    bp.SGD(0.1, momentum=0.9, nesterov=True),
+    bp.Adam(1e-2),
+    bp.AdamW(1e-2),
+]
+
+
+@pytest.fixture
+def numpy_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The NumPy backend with nothing compiled yet and an empty folder for what will be."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    monkeypatch.setenv("BPNET_CACHE_DIR", str(tmp_path))
+    backend = bp.backends.get("numpy")
+    monkeypatch.setattr("bpnet.backends.numpy.JIT", Jit())
+    monkeypatch.setattr(backend, "jit", None)
+    return backend
+
+
+def trained(optimizer: bp.Optimizer, dtype: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 40)).astype(dtype), rng.integers(0, 3, 64)
+    network = bp.Sequential(bp.Dense(300, "relu"), bp.Dense(250, "tanh"), bp.Dense(3))
+    trainer = bp.Trainer(network, "cross_entropy", optimizer)
+    trainer.fit(x, y, epochs=3, batch_size=16, progress=False)
+    return np.array(trainer.theta)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_compiled_is_bit_identical(optimizer: bp.Optimizer, dtype: str, numpy_backend: Any) -> None:
+    numpy_backend.jit = False
+    plain = trained(optimizer, dtype)
+    numpy_backend.jit = True
+    assert np.array_equal(trained(optimizer, dtype), plain)
+
+
+def test_it_takes_over_in_the_background_without_a_trace(numpy_backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy_backend.jit = False
+    plain = trained(bp.Adam(1e-2), "float32")
+    jit = Jit()
+    monkeypatch.setattr("bpnet.backends.numpy.JIT", jit)
+    monkeypatch.setattr("bpnet.backends.jit.WORTH_IT", 1)
+    numpy_backend.jit = None
+    assert np.array_equal(trained(bp.Adam(1e-2), "float32"), plain)
+    assert len(jit.loops) == 1
+
+
+def test_little_work_does_not_import_numba() -> None:
+    code = (
+        "import sys, numpy as np, bpnet as bp\n"
+        "x = np.random.default_rng(0).random((100, 5))\n"
+        "bp.Trainer(bp.Dense(1), 'mse').fit(x, x[:, :1], epochs=3)\n"
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_machine_code_is_kept_on_disk(numpy_backend: Any, tmp_path: Path) -> None:
+    numpy_backend.jit = True
+    trained(bp.Adam(1e-2), "float32")
+    assert list(tmp_path.glob("bpnet_rule_*.py"))
+    assert list(tmp_path.glob("__pycache__/*.nbi"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(
+    numpy_backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    monkeypatch.setenv("BPNET_CACHE_DIR", str(occupied / "folder"))
+    numpy_backend.jit = True
+    compiled = trained(bp.Adam(1e-2), "float32")
+    numpy_backend.jit = False
+    assert np.array_equal(compiled, trained(bp.Adam(1e-2), "float32"))
+
+
+def test_only_exactly_rounded_operations_are_compiled() -> None:
+    def rule(b: Any, theta: Any, grad: Any, lr: float) -> tuple[Any, ...]:
+        return (theta - lr * b.xp.tanh(grad),)
+
+    with pytest.raises(NotTraceableError):
+        loop_source(Program(rule, 2, 1))
