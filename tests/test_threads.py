@@ -48,7 +48,7 @@ class Spy(bp.Layer):
     """Passes x on and notes how many rows came, with how many BLAS threads, in which thread."""
 
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
-        SEEN.append((x.shape[0], max(blas_threads()), threading.current_thread().name))
+        SEEN.append((x.shape[0], max(blas_threads(), default=1), threading.current_thread().name))
         return x, None
 
     def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:

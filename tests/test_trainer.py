@@ -10,25 +10,19 @@ import pytest
 
 import bpnet as bp
 
-SMALL = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
+LINE = bp.Dense(3)
+FLAT = bp.Sequential(bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3))
 FULL = bp.Sequential(
     bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dropout(0.2), bp.Dense(3)
 )
 CALM = bp.Sequential(bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dense(3))
 """FULL without dropout, whose masks differ between libraries."""
 
-FLAT = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
+# A library that compiles does so for every trainer and every shape: so most tests use the first two, on 48 rows of 6
+# features in batches of 16.
 
-# Most tests share these layers, 48 rows of 6 features and batches of 16: a library that compiles, compiles once.
 
-
-EAGER = (
-    "test_learns_a_linear_rule_and_reports_it",
-    "test_libraries_agree",
-    "test_a_step_is_theta_minus_lr_times_the_gradient",
-    "test_inputs_are_never_modified",
-    "test_divergence_is_an_error_that_keeps_the_last_finite_parameters",
-)
+EAGER = ("test_libraries_agree", "test_a_step_is_theta_minus_lr_times_the_gradient")
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def rows(count: int = 48, dtype: str = "float64", seed: int = 7) -> tuple[Any, A
     return x.astype(dtype), np.argmax(x @ np.random.default_rng(1).standard_normal((6, 3)), axis=1)
 
 
-def made(network: bp.Layer = SMALL, optimizer: Any = None, **options: Any) -> bp.Trainer:
+def made(network: bp.Layer = LINE, optimizer: Any = None, **options: Any) -> bp.Trainer:
     return bp.Trainer(network, "cross_entropy", optimizer or bp.SGD(0.1, momentum=0.9), **options)
 
 
@@ -92,7 +86,7 @@ def test_results_stay_in_the_library_type_and_device_of_x(backend: Any, dtype: s
     loss = trainer.step(x, y)
     trainer.fit(x, y, progress=False)
     results = [loss, trainer.predict(x), trainer.theta, trainer.buffers, *trainer.state]
-    results.append(trainer.parameters["1"]["weight"])
+    results.append(trainer.parameters["2"]["weight"])
     for result in results:
         assert bp.backends.of(result) is backend.seam
         assert backend.dtype(result) == dtype
@@ -105,7 +99,7 @@ def test_results_stay_in_the_library_type_and_device_of_x(backend: Any, dtype: s
 def test_whole_numbers_become_float32(backend: Any, dtype: str) -> None:
     x = (rows()[0] > 0).astype(dtype)
     y = rows()[1]
-    whole, real = made(bp.Dense(3)), made(bp.Dense(3))
+    whole, real = made(), made()
     whole.fit(backend.array(x), backend.array(y), progress=False)
     real.fit(backend.array(x.astype("float32")), backend.array(y), progress=False)
     assert backend.dtype(whole.theta) == "float32"
@@ -136,7 +130,7 @@ def test_labels_are_whole_numbers_columns_or_one_hot(backend: Any) -> None:
     x, y = rows()
     trained = []
     for labels in (y, y.astype("int32"), y[:, None], np.eye(3)[y], np.eye(3, dtype="int64")[y]):
-        trainer = made(bp.Dense(3))
+        trainer = made()
         trainer.fit(backend.array(x), backend.array(labels), progress=False)
         trained.append(backend.host(trainer.theta))
     for other in trained[1:]:
@@ -156,7 +150,7 @@ def test_labels_may_be_booleans_and_a_single_output_takes_flat_targets(backend: 
 
 def test_rows_of_any_shape(backend: Any) -> None:
     x, y = rows()
-    picture, flat = made(bp.Sequential(bp.Flatten(), SMALL)), made(bp.Sequential(bp.Flatten(), SMALL))
+    picture, flat = made(bp.Sequential(bp.Flatten(), LINE)), made(bp.Sequential(bp.Flatten(), LINE))
     picture.fit(backend.array(x.reshape(48, 2, 3)), backend.array(y), progress=False)
     flat.fit(backend.array(x), backend.array(y), progress=False)
     assert same(backend, picture, flat)
@@ -176,7 +170,7 @@ def test_a_loss_without_classes_has_no_accuracy(backend: Any) -> None:
 
 def test_same_seed_same_bits_other_seed_other_result(backend: Any) -> None:
     x, y = map(backend.array, rows())
-    first, second, other = (made(FULL, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (made(FLAT, seed=seed) for seed in (3, 3, 4))
     for trainer in (first, second, other):
         trainer.fit(x, y, epochs=3, batch_size=16, progress=False)
     assert same(backend, first, second)
@@ -186,7 +180,7 @@ def test_same_seed_same_bits_other_seed_other_result(backend: Any) -> None:
 
 def test_fit_again_goes_on(backend: Any) -> None:
     x, y = map(backend.array, rows())
-    whole, halves = (made(FULL, bp.Adam(bp.Cosine(0.01, 20))) for _ in range(2))
+    whole, halves = (made(FLAT, bp.Adam(bp.Cosine(0.01, 20))) for _ in range(2))
     whole.fit(x, y, epochs=4, batch_size=16, progress=False)
     for _ in range(2):
         halves.fit(x, y, epochs=2, batch_size=16, progress=False)
@@ -209,7 +203,7 @@ def test_libraries_agree(backend: Any) -> None:
 
 def test_build_draws_the_parameters_that_fit_would(backend: Any) -> None:
     x, y = map(backend.array, rows())
-    built, plain = made(FULL), made(FULL)
+    built, plain = made(FLAT), made(FLAT)
     assert built.build(x) is built
     built.fit(x, y, progress=False)
     plain.fit(x, y, progress=False)
@@ -231,7 +225,7 @@ def test_build_again_starts_afresh_for_other_rows(backend: Any) -> None:
 
 def test_batches_in_order_and_a_smaller_last_one(backend: Any) -> None:
     x, y = rows(40)
-    fitted, stepped = made(bp.Dense(3)), made(bp.Dense(3))
+    fitted, stepped = made(), made()
     history = fitted.fit(backend.array(x), backend.array(y), batch_size=16, shuffle=False, progress=False)
     batches = (slice(16), slice(16, 32), slice(32, 40))
     losses = [float(stepped.step(backend.array(x[batch]), backend.array(y[batch]))) for batch in batches]
@@ -287,17 +281,16 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(backend: Any) -> N
     assert orders[0][:3] == [sorted(expected[:4]), sorted(expected[4:8]), sorted(expected[8:])]
 
 
-@pytest.mark.parametrize("size", [32, 1000])
-def test_batch_size_does_not_change_predictions_or_scores(backend: Any, size: int) -> None:
+def test_batch_size_does_not_change_predictions_or_scores(backend: Any) -> None:
     x, y = map(backend.array, rows())
     weight = backend.array(np.linspace(0.0, 2.0, 48))
     trainer = made(FLAT)
     trainer.fit(x, y, batch_size=16, progress=False)
-    expected = backend.host(trainer.predict(x))
-    np.testing.assert_allclose(backend.host(trainer.predict(x, batch_size=size)), expected, rtol=1e-12, atol=1e-12)
-    assert trainer.evaluate(x, y, batch_size=size) == pytest.approx(trainer.evaluate(x, y), rel=1e-12)
-    weighted = trainer.evaluate(x, y, sample_weight=weight)
-    assert trainer.evaluate(x, y, sample_weight=weight, batch_size=size) == pytest.approx(weighted, rel=1e-12)
+    expected, scores = backend.host(trainer.predict(x)), trainer.evaluate(x, y, sample_weight=weight)
+    for size in (32, 1000):
+        found = backend.host(trainer.predict(x, batch_size=size))
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+        assert trainer.evaluate(x, y, sample_weight=weight, batch_size=size) == pytest.approx(scores, rel=1e-12)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -323,7 +316,7 @@ def test_a_batch_all_of_weight_zero_changes_nothing(backend: Any) -> None:
     weight = np.ones(48)
     weight[16:32] = 0.0
     keep = weight > 0
-    weighted, fewer = made(SMALL, bp.SGD(0.1)), made(SMALL, bp.SGD(0.1))
+    weighted, fewer = made(LINE, bp.SGD(0.1)), made(LINE, bp.SGD(0.1))
     history = weighted.fit(
         backend.array(x), backend.array(y), sample_weight=backend.array(weight), batch_size=16, shuffle=False,
         progress=False,
@@ -348,7 +341,7 @@ def test_the_loss_of_an_epoch_is_that_of_all_its_rows(backend: Any, weighted: bo
     """Where nothing moves (lr=0), it is what evaluate says, however the rows are cut into batches."""
     x, y = map(backend.array, rows())
     weight = backend.array(np.random.default_rng(0).uniform(0, 5, 48)) if weighted else None
-    trainer = made(SMALL, bp.SGD(0.0))
+    trainer = made(LINE, bp.SGD(0.0))
     history = trainer.fit(
         x, y, sample_weight=weight, batch_size=16, validation=(x, y, weight) if weighted else [x, y], progress=False
     )
@@ -378,7 +371,7 @@ def test_clip_norm_bounds_the_gradient_and_leaves_small_ones(backend: Any) -> No
     x, y = map(backend.array, rows())
     moved = {}
     for limit in (None, 0.01, 1e6):
-        trainer = made(SMALL, bp.SGD(1.0), clip_norm=limit).build(x)
+        trainer = made(LINE, bp.SGD(1.0), clip_norm=limit).build(x)
         start = backend.host(trainer.theta).copy()
         trainer.step(x, y)
         moved[limit] = backend.host(trainer.theta) - start
@@ -392,12 +385,12 @@ def test_clip_norm_bounds_the_gradient_and_leaves_small_ones(backend: Any) -> No
 def test_the_schedule_sets_the_rate_and_the_history_shows_it(backend: Any) -> None:
     x, y = map(backend.array, rows())
     schedule = bp.WarmUp(bp.Cosine(0.5, 6, final=0.1), 4)
-    trainer = made(SMALL, bp.SGD(schedule))
+    trainer = made(LINE, bp.SGD(schedule))
     history = trainer.fit(x, y, epochs=4, batch_size=16, progress=False)
     assert history["lr"] == [schedule(step - 1) for step in (3, 6, 9, 12)]
     late = [0.1 + 0.4 * (1 + math.cos(math.pi * done / 6)) / 2 for done in (1, 4, 6)]
     assert history["lr"] == pytest.approx([0.375, *late])
-    slow, full = made(SMALL, bp.SGD(schedule)).build(x), made(SMALL, bp.SGD(0.5)).build(x)
+    slow, full = made(LINE, bp.SGD(schedule)).build(x), made(LINE, bp.SGD(0.5)).build(x)
     start = backend.host(slow.theta).copy()
     slow.step(x, y)
     full.step(x, y)
@@ -431,8 +424,8 @@ def test_batch_norm_keeps_running_statistics_and_predicts_with_them(backend: Any
 
 def test_dropout_acts_in_training_only(backend: Any) -> None:
     x, y = map(backend.array, rows())
-    with_it = made(bp.Sequential(bp.Dense(8, "tanh"), bp.Dropout(0.5), bp.Dense(3)))
-    without = made(bp.Sequential(bp.Dense(8, "tanh"), bp.Identity(), bp.Dense(3)))
+    with_it = made(bp.Sequential(bp.Dropout(0.5), bp.Dense(3)))
+    without = made(bp.Sequential(bp.Identity(), bp.Dense(3)))
     with_it.build(x)
     without.build(x)
     assert np.array_equal(backend.host(with_it.predict(x)), backend.host(without.predict(x)))
@@ -479,24 +472,18 @@ def test_a_users_layer_trains_and_is_saved_and_loaded(backend: Any, tmp_path: An
 
 def test_parameters_are_named_and_assignable(backend: Any) -> None:
     x, y = rows()
-    trainer = made(CALM).build(backend.array(x))
+    trainer = made(FLAT).build(backend.array(x))
     shapes = {
-        name: {k: tuple(v.shape) for k, v in leaves.items()}
-        for name, leaves in trainer.parameters.items()
-        if name != "2"
+        name: {k: tuple(v.shape) for k, v in leaves.items()} for name, leaves in trainer.parameters.items() if leaves
     }
-    assert shapes == {
-        "0": {"weight": (6, 8), "bias": (8,)},
-        "1": {"scale": (8,), "shift": (8,)},
-        "3": {"weight": (8, 3), "bias": (3,)},
-    }
+    assert shapes == {"0": {"scale": (6,), "shift": (6,)}, "2": {"weight": (6, 3), "bias": (3,)}}
     before = backend.host(trainer.theta).copy()
     tree = trainer.parameters
-    tree["3"] = {"weight": backend.array(np.zeros((8, 3))), "bias": backend.array(np.array([1.0, 2.0, 3.0]))}
+    tree["2"] = {"weight": backend.array(np.zeros((6, 3))), "bias": backend.array(np.array([1.0, 2.0, 3.0]))}
     trainer.parameters = tree
     result = backend.host(trainer.predict(backend.array(x)))
     assert np.array_equal(result, np.tile([1.0, 2.0, 3.0], (48, 1)))
-    assert np.sum(backend.host(trainer.theta) != before) == 8 * 3 + 3
+    assert np.sum(backend.host(trainer.theta) != before) == 6 * 3 + 3
     trainer.step(backend.array(x), backend.array(y))
     assert not np.array_equal(backend.host(trainer.predict(backend.array(x))), result)
 
@@ -513,7 +500,7 @@ def test_assigned_parameters_stay_the_users(backend: Any, bias: bool) -> None:
 
 def test_snapshot_and_restore(backend: Any) -> None:
     x, y = map(backend.array, rows())
-    trainer = made(FULL)
+    trainer = made(FLAT)
     trainer.fit(x, y, batch_size=16, progress=False)
     kept, before = trainer.snapshot(), everything(backend, trainer)
     trainer.fit(x, y, batch_size=16, progress=False)
@@ -522,7 +509,7 @@ def test_snapshot_and_restore(backend: Any) -> None:
         trainer.restore(kept)
         assert trainer.step_count == 3
         assert all(np.array_equal(a, b) for a, b in zip(everything(backend, trainer), before, strict=True))
-        trainer.step(x, y)
+        trainer.fit(x, y, batch_size=16, progress=False)
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
@@ -533,13 +520,14 @@ def test_inputs_are_never_modified(backend: Any) -> None:
     weight = np.linspace(0.1, 2.0, 48)
     targets = np.eye(3)[y]
     mine = [backend.array(a) for a in (x, targets, weight)]
-    trainer = made(FULL, bp.AdamW(0.01), clip_norm=0.1)
+    trainer = made(FLAT, bp.AdamW(0.01), clip_norm=0.1)
     for shuffle in (False, True):
         trainer.fit(*mine[:2], sample_weight=mine[2], shuffle=shuffle, batch_size=16, validation=mine, progress=False)
     trainer.step(*mine)
     trainer.evaluate(*mine[:2], sample_weight=mine[2])
     trainer.predict(mine[0])
-    bp.gradient(FULL, "cross_entropy", trainer.theta, *mine[:2], sample_weight=mine[2], buffers=trainer.buffers)
+    if backend.name != "jax-jit":  # slow there, since it runs eagerly, on arrays that can't be modified
+        bp.gradient(FLAT, "cross_entropy", trainer.theta, *mine[:2], sample_weight=mine[2], buffers=trainer.buffers)
     for array, original in zip(mine, (x, targets, weight), strict=True):
         assert np.array_equal(backend.host(array), original)
 
@@ -556,7 +544,7 @@ def test_a_memory_mapped_file(tmp_path: Any) -> None:
     x, y = rows(300, "float32")
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    one, two = made(FULL), made(FULL)
+    one, two = made(FLAT), made(FLAT)
     one.fit(mapped, y, batch_size=32, validation=(mapped, y), progress=False)
     two.fit(x, y, batch_size=32, validation=(x, y), progress=False)
     assert np.array_equal(one.theta, two.theta)
@@ -588,7 +576,7 @@ def test_numpy_views_of_any_strides(view: str) -> None:
 def test_torch_tensors_that_record_a_graph(library: Any) -> None:
     torch = library("torch").module
     x, y = (torch.tensor(a) for a in rows())
-    one, two = made(FULL), made(FULL)
+    one, two = made(FLAT), made(FLAT)
     one.fit(x.clone().requires_grad_(), y, batch_size=16, progress=False)
     two.fit(x, y, batch_size=16, progress=False)
     assert torch.equal(one.theta, two.theta)
@@ -612,7 +600,7 @@ def finite(backend: Any, trainer: bp.Trainer) -> bool:
 @pytest.mark.parametrize("optimizer", [bp.SGD(1e308), bp.SGD(1e308, momentum=0.9), bp.Adam(1e308)], ids=str)
 def test_divergence_is_an_error_that_keeps_the_last_finite_parameters(backend: Any, optimizer: Any) -> None:
     x, y = map(backend.array, rows())
-    trainer = made(CALM, optimizer)
+    trainer = made(FLAT, optimizer)
     with pytest.raises(bp.errors.DivergedError, match=r"diverged at step \d+: .* layer '\d") as caught:
         trainer.fit(x, y, epochs=20, batch_size=16, progress=False)
     assert isinstance(caught.value, RuntimeError)
@@ -623,17 +611,17 @@ def test_divergence_is_an_error_that_keeps_the_last_finite_parameters(backend: A
 def test_a_diverged_trainer_is_usable_again(backend: Any) -> None:
     """Back to sane parameters, and it trains as if nothing had been."""
     x, y = map(backend.array, rows())
-    wild = made(CALM, bp.SGD(0.1)).build(x)
+    wild = made(FLAT, bp.SGD(0.1)).build(x)
     start = wild.snapshot()
     good = wild.parameters
-    spoiled = {**good, "3": {**good["3"], "bias": backend.array(np.array([0.0, np.inf, 0.0]))}}
+    spoiled = {**good, "2": {**good["2"], "bias": backend.array(np.array([0.0, np.inf, 0.0]))}}
     wild.parameters = spoiled
-    with pytest.raises(bp.errors.DivergedError, match=r"step 1: bias of layer '3'"):
+    with pytest.raises(bp.errors.DivergedError, match=r"step 1: bias of layer '2'"):
         wild.fit(x, y, progress=False)
     assert len(wild.history) == 0
     wild.restore(start)
     wild.fit(x, y, epochs=2, progress=False)
-    calm = made(CALM, bp.SGD(0.1))
+    calm = made(FLAT, bp.SGD(0.1))
     calm.fit(x, y, epochs=2, progress=False)
     assert same(backend, wild, calm)
 
@@ -642,7 +630,7 @@ def test_divergence_in_the_last_update_is_not_overlooked(backend: Any) -> None:
     """The loss of the only step was finite; what it made of the parameters is not."""
     x = 1e100 * rows()[0]
     x, y = backend.array(x), backend.array(x[:, 0])
-    trainer = bp.Trainer(bp.Sequential(bp.Dense(4), bp.Dense(1)), "mse", bp.SGD(1e300)).build(x)
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(1)), "mse", bp.SGD(1e300)).build(x)
     start = backend.host(trainer.theta).copy()
     with pytest.raises(bp.errors.DivergedError, match=r"at step 1: .*layer '\d'"):
         trainer.fit(x, y, progress=False)
