@@ -13,7 +13,7 @@ from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
-from bpnet.options import whole
+from bpnet.options import flag, whole
 from bpnet.registry import resolve
 
 
@@ -96,8 +96,9 @@ def gradient(
     loss, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
     network = check_layer("network", network)
     common({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
+    training = flag("training", training)
     backend, x = check_x(x)
-    with backend.session():
+    with backend.session(device=backend.device(x)):
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")

@@ -1,4 +1,7 @@
-"""What every public entry point checks of its data, once, before anything is computed."""
+"""What every public entry point checks of its data, once, before anything is computed.
+
+Checks of `values` (NaN, infinity, the range of labels) make the host wait for a device; others don't.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from bpnet.layer import Shape
 from bpnet.losses import Loss
 
 
-def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
+def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = of(x, name)
     x = backend.adopt(x)
@@ -21,14 +24,15 @@ def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
-    if is_whole(backend, x):
-        x = backend.xp.astype(x, backend.xp.float32)
-    elif not is_float(backend, x):
-        raise DTypeError(
-            f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, which become float32"
-        )
-    with backend.session():  # a sum that overflows is looked into, not warned of
-        check_finite(backend, x, name)
+    with backend.session(device=backend.device(x)):
+        if is_whole(backend, x):
+            x = backend.xp.astype(x, backend.xp.float32)
+        elif not is_float(backend, x):
+            raise DTypeError(
+                f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, which become float32"
+            )
+        if values:
+            check_finite(backend, x, name)
     return backend, x
 
 
@@ -43,7 +47,14 @@ def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
 
 
 def check_target(
-    backend: Backend, loss: Loss, out_shape: Shape, x: Array, y: Array, name: str = "y", x_name: str = "x"
+    backend: Backend,
+    loss: Loss,
+    out_shape: Shape,
+    x: Array,
+    y: Array,
+    name: str = "y",
+    x_name: str = "x",
+    values: bool = True,
 ) -> Array:
     """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
     xp = backend.xp
@@ -56,13 +67,13 @@ def check_target(
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
-        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name)
+        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}")
-    y = _cast(backend, y, x.dtype, name)
-    if loss.probabilities:
+    y = _cast(backend, y, x.dtype, name, values)
+    if loss.probabilities and values:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
         if loss.labels:
             _check(
@@ -73,7 +84,9 @@ def check_target(
     return y
 
 
-def check_weight(backend: Backend, weight: Array | None, x: Array, name: str = "sample_weight") -> Array | None:
+def check_weight(
+    backend: Backend, weight: Array | None, x: Array, name: str = "sample_weight", values: bool = True
+) -> Array | None:
     """`weight` as one finite, non-negative number a row in the type of `x`."""
     if weight is None:
         return None
@@ -82,7 +95,9 @@ def check_weight(backend: Backend, weight: Array | None, x: Array, name: str = "
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
-    weight = _cast(backend, weight, x.dtype, name)
+    weight = _cast(backend, weight, x.dtype, name, values)
+    if not values:
+        return weight
     _check(backend, weight >= 0.0, f"{name} is negative")
     if float(backend.xp.sum(weight)) == 0.0:
         raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
@@ -106,12 +121,12 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
 
 
-def _cast(backend: Backend, a: Array, dtype: Any, name: str) -> Array:
+def _cast(backend: Backend, a: Array, dtype: Any, name: str, values: bool) -> Array:
     """`a` as finite values of `dtype`."""
-    if not is_whole(backend, a):
+    if values and not is_whole(backend, a):
         check_finite(backend, a, name)
     cast = backend.xp.astype(a, dtype, copy=False)
-    if a.dtype != dtype and is_float(backend, a):
+    if values and a.dtype != dtype and is_float(backend, a):
         _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
     return cast
 
@@ -123,15 +138,20 @@ def _check(backend: Backend, good: Array, message: str) -> None:
         raise DataError(f"{message}, first in row {int(xp.argmin(xp.astype(rows, xp.int32)))}")
 
 
-def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str) -> Array:
+def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, values: bool) -> Array:
     xp = backend.xp
     if not whole:
         raise DTypeError(
             f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, "
             "or give one-hot rows"
         )
-    if xp.isdtype(y.dtype, "bool"):
-        y = xp.astype(y, xp.int32)
+    if y.dtype not in (
+        xp.int32,
+        xp.int64,
+    ):  # narrow types can't name every class, and some libraries can't compare them
+        y = xp.astype(y, xp.int64 if y.dtype == xp.uint64 else xp.int32)
+    if not values:
+        return y
     low, high = int(xp.min(y)), int(xp.max(y))
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high

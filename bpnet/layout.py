@@ -5,13 +5,14 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ShapeError
+from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.layer import Layer, Leaf, Rng, Shape, ShapeRng, check_layer
+from bpnet.options import whole
 
 Path = tuple[str, ...]
 
@@ -116,7 +117,10 @@ def layout_of(network: Layer, in_shape: Shape) -> Layout:
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
-    return _layout_of(network, tuple(in_shape))
+    if not isinstance(in_shape, tuple | list):
+        raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
+    layout = _layout_of(network, tuple(whole("in_shape", n, 1) for n in in_shape))
+    return layout if layout.network is network else replace(layout, network=network)
 
 
 @lru_cache(maxsize=64)

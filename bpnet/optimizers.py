@@ -31,7 +31,7 @@ class Optimizer(Registered, kind="optimizer"):
 
     def schedule(self, step: int) -> float:
         """The learning rate of the step, the first being 0."""
-        return at(self.lr, step)
+        return number("the learning rate of the schedule", at(self.lr, step), 0.0, math.inf, closed="left")
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
@@ -46,6 +46,13 @@ class Optimizer(Registered, kind="optimizer"):
         """The state before the first step."""
         return tuple(backend.xp.zeros_like(theta) for _ in range(self.vectors))
 
+    def numbers(self, lr: float, step: int) -> tuple[tuple[float, ...], float]:
+        """What changes from step to step: the rule's scalars, and the factor of weight decay.
+
+        Computed on the host in float64; a compiled step takes them as arguments.
+        """
+        return self.scalars(lr, step), 1.0 - lr * self.decay
+
     def update(
         self,
         backend: Backend,
@@ -57,10 +64,23 @@ class Optimizer(Registered, kind="optimizer"):
         step: Any,
         donate: bool = False,
     ) -> tuple[Array, State]:
-        """theta and state after one step along `grad` at learning rate `lr`."""
-        scalars = self.scalars(lr, step)
+        """theta and state after one step along `grad` at learning rate `lr`, the first step being 1."""
+        return self.apply(backend, layout, theta, grad, state, self.numbers(lr, step), donate)
+
+    def apply(
+        self,
+        backend: Backend,
+        layout: Layout,
+        theta: Array,
+        grad: Array,
+        state: State,
+        numbers: tuple[tuple[Any, ...], Any],
+        donate: bool = False,
+    ) -> tuple[Array, State]:
+        """theta and state after one step whose `numbers` are known."""
+        scalars, shrink = numbers
         size, decaying = layout.size, layout.decaying if self.decay else 0
-        pieces = [(0, decaying, (*scalars, 1.0 - lr * self.decay)), (decaying, size, (*scalars, 1.0))]
+        pieces = [(0, decaying, (*scalars, shrink)), (decaying, size, (*scalars, 1.0))]
         pieces = [piece for piece in pieces if piece[0] < piece[1]]
         theta, *moved = backend.sweep(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
@@ -173,5 +193,7 @@ class AdamW(Adam):
 def clip_by_global_norm(backend: Backend, grad: Array, limit: float) -> Array:
     """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013)."""
     xp = backend.xp
-    norm = xp.sqrt(xp.sum(grad * grad))
+    largest = xp.maximum(xp.max(xp.abs(grad)), float(xp.finfo(grad.dtype).smallest_normal))
+    part = grad / largest  # so that no square overflows
+    norm = largest * xp.sqrt(xp.sum(part * part))
     return grad * (limit / xp.maximum(norm, limit))

@@ -70,8 +70,6 @@ class WarmUp(Schedule):
 
 def rate(what: str, value: Any) -> float | Schedule:
     """A learning rate: a number of at least 0, or a schedule; raises OptionError or ArgumentError."""
-    if isinstance(value, Schedule):
-        return value
     if isinstance(value, type) or callable(value):
         return instance(Schedule, what, value, "a number, or a bpnet schedule such as Cosine(1e-3, steps=1000)")
     return number(what, value, 0.0, math.inf, closed="left")

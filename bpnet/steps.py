@@ -45,10 +45,13 @@ def training_step(
     seed: int,
     clip_norm: float | None,
 ) -> Callable[..., tuple[Carry, Array]]:
-    """step(carry, x, y, weight, rows, lr, number) -> carry, loss; the carry that is passed in is given up."""
+    """step(carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry that is passed in is given up.
+
+    `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
+    """
 
     def step(
-        carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, lr: Any, number: Any
+        carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, numbers: Any, number: Any
     ) -> tuple[Carry, Array]:
         theta, buffers, state = carry
         p = views(theta, buffers)
@@ -57,7 +60,7 @@ def training_step(
             grad = clip_by_global_norm(backend, grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
-        theta, state = optimizer.update(backend, layout, theta, grad, state, lr, number, donate=True)
+        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=True)
         return (theta, buffers, state), value
 
     return step

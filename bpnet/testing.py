@@ -9,7 +9,7 @@ from bpnet.backends import Array, Backend, common
 from bpnet.data import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError
 from bpnet.layer import Layer, Run, check_layer
-from bpnet.layout import layout_of
+from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.options import number, whole
 from bpnet.registry import resolve
@@ -77,8 +77,9 @@ def check_gradients(
     (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the
     worst are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
 
-    Returns the report; raises GradientError with the report as its text where a derivative is wrong, where backward
-    modifies its inputs, or where keys or shapes of the gradients are not those of the parameters.
+    Returns the report; raises GradientError with the report as its text where a derivative is wrong, an input is
+    modified, keys or shapes of the gradients are not those of the parameters, rows depend on each other without
+    `couples_rows`, or float32 does not stay float32.
     """
     import numpy
 
@@ -97,7 +98,7 @@ def check_gradients(
     def own(values: Any) -> Array:
         return backend.from_host(values, backend.xp.float64, device)
 
-    with backend.session():
+    with backend.session(device=backend.device(x)):
         x = backend.xp.astype(x, backend.xp.float64)
         vectors = {"x": backend.to_host(x).reshape(-1).copy()}
         if layout is not None:
@@ -117,6 +118,8 @@ def check_gradients(
 
         p, at = arrays()
         run = Run(backend, training, (seed, 1, 0))
+        given = {"x": at, **dict(_leaves(p))}
+        before = {name: backend.to_host(a).copy() for name, a in given.items()}
         output, cache = subject.forward(run, p, at)
         if loss is None:
             r = own(host.standard_normal(tuple(output.shape)))
@@ -131,9 +134,15 @@ def check_gradients(
             return float(objective(subject.forward(run, params, rows)[0])[0])
 
         slope = objective(output)[1]
-        before = [backend.to_host(a).copy() for a in (at, slope)]
+        given["dy"], before["dy"] = slope, backend.to_host(slope).copy()
         dx, grads = subject.backward(run, p, cache, slope, True)
-        faults = _faults(backend, subject, run, layout, p, at, slope, before, dx, grads)
+        faults = [
+            f"the layer modified its input {name}"
+            for name, a in given.items()
+            if not numpy.array_equal(backend.to_host(a), before[name])
+        ]
+        faults += _faults(backend, subject, run, layout, p, at, slope, dx, grads)
+        faults = faults or _habits(backend, subject, run, layout, p, at)
         derived = {}
         if dx is not None and tuple(dx.shape) == tuple(x.shape):
             derived["x"] = backend.to_host(dx).reshape(-1)
@@ -198,25 +207,44 @@ def _compare(
     return checks
 
 
+def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout | None, p: Any, x: Array) -> list[str]:
+    """What would go wrong elsewhere: rows that depend on each other unsaid, float32 that becomes float64."""
+    import numpy
+
+    faults = []
+    if x.shape[0] > 1 and not subject.couples_rows and not subject.stochastic:
+        whole, _ = subject.forward(run, p, x)
+        half = x.shape[0] // 2
+        part, _ = subject.forward(run, p, x[:half, ...])
+        if not numpy.allclose(backend.to_host(part), backend.to_host(whole)[:half], rtol=1e-9, atol=1e-12):
+            faults.append("a row's output depends on other rows: set couples_rows = True")
+    single = backend.xp.astype(x, backend.xp.float32)
+    if layout is not None:
+        start = [backend.from_host(v, backend.xp.float32, backend.device(x)) for v in layout.start(0)]
+        p = layout.views(backend, *start)
+    y, cache = subject.forward(run, p, single)
+    dx, grads = subject.backward(run, p, cache, y, True)
+    for name, made in (("output", y), ("dx", dx), *((f"gradient of {n}", g) for n, g in _leaves(grads))):
+        if made.dtype != backend.xp.float32:
+            faults.append(f"the {name} is {made.dtype} where x and the parameters are float32")
+    return faults
+
+
 def _faults(
     backend: Backend,
     subject: Layer,
     run: Run,
-    layout: Any,
+    layout: Layout | None,
     p: Any,
     x: Array,
     slope: Array,
-    before: list[Any],
     dx: Any,
     grads: Any,
 ) -> list[str]:
-    """What is wrong beside the numbers: shapes, keys, inputs written to, other gradients with need_dx=False."""
+    """What is wrong beside the numbers: shapes, keys, other gradients with need_dx=False."""
     import numpy
 
     faults = []
-    for name, a, old in (("x", x, before[0]), ("dy", slope, before[1])):
-        if not numpy.array_equal(backend.to_host(a), old):
-            faults.append(f"the layer modified its input {name}")
     if dx is None:
         faults.append("backward gave None for dx although need_dx was True")
     elif tuple(dx.shape) != tuple(x.shape):

@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
 from bpnet.backpropagation import take_rows
 from bpnet.callbacks import Callback, History, Progress
-from bpnet.data import check_rows, check_target, check_weight, check_x
+from bpnet.data import check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
@@ -26,12 +26,15 @@ from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import number, whole
+from bpnet.options import flag, number, whole
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
+
+LEAST_EVALUATED = 8192
+"""Rows of held-out data that are evaluated at a time, where batches are smaller."""
 
 Batch = tuple[Array, Array, Array | None, Array | None]
 """x, y, weight, and the rows to take of them (None: all)."""
@@ -72,7 +75,15 @@ class Trainer:
         self.stop = False
         self.step_count = 0
         self._built: tuple[Backend, Layout] | None = None
-        self._seen: tuple[Callable[[], Any], ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled functions, which are made again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._built is not None:
+            self._adopt(*self._built, self._carry)
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
@@ -83,14 +94,14 @@ class Trainer:
         loss does not fit.
         """
         backend, x = check_x(x)
-        self._built = None
-        self._build(backend, self._layout_for(x), x)
+        self._build(backend, self._new_layout(x), x)
         self.step_count, self.history = 0, History()
         return self
 
     def _layout_for(self, x: Array) -> Layout:
-        if self._built is not None:
-            return self._built[1]
+        return self._new_layout(x) if self._built is None else self._built[1]
+
+    def _new_layout(self, x: Array) -> Layout:
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
         return layout
@@ -98,17 +109,22 @@ class Trainer:
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
         theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
-        with backend.session(self.threads):
+        with backend.session(self.threads, device):
             self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
-        self._built, self._seen = (backend, layout), None
+        self._built = backend, layout
         self._carry = carry
         views = Views(backend, layout)
         step = training_step(backend, layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
         self._step = backend.compile(step, donate=True)
         self._outputs = backend.compile(outputs(backend, layout, views))
         self._scores = backend.compile(scores(backend, layout, views, self.loss))
+
+    def _session(self, x: Array) -> AbstractContextManager[None]:
+        """What must hold while this trainer computes with `x`."""
+        backend = self._have()[0]
+        return backend.session(self.threads, backend.device(x))
 
     def _have(self) -> tuple[Backend, Layout]:
         if self._built is None:
@@ -176,8 +192,16 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
-        carry, self.step_count = snapshot
-        self._carry = self._copy(carry)
+        if not isinstance(snapshot, tuple) or len(snapshot) != 2:
+            raise ArgumentError(f"snapshot is {kind_of(snapshot)}; expected what trainer.snapshot() gave")
+        carry, step_count = snapshot
+        for name, kept, own in zip(("parameters", "buffers"), carry, (self.theta, self.buffers), strict=False):
+            common({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
+            if kept.shape != own.shape:
+                raise ShapeError(
+                    f"the snapshot has {kept.shape[0]} {name}, the trainer {own.shape[0]}: it is of another network"
+                )
+        self._carry, self.step_count = self._copy(carry), step_count
 
     def _copy(self, carry: Carry) -> Carry:
         copy = self.backend.copy
@@ -186,22 +210,16 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: Array, y: Array, sample_weight: Array | None = None) -> Array:
+    def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
-        The same arrays passed again, as in training on one batch, are not checked again.
+        `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device; types
+        and shapes are checked always.
         """
-        if self._seen is not None and all(
-            seen() is a for seen, a in zip(self._seen, (x, y, sample_weight), strict=True)
-        ):
-            backend, weight = self.backend, sample_weight
-        else:
-            given = (x, y, sample_weight)
-            backend, x, y, weight = self._data(x, y, sample_weight)
-            if self._built is None:
-                self._build(backend, self._layout_for(x), x)
-            self._seen = _references(given) if all(a is b for a, b in zip(given, (x, y, weight), strict=True)) else None
-        with backend.session(self.threads):
+        backend, x, y, weight = self._data(x, y, sample_weight, values=flag("check", check))
+        if self._built is None:
+            self._build(backend, self._layout_for(x), x)
+        with self._session(x):
             return self._advance(x, y, weight, None)
 
     def fit(
@@ -233,6 +251,8 @@ class Trainer:
         a parameter is no longer finite; the last finite parameters are then kept.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
+        shuffle = flag("shuffle", shuffle)
+        progress = None if progress is None else flag("progress", progress)
         told = _check_callbacks(callbacks)
         backend, x, y, weight = self._data(x, y, sample_weight)
         held_out = None if validation is None else self._validation(validation, x)
@@ -250,7 +270,8 @@ class Trainer:
                 started = time.perf_counter()
                 record = self._epoch(x, y, weight, batch_size, shuffle, told)
                 if held_out is not None:
-                    record |= {f"val_{name}": value for name, value in self._evaluate(*held_out, None).items()}
+                    scores = self._evaluate(*held_out, max(batch_size, LEAST_EVALUATED))
+                    record |= {f"val_{name}": value for name, value in scores.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
                 for callback in told:
@@ -269,18 +290,19 @@ class Trainer:
         epoch, before = len(self.history), self.snapshot()
         losses: list[Array] = []
         totals: list[Array] = []
-        with backend.session(self.threads):
+        with self._session(x):
             for i, (bx, by, bw, rows) in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
                 losses.append(self._advance(bx, by, bw, rows))
                 if bw is not None:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 for callback in told:
                     callback.on_step_end(self, i + 1)
-            *values, end = backend.fetch([*losses, xp.sum(self.theta)])
-        if not all(map(math.isfinite, (*values, end))):
+            known = backend.fetch([*losses, xp.sum(self.theta), *totals])
+        values, sizes = known[: len(losses)], known[len(losses) + 1 :]
+        if not all(map(math.isfinite, known)):
             self._diverged(self._batches(x, y, weight, batch_size, shuffle, epoch), before)
         count = x.shape[0]
-        sizes = backend.fetch(totals) or [min(batch_size, count - i * batch_size) for i in range(len(values))]
+        sizes = sizes or [min(batch_size, count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr}
@@ -306,16 +328,17 @@ class Trainer:
 
     def _advance(self, x: Array, y: Array, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
-        lr = self.optimizer.schedule(self.step_count)
-        self._carry, value = self._step(self._carry, x, y, weight, rows, lr, self.step_count + 1)
-        self.step_count += 1
+        number = self.step_count + 1
+        numbers = self.optimizer.numbers(self.optimizer.schedule(self.step_count), number)
+        self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+        self.step_count = number
         return value
 
     def _diverged(self, batches: Iterator[Batch], before: Snapshot) -> None:
         """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
         backend, xp = self.backend, self.backend.xp
         self.restore(before)
-        with backend.session(self.threads):
+        with self._session(self.theta):
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
@@ -329,9 +352,12 @@ class Trainer:
                 where = first_not_finite(run, self.network, p, some)
                 if where is None and math.isfinite(float(value)):
                     where = first_not_finite(run, self.network, after, some)
+                hint = "try a smaller learning rate or clip_norm=1.0"
+                if where is None:
+                    where, hint = "the loss", f"every output is, so it may not be what {self.loss} expects"
                 raise DivergedError(
-                    f"training diverged at step {self.step_count + 1}: {where or 'the loss'} is no longer finite. "
-                    "The parameters from before that step were kept; try a smaller learning rate or clip_norm=1.0"
+                    f"training diverged at step {self.step_count + 1}: {where} is no longer finite. "
+                    f"The parameters from before that step were kept; {hint}"
                 )
         self.restore(before)
         raise DivergedError(
@@ -359,7 +385,7 @@ class Trainer:
         self._have()
         backend, x = self._rows(x, "x")
         theta, buffers, _ = self._carry
-        with backend.session(self.threads):
+        with self._session(x):
             parts = [
                 self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
                 for part in _parts(x.shape[0], batch_size)
@@ -368,7 +394,7 @@ class Trainer:
 
     def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
-        with backend.session(self.threads):
+        with self._session(x):
             total = float(x.shape[0]) if weight is None else float(backend.xp.sum(weight))
             found = []
             for part in _parts(x.shape[0], batch_size):
@@ -390,9 +416,9 @@ class Trainer:
 
     # ---- checks -------------------------------------------------------------------------------------------------
 
-    def _rows(self, x: Array, name: str) -> tuple[Backend, Array]:
+    def _rows(self, x: Array, name: str, values: bool = True) -> tuple[Backend, Array]:
         """`x` checked by itself and against the parameters."""
-        backend, converted = check_x(x, name)
+        backend, converted = check_x(x, name, values)
         if self._built is None:
             return backend, converted
         theta = self._carry[0]
@@ -409,15 +435,20 @@ class Trainer:
         raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {theta.dtype}: convert {name}")
 
     def _data(
-        self, x: Array, y: Array, weight: Array | None, names: tuple[str, str, str] = ("x", "y", "sample_weight")
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        names: tuple[str, str, str] = ("x", "y", "sample_weight"),
+        values: bool = True,
     ) -> tuple[Backend, Array, Array, Array | None]:
         """The data checked by itself and against the parameters, where there are any."""
         backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
-        with backend.session(self.threads):
-            _, x = self._rows(x, names[0])
+        with backend.session(self.threads, backend.device(x)):
+            _, x = self._rows(x, names[0], values)
             layout = self._layout_for(x)
-            y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0])
-            weight = check_weight(backend, weight, x, names[2])
+            y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0], values)
+            weight = check_weight(backend, weight, x, names[2], values)
         return backend, x, y, weight
 
     def _validation(self, validation: Any, like: Array) -> tuple[Array, Array, Array | None]:
@@ -427,24 +458,14 @@ class Trainer:
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
-        common({names[0]: x, "x": like})
+        backend = common({names[0]: x, "x": like})
+        if is_whole(backend, x):
+            x = backend.xp.astype(x, like.dtype)
         _, x, y, weight = self._data(x, y, weight, names)
         check_rows(x, tuple(like.shape[1:]), names[0])
         if x.dtype != like.dtype:
             raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {like.dtype}: convert one of them")
         return x, y, weight
-
-
-def _nothing() -> None:
-    return None
-
-
-def _references(arrays: tuple[Array | None, ...]) -> tuple[Callable[[], Any], ...] | None:
-    """Functions that give the arrays while they live; None where they can't be referred to that way."""
-    try:
-        return tuple(_nothing if a is None else weakref.ref(a) for a in arrays)
-    except TypeError:
-        return None
 
 
 def _parts(count: int, batch_size: int | None) -> list[Rows]:

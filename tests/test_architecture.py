@@ -32,7 +32,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.trainer": {"Trainer._batches"},
-    "bpnet.testing": {"check_gradients", "_compare", "_faults"},
+    "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.cli", "bpnet.tables")
 

@@ -161,7 +161,6 @@ def test_memory_is_none_or_free_of_total(backend):
     assert memory is None or 0 < memory[0] <= memory[1]
 
 
-@pytest.mark.xfail(strict=True, reason="the default to_host takes numpy.asarray, which only the CPU device allows")
 def test_to_host_from_another_device(library):
     lib = library("strict-device")
     np.testing.assert_array_equal(lib.seam.to_host(lib.array(np.ones(3))), np.ones(3))

@@ -126,9 +126,20 @@ def test_layers_of_a_network_start_differently():
     assert not np.array_equal(theta["1"]["weight"][:4], theta["3"]["inner"]["0"]["weight"])
 
 
-def test_the_layout_is_made_once():
-    assert bp.layout_of(NET, (2, 3)) is LAYOUT
-    assert bp.layout_of(NET, (3, 2)) is not LAYOUT
+def test_the_layout_depends_on_network_and_shape():
+    assert bp.layout_of(NET, (2, 3)) == LAYOUT
+    assert bp.layout_of(NET, (3, 2)) != LAYOUT
+
+
+def test_the_layout_is_that_of_the_network_itself_not_of_an_equal_one():
+    @dataclass(frozen=True)
+    class Factor(bp.Dense):
+        factor: float = field(default=1.0, compare=False)
+
+    one, other = Factor(2, factor=1.0), Factor(2, factor=5.0)
+    assert one == other
+    assert bp.layout_of(one, (3,)).network.factor == 1.0
+    assert bp.layout_of(other, (3,)).network.factor == 5.0
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ def get(name: str) -> Backend:
     return backend
 
 
+def named(name: str) -> Backend:
+    """The backend of a library by its name, or by that of its module where bpnet has no file for it."""
+    return get(name) if name in NAMES else _by_name.setdefault(name, Backend(importlib.import_module(name)))
+
+
 class MissingLibraryError(MissingExtraError):
     """An array library that bpnet can use but has no extra for is not installed."""
 

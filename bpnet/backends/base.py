@@ -40,6 +40,12 @@ class Backend:
         if self.name == "array_api":
             self.name = xp.__name__.removeprefix("array_api_compat.")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A backend is pickled as its name."""
+        from bpnet.backends import named
+
+        return named, (self.xp.__name__,) if type(self) is Backend else (self.name,)
+
     def __repr__(self) -> str:
         return f"<bpnet backend {self.name}>"
 
@@ -59,7 +65,10 @@ class Backend:
         """`x` as a NumPy array."""
         import numpy
 
-        return numpy.asarray(x)
+        try:
+            return numpy.asarray(x)
+        except (TypeError, ValueError, RuntimeError):  # as where it lies on another device than the processor
+            return numpy.from_dlpack(x)
 
     def adopt(self, x: Array) -> Array:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
@@ -133,8 +142,8 @@ class Backend:
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
-    def session(self, threads: int | None = None) -> AbstractContextManager[None]:
-        """What must hold while bpnet computes, for the time of one public call, which may use so many `threads`.
+    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
+        """What must hold while bpnet computes on `device`, for the time of one public call using so many `threads`.
 
         By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
         """

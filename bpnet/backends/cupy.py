@@ -1,6 +1,7 @@
 """CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import array_api_compat.cupy as xp
@@ -40,7 +41,12 @@ class CupyBackend(Backend):
         return int(free), int(total)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
-        return [float(value) for value in cupy.asnumpy(cupy.stack([cupy.asarray(s) for s in scalars]))]
+        return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []
+
+    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
+        """CuPy computes on the current device, so that of the data is made it."""
+        current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
+        return current
 
     def erf(self, x: Array) -> Array:
         return cupyx.scipy.special.erf(x)

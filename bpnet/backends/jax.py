@@ -8,6 +8,7 @@ import jax.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key
+from bpnet.errors import DTypeError
 
 
 class JaxBackend(Backend):
@@ -16,6 +17,15 @@ class JaxBackend(Backend):
 
     def device(self, x: Array) -> Any:
         return None if isinstance(x, jax.core.Tracer) else super().device(x)
+
+    def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        made = super().from_host(value, dtype, device)
+        if dtype is not None and made.dtype != dtype:
+            raise DTypeError(
+                f"JAX makes {made.dtype} of {numpy.dtype(dtype)} values; for all of float64 call "
+                "jax.config.update('jax_enable_x64', True) first"
+            )
+        return made
 
     def to_host(self, x: Array) -> Any:
         return numpy.array(x)

@@ -74,7 +74,7 @@ class NumpyBackend(Backend):
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
-    def session(self, threads: int | None = None) -> AbstractContextManager[None]:
+    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
         return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
@@ -117,7 +117,8 @@ class NumpyBackend(Backend):
                 scratch = numpy.empty((program.needs, stop - start), ins[0].dtype)
                 program.call(numpy, ins, scalars, outs, scratch)
                 return
-            for out, value in zip(outs, rule(self, *ins, *scalars), strict=True):
+            values = [numpy.array(v) if any(v is a for a in ins) else v for v in rule(self, *ins, *scalars)]
+            for out, value in zip(outs, values, strict=True):
                 out[...] = value
 
         if arrays[0].size <= CHUNK:

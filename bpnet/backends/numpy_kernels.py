@@ -36,6 +36,15 @@ def by_chunks(rule: Callable[..., Any], b: Any, *arrays: Array | None) -> Array:
     return result
 
 
+def column_sums(a: Array, first: int = 0, stop: int | None = None) -> Array:
+    """Sums over rows first ... stop, of chunks and then of their sums, which rounds less than one running sum."""
+    rows = (a.shape[0] if stop is None else stop) - first
+    if rows * a.shape[1] <= CHUNK // 8:
+        return numpy.add.reduce(a[first : first + rows], axis=0)
+    parts = [numpy.add.reduce(a[c], axis=0) for c in chunks(rows, 8 * a.shape[1], first)]
+    return numpy.add.reduce(numpy.stack(parts), axis=0)
+
+
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
     parts = b.blocks(rows, 2.0 * weight.size)
@@ -90,7 +99,7 @@ def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[A
     """dz and its sums over the rows, taken while the chunk is in cache."""
     if kept is None or dy.size <= CHUNK:
         dz = f.derivative(b, kept, dy)
-        return dz, numpy.add.reduce(dz, axis=0) if sums else None
+        return dz, column_sums(dz) if sums else None
     dz, db = numpy.empty_like(dy), numpy.zeros_like(dy[0]) if sums else None
     for c in chunks(*dy.shape):
         dz[c] = f.derivative(b, kept[c], dy[c])
@@ -106,23 +115,24 @@ def batch_norm_forward(
     parts = b.blocks(n, 10.0 * width)
     xhat, y = numpy.empty_like(x), numpy.empty_like(x)
 
-    def sums(number: int, part: Rows) -> Array:
-        return numpy.add.reduce(x[slice(*part)], axis=0)
+    mean = sum(b.map_blocks(lambda _, part: column_sums(x, *part), parts)) * (1.0 / n)
 
-    mean = sum(b.map_blocks(sums, parts)) * (1.0 / n)
-
-    def squares(number: int, part: Rows) -> Array:
-        total = numpy.zeros_like(mean)
+    def centre(number: int, part: Rows) -> Array:
+        total = numpy.zeros((2, width), x.dtype)
         for c in chunks(part[1] - part[0], width, part[0]):
             centred = numpy.subtract(x[c], mean, out=xhat[c])
-            total += numpy.add.reduce(centred * centred, axis=0)
+            total[0] += numpy.add.reduce(centred, axis=0)
+            total[1] += numpy.add.reduce(centred * centred, axis=0)
         return total
 
-    var = sum(b.map_blocks(squares, parts)) * (1.0 / n)
+    off, squares = sum(b.map_blocks(centre, parts)) * (1.0 / n)  # `off`: what rounding left out of the mean
+    mean = mean + off
+    var = squares - off * off
     inverse = 1.0 / numpy.sqrt(var + epsilon)
 
     def normal(number: int, part: Rows) -> None:
         for c in chunks(part[1] - part[0], width, part[0]):
+            xhat[c] -= off
             xhat[c] *= inverse
             numpy.multiply(xhat[c], scale, out=y[c])
             y[c] += shift

@@ -29,23 +29,24 @@ class Session:
     """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name)."""
 
     def __init__(self, threads: int | None) -> None:
-        self.threads = threads or available_threads()
+        self.threads = threads
 
     def __enter__(self) -> None:
         self.outer = getattr(current, "threads", 0)
-        current.threads = self.threads
         if not self.outer:
+            self.own = _blas.hold()
             self.errors = numpy.errstate(all="ignore")
             self.errors.__enter__()
-            self.own = _blas.hold()
+            current.inside = False
+        current.threads = self.threads or self.outer or available_threads()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         current.threads = self.outer
         if not self.outer:
-            _blas.release(self.own)
             self.errors.__exit__(kind, error, trace)
+            _blas.release(self.own)
 
 
 Limits = list[tuple[Any, int]]
@@ -64,6 +65,15 @@ class _Blas:
         self.found: Limits = []
         self.shared: list[Any] | None = None
         self.each: list[Any] = []
+
+    def forget(self) -> None:
+        """In a forked child: end the sessions of threads that are not there, but not one in which the fork was made."""
+        self.lock = threading.Lock()
+        mine = 1 if getattr(current, "threads", 0) else 0
+        if self.open > mine:
+            self.open = mine
+            if not mine:
+                _restore(self.found)
 
     def find(self) -> None:
         if self.shared is None:
@@ -114,7 +124,7 @@ class Job:
     def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
         self.function = function
         self.blocks = blocks
-        self.next = 0
+        self.next = self.running = 0
         self.done: dict[int, Any] = {}
         self.changed = threading.Condition()
 
@@ -124,6 +134,7 @@ class Job:
             if number == len(self.blocks):
                 return None
             self.next = number + 1
+            self.running += 1
             return number
 
     def work(self) -> None:
@@ -132,8 +143,9 @@ class Job:
             self.run(number)
 
     def run(self, number: int) -> None:
-        outer, current.inside = inside(), True
+        outer = inside()
         try:
+            current.inside = True
             result: Any = self.function(number, self.blocks[number])
         except BaseException as error:
             result = _Failure(error)
@@ -141,6 +153,7 @@ class Job:
             current.inside = outer
         with self.changed:
             self.done[number] = result
+            self.running -= 1
             self.changed.notify()
 
     def results(self) -> Iterator[Any]:
@@ -163,8 +176,12 @@ class Job:
                     raise result.error
                 yield result
         finally:
-            with self.changed:  # after an error, or where the caller stopped early, nobody claims more
+            with (
+                self.changed
+            ):  # after an error, or where the caller stopped early, nobody claims more or goes on writing
                 self.next = len(self.blocks)
+                while self.running:
+                    self.changed.wait()
 
 
 class _Failure:
@@ -176,12 +193,10 @@ class _Pool:
     """Threads that wait for work; started when first needed, and again in a forked child."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
+        self.lock = threading.Lock()
         self.size = 0
         self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
@@ -201,5 +216,13 @@ def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
         tasks.get()()
 
 
+def _in_child() -> None:
+    """After a fork: the other threads are gone, and with them whatever they held."""
+    _pool.forget()
+    _blas.forget()
+
+
 _blas = _Blas()
 _pool = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,5 +1,6 @@
 """PyTorch, on any of its devices.  bpnet's derivatives are its own, so nothing here records a graph."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -20,7 +21,10 @@ class TorchBackend(Backend):
     kernels: ClassVar = {"dense_forward": dense_forward}
 
     def adopt(self, x: Array) -> Array:
-        return x.detach()
+        return x.detach() if x.requires_grad else x
+
+    def fetch(self, scalars: Sequence[Array]) -> list[float]:
+        return [float(value) for value in torch.stack(list(scalars)).tolist()] if scalars else []
 
     def to_host(self, x: Array) -> Any:
         return x.detach().cpu().numpy()
@@ -35,7 +39,7 @@ class TorchBackend(Backend):
     def memory(self, x: Array) -> tuple[int, int] | None:
         return torch.cuda.mem_get_info(x.device) if x.is_cuda else None
 
-    def session(self, threads: int | None = None) -> AbstractContextManager[None]:
+    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
         no_grad: AbstractContextManager[None] = torch.no_grad()
         return no_grad
 

@@ -4,6 +4,7 @@ From the program a backend generates code that does the same operations in the s
 evaluating the rule on arrays would make, so the results are equal bit for bit.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,11 +71,13 @@ class Program:
         self.results: list[Symbol] = list(results)
         if not all(isinstance(r, Symbol) and not r.scalar for r in self.results):
             raise NotTraceableError("a result is no array")
+        if any(r is a for r in self.results for a in self.arrays):
+            raise NotTraceableError("a result is an array as it came, which writing the results may change")
 
     def apply(self, op: str, *args: Any) -> Symbol:
         """The result of an operation; the same operation on the same values is done once."""
         for a in args:
-            if not isinstance(a, Symbol | int | float) or isinstance(a, bool):
+            if not isinstance(a, Symbol) and (type(a) not in (int, float) or not math.isfinite(a)):
                 raise NotTraceableError(f"{op} of {a!r}")
         key = (op, *(id(a) if isinstance(a, Symbol) else float(a) for a in args))
         if key not in self.known:
@@ -152,9 +155,6 @@ def in_place(program: Program) -> InPlace:
         place[id(step)] = target
         lines.append(f"{step.op}({args}, {target})")
     lines += [f"r{number}[...] = {where}" for number, where in late.items()]
-    for number, result in enumerate(program.results):
-        if id(result) in {id(a) for a in program.arrays}:
-            lines.append(f"r{number}[...] = {place[id(result)]}")
     source = "\n    ".join(
         [
             "def call(xp, arrays, scalars, results, scratch):",

@@ -61,7 +61,7 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         raise OSError(f"{path} is no ordinary file, so it is left alone")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    data = to_bytes(tensors, metadata={"bpnet": json.dumps(description)})
+    data = to_bytes(tensors, metadata={"bpnet": json.dumps(_plain("the model", description))})
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part_file.write_bytes(data)
@@ -112,7 +112,7 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
         trainer = _trainer(description)
         layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
         trainer.loss.target_shape(layout.out_shape)
-        state = [name for name in sorted(tensors) if name.startswith("optimizer.")]
+        state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
         theta, buffers, *vectors = _vectors(tensors, layout, state)
         dtype = getattr(backend.xp, str(theta.dtype))
         own, kept, *moved = (backend.from_host(vector, dtype, device) for vector in (theta, buffers, *vectors))

@@ -6,7 +6,7 @@ written with y, the output is kept instead of the input.  Each is a layer too, s
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from bpnet.backends.base import Array, Backend
 from bpnet.layer import Layer, Params, Run
@@ -18,8 +18,8 @@ class Activation(Layer):
 
     keeps: ClassVar[str] = "output"
     """What `derivative` is given: the "output" y, the "input" z, or "nothing"."""
-    gain: ClassVar[float] = 1.0
-    """By how much f shrinks the variance of its input: 2 for the relu family (He et al. 2015), 1 for the others."""
+    rectifies: ClassVar[bool] = False
+    """Whether f belongs to the relu family, which passes about half of its input on: weights then start larger."""
 
     def value(self, b: Backend, z: Array) -> Array:
         """y = f(z)."""
@@ -29,6 +29,7 @@ class Activation(Layer):
         """dL/dz = dL/dy f'(z)."""
         raise NotImplementedError
 
+    @final
     def keep(self, z: Array, y: Array) -> Array | None:
         """The one of `z` and `y` that the derivative reads."""
         return y if self.keeps == "output" else z if self.keeps == "input" else None
@@ -100,7 +101,7 @@ class ReLU(Activation):
     """y = max(z, 0), y' = 1 where y > 0, else 0 (Nair and Hinton 2010)."""
 
     names = {"relu": {}}
-    gain = 2.0
+    rectifies = True
 
     def value(self, b: Backend, z: Array) -> Array:
         return b.xp.maximum(z, 0.0)
@@ -116,7 +117,7 @@ class LeakyReLU(Activation):
     slope: float = 0.01
 
     names = {"leaky_relu": {}}
-    gain = 2.0
+    rectifies = True
 
     def __post_init__(self) -> None:
         self._set(slope=number("slope", self.slope, 0.0, 1.0, closed="left"))
@@ -140,7 +141,7 @@ class GELU(Activation):
 
     names = {"gelu": {}, "gelu_tanh": {"approximate": True}}
     keeps = "input"
-    gain = 2.0
+    rectifies = True
 
     def __post_init__(self) -> None:
         self._set(approximate=flag("approximate", self.approximate))
@@ -166,7 +167,7 @@ class SiLU(Activation):
 
     names = {"silu": {}, "swish": {}}
     keeps = "input"
-    gain = 2.0
+    rectifies = True
 
     def value(self, b: Backend, z: Array) -> Array:
         return z * sigmoid(b, z)
@@ -181,7 +182,7 @@ class Softplus(Activation):
     """y = log(1 + exp(z)), y' = sigmoid(z) = 1 - exp(-y) (Dugas et al. 2001)."""
 
     names = {"softplus": {}}
-    gain = 2.0
+    rectifies = True
 
     def value(self, b: Backend, z: Array) -> Array:
         xp = b.xp
@@ -198,7 +199,7 @@ class ELU(Activation):
     alpha: float = 1.0
 
     names = {"elu": {}}
-    gain = 2.0
+    rectifies = True
 
     def __post_init__(self) -> None:
         self._set(alpha=number("alpha", self.alpha, 0.0, math.inf, closed="neither"))

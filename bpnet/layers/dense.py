@@ -47,7 +47,7 @@ class Dense(Layer):
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         n = in_shape[-1]
-        fan = n if self.function.gain == 2.0 else n + self.units
+        fan = n if self.function.rectifies else n + self.units
         limit = math.sqrt(6.0 / fan)
         weight = {"weight": rng.uniform((n, self.units), limit)}
         return weight | {"bias": rng.full((self.units,), 0.0)} if self.bias else weight

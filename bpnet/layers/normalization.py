@@ -20,7 +20,7 @@ class BatchNorm(Layer):
         dL/dx = scale / sqrt(var + epsilon) (dL/dy - (sum dL/dy + xhat sum dL/dy xhat) / n).
 
     Otherwise they are the running ones, `running <- momentum running + (1 - momentum) batch` after every step, where
-    the batch's variance is taken over n - 1 as PyTorch does.
+    the batch's variance is taken over n - 1 as PyTorch does; one row has no variance and changes neither.
     """
 
     momentum: float = 0.9
@@ -68,10 +68,12 @@ class BatchNorm(Layer):
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         xhat, _, mean, var = cache
         n = xhat.shape[0]
+        if n == 1:
+            return {}
         new = 1.0 - self.momentum
         return {
             "mean": self.momentum * p["mean"] + new * mean,
-            "var": self.momentum * p["var"] + (new * n / max(n - 1, 1)) * var,
+            "var": self.momentum * p["var"] + (new * n / (n - 1)) * var,
         }
 
 
