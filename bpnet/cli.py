@@ -28,7 +28,7 @@ from rich.table import Table as Grid
 from bpnet import __version__, backends, files
 from bpnet.backends import Array, Backend
 from bpnet.callbacks import Callback, Progress
-from bpnet.errors import BpnetError, DataError, FileFormatError, MissingExtraError, OptionError
+from bpnet.errors import BpnetError, DataError, DivergedError, FileFormatError, MissingExtraError, OptionError
 from bpnet.layer import Composite, Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -49,6 +49,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"bpnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Train a network by backpropagation, on whichever array library you choose."""
 
 
 # ---- reporting ------------------------------------------------------------------------------------------------------
@@ -525,12 +539,15 @@ def train(
             f"{data}: {count(len(rows), 'row')} to train on, {len(held_out):,} held out; "
             f"{subject(recipe)}; {count(trainer.layout.size, 'parameter')}; {backend} on {device}"
         )
-        if len(recipe.classes or ()) > max(50, len(table.x) // 5) and table.y.dtype.kind in "iu":
-            typer.echo("so many classes suggest that the target is a quantity: --loss mse would predict it as a number")
+    if len(recipe.classes or ()) > max(50, len(table.x) // 5) and table.y.dtype.kind in "iu":
+        hint = (
+            f"{len(recipe.classes or ()):,} classes suggest that the target is a quantity: --loss mse predicts a number"
+        )
+        typer.echo(f"bpnet: {hint}", err=True)
 
     interrupt = Interrupt()
     report = [Report(recipe.unit)] if not quiet and (sys.stderr.isatty() or not as_json) else []
-    began = time.perf_counter()
+    began, diverged = time.perf_counter(), ""
     with interrupt:
         try:
             trainer.fit(
@@ -544,6 +561,8 @@ def train(
             )
         except KeyboardInterrupt:
             interrupt.pressed = True
+        except DivergedError as error:
+            diverged = str(error)
         seconds = time.perf_counter() - began
         interrupted = interrupt.pressed and len(trainer.history) < epochs
         result: JSON = {
@@ -557,6 +576,7 @@ def train(
             "epochs": len(trainer.history),
             "steps": trainer.step_count,
             "interrupted": interrupted,
+            "diverged": bool(diverged),
             "parameters": trainer.layout.size,
             "loss_function": repr(chosen),
             "optimizer": repr(rule),
@@ -580,7 +600,7 @@ def train(
 
     if as_json:
         print_json(result | {"history": history})
-    else:
+    elif not diverged:
         if interrupted:
             typer.echo(f"interrupted after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
         which = "held out" if len(held_out) else "that it was trained on, as none were held out"
@@ -588,6 +608,9 @@ def train(
         typer.echo(f"model: {output}")
         if "plot" in result:
             typer.echo(f"learning curves: {plot}")
+    if diverged:
+        typer.echo(f"bpnet: {diverged}. They are in {output}", err=True)
+        raise typer.Exit(2)
     if interrupted:
         raise typer.Exit(130)
 

@@ -18,7 +18,7 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
     if x.ndim < 2:
         raise ShapeError(
             f"{name} has {_axes(x.ndim)}; expected (rows, features)"
-            + (f": {name}[:, None] makes it one feature a row" if x.ndim == 1 else "")
+            + (f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim == 1 else "")
         )
     if x.shape[0] == 0:
         raise DataError(f"{name} has no rows")
@@ -63,7 +63,8 @@ def check_target(
     rows = x.shape[0]
     whole = is_whole(backend, y)
     if not whole and not is_float(backend, y):
-        raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64")
+        hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
+        raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
@@ -71,7 +72,8 @@ def check_target(
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
-        raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}")
+        hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
+        raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
     y = _cast(backend, y, x.dtype, name, values)
     if loss.probabilities and values:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")

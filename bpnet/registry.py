@@ -96,6 +96,14 @@ def describe(value: Any) -> Any:
     return value
 
 
+def _define(name: str) -> None:
+    """Import the module of bpnet's own class `name`, if there is one: modules are loaded when they are asked for."""
+    import bpnet
+
+    if name in bpnet.__all__:
+        getattr(bpnet, name)
+
+
 def restore(value: Any) -> Any:
     """The object that `describe` described; raises FileFormatError where a class or option is not known."""
     if isinstance(value, list):
@@ -106,6 +114,8 @@ def restore(value: Any) -> Any:
     if kind not in _classes:
         raise FileFormatError(f"the file describes an unknown kind of object: {kind!r}")
     name, options = value[kind], {k: restore(v) for k, v in value.items() if k != kind}
+    if name not in _classes[kind]:
+        _define(name)
     if name not in _classes[kind]:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -443,3 +445,22 @@ def test_no_change_to_the_bytes_breaks_the_reader(saved: Path, tmp_path: Path) -
             bp.load(path)
         except bp.errors.FileFormatError as error:
             assert str(path) in str(error)  # noqa: PT017 - an exception is allowed, not expected
+
+
+def test_a_new_process_loads_what_it_never_imported(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 6), dtype="float32")
+    layers = (bp.Dense(4, "gelu_tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(4, bp.LeakyReLU(0.2))), bp.Dropout(0.1))
+    network = bp.Sequential(bp.Flatten(), *layers, bp.SiLU(), bp.Dense(1))
+    rate = bp.WarmUp(bp.Cosine(1e-3, steps=9), steps=2)
+    trainer = bp.Trainer(network, "binary_cross_entropy_with_logits", bp.AdamW(rate))
+    trainer.fit(x, (x[:, 0] > 0.5).astype("int8"), progress=False)
+    trainer.save(tmp_path / "m.safetensors")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, numpy, bpnet as bp\n"
+        "folder = sys.argv[1]\n"
+        "trainer = bp.load(folder + '/m.safetensors')\n"
+        "numpy.save(folder + '/out.npy', trainer.predict(numpy.load(folder + '/x.npy')))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), trainer.predict(x))

@@ -347,3 +347,33 @@ def test_gradient_refuses_what_does_not_fit(changed, error):
     good = {"theta": THETA, "x": X, "y": LABELS}
     with np.errstate(invalid="ignore"), pytest.raises(error):
         bp.gradient(NET, "cross_entropy", **{**good, **changed})
+
+
+@dataclass(frozen=True)
+class Centred(bp.Layer):
+    """Takes the mean over the rows off, and does not say that it couples them."""
+
+    def forward(self, run, p, x):
+        return x - run.xp.mean(x, axis=0), None
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return dy - run.xp.mean(dy, axis=0), {}
+
+
+@dataclass(frozen=True)
+class Doubled(bp.Layer):
+    """Makes float64 of float32."""
+
+    def forward(self, run, p, x):
+        return run.xp.astype(x, run.xp.float64) * 2.0, None
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return dy * 2.0, {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"), [(Centred(), "set couples_rows = True"), (Doubled(), "output is .*float64")]
+)
+def test_what_differences_cannot_see_is_found_too(layer, said):
+    with pytest.raises(GradientError, match=said):
+        bp.check_gradients(layer, np.random.default_rng(0).standard_normal((6, 3)))

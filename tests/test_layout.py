@@ -1,7 +1,7 @@
 """The parameter vector: views and joining, what decays, buffers apart, one start for every library."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest

@@ -281,3 +281,16 @@ def test_mean_squared_error_calls_no_row_right_or_wrong(backend):
 def test_cross_entropy_needs_one_output_a_class(shape):
     with pytest.raises(ShapeError):
         bp.CrossEntropy().target_shape(shape)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "int64"])
+def test_labels_of_any_whole_type_name_every_class(backend, dtype):
+    x, labels = np.random.default_rng(0).standard_normal((4, 3)), np.asarray([0, 1, 2, 100])
+    net = bp.Dense(300)
+    trainer = bp.Trainer(net, "cross_entropy").build(backend.array(x))
+    wanted = trainer.evaluate(backend.array(x), backend.array(np.eye(300)[labels]))["loss"]
+    try:
+        y = backend.array(labels.astype(dtype))
+    except TypeError:
+        pytest.skip(f"{backend.name} has no {dtype}")
+    assert trainer.evaluate(backend.array(x), y)["loss"] == pytest.approx(wanted, rel=1e-9)

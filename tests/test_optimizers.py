@@ -1,6 +1,7 @@
 """Every optimizer: 100 steps as PyTorch's, on every library; and clipping."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,3 +214,66 @@ def test_trainer_clips():
     before = trainer.theta.copy()
     trainer.step(x, y)
     np.testing.assert_allclose(np.linalg.norm(trainer.theta - before), 0.25, rtol=1e-12)
+
+
+def test_clipping_keeps_the_direction_of_gradients_whose_squares_overflow(backend):
+    grad = backend.array(np.asarray([3e30, 4e30], "float32"))
+    with backend.seam.session():
+        clipped = clip_by_global_norm(backend.seam, grad, 5.0)
+        nothing = clip_by_global_norm(backend.seam, grad * 0.0, 5.0)
+    np.testing.assert_allclose(backend.host(clipped), [3.0, 4.0], rtol=1e-6)
+    np.testing.assert_array_equal(backend.host(nothing), [0.0, 0.0])
+
+
+@dataclass(frozen=True)
+class NumpyRate(bp.Schedule):
+    """What a user writes with NumPy gives a NumPy number."""
+
+    kind_of_number: str
+
+    def __call__(self, step):
+        return np.dtype(self.kind_of_number).type(0.1)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_a_schedule_of_numpy_numbers_changes_no_type(backend, kind, tmp_path):
+    x = backend.array(np.random.default_rng(0).standard_normal((8, 3)).astype("float32"))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.Adam(NumpyRate(kind)))
+    trainer.fit(x, x[:, :1], epochs=2, progress=False)
+    assert trainer.theta.dtype == x.dtype
+    trainer.save(tmp_path / "m.safetensors")
+
+
+@dataclass(frozen=True)
+class _Remembers(bp.SGD):
+    """Keeps the parameters of one step before."""
+
+    vectors = 1
+
+    def init(self, backend, theta):
+        return (backend.xp.zeros_like(theta),)
+
+    def scalars(self, lr, step):
+        return (lr,)
+
+    @staticmethod
+    def rule(b, theta, before, grad, lr, shrink):
+        return theta - lr * grad, theta
+
+
+@pytest.mark.parametrize("size", [3, 70_000])
+def test_a_rule_may_give_back_what_it_was_given(backend, size):
+    theta, grad = np.arange(float(size)), np.ones(size)
+    with backend.seam.session():
+        moved, before = backend.seam.sweep(
+            _Remembers.rule,
+            2,
+            [backend.array(a.copy()) for a in (theta, theta * 0, grad)],
+            [(0, size, (1.0, 1.0))],
+            False,
+        )
+        own = [backend.seam.copy(backend.array(a)) for a in (theta, theta * 0, grad)]
+        donated = backend.seam.sweep(_Remembers.rule, 2, own, [(0, size, (1.0, 1.0))], True)
+    for got in ((moved, before), donated):
+        np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
+        np.testing.assert_array_equal(backend.host(got[1]), theta)

@@ -1,6 +1,8 @@
 """The trainer on every array library: it trains, follows its input, repeats itself, and survives divergence."""
 
 import math
+import pickle
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -676,3 +678,39 @@ def test_a_huge_learning_rate_in_the_middle_of_training(backend: Any) -> None:
     assert len(trainer.history) == 2
     assert finite(backend, trainer)
     assert trainer.step_count in (7, 8)
+
+
+def test_a_batch_of_one_row_leaves_the_running_variance_alone() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(), bp.Dense(1)), "mse").build(x)
+    trainer.step(x[:1], x[:1, :1])
+    np.testing.assert_array_equal(trainer.buffers, [0.0] * 4 + [1.0] * 4)
+
+
+def test_a_trainer_can_be_pickled_and_copied() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(), bp.Dense(1)), "mse")
+    trainer.fit(x, x[:, :1], epochs=2, progress=False)
+    for other in (pickle.loads(pickle.dumps(trainer)), deepcopy(trainer)):
+        np.testing.assert_array_equal(other.predict(x), trainer.predict(x))
+        other.fit(x, x[:, :1], progress=False)
+        assert other.step_count == trainer.step_count + 1
+
+
+def test_a_snapshot_of_another_network_is_refused() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    one, other = bp.Trainer(bp.Dense(1), "mse").build(x), bp.Trainer(bp.Dense(2), "mse").build(x)
+    with pytest.raises(bp.errors.ShapeError, match="it is of another network"):
+        one.restore(other.snapshot())
+
+
+def test_unchecked_steps_are_the_same_steps() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    one, other = bp.Trainer(bp.Dense(1), "mse").build(x), bp.Trainer(bp.Dense(1), "mse").build(x)
+    for _ in range(3):
+        assert one.step(x, x[:, :1]) == other.step(x, x[:, :1], check=False)
+    np.testing.assert_array_equal(one.theta, other.theta)
+
+
+def test_nothing_asked_for_is_nothing_fetched(backend: Any) -> None:
+    assert backend.seam.fetch([]) == []

@@ -21,8 +21,8 @@ class Dense(Layer):
 
         dL/dW = x^T dz,    dL/db = sum of dz over rows,    dL/dx = dz W^T.
 
-    Weights start uniformly, He et al. (2015) before an activation of the relu family, Glorot and Bengio (2010) before
-    any other; biases start at 0.  The number of input features comes from the data.
+    Weights start uniformly within sqrt(6 / (n + units)) (Glorot and Bengio 2010), times sqrt(2) before an activation of
+    the relu family, which lets about half of the signal through (He et al. 2015); biases start at 0.
     """
 
     units: int
@@ -47,8 +47,8 @@ class Dense(Layer):
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         n = in_shape[-1]
-        fan = n if self.function.rectifies else n + self.units
-        limit = math.sqrt(6.0 / fan)
+        gain = 2.0 if self.function.rectifies else 1.0
+        limit = math.sqrt(6.0 * gain / (n + self.units))
         weight = {"weight": rng.uniform((n, self.units), limit)}
         return weight | {"bias": rng.full((self.units,), 0.0)} if self.bias else weight
 
