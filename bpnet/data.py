@@ -25,12 +25,12 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
     with backend.session(device=backend.device(x)):
-        if is_whole(backend, x):
+        if not is_float(backend, x):
+            if not is_whole(backend, x):
+                raise DTypeError(
+                    f"{name} holds {x.dtype} values; expected float32 or float64; whole numbers become float32"
+                )
             x = backend.xp.astype(x, backend.xp.float32)
-        elif not is_float(backend, x):
-            raise DTypeError(
-                f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, which become float32"
-            )
         if values:
             check_finite(backend, x, name)
     return backend, x
@@ -61,8 +61,9 @@ def check_target(
     y = backend.adopt(y)
     shape = loss.target_shape(out_shape)
     rows = x.shape[0]
-    whole = is_whole(backend, y)
-    if not whole and not is_float(backend, y):
+    floating = is_float(backend, y)
+    whole = not floating and is_whole(backend, y)
+    if not whole and not floating:
         hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
         raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
     if y.ndim == 0 or y.shape[0] != rows:
@@ -125,10 +126,13 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
 
 def _cast(backend: Backend, a: Array, dtype: Any, name: str, values: bool) -> Array:
     """`a` as finite values of `dtype`."""
-    if values and not is_whole(backend, a):
+    floating = is_float(backend, a)
+    if values and floating:
         check_finite(backend, a, name)
-    cast = backend.xp.astype(a, dtype, copy=False)
-    if values and a.dtype != dtype and is_float(backend, a):
+    if a.dtype == dtype:
+        return a
+    cast = backend.xp.astype(a, dtype)
+    if values and floating:
         _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
     return cast
 

@@ -15,7 +15,7 @@ from bpnet.errors import OptionError
 from bpnet.layout import Layout
 from bpnet.options import flag, number
 from bpnet.registry import Registered
-from bpnet.schedules import Schedule, at, rate
+from bpnet.schedules import Schedule, rate
 
 State = tuple[Array, ...]
 
@@ -31,7 +31,9 @@ class Optimizer(Registered, kind="optimizer"):
 
     def schedule(self, step: int) -> float:
         """The learning rate of the step, the first being 0."""
-        return number("the learning rate of the schedule", at(self.lr, step), 0.0, math.inf, closed="left")
+        if not isinstance(self.lr, Schedule):
+            return self.lr
+        return number("the learning rate of the schedule", self.lr(step), 0.0, math.inf, closed="left")
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:

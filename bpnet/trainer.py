@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bpnet.backends import Array, Backend, common
+from bpnet.backends import Array, Backend, common, of
 from bpnet.backends.base import Rows
 from bpnet.backpropagation import take_rows
 from bpnet.callbacks import Callback, History, Progress
@@ -216,10 +216,11 @@ class Trainer:
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device; types
         and shapes are checked always.
         """
-        backend, x, y, weight = self._data(x, y, sample_weight, values=flag("check", check))
-        if self._built is None:
-            self._build(backend, self._layout_for(x), x)
-        with self._session(x):
+        backend = of(x)
+        with backend.session(self.threads, backend.device(x)):
+            _, x, y, weight = self._data(x, y, sample_weight, values=flag("check", check))
+            if self._built is None:
+                self._build(backend, self._layout_for(x), x)
             return self._advance(x, y, weight, None)
 
     def fit(

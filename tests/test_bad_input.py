@@ -241,7 +241,7 @@ def test_validation_is_named_in_its_errors() -> None:
         ((X, Y + 1), DataError, r"validation\[1\] has the label 3, but the network has 3 outputs"),
         ((X, Y.tolist()), ArrayMismatchError, r"validation\[1\] is of type list; .*numpy\.asarray\(validation\[1\]\)"),
         ((X, None), ArrayMismatchError, r"validation\[1\] is None; expected an array"),
-        ((X[:, 0], Y), ShapeError, r"validation\[0\] has one axis; expected .*: validation\[0\]\[:, None\] makes"),
+        ((X[:, 0], Y), ShapeError, r"validation\[0\] has one axis; expected .*: validation\[0\]\[None\] makes"),
     ]:
         expect(error, pattern, lambda v=validation: fresh().fit(X, Y, validation=v, progress=False))
 

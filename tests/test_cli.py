@@ -484,12 +484,19 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--output", "."), "which is a directory"),
         pytest.param(("--output", os.devnull), "which is a device", marks=POSIX),
         (("--target", "y"), "--target names a column of a .csv or .parquet file"),
-        (("--lr", "1e30", "--optimizer", "sgd"), "diverged"),
     ],
 )
 def test_wrong_options(npz, args, words):
     assert words in refused("train", npz, "--quiet", *args)
     assert not Path("model.safetensors").exists()
+
+
+def test_a_diverged_training_keeps_what_it_learnt_before(npz):
+    result = run("train", npz, "--quiet", "--lr", "1e30", "--optimizer", "sgd")
+    assert (result.status, result.out) == (2, "")
+    assert "diverged at step" in result.err
+    assert "They are in model.safetensors" in result.err
+    assert ok("info", "model.safetensors").out
 
 
 @pytest.mark.parametrize("args", [("--epochs", "0"), ("--batch-size", "x"), ("--seed", "-1"), ("--nope",)])

@@ -26,19 +26,23 @@ Loop = Callable[[Sequence[Array], Sequence[float]], None]
 """loop(arrays, scalars): writes the rule's results over the first arrays."""
 
 
+Key = tuple[Rule, int, int, Any]
+"""A rule, its numbers of arrays and scalars, and the arrays' type."""
+
+
 class Jit:
     """Machine code for rules, by rule and float type: made in the background once enough elements have been handled."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.handled = 0
-        self.loops: dict[tuple[Rule, int, int, str], Loop | None] = {}
+        self.loops: dict[Key, Loop | None] = {}
 
     def loop(self, rule: Rule, arrays: Sequence[Array], scalars: int, wanted: bool | None) -> Loop | None:
         """The loop where it is ready.  `wanted`: True waits for it, False gives none, None lets the work decide."""
         if wanted is False:
             return None
-        key = (rule, len(arrays), scalars, arrays[0].dtype.name)
+        key = (rule, len(arrays), scalars, arrays[0].dtype)
         if key in self.loops:
             return self.loops[key]
         with self.lock:
@@ -52,7 +56,7 @@ class Jit:
             threading.Thread(target=self.make, args=(key,), name="bpnet-jit", daemon=True).start()
         return self.loops[key]
 
-    def make(self, key: tuple[Rule, int, int, str]) -> None:
+    def make(self, key: Key) -> None:
         rule, arrays, scalars, dtype = key
         if importlib.util.find_spec("numba") is None:
             return
@@ -60,7 +64,7 @@ class Jit:
             source = loop_source(Program(rule, arrays, scalars))
         except NotTraceableError:
             return
-        self.loops[key] = _compiled(source, numpy.dtype(dtype).type, arrays, scalars)
+        self.loops[key] = _compiled(source, dtype.type, arrays, scalars)
 
 
 def loop_source(program: Program) -> str:

@@ -78,7 +78,7 @@ class NumpyBackend(Backend):
         return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
-        if inside() or rows * work < LEAST_WORK or rows < 2 * LEAST_ROWS:
+        if rows < 2 * LEAST_ROWS or rows * work < LEAST_WORK or inside():
             return [(0, rows)]
         count = max(2, -(-rows // BLOCK_ROWS))
         cuts = [rows * i // count for i in range(count + 1)]

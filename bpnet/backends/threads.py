@@ -1,5 +1,6 @@
 """Threads for the NumPy backend: blocks over a pool, and BLAS held to one thread while they run."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ def inside() -> bool:
     return getattr(current, "inside", False)
 
 
+@functools.cache
 def available_threads() -> int:
     """Processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -90,7 +92,7 @@ class _Blas:
             if self.open == 0:
                 self.found = _limit(self.shared or [])
             self.open += 1
-        return _limit(self.each)
+        return _limit(self.each) if self.each else []
 
     def release(self, own: Limits) -> None:
         _restore(own)
