@@ -20,7 +20,18 @@ class Suite:
     seconds: float = 0.25
 
 
-STRONGEST = ("bpnet", "bpnet-cupy", "torch", "torch-compile", "jax", "numpy", "cupy", "floor", "floor-cupy")
+STRONGEST = (
+    "bpnet",
+    "bpnet-jit",
+    "bpnet-cupy",
+    "torch",
+    "torch-compile",
+    "jax",
+    "numpy",
+    "cupy",
+    "floor",
+    "floor-cupy",
+)
 PLAIN = tuple(name for name in STRONGEST if name != "torch-compile")  # which takes long to start
 
 

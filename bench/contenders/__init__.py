@@ -36,6 +36,7 @@ _BOTH, _GPU = ("cpu", "cuda"), ("cuda",)
 
 ALL = {
     "bpnet": Entry("bpnet, NumPy", "bpnet_trainer", {"backend": "numpy"}, activations=0.3),
+    "bpnet-jit": Entry("bpnet, NumPy + jit", "bpnet_trainer", {"backend": "numpy", "jit": True}, activations=0.3),
     "bpnet-torch": Entry("bpnet, PyTorch arrays", "bpnet_trainer", {"backend": "torch"}, _BOTH),
     "bpnet-jax": Entry("bpnet, JAX arrays", "bpnet_trainer", {"backend": "jax"}, _BOTH),
     "bpnet-cupy": Entry("bpnet, CuPy", "bpnet_trainer", {"backend": "cupy"}, _GPU),

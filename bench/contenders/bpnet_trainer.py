@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,16 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 
 
 class Bpnet(Contender):
-    def __init__(self, task: Task, backend: str, **options: Any) -> None:
+    def __init__(self, task: Task, backend: str, jit: bool = False, **options: Any) -> None:
         super().__init__(task)
+        if jit and importlib.util.find_spec("numba") is None:
+            raise Absent("Numba is not installed")
         try:
             self.backend = bp.backends.get(backend)
         except ImportError as error:
             raise Absent(str(error)) from None
+        if backend == "numpy":
+            self.backend.jit = jit
         if backend == "jax":
             import jax
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
@@ -28,6 +29,8 @@ LEAST_ROWS = 16
 """Fewest rows in a block: below, a product spends its time packing the weights."""
 LEAST_WORK = 2e7
 """Floating-point operations under which a batch is one block: waking a thread would cost more than it saves."""
+SWEPT = 2 * CHUNK
+"""Elements of a vector updated at a time: with fewer, longer operations threads wait less for each other."""
 DRAWN = 4 * CHUNK
 """Random numbers drawn with one key."""
 
@@ -114,25 +117,42 @@ class NumpyBackend(Backend):
                 loop(ins, scalars)
                 return
             if program is not None:
-                scratch = numpy.empty((program.needs, stop - start), ins[0].dtype)
+                scratch = _scratch(program.needs, stop - start, ins[0].dtype)
                 program.call(numpy, ins, scalars, outs, scratch)
                 return
             values = [numpy.array(v) if any(v is a for a in ins) else v for v in rule(self, *ins, *scalars)]
             for out, value in zip(outs, values, strict=True):
                 out[...] = value
 
-        if arrays[0].size <= CHUNK:
+        if arrays[0].size <= SWEPT:
             for start, stop, scalars in pieces:
                 apply(start, stop, scalars)
             return results
         chunks = [
-            (start, min(start + CHUNK, stop), scalars)
+            (start, min(start + SWEPT, stop), scalars)
             for first, stop, scalars in pieces
-            for start in range(first, stop, CHUNK)
+            for start in range(first, stop, SWEPT)
         ]
-        for _ in self.map_blocks(lambda number, _: apply(*chunks[number]), [(i, i + 1) for i in range(len(chunks))]):
-            pass
+
+        def share(number: int, part: Rows) -> None:
+            for chunk in chunks[slice(*part)]:
+                apply(*chunk)
+
+        shares = max(2, min(8, len(chunks) // 4))
+        cuts = [len(chunks) * i // shares for i in range(shares + 1)]
+        list(self.map_blocks(share, list(itertools.pairwise(cuts))))
         return results
+
+
+_kept = threading.local()
+
+
+def _scratch(count: int, size: int, dtype: Any) -> Array:
+    """Arrays for intermediate results; each thread keeps its own, since new memory is slower than arithmetic."""
+    kept = getattr(_kept, "scratch", None)
+    if kept is None or kept.dtype != dtype or kept.shape[0] < count or kept.shape[1] < size:
+        kept = _kept.scratch = numpy.empty((count, size), dtype)
+    return kept[:count, :size]
 
 
 @functools.cache

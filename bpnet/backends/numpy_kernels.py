@@ -174,9 +174,32 @@ def batch_norm_backward(
     return dx, dscale, dshift
 
 
+def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+    if target.ndim != 1:
+        from bpnet.layer import KERNELS as DEFINITIONS
+
+        result: tuple[Array, Array] = DEFINITIONS["softmax_cross_entropy"](run, z, target, weight, total)
+        return result
+    rows = numpy.arange(z.shape[0])
+    e = z - z.max(axis=1, keepdims=True)
+    right = e[rows, target]
+    numpy.exp(e, out=e)
+    norm = e.sum(axis=1)
+    loss = numpy.log(norm) - right
+    e /= norm[:, None]
+    e[rows, target] -= 1.0
+    factor = 1.0 / total
+    if weight is None:
+        e *= factor
+        return loss.sum() * factor, e
+    e *= (weight * factor)[:, None]
+    return (loss * weight).sum() * factor, e
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "dense_forward": dense_forward,
     "dense_backward": dense_backward,
+    "softmax_cross_entropy": softmax_cross_entropy,
     "batch_norm_forward": batch_norm_forward,
     "batch_norm_backward": batch_norm_backward,
 }
