@@ -24,13 +24,13 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
+    if is_float(backend, x):
+        if not values:
+            return backend, x
+    elif not is_whole(backend, x):
+        raise DTypeError(f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, made float32")
     with backend.session(device=backend.device(x)):
-        if not is_float(backend, x):
-            if not is_whole(backend, x):
-                raise DTypeError(
-                    f"{name} holds {x.dtype} values; expected float32 or float64; whole numbers become float32"
-                )
-            x = backend.xp.astype(x, backend.xp.float32)
+        x = backend.xp.astype(x, backend.xp.float32) if not is_float(backend, x) else x
         if values:
             check_finite(backend, x, name)
     return backend, x

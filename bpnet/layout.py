@@ -74,9 +74,8 @@ class Layout:
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
-        xp = backend.xp
-        parts = [xp.reshape(_at(tree, slot.path), (slot.size,)) for slot in self.parameters]
-        return xp.concat(parts) if len(parts) > 1 else parts[0]
+        parts = [backend.flat(_at(tree, slot.path)) for slot in self.parameters]
+        return backend.xp.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""

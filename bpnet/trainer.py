@@ -449,7 +449,8 @@ class Trainer:
             _, x = self._rows(x, names[0], values)
             layout = self._layout_for(x)
             y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0], values)
-            weight = check_weight(backend, weight, x, names[2], values)
+            if weight is not None:
+                weight = check_weight(backend, weight, x, names[2], values)
         return backend, x, y, weight
 
     def _validation(self, validation: Any, like: Array) -> tuple[Array, Array, Array | None]:

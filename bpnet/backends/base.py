@@ -32,6 +32,8 @@ class Backend:
     name = "array_api"
     traces = False
     """Whether `compile` traces the step: then values must not be looked at inside it."""
+    jit: bool | None = None
+    """Whether rules are compiled by an extra (NumPy only): True at once, False never, None where it will pay."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
 
@@ -73,6 +75,10 @@ class Backend:
     def adopt(self, x: Array) -> Array:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x
+
+    def flat(self, x: Array) -> Array:
+        """`x` as a vector."""
+        return self.xp.reshape(x, (-1,))
 
     def copy(self, x: Array) -> Array:
         """A copy of `x`."""

@@ -38,8 +38,6 @@ DRAWN = 4 * CHUNK
 class NumpyBackend(Backend):
     name = "numpy"
     kernels: ClassVar = KERNELS
-    jit: bool | None = None
-    """Whether Numba compiles rules: True at once, False never, None where it is installed and will pay."""
 
     def device(self, x: Array) -> Any:
         return "cpu"
@@ -49,6 +47,9 @@ class NumpyBackend(Backend):
 
     def to_host(self, x: Array) -> Any:
         return x
+
+    def flat(self, x: Array) -> Array:
+        return x.reshape(-1)
 
     def memory(self, x: Array) -> tuple[int, int] | None:
         if not hasattr(os, "sysconf"):
