@@ -155,14 +155,16 @@ class Composite(Layer):
 def kernel(definition: F) -> F:
     """Mark a function of (run, ...) whose body is a definition that a backend may replace by a faster equal.
 
-    The backend names its replacements in `Backend.kernels`; a test runs each against its definition.
+    The backend names its replacements in `Backend.kernels`; a test runs each against its definition.  A replacement may
+    return NotImplemented for arguments that it leaves to the definition.
     """
     name = definition.__name__
     KERNELS[name] = definition
 
     @wraps(definition)
     def call(run: Run, *args: Any) -> Any:
-        return run.backend.kernels.get(name, definition)(run, *args)
+        result = run.backend.kernels.get(name, definition)(run, *args)
+        return definition(run, *args) if result is NotImplemented else result
 
     return call  # type: ignore[return-value]
 

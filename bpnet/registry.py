@@ -4,6 +4,7 @@ Each family (layer, loss, optimizer, schedule) derives from `Registered`; a clas
 defined, so a user's own layer can be saved and loaded too.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
@@ -98,10 +99,9 @@ def describe(value: Any) -> Any:
 
 def _define(name: str) -> None:
     """Import the module of bpnet's own class `name`, if there is one: modules are loaded when they are asked for."""
-    import bpnet
-
-    if name in bpnet.__all__:
-        getattr(bpnet, name)
+    package = importlib.import_module("bpnet")
+    if name in package.__all__:
+        getattr(package, name)
 
 
 def restore(value: Any) -> Any:

@@ -93,7 +93,9 @@ def test_replacement_equals_its_definition(backend, name, rows):
         for args in ARGUMENTS[name](backend, np.random.default_rng(0), rows, f):
             before = [backend.host(a) if hasattr(a, "shape") else a for a in args]
             with backend.seam.session(2):
-                equal(backend, replacement(run, *args), KERNELS[name](plain, *args))
+                got = replacement(run, *args)
+                if got is not NotImplemented:  # it is left to the definition
+                    equal(backend, got, KERNELS[name](plain, *args))
             for a, old in zip(args, before, strict=True):
                 if hasattr(a, "shape"):
                     np.testing.assert_array_equal(backend.host(a), old)

@@ -216,9 +216,9 @@ def test_layers_are_frozen_values():
 
 @pytest.mark.parametrize(
     ("activation", "limit"),
-    [("relu", (6 / 50) ** 0.5), ("gelu", (6 / 50) ** 0.5), ("tanh", (6 / 90) ** 0.5), ("identity", (6 / 90) ** 0.5)],
+    [("relu", (12 / 90) ** 0.5), ("gelu", (12 / 90) ** 0.5), ("tanh", (6 / 90) ** 0.5), ("identity", (6 / 90) ** 0.5)],
 )
-def test_dense_starts_as_he_or_glorot(activation, limit):
+def test_dense_starts_within_glorots_bound_times_the_gain(activation, limit):
     start = bp.Dense(40, activation).init(bp.Rng(0), (50,))
     assert np.all(start["bias"] == 0.0)
     assert 0.98 * limit < np.max(np.abs(start["weight"])) <= limit

@@ -188,7 +188,7 @@ def test_labels_equal_one_hot(backend, weight):
     named = evaluate(backend, bp.CrossEntropy(), output, backend.array(LABELS), by_row)
     coded = evaluate(backend, bp.CrossEntropy(), output, backend.array(ONE_HOT), by_row)
     for a, b in zip(named, coded, strict=True):
-        np.testing.assert_array_equal(backend.host(a), backend.host(b))
+        np.testing.assert_allclose(backend.host(a), backend.host(b), rtol=1e-14, atol=1e-17)
 
 
 # ---- far from where training should be ------------------------------------------------------------------------------
