@@ -11,7 +11,7 @@ from bpnet.backends.base import Rows
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
-from bpnet.layout import Layout, layout_of
+from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, whole
 from bpnet.registry import resolve
@@ -28,10 +28,12 @@ def loss_and_gradient(
     rows: Array | None = None,
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
+    rooms: dict[int, Room] | None = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
-    The batch is x, y, weight, or where `rows` is given, those rows of them.
+    The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
+    one call to the next, for a caller who is done with the last one.
     """
     xp, network = backend.xp, layout.network
     count = x.shape[0] if rows is None else rows.shape[0]
@@ -42,14 +44,19 @@ def loss_and_gradient(
     taken: dict[str, Any] = {}
 
     def block(number: int, part: Rows) -> tuple[Array, Array]:
-        run = Run(backend, training, (*key, number))
+        room = rooms.get(number) if rooms is not None else None
+        if room is None and (memory := backend.room(layout.size, x)) is not None:
+            room = Room(backend, layout, memory)
+            if rooms is not None:
+                rooms[number] = room
+        run = Run(backend, training, (*key, number), None if room is None else room.places(p))
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
         value, slope = loss(run, output, by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if layout.buffers and training:
             taken.update(network.absorb(run, p, cache))
-        return value, layout.join(backend, grads)
+        return value, layout.join(backend, grads) if room is None else room.join(grads)
 
     parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
     if len(parts) == 1:

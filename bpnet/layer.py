@@ -78,17 +78,21 @@ class ShapeRng(Rng):
 class Run:
     """One pass through a network: its backend, whether it trains, and the key of its random numbers."""
 
-    __slots__ = ("backend", "key", "training", "xp")
+    __slots__ = ("backend", "key", "places", "training", "xp")
 
-    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,)) -> None:
+    def __init__(
+        self, backend: Backend, training: bool = False, key: Key = (0,), places: dict[int, Array] | None = None
+    ) -> None:
         self.backend = backend
         self.xp = backend.xp
         self.training = training
         self.key = key
+        self.places = places
+        """By the `id` of a parameter: where a kernel may write its gradient, once."""
 
     def at(self, place: str) -> "Run":
         """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())))
+        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())), self.places)
 
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""

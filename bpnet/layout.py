@@ -11,7 +11,7 @@ from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.layer import Layer, Leaf, Rng, Shape, ShapeRng, check_layer
+from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
 from bpnet.options import whole
 
 Path = tuple[str, ...]
@@ -106,6 +106,32 @@ class Layout:
         for group in self.groups:
             _place(tree, group, {})
         return tree
+
+
+class Room:
+    """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs."""
+
+    def __init__(self, backend: Backend, layout: Layout, vector: Array) -> None:
+        self.backend, self.layout, self.vector = backend, layout, vector
+        self.views = [_at(layout.views(backend, vector), slot.path) for slot in layout.parameters]
+        self.last: tuple[Params | None, dict[int, Array]] = None, {}
+
+    def places(self, p: Params) -> dict[int, Array]:
+        """By the `id` of a parameter: the place of its gradient."""
+        seen, found = self.last
+        if seen is not p:
+            leaves = [_at(p, slot.path) for slot in self.layout.parameters]
+            found = {id(leaf): view for leaf, view in zip(leaves, self.views, strict=True)}
+            self.last = p, found
+        return dict(found)
+
+    def join(self, tree: Mapping[str, Any]) -> Array:
+        """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
+        for slot, view in zip(self.layout.parameters, self.views, strict=True):
+            value = _at(tree, slot.path)
+            if value is not view:
+                self.backend.store(view, value)
+        return self.vector
 
 
 def layout_of(network: Layer, in_shape: Shape) -> Layout:

@@ -37,7 +37,7 @@ class Optimizer(Registered, kind="optimizer"):
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
-        """rule(b, theta, *state, grad, *scalars, shrink) -> theta, *state."""
+        """rule(b, theta, *state, grad, *scalars) -> theta, *state; where there is decay, one more scalar: `shrink`."""
         raise NotImplementedError
 
     def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
@@ -49,7 +49,7 @@ class Optimizer(Registered, kind="optimizer"):
         return tuple(backend.xp.zeros_like(theta) for _ in range(self.vectors))
 
     def numbers(self, lr: float, step: int) -> tuple[tuple[float, ...], float]:
-        """What changes from step to step: the rule's scalars, and the factor of weight decay.
+        """What changes from step to step: the rule's scalars, and the factor of weight decay (1: none).
 
         Computed on the host in float64; a compiled step takes them as arguments.
         """
@@ -81,9 +81,11 @@ class Optimizer(Registered, kind="optimizer"):
     ) -> tuple[Array, State]:
         """theta and state after one step whose `numbers` are known."""
         scalars, shrink = numbers
-        size, decaying = layout.size, layout.decaying if self.decay else 0
-        pieces = [(0, decaying, (*scalars, shrink)), (decaying, size, (*scalars, 1.0))]
-        pieces = [piece for piece in pieces if piece[0] < piece[1]]
+        size, decaying = layout.size, layout.decaying
+        pieces = [(0, size, scalars)]
+        if self.decay:
+            pieces = [(0, decaying, (*scalars, shrink)), (decaying, size, (*scalars, 1.0))]
+            pieces = [piece for piece in pieces if piece[0] < piece[1]]
         theta, *moved = backend.sweep(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
@@ -113,15 +115,17 @@ class SGD(Optimizer):
         return (backend.xp.zeros_like(theta),) if self.momentum else ()
 
     def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+        if not self.momentum:
+            return (lr,)
         # theta - lr (along_grad grad + along_v v) covers both kinds of momentum
         return (lr, self.momentum, 1.0, self.momentum) if self.nesterov else (lr, self.momentum, 0.0, 1.0)
 
     @staticmethod
     def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
-        if len(rest) == 6:
-            grad, lr, *_ = rest
+        if len(rest) == 2:
+            grad, lr = rest
             return (theta - lr * grad,)
-        v, grad, lr, momentum, along_grad, along_v, _ = rest
+        v, grad, lr, momentum, along_grad, along_v = rest
         v = momentum * v + grad
         return theta - lr * (along_grad * grad + along_v * v), v
 
@@ -135,22 +139,27 @@ def adam_rule(
     rate: Any,
     beta1: float,
     beta2: float,
-    root: Any,
-    epsilon: float,
-    shrink: Any,
+    epsilon: Any,
+    shrink: Any = None,
 ) -> tuple[Array, ...]:
-    """Adam on one element: `rate` is lr / (1 - beta1**t), `root` is sqrt(1 - beta2**t)."""
-    m = beta1 * m + (1.0 - beta1) * grad
-    v = beta2 * v + (1.0 - beta2) * grad * grad
-    return shrink * theta - rate * m / (b.xp.sqrt(v) / root + epsilon), m, v
+    """Adam on one element."""
+    m = beta1 * m + grad
+    v = beta2 * v + grad * grad
+    kept = theta if shrink is None else shrink * theta
+    return kept - rate * m / (b.xp.sqrt(v) + epsilon), m, v
 
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), at step t with gradient g:
+    """Adam (Kingma and Ba 2015): along a running mean of the gradient g, over the root of one of its square.
 
-    m <- beta1 m + (1 - beta1) g,    v <- beta2 v + (1 - beta2) g**2,
-    theta <- theta - lr m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + epsilon).
+    Both are kept as sums in which older terms count less, and divided by the sum of these weights after t steps,
+
+        m <- beta1 m + g,       M = (1 - beta1**t) / (1 - beta1),
+        v <- beta2 v + g**2,    V = (1 - beta2**t) / (1 - beta2),
+        theta <- theta - lr (m / M) / (sqrt(v / V) + epsilon),
+
+    which is the paper's step: its moments are (1 - beta1) m and (1 - beta2) v.
     """
 
     lr: float | Schedule = 1e-3
@@ -169,7 +178,9 @@ class Adam(Optimizer):
         self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
 
     def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        return (lr / (1.0 - self.beta1**step), self.beta1, self.beta2, (1.0 - self.beta2**step) ** 0.5, self.epsilon)
+        mean = (1.0 - self.beta1**step) / (1.0 - self.beta1)
+        root = ((1.0 - self.beta2**step) / (1.0 - self.beta2)) ** 0.5
+        return (lr * root / mean, self.beta1, self.beta2, self.epsilon * root)  # with sqrt(v / V) = sqrt(v) / root
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bpnet.backends.base import Rows
 from bpnet.backpropagation import loss_and_gradient, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout
+from bpnet.layout import Layout, Room
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer, clip_by_global_norm
 
@@ -50,12 +50,16 @@ def training_step(
     `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
     """
 
+    rooms: dict[int, Room] = {}
+
     def step(
         carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, numbers: Any, number: Any
     ) -> tuple[Carry, Array]:
         theta, buffers, state = carry
         p = views(theta, buffers)
-        value, grad, taken = loss_and_gradient(backend, layout, loss, p, x, y, weight, rows, (seed, number))
+        value, grad, taken = loss_and_gradient(
+            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms
+        )
         if clip_norm is not None:
             grad = clip_by_global_norm(backend, grad, clip_norm)
         if taken:

@@ -9,7 +9,7 @@ import pytest
 import bpnet as bp
 from bpnet.backends import base
 from bpnet.layer import KERNELS
-from bpnet.optimizers import SGD, Adam
+from bpnet.optimizers import SGD, Adam, AdamW
 
 ROWS = (7, 5000)
 """Rows of a small batch, and of one that is cut up, in chunks of 65,536 elements and in blocks over threads."""
@@ -135,9 +135,10 @@ def passed_through(b, x, v, g, factor):
 
 
 RULES = {  # a rule, how many vectors of state it has, how many scalars
-    "sgd": (SGD.rule, 0, 5),
-    "momentum": (SGD.rule, 1, 5),
-    "adam": (Adam.rule, 2, 6),
+    "sgd": (SGD.rule, 0, 1),
+    "momentum": (SGD.rule, 1, 4),
+    "adam": (Adam.rule, 2, 4),
+    "adamw": (AdamW.rule, 2, 5),
     "untraceable": (untraceable, 0, 1),
     "shared": (shared, 1, 1),
     "passed through": (passed_through, 1, 1),

@@ -84,6 +84,14 @@ class Backend:
         """A copy of `x`."""
         return self.xp.asarray(x, copy=True)
 
+    def room(self, size: int, like: Array) -> Array | None:
+        """A vector of the type of `like` for kernels to write to, of a library whose arrays can be written to."""
+        return None
+
+    def store(self, place: Array, value: Array) -> None:
+        """Write `value` to a part of what `room` gave."""
+        raise NotImplementedError
+
     def synchronise(self, x: Array) -> None:
         """Wait until `x` has been computed."""
 

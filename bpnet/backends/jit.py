@@ -11,23 +11,35 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from bpnet.backends.base import Array, Rule
-from bpnet.backends.trace import BINARY, NotTraceableError, Program, Symbol
+from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError, Program, Symbol
 
 WORTH_IT = 2e8
 """Elements that NumPy handles before Numba is fetched: about a second of work."""
 
 Loop = Callable[[Sequence[Array], Sequence[float]], None]
-"""loop(arrays, scalars): writes the rule's results over the first arrays."""
+"""loop(arrays, scalars)."""
 
 
-Key = tuple[Rule, int, int, Any]
-"""A rule, its numbers of arrays and scalars, and the arrays' type."""
+@dataclass(frozen=True)
+class Form:
+    """What a loop is made for: how it runs, a rule, its numbers of arrays and scalars, and the arrays' type.
+
+    "sweep": over vectors; the results are written over the first of them.
+    "forward": z <- rule(z + bias), for a matrix z and a vector; arrays z, bias.
+    "backward": dz <- rule(kept, dy) and the sums of its columns, of so many rows at a time and then of these sums;
+    arrays kept, dy, dz, sums, memory of the size of sums; scalar rows.
+    """
+
+    kind: str
+    rule: Rule
+    arrays: int
+    scalars: int
+    dtype: Any
 
 
 class Jit:
@@ -36,55 +48,53 @@ class Jit:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.handled = 0
-        self.loops: dict[Key, Loop | None] = {}
+        self.loops: dict[Form, Loop | None] = {}
 
-    def loop(self, rule: Rule, arrays: Sequence[Array], scalars: int, wanted: bool | None) -> Loop | None:
-        """The loop where it is ready.  `wanted`: True waits for it, False gives none, None lets the work decide."""
+    def loop(self, form: Form, size: int, wanted: bool | None) -> Loop | None:
+        """The loop where it is ready; it is wanted for `size` elements.
+
+        `wanted`: True waits for it, False gives none, None lets the work that it could have done decide.
+        """
         if wanted is False:
             return None
-        key = (rule, len(arrays), scalars, arrays[0].dtype)
-        if key in self.loops:
-            return self.loops[key]
+        if form in self.loops:
+            return self.loops[form]
         with self.lock:
-            self.handled += arrays[0].size
-            if key in self.loops or (wanted is None and self.handled < WORTH_IT):
-                return self.loops.get(key)
-            self.loops[key] = None
+            self.handled += size
+            if form in self.loops or (wanted is None and self.handled < WORTH_IT):
+                return self.loops.get(form)
+            self.loops[form] = None
         if wanted:
-            self.make(key)
+            self.make(form)
         else:
-            threading.Thread(target=self.make, args=(key,), name="bpnet-jit", daemon=True).start()
-        return self.loops[key]
+            threading.Thread(target=self.make, args=(form,), name="bpnet-jit", daemon=True).start()
+        return self.loops[form]
 
-    def make(self, key: Key) -> None:
-        rule, arrays, scalars, dtype = key
+    def make(self, form: Form) -> None:
         if importlib.util.find_spec("numba") is None:
             return
         try:
-            source = loop_source(Program(rule, arrays, scalars))
+            self.loops[form] = _compiled(form)
         except NotTraceableError:
             return
-        self.loops[key] = _compiled(source, dtype.type, arrays, scalars)
 
 
-def loop_source(program: Program) -> str:
-    """Python text of `prepare(T, scalars)`, done once, and of `loop(arrays, constants)`, done for every element.
-
-    The i-th result is written over the i-th array, so that the compiler sees that no two arrays share memory.
-    """
+def loop_source(form: Form) -> str:
+    """Python text of `prepare(T, *scalars)`, done once, and of `loop(...)`, done for every element."""
+    program = Program(form.rule, {"forward": 1, "backward": 2}.get(form.kind, form.arrays), form.scalars)
     names = {id(a): f"v{i}" for i, a in enumerate(program.arrays)}
     names |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
     constants: dict[str, str] = {}
     once: list[str] = []
     each: list[str] = []
 
-    def of(value: Any, scalar: bool) -> str:
+    def of(value: Any, scalar: bool = False) -> str:
         if isinstance(value, Symbol) and (scalar or not value.scalar):
             return names[id(value)]
         text = names[id(value)] if isinstance(value, Symbol) else repr(float(value))
         return text if scalar else constants.setdefault(text, f"c{len(constants)}")
 
-    signs = {name: sign for sign, name in BINARY.items()}
+    signs = {name: sign for sign, name in (BINARY | COMPARISONS).items()}
     for i, step in enumerate(program.steps):
         names[id(step)] = f"x{i}"
         args = [of(a, step.scalar) for a in step.args]
@@ -92,37 +102,82 @@ def loop_source(program: Program) -> str:
             text = f" {signs[step.op]} ".join(args)
         elif step.op == "sqrt" and not step.scalar:
             text = f"sqrt({args[0]})"
+        elif step.op == "maximum" and not step.scalar:
+            text = f"{args[0]} if {args[0]} >= {args[1]} or {args[0]} != {args[0]} else {args[1]}"
+        elif step.op == "astype":
+            text = f"{of(1.0)} if {args[0]} else {of(0.0)}"
         else:  # not rounded exactly, so NumPy and a compiler need not agree
             raise NotTraceableError(step.op)
         (once if step.scalar else each).append(f"x{i} = {text}")
-    inputs = "".join(f"a{i}, " for i in range(len(program.arrays)))
-    lines = [
-        "from numpy import sqrt",
-        f"def prepare(T, {', '.join(f's{i}' for i in range(len(program.scalars)))}):",
-        *(f"    {line}" for line in once),
-        f"    return ({''.join(f'T({text}), ' for text in constants)})",
-        f"def loop({inputs}{', '.join(constants.values())}):",
-        "    for i in range(a0.size):",
-        *(f"        v{i} = a{i}[i]" for i in range(len(program.arrays))),
-        *(f"        {line}" for line in each),
-        *(f"        a{i}[i] = {names[id(result)]}" for i, result in enumerate(program.results)),
+    results = [names[id(result)] for result in program.results]
+    shape = _SHAPES[form.kind]
+    head, body = shape(form.arrays, each, results)
+    return "\n".join(
+        [
+            "from numpy import sqrt",
+            f"def prepare({', '.join(['T', *(f's{i}' for i in range(form.scalars))])}):",
+            *(f"    {line}" for line in once),
+            f"    return ({''.join(f'T({text}), ' for text in constants)})",
+            f"def loop({', '.join([*head, *constants.values()])}):",
+            *(f"    {line}" for line in body),
+            "",
+        ]
+    )
+
+
+def _sweep(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+    """The i-th result is written over the i-th array, so that the compiler sees that no two arrays share memory."""
+    head = [f"a{i}" for i in range(arrays)]
+    lines = [f"v{i} = a{i}[i]" for i in range(arrays)] + each + [f"a{i}[i] = {r}" for i, r in enumerate(results)]
+    return head, ["for i in range(a0.size):", *(f"    {line}" for line in lines)]
+
+
+def _forward(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+    lines = ["v0 = z[i, j] + bias[j]", *each, f"z[i, j] = {results[0]}"]
+    body = ["for i in range(z.shape[0]):", "    for j in range(bias.size):", *(f"        {line}" for line in lines)]
+    return ["z", "bias"], body
+
+
+def _backward(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+    lines = ["v0 = kept[i, j]", "v1 = dy[i, j]", *each, f"dz[i, j] = {results[0]}", f"part[j] += {results[0]}"]
+    body = [
+        "sums[:] = 0.0",
+        "for start in range(0, dy.shape[0], rows):",
+        "    part[:] = 0.0",
+        "    for i in range(start, min(start + rows, dy.shape[0])):",
+        "        for j in range(part.size):",
+        *(f"            {line}" for line in lines),
+        "    for j in range(part.size):",
+        "        sums[j] += part[j]",
     ]
-    return "\n".join(lines) + "\n"
+    return ["kept", "dy", "dz", "sums", "part", "rows"], body
 
 
-def _compiled(source: str, scalar: type, arrays: int, scalars: int) -> Loop:
+_SHAPES = {"sweep": _sweep, "forward": _forward, "backward": _backward}
+
+
+def _compiled(form: Form) -> Loop:
     """The loop, compiled; kept on disk from one process to the next where there is a place to write."""
     import numba
 
-    space, kept = _module(source)
+    space, kept = _module(loop_source(form))
+    scalar, prepare = form.dtype.type, space["prepare"]
+    vector, matrix = (numba.types.Array(numba.from_dtype(form.dtype), axes, "C") for axes in (1, 2))
+    kinds = {
+        "sweep": [vector] * form.arrays,
+        "forward": [matrix, vector],
+        "backward": [matrix, matrix, matrix, vector, vector, numba.intp],
+    }[form.kind]
+    constants = len(prepare(scalar, *[0.5] * form.scalars))
     # "numpy": a division by zero gives infinity, as NumPy's does, and not an exception, which could not be vectorized
-    run = numba.njit(nogil=True, error_model="numpy", cache=kept)(space["loop"])
-    prepare = space["prepare"]
+    compiler = numba.njit(
+        (*kinds, *[numba.from_dtype(form.dtype)] * constants), nogil=True, error_model="numpy", cache=kept
+    )
+    run = compiler(space["loop"])
 
-    def loop(vectors: Sequence[Array], numbers: Sequence[float]) -> None:
-        run(*vectors, *prepare(scalar, *numbers))
+    def loop(arrays: Sequence[Array], numbers: Sequence[float]) -> None:
+        run(*arrays, *prepare(scalar, *numbers))
 
-    loop([numpy.empty(0, scalar)] * arrays, [0.5] * scalars)  # compiles it, or reads it from disk
     return loop
 
 

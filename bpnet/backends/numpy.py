@@ -16,21 +16,27 @@ import array_api_compat.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
-from bpnet.backends.jit import JIT
+from bpnet.backends.blas import BLAS, Product
+from bpnet.backends.jit import JIT, Form, Loop
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
-from bpnet.backends.threads import Job, Session, inside
+from bpnet.backends.threads import Job, Session, current, inside
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 
 T = TypeVar("T")
 
 BLOCK_ROWS = 4096
 """Most rows in a block: larger products are no faster, and their temporaries no longer fit a cache."""
-LEAST_ROWS = 16
-"""Fewest rows in a block: below, a product spends its time packing the weights."""
-LEAST_WORK = 2e7
-"""Floating-point operations under which a batch is one block: waking a thread would cost more than it saves."""
-SWEPT = 2 * CHUNK
-"""Elements of a vector updated at a time: with fewer, longer operations threads wait less for each other."""
+WHOLE = 1024
+"""Most rows that stay one block, whose products are cut over BLAS's own threads: they start at once."""
+ALONE = 2**20
+"""Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
+share a processor with them."""
+SWEPT = CHUNK
+"""Elements of a vector updated at a time."""
+COMPILED = 2**19
+"""The same, by a compiled loop, which makes no temporaries."""
+TINY = 4096
+"""Elements up to which asking for a compiled loop would take longer than it saves."""
 DRAWN = 4 * CHUNK
 """Random numbers drawn with one key."""
 
@@ -50,6 +56,12 @@ class NumpyBackend(Backend):
 
     def flat(self, x: Array) -> Array:
         return x.reshape(-1)
+
+    def room(self, size: int, like: Array) -> Array | None:
+        return numpy.empty(size, like.dtype)
+
+    def store(self, place: Array, value: Array) -> None:
+        place[...] = value
 
     def memory(self, x: Array) -> tuple[int, int] | None:
         if not hasattr(os, "sysconf"):
@@ -82,7 +94,7 @@ class NumpyBackend(Backend):
         return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
-        if rows < 2 * LEAST_ROWS or rows * work < LEAST_WORK or inside():
+        if rows < WHOLE or inside():
             return [(0, rows)]
         count = max(2, -(-rows // BLOCK_ROWS))
         cuts = [rows * i // count for i in range(count + 1)]
@@ -90,6 +102,14 @@ class NumpyBackend(Backend):
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
         return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
+
+    def multiply(self, products: Sequence[Product]) -> None:
+        """out <- a @ b of every (a, b, out), the products cut over BLAS's threads by their shapes."""
+        if inside():
+            for a, b, out in products:
+                numpy.matmul(a, b, out=out)
+        else:
+            BLAS.multiply(products, getattr(current, "threads", 1))
 
     def add_to(self, total: Array, part: Array) -> Array:
         for _ in self.map_blocks(
@@ -99,6 +119,24 @@ class NumpyBackend(Backend):
             pass
         return total
 
+    def evaluate(self, rule: Rule, arrays: Sequence[Array], out: Array) -> None:
+        """out <- rule(self, *arrays), without temporaries where the rule can be traced; out may be arrays[0]."""
+        program = _program(rule, len(arrays), 0)
+        if program is None:
+            out[...] = rule(self, *arrays)
+        else:
+            program.call(numpy, arrays, (), (out,), _scratch(program.needs, out))
+
+    def loop(self, kind: str, rule: Rule, arrays: Sequence[Array], scalars: int = 0) -> Loop | None:
+        """The rule compiled, where that is wanted, possible and done; only for arrays without gaps."""
+        if self.jit is False:
+            return None
+        first = arrays[0]
+        found = JIT.loop(Form(kind, rule, len(arrays), scalars, first.dtype), first.size, self.jit)
+        if found is None or not all(a.flags.c_contiguous and a.dtype == first.dtype for a in arrays):
+            return None
+        return found
+
     def fuse(self, rule: Rule) -> Rule:
         """The rule in chunks of rows that stay in cache, over threads."""
         return functools.partial(by_chunks, rule)
@@ -107,56 +145,65 @@ class NumpyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; compiled, or without temporaries, where it can be traced."""
+        size = arrays[0].size
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        scalar_count = len(pieces[0][2])
-        loop = JIT.loop(rule, arrays, scalar_count, self.jit) if donate else None
-        program = _program(rule, len(arrays), scalar_count)
-
-        def apply(start: int, stop: int, scalars: tuple[float, ...]) -> None:
-            ins, outs = [a[start:stop] for a in arrays], [r[start:stop] for r in results]
-            if loop is not None:
-                loop(ins, scalars)
-                return
-            if program is not None:
-                scratch = _scratch(program.needs, stop - start, ins[0].dtype)
-                program.call(numpy, ins, scalars, outs, scratch)
-                return
-            values = [numpy.array(v) if any(v is a for a in ins) else v for v in rule(self, *ins, *scalars)]
-            for out, value in zip(outs, values, strict=True):
-                out[...] = value
-
-        if arrays[0].size <= SWEPT:
-            for start, stop, scalars in pieces:
-                apply(start, stop, scalars)
+        loop = self.loop("sweep", rule, arrays, len(pieces[0][2])) if donate and size > TINY else None
+        if size <= SWEPT and len(pieces) == 1:
+            self._apply(rule, arrays, pieces[0][2], results, loop)
             return results
+        step = SWEPT if loop is None else COMPILED
         chunks = [
-            (start, min(start + SWEPT, stop), scalars)
+            (slice(start, min(start + step, stop)), scalars)
             for first, stop, scalars in pieces
-            for start in range(first, stop, SWEPT)
+            for start in range(first, stop, step)
         ]
 
         def share(number: int, part: Rows) -> None:
-            for chunk in chunks[slice(*part)]:
-                apply(*chunk)
+            for chunk, scalars in chunks[slice(*part)]:
+                self._apply(rule, [a[chunk] for a in arrays], scalars, [r[chunk] for r in results], loop)
 
-        shares = max(2, min(8, len(chunks) // 4))
-        cuts = [len(chunks) * i // shares for i in range(shares + 1)]
-        list(self.map_blocks(share, list(itertools.pairwise(cuts))))
+        if size <= (ALONE if BLAS.awake() else SWEPT):
+            share(0, (0, len(chunks)))
+        else:
+            shares = max(2, min(8, len(chunks) // 4))
+            cuts = [len(chunks) * i // shares for i in range(shares + 1)]
+            list(self.map_blocks(share, list(itertools.pairwise(cuts))))
         return results
+
+    def _apply(
+        self,
+        rule: Rule,
+        arrays: Sequence[Array],
+        scalars: tuple[float, ...],
+        results: Sequence[Array],
+        loop: Loop | None,
+    ) -> None:
+        """results <- rule(self, *arrays, *scalars); the i-th result may be the i-th array."""
+        if loop is not None:
+            loop(arrays, scalars)
+            return
+        program = _program(rule, len(arrays), len(scalars))
+        if program is not None:
+            program.call(numpy, arrays, scalars, results, _scratch(program.needs, results[0]))
+            return
+        values = [numpy.array(v) if any(v is a for a in arrays) else v for v in rule(self, *arrays, *scalars)]
+        for out, value in zip(results, values, strict=True):
+            out[...] = value
 
 
 _kept = threading.local()
 
 
-def _scratch(count: int, size: int, dtype: Any) -> Array:
+def _scratch(count: int, like: Array) -> Array:
     """Arrays for intermediate results; each thread keeps its own, since new memory is slower than arithmetic."""
     kept = getattr(_kept, "scratch", None)
-    if kept is None or kept.dtype != dtype or kept.shape[0] < count or kept.shape[1] < size:
-        kept = _kept.scratch = numpy.empty((count, size), dtype)
-    return kept[:count, :size]
+    if kept is None or kept.dtype != like.dtype or kept.shape[0] < count or kept.shape[1] < like.size:
+        kept = _kept.scratch = numpy.empty((count, like.size), like.dtype)
+    some = kept[:count, : like.size]
+    return some if like.ndim == 1 else some.reshape(count, *like.shape)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _program(rule: Rule, arrays: int, scalars: int) -> InPlace | None:
     """The rule as calls without temporaries, or None where it does something that can't be traced."""
     try:

@@ -5,6 +5,7 @@ couples its rows, every kernel cuts its own rows into blocks over the threads an
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy
@@ -13,6 +14,12 @@ from bpnet.backends.base import Array, Rows
 
 CHUNK = 65536
 """Elements of an array that are handled at a time, so that temporaries stay in cache."""
+
+
+SMALL = 10**6
+"""Multiplications of a product below which plain NumPy is fastest, and BLAS would not cut it either."""
+SUMMED = 512
+"""Rows that are summed one after the other; more are summed by parts, which rounds less."""
 
 
 def chunks(rows: int, width: int, first: int = 0) -> list[slice]:
@@ -38,34 +45,48 @@ def by_chunks(rule: Callable[..., Any], b: Any, *arrays: Array | None) -> Array:
 
 def column_sums(a: Array, first: int = 0, stop: int | None = None) -> Array:
     """Sums over rows first ... stop, of chunks and then of their sums, which rounds less than one running sum."""
-    rows = (a.shape[0] if stop is None else stop) - first
-    if rows * a.shape[1] <= CHUNK // 8:
-        return numpy.add.reduce(a[first : first + rows], axis=0)
-    parts = [numpy.add.reduce(a[c], axis=0) for c in chunks(rows, 8 * a.shape[1], first)]
+    stop = a.shape[0] if stop is None else stop
+    if stop - first <= SUMMED:
+        return numpy.add.reduce(a[first:stop], axis=0)
+    parts = [numpy.add.reduce(a[i : min(i + SUMMED, stop)], axis=0) for i in range(first, stop, SUMMED)]
     return numpy.add.reduce(numpy.stack(parts), axis=0)
+
+
+@lru_cache(maxsize=256)
+def shared(f: Any) -> Any:
+    """The first of equal activations: what is traced or compiled of it serves them all."""
+    return f
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
-    parts = b.blocks(rows, 2.0 * weight.size)
-    if len(parts) == 1 and rows * units <= CHUNK:
+    if rows * weight.size < SMALL:
         z = x @ weight
         if bias is not None:
             z += bias
         y = f.value(b, z)
         return y, f.keep(z, y)
+    f, parts = shared(f), b.blocks(rows, 2.0 * weight.size)
     z = numpy.empty((rows, units), x.dtype)
     y = numpy.empty_like(z) if f.keeps == "input" else z  # y over the memory of z where the derivative does not read z
 
     def block(number: int, part: Rows) -> None:
-        numpy.matmul(x[slice(*part)], weight, out=z[slice(*part)])
+        some = slice(*part)
+        b.multiply([(x[some], weight, z[some])])
+        loop = None if bias is None or y is not z else b.loop("forward", f.value, (z[some], bias))
+        if loop is not None:
+            loop((z[some], bias), ())
+            return
         for c in chunks(part[1] - part[0], units, part[0]):
             if bias is not None:
                 z[c] += bias
             if f.keeps != "nothing":
-                y[c] = f.value(b, z[c])
+                b.evaluate(f.value, (z[c],), y[c])
 
-    list(b.map_blocks(block, parts))
+    if len(parts) == 1:
+        block(0, (0, rows))
+    else:
+        list(b.map_blocks(block, parts))
     return y, f.keep(z, y)
 
 
@@ -73,10 +94,17 @@ def dense_backward(
     run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     b, rows = run.backend, x.shape[0]
-    parts = b.blocks(rows, 4.0 * weight.size)
+    if rows * weight.size < SMALL:
+        dz = f.derivative(b, kept, dy)
+        dw = numpy.matmul(x.T, dz, out=_place(run, weight))
+        return dz @ weight.T if need_dx else None, dw, column_sums(dz) if has_bias else None
+    f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
         dz, db = _slope(b, kept, dy, f, has_bias)
-        return dz @ weight.T if need_dx else None, x.T @ dz, db
+        dw = _place(run, weight)
+        dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
+        b.multiply([(x.T, dz, dw)] if dx is None else [(x.T, dz, dw), (dz, weight.T, dx)])
+        return dx, dw, db
     dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
 
     def block(number: int, part: Rows) -> tuple[Array, Array | None]:
@@ -95,17 +123,26 @@ def dense_backward(
     return dx, dw, db
 
 
+def _place(run: Any, parameter: Array) -> Array:
+    """Memory for the gradient of a parameter: its place in the whole gradient, where it has one that is still free."""
+    place = run.places and run.places.pop(id(parameter), None)
+    return numpy.empty_like(parameter) if place is None else place
+
+
 def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
     """dz and its sums over the rows, taken while the chunk is in cache."""
-    if kept is None or dy.size <= CHUNK:
-        dz = f.derivative(b, kept, dy)
-        return dz, column_sums(dz) if sums else None
-    dz, db = numpy.empty_like(dy), numpy.zeros_like(dy[0]) if sums else None
+    if kept is None:
+        return f.derivative(b, kept, dy), column_sums(dy) if sums else None
+    dz = numpy.empty_like(dy)
+    if sums:
+        db, part = numpy.empty((2, dy.shape[1]), dy.dtype)
+        loop = b.loop("backward", f.derivative, (kept, dy, dz, db, part))
+        if loop is not None:
+            loop((kept, dy, dz, db, part, SUMMED), ())
+            return dz, db
     for c in chunks(*dy.shape):
-        dz[c] = f.derivative(b, kept[c], dy[c])
-        if db is not None:
-            db += numpy.add.reduce(dz[c], axis=0)
-    return dz, db
+        b.evaluate(f.derivative, (kept[c], dy[c]), dz[c])
+    return dz, column_sums(dz) if sums else None
 
 
 def batch_norm_forward(
@@ -178,19 +215,19 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     if target.ndim != 1:
         return NotImplemented
     rows = numpy.arange(z.shape[0])
-    e = z - z.max(axis=1, keepdims=True)
+    e = z - numpy.maximum.reduce(z, axis=1, keepdims=True)
     right = e[rows, target]
     numpy.exp(e, out=e)
-    norm = e.sum(axis=1)
+    norm = numpy.add.reduce(e, axis=1)
     loss = numpy.log(norm) - right
     e /= norm[:, None]
     e[rows, target] -= 1.0
     factor = 1.0 / total
     if weight is None:
         e *= factor
-        return loss.sum() * factor, e
+        return numpy.add.reduce(loss) * factor, e
     e *= (weight * factor)[:, None]
-    return (loss * weight).sum() * factor, e
+    return numpy.add.reduce(loss * weight) * factor, e
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

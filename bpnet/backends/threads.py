@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from bpnet.backends.base import Rows
+from bpnet.backends.blas import BLAS
 
 current = threading.local()
 """`current.threads`: how many threads the public call in this thread may use; `current.inside`: see `inside`."""
@@ -36,7 +37,7 @@ class Session:
     def __enter__(self) -> None:
         self.outer = getattr(current, "threads", 0)
         if not self.outer:
-            self.own = _blas.hold()
+            self.own = BLAS.hold()
             self.errors = numpy.errstate(all="ignore")
             self.errors.__enter__()
             current.inside = False
@@ -48,76 +49,7 @@ class Session:
         current.threads = self.outer
         if not self.outer:
             self.errors.__exit__(kind, error, trace)
-            _blas.release(self.own)
-
-
-Limits = list[tuple[Any, int]]
-"""Libraries, each with the number of threads it had."""
-
-
-class _Blas:
-    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, then restores what it found.
-
-    A BLAS over OpenMP counts threads for each calling thread apart, so it is held in each.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.open = 0
-        self.found: Limits = []
-        self.shared: list[Any] | None = None
-        self.each: list[Any] = []
-
-    def forget(self) -> None:
-        """In a forked child: end the sessions of threads that are not there, but not one in which the fork was made."""
-        self.lock = threading.Lock()
-        mine = 1 if getattr(current, "threads", 0) else 0
-        if self.open > mine:
-            self.open = mine
-            if not mine:
-                _restore(self.found)
-
-    def find(self) -> None:
-        if self.shared is None:
-            from threadpoolctl import ThreadpoolController
-
-            libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-            self.each = [library for library in libraries if getattr(library, "threading_layer", "") == "openmp"]
-            self.shared = [library for library in libraries if library not in self.each]
-
-    def hold(self) -> Limits:
-        """Hold it; what to restore in this thread."""
-        with self.lock:
-            self.find()
-            if self.open == 0:
-                self.found = _limit(self.shared or [])
-            self.open += 1
-        return _limit(self.each) if self.each else []
-
-    def release(self, own: Limits) -> None:
-        _restore(own)
-        with self.lock:
-            self.open -= 1
-            if self.open == 0:
-                _restore(self.found)
-
-    def hold_for_good(self) -> None:
-        """In a helper thread, which does nothing else."""
-        with self.lock:
-            self.find()
-        _limit(self.each)
-
-
-def _limit(libraries: list[Any]) -> Limits:
-    found = [(library, library.get_num_threads()) for library in libraries]
-    _restore([(library, 1) for library, threads in found if threads != 1])
-    return [(library, threads) for library, threads in found if threads != 1]
-
-
-def _restore(limits: Limits) -> None:
-    for library, threads in limits:
-        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
-        getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
+            BLAS.release(self.own)
 
 
 class Job:
@@ -213,7 +145,7 @@ class _Pool:
 
 def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
     numpy.seterr(all="ignore")
-    _blas.hold_for_good()
+    BLAS.hold_for_good()
     while True:
         tasks.get()()
 
@@ -221,10 +153,9 @@ def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
 def _in_child() -> None:
     """After a fork: the other threads are gone, and with them whatever they held."""
     _pool.forget()
-    _blas.forget()
+    BLAS.forget(1 if getattr(current, "threads", 0) else 0)
 
 
-_blas = _Blas()
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)

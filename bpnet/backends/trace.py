@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 BINARY = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
+COMPARISONS = {">": "greater", ">=": "greater_equal", "<": "less", "<=": "less_equal"}
 FUNCTIONS = frozenset({"sqrt", "exp", "log", "log1p", "expm1", "tanh", "abs", "maximum", "minimum", "negative"})
+
+
+NUMBER = object()
 
 
 class NotTraceableError(Exception):
@@ -52,6 +56,23 @@ class Symbol:
     def __neg__(self) -> "Symbol":
         return self.program.apply("negative", self)
 
+    def __gt__(self, other: Any) -> "Symbol":
+        return self.program.apply("greater", self, other)
+
+    def __ge__(self, other: Any) -> "Symbol":
+        return self.program.apply("greater_equal", self, other)
+
+    def __lt__(self, other: Any) -> "Symbol":
+        return self.program.apply("less", self, other)
+
+    def __le__(self, other: Any) -> "Symbol":
+        return self.program.apply("less_equal", self, other)
+
+    @property
+    def dtype(self) -> Any:
+        """What `astype` takes to make numbers of truth values: there is one type of numbers only."""
+        return NUMBER
+
     def __bool__(self) -> bool:
         raise NotTraceableError("a rule can't decide by a value")
 
@@ -66,6 +87,7 @@ class Program:
         self.scalars = [Symbol(self, f"s{i}", scalar=True) for i in range(scalars)]
         try:
             results = rule(_TracingBackend(self), *self.arrays, *self.scalars)
+            results = results if isinstance(results, tuple) else (results,)
         except (TypeError, AttributeError) as error:
             raise NotTraceableError(str(error)) from error
         self.results: list[Symbol] = list(results)
@@ -104,6 +126,12 @@ class _TracingNamespace:
             raise NotTraceableError(name)
         return lambda *args: self.program.apply(name, *args)
 
+    def astype(self, value: Any, dtype: Any) -> Symbol:
+        """1 where a comparison holds, else 0."""
+        if dtype is not NUMBER or not isinstance(value, Symbol) or value.op not in COMPARISONS.values():
+            raise NotTraceableError("astype of other than a comparison")
+        return self.program.apply("astype", value)
+
 
 @dataclass(frozen=True)
 class InPlace:
@@ -139,6 +167,8 @@ def in_place(program: Program) -> InPlace:
             place[id(step)] = f"x{i}"
             lines.append(f"x{i} = {_scalar(step.op, args)}")
             continue
+        if step.op not in FUNCTIONS and step.op not in BINARY.values():
+            raise NotTraceableError(f"{step.op} needs memory of another type")
         number = results.get(id(step))
         for a in {id(a): a for a in step.args if isinstance(a, Symbol)}.values():
             if last[id(a)] == i and id(a) not in results and place[id(a)].startswith("t"):
@@ -153,7 +183,7 @@ def in_place(program: Program) -> InPlace:
             if number is not None:
                 late[number] = target
         place[id(step)] = target
-        lines.append(f"{step.op}({args}, {target})")
+        lines.append(f"{step.op}({args}, out={target})")
     lines += [f"r{number}[...] = {where}" for number, where in late.items()]
     source = "\n    ".join(
         [

@@ -1,0 +1,225 @@
+"""NumPy's BLAS: its threads, and several matrix products in one call.
+
+`np.matmul` gives BLAS one product at a time, and BLAS cuts it as its number of threads suggests, which changes bits.
+OpenBLAS can also be given several products at once, `cblas_?gemm_batch`, and one of its threads computes each alone.
+So here products are cut by their shapes, and the bits don't depend on the number of threads; and since BLAS's threads
+wait awake for a while, they start within a microsecond, where a thread of Python's is woken in a hundred.
+"""
+
+import ctypes
+import itertools
+import math
+import threading
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy
+
+from bpnet.backends.base import Array
+
+Product = tuple[Array, Array, Array]
+"""a, b, out: out <- a @ b, all of one float type."""
+
+Limits = list[tuple[Any, int]]
+"""Libraries, each with the number of threads it had."""
+
+SMALL = 100**3
+"""Multiplications up to which OpenBLAS takes kernels for small matrices; in batches these crash (until 0.3.33)."""
+LARGE = 2**28
+"""Multiplications from which a product is cut in four; below in two, which is faster where there are two threads."""
+SLEEPY = 0.1
+"""Seconds after which OpenBLAS's threads are asleep: it lets them wait awake for 2**26 ticks of the clock."""
+ROW_MAJOR, AS_IT_IS, TRANSPOSED = 101, 111, 112
+"""What the C interface of BLAS calls these."""
+
+
+class Blas:
+    """Holds NumPy's BLAS at one thread while any session is open, in whichever thread, then restores what it found.
+
+    A BLAS over OpenMP counts threads for each calling thread apart, so it is held in each.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open = 0
+        self.found: Limits = []
+        self.shared: list[Any] | None = None
+        self.each: list[Any] = []
+        self.batches: dict[Any, _Batch] = {}
+        self.used = -math.inf
+
+    def awake(self) -> bool:
+        """Whether BLAS's threads may still be waiting awake, each of which keeps a processor busy."""
+        return time.monotonic() - self.used < SLEEPY
+
+    def forget(self, mine: int) -> None:
+        """In a forked child: end the sessions of threads that are not there, but not one in which the fork was made."""
+        self.lock = threading.Lock()
+        if self.open > mine:
+            self.open = mine
+            if not mine:
+                _restore(self.found)
+
+    def find(self) -> None:
+        if self.shared is None:
+            from threadpoolctl import ThreadpoolController
+
+            libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+            self.each = [library for library in libraries if getattr(library, "threading_layer", "") == "openmp"]
+            self.shared = [library for library in libraries if library not in self.each]
+            mine = [library for library in libraries if "numpy" in library.filepath] or libraries
+            if len(mine) == 1 and mine[0].internal_api == "openblas" and mine[0] not in self.each:
+                self.batches = _batches(mine[0])
+
+    def hold(self) -> Limits:
+        """Hold it; what to restore in this thread."""
+        with self.lock:
+            self.find()
+            if self.open == 0:
+                self.found = _limit(self.shared or [])
+            self.open += 1
+        return _limit(self.each) if self.each else []
+
+    def release(self, own: Limits) -> None:
+        _restore(own)
+        with self.lock:
+            self.open -= 1
+            if self.open == 0:
+                _restore(self.found)
+
+    def hold_for_good(self) -> None:
+        """In a helper thread, which does nothing else."""
+        with self.lock:
+            self.find()
+        _limit(self.each)
+
+    def multiply(self, products: Sequence[Product], threads: int) -> None:
+        """Compute every product, the large ones on so many threads; the result does not depend on their number."""
+        batch = self.batches.get(products[0][2].dtype)
+        pieces = None if batch is None else batch.pieces(tuple([_form(*product) for product in products]))
+        for i, (a, b, out) in enumerate(products):
+            if pieces is None or i in pieces.alone:
+                numpy.matmul(a, b, out=out)
+        if batch is None or pieces is None or not pieces.count:
+            return
+        with self.lock:
+            several = min(threads, pieces.count) if self.open == 1 else 1  # other sessions rely on the one thread
+            if several > 1:
+                _restore([(batch.library, several)])
+                self.used = time.monotonic()
+            try:
+                pieces.compute(products)
+            finally:
+                if several > 1:
+                    _restore([(batch.library, 1)])
+
+
+Pair = tuple[int, int]
+Form = tuple[Pair, Pair, Pair, Pair, Pair, bool]
+"""Shapes of a and out, strides of a, b and out, and whether BLAS can do with their numbers."""
+
+
+def _form(a: Array, b: Array, out: Array) -> Form:
+    fit = a.dtype == b.dtype == out.dtype and a.flags.aligned and b.flags.aligned
+    return a.shape, out.shape, a.strides, b.strides, out.strides, fit
+
+
+class _Batch:
+    """OpenBLAS's function for several products of one float type."""
+
+    def __init__(self, library: Any, function: Any, integer: Any, real: Any) -> None:
+        self.library, self.function, self.integer, self.real = library, function, integer, real
+        self.pieces = lru_cache(maxsize=256)(self._pieces)
+
+    def _pieces(self, forms: tuple[Form, ...]) -> "_Pieces":
+        """How products of these forms are cut."""
+        size = ctypes.sizeof(self.real)
+        alone: set[int] = set()
+        found: list[tuple[int, ...]] = []
+        for i, ((rows, inner), (_, columns), left, right, (down, along), fit) in enumerate(forms):
+            a, b = _read((rows, inner), left, size), _read((inner, columns), right, size)
+            if rows * inner * columns <= SMALL or a is None or b is None or along != size or not fit:
+                alone.add(i)
+                continue
+            (ta, lda), (tb, ldb), ldc = a, b, down // size
+            if 2 * rows >= columns:
+                for first, last in _cuts(rows, inner * columns):
+                    found.append(
+                        (i, first * left[0], 0, first * down, ta, tb, last - first, columns, inner, lda, ldb, ldc)
+                    )
+            else:
+                for first, last in _cuts(columns, inner * rows):
+                    found.append(
+                        (i, 0, first * right[1], first * along, ta, tb, rows, last - first, inner, lda, ldb, ldc)
+                    )
+        return _Pieces(self, alone, found)
+
+
+class _Pieces:
+    """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
+
+    def __init__(self, batch: _Batch, alone: set[int], found: list[tuple[int, ...]]) -> None:
+        self.alone, self.count, n = alone, len(found), len(found)
+        if not found:
+            return
+        self.function, self.pointers = batch.function, ctypes.c_void_p * n
+        self.places = [piece[:4] for piece in found]
+        ta, tb, rows, columns, inner, lda, ldb, ldc = zip(*(piece[4:] for piece in found), strict=True)
+        enums, integers, reals = ctypes.c_int * n, batch.integer * n, batch.real * n
+        one, nothing = reals(*[1.0] * n), reals()
+        self.before = (ROW_MAJOR, enums(*ta), enums(*tb), integers(*rows), integers(*columns), integers(*inner), one)
+        self.lda, self.ldb_and_beta = integers(*lda), (integers(*ldb), nothing)
+        self.after = integers(*ldc), n, integers(*[1] * n)
+
+    def compute(self, products: Sequence[Product]) -> None:
+        at = [[] if i in self.alone else [m.ctypes.data for m in product] for i, product in enumerate(products)]
+        a, b, c = zip(*[(at[i][0] + da, at[i][1] + db, at[i][2] + dc) for i, da, db, dc in self.places], strict=True)
+        pointers = self.pointers
+        self.function(*self.before, pointers(*a), self.lda, pointers(*b), *self.ldb_and_beta, pointers(*c), *self.after)
+
+
+def _batches(library: Any) -> dict[Any, _Batch]:
+    """The library's functions for several products, by type; none where it is too old to have them."""
+    found = {}
+    for dtype, letter, real in ((numpy.float32, "s", ctypes.c_float), (numpy.float64, "d", ctypes.c_double)):
+        for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "_64", "")):
+            function = getattr(library.dynlib, f"{prefix}cblas_{letter}gemm_batch{suffix}", None)
+            if function is not None:
+                integer = ctypes.c_int64 if suffix else ctypes.c_int
+                function.restype = None
+                function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, integer, ctypes.c_void_p]
+                found[numpy.dtype(dtype)] = _Batch(library, function, integer, real)
+    return found
+
+
+def _cuts(size: int, work: int) -> list[tuple[int, int]]:
+    """Where to cut an axis of so many entries, each of which costs `work` multiplications."""
+    count = 4 if size * work > LARGE else 2
+    if size // count * work <= SMALL:
+        return [(0, size)]
+    return [(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
+def _read(shape: Pair, strides: Pair, size: int) -> Pair | None:
+    """How BLAS reads a matrix, as it stands or transposed, and the distance of its rows or columns; None: it can't."""
+    for (down, along), length, form in ((strides, shape[1], AS_IT_IS), (strides[::-1], shape[0], TRANSPOSED)):
+        if along == size and down >= length * size and down % size == 0:
+            return form, down // size
+    return None
+
+
+def _limit(libraries: list[Any]) -> Limits:
+    found = [(library, library.get_num_threads()) for library in libraries]
+    _restore([(library, 1) for library, threads in found if threads != 1])
+    return [(library, threads) for library, threads in found if threads != 1]
+
+
+def _restore(limits: Limits) -> None:
+    for library, threads in limits:
+        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
+
+
+BLAS = Blas()
