@@ -391,9 +391,10 @@ class Trainer:
         `batch_size` bounds the rows that are computed at a time.
         """
         self._have()
-        backend, x = self._rows(x, "x")
-        theta, buffers, _ = self._carry
-        with self._session(x):
+        backend = of(x)
+        with backend.session(self.threads, backend.device(x)):
+            _, x = self._rows(x, "x")
+            theta, buffers, _ = self._carry
             parts = [
                 self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
                 for part in _parts(x.shape[0], batch_size)

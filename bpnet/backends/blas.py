@@ -22,7 +22,7 @@ from bpnet.backends.base import Array
 Product = tuple[Array, Array, Array]
 """a, b, out: out <- a @ b, all of one float type."""
 
-Limits = list[tuple[Any, int]]
+Limits = list[tuple["_Library", int]]
 """Libraries, each with the number of threads it had."""
 
 SMALL = 100**3
@@ -45,8 +45,8 @@ class Blas:
         self.lock = threading.Lock()
         self.open = 0
         self.found: Limits = []
-        self.shared: list[Any] | None = None
-        self.each: list[Any] = []
+        self.shared: list[_Library] | None = None
+        self.each: list[_Library] = []
         self.batches: dict[Any, _Batch] = {}
         self.used = -math.inf
 
@@ -66,12 +66,14 @@ class Blas:
         if self.shared is None:
             from threadpoolctl import ThreadpoolController
 
-            libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-            self.each = [library for library in libraries if getattr(library, "threading_layer", "") == "openmp"]
-            self.shared = [library for library in libraries if library not in self.each]
-            mine = [library for library in libraries if "numpy" in library.filepath] or libraries
-            if len(mine) == 1 and mine[0].internal_api == "openblas" and mine[0] not in self.each:
-                self.batches = _batches(mine[0])
+            found = ThreadpoolController().select(user_api="blas").lib_controllers
+            openmp = [getattr(c, "threading_layer", "") == "openmp" for c in found]
+            self.each = [_Library(c) for c, each in zip(found, openmp, strict=True) if each]
+            self.shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
+            mine = [c for c in found if "numpy" in c.filepath] or found
+            for library in self.shared:
+                if [library.controller] == mine and library.controller.internal_api == "openblas":
+                    self.batches = _batches(library)
 
     def hold(self) -> Limits:
         """Hold it; what to restore in this thread."""
@@ -107,13 +109,13 @@ class Blas:
         with self.lock:
             several = min(threads, pieces.count) if self.open == 1 else 1  # other sessions rely on the one thread
             if several > 1:
-                _restore([(batch.library, several)])
+                batch.library.set(several)
                 self.used = time.monotonic()
             try:
                 pieces.compute(products)
             finally:
                 if several > 1:
-                    _restore([(batch.library, 1)])
+                    batch.library.set(1)
 
 
 Pair = tuple[int, int]
@@ -129,7 +131,7 @@ def _form(a: Array, b: Array, out: Array) -> Form:
 class _Batch:
     """OpenBLAS's function for several products of one float type."""
 
-    def __init__(self, library: Any, function: Any, integer: Any, real: Any) -> None:
+    def __init__(self, library: "_Library", function: Any, integer: Any, real: Any) -> None:
         self.library, self.function, self.integer, self.real = library, function, integer, real
         self.pieces = lru_cache(maxsize=256)(self._pieces)
 
@@ -180,17 +182,15 @@ class _Pieces:
         self.function(*self.before, pointers(*a), self.lda, pointers(*b), *self.ldb_and_beta, pointers(*c), *self.after)
 
 
-def _batches(library: Any) -> dict[Any, _Batch]:
+def _batches(library: "_Library") -> dict[Any, _Batch]:
     """The library's functions for several products, by type; none where it is too old to have them."""
     found = {}
     for dtype, letter, real in ((numpy.float32, "s", ctypes.c_float), (numpy.float64, "d", ctypes.c_double)):
-        for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "_64", "")):
-            function = getattr(library.dynlib, f"{prefix}cblas_{letter}gemm_batch{suffix}", None)
-            if function is not None:
-                integer = ctypes.c_int64 if suffix else ctypes.c_int
-                function.restype = None
-                function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, integer, ctypes.c_void_p]
-                found[numpy.dtype(dtype)] = _Batch(library, function, integer, real)
+        function = _symbol(library.controller.dynlib, f"cblas_{letter}gemm_batch")
+        if function is not None:
+            function.restype = None
+            function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, function.integer, ctypes.c_void_p]
+            found[numpy.dtype(dtype)] = _Batch(library, function, function.integer, real)
     return found
 
 
@@ -210,16 +210,42 @@ def _read(shape: Pair, strides: Pair, size: int) -> Pair | None:
     return None
 
 
-def _limit(libraries: list[Any]) -> Limits:
-    found = [(library, library.get_num_threads()) for library in libraries]
-    _restore([(library, 1) for library, threads in found if threads != 1])
-    return [(library, threads) for library, threads in found if threads != 1]
+class _Library:
+    """A BLAS in this process, and how many threads it takes."""
+
+    def __init__(self, controller: Any) -> None:
+        self.controller = controller
+        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
+        self.set = getattr(controller, "_real_set_num_threads", controller.set_num_threads)
+        self.get = controller.get_num_threads
+        if controller.internal_api == "openblas":  # straight to the library: this is done in every call
+            for name, result in (("get", ctypes.c_int), ("set", None)):
+                function = _symbol(controller.dynlib, f"openblas_{name}_num_threads")
+                if function is not None:
+                    function.restype = result
+                    setattr(self, name, function)
+
+
+def _symbol(dynlib: Any, name: str) -> Any:
+    """The function `name` of OpenBLAS, as its builds for NumPy may call it; None where there is none."""
+    for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "_64", "")):
+        function = getattr(dynlib, f"{prefix}{name}{suffix}", None)
+        if function is not None:
+            function.integer = ctypes.c_int64 if suffix else ctypes.c_int
+            return function
+    return None
+
+
+def _limit(libraries: list[_Library]) -> Limits:
+    found = [(library, threads) for library in libraries if (threads := library.get()) != 1]
+    for library, _ in found:
+        library.set(1)
+    return found
 
 
 def _restore(limits: Limits) -> None:
     for library, threads in limits:
-        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
-        getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
+        library.set(threads)
 
 
 BLAS = Blas()

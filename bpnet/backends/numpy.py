@@ -72,13 +72,13 @@ class NumpyBackend(Backend):
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """Drawn 16 bits at a time by NumPy's SFC64, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
         threshold = min(max(round(keep * 65536), 1), 65535)
-        mask = numpy.empty(math.prod(shape), dtype)
+        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(65536 / threshold, dtype)
 
         def draw(number: int, part: Rows) -> None:
             start, stop = part
             words = numpy.random.SFC64(fold((*key, number))).random_raw((stop - start + 3) // 4)
             bits = words.view(numpy.uint16)[: stop - start]
-            numpy.multiply(bits < threshold, 65536 / threshold, out=mask[start:stop], casting="unsafe")
+            numpy.multiply((bits < threshold).astype(dtype), scale, out=mask[start:stop])
 
         list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
         return mask.reshape(shape)

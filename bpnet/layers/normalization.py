@@ -51,23 +51,25 @@ class BatchNorm(Layer):
         if run.training:
             y, xhat, mean, var, inverse = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
         else:
-            mean, var = p["mean"], p["var"]
+            mean, var, xhat = p["mean"], p["var"], None
             inverse = 1.0 / run.xp.sqrt(var + self.epsilon)
-            xhat = (rows - mean) * inverse
-            y = xhat * p["scale"] + p["shift"]
-        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var)
+            slope = p["scale"] * inverse
+            y = rows * slope + (p["shift"] - mean * slope)  # scale (x - mean) inverse + shift, in two passes
+        return run.xp.reshape(y, x.shape), (rows, xhat, inverse, mean, var)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
-        xhat, inverse, _, _ = cache
-        rows = run.xp.reshape(dy, xhat.shape)
-        dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, rows, need_dx, run.training)
+        rows, xhat, inverse, mean, _ = cache
+        if xhat is None:
+            xhat = (rows - mean) * inverse
+        of_rows = run.xp.reshape(dy, xhat.shape)
+        dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, of_rows, need_dx, run.training)
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        xhat, _, mean, var = cache
-        n = xhat.shape[0]
+        rows, _, _, mean, var = cache
+        n = rows.shape[0]
         if n == 1:
             return {}
         new = 1.0 - self.momentum
