@@ -55,12 +55,12 @@ class BatchNorm(Layer):
             inverse = 1.0 / run.xp.sqrt(var + self.epsilon)
             slope = p["scale"] * inverse
             y = rows * slope + (p["shift"] - mean * slope)  # scale (x - mean) inverse + shift, in two passes
-        return run.xp.reshape(y, x.shape), (rows, xhat, inverse, mean, var)
+        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var, rows)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
-        rows, xhat, inverse, mean, _ = cache
+        xhat, inverse, mean, _, rows = cache
         if xhat is None:
             xhat = (rows - mean) * inverse
         of_rows = run.xp.reshape(dy, xhat.shape)
@@ -68,7 +68,7 @@ class BatchNorm(Layer):
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        rows, _, _, mean, var = cache
+        _, _, mean, var, rows = cache
         n = rows.shape[0]
         if n == 1:
             return {}
