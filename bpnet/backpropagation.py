@@ -28,14 +28,15 @@ def loss_and_gradient(
     rows: Array | None = None,
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
-    rooms: dict[int, Room] | None = None,
+    rooms: list[Room] | None = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
-    one call to the next, for a caller who is done with the last one.
+    one call to the next, for a caller who is then done with the last one.
     """
     xp, network = backend.xp, layout.network
+    rooms = [] if rooms is None else rooms
     count = x.shape[0] if rows is None else rows.shape[0]
     total: Any = float(count)
     if weight is not None:
@@ -43,12 +44,8 @@ def loss_and_gradient(
         total = total + xp.astype(total == 0.0, total.dtype)  # rows of no weight have no loss, not NaN
     taken: dict[str, Any] = {}
 
-    def block(number: int, part: Rows) -> tuple[Array, Array]:
-        room = rooms.get(number) if rooms is not None else None
-        if room is None and (memory := backend.room(layout.size, x)) is not None:
-            room = Room(backend, layout, memory)
-            if rooms is not None:
-                rooms[number] = room
+    def block(number: int, part: Rows) -> tuple[Array, Array, Room | None]:
+        room = _room(backend, layout, x, rooms)
         run = Run(backend, training, (*key, number), None if room is None else room.places(p))
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
@@ -56,16 +53,27 @@ def loss_and_gradient(
         _, grads = network.backward(run, p, cache, slope, False)
         if layout.buffers and training:
             taken.update(network.absorb(run, p, cache))
-        return value, layout.join(backend, grads) if room is None else room.join(grads)
+        return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
     parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
-    if len(parts) == 1:
-        return *block(0, parts[0]), taken
-    results = backend.map_blocks(block, parts)
-    value, grad = next(results)
-    for more, part in results:
+    results = backend.map_blocks(block, parts) if len(parts) > 1 else iter([block(0, parts[0])])
+    value, grad, kept = next(results)
+    for more, part, room in results:
         value, grad = value + more, backend.add_to(grad, part)
+        if room is not None:
+            rooms.append(room)
+    if kept is not None:
+        rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken
+
+
+def _room(backend: Backend, layout: Layout, x: Array, rooms: list[Room]) -> Room | None:
+    """One of `rooms`, or a new one, for a library whose arrays can be written to."""
+    try:
+        return rooms.pop()
+    except IndexError:
+        memory = backend.room(layout.size, x)
+        return None if memory is None else Room(backend, layout, memory)
 
 
 def take_rows(

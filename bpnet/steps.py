@@ -50,7 +50,7 @@ def training_step(
     `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
     """
 
-    rooms: dict[int, Room] = {}
+    rooms: list[Room] = []
 
     def step(
         carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, numbers: Any, number: Any

@@ -377,3 +377,42 @@ class Doubled(bp.Layer):
 def test_what_differences_cannot_see_is_found_too(layer, said):
     with pytest.raises(GradientError, match=said):
         bp.check_gradients(layer, np.random.default_rng(0).standard_normal((6, 3)))
+
+
+@dataclass(frozen=True)
+class Twice(bp.Layer):
+    """y = f(f(x)), one dense layer applied two times with the same parameters."""
+
+    inner: bp.Dense
+
+    def out_shape(self, in_shape):
+        return self.inner.out_shape(in_shape)
+
+    def init(self, rng, in_shape):
+        return self.inner.init(rng, in_shape)
+
+    def forward(self, run, p, x):
+        y, first = self.inner.forward(run, p, x)
+        z, second = self.inner.forward(run, p, y)
+        return z, (first, second)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        dy, second = self.inner.backward(run, p, cache[1], dy, True)
+        dx, first = self.inner.backward(run, p, cache[0], dy, need_dx)
+        return dx, {name: first[name] + second[name] for name in first}
+
+
+@pytest.mark.parametrize("units", [4, 300])  # for small and for large products
+def test_parameters_that_are_used_twice_get_both_gradients(backend, units):
+    rng = np.random.default_rng(0)
+    x = backend.array(rng.standard_normal((20, units)))
+    y = backend.array(rng.standard_normal((20, units)))
+    network = Twice(bp.Dense(units, "tanh"))
+    theta = backend.array(0.1 * rng.standard_normal(bp.layout_of(network, (units,)).size))
+    _, grad = bp.gradient(network, "mse", theta, x, y)
+    along = backend.array(rng.standard_normal(theta.shape))
+    step = 1e-6
+    above, _ = bp.gradient(network, "mse", theta + step * along, x, y)
+    below, _ = bp.gradient(network, "mse", theta - step * along, x, y)
+    slope = (float(above) - float(below)) / (2 * step)
+    assert float(backend.xp.sum(grad * along)) == pytest.approx(slope, rel=1e-4)

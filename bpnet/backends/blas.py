@@ -164,6 +164,8 @@ class _Pieces:
 
     def __init__(self, batch: _Batch, alone: set[int], found: list[tuple[int, ...]]) -> None:
         self.alone, self.count, n = alone, len(found), len(found)
+        self.sizes = [piece[6:9] for piece in found]
+        """Rows, columns and inner size of every piece."""
         if not found:
             return
         self.function, self.pointers = batch.function, ctypes.c_void_p * n
