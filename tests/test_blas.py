@@ -1,4 +1,4 @@
-"""Several products in one call of NumPy's BLAS: equal to `np.matmul`, however the arrays lie, on any number of threads."""
+"""Several products in one call of NumPy's BLAS equal `np.matmul`, however the arrays lie, on any number of threads."""
 
 import threading
 from typing import Any
