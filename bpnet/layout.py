@@ -113,7 +113,9 @@ class Room:
 
     def __init__(self, backend: Backend, layout: Layout, vector: Array) -> None:
         self.backend, self.layout, self.vector = backend, layout, vector
-        self.views = [_at(layout.views(backend, vector), slot.path) for slot in layout.parameters]
+        tree = layout.views(backend, vector)
+        self.views = [_at(tree, slot.path) for slot in layout.parameters]
+        self.own = {id(view) for view in self.views}
         self.last: tuple[Params | None, dict[int, Array]] = None, {}
 
     def places(self, p: Params) -> dict[int, Array]:
@@ -127,10 +129,10 @@ class Room:
 
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
-        for slot, view in zip(self.layout.parameters, self.views, strict=True):
-            value = _at(tree, slot.path)
-            if value is not view:
-                self.backend.store(view, value)
+        values = [(view, _at(tree, slot.path)) for slot, view in zip(self.layout.parameters, self.views, strict=True)]
+        moved = [(view, value) for view, value in values if value is not view]
+        for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
+            self.backend.store(view, value)
         return self.vector
 
 

@@ -79,7 +79,7 @@ class Optimizer(Registered, kind="optimizer"):
         numbers: tuple[tuple[Any, ...], Any],
         donate: bool = False,
     ) -> tuple[Array, State]:
-        """theta and state after one step whose `numbers` are known."""
+        """theta and state after one step whose `numbers` are known; with `donate`, `grad` too is only lent."""
         scalars, shrink = numbers
         size, decaying = layout.size, layout.decaying
         pieces = [(0, size, scalars)]

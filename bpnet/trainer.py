@@ -83,7 +83,7 @@ class Trainer:
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({"_known": ()} | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -204,7 +204,9 @@ class Trainer:
                 raise ShapeError(
                     f"the snapshot has {kept.shape[0]} {name}, the trainer {own.shape[0]}: it is of another network"
                 )
-        self._carry, self.step_count = self._copy(carry), step_count
+            if kept.dtype != own.dtype:
+                raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
+        self._carry, self.step_count, self._known = self._copy(carry), step_count, ()
 
     def _copy(self, carry: Carry) -> Carry:
         copy = self.backend.copy

@@ -313,7 +313,7 @@ def test_arrays_of_somebody_else(tmp_path: Path) -> None:
 
 def test_a_format_of_the_future_is_named(saved: Path, tmp_path: Path) -> None:
     tensors, description = contents(saved)
-    refused(write(tmp_path / "m", tensors, {**description, "format": 2}), r"newer bpnet \(format 2, this reads 1\)")
+    refused(write(tmp_path / "m", tensors, {**description, "format": 3}), r"newer bpnet \(format 3, this reads 2\)")
     for nonsense in (0, -1, 0.5, "1", None, [], True, float("nan"), float("inf")):
         refused(write(tmp_path / "m", tensors, {**description, "format": nonsense}))
 
@@ -464,3 +464,20 @@ def test_a_new_process_loads_what_it_never_imported(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), trainer.predict(x))
+
+
+def test_moments_of_the_first_format_become_sums(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
+    trainer = bp.Trainer(bp.Dense(2), "cross_entropy", bp.Adam(0.1)).build(x)
+    for _ in range(3):
+        trainer.step(x, y)
+    theta, buffers, (m, v) = trainer._carry
+    monkeypatch.setattr("bpnet.files.model.FORMAT", 1)
+    trainer._carry = theta, buffers, (m * (1 - 0.9), v * (1 - 0.999))  # the paper's moments, as they were kept then
+    trainer.save(tmp_path / "old.safetensors")
+    monkeypatch.undo()
+    trainer._carry = theta, buffers, (m, v)
+    old = bp.load(tmp_path / "old.safetensors")
+    old.step(x, y)
+    trainer.step(x, y)
+    np.testing.assert_allclose(old.theta, trainer.theta, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,53 @@ def test_only_exactly_rounded_operations_are_compiled() -> None:
 
     with pytest.raises(NotTraceableError):
         loop_source(Form("sweep", rule, 2, 1, np.dtype("float32")))
+
+
+@dataclass(frozen=True)
+class TwofoldForTests(bp.Activation):
+    """y = 2 z, whose derivative reads nothing."""
+
+    keeps = "nothing"
+
+    def value(self, b: Any, z: Any) -> Any:
+        return 2.0 * z
+
+    def derivative(self, b: Any, kept: Any, dy: Any) -> Any:
+        return 2.0 * dy
+
+
+@dataclass(frozen=True)
+class StepsForTests(bp.Activation):
+    """Adds truth values, which NumPy does in its own way, and asks for a type: neither can be traced."""
+
+    def value(self, b: Any, z: Any) -> Any:
+        return b.xp.maximum(z, 0.1 if z.dtype == b.xp.float32 else 0.2)
+
+    def derivative(self, b: Any, kept: Any, dy: Any) -> Any:
+        return dy * ((kept > 0.5) + (kept > 1.0))
+
+
+@pytest.mark.parametrize("activation", [TwofoldForTests(), StepsForTests(), bp.ReLU()], ids=str)
+def test_what_cannot_be_traced_is_evaluated_as_it_stands(activation: Any, numpy_backend: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((700, 64)).astype("float32"), rng.standard_normal((700, 40)).astype("float32")
+    network = bp.Sequential(bp.Dense(64, activation), bp.Dense(40, activation))
+    theta = rng.standard_normal(bp.layout_of(network, (64,)).size).astype("float32")
+    theta.flags.writeable = False
+    found = []
+    for numpy_backend.jit in (False, True):
+        found.append(bp.gradient(network, "mse", theta, x, y)[1])
+        trainer = bp.Trainer(network, "mse").build(x)
+        small, large = trainer.predict(x[:5]), trainer.predict(x)[:5]
+        np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(*found)
+
+
+def test_a_single_column_is_added_up_in_one_order(numpy_backend: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((700, 2000)).astype("float32"), rng.standard_normal((700, 1)).astype("float32")
+    theta = rng.standard_normal(2001).astype("float32")
+    found = []
+    for numpy_backend.jit in (False, True):
+        found.append(bp.gradient(bp.Dense(1, "relu"), "mse", theta, x, y)[1])
+    assert np.array_equal(*found)

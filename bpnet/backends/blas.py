@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -70,7 +71,7 @@ class Blas:
             openmp = [getattr(c, "threading_layer", "") == "openmp" for c in found]
             self.each = [_Library(c) for c, each in zip(found, openmp, strict=True) if each]
             self.shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
-            mine = [c for c in found if "numpy" in c.filepath] or found
+            mine = [c for c in found if any("numpy" in part for part in Path(c.filepath).parts[-3:])] or found
             for library in self.shared:
                 if [library.controller] == mine and library.controller.internal_api == "openblas":
                     self.batches = _batches(library)
@@ -106,16 +107,18 @@ class Blas:
                 numpy.matmul(a, b, out=out)
         if batch is None or pieces is None or not pieces.count:
             return
-        with self.lock:
-            several = min(threads, pieces.count) if self.open == 1 else 1  # other sessions rely on the one thread
-            if several > 1:
-                batch.library.set(several)
-                self.used = time.monotonic()
-            try:
-                pieces.compute(products)
-            finally:
-                if several > 1:
-                    batch.library.set(1)
+        several = min(threads, pieces.count)
+        if several > 1 and self.open == 1:
+            with self.lock:
+                if self.open == 1:  # other sessions rely on the one thread
+                    try:
+                        batch.library.set(several)
+                        pieces.compute(products)
+                    finally:
+                        batch.library.set(1)
+                        self.used = time.monotonic()
+                    return
+        pieces.compute(products)
 
 
 Pair = tuple[int, int]
@@ -142,7 +145,8 @@ class _Batch:
         found: list[tuple[int, ...]] = []
         for i, ((rows, inner), (_, columns), left, right, (down, along), fit) in enumerate(forms):
             a, b = _read((rows, inner), left, size), _read((inner, columns), right, size)
-            if rows * inner * columns <= SMALL or a is None or b is None or along != size or not fit:
+            writable = along == size and down >= columns * size and down % size == 0
+            if rows * inner * columns <= SMALL or a is None or b is None or not writable or not fit:
                 alone.add(i)
                 continue
             (ta, lda), (tb, ldb), ldc = a, b, down // size
@@ -186,13 +190,18 @@ class _Pieces:
 
 def _batches(library: "_Library") -> dict[Any, _Batch]:
     """The library's functions for several products, by type; none where it is too old to have them."""
-    found = {}
+    found: dict[Any, _Batch] = {}
+    configuration = _symbol(library.controller.dynlib, "openblas_get_config")
+    if configuration is None:
+        return found
+    configuration.restype = ctypes.c_char_p
+    integer = ctypes.c_int64 if b"USE64BITINT" in configuration() else ctypes.c_int
     for dtype, letter, real in ((numpy.float32, "s", ctypes.c_float), (numpy.float64, "d", ctypes.c_double)):
         function = _symbol(library.controller.dynlib, f"cblas_{letter}gemm_batch")
         if function is not None:
             function.restype = None
-            function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, function.integer, ctypes.c_void_p]
-            found[numpy.dtype(dtype)] = _Batch(library, function, function.integer, real)
+            function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, integer, ctypes.c_void_p]
+            found[numpy.dtype(dtype)] = _Batch(library, function, integer, real)
     return found
 
 
@@ -233,7 +242,6 @@ def _symbol(dynlib: Any, name: str) -> Any:
     for prefix, suffix in itertools.product(("scipy_", ""), ("64_", "_64", "")):
         function = getattr(dynlib, f"{prefix}{name}{suffix}", None)
         if function is not None:
-            function.integer = ctypes.c_int64 if suffix else ctypes.c_int
             return function
     return None
 

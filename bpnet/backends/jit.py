@@ -21,6 +21,9 @@ from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError, Program
 WORTH_IT = 2e8
 """Elements that NumPy handles before Numba is fetched: about a second of work."""
 
+MOST = 256
+"""Loops of a process; a search over an activation's options would go on compiling."""
+
 Loop = Callable[[Sequence[Array], Sequence[float]], None]
 """loop(arrays, scalars)."""
 
@@ -61,7 +64,7 @@ class Jit:
             return self.loops[form]
         with self.lock:
             self.handled += size
-            if form in self.loops or (wanted is None and self.handled < WORTH_IT):
+            if form in self.loops or len(self.loops) >= MOST or (wanted is None and self.handled < WORTH_IT):
                 return self.loops.get(form)
             self.loops[form] = None
         if wanted:

@@ -123,7 +123,9 @@ class NumpyBackend(Backend):
         """out <- rule(self, *arrays), without temporaries where the rule can be traced; out may be arrays[0]."""
         program = _program(rule, len(arrays), 0)
         if program is None:
-            out[...] = rule(self, *arrays)
+            value = rule(self, *arrays)
+            if value is not out:
+                out[...] = value
         else:
             program.call(numpy, arrays, (), (out,), _scratch(program.needs, out))
 
@@ -133,7 +135,7 @@ class NumpyBackend(Backend):
             return None
         first = arrays[0]
         found = JIT.loop(Form(kind, rule, len(arrays), scalars, first.dtype), first.size, self.jit)
-        if found is None or not all(a.flags.c_contiguous and a.dtype == first.dtype for a in arrays):
+        if found is None or not all(a.flags.carray and a.dtype == first.dtype for a in arrays):
             return None
         return found
 

@@ -80,8 +80,8 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
         for c in chunks(part[1] - part[0], units, part[0]):
             if bias is not None:
                 z[c] += bias
-            if f.keeps != "nothing":
-                b.evaluate(f.value, (z[c],), y[c])
+            part_of_z = z[c]
+            b.evaluate(f.value, (part_of_z,), part_of_z if y is z else y[c])
 
     if len(parts) == 1:
         block(0, (0, rows))
@@ -134,7 +134,7 @@ def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[A
     if kept is None:
         return f.derivative(b, kept, dy), column_sums(dy) if sums else None
     dz = numpy.empty_like(dy)
-    if sums:
+    if sums and dy.shape[1] > 1:  # NumPy adds up a single column in another order
         db, part = numpy.empty((2, dy.shape[1]), dy.dtype)
         loop = b.loop("backward", f.derivative, (kept, dy, dz, db, part))
         if loop is not None:

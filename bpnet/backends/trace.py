@@ -14,11 +14,23 @@ COMPARISONS = {">": "greater", ">=": "greater_equal", "<": "less", "<=": "less_e
 FUNCTIONS = frozenset({"sqrt", "exp", "log", "log1p", "expm1", "tanh", "abs", "maximum", "minimum", "negative"})
 
 
-NUMBER = object()
-
-
 class NotTraceableError(Exception):
     """The rule does something that has no symbol here; it is then evaluated as it stands."""
+
+
+class _Number:
+    """The type of numbers in a program: all that may be done with it is to hand it to `astype`."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise NotTraceableError("a rule can't decide by a type")
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotTraceableError(f"{name} of a type")
+
+
+NUMBER = _Number()
 
 
 class Symbol:
@@ -28,6 +40,11 @@ class Symbol:
 
     def __init__(self, program: "Program", op: str, args: tuple[Any, ...] = (), scalar: bool = False) -> None:
         self.program, self.op, self.args, self.scalar = program, op, args, scalar
+
+    @property
+    def compares(self) -> bool:
+        """Whether the values are truth values."""
+        return self.op in COMPARISONS.values()
 
     def __add__(self, other: Any) -> "Symbol":
         return self.program.apply("add", self, other)
@@ -88,11 +105,11 @@ class Program:
         try:
             results = rule(_TracingBackend(self), *self.arrays, *self.scalars)
             results = results if isinstance(results, tuple) else (results,)
-        except (TypeError, AttributeError) as error:
+        except Exception as error:  # whatever a rule does that arrays can and symbols can't
             raise NotTraceableError(str(error)) from error
         self.results: list[Symbol] = list(results)
-        if not all(isinstance(r, Symbol) and not r.scalar for r in self.results):
-            raise NotTraceableError("a result is no array")
+        if not all(isinstance(r, Symbol) and not r.scalar and not r.compares for r in self.results):
+            raise NotTraceableError("a result is no array of numbers")
         if any(r is a for r in self.results for a in self.arrays):
             raise NotTraceableError("a result is an array as it came, which writing the results may change")
 
@@ -101,6 +118,8 @@ class Program:
         for a in args:
             if not isinstance(a, Symbol) and (type(a) not in (int, float) or not math.isfinite(a)):
                 raise NotTraceableError(f"{op} of {a!r}")
+            if isinstance(a, Symbol) and a.compares and op != "astype":
+                raise NotTraceableError(f"{op} of truth values")
         key = (op, *(id(a) if isinstance(a, Symbol) else float(a) for a in args))
         if key not in self.known:
             scalar = all(a.scalar for a in args if isinstance(a, Symbol))
@@ -128,7 +147,7 @@ class _TracingNamespace:
 
     def astype(self, value: Any, dtype: Any) -> Symbol:
         """1 where a comparison holds, else 0."""
-        if dtype is not NUMBER or not isinstance(value, Symbol) or value.op not in COMPARISONS.values():
+        if dtype is not NUMBER or not isinstance(value, Symbol) or not value.compares:
             raise NotTraceableError("astype of other than a comparison")
         return self.program.apply("astype", value)
 

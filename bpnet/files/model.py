@@ -15,6 +15,7 @@ from bpnet.backends import Array
 from bpnet.callbacks import History
 from bpnet.errors import ArgumentError, BpnetError, FileFormatError, kind_of
 from bpnet.layout import Layout, Slot, layout_of
+from bpnet.optimizers import Adam
 from bpnet.options import whole
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
@@ -22,7 +23,7 @@ from bpnet.trainer import Trainer
 if TYPE_CHECKING:
     import numpy
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -115,6 +116,9 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
         state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
         theta, buffers, *vectors = _vectors(tensors, layout, state)
         dtype = getattr(backend.xp, str(theta.dtype))
+        if description["format"] == 1 and isinstance(trainer.optimizer, Adam):  # which kept means, not sums
+            betas = trainer.optimizer.beta1, trainer.optimizer.beta2
+            vectors = [mean / (1.0 - beta) for mean, beta in zip(vectors, betas, strict=True)]
         own, kept, *moved = (backend.from_host(vector, dtype, device) for vector in (theta, buffers, *vectors))
         if len(trainer.optimizer.init(backend, own)) != len(moved):
             raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")

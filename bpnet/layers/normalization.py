@@ -53,9 +53,8 @@ class BatchNorm(Layer):
         else:
             mean, var, xhat = p["mean"], p["var"], None
             inverse = 1.0 / run.xp.sqrt(var + self.epsilon)
-            slope = p["scale"] * inverse
-            y = rows * slope + (p["shift"] - mean * slope)  # scale (x - mean) inverse + shift, in two passes
-        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var, rows)
+            y = (rows - mean) * (p["scale"] * inverse) + p["shift"]
+        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var, None if run.training else rows)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
@@ -68,8 +67,8 @@ class BatchNorm(Layer):
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        _, _, mean, var, rows = cache
-        n = rows.shape[0]
+        xhat, _, mean, var, rows = cache
+        n = (rows if xhat is None else xhat).shape[0]
         if n == 1:
             return {}
         new = 1.0 - self.momentum
