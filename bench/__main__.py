@@ -29,17 +29,16 @@ def parser() -> argparse.ArgumentParser:
         "--suite", choices=SUITES, default="default", help="; ".join(f"{k}: {s.about}" for k, s in SUITES.items())
     )
     top.add_argument("--quick", action="store_const", dest="suite", const="quick", help="the same as --suite quick")
-    top.add_argument("--rounds", type=int, help="rounds in which every contender has its turn")
+    top.add_argument("--rounds", type=_count, help="rounds in which every contender has its turn")
     top.add_argument("--seconds", type=float, help="length of one contender's turn")
     _common(top)
     top.add_argument(
         "--mode",
         action="append",
         choices=("step", "predict"),
-        help="full training step, or forward only; both by default",
+        help="full training step, or forward only; as the suite has it by default",
     )
     top.add_argument("--subject", choices=ALL, help="the contender that ratios are taken to")
-    top.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     top.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against batch size")
 
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="other measurements")
@@ -49,29 +48,36 @@ def parser() -> argparse.ArgumentParser:
     threads = commands.add_parser("threads", help="a step's time against the number of threads")
     written = commands.add_parser("report", help="write README's table and picture from bench/results/*.json")
     for command in (profile, epoch, threads):
-        _common(command)
+        _common(command, argparse.SUPPRESS)  # what stands before the command holds too
     profile.add_argument("--steps", type=int, help="steps to take; about two seconds' worth by default")
     epoch.add_argument("--rows", type=int, help="rows of the data; 32 batches by default")
     for command in (epoch, imports, threads):
-        command.add_argument("--rounds", type=int, default=10)
-    for command in (profile, epoch, imports, threads):
-        command.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+        command.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="10 by default")
+    imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     written.add_argument("--results", type=Path, default=report.RESULTS, help="where the JSON files are")
     written.add_argument("--readme", type=Path, default=report.README, help="the page with the markers")
     return top
 
 
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one; may be repeated")
-    command.add_argument("--batch", action="append", type=int, help="only this batch size; may be repeated")
-    command.add_argument("--dtype", choices=("float32", "float64"), default=None)
-    command.add_argument("--contender", action="append", choices=ALL, help="only this one; may be repeated")
-    command.add_argument(
-        "--device", choices=("cpu", "cupy"), help="cupy: the first CUDA device; by default both where there is one"
-    )
-    command.add_argument(
-        "--threads", type=int, default=len(available_cores()), help="of every contender; all cores by default"
-    )
+def _common(command: argparse.ArgumentParser, default: Any = None) -> None:
+    def add(name: str, default: Any = default, **options: Any) -> None:
+        command.add_argument(name, default=default, **options)
+
+    add("--workload", action="append", choices=WORKLOADS, help="only this one; may be repeated")
+    add("--batch", action="append", type=_count, help="only this batch size; may be repeated")
+    add("--dtype", choices=("float32", "float64"))
+    add("--contender", action="append", choices=ALL, help="only this one; may be repeated")
+    add("--device", choices=("cpu", "cupy"), help="cupy: the first CUDA device; by default both where there is one")
+    threads = len(available_cores()) if default is None else default
+    add("--threads", threads, type=_count, help="of every contender; all cores by default")
+    add("--json", type=Path, metavar="FILE", help="keep the figures")
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
@@ -122,6 +128,9 @@ def run(options: argparse.Namespace) -> int:
             print("\n" + report.table(record), flush=True)
             keep(result, options.json)
     print("\n" + report.overview(result), flush=True)
+    out = [ALL[name].label for name in ALL if name not in names_of(options, "cpu") and "cpu" in ALL[name].devices]
+    if out and "cpu" in devices:
+        print(f"\nNot asked for: {', '.join(out)}; --contender NAME or --suite targets brings them.", flush=True)
     if options.plot:
         report.plot(result, options.plot)
     return 0
@@ -138,7 +147,8 @@ def keep(result: dict[str, Any], path: Path | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    commands = parser()
+    options = commands.parse_args(arguments)
     if options.command is None:
         return run(options)
     if options.command == "report":
@@ -146,6 +156,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     from bench import epoch, imports, profile, scaling
 
+    options.rounds = options.rounds or 10
+    if options.command in ("profile", "epoch"):
+        for name in options.contender or ():
+            if ALL[name].module != "bpnet_trainer":
+                commands.error(f"{options.command} looks into bpnet: {name} is none of its contenders")
     modules: dict[str, Any] = {"profile": profile, "epoch": epoch, "import": imports, "threads": scaling}
     result = modules[options.command].run(options)
     keep({"machine": describe(), options.command: result}, options.json)

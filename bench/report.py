@@ -168,7 +168,8 @@ def overview(result: Record) -> str:
             if len(rows) > 1 and len(rows[0]) > 3:
                 subject = label(records[0]["subject"])
                 parts.append(
-                    f"{MODES[mode]} on {device}: time over that of {subject}, median of rounds\n{columns(rows)}"
+                    f"{MODES[mode]} on {device}: time over that of {subject}, median of rounds "
+                    f"(above 1: {subject} is faster)\n{columns(rows)}"
                 )
     return "\n\n".join(parts)
 

@@ -125,7 +125,7 @@ def test_only_exactly_rounded_operations_are_compiled() -> None:
 
 
 @dataclass(frozen=True)
-class TwofoldForTests(bp.Activation):
+class _Twofold(bp.Activation):
     """y = 2 z, whose derivative reads nothing."""
 
     keeps = "nothing"
@@ -138,7 +138,7 @@ class TwofoldForTests(bp.Activation):
 
 
 @dataclass(frozen=True)
-class StepsForTests(bp.Activation):
+class _Steps(bp.Activation):
     """Adds truth values, which NumPy does in its own way, and asks for a type: neither can be traced."""
 
     def value(self, b: Any, z: Any) -> Any:
@@ -148,7 +148,7 @@ class StepsForTests(bp.Activation):
         return dy * ((kept > 0.5) + (kept > 1.0))
 
 
-@pytest.mark.parametrize("activation", [TwofoldForTests(), StepsForTests(), bp.ReLU()], ids=str)
+@pytest.mark.parametrize("activation", [_Twofold(), _Steps(), bp.ReLU()], ids=str)
 def test_what_cannot_be_traced_is_evaluated_as_it_stands(activation: Any, numpy_backend: Any) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((700, 64)).astype("float32"), rng.standard_normal((700, 40)).astype("float32")

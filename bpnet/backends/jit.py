@@ -17,6 +17,7 @@ from typing import Any
 
 from bpnet.backends.base import Array, Rule
 from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError, Program, Symbol
+from bpnet.errors import MissingExtraError
 
 WORTH_IT = 2e8
 """Elements that NumPy handles before Numba is fetched: about a second of work."""
@@ -68,6 +69,8 @@ class Jit:
                 return self.loops.get(form)
             self.loops[form] = None
         if wanted:
+            if importlib.util.find_spec("numba") is None:
+                raise MissingExtraError("jit = True of the numpy backend", "Numba", "jit")
             self.make(form)
         else:
             threading.Thread(target=self.make, args=(form,), name="bpnet-jit", daemon=True).start()
