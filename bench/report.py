@@ -178,6 +178,7 @@ def overview(result: Record) -> str:
 
 _COLOURS = {
     "bpnet": "#d62728",
+    "bpnet-jit": "#9467bd",
     "bpnet-torch": "#ff9896",
     "bpnet-jax": "#f7b6d2",
     "bpnet-cupy": "#d62728",
@@ -245,7 +246,10 @@ def plot(result: Record, path: Path) -> None:
                 f"({first['workload']}) {MODES[first['mode']]}{dtype}{device}\n{first['title']}", fontsize=10
             )
             panel.grid(True, which="major", alpha=0.3)
-            panel.legend(fontsize=8, loc="best")
+        shown = {
+            text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2 * across, fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=110, metadata=metadata)
