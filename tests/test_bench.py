@@ -267,3 +267,20 @@ def test_epoch_import_and_threads(capsys: pytest.CaptureFixture[str]) -> None:
     (record,) = scaling.run(options)
     assert record["contenders"]["numpy@1"]["speedup"]["median"] == 1.0
     assert "efficiency" in capsys.readouterr().out
+
+
+def test_options_before_a_command_hold_too() -> None:
+    options = command.parser().parse_args(["--workload", "d", "--batch", "4", "--json", "kept.json", "profile"])
+    assert (options.workload, options.batch, options.json) == (["d"], [4], Path("kept.json"))
+    options = command.parser().parse_args(["--workload", "d", "profile", "--workload", "e"])
+    assert options.workload == ["e"]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--batch 0", "--rounds 0", "--threads two", "profile --contender torch", "epoch --contender numpy"]
+)
+def test_what_cannot_be_measured_is_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments.split())
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err

@@ -172,3 +172,12 @@ def test_a_single_column_is_added_up_in_one_order(numpy_backend: Any) -> None:
     for numpy_backend.jit in (False, True):
         found.append(bp.gradient(bp.Dense(1, "relu"), "mse", theta, x, y)[1])
     assert np.array_equal(*found)
+
+
+def test_numba_that_is_asked_for_and_missing_is_named(numpy_backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpnet.backends.jit.importlib.util.find_spec", lambda name: None)
+    numpy_backend.jit = None
+    trained(bp.Adam(1e-2), "float32")
+    numpy_backend.jit = True
+    with pytest.raises(bp.errors.MissingExtraError, match=r"Numba: pip install 'bpnet-xp\[jit\]'"):
+        trained(bp.Adam(1e-2), "float32")

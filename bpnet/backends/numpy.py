@@ -19,7 +19,7 @@ from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.jit import JIT, Form, Loop
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
-from bpnet.backends.threads import Job, Session, current, inside
+from bpnet.backends.threads import Job, Session, available_threads, current, inside
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class NumpyBackend(Backend):
             for a, b, out in products:
                 numpy.matmul(a, b, out=out)
         else:
-            BLAS.multiply(products, getattr(current, "threads", 1))
+            BLAS.multiply(products, min(getattr(current, "threads", 1), available_threads()))
 
     def add_to(self, total: Array, part: Array) -> Array:
         for _ in self.map_blocks(
