@@ -217,7 +217,7 @@ def _program(rule: Rule, arrays: int, scalars: int) -> InPlace | None:
 def _keep_freed_memory() -> None:
     """Let the C library keep what a step frees for the next step, instead of giving it back to the system.
 
-    glibc gives back the free end of its memory once that is twice the largest block that it has seen freed, up to 64 MB.
+    glibc gives back the free end of its memory once that is twice the largest block it has seen freed, up to 64 MB.
     So one such block is freed here, which was never written to and so took no memory.  Elsewhere this does nothing.
     """
     numpy.empty(2**25 - 2**16, numpy.uint8)
