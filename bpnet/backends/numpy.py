@@ -28,6 +28,8 @@ BLOCK_ROWS = 4096
 """Most rows in a block: larger products are no faster, and their temporaries no longer fit a cache."""
 WHOLE = 1024
 """Most rows that stay one block, whose products are cut over BLAS's own threads: they start at once."""
+LEAST_WORK = 2e6
+"""Floating-point operations under which a batch is one block: waking a thread would cost more than it saves."""
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
@@ -94,7 +96,7 @@ class NumpyBackend(Backend):
         return Session(threads)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
-        if rows < WHOLE or inside():
+        if rows <= WHOLE or rows * work < LEAST_WORK or inside():
             return [(0, rows)]
         count = max(2, -(-rows // BLOCK_ROWS))
         cuts = [rows * i // count for i in range(count + 1)]
