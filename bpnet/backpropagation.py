@@ -56,7 +56,7 @@ def loss_and_gradient(
         return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
     parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
-    results = backend.map_blocks(block, parts) if len(parts) > 1 else iter([block(0, parts[0])])
+    results = backend.map_blocks(block, parts)
     value, grad, kept = next(results)
     for more, part, room in results:
         value, grad = value + more, backend.add_to(grad, part)

@@ -112,10 +112,10 @@ class Blas:
             with self.lock:
                 if self.open == 1:  # other sessions rely on the one thread
                     try:
-                        batch.library.set(several)
+                        batch.blas.set(several)
                         pieces.compute(products)
                     finally:
-                        batch.library.set(1)
+                        batch.blas.set(1)
                         self.used = time.monotonic()
                     return
         pieces.compute(products)
@@ -134,8 +134,8 @@ def _form(a: Array, b: Array, out: Array) -> Form:
 class _Batch:
     """OpenBLAS's function for several products of one float type."""
 
-    def __init__(self, library: "_Library", function: Any, integer: Any, real: Any) -> None:
-        self.library, self.function, self.integer, self.real = library, function, integer, real
+    def __init__(self, blas: "_Library", function: Any, integer: Any, real: Any) -> None:
+        self.blas, self.function, self.integer, self.real = blas, function, integer, real
         self.pieces = lru_cache(maxsize=256)(self._pieces)
 
     def _pieces(self, forms: tuple[Form, ...]) -> "_Pieces":

@@ -11,13 +11,12 @@ from typing import Any
 import numpy
 
 from bpnet.backends.base import Array, Rows
+from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
 """Elements of an array that are handled at a time, so that temporaries stay in cache."""
 
 
-SMALL = 10**6
-"""Multiplications of a product below which plain NumPy is fastest, and BLAS would not cut it either."""
 SUMMED = 512
 """Rows that are summed one after the other; more are summed by parts, which rounds less."""
 
@@ -60,7 +59,7 @@ def shared(f: Any) -> Any:
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
-    if rows * weight.size < SMALL:
+    if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         z = x @ weight
         if bias is not None:
             z += bias
@@ -83,10 +82,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
             part_of_z = z[c]
             b.evaluate(f.value, (part_of_z,), part_of_z if y is z else y[c])
 
-    if len(parts) == 1:
-        block(0, (0, rows))
-    else:
-        list(b.map_blocks(block, parts))
+    list(b.map_blocks(block, parts))
     return y, f.keep(z, y)
 
 
@@ -94,7 +90,7 @@ def dense_backward(
     run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     b, rows = run.backend, x.shape[0]
-    if rows * weight.size < SMALL:
+    if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         dz = f.derivative(b, kept, dy)
         dw = numpy.matmul(x.T, dz, out=_place(run, weight))
         return dz @ weight.T if need_dx else None, dw, column_sums(dz) if has_bias else None
