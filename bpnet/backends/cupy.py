@@ -1,8 +1,9 @@
 """CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat.cupy as xp
 import cupy
@@ -10,12 +11,15 @@ import cupyx
 import cupyx.scipy.special
 import numpy
 
-from bpnet.backends.base import Array, Backend
+from bpnet.backends import cuda
+from bpnet.backends.base import Array, Backend, Key, Piece, Rule, fold
+from bpnet.backends.cupy_kernels import KERNELS, Kernel, module
 from bpnet.errors import DeviceError
 
 
 class CupyBackend(Backend):
     name = "cupy"
+    kernels: ClassVar = KERNELS
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         try:
@@ -56,6 +60,57 @@ class CupyBackend(Backend):
             total = cupy.zeros((length, *values.shape[1:]), dtype=values.dtype)
             cupyx.scatter_add(total, index, values)
         return total
+
+    def room(self, size: int, like: Array) -> Array | None:
+        with like.device:
+            return cupy.empty(size, like.dtype)
+
+    def store(self, place: Array, value: Array) -> None:
+        place[...] = value
+
+    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
+        """By one kernel; the same bits as the definition's."""
+        real = numpy.dtype(dtype)
+        if real.name not in cuda.TYPES:
+            return super().keep_mask(key, shape, keep, dtype, device)
+        threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        with device:
+            mask = cupy.empty(shape, real)
+            numbers = (numpy.uint32(fold(key)), numpy.uint32(threshold), real.type(2**32 / threshold))
+            if mask.size:
+                grid, block = cuda.map_launch(1, mask.size, 1)
+                module(cuda.keep_mask_source(real.name)).get_function("keep_mask")(
+                    grid, block, (numpy.int64(mask.size), *numbers, mask)
+                )
+        return mask
+
+    # ---- how work is carried out --------------------------------------------------------------------------------
+
+    def fuse(self, rule: Rule) -> Rule:
+        """One kernel for the rule, where it can be traced."""
+        return functools.partial(_fused, rule)
+
+    def sweep(
+        self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
+    ) -> tuple[Array, ...]:
+        """One kernel for each piece, which reads and writes every element once."""
+        kernel = Kernel.of(rule, arrays, scalars=len(pieces[0][2]))
+        if kernel is None:
+            return super().sweep(rule, outputs, arrays, pieces, donate)
+        results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
+        for start, stop, scalars in pieces:
+            kernel.map([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
+        return results
+
+
+def _fused(rule: Rule, b: Backend, *arrays: Array | None) -> Any:
+    """rule(b, *arrays) by one kernel; an array that is None is left to the rule."""
+    kernel = None if any(a is None for a in arrays) else Kernel.of(rule, arrays)
+    if kernel is None:
+        return rule(b, *arrays)
+    results = [cupy.empty_like(arrays[0]) for _ in kernel.source.text.results]
+    kernel.map(arrays, results)
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 BACKEND = CupyBackend(xp)

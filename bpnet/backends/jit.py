@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bpnet.backends.base import Array, Rule
-from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError, Program, Symbol
+from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError, Program, text_of
 from bpnet.errors import MissingExtraError
 
 WORTH_IT = 2e8
@@ -87,64 +87,47 @@ class Jit:
 
 def loop_source(form: Form) -> str:
     """Python text of `prepare(T, *scalars)`, done once, and of `loop(...)`, done for every element."""
-    program = Program(form.rule, {"forward": 1, "backward": 2}.get(form.kind, form.arrays), form.scalars)
-    names = {id(a): f"v{i}" for i, a in enumerate(program.arrays)}
-    names |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
-    constants: dict[str, str] = {}
-    once: list[str] = []
-    each: list[str] = []
-
-    def of(value: Any, scalar: bool = False) -> str:
-        if isinstance(value, Symbol) and (scalar or not value.scalar):
-            return names[id(value)]
-        text = names[id(value)] if isinstance(value, Symbol) else repr(float(value))
-        return text if scalar else constants.setdefault(text, f"c{len(constants)}")
-
-    signs = {name: sign for sign, name in (BINARY | COMPARISONS).items()}
-    for i, step in enumerate(program.steps):
-        names[id(step)] = f"x{i}"
-        args = [of(a, step.scalar) for a in step.args]
-        if step.op in signs:
-            text = f" {signs[step.op]} ".join(args)
-        elif step.op == "sqrt" and not step.scalar:
-            text = f"sqrt({args[0]})"
-        elif step.op == "maximum" and not step.scalar:
-            text = f"{args[0]} if {args[0]} >= {args[1]} or {args[0]} != {args[0]} else {args[1]}"
-        elif step.op == "astype":
-            text = f"{of(1.0)} if {args[0]} else {of(0.0)}"
-        else:  # not rounded exactly, so NumPy and a compiler need not agree
-            raise NotTraceableError(step.op)
-        (once if step.scalar else each).append(f"x{i} = {text}")
-    results = [names[id(result)] for result in program.results]
-    shape = _SHAPES[form.kind]
-    head, body = shape(form.arrays, each, results)
+    text = text_of(Program(form.rule, {"forward": 1, "backward": 2}.get(form.kind, form.arrays), form.scalars), _python)
+    head, body = _SHAPES[form.kind](form.arrays, [f"{name} = {value}" for name, value in text.lines], text.results)
     return "\n".join(
         [
             "from numpy import sqrt",
-            f"def prepare({', '.join(['T', *(f's{i}' for i in range(form.scalars))])}):",
-            *(f"    {line}" for line in once),
-            f"    return ({''.join(f'T({text}), ' for text in constants)})",
-            f"def loop({', '.join([*head, *constants.values()])}):",
+            text.prepare,
+            f"def loop({', '.join([*head, *text.constants])}):",
             *(f"    {line}" for line in body),
             "",
         ]
     )
 
 
-def _sweep(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+def _python(op: str, args: Sequence[str], constant: Callable[[float], str]) -> str:
+    """An operation that IEEE 754 rounds exactly; of others a compiler and NumPy need not make the same."""
+    signs = {name: sign for sign, name in (BINARY | COMPARISONS).items()}
+    if op in signs:
+        return f" {signs[op]} ".join(args)
+    if op == "sqrt":
+        return f"sqrt({args[0]})"
+    if op == "maximum":
+        return f"{args[0]} if {args[0]} >= {args[1]} or {args[0]} != {args[0]} else {args[1]}"
+    if op == "astype":
+        return f"{constant(1.0)} if {args[0]} else {constant(0.0)}"
+    raise NotTraceableError(op)
+
+
+def _sweep(arrays: int, each: list[str], results: Sequence[str]) -> tuple[list[str], list[str]]:
     """The i-th result is written over the i-th array, so that the compiler sees that no two arrays share memory."""
     head = [f"a{i}" for i in range(arrays)]
     lines = [f"v{i} = a{i}[i]" for i in range(arrays)] + each + [f"a{i}[i] = {r}" for i, r in enumerate(results)]
     return head, ["for i in range(a0.size):", *(f"    {line}" for line in lines)]
 
 
-def _forward(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+def _forward(arrays: int, each: list[str], results: Sequence[str]) -> tuple[list[str], list[str]]:
     lines = ["v0 = z[i, j] + bias[j]", *each, f"z[i, j] = {results[0]}"]
     body = ["for i in range(z.shape[0]):", "    for j in range(bias.size):", *(f"        {line}" for line in lines)]
     return ["z", "bias"], body
 
 
-def _backward(arrays: int, each: list[str], results: list[str]) -> tuple[list[str], list[str]]:
+def _backward(arrays: int, each: list[str], results: Sequence[str]) -> tuple[list[str], list[str]]:
     lines = ["v0 = kept[i, j]", "v1 = dy[i, j]", *each, f"dz[i, j] = {results[0]}", f"part[j] += {results[0]}"]
     body = [
         "sums[:] = 0.0",

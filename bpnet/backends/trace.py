@@ -12,6 +12,8 @@ from typing import Any
 BINARY = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 COMPARISONS = {">": "greater", ">=": "greater_equal", "<": "less", "<=": "less_equal"}
 FUNCTIONS = frozenset({"sqrt", "exp", "log", "log1p", "expm1", "tanh", "abs", "maximum", "minimum", "negative"})
+SPECIAL = frozenset({"where", "erf"})
+"""What code for a GPU has, but not NumPy without memory for truth values, or not at all."""
 
 
 class NotTraceableError(Exception):
@@ -118,8 +120,9 @@ class Program:
         for a in args:
             if not isinstance(a, Symbol) and (type(a) not in (int, float) or not math.isfinite(a)):
                 raise NotTraceableError(f"{op} of {a!r}")
-            if isinstance(a, Symbol) and a.compares and op != "astype":
-                raise NotTraceableError(f"{op} of truth values")
+        compared = [isinstance(a, Symbol) and a.compares for a in args]
+        if any(compared[1:]) or (compared[0] != (op in ("astype", "where"))):
+            raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         key = (op, *(id(a) if isinstance(a, Symbol) else float(a) for a in args))
         if key not in self.known:
             scalar = all(a.scalar for a in args if isinstance(a, Symbol))
@@ -131,6 +134,7 @@ class Program:
 class _TracingBackend:
     def __init__(self, program: Program) -> None:
         self.xp = _TracingNamespace(program)
+        self.erf = self.xp.erf
 
     def __getattr__(self, name: str) -> Any:
         raise NotTraceableError(name)
@@ -141,15 +145,63 @@ class _TracingNamespace:
         self.program = program
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
-        if name not in FUNCTIONS:
+        if name not in FUNCTIONS | SPECIAL:
             raise NotTraceableError(name)
         return lambda *args: self.program.apply(name, *args)
 
     def astype(self, value: Any, dtype: Any) -> Symbol:
         """1 where a comparison holds, else 0."""
-        if dtype is not NUMBER or not isinstance(value, Symbol) or not value.compares:
+        if dtype is not NUMBER:
             raise NotTraceableError("astype of other than a comparison")
         return self.program.apply("astype", value)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A program as text, for generators of code that handle one element after the other."""
+
+    prepare: str
+    """Python text of `prepare(T, *scalars)`: the numbers c0, c1, ... of type T, computed once as Python would."""
+    constants: tuple[str, ...]
+    """The names of these numbers."""
+    lines: tuple[tuple[str, str], ...]
+    """(name, expression): what is computed for each element, from arrays v0, v1, ... and the numbers."""
+    results: tuple[str, ...]
+    """The names of the results."""
+
+
+def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[float], str]], str]) -> Text:
+    """`write(op, args, constant)` is an operation in the language wanted; `constant` names a number."""
+    names = {id(a): f"v{i}" for i, a in enumerate(program.arrays)}
+    names |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
+    signs = {name: sign for sign, name in BINARY.items()}
+    constants: dict[str, str] = {}
+    once, each = [], []
+
+    def constant(text: str) -> str:
+        return constants.setdefault(text, f"c{len(constants)}")
+
+    def of(value: Any) -> str:
+        text = names[id(value)] if isinstance(value, Symbol) else repr(float(value))
+        return text if isinstance(value, Symbol) and not value.scalar else constant(text)
+
+    for i, step in enumerate(program.steps):
+        if step.scalar:
+            if step.op not in signs:
+                raise NotTraceableError(f"{step.op} of scalars")
+            args = [names[id(a)] if isinstance(a, Symbol) else repr(float(a)) for a in step.args]
+            once.append(f"x{i} = {f' {signs[step.op]} '.join(args)}")
+        else:
+            each.append((f"x{i}", write(step.op, [of(a) for a in step.args], lambda c: constant(repr(c)))))
+        names[id(step)] = f"x{i}"
+    prepare = [
+        f"def prepare({', '.join(['T', *(f's{i}' for i in range(len(program.scalars)))])}):",
+        *(f"    {line}" for line in once),
+        f"    return ({''.join(f'T({text}), ' for text in constants)})",
+    ]
+    return Text(
+        "\n".join(prepare), tuple(constants.values()), tuple(each), tuple(names[id(r)] for r in program.results)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""Traced rules as CUDA C++: one kernel, one pass over memory, 16 bytes at a time where the arrays lie so.
+
+Here the text is made, and how many threads run it; CuPy compiles and launches it.  Every kernel works on a matrix
+(rows, columns), in which a vector is one row.  With OPTIONS nothing is contracted, so an operation that IEEE 754 rounds
+exactly gives the bits that it gives alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bpnet.backends.base import Rule
+from bpnet.backends.trace import BINARY, COMPARISONS, Program, Text, text_of
+
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""For NVIDIA's compiler."""
+THREADS = 256
+"""Threads of a block."""
+MOST_BLOCKS = 2048
+"""Blocks of a launch, some 16 for each multiprocessor of a large device; each thread goes on to further elements."""
+MOST_SUMS = 256
+"""Sums that a column is first added up to, each over so many rows one after the other; then these are added up."""
+LEAST_ROWS = 64
+"""Rows of such a sum, where there are as many."""
+
+TYPES = {"float32": "float", "float64": "double"}
+"""The types of elements that kernels are made for, as C++ calls them."""
+WIDE = {"float32": 4, "float64": 2}
+"""Elements of 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kernel is made for: a rule, its numbers of arrays, of vectors and of scalars, and the elements' type.
+
+    The last `vectors` of the arrays have an entry for every column, the others for every element.
+    """
+
+    rule: Rule
+    arrays: int
+    vectors: int
+    scalars: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a module of four kernels, in which c are the numbers that `text.prepare` makes of the scalars.
+
+    map_wide, map_plain (rows, columns, arrays, results, c): results <- rule; the i-th result may be the i-th array.
+    sum_wide, sum_plain (rows, columns, step, arrays, result, sums, c): the same for one result, and the sums over each
+    `step` rows of its columns.
+
+    The wide ones take 16 bytes at a time: all pointers and the columns must be multiples of that.
+    """
+
+    text: Text
+    code: str
+
+
+def source(form: Form) -> Source:
+    """The kernels of a rule; raises NotTraceableError where it does what no symbol can."""
+    text = text_of(Program(form.rule, form.arrays, form.scalars), _expression)
+    arrays = [f"a{i}" for i in range(form.arrays)]
+    results = [f"r{i}" for i in range(len(text.results))]
+    numbers = [f", T {c}" for c in text.constants]
+    taken = "".join(f"const T* {a}, " for a in arrays)
+    vectors = arrays[form.arrays - form.vectors :]
+    load = [f"const W {a}w = load<N>({a}, {'col' if a in vectors else 'at'});" for a in arrays]
+    handed = [*(f"{a}w.v[k]" for a in arrays), *(f"{r}w.v[k]" for r in results), *text.constants]
+    element = [f"W {', '.join(f'{r}w' for r in results)};", f"for (int k = 0; k < N; ++k) rule({', '.join(handed)});"]
+    store = [f"store<N>({r}, at, {r}w);" for r in results]
+    rule = [
+        f"{', '.join([*(f'T v{i}' for i in range(form.arrays)), *(f'T& {r}' for r in results)])}{''.join(numbers)}",
+        *(f"const auto {name} = {value};" for name, value in text.lines),
+        *(f"{r} = {value};" for r, value in zip(results, text.results, strict=True)),
+    ]
+    kernels = {
+        "map": (
+            f"long long rows, long long columns, {taken}{', '.join(f'T* {r}' for r in results)}{''.join(numbers)}",
+            _MAP.format(body=_indented([*load, *element, *store], 12)),
+        )
+    }
+    if len(results) == 1:
+        kernels["sum"] = (
+            f"long long rows, long long columns, long long step, {taken}T* r0, T* sums{''.join(numbers)}",
+            _SUM.format(body=_indented([*load, *element, *store], 12)),
+        )
+    parts = [_HEAD.format(real=TYPES[form.dtype], rule=rule[0], body=_indented(rule[1:], 4))]
+    for name, (parameters, body) in kernels.items():
+        parts.append(f"template <int N> __device__ __forceinline__ void {name}({parameters}) {{\n{body}}}\n")
+        names = ", ".join(parameter.split()[-1] for parameter in parameters.split(", "))
+        for kind, width in (("wide", WIDE[form.dtype]), ("plain", 1)):
+            parts.append(
+                f'extern "C" __global__ void {name}_{kind}({parameters}) {{\n    {name}<{width}>({names});\n}}\n'
+            )
+    return Source(text, "\n".join(parts))
+
+
+def _indented(lines: Sequence[str], by: int) -> str:
+    return "".join(f"{' ' * by}{line}\n" for line in lines)
+
+
+def _expression(op: str, args: Sequence[str], constant: Callable[[float], str]) -> str:
+    signs = {name: sign for sign, name in (BINARY | COMPARISONS).items()}
+    if op in signs:
+        return f" {signs[op]} ".join(args)
+    if op in ("maximum", "minimum"):  # which hand on what is not a number, as the library's functions do not
+        sign = ">=" if op == "maximum" else "<="
+        return f"{args[0]} {sign} {args[1]} || {args[0]} != {args[0]} ? {args[0]} : {args[1]}"
+    if op == "where":
+        return f"{args[0]} ? {args[1]} : {args[2]}"
+    if op == "astype":
+        return f"{args[0]} ? {constant(1.0)} : {constant(0.0)}"
+    if op == "negative":
+        return f"-{args[0]}"
+    return f"{'fabs' if op == 'abs' else op}({args[0]})"
+
+
+_HEAD = """\
+typedef {real} T;
+
+template <int N> struct alignas(N * sizeof(T)) Words {{ T v[N]; }};
+
+template <int N> __device__ __forceinline__ Words<N> load(const T* from, long long at) {{
+    return *reinterpret_cast<const Words<N>*>(from + at);
+}}
+
+template <int N> __device__ __forceinline__ void store(T* to, long long at, const Words<N>& value) {{
+    *reinterpret_cast<Words<N>*>(to + at) = value;
+}}
+
+__device__ __forceinline__ void rule({rule}) {{
+{body}}}
+"""
+
+_MAP = """\
+    typedef Words<N> W;
+    for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;
+         row += (long long)gridDim.y * blockDim.y) {{
+        for (long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N; col < columns;
+             col += (long long)gridDim.x * blockDim.x * N) {{
+            const long long at = row * columns + col;
+{body}        }}
+    }}
+"""
+
+_SUM = """\
+    typedef Words<N> W;
+    const long long first = blockIdx.y * step, last = first + step < rows ? first + step : rows;
+    for (long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N; col < columns;
+         col += (long long)gridDim.x * blockDim.x * N) {{
+        W total;
+        for (int k = 0; k < N; ++k) total.v[k] = 0;
+        for (long long row = first; row < last; ++row) {{
+            const long long at = row * columns + col;
+{body}            for (int k = 0; k < N; ++k) total.v[k] += r0w.v[k];
+        }}
+        store<N>(sums, blockIdx.y * columns + col, total);
+    }}
+"""
+
+
+def keep_mask_source(dtype: str) -> str:
+    """The text of keep_mask(size, key, threshold, scale, mask): bits and mask of dropout, as `Backend.keep_mask`."""
+    return _KEEP_MASK.format(real=TYPES[dtype])
+
+
+_KEEP_MASK = """\
+extern "C" __global__ void keep_mask(
+    long long size, unsigned int key, unsigned int threshold, {real} scale, {real}* mask
+) {{
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size;
+         i += (long long)gridDim.x * blockDim.x) {{
+        unsigned int x = (unsigned int)i * 0x9E3779B9u + key;
+        x = (x ^ (x >> 17)) * 0xED5AD4BBu;
+        x = (x ^ (x >> 11)) * 0xAC4C1B51u;
+        x = (x ^ (x >> 15)) * 0x31848BABu;
+        mask[i] = (x ^ (x >> 14)) < threshold ? scale : 0;
+    }}
+}}
+"""
+
+Launch = tuple[tuple[int, int], tuple[int, int]]
+"""(blocks along columns, along rows), (threads along columns, along rows)."""
+
+
+def map_launch(rows: int, columns: int, width: int) -> Launch:
+    """How the map kernels are launched; `width` is the number of elements that a thread takes at a time."""
+    across = -(-columns // width)
+    threads = min(THREADS, max(1 << (across - 1).bit_length(), 1))
+    down = THREADS // threads
+    blocks = min(-(-across // threads), MOST_BLOCKS)
+    return (blocks, min(-(-rows // down), max(MOST_BLOCKS // blocks, 1))), (threads, down)
+
+
+def sum_launch(rows: int, columns: int, width: int) -> tuple[Launch, int]:
+    """How the sum kernels are launched, and the rows of a sum."""
+    step = max(LEAST_ROWS, -(-rows // MOST_SUMS))
+    across = -(-columns // width)
+    threads = min(THREADS // 2, 32 * -(-across // 32))
+    return ((min(-(-across // threads), MOST_BLOCKS), -(-rows // step)), (threads, 1)), step

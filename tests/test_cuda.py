@@ -1,0 +1,230 @@
+"""The CUDA kernels made of rules: NVIDIA's compiler takes them, and a C++ compiler's reading of them equals NumPy's.
+
+Neither needs a device.  On the host every thread of every block is run one after the other, on real memory.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.backends.base import fold
+from bpnet.backends.cuda import OPTIONS, WIDE, Form, keep_mask_source, map_launch, source, sum_launch
+from bpnet.backends.trace import NotTraceableError
+
+ACTIVATIONS = [
+    bp.Sigmoid(),
+    bp.Tanh(),
+    bp.ReLU(),
+    bp.LeakyReLU(0.3),
+    bp.GELU(),
+    bp.GELU(approximate=True),
+    bp.SiLU(),
+    bp.Softplus(),
+    bp.ELU(0.7),
+]
+OPTIMIZERS = [
+    (bp.SGD(0.1), 0),
+    (bp.SGD(0.1, momentum=0.9), 1),
+    (bp.SGD(0.1, momentum=0.9, nesterov=True), 1),
+    (bp.Adam(1e-2), 2),
+    (bp.AdamW(1e-2), 2),
+]
+HOST = """\
+#include <cmath>
+using namespace std;
+struct Three { unsigned int x, y; };
+static Three gridDim, blockDim, blockIdx, threadIdx;
+#define __global__
+#define __device__
+#define __forceinline__ inline
+extern "C" void place(Three grid, Three block, Three b, Three t) {
+    gridDim = grid; blockDim = block; blockIdx = b; threadIdx = t;
+}
+"""
+
+
+class Three(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_uint), ("y", ctypes.c_uint)]
+
+
+def biased(b: Any, z: Any, bias: Any) -> tuple[Any, Any]:
+    z = z + bias
+    return b.xp.maximum(z, 0.0), z
+
+
+def forms(dtype: str) -> list[Any]:
+    """Every elementwise rule: (name, rule, arrays, vectors, scalars)."""
+    found = [(f"{f} value", f.value, 1, 0, ()) for f in ACTIVATIONS]
+    found += [(f"{f} derivative", f.derivative, 2, 0, ()) for f in ACTIVATIONS]
+    for optimizer, state in OPTIMIZERS:
+        scalars, shrink = optimizer.numbers(optimizer.lr, 7)
+        scalars = (*scalars, shrink) if optimizer.decay else scalars
+        found.append((str(optimizer), type(optimizer).rule, 2 + state, 0, scalars))
+    found.append(("bias", biased, 2, 1, ()))
+    return [pytest.param(dtype, *form[1:], id=f"{form[0]}-{dtype}") for form in found]
+
+
+EVERY = pytest.mark.parametrize(("dtype", "rule", "arrays", "vectors", "scalars"), forms("float32") + forms("float64"))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """run(code, kernel, launch, *arguments): a kernel's text compiled for this processor and run, thread by thread."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("kernels")
+    made: dict[str, Any] = {}
+
+    def run(code: str, kernel: str, launch: Any, *arguments: Any) -> None:
+        if code not in made:
+            path: Path = folder / f"k{len(made)}.cpp"
+            path.write_text(HOST + code)
+            command = [compiler, "-std=c++17", "-O0", "-ffp-contract=off", "-shared", "-fPIC", path.name]
+            subprocess.run([*command, "-o", f"{path.stem}.so"], cwd=folder, check=True)
+            made[code] = ctypes.CDLL(str(path.with_suffix(".so")))
+        library = made[code]
+        (gx, gy), (bx, by) = launch
+        for place in np.ndindex(gx, gy, bx, by):
+            library.place(Three(gx, gy), Three(bx, by), Three(*place[:2]), Three(*place[2:]))
+            getattr(library, kernel)(*arguments)
+
+    return run
+
+
+def pointer(a: np.ndarray) -> Any:
+    return ctypes.c_void_p(a.ctypes.data)
+
+
+def numbers(prepare: str, dtype: str, scalars: Sequence[float]) -> list[Any]:
+    space: dict[str, Any] = {}
+    exec(prepare, space)
+    kind = ctypes.c_float if dtype == "float32" else ctypes.c_double
+    return [kind(value) for value in space["prepare"](np.dtype(dtype).type, *scalars)]
+
+
+def aligned(a: np.ndarray) -> np.ndarray:
+    """A copy of `a` that begins at a multiple of 16 bytes."""
+    memory = np.empty(a.nbytes + 16, np.uint8)
+    start = -memory.ctypes.data % 16
+    copy = memory[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+@EVERY
+@pytest.mark.parametrize("sm", ["sm_80", "sm_90"])
+def test_nvidias_compiler_takes_it(
+    sm: str, dtype: str, rule: Any, arrays: int, vectors: int, scalars: tuple[float, ...]
+) -> None:
+    compiled(source(Form(rule, arrays, vectors, len(scalars), dtype)).code, sm)
+
+
+@pytest.mark.parametrize("sm", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nvidias_compiler_takes_the_mask(dtype: str, sm: str) -> None:
+    compiled(keep_mask_source(dtype), sm)
+
+
+def compiled(code: str, sm: str) -> None:
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
+    try:
+        program = nvrtc.createProgram(code, "rule.cu", [], [])
+    except Exception as error:  # CuPy without NVIDIA's compiler
+        pytest.skip(f"NVRTC can't be used: {error}")
+    try:
+        nvrtc.compileProgram(program, [f"-arch={sm}", *OPTIONS])
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    assert len(nvrtc.getCUBIN(program)) > 1000
+
+
+@EVERY
+@pytest.mark.parametrize("kind", ["wide", "plain"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1200), (37, 24), (700, 4)])
+def test_a_map_equals_the_rule(
+    rows: int, columns: int, kind: str, dtype: str, rule: Any, arrays: int, vectors: int, scalars: Any, host: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal((rows, columns) if i < arrays - vectors else columns) for i in range(arrays)]
+    if scalars and arrays == 4:  # Adam's sum of squares
+        values[2] = np.abs(values[2])
+    values = [value.astype(dtype) for value in values]
+    with np.errstate(all="ignore"):
+        expected = rule(bp.backends.get("numpy"), *values, *scalars)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    made = source(Form(rule, arrays, vectors, len(scalars), dtype))
+    inputs = [aligned(value) for value in values]
+    outputs = inputs[: len(expected)] if vectors == 0 else [aligned(e) * 0 for e in expected]
+    outputs = [aligned(o) for o in outputs] if vectors else outputs
+    width = WIDE[dtype] if kind == "wide" else 1
+    host(
+        made.code, f"map_{kind}", map_launch(rows, columns, width),
+        *(ctypes.c_longlong(n) for n in (rows, columns)), *map(pointer, [*inputs, *outputs]),
+        *numbers(made.text.prepare, dtype, scalars),
+    )  # fmt: skip
+    eps = np.finfo(dtype).eps
+    for output, e in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, e, rtol=16 * eps, atol=16 * eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["wide", "plain"])
+@pytest.mark.parametrize("rows", [1, 64, 129, 20000])
+def test_slope_and_its_column_sums(rows: int, kind: str, dtype: str, host: Any) -> None:
+    rng = np.random.default_rng(0)
+    kept, dy = (aligned(rng.standard_normal((rows, 12)).astype(dtype)) for _ in range(2))
+    made = source(Form(bp.ReLU().derivative, 2, 0, 0, dtype))
+    launch, step = sum_launch(rows, 12, WIDE[dtype] if kind == "wide" else 1)
+    dz, sums = aligned(np.zeros_like(dy)), aligned(np.zeros((launch[0][1], 12), dtype))
+    host(
+        made.code, f"sum_{kind}", launch, *(ctypes.c_longlong(n) for n in (rows, 12, step)),
+        *map(pointer, [kept, dy, dz, sums]), *numbers(made.text.prepare, dtype, ()),
+    )  # fmt: skip
+    assert np.array_equal(dz, dy * (kept > 0))
+    assert len(sums) <= 256
+    np.testing.assert_allclose(sums.sum(axis=0), np.sum(dz, axis=0, dtype="float64"), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mask_has_the_bits_of_the_definition(dtype: str, host: Any) -> None:
+    key, keep, shape = (3, 8, 0, 77), 0.7, (50, 33)
+    xp = bp.backends.get("numpy").xp
+    expected = bp.backends.Backend(xp).keep_mask(key, shape, keep, xp.dtype(dtype), "cpu")
+    threshold, mask = round(keep * 2**32), np.zeros(shape, dtype)
+    kind = ctypes.c_float if dtype == "float32" else ctypes.c_double
+    host(
+        keep_mask_source(dtype), "keep_mask", map_launch(1, mask.size, 1), ctypes.c_longlong(mask.size),
+        ctypes.c_uint(fold(key)), ctypes.c_uint(threshold), kind(2**32 / threshold), pointer(mask),
+    )  # fmt: skip
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("op", ["maximum", "minimum"])
+def test_what_is_not_a_number_is_handed_on(op: str, host: Any) -> None:
+    made = source(Form(lambda b, x, y: getattr(b.xp, op)(x, y), 2, 0, 0, "float64"))
+    x, y = np.array([np.nan, 1.0, np.inf, 2.0]), np.array([1.0, np.nan, 3.0, 2.0])
+    expected, out = getattr(np, op)(x, y), np.zeros(4)
+    sizes = ctypes.c_longlong(1), ctypes.c_longlong(4)
+    host(made.code, "map_plain", map_launch(1, 4, 1), *sizes, *map(pointer, (x, y, out)))
+    assert np.array_equal(out, expected, equal_nan=True)
+
+
+def test_what_cannot_be_traced_says_so() -> None:
+    with pytest.raises(NotTraceableError):
+        source(Form(lambda b, x: b.xp.sum(x), 1, 0, 0, "float32"))
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 10**9, 4), (10**7, 1, 1), (262144, 4096, 4), (3, 10, 2)])
+def test_launches_stay_within_what_devices_take(rows: int, columns: int, width: int) -> None:
+    for (across, down), (x, y) in (map_launch(rows, columns, width), sum_launch(rows, columns, width)[0]):
+        assert 1 <= across < 2**31
+        assert 1 <= down < 2**16
+        assert 1 <= x * y <= 1024
