@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import bpnet as bp
 from bpnet.backends.base import fold
 from bpnet.backends.cuda import OPTIONS, WIDE, Form, keep_mask_source, map_launch, source, sum_launch
 from bpnet.backends.trace import NotTraceableError
+from bpnet.layer import Run
+from bpnet.layers.dense import dense_backward, dense_forward
 
 ACTIVATIONS = [
     bp.Sigmoid(),
@@ -228,3 +231,88 @@ def test_launches_stay_within_what_devices_take(rows: int, columns: int, width: 
         assert 1 <= across < 2**31
         assert 1 <= down < 2**16
         assert 1 <= x * y <= 1024
+
+
+class Lent(np.ndarray):
+    """NumPy's array with what the launches ask of CuPy's: where it lies."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+@pytest.fixture
+def lent(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy's backend whose arrays are NumPy's and whose kernels run on the host: all but the device itself."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from bpnet.backends import cupy as seam
+    from bpnet.backends import cupy_kernels
+
+    class Module:
+        def __init__(self, code: str) -> None:
+            self.code = code
+
+        def get_function(self, name: str) -> Any:
+            def launch(grid: Any, block: Any, arguments: Any) -> None:
+                host(self.code, name, (grid, block), *map(passed, arguments))
+
+            return launch
+
+    def passed(argument: Any) -> Any:
+        if isinstance(argument, np.ndarray):
+            return pointer(argument)
+        kinds = {"l": ctypes.c_longlong, "q": ctypes.c_longlong, "I": ctypes.c_uint, "f": ctypes.c_float}
+        return kinds.get(argument.dtype.char, ctypes.c_double)(argument)
+
+    def empty(shape: Any, dtype: Any) -> Lent:
+        return np.empty(shape, dtype).view(Lent)
+
+    library = SimpleNamespace(
+        empty=empty, ones=np.ones, empty_like=lambda a: empty(a.shape, a.dtype), matmul=np.matmul, sum=np.sum
+    )
+    for module in (seam, cupy_kernels):
+        monkeypatch.setattr(module, "cupy", library)
+        monkeypatch.setattr(module, "module", Module)
+    return seam.CupyBackend(bp.backends.get("numpy").xp)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("f", [*ACTIVATIONS, bp.Identity(), bp.Softmax()], ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_cupys_dense_layer_equals_its_definition(f: Any, has_bias: bool, dtype: str, lent: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias, dy = (rng.standard_normal(s).astype(dtype) for s in ((9, 5), (5, 12), 12, (9, 12)))
+    plain = Run(bp.backends.Backend(lent.xp))
+    bias = bias if has_bias else None
+    y, kept = dense_forward(plain, x, weight, bias, f)
+    expected = dense_backward(plain, x, weight, kept, dy, f, True, has_bias)
+    x, weight, dy = (a.view(Lent) for a in (x, weight, dy))
+    mine, cache = dense_forward(Run(lent), x, weight, None if bias is None else bias.view(Lent), f)
+    place = np.zeros_like(weight)
+    run = Run(lent, places={id(weight): place})
+    found = dense_backward(run, x, weight, cache, dy, f, True, has_bias)
+    assert found[1] is place
+    eps = np.finfo(dtype).eps
+    for a, e in zip((mine, *found), (y, *expected), strict=True):
+        if e is None:
+            assert a is None
+        else:
+            np.testing.assert_allclose(a, e, rtol=64 * eps, atol=64 * eps)
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
+    """The second piece begins where 16 bytes don't, so its elements are read one by one."""
+    rng = np.random.default_rng(0)
+    arrays = [aligned(np.abs(rng.standard_normal(1001))).view(Lent) for _ in range(4)]
+    before = [a.copy() for a in arrays]
+    (scalars, shrink), rule = bp.AdamW(1e-2).numbers(1e-2, 3), bp.AdamW.rule
+    pieces = [(0, 333, (*scalars, shrink)), (333, 1001, (*scalars, 1.0))]
+    results = lent.sweep(rule, 3, arrays, pieces, donate)
+    for start, stop, numbers in pieces:
+        expected = rule(lent, *(a[start:stop] for a in before), *numbers)
+        for result, e in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result[start:stop], e)
+    for result, array, old in zip(results, arrays, before, strict=False):
+        assert (result is array) == donate
+        assert donate or np.array_equal(array, old)
