@@ -50,7 +50,7 @@ class Source:
     sum_wide, sum_plain (rows, columns, step, arrays, result, sums, c): the same for one result, and the sums over each
     `step` rows of its columns.
 
-    The wide ones take 16 bytes at a time: all pointers and the columns must be multiples of that.
+    The wide ones take 16 bytes at a time: arrays must begin, and rows be apart, at multiples of that.
     """
 
     text: Text
@@ -62,30 +62,39 @@ def source(form: Form) -> Source:
     text = text_of(Program(form.rule, form.arrays, form.scalars), _expression)
     arrays = [f"a{i}" for i in range(form.arrays)]
     results = [f"r{i}" for i in range(len(text.results))]
-    numbers = [f", T {c}" for c in text.constants]
-    taken = "".join(f"const T* {a}, " for a in arrays)
+    numbers = "".join(f", T {c}" for c in text.constants)
+    places = ", ".join([*(f"const T* {a}" for a in arrays), *(f"T* {r}" for r in results)])
+    handed = ", ".join([*arrays, *results, *text.constants])
     vectors = arrays[form.arrays - form.vectors :]
-    load = [f"const W {a}w = load<N>({a}, {'col' if a in vectors else 'at'});" for a in arrays]
-    handed = [*(f"{a}w.v[k]" for a in arrays), *(f"{r}w.v[k]" for r in results), *text.constants]
-    element = [f"W {', '.join(f'{r}w' for r in results)};", f"for (int k = 0; k < N; ++k) rule({', '.join(handed)});"]
-    store = [f"store<N>({r}, at, {r}w);" for r in results]
-    rule = [
-        f"{', '.join([*(f'T v{i}' for i in range(form.arrays)), *(f'T& {r}' for r in results)])}{''.join(numbers)}",
-        *(f"const auto {name} = {value};" for name, value in text.lines),
-        *(f"{r} = {value};" for r, value in zip(results, text.results, strict=True)),
-    ]
-    kernels = {
-        "map": (
-            f"long long rows, long long columns, {taken}{', '.join(f'T* {r}' for r in results)}{''.join(numbers)}",
-            _MAP.format(body=_indented([*load, *element, *store], 12)),
+    entries = [*(f"{a}w.v[k]" for a in arrays), *(f"{r}w.v[k]" for r in results), *text.constants]
+    parts = [
+        _HEAD.format(
+            real=TYPES[form.dtype],
+            parameters=", ".join([*(f"T v{i}" for i in range(form.arrays)), *(f"T& {r}" for r in results)]) + numbers,
+            rule=_indented(
+                [
+                    *(f"const auto {name} = {value};" for name, value in text.lines),
+                    *(f"{r} = {value};" for r, value in zip(results, text.results, strict=True)),
+                ]
+            ),
+            places=places + numbers,
+            words=_indented(
+                [
+                    *(f"const Words<N> {a}w = load<N>({a}, {'col' if a in vectors else 'at'});" for a in arrays),
+                    f"Words<N> {', '.join(f'{r}w' for r in results)};",
+                    f"for (int k = 0; k < N; ++k) rule({', '.join(entries)});",
+                    *(f"store<N>({r}, at, {r}w);" for r in results),
+                    "return r0w;",
+                ]
+            ),
         )
-    }
+    ]
+    kernels = {"map": (f"long long rows, long long columns, {places}{numbers}", _MAP.format(handed=handed))}
     if len(results) == 1:
         kernels["sum"] = (
-            f"long long rows, long long columns, long long step, {taken}T* r0, T* sums{''.join(numbers)}",
-            _SUM.format(body=_indented([*load, *element, *store], 12)),
+            f"long long rows, long long columns, long long step, {places}, T* sums{numbers}",
+            _SUM.format(handed=handed),
         )
-    parts = [_HEAD.format(real=TYPES[form.dtype], rule=rule[0], body=_indented(rule[1:], 4))]
     for name, (parameters, body) in kernels.items():
         parts.append(f"template <int N> __device__ __forceinline__ void {name}({parameters}) {{\n{body}}}\n")
         names = ", ".join(parameter.split()[-1] for parameter in parameters.split(", "))
@@ -96,8 +105,8 @@ def source(form: Form) -> Source:
     return Source(text, "\n".join(parts))
 
 
-def _indented(lines: Sequence[str], by: int) -> str:
-    return "".join(f"{' ' * by}{line}\n" for line in lines)
+def _indented(lines: Sequence[str]) -> str:
+    return "".join(f"    {line}\n" for line in lines)
 
 
 def _expression(op: str, args: Sequence[str], constant: Callable[[float], str]) -> str:
@@ -129,31 +138,37 @@ template <int N> __device__ __forceinline__ void store(T* to, long long at, cons
     *reinterpret_cast<Words<N>*>(to + at) = value;
 }}
 
-__device__ __forceinline__ void rule({rule}) {{
-{body}}}
+__device__ __forceinline__ void rule({parameters}) {{
+{rule}}}
+
+template <int N> __device__ __forceinline__ Words<N> words(long long at, long long col, {places}) {{
+{words}}}
 """
 
 _MAP = """\
-    typedef Words<N> W;
     for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;
          row += (long long)gridDim.y * blockDim.y) {{
         for (long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N; col < columns;
              col += (long long)gridDim.x * blockDim.x * N) {{
             const long long at = row * columns + col;
-{body}        }}
+            if (col + N <= columns) {{
+                words<N>(at, col, {handed});
+            }} else {{
+                for (int k = 0; k < columns - col; ++k) words<1>(at + k, col + k, {handed});
+            }}
+        }}
     }}
 """
 
 _SUM = """\
-    typedef Words<N> W;
     const long long first = blockIdx.y * step, last = first + step < rows ? first + step : rows;
     for (long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N; col < columns;
          col += (long long)gridDim.x * blockDim.x * N) {{
-        W total;
+        Words<N> total;
         for (int k = 0; k < N; ++k) total.v[k] = 0;
         for (long long row = first; row < last; ++row) {{
-            const long long at = row * columns + col;
-{body}            for (int k = 0; k < N; ++k) total.v[k] += r0w.v[k];
+            const Words<N> more = words<N>(row * columns + col, col, {handed});
+            for (int k = 0; k < N; ++k) total.v[k] += more.v[k];
         }}
         store<N>(sums, blockIdx.y * columns + col, total);
     }}

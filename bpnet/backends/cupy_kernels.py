@@ -42,7 +42,7 @@ class Kernel:
         """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array."""
         columns = results[0].shape[-1] if self.vectors else results[0].size
         rows = results[0].size // columns
-        kind, width = self._width(columns, (*arrays, *results))
+        kind, width = self._width(columns if rows > 1 else 0, (*arrays, *results))
         grid, block = cuda.map_launch(rows, columns, width)
         self._function(f"map_{kind}")(
             grid, block, (numpy.int64(rows), numpy.int64(columns), *arrays, *results, *self._numbers(scalars))
@@ -68,10 +68,10 @@ class Kernel:
     def _function(self, name: str) -> Any:
         return module(self.source.code).get_function(name)
 
-    def _width(self, columns: int, arrays: Sequence[Array]) -> tuple[str, int]:
-        """Which kernel fits: the wide one reads 16 bytes at a time."""
+    def _width(self, apart: int, arrays: Sequence[Array]) -> tuple[str, int]:
+        """Which kernel fits: the wide one reads 16 bytes at a time; rows begin so many elements `apart`."""
         width = cuda.WIDE[self.real.name]
-        wide = columns % width == 0 and all(a.data.ptr % 16 == 0 for a in arrays)
+        wide = apart % width == 0 and all(a.data.ptr % 16 == 0 for a in arrays)
         return ("wide", width) if wide else ("plain", 1)
 
 
