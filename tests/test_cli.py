@@ -729,8 +729,8 @@ def test_ctrl_c_ends_training_at_a_step(npz, presses, monkeypatch):
 
 
 def test_ctrl_c_before_there_is_anything_to_save(npz, monkeypatch):
-    def press(*args):
-        signal.raise_signal(signal.SIGINT)
+    def press(*args):  # Python's own handler is not there in a process that was started in the background
+        signal.default_int_handler(signal.SIGINT, None)
 
     monkeypatch.setattr(cli, "read", press)
     result = run("train", npz)
