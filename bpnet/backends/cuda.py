@@ -202,7 +202,7 @@ Launch = tuple[tuple[int, int], tuple[int, int]]
 def map_launch(rows: int, columns: int, width: int) -> Launch:
     """How the map kernels are launched; `width` is the number of elements that a thread takes at a time."""
     across = -(-columns // width)
-    threads = min(THREADS, max(1 << (across - 1).bit_length(), 1))
+    threads = min(THREADS, 1 << (across - 1).bit_length())
     down = THREADS // threads
     blocks = min(-(-across // threads), MOST_BLOCKS)
     return (blocks, min(-(-rows // down), max(MOST_BLOCKS // blocks, 1))), (threads, down)
