@@ -1,6 +1,7 @@
 """What a trainer repeats, as pure functions of arrays: a training step, the outputs, the scores.
 
-Each is made once for a network, so a backend can compile it; only arrays and numbers cross its border.
+Each is made once for a network, takes the backend that shall compute it, and may be compiled by `Backend.compile`; only
+arrays and numbers cross its border.
 """
 
 from collections.abc import Callable
@@ -22,22 +23,21 @@ Carry = tuple[Array, Array, tuple[Array, ...]]
 class Views:
     """The vectors as the layers see them, made anew only where the vectors are others than last time."""
 
-    def __init__(self, backend: Backend, layout: Layout) -> None:
-        self.backend, self.layout = backend, layout
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.last: tuple[Array, Array, Params] = (None, None, {})
 
-    def __call__(self, theta: Array, buffers: Array) -> Params:
-        if self.backend.traces:
-            return self.layout.views(self.backend, theta, buffers)
+    def __call__(self, backend: Backend, theta: Array, buffers: Array) -> Params:
+        if backend.traces:
+            return self.layout.views(backend, theta, buffers)
         seen, kept, p = self.last
         if seen is not theta or kept is not buffers:
-            p = self.layout.views(self.backend, theta, buffers)
+            p = self.layout.views(backend, theta, buffers)
             self.last = theta, buffers, p
         return p
 
 
 def training_step(
-    backend: Backend,
     layout: Layout,
     views: Views,
     loss: Loss,
@@ -45,7 +45,7 @@ def training_step(
     seed: int,
     clip_norm: float | None,
 ) -> Callable[..., tuple[Carry, Array]]:
-    """step(carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry that is passed in is given up.
+    """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
 
     `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
     """
@@ -53,10 +53,17 @@ def training_step(
     rooms: list[Room] = []
 
     def step(
-        carry: Carry, x: Array, y: Array, weight: Array | None, rows: Array | None, numbers: Any, number: Any
+        backend: Backend,
+        carry: Carry,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        rows: Array | None,
+        numbers: Any,
+        number: Any,
     ) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        p = views(theta, buffers)
+        p = views(backend, theta, buffers)
         value, grad, taken = loss_and_gradient(
             backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms
         )
@@ -70,11 +77,11 @@ def training_step(
     return step
 
 
-def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, Array, Array], Array]:
-    """outputs(theta, buffers, x): what the network gives for the rows of x."""
+def outputs(layout: Layout, views: Views) -> Callable[[Backend, Array, Array, Array], Array]:
+    """outputs(backend, theta, buffers, x): what the network gives for the rows of x."""
 
-    def function(theta: Array, buffers: Array, x: Array) -> Array:
-        p = views(theta, buffers)
+    def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> Array:
+        p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> Array:
             (bx,) = take_rows(backend, (x,), part, None)
@@ -86,13 +93,13 @@ def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, 
     return function
 
 
-def scores(backend: Backend, layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
-    """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
+def scores(layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
+    """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
 
     def function(
-        theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
+        backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None]:
-        p = views(theta, buffers)
+        p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None]:
             run = Run(backend)

@@ -33,6 +33,9 @@ from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, trainin
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
 
+WORK_OF_A_CALL = 2e6
+"""Floating-point operations that the Python around a step takes the time of."""
+
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
 
@@ -118,16 +121,20 @@ class Trainer:
         self._built = backend, layout
         self._known = ()
         self._carry = carry
-        views = Views(backend, layout)
-        step = training_step(backend, layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
+        views = Views(layout)
+        step = training_step(layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
         self._step = backend.compile(step, donate=True)
-        self._outputs = backend.compile(outputs(backend, layout, views))
-        self._scores = backend.compile(scores(backend, layout, views, self.loss))
+        self._outputs = backend.compile(outputs(layout, views))
+        self._scores = backend.compile(scores(layout, views, self.loss))
 
-    def _session(self, x: Array) -> AbstractContextManager[None]:
-        """What must hold while this trainer computes with `x`."""
-        backend = self._have()[0]
-        return backend.session(self.threads, backend.device(x))
+    def _session(self, backend: Backend, x: Array, rows: int, steps: int = 1) -> AbstractContextManager[None]:
+        """What must hold while this trainer computes with `x`: in so many steps, `rows` rows in each.
+
+        The work told is that of all steps so far, had they been like these, so it depends on nothing but the data.
+        """
+        size = 0 if self._built is None else self._built[1].size
+        work = (self.step_count + steps) * (6.0 * size * rows + WORK_OF_A_CALL)
+        return backend.session(self.threads, backend.device(x), work)
 
     def _have(self) -> tuple[Backend, Layout]:
         if self._built is None:
@@ -222,7 +229,7 @@ class Trainer:
         and shapes are checked always.
         """
         backend = of(x)
-        with backend.session(self.threads, backend.device(x)):
+        with self._session(backend, x, len(x) if getattr(x, "ndim", 0) else 0):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
             _, bx, by, weight = self._data(x, y, sample_weight, values=flag("check", check))
@@ -300,7 +307,8 @@ class Trainer:
         epoch, before = len(self.history), self.snapshot()
         losses: list[Array] = []
         totals: list[Array] = []
-        with self._session(x):
+        steps = -(-x.shape[0] // batch_size)
+        with self._session(backend, x, min(batch_size, x.shape[0]), steps):
             for i, (bx, by, bw, rows) in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
                 losses.append(self._advance(bx, by, bw, rows))
                 if bw is not None:
@@ -348,7 +356,7 @@ class Trainer:
         """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
         backend, xp = self.backend, self.backend.xp
         self.restore(before)
-        with self._session(self.theta):
+        with backend.session(self.threads, backend.device(self.theta)):
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
@@ -394,7 +402,7 @@ class Trainer:
         """
         self._have()
         backend = of(x)
-        with backend.session(self.threads, backend.device(x)):
+        with self._session(backend, x, len(x) if getattr(x, "ndim", 0) else 0):
             _, x = self._rows(x, "x")
             theta, buffers, _ = self._carry
             parts = [
@@ -405,7 +413,7 @@ class Trainer:
 
     def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
-        with self._session(x):
+        with self._session(backend, x, x.shape[0]):
             total = float(x.shape[0]) if weight is None else float(backend.xp.sum(weight))
             found = []
             for part in _parts(x.shape[0], batch_size):

@@ -54,8 +54,8 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 class Bpnet(Contender):
     def __init__(self, task: Task, backend: str, jit: bool = False, **options: Any) -> None:
         super().__init__(task)
-        if jit and importlib.util.find_spec("numba") is None:
-            raise Absent("Numba is not installed")
+        if jit and importlib.util.find_spec("llvmlite") is None:
+            raise Absent("llvmlite is not installed")
         try:
             self.backend = bp.backends.get(backend)
         except ImportError as error:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class Backend:
     traces = False
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
-    """Whether rules are compiled by an extra (NumPy only): True at once, False never, None where it will pay."""
+    """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
 
@@ -156,8 +157,13 @@ class Backend:
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
-    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
+    def session(
+        self, threads: int | None = None, device: Any = None, work: float = 0.0
+    ) -> AbstractContextManager[None]:
         """What must hold while bpnet computes on `device`, for the time of one public call using so many `threads`.
+
+        `work`: about how many floating-point operations a trainer has had done by its end, by which a backend may
+        decide whether to compile.
 
         By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
         """
@@ -182,8 +188,11 @@ class Backend:
         return total + part
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
-        """A faster equal of a function of arrays and numbers; `donate` gives its first argument up to it."""
-        return function
+        """`function(backend, *args)` of arrays and numbers as a function of `args`, faster where the library compiles.
+
+        `donate` gives the first of `args` up to it.
+        """
+        return partial(function, self)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         """The values of 0-d arrays, with one wait for the device."""

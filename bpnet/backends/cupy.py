@@ -47,7 +47,9 @@ class CupyBackend(Backend):
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []
 
-    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
+    def session(
+        self, threads: int | None = None, device: Any = None, work: float = 0.0
+    ) -> AbstractContextManager[None]:
         """CuPy computes on the current device, so that of the data is made it."""
         current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
         return current

@@ -1,6 +1,7 @@
 """JAX: arrays can't be written to, and a whole training step is compiled by XLA."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ class JaxBackend(Backend):
         return xp.zeros((length, *values.shape[1:]), dtype=values.dtype).at[index].add(values)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = jax.jit(function, donate_argnums=0 if donate else ())
+        compiled: Callable[..., Any] = jax.jit(partial(function, self), donate_argnums=0 if donate else ())
         return compiled
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:

@@ -4,6 +4,7 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 """
 
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -17,9 +18,9 @@ import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
 from bpnet.backends.blas import BLAS, Product
-from bpnet.backends.jit import JIT, Form, Loop
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, Session, available_threads, current, inside
+from bpnet.errors import MissingExtraError
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 
 T = TypeVar("T")
@@ -35,10 +36,10 @@ ALONE = 2**20
 share a processor with them."""
 SWEPT = CHUNK
 """Elements of a vector updated at a time."""
-COMPILED = 2**19
-"""The same, by a compiled loop, which makes no temporaries."""
-TINY = 4096
-"""Elements up to which asking for a compiled loop would take longer than it saves."""
+COMPILED_ROWS = 8192
+"""Most rows in a block of a compiled function."""
+WORTH_IT = 3e10
+"""Floating-point operations of a trainer from which on its functions are compiled: about a second's work."""
 DRAWN = 4 * CHUNK
 """Random numbers drawn with one key."""
 
@@ -92,8 +93,27 @@ class NumpyBackend(Backend):
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
-    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
-        return Session(threads)
+    def session(
+        self, threads: int | None = None, device: Any = None, work: float = 0.0
+    ) -> AbstractContextManager[None]:
+        return Session(threads, self.jit if self.jit is not None else work >= WORTH_IT and _can_compile())
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+        """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
+        made: list[Any] = []
+
+        def call(*args: Any) -> Any:
+            if not getattr(current, "compiles", False):
+                return function(self, *args)
+            if not made:
+                if not _can_compile():
+                    raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
+                from bpnet.backends.native.plan import Compiled
+
+                made.append(Compiled(function, self, donate, _cut))
+            return made[0](current.threads, *args)
+
+        return call
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or inside():
@@ -131,16 +151,6 @@ class NumpyBackend(Backend):
         else:
             program.call(numpy, arrays, (), (out,), _scratch(program.needs, out))
 
-    def loop(self, kind: str, rule: Rule, arrays: Sequence[Array], scalars: int = 0) -> Loop | None:
-        """The rule compiled, where that is wanted, possible and done; only for arrays without gaps."""
-        if self.jit is False:
-            return None
-        first = arrays[0]
-        found = JIT.loop(Form(kind, rule, len(arrays), scalars, first.dtype), first.size, self.jit)
-        if found is None or not all(a.flags.carray and a.dtype == first.dtype for a in arrays):
-            return None
-        return found
-
     def fuse(self, rule: Rule) -> Rule:
         """The rule in chunks of rows that stay in cache, over threads."""
         return functools.partial(by_chunks, rule)
@@ -148,23 +158,21 @@ class NumpyBackend(Backend):
     def sweep(
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
-        """In chunks that stay in cache, over threads; compiled, or without temporaries, where it can be traced."""
+        """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
         size = arrays[0].size
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        loop = self.loop("sweep", rule, arrays, len(pieces[0][2])) if donate and size > TINY else None
         if size <= SWEPT and len(pieces) == 1:
-            self._apply(rule, arrays, pieces[0][2], results, loop)
+            self._apply(rule, arrays, pieces[0][2], results)
             return results
-        step = SWEPT if loop is None else COMPILED
         chunks = [
-            (slice(start, min(start + step, stop)), scalars)
+            (slice(start, min(start + SWEPT, stop)), scalars)
             for first, stop, scalars in pieces
-            for start in range(first, stop, step)
+            for start in range(first, stop, SWEPT)
         ]
 
         def share(number: int, part: Rows) -> None:
             for chunk, scalars in chunks[slice(*part)]:
-                self._apply(rule, [a[chunk] for a in arrays], scalars, [r[chunk] for r in results], loop)
+                self._apply(rule, [a[chunk] for a in arrays], scalars, [r[chunk] for r in results])
 
         if size <= (ALONE if BLAS.awake() else SWEPT):
             share(0, (0, len(chunks)))
@@ -180,12 +188,8 @@ class NumpyBackend(Backend):
         arrays: Sequence[Array],
         scalars: tuple[float, ...],
         results: Sequence[Array],
-        loop: Loop | None,
     ) -> None:
         """results <- rule(self, *arrays, *scalars); the i-th result may be the i-th array."""
-        if loop is not None:
-            loop(arrays, scalars)
-            return
         program = _program(rule, len(arrays), len(scalars))
         if program is not None:
             program.call(numpy, arrays, scalars, results, _scratch(program.needs, results[0]))
@@ -193,6 +197,17 @@ class NumpyBackend(Backend):
         values = [numpy.array(v) if any(v is a for a in arrays) else v for v in rule(self, *arrays, *scalars)]
         for out, value in zip(results, values, strict=True):
             out[...] = value
+
+
+@functools.cache
+def _can_compile() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+def _cut(rows: int, work: float) -> list[Rows]:
+    """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
+    count = -(-rows // COMPILED_ROWS)
+    return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
 
 
 _kept = threading.local()

@@ -53,7 +53,7 @@ def column_sums(a: Array, first: int = 0, stop: int | None = None) -> Array:
 
 @lru_cache(maxsize=256)
 def shared(f: Any) -> Any:
-    """The first of equal activations: what is traced or compiled of it serves them all."""
+    """The first of equal activations: what is traced of it serves them all."""
     return f
 
 
@@ -72,10 +72,6 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     def block(number: int, part: Rows) -> None:
         some = slice(*part)
         b.multiply([(x[some], weight, z[some])])
-        loop = None if bias is None or y is not z else b.loop("forward", f.value, (z[some], bias))
-        if loop is not None:
-            loop((z[some], bias), ())
-            return
         for c in chunks(part[1] - part[0], units, part[0]):
             if bias is not None:
                 z[c] += bias
@@ -130,12 +126,6 @@ def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[A
     if kept is None:
         return f.derivative(b, kept, dy), column_sums(dy) if sums else None
     dz = numpy.empty_like(dy)
-    if sums and dy.shape[1] > 1:  # NumPy adds up a single column in another order
-        db, part = numpy.empty((2, dy.shape[1]), dy.dtype)
-        loop = b.loop("backward", f.derivative, (kept, dy, dz, db, part))
-        if loop is not None:
-            loop((kept, dy, dz, db, part, SUMMED), ())
-            return dz, db
     for c in chunks(*dy.shape):
         b.evaluate(f.derivative, (kept[c], dy[c]), dz[c])
     return dz, column_sums(dz) if sums else None

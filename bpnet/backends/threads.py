@@ -14,7 +14,8 @@ from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS
 
 current = threading.local()
-"""`current.threads`: how many threads the public call in this thread may use; `current.inside`: see `inside`."""
+"""`current.threads`: how many threads the public call in this thread may use; `current.compiles`: whether it runs compiled
+functions; `current.inside`: see `inside`."""
 
 
 def inside() -> bool:
@@ -31,8 +32,8 @@ def available_threads() -> int:
 class Session:
     """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name)."""
 
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads
+    def __init__(self, threads: int | None, compiles: bool) -> None:
+        self.threads, self.compiles = threads, compiles
 
     def __enter__(self) -> None:
         self.outer = getattr(current, "threads", 0)
@@ -41,6 +42,7 @@ class Session:
             self.errors = numpy.errstate(all="ignore")
             self.errors.__enter__()
             current.inside = False
+            current.compiles = self.compiles
         current.threads = self.threads or self.outer or available_threads()
 
     def __exit__(

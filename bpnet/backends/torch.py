@@ -39,7 +39,9 @@ class TorchBackend(Backend):
     def memory(self, x: Array) -> tuple[int, int] | None:
         return torch.cuda.mem_get_info(x.device) if x.is_cuda else None
 
-    def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
+    def session(
+        self, threads: int | None = None, device: Any = None, work: float = 0.0
+    ) -> AbstractContextManager[None]:
         no_grad: AbstractContextManager[None] = torch.no_grad()
         return no_grad
 

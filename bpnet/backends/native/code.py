@@ -1,0 +1,247 @@
+"""LLVM through llvmlite: loops and vectors for writing functions, the compiler, and its results kept on disk."""
+
+import ctypes
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+I1, I8, I32, I64, VOID = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
+BYTES = I8.as_pointer()
+REALS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+SIZES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
+
+Value = Any
+"""A value of LLVM's; llvmlite has no types for type checkers."""
+
+
+@lru_cache(maxsize=1)
+def vector_bytes() -> int:
+    """Bytes of a vector register of this processor."""
+    features = llvm.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+@lru_cache(maxsize=1)
+def many_registers() -> bool:
+    """Whether there are 32 vector registers, not 16."""
+    return vector_bytes() == 64 or llvm.get_host_cpu_name().startswith(("apple", "neoverse", "cortex"))
+
+
+class Function:
+    """A function being written: its arguments, and an LLVM builder with loops and vectors."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False) -> None:
+        self.module = module
+        self.made = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+        if not public:
+            self.made.linkage = "internal"
+        self.arguments = self.made.args
+        self.b = ir.IRBuilder(self.made.append_basic_block("entry"))
+
+    def number(self, value: Any) -> Value:
+        """A whole number as a value."""
+        return ir.Constant(I64, value) if isinstance(value, int) else value
+
+    @contextmanager
+    def loop(self, start: Any, stop: Any, step: Any = 1, carry: Sequence[Value] = ()) -> Iterator["Loop"]:
+        """for index in range(start, stop, step); `carry` are values that each turn replaces by `loop.next`."""
+        b, start, stop, step = self.b, self.number(start), self.number(stop), self.number(step)
+        before = b.block
+        head, body, end = (b.append_basic_block(name) for name in ("head", "body", "end"))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(start, before)
+        carried = [b.phi(value.type) for value in carry]
+        for phi, value in zip(carried, carry, strict=True):
+            phi.add_incoming(value, before)
+        b.cbranch(b.icmp_signed("<", index, stop), body, end)
+        b.position_at_end(body)
+        loop = Loop(index, carried)
+        yield loop
+        index.add_incoming(b.add(index, step), b.block)
+        for phi, value in zip(carried, loop.next, strict=True):
+            phi.add_incoming(value, b.block)
+        b.branch(head)
+        b.position_at_end(end)
+
+    def at(self, pointer: Value, index: Any) -> Value:
+        """Where the element `index` lies."""
+        return self.b.gep(pointer, [self.number(index)])
+
+    def product(self, x: Value, y: Any) -> Value:
+        return self.b.mul(x, self.number(y))
+
+    def sum(self, x: Value, y: Any) -> Value:
+        return self.b.add(x, self.number(y))
+
+    def least(self, x: Any, y: Any) -> Value:
+        x, y = self.number(x), self.number(y)
+        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+
+    def load(self, pointer: Value, lanes: int, align: int) -> Value:
+        """A vector of `lanes` elements."""
+        kind = ir.VectorType(pointer.type.pointee, lanes)
+        return self.b.load(self.b.bitcast(pointer, kind.as_pointer()), align=align)
+
+    def store(self, vector: Value, pointer: Value, align: int) -> None:
+        self.b.store(vector, self.b.bitcast(pointer, vector.type.as_pointer()), align=align)
+
+    def splat(self, x: Value, lanes: int) -> Value:
+        """A vector of `lanes` times x."""
+        kind = ir.VectorType(x.type, lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
+        return self.shuffle(one, ir.Constant(kind, ir.Undefined), [0] * lanes)
+
+    def shuffle(self, x: Value, y: Value, order: Sequence[int]) -> Value:
+        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+
+    def transposed(self, rows: Sequence[Value]) -> list[Value]:
+        """n vectors of n lanes, as a matrix, transposed: blocks of 1, 2, 4, ... change places across the diagonal."""
+        rows, n, d = list(rows), len(rows), 1
+        while d < n:
+            low = [j if not j & d else n + (j ^ d) for j in range(n)]
+            high = [j | d if not j & d else n + j for j in range(n)]
+            for i in range(n):
+                if not i & d:
+                    x, y = rows[i], rows[i + d]
+                    rows[i], rows[i + d] = self.shuffle(x, y, low), self.shuffle(x, y, high)
+            d *= 2
+        return rows
+
+    def intrinsic(self, name: str, result: Any, arguments: Sequence[Value]) -> Value:
+        """A call of one of LLVM's own functions."""
+        full = f"llvm.{name}"
+        known = self.module.globals.get(full)
+        if known is None:
+            known = ir.Function(self.module, ir.FunctionType(result, [a.type for a in arguments]), full)
+        return self.b.call(known, list(arguments))
+
+
+class Loop:
+    """One turn of a loop: its index, what it carries from turn to turn, and what the next turn shall find there."""
+
+    def __init__(self, index: Value, values: list[Value]) -> None:
+        self.index, self.values = index, values
+        self.next: list[Value] = []
+
+
+def suffix(kind: Any) -> str:
+    """How LLVM's functions name a type: f32, v16f32."""
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{suffix(kind.element)}"
+    if isinstance(kind, ir.IntType):
+        return f"i{kind.width}"
+    return "f32" if isinstance(kind, ir.FloatType) else "f64"
+
+
+# ---- the compiler ----------------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_engines: list[Any] = []
+"""Kept for good: the machine code lies in them."""
+_addresses: dict[str, int] = {}
+
+
+def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    """The address of the function that `write(module, name)` writes; `key` tells apart all that it may write.
+
+    The machine code is kept on disk, by key, processor and compiler, where there is a place to write.
+    """
+    with _lock:
+        if key not in _addresses:
+            _addresses[key] = _compile(name, write, key)
+        return _addresses[key]
+
+
+def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{name}-{digest}.o"
+    try:
+        code = path.read_bytes()
+        engine = _engine(code)
+    except (OSError, RuntimeError):
+        code = _machine_code(name, write)
+        engine = _engine(code)
+        _keep(path, code)
+    _engines.append(engine)
+    return int(engine.get_function_address(name))
+
+
+def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
+    module = ir.Module(name)
+    module.triple = llvm.get_default_triple()
+    write(module, name)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    machine = _machine()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    code: bytes = machine.emit_object(parsed)
+    return code
+
+
+def _engine(code: bytes) -> Any:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+def _keep(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        pass  # it is then compiled again next time
+
+
+def _machine() -> Any:
+    """A new description of this processor: a compiler keeps the one that it is given."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = _identity()[1:3]
+    return llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=3)
+
+
+@lru_cache(maxsize=1)
+def _identity() -> tuple[str, ...]:
+    """All besides the key and the texts here that decides about the machine code."""
+    import llvmlite
+
+    return llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    """The texts that write functions: a change of one makes new machine code."""
+    folder = Path(__file__).parent
+    return "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("code", "loops", "products", "team"))
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: $BPNET_CACHE_DIR, else bpnet in the user's cache folder."""
+    chosen = os.environ.get("BPNET_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "bpnet"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "bpnet"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bpnet"
+
+
+def callable_at(address: int, *kinds: Any) -> Any:
+    """The function at an address, to be called from Python; the interpreter's lock is released meanwhile."""
+    return ctypes.CFUNCTYPE(None, *kinds)(address)

@@ -1,0 +1,491 @@
+"""A pass over memory as machine code: rows one after the other, each a vector register at a time.
+
+A row is gone along as often as sums over it are needed before it can be finished (softmax: its largest entry, the sum
+of its exponentials, its results).  The end of a row that does not fill a register is handled by masked loads and
+stores.  Nothing is contracted or reordered, so an operation that IEEE 754 rounds exactly gives the bits that it gives
+alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, suffix, vector_bytes
+
+Reference = tuple[str, Any]
+"""("operand", i), ("value", i), ("number", i) or ("constant", x)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass does to each entry of its rows and columns.
+
+    operands: (class, type) of each array that is read; an array has an entry for each entry ("full"), each row
+    ("column": it is a column), each column ("row"), or one in all ("scalar").
+    numbers: how many numbers it is told.
+    expressions: (operation, class, turn along the row, *references), each on what stands before it.
+    sinks: (kind, reference, turn, class): "store", "rows" (sums over rows), or "all:" sum, max or min over everything.
+    """
+
+    dtype: str
+    operands: tuple[tuple[str, str], ...]
+    numbers: int
+    expressions: tuple[tuple[Any, ...], ...]
+    sinks: tuple[tuple[str, Reference, int, str], ...]
+
+
+def write_pass(module: ir.Module, name: str, form: Pass) -> None:
+    """pass(told, tile, bases, scratch).
+
+    `told`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the places
+    of the numbers; of every mask the threshold and, for every part of the key, whether it is a place or the part itself,
+    and that; (memory, bytes into it) of every result.  Sums of tiles lie one after the other.
+    """
+    _Writer(module, name, form)
+
+
+class _Writer:
+    def __init__(self, module: ir.Module, name: str, form: Pass) -> None:
+        self.form, self.real, self.size = form, REALS[form.dtype], SIZES[form.dtype]
+        self.lanes = vector_bytes() // self.size
+        self.f = f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        b, (self.told, tile, self.bases, _) = f.b, f.arguments
+        self.position = 0
+        rows, self.columns, down, across, count = (self.next_told() for _ in range(5))
+        self.first_row = b.mul(b.sdiv(tile, count), down)
+        self.last_row = f.least(rows, b.add(self.first_row, down))
+        self.first = b.mul(b.srem(tile, count), across)
+        self.last = f.least(self.columns, b.add(self.first, across))
+        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in form.operands]
+        self.once: dict[Reference, Any] = {}
+        """Values that are the same for the whole pass."""
+        for i in range(form.numbers):
+            self.once["number", i] = self.number(self.next_told())
+        self.keys: dict[int, tuple[Any, Any, Any]] = {}
+        for i, (op, _, _, *args) in enumerate(form.expressions):
+            if op == "mask":
+                self.keys[i] = self._key(args[0])
+        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in form.sinks]
+        self.turns = max([1, *(turn + 1 for _, _, turn, _ in form.sinks)])
+        self.totals: dict[int, Any] = {}
+        for i, (kind, _, _, of) in enumerate(form.sinks):
+            if kind == "rows":
+                self.targets[i] = f.at(self.targets[i], b.mul(tile, self.columns))
+                self._clear(self.targets[i])
+            elif kind.startswith("all:"):
+                self.targets[i] = f.at(self.targets[i], tile)
+                self.totals[i] = self._start(kind[4:], self.lanes if of in ("full", "row") else 1)
+        self.row: dict[Reference, Any] = {}
+        with f.loop(self.first_row, self.last_row) as row:
+            self.row_index = row.index
+            self.row = {}
+            for turn in range(self.turns):
+                self._turn(turn)
+        for i, total in self.totals.items():
+            kind = form.sinks[i][0][4:]
+            b.store(self._across(kind, b.load(total)), self.targets[i])
+        b.ret_void()
+
+    # ---- what the pass is told ----------------------------------------------------------------------------------
+
+    def next_told(self) -> Any:
+        self.position += 1
+        return self.f.b.load(self.f.at(self.told, self.position - 1))
+
+    def next_place(self) -> Any:
+        base, offset = self.next_told(), self.next_told()
+        return self.f.at(self.f.b.load(self.f.at(self.bases, base)), offset)
+
+    def number(self, slot: Any) -> Any:
+        f, b = self.f, self.f.b
+        numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+        value = b.load(f.at(numbers, slot))
+        return value if self.size == 8 else b.fptrunc(value, self.real)
+
+    def _kind(self, dtype: str) -> Any:
+        return REALS.get(dtype) or (I8 if dtype == "bool" else ir.IntType(8 * SIZES[dtype]))
+
+    def _key(self, parts: int) -> tuple[Any, Any, Any]:
+        """(key, threshold, 1 / keep) of a mask, as `bpnet.backends.base.fold` and `keep_mask` have them."""
+        f, b = self.f, self.f.b
+        threshold = self.next_told()
+        state: Any = ir.Constant(I32, 0)
+        for _ in range(parts):
+            slot, part = self.next_told(), self.next_told()
+            numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+            place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
+            changing = b.fptoui(b.load(f.at(numbers, place)), I64)
+            word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)
+            state = _triple32(b, b.add(b.xor(state, word), ir.Constant(I32, 0x9E3779B9)), lambda n: ir.Constant(I32, n))
+        scale = b.fdiv(ir.Constant(ir.DoubleType(), 2.0**32), b.sitofp(threshold, ir.DoubleType()))
+        return state, b.trunc(threshold, I32), scale if self.size == 8 else b.fptrunc(scale, self.real)
+
+    # ---- going along a row --------------------------------------------------------------------------------------
+
+    def _turn(self, turn: int) -> None:
+        f, b, form = self.f, self.f.b, self.form
+        along = [i for i, s in enumerate(form.sinks) if s[2] == turn and s[3] in ("full", "row")]
+        sums = {
+            i: self._start(op.partition(":")[2], self.lanes)
+            for i, (op, _, of_turn, *_) in enumerate(form.expressions)
+            if op.startswith("columns:") and of_turn == turn
+        }
+        for i in along:
+            self._before(form.sinks[i][1])
+        for i in sums:
+            self._before(form.expressions[i][3])
+        if along or sums:
+            whole = b.add(self.first, b.and_(b.sub(self.last, self.first), f.number(-self.lanes)))
+            with f.loop(self.first, whole, self.lanes) as column:
+                _Body(self, column.index, None).work(along, sums)
+            with b.if_then(b.icmp_signed("<", whole, self.last)):
+                left = b.trunc(b.sub(self.last, whole), I32)
+                counted = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
+                _Body(self, whole, b.icmp_signed("<", counted, f.splat(left, self.lanes))).work(along, sums)
+        for i, total in sums.items():
+            self.row["value", i] = self._across(form.expressions[i][0].partition(":")[2], b.load(total))
+        for i, (kind, reference, of_turn, of) in enumerate(form.sinks):
+            if of_turn != turn or of in ("full", "row"):
+                continue
+            value = self.single(reference)
+            if kind == "store":
+                b.store(value, f.at(self.targets[i], self.row_index if of == "column" else 0))
+            else:
+                self._add(kind[4:], self.totals[i], value)
+
+    def _before(self, reference: Reference) -> None:
+        """Compute what is the same all along the row before going along it."""
+        kind, which = reference
+        if kind == "operand" and self.form.operands[which][0] in ("column", "scalar"):
+            self.single(reference)
+        elif kind == "value":
+            op, of, _, *args = self.form.expressions[which]
+            if op in ("mask", "places"):
+                return
+            if of in ("column", "scalar"):
+                self.single(reference)
+            else:
+                for a in args:
+                    self._before(a)
+
+    def single(self, reference: Reference) -> Any:
+        """A value that is the same all along the row."""
+        kind, which = reference
+        if kind == "constant":
+            return ir.Constant(self.real, which)
+        if kind == "number":
+            return self.once[reference]
+        if reference not in self.row:
+            b, f = self.f.b, self.f
+            if kind == "operand":
+                of, dtype = self.form.operands[which]
+                place = f.at(self.operands[which], 0 if of == "scalar" else self.row_index)
+                self.row[reference] = _real(b, b.load(place), dtype, self.real)
+            else:
+                op, _, _, *args = self.form.expressions[which]
+                self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
+        return self.row[reference]
+
+    # ---- sums ---------------------------------------------------------------------------------------------------
+
+    def _start(self, op: str, lanes: int) -> Any:
+        """Memory (a register, later) for a sum, maximum or minimum that has seen nothing."""
+        b = self.f.b
+        nothing = _constant(self.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
+        with b.goto_entry_block():
+            place = b.alloca(nothing.type)
+        b.store(nothing, place)
+        return place
+
+    def _add(self, op: str, place: Any, value: Any) -> None:
+        self.f.b.store(self._join(op, self.f.b.load(place), value), place)
+
+    def _join(self, op: str, x: Any, y: Any) -> Any:
+        if op == "sum":
+            return self.f.b.fadd(x, y)
+        return operate(self.f, {"max": "maximum", "min": "minimum"}[op], [x, y], self.real)
+
+    def _across(self, op: str, vector: Any) -> Any:
+        """The lanes of a vector joined: halves of it, again and again."""
+        if not isinstance(vector.type, ir.VectorType):
+            return vector
+        n = vector.type.count
+        while n > 1:
+            n //= 2
+            low = self.f.shuffle(vector, vector, list(range(n)))
+            vector = self._join(op, low, self.f.shuffle(vector, vector, list(range(n, 2 * n))))
+        return self.f.b.extract_element(vector, ir.Constant(I32, 0))
+
+    def _clear(self, target: Any) -> None:
+        with self.f.loop(self.first, self.last) as column:
+            self.f.b.store(ir.Constant(self.real, 0.0), self.f.at(target, column.index))
+
+
+class _Body:
+    """One register of a row, from `column` on; `mask` tells which lanes there are (None: all)."""
+
+    def __init__(self, writer: _Writer, column: Any, mask: Any) -> None:
+        self.w, self.column, self.mask = writer, column, mask
+        self.f, self.b, self.lanes = writer.f, writer.f.b, writer.lanes
+        self.entry = self.b.add(self.b.mul(writer.row_index, writer.columns), column)
+        self.known: dict[Reference, Any] = {}
+
+    def work(self, along: list[int], sums: dict[int, Any]) -> None:
+        for i, place in sums.items():
+            op, _, _, argument = self.w.form.expressions[i]
+            self._sum(op.partition(":")[2], place, self.value(argument))
+        for i in along:
+            kind, reference, _, of = self.w.form.sinks[i]
+            value, target = self.value(reference), self.w.targets[i]
+            if kind == "store":
+                self._store(value, self.f.at(target, self.entry if of == "full" else self.column))
+            elif kind == "rows":
+                place = self.f.at(target, self.column)
+                self._store(self.b.fadd(self._load(place, self.w.form.dtype), value), place)
+            else:
+                self._sum(kind[4:], self.w.totals[i], value)
+
+    def _sum(self, op: str, place: Any, value: Any) -> None:
+        if self.mask is not None:
+            nothing = _constant(self.w.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], self.lanes)
+            value = self.b.select(self.mask, value, nothing)
+        self.w._add(op, place, value)
+
+    def value(self, reference: Reference) -> Any:
+        kind, which = reference
+        if reference in self.known:
+            return self.known[reference]
+        form, w = self.w.form, self.w
+        if kind == "constant":
+            value = _constant(w.real, which, self.lanes)
+        elif kind == "number" or reference in w.row or self._single(reference):
+            value = self.f.splat(w.single(reference), self.lanes)
+        elif kind == "operand":
+            of, dtype = form.operands[which]
+            place = self.f.at(w.operands[which], self.entry if of == "full" else self.column)
+            value = _real(self.b, self._load(place, dtype), dtype, w.real)
+        else:
+            op, _, _, *args = form.expressions[which]
+            if op == "mask":
+                value = self._mask(*w.keys[which])
+            elif op == "places":
+                counted = _constant(w.real, [float(i) for i in range(self.lanes)], self.lanes)
+                start = self.b.sitofp(self.column, w.real)
+                value = self.b.fadd(self.f.splat(start, self.lanes), counted)
+            else:
+                value = operate(self.f, op, [self.value(a) for a in args], w.real)
+        self.known[reference] = value
+        return value
+
+    def _single(self, reference: Reference) -> bool:
+        kind, which = reference
+        if kind == "operand":
+            return self.w.form.operands[which][0] in ("column", "scalar")
+        return kind == "value" and self.w.form.expressions[which][1] in ("column", "scalar")
+
+    def _mask(self, key: Any, threshold: Any, scale: Any) -> Any:
+        """As `Backend.keep_mask`, by the number of the entry."""
+        b, lanes = self.b, self.lanes
+
+        def word(n: int) -> Any:
+            return ir.Constant(ir.VectorType(I32, lanes), [n] * lanes)
+
+        counted = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        count = b.add(self.f.splat(b.trunc(self.entry, I32), lanes), counted)
+        bits = _triple32(b, b.add(b.mul(count, word(0x9E3779B9)), self.f.splat(key, lanes)), word)
+        kept = b.icmp_unsigned("<", bits, self.f.splat(threshold, lanes))
+        return b.select(kept, self.f.splat(scale, lanes), _constant(self.w.real, 0.0, lanes))
+
+    def _load(self, place: Any, dtype: str) -> Any:
+        if self.mask is None:
+            return self.f.load(place, self.lanes, SIZES[dtype])
+        kind = ir.VectorType(place.type.pointee, self.lanes)
+        nothing = ir.Constant(kind, [0] * self.lanes)
+        arguments = [self.b.bitcast(place, kind.as_pointer()), ir.Constant(I32, SIZES[dtype]), self.mask, nothing]
+        return self.f.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, arguments)
+
+    def _store(self, value: Any, place: Any) -> None:
+        size = self.w.size
+        if self.mask is None:
+            self.f.store(value, place, size)
+            return
+        target = self.b.bitcast(place, value.type.as_pointer())
+        arguments = [value, target, ir.Constant(I32, size), self.mask]
+        self.f.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
+
+
+# ---- operations on one value or on a vector of them ------------------------------------------------------------------
+
+
+def _constant(real: Any, value: Any, lanes: int) -> Any:
+    values = value if isinstance(value, list) else [value] * lanes
+    return ir.Constant(ir.VectorType(real, lanes), values) if lanes > 1 else ir.Constant(real, values[0])
+
+
+def _real(b: Any, value: Any, dtype: str, real: Any) -> Any:
+    """Whole numbers and truth values as numbers of the pass's type (the latter for comparisons)."""
+    if dtype in REALS:
+        return value
+    target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
+    return b.sitofp(value, target)
+
+
+def _triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:
+    """C. Wellons, hash-prospector (2018)."""
+    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+        x = b.mul(b.xor(x, b.lshr(x, word(shift))), word(factor))
+    return b.xor(x, b.lshr(x, word(14)))
+
+
+def operate(f: Function, op: str, args: list[Any], real: Any) -> Any:
+    """One operation on values or vectors."""
+    return _Math(f, args[0].type, real).operate(op, args)
+
+
+class _Math:
+    """Operations on one kind of value: numbers of a type, or vectors of them."""
+
+    def __init__(self, f: Function, kind: Any, real: Any) -> None:
+        self.f, self.b, self.double = f, f.b, isinstance(real, ir.DoubleType)
+        self.lanes = kind.count if isinstance(kind, ir.VectorType) else 1
+        self.kind = ir.VectorType(real, self.lanes) if self.lanes > 1 else real
+        whole = I64 if self.double else I32
+        self.whole = ir.VectorType(whole, self.lanes) if self.lanes > 1 else whole
+
+    def real(self, x: float) -> Any:
+        return ir.Constant(self.kind, [x] * self.lanes if self.lanes > 1 else x)
+
+    def integer(self, n: int) -> Any:
+        return ir.Constant(self.whole, [n] * self.lanes if self.lanes > 1 else n)
+
+    def intrinsic(self, name: str, *args: Any) -> Any:
+        return self.f.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
+
+    def operate(self, op: str, a: list[Any]) -> Any:
+        b = self.b
+        simple = {"add": b.fadd, "subtract": b.fsub, "multiply": b.fmul, "divide": b.fdiv}
+        compare = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "=="}
+        if op in simple:
+            return simple[op](*a)
+        if op == "equal" and suffix(a[0].type).endswith("i1"):
+            return b.icmp_signed("==", *a)
+        if op in compare:
+            return b.fcmp_ordered(compare[op], *a)
+        if op in ("maximum", "minimum"):  # which hand on what is not a number
+            ordered = b.fcmp_ordered(">=" if op == "maximum" else "<=", *a)
+            return b.select(b.or_(ordered, b.fcmp_unordered("uno", a[0], a[0])), *a)
+        if op == "where":
+            return b.select(*a)
+        if op == "astype":
+            return b.select(a[0], self.real(1.0), self.real(0.0))
+        if op == "copy":
+            return a[0]
+        if op == "negative":
+            return b.fneg(a[0])
+        if op in ("sqrt", "abs"):
+            return self.intrinsic("sqrt" if op == "sqrt" else "fabs", a[0])
+        return getattr(self, op)(a[0])
+
+    def sign(self, x: Any) -> Any:
+        b, zero = self.b, self.real(0.0)
+        low = b.select(b.fcmp_ordered("<", x, zero), self.real(-1.0), x)
+        return b.select(b.fcmp_ordered(">", x, zero), self.real(1.0), low)
+
+    def polynomial(self, x: Any, coefficients: list[float]) -> Any:
+        value = self.real(coefficients[-1])
+        for c in coefficients[-2::-1]:
+            value = self.intrinsic("fma", value, x, self.real(c))
+        return value
+
+    def power_of_two(self, n: Any) -> Any:
+        """2**n for whole n within the exponents of normal numbers."""
+        bits, bias = (52, 1023) if self.double else (23, 127)
+        return self.b.bitcast(self.b.shl(self.b.add(n, self.integer(bias)), self.integer(bits)), self.kind)
+
+    def exp(self, x: Any) -> Any:
+        """2**n exp(r) with |r| <= log(2) / 2, where the series converges fast; 2**n in two factors, for small results."""
+        b = self.b
+        low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
+        x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
+        x = b.select(b.fcmp_ordered(">", x, self.real(high)), self.real(high), x)
+        shift = 1.5 * 2.0 ** (52 if self.double else 23)  # adding it leaves the nearest whole number in the last bits
+        moved = self.intrinsic("fma", x, self.real(1.0 / math.log(2.0)), self.real(shift))
+        n = b.sub(b.bitcast(moved, self.whole), b.bitcast(self.real(shift), self.whole))
+        whole = b.fsub(moved, self.real(shift))
+        first, rest = _LOG_2[self.double]
+        r = self.intrinsic("fma", whole, self.real(-first), x)
+        r = self.intrinsic("fma", whole, self.real(-rest), r)
+        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
+        half = b.ashr(n, self.integer(1))
+        return b.fmul(b.fmul(series, self.power_of_two(half)), self.power_of_two(b.sub(n, half)))
+
+    def log(self, x: Any) -> Any:
+        """n log(2) + log(m) with m = x / 2**n near 1, and log(m) = 2 artanh(s) with s = (m - 1) / (m + 1)."""
+        b, bits = self.b, 52 if self.double else 23
+        small = b.fcmp_ordered("<", x, self.real(2.0 ** (-1022 if self.double else -126)))
+        up = 54 if self.double else 25
+        y = b.select(small, b.fmul(x, self.real(2.0**up)), x)
+        low = b.bitcast(self.real(math.sqrt(0.5)), self.whole)
+        n = b.ashr(b.sub(b.bitcast(y, self.whole), low), self.integer(bits))
+        m = b.bitcast(b.sub(b.bitcast(y, self.whole), b.shl(n, self.integer(bits))), self.kind)
+        n = b.sub(n, b.select(small, self.integer(up), self.integer(0)))
+        whole = b.sitofp(n, self.kind)
+        s = b.fdiv(b.fsub(m, self.real(1.0)), b.fadd(m, self.real(1.0)))
+        z = b.fmul(s, s)
+        series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.double else 6)])
+        first, rest = _LOG_2[self.double]
+        tail = self.intrinsic("fma", whole, self.real(rest), b.fmul(b.fmul(s, z), series))
+        value = self.intrinsic("fma", whole, self.real(first), b.fadd(b.fadd(s, s), tail))
+        value = b.select(b.fcmp_ordered("==", x, self.real(math.inf)), x, value)
+        value = b.select(b.fcmp_ordered("==", x, self.real(0.0)), self.real(-math.inf), value)
+        return b.select(b.fcmp_unordered("<", x, self.real(0.0)), self.real(math.nan), value)
+
+    def log1p(self, x: Any) -> Any:
+        """log(u) x / (u - 1) with u = 1 + x as rounded: the errors of both cancel (Kahan)."""
+        b, one = self.b, self.real(1.0)
+        u = b.fadd(x, one)
+        value = b.fmul(self.log(u), b.fdiv(x, b.fsub(u, one)))
+        value = b.select(b.fcmp_ordered("==", u, self.real(math.inf)), x, value)
+        return b.select(b.fcmp_ordered("==", u, one), x, value)
+
+    def expm1(self, x: Any) -> Any:
+        """(u - 1) x / log(u) with u = exp(x) as rounded (Kahan)."""
+        b, one = self.b, self.real(1.0)
+        u = self.exp(x)
+        less = b.fsub(u, one)
+        value = b.fmul(less, b.fdiv(x, self.log(u)))
+        plain = b.or_(b.fcmp_ordered("==", less, self.real(-1.0)), b.fcmp_ordered("==", u, self.real(math.inf)))
+        return b.select(b.fcmp_ordered("==", u, one), x, b.select(plain, less, value))
+
+    def tanh(self, x: Any) -> Any:
+        """-t / (t + 2) with t = exp(-2 |x|) - 1, and the sign of x."""
+        b = self.b
+        t = self.expm1(b.fmul(self.intrinsic("fabs", x), self.real(-2.0)))
+        value = b.fdiv(b.fneg(t), b.fadd(t, self.real(2.0)))
+        return self.intrinsic("copysign", value, x)
+
+
+_LOG_2 = {False: (0.693359375, math.log(2.0) - 0.693359375), True: (0.693145751953125, 1.42860682030941723212e-6)}
+"""log(2) as a number of few bits, whose products with whole numbers are exact, and the rest."""
+
+
+def write_take(module: ir.Module, name: str, dtype: str) -> None:
+    """take(told, tile, bases, scratch): rows of an array by their numbers, which are of type `dtype`.
+
+    `told`: rows, rows of a tile, bytes of a row, and (memory, bytes into it) of the array, the numbers and the result.
+    """
+    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+    b, (told, tile, bases, _) = f.b, f.arguments
+    rows, step, size, *where = (b.load(f.at(told, i)) for i in range(9))
+    data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
+    numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
+    first = b.mul(tile, step)
+    with f.loop(first, f.least(rows, b.add(first, step))) as row:
+        number = b.load(f.at(numbers, row.index))
+        number = b.sext(number, I64) if SIZES[dtype] < 8 else number
+        to, source = f.at(target, b.mul(row.index, size)), f.at(data, b.mul(number, size))
+        f.intrinsic("memcpy.p0.p0.i64", VOID, [to, source, size, ir.Constant(ir.IntType(1), 0)])
+    b.ret_void()

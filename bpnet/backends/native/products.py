@@ -1,0 +1,251 @@
+"""Matrix products as machine code, after K. Goto and R. van de Geijn, "Anatomy of high-performance matrix
+multiplication" (2008): pieces of both matrices are copied so that the innermost loop, whose results stay in registers,
+reads memory in order.
+
+An entry of the result is a sum over blocks of DEPTH products, in order, whoever computes it and however the result is
+cut into tiles; so it never depends on the number of threads, nor on other rows.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+
+from bpnet.backends.native.code import BYTES, I1, I64, REALS, SIZES, Function, many_registers, suffix, vector_bytes
+
+DEPTH = 256
+"""Products that are added up in registers before they are added to the result."""
+DOWN = 256
+"""Most rows of the left matrix that are copied at a time."""
+
+ARGUMENTS = ("rows", "columns", "inner", "rows_a_tile", "columns_a_tile", "across") + tuple(
+    f"{matrix}_{what}" for matrix in ("a", "b") for what in ("base", "offset", "down", "along")
+) + ("c_base", "c_offset", "c_down", "add")  # fmt: skip
+"""What a product is told, whole numbers: sizes, tiles, and where each matrix lies: which memory, how many bytes into
+it, and how many elements its rows and columns are apart; `add`: c <- c + a b, else c <- a b."""
+
+
+class Shape:
+    """Of the block of results that stays in registers: `up` rows of `wide` vectors."""
+
+    def __init__(self, dtype: str) -> None:
+        self.size = SIZES[dtype]
+        self.lanes = vector_bytes() // self.size
+        self.up, self.wide = (8, 3) if many_registers() else (4, 3)
+        self.across = self.wide * self.lanes
+        self.columns = self.across * (10 if vector_bytes() == 64 else 10)
+        """Most columns of the right matrix that are copied at a time."""
+        self.scratch = self.size * (DEPTH * (self.columns + DOWN) + self.up * self.across)
+        """Bytes of memory that a thread needs."""
+
+
+def write_product(module: ir.Module, name: str, dtype: str) -> None:
+    """product(arguments, tile, bases, scratch): one tile of c <- a b."""
+    _Writer(module, dtype).product(name)
+
+
+class _Writer:
+    def __init__(self, module: ir.Module, dtype: str) -> None:
+        self.module, self.real, self.shape = module, REALS[dtype], Shape(dtype)
+        self.pointer = self.real.as_pointer()
+        self.vector = ir.VectorType(self.real, self.shape.lanes)
+        self.inner = [self.inner_loop(wide + 1) for wide in range(self.shape.wide)]
+        self.pack_left = self.left()
+        self.pack_right = self.right()
+
+    def function(self, name: str, arguments: list[Any]) -> Function:
+        f = Function(self.module, name, arguments)
+        for argument in f.arguments:
+            if argument.type == self.pointer:
+                argument.add_attribute("noalias")
+        return f
+
+    def inner_loop(self, wide: int) -> Any:
+        """c <- a b, or c + a b, for `up` rows and `wide` vectors of columns; a and b are packed."""
+        s = self.shape
+        f = self.function(f"inner{wide}", [I64, self.pointer, self.pointer, self.pointer, I64, I1])
+        f.made.attributes.add("noinline")
+        b, (depth, left, right, c, down, add) = f.b, f.arguments
+        zero = ir.Constant(self.vector, [0.0] * s.lanes)
+        with f.loop(0, depth, carry=[zero] * (s.up * wide)) as k:
+            column, row = f.at(left, f.product(k.index, s.up)), f.at(right, f.product(k.index, wide * s.lanes))
+            vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
+            for i in range(s.up):
+                a = f.splat(b.load(f.at(column, i)), s.lanes)
+                k.next += [self.multiply_add(f, a, v, k.values[i * wide + j]) for j, v in enumerate(vectors)]
+        with b.if_else(add) as (more, new):
+            for block, adds in ((more, True), (new, False)):
+                with block:
+                    for i in range(s.up):
+                        for v in range(wide):
+                            place = f.at(f.at(c, f.product(down, i)), v * s.lanes)
+                            value = k.values[i * wide + v]
+                            old = f.load(place, s.lanes, s.size) if adds else None
+                            f.store(b.fadd(old, value) if adds else value, place, s.size)
+        b.ret_void()
+        return f.made
+
+    def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
+        if vector_bytes() == 16 and not many_registers():  # a processor without fused operations
+            return f.b.fadd(f.b.fmul(x, y), z)
+        return f.intrinsic(f"fma.{suffix(self.vector)}", self.vector, [x, y, z])
+
+    def left(self) -> Any:
+        """to[p][k][i] <- a[p up + i][k], with zeros where a has no more rows; its rows or its columns lie together."""
+        up, size = self.shape.up, self.shape.size
+        f = self.function("left", [I64, I64, self.pointer, I64, I64, self.pointer])
+        b, (rows, depth, a, down, along, to) = f.b, f.arguments
+        with f.loop(0, rows, up) as p:
+            source, target = f.at(a, b.mul(p.index, down)), f.at(to, b.mul(p.index, depth))
+            left = b.sub(rows, p.index)
+            whole = b.icmp_signed(">=", left, f.number(up))
+
+            def one(
+                k: Any, i: Any, place: Any, source: Any = source, target: Any = target
+            ) -> None:  # element by element
+                x = b.load(f.at(source, b.add(b.mul(i, down), b.mul(k, along))))
+                b.store(x, f.at(target, b.add(f.product(k, up), place)))
+
+            with b.if_else(b.and_(whole, b.icmp_signed("==", along, f.number(1)))) as (rowwise, other):
+                with rowwise:
+                    most = b.and_(depth, f.number(-up))
+                    with f.loop(0, most, up) as k:
+                        some = [
+                            f.load(f.at(source, b.add(f.product(down, i), k.index)), up, size) for i in range(up)
+                        ]
+                        for q, column in enumerate(f.transposed(some)):
+                            f.store(column, f.at(target, f.product(f.sum(k.index, q), up)), size)
+                    with f.loop(most, depth) as k, f.loop(0, up) as i:
+                        one(k.index, i.index, i.index)
+                with other, b.if_else(b.and_(whole, b.icmp_signed("==", down, f.number(1)))) as (columnwise, rest):
+                    with columnwise, f.loop(0, depth) as k:
+                        column = f.load(f.at(source, b.mul(k.index, along)), up, size)
+                        f.store(column, f.at(target, f.product(k.index, up)), size)
+                    with rest, f.loop(0, depth) as k:
+                        with f.loop(0, f.least(left, up)) as i:
+                            one(k.index, i.index, i.index)
+                        with f.loop(f.least(left, up), up) as i:
+                            b.store(
+                                ir.Constant(self.real, 0.0), f.at(target, b.add(f.product(k.index, up), i.index))
+                            )
+        b.ret_void()
+        return f.made
+
+    def right(self) -> Any:
+        """to[k][j] <- b[k][j] for `columns` columns, with zeros up to `padded`; rows or columns lie together."""
+        lanes, size = self.shape.lanes, self.shape.size
+        f = self.function("right", [I64, I64, I64, self.pointer, I64, I64, self.pointer])
+        b, (columns, padded, depth, matrix, down, along, to) = f.b, f.arguments
+        with f.loop(0, padded, lanes) as v:
+            source, target = f.at(matrix, b.mul(v.index, along)), f.at(to, v.index)
+            left = b.sub(columns, v.index)
+            whole = b.icmp_signed(">=", left, f.number(lanes))
+
+            def one(k: Any, j: Any, source: Any = source, target: Any = target) -> None:
+                x = b.load(f.at(source, b.add(b.mul(j, along), b.mul(k, down))))
+                b.store(x, f.at(target, b.add(b.mul(k, padded), j)))
+
+            with b.if_else(b.and_(whole, b.icmp_signed("==", along, f.number(1)))) as (rowwise, other):
+                with rowwise, f.loop(0, depth) as k:
+                    row = f.load(f.at(source, b.mul(k.index, down)), lanes, size)
+                    f.store(row, f.at(target, b.mul(k.index, padded)), lanes * size)
+                with other, b.if_else(b.and_(whole, b.icmp_signed("==", down, f.number(1)))) as (columnwise, rest):
+                    with columnwise:
+                        most = b.and_(depth, f.number(-lanes))
+                        with f.loop(0, most, lanes) as k:
+                            some = [
+                                f.load(f.at(source, b.add(f.product(along, j), k.index)), lanes, size)
+                                for j in range(lanes)
+                            ]
+                            for q, row in enumerate(f.transposed(some)):
+                                f.store(row, f.at(target, b.mul(f.sum(k.index, q), padded)), lanes * size)
+                        with f.loop(most, depth) as k, f.loop(0, lanes) as j:
+                            one(k.index, j.index)
+                    with rest, f.loop(0, depth) as k:
+                        with f.loop(0, f.least(left, lanes)) as j:
+                            one(k.index, j.index)
+                        with f.loop(f.least(left, lanes), lanes) as j:
+                            b.store(
+                                ir.Constant(self.real, 0.0), f.at(target, b.add(b.mul(k.index, padded), j.index))
+                            )
+        b.ret_void()
+        return f.made
+
+    def product(self, name: str) -> None:
+        s = self.shape
+        f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        b, (told, tile, bases, scratch) = f.b, f.arguments
+        know = {name: b.load(f.at(told, i)) for i, name in enumerate(ARGUMENTS)}
+
+        def place(matrix: str) -> Any:
+            memory = b.load(f.at(bases, know[f"{matrix}_base"]))
+            return b.bitcast(f.at(memory, know[f"{matrix}_offset"]), self.pointer)
+
+        first_row = b.mul(b.sdiv(tile, know["across"]), know["rows_a_tile"])
+        first_column = b.mul(b.srem(tile, know["across"]), know["columns_a_tile"])
+        rows = f.least(know["rows_a_tile"], b.sub(know["rows"], first_row))
+        columns = f.least(know["columns_a_tile"], b.sub(know["columns"], first_column))
+        left = f.at(place("a"), b.mul(first_row, know["a_down"]))
+        right = f.at(place("b"), b.mul(first_column, know["b_along"]))
+        c = f.at(place("c"), b.add(b.mul(first_row, know["c_down"]), first_column))
+        packed_right = b.bitcast(scratch, self.pointer)
+        packed_left = f.at(packed_right, DEPTH * s.columns)
+        corner = f.at(packed_left, DEPTH * DOWN)
+        """Where a block of results goes that is larger than what is left of c."""
+
+        with f.loop(0, columns, s.columns) as jc, f.loop(0, know["inner"], DEPTH) as k:
+            width = f.least(s.columns, b.sub(columns, jc.index))
+            depth = f.least(DEPTH, b.sub(know["inner"], k.index))
+            add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
+            with f.loop(0, width, s.across) as j:
+                some = f.least(s.across, b.sub(width, j.index))
+                padded = b.and_(f.sum(some, s.lanes - 1), f.number(-s.lanes))
+                source = b.add(b.mul(k.index, know["b_down"]), b.mul(b.add(jc.index, j.index), know["b_along"]))
+                target = f.at(packed_right, b.mul(j.index, depth))
+                b.call(
+                    self.pack_right,
+                    [some, padded, depth, f.at(right, source), know["b_down"], know["b_along"], target],
+                )
+            with f.loop(0, rows, DOWN) as ic:
+                height = f.least(DOWN, b.sub(rows, ic.index))
+                source = b.add(b.mul(ic.index, know["a_down"]), b.mul(k.index, know["a_along"]))
+                b.call(
+                    self.pack_left,
+                    [height, depth, f.at(left, source), know["a_down"], know["a_along"], packed_left],
+                )
+                with f.loop(0, width, s.across) as j, f.loop(0, height, s.up) as i:
+                    some = f.least(s.across, b.sub(width, j.index))
+                    vectors = b.sdiv(f.sum(some, s.lanes - 1), f.number(s.lanes))
+                    some_rows = f.least(s.up, b.sub(height, i.index))
+                    results = f.at(
+                        c, b.add(b.mul(b.add(ic.index, i.index), know["c_down"]), b.add(jc.index, j.index))
+                    )
+                    whole = b.and_(
+                        b.icmp_signed("==", some_rows, f.number(s.up)),
+                        b.icmp_signed("==", some, f.product(vectors, s.lanes)),
+                    )
+                    told_inner = [
+                        depth,
+                        f.at(packed_left, b.mul(i.index, depth)),
+                        f.at(packed_right, b.mul(j.index, depth)),
+                        b.select(whole, results, corner),
+                        b.select(whole, know["c_down"], f.number(s.across)),
+                        b.and_(add, whole),
+                    ]
+                    done = b.append_basic_block("done")
+                    choice = b.switch(vectors, done)
+                    for wide, inner in enumerate(self.inner, 1):
+                        block = b.append_basic_block("inner")
+                        choice.add_case(f.number(wide), block)
+                        b.position_at_end(block)
+                        b.call(inner, told_inner)
+                        b.branch(done)
+                    b.position_at_end(done)
+                    with b.if_then(b.not_(whole)), f.loop(0, some_rows) as r, f.loop(0, some) as q:
+                        x = b.load(f.at(corner, b.add(f.product(r.index, s.across), q.index)))
+                        to = f.at(results, b.add(b.mul(r.index, know["c_down"]), q.index))
+                        with b.if_else(add) as (more, new):
+                            with more:
+                                b.store(b.fadd(b.load(to), x), to)
+                            with new:
+                                b.store(x, to)
+        b.ret_void()

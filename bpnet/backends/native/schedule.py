@@ -1,0 +1,382 @@
+"""From a graph to a list of commands: which operations share one pass over memory, and where every array lies.
+
+An elementwise operation is part of whatever reads its result, and is stored only where that pays or is needed: for a
+product, as a result, or for a pass over another shape.  Whatever goes over entries of one shape, and does not have to
+wait for the end of a sum, is one pass.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bpnet.backends.native.code import SIZES
+from bpnet.backends.native.graph import COSTLY, ELEMENTWISE, REDUCTIONS, Graph, Symbol
+from bpnet.backends.native.loops import Pass
+from bpnet.backends.native.passes import PassMaker
+from bpnet.backends.native.products import Shape as ProductShape
+from bpnet.backends.trace import NotTraceableError
+
+NUMBERS, ARENA, FIRST = 0, 1, 2
+"""Memories: numbers that change from call to call, intermediate results, and the first array that is passed in."""
+LINE = 64
+"""Bytes to whose multiples intermediate results are aligned."""
+CHUNK = 16384
+"""Elements that a tile of a pass handles, about."""
+ROWS_TOGETHER = 512
+"""Most rows of a tile of a product that is cut along its rows."""
+LEAST_PRODUCT = 2**18
+"""Multiplications under which a product is one tile."""
+MOST_SUMS = 64
+"""Parts of a sum over rows, each added up by one thread."""
+
+Space = tuple[int, int]
+Place = tuple[int, int]
+"""(memory, bytes into it)."""
+
+
+def space_of(symbol: Symbol) -> Space:
+    """Rows and columns over which a pass goes for the entries of `symbol`."""
+    if symbol.ndim == 2:
+        return symbol.shape[0], symbol.shape[1]
+    return 1, symbol.size
+
+
+def root_of(symbol: Symbol) -> tuple[Symbol, int]:
+    """What a view looks at, and how many elements into it."""
+    return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
+
+
+@dataclass
+class Step:
+    """Something that is done as a whole: a product, taken rows, or a pass with several results."""
+
+    kind: str
+    space: Space
+    symbols: list[Symbol]
+    reads: set[Symbol] = field(default_factory=set)
+    """Stored symbols that are read from memory."""
+
+
+@dataclass
+class Command:
+    """What a team carries out: a function by what it is made from, what it is told, and its number of tiles."""
+
+    kind: str
+    form: Any
+    told: list[int]
+    tiles: int
+
+
+class Schedule:
+    """The commands that compute `outputs`: pairs of a symbol and the memory that it is written to.
+
+    `given_up` are memories of arrays that are passed in and written over.
+    """
+
+    def __init__(
+        self, graph: Graph, outputs: Sequence[tuple[Symbol, int]], given_up: frozenset[int], threads: int
+    ) -> None:
+        self.graph, self.threads, self.given_up = graph, threads, given_up
+        self.dtype = graph.real.name
+        self.size = SIZES[self.dtype]
+        self.consumers = self._count([symbol for symbol, _ in outputs])
+        self.inside: dict[Symbol, tuple[Symbol, int]] = {}
+        """Parts of larger arrays: in which, and how many elements from its start."""
+        self.targets: dict[Symbol, int] = {}
+        self.last: set[Symbol] = set()
+        """What writes over arrays that were passed in comes after all that reads them."""
+        self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
+        self.needed = self._needed(self.results)
+        self.stored = self._stored()
+        self.steps: list[Step] = []
+        self.at: dict[Symbol, int] = {}
+        for symbol in self.needed:
+            if symbol not in self.last:
+                self._schedule(symbol, 0)
+        end = len(self.steps)
+        for symbol in self.needed:
+            if symbol in self.last:
+                self._schedule(symbol, end)
+        for step in self.steps:
+            step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
+        self.temporary: list[tuple[int, int, int, int]] = []
+        """What lies in the arena: where, how many bytes, from which step to which."""
+        self.places: dict[Symbol, Place] = {}
+        self.arena = 0
+        self._place()
+        self.commands = [command for number in range(len(self.steps)) for command in self._commands(number)]
+
+    # ---- where results go ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _count(symbols: list[Symbol]) -> Counter[Symbol]:
+        seen: Counter[Symbol] = Counter(symbols)
+        todo = list(set(symbols))
+        while todo:
+            for a in todo.pop().args:
+                if isinstance(a, Symbol):
+                    if a not in seen:
+                        todo.append(a)
+                    seen[a] += 1
+        return seen
+
+    def _result(self, symbol: Symbol, base: int) -> Iterator[Symbol]:
+        """What to compute so that `symbol` comes to lie in the memory `base`, with the places in it."""
+        whole = root_of(symbol)[0] if root_of(symbol)[0].size == symbol.size else symbol
+        if whole.op == "memory" and whole.args[0] == base:
+            return
+        offset = 0
+        for part in whole.args if whole.op == "concat" else (whole,):
+            own = self._own(part, base, offset)
+            self.inside[own] = (self.graph.memory(base, (whole.size,), self.graph.real), offset)
+            if base in self.given_up:
+                self.last.add(own)
+            offset += part.size
+            yield own
+
+    def _own(self, symbol: Symbol, base: int, offset: int) -> Symbol:
+        """`symbol`, or a copy where it has a place already or memory would be written that is read later."""
+        whole, _ = root_of(symbol)
+        free = whole.size == symbol.size and whole not in self.inside and whole.op not in ("memory", "concat", "places")
+        if free and base in self.given_up:
+            free = whole.op in ELEMENTWISE and self.consumers[symbol] == 1 and self._in_place(whole, base, offset)
+        if free and (whole.op in ELEMENTWISE or whole.op in ("matmul", "take", *REDUCTIONS)) and len(whole.args) < 4:
+            return whole
+        if any(leaf.op == "memory" and leaf.args[0] in self.given_up for leaf in [whole]):
+            raise NotTraceableError("an array that is given up comes back in another's place")
+        return self.graph.add("copy", (symbol,), symbol.shape, symbol.dtype)
+
+    def _in_place(self, symbol: Symbol, base: int, offset: int) -> bool:
+        """Whether all that `symbol` reads of the memory lies where its own entries go."""
+        for a in symbol.args:
+            if isinstance(a, Symbol):
+                whole, start = root_of(a)
+                if whole.op == "memory" and whole.args[0] == base:
+                    if start != offset or a.size != symbol.size:
+                        return False
+                elif a.op in ELEMENTWISE and not self._in_place(a, base, offset):
+                    return False
+        return True
+
+    def _needed(self, symbols: list[Symbol]) -> list[Symbol]:
+        found: set[Symbol] = set()
+        todo = list(symbols)
+        while todo:
+            symbol = todo.pop()
+            if symbol not in found:
+                found.add(symbol)
+                todo += [a for a in symbol.args if isinstance(a, Symbol)]
+        return sorted(found, key=lambda s: s.number)
+
+    def _stored(self) -> set[Symbol]:
+        """Elementwise results that are written to memory; those of products and sums always are."""
+        stored = {s for s in self.results}
+        for symbol in self.needed:
+            if symbol.op in ("matmul", "take", "concat", "view", "transpose"):
+                stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
+            elif symbol.op in ELEMENTWISE or symbol.op == "copy":
+                rows = space_of(symbol)[0]
+                for a in symbol.args:
+                    if isinstance(a, Symbol) and a.op != "places" and rows > 1 and space_of(a)[0] == 1 < a.size:
+                        stored.add(a)
+            if symbol.op in COSTLY and self.consumers[symbol] > 1:
+                stored.add(symbol)
+        return {s for s in stored if s.op in ELEMENTWISE or s.op in ("copy", "mask", "places")}
+
+    # ---- what is done together ----------------------------------------------------------------------------------
+
+    def _leaves(self, symbol: Symbol) -> Iterator[tuple[Symbol, bool]]:
+        """What the computation of `symbol` reads that is computed elsewhere, and whether entry by entry."""
+        if symbol.op == "concat":
+            for a in symbol.args:
+                yield from self._leaf(a)
+            return
+        for a in symbol.args:
+            if isinstance(a, Symbol):
+                yield from self._leaf(a)
+
+    def _leaf(self, a: Symbol) -> Iterator[tuple[Symbol, bool]]:
+        whole, _ = root_of(a)
+        if whole.op == "transpose":
+            yield from self._leaf(whole.args[0])
+        elif whole.op == "concat":
+            for part in whole.args:
+                yield from ((leaf, False) for leaf, _ in self._leaf(part))
+            yield whole, False
+        elif whole is not a:
+            yield whole, False
+        elif whole in self.stored or whole.op in ("matmul", "take", "memory", *REDUCTIONS):
+            yield whole, True
+        else:
+            yield from self._leaves(whole)
+
+    def _schedule(self, symbol: Symbol, least: int) -> None:
+        """Find the step that computes `symbol`, or make one."""
+        reduces = symbol.op in REDUCTIONS
+        if not reduces and symbol.op not in ("matmul", "take") and symbol not in self.stored:
+            return
+        space = space_of(symbol.args[0] if reduces else symbol)
+        if symbol.op in ("matmul", "take"):
+            self.at[symbol] = len(self.steps)
+            self.steps.append(Step(symbol.op, space, [symbol]))
+            return
+        joined: set[int] = set()
+        for leaf, entrywise in self._leaves(symbol):
+            if leaf not in self.at:
+                continue
+            step = self.steps[self.at[leaf]]
+            along = leaf.op in REDUCTIONS and leaf.args[1] == "columns"
+            if step.kind == "pass" and entrywise and (along or leaf.op not in REDUCTIONS):
+                fits = step.space == space or (along and step.space[0] == space[0] and space[1] == 1)
+                if fits:
+                    least = max(least, self.at[leaf])
+                    joined.add(self.at[leaf])
+                    continue
+            least = max(least, self.at[leaf] + 1)
+        for number in range(least, len(self.steps)):
+            step = self.steps[number]
+            if step.kind == "pass" and (step.space == space or number in joined):
+                step.symbols.append(symbol)
+                self.at[symbol] = number
+                return
+        self.at[symbol] = len(self.steps)
+        self.steps.append(Step("pass", space, [symbol]))
+
+    # ---- memory -------------------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        """Give everything that is stored its place: as soon as it has been read for the last time, that is free."""
+        for symbol in self.needed:
+            if symbol.op == "concat":
+                offset = 0
+                for part in symbol.args:
+                    whole, start = root_of(part)
+                    if whole in self.inside or start or whole.size != part.size or whole not in self.at:
+                        raise NotTraceableError("parts that have a place elsewhere are joined")
+                    self.inside[whole] = (symbol, offset)
+                    offset += part.size
+            elif symbol.op == "matmul" and len(symbol.args) == 3:  # added to where the sum is
+                self.inside.setdefault(self._sum_place(symbol.args[2]), (symbol, 0))
+        lives: dict[Symbol, list[int]] = {}
+        for number, step in enumerate(self.steps):
+            for symbol in (*step.symbols, *step.reads):
+                if symbol.op != "memory":
+                    whole = self._container(symbol)[0]
+                    lives.setdefault(whole, []).append(number)
+        for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
+            if symbol.op != "memory":
+                self.places[symbol] = (ARENA, self._room(symbol.size * self.size, min(numbers), max(numbers)))
+
+    def _sum_place(self, total: Symbol) -> Symbol:
+        whole, _ = root_of(total)
+        if whole not in self.at or self.consumers[total] > 1 or whole.op in ("memory", "concat"):
+            raise NotTraceableError("a sum that is read elsewhere too is added to")
+        return whole
+
+    def _container(self, symbol: Symbol) -> tuple[Symbol, int]:
+        offset = 0
+        while symbol in self.inside:
+            symbol, start = self.inside[symbol]
+            offset += start
+        return symbol, offset
+
+    def _room(self, size: int, first: int, last: int) -> int:
+        """A place in the arena that is free from step `first` to step `last`."""
+        size = -(-size // LINE) * LINE
+        offset = 0
+        for start, end in sorted((t[0], t[0] + t[1]) for t in self.temporary if t[2] <= last and first <= t[3]):
+            if start - offset >= size:
+                break
+            offset = max(offset, end)
+        self.temporary.append((offset, size, first, last))
+        self.arena = max(self.arena, offset + size)
+        return offset
+
+    def place(self, symbol: Symbol) -> Place:
+        """Where the entries of a symbol lie."""
+        whole, offset = root_of(symbol)
+        container, more = self._container(whole)
+        size = self.size if whole.dtype == self.graph.real else SIZES[whole.dtype.name]
+        base, start = container.args if container.op == "memory" else self.places[container]
+        return base, start + (offset + more) * size
+
+    # ---- commands -----------------------------------------------------------------------------------------------
+
+    def _commands(self, number: int) -> Iterator[Command]:
+        step = self.steps[number]
+        if step.kind == "matmul":
+            yield self._product(step.symbols[0])
+        elif step.kind == "take":
+            yield self._take(step.symbols[0])
+        else:
+            yield from self._pass(step, number)
+
+    def _product(self, symbol: Symbol) -> Command:
+        (rows, columns), told = space_of(symbol), []
+        inner = symbol.args[0].shape[1]
+        for matrix in symbol.args[:2]:
+            turned = matrix.op == "transpose"
+            matrix = matrix.args[0] if turned else matrix
+            apart = (matrix.shape[1], 1)
+            told += [*self.place(matrix), *(apart[::-1] if turned else apart)]
+        down, across = self._tiles(rows, columns, inner)
+        told += [*self.place(symbol), columns, int(len(symbol.args) == 3)]
+        count = -(-columns // across)
+        return Command("product", self.dtype, [rows, columns, inner, down, across, count, *told], -(-rows // down) * count)
+
+    def _tiles(self, rows: int, columns: int, inner: int) -> Space:
+        """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide."""
+        shape = ProductShape(self.dtype)
+        if self.threads == 1 or rows * columns * inner < LEAST_PRODUCT:
+            return rows, columns
+        pieces = 2 * self.threads if rows * columns * inner > 2**24 else self.threads
+        by_rows = min(ROWS_TOGETHER, -(-rows // pieces // shape.up) * shape.up)
+        by_columns = -(-columns // pieces // shape.across) * shape.across
+        # every tile copies all of the matrix that is not cut
+        if columns >= pieces * shape.across and rows < 2 * columns:
+            return rows, by_columns
+        return max(by_rows, shape.up), columns
+
+    def _take(self, symbol: Symbol) -> Command:
+        data, index = symbol.args
+        size = data.dtype.itemsize * math.prod(data.shape[1:])
+        rows = symbol.shape[0]
+        step = max(1, min(rows, CHUNK * 4 // max(size, 1)))
+        told = [rows, step, size, *self.place(data), *self.place(index), *self.place(symbol)]
+        return Command("take", index.dtype.name, told, -(-rows // step))
+
+    def _pass(self, step: Step, number: int) -> Iterator[Command]:
+        read_later = {s for other in self.steps if other is not step for s in other.reads}
+        made = PassMaker(self, step, read_later)
+        (rows, columns), flat = step.space, made.flat
+        if flat:
+            rows, columns = 1, rows * columns
+        if rows == 1:
+            down, across = 1, columns if columns <= CHUNK else min(CHUNK, -(-columns // self.threads // 64) * 64)
+        else:
+            down, across = max(1, min(rows, CHUNK // max(columns, 1))), columns
+            if made.sums_rows:
+                down = max(down, -(-rows // MOST_SUMS))
+        tiles = -(-rows // down) * -(-columns // across)
+        told = [rows, columns, down, across, -(-columns // across)]
+        after: list[Command] = []
+        sinks: list[int] = []
+        for kind, symbol in made.sinks:
+            place = self.place(symbol)
+            if tiles > 1 and kind != "store":
+                width = columns if kind == "rows" else 1
+                part = (ARENA, self._room(tiles * width * self.size, number, number))
+                after.append(self._add_up(kind, (tiles, width) if kind == "rows" else (1, tiles), part, place))
+                place = part
+            sinks += place
+        yield Command("pass", made.made, [*told, *made.told, *sinks], tiles)
+        yield from after
+
+    def _add_up(self, kind: str, shape: Space, part: Place, place: Place) -> Command:
+        """The pass over the parts of a result that came tile by tile."""
+        form = Pass(self.dtype, (("full", self.dtype),), 0, (), ((kind, ("operand", 0), 0, "full"),))
+        return Command("pass", form, [*shape, *shape, 1, *part, *place], 1)
+
+

@@ -1,0 +1,246 @@
+"""Threads that carry out a list of commands together, each command cut into tiles that are taken one by one.
+
+A command is four whole numbers: the address of its function, the address of its arguments, its number of tiles, and
+nothing; the function is function(arguments, tile, bases, scratch).  Commands are carried out one after the other.
+Helpers wait awake for a short while after they were last of use, since waking a sleeping thread takes 100 us;
+where none is awake, whoever runs the list does all of it.
+"""
+
+import ctypes
+import os
+import threading
+import time
+from typing import Any
+
+import numpy
+from llvmlite import ir
+
+from bpnet.backends.native.code import BYTES, I8, I32, I64, VOID, Function, callable_at, compiled
+
+STATE, DONE, COMMANDS, BASES, BUSY, SIZE = 0, 16, 32, 33, 48, 64
+"""Places in the memory that a team shares, 8 bytes each, those that change often on lines of their own.
+
+STATE: 2**32 times the number of the command at hand (0: none), plus its next tile.  DONE: its tiles that are done.
+BUSY: helpers that may be reading the list.
+"""
+PATIENCE = 30_000
+"""Looks at the state after which an idle helper goes to sleep: about a millisecond."""
+TILES = 2**32
+
+
+_KERNEL = ir.FunctionType(VOID, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES])
+
+
+def _field(f: Function, commands: Any, index: Any, field: int) -> Any:
+    return f.b.load(f.at(commands, f.sum(f.product(index, 4), field)))
+
+
+def _call(f: Function, commands: Any, index: Any, tile: Any, bases: Any, scratch: Any) -> None:
+    b = f.b
+    function = b.inttoptr(_field(f, commands, index, 0), _KERNEL.as_pointer())
+    arguments = b.inttoptr(_field(f, commands, index, 1), I64.as_pointer())
+    b.call(function, [arguments, tile, bases, scratch])
+
+
+def _look(f: Function, place: Any) -> Any:
+    return f.b.load_atomic(place, "seq_cst", 8)
+
+
+def _set(f: Function, place: Any, value: Any) -> None:
+    f.b.store_atomic(f.number(value), place, "seq_cst", 8)
+
+
+def _pause(f: Function) -> None:
+    """Tell the processor that this is waiting."""
+    if f.module.triple.startswith(("x86", "i386", "i686", "amd64")):
+        f.intrinsic("x86.sse2.pause", VOID, [])
+
+
+def _yield(f: Function, count: Any) -> None:
+    """Every 64th time, let another thread have the processor, where the system has POSIX's call for that."""
+    if os.name != "posix":
+        return
+    b = f.b
+    with b.if_then(b.icmp_signed("==", b.and_(count, f.number(63)), f.number(63))):
+        known = f.module.globals.get("sched_yield")
+        known = known or ir.Function(f.module, ir.FunctionType(I32, []), "sched_yield")
+        b.call(known, [])
+
+
+def _take(f: Function, team: Any, state: Any) -> Any:
+    """Whether the tile of `state` is now this thread's."""
+    b = f.b
+    return b.extract_value(b.cmpxchg(f.at(team, STATE), state, f.sum(state, 1), "seq_cst", "seq_cst"), 1)
+
+
+def write_run(module: ir.Module, name: str) -> None:
+    """run(commands, count, bases, scratch, team): carry out the list, alone where `team` is 0."""
+    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES, I64.as_pointer()], public=True)
+    b, (commands, count, bases, scratch, team) = f.b, f.arguments
+    alone = b.icmp_unsigned("==", b.ptrtoint(team, I64), f.number(0))
+    with b.if_then(b.not_(alone)):
+        b.store(b.ptrtoint(commands, I64), f.at(team, COMMANDS))
+        b.store(b.ptrtoint(bases, I64), f.at(team, BASES))
+    with f.loop(0, count) as i:
+        tiles = _field(f, commands, i.index, 2)
+        with b.if_else(b.or_(alone, b.icmp_signed("==", tiles, f.number(1)))) as (by_itself, together):
+            with by_itself, f.loop(0, tiles) as tile:
+                _call(f, commands, i.index, tile.index, bases, scratch)
+            with together:
+                _set(f, f.at(team, DONE), 0)
+                _set(f, f.at(team, STATE), f.product(f.sum(i.index, 1), TILES))
+                head, mine, other, wait, end = (b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end"))
+                b.branch(head)
+                b.position_at_end(head)
+                state = _look(f, f.at(team, STATE))
+                tile = b.and_(state, f.number(TILES - 1))
+                b.cbranch(b.icmp_signed("<", tile, tiles), mine, wait)
+                b.position_at_end(mine)
+                b.cbranch(_take(f, team, state), other, head)
+                b.position_at_end(other)
+                _call(f, commands, i.index, tile, bases, scratch)
+                b.atomic_rmw("add", f.at(team, DONE), f.number(1), "seq_cst")
+                b.branch(head)
+                b.position_at_end(wait)
+                turn = b.phi(I64)
+                turn.add_incoming(f.number(0), head)
+                _pause(f)
+                _yield(f, turn)
+                done = b.icmp_signed("==", _look(f, f.at(team, DONE)), tiles)
+                turn.add_incoming(f.sum(turn, 1), b.block)
+                b.cbranch(done, end, wait)
+                b.position_at_end(end)
+    with b.if_then(b.not_(alone)):
+        _set(f, f.at(team, STATE), 0)
+        wait, end = b.append_basic_block("wait"), b.append_basic_block("end")
+        b.branch(wait)
+        b.position_at_end(wait)  # the list may be gone once this function has returned
+        _pause(f)
+        b.cbranch(b.icmp_signed("==", _look(f, f.at(team, BUSY)), f.number(0)), end, wait)
+        b.position_at_end(end)
+    b.ret_void()
+
+
+def write_help(module: ir.Module, name: str) -> None:
+    """help(team, scratch, patience): take tiles until there were none for so many looks."""
+    f = Function(module, name, [I64.as_pointer(), BYTES, I64], public=True)
+    b, (team, scratch, patience) = f.b, f.arguments
+    head, there, ours, take, work, leave, idle, end = (
+        b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
+    )
+    before = b.block
+    b.branch(head)
+    b.position_at_end(head)
+    turns = b.phi(I64)
+    turns.add_incoming(f.number(0), before)
+    b.cbranch(b.icmp_unsigned("<", _look(f, f.at(team, STATE)), f.number(TILES)), idle, there)
+
+    b.position_at_end(there)  # whoever runs the list waits for BUSY before it goes away
+    b.atomic_rmw("add", f.at(team, BUSY), f.number(1), "seq_cst")
+    state = _look(f, f.at(team, STATE))
+    b.cbranch(b.icmp_unsigned("<", state, f.number(TILES)), leave, ours)
+
+    b.position_at_end(ours)
+    commands = b.inttoptr(b.load(f.at(team, COMMANDS)), I64.as_pointer())
+    bases = b.inttoptr(b.load(f.at(team, BASES)), BYTES.as_pointer())
+    index = b.sub(b.lshr(state, f.number(32)), f.number(1))
+    tile = b.and_(state, f.number(TILES - 1))
+    b.cbranch(b.icmp_signed("<", tile, _field(f, commands, index, 2)), take, leave)
+
+    b.position_at_end(take)
+    b.cbranch(_take(f, team, state), work, leave)
+
+    b.position_at_end(work)
+    _call(f, commands, index, tile, bases, scratch)
+    b.atomic_rmw("add", f.at(team, DONE), f.number(1), "seq_cst")
+    b.branch(leave)
+
+    b.position_at_end(leave)
+    useful = b.phi(I64)
+    for block, value in ((there, 1), (ours, 1), (take, 0), (work, 0)):
+        useful.add_incoming(f.number(value), block)
+    b.atomic_rmw("sub", f.at(team, BUSY), f.number(1), "seq_cst")
+    turns.add_incoming(b.select(b.icmp_signed("==", useful, f.number(0)), f.number(0), f.sum(turns, 1)), b.block)
+    b.branch(head)
+
+    b.position_at_end(idle)
+    _pause(f)
+    _yield(f, turns)
+    turns.add_incoming(f.sum(turns, 1), b.block)
+    b.cbranch(b.icmp_signed("<", turns, patience), head, end)
+    b.position_at_end(end)
+    b.ret_void()
+
+
+class Team:
+    """The helpers of this process, and the memory in which they find what is next."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child the helpers are gone."""
+        self.lock = threading.Lock()
+        self.memory = numpy.zeros(SIZE, numpy.int64)
+        self.helpers: list[_Helper] = []
+        self.scratch = numpy.empty(0, numpy.uint8)
+        self.run: Any = None
+
+    def carry_out(self, commands: int, count: int, bases: int, threads: int, scratch: int) -> None:
+        """Carry out a list; `scratch` is how many bytes each thread needs besides.
+
+        Where another thread is at it, this one works alone, with memory of its own.
+        """
+        if self.run is None:
+            self.run = callable_at(compiled("run", write_run, "run"), *_RUN)
+        if not self.lock.acquire(blocking=False):
+            self.run(commands, count, bases, _aligned(numpy.empty(scratch + 64, numpy.uint8)), 0)
+            return
+        try:
+            if self.scratch.size < scratch + 64:
+                self.scratch = numpy.empty(scratch + 64, numpy.uint8)
+            place = _aligned(self.scratch)
+            if threads == 1:
+                self.run(commands, count, bases, place, 0)
+                return
+            while len(self.helpers) < threads - 1:
+                self.helpers.append(_Helper(self.memory, len(self.helpers)))
+            for helper in self.helpers[: threads - 1]:
+                helper.wake(scratch)
+            self.run(commands, count, bases, place, self.memory.ctypes.data)
+        finally:
+            self.lock.release()
+
+
+class _Helper:
+    def __init__(self, memory: Any, number: int) -> None:
+        self.memory, self.scratch, self.awake = memory, numpy.empty(0, numpy.uint8), False
+        self.called = threading.Semaphore(0)
+        self.help = callable_at(compiled("help", write_help, "help"), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        threading.Thread(target=self.serve, name=f"bpnet-native-{number}", daemon=True).start()
+
+    def wake(self, scratch: int) -> None:
+        if self.scratch.size < scratch + 64:
+            while self.awake:  # it must not be computing with the memory that is given up
+                time.sleep(1e-4)
+            self.scratch = numpy.empty(scratch + 64, numpy.uint8)
+        if not self.awake:
+            self.awake = True
+            self.called.release()
+
+    def serve(self) -> None:
+        while True:
+            self.called.acquire()
+            self.help(self.memory.ctypes.data, _aligned(self.scratch), PATIENCE)
+            self.awake = False
+
+
+def _aligned(memory: Any) -> int:
+    address: int = memory.ctypes.data
+    return -(-address // 64) * 64
+
+
+_RUN = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+TEAM = Team()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=TEAM.forget)
