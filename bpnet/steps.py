@@ -77,18 +77,24 @@ def training_step(
     return step
 
 
-def outputs(layout: Layout, views: Views) -> Callable[[Backend, Array, Array, Array], Array]:
-    """outputs(backend, theta, buffers, x): what the network gives for the rows of x."""
+def outputs(layout: Layout, views: Views) -> Callable[[Backend, Array, Array, Array], tuple[Array, Array]]:
+    """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x.
 
-    def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> Array:
+    The sum tells whether x has NaN or infinity, without a pass of its own over x.
+    """
+
+    def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
         p = views(backend, theta, buffers)
 
-        def block(number: int, part: Rows) -> Array:
+        def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
-            return layout.network.forward(Run(backend), p, bx)[0]
+            return layout.network.forward(Run(backend), p, bx)[0], backend.xp.sum(bx)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+        result, total = parts[0]
+        for _, more in parts[1:]:
+            total = total + more
+        return result if len(parts) == 1 else backend.xp.concat([part for part, _ in parts]), total
 
     return function
 

@@ -12,7 +12,7 @@ from bpnet.backends import Array, Backend, common, of
 from bpnet.backends.base import Rows
 from bpnet.backpropagation import take_rows
 from bpnet.callbacks import Callback, History, Progress
-from bpnet.data import check_rows, check_target, check_weight, check_x, is_whole
+from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
@@ -80,13 +80,15 @@ class Trainer:
         self._built: tuple[Backend, Layout] | None = None
         self._known: tuple[Any, ...] = ()
         """The kind of batch that `step` took last as it came."""
+        self._known_x: tuple[Any, ...] = ()
+        """The same of `predict`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_known": ()} | state)
+        vars(self).update({"_known": (), "_known_x": ()} | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -119,7 +121,7 @@ class Trainer:
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
         self._built = backend, layout
-        self._known = ()
+        self._known = self._known_x = ()
         self._carry = carry
         views = Views(layout)
         step = training_step(layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
@@ -315,7 +317,8 @@ class Trainer:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 for callback in told:
                     callback.on_step_end(self, i + 1)
-            known = backend.fetch([*losses, xp.sum(self.theta), *totals])
+            with backend.session(device=backend.device(self.theta)):
+                known = backend.fetch([*losses, xp.sum(self.theta), *totals])
         values, sizes = known[: len(losses)], known[len(losses) + 1 :]
         if not all(map(math.isfinite, known)):
             self._diverged(self._batches(x, y, weight, batch_size, shuffle, epoch), before)
@@ -403,13 +406,27 @@ class Trainer:
         self._have()
         backend = of(x)
         with self._session(backend, x, len(x) if getattr(x, "ndim", 0) else 0):
-            _, x = self._rows(x, "x")
+            kind = _kind(x)
+            if kind != self._known_x:
+                _, rows = self._rows(x, "x", values=False)
+                self._known_x = kind if rows is x else ()
+                x = rows
             theta, buffers, _ = self._carry
-            parts = [
-                self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
-                for part in _parts(x.shape[0], batch_size)
-            ]
-        return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+            count = x.shape[0]
+            if batch_size is None:
+                result, total = self._outputs(theta, buffers, x)
+                totals = [total]
+            else:
+                found = [
+                    self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
+                    for part in _parts(count, batch_size)
+                ]
+                totals = [total for _, total in found]
+                result = found[0][0] if len(found) == 1 else backend.xp.concat([part for part, _ in found])
+            if not all(map(math.isfinite, backend.fetch(totals))):
+                with backend.session(device=backend.device(x)):
+                    check_finite(backend, x, "x")
+        return result
 
     def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
@@ -488,11 +505,9 @@ class Trainer:
         return x, y, weight
 
 
-def _kind(x: Any, y: Any) -> tuple[Any, ...]:
+def _kind(*arrays: Any) -> tuple[Any, ...]:
     """All of a batch that decides whether it fits and must be converted, but for its values."""
-    return tuple(
-        [(type(a), a.dtype, a.shape, getattr(a, "device", None)) if hasattr(a, "dtype") else None for a in (x, y)]
-    )
+    return tuple([(type(a), a.dtype, a.shape, a.device) if hasattr(a, "device") else None for a in arrays])
 
 
 def _parts(count: int, batch_size: int | None) -> list[Rows]:

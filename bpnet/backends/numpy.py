@@ -100,17 +100,21 @@ class NumpyBackend(Backend):
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
-        made: list[Any] = []
+        made: list[Callable[..., Any]] = []
+
+        def plain(*args: Any) -> Any:
+            with Session(None, False):
+                return function(self, *args)
 
         def call(*args: Any) -> Any:
             if not getattr(current, "compiles", False):
-                return function(self, *args)
+                return plain(*args)
             if not made:
                 if not _can_compile():
                     raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
                 from bpnet.backends.native.plan import Compiled
 
-                made.append(Compiled(function, self, donate, _cut))
+                made.append(Compiled(function, plain, donate, _cut))
             return made[0](current.threads, *args)
 
         return call

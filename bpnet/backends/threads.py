@@ -15,7 +15,7 @@ from bpnet.backends.blas import BLAS
 
 current = threading.local()
 """`current.threads`: how many threads the public call in this thread may use; `current.compiles`: whether it runs compiled
-functions; `current.inside`: see `inside`."""
+functions; `current.held`: whether BLAS is held at one; `current.inside`: see `inside`."""
 
 
 def inside() -> bool:
@@ -30,26 +30,35 @@ def available_threads() -> int:
 
 
 class Session:
-    """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name)."""
+    """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name).
+
+    A call that `compiles` computes with neither BLAS nor NumPy, until a session within it says that it does.
+    """
+
+    __slots__ = ("compiles", "errors", "held", "outer", "own", "threads")
 
     def __init__(self, threads: int | None, compiles: bool) -> None:
         self.threads, self.compiles = threads, compiles
 
     def __enter__(self) -> None:
-        self.outer = getattr(current, "threads", 0)
-        if not self.outer:
+        self.outer = outer = getattr(current, "threads", 0)
+        if not outer:
+            current.inside = current.held = False
+            current.compiles = self.compiles
+        current.threads = self.threads or outer or available_threads()
+        self.held = not self.compiles and not current.held
+        if self.held:
+            current.held = True
             self.own = BLAS.hold()
             self.errors = numpy.errstate(all="ignore")
             self.errors.__enter__()
-            current.inside = False
-            current.compiles = self.compiles
-        current.threads = self.threads or self.outer or available_threads()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         current.threads = self.outer
-        if not self.outer:
+        if self.held:
+            current.held = False
             self.errors.__exit__(kind, error, trace)
             BLAS.release(self.own)
 
@@ -155,7 +164,7 @@ def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
 def _in_child() -> None:
     """After a fork: the other threads are gone, and with them whatever they held."""
     _pool.forget()
-    BLAS.forget(1 if getattr(current, "threads", 0) else 0)
+    BLAS.forget(1 if getattr(current, "held", False) else 0)
 
 
 _pool = _Pool()

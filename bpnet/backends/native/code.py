@@ -227,7 +227,9 @@ def _identity() -> tuple[str, ...]:
 def _sources() -> str:
     """The texts that write functions: a change of one makes new machine code."""
     folder = Path(__file__).parent
-    return "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("code", "loops", "products", "team"))
+    return "".join(
+        (folder / f"{name}.py").read_text(encoding="utf-8") for name in ("code", "loops", "products", "team")
+    )
 
 
 def cache_folder() -> Path:

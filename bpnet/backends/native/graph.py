@@ -166,7 +166,9 @@ class Graph:
             raise NotTraceableError(f"{op} over axis {axis} of {x.shape}")
         if axis == 0:
             if x.shape[1] == 1:
-                return self.reduce(op, x, None, True) if keepdims else self.reshape(self.reduce(op, x, None, True), (1,))
+                return (
+                    self.reduce(op, x, None, True) if keepdims else self.reshape(self.reduce(op, x, None, True), (1,))
+                )
             if op != "sum":
                 raise NotTraceableError(f"{op} over rows")
             result = self.add(op, (x, "rows"), (1, x.shape[1]), x.dtype)
@@ -279,7 +281,9 @@ class Namespace:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
         largest, places = self.max(x, axis=1, keepdims=True), self.arange(x.shape[1], dtype=self.int64)
         beyond = float(x.shape[1])
-        found = self.graph.elementwise("where", x == largest, self.graph.add("places", (), places.shape, x.dtype), beyond)
+        found = self.graph.elementwise(
+            "where", x == largest, self.graph.add("places", (), places.shape, x.dtype), beyond
+        )
         first = self.min(found, axis=1)
         return self.graph.add("view", (first.args[0], 0), first.shape, self.int64) if first.op == "view" else first
 

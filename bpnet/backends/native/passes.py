@@ -42,9 +42,7 @@ class PassMaker:
             found.append((kind, self.reference(value, phase, top=kind == "store"), phase, self.class_of(value)))
         self.flat = all(kind in ("full", "scalar") for kind, _ in self.operands) and not self.sums_rows
         self.flat = self.flat and not any(e[0] == "places" or e[0].startswith("columns") for e in self.expressions)
-        self.made = Pass(
-            schedule.dtype, tuple(self.operands), len(self.numbers), tuple(self.expressions), tuple(found)
-        )
+        self.made = Pass(schedule.dtype, tuple(self.operands), len(self.numbers), tuple(self.expressions), tuple(found))
         self.told = [*self.operand_told, *self.numbers, *self.masks]
 
     def class_of(self, symbol: Symbol) -> str:

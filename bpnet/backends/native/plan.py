@@ -15,7 +15,7 @@ from bpnet.backends.native.graph import Symbol, TracingBackend
 from bpnet.backends.native.loops import write_pass, write_take
 from bpnet.backends.native.products import Shape, write_product
 from bpnet.backends.native.schedule import ARENA, FIRST, NUMBERS, Command, Schedule
-from bpnet.backends.native.team import TEAM
+from bpnet.backends.native.team import TEAM, Order
 from bpnet.backends.trace import NotTraceableError
 
 MOST_PLANS = 32
@@ -43,41 +43,48 @@ def rebuilt(tree: Tree, leaves: Any) -> Tree:
 
 
 class Compiled:
-    """`function`, of trees of arrays and numbers, by plans; what can't be traced runs as it stands."""
+    """`function(backend, *args)` of trees of arrays and numbers, by plans; `plain(*args)` is what can't be traced."""
 
     def __init__(
-        self, function: Callable[..., Any], backend: Any, donate: bool, cut: Callable[[int, float], list[Rows]]
+        self,
+        function: Callable[..., Any],
+        plain: Callable[..., Any],
+        donate: bool,
+        cut: Callable[[int, float], list[Rows]],
     ) -> None:
-        self.function, self.backend, self.donate, self.cut = function, backend, donate, cut
-        self.plans: OrderedDict[Any, Plan | None] = OrderedDict()
-        self.last: tuple[Any, Plan | None] = (None, None)
+        self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
+        self.plans: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        self.last: tuple[int, Callable[..., Any]] = (0, plain)
 
     def __call__(self, threads: int, *args: Any) -> Any:
         """function(*args), on so many threads."""
+        if self.last[0] == threads:
+            try:
+                return self.last[1](*args)
+            except Changed:
+                pass
         leaves = leaves_of(args)
-        key = threads, *[
-            (a.shape, a.dtype) if isinstance(a, numpy.ndarray) else type(a) if a is None or type(a) is not float else float
-            for a in leaves
-        ]
-        known, plan = self.last
-        if known != key:
-            plan = self._plan(key, args, leaves, threads)
-            self.last = key, plan
-        return self.function(self.backend, *args) if plan is None else plan(leaves)
-
-    def _plan(self, key: Any, args: Any, leaves: list[Any], threads: int) -> "Plan | None":
-        if key in self.plans:
+        key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
+        call = self.plans.get(key)
+        if call is None:
+            call = self.plans[key] = self._plan(args, leaves, threads)
+            if len(self.plans) > MOST_PLANS:
+                self.plans.popitem(last=False)
+        else:
             self.plans.move_to_end(key)
-            return self.plans[key]
+        self.last = (0 if call is self.plain else threads), call
+        return call(*args)
+
+    def _plan(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
         try:
-            plan: Plan | None = Plan(self.function, args, leaves, self.donate, self.cut, threads)
+            return Plan(self.function, args, leaves, self.donate, self.cut, threads).call
         except NotTraceableError as reason:
-            log.debug("not compiled: %s", reason, exc_info=True)
-            plan = None
-        self.plans[key] = plan
-        if len(self.plans) > MOST_PLANS:
-            self.plans.popitem(last=False)
-        return plan
+            log.debug("not compiled: %s", reason)
+            return self.plain
+
+
+class Changed(Exception):
+    """The arguments are not like those for which a plan was made."""
 
 
 class Plan:
@@ -116,6 +123,8 @@ class Plan:
                 self.numbers.append(i)
             else:
                 raise NotTraceableError(f"{a!r} is passed in")
+        self.kinds = [(leaves[i].shape, leaves[i].dtype) for i in self.arrays]
+        self.seen: list[Any] = [None] * len(self.arrays)
         given_up = len(leaves_of((args[0],))) if donate else 0
         try:
             result = function(tracing, *rebuilt(args, iter(symbols)))
@@ -125,6 +134,7 @@ class Plan:
             raise NotTraceableError(f"{type(error).__name__}: {error}") from error
         self._lay_out(result, leaves, real, given_up, graph)
         self._compile()
+        self.call = self._caller(args, leaves)
 
     def _lay_out(self, result: Tree, leaves: list[Any], real: Any, given_up: int, graph: Any) -> None:
         self.result = result if isinstance(result, tuple) else (result,)
@@ -154,38 +164,62 @@ class Plan:
         self.scratch = Shape(real.name).scratch if any(c.kind == "product" for c in self.commands) else 0
 
     def _compile(self) -> None:
-        told = numpy.array([n for c in self.commands for n in c.told], numpy.int64)
-        self.told = told
-        rows, start = [], told.ctypes.data
-        for c in self.commands:
-            rows.append((_address(c), start, c.tiles, 0))
-            start += 8 * len(c.told)
+        self.told = numpy.array([n for c in self.commands for n in c.told], numpy.int64)
+        starts = self.told.ctypes.data + 8 * numpy.cumsum([0, *(len(c.told) for c in self.commands)])
+        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.commands, starts, strict=False)]
         self.list = numpy.array(rows, numpy.int64).reshape(-1, 4)
         self.together = self.threads if any(c.tiles > 1 for c in self.commands) else 1
         self.where = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.made)))()
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
         self.where[NUMBERS] = ctypes.addressof(self.values)
         self.where[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.call = self.list.ctypes.data, len(self.commands), ctypes.addressof(self.where), self.together, self.scratch
-        self.seen: list[Any] = [None] * len(self.arrays)
+        self.order = Order(self.list, ctypes.addressof(self.where), self.scratch, self.together)
 
-    def __call__(self, leaves: list[Any]) -> Tree:
-        where, seen = self.where, self.seen
-        for k, i in enumerate(self.arrays):
-            a = leaves[i]
-            if a is not seen[k]:
-                if not a.flags.c_contiguous:
-                    a = numpy.ascontiguousarray(a)
-                where[FIRST + k] = a.ctypes.data
-                seen[k] = a
-        for k, i in enumerate(self.numbers):
-            self.values[k] = leaves[i]
-        made = [numpy.empty(shape, dtype) for shape, dtype in self.made]
-        for k, a in enumerate(made, FIRST + len(self.arrays)):
-            where[k] = a.ctypes.data
-        TEAM.carry_out(*self.call)
-        found = [None if kind == "none" else made[i] if kind == "made" else leaves[i] for kind, i in self.returned]
-        return found[0] if self.single else rebuilt(self.result, iter(found))
+    def _caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
+        """call(*args), written for this plan: between two steps of a small network nothing else takes longer."""
+        names = [f"v{i}" for i in range(len(leaves))]
+        lines, number = [], 0
+        for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
+            if isinstance(a, numpy.ndarray):
+                k = self.arrays.index(i)
+                lines.append(f"if {name} is not seen[{k}]: {name} = meet({k}, {name})")
+            elif a is None:
+                lines.append(f"if {name} is not None: raise Changed")
+            else:
+                lines.append(f"values[{number}] = {name}")
+                number += 1
+        for k, (shape, dtype) in enumerate(self.made):
+            lines.append(f"made{k} = empty({shape!r}, {dtype.name})")
+            lines.append(f"where[{FIRST + len(self.arrays) + k}] = addressof(view(made{k}))")
+        lines.append("carry_out(order)")
+        results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
+        lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
+        following = iter(names)
+        unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
+        source = "\n    ".join([f"def call({', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
+        space: dict[str, Any] = {
+            "seen": self.seen, "meet": self._meet, "values": self.values, "where": self.where, "order": self.order,
+            "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty, "carry_out": TEAM.carry_out, "Changed": Changed,
+            "float32": numpy.float32, "float64": numpy.float64,
+        }  # fmt: skip
+        exec(source, space)  # text made above of names chosen there
+        call: Callable[..., Any] = space["call"]
+        return call
+
+    def _meet(self, k: int, a: Any) -> Any:
+        """Note where the k-th array lies, which must be like the one for which the plan was made."""
+        if type(a) is not numpy.ndarray or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
+            raise Changed
+        if not a.flags.c_contiguous:
+            a = numpy.ascontiguousarray(a)
+        self.where[FIRST + k] = a.ctypes.data
+        self.seen[k] = a
+        return a
+
+
+def _text(tree: Tree, names: Any) -> str:
+    """A tree of names as Python text."""
+    return f"({''.join(f'{_text(part, names)}, ' for part in tree)})" if isinstance(tree, tuple) else next(names)
 
 
 _WRITERS: dict[str, Callable[..., None]] = {"product": write_product, "pass": write_pass, "take": write_take}

@@ -28,6 +28,10 @@ ROWS_TOGETHER = 512
 """Most rows of a tile of a product that is cut along its rows."""
 LEAST_PRODUCT = 2**18
 """Multiplications under which a product is one tile."""
+COPIED, TAKEN = 1.0, 1000.0
+"""Cycles that copying an element for a product takes, and taking a tile; two vectors are multiplied in one."""
+SPARE = 0.03
+"""Share of the time that fewer tiles may cost, since a thread that is held up then holds up the others."""
 MOST_SUMS = 64
 """Parts of a sum over rows, each added up by one thread."""
 
@@ -46,6 +50,11 @@ def space_of(symbol: Symbol) -> Space:
 def root_of(symbol: Symbol) -> tuple[Symbol, int]:
     """What a view looks at, and how many elements into it."""
     return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
+
+
+def _up(n: int, unit: int) -> int:
+    """n, or the next multiple of `unit`."""
+    return -(-n // unit) * unit
 
 
 @dataclass
@@ -263,8 +272,7 @@ class Schedule:
         for number, step in enumerate(self.steps):
             for symbol in (*step.symbols, *step.reads):
                 if symbol.op != "memory":
-                    whole = self._container(symbol)[0]
-                    lives.setdefault(whole, []).append(number)
+                    lives.setdefault(self._container(symbol)[0], []).append(number)
         for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
             if symbol.op != "memory":
                 self.places[symbol] = (ARENA, self._room(symbol.size * self.size, min(numbers), max(numbers)))
@@ -322,22 +330,30 @@ class Schedule:
             apart = (matrix.shape[1], 1)
             told += [*self.place(matrix), *(apart[::-1] if turned else apart)]
         down, across = self._tiles(rows, columns, inner)
-        told += [*self.place(symbol), columns, int(len(symbol.args) == 3)]
         count = -(-columns // across)
-        return Command("product", self.dtype, [rows, columns, inner, down, across, count, *told], -(-rows // down) * count)
+        told = [rows, columns, inner, down, across, count, *told]
+        told += [*self.place(symbol), columns, int(len(symbol.args) == 3)]
+        return Command("product", self.dtype, told, -(-rows // down) * count)
 
     def _tiles(self, rows: int, columns: int, inner: int) -> Space:
-        """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide."""
-        shape = ProductShape(self.dtype)
+        """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide.
+
+        The cut of least cost, where a tile costs its multiplications and the copies of its parts of both matrices.
+        """
         if self.threads == 1 or rows * columns * inner < LEAST_PRODUCT:
             return rows, columns
-        pieces = 2 * self.threads if rows * columns * inner > 2**24 else self.threads
-        by_rows = min(ROWS_TOGETHER, -(-rows // pieces // shape.up) * shape.up)
-        by_columns = -(-columns // pieces // shape.across) * shape.across
-        # every tile copies all of the matrix that is not cut
-        if columns >= pieces * shape.across and rows < 2 * columns:
-            return rows, by_columns
-        return max(by_rows, shape.up), columns
+        shape, best = ProductShape(self.dtype), (math.inf, rows, columns)
+        most = 4 * self.threads
+        for down in {_up(-(-rows // n), shape.up) for n in (*range(1, most + 1), -(-rows // ROWS_TOGETHER))}:
+            for across in {_up(-(-columns // n), shape.lanes) for n in range(1, most + 1)}:
+                tiles = -(-rows // down) * -(-columns // across)
+                if tiles > max(most, -(-rows // ROWS_TOGETHER)):
+                    continue
+                height, width = _up(min(rows, down), shape.up), _up(min(columns, across), shape.lanes)
+                one = inner * (height * width / (2 * shape.lanes) + COPIED * (height + width)) + TAKEN
+                cost = -(-tiles // self.threads) * one * (1.0 + SPARE * min(self.threads / tiles, 1.0))
+                best = min(best, (cost, down, across))
+        return best[1], best[2]
 
     def _take(self, symbol: Symbol) -> Command:
         data, index = symbol.args
@@ -350,19 +366,19 @@ class Schedule:
     def _pass(self, step: Step, number: int) -> Iterator[Command]:
         read_later = {s for other in self.steps if other is not step for s in other.reads}
         made = PassMaker(self, step, read_later)
-        (rows, columns), flat = step.space, made.flat
-        if flat:
+        rows, columns = step.space
+        if made.flat:
             rows, columns = 1, rows * columns
-        if rows == 1:
-            down, across = 1, columns if columns <= CHUNK else min(CHUNK, -(-columns // self.threads // 64) * 64)
-        else:
-            down, across = max(1, min(rows, CHUNK // max(columns, 1))), columns
+        down, across = 1, columns
+        if rows > 1:
+            down = max(1, min(rows, CHUNK // max(columns, 1)))
             if made.sums_rows:
                 down = max(down, -(-rows // MOST_SUMS))
+        elif columns > CHUNK:
+            across = min(CHUNK, _up(-(-columns // self.threads), LINE))
         tiles = -(-rows // down) * -(-columns // across)
-        told = [rows, columns, down, across, -(-columns // across)]
+        told = [rows, columns, down, across, -(-columns // across), *made.told]
         after: list[Command] = []
-        sinks: list[int] = []
         for kind, symbol in made.sinks:
             place = self.place(symbol)
             if tiles > 1 and kind != "store":
@@ -370,13 +386,11 @@ class Schedule:
                 part = (ARENA, self._room(tiles * width * self.size, number, number))
                 after.append(self._add_up(kind, (tiles, width) if kind == "rows" else (1, tiles), part, place))
                 place = part
-            sinks += place
-        yield Command("pass", made.made, [*told, *made.told, *sinks], tiles)
+            told += place
+        yield Command("pass", made.made, told, tiles)
         yield from after
 
     def _add_up(self, kind: str, shape: Space, part: Place, place: Place) -> Command:
         """The pass over the parts of a result that came tile by tile."""
         form = Pass(self.dtype, (("full", self.dtype),), 0, (), ((kind, ("operand", 0), 0, "full"),))
         return Command("pass", form, [*shape, *shape, 1, *part, *place], 1)
-
-

@@ -74,9 +74,13 @@ def _take(f: Function, team: Any, state: Any) -> Any:
 
 
 def write_run(module: ir.Module, name: str) -> None:
-    """run(commands, count, bases, scratch, team): carry out the list, alone where `team` is 0."""
-    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES, I64.as_pointer()], public=True)
-    b, (commands, count, bases, scratch, team) = f.b, f.arguments
+    """run(order): carry out a list; `order` are the addresses of the commands, their number, the addresses of the
+    memories, of memory for this thread, and of what the team shares, or 0 to be alone."""
+    f = Function(module, name, [I64.as_pointer()], public=True)
+    b, (order,) = f.b, f.arguments
+    commands, count, bases, scratch, team = (b.load(f.at(order, i)) for i in range(5))
+    commands, team = (b.inttoptr(address, I64.as_pointer()) for address in (commands, team))
+    bases, scratch = b.inttoptr(bases, BYTES.as_pointer()), b.inttoptr(scratch, BYTES)
     alone = b.icmp_unsigned("==", b.ptrtoint(team, I64), f.number(0))
     with b.if_then(b.not_(alone)):
         b.store(b.ptrtoint(commands, I64), f.at(team, COMMANDS))
@@ -89,7 +93,9 @@ def write_run(module: ir.Module, name: str) -> None:
             with together:
                 _set(f, f.at(team, DONE), 0)
                 _set(f, f.at(team, STATE), f.product(f.sum(i.index, 1), TILES))
-                head, mine, other, wait, end = (b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end"))
+                head, mine, other, wait, end = (
+                    b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end")
+                )
                 b.branch(head)
                 b.position_at_end(head)
                 state = _look(f, f.at(team, STATE))
@@ -186,30 +192,42 @@ class Team:
         self.scratch = numpy.empty(0, numpy.uint8)
         self.run: Any = None
 
-    def carry_out(self, commands: int, count: int, bases: int, threads: int, scratch: int) -> None:
-        """Carry out a list; `scratch` is how many bytes each thread needs besides.
-
-        Where another thread is at it, this one works alone, with memory of its own.
-        """
-        if self.run is None:
-            self.run = callable_at(compiled("run", write_run, "run"), *_RUN)
+    def carry_out(self, order: "Order") -> None:
+        """Carry out a list.  Where another thread is at it, this one works alone, with memory of its own."""
+        run = self.run or self._compile()
         if not self.lock.acquire(blocking=False):
-            self.run(commands, count, bases, _aligned(numpy.empty(scratch + 64, numpy.uint8)), 0)
+            own = numpy.empty(order.scratch + 64, numpy.uint8)
+            run((ctypes.c_int64 * 5)(*order.list[:3], _aligned(own), 0))
             return
         try:
-            if self.scratch.size < scratch + 64:
-                self.scratch = numpy.empty(scratch + 64, numpy.uint8)
-            place = _aligned(self.scratch)
-            if threads == 1:
-                self.run(commands, count, bases, place, 0)
-                return
-            while len(self.helpers) < threads - 1:
-                self.helpers.append(_Helper(self.memory, len(self.helpers)))
-            for helper in self.helpers[: threads - 1]:
-                helper.wake(scratch)
-            self.run(commands, count, bases, place, self.memory.ctypes.data)
+            if order.scratch + 64 > self.scratch.size:
+                self.scratch = numpy.empty(order.scratch + 64, numpy.uint8)
+            if order.scratch:
+                order.list[3] = _aligned(self.scratch)
+            if order.threads > 1:
+                while len(self.helpers) < order.threads - 1:
+                    self.helpers.append(_Helper(self.memory, len(self.helpers)))
+                for helper in self.helpers[: order.threads - 1]:
+                    helper.wake(order.scratch)
+                order.list[4] = self.memory.ctypes.data
+            run(order.list)
         finally:
             self.lock.release()
+
+    def _compile(self) -> Any:
+        self.run = callable_at(compiled("run", write_run, "run"), ctypes.c_void_p)
+        return self.run
+
+
+class Order:
+    """A list of commands, (n, 4) whole numbers, to be carried out with memories that lie at `bases`.
+
+    `scratch`: bytes of memory that each thread needs besides; `threads`: how many may work at it.
+    """
+
+    def __init__(self, commands: Any, bases: int, scratch: int, threads: int) -> None:
+        self.commands, self.scratch, self.threads = commands, scratch, threads
+        self.list = (ctypes.c_int64 * 5)(commands.ctypes.data, len(commands), bases, 0, 0)
 
 
 class _Helper:
@@ -240,7 +258,6 @@ def _aligned(memory: Any) -> int:
     return -(-address // 64) * 64
 
 
-_RUN = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 TEAM = Team()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=TEAM.forget)
