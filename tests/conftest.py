@@ -19,6 +19,7 @@ import bpnet as bp
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),
+    "numpy-jit": ("numpy", "array"),
     "strict": ("array_api_strict", "asarray"),
     "strict-device": ("array_api_strict", "asarray"),
     "torch": ("torch", "tensor"),
@@ -51,7 +52,6 @@ class Library:
         if name == "strict-device":  # a second device, which refuses to meet arrays of the first
             self._make = partial(self._make, device=self.module.Device("device1"))
         self.seam: bp.backends.Backend = bp.backends.of(self._make(np.zeros(1)))
-        self.xp = self.seam.xp
         self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
 
     def __repr__(self) -> str:
@@ -85,9 +85,28 @@ class Library:
         atol = max(1e-5 if single else 0.0, rtol * largest)
         np.testing.assert_allclose(self.host(actual), expected, rtol=rtol, atol=atol)
 
-    def call(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        """function(*arrays) as the trainer would call it: compiled where the library compiles."""
-        return self.seam.compile(function)(*arrays)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(*arguments) as the trainer would call it: compiled where the library compiles.
+
+        The arguments may be arrays, numbers, None, and dicts of these; `seam` is meanwhile what compiles.
+        """
+        names = [list(a) if isinstance(a, dict) else None for a in arguments]
+        trees = [tuple(a.values()) if isinstance(a, dict) else a for a in arguments]
+
+        def seen(seam: bp.backends.Backend, *values: Any) -> Any:
+            own, self.seam = self.seam, seam
+            try:
+                given = [v if n is None else dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)]
+                return function(*given)
+            finally:
+                self.seam = own
+
+        with self.seam.session(work=1.0):
+            return self.seam.compile(seen)(*trees)
+
+    @property
+    def xp(self) -> Any:
+        return self.seam.xp
 
 
 @pytest.fixture(params=MEMBERS)
@@ -97,7 +116,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if library.name == "jax":  # eager: steps are not compiled as a whole; the member "jax-jit" compiles them
         if request.node.callspec.params.get("dtype") == "float32":
             pytest.skip("float32 on JAX is tested compiled: eager, JAX compiles every operation again for it")
-        monkeypatch.setattr(library.seam, "compile", lambda function, donate=False: function)
+        monkeypatch.setattr(library.seam, "compile", partial(bp.backends.Backend.compile, library.seam))
+    if library.name == "numpy-jit":
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+        monkeypatch.setattr(library.seam, "jit", True)
     return library
 
 

@@ -54,8 +54,8 @@ def drawn(layout, steps, dtype="float64"):
 def run(lib, layout, optimizer, theta, gradients, donate=False):
     """theta and state after a step along each of the gradients."""
 
-    def update(carry, grad, lr, step):
-        return optimizer.update(lib.seam, layout, carry[0], grad, carry[1], lr, step, donate=donate)
+    def update(seam, carry, grad, lr, step):
+        return optimizer.update(seam, layout, carry[0], grad, carry[1], lr, step, donate=donate)
 
     with lib.seam.session():
         step = lib.seam.compile(update)

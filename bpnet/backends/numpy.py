@@ -96,7 +96,8 @@ class NumpyBackend(Backend):
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0
     ) -> AbstractContextManager[None]:
-        return Session(threads, self.jit if self.jit is not None else work >= WORTH_IT and _can_compile())
+        pays = self.jit if self.jit is not None else work >= WORTH_IT and _can_compile()
+        return Session(threads, work > 0.0 and pays)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""

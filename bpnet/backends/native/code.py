@@ -166,13 +166,13 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
     digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.o"
-    try:
-        code = path.read_bytes()
-        engine = _engine(code)
-    except (OSError, RuntimeError):
+    code = _kept(path)
+    if code is None:
         code = _machine_code(name, write)
-        engine = _engine(code)
         _keep(path, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
     _engines.append(engine)
     return int(engine.get_function_address(name))
 
@@ -190,18 +190,20 @@ def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
     return code
 
 
-def _engine(code: bytes) -> Any:
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
+def _kept(path: Path) -> bytes | None:
+    """Machine code from a file, which begins with its hash: of a damaged one nothing is run."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
 
 
-def _keep(path: Path, data: bytes) -> None:
+def _keep(path: Path, code: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(data)
+        part.write_bytes(hashlib.sha256(code).digest() + code)
         os.replace(part, path)
     except OSError:
         pass  # it is then compiled again next time

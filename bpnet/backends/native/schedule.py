@@ -188,11 +188,15 @@ class Schedule:
             elif symbol.op in ELEMENTWISE or symbol.op == "copy":
                 rows = space_of(symbol)[0]
                 for a in symbol.args:
-                    if isinstance(a, Symbol) and a.op != "places" and rows > 1 and space_of(a)[0] == 1 < a.size:
+                    row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
+                    if row and rows > 1 and a.dtype == self.graph.real and a.op != "places":
                         stored.add(a)
             if symbol.op in COSTLY and self.consumers[symbol] > 1:
                 stored.add(symbol)
-        return {s for s in stored if s.op in ELEMENTWISE or s.op in ("copy", "mask", "places")}
+        computed = {s for s in stored if s.op in ELEMENTWISE or s.op in ("copy", "mask", "places")}
+        if any(s.dtype != self.graph.real for s in computed):
+            raise NotTraceableError("truth values or places as a result of their own")
+        return computed
 
     # ---- what is done together ----------------------------------------------------------------------------------
 

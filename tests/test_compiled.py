@@ -1,0 +1,511 @@
+"""Functions of NumPy arrays compiled by LLVM (the extra `jit`): they compute what their definitions compute.
+
+The members "numpy-jit" of the other tests' fixture run everything else compiled; here is what is promised besides.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.layer import Run
+from bpnet.losses import softmax_cross_entropy
+
+pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+SEAM = bp.backends.get("numpy")
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@pytest.fixture
+def jit(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Compile from the first step on."""
+    monkeypatch.setattr(SEAM, "jit", True)
+
+
+@pytest.fixture
+def refused(caplog: pytest.LogCaptureFixture) -> Any:
+    """What was not compiled, with the reasons."""
+    caplog.set_level(logging.DEBUG, logger="bpnet")
+    return lambda: [r.getMessage() for r in caplog.records if "not compiled" in r.getMessage()]
+
+
+def compiled(function: Any, *args: Any, threads: int | None = None) -> Any:
+    """function(seam, *args), compiled."""
+    with SEAM.session(threads, work=1.0):
+        return SEAM.compile(function)(*args)
+
+
+# ---- operations -----------------------------------------------------------------------------------------------------
+
+
+def normalized(b: Any, x: Any) -> Any:
+    centred = x - b.xp.mean(x, axis=0)
+    return centred / b.xp.sqrt(b.xp.mean(centred * centred, axis=0) + 1e-5)
+
+
+def hot(b: Any, x: Any, labels: Any) -> Any:
+    places = b.xp.arange(x.shape[1], dtype=labels.dtype)
+    return x * b.xp.astype(b.xp.expand_dims(labels, axis=1) == places, x.dtype)
+
+
+OPERATIONS: dict[str, Any] = {
+    "sum and difference": lambda b, x, row, labels: (x + row) - 2.0 * x,
+    "product and quotient": lambda b, x, row, labels: (x * row + 1.0) / (row * row + 1.0) - (1.0 - x) / 3.0,
+    "relu's slope": lambda b, x, row, labels: row * b.xp.astype(x > 0.0, x.dtype),
+    "comparisons": lambda b, x, row, labels: (
+        b.xp.where(x <= row, x, -x) + b.xp.astype((x < 0.0) == (row >= 0.0), x.dtype)
+    ),
+    "largest and least": lambda b, x, row, labels: b.xp.maximum(b.xp.minimum(x, row), -0.5),
+    "sign and size": lambda b, x, row, labels: b.xp.sign(x) * b.xp.sqrt(b.xp.abs(x)),
+    "exp, log, tanh": lambda b, x, row, labels: b.xp.exp(x) + b.xp.log(b.xp.abs(x) + 0.1) * b.xp.tanh(row),
+    "log1p, expm1": lambda b, x, row, labels: b.xp.log1p(b.xp.abs(x)) + b.xp.expm1(row),
+    "error function": lambda b, x, row, labels: b.erf(x),
+    "sums of columns": lambda b, x, row, labels: b.xp.sum(x * row, axis=0),
+    "sums of rows": lambda b, x, row, labels: b.xp.sum(x * row, axis=1),
+    "sum of all": lambda b, x, row, labels: b.xp.sum(x * x),
+    "largest of all": lambda b, x, row, labels: b.xp.max(b.xp.abs(x)),
+    "softmax": lambda b, x, row, labels: b.xp.exp(x) / b.xp.sum(b.xp.exp(x), axis=-1, keepdims=True),
+    "normalization": lambda b, x, row, labels: normalized(b, x),
+    "labels": lambda b, x, row, labels: hot(b, x, labels),
+    "the best label": lambda b, x, row, labels: b.xp.astype(b.xp.argmax(x, axis=1) == labels, x.dtype),
+    "rows by number": lambda b, x, row, labels: b.xp.take(x, labels % 1 if False else labels, axis=0) * 2.0,
+    "some rows": lambda b, x, row, labels: b.xp.sum(x[1:4, ...], axis=0) + b.xp.reshape(x, (-1,))[: row.shape[0]],
+    "cross-entropy": lambda b, x, row, labels: softmax_cross_entropy(Run(b), x, labels, None, 7.0),
+}
+SHAPES = [(5, 3), (4, 7), (64, 100), (700, 10), (33, 513), (3000, 1)]
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_equals_numpys(name: str, shape: Any, dtype: str, jit: Any, refused: Any) -> None:
+    if shape[1] == 1 and name in ("some rows", "rows by number"):
+        pytest.skip("as for other widths")
+    rng = np.random.default_rng(0)
+    x, row = rng.standard_normal(shape).astype(dtype), rng.standard_normal(shape[1]).astype(dtype)
+    labels = rng.integers(0, min(shape), shape[0])
+    function = OPERATIONS[name]
+    found, expected = compiled(function, x, row, labels), function(SEAM, x.astype("f8"), row.astype("f8"), labels)
+    assert not refused()
+    for a, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, expected)), strict=True):
+        assert a.dtype == dtype
+        assert a.shape == e.shape
+        largest = np.max(np.abs(e))
+        np.testing.assert_allclose(
+            a, e, rtol=2e-5 if dtype == "float32" else 1e-12, atol=largest * (2e-6 if dtype == "float32" else 1e-14)
+        )
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["exp", "log", "log1p", "expm1", "tanh"])
+def test_functions_are_exact_to_a_few_units_in_the_last_place(name: str, dtype: str, jit: Any) -> None:
+    rng = np.random.default_rng(0)
+    limits = np.finfo(dtype)
+    magnitudes = 10.0 ** rng.uniform(-12, 2, 300)
+    x = np.concatenate([magnitudes, -magnitudes, rng.uniform(-3, 3, 300), [1.0, -1.0, 0.5, 88.0, -88.0]]).astype(dtype)
+    if name == "log":
+        x = np.concatenate([np.abs(x), [limits.max, limits.tiny, limits.smallest_subnormal]]).astype(dtype)
+    if name == "log1p":
+        x = np.concatenate([x[x > -1.0], [limits.max]]).astype(dtype)
+    with np.errstate(all="ignore"):
+        found = compiled(lambda b, x: getattr(b.xp, name)(x), x[None, :])[0]
+    with mpmath.workdps(40):
+        expected = np.array([float(getattr(mpmath, name)(mpmath.mpf(float(v)))) for v in x])
+        inside = (np.abs(expected) < limits.max) & (np.abs(expected) > limits.tiny)
+    error = np.abs(found[inside].astype("f8") - expected[inside])
+    assert np.max(error / np.spacing(np.abs(expected[inside]).astype(dtype)).astype("f8")) < 6
+
+
+@DTYPES
+def test_functions_of_what_is_not_finite(dtype: str, jit: Any) -> None:
+    x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45 if dtype == "float32" else 5e-324, -1.0, 1000.0]], dtype)
+    for name in ("exp", "log", "log1p", "expm1", "tanh", "sqrt", "abs", "sign"):
+        with np.errstate(all="ignore"):
+            expected = getattr(np, name)(x)
+        np.testing.assert_allclose(
+            compiled(lambda b, x, n=name: getattr(b.xp, n)(x), x), expected, rtol=1e-6, err_msg=name
+        )
+    for name in ("maximum", "minimum"):
+        expected = getattr(np, name)(x, x[:, ::-1])
+        found = compiled(lambda b, x, y, n=name: getattr(b.xp, n)(x, y), x, x[:, ::-1])
+        np.testing.assert_array_equal(found, expected)
+
+
+SIZES = [1, 2, 7, 8, 9, 31, 48, 49, 130]
+
+
+@DTYPES
+@pytest.mark.parametrize("inner", [1, 3, 64, 256, 257, 600])
+def test_products_of_every_shape(inner: int, dtype: str, jit: Any, refused: Any) -> None:
+    rng = np.random.default_rng(0)
+    for rows in SIZES:
+        for columns in SIZES:
+            a, b = rng.standard_normal((rows, inner)), rng.standard_normal((inner, columns))
+            check_product(a.astype(dtype), b.astype(dtype))
+    assert not refused()
+
+
+@DTYPES
+def test_products_of_large_matrices(dtype: str, jit: Any) -> None:
+    rng = np.random.default_rng(0)
+    for rows, inner, columns in ((700, 784, 530), (2100, 300, 64), (40, 1500, 1100)):
+        check_product(*(rng.standard_normal(s).astype(dtype) for s in ((rows, inner), (inner, columns))))
+
+
+def check_product(a: Any, b: Any) -> None:
+    """In all four orders in memory, on one thread and on several: right, and the same bits."""
+    expected = a.astype("f8") @ b.astype("f8")
+    bound = 4 * np.finfo(a.dtype).eps * (np.abs(a).astype("f8") @ np.abs(b).astype("f8")) * max(1, a.shape[1] ** 0.5)
+
+    def turned(s: Any, x: Any, y: Any) -> Any:
+        return s.xp.matmul(s.xp.permute_dims(x, (1, 0)), s.xp.permute_dims(y, (1, 0)))
+
+    first = None
+    for threads in (1, 2, 3):
+        found = [compiled(lambda s, x, y: x @ y, a, b, threads=threads)]
+        found.append(compiled(turned, a.T.copy(), b.T.copy(), threads=threads))
+        first = found[0] if first is None else first
+        for c in found:
+            assert np.all(np.abs(c - expected) <= bound)
+            assert np.array_equal(c, first)
+
+
+# ---- whole trainings ------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "dense": bp.Sequential(bp.Dense(64, "relu"), bp.Dense(32, "relu"), bp.Dense(10)),
+    "activations": bp.Sequential(
+        *(bp.Dense(9, f) for f in ("sigmoid", "tanh", "leaky_relu", "gelu", "gelu_tanh", "silu", "softplus", "elu")),
+        bp.ReLU(), bp.Dense(10, "softmax"),
+    ),
+    "residual": bp.Sequential(bp.Flatten(), bp.Residual(bp.Sequential(bp.Dense(16, "gelu"), bp.Dense(20))), bp.Dense(10)),
+    "normalized": bp.Sequential(
+        bp.Dense(40, bias=False), bp.BatchNorm(), bp.ReLU(), bp.Dense(30), bp.BatchNorm(momentum=0.5), bp.Tanh(), bp.Dense(10)
+    ),
+    "dropout": bp.Sequential(bp.Dropout(0.2), bp.Dense(40, "relu"), bp.Dropout(0.5), bp.Dense(10)),
+    "one output": bp.Sequential(bp.Dense(5, "tanh"), bp.Dense(1)),
+}  # fmt: skip
+LOSSES = ["mse", "cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits"]
+SGDS = [bp.SGD(0.05), bp.SGD(0.05, momentum=0.9), bp.SGD(0.05, momentum=0.9, nesterov=True)]
+OPTIMIZERS = [*SGDS, bp.Adam(1e-3, epsilon=1e-4), bp.AdamW(bp.Cosine(1e-3, 20), epsilon=1e-4, weight_decay=0.5)]
+
+
+def data(network: bp.Layer, loss: str, rows: int, dtype: str = "float64") -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, 20)).astype(dtype)
+    outputs = network.out_shape((20,))[0]
+    y = rng.integers(0, outputs, rows) if loss == "cross_entropy" else rng.random((rows, outputs)).astype(dtype)
+    return x, y, rng.random(rows).astype(dtype)
+
+
+def results(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> list[Any]:
+    """Everything that can be had of a training: losses, vectors, predictions, scores."""
+    steps = [float(trainer.step(x, y)), float(trainer.step(x, y, weight))]
+    trainer.fit(x, y, epochs=2, batch_size=max(2, len(x) // 3), validation=(x, y), progress=False)
+    trainer.fit(x, y, batch_size=len(x), sample_weight=weight, shuffle=False, progress=False)
+    history = [value for record in trainer.history.epochs for name, value in record.items() if name != "seconds"]
+    scores = [*trainer.evaluate(x, y).values(), *trainer.evaluate(x, y, sample_weight=weight).values()]
+    return [
+        np.array(steps),
+        np.array(history),
+        trainer.theta,
+        trainer.buffers,
+        *trainer.state,
+        trainer.predict(x),
+        np.array(scores),
+    ]
+
+
+def same(network: bp.Layer, loss: str, optimizer: bp.Optimizer, rows: int, monkeypatch: Any, **options: Any) -> None:
+    found = []
+    for SEAM_jit in (False, True):
+        monkeypatch.setattr(SEAM, "jit", SEAM_jit)
+        trainer = bp.Trainer(network, loss, optimizer, seed=1, **options)
+        found.append(results(trainer, *data(network, loss, rows)))
+    for plain, mine in zip(*found, strict=True):
+        assert np.linalg.norm(mine - plain) <= 1e-8 * np.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("rows", [3, 50, 700])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n not in ("dropout", "one output")])
+def test_a_network_is_trained_as_by_its_definition(name: str, rows: int, monkeypatch: Any, refused: Any) -> None:
+    same(NETWORKS[name], "cross_entropy", OPTIMIZERS[-1], rows, monkeypatch)
+    assert not refused()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_every_optimizer(optimizer: bp.Optimizer, monkeypatch: Any, refused: Any) -> None:
+    same(NETWORKS["dense"], "cross_entropy", optimizer, 50, monkeypatch, clip_norm=0.5)
+    assert not refused()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["dense", "one output"])
+def test_every_loss(loss: str, name: str, monkeypatch: Any, refused: Any) -> None:
+    if (name, loss) == ("one output", "cross_entropy"):
+        pytest.skip("needs two classes")
+    network = bp.Sequential(NETWORKS[name], bp.Sigmoid()) if loss == "binary_cross_entropy" else NETWORKS[name]
+    same(network, loss, bp.SGD(0.05), 40, monkeypatch)
+    assert not refused()
+
+
+def test_a_batch_of_several_blocks(monkeypatch: Any, refused: Any) -> None:
+    """Batches are cut where their arrays would take too much memory, and the gradients of the parts added up."""
+    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 64)
+    same(NETWORKS["dense"], "cross_entropy", OPTIMIZERS[-1], 500, monkeypatch)
+    same(NETWORKS["residual"], "mse", bp.SGD(0.05, momentum=0.9), 500, monkeypatch)
+    assert not refused()
+
+
+@DTYPES
+def test_dropout_draws_the_bits_of_the_definition(dtype: str, jit: Any, refused: Any) -> None:
+    like = np.zeros((70, 33), dtype)
+    for key in ((3, 1, 0), (3, 2, 0), (4, 2**33 + 5, 7)):
+        expected = bp.backends.Backend(SEAM.xp).keep_mask(key, like.shape, 0.7, like.dtype, "cpu")
+        found = compiled(
+            lambda b, like, n, k=key: Run(b, True, (k[0], n, k[2])).keep_mask(like.shape, 0.7, like) * (like + 1.0),
+            like,
+            key[1],
+        )
+        assert np.array_equal(found, expected)
+    assert not refused()
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_again_by_backward(jit: Any, refused: Any) -> None:
+    network = NETWORKS["dropout"]
+    x, y, _ = data(network, "cross_entropy", 60)
+    trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.0)).build(x)
+    losses = [float(trainer.step(x, y)) for _ in range(3)]
+    assert len(set(losses)) == 3
+    generic = bp.backends.Backend(SEAM.xp)  # the definitions of everything, dropout's mask too
+    p = trainer.layout.views(generic, trainer.theta)
+    run = Run(generic, True, (0, 1, 0))
+    output, _ = network.forward(run, p, x)
+    assert losses[0] == pytest.approx(float(bp.CrossEntropy()(run, output, y, None, 60.0)[0]), rel=1e-12)
+    learning = bp.Trainer(network, "cross_entropy", bp.Adam(1e-2))
+    learning.fit(x, y, epochs=200, batch_size=30, progress=False)
+    assert learning.history["loss"][-1] < 0.6 * learning.history["loss"][0]
+    assert not refused()
+
+
+@DTYPES
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_number_of_threads_changes_no_bit(name: str, dtype: str, jit: Any) -> None:
+    loss = "mse" if name == "one output" else "cross_entropy"
+    found = []
+    for threads in (1, 2, 4):
+        trainer = bp.Trainer(NETWORKS[name], loss, bp.AdamW(0.01), clip_norm=1.0, threads=threads)
+        found.append(results(trainer, *data(NETWORKS[name], loss, 3000, dtype)))
+    for one in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(one, found[0], strict=True))
+
+
+# ---- arrays as users have them ----------------------------------------------------------------------------------------
+
+
+def test_inputs_in_any_order_in_memory_and_never_written(jit: Any, refused: Any) -> None:
+    x, y, weight = data(NETWORKS["dense"], "cross_entropy", 90)
+    expected = bp.Trainer(NETWORKS["dense"], "cross_entropy")
+    expected.step(x, y, weight)
+    wide = np.zeros((90, 41))
+    wide[:, 1::2] = x
+    labels = np.zeros(180, y.dtype)
+    labels[::2] = y
+    for given, labelled in ((np.asfortranarray(x), y), (wide[:, 1::2], labels[::2])):
+        given.flags.writeable = labelled.flags.writeable = False
+        copies = given.copy(), labelled.copy()
+        trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy")
+        trainer.step(given, labelled, weight)
+        assert np.array_equal(trainer.theta, expected.theta)
+        assert np.array_equal(trainer.predict(given), expected.predict(x))
+        assert np.array_equal(given, copies[0])
+        assert np.array_equal(labelled, copies[1])
+    assert not refused()
+
+
+def test_batches_of_changing_size_and_data_that_changes_in_place(jit: Any) -> None:
+    network = NETWORKS["dense"]
+    x, y, _ = data(network, "cross_entropy", 100)
+    trainer = bp.Trainer(network, "cross_entropy").build(x)
+    for rows in (100, 7, 100, 33, 7):
+        assert np.allclose(trainer.predict(x[:rows]), trainer.predict(x)[:rows], rtol=1e-12)
+    before = trainer.predict(x)
+    x *= 2.0
+    after = trainer.predict(x)
+    assert not np.allclose(before, after)
+    assert not np.shares_memory(before, after)
+
+
+def test_what_is_not_finite_in_x_is_named(jit: Any) -> None:
+    x, y, _ = data(NETWORKS["dense"], "cross_entropy", 100)
+    trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
+    for bad in (np.nan, np.inf):
+        x[41, 3] = bad
+        with pytest.raises(bp.errors.DataError, match="first in row 41"):
+            trainer.predict(x)
+    x[41, 3] = 1e308  # is finite, though the sum of two is not
+    x[42, 3] = 1e308
+    trainer.predict(x)
+
+
+def test_divergence_is_found_and_the_last_parameters_kept(jit: Any) -> None:
+    x, y, _ = data(NETWORKS["dense"], "mse", 64)
+    trainer = bp.Trainer(NETWORKS["dense"], "mse", bp.SGD(1e6))
+    with pytest.raises(bp.errors.DivergedError, match="diverged at step"):
+        trainer.fit(x, y, epochs=5, batch_size=16, progress=False)
+    assert np.all(np.isfinite(trainer.theta))
+
+
+def test_several_threads_of_the_user(jit: Any) -> None:
+    network = NETWORKS["dense"]
+    x, y, _ = data(network, "cross_entropy", 2000)
+
+    def train(found: dict[int, Any], number: int) -> None:
+        trainer = bp.Trainer(network, "cross_entropy", seed=number % 2)
+        trainer.fit(x, y, epochs=5, batch_size=500, progress=False)
+        found[number] = trainer.theta
+
+    alone: dict[int, Any] = {}
+    for number in range(2):
+        train(alone, number)
+    together: dict[int, Any] = {}
+    workers = [threading.Thread(target=train, args=(together, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(np.array_equal(together[number], alone[number % 2]) for number in range(4))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_training_goes_on_in_a_forked_child() -> None:
+    code = (
+        "import os, numpy as np, bpnet as bp\n"
+        "bp.backends.get('numpy').jit = True\n"
+        "x = np.random.default_rng(0).standard_normal((4000, 30)); y = x[:, :2]\n"
+        "t = bp.Trainer(bp.Sequential(bp.Dense(50, 'relu'), bp.Dense(2)), 'mse', threads=2); t.step(x, y)\n"
+        "child = os.fork()\n"
+        "theta = [t.step(x, y) for _ in range(3)] and t.theta\n"
+        "if child == 0: np.save('child.npy', theta); os._exit(0)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "assert np.array_equal(np.load('child.npy'), theta)\n"
+    )
+    run(code)
+
+
+# ---- what can't be traced ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sorted(bp.Layer):
+    """y = x sorted along each row, of which there is no symbol."""
+
+    def forward(self, run: Run, p: Any, x: Any) -> tuple[Any, Any]:
+        order = run.xp.argsort(x, axis=1)
+        return run.xp.take_along_axis(x, order, axis=1), order
+
+    def backward(self, run: Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return run.xp.take_along_axis(dy, run.xp.argsort(cache, axis=1), axis=1), {}
+
+
+@dataclass(frozen=True)
+class Decided(bp.Activation):
+    """Decides by a value, which a symbol has not."""
+
+    def value(self, b: Any, z: Any) -> Any:
+        return 2.0 * z if b.xp.max(z) > 0.0 else z
+
+    def derivative(self, b: Any, kept: Any, dy: Any) -> Any:
+        return 2.0 * dy if b.xp.max(kept) > 0.0 else dy
+
+
+@pytest.mark.parametrize("layer", [Sorted(), Decided()], ids=str)
+def test_what_cannot_be_traced_runs_as_it_stands_and_says_so(layer: Any, monkeypatch: Any, refused: Any) -> None:
+    same(bp.Sequential(bp.Dense(12), layer, bp.Dense(3)), "mse", bp.SGD(0.05), 30, monkeypatch)
+    assert refused()
+
+
+# ---- when it is compiled ----------------------------------------------------------------------------------------------
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return done.stdout
+
+
+def test_little_work_loads_no_compiler() -> None:
+    run(
+        "import sys, numpy as np, bpnet as bp\n"
+        "x = np.random.default_rng(0).random((100, 5))\n"
+        "bp.Trainer(bp.Dense(1), 'mse').fit(x, x[:, :1], epochs=3)\n"
+        "assert 'llvmlite' not in sys.modules"
+    )
+
+
+def test_the_same_steps_are_compiled_every_time(monkeypatch: Any, tmp_path: Path) -> None:
+    """When a training goes over to compiled functions depends on its work alone, so the same seed gives the same bits."""
+    monkeypatch.setattr("bpnet.backends.numpy.WORTH_IT", 3e7)
+    network = NETWORKS["dense"]
+    x, y, _ = data(network, "cross_entropy", 60)
+
+    def fit(trainer: bp.Trainer, epochs: int) -> bp.Trainer:
+        for _ in range(epochs):
+            trainer.fit(x, y, batch_size=20, progress=False)
+        return trainer
+
+    whole = fit(bp.Trainer(network, "cross_entropy"), 12)
+    assert np.array_equal(fit(bp.Trainer(network, "cross_entropy"), 12).theta, whole.theta)
+    monkeypatch.setattr(SEAM, "jit", False)
+    assert not np.array_equal(fit(bp.Trainer(network, "cross_entropy"), 12).theta, whole.theta)
+    monkeypatch.setattr(SEAM, "jit", None)
+    part = fit(bp.Trainer(network, "cross_entropy"), 7)
+    part.save(tmp_path / "part.safetensors")
+    assert np.array_equal(fit(bp.load(tmp_path / "part.safetensors", like=x), 5).theta, whole.theta)
+
+
+USE = (
+    "import numpy as np, bpnet as bp\n"
+    "bp.backends.get('numpy').jit = True\n"
+    "x = np.random.default_rng(0).random((100, 5), 'f4')\n"
+    "t = bp.Trainer(bp.Dense(2, 'relu'), 'mse'); t.fit(x, x[:, :2], epochs=3)\n"
+    "print(t.theta.tolist())"
+)
+
+
+def test_machine_code_is_kept_and_damaged_files_replaced(tmp_path: Path) -> None:
+    first = run(USE, BPNET_CACHE_DIR=str(tmp_path))
+    files = sorted(tmp_path.glob("*.o"))
+    assert len(files) > 3
+    times = [file.stat().st_mtime_ns for file in files]
+    assert run(USE, BPNET_CACHE_DIR=str(tmp_path)) == first
+    assert [file.stat().st_mtime_ns for file in files] == times
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    assert run(USE, BPNET_CACHE_DIR=str(tmp_path)) == first
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    assert run(USE, BPNET_CACHE_DIR=str(occupied / "folder")) == run(USE, BPNET_CACHE_DIR=str(tmp_path / "other"))
+
+
+def test_the_extra_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpnet.backends.numpy._can_compile", lambda: False)
+    x = np.ones((4, 2))
+    monkeypatch.setattr(SEAM, "jit", None)
+    bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
+    monkeypatch.setattr(SEAM, "jit", True)
+    with pytest.raises(bp.errors.MissingExtraError, match=r"llvmlite: pip install 'bpnet-xp\[jit\]'"):
+        bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
