@@ -18,7 +18,7 @@ STATEMENTS = {
     "bpnet.Trainer": "import numpy, bpnet; bpnet.Trainer",
 }
 _EXTRAS = (
-    "numba",
+    "llvmlite",
     "sklearn",
     "pandas",
     "polars",

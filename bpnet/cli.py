@@ -325,7 +325,7 @@ def describe_machine() -> JSON:
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
         "extras": {
-            name: version(name) for name in ("numba", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py")
+            name: version(name) for name in ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py")
         },
     }
 

@@ -231,7 +231,7 @@ class Trainer:
         and shapes are checked always.
         """
         backend = of(x)
-        with self._session(backend, x, len(x) if getattr(x, "ndim", 0) else 0):
+        with self._session(backend, x, _rows_of(x)):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
             _, bx, by, weight = self._data(x, y, sample_weight, values=flag("check", check))
@@ -405,7 +405,7 @@ class Trainer:
         """
         self._have()
         backend = of(x)
-        with self._session(backend, x, len(x) if getattr(x, "ndim", 0) else 0):
+        with self._session(backend, x, _rows_of(x)):
             kind = _kind(x)
             if kind != self._known_x:
                 _, rows = self._rows(x, "x", values=False)
@@ -508,6 +508,12 @@ class Trainer:
 def _kind(*arrays: Any) -> tuple[Any, ...]:
     """All of a batch that decides whether it fits and must be converted, but for its values."""
     return tuple([(type(a), a.dtype, a.shape, a.device) if hasattr(a, "device") else None for a in arrays])
+
+
+def _rows_of(x: Any) -> int:
+    """The rows of what may not be an array yet."""
+    shape = getattr(x, "shape", ())
+    return int(shape[0]) if shape else 1
 
 
 def _parts(count: int, batch_size: int | None) -> list[Rows]:

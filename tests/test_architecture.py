@@ -18,7 +18,7 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
-LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "array_api_strict", "numba", "scipy"}
+LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "array_api_strict", "llvmlite", "scipy"}
 
 MATHEMATICS = [
     name
@@ -219,7 +219,7 @@ def test_import_alone_loads_nothing_heavy():
         "torch",
         "jax",
         "cupy",
-        "numba",
+        "llvmlite",
         "typer",
         "rich",
         "pandas",
@@ -242,7 +242,7 @@ def test_training_with_numpy_loads_no_other_library():
         "torch",
         "jax",
         "cupy",
-        "numba",
+        "llvmlite",
         "scipy",
         "typer",
         "rich",

@@ -406,7 +406,7 @@ def test_training_goes_on_in_a_forked_child() -> None:
 
 
 @dataclass(frozen=True)
-class Sorted(bp.Layer):
+class _Sorted(bp.Layer):
     """y = x sorted along each row, of which there is no symbol."""
 
     def forward(self, run: Run, p: Any, x: Any) -> tuple[Any, Any]:
@@ -418,7 +418,7 @@ class Sorted(bp.Layer):
 
 
 @dataclass(frozen=True)
-class Decided(bp.Activation):
+class _Decided(bp.Activation):
     """Decides by a value, which a symbol has not."""
 
     def value(self, b: Any, z: Any) -> Any:
@@ -428,7 +428,7 @@ class Decided(bp.Activation):
         return 2.0 * dy if b.xp.max(kept) > 0.0 else dy
 
 
-@pytest.mark.parametrize("layer", [Sorted(), Decided()], ids=str)
+@pytest.mark.parametrize("layer", [_Sorted(), _Decided()], ids=str)
 def test_what_cannot_be_traced_runs_as_it_stands_and_says_so(layer: Any, monkeypatch: Any, refused: Any) -> None:
     same(bp.Sequential(bp.Dense(12), layer, bp.Dense(3)), "mse", bp.SGD(0.05), 30, monkeypatch)
     assert refused()

@@ -28,6 +28,8 @@ DEPTH = 256
 """Products that are added up in registers before they are added to the result."""
 PANELS, AHEAD = 4, 8
 """Blocks of rows that are copied at a time, and how many turns ahead memory is asked for."""
+FEW = 3
+"""Rows up to which nothing is copied."""
 DOWN = 256
 """Most rows of the left matrix that are copied at a time."""
 
@@ -65,6 +67,7 @@ class _Writer:
         self.inner = [self.inner_loop(wide + 1) for wide in range(self.shape.wide)]
         self.pack_left = self.left()
         self.pack_right = self.right()
+        self.few_rows = self.few()
 
     def function(self, name: str, arguments: list[Any]) -> Function:
         f = Function(self.module, name, arguments)
@@ -101,7 +104,7 @@ class _Writer:
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
         if vector_bytes() == 16 and not many_registers():  # a processor without fused operations
             return f.b.fadd(f.b.fmul(x, y), z)
-        return f.intrinsic(f"fma.{suffix(self.vector)}", self.vector, [x, y, z])
+        return f.intrinsic(f"fma.{suffix(x.type)}", x.type, [x, y, z])
 
     def left(self) -> Any:
         """to[p][k][i] <- a[p up + i][k], with zeros where a has no more rows; its rows or its columns lie together."""
@@ -201,6 +204,38 @@ class _Writer:
         b.ret_void()
         return f.made
 
+    def few(self) -> Any:
+        """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
+        f = self.function("few", [I64, I64, I64, *[self.pointer, I64, I64], *[self.pointer, I64] * 2, I1])
+        b, (rows, columns, depth, a, a_down, a_along, right, b_down, c, c_down, add) = f.b, f.arguments
+        size = self.shape.size
+        with f.loop(0, rows) as row:
+            left, target = f.at(a, b.mul(row.index, a_down)), f.at(c, b.mul(row.index, c_down))
+            first: Any = f.number(0)
+            for wide, lanes in ((8, self.shape.lanes), (1, self.shape.lanes), (1, 1)):
+                kind = ir.VectorType(self.real, lanes) if lanes > 1 else self.real
+                zero = ir.Constant(kind, [0.0] * lanes if lanes > 1 else 0.0)
+                last = b.add(first, b.and_(b.sub(columns, first), f.number(-wide * lanes)))
+                with f.loop(first, last, wide * lanes) as column:
+                    with f.loop(0, depth, carry=[zero] * wide) as k:
+                        source = f.at(right, b.add(b.mul(k.index, b_down), column.index))
+                        if wide > 1:
+                            self.prefetch(f, source, f.product(b_down, AHEAD), wide * lanes)
+                        x = b.load(f.at(left, b.mul(k.index, a_along)))
+                        x = f.splat(x, lanes) if lanes > 1 else x
+                        for v in range(wide):
+                            place = f.at(source, v * lanes)
+                            y = f.load(place, lanes, size) if lanes > 1 else b.load(place)
+                            k.next.append(self.multiply_add(f, x, y, k.values[v]))
+                    for v in range(wide):
+                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), kind.as_pointer())
+                        old = b.load(place, align=size)
+                        value = b.select(add, b.fadd(old, k.values[v]), k.values[v])
+                        b.store(value, place, align=size)
+                first = last
+        b.ret_void()
+        return f.made
+
     def product(self, name: str) -> None:
         s = self.shape
         f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
@@ -223,7 +258,18 @@ class _Writer:
         corner = f.at(packed_left, DEPTH * DOWN)
         """Where a block of results goes that is larger than what is left of c."""
 
-        with f.loop(0, columns, s.columns) as jc, f.loop(0, know["inner"], DEPTH) as k:
+        few = b.icmp_signed("<=", know["rows"], f.number(FEW))
+        few = b.and_(few, b.icmp_signed("==", know["b_along"], f.number(1)))
+        with b.if_then(few), f.loop(0, know["inner"], DEPTH) as k:
+            depth = f.least(DEPTH, b.sub(know["inner"], k.index))
+            add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
+            some_left = f.at(left, b.mul(k.index, know["a_along"]))
+            some_right = f.at(right, b.mul(k.index, know["b_down"]))
+            sizes = [rows, columns, depth]
+            places = [some_left, know["a_down"], know["a_along"], some_right, know["b_down"], c, know["c_down"]]
+            b.call(self.few_rows, [*sizes, *places, add])
+        most = b.select(few, f.number(0), columns)
+        with f.loop(0, most, s.columns) as jc, f.loop(0, know["inner"], DEPTH) as k:
             width = f.least(s.columns, b.sub(columns, jc.index))
             depth = f.least(DEPTH, b.sub(know["inner"], k.index))
             add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
