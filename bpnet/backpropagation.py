@@ -29,11 +29,12 @@ def loss_and_gradient(
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
     rooms: list[Room] | None = None,
+    precision: str = "float32",
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
-    one call to the next, for a caller who is then done with the last one.
+    one call to the next, for a caller who is then done with the last one.  `precision` is that of products.
     """
     xp, network = backend.xp, layout.network
     rooms = [] if rooms is None else rooms
@@ -46,7 +47,7 @@ def loss_and_gradient(
 
     def block(number: int, part: Rows) -> tuple[Array, Array, Room | None]:
         room = _room(backend, layout, x, rooms)
-        run = Run(backend, training, (*key, number), None if room is None else room.places(p))
+        run = Run(backend, training, (*key, number), None if room is None else room.places(p), precision)
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
         value, slope = loss(run, output, by, bw, total)

@@ -44,6 +44,7 @@ def training_step(
     optimizer: Optimizer,
     seed: int,
     clip_norm: float | None,
+    precision: str = "float32",
 ) -> Callable[..., tuple[Carry, Array]]:
     """step(carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry that is passed in is given up.
 
@@ -58,7 +59,7 @@ def training_step(
         theta, buffers, state = carry
         p = views(theta, buffers)
         value, grad, taken = loss_and_gradient(
-            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms
+            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms, precision=precision
         )
         if clip_norm is not None:
             grad = clip_by_global_norm(backend, grad, clip_norm)
@@ -70,7 +71,9 @@ def training_step(
     return step
 
 
-def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, Array, Array], Array]:
+def outputs(
+    backend: Backend, layout: Layout, views: Views, precision: str = "float32"
+) -> Callable[[Array, Array, Array], Array]:
     """outputs(theta, buffers, x): what the network gives for the rows of x."""
 
     def function(theta: Array, buffers: Array, x: Array) -> Array:
@@ -78,7 +81,7 @@ def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, 
 
         def block(number: int, part: Rows) -> Array:
             (bx,) = take_rows(backend, (x,), part, None)
-            return layout.network.forward(Run(backend), p, bx)[0]
+            return layout.network.forward(Run(backend, precision=precision), p, bx)[0]
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
@@ -86,7 +89,9 @@ def outputs(backend: Backend, layout: Layout, views: Views) -> Callable[[Array, 
     return function
 
 
-def scores(backend: Backend, layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
+def scores(
+    backend: Backend, layout: Layout, views: Views, loss: Loss, precision: str = "float32"
+) -> Callable[..., tuple[Array, Array | None]]:
     """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
 
     def function(
@@ -95,7 +100,7 @@ def scores(backend: Backend, layout: Layout, views: Views, loss: Loss) -> Callab
         p = views(theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None]:
-            run = Run(backend)
+            run = Run(backend, precision=precision)
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
             output, _ = layout.network.forward(run, p, bx)
             right = loss.correct(run, output, by)

@@ -24,6 +24,8 @@ LEAST_ROWS = 64
 
 TYPES = {"float32": "float", "float64": "double"}
 """The types of elements that kernels are made for, as C++ calls them."""
+BFLOAT16 = "unsigned short"
+"""The type in which results are stored that are rounded to bfloat16: the upper half of a float's bits."""
 WIDE = {"float32": 4, "float64": 2}
 """Elements of 16 bytes."""
 
@@ -32,7 +34,8 @@ WIDE = {"float32": 4, "float64": 2}
 class Form:
     """What a kernel is made for: a rule, its numbers of arrays, of vectors and of scalars, and the elements' type.
 
-    The last `vectors` of the arrays have an entry for every column, the others for every element.
+    The last `vectors` of the arrays have an entry for every column, the others for every element.  Results are rounded
+    to bfloat16, of float32, where it is `narrow`.
     """
 
     rule: Rule
@@ -40,6 +43,7 @@ class Form:
     vectors: int
     scalars: int
     dtype: str
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,14 @@ def source(form: Form) -> Source:
     arrays = [f"a{i}" for i in range(form.arrays)]
     results = [f"r{i}" for i in range(len(text.results))]
     numbers = "".join(f", T {c}" for c in text.constants)
-    places = ", ".join([*(f"const T* {a}" for a in arrays), *(f"T* {r}" for r in results)])
+    places = ", ".join([*(f"const T* {a}" for a in arrays), *(f"R* {r}" for r in results)])
     handed = ", ".join([*arrays, *results, *text.constants])
     vectors = arrays[form.arrays - form.vectors :]
     entries = [*(f"{a}w.v[k]" for a in arrays), *(f"{r}w.v[k]" for r in results), *text.constants]
     parts = [
         _HEAD.format(
             real=TYPES[form.dtype],
+            stored=BFLOAT16 if form.narrow else TYPES[form.dtype],
             parameters=", ".join([*(f"T v{i}" for i in range(form.arrays)), *(f"T& {r}" for r in results)]) + numbers,
             rule=_indented(
                 [
@@ -127,15 +132,27 @@ def _expression(op: str, args: Sequence[str], constant: Callable[[float], str]) 
 
 _HEAD = """\
 typedef {real} T;
+typedef {stored} R;
 
-template <int N> struct alignas(N * sizeof(T)) Words {{ T v[N]; }};
+template <int N, typename E = T> struct alignas(N * sizeof(E)) Words {{ E v[N]; }};
+
+__device__ __forceinline__ void put(T& to, T value) {{ to = value; }}
+
+__device__ __forceinline__ void put(unsigned short& to, T value) {{
+    const float single = value;
+    const unsigned int bits = reinterpret_cast<const unsigned int&>(single);
+    const unsigned int even = 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, of two as near to the even one
+    to = value != value ? 0x7FC0u : (bits + even) >> 16;
+}}
 
 template <int N> __device__ __forceinline__ Words<N> load(const T* from, long long at) {{
     return *reinterpret_cast<const Words<N>*>(from + at);
 }}
 
-template <int N> __device__ __forceinline__ void store(T* to, long long at, const Words<N>& value) {{
-    *reinterpret_cast<Words<N>*>(to + at) = value;
+template <int N, typename E> __device__ __forceinline__ void store(E* to, long long at, const Words<N>& value) {{
+    Words<N, E> out;
+    for (int k = 0; k < N; ++k) put(out.v[k], value.v[k]);
+    *reinterpret_cast<Words<N, E>*>(to + at) = out;
 }}
 
 __device__ __forceinline__ void rule({parameters}) {{

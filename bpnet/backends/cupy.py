@@ -11,8 +11,8 @@ import cupyx
 import cupyx.scipy.special
 import numpy
 
-from bpnet.backends import cuda
-from bpnet.backends.base import Array, Backend, Key, Piece, Rule, fold
+from bpnet.backends import cublaslt, cuda
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Rule, fold
 from bpnet.backends.cupy_kernels import KERNELS, Kernel, module
 from bpnet.errors import DeviceError
 
@@ -43,6 +43,12 @@ class CupyBackend(Backend):
     def memory(self, x: Array) -> tuple[int, int] | None:
         free, total = x.device.mem_info
         return int(free), int(total)
+
+    def precisions(self, device: Any) -> tuple[str, ...]:
+        """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
+        device = cupy.cuda.Device() if device is None else device
+        able = cublaslt.available() and int(device.compute_capability) >= 80
+        return PRECISIONS if able else super().precisions(device)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []
