@@ -190,8 +190,10 @@ class Plan:
             return False
         finally:
             self.lt.matmul_preference_destroy(preference)
+        if not count[0] or self.algorithm.state:
+            return False
         self.scratch = int(self.algorithm.workspace_size)
-        return bool(count[0])
+        return True
 
     def run(self, a: int, b: int, out: int, vector: int, extra: int) -> None:
         """Compute the product of what lies at these addresses, on the current stream."""
