@@ -78,7 +78,7 @@ class ShapeRng(Rng):
 class Run:
     """One pass through a network: its backend, whether it trains, its random numbers' key, its products' precision."""
 
-    __slots__ = ("backend", "key", "places", "precision", "rounded", "training", "xp")
+    __slots__ = ("backend", "key", "narrow", "places", "precision", "rounded", "training", "xp")
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class Run:
         key: Key = (0,),
         places: dict[int, Array] | None = None,
         precision: str = "float32",
+        narrow: bool = False,
     ) -> None:
         self.backend = backend
         self.xp = backend.xp
@@ -96,13 +97,15 @@ class Run:
         """By the `id` of a parameter: where a kernel may write its gradient, once."""
         self.precision = precision
         """One of `bpnet.backends.base.PRECISIONS`: how kernels compute the products of float32 arrays."""
+        self.narrow = narrow
+        """Whether kernels may store what passes between layers as products round it; `Backend.widened` undoes that."""
         self.rounded: dict[int, tuple[Array, Array]] = {}
         """By the `id` of an array: that array, and what a kernel has made of it for products of less precision."""
 
     def at(self, place: str) -> "Run":
         """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
         key = (*self.key, zlib.crc32(place.encode()))
-        run = Run(self.backend, self.training, key, self.places, self.precision)
+        run = Run(self.backend, self.training, key, self.places, self.precision, self.narrow)
         run.rounded = self.rounded
         return run
 

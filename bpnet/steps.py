@@ -8,7 +8,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
-from bpnet.backpropagation import loss_and_gradient, take_rows
+from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Room
@@ -76,12 +76,15 @@ def outputs(
 ) -> Callable[[Array, Array, Array], Array]:
     """outputs(theta, buffers, x): what the network gives for the rows of x."""
 
+    narrow = precision == "bfloat16" and only_products(layout.network)
+
     def function(theta: Array, buffers: Array, x: Array) -> Array:
         p = views(theta, buffers)
 
         def block(number: int, part: Rows) -> Array:
             (bx,) = take_rows(backend, (x,), part, None)
-            return layout.network.forward(Run(backend, precision=precision), p, bx)[0]
+            run = Run(backend, precision=precision, narrow=narrow)
+            return backend.widened(layout.network.forward(run, p, bx)[0])
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
@@ -94,15 +97,17 @@ def scores(
 ) -> Callable[..., tuple[Array, Array | None]]:
     """scores(theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
 
+    narrow = precision == "bfloat16" and only_products(layout.network)
+
     def function(
         theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None]:
         p = views(theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None]:
-            run = Run(backend, precision=precision)
+            run = Run(backend, precision=precision, narrow=narrow)
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output, _ = layout.network.forward(run, p, bx)
+            output = backend.widened(layout.network.forward(run, p, bx)[0])
             right = loss.correct(run, output, by)
             if right is not None:
                 right = backend.xp.sum(right if bw is None else right * bw)

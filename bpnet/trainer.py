@@ -53,8 +53,9 @@ class Trainer:
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
-        numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state, what
-        passes between layers and the loss are float32 in any case.  Products of float64 are float64.
+        numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
+        loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
+        Products of float64 are float64.
     """
 
     def __init__(

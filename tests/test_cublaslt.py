@@ -17,11 +17,11 @@ from test_cuda import ACTIVATIONS, Lent
 
 import bpnet as bp
 from bpnet.backends.cuda import Form, source
+from bpnet.backpropagation import only_products
 from bpnet.layer import Run
 from bpnet.layers.dense import dense_backward, dense_forward
 from bpnet.layout import layout_of
-from bpnet.losses import CrossEntropy
-from bpnet.steps import Views, outputs, training_step
+from bpnet.steps import Views, outputs, scores, training_step
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
 from bpnet.backends import cublaslt, cupy_kernels
@@ -41,7 +41,7 @@ def tf32(a: np.ndarray) -> np.ndarray:
 
 def bfloat16(a: np.ndarray) -> np.ndarray:
     """float32 values rounded to 8 significant bits."""
-    bits = np.asarray(a, np.float32).view(np.uint32)
+    bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
@@ -185,7 +185,7 @@ class Fake:
         assert size == 4096
         scale = ctypes.c_double if told["scale"] == 1 else ctypes.c_float
         assert [scale.from_address(at).value for at in (alpha, beta)] == [1.0, 0.0]
-        first, second = self._columns(a, of_a), self._columns(b, of_b)
+        first, second = (read(self._columns(place, of)) for place, of in ((a, of_a), (b, of_b)))
         if told["compute"] == BLAS.ComputeType.COMPUTE_32F_FAST_TF32:
             first, second = tf32(first), tf32(second)
         first = (first.T if told[3] else first).astype("float64")
@@ -194,16 +194,16 @@ class Fake:
         z = first @ second
         name = self.Epilogue(told[7]).name
         if name.endswith("BIAS"):
-            z = z + self._vector(told[8], out)[:, None]
+            z = z + read(self._vector(told[8], out))[:, None]
         if name.startswith("GELU"):
             assert told[12] % 8 == 0
             assert told[12] >= len(out)
             kind, _, columns, _ = self.alive[of_d]
-            self._columns(told[11], self._new((kind, len(out), columns, told[12])))[...] = z
+            write(self._columns(told[11], self._new((kind, len(out), columns, told[12]))), z)
             z = GELU.value(bp.backends.get("numpy"), z)
         if name == "BGRADA":
-            self._vector(told[8], out)[...] = first.sum(axis=1)
-        out[...] = np.maximum(z, 0.0) if "RELU" in name else z
+            write(self._vector(told[8], out), first.sum(axis=1))
+        write(out, np.maximum(z, 0.0) if "RELU" in name else z)
         self.done.append(name)
         self.streams.append(stream)
 
@@ -212,11 +212,20 @@ class Fake:
         return memory(place, len(out), out.dtype)
 
     def _columns(self, place: int, number: int) -> np.ndarray:
-        """The matrix of a layout at an address; bfloat16 widened, so not to be written to."""
+        """The matrix of a layout at an address."""
         kind, rows, columns, leading = self.alive[number]
         dtype = np.dtype({0: "float32", 1: "float64", 14: "uint16"}[kind])
-        found = memory(place, leading * columns, dtype).reshape(columns, leading).T[:rows]
-        return (found.astype("uint32") << 16).view("float32") if kind == 14 else found
+        return memory(place, leading * columns, dtype).reshape(columns, leading).T[:rows]
+
+
+def read(a: np.ndarray) -> np.ndarray:
+    """The values of an array, of which words of 16 bits are bfloat16."""
+    return (a.astype("uint32") << 16).view("float32") if a.dtype == np.uint16 else a
+
+
+def write(a: np.ndarray, values: np.ndarray) -> None:
+    """a <- values, in the type of `a`."""
+    a[...] = bfloat16(values).view("uint32") >> 16 if a.dtype == np.uint16 else values
 
 
 def memory(place: int, count: int, dtype: Any) -> np.ndarray:
@@ -483,8 +492,9 @@ def test_rounding_to_bfloat16(rows: int, lt: Fake) -> None:
 
 
 @pytest.mark.parametrize("f", [f for f in ACTIVATIONS if f.keeps != "nothing"], ids=str)
-def test_nvidias_compiler_takes_what_rounds(f: Any) -> None:
-    test_cuda.compiled(source(Form(f.derivative, 2, 0, 0, "float32", narrow=True)).code, "float32")
+@pytest.mark.parametrize("kept", [True, False])
+def test_nvidias_compiler_takes_what_rounds(kept: bool, f: Any) -> None:
+    test_cuda.compiled(source(Form(f.derivative, 2, 0, 0, "float32", (kept, True, True))).code, "float32")
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
@@ -555,34 +565,130 @@ def test_a_missing_product_is_an_error_where_it_would_be_of_another_precision(lt
             dense_forward(Run(lt.seam, precision=precision), x, weight, bias, bp.ReLU())
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_whole_steps(precision: str, lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps and an evaluation: near float64's by what was rounded, with float32 outside of products."""
-    net = bp.Sequential(
-        bp.Dense(16, "relu"), bp.Dense(8, "gelu_tanh"), bp.Residual(bp.Dense(8, "tanh")), bp.BatchNorm(), bp.Dense(3)
+@pytest.mark.parametrize("f", [f for f in F if f != bp.Identity()], ids=str)
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("from_layer", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_products_alone_read_is_stored_as_they_round_it(
+    shape: Any, from_layer: bool, few: bool, f: Any, lt: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input, the output and their derivatives come and go in bfloat16; the parameters' derivatives in float32."""
+    if not few:
+        monkeypatch.setattr(cupy_kernels, "FEW_OPERATIONS", 0.0)
+    x, weight, bias, dy = map(on_device, layer(*shape, "float32"))
+    u = 2.0**-8
+    numpy = bp.backends.get("numpy")
+    if from_layer:
+        x, dy = map(cupy_kernels.rounded, (x, dy))
+    exact_x, exact_dy = (np.asarray(cupy_kernels.widened(a), "d") for a in (x, dy))
+    run = Run(lt.seam, precision="bfloat16", narrow=True)
+    y, kept = dense_forward(run, x, weight, bias, f)
+    softmax = f == bp.Softmax()  # which is no rule, so it is computed, and handed on, in float32
+    assert y.dtype == (np.float32 if softmax else cupy_kernels.BFLOAT16)
+    z = exact_x @ weight.astype("d") + bias
+    error = 1.2 * u * (2.1 * np.abs(exact_x) @ np.abs(weight) + np.abs(bias) + np.abs(z))
+    assert np.all(np.abs(cupy_kernels.widened(y) - f.value(numpy, z)) <= error + u * np.abs(f.value(numpy, z)) + 1e-5)
+
+    dx, dw, db = dense_backward(run, x, weight, kept, dy, f, True, True)
+    assert (dx.dtype, dw.dtype, db.dtype) == (x.dtype, np.float32, np.float32)
+    dz = np.asarray(
+        f.derivative(numpy, None if kept is None else np.asarray(cupy_kernels.widened(kept), "d"), exact_dy)
     )
+    size, some, most = np.abs(dz), 1e-6, u * (2 + u) + 1e-5
+    exact_dx = dz @ weight.T.astype("d")
+    error = most * (size @ np.abs(weight.T)) + some
+    assert np.all(np.abs(cupy_kernels.widened(dx) - exact_dx) <= error + u * (np.abs(exact_dx) + error))
+    assert np.all(np.abs(dw - exact_x.T @ dz) <= most * (np.abs(exact_x.T) @ size) + some)
+    assert np.all(np.abs(db - dz.sum(axis=0)) <= most * size.sum(axis=0) + some)
+
+
+def test_the_last_layers_output_is_not_rounded(lt: Fake) -> None:
+    x, weight, bias, _ = map(on_device, layer(9, 12, 16, "float32"))
+    y, _ = dense_forward(Run(lt.seam, precision="bfloat16", narrow=True), x, weight, bias, bp.Identity())
+    assert np.array_equal(y, (bfloat16(x).astype("d") @ bfloat16(weight) + bias).astype("f"))
+
+
+class Scaled(bp.Dense):
+    """A user's layer that computes with its rows."""
+
+
+@pytest.mark.parametrize(
+    ("network", "narrow"),
+    [
+        (bp.Dense(3), True),
+        (bp.Sequential(bp.Flatten(), bp.Sequential(bp.Dense(3, "relu"), bp.Dense(3, "softmax"))), True),
+        (bp.Sequential(bp.Dense(3, "relu"), bp.Dropout(0.1)), False),
+        (bp.Sequential(bp.Dense(3), bp.ReLU()), False),
+        (bp.Residual(bp.Dense(3)), False),
+        (bp.Sequential(bp.Dense(3), bp.Sequential(Scaled(3))), False),
+    ],
+    ids=str,
+)
+def test_networks_in_which_products_alone_read_activations(network: Any, narrow: bool) -> None:
+    assert only_products(network) == narrow
+
+
+def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Twenty steps from the same start by NumPy in float64, and by the seam: parameters, loss and outputs of each."""
     layout = layout_of(net, (5,))
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
+    y = y if isinstance(loss, bp.CrossEntropy) else np.eye(3)[y]
     monkeypatch.setattr(lt.seam, "room", lambda size, like: lt.cupy.empty(size, like.dtype), raising=False)
     monkeypatch.setattr(lt.seam, "copy", lambda a: a.copy(), raising=False)
     found = []
     for backend, dtype, how in ((bp.backends.get("numpy"), "float64", "float32"), (lt.seam, "float32", precision)):
         kind = on_device if backend is lt.seam else np.asarray
         theta, buffers = (kind(v.astype(dtype)) for v in layout.start(0))
+        target = kind(y.astype(dtype) if y.ndim == 2 else y)
         optimizer = bp.SGD(0.1)
-        step = training_step(backend, layout, Views(backend, layout), CrossEntropy(), optimizer, 0, None, how)
+        step = training_step(backend, layout, Views(backend, layout), loss, optimizer, 0, None, how)
         carry = theta, buffers, optimizer.init(backend, theta)
         for i in range(1, 21):
-            carry, value = step(carry, kind(x.astype(dtype)), kind(y), None, None, optimizer.numbers(0.1, i), i)
-        assert carry[0].dtype == dtype
-        out = outputs(backend, layout, Views(backend, layout), how)(carry[0], carry[1], kind(x.astype(dtype)))
-        assert out.dtype == dtype
-        found.append((np.asarray(carry[0]), float(value), np.asarray(out)))
+            carry, value = step(carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
+        out = outputs(backend, layout, Views(backend, layout), how)(*carry[:2], kind(x.astype(dtype)))
+        score, _ = scores(backend, layout, Views(backend, layout), loss, how)(
+            *carry[:2], kind(x.astype(dtype)), target, None, 40.0
+        )
+        assert carry[0].dtype == out.dtype == value.dtype == dtype
+        found.append((np.asarray(carry[0]), float(value), float(score), np.asarray(out)))
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("net", "loss"),
+    [
+        (
+            bp.Sequential(bp.Dense(16, "relu"), bp.Residual(bp.Dense(16, "tanh")), bp.BatchNorm(), bp.Dense(3)),
+            bp.CrossEntropy(),
+        ),
+        (
+            bp.Sequential(bp.Dense(16, "relu"), bp.Dense(8, "gelu_tanh"), bp.Dense(7, "silu"), bp.Dense(3)),
+            bp.CrossEntropy(),
+        ),
+        (bp.Sequential(bp.Dense(16, "softplus"), bp.Dense(3, "sigmoid")), bp.BinaryCrossEntropy()),
+    ],
+    ids=str,
+)
+def test_whole_steps(precision: str, net: Any, loss: Any, lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near float64's by what was rounded, and float32 outside of products."""
+    expected, actual = steps(lt, net, loss, precision, monkeypatch)
     limit = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 5e-2}[precision]
-    for expected, actual in zip(*found, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=limit, atol=limit)
-    assert not np.allclose(found[0][2], found[1][2], rtol=1e-5, atol=1e-5) or precision == "float32"
+    for e, a in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(a, e, rtol=limit, atol=limit)
+    assert np.allclose(expected[-1], actual[-1], rtol=1e-5, atol=1e-5) == (precision == "float32")
+
+
+def test_storing_what_is_rounded_anyway_changes_nothing(lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With relu and no bias, which is all that is rounded besides."""
+    net = bp.Sequential(bp.Dense(16, "relu", bias=False), bp.Dense(8, "relu", bias=False), bp.Dense(3, bias=False))
+    _, narrow = steps(lt, net, bp.CrossEntropy(), "bfloat16", monkeypatch)
+    for module in ("bpnet.steps", "bpnet.backpropagation"):
+        monkeypatch.setattr(f"{module}.only_products", lambda network: False)
+    _, wide = steps(lt, net, bp.CrossEntropy(), "bfloat16", monkeypatch)
+    for a, b in zip(narrow, wide, strict=True):
+        assert np.array_equal(a, b)
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------
@@ -627,20 +733,21 @@ def test_the_dense_layer_on_a_device(
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 @pytest.mark.parametrize("f", [bp.ReLU(), GELU, bp.Tanh(), bp.Identity()], ids=str)
 @pytest.mark.parametrize("shape", LARGER)
-def test_rounded_products_on_a_device(shape: Any, f: Any, precision: str, device: Any) -> None:
+@pytest.mark.parametrize("narrow", [True, False])
+def test_rounded_products_on_a_device(narrow: bool, shape: Any, f: Any, precision: str, device: Any) -> None:
     x, weight, bias, dy = layer(*shape, "float32")
     exact = [a.astype("float64") for a in (x, weight, bias, dy)]
     plain = Run(bp.backends.Backend(bp.backends.get("numpy").xp))
     y, kept = dense_forward(plain, *exact[:3], f)
     expected = (y, *dense_backward(plain, *exact[:2], kept, exact[3], f, True, True))
-    run = Run(device.seam, precision=precision)
+    run = Run(device.seam, precision=precision, narrow=narrow and precision == "bfloat16")
     x, weight, bias, dy = map(device.array, (x, weight, bias, dy))
     y, kept = dense_forward(run, x, weight, bias, f)
     found = (y, *dense_backward(run, x, weight, kept, dy, f, True, True))
     for a, e in zip(found, expected, strict=True):
-        error = np.linalg.norm(device.host(a) - e) / np.linalg.norm(e)
+        error = np.linalg.norm(device.host(device.seam.widened(a)) - e) / np.linalg.norm(e)
         assert error <= 4 * UNIT[precision]
-    error = np.linalg.norm(device.host(found[0]) - expected[0]) / np.linalg.norm(expected[0])
+    error = np.linalg.norm(device.host(device.seam.widened(found[0])) - expected[0]) / np.linalg.norm(expected[0])
     assert error > 1e-6, "the precision asked for makes no difference"
 
 

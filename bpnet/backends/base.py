@@ -109,6 +109,10 @@ class Backend:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]
 
+    def widened(self, x: Array) -> Array:
+        """As float32 what a kernel has stored rounded; anything else as it is."""
+        return x
+
     # ---- random numbers -----------------------------------------------------------------------------------------
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:

@@ -13,7 +13,7 @@ import numpy
 
 from bpnet.backends import cublaslt, cuda
 from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Rule, fold
-from bpnet.backends.cupy_kernels import KERNELS, Kernel, module
+from bpnet.backends.cupy_kernels import KERNELS, Kernel, module, widened
 from bpnet.errors import DeviceError
 
 
@@ -49,6 +49,9 @@ class CupyBackend(Backend):
         device = cupy.cuda.Device() if device is None else device
         able = cublaslt.available() and int(device.compute_capability) >= 80
         return PRECISIONS if able else super().precisions(device)
+
+    def widened(self, x: Array) -> Array:
+        return widened(x)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []

@@ -26,23 +26,27 @@ class Kernel:
 
     @staticmethod
     def of(
-        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0, narrow: bool = False
+        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0, stored: Any = None
     ) -> "Kernel | None":
         """The kernels of a rule for such arrays; None where they can't be made, or the arrays differ or have gaps.
 
-        The last `vectors` arrays have an entry for every column of the others.
+        The last `vectors` arrays have an entry for every column of the others.  `stored` is the results' type where
+        that, or an array's, may be BFLOAT16.
         """
         first = arrays[0]
-        if first.dtype.name not in cuda.TYPES or not first.size:
+        narrow = () if stored is None else tuple([dtype == BFLOAT16 for dtype in (*(a.dtype for a in arrays), stored)])
+        name = "float32" if any(narrow) else first.dtype.name
+        if name not in cuda.TYPES or not first.size:
             return None
         for i, a in enumerate(arrays):
             shape = first.shape if i < len(arrays) - vectors else first.shape[-1:]
-            if a.dtype != first.dtype or a.shape != shape or not a.flags.c_contiguous:
+            fits = a.dtype.name == name or (a.dtype == BFLOAT16 and stored is not None)
+            if not fits or a.shape != shape or not a.flags.c_contiguous:
                 return None
-        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, first.dtype.name, narrow))
+        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, name, narrow if any(narrow) else ()))
 
     def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[float] = ()) -> None:
-        """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, unless narrow."""
+        """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, if of its type."""
         columns = results[0].shape[-1] if self.vectors else results[0].size
         rows = results[0].size // columns
         kind, width = self._width(columns if rows > 1 else 0, (*arrays, *results))
@@ -100,22 +104,26 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     so not where float32 is wanted.  Any other f takes a pass of its own over what the product stored.
     """
     x, weight = contiguous(x), contiguous(weight)
-    z = cupy.empty((x.shape[0], weight.shape[1]), x.dtype)
-    left, right = factors(run, x, weight)
     named, biased = known(f), "" if bias is None else "_BIAS"
-    if named == "RELU" and multiply(run, left, right, z, (False, False), f"RELU{biased}", bias):
+    narrow = run.narrow and weight.dtype == numpy.float32 and named != "IDENTITY"  # as the last layer's mostly is
+    z = cupy.empty((x.shape[0], weight.shape[1]), BFLOAT16 if narrow else weight.dtype)
+    left, right = factor(run, x), factor(run, weight)
+    added = factor(run, bias) if narrow and bias is not None else bias  # an epilogue's vector is of the result's type
+    if named == "RELU" and multiply(run, left, right, z, (False, False), f"RELU{biased}", added):
         return z, f.keep(None, z)
-    if named == "GELU" and run.precision != "float32" and z.dtype == numpy.float32:
+    if named == "GELU" and run.precision != "float32" and weight.dtype == numpy.float32:
         kept = cupy.empty_like(z)
-        if multiply(run, left, right, z, (False, False), f"GELU_AUX{biased}", bias, kept):
+        if multiply(run, left, right, z, (False, False), f"GELU_AUX{biased}", added, kept):
             return z, f.keep(kept, z)
-    if bias is not None and multiply(run, left, right, z, (False, False), "BIAS", bias):
+    if bias is not None and multiply(run, left, right, z, (False, False), "BIAS", added):
         bias = None
     else:
         plain(run, left, right, z)
     arrays = [z] if bias is None else [z, bias]
-    kernel = Kernel.of(f.value if bias is None else _biased(f), arrays, vectors=len(arrays) - 1)
+    rule = f.value if bias is None else _biased(f)
+    kernel = Kernel.of(rule, arrays, vectors=len(arrays) - 1, stored=z.dtype if narrow else None)
     if kernel is None:
+        z = widened(z) if narrow else z
         z = z if bias is None else z + bias
         y = f.value(run.backend, z)
         return y, f.keep(z, y)
@@ -135,13 +143,17 @@ def dense_backward(
     columns of dz, comes with that pass, or with the product for dL/dW, which saves a launch: see FEW_OPERATIONS.
     """
     x, weight, dy = contiguous(x), contiguous(weight), contiguous(dy)
-    narrow = run.precision == "bfloat16" and dy.dtype == numpy.float32
-    kernel = None if kept is None else Kernel.of(f.derivative, (kept, dy), narrow=narrow)
+    narrow = run.precision == "bfloat16" and weight.dtype == numpy.float32
+    kernel = None
+    if kept is not None:
+        kernel = Kernel.of(f.derivative, (kept, dy), stored=BFLOAT16 if narrow else None)
     few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and cublaslt.available()
     db = None
     if kernel is None:
+        if dy.dtype == BFLOAT16 and known(f) != "IDENTITY":
+            kept, dy = kept if kept is None else widened(kept), widened(dy)
         dz = contiguous(f.derivative(run.backend, kept, dy))
-        dz = rounded(dz) if narrow else dz
+        dz = rounded(dz) if narrow and dz.dtype != BFLOAT16 else dz
     else:
         dz = cupy.empty(dy.shape, BFLOAT16 if narrow else dy.dtype)
         if has_bias and not few:
@@ -150,7 +162,7 @@ def dense_backward(
             kernel.map((kept, dy), (dz,))
     place = run.places and run.places.pop(id(weight), None)
     dw = cupy.empty_like(weight) if place is None else place
-    left, right = factors(run, x, weight)
+    left = factor(run, x)
     sums = cupy.empty(dz.shape[1], dw.dtype) if has_bias and db is None and few else None
     if sums is not None and multiply(run, left, dz, dw, (True, False), "BGRADA", sums):
         db = sums
@@ -161,7 +173,7 @@ def dense_backward(
     if not need_dx:
         return None, dw, db
     dx = cupy.empty(x.shape, x.dtype)
-    plain(run, dz, right, dx, (False, True))
+    plain(run, dz, factor(run, weight), dx, (False, True))
     return dx, dw, db
 
 
@@ -171,7 +183,10 @@ than the algorithm that the library would choose if it had no columns to sum up 
 
 BFLOAT16 = numpy.dtype(numpy.uint16)
 """The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy
-nor a layer need know of a type that the standard has not."""
+nor a layer need know of a type that the standard has not.
+
+Factors are rounded to it, sums and what the optimizer sees are float32.  Where a run is `narrow`, what passes between
+dense layers is stored in it too; otherwise it is float32, and rounded when a product takes it."""
 
 
 def multiply(
@@ -200,21 +215,30 @@ def column_sums(run: Any, dz: Array, dtype: Any) -> Array:
     return sums[0]
 
 
-def factors(run: Any, x: Array, weight: Array) -> tuple[Array, Array]:
-    """x and W as the products of the run take them; rounded once in a run, for the forward and the backward pass."""
-    if run.precision != "bfloat16" or x.dtype != numpy.float32:
-        return x, weight
-    for a in (x, weight):
-        if id(a) not in run.rounded:
-            run.rounded[id(a)] = a, rounded(a)  # with the array itself, so that no other takes its id
-    return run.rounded[id(x)][1], run.rounded[id(weight)][1]
+def factor(run: Any, a: Array) -> Array:
+    """A factor as the products of the run take it: rounded once in a run, for the forward and the backward pass."""
+    if run.precision != "bfloat16" or a.dtype != numpy.float32:
+        return a
+    if id(a) not in run.rounded:
+        run.rounded[id(a)] = a, rounded(a)  # with the array itself, so that no other takes its id
+    return run.rounded[id(a)][1]
 
 
 def rounded(a: Array) -> Array:
-    """A float32 array rounded to bfloat16."""
-    kernel = Kernel.of(_itself, (a,), narrow=True)
+    """A float32 array as bfloat16."""
+    return _stored(a, BFLOAT16)
+
+
+def widened(a: Array) -> Array:
+    """A bfloat16 array as float32, others as they are."""
+    return _stored(a, numpy.float32) if a.dtype == BFLOAT16 else a
+
+
+def _stored(a: Array, dtype: Any) -> Array:
+    a = contiguous(a)
+    kernel = Kernel.of(_itself, (a,), stored=dtype)
     assert kernel is not None
-    result = cupy.empty(a.shape, BFLOAT16)
+    result = cupy.empty(a.shape, dtype)
     kernel.map((a,), (result,))
     return result
 
@@ -230,7 +254,7 @@ def contiguous(a: Array) -> Array:
 
 def known(f: Any) -> str:
     """The activation as epilogues are called; a class has its name for itself, so its text tells what f is."""
-    return {"ReLU()": "RELU", "GELU(approximate=True)": "GELU"}.get(repr(f), "")
+    return {"ReLU()": "RELU", "GELU(approximate=True)": "GELU", "Identity()": "IDENTITY"}.get(repr(f), "")
 
 
 @lru_cache(maxsize=256)
