@@ -101,6 +101,8 @@ class Fake:
         self.asked: list[str] = []
         self.done: list[str] = []
         """The epilogues that were asked for, and those of the products that were computed."""
+        self.scratch = 0xF00D
+        """Where the workspace lies."""
         self.streams: list[int] = []
         self.algorithms: list[tuple[int, list[int]]] = []
 
@@ -181,8 +183,7 @@ class Fake:
             "planned for other places"
         )
         assert (c, of_c) == (d, of_d)
-        assert scratch
-        assert size == 4096
+        assert (scratch, size) == (self.scratch, 4096)
         scale = ctypes.c_double if told["scale"] == 1 else ctypes.c_float
         assert [scale.from_address(at).value for at in (alpha, beta)] == [1.0, 0.0]
         first, second = (read(self._columns(place, of)) for place, of in ((a, of_a), (b, of_b)))
@@ -242,12 +243,11 @@ def refuse(*args: Any, **kwargs: Any) -> Any:
 def lt(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """The fake bindings, in the place of the real ones, with the CuPy seam on host memory; `lt.seam` is that."""
     fake = Fake()
-    room = np.zeros(16)
     allocated: list[int] = []
 
     def alloc(size: int) -> Any:
         allocated.append(size)
-        return SimpleNamespace(ptr=room.ctypes.data)
+        return SimpleNamespace(ptr=fake.scratch)
 
     cuda = SimpleNamespace(
         runtime=SimpleNamespace(getDevice=lambda: 0, is_hip=False),
@@ -260,7 +260,6 @@ def lt(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     fake.cupy.empty = lambda shape, dtype: on_device(np.full(shape, 77, dtype))
     monkeypatch.setattr(cublaslt, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(cublaslt, "bindings", lambda: (fake, BLAS))
-    monkeypatch.setattr(cublaslt, "_workspaces", {})
     forget()
     yield fake
     forget()
@@ -326,15 +325,12 @@ def test_a_product_is_planned_once(lt: Fake) -> None:
     assert lt.done == ["DEFAULT"] * 7
 
 
-def test_every_call_names_the_current_stream_and_its_workspace(lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_names_the_current_stream_and_takes_a_workspace(lt: Fake) -> None:
     a, out = on_device(np.eye(4)), lt.cupy.empty((4, 4), "d")
-    for lt.stream in (5, 5, 9, 5, cublaslt.PER_THREAD_STREAM):
+    for lt.stream, lt.scratch in ((5, 512), (5, 512), (9, 1024), (5, 512)):
         cublaslt.product(a, a, out)
-    assert lt.streams == [5, 5, 9, 5, cublaslt.PER_THREAD_STREAM]
-    assert lt.allocated == [cublaslt.WORKSPACE] * 3
-    monkeypatch.setattr(cublaslt.threading, "get_ident", lambda: 1)  # another thread's stream of the same name
-    cublaslt.product(a, a, out)
-    assert lt.allocated == [cublaslt.WORKSPACE] * 4
+    assert lt.streams == [5, 5, 9, 5]
+    assert lt.allocated == [4096] * 4
 
 
 def test_what_is_forgotten_is_destroyed(lt: Fake) -> None:
@@ -530,6 +526,14 @@ def test_rounded_products_are_as_near_as_rounding_allows(
     assert np.all(np.abs(dx - dz @ exact[1].T) <= u * (size @ np.abs(exact[1].T)) + some)
     assert np.all(np.abs(dw - exact[0].T @ dz) <= u * (np.abs(exact[0].T) @ size) + some)
     assert np.all(np.abs(db - dz.sum(axis=0)) <= u * size.sum(axis=0) + some)
+
+
+def test_which_devices_have_every_precision(lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = (SimpleNamespace(compute_capability=c) for c in ("75", "80"))
+    assert lt.seam.precisions(older) == ("float32",)
+    assert lt.seam.precisions(newer) == ("float32", "tf32", "bfloat16")
+    monkeypatch.setattr(cublaslt, "bindings", lambda: None)
+    assert lt.seam.precisions(newer) == lt.seam.precisions(None) == ("float32",)
 
 
 def test_gelu_comes_with_rounded_products_only(lt: Fake) -> None:
@@ -773,6 +777,18 @@ def test_a_dense_layer_can_be_captured(precision: str, device: Any) -> None:
         stream.synchronize()
     for a, e in zip(results, expected, strict=True):
         assert np.array_equal(device.host(a), e)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("f", [bp.ReLU(), bp.Identity()], ids=str)
+def test_what_is_not_a_number_is_handed_on_by_a_device(f: Any, device: Any) -> None:
+    """Else a network that diverges would go on, with zeros where it is not finite."""
+    x, weight, bias, _ = layer(9, 12, 16, "float32")
+    x[3, 3], x[5, 5] = np.nan, np.inf
+    y, _ = dense_forward(Run(device.seam), *map(device.array, (x, weight, bias)), f)
+    with np.errstate(invalid="ignore"):
+        expected = f.value(bp.backends.get("numpy"), x @ weight + bias)
+    assert np.array_equal(np.isfinite(device.host(y)), np.isfinite(expected))
 
 
 @pytest.mark.gpu

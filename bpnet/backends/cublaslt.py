@@ -2,9 +2,13 @@
 
 CuPy's product goes through a cuBLAS handle, which refuses a stream that is being captured in a CUDA graph, takes its
 precision from the whole process, and stores a result before anything can be added to it.  Here every call names its
-stream, its workspace and its precision, waits for nothing, and allocates nothing but the workspace, once for each
-device and stream, from CuPy's pool.  What a product needs besides (descriptors, and the algorithm that the library's
-heuristic names first, so that the same problem is always computed the same way) is planned once and kept.
+stream, its workspace and its precision, and waits for nothing.  What a product needs besides (descriptors, and the
+algorithm that the library's heuristic names first, so that the same problem is always computed the same way) is planned
+once and kept.
+
+The workspace is taken from CuPy's allocator and given back as soon as the product is launched, like any temporary
+array: what the pool hands out next is used by later launches of the same stream only.  So there is none to keep for
+every stream, an algorithm that wants little takes little, and a captured graph's lies in the pool that is current then.
 
 cuBLASLt counts in columns, where the row-major matrix M of C order is M^T.  So C = A B of rows is computed as
 C^T = B^T A^T: the second factor goes first, and nothing is copied.
@@ -22,7 +26,7 @@ import numpy
 from bpnet.backends.base import Array
 
 WORKSPACE = 32 * 2**20
-"""Bytes that an algorithm may use besides, as NVIDIA advises for Hopper."""
+"""Bytes that an algorithm may use besides at most, as NVIDIA advises for Hopper."""
 
 KINDS = {"float32": 0, "float64": 1, "uint16": 14}
 """Types of elements as cudaDataType numbers them.  16-bit words are bfloat16, which stays inside the seam."""
@@ -34,9 +38,6 @@ COMPUTE = {
     ("float64", "float32"): "COMPUTE_64F",  # the default precision is that of the data
 }
 """How products and sums are computed, by the type of the factors and the precision asked for."""
-
-PER_THREAD_STREAM = 2
-"""The one address by which every thread calls its own default stream."""
 
 Pair = tuple[int, int]
 
@@ -197,14 +198,13 @@ class Plan:
 
     def run(self, a: int, b: int, out: int, vector: int, extra: int) -> None:
         """Compute the product of what lies at these addresses, on the current stream."""
-        stream = cupy.cuda.get_current_stream().ptr
-        scratch = workspace(self.device, stream).ptr if self.scratch else 0
+        scratch = cupy.cuda.alloc(self.scratch)  # nothing, where that is 0
         first, second, result = self.layouts
         with self.lock:  # from the naming of the places until the call has read them
             self.point(vector, extra)
             self.lt.matmul(
                 _handle(self.device), self.description, self.alpha, b, first, a, second, self.beta, out, result, out,
-                result, self.algorithm.ptr, scratch, self.scratch, stream,
+                result, self.algorithm.ptr, scratch.ptr, self.scratch, cupy.cuda.get_current_stream().ptr,
             )  # fmt: skip
 
 
@@ -220,16 +220,3 @@ def _handle(device: int) -> int:
     lt, _ = bindings()  # type: ignore[misc]
     handle: int = lt.create()
     return handle
-
-
-_workspaces: dict[tuple[int, int, int], Any] = {}
-
-
-def workspace(device: int, stream: int) -> Any:
-    """The memory for algorithms on a stream of the device, which is the current one.
-
-    It is kept for good, since a captured graph goes on using it; call this before capturing on a new stream.
-    """
-    key = (device, stream, threading.get_ident() if stream == PER_THREAD_STREAM else 0)
-    found = _workspaces.get(key)
-    return _workspaces.setdefault(key, cupy.cuda.alloc(WORKSPACE)) if found is None else found

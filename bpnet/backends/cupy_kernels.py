@@ -147,7 +147,7 @@ def dense_backward(
     kernel = None
     if kept is not None:
         kernel = Kernel.of(f.derivative, (kept, dy), stored=BFLOAT16 if narrow else None)
-    few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and cublaslt.available()
+    few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and by_cublaslt(run)
     db = None
     if kernel is None:
         if dy.dtype == BFLOAT16 and known(f) != "IDENTITY":
@@ -179,7 +179,8 @@ def dense_backward(
 
 FEW_OPERATIONS = 2.0**30
 """Operations of a product, up to which it takes so little time (some 20 microseconds) that a launch less is worth more
-than the algorithm that the library would choose if it had no columns to sum up besides [estimated, to be measured]."""
+than the algorithm that the library would choose if it had no columns to sum up besides.  An estimate, to be measured:
+of large products it was reported that the sums slow them down (NVIDIA/CUDALibrarySamples, issue 90)."""
 
 BFLOAT16 = numpy.dtype(numpy.uint16)
 """The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy
@@ -189,11 +190,18 @@ Factors are rounded to it, sums and what the optimizer sees are float32.  Where 
 dense layers is stored in it too; otherwise it is float32, and rounded when a product takes it."""
 
 
+def by_cublaslt(run: Any) -> bool:
+    """Whether products are to be tried there first."""
+    return cublaslt.available()
+
+
 def multiply(
     run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool], epilogue: str,
     vector: Array | None = None, extra: Array | None = None,
 ) -> bool:  # fmt: skip
     """As `cublaslt.product`, in the precision of the run, where that is for arrays of this type."""
+    if not by_cublaslt(run):
+        return False
     precision = "bfloat16" if a.dtype == BFLOAT16 else run.precision if a.dtype == numpy.float32 else "float32"
     return cublaslt.product(a, b, out, transposed, epilogue, vector, extra, precision)
 
