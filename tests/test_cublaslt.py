@@ -612,7 +612,7 @@ def test_the_last_layers_output_is_not_rounded(lt: Fake) -> None:
     assert np.array_equal(y, (bfloat16(x).astype("d") @ bfloat16(weight) + bias).astype("f"))
 
 
-class Scaled(bp.Dense):
+class Halved(bp.Dense):
     """A user's layer that computes with its rows."""
 
 
@@ -624,7 +624,7 @@ class Scaled(bp.Dense):
         (bp.Sequential(bp.Dense(3, "relu"), bp.Dropout(0.1)), False),
         (bp.Sequential(bp.Dense(3), bp.ReLU()), False),
         (bp.Residual(bp.Dense(3)), False),
-        (bp.Sequential(bp.Dense(3), bp.Sequential(Scaled(3))), False),
+        (bp.Sequential(bp.Dense(3), bp.Sequential(Halved(3))), False),
     ],
     ids=str,
 )
