@@ -197,29 +197,36 @@ def by_cublaslt(run: Any) -> bool:
 
 def multiply(
     run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool], epilogue: str,
-    vector: Array | None = None, extra: Array | None = None,
+    vector: Array | None = None, extra: Array | None = None, precision: str | None = None,
 ) -> bool:  # fmt: skip
-    """As `cublaslt.product`, in the precision of the run, where that is for arrays of this type."""
+    """As `cublaslt.product`, in the precision of the run or another, where that is for arrays of this type."""
     if not by_cublaslt(run):
         return False
-    precision = "bfloat16" if a.dtype == BFLOAT16 else run.precision if a.dtype == numpy.float32 else "float32"
-    return cublaslt.product(a, b, out, transposed, epilogue, vector, extra, precision)
+    named = "bfloat16" if a.dtype == BFLOAT16 else "float32"
+    if a.dtype == numpy.float32:
+        named = precision or run.precision
+    return cublaslt.product(a, b, out, transposed, epilogue, vector, extra, named)
 
 
-def plain(run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool] = (False, False)) -> None:
+def plain(
+    run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool] = (False, False),
+    precision: str | None = None,
+) -> None:  # fmt: skip
     """out <- op(a) op(b): by cuBLASLt, or else by CuPy, which knows float32 and float64 only."""
-    if multiply(run, a, b, out, transposed, "DEFAULT"):
+    if multiply(run, a, b, out, transposed, "DEFAULT", precision=precision):
         return
-    if run.precision != "float32" and a.dtype != numpy.float64:
-        raise DeviceError(f"cuBLASLt has no {run.precision} product for {a.shape} and {b.shape}: use float32")
+    wanted = precision or run.precision
+    if wanted != "float32" and a.dtype != numpy.float64:
+        raise DeviceError(f"cuBLASLt has no {wanted} product for {a.shape} and {b.shape}: use float32")
     cupy.matmul(*(m.T if t else m for m, t in zip((a, b), transposed, strict=True)), out=out)
 
 
 def column_sums(run: Any, dz: Array, dtype: Any) -> Array:
     """The sums of the columns by a product with ones: a sum over rows would keep only one block busy for every 32."""
-    one = 0x3F80 if dz.dtype == BFLOAT16 else 1
+    narrow = dz.dtype == BFLOAT16
+    ones = cupy.full((1, dz.shape[0]), 0x3F80 if narrow else 1, dz.dtype)
     sums = cupy.empty((1, dz.shape[1]), dtype)
-    plain(run, cupy.full((1, dz.shape[0]), one, dz.dtype), dz, sums)
+    plain(run, ones, dz, sums, precision="bfloat16" if narrow else "float32")
     return sums[0]
 
 
