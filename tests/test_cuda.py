@@ -271,7 +271,7 @@ def lent(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     library = SimpleNamespace(
         empty=empty,
-        full=lambda *args: np.full(*args).view(Lent),
+        ones=lambda *args: np.ones(*args).view(Lent),
         empty_like=lambda a: empty(a.shape, a.dtype),
         ascontiguousarray=lambda a: np.ascontiguousarray(a).view(Lent),
         matmul=np.matmul,

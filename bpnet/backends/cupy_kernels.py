@@ -223,10 +223,9 @@ def plain(
 
 def column_sums(run: Any, dz: Array, dtype: Any) -> Array:
     """The sums of the columns by a product with ones: a sum over rows would keep only one block busy for every 32."""
+    ones, sums = cupy.ones((1, dz.shape[0]), dtype), cupy.empty((1, dz.shape[1]), dtype)
     narrow = dz.dtype == BFLOAT16
-    ones = cupy.full((1, dz.shape[0]), 0x3F80 if narrow else 1, dz.dtype)
-    sums = cupy.empty((1, dz.shape[1]), dtype)
-    plain(run, ones, dz, sums, precision="bfloat16" if narrow else "float32")
+    plain(run, rounded(ones) if narrow else ones, dz, sums, precision="bfloat16" if narrow else "float32")
     return sums[0]
 
 
