@@ -273,7 +273,6 @@ def lent(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         empty=empty,
         ones=lambda *args: np.ones(*args).view(Lent),
         empty_like=lambda a: empty(a.shape, a.dtype),
-        ascontiguousarray=lambda a: np.ascontiguousarray(a).view(Lent),
         matmul=np.matmul,
         sum=np.sum,
     )

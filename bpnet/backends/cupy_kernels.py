@@ -263,7 +263,7 @@ def _itself(b: Backend, a: Array) -> Array:
 
 def contiguous(a: Array) -> Array:
     """`a`, or where its rows are apart or its columns together, a copy."""
-    return a if a.flags.c_contiguous else cupy.ascontiguousarray(a)
+    return a if a.flags.c_contiguous else a.copy()  # in C order
 
 
 def known(f: Any) -> str:
