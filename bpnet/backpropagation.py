@@ -11,6 +11,9 @@ from bpnet.backends.base import Rows
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
+from bpnet.layers.composition import Sequential
+from bpnet.layers.dense import Dense
+from bpnet.layers.flatten import Flatten
 from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, whole
@@ -29,13 +32,15 @@ def loss_and_gradient(
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
     rooms: list[Room] | None = None,
+    precision: str = "float32",
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
-    one call to the next, for a caller who is then done with the last one.
+    one call to the next, for a caller who is then done with the last one.  `precision` is that of products.
     """
     xp, network = backend.xp, layout.network
+    narrow = precision == "bfloat16" and only_products(network)
     rooms = [] if rooms is None else rooms
     count = x.shape[0] if rows is None else rows.shape[0]
     total: Any = float(count)
@@ -46,10 +51,10 @@ def loss_and_gradient(
 
     def block(number: int, part: Rows) -> tuple[Array, Array, Room | None]:
         room = _room(backend, layout, x, rooms)
-        run = Run(backend, training, (*key, number), None if room is None else room.places(p))
+        run = Run(backend, training, (*key, number), None if room is None else room.places(p), precision, narrow)
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
-        value, slope = loss(run, output, by, bw, total)
+        value, slope = loss(run, backend.widened(output), by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if layout.buffers and training:
             taken.update(network.absorb(run, p, cache))
@@ -65,6 +70,18 @@ def loss_and_gradient(
     if kept is not None:
         rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken
+
+
+def only_products(layer: Layer) -> bool:
+    """Whether nothing but products reads what passes between the layers, so that it may be stored as they round it.
+
+    So it is in a row of dense layers: each activation is read by the next layer's products, which round it anyway, and
+    by its own derivative, which a kernel that knows how it is stored computes.  Any other layer, and any class of a
+    user's, is given float32.
+    """
+    if type(layer) is Sequential:
+        return all(map(only_products, layer.layers))
+    return type(layer) in (Dense, Flatten)
 
 
 def _room(backend: Backend, layout: Layout, x: Array, rooms: list[Room]) -> Room | None:

@@ -325,7 +325,8 @@ def describe_machine() -> JSON:
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
         "extras": {
-            name: version(name) for name in ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py")
+            name: version(name)
+            for name in ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py", "nvmath-python")
         },
     }
 
@@ -350,7 +351,8 @@ def describe_library(name: str) -> JSON:
         devices = list(DEVICES[name](library))
     except Exception as error:  # no driver, no device: each library has its own error for that
         return {"version": library.__version__, "devices": [], "problem": " ".join(str(error).split())}
-    return {"version": library.__version__, "devices": devices}
+    precisions = backends.get(name).precisions(None) if devices else ()
+    return {"version": library.__version__, "devices": devices, "precisions": list(precisions)}
 
 
 def cupy_devices(cupy: Any) -> Iterator[str]:
@@ -390,6 +392,8 @@ def show_machine(result: JSON) -> None:
             state = (
                 f"{library['version']} on {', '.join(library['devices'])}" if library["version"] else "not installed"
             )
+            if len(library.get("precisions", ())) > 1:
+                state += f", products in {', '.join(library['precisions'])}"
         grid.add_row(name, state)
     for name, installed in result["extras"].items():
         grid.add_row(name, installed or "not installed")
@@ -427,12 +431,19 @@ def describe_model(model: Path) -> JSON:
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,
         "epochs": len(trainer.history),
+        "precision": trained_precision(trainer),
         "last_epoch": trainer.history.epochs[-1] if len(trainer.history) else None,
         "classes": remembered.get("recipe", {}).get("classes"),
         "features": remembered.get("recipe", {}).get("features"),
         "target": remembered.get("recipe", {}).get("target"),
         "training": remembered.get("training"),
     }
+
+
+def trained_precision(trainer: Trainer) -> str:
+    """The precision of the products in the last epoch, which need not be one that there is on this machine."""
+    record = trainer.history.epochs[-1] if len(trainer.history) else {}
+    return str(record.get("precision", trainer.precision))
 
 
 def show_model(result: JSON) -> None:
@@ -447,7 +458,8 @@ def show_model(result: JSON) -> None:
     grid.add_row("", "", "", f"{result['parameters']:,}", style="bold")
     console.print(grid, highlight=False, markup=False)
     lines = [f"{result['loss_function']}, {result['optimizer']}"]
-    lines.append(f"{count(result['epochs'], 'epoch')}, {count(result['steps'], 'step')}")
+    trained = f"{count(result['epochs'], 'epoch')}, {count(result['steps'], 'step')}"
+    lines.append(f"{trained}, products in {result['precision']}")
     training = result["training"]
     if training:
         where = f"{training['data']}, {count(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"

@@ -76,12 +76,18 @@ class ShapeRng(Rng):
 
 
 class Run:
-    """One pass through a network: its backend, whether it trains, and the key of its random numbers."""
+    """One pass through a network: its backend, whether it trains, its random numbers' key, its products' precision."""
 
-    __slots__ = ("backend", "key", "places", "training", "xp")
+    __slots__ = ("backend", "key", "narrow", "places", "precision", "rounded", "training", "xp")
 
     def __init__(
-        self, backend: Backend, training: bool = False, key: Key = (0,), places: dict[int, Array] | None = None
+        self,
+        backend: Backend,
+        training: bool = False,
+        key: Key = (0,),
+        places: dict[int, Array] | None = None,
+        precision: str = "float32",
+        narrow: bool = False,
     ) -> None:
         self.backend = backend
         self.xp = backend.xp
@@ -89,10 +95,19 @@ class Run:
         self.key = key
         self.places = places
         """By the `id` of a parameter: where a kernel may write its gradient, once."""
+        self.precision = precision
+        """One of `bpnet.backends.base.PRECISIONS`: how kernels compute the products of float32 arrays."""
+        self.narrow = narrow
+        """Whether kernels may store what passes between layers as products round it; `Backend.widened` undoes that."""
+        self.rounded: dict[int, tuple[Array, Array]] = {}
+        """By the `id` of an array: that array, and what a kernel has made of it for products of less precision."""
 
     def at(self, place: str) -> "Run":
         """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())), self.places)
+        key = (*self.key, zlib.crc32(place.encode()))
+        run = Run(self.backend, self.training, key, self.places, self.precision, self.narrow)
+        run.rounded = self.rounded
+        return run
 
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from bpnet.errors import OptionError
@@ -37,6 +38,13 @@ def whole(what: str, value: Any, least: int) -> int:
     if plain < least:
         raise OptionError(f"{what} is {value!r}; expected a whole number of at least {least}")
     return plain
+
+
+def choice(what: str, value: Any, known: Sequence[str]) -> str:
+    """`value` where it is one of the known words; raises OptionError."""
+    if not isinstance(value, str) or value not in known:
+        raise OptionError(f"{what} is {value!r}; expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+    return value
 
 
 def flag(what: str, value: Any) -> bool:

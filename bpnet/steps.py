@@ -9,7 +9,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
-from bpnet.backpropagation import loss_and_gradient, take_rows
+from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Room
@@ -44,6 +44,7 @@ def training_step(
     optimizer: Optimizer,
     seed: int,
     clip_norm: float | None,
+    precision: str = "float32",
 ) -> Callable[..., tuple[Carry, Array]]:
     """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
 
@@ -65,7 +66,7 @@ def training_step(
         theta, buffers, state = carry
         p = views(backend, theta, buffers)
         value, grad, taken = loss_and_gradient(
-            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms
+            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms, precision=precision
         )
         if clip_norm is not None:
             grad = clip_by_global_norm(backend, grad, clip_norm)
@@ -77,18 +78,22 @@ def training_step(
     return step
 
 
-def outputs(layout: Layout, views: Views) -> Callable[[Backend, Array, Array, Array], tuple[Array, Array]]:
+def outputs(
+    layout: Layout, views: Views, precision: str = "float32"
+) -> Callable[[Backend, Array, Array, Array], tuple[Array, Array]]:
     """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x.
 
     The sum tells whether x has NaN or infinity, without a pass of its own over x.
     """
+    narrow = precision == "bfloat16" and only_products(layout.network)
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
         p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
-            return layout.network.forward(Run(backend), p, bx)[0], backend.xp.sum(bx)
+            run = Run(backend, precision=precision, narrow=narrow)
+            return backend.widened(layout.network.forward(run, p, bx)[0]), backend.xp.sum(bx)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
         result, total = parts[0]
@@ -99,8 +104,15 @@ def outputs(layout: Layout, views: Views) -> Callable[[Backend, Array, Array, Ar
     return function
 
 
-def scores(layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Array, Array | None]]:
-    """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right ones."""
+def scores(
+    layout: Layout, views: Views, loss: Loss, precision: str = "float32"
+) -> Callable[..., tuple[Array, Array | None]]:
+    """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right.
+
+    These are the rows for which the prediction is right; None for a loss without classes.
+    """
+
+    narrow = precision == "bfloat16" and only_products(layout.network)
 
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
@@ -108,9 +120,9 @@ def scores(layout: Layout, views: Views, loss: Loss) -> Callable[..., tuple[Arra
         p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None]:
-            run = Run(backend)
+            run = Run(backend, precision=precision, narrow=narrow)
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output, _ = layout.network.forward(run, p, bx)
+            output = backend.widened(layout.network.forward(run, p, bx)[0])
             right = loss.correct(run, output, by)
             if right is not None:
                 right = backend.xp.sum(right if bw is None else right * bw)

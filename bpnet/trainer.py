@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpnet.backends import Array, Backend, common, of
-from bpnet.backends.base import Rows
+from bpnet.backends.base import PRECISIONS, Rows
 from bpnet.backpropagation import take_rows
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
@@ -19,6 +19,7 @@ from bpnet.errors import (
     DivergedError,
     DTypeError,
     NotBuiltError,
+    OptionError,
     ShapeError,
     kind_of,
 )
@@ -26,7 +27,7 @@ from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import flag, number, whole
+from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
 
@@ -54,6 +55,10 @@ class Trainer:
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
+    precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
+        numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
+        loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
+        Products of float64 are float64.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Trainer:
         seed: int = 0,
         clip_norm: float | None = None,
         threads: int | None = None,
+        precision: str = "float32",
     ) -> None:
         self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
@@ -72,6 +78,7 @@ class Trainer:
         self.seed = whole("seed", seed, 0)
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
         self.threads = None if threads is None else whole("threads", threads, 1)
+        self.precision = choice("precision", precision, PRECISIONS)
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
@@ -88,7 +95,7 @@ class Trainer:
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_known": (), "_known_x": ()} | state)
+        vars(self).update({"_known": (), "_known_x": (), "precision": "float32"} | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -98,7 +105,7 @@ class Trainer:
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
-        loss does not fit.
+        loss does not fit, and OptionError or DTypeError where the precision does not.
         """
         backend, x = check_x(x)
         self._build(backend, self._new_layout(x), x)
@@ -115,19 +122,35 @@ class Trainer:
 
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
+        self._check_precision(backend, device, x.dtype)
         theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
         with backend.session(self.threads, device):
             self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
+
+    def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
+        if self.precision == "float32":
+            return
+        if dtype != backend.xp.float32:
+            raise DTypeError(
+                f"precision is {self.precision!r}, which is of products of float32 values, but x holds {dtype} ones: "
+                "convert x to float32, or leave precision out"
+            )
+        if self.precision not in backend.precisions(device):
+            raise OptionError(
+                f"precision is {self.precision!r}, which products of {backend.name} arrays do not have here; expected "
+                "'float32'. tf32 and bfloat16 are for CuPy arrays on an NVIDIA GPU of compute capability 8.0 or newer, "
+                "with nvmath-python: pip install 'bpnet-xp[cuda13]'"
+            )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
         self._built = backend, layout
         self._known = self._known_x = ()
         self._carry = carry
         views = Views(layout)
-        step = training_step(layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
+        step = training_step(layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision)
         self._step = backend.compile(step, donate=True)
-        self._outputs = backend.compile(outputs(layout, views))
-        self._scores = backend.compile(scores(layout, views, self.loss))
+        self._outputs = backend.compile(outputs(layout, views, self.precision))
+        self._scores = backend.compile(scores(layout, views, self.loss, self.precision))
 
     def _session(self, backend: Backend, x: Array, rows: int, steps: int = 1) -> AbstractContextManager[None]:
         """What must hold while this trainer computes with `x`: in so many steps, `rows` rows in each.
@@ -326,7 +349,8 @@ class Trainer:
         sizes = sizes or [min(batch_size, count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
-        return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr}
+        precision = "float64" if self.theta.dtype == xp.float64 else self.precision
+        return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
     def _batches(
         self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, epoch: int
@@ -368,7 +392,7 @@ class Trainer:
                 after = self.layout.views(backend, self.theta, self.buffers)
                 self.restore(last)
                 some = x if rows is None else xp.take(x, rows, axis=0)
-                run = Run(backend, True, (self.seed, self.step_count + 1, 0))
+                run = Run(backend, True, (self.seed, self.step_count + 1, 0), precision=self.precision)
                 p = self.layout.views(backend, self.theta, self.buffers)
                 where = first_not_finite(run, self.network, p, some)
                 if where is None and math.isfinite(float(value)):

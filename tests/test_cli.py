@@ -199,11 +199,13 @@ def test_info_about_a_model(digits):
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
     assert [layer["out_shape"] for layer in found["layers"]] == [[512], [512], [256], [256], [10]]
     assert found["epochs"] == 40
+    assert found["precision"] == "float32"
     assert found["classes"] == list(range(10))
     assert found["training"]["accuracy"] == result["accuracy"]
     text = ok("info", model).out
     assert "Dense(units=512, activation='relu', bias=True)" in text
     assert "167,178" in text
+    assert "products in float32" in text
     assert "trained on digits, 1,438 rows, 359 held out" in text
 
 
@@ -254,7 +256,7 @@ def test_learning_curves(npz, kind):
 def test_info_about_the_machine():
     found = ok("info", "--json").json
     assert found["bpnet"] == bp.__version__
-    assert found["backends"]["numpy"] == {"version": np.__version__, "devices": ["cpu"]}
+    assert found["backends"]["numpy"] == {"version": np.__version__, "devices": ["cpu"], "precisions": ["float32"]}
     assert set(found["backends"]) == {"numpy", "cupy", "torch", "jax"}
     assert found["blas"][0]["name"]
     text = ok("info").out

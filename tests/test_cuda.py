@@ -247,8 +247,8 @@ class Lent(np.ndarray):
 def lent(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """CuPy's backend whose arrays are NumPy's and whose kernels run on the host: all but the device itself."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
+    from bpnet.backends import cublaslt, cupy_kernels
     from bpnet.backends import cupy as seam
-    from bpnet.backends import cupy_kernels
 
     class Module:
         def __init__(self, code: str) -> None:
@@ -270,8 +270,13 @@ def lent(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return np.empty(shape, dtype).view(Lent)
 
     library = SimpleNamespace(
-        empty=empty, ones=np.ones, empty_like=lambda a: empty(a.shape, a.dtype), matmul=np.matmul, sum=np.sum
+        empty=empty,
+        ones=lambda *args: np.ones(*args).view(Lent),
+        empty_like=lambda a: empty(a.shape, a.dtype),
+        matmul=np.matmul,
+        sum=np.sum,
     )
+    monkeypatch.setattr(cublaslt, "bindings", lambda: None)
     for module in (seam, cupy_kernels):
         monkeypatch.setattr(module, "cupy", library)
         monkeypatch.setattr(module, "module", Module)

@@ -23,6 +23,12 @@ Piece = tuple[int, int, tuple[Any, ...]]
 Rows = tuple[int, int]
 """A block of rows, from the first to before the last."""
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""How products of float32 matrices can be computed; sums are float32 always.
+
+float32: of the numbers as they are.  tf32: of numbers rounded to 11 significant bits.  bfloat16: to 8.
+"""
+
 
 class Backend:
     """One array library: its standard namespace `xp`, and what the standard lacks.
@@ -99,6 +105,14 @@ class Backend:
     def memory(self, x: Array) -> tuple[int, int] | None:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
+
+    def precisions(self, device: Any) -> tuple[str, ...]:
+        """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
+        return PRECISIONS[:1]
+
+    def widened(self, x: Array) -> Array:
+        """As float32 what a kernel has stored rounded; anything else as it is."""
+        return x
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ LEAST_ROWS = 64
 
 TYPES = {"float32": "float", "float64": "double"}
 """The types of elements that kernels are made for, as C++ calls them."""
+BFLOAT16 = "bfloat16"
+"""The type of the upper halves of floats."""
 WIDE = {"float32": 4, "float64": 2}
 """Elements of 16 bytes."""
 
@@ -32,7 +34,8 @@ WIDE = {"float32": 4, "float64": 2}
 class Form:
     """What a kernel is made for: a rule, its numbers of arrays, of vectors and of scalars, and the elements' type.
 
-    The last `vectors` of the arrays have an entry for every column, the others for every element.
+    The last `vectors` of the arrays have an entry for every column, the others for every element.  `narrow` says for
+    each array, and last for the results, whether it is stored as bfloat16; computed is in float32 then.
     """
 
     rule: Rule
@@ -40,6 +43,7 @@ class Form:
     vectors: int
     scalars: int
     dtype: str
+    narrow: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,10 @@ def source(form: Form) -> Source:
     arrays = [f"a{i}" for i in range(form.arrays)]
     results = [f"r{i}" for i in range(len(text.results))]
     numbers = "".join(f", T {c}" for c in text.constants)
-    places = ", ".join([*(f"const T* {a}" for a in arrays), *(f"T* {r}" for r in results)])
+    *given, made = [BFLOAT16 if n else "T" for n in form.narrow or (False,) * (form.arrays + 1)]
+    places = ", ".join(
+        [*(f"const {t}* {a}" for t, a in zip(given, arrays, strict=True)), *(f"{made}* {r}" for r in results)]
+    )
     handed = ", ".join([*arrays, *results, *text.constants])
     vectors = arrays[form.arrays - form.vectors :]
     entries = [*(f"{a}w.v[k]" for a in arrays), *(f"{r}w.v[k]" for r in results), *text.constants]
@@ -127,15 +134,37 @@ def _expression(op: str, args: Sequence[str], constant: Callable[[float], str]) 
 
 _HEAD = """\
 typedef {real} T;
+typedef unsigned short bfloat16;
 
-template <int N> struct alignas(N * sizeof(T)) Words {{ T v[N]; }};
+template <int N, typename E = T> struct alignas(N * sizeof(E)) Words {{ E v[N]; }};
 
-template <int N> __device__ __forceinline__ Words<N> load(const T* from, long long at) {{
-    return *reinterpret_cast<const Words<N>*>(from + at);
+__device__ __forceinline__ T get(T from) {{ return from; }}
+
+__device__ __forceinline__ T get(bfloat16 from) {{
+    const unsigned int bits = (unsigned int)from << 16;
+    return reinterpret_cast<const float&>(bits);
 }}
 
-template <int N> __device__ __forceinline__ void store(T* to, long long at, const Words<N>& value) {{
-    *reinterpret_cast<Words<N>*>(to + at) = value;
+__device__ __forceinline__ void put(T& to, T value) {{ to = value; }}
+
+__device__ __forceinline__ void put(bfloat16& to, T value) {{
+    const float single = value;
+    const unsigned int bits = reinterpret_cast<const unsigned int&>(single);
+    const unsigned int even = 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, of two as near to the even one
+    to = value != value ? 0x7FC0u : (bits + even) >> 16;
+}}
+
+template <int N, typename E> __device__ __forceinline__ Words<N> load(const E* from, long long at) {{
+    const Words<N, E> in = *reinterpret_cast<const Words<N, E>*>(from + at);
+    Words<N> value;
+    for (int k = 0; k < N; ++k) value.v[k] = get(in.v[k]);
+    return value;
+}}
+
+template <int N, typename E> __device__ __forceinline__ void store(E* to, long long at, const Words<N>& value) {{
+    Words<N, E> out;
+    for (int k = 0; k < N; ++k) put(out.v[k], value.v[k]);
+    *reinterpret_cast<Words<N, E>*>(to + at) = out;
 }}
 
 __device__ __forceinline__ void rule({parameters}) {{

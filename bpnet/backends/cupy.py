@@ -11,9 +11,9 @@ import cupyx
 import cupyx.scipy.special
 import numpy
 
-from bpnet.backends import cuda
-from bpnet.backends.base import Array, Backend, Key, Piece, Rule, fold
-from bpnet.backends.cupy_kernels import KERNELS, Kernel, module
+from bpnet.backends import cublaslt, cuda
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Rule, fold
+from bpnet.backends.cupy_kernels import KERNELS, Kernel, module, widened
 from bpnet.errors import DeviceError
 
 
@@ -43,6 +43,16 @@ class CupyBackend(Backend):
     def memory(self, x: Array) -> tuple[int, int] | None:
         free, total = x.device.mem_info
         return int(free), int(total)
+
+    def precisions(self, device: Any) -> tuple[str, ...]:
+        """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
+        if not cublaslt.available():
+            return super().precisions(device)
+        device = cupy.cuda.Device() if device is None else device
+        return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
+
+    def widened(self, x: Array) -> Array:
+        return widened(x)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []

@@ -1,4 +1,4 @@
-"""CuPy's replacements for the kernels: products by cuBLAS, and all that is elementwise in one pass around them."""
+"""CuPy's replacements for the kernels: products by cuBLASLt, and all that is elementwise in one pass around them."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -7,9 +7,10 @@ from typing import Any
 import cupy
 import numpy
 
-from bpnet.backends import cuda
+from bpnet.backends import cublaslt, cuda
 from bpnet.backends.base import Array, Backend, Rule
 from bpnet.backends.trace import NotTraceableError
+from bpnet.errors import DeviceError
 
 
 class Kernel:
@@ -24,22 +25,28 @@ class Kernel:
         self.prepare = space["prepare"]
 
     @staticmethod
-    def of(rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0) -> "Kernel | None":
+    def of(
+        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0, stored: Any = None
+    ) -> "Kernel | None":
         """The kernels of a rule for such arrays; None where they can't be made, or the arrays differ or have gaps.
 
-        The last `vectors` arrays have an entry for every column of the others.
+        The last `vectors` arrays have an entry for every column of the others.  `stored` is the results' type where
+        that, or an array's, may be BFLOAT16.
         """
         first = arrays[0]
-        if first.dtype.name not in cuda.TYPES or not first.size:
+        narrow = () if stored is None else tuple([dtype == BFLOAT16 for dtype in (*(a.dtype for a in arrays), stored)])
+        name = "float32" if any(narrow) else first.dtype.name
+        if name not in cuda.TYPES or not first.size:
             return None
         for i, a in enumerate(arrays):
             shape = first.shape if i < len(arrays) - vectors else first.shape[-1:]
-            if a.dtype != first.dtype or a.shape != shape or not a.flags.c_contiguous:
+            fits = a.dtype.name == name or (a.dtype == BFLOAT16 and stored is not None)
+            if not fits or a.shape != shape or not a.flags.c_contiguous:
                 return None
-        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, first.dtype.name))
+        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, name, narrow if any(narrow) else ()))
 
     def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[float] = ()) -> None:
-        """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array."""
+        """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, if of its type."""
         columns = results[0].shape[-1] if self.vectors else results[0].size
         rows = results[0].size // columns
         kind, width = self._width(columns if rows > 1 else 0, (*arrays, *results))
@@ -90,10 +97,33 @@ def module(code: str) -> Any:
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
-    z = cupy.matmul(x, weight)
+    """y, and what the derivative of f reads.
+
+    The product's epilogue adds the bias and applies relu, whose derivative reads y itself: so the bit mask that the
+    library offers would only be more memory.  It applies gelu by tanh too, but nothing is documented of how exactly,
+    so not where float32 is wanted.  Any other f takes a pass of its own over what the product stored.
+    """
+    x, weight = contiguous(x), contiguous(weight)
+    named, biased = known(f), "" if bias is None else "_BIAS"
+    narrow = run.narrow and weight.dtype == numpy.float32 and named != "IDENTITY"  # as the last layer's mostly is
+    z = cupy.empty((x.shape[0], weight.shape[1]), BFLOAT16 if narrow else weight.dtype)
+    left, right = factor(run, x), factor(run, weight)
+    added = factor(run, bias) if narrow and bias is not None else bias  # an epilogue's vector is of the result's type
+    if named == "RELU" and multiply(run, left, right, z, (False, False), f"RELU{biased}", added):
+        return z, f.keep(None, z)
+    if named == "GELU" and run.precision != "float32" and weight.dtype == numpy.float32:
+        kept = cupy.empty_like(z)
+        if multiply(run, left, right, z, (False, False), f"GELU_AUX{biased}", added, kept):
+            return z, f.keep(kept, z)
+    if bias is not None and multiply(run, left, right, z, (False, False), "BIAS", added):
+        bias = None
+    else:
+        plain(run, left, right, z)
     arrays = [z] if bias is None else [z, bias]
-    kernel = Kernel.of(f.value if bias is None else _biased(f), arrays, vectors=len(arrays) - 1)
+    rule = f.value if bias is None else _biased(f)
+    kernel = Kernel.of(rule, arrays, vectors=len(arrays) - 1, stored=z.dtype if narrow else None)
     if kernel is None:
+        z = widened(z) if narrow else z
         z = z if bias is None else z + bias
         y = f.value(run.backend, z)
         return y, f.keep(z, y)
@@ -105,21 +135,140 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
 def dense_backward(
     run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
-    kernel = None if kept is None else Kernel.of(f.derivative, (kept, dy))
+    """dL/dx (where needed), dL/dW and dL/db.
+
+    dz = dL/dy f'(.) is read three times: for dL/dW, dL/dx and dL/db.  The epilogues that multiply by the slope of relu
+    or gelu belong to the product whose result is dL/dy, which is that of the layer above, and that layer knows nothing
+    of this one's activation (dropout may lie between); so the slope has a pass of its own.  dL/db, the sums of the
+    columns of dz, comes with that pass, or with the product for dL/dW, which saves a launch: see FEW_OPERATIONS.
+    """
+    x, weight, dy = contiguous(x), contiguous(weight), contiguous(dy)
+    narrow = run.precision == "bfloat16" and weight.dtype == numpy.float32
+    kernel = None
+    if kept is not None:
+        kernel = Kernel.of(f.derivative, (kept, dy), stored=BFLOAT16 if narrow else None)
+    few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and by_cublaslt(run)
     db = None
     if kernel is None:
-        dz = f.derivative(run.backend, kept, dy)
-        # a product with ones: a sum over rows would keep only one block busy for every 32 columns
-        db = cupy.matmul(cupy.ones((1, dz.shape[0]), dz.dtype), dz)[0] if has_bias else None
+        if dy.dtype == BFLOAT16 and known(f) != "IDENTITY":
+            kept, dy = kept if kept is None else widened(kept), widened(dy)
+        dz = contiguous(f.derivative(run.backend, kept, dy))
+        dz = rounded(dz) if narrow and dz.dtype != BFLOAT16 else dz
     else:
-        dz = cupy.empty_like(dy)
-        if has_bias:
+        dz = cupy.empty(dy.shape, BFLOAT16 if narrow else dy.dtype)
+        if has_bias and not few:
             db = kernel.sum((kept, dy), dz)
         else:
             kernel.map((kept, dy), (dz,))
     place = run.places and run.places.pop(id(weight), None)
-    dw = cupy.matmul(x.T, dz, out=cupy.empty_like(weight) if place is None else place)
-    return cupy.matmul(dz, weight.T) if need_dx else None, dw, db
+    dw = cupy.empty_like(weight) if place is None else place
+    left = factor(run, x)
+    sums = cupy.empty(dz.shape[1], dw.dtype) if has_bias and db is None and few else None
+    if sums is not None and multiply(run, left, dz, dw, (True, False), "BGRADA", sums):
+        db = sums
+    else:
+        plain(run, left, dz, dw, (True, False))
+    if has_bias and db is None:
+        db = column_sums(run, dz, dw.dtype)
+    if not need_dx:
+        return None, dw, db
+    dx = cupy.empty(x.shape, x.dtype)
+    plain(run, dz, factor(run, weight), dx, (False, True))
+    return dx, dw, db
+
+
+FEW_OPERATIONS = 2.0**30
+"""Operations of a product, up to which it takes so little time (some 20 microseconds) that a launch less is worth more
+than the algorithm that the library would choose if it had no columns to sum up besides.  An estimate, to be measured:
+of large products it was reported that the sums slow them down (NVIDIA/CUDALibrarySamples, issue 90)."""
+
+BFLOAT16 = numpy.dtype(numpy.uint16)
+"""The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy
+nor a layer need know of a type that the standard has not.
+
+Factors are rounded to it, sums and what the optimizer sees are float32.  Where a run is `narrow`, what passes between
+dense layers is stored in it too; otherwise it is float32, and rounded when a product takes it."""
+
+
+def by_cublaslt(run: Any) -> bool:
+    """Whether products are to be tried there first."""
+    return cublaslt.available()
+
+
+def multiply(
+    run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool], epilogue: str,
+    vector: Array | None = None, extra: Array | None = None, precision: str | None = None,
+) -> bool:  # fmt: skip
+    """As `cublaslt.product`, in the precision of the run or another, where that is for arrays of this type."""
+    if not by_cublaslt(run):
+        return False
+    named = "bfloat16" if a.dtype == BFLOAT16 else "float32"
+    if a.dtype == numpy.float32:
+        named = precision or run.precision
+    return cublaslt.product(a, b, out, transposed, epilogue, vector, extra, named)
+
+
+def plain(
+    run: Any, a: Array, b: Array, out: Array, transposed: tuple[bool, bool] = (False, False),
+    precision: str | None = None,
+) -> None:  # fmt: skip
+    """out <- op(a) op(b): by cuBLASLt, or else by CuPy, which knows float32 and float64 only."""
+    if multiply(run, a, b, out, transposed, "DEFAULT", precision=precision):
+        return
+    wanted = precision or run.precision
+    if wanted != "float32" and a.dtype != numpy.float64:
+        raise DeviceError(f"cuBLASLt has no {wanted} product for {a.shape} and {b.shape}: use float32")
+    cupy.matmul(*(m.T if t else m for m, t in zip((a, b), transposed, strict=True)), out=out)
+
+
+def column_sums(run: Any, dz: Array, dtype: Any) -> Array:
+    """The sums of the columns by a product with ones: a sum over rows would keep only one block busy for every 32."""
+    ones, sums = cupy.ones((1, dz.shape[0]), dtype), cupy.empty((1, dz.shape[1]), dtype)
+    narrow = dz.dtype == BFLOAT16
+    plain(run, rounded(ones) if narrow else ones, dz, sums, precision="bfloat16" if narrow else "float32")
+    return sums[0]
+
+
+def factor(run: Any, a: Array) -> Array:
+    """A factor as the products of the run take it: rounded once in a run, for the forward and the backward pass."""
+    if run.precision != "bfloat16" or a.dtype != numpy.float32:
+        return a
+    if id(a) not in run.rounded:
+        run.rounded[id(a)] = a, rounded(a)  # with the array itself, so that no other takes its id
+    return run.rounded[id(a)][1]
+
+
+def rounded(a: Array) -> Array:
+    """A float32 array as bfloat16."""
+    return _stored(a, BFLOAT16)
+
+
+def widened(a: Array) -> Array:
+    """A bfloat16 array as float32, others as they are."""
+    return _stored(a, numpy.float32) if a.dtype == BFLOAT16 else a
+
+
+def _stored(a: Array, dtype: Any) -> Array:
+    a = contiguous(a)
+    kernel = Kernel.of(_itself, (a,), stored=dtype)
+    assert kernel is not None
+    result = cupy.empty(a.shape, dtype)
+    kernel.map((a,), (result,))
+    return result
+
+
+def _itself(b: Backend, a: Array) -> Array:
+    return a * 1.0
+
+
+def contiguous(a: Array) -> Array:
+    """`a`, or where its rows are apart or its columns together, a copy."""
+    return a if a.flags.c_contiguous else a.copy()  # in C order
+
+
+def known(f: Any) -> str:
+    """The activation as epilogues are called; a class has its name for itself, so its text tells what f is."""
+    return {"ReLU()": "RELU", "GELU(approximate=True)": "GELU", "Identity()": "IDENTITY"}.get(repr(f), "")
 
 
 @lru_cache(maxsize=256)

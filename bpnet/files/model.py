@@ -51,6 +51,7 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         "in_shape": list(layout.in_shape),
         "seed": trainer.seed,
         "clip_norm": trainer.clip_norm,
+        "precision": trainer.precision,
         "step_count": trainer.step_count,
         "history": trainer.history.epochs,
         "metadata": _mapping(metadata),
@@ -101,7 +102,8 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
     Its parameters lie where `like` lies, in its library; without it they are NumPy arrays.  Numbers keep the type they
-    were saved in.  A layer of the user's own must have been defined (imported) before.
+    were saved in.  Products have the precision that they were trained with where the library has it, else float32.  A
+    layer of the user's own must have been defined (imported) before.
 
     Raises FileNotFoundError, or FileFormatError where the file is no bpnet model or is damaged.
     """
@@ -122,6 +124,8 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
         own, kept, *moved = (backend.from_host(vector, dtype, device) for vector in (theta, buffers, *vectors))
         if len(trainer.optimizer.init(backend, own)) != len(moved):
             raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")
+        if trainer.precision != "float32" and trainer.precision not in backend.precisions(device):
+            trainer.precision = "float32"
         trainer._adopt(backend, layout, (own, kept, tuple(moved)))
         return trainer
     except FileFormatError as error:
@@ -155,7 +159,8 @@ def _read(path: Path) -> tuple[dict[str, Any], "dict[str, numpy.ndarray[Any, Any
 
 def _trainer(description: dict[str, Any]) -> Trainer:
     network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-    trainer = Trainer(network, loss, optimizer, seed=description["seed"], clip_norm=description["clip_norm"])
+    options = {name: description[name] for name in ("seed", "clip_norm")}
+    trainer = Trainer(network, loss, optimizer, precision=description.get("precision", "float32"), **options)
     trainer.step_count = whole("step_count", description["step_count"], 0)
     if trainer.step_count >= 2**31:
         raise FileFormatError(f"the step count is {trainer.step_count}")
