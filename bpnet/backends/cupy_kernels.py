@@ -89,7 +89,9 @@ def module(code: str) -> Any:
     return cupy.RawModule(code=code, options=options)
 
 
-def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
+def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> Any:
+    if "fused" not in run.backend.techniques:
+        return NotImplemented
     z = cupy.matmul(x, weight)
     arrays = [z] if bias is None else [z, bias]
     kernel = Kernel.of(f.value if bias is None else _biased(f), arrays, vectors=len(arrays) - 1)
@@ -104,7 +106,9 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
 
 def dense_backward(
     run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
-) -> tuple[Array | None, Array, Array | None]:
+) -> Any:
+    if "fused" not in run.backend.techniques:
+        return NotImplemented
     kernel = None if kept is None else Kernel.of(f.derivative, (kept, dy))
     db = None
     if kernel is None:
