@@ -147,11 +147,11 @@ def run(options: argparse.Namespace) -> int:
     if out and "cpu" in devices:
         print(f"\nNot asked for: {', '.join(out)}; --contender NAME or --suite targets brings them.", flush=True)
     if options.device is None and not accelerator():
-        gone = ", ".join(entry.label for entry in ALL.values() if entry.devices == ("cuda",))
+        gone = "; ".join(entry.label for entry in ALL.values() if entry.devices == ("cuda",))
         print(f"\nAbsent: {gone}: {why_no_accelerator()}.", flush=True)
     if options.plot:
         picture.plot(result, options.plot)
-    return 0
+    return 0 if any(report.timed_names([record]) for record in result["cases"]) else 1
 
 
 def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -202,12 +202,14 @@ def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) ->
 def _absent(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Say of every contender on a GPU that it can't take part, and keep that."""
     plan, reason = Plan(options.threads, "cuda"), why_no_accelerator()
+    subject, gone = options.subject or subject_on("cuda"), {}
     for case in cases_of(options, "cuda"):
         lines = {name: Line("absent", reason) for name in names_of(options, "cuda", case)}
-        for mode in case.modes:
-            subject = options.subject or subject_on("cuda")
-            result["cases"].append(record_of(case, mode, plan, subject, 0, {}, lines))
-            print("\n" + report.table(result["cases"][-1]), flush=True)
+        gone |= lines
+        result["cases"] += [record_of(case, mode, plan, subject, 0, {}, lines) for mode in case.modes]
+    print(
+        f"\nAbsent from all {len(result['cases'])} cases: {'; '.join(map(report.label, gone))}: {reason}.", flush=True
+    )
     keep(result, options.json)
 
 
