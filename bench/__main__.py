@@ -202,7 +202,7 @@ def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) ->
 def _absent(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Say of every contender on a GPU that it can't take part, and keep that."""
     plan, reason = Plan(options.threads, "cuda"), why_no_accelerator()
-    subject, gone = options.subject or subject_on("cuda"), {}
+    subject, gone = options.subject or subject_on("cuda"), dict[str, Line]()
     for case in cases_of(options, "cuda"):
         lines = {name: Line("absent", reason) for name in names_of(options, "cuda", case)}
         gone |= lines

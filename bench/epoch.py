@@ -11,19 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from bench.contenders import ALL, Absent
+from bench.contenders import ALL, Absent, subject_on
 from bench.report import columns, significant
 from bench.workloads import WORKLOADS, Task, pool, start_values
 
 
 def epoch(
-    key: str, batch: int, dtype: str, threads: int, rows: int, rounds: int, contender: str = "bpnet"
+    key: str,
+    batch: int,
+    dtype: str,
+    threads: int,
+    rows: int,
+    rounds: int,
+    contender: str = "bpnet",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Seconds of an epoch both ways, alternating in one process; the progress bar is shown, to nobody."""
     from bench.contenders.bpnet_trainer import Bpnet
 
     workload = WORKLOADS[key]
-    task = Task(workload, dtype, batch, threads, "cpu", workload.timing, start_values(workload, dtype))
+    task = Task(workload, dtype, batch, threads, device, workload.timing, start_values(workload, dtype))
     count = max(1, rows // batch)
     parts = [pool(workload, batch, dtype, seed) for seed in range(1, 2 + count // 64)]
     x = np.concatenate([part[0].reshape(-1, workload.inputs) for part in parts])
@@ -54,6 +61,7 @@ def epoch(
         "batch": batch,
         "dtype": dtype,
         "threads": threads,
+        "device": device,
         "rows": len(x),
         "fit_ms": min(t[0] for t in times) * 1e3,
         "steps_ms": min(t[1] for t in times) * 1e3,
@@ -64,13 +72,16 @@ def epoch(
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compare on the workloads and batches asked for: (a) and (d) at 32, 512 and 4096 by default."""
     found = []
-    contender = (options.contender or ["bpnet"])[0]
+    device = "cuda" if options.device == "cupy" else "cpu"
+    contender = (options.contender or [subject_on(device)])[0]
     for key in options.workload or ["a", "d"]:
         for batch in options.batch or [32, 512, 4096]:
             rows = options.rows or max(16384, 8 * batch)
             try:
                 found.append(
-                    epoch(key, batch, options.dtype or "float32", options.threads, rows, options.rounds, contender)
+                    epoch(
+                        key, batch, options.dtype or "float32", options.threads, rows, options.rounds, contender, device
+                    )
                 )
             except Absent as absent:
                 raise SystemExit(f"nothing to measure: {absent}") from None

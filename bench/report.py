@@ -226,12 +226,15 @@ def _crossing(cpu: dict[int, float], cuda: dict[int, float]) -> str:
 # ---- README ---------------------------------------------------------------------------------------------------------
 
 
-def gather(folder: Path) -> Record | None:
-    """The committed runs as one: of every case the latest, all from the machine of the latest run."""
+def gather(folder: Path, gpu: bool = False) -> Record | None:
+    """The committed runs as one, of machines with or without a GPU: of every case the latest, all from one machine.
+
+    That is the machine of the latest run.
+    """
     runs = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "cases" in result:
+        if "cases" in result and bool(result["machine"].get("gpu")) == gpu:
             runs.append(result)
     if not runs:
         return None
@@ -265,6 +268,10 @@ def section(result: Record, picture: str) -> str:
                 f"times as long each peer takes (median of the rounds; above 1, {subject} is faster)."
             )
             parts.append(markdown(rows))
+    parts += [
+        f"({key}) {MODES[mode]}, {dtype}: the GPU overtakes the CPU {where}."
+        for (key, dtype, mode), where in crossings(result["cases"]).items()
+    ]
     workloads = {r["workload"]: r["title"] for r in result["cases"]}
     parts.append("Workloads: " + "; ".join(f"({key}) {title}" for key, title in workloads.items()) + ".")
     parts.append(f"![Throughput against batch size]({picture})")
@@ -272,21 +279,30 @@ def section(result: Record, picture: str) -> str:
 
 
 def write(folder: Path = RESULTS, readme: Path = README) -> None:
-    """Put the table between README's markers and draw the picture beside the results."""
+    """Put the tables between README's markers and draw the pictures beside the results.
+
+    Machines with a GPU have a part and a picture of their own, in which their CPU is shown too.
+    """
     from bench import picture
 
-    result = gather(folder)
-    if result is None:
-        raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    found = {"throughput.svg": gather(folder), "throughput-gpu.svg": gather(folder, gpu=True)}
+    if not any(found.values()):
+        raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{readme} needs the lines {BEGIN} and {END}, once each and in this order")
-    path = folder / "throughput.svg"
-    picture.plot(result, path)
-    try:
-        shown = path.resolve().relative_to(readme.resolve().parent).as_posix()
-    except ValueError:
-        shown = path.as_posix()
+    parts = []
+    for name, result in found.items():
+        if result is None:
+            continue
+        path = folder / name
+        picture.plot(result, path)
+        try:
+            shown = path.resolve().relative_to(readme.resolve().parent).as_posix()
+        except ValueError:
+            shown = path.as_posix()
+        parts.append(section(result, shown))
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{section(result, shown)}\n\n{END}{after}", encoding="utf-8")
-    print(f"wrote {readme} and {path}")
+    body = "\n\n".join(parts)
+    readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+    print(f"wrote {readme}, and beside the results {', '.join(name for name, result in found.items() if result)}")

@@ -261,3 +261,22 @@ def test_where_the_gpu_overtakes_the_cpu(speeds: Any, words: str, tmp_path: Path
     picture.plot(result, tmp_path / "both.svg")
     assert (tmp_path / "both.svg").stat().st_size > 1000
     assert len(picture.families(result["cases"])) == 2
+
+
+def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results.mkdir()
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    machine = {"date": "2026-01-01", "cpu": "A processor", "cores": 2, "system": "Linux", "python": "3.13"}
+    host = {"machine": machine, "threads": 2, "cases": [run_of("cpu", 4, 8.0), run_of("cpu", 64, 9.0)]}
+    both = [run_of(where, batch, speed) for where, batch, speed in (("cpu", 1, 8.0), ("cuda", 1, 2.0))]
+    both += [run_of(where, batch, speed) for where, batch, speed in (("cpu", 16, 8.0), ("cuda", 16, 32.0))]
+    with_gpu = {"machine": machine | {"date": "2026-01-02", "gpu": "Some GPU"}, "threads": 2, "cases": both}
+    for name, run in (("host", host), ("gpu", with_gpu)):
+        (results / f"{name}.json").write_text(json.dumps(run))
+    report.write(results, readme)
+    text = readme.read_text()
+    assert text.index("results/throughput.svg") < text.index("Some GPU") < text.index("results/throughput-gpu.svg")
+    assert "the GPU overtakes the CPU at about 4 rows." in text
+    assert all((results / name).exists() for name in ("throughput.svg", "throughput-gpu.svg"))
