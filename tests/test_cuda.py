@@ -381,7 +381,10 @@ for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
 
 @pytest.fixture
 def watched(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """array(values): an array that bpnet takes for CuPy's; no more are made while `Watched.closed`."""
+    """array(values): an array that bpnet takes for CuPy's, for steps that are launched kernel by kernel.
+
+    No more are made while `Watched.closed`.
+    """
     from bpnet.backends import cupy as seam
 
     def empty(shape: Any, dtype: Any) -> Watched:
@@ -395,6 +398,7 @@ def watched(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(seam.cupy, "array", array, raising=False)
     monkeypatch.setattr(seam.cupy, "empty", empty)
     monkeypatch.setattr(seam.cupy, "empty_like", lambda a: empty(a.shape, a.dtype))
+    monkeypatch.setattr(lent, "compile", lambda function, donate=False: function)
     monkeypatch.setattr(lent, "device", lambda x: Watched.device)
     monkeypatch.setattr(lent, "session", lambda threads=None, device=None: Watched.device)
     monkeypatch.setitem(bp.backends._by_type, Watched, lent)
