@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         _common(command, argparse.SUPPRESS)  # what stands before the command holds too
     profile.add_argument("--steps", type=int, help="steps to take; about two seconds' worth by default")
     epoch.add_argument("--rows", type=int, help="rows of the data; 32 batches by default")
+    epoch.add_argument("--fed", action="store_true", help="the rows stream from NumPy arrays to the device")
     for command in (epoch, imports, threads):
         command.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="10 by default")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")

@@ -1,5 +1,6 @@
 """The instrument on a GPU, as far as it can be proven without one: contenders of NumPy stand in for those of CUDA."""
 
+import importlib.util
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 from bench import __main__ as command  # noqa: E402
-from bench import device, measure, memory, picture, report, roof  # noqa: E402
+from bench import device, epoch, measure, memory, picture, report, roof  # noqa: E402
 from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.process import environment  # noqa: E402
@@ -261,6 +262,16 @@ def test_where_the_gpu_overtakes_the_cpu(speeds: Any, words: str, tmp_path: Path
     picture.plot(result, tmp_path / "both.svg")
     assert (tmp_path / "both.svg").stat().st_size > 1000
     assert len(picture.families(result["cases"])) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bpnet.feeding") is None, reason="no feeding from the host yet")
+def test_an_epoch_whose_rows_stream_to_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    feeding: Any = importlib.import_module("bpnet.feeding")
+    monkeypatch.setattr(feeding, "COMFORTABLE", feeding.COMFORTABLE)  # which it changes
+    found = epoch.epoch("d", 16, "float32", 1, 64, 2, "bpnet-torch", fed=True)
+    assert found["fed"]
+    assert 0 < found["ratio"]["min"] <= found["ratio"]["max"]
 
 
 def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) -> None:
