@@ -89,9 +89,7 @@ def module(code: str) -> Any:
     return cupy.RawModule(code=code, options=options)
 
 
-def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> Any:
-    if "fused" not in run.backend.techniques:
-        return NotImplemented
+def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     z = cupy.matmul(x, weight)
     arrays = [z] if bias is None else [z, bias]
     kernel = Kernel.of(f.value if bias is None else _biased(f), arrays, vectors=len(arrays) - 1)
@@ -106,9 +104,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
 
 def dense_backward(
     run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
-) -> Any:
-    if "fused" not in run.backend.techniques:
-        return NotImplemented
+) -> tuple[Array | None, Array, Array | None]:
     kernel = None if kept is None else Kernel.of(f.derivative, (kept, dy))
     db = None
     if kernel is None:
