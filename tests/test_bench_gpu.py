@@ -4,7 +4,10 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.process import environment  # noqa: E402
 from bench.suites import SUITES  # noqa: E402
-from bench.workloads import WORKLOADS, Task, start_values  # noqa: E402
+from bench.workloads import WORKLOADS, Task, pool, start_values  # noqa: E402
 
 TINY = Plan(threads=1, rounds=3, seconds=0.001)
 ON_CUDA = Plan(threads=1, device="cuda", rounds=3, seconds=0.001)
@@ -199,6 +202,54 @@ def test_contenders_for_a_gpu_compute_the_same_on_the_cpu(precision: str) -> Non
             for name, line in record["contenders"].items():
                 assert line["status"] in ("timed", "absent"), f"{name}: {line}"
             assert record["contenders"]["torch-graph"]["status"] == "timed"
+
+
+@pytest.mark.parametrize("key", ["c", "d"])
+def test_capturing_a_step_of_pytorch_leaves_no_trace(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps before and while capturing train the network, which must be as before when the first step is asked for.
+
+    In the graph's place stands one that runs the work at once and again at each launch.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from bench.contenders.numpy_plain import PlainNumPy
+    from bench.contenders.pytorch_graph import GraphedPyTorch
+
+    launched: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda other: launched.append("wait"))
+    contender_of: list[Any] = []
+
+    class Graph:
+        def replay(self) -> None:
+            launched.append("replay")
+            contender_of[0]._train() if launched.count("train") else contender_of[0]._infer()
+            self.result.copy_(contender_of[0].result)  # a graph writes where it wrote while it was captured
+
+    @contextmanager
+    def capturing(graph: Any) -> Iterator[None]:
+        yield
+        graph.result = contender_of[0].result
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    workload = WORKLOADS[key]
+    task = Task(workload, "float32", 32, 1, "cpu", workload.checking, start_values(workload, "float32"))
+    x, y = pool(workload, 32, "float32")
+    contender, plain = GraphedPyTorch(task), PlainNumPy(task, np)
+    contender.captures = True
+    contender_of.append(contender)
+    np.testing.assert_allclose(contender.host(contender.predict(contender.put(x[0]))), plain.predict(x[0]), atol=1e-5)
+    launched.append("train")
+    for i in range(3):
+        loss = contender.step(contender.put(x[i]), contender.put(y[i]))
+        np.testing.assert_allclose(contender.loss(loss), plain.step(x[i], y[i]), rtol=1e-4)
+    assert launched == ["wait", "wait", "replay", "train", "wait", "wait", *["replay"] * 3]
+    for ours, theirs in zip(contender.parameters(), plain.parameters(), strict=True):
+        assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
+    steps = [state["step"] for state in contender.optimizer.state.values()]
+    assert {float(step) for step in steps} == {3.0}
 
 
 @pytest.mark.parametrize("update", [False, True])

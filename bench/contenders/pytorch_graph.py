@@ -23,6 +23,7 @@ class GraphedPyTorch(PyTorch):
         self.batch: tuple[Any, Any] = (None, None)  # where the graphs read
         self.result: Any = None  # where they write
         self.launches: dict[str, Callable[[], None]] = {}
+        self.captures = task.device == "cuda"
 
     def _train(self) -> None:
         if not self.network.training:
@@ -61,7 +62,7 @@ class GraphedPyTorch(PyTorch):
 
     def _launch_of(self, work: Callable[[], None]) -> Callable[[], None]:
         """`work` captured, with the network and the optimizer as they were before."""
-        if self.task.device == "cpu":
+        if not self.captures:
             return work
         kept = {key: value.clone() for key, value in self.network.state_dict().items()}
         moments = {
