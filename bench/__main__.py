@@ -6,16 +6,19 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import report
+from bench import picture, report, roof
 from bench.contenders import ALL, floor_on, subject_on
-from bench.machine import accelerator, describe
-from bench.measure import Case, Plan, available_cores, contestants, measure
+from bench.machine import accelerator, describe, why_no_accelerator
+from bench.measure import Line, contestants, measure, record_of
+from bench.plan import Case, Plan, available_cores
 from bench.suites import SUITES
-from bench.workloads import WORKLOADS
+from bench.workloads import PRECISIONS, WORKLOADS
+
+FIRST_GUESS = 6.0  # seconds that one contender takes on a GPU in one case, most of them to start
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +41,15 @@ def parser() -> argparse.ArgumentParser:
         choices=("step", "predict"),
         help="full training step, or forward only; as the suite has it by default",
     )
+    top.add_argument(
+        "--precision",
+        action="append",
+        choices=PRECISIONS,
+        help="of products of float32 arrays on a GPU; may be repeated",
+    )
+    top.add_argument(
+        "--limit", type=float, metavar="SECONDS", help="for all cases on a GPU; those that no longer fit are not begun"
+    )
     top.add_argument("--subject", choices=ALL, help="the contender that ratios are taken to")
     top.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput against batch size")
 
@@ -51,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         _common(command, argparse.SUPPRESS)  # what stands before the command holds too
     profile.add_argument("--steps", type=int, help="steps to take; about two seconds' worth by default")
     epoch.add_argument("--rows", type=int, help="rows of the data; 32 batches by default")
+    epoch.add_argument("--fed", action="store_true", help="the rows stream from NumPy arrays to the device")
     for command in (epoch, imports, threads):
         command.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="10 by default")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
@@ -80,16 +93,27 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def cases_of(options: argparse.Namespace) -> list[Case]:
-    """The suite's cases, or the ones asked for by workload and batch."""
+def cases_of(options: argparse.Namespace, device: str = "cpu") -> list[Case]:
+    """The suite's cases on the device, or the ones asked for by workload, batch, type and precision."""
     suite = SUITES[options.suite]
-    if options.workload is None and options.batch is None and options.dtype is None:
-        cases = list(suite.cases)
+    planned = suite.cases if device == "cpu" else suite.cuda
+    asked = (options.workload, options.batch, options.dtype, None if device == "cpu" else options.precision)
+    if all(option is None for option in asked):
+        cases = list(planned)
     else:
-        keys = options.workload or sorted({case.workload for case in suite.cases})
+        keys = options.workload or list(dict.fromkeys(sorted(case.workload for case in planned)))
         dtype = options.dtype or "float32"
-        batches = {key: options.batch or sorted({c.batch for c in suite.cases if c.workload == key}) for key in keys}
-        cases = [Case(key, batch, dtype) for key in keys for batch in batches[key] or WORKLOADS[key].batches]
+        precisions = options.precision or ["float32"]
+        if device == "cpu" or dtype == "float64":
+            precisions = ["float32"]
+        batches = {key: options.batch or sorted({c.batch for c in planned if c.workload == key}) for key in keys}
+        modes = Case.modes if device == "cpu" else ("step",)
+        cases = [
+            Case(key, batch, dtype, modes, precision)
+            for key in keys
+            for precision in precisions
+            for batch in batches[key] or WORKLOADS[key].batches
+        ]
     return [replace(case, modes=tuple(options.mode)) if options.mode else case for case in cases]
 
 
@@ -100,9 +124,10 @@ def devices_of(options: argparse.Namespace) -> list[str]:
     return ["cuda" if options.device == "cupy" else "cpu"]
 
 
-def names_of(options: argparse.Namespace, device: str) -> list[str]:
+def names_of(options: argparse.Namespace, device: str, case: Case | None = None) -> list[str]:
     """The contenders asked for that run on the device, with the subject and the floor first."""
-    wanted = options.contender or SUITES[options.suite].contenders
+    of_case = None if case is None else case.contenders
+    wanted = options.contender or of_case or SUITES[options.suite].contenders
     names = [name for name in wanted if device in ALL[name].devices]
     first = [options.subject or subject_on(device), floor_on(device)]
     return list(dict.fromkeys([*first, *names]))
@@ -110,30 +135,83 @@ def names_of(options: argparse.Namespace, device: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the suite, printing a table after each case and keeping the file up to date."""
-    devices, suite, cases = devices_of(options), SUITES[options.suite], cases_of(options)
     result: dict[str, Any] = {"format": 1, "machine": describe(), "threads": options.threads, "cases": []}
     print(report.heading(result), flush=True)
-    started = time.perf_counter()
-    todo = [(device, case) for device in devices for case in cases]
-    for number, (device, case) in enumerate(todo, 1):
-        plan = Plan(options.threads, device, options.rounds or suite.rounds, options.seconds or suite.seconds)
-        names = names_of(options, device)
-        place = f"[{number}/{len(todo)}] {device} ({case.workload}) {case.dtype} batch {case.batch}"
-
-        def say(text: str, place: str = place) -> None:
-            print(f"{time.perf_counter() - started:7.0f} s  {place}: {text}", file=sys.stderr, flush=True)
-
-        for record in measure(case, contestants(names, plan), plan, options.subject, say):
-            result["cases"].append(record)
-            print("\n" + report.table(record), flush=True)
-            keep(result, options.json)
+    devices = devices_of(options)
+    for device in devices:
+        if device == "cuda" and not accelerator():
+            _absent(options, result)
+        else:
+            _run_on(device, options, result)
     print("\n" + report.overview(result), flush=True)
     out = [ALL[name].label for name in ALL if name not in names_of(options, "cpu") and "cpu" in ALL[name].devices]
     if out and "cpu" in devices:
         print(f"\nNot asked for: {', '.join(out)}; --contender NAME or --suite targets brings them.", flush=True)
+    if options.device is None and not accelerator():
+        gone = "; ".join(entry.label for entry in ALL.values() if entry.devices == ("cuda",))
+        print(f"\nAbsent: {gone}: {why_no_accelerator()}.", flush=True)
     if options.plot:
-        report.plot(result, options.plot)
-    return 0
+        picture.plot(result, options.plot)
+    return 0 if any(report.timed_names([record]) for record in result["cases"]) else 1
+
+
+def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Measure the cases on one device; on a GPU as many as the suite's time allows, and what was left out is kept."""
+    suite, cases = SUITES[options.suite], cases_of(options, device)
+    started = time.monotonic()
+    limit = None if device == "cpu" else options.limit or suite.limit
+    spent = weighed = 0.0  # on the cases so far, and their contenders
+    if device == "cuda" and cases:
+        result["roof"] = roof.measured()
+        print(roof.text(result["roof"]), flush=True)
+        if limit:
+            result["limit_s"] = limit
+            print(f"{len(cases)} cases, at most {limit:.0f} s; those that no longer fit are not begun", flush=True)
+    for number, case in enumerate(cases, 1):
+        names = names_of(options, device, case)
+        place = f"[{number}/{len(cases)}] {device} ({case.workload}) {case.kind} batch {case.batch}"
+        begun = time.monotonic()
+        expected = len(names) * (spent / weighed if weighed else FIRST_GUESS)
+        if limit and begun - started + expected > limit:
+            left = max(0.0, limit - begun + started)
+            reason = f"about {expected:.0f} s would be needed, of {limit:.0f} s are {left:.0f} left"
+            result.setdefault("not_run", []).append(asdict(case) | {"device": device, "reason": reason})
+            print(f"\n{place}: not run: {reason}", flush=True)
+            keep(result, options.json)
+            continue
+        plan = Plan(
+            options.threads,
+            device,
+            options.rounds or suite.rounds,
+            options.seconds or suite.seconds,
+            deadline=started + limit if limit else None,
+        )
+
+        def say(text: str, place: str = place) -> None:
+            print(f"{time.monotonic() - started:7.0f} s  {place}: {text}", file=sys.stderr, flush=True)
+
+        for record in measure(case, contestants(names, plan), plan, options.subject, say):
+            result["cases"].append(record | roof.of_case(result.get("roof"), record))
+            print("\n" + report.table(result["cases"][-1]), flush=True)
+            keep(result, options.json)
+        spent, weighed = spent + time.monotonic() - begun, weighed + len(names)
+    if limit:
+        result["seconds"] = round(time.monotonic() - started, 1)
+        keep(result, options.json)
+
+
+def _absent(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Say of every contender on a GPU that it can't take part, and keep that."""
+    plan, reason = Plan(options.threads, "cuda"), why_no_accelerator()
+    subject, gone = options.subject or subject_on("cuda"), dict[str, Line]()
+    for case in cases_of(options, "cuda"):
+        lines = {name: Line("absent", reason) for name in names_of(options, "cuda", case)}
+        gone |= lines
+        result["cases"] += [record_of(case, mode, plan, subject, 0, {}, lines) for mode in case.modes]
+    print(
+        f"\nAbsent from all {len(result['cases'])} cases: {'; '.join(map(report.label, gone))}: {reason}.", flush=True
+    )
+    keep(result, options.json)
 
 
 def keep(result: dict[str, Any], path: Path | None) -> None:

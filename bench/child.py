@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from bench import device
 from bench.contenders import ALL, Absent, Contender, Entry, make, module_of
 from bench.workloads import WORKLOADS, Array, Task
 
 CHECKED_STEPS = 3
 CHECKED_ROWS = 256  # of the predictions
+QUEUED_STEPS = 8
 
 
 class Session:
@@ -40,9 +42,13 @@ class Session:
             order["device"],
             self.workload.timing,
             values,
+            order["precision"],
         )
         self.contender: Contender | None = None
         self.data: list[tuple[Any, Any]] = []
+        self.together = 1  # training steps in one call
+        self.stacks: list[tuple[Any, Any]] = []  # so many batches in one array each
+        self.handed_over = 0.0  # seconds of the last run until all work had been handed to the device
         self.next = 0
         self.before = 0
 
@@ -58,21 +64,27 @@ class Session:
         """Train for a few steps from the common start, and leave the results in the folder to be compared."""
         settings = replace(self.workload.checking, **changes)
         contender = make(self.entry, replace(self.task, settings=settings, batch=rows))
-        answer: dict[str, Any] = {"comparable": contender.has_results, "epsilon_first": contender.epsilon_first}
+        answer: dict[str, Any] = {"comparable": contender.has_results, "epsilon_first": self.entry.epsilon_first}
         if contender.has_results:
             x, y = self._pool()
-            batches = [
-                (contender.put(x[i % len(x), :rows]), contender.put(y[i % len(y), :rows])) for i in range(CHECKED_STEPS)
-            ]
+            parts = [(x[i % len(x), :rows], y[i % len(y), :rows]) for i in range(CHECKED_STEPS)]
+            batches = [(contender.put(bx), contender.put(by)) for bx, by in parts]
             outputs = contender.host(contender.predict(batches[0][0]))[:CHECKED_ROWS].astype(np.float64)
             if self.workload.loss == "cross_entropy" and not contender.probabilities:
                 outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
                 outputs /= outputs.sum(axis=1, keepdims=True)
-            losses = [contender.loss(contender.step(*batches[i])) for i in range(CHECKED_STEPS)]
+            if contender.together > 1:
+                stacks = [contender.put(np.stack(some)) for some in zip(*parts, strict=True)]
+                losses = contender.losses(contender.several(*stacks))
+            else:
+                losses = [contender.loss(contender.step(*batch)) for batch in batches]
             values = {f"parameter_{i}": np.asarray(value) for i, value in enumerate(contender.parameters())}
             values |= {"outputs": outputs, "losses": np.array(losses)}
             np.savez(os.path.join(self.folder, f"{name}.npz"), **values)  # type: ignore[arg-type]
         answer["versions"] = versions()
+        if self.task.device == "cuda":
+            del contender
+            device.release()
         return answer
 
     def prepare(self, mode: str) -> dict[str, Any]:
@@ -81,6 +93,10 @@ class Session:
             self.contender = contender = make(self.entry, self.task)
             x, y = self._pool()
             self.data = [(contender.put(x[i]), contender.put(y[i])) for i in range(len(x))]
+            self.together = k = min(contender.together, len(x))
+            if k > 1:
+                places = range(0, len(x) - k + 1, k)
+                self.stacks = [(contender.put(x[i : i + k]), contender.put(y[i : i + k])) for i in places]
             del x, y
         self.before = reset_peak_memory()
         self._run(mode, 1)
@@ -93,12 +109,21 @@ class Session:
         """Time this many steps, after a few that wake the threads and fill the caches."""
         if warm:
             self._run(mode, warm)
-        return {"seconds": self._run(mode, steps)}
+        answer = {"seconds": self._run(mode, steps)}
+        if self.task.device == "cuda":  # few enough steps that the host never waits for room in the device's queue
+            few = min(steps, QUEUED_STEPS)
+            self._run(mode, few)
+            answer["host"] = self.handed_over / few
+        return answer
 
     def _run(self, mode: str, steps: int) -> float:
-        contender, data, start = self.contender, self.data, self.next
+        """Seconds of so many steps; where several are taken in one call, of the calls they take, in proportion."""
+        contender, start = self.contender, self.next
         assert contender is not None
-        batches = [data[(start + i) % len(data)] for i in range(steps)]
+        together = self.together if mode == "step" else 1
+        data = self.stacks if together > 1 else self.data
+        calls = -(-steps // together)
+        batches = [data[(start + i) % len(data)] for i in range(calls)]
         result = None
         begin = time.perf_counter()
         if mode == "predict":
@@ -106,18 +131,22 @@ class Session:
             for x, _ in batches:
                 result = predict(x)
         else:
-            step = contender.step
+            step = contender.several if together > 1 else contender.step
             for x, y in batches:
                 result = step(x, y)
+        handed_over = time.perf_counter() - begin
         contender.wait(result)
         seconds = time.perf_counter() - begin
-        self.next = (start + steps) % len(data)
-        return seconds
+        self.next = (start + calls) % len(data)
+        share = steps / (calls * together)
+        self.handed_over = handed_over * share
+        return seconds * share
 
     def memory(self) -> dict[str, Any]:
         """Bytes: the most this process held while it was timed, and how much of that came on top of the data."""
         peak = peak_memory()
-        return {"peak": peak, "above": max(0, peak - self.before) if self.before else None}
+        answer = {"peak": peak, "above": max(0, peak - self.before) if self.before else None}
+        return answer | ({"device": device.peak()} if self.task.device == "cuda" else {})
 
 
 def rest(quiet: float = 0.025, limit: float = 0.5) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import statistics
 import time
@@ -11,26 +12,40 @@ from typing import Any
 
 import numpy as np
 
-from bench.contenders import ALL, Absent
+from bench.contenders import ALL, Absent, subject_on
 from bench.report import columns, significant
 from bench.workloads import WORKLOADS, Task, pool, start_values
 
 
 def epoch(
-    key: str, batch: int, dtype: str, threads: int, rows: int, rounds: int, contender: str = "bpnet"
+    key: str,
+    batch: int,
+    dtype: str,
+    threads: int,
+    rows: int,
+    rounds: int,
+    contender: str = "bpnet",
+    device: str = "cpu",
+    fed: bool = False,
 ) -> dict[str, Any]:
-    """Seconds of an epoch both ways, alternating in one process; the progress bar is shown, to nobody."""
+    """Seconds of an epoch both ways, alternating in one process; the progress bar is shown, to nobody.
+
+    `fed` leaves the rows of `fit` in NumPy arrays, from which they stream to the device; else they lie there already.
+    """
     from bench.contenders.bpnet_trainer import Bpnet
 
     workload = WORKLOADS[key]
-    task = Task(workload, dtype, batch, threads, "cpu", workload.timing, start_values(workload, dtype))
+    task = Task(workload, dtype, batch, threads, device, workload.timing, start_values(workload, dtype))
     count = max(1, rows // batch)
     parts = [pool(workload, batch, dtype, seed) for seed in range(1, 2 + count // 64)]
     x = np.concatenate([part[0].reshape(-1, workload.inputs) for part in parts])
     y = np.concatenate([part[1].reshape(-1, *part[1].shape[2:]) for part in parts])
     x, y = np.resize(x, (count * batch, *x.shape[1:])), np.resize(y, (count * batch, *y.shape[1:]))
-    bare, fitted = Bpnet(task, **ALL[contender].options), Bpnet(task, **ALL[contender].options)
-    on_device = bare.put(x), bare.put(y)
+    made = ALL[contender].options
+    bare, fitted = Bpnet(task, **made), Bpnet(task, **made, **({"device": made["backend"]} if fed else {}))
+    if fed:  # also where the device would have room for all of them
+        importlib.import_module("bpnet.feeding").COMFORTABLE = 0.0  # type: ignore[attr-defined]
+    rows_of_fit = (x, y) if fed else (bare.put(x), bare.put(y))
     batches = [(bare.put(x[i : i + batch]), bare.put(y[i : i + batch])) for i in range(0, len(x), batch)]
 
     def steps() -> float:
@@ -43,7 +58,7 @@ def epoch(
     def fit() -> float:
         with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):
             begin = time.perf_counter()
-            fitted.trainer.fit(*on_device, epochs=1, batch_size=batch, progress=True)
+            fitted.trainer.fit(*rows_of_fit, epochs=1, batch_size=batch, progress=True)
             return time.perf_counter() - begin
 
     steps(), fit()
@@ -54,6 +69,8 @@ def epoch(
         "batch": batch,
         "dtype": dtype,
         "threads": threads,
+        "device": device,
+        "fed": fed,
         "rows": len(x),
         "fit_ms": min(t[0] for t in times) * 1e3,
         "steps_ms": min(t[1] for t in times) * 1e3,
@@ -64,13 +81,24 @@ def epoch(
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compare on the workloads and batches asked for: (a) and (d) at 32, 512 and 4096 by default."""
     found = []
-    contender = (options.contender or ["bpnet"])[0]
+    device = "cuda" if options.device == "cupy" else "cpu"
+    contender = (options.contender or [subject_on(device)])[0]
     for key in options.workload or ["a", "d"]:
         for batch in options.batch or [32, 512, 4096]:
             rows = options.rows or max(16384, 8 * batch)
             try:
                 found.append(
-                    epoch(key, batch, options.dtype or "float32", options.threads, rows, options.rounds, contender)
+                    epoch(
+                        key,
+                        batch,
+                        options.dtype or "float32",
+                        options.threads,
+                        rows,
+                        options.rounds,
+                        contender,
+                        device,
+                        options.fed,
+                    )
                 )
             except Absent as absent:
                 raise SystemExit(f"nothing to measure: {absent}") from None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.measure import ROOT
+from bench.plan import ROOT
 from bench.report import columns, significant
 
 STATEMENTS = {

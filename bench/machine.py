@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from bench.measure import available_cores
+from bench.plan import available_cores
 
 
 def processor() -> str:
@@ -23,12 +24,24 @@ def processor() -> str:
 
 def accelerator() -> str | None:
     """The name of the first CUDA device, where CuPy finds one."""
+    return _device()[0]
+
+
+def why_no_accelerator() -> str:
+    """What CuPy says where it finds no CUDA device."""
+    return _device()[1]
+
+
+@lru_cache(maxsize=1)
+def _device() -> tuple[str | None, str]:
     try:
         import cupy
 
-        return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
-    except Exception:
-        return None
+        return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()), ""
+    except ModuleNotFoundError:
+        return None, "CuPy is not installed"
+    except Exception as error:
+        return None, f"CuPy finds no CUDA device: {error}"
 
 
 def describe() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures for people: a table a case, one over all cases, a picture, and README's part that is made of them."""
+"""Figures for people: a table a case, one over all cases, and README's part that is made of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ Record = dict[str, Any]
 def label(name: str) -> str:
     """A contender's name for people."""
     return ALL[name].label if name in ALL else name
+
+
+def kind_of(record: Record) -> str:
+    """The type of the arrays, or where products are less exact than that, their precision."""
+    precision = record.get("precision", "float32")
+    return str(record["dtype"] if precision == "float32" else precision)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -66,10 +72,17 @@ def heading(result: Record) -> str:
 def table(record: Record) -> str:
     """One case: every contender by its best time, with those that were not timed below and why."""
     subject = record["subject"]
+    where = f"{record['threads']} threads" if record["device"] == "cpu" else "GPU"
     title = (
-        f"({record['workload']}) {record['title']}, {record['dtype']}, batch {record['batch']}, "
-        f"{MODES[record['mode']]}, {record['threads']} threads, {record['rounds']} rounds"
+        f"({record['workload']}) {record['title']}, {kind_of(record)}, batch {record['batch']}, "
+        f"{MODES[record['mode']]}, {where}, {record['rounds']} rounds"
     )
+    if "roof_products_ms" in record:
+        title += (
+            f"; at the device's measured rates its products take {significant(record['roof_products_ms'])} ms, "
+            f"the update's traffic {significant(record['roof_update_ms'])}"
+        )
+    on_gpu = record["device"] != "cpu"
     header = [
         "",
         "rows/s",
@@ -79,13 +92,16 @@ def table(record: Record) -> str:
         "x floor",
         f"time / {subject}",
         "(min .. max)",
-        "peak MB",
-        "above MB",
+        *(("host us", "device MB") if on_gpu else ("peak MB", "above MB")),
     ]
     timed = {n: line for n, line in record["contenders"].items() if line["status"] == "timed"}
     rows = [header]
     for name, line in sorted(timed.items(), key=lambda item: item[1]["best_ms"]):
         ratio, over, memory = line["ratio"], line["over_floor"], line["memory"]
+
+        def megabytes(name: str, memory: dict[str, float] = memory) -> str:
+            return f"{memory[name]:,.0f}" if name in memory else ""
+
         rows.append(
             [
                 label(name),
@@ -96,8 +112,11 @@ def table(record: Record) -> str:
                 f"{over['median']:.2f}" if over else "",
                 f"{ratio['median']:.2f}" if ratio else "",
                 f"({ratio['min']:.2f} .. {ratio['max']:.2f})" if ratio else "",
-                f"{memory['peak_mb']:,.0f}" if "peak_mb" in memory else "",
-                f"{memory['above_mb']:,.0f}" if "above_mb" in memory else "",
+                *(
+                    (f"{line['host_us']:,.1f}" if "host_us" in line else "", megabytes("device_mb"))
+                    if on_gpu
+                    else (megabytes("peak_mb"), megabytes("above_mb"))
+                ),
             ]
         )
     left_out = [
@@ -110,7 +129,7 @@ def _rank(name: str) -> int:
     return list(ALL).index(name) if name in ALL else len(ALL)
 
 
-def _names(records: Iterable[Record]) -> list[str]:
+def timed_names(records: Iterable[Record]) -> list[str]:
     """The contenders timed in any of the records, in the registry's order."""
     return sorted({n for r in records for n, line in r["contenders"].items() if line["status"] == "timed"}, key=_rank)
 
@@ -119,16 +138,7 @@ def _peers(records: list[Record]) -> list[str]:
     """The contenders that a subject is compared with: neither itself nor the floor."""
     subjects = {r["subject"] for r in records}
     floors = {floor_on(r["device"]) for r in records}
-    return [name for name in _names(records) if name not in subjects | floors]
-
-
-def families(records: list[Record]) -> list[list[Record]]:
-    """The records in groups that differ in nothing but the batch size, which grows."""
-    found: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        key = (record["device"], record["workload"], record["dtype"], record["mode"])
-        found.setdefault(key, []).append(record)
-    return [sorted(group, key=lambda r: r["batch"]) for group in found.values()]
+    return [name for name in timed_names(records) if name not in subjects | floors]
 
 
 def ratio_rows(records: list[Record]) -> list[list[str]]:
@@ -142,7 +152,8 @@ def ratio_rows(records: list[Record]) -> list[list[str]]:
             continue
         over = own["over_floor"]
         cells = [
-            f"({record['workload']}) {record['batch']:,}" + (" float64" if record["dtype"] == "float64" else ""),
+            f"({record['workload']}) {record['batch']:,}"
+            + ("" if kind_of(record) == "float32" else f" {kind_of(record)}"),
             significant(own["best_ms"]),
             f"{over['median']:.2f}" if over else "",
         ]
@@ -171,100 +182,59 @@ def overview(result: Record) -> str:
                     f"{MODES[mode]} on {device}: time over that of {subject}, median of rounds "
                     f"(above 1: {subject} is faster)\n{columns(rows)}"
                 )
+    parts += [
+        f"({key}) {MODES[mode]}, {dtype}: the GPU overtakes the CPU {where}"
+        for (key, dtype, mode), where in crossings(result["cases"]).items()
+    ]
     return "\n\n".join(parts)
 
 
-# ---- the picture ----------------------------------------------------------------------------------------------------
+def crossings(records: list[Record]) -> dict[tuple[str, str, str], str]:
+    """By workload, type and mode: from which batch on bpnet is faster on the GPU than on the CPU, in words.
 
-_COLOURS = {
-    "bpnet": "#d62728",
-    "bpnet-jit": "#9467bd",
-    "bpnet-torch": "#ff9896",
-    "bpnet-jax": "#f7b6d2",
-    "bpnet-cupy": "#d62728",
-    "torch": "#ff7f0e",
-    "torch-compile": "#bcbd22",
-    "jax": "#1f77b4",
-    "keras": "#17becf",
-    "sklearn": "#2ca02c",
-    "thinc": "#8c564b",
-    "numpy": "#7f7f7f",
-    "cupy": "#7f7f7f",
-    "floor": "#000000",
-    "floor-cupy": "#000000",
-}
+    Of the CPU, the fastest of the contenders that are bpnet on NumPy; between two batches where one overtakes the other
+    the crossing is read off on a logarithmic scale.
+    """
+    speeds: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    for record in records:
+        if record.get("precision", "float32") != "float32":
+            continue
+        own = ("bpnet", "bpnet-jit") if record["device"] == "cpu" else (record["subject"],)
+        lines = [record["contenders"].get(name, {}) for name in own]
+        found = [line["rows_per_second"] for line in lines if line.get("status") == "timed"]
+        if found:
+            key = record["workload"], record["dtype"], record["mode"]
+            speeds.setdefault(key, {}).setdefault(record["device"], {})[record["batch"]] = max(found)
+    return {key: _crossing(devices["cpu"], devices["cuda"]) for key, devices in speeds.items() if len(devices) == 2}
 
 
-def plot(result: Record, path: Path) -> None:
-    """Throughput against batch size, both logarithmic; one panel for each workload and mode, one line a contender."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"no picture: matplotlib is not installed, {path} was not written")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    panels = [family for family in families(result["cases"]) if len(family) > 1] or families(result["cases"])
-    across = min(len(panels), 2)
-    down = -(-len(panels) // across)
-    with matplotlib.rc_context({"svg.hashsalt": "bench", "svg.fonttype": "path", "font.size": 10}):
-        figure, axes = pyplot.subplots(
-            down, across, figsize=(6.4 * across, 4.8 * down), squeeze=False, layout="constrained"
-        )
-        for panel in axes.flat[len(panels) :]:
-            panel.set_visible(False)
-        for panel, family in zip(axes.flat, panels, strict=False):
-            first = family[0]
-            for name in _names(family):
-                timed = [r for r in family if r["contenders"].get(name, {}).get("status") == "timed"]
-                own, floor = name == first["subject"], name == floor_on(first["device"])
-                panel.plot(
-                    [r["batch"] for r in timed],
-                    [r["contenders"][name]["rows_per_second"] for r in timed],
-                    label=label(name),
-                    color=_COLOURS.get(name),
-                    linestyle="--" if floor else "-",
-                    linewidth=2.6 if own else 1.4,
-                    marker="o",
-                    markersize=5 if own else 3.5,
-                    zorder=3 if own else 2,
-                )
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            batches = [r["batch"] for r in family]
-            panel.set_xticks(batches, [f"{b:,}" for b in batches], rotation=45, ha="right", rotation_mode="anchor")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            panel.set_xlabel("rows in a batch")
-            panel.set_ylabel("rows per second")
-            dtype = "" if first["dtype"] == "float32" else f", {first['dtype']}"
-            device = "" if first["device"] == "cpu" else ", GPU"
-            panel.set_title(
-                f"({first['workload']}) {MODES[first['mode']]}{dtype}{device}\n{first['title']}", fontsize=10
-            )
-            panel.grid(True, which="major", alpha=0.3)
-        shown = {
-            text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2 * across, fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=110, metadata=metadata)
-        pyplot.close(figure)
+def _crossing(cpu: dict[int, float], cuda: dict[int, float]) -> str:
+    gains = [(batch, math.log(cuda[batch] / cpu[batch])) for batch in sorted(cpu.keys() & cuda.keys())]
+    behind = [place for place, (_, gain) in enumerate(gains) if gain < 0]
+    if not gains:
+        return "at an unknown batch: none was measured on both"
+    if not behind:
+        return f"at every batch measured, the smallest being {gains[0][0]:,}"
+    last = behind[-1]
+    if last == len(gains) - 1:
+        return f"at no batch measured, the largest being {gains[-1][0]:,}"
+    (small, below), (large, above) = gains[last : last + 2]
+    share = -below / (above - below)
+    return f"at about {round(small * (large / small) ** share):,} rows"
 
 
 # ---- README ---------------------------------------------------------------------------------------------------------
 
 
-def gather(folder: Path) -> Record | None:
-    """The committed runs as one: of every case the latest, all from the machine of the latest run."""
+def gather(folder: Path, gpu: bool = False) -> Record | None:
+    """The committed runs as one, of machines with or without a GPU: of every case the latest, all from one machine.
+
+    That is the machine of the latest run.
+    """
     runs = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "cases" in result:
+        if "cases" in result and bool(result["machine"].get("gpu")) == gpu:
             runs.append(result)
     if not runs:
         return None
@@ -274,7 +244,7 @@ def gather(folder: Path) -> Record | None:
     cases: dict[tuple[Any, ...], Record] = {}
     for result in same:
         for record in result["cases"]:
-            key = (record["device"], record["workload"], record["dtype"], record["mode"], record["batch"])
+            key = (record["device"], record["workload"], kind_of(record), record["mode"], record["batch"])
             cases[key] = record
     return {**last, "cases": [cases[key] for key in sorted(cases)]}
 
@@ -298,6 +268,10 @@ def section(result: Record, picture: str) -> str:
                 f"times as long each peer takes (median of the rounds; above 1, {subject} is faster)."
             )
             parts.append(markdown(rows))
+    parts += [
+        f"({key}) {MODES[mode]}, {dtype}: the GPU overtakes the CPU {where}."
+        for (key, dtype, mode), where in crossings(result["cases"]).items()
+    ]
     workloads = {r["workload"]: r["title"] for r in result["cases"]}
     parts.append("Workloads: " + "; ".join(f"({key}) {title}" for key, title in workloads.items()) + ".")
     parts.append(f"![Throughput against batch size]({picture})")
@@ -305,19 +279,30 @@ def section(result: Record, picture: str) -> str:
 
 
 def write(folder: Path = RESULTS, readme: Path = README) -> None:
-    """Put the table between README's markers and draw the picture beside the results."""
-    result = gather(folder)
-    if result is None:
-        raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
+    """Put the tables between README's markers and draw the pictures beside the results.
+
+    Machines with a GPU have a part and a picture of their own, in which their CPU is shown too.
+    """
+    from bench import picture
+
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    found = {"throughput.svg": gather(folder), "throughput-gpu.svg": gather(folder, gpu=True)}
+    if not any(found.values()):
+        raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{readme} needs the lines {BEGIN} and {END}, once each and in this order")
-    picture = folder / "throughput.svg"
-    plot(result, picture)
-    try:
-        shown = picture.resolve().relative_to(readme.resolve().parent).as_posix()
-    except ValueError:
-        shown = picture.as_posix()
+    parts = []
+    for name, result in found.items():
+        if result is None:
+            continue
+        path = folder / name
+        picture.plot(result, path)
+        try:
+            shown = path.resolve().relative_to(readme.resolve().parent).as_posix()
+        except ValueError:
+            shown = path.as_posix()
+        parts.append(section(result, shown))
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{section(result, shown)}\n\n{END}{after}", encoding="utf-8")
-    print(f"wrote {readme} and {picture}")
+    body = "\n\n".join(parts)
+    readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+    print(f"wrote {readme}, and beside the results {', '.join(name for name, result in found.items() if result)}")

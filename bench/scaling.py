@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from bench.contenders import ALL
-from bench.measure import Case, Contestant, Plan, measure
+from bench.measure import measure
+from bench.plan import Case, Contestant, Plan
 from bench.report import columns, label, significant
 
 

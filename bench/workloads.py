@@ -11,6 +11,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 BATCHES = (1, 32, 128, 512, 2048, 8192, 32768, 65536, 131072)
+CUDA_BATCHES = (128, 512, 2048, 8192, 32768, 65536, 131072, 262144)
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of the products, where arrays are float32; the lower ones on a GPU only
+
 POOL_ROWS = 16384  # rows to draw batches from, so that successive steps see fresh data
 POOL_BATCHES = 64
 
@@ -64,6 +67,10 @@ class Workload:
 
     def dense(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.kind == "dense"]
+
+    def widths(self) -> int:
+        """The widths of all layers whose outputs are new arrays, added up."""
+        return sum(layer.units for layer in self.layers if layer.kind in ("dense", "batchnorm"))
 
     def has(self, kind: str) -> bool:
         return any(layer.kind == kind for layer in self.layers)
@@ -152,6 +159,16 @@ WORKLOADS = {
             Settings(lr=1e-6),
             batches=(4, *BATCHES[1:6]),
         ),
+        Workload(
+            "g",
+            "4096-8x4096-10 relu, cross-entropy, Adam: for a GPU",
+            _perceptron((4096,) * 9 + (10,), "relu"),
+            "cross_entropy",
+            "adam",
+            replace(_ADAM_CHECK, lr=2e-5),
+            _ADAM_TIME,
+            batches=CUDA_BATCHES,
+        ),
     )
 }
 
@@ -177,10 +194,15 @@ def start_values(workload: Workload, dtype: str, seed: int = 0) -> list[Array]:
     return [value.astype(dtype) for value in values]
 
 
+def pool_batches(batch: int) -> int:
+    """How many batches there are to cycle through."""
+    return min(POOL_BATCHES, max(1, POOL_ROWS // batch))
+
+
 def pool(workload: Workload, batch: int, dtype: str, seed: int = 1) -> tuple[Array, Array]:
     """Batches to cycle through: x of shape (batches, batch, inputs), y of shape (batches, batch) or (..., outputs)."""
     rng = np.random.default_rng(seed)
-    count = min(POOL_BATCHES, max(1, POOL_ROWS // batch))
+    count = pool_batches(batch)
     if workload.key == "e":
         rows = np.resize(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype), (count, batch, 2))
         return rows, (rows[..., :1] != rows[..., 1:]).astype(dtype)
@@ -201,6 +223,7 @@ class Task:
     device: str  # "cpu" or "cuda"
     settings: Settings
     start: list[Array] = field(repr=False)
+    precision: str = "float32"  # one of PRECISIONS
 
     def parameters_of(self, layer: Layer, taken: int) -> list[Array]:
         """The start values of a layer, of which ``taken`` came before."""

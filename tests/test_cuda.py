@@ -126,29 +126,30 @@ def aligned(a: np.ndarray) -> np.ndarray:
 def test_nvidias_compiler_takes_it(
     dtype: str, rule: Any, arrays: int, vectors: int, scalars: tuple[float, ...]
 ) -> None:
-    compiled(source(Form(rule, arrays, vectors, len(scalars), dtype)).code, dtype)
+    compiled(source(Form(rule, arrays, vectors, len(scalars), dtype)).code)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nvidias_compiler_takes_the_mask(dtype: str) -> None:
-    compiled(keep_mask_source(dtype), dtype)
+    compiled(keep_mask_source(dtype))
 
 
-ARCHITECTURES = {"float32": "sm_90", "float64": "sm_80"}
-"""What kernels of each type are compiled for here: each takes a quarter of a second, and none depends on it."""
+ARCHITECTURES = ("sm_80", "sm_90")
+"""What kernels are compiled for here, a sixth of a second each."""
 
 
-def compiled(code: str, dtype: str) -> None:
+def compiled(code: str) -> None:
     nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
-    try:
-        program = nvrtc.createProgram(code, "rule.cu", [], [])
-    except Exception as error:  # CuPy without NVIDIA's compiler
-        pytest.skip(f"NVRTC can't be used: {error}")
-    try:
-        nvrtc.compileProgram(program, [f"-arch={ARCHITECTURES[dtype]}", *OPTIONS])
-    except nvrtc.NVRTCError:
-        pytest.fail(nvrtc.getProgramLog(program))
-    assert len(nvrtc.getCUBIN(program)) > 1000
+    for architecture in ARCHITECTURES:
+        try:
+            program = nvrtc.createProgram(code, "rule.cu", [], [])
+        except Exception as error:  # CuPy without NVIDIA's compiler
+            pytest.skip(f"NVRTC can't be used: {error}")
+        try:
+            nvrtc.compileProgram(program, [f"-arch={architecture}", *OPTIONS])
+        except nvrtc.NVRTCError:
+            pytest.fail(nvrtc.getProgramLog(program))
+        assert len(nvrtc.getCUBIN(program)) > 1000
 
 
 @EVERY
@@ -326,3 +327,135 @@ def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     for result, array, old in zip(results, arrays, before, strict=False):
         assert (result is array) == donate
         assert donate or np.array_equal(array, old)
+
+
+def test_without_fused_rules_the_definitions_run(lent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("a kernel of a rule was launched")
+
+    from bpnet.backends import cupy as seam
+    from bpnet.backends import cupy_kernels
+
+    for module in (seam, cupy_kernels):
+        monkeypatch.setattr(module, "module", refuse)
+    lent.techniques = lent.techniques - {"fused"}
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(s).view(Lent) for s in ((9, 5), (5, 12), (9, 12)))
+    f, run, plain = bp.Tanh(), Run(lent), Run(bp.backends.Backend(lent.xp))
+    y, kept = dense_forward(run, x, weight, None, f)
+    expected, _ = dense_forward(plain, x, weight, None, f)
+    np.testing.assert_array_equal(y, expected)
+    found = dense_backward(run, x, weight, kept, dy, f, True, True)
+    for a, e in zip(found, dense_backward(plain, x, weight, kept, dy, f, True, True), strict=True):
+        np.testing.assert_array_equal(a, e)
+    np.testing.assert_array_equal(lent.fuse(f.value)(lent, x), np.tanh(x))
+    (result,) = lent.sweep(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
+    np.testing.assert_array_equal(result, x.reshape(-1) - 0.1 * x.reshape(-1))
+    mask = lent.keep_mask((3, 8), (50, 33), 0.7, np.dtype("float64"), "cpu")
+    np.testing.assert_array_equal(
+        mask, bp.backends.Backend(lent.xp).keep_mask((3, 8), (50, 33), 0.7, mask.dtype, "cpu")
+    )
+
+
+class Here(str):
+    """NumPy's device, which can be made the current one as CuPy's can."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Watched(Lent):
+    """An array of which a step may not ask a value: that would wait for the device."""
+
+    device = Here("cpu")
+    closed = False
+
+
+def door(name: str) -> Callable[..., Any]:
+    def method(self: Watched, *arguments: Any) -> Any:
+        assert not Watched.closed, f"the host asks a device for a value, by {name}"
+        return getattr(np.ndarray, name)(self, *arguments)
+
+    return method
+
+
+for name in ("__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+    setattr(Watched, name, door(name))
+
+
+@pytest.fixture
+def watched(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """array(values): an array that bpnet takes for CuPy's, for steps that are launched kernel by kernel.
+
+    No more are made while `Watched.closed`.
+    """
+    from bpnet.backends import cupy as seam
+
+    def empty(shape: Any, dtype: Any) -> Watched:
+        return aligned(np.empty(shape, dtype)).view(Watched)
+
+    def array(values: Any) -> Watched:
+        assert not Watched.closed, "something is copied to the device"
+        return aligned(np.asarray(values)).view(Watched)
+
+    monkeypatch.setattr(Watched, "closed", False)
+    monkeypatch.setattr(seam.cupy, "array", array, raising=False)
+    monkeypatch.setattr(seam.cupy, "empty", empty)
+    monkeypatch.setattr(seam.cupy, "empty_like", lambda a: empty(a.shape, a.dtype))
+    monkeypatch.setattr(lent, "compile", lambda function, donate=False: function)
+    monkeypatch.setattr(lent, "device", lambda x: Watched.device)
+    monkeypatch.setattr(lent, "session", lambda threads=None, device=None: Watched.device)
+    monkeypatch.setitem(bp.backends._by_type, Watched, lent)
+    return array
+
+
+EVERY_LAYER = bp.Sequential(
+    bp.Dense(8, "tanh"),
+    bp.BatchNorm(),
+    bp.Flatten(),
+    bp.Dense(32, "relu"),
+    bp.Dropout(0.2),
+    bp.Residual(bp.Sequential(*(bp.Dense(32, f) for f in ACTIVATIONS))),
+    bp.Residual(bp.Sequential(*ACTIVATIONS, bp.Softmax(), bp.Identity())),
+    bp.Dense(5),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("optimizer", "state"), OPTIMIZERS, ids=str)
+def test_a_step_asks_the_device_for_nothing(
+    dtype: str, optimizer: Any, state: int, lent: Any, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every layer and optimizer, trained through CuPy's seam, and as NumPy trains them."""
+    monkeypatch.setattr(type(bp.backends.get("numpy")), "keep_mask", bp.backends.Backend.keep_mask)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 3, 4)).astype(dtype), rng.integers(0, 5, 40)
+    trainers = [bp.Trainer(EVERY_LAYER, "cross_entropy", optimizer, seed=3, clip_norm=1.0) for _ in range(2)]
+    batches = (watched(x), watched(y)), (x, y)
+    trainers[0].build(batches[0][0])
+    assert trainers[0].backend is lent
+    monkeypatch.setattr(Watched, "closed", True)
+    for _ in range(3):
+        losses = [t.step(*batch, check=False) for t, batch in zip(trainers, batches, strict=True)]
+    monkeypatch.setattr(Watched, "closed", False)
+    assert trainers[0].theta.dtype == dtype
+    theta, expected = (t.theta.view(np.ndarray) for t in trainers)
+    tolerance = 1e-9 if dtype == "float64" else 2e-4
+    np.testing.assert_allclose(theta, expected, rtol=tolerance, atol=tolerance)
+    assert abs(losses[0] - losses[1]) < tolerance
+
+
+def test_arrays_of_cupy_and_numpy_do_not_mix(watched: Any) -> None:
+    x, y = np.ones((6, 3, 4)), np.zeros(6, np.int64)
+    trainer = bp.Trainer(EVERY_LAYER, "cross_entropy")
+    mismatch = bp.errors.ArrayMismatchError
+    with pytest.raises(mismatch, match="x is an array of numpy but y is one of cupy: convert one of them"):
+        trainer.fit(x, watched(y))
+    with pytest.raises(mismatch, match="x is an array of cupy but y is one of numpy: convert one of them"):
+        trainer.step(watched(x), y)
+    trainer.build(watched(x))
+    with pytest.raises(mismatch, match=r"trainer's parameters.*bp\.load\(path, like=x\)"):
+        trainer.predict(x)
+    with pytest.raises(mismatch, match=r"parameters\['0'\]\['bias'\] is an array of numpy"):
+        trainer.parameters = {**trainer.parameters, "0": {"bias": np.zeros(8), "weight": np.zeros((4, 8))}}

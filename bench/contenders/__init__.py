@@ -30,26 +30,40 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
     activations: float = 2.0  # how many copies of every dense layer's output it holds, for planning what fits in memory
+    epsilon_first: bool = False  # whether Adam's epsilon is added before the bias correction, as the paper's short form
 
 
 _BOTH, _GPU = ("cpu", "cuda"), ("cuda",)
+
+
+def _cupy(label: str, *without: str) -> Entry:
+    """bpnet on CuPy without some of the techniques of its backend."""
+    return Entry(label, "bpnet_trainer", {"backend": "cupy", "without": without}, _GPU)
+
 
 ALL = {
     "bpnet": Entry("bpnet, NumPy", "bpnet_trainer", {"backend": "numpy"}, activations=0.3),
     "bpnet-jit": Entry("bpnet, NumPy + jit", "bpnet_trainer", {"backend": "numpy", "jit": True}, activations=0.3),
     "bpnet-torch": Entry("bpnet, PyTorch arrays", "bpnet_trainer", {"backend": "torch"}, _BOTH),
     "bpnet-jax": Entry("bpnet, JAX arrays", "bpnet_trainer", {"backend": "jax"}, _BOTH),
-    "bpnet-cupy": Entry("bpnet, CuPy", "bpnet_trainer", {"backend": "cupy"}, _GPU),
+    "bpnet-cupy": _cupy("bpnet, CuPy"),
+    "bpnet-cupy-eager": _cupy("bpnet, CuPy, no graph", "graph"),
+    "bpnet-cupy-products": _cupy("bpnet, CuPy, no epilogues", "cublaslt"),
+    "bpnet-cupy-unfused": _cupy("bpnet, CuPy, no fused rules", "fused"),
+    "bpnet-cupy-plain": _cupy("bpnet, CuPy, definitions only", "fused", "cublaslt", "graph"),
     "torch": Entry("PyTorch eager", "pytorch", {}, _BOTH),
     "torch-compile": Entry("torch.compile", "pytorch", {"compiled": True}, _BOTH),
+    "torch-graph": Entry("PyTorch, CUDA graph", "pytorch_graph", {}, _GPU),
     "jax": Entry("JAX jit", "jax_jit", {}, _BOTH),
-    "keras": Entry("Keras on JAX", "keras_jax", {}, _BOTH),
-    "sklearn": Entry("scikit-learn MLP", "sklearn_mlp"),
-    "thinc": Entry("Thinc", "thinc_mlp"),
+    "jax-steps": Entry("JAX jit, 8 steps a call", "jax_jit", {"together": 8}, _BOTH),
+    "keras": Entry("Keras on JAX", "keras_jax", {}, _BOTH, epsilon_first=True),
+    "sklearn": Entry("scikit-learn MLP", "sklearn_mlp", epsilon_first=True),
+    "thinc": Entry("Thinc", "thinc_mlp", epsilon_first=True),
     "numpy": Entry("plain NumPy", "numpy_plain", {"library": "numpy"}),
     "cupy": Entry("plain CuPy", "numpy_plain", {"library": "cupy"}, _GPU),
     "floor": Entry("products alone", "floor", {"library": "numpy"}, activations=0.5),
     "floor-cupy": Entry("products alone, CuPy", "floor", {"library": "cupy"}, _GPU, activations=0.5),
+    "roof-cupy": Entry("products and update's traffic", "floor", {"library": "cupy", "update": True}, _GPU, 0.5),
 }
 
 

@@ -20,8 +20,8 @@ class Contender:
     """
 
     has_results = True  # False where nothing is computed that could be compared
+    together = 1  # how many training steps one call of ``several`` takes; 1 where there is no such thing
     probabilities = False  # whether a classifier's ``predict`` gives these, not logits
-    epsilon_first = False  # whether Adam's epsilon is added before the bias correction, as in the paper's shorter form
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -34,6 +34,10 @@ class Contender:
         """Train on one batch; the result is what ``wait`` and ``loss`` take."""
         raise NotImplementedError
 
+    def several(self, x: Any, y: Any) -> Any:
+        """Train on one batch after the other, by one call: x is (batches, rows, inputs), y is (batches, rows, ...)."""
+        raise NotImplementedError
+
     def predict(self, x: Any) -> Any:
         """The network's outputs for one batch, outside training."""
         raise NotImplementedError
@@ -44,6 +48,10 @@ class Contender:
     def loss(self, result: Any) -> float:
         """The loss of the batch that ``step`` trained on, as it was before the update."""
         return float(result)
+
+    def losses(self, result: Any) -> list[float]:
+        """The loss of each batch that ``several`` trained on."""
+        return [float(loss) for loss in result]
 
     def parameters(self) -> list[Array]:
         """The parameters on the host, in the order of the start values."""

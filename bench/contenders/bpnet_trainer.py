@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,19 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 
 
 class Bpnet(Contender):
-    def __init__(self, task: Task, backend: str, jit: bool = False, **options: Any) -> None:
+    """``without`` names techniques of the CuPy backend to leave out; the precision goes to ``Trainer``."""
+
+    def __init__(
+        self, task: Task, backend: str, jit: bool = False, without: Sequence[str] = (), **options: Any
+    ) -> None:
         super().__init__(task)
         if jit and importlib.util.find_spec("llvmlite") is None:
             raise Absent("llvmlite is not installed")
         try:
-            self.backend = bp.backends.get(backend)
+            found: Any = bp.backends.get(backend)
         except ImportError as error:
             raise Absent(str(error)) from None
+        self.backend = found
         if backend == "numpy":
             self.backend.jit = jit
         if backend == "jax":
@@ -71,13 +77,22 @@ class Bpnet(Contender):
             import torch
 
             torch.set_num_threads(task.threads)
+        elif backend == "cupy":
+            found.techniques = found.techniques - set(without)
+        if task.precision != "float32":
+            options |= {"precision": task.precision}
         self.device = "cuda" if task.device == "cuda" and backend == "torch" else None
         try:
             example = self.put(np.zeros((task.batch, task.workload.inputs), task.dtype))
         except Exception as error:
             raise Absent(f"{backend} can't make an array: {error}") from None
-        self.trainer = trainer_for(task, **options)
-        self.trainer.build(example)
+        try:
+            self.trainer = trainer_for(task, **options)
+            self.trainer.build(example)
+        except (TypeError, ValueError) as error:
+            if task.precision == "float32":
+                raise
+            raise Absent(f"no {task.precision} on {backend}: {error}") from None  # not of every library's arrays
         parameters = self.trainer.parameters
         for (holder, key), value in zip(leaves(parameters), task.start, strict=True):
             holder[key] = self.put(value)

@@ -11,12 +11,18 @@ import numpy as np
 from bench.contenders.base import Absent, Contender
 from bench.workloads import Array, Task
 
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+"""JAX's names; of arrays that are bfloat16 themselves, every precision is as good."""
+
 
 class Jax(Contender):
-    def __init__(self, task: Task) -> None:
+    """One step a call, or `together` of them: then a loop over staged batches is compiled too."""
+
+    def __init__(self, task: Task, together: int = 1) -> None:
         super().__init__(task)
+        self.together = together
         jax.config.update("jax_enable_x64", task.dtype == "float64")
-        jax.config.update("jax_default_matmul_precision", "highest")
+        jax.config.update("jax_default_matmul_precision", PRECISIONS[task.precision])
         if task.device == "cuda" and jax.default_backend() != "gpu":
             raise Absent("JAX finds no GPU")
         values = [jnp.array(value) for value in task.start]
@@ -28,11 +34,15 @@ class Jax(Contender):
         moments = ([jnp.zeros_like(v) for v in values], [jnp.zeros_like(v) for v in values])
         self.state: Any = (values, running, moments, jnp.zeros((), jnp.int32), jax.random.key(0))
         self._step = jax.jit(self._pure_step, donate_argnums=0)
+        self._steps = jax.jit(self._pure_steps, donate_argnums=0)
         self._predict = jax.jit(lambda values, running, x: self._network(values, running, x, None)[0])
 
     def _network(self, values: list[Any], running: list[Any], x: Any, key: Any) -> tuple[Any, list[Any]]:
         """The outputs and the new running values; without a key this is not training."""
-        settings, left = self.task.settings, iter(values)
+        settings = self.task.settings
+        if self.task.precision == "bfloat16":  # products and activations; parameters and the loss stay as they are
+            x, values = x.astype(jnp.bfloat16), [value.astype(jnp.bfloat16) for value in values]
+        left = iter(values)
         new_running: list[Any] = []
         for place, layer in enumerate(self.task.workload.layers):
             if layer.kind == "dense":
@@ -52,11 +62,13 @@ class Jax(Contender):
                     new_running.append((mean, variance))
                 else:
                     kept, old = settings.momentum, (mean, variance)
-                    mean, variance = x.mean(axis=0), x.var(axis=0)
+                    real = x.astype(self.task.dtype)
+                    mean, variance = real.mean(axis=0), real.var(axis=0)
                     new = kept * old[0] + (1 - kept) * mean, kept * old[1] + (1 - kept) * variance
                     new_running.append(jax.lax.stop_gradient(new))
-                x = (x - mean) * jax.lax.rsqrt(variance + settings.norm_epsilon) * next(left) + next(left)
-        return x, new_running
+                normal = (x - mean) * jax.lax.rsqrt(variance + settings.norm_epsilon)
+                x = (normal * next(left) + next(left)).astype(x.dtype)
+        return x.astype(self.task.dtype), new_running
 
     def _objective(self, values: Any, running: Any, x: Any, y: Any, key: Any) -> tuple[Any, Any]:
         out, running = self._network(values, running, x, key)
@@ -85,12 +97,19 @@ class Jax(Contender):
         ]
         return (values, running, (ms, vs), count, key), loss
 
+    def _pure_steps(self, state: Any, x: Any, y: Any) -> Any:
+        return jax.lax.scan(lambda carry, batch: self._pure_step(carry, *batch), state, (x, y))
+
     def put(self, array: Array) -> Any:
         return jax.device_put(array)
 
     def step(self, x: Any, y: Any) -> Any:
         self.state, loss = self._step(self.state, x, y)
         return loss
+
+    def several(self, x: Any, y: Any) -> Any:
+        self.state, losses = self._steps(self.state, x, y)
+        return losses
 
     def predict(self, x: Any) -> Any:
         return self._predict(self.state[0], self.state[1], x)

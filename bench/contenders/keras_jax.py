@@ -24,8 +24,6 @@ def layer_for(layer: Layer, task: Task) -> Any:
 
 
 class Keras(Contender):
-    epsilon_first = True
-
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         jax.config.update("jax_enable_x64", task.dtype == "float64")

@@ -7,6 +7,7 @@ first layer's input gradient left out because nobody uses it. It is tidy, and it
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,10 @@ class PlainNumPy(Contender):
         return array
 
 
-def library_named(name: str) -> Any:
-    """NumPy or CuPy, the latter only where there is a device."""
+def library_named(name: str, precision: str = "float32") -> Any:
+    """NumPy or CuPy, the latter only where there is a device; the precision is that of its products of float32."""
+    if precision == "tf32":
+        os.environ["CUPY_TF32"] = "1"  # read at the first product
     try:
         xp = importlib.import_module(name)
         if name == "cupy":
@@ -167,5 +170,7 @@ def library_named(name: str) -> Any:
 
 
 def make(task: Task, library: str) -> Contender:
-    xp = library_named(library)
+    if task.precision == "bfloat16":
+        raise Absent("written for float32, with which CuPy's products can be TF32 but nothing can be bfloat16")
+    xp = library_named(library, task.precision)
     return SeedScript(task) if task.workload.key == "e" and xp is np else PlainNumPy(task, xp)

@@ -23,12 +23,14 @@ def module_for(layer: Layer, task: Task) -> Any:
 
 
 class PyTorch(Contender):
+    captured = False  # whether the step becomes a CUDA graph
+
     def __init__(self, task: Task, compiled: bool = False) -> None:
         super().__init__(task)
         if task.device == "cuda" and not torch.cuda.is_available():
             raise Absent("PyTorch finds no CUDA device")
         torch.set_num_threads(task.threads)
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("high" if task.precision == "tf32" else "highest")
         self.network = nn.Sequential(*(module_for(layer, task) for layer in task.workload.layers))
         self.network.to(device=task.device, dtype=getattr(torch, task.dtype))
         with torch.no_grad():
@@ -38,10 +40,23 @@ class PyTorch(Contender):
         self.optimizer = self._optimizer()
         self.objective: Any = self._objective
         self.forward: Any = self.network
+        if task.precision == "bfloat16":
+            self.objective, self.forward = self._in_bfloat16(self._objective), self._in_bfloat16(self.network)
         if compiled:
             torch._dynamo.reset()
-            self.objective = torch.compile(self._objective, fullgraph=True, dynamic=False)
-            self.forward = torch.compile(self.network, fullgraph=True, dynamic=False)
+            mode = "max-autotune" if task.device == "cuda" else None
+            self.objective = torch.compile(self.objective, fullgraph=True, dynamic=False, mode=mode)
+            self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False, mode=mode)
+        self.marks_steps = compiled and task.device == "cuda"  # for the graphs that the compiler captures
+
+    def _in_bfloat16(self, function: Any) -> Any:
+        """The same with products and activations in bfloat16; parameters and the loss stay as they are."""
+
+        def low(*args: Any) -> Any:
+            with torch.autocast(self.task.device, dtype=torch.bfloat16, cache_enabled=False):
+                return function(*args)
+
+        return low
 
     def _objective(self, x: Any, y: Any) -> Any:
         return self.criterion(self.network(x), y)
@@ -50,14 +65,15 @@ class PyTorch(Contender):
         s, parameters = self.task.settings, list(self.network.parameters())
         if self.task.workload.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=s.lr, fused=True)
-        betas = s.beta1, s.beta2
+        adam = {"lr": s.lr, "betas": (s.beta1, s.beta2), "eps": s.epsilon, "fused": True}
+        adam["capturable"] = self.captured and self.task.device == "cuda"
         if self.task.workload.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=s.lr, betas=betas, eps=s.epsilon, fused=True)
+            return torch.optim.Adam(parameters, **adam)
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": s.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=s.lr, betas=betas, eps=s.epsilon, fused=True)
+        return torch.optim.AdamW(groups, **adam)
 
     def put(self, array: Array) -> Any:
         return torch.from_numpy(array).to(self.task.device)
@@ -65,6 +81,8 @@ class PyTorch(Contender):
     def step(self, x: Any, y: Any) -> Any:
         if not self.network.training:
             self.network.train()
+        if self.marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective(x, y)
         loss.backward()
@@ -85,7 +103,7 @@ class PyTorch(Contender):
         return [self.host(p.detach().T if p.ndim == 2 else p.detach()) for p in self.network.parameters()]
 
     def host(self, output: Any) -> Array:
-        array: Array = output.cpu().numpy()
+        array: Array = output.float().cpu().numpy() if output.dtype == torch.bfloat16 else output.cpu().numpy()
         return array
 
 

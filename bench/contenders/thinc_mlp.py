@@ -13,7 +13,6 @@ from bench.workloads import Array, Task
 
 class Thinc(Contender):
     probabilities = True
-    epsilon_first = True
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

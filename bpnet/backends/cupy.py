@@ -1,9 +1,9 @@
 """CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 import array_api_compat.cupy as xp
 import cupy
@@ -16,10 +16,18 @@ from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Rule, fo
 from bpnet.backends.cupy_kernels import KERNELS, Kernel, module, widened
 from bpnet.errors import DeviceError
 
+TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
+"""Ways to compute the same faster: rules as single kernels, products with cuBLASLt's epilogues, the captured step."""
+
 
 class CupyBackend(Backend):
     name = "cupy"
-    kernels: ClassVar = KERNELS
+    techniques: frozenset[str] = TECHNIQUES
+    """Those in use; take one out to measure what it brings, or to look for a fault without it."""
+
+    @property
+    def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
+        return KERNELS if "fused" in self.techniques else {}
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         try:
@@ -83,7 +91,7 @@ class CupyBackend(Backend):
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """By one kernel; the same bits as the definition's."""
         real = numpy.dtype(dtype)
-        if real.name not in cuda.TYPES:
+        if real.name not in cuda.TYPES or "fused" not in self.techniques:
             return super().keep_mask(key, shape, keep, dtype, device)
         threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
         with device:
@@ -100,13 +108,14 @@ class CupyBackend(Backend):
 
     def fuse(self, rule: Rule) -> Rule:
         """One kernel for the rule, where it can be traced."""
-        return functools.partial(_fused, rule)
+        return functools.partial(_fused, rule) if "fused" in self.techniques else rule
 
     def sweep(
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """One kernel for each piece, which reads and writes every element once."""
-        kernel = Kernel.of(rule, arrays, scalars=len(pieces[0][2]))
+        fused = "fused" in self.techniques
+        kernel = Kernel.of(rule, arrays, scalars=len(pieces[0][2])) if fused else None
         if kernel is None:
             return super().sweep(rule, outputs, arrays, pieces, donate)
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])

@@ -1,0 +1,72 @@
+"""A traced rule is the rule: what the tracer wrote down, done by NumPy line by line, gives the rule's own bits."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.backends.trace import BINARY, COMPARISONS, Program, text_of
+
+ACTIVATIONS = [
+    bp.Sigmoid(),
+    bp.Tanh(),
+    bp.ReLU(),
+    bp.LeakyReLU(0.3),
+    bp.GELU(),
+    bp.GELU(approximate=True),
+    bp.SiLU(),
+    bp.Softplus(),
+    bp.ELU(0.7),
+]
+OPTIMIZERS = [bp.SGD(0.1), bp.SGD(0.1, momentum=0.9, nesterov=True), bp.Adam(1e-2), bp.AdamW(1e-2)]
+
+
+def rules() -> list[Any]:
+    """(rule, arrays, scalars) of every elementwise rule."""
+    found = [pytest.param(f.value, 1, (), id=f"{f} value") for f in ACTIVATIONS]
+    found += [pytest.param(f.derivative, 2, (), id=f"{f} derivative") for f in ACTIVATIONS]
+    for optimizer in OPTIMIZERS:
+        scalars, shrink = optimizer.numbers(0.1, 7)
+        state = optimizer.init(bp.backends.get("numpy"), np.zeros(1))
+        scalars = (*scalars, shrink) if optimizer.decay else scalars
+        found.append(pytest.param(type(optimizer).rule, 2 + len(state), scalars, id=str(optimizer)))
+    return found
+
+
+def written(op: str, args: Sequence[str], constant: Callable[[float], str]) -> str:
+    """An operation as Python text."""
+    signs = {name: sign for sign, name in (BINARY | COMPARISONS).items()}
+    if op in signs:
+        return f" {signs[op]} ".join(args)
+    if op == "astype":
+        return f"xp.where({args[0]}, {constant(1.0)}, {constant(0.0)})"
+    return f"{'b' if op == 'erf' else 'xp'}.{op}({', '.join(args)})"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rule", "arrays", "scalars"), rules())
+def test_what_was_traced_gives_the_bits_of_the_rule(rule: Any, arrays: int, scalars: Any, dtype: str) -> None:
+    backend = bp.backends.get("numpy")
+    rng = np.random.default_rng(0)
+    values = [np.abs(rng.standard_normal(999)).astype(dtype) for _ in range(arrays)]  # Adam takes a root
+    values[0] *= rng.choice([-1, 1], 999).astype(dtype)
+    expected = rule(backend, *values, *scalars)
+    text = text_of(Program(rule, arrays, len(scalars)), written)
+    space: dict[str, Any] = {}
+    exec(text.prepare, space)
+    numbers = space["prepare"](np.dtype(dtype).type, *scalars)
+    names = {f"v{i}": value for i, value in enumerate(values)} | {"b": backend, "xp": backend.xp}
+    names |= dict(zip(text.constants, numbers, strict=True))
+    for name, line in text.lines:
+        names[name] = eval(line, {}, names)
+    results = [names[name] for name in text.results]
+    for result, e in zip(results, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(result, e)
+
+
+def test_one_operation_on_the_same_values_is_written_once() -> None:
+    program = Program(lambda b, x: (b.xp.exp(x) + b.xp.exp(x)) * b.xp.exp(x), 1, 0)
+    assert [step.op for step in program.steps] == ["exp", "add", "multiply"]
