@@ -192,7 +192,7 @@ dense layers is stored in it too; otherwise it is float32, and rounded when a pr
 
 def by_cublaslt(run: Any) -> bool:
     """Whether products are to be tried there first."""
-    return cublaslt.available()
+    return "cublaslt" in run.backend.techniques and cublaslt.available()
 
 
 def multiply(

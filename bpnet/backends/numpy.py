@@ -20,8 +20,8 @@ from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, Session, available_threads, current, inside
-from bpnet.errors import MissingExtraError
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
+from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS
 
 current = threading.local()
-"""`current.threads`: how many threads the public call in this thread may use; `current.compiles`: whether it runs compiled
-functions; `current.held`: whether BLAS is held at one; `current.inside`: see `inside`."""
+"""`current.threads`: how many threads the public call in this thread may use; `current.compiles`: whether it runs
+compiled functions; `current.held`: whether BLAS is held at one; `current.inside`: see `inside`."""
 
 
 def inside() -> bool:

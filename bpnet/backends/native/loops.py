@@ -24,7 +24,7 @@ class Pass:
     """What a pass does to each entry of its rows and columns.
 
     operands: (class, type) of each array that is read; an array has an entry for each entry ("full"), each row
-    ("column": it is a column), each column ("row"), or one in all ("scalar").
+    ("column": it is one), each column ("row"), or one in all ("scalar").
     numbers: how many numbers it is told.
     expressions: (operation, class, turn along the row, *references), each on what stands before it.
     sinks: (kind, reference, turn, class): "store", "rows" (sums over rows), or "all:" sum, max or min over everything.
@@ -40,9 +40,9 @@ class Pass:
 def write_pass(module: ir.Module, name: str, form: Pass) -> None:
     """pass(told, tile, bases, scratch).
 
-    `told`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the places
-    of the numbers; of every mask the threshold and, for every part of the key, whether it is a place or the part itself,
-    and that; (memory, bytes into it) of every result.  Sums of tiles lie one after the other.
+    `told`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the
+    places of the numbers; of every mask the threshold and, for every part of the key, whether it is a place or the part
+    itself, and that; (memory, bytes into it) of every result.  Sums of tiles lie one after the other.
     """
     _Writer(module, name, form)
 
@@ -406,7 +406,7 @@ class _Math:
         return self.b.bitcast(self.b.shl(self.b.add(n, self.integer(bias)), self.integer(bits)), self.kind)
 
     def exp(self, x: Any) -> Any:
-        """2**n exp(r) with |r| <= log(2) / 2, where the series converges fast; 2**n in two factors, for small results."""
+        """2**n exp(r) with |r| <= log(2) / 2, where the series converges fast; 2**n in two factors, for small ones."""
         b = self.b
         low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
         x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)

@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -140,7 +140,9 @@ class Plan:
         self.result = result if isinstance(result, tuple) else (result,)
         self.single = not isinstance(result, tuple)
         bases = {leaf: FIRST + k for k, leaf in enumerate(self.arrays)}
-        outputs, self.made, self.returned = [], [], []
+        outputs: list[tuple[Symbol, int]] = []
+        self.made: list[tuple[Any, Any]] = []
+        self.returned: list[tuple[str, int]] = []
         """made: shape and type of new arrays; returned: for every leaf of the result, a new array or one passed in."""
         for i, symbol in enumerate(leaves_of(self.result)):
             if symbol is None:
@@ -191,7 +193,8 @@ class Plan:
         for k, (shape, dtype) in enumerate(self.made):
             lines.append(f"made{k} = empty({shape!r}, {dtype.name})")
             lines.append(f"where[{FIRST + len(self.arrays) + k}] = addressof(view(made{k}))")
-        lines.append("carry_out(order)")
+        lines = ["with lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
+        lines.append("    carry_out(order)")
         results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
@@ -199,7 +202,8 @@ class Plan:
         source = "\n    ".join([f"def call({', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
         space: dict[str, Any] = {
             "seen": self.seen, "meet": self._meet, "values": self.values, "where": self.where, "order": self.order,
-            "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty, "carry_out": TEAM.carry_out, "Changed": Changed,
+            "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
+            "carry_out": TEAM.carry_out, "Changed": Changed, "lock": threading.Lock(),
             "float32": numpy.float32, "float64": numpy.float64,
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there

@@ -33,9 +33,11 @@ FEW = 3
 DOWN = 256
 """Most rows of the left matrix that are copied at a time."""
 
-ARGUMENTS = ("rows", "columns", "inner", "rows_a_tile", "columns_a_tile", "across") + tuple(
-    f"{matrix}_{what}" for matrix in ("a", "b") for what in ("base", "offset", "down", "along")
-) + ("c_base", "c_offset", "c_down", "add")  # fmt: skip
+ARGUMENTS = (
+    *("rows", "columns", "inner", "rows_a_tile", "columns_a_tile", "across"),
+    *(f"{matrix}_{what}" for matrix in ("a", "b") for what in ("base", "offset", "down", "along")),
+    *("c_base", "c_offset", "c_down", "add"),
+)
 """What a product is told, whole numbers: sizes, tiles, and where each matrix lies: which memory, how many bytes into
 it, and how many elements its rows and columns are apart; `add`: c <- c + a b, else c <- a b."""
 

@@ -181,7 +181,7 @@ class Schedule:
 
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and sums always are."""
-        stored = {s for s in self.results}
+        stored = set(self.results)
         for symbol in self.needed:
             if symbol.op in ("matmul", "take", "concat", "view", "transpose"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.backends.native.code import BYTES, I8, I32, I64, VOID, Function, callable_at, compiled
+from bpnet.backends.native.code import BYTES, I32, I64, VOID, Function, callable_at, compiled
 
 STATE, DONE, COMMANDS, BASES, BUSY, SIZE = 0, 16, 32, 33, 48, 64
 """Places in the memory that a team shares, 8 bytes each, those that change often on lines of their own.
