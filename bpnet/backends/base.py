@@ -22,6 +22,9 @@ Piece = tuple[int, int, tuple[Any, ...]]
 Rows = tuple[int, int]
 """A block of rows, from the first to before the last."""
 
+Specs = Sequence[tuple[tuple[int, ...], Any]]
+"""Of arrays on the host, each: the shape of a row, and the type of its elements."""
+
 
 class Backend:
     """One array library: its standard namespace `xp`, and what the standard lacks.
@@ -92,12 +95,20 @@ class Backend:
         """Write `value` to a part of what `room` gave."""
         raise NotImplementedError
 
+    def concat(self, vectors: Sequence[Array]) -> Array:
+        """One vector of several."""
+        return self.xp.concat(list(vectors))
+
     def synchronise(self, x: Array) -> None:
         """Wait until `x` has been computed."""
 
     def memory(self, x: Array) -> tuple[int, int] | None:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
+
+    def lane(self, specs: Specs, rows: int, device: Any = None) -> "Lane":
+        """A way for batches of at most `rows` rows from the host to the device."""
+        return Lane(self, specs, device)
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 
@@ -211,6 +222,28 @@ class Backend:
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))
+
+
+class Lane:
+    """Brings batches from the host to the device; a backend may copy one while it computes with the one before."""
+
+    def __init__(self, backend: Backend, specs: Specs, device: Any = None) -> None:
+        self.backend, self.specs, self.device = backend, specs, device
+
+    def send(self, rows: int, write: Callable[[Sequence[Any]], None]) -> tuple[Array, ...]:
+        """Arrays of `rows` rows on the device, with what `write` puts into the NumPy arrays that it is given.
+
+        They may be overwritten by the second call after this one: work with them is to be under way by the next.
+        """
+        import numpy
+
+        buffers = [numpy.empty((rows, *shape), dtype) for shape, dtype in self.specs]
+        write(buffers)
+        xp = self.backend.xp
+        return tuple(self.backend.from_host(buffer, getattr(xp, buffer.dtype.name), self.device) for buffer in buffers)
+
+    def close(self) -> None:
+        """Wait until all that was sent has left the host."""
 
 
 def fold(key: Key) -> int:

@@ -18,13 +18,13 @@ class Kernel:
     def __init__(self, form: cuda.Form) -> None:
         self.source = cuda.source(form)
         self.real = numpy.dtype(form.dtype)
-        self.vectors = form.vectors
+        self.vectors, self.held = form.vectors, bool(form.held)
         space: dict[str, Any] = {}
         exec(self.source.text.prepare, space)  # made of names chosen there
         self.prepare = space["prepare"]
 
     @staticmethod
-    def of(rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0) -> "Kernel | None":
+    def of(rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: Sequence[Any] = ()) -> "Kernel | None":
         """The kernels of a rule for such arrays; None where they can't be made, or the arrays differ or have gaps.
 
         The last `vectors` arrays have an entry for every column of the others.
@@ -36,9 +36,10 @@ class Kernel:
             shape = first.shape if i < len(arrays) - vectors else first.shape[-1:]
             if a.dtype != first.dtype or a.shape != shape or not a.flags.c_contiguous:
                 return None
-        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, first.dtype.name))
+        held = tuple(i for i, s in enumerate(scalars) if isinstance(s, cuda.Held))
+        return _kernel(cuda.Form(rule, len(arrays), vectors, len(scalars), first.dtype.name, held))
 
-    def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[float] = ()) -> None:
+    def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()) -> None:
         """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array."""
         columns = results[0].shape[-1] if self.vectors else results[0].size
         rows = results[0].size // columns
@@ -61,7 +62,9 @@ class Kernel:
         )
         return sums[0] if len(sums) == 1 else cupy.sum(sums, axis=0)
 
-    def _numbers(self, scalars: Sequence[float]) -> tuple[Any, ...]:
+    def _numbers(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
+        if self.held:
+            return tuple(s.place if isinstance(s, cuda.Held) else numpy.float64(s) for s in scalars)
         numbers: tuple[Any, ...] = self.prepare(self.real.type, *scalars)
         return numbers
 
