@@ -297,10 +297,11 @@ class World:
 
     def enqueue(self, work: Callable[[], Any], arrays: Sequence[Any], stream: Stream | None = None) -> None:
         stream = stream or self.current[-1]
+        storage = [a.token.storage for a in arrays if isinstance(a, Device)]  # it is there until the work is done
         if stream.graph is None:
-            stream.push(work)
+            stream.push(lambda: (work(), storage))
             return
-        stream.graph.work.append(work)
+        stream.graph.work.append(lambda: (work(), storage))
         for a in arrays:
             if isinstance(a, Device) and a.token is not None:
                 stream.graph.memory[id(a.token)] = weakref.ref(a.token), a.token.pool

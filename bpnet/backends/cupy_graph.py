@@ -28,6 +28,8 @@ SLOTS = 64
 """How many launches the host may be ahead of the device before it waits."""
 PAGE = 4096
 """Losses in one piece of memory."""
+SMALL = 2**20
+"""Bytes of an argument that is rather copied each time than captured anew once it has moved."""
 
 LOG = logging.getLogger("bpnet")
 
@@ -157,8 +159,8 @@ class CapturedStep:
 
     Of every kind of arguments (shapes, types, device, and which are None) the first call is run as it stands, the second
     is captured, and later ones launch that graph.  An argument that lay at the same address in both is read there, as a
-    data set of which rows are taken; one that moves later makes the next two calls a first and a second again.  Any other
-    is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but values.
+    data set of which rows are taken; where one has moved later, the next two calls are a first and a second again.  Any
+    other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but values.
 
     The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
     there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
@@ -175,7 +177,7 @@ class CapturedStep:
         """The arrays of the carry."""
         self.losses: Losses
         self.numbers: dict[str, Numbers] = {}
-        self.kinds: OrderedDict[Any, Recorded | list[Place] | None] = OrderedDict()
+        self.kinds: OrderedDict[Any, Recorded | list[Place | None] | None] = OrderedDict()
         """By the kind of arguments: its graph, or where they lay in the first call, or None where capturing failed."""
         self.last: Any = None
         """The kind of the last call."""
@@ -227,12 +229,15 @@ class CapturedStep:
             return self._replay(kind, found, arrays, numbers)
         letters = _letters(args) + "q"
         ring = self.numbers[letters] = self.numbers.get(letters) or Numbers(letters)
-        places = [(a.data.ptr, a.strides) for a in arrays]
+        places: list[Place | None] = [(a.data.ptr, a.strides) for a in arrays]
         if type(found) is not list:
+            moved = [i for i, *place in found.fixed if tuple(place) != places[i]] if type(found) is Recorded else []
+            for i in moved:
+                places[i] = None if arrays[i].nbytes <= SMALL else places[i]
             self._remember(kind, places)
             return self._one_by_one(args, arrays, ring, numbers)
         same = [place == before for place, before in zip(places, found, strict=True)]
-        fixed = {i: place for i, place in enumerate(places) if same[i]}
+        fixed = {i: place for i, place in enumerate(places) if same[i] and place is not None}
         try:
             staged = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if not same[i]}
             given = [staged.get(i, a) for i, a in enumerate(arrays)]
