@@ -316,7 +316,7 @@ class CapturedStep:
     def _adopt(self, carry: Any) -> None:
         """Keep the carry, or where there is one copy it there."""
         leaves = list(_leaves(carry))
-        if [_kind(a) for a in leaves] != [_kind(a) for a in self.leaves]:
+        if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in self.leaves]:
             self._forget()
             self.carry, self.leaves, self.losses = carry, leaves, Losses(leaves[0].dtype)
         else:
@@ -359,40 +359,40 @@ def _sorted(args: Sequence[Any]) -> tuple[tuple[Any, ...], list[Array], list[flo
     arrays: list[Array] = []
     numbers: list[float] = []
     for a in args:
+        of = type(a)
         if a is None:
             kind.append(None)
-        elif isinstance(a, int | float | tuple):
+        elif of is tuple:
             before = len(numbers)
             _flatten(a, numbers)
-            kind.append((type(a), len(numbers) - before))
+            kind.append(len(numbers) - before)
+        elif of is int or of is float:
+            numbers.append(a)
+            kind.append(of)
         else:
             arrays.append(a)
-            kind.append(_kind(a))
+            kind.append((a.shape, a.dtype, a.data.device_id))
     return tuple(kind), arrays, numbers
 
 
-def _kind(a: Array) -> tuple[Any, ...]:
-    return a.shape, a.dtype, a.data.device_id
-
-
-def _flatten(a: Any, numbers: list[float]) -> None:
-    if isinstance(a, tuple):
-        for b in a:
-            _flatten(b, numbers)
-    else:
-        numbers.append(a)
+def _flatten(some: tuple[Any, ...], numbers: list[float]) -> None:
+    for a in some:
+        if type(a) is tuple:
+            _flatten(a, numbers)
+        else:
+            numbers.append(a)
 
 
 def _letters(args: Sequence[Any]) -> str:
     """A letter for every number: those in tuples are float64, those by themselves of their own kind."""
     text = ""
     for a in args:
-        if isinstance(a, tuple):
+        if type(a) is tuple:
             numbers: list[float] = []
             _flatten(a, numbers)
             text += "d" * len(numbers)
-        elif isinstance(a, int | float):
-            text += "q" if isinstance(a, int) else "d"
+        elif type(a) in (int, float):
+            text += "q" if type(a) is int else "d"
     return text
 
 
@@ -401,9 +401,9 @@ def _with(args: Sequence[Any], arrays: Sequence[Array], held: Sequence[cuda.Held
     next_array, next_number = iter(arrays), iter(held)
 
     def of(a: Any) -> Any:
-        if isinstance(a, tuple):
-            return tuple(map(of, a))
-        if isinstance(a, int | float):
+        if type(a) is tuple:
+            return tuple([next(next_number) if type(b) is not tuple else of(b) for b in a])
+        if type(a) in (int, float):
             return next(next_number)
         return a if a is None else next(next_array)
 
