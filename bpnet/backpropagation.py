@@ -29,11 +29,12 @@ def loss_and_gradient(
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
     rooms: list[Room] | None = None,
+    micro_batch: int | None = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
-    one call to the next, for a caller who is then done with the last one.
+    one call to the next, for a caller who is then done with the last one.  `micro_batch` is the most rows of a block.
     """
     xp, network = backend.xp, layout.network
     rooms = [] if rooms is None else rooms
@@ -56,6 +57,9 @@ def loss_and_gradient(
         return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
     parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
+    if micro_batch is not None and max(stop - start for start, stop in parts) > micro_batch:
+        pieces = -(-count // micro_batch)
+        parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
     results = backend.map_blocks(block, parts)
     value, grad, kept = next(results)
     for more, part, room in results:

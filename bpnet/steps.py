@@ -44,6 +44,7 @@ def training_step(
     optimizer: Optimizer,
     seed: int,
     clip_norm: float | None,
+    micro_batch: int | None = None,
 ) -> Callable[..., tuple[Carry, Array]]:
     """step(carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry that is passed in is given up.
 
@@ -58,7 +59,7 @@ def training_step(
         theta, buffers, state = carry
         p = views(theta, buffers)
         value, grad, taken = loss_and_gradient(
-            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms
+            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms, micro_batch=micro_batch
         )
         if clip_norm is not None:
             grad = clip_by_global_norm(backend, grad, clip_norm)

@@ -3,14 +3,13 @@
 import math
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bpnet.backends import Array, Backend, common, of
-from bpnet.backends.base import Rows
-from bpnet.backpropagation import take_rows
+from bpnet.backends import NAMES, Array, Backend, common, get, of
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
@@ -19,9 +18,12 @@ from bpnet.errors import (
     DivergedError,
     DTypeError,
     NotBuiltError,
+    OptionError,
     ShapeError,
+    UnknownNameError,
     kind_of,
 )
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, no_room, shuffled
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -36,9 +38,6 @@ Snapshot = tuple[Carry, int]
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
 
-Batch = tuple[Array, Array, Array | None, Array | None]
-"""x, y, weight, and the rows to take of them (None: all)."""
-
 
 class Trainer:
     """Trains a network on arrays of any library, on the device where they lie.
@@ -51,6 +50,12 @@ class Trainer:
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
+    device : "cupy" trains NumPy arrays, memory-mapped files among them, on the current CUDA device: data that take at
+        most half of its free memory are put there once, others stream through it batch by batch while it computes;
+        predictions come back as NumPy arrays.  (Also "torch" or "jax": the device on which these make arrays.)  None
+        computes where the data lie.
+    micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
+        the whole does not fit in memory; other parts draw other dropout masks
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Trainer:
         seed: int = 0,
         clip_norm: float | None = None,
         threads: int | None = None,
+        device: str | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
@@ -69,6 +76,13 @@ class Trainer:
         self.seed = whole("seed", seed, 0)
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
         self.threads = None if threads is None else whole("threads", threads, 1)
+        self.device = None if device is None else _device(device)
+        self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
+        if micro_batch is not None and self.network.couples_rows:
+            raise OptionError(
+                f"micro_batch is {micro_batch}, but a layer of the network (such as BatchNorm) needs all rows of a "
+                "batch at once: leave it out, and take a smaller batch_size"
+            )
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
@@ -83,7 +97,7 @@ class Trainer:
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_known": ()} | state)
+        vars(self).update({"_known": (), "device": None, "micro_batch": None} | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -95,8 +109,8 @@ class Trainer:
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
         loss does not fit.
         """
-        backend, x = check_x(x)
-        self._build(backend, self._new_layout(x), x)
+        data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
+        self._build(data.backend, self._new_layout(x), data.like)
         self.step_count, self.history = 0, History()
         return self
 
@@ -119,15 +133,17 @@ class Trainer:
         self._known = ()
         self._carry = carry
         views = Views(backend, layout)
-        step = training_step(backend, layout, views, self.loss, self.optimizer, self.seed, self.clip_norm)
+        step = training_step(
+            backend, layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.micro_batch
+        )
         self._step = backend.compile(step, donate=True)
         self._outputs = backend.compile(outputs(backend, layout, views))
         self._scores = backend.compile(scores(backend, layout, views, self.loss))
 
-    def _session(self, x: Array) -> AbstractContextManager[None]:
-        """What must hold while this trainer computes with `x`."""
+    def _session(self) -> AbstractContextManager[None]:
+        """What must hold while this trainer computes."""
         backend = self._have()[0]
-        return backend.session(self.threads, backend.device(x))
+        return backend.session(self.threads, backend.device(self._carry[0]))
 
     def _have(self) -> tuple[Backend, Layout]:
         if self._built is None:
@@ -225,12 +241,14 @@ class Trainer:
         with backend.session(self.threads, backend.device(x)):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
-            _, bx, by, weight = self._data(x, y, sample_weight, values=flag("check", check))
+            data = self._data(x, y, sample_weight, values=flag("check", check))
             if self._built is None:
-                self._build(backend, self._layout_for(bx), bx)
-            if bx is x and by is y:  # nor does the next batch of this kind need to be converted
+                self._build(data.backend, self._layout_for(data.x), data.like)
+            if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
                 self._known = _kind(x, y)
-            return self._advance(bx, by, weight, None)
+        with self._session():
+            data = data.moved()
+            return self._advance(data.x, data.y, data.weight, None)
 
     def fit(
         self,
@@ -264,23 +282,26 @@ class Trainer:
         shuffle = flag("shuffle", shuffle)
         progress = None if progress is None else flag("progress", progress)
         told = _check_callbacks(callbacks)
-        backend, x, y, weight = self._data(x, y, sample_weight)
-        held_out = None if validation is None else self._validation(validation, x)
+        data = self._data(x, y, sample_weight)
+        held_out = None if validation is None else self._validation(validation, data)
         if self._built is None:
-            self._build(backend, self._layout_for(x), x)
+            self._build(data.backend, self._layout_for(data.x), data.like)
+        with self._session():
+            data = data.settled()
+            held_out = None if held_out is None else held_out.settled()
         terminal = sys.stderr is not None and sys.stderr.isatty()
         if terminal if progress is None else progress:
             told.insert(0, Progress())
-        steps = -(-x.shape[0] // batch_size)
+        steps = -(-data.count // batch_size)
         self.stop = False
         for callback in told:
             callback.on_train_begin(self, epochs, steps)
         try:
             for _ in range(epochs):
                 started = time.perf_counter()
-                record = self._epoch(x, y, weight, batch_size, shuffle, told)
+                record = self._epoch(data, batch_size, shuffle, told)
                 if held_out is not None:
-                    scores = self._evaluate(*held_out, max(batch_size, LEAST_EVALUATED))
+                    scores = self._evaluate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED))
                     record |= {f"val_{name}": value for name, value in scores.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
@@ -293,15 +314,14 @@ class Trainer:
                 callback.on_train_end(self)
         return self.history
 
-    def _epoch(
-        self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, told: list[Callback]
-    ) -> dict[str, Any]:
+    def _epoch(self, data: Data, batch_size: int, shuffle: bool, told: list[Callback]) -> dict[str, Any]:
         backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
+        order = shuffled(self.seed, epoch, data.count) if shuffle else None
         losses: list[Array] = []
         totals: list[Array] = []
-        with self._session(x):
-            for i, (bx, by, bw, rows) in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
+        with self._session():
+            for i, (bx, by, bw, rows) in enumerate(data.batches(batch_size, order)):
                 losses.append(self._advance(bx, by, bw, rows))
                 if bw is not None:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
@@ -310,37 +330,23 @@ class Trainer:
             known = backend.fetch([*losses, xp.sum(self.theta), *totals])
         values, sizes = known[: len(losses)], known[len(losses) + 1 :]
         if not all(map(math.isfinite, known)):
-            self._diverged(self._batches(x, y, weight, batch_size, shuffle, epoch), before)
-        count = x.shape[0]
-        sizes = sizes or [min(batch_size, count - i * batch_size) for i in range(len(values))]
+            self._diverged(data.batches(batch_size, order), before)
+        sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr}
 
-    def _batches(
-        self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, epoch: int
-    ) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        count = x.shape[0]
-        parts = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        if not shuffle:
-            for part in parts:
-                bx, by, bw = take_rows(self.backend, (x, y, weight), part, None)
-                yield bx, by, bw, None
-            return
-        import numpy
-
-        drawn = numpy.random.default_rng((self.seed, epoch)).permutation(count)
-        index = self.backend.xp.int64 if count >= 2**31 else self.backend.xp.int32
-        order = self.backend.from_host(drawn, index, self.backend.device(x))
-        for start, stop in parts:
-            yield x, y, weight, order[start:stop]
-
-    def _advance(self, x: Array, y: Array, weight: Array | None, rows: Array | None) -> Array:
+    def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
         number = self.step_count + 1
         numbers = self.optimizer.numbers(self.optimizer.schedule(self.step_count), number)
-        self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+        backend, layout = self._have()
+        try:
+            self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+        except backend.no_room as error:
+            traceback.clear_frames(error.__traceback__)  # which hold what the step had made
+            count = x.shape[0] if rows is None else rows.shape[0]
+            raise no_room(error, backend, layout, self._carry[0], count) from error
         self.step_count = number
         return value
 
@@ -348,7 +354,7 @@ class Trainer:
         """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
         backend, xp = self.backend, self.backend.xp
         self.restore(before)
-        with self._session(self.theta):
+        with self._session():
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
@@ -384,33 +390,33 @@ class Trainer:
         `batch_size` bounds the rows that are computed at a time.
         """
         self._have()
-        _, x, y, weight = self._data(x, y, sample_weight)
-        return self._evaluate(x, y, weight, batch_size)
+        return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.
         """
-        self._have()
+        built = self._have()[0]
         backend = of(x)
         with backend.session(self.threads, backend.device(x)):
-            _, x = self._rows(x, "x")
+            fed = self._feeds(x)
+            data = self._fed(x, "x") if fed else Data(*self._rows(x, "x"), None, None)
+        with self._session():
             theta, buffers, _ = self._carry
-            parts = [
-                self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
-                for part in _parts(x.shape[0], batch_size)
-            ]
+            size = self.micro_batch if batch_size is None else batch_size
+            parts = []
+            for bx, *_ in data.batches(size):
+                part = self._outputs(theta, buffers, bx)
+                parts.append(built.to_host(part) if fed else part)
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
 
-    def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
+    def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
-        with self._session(x):
-            total = float(x.shape[0]) if weight is None else float(backend.xp.sum(weight))
-            found = []
-            for part in _parts(x.shape[0], batch_size):
-                bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-                found.append(self._scores(theta, buffers, bx, by, bw, total))
+        with self._session():
+            total = data.total()
+            size = self.micro_batch if batch_size is None else batch_size
+            found = [self._scores(theta, buffers, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             result = {"loss": sum(backend.fetch([value for value, _ in found]))}
             if found[0][1] is not None:
                 result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
@@ -452,32 +458,77 @@ class Trainer:
         weight: Array | None,
         names: tuple[str, str, str] = ("x", "y", "sample_weight"),
         values: bool = True,
-    ) -> tuple[Backend, Array, Array, Array | None]:
+    ) -> Data:
         """The data checked by itself and against the parameters, where there are any."""
         backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
         with backend.session(self.threads, backend.device(x)):
-            _, x = self._rows(x, names[0], values)
+            data = (
+                self._fed(x, names[0], values) if self._feeds(x) else Data(*self._rows(x, names[0], values), None, None)
+            )
             layout = self._layout_for(x)
-            y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0], values)
+            typed = data.typed()
+            data.y = check_target(backend, self.loss, layout.out_shape, typed, y, names[1], names[0], values)
             if weight is not None:
-                weight = check_weight(backend, weight, x, names[2], values)
-        return backend, x, y, weight
+                data.weight = check_weight(backend, weight, typed, names[2], values)
+        return data
 
-    def _validation(self, validation: Any, like: Array) -> tuple[Array, Array, Array | None]:
+    def _feeds(self, x: Array) -> bool:
+        """Whether `x` is of NumPy and computed with elsewhere; raises ArrayMismatchError where it can't be."""
+        if self.device is None or of(x).name == self.device:
+            return False
+        if of(x).name != "numpy":
+            raise ArrayMismatchError(
+                f"x is an array of {of(x).name}, but the trainer's device is {self.device!r}: pass an array of NumPy "
+                f"or {self.device}"
+            )
+        return True
+
+    def _fed(self, x: Array, name: str, values: bool = True) -> HostData:
+        """`x`, an array of NumPy, checked as `_rows` does; of whole numbers nothing is converted yet."""
+        assert self.device is not None
+        whole_numbers = x.ndim > 1 and x.shape[0] > 0 and is_whole(of(x), x)
+        host, one = check_x(x[:1] if whole_numbers else x, name, values)
+        backend = get(self.device)
+        dtype = backend.xp.float32 if one.dtype == host.xp.float32 else backend.xp.float64
+        if self._built is None:
+            like = backend.from_host(0.0, dtype)
+        else:
+            like = self._carry[0]
+            check_rows(x, self._built[1].in_shape, name)
+            if like.dtype != dtype and not whole_numbers:
+                own = str(like.dtype).rpartition(".")[2]
+                raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {own}: convert {name}")
+        a_row = bytes_a_row(self._layout_for(x), int(like.dtype.itemsize))
+        return HostData(backend, x, None, None, like, self.threads, a_row)
+
+    def _validation(self, validation: Any, data: Data) -> Data:
         if not isinstance(validation, tuple | list):
             raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
         if len(validation) not in (2, 3):
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
-        backend = common({names[0]: x, "x": like})
-        if is_whole(backend, x):
-            x = backend.xp.astype(x, like.dtype)
-        _, x, y, weight = self._data(x, y, weight, names)
-        check_rows(x, tuple(like.shape[1:]), names[0])
-        if x.dtype != like.dtype:
-            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {like.dtype}: convert one of them")
-        return x, y, weight
+        backend = common({names[0]: x, "x": data.x})
+        whole_numbers = is_whole(backend, x)
+        if whole_numbers and not self._feeds(x):
+            x = backend.xp.astype(x, data.x.dtype)
+        held_out = self._data(x, y, weight, names)
+        check_rows(x, tuple(data.x.shape[1:]), names[0])
+        if whole_numbers:
+            held_out.like = data.like
+        if held_out.like.dtype != data.like.dtype:
+            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {data.x.dtype}: convert one of them")
+        return held_out
+
+
+def _device(name: Any) -> str:
+    """`name` where it is a library whose arrays can be made here; raises what says why not."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy'")
+    if name not in NAMES:
+        raise UnknownNameError("device", name, NAMES)
+    get(name).from_host(0.0)
+    return name
 
 
 def _kind(x: Any, y: Any) -> tuple[Any, ...]:
@@ -485,11 +536,6 @@ def _kind(x: Any, y: Any) -> tuple[Any, ...]:
     return tuple(
         [(type(a), a.dtype, a.shape, getattr(a, "device", None)) if hasattr(a, "dtype") else None for a in (x, y)]
     )
-
-
-def _parts(count: int, batch_size: int | None) -> list[Rows]:
-    size = count if batch_size is None else whole("batch_size", batch_size, 1)
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _check_callbacks(callbacks: Any) -> list[Callback]:

@@ -1,9 +1,9 @@
 """The few names of CuPy that bpnet's seam uses, on host memory, with streams that run late and graphs that run again.
 
-Every operation on a `Device` array is put in the queue of the current stream, or into the graph that it captures; what it
-will compute is not there until somebody waits.  Streams run in an order drawn at random as far as events allow, memory
-that is not initialised is full of NaN, and a graph that is launched after its memory was freed is an error: what would go
-wrong on a device now and then goes wrong here.
+Every operation on a `Device` array is put in the queue of the current stream, or into the graph that it captures; what
+it will compute is not there until somebody waits.  Streams run in an order drawn at random as far as events allow,
+memory that is not initialised is full of NaN, and a graph that is launched after its memory was freed is an error: what
+would go wrong on a device now and then goes wrong here.
 """
 
 import contextlib
@@ -16,6 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+
+import bpnet as bp
 
 VIEWS = {np.reshape, np.transpose, np.expand_dims, np.squeeze, np.broadcast_to, np.permute_dims, np.atleast_1d}
 
@@ -28,7 +31,7 @@ class Token:
         self.start = -self.storage.ctypes.data % 16
         self.size, self.pool = size, None
         world.used += size
-        weakref.finalize(self, world.freed, size)
+        weakref.finalize(self, world.freed, size, self.storage)
 
 
 class Device(np.ndarray):
@@ -91,7 +94,15 @@ class Device(np.ndarray):
 
 def raw(a: Any) -> Any:
     """The same memory as a plain array, which does not keep it allocated."""
-    return a.view(np.ndarray) if isinstance(a, Device) else a
+    if not isinstance(a, Device):
+        return a
+    assert a.token is not None
+    storage = a.token.storage
+    return np.ndarray(a.shape, a.dtype, storage, a.ctypes.data - storage.ctypes.data if a.size else 0, a.strides)
+
+
+class _Pinned(np.ndarray):
+    """An array that can be told from others on the same memory."""
 
 
 class Pointer:
@@ -212,6 +223,9 @@ class World:
 
     def __init__(self, host: Callable[..., None], seed: int = 0) -> None:
         self.host, self.random = host, random.Random(seed)
+        self.seam: Any = None
+        self.graveyard: list[Any] = []
+        """Memory that was freed, to which something may be written until all is done."""
         self.used, self.limit = 0, 2**40
         self.counts: dict[str, int] = dict.fromkeys(
             ("launch", "device copy", "host copy", "synchronise", "event wait", "kernel", "operation", "to host"), 0
@@ -245,12 +259,24 @@ class World:
             array=self.array,
             get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 0),
         )
-        self.cupyx = SimpleNamespace(empty_pinned=np.empty)
+        self.cupyx = SimpleNamespace(empty_pinned=self.empty_pinned)
 
     # ---- memory -------------------------------------------------------------------------------------------------
 
-    def freed(self, size: int) -> None:
+    def freed(self, size: int, storage: Any) -> None:
         self.used -= size
+        self.graveyard.append(storage)
+
+    def empty_pinned(self, shape: Any, dtype: Any) -> Any:
+        """Host memory that is overwritten when it is freed, though a copy from it may not have begun."""
+        memory = np.empty(shape, dtype)
+        owner = memory.view(_Pinned)
+        weakref.finalize(owner, self.spoil, memory)
+        return owner
+
+    def spoil(self, memory: Any) -> None:
+        memory.view(np.uint8)[...] = 0xFF
+        self.graveyard.append(memory)
 
     def malloc(self, size: int) -> Token:
         if self.used + size > self.limit:
@@ -313,8 +339,7 @@ class World:
             first = np.asarray(function(*plain, **options))
         if is_view:
             result = first.view(Device)
-            owner = args[0]
-            result.token, result.world = owner.token, self
+            result.token, result.world = args[0].token, self
             return result
         self.counts["operation"] += 1
         result = self.empty(first.shape, first.dtype) if out is None else out
@@ -335,6 +360,8 @@ class World:
             _, work = stream.queue.popleft()
             work()
             stream.done += 1
+        if not any(stream.queue for stream in self.streams):
+            self.graveyard.clear()
 
     def synchronise(self) -> None:
         self.forbid("synchronise")
@@ -373,6 +400,28 @@ class _Device(str):
     @property
     def mem_info(self) -> tuple[int, int]:
         return self.world.limit - self.world.used, self.world.limit
+
+
+def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
+    """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
+    from bpnet.backends import cupy as seam
+    from bpnet.backends import cupy_feed, cupy_graph, cupy_kernels
+
+    class Backend(seam.CupyBackend):
+        def device(self, x: Any) -> Any:
+            return x.device
+
+    world = World(run)
+    for module in (seam, cupy_feed, cupy_graph, cupy_kernels):
+        for name in ("cupy", "cupyx"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, getattr(world, name))
+        if hasattr(module, "module"):
+            monkeypatch.setattr(module, "module", world.module)
+    world.seam = Backend(bp.backends.get("numpy").xp)
+    monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
+    monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)
+    return world
 
 
 def _free(after: Any) -> bool:

@@ -37,6 +37,8 @@ class Backend:
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
     """Whether rules are compiled by an extra (NumPy only): True at once, False never, None where it will pay."""
+    no_room: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
+    """What the library raises where there is not enough memory."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
 
@@ -104,6 +106,10 @@ class Backend:
 
     def memory(self, x: Array) -> tuple[int, int] | None:
         """(free, total) bytes of the device of `x`, where the library can say."""
+        return None
+
+    def wanted(self, error: Exception) -> int | None:
+        """How many bytes could not be had, where an error of `no_room` says so."""
         return None
 
     def lane(self, specs: Specs, rows: int, device: Any = None) -> "Lane":

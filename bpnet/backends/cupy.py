@@ -53,6 +53,9 @@ class CupyBackend(Backend):
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
 
+    def wanted(self, error: Exception) -> int | None:
+        return getattr(error, "_size", None)  # of cupy.cuda.memory.OutOfMemoryError, which says it in its text too
+
     def lane(self, specs: Specs, rows: int, device: Any = None) -> Lane:
         """Through memory that the device reads by itself, while it computes."""
         return PinnedLane(specs, rows)
@@ -125,8 +128,9 @@ class CupyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """One kernel for each piece, which reads and writes every element once."""
-        kernels = [Kernel.of(rule, arrays, scalars=scalars) for _, _, scalars in pieces]
-        if None in kernels:
+        found = [Kernel.of(rule, arrays, scalars=scalars) for _, _, scalars in pieces]
+        kernels = [kernel for kernel in found if kernel is not None]
+        if len(kernels) < len(pieces):
             return super().sweep(rule, outputs, arrays, pieces, donate)
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
         for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True):

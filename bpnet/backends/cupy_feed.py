@@ -28,13 +28,16 @@ class PinnedLane(Lane):
 
     def __init__(self, specs: Specs, rows: int) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.sides = Side(specs, rows), Side(specs, rows)
+        self.specs, self.rows = specs, rows
+        self.sides = [Side(specs, rows)]
         self.sent = 0
 
     def send(self, rows: int, write: Callable[[Sequence[Any]], None]) -> tuple[Array, ...]:
-        side, other = self.sides if self.sent % 2 == 0 else self.sides[::-1]
+        if self.sent == 1:
+            self.sides.append(Side(self.specs, self.rows))
         if self.sent:
-            other.used.record()  # all work with the last batch has been launched
+            self.sides[1 - self.sent % 2].used.record()  # all work with the last batch has been launched
+        side = self.sides[self.sent % 2]
         self.sent += 1
         side.copied.synchronize()
         write([buffer[:rows] for buffer in side.pinned])

@@ -1,8 +1,8 @@
 """A training step as a CUDA graph: recorded once, then launched again with a single call.
 
-What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the random
-key) are written there before each launch, and the loss goes where one of them says.  The first call of a kind launches
-every kernel by itself, with the numbers in the same place, so it gives the same bits.
+What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the
+random key) are written there before each launch, and the loss goes where one of them says.  The first call of a kind
+launches every kernel by itself, with the numbers in the same place, so it gives the same bits.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import struct
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import cupy
 import cupyx
@@ -40,8 +40,14 @@ Place = tuple[int, tuple[int, ...]]
 class Numbers:
     """Numbers in device memory that the host writes by one small copy, from the next of a ring of pinned slots."""
 
+    retired: ClassVar[list["Numbers"]] = []
+    """Those of steps that are gone, from which copies may still be under way."""
+
     def __init__(self, letters: str) -> None:
         """A letter for each number: d for a float64, q for a whole one."""
+        if self.retired:
+            cupy.cuda.Device().synchronize()
+            self.retired.clear()
         count = len(letters)
         self.size = 8 * count
         self.pack = struct.Struct(f"={letters}").pack_into
@@ -157,16 +163,18 @@ class Source:
 class CapturedStep:
     """step(carry, *arguments) -> carry, loss, as a graph; the carry that is passed in is given up.
 
-    Of every kind of arguments (shapes, types, device, and which are None) the first call is run as it stands, the second
-    is captured, and later ones launch that graph.  An argument that lay at the same address in both is read there, as a
-    data set of which rows are taken; where one has moved later, the next two calls are a first and a second again.  Any
-    other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but values.
+    Of every kind of arguments (shapes, types, device, and which are None) the first call is run as it stands, the
+    second is captured, and later ones launch that graph.  An argument that lay at the same address in both is read
+    there, as a data set of which rows are taken; where one has moved later, the next two calls are a first and a second
+    again.  Any other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but
+    values.
 
     The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
     there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
     CuPy's current stream.
 
-    What can't be captured, such as a step that copies to the host, runs as it stands and is logged once, at debug level.
+    What can't be captured, such as a step that copies to the host, runs as it stands, and is logged once, at debug
+    level.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -187,7 +195,7 @@ class CapturedStep:
         self.pool = cupy.cuda.MemoryPool(self.source)
         self.stream: Any = None
         """The one that captures."""
-        weakref.finalize(self, _release, self.kinds, self.pool, self.source).atexit = False
+        weakref.finalize(self, _retire, self.kinds, self.pool, self.source, self.numbers).atexit = False
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         kind, arrays, numbers = _sorted(args)
@@ -351,6 +359,12 @@ def _release(kinds: OrderedDict[Any, Any], pool: Any, source: Source) -> None:
     if source.device is not None:
         with source.device:
             pool.free_all_blocks()
+
+
+def _retire(kinds: OrderedDict[Any, Any], pool: Any, source: Source, numbers: dict[str, Numbers]) -> None:
+    """What is left to do when a step is gone."""
+    Numbers.retired.extend(numbers.values())
+    _release(kinds, pool, source)
 
 
 def _sorted(args: Sequence[Any]) -> tuple[tuple[Any, ...], list[Array], list[float]]:
