@@ -76,7 +76,7 @@ class Trainer:
         self.seed = whole("seed", seed, 0)
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
         self.threads = None if threads is None else whole("threads", threads, 1)
-        self.device = None if device is None else _device(device)
+        self.device = None if device is None else check_device(device)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
         if micro_batch is not None and self.network.couples_rows:
             raise OptionError(
@@ -521,7 +521,7 @@ class Trainer:
         return held_out
 
 
-def _device(name: Any) -> str:
+def check_device(name: Any) -> str:
     """`name` where it is a library whose arrays can be made here; raises what says why not."""
     if not isinstance(name, str):
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy'")

@@ -257,7 +257,7 @@ class World:
             stack=np.stack,
             asnumpy=self.asnumpy,
             array=self.array,
-            get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 0),
+            get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 0, get_limit=lambda: 0),
         )
         self.cupyx = SimpleNamespace(empty_pinned=self.empty_pinned)
 

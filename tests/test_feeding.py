@@ -212,6 +212,29 @@ def test_unfit_data_are_refused_as_everywhere(
         trainer.fit(*change(x, y), progress=False)
 
 
+def test_divergence_is_traced_on_fed_data_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data()
+    x[30:] = 3e38
+    trainer = bp.Trainer(NET, "cross_entropy", bp.SGD(0.1), device="cupy")
+    with pytest.raises(bp.errors.DivergedError, match=r"step 2: the output of layer '0', Dense.* is no longer finite"):
+        trainer.fit(x, y, batch_size=16, shuffle=False, progress=False)
+    assert trainer.step_count == 1
+
+
+def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None:
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
+    trainer.fit(x, y, progress=False)
+    trainer.save(tmp_path / "model.safetensors")
+    loaded = bp.load(tmp_path / "model.safetensors", device="cupy")
+    for one in (trainer, loaded):
+        one.fit(x, y, progress=False)
+    np.testing.assert_array_equal(loaded.predict(x), trainer.predict(x))
+    with pytest.raises(TypeError, match="both like and device"):
+        bp.load(tmp_path / "model.safetensors", like=x, device="cupy")
+
+
 # ---- more than there is room for ------------------------------------------------------------------------------------
 
 
@@ -348,17 +371,23 @@ def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[
     """The memory is limited in CuPy's own pool, so that no other program on the device is in the way."""
     device = library("cupy")
     pool = device.module.get_default_memory_pool()
-    x, y, _ = data(200_000)
+    x, y, _ = data(2_000_000)
     bx, by = device.array(x), device.array(y)
     trainer = bp.Trainer(NET, "cross_entropy")
     trainer.step(bx[:64], by[:64])
     before = device.host(trainer.theta)
     pool.free_all_blocks()
-    pool.set_limit(pool.used_bytes() + 2**22)
+    pool.set_limit(pool.used_bytes() + 2**27)
     try:
-        with pytest.raises(bp.errors.NoRoomError, match=r"a batch of 200000 rows .* micro_batch=\d+ would fit"):
+        with pytest.raises(
+            bp.errors.NoRoomError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
+        ) as caught:
             trainer.step(bx, by)
         np.testing.assert_array_equal(device.host(trainer.theta), before)
         trainer.step(bx[:64], by[:64])
+        micro_batch = int(str(caught.value).partition("micro_batch=")[2].split()[0])
+        del trainer, caught
+        gc.collect()
+        bp.Trainer(NET, "cross_entropy", micro_batch=micro_batch).step(bx, by)
     finally:
         pool.set_limit(size=0)

@@ -45,10 +45,11 @@ class CupyBackend(Backend):
         x.device.synchronize()
 
     def memory(self, x: Array) -> tuple[int, int] | None:
-        """What CuPy keeps for later arrays counts as free."""
+        """What CuPy keeps for later arrays counts as free, and what it may not take as taken."""
         with x.device:
-            free, total = x.device.mem_info
-            return int(free) + int(cupy.get_default_memory_pool().free_bytes()), int(total)
+            (free, total), pool = x.device.mem_info, cupy.get_default_memory_pool()
+            free, limit = free + pool.free_bytes(), pool.get_limit()
+            return int(min(free, limit - pool.used_bytes()) if limit else free), int(total)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
