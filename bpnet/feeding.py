@@ -11,7 +11,8 @@ from typing import Any
 from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Lane, Rows
 from bpnet.backpropagation import take_rows
-from bpnet.errors import NoRoomError
+from bpnet.data import check_x, is_whole
+from bpnet.errors import DTypeError, NoRoomError
 from bpnet.layer import Layer, Shape
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layout import Layout
@@ -85,13 +86,13 @@ class HostData(Data):
     Whole numbers in x become the type of `like` there, so that they travel as small as they are.
     """
 
-    def __init__(
-        self, backend: Backend, x: Any, y: Any, weight: Any, like: Array, threads: int | None, a_row: int
-    ) -> None:
-        """`a_row` is how many bytes a row takes while it is computed with."""
-        super().__init__(backend, x, y, weight)
+    a_row = 1
+    """How many bytes a row takes while it is computed with."""
+
+    def __init__(self, backend: Backend, x: Any, like: Array, threads: int | None) -> None:
+        super().__init__(backend, x, None, None)
         self.host = get("numpy")
-        self.like, self.threads, self.a_row = like, threads, a_row
+        self.like, self.threads = like, threads
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
         arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
@@ -112,7 +113,7 @@ class HostData(Data):
                 lane.close()
 
     def _lane(self, arrays: Sequence[Any], rows: int) -> Lane:
-        specs = [(a.shape[1:], a.dtype) for a in arrays]
+        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
         return self.backend.lane(specs, rows, self.backend.device(self.like))
 
     def _taken(self, sent: Sequence[Array]) -> Batch:
@@ -126,13 +127,16 @@ class HostData(Data):
         with self.host.session(self.threads):
             for array, buffer in zip(arrays, buffers, strict=True):
                 step = max(1, GATHERED // max(1, buffer.nbytes // buffer.shape[0]))
+                plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
-                def gather(_: int, part: Rows, array: Any = array, buffer: Any = buffer) -> None:
+                def gather(_: int, part: Rows, array: Any = array, buffer: Any = buffer, plain: bool = plain) -> None:
                     here = slice(*part)
                     if isinstance(rows, slice):
                         buffer[here] = array[rows][here]
-                    else:
+                    elif plain:
                         array.take(rows[here], axis=0, out=buffer[here], mode="clip")  # other modes copy twice
+                    else:  # of which `take` would first copy all
+                        buffer[here] = array[rows[here]]
 
                 for _ in self.host.map_blocks(gather, parts(buffer.shape[0], step)):
                     pass
@@ -190,6 +194,22 @@ class HostData(Data):
         size = math.prod(self.x.shape) * int(self.like.dtype.itemsize)
         size += sum(a.nbytes for a in (self.y, self.weight) if a is not None)
         return self if free is None or size > COMFORTABLE * free else self.moved()
+
+
+def host_data(backend: Backend, x: Any, name: str, values: bool, like: Array | None, threads: int | None) -> HostData:
+    """`x`, an array of NumPy, as data for `backend`, checked by itself and against the type of `like`.
+
+    Of whole numbers nothing is converted yet: they become float32, or the type of `like`.
+    """
+    whole_numbers = x.ndim > 1 and x.shape[0] > 0 and is_whole(get("numpy"), x)
+    host, one = check_x(x[:1] if whole_numbers else x, name, values)
+    dtype = backend.xp.float32 if one.dtype == host.xp.float32 else backend.xp.float64
+    if like is None:
+        like = backend.from_host(0.0, dtype)
+    elif like.dtype != dtype and not whole_numbers:
+        own = str(like.dtype).rpartition(".")[2]
+        raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {own}: convert {name}")
+    return HostData(backend, x, like, threads)
 
 
 def bytes_a_row(layout: Layout, itemsize: int) -> int:

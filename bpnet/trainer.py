@@ -23,7 +23,7 @@ from bpnet.errors import (
     UnknownNameError,
     kind_of,
 )
-from bpnet.feeding import Batch, Data, HostData, bytes_a_row, no_room, shuffled
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, no_room, shuffled
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -246,9 +246,9 @@ class Trainer:
                 self._build(data.backend, self._layout_for(data.x), data.like)
             if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
                 self._known = _kind(x, y)
-        with self._session():
-            data = data.moved()
-            return self._advance(data.x, data.y, data.weight, None)
+            with self._session():
+                data = data.moved()
+                return self._advance(data.x, data.y, data.weight, None)
 
     def fit(
         self,
@@ -402,14 +402,14 @@ class Trainer:
         with backend.session(self.threads, backend.device(x)):
             fed = self._feeds(x)
             data = self._fed(x, "x") if fed else Data(*self._rows(x, "x"), None, None)
-        with self._session():
-            theta, buffers, _ = self._carry
             size = self.micro_batch if batch_size is None else batch_size
-            parts = []
-            for bx, *_ in data.batches(size):
-                part = self._outputs(theta, buffers, bx)
-                parts.append(built.to_host(part) if fed else part)
-        return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+            with self._session():
+                theta, buffers, _ = self._carry
+                parts = []
+                for bx, *_ in data.batches(size):
+                    part = self._outputs(theta, buffers, bx)
+                    parts.append(built.to_host(part) if fed else part)
+            return parts[0] if len(parts) == 1 else backend.xp.concat(parts)
 
     def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
@@ -486,20 +486,11 @@ class Trainer:
     def _fed(self, x: Array, name: str, values: bool = True) -> HostData:
         """`x`, an array of NumPy, checked as `_rows` does; of whole numbers nothing is converted yet."""
         assert self.device is not None
-        whole_numbers = x.ndim > 1 and x.shape[0] > 0 and is_whole(of(x), x)
-        host, one = check_x(x[:1] if whole_numbers else x, name, values)
-        backend = get(self.device)
-        dtype = backend.xp.float32 if one.dtype == host.xp.float32 else backend.xp.float64
-        if self._built is None:
-            like = backend.from_host(0.0, dtype)
-        else:
-            like = self._carry[0]
-            check_rows(x, self._built[1].in_shape, name)
-            if like.dtype != dtype and not whole_numbers:
-                own = str(like.dtype).rpartition(".")[2]
-                raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {own}: convert {name}")
-        a_row = bytes_a_row(self._layout_for(x), int(like.dtype.itemsize))
-        return HostData(backend, x, None, None, like, self.threads, a_row)
+        data = host_data(get(self.device), x, name, values, None if self._built is None else self.theta, self.threads)
+        layout = self._layout_for(x)
+        check_rows(x, layout.in_shape, name)
+        data.a_row = bytes_a_row(layout, int(data.like.dtype.itemsize))
+        return data
 
     def _validation(self, validation: Any, data: Data) -> Data:
         if not isinstance(validation, tuple | list):

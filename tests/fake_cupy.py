@@ -405,14 +405,14 @@ class _Device(str):
 def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
     from bpnet.backends import cupy as seam
-    from bpnet.backends import cupy_feed, cupy_graph, cupy_kernels
+    from bpnet.backends import cupy_feed, cupy_graph, cupy_kernels, cupy_slots
 
     class Backend(seam.CupyBackend):
         def device(self, x: Any) -> Any:
             return x.device
 
     world = World(run)
-    for module in (seam, cupy_feed, cupy_graph, cupy_kernels):
+    for module in (seam, cupy_feed, cupy_graph, cupy_kernels, cupy_slots):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))

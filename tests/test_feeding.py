@@ -78,6 +78,17 @@ def test_feeding_equals_arrays_on_the_device(
     assert fed.evaluate(mapped, y, sample_weight=weight, batch_size=16) == pytest.approx(scores, rel=1e-6)
 
 
+@pytest.mark.parametrize("form", [lambda x: x[:, ::2], np.asfortranarray, lambda x: x.astype(">i4")])
+def test_arrays_of_any_layout_can_be_fed(form: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data(dtype="int64")
+    x = form(x)
+    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cupy")
+    there.fit(world.array(np.ascontiguousarray(x, "float32")), world.array(y), batch_size=16, progress=False)
+    fed.fit(x, y, batch_size=16, progress=False)
+    same(world, fed, there)
+
+
 def test_data_that_fit_are_put_on_the_device_once(world: World) -> None:
     x, y, _ = data()
     trainer = bp.Trainer(NET, "cross_entropy", device="cupy")

@@ -158,10 +158,10 @@ def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
 
 def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers in slots not yet copied stay, and losses until they are fetched, though the device does nothing."""
-    from bpnet.backends import cupy_graph
+    from bpnet.backends import cupy_slots
 
-    monkeypatch.setattr(cupy_graph, "SLOTS", 4)
-    monkeypatch.setattr(cupy_graph, "PAGE", 6)
+    monkeypatch.setattr(cupy_slots, "SLOTS", 4)
+    monkeypatch.setattr(cupy_slots, "PAGE", 6)
     x, y = map(world.array, data())
     optimizer = bp.Adam(bp.Cosine(0.05, steps=30))
     plain, captured = made(world, False, optimizer=optimizer), made(world, True, optimizer=optimizer)

@@ -14,8 +14,9 @@ import numpy
 from bpnet.backends import cuda
 from bpnet.backends.base import Array, Backend, Key, Lane, Piece, Rule, Specs, fold
 from bpnet.backends.cupy_feed import PinnedLane
-from bpnet.backends.cupy_graph import CapturedStep, fetch
+from bpnet.backends.cupy_graph import CapturedStep
 from bpnet.backends.cupy_kernels import KERNELS, Kernel, module
+from bpnet.backends.cupy_slots import fetch
 from bpnet.errors import DeviceError
 
 
