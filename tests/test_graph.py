@@ -242,13 +242,15 @@ def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: 
     return bp.Optimizer.apply(self, backend, layout, theta, grad, state, ((0.5 * lr,), shrink), donate)
 
 
-@pytest.mark.parametrize("why", ["waits", "computes"])
+@pytest.mark.parametrize("why", ["waits", "computes", "has none"])
 def test_what_cannot_be_captured_runs_and_says_so_once(
     why: str, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = bp.Sequential(bp.Dense(3), Looks()) if why == "waits" else NETS["dropout"]
     if why == "computes":
         monkeypatch.setattr(bp.SGD, "apply", halving)
+    if why == "has none":
+        monkeypatch.setattr(bp.SGD, "numbers", lambda self, lr, step: ((lr,), None))
     x, y = map(world.array, data())
     plain, captured = made(world, False, net, bp.SGD(0.1)), made(world, True, net, bp.SGD(0.1))
     with caplog.at_level(logging.DEBUG, "bpnet"):
@@ -262,35 +264,36 @@ def test_what_cannot_be_captured_runs_and_says_so_once(
 
 @dataclass(frozen=True)
 class Faulty(bp.Layer):
-    """Raises `error`, whatever it is, where one is set."""
+    """Raises `error`, whatever it is, where one is set; batches of 7 rows can't be captured."""
 
     error: ClassVar[Any] = None
 
     def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
         if Faulty.error is not None:
             raise Faulty.error
-        return x * 1.0, None
+        return x * (1.0 if x.shape[0] != 7 else min(1.0, 1.0 + float(run.xp.sum(x * x)))), None
 
     def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
         return dy, {}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a layer's own"), MemoryError("full")])
-@pytest.mark.parametrize("when", [0, 1])
+@pytest.mark.parametrize(("rows", "when"), [(5, 0), (5, 1), (7, 3)])
 def test_a_step_that_is_broken_off_leaves_no_graph(
-    when: int, error: BaseException, world: World, monkeypatch: pytest.MonkeyPatch
+    rows: int, when: int, error: BaseException, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While another shape runs for the first or second time: memory that the graph used may be gone with that step."""
+    """While another shape runs for the first time, or the second, or without a graph: memory may be gone with it."""
     x, y = map(world.array, data())
     trainer = made(world, True, bp.Sequential(bp.Dense(3), Faulty()))
+    for _ in range(when):
+        trainer.step(x[:rows], y[:rows])
     for _ in range(3):
         trainer.step(x, y)
-    for _ in range(when):
-        trainer.step(x[:5], y[:5])
+    assert graphs(trainer) == 1
     before = state(world, trainer)
     monkeypatch.setattr(Faulty, "error", error)
     with pytest.raises(type(error)):
-        trainer.step(x[:5], y[:5])
+        trainer.step(x[:rows], y[:rows])
     monkeypatch.setattr(Faulty, "error", None)
     for a, b in zip(state(world, trainer), before, strict=True):
         np.testing.assert_array_equal(a, b)

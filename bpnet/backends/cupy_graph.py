@@ -178,8 +178,12 @@ class CapturedStep:
         return self._replay(kind, recorded, arrays, numbers)
 
     def _plain(self, carry: Any, args: tuple[Any, ...]) -> tuple[Any, Array]:
-        """A call without any of this."""
-        result: tuple[Any, Array] = self.function(carry, *args)
+        """A call without any of this, but that other kinds may have graphs."""
+        try:
+            result: tuple[Any, Array] = self.function(carry, *args)
+        except BaseException:
+            self._forget()
+            raise
         return result
 
     def _one_by_one(
@@ -187,8 +191,8 @@ class CapturedStep:
     ) -> tuple[Any, Array]:
         """The same launches as those of a graph, at once."""
         value, address = self.losses.next()
-        ring.write([*numbers, address])
         try:
+            ring.write([*numbers, address])
             carry, result = self.function(self.carry, *_with(args, arrays, ring.held))
         except (MemoryError, BpnetError):
             self._forget()
