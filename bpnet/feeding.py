@@ -102,7 +102,7 @@ class HostData(Data):
             for start, stop in cut:
                 rows = slice(start, stop) if order is None else order[start:stop]
                 try:
-                    lane = lane or self._lane(arrays, cut[0][1])
+                    lane = lane or self._lane(arrays, cut[0][1], len(cut))
                     batch = self._taken(lane.send(stop - start, partial(self._write, arrays, rows)))
                 except self.backend.no_room as error:
                     text = f"a batch of {stop - start} rows has no room on the device: take a smaller batch_size"
@@ -112,9 +112,9 @@ class HostData(Data):
             if lane is not None:
                 lane.close()
 
-    def _lane(self, arrays: Sequence[Any], rows: int) -> Lane:
+    def _lane(self, arrays: Sequence[Any], rows: int, batches: int) -> Lane:
         specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
-        return self.backend.lane(specs, rows, self.backend.device(self.like))
+        return self.backend.lane(specs, rows, batches, self.backend.device(self.like))
 
     def _taken(self, sent: Sequence[Array]) -> Batch:
         xp, rest = self.backend.xp, iter(sent)

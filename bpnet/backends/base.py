@@ -112,8 +112,8 @@ class Backend:
         """How many bytes could not be had, where an error of `no_room` says so."""
         return None
 
-    def lane(self, specs: Specs, rows: int, device: Any = None) -> "Lane":
-        """A way for batches of at most `rows` rows from the host to the device."""
+    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> "Lane":
+        """A way for so many batches of at most `rows` rows from the host to the device."""
         return Lane(self, specs, device)
 
     # ---- random numbers -----------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ class CupyBackend(Backend):
     def wanted(self, error: Exception) -> int | None:
         return getattr(error, "_size", None)  # of cupy.cuda.memory.OutOfMemoryError, which says it in its text too
 
-    def lane(self, specs: Specs, rows: int, device: Any = None) -> Lane:
+    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Lane:
         """Through memory that the device reads by itself, while it computes."""
-        return PinnedLane(specs, rows)
+        return PinnedLane(specs, rows, batches)
 
     def session(self, threads: int | None = None, device: Any = None) -> AbstractContextManager[None]:
         """CuPy computes on the current device, so that of the data is made it."""

@@ -26,15 +26,12 @@ class PinnedLane(Lane):
     the last, and the device computes once the copy is done; nobody waits for more than that.
     """
 
-    def __init__(self, specs: Specs, rows: int) -> None:
+    def __init__(self, specs: Specs, rows: int, batches: int) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.specs, self.rows = specs, rows
-        self.sides = [Side(specs, rows)]
+        self.sides = [Side(specs, rows) for _ in range(min(batches, 2))]
         self.sent = 0
 
     def send(self, rows: int, write: Callable[[Sequence[Any]], None]) -> tuple[Array, ...]:
-        if self.sent == 1:
-            self.sides.append(Side(self.specs, self.rows))
         if self.sent:
             self.sides[1 - self.sent % 2].used.record()  # all work with the last batch has been launched
         side = self.sides[self.sent % 2]
