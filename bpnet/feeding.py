@@ -239,14 +239,15 @@ def no_room(error: Exception, backend: Backend, layout: Layout, like: Array, row
     text = f"a training step on a batch of {rows} rows needs more memory than there is"
     if wanted is not None:
         text += f": {wanted:,} bytes more were wanted"
+    smaller = "batches of {} rows" if layout.network.couples_rows or layout.buffers else "micro_batch={}"
     if memory is None:
-        return NoRoomError(f"{text}. Nothing was changed by it; try a smaller batch, or micro_batch={_half(rows)}")
+        return NoRoomError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
     free, total = memory
     text += f"{',' if wanted is not None else ':'} {free:,} bytes of {total:,} are free without it. "
     itemsize = int(like.dtype.itemsize)
     fits = (int(0.8 * free) - layout.size * itemsize) // bytes_a_row(layout, itemsize)  # and one gradient
     fits = min(_half(rows), 1 << max(fits, 1).bit_length() - 1)
-    hint = f"micro_batch={fits} would fit" if fits < rows else "even one row does not fit"
+    hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
     return NoRoomError(f"{text}Nothing was changed by it; {hint}")
 
 

@@ -78,11 +78,7 @@ class Trainer:
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.device = None if device is None else check_device(device)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
-        if micro_batch is not None and self.network.couples_rows:
-            raise OptionError(
-                f"micro_batch is {micro_batch}, but a layer of the network (such as BatchNorm) needs all rows of a "
-                "batch at once: leave it out, and take a smaller batch_size"
-            )
+        self._check_parts(self.network.couples_rows)
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
@@ -120,7 +116,15 @@ class Trainer:
     def _new_layout(self, x: Array) -> Layout:
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
+        self._check_parts(bool(layout.buffers))
         return layout
+
+    def _check_parts(self, whole: bool) -> None:
+        if whole and self.micro_batch is not None:
+            raise OptionError(
+                f"micro_batch is {self.micro_batch}, but a layer of the network (such as BatchNorm) needs all rows of "
+                "a batch at once: leave it out, and take a smaller batch_size"
+            )
 
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
