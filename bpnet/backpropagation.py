@@ -33,11 +33,13 @@ def loss_and_gradient(
     training: bool = True,
     rooms: list[Room] | None = None,
     precision: str = "float32",
+    micro_batch: int | None = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
     one call to the next, for a caller who is then done with the last one.  `precision` is that of products.
+    `micro_batch` is the most rows of a block, where rows may be parted.
     """
     xp, network = backend.xp, layout.network
     narrow = precision == "bfloat16" and only_products(network)
@@ -60,7 +62,11 @@ def loss_and_gradient(
             taken.update(network.absorb(run, p, cache))
         return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
-    parts = [(0, count)] if network.couples_rows or layout.buffers else backend.blocks(count, 6.0 * layout.size)
+    whole = network.couples_rows or bool(layout.buffers)
+    parts = [(0, count)] if whole else backend.blocks(count, 6.0 * layout.size)
+    if micro_batch is not None and not whole and max(stop - start for start, stop in parts) > micro_batch:
+        pieces = -(-count // micro_batch)
+        parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
     results = backend.map_blocks(block, parts)
     value, grad, kept = next(results)
     for more, part, room in results:

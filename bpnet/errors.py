@@ -35,6 +35,10 @@ class DeviceError(BpnetError, RuntimeError):
     """A library is installed, but the device it needs is not there."""
 
 
+class NoRoomError(BpnetError, MemoryError):
+    """A step needs more memory than there is; parameters, optimizer state and step count are those from before it."""
+
+
 class OptionError(BpnetError, ValueError):
     """An option has a value outside its range."""
 

@@ -75,18 +75,16 @@ class Layout:
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
         parts = [backend.flat(_at(tree, slot.path)) for slot in self.parameters]
-        return backend.xp.concat(parts) if len(parts) > 1 else parts[0]
+        return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""
-        xp = backend.xp
         parts = []
         for slot in self.buffers:
             value = _at(tree, slot.path, None)
-            parts.append(
-                old[slot.offset : slot.offset + slot.size] if value is None else xp.reshape(value, (slot.size,))
-            )
-        return xp.concat(parts) if len(parts) > 1 else parts[0]
+            own = old[slot.offset : slot.offset + slot.size]
+            parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
+        return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def start(self, seed: int) -> tuple[Any, Any]:
         """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""

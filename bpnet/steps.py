@@ -45,6 +45,7 @@ def training_step(
     seed: int,
     clip_norm: float | None,
     precision: str = "float32",
+    micro_batch: int | None = None,
 ) -> Callable[..., tuple[Carry, Array]]:
     """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
 
@@ -66,7 +67,18 @@ def training_step(
         theta, buffers, state = carry
         p = views(backend, theta, buffers)
         value, grad, taken = loss_and_gradient(
-            backend, layout, loss, p, x, y, weight, rows, (seed, number), rooms=rooms, precision=precision
+            backend,
+            layout,
+            loss,
+            p,
+            x,
+            y,
+            weight,
+            rows,
+            (seed, number),
+            rooms=rooms,
+            precision=precision,
+            micro_batch=micro_batch,
         )
         if clip_norm is not None:
             grad = clip_by_global_norm(backend, grad, clip_norm)

@@ -3,14 +3,14 @@
 import math
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bpnet.backends import Array, Backend, common, of
-from bpnet.backends.base import PRECISIONS, Rows
-from bpnet.backpropagation import take_rows
+from bpnet.backends import NAMES, Array, Backend, common, get, of
+from bpnet.backends.base import PRECISIONS
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
@@ -21,8 +21,10 @@ from bpnet.errors import (
     NotBuiltError,
     OptionError,
     ShapeError,
+    UnknownNameError,
     kind_of,
 )
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, no_room, shuffled
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -40,9 +42,6 @@ WORK_OF_A_CALL = 2e6
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
 
-Batch = tuple[Array, Array, Array | None, Array | None]
-"""x, y, weight, and the rows to take of them (None: all)."""
-
 
 class Trainer:
     """Trains a network on arrays of any library, on the device where they lie.
@@ -59,6 +58,12 @@ class Trainer:
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
         Products of float64 are float64.
+    device : "cupy" trains NumPy arrays, memory-mapped files among them, on the current CUDA device: data that take at
+        most half of its free memory are put there once, others stream through it batch by batch while it computes;
+        predictions come back as NumPy arrays.  (Also "torch" or "jax": the device on which these make arrays.)  None
+        computes where the data lie.
+    micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
+        the whole does not fit in memory; other parts draw other dropout masks
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Trainer:
         clip_norm: float | None = None,
         threads: int | None = None,
         precision: str = "float32",
+        device: str | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
@@ -79,6 +86,9 @@ class Trainer:
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.precision = choice("precision", precision, PRECISIONS)
+        self.device = None if device is None else check_device(device)
+        self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
+        self._check_parts(self.network.couples_rows)
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
@@ -95,7 +105,8 @@ class Trainer:
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_known": (), "_known_x": (), "precision": "float32"} | state)
+        missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
+        vars(self).update(missing | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -107,8 +118,8 @@ class Trainer:
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
         loss does not fit, and OptionError or DTypeError where the precision does not.
         """
-        backend, x = check_x(x)
-        self._build(backend, self._new_layout(x), x)
+        data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
+        self._build(data.backend, self._new_layout(x), data.like)
         self.step_count, self.history = 0, History()
         return self
 
@@ -118,7 +129,15 @@ class Trainer:
     def _new_layout(self, x: Array) -> Layout:
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
+        self._check_parts(bool(layout.buffers))
         return layout
+
+    def _check_parts(self, whole: bool) -> None:
+        if whole and self.micro_batch is not None:
+            raise OptionError(
+                f"micro_batch is {self.micro_batch}, but a layer of the network (such as BatchNorm) needs all rows of "
+                "a batch at once: leave it out, and take a smaller batch_size"
+            )
 
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
@@ -147,19 +166,25 @@ class Trainer:
         self._known = self._known_x = ()
         self._carry = carry
         views = Views(layout)
-        step = training_step(layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision)
+        step = training_step(
+            layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
+        )
         self._step = backend.compile(step, donate=True)
         self._outputs = backend.compile(outputs(layout, views, self.precision))
         self._scores = backend.compile(scores(layout, views, self.loss, self.precision))
 
-    def _session(self, backend: Backend, x: Array, rows: int, steps: int = 1) -> AbstractContextManager[None]:
-        """What must hold while this trainer computes with `x`: in so many steps, `rows` rows in each.
+    def _work(self, rows: int, steps: int = 1) -> float:
+        """Floating-point operations of all steps so far and so many more, had they all been of so many rows.
 
-        The work told is that of all steps so far, had they been like these, so it depends on nothing but the data.
+        So it depends on nothing but the data, and a training that is taken up again goes on as if never interrupted.
         """
         size = 0 if self._built is None else self._built[1].size
-        work = (self.step_count + steps) * (6.0 * size * rows + WORK_OF_A_CALL)
-        return backend.session(self.threads, backend.device(x), work)
+        return (self.step_count + steps) * (6.0 * size * rows + WORK_OF_A_CALL)
+
+    def _session(self, rows: int, steps: int = 1) -> AbstractContextManager[None]:
+        """What must hold while this trainer computes so many steps of so many rows."""
+        backend = self._have()[0]
+        return backend.session(self.threads, backend.device(self._carry[0]), self._work(rows, steps))
 
     def _have(self) -> tuple[Backend, Layout]:
         if self._built is None:
@@ -254,15 +279,17 @@ class Trainer:
         and shapes are checked always.
         """
         backend = of(x)
-        with self._session(backend, x, _rows_of(x)):
+        with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
-            _, bx, by, weight = self._data(x, y, sample_weight, values=flag("check", check))
+            data = self._data(x, y, sample_weight, values=flag("check", check))
             if self._built is None:
-                self._build(backend, self._layout_for(bx), bx)
-            if bx is x and by is y:  # nor does the next batch of this kind need to be converted
+                self._build(data.backend, self._layout_for(data.x), data.like)
+            if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
                 self._known = _kind(x, y)
-            return self._advance(bx, by, weight, None)
+            with self._session(data.count):
+                data = data.moved()
+                return self._advance(data.x, data.y, data.weight, None)
 
     def fit(
         self,
@@ -296,23 +323,26 @@ class Trainer:
         shuffle = flag("shuffle", shuffle)
         progress = None if progress is None else flag("progress", progress)
         told = _check_callbacks(callbacks)
-        backend, x, y, weight = self._data(x, y, sample_weight)
-        held_out = None if validation is None else self._validation(validation, x)
+        data = self._data(x, y, sample_weight)
+        held_out = None if validation is None else self._validation(validation, data)
         if self._built is None:
-            self._build(backend, self._layout_for(x), x)
+            self._build(data.backend, self._layout_for(data.x), data.like)
+        with self._session(data.count):
+            data = data.settled()
+            held_out = None if held_out is None else held_out.settled()
         terminal = sys.stderr is not None and sys.stderr.isatty()
         if terminal if progress is None else progress:
             told.insert(0, Progress())
-        steps = -(-x.shape[0] // batch_size)
+        steps = -(-data.count // batch_size)
         self.stop = False
         for callback in told:
             callback.on_train_begin(self, epochs, steps)
         try:
             for _ in range(epochs):
                 started = time.perf_counter()
-                record = self._epoch(x, y, weight, batch_size, shuffle, told)
+                record = self._epoch(data, batch_size, shuffle, told)
                 if held_out is not None:
-                    scores = self._evaluate(*held_out, max(batch_size, LEAST_EVALUATED))
+                    scores = self._evaluate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED))
                     record |= {f"val_{name}": value for name, value in scores.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
@@ -325,16 +355,14 @@ class Trainer:
                 callback.on_train_end(self)
         return self.history
 
-    def _epoch(
-        self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, told: list[Callback]
-    ) -> dict[str, Any]:
+    def _epoch(self, data: Data, batch_size: int, shuffle: bool, told: list[Callback]) -> dict[str, Any]:
         backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
+        order = shuffled(self.seed, epoch, data.count) if shuffle else None
         losses: list[Array] = []
         totals: list[Array] = []
-        steps = -(-x.shape[0] // batch_size)
-        with self._session(backend, x, min(batch_size, x.shape[0]), steps):
-            for i, (bx, by, bw, rows) in enumerate(self._batches(x, y, weight, batch_size, shuffle, epoch)):
+        with self._session(min(batch_size, data.count), -(-data.count // batch_size)):
+            for i, (bx, by, bw, rows) in enumerate(data.batches(batch_size, order)):
                 losses.append(self._advance(bx, by, bw, rows))
                 if bw is not None:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
@@ -344,38 +372,24 @@ class Trainer:
                 known = backend.fetch([*losses, xp.sum(self.theta), *totals])
         values, sizes = known[: len(losses)], known[len(losses) + 1 :]
         if not all(map(math.isfinite, known)):
-            self._diverged(self._batches(x, y, weight, batch_size, shuffle, epoch), before)
-        count = x.shape[0]
-        sizes = sizes or [min(batch_size, count - i * batch_size) for i in range(len(values))]
+            self._diverged(data.batches(batch_size, order), before)
+        sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
-    def _batches(
-        self, x: Array, y: Array, weight: Array | None, batch_size: int, shuffle: bool, epoch: int
-    ) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        count = x.shape[0]
-        parts = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-        if not shuffle:
-            for part in parts:
-                bx, by, bw = take_rows(self.backend, (x, y, weight), part, None)
-                yield bx, by, bw, None
-            return
-        import numpy
-
-        drawn = numpy.random.default_rng((self.seed, epoch)).permutation(count)
-        index = self.backend.xp.int64 if count >= 2**31 else self.backend.xp.int32
-        order = self.backend.from_host(drawn, index, self.backend.device(x))
-        for start, stop in parts:
-            yield x, y, weight, order[start:stop]
-
-    def _advance(self, x: Array, y: Array, weight: Array | None, rows: Array | None) -> Array:
+    def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
         number = self.step_count + 1
         numbers = self.optimizer.numbers(self.optimizer.schedule(self.step_count), number)
-        self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+        backend, layout = self._have()
+        try:
+            self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+        except backend.no_room as error:
+            traceback.clear_frames(error.__traceback__)  # which hold what the step had made
+            count = x.shape[0] if rows is None else rows.shape[0]
+            raise no_room(error, backend, layout, self._carry[0], count) from error
         self.step_count = number
         return value
 
@@ -419,47 +433,47 @@ class Trainer:
         `batch_size` bounds the rows that are computed at a time.
         """
         self._have()
-        _, x, y, weight = self._data(x, y, sample_weight)
-        return self._evaluate(x, y, weight, batch_size)
+        return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.
         """
-        self._have()
+        built = self._have()[0]
         backend = of(x)
-        with self._session(backend, x, _rows_of(x)):
-            kind = _kind(x)
-            if kind != self._known_x:
-                _, rows = self._rows(x, "x", values=False)
-                self._known_x = kind if rows is x else ()
-                x = rows
+        size = self.micro_batch if batch_size is None else batch_size
+        with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
+            fed, kind = self._feeds(x), _kind(x)
+            data: Data
+            if fed:
+                data = self._fed(x, "x")
+            elif kind != self._known_x:
+                data = Data(*self._rows(x, "x", values=False), None, None)
+                self._known_x = kind if data.x is x else ()
+            else:
+                data = Data(built, x, None, None)
             theta, buffers, _ = self._carry
-            count = x.shape[0]
-            if batch_size is None:
-                result, total = self._outputs(theta, buffers, x)
+            if size is None and not fed:
+                result, total = self._outputs(theta, buffers, data.x)
                 totals = [total]
             else:
-                found = [
-                    self._outputs(theta, buffers, take_rows(backend, (x,), part, None)[0])
-                    for part in _parts(count, batch_size)
-                ]
+                with self._session(data.count):
+                    found = [self._outputs(theta, buffers, bx) for bx, *_ in data.batches(size)]
+                    parts = [built.to_host(part) if fed else part for part, _ in found]
                 totals = [total for _, total in found]
-                result = found[0][0] if len(found) == 1 else backend.xp.concat([part for part, _ in found])
-            if not all(map(math.isfinite, backend.fetch(totals))):
+                result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+            if not all(map(math.isfinite, built.fetch(totals))):
                 with backend.session(device=backend.device(x)):
-                    check_finite(backend, x, "x")
+                    check_finite(backend, data.x, "x")
         return result
 
-    def _evaluate(self, x: Array, y: Array, weight: Array | None, batch_size: int | None) -> dict[str, float]:
+    def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
         backend, (theta, buffers, _) = self.backend, self._carry
-        with self._session(backend, x, x.shape[0]):
-            total = float(x.shape[0]) if weight is None else float(backend.xp.sum(weight))
-            found = []
-            for part in _parts(x.shape[0], batch_size):
-                bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-                found.append(self._scores(theta, buffers, bx, by, bw, total))
+        with self._session(data.count):
+            total = data.total()
+            size = self.micro_batch if batch_size is None else batch_size
+            found = [self._scores(theta, buffers, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             result = {"loss": sum(backend.fetch([value for value, _ in found]))}
             if found[0][1] is not None:
                 result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
@@ -501,32 +515,68 @@ class Trainer:
         weight: Array | None,
         names: tuple[str, str, str] = ("x", "y", "sample_weight"),
         values: bool = True,
-    ) -> tuple[Backend, Array, Array, Array | None]:
+    ) -> Data:
         """The data checked by itself and against the parameters, where there are any."""
         backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
         with backend.session(self.threads, backend.device(x)):
-            _, x = self._rows(x, names[0], values)
+            data = (
+                self._fed(x, names[0], values) if self._feeds(x) else Data(*self._rows(x, names[0], values), None, None)
+            )
             layout = self._layout_for(x)
-            y = check_target(backend, self.loss, layout.out_shape, x, y, names[1], names[0], values)
+            typed = data.typed()
+            data.y = check_target(backend, self.loss, layout.out_shape, typed, y, names[1], names[0], values)
             if weight is not None:
-                weight = check_weight(backend, weight, x, names[2], values)
-        return backend, x, y, weight
+                data.weight = check_weight(backend, weight, typed, names[2], values)
+        return data
 
-    def _validation(self, validation: Any, like: Array) -> tuple[Array, Array, Array | None]:
+    def _feeds(self, x: Array) -> bool:
+        """Whether `x` is of NumPy and computed with elsewhere; raises ArrayMismatchError where it can't be."""
+        if self.device is None or of(x).name == self.device:
+            return False
+        if of(x).name != "numpy":
+            raise ArrayMismatchError(
+                f"x is an array of {of(x).name}, but the trainer's device is {self.device!r}: pass an array of NumPy "
+                f"or {self.device}"
+            )
+        return True
+
+    def _fed(self, x: Array, name: str, values: bool = True) -> HostData:
+        """`x`, an array of NumPy, checked as `_rows` does; of whole numbers nothing is converted yet."""
+        assert self.device is not None
+        data = host_data(get(self.device), x, name, values, None if self._built is None else self.theta, self.threads)
+        layout = self._layout_for(x)
+        check_rows(x, layout.in_shape, name)
+        data.a_row = bytes_a_row(layout, int(data.like.dtype.itemsize))
+        return data
+
+    def _validation(self, validation: Any, data: Data) -> Data:
         if not isinstance(validation, tuple | list):
             raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
         if len(validation) not in (2, 3):
             raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
-        backend = common({names[0]: x, "x": like})
-        if is_whole(backend, x):
-            x = backend.xp.astype(x, like.dtype)
-        _, x, y, weight = self._data(x, y, weight, names)
-        check_rows(x, tuple(like.shape[1:]), names[0])
-        if x.dtype != like.dtype:
-            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {like.dtype}: convert one of them")
-        return x, y, weight
+        backend = common({names[0]: x, "x": data.x})
+        whole_numbers = is_whole(backend, x)
+        if whole_numbers and not self._feeds(x):
+            x = backend.xp.astype(x, data.x.dtype)
+        held_out = self._data(x, y, weight, names)
+        check_rows(x, tuple(data.x.shape[1:]), names[0])
+        if whole_numbers:
+            held_out.like = data.like
+        if held_out.like.dtype != data.like.dtype:
+            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {data.x.dtype}: convert one of them")
+        return held_out
+
+
+def check_device(name: Any) -> str:
+    """`name` where it is a library whose arrays can be made here; raises what says why not."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy'")
+    if name not in NAMES:
+        raise UnknownNameError("device", name, NAMES)
+    get(name).from_host(0.0)
+    return name
 
 
 def _kind(*arrays: Any) -> tuple[Any, ...]:
@@ -538,11 +588,6 @@ def _rows_of(x: Any) -> int:
     """The rows of what may not be an array yet."""
     shape = getattr(x, "shape", ())
     return int(shape[0]) if shape else 1
-
-
-def _parts(count: int, batch_size: int | None) -> list[Rows]:
-    size = count if batch_size is None else whole("batch_size", batch_size, 1)
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _check_callbacks(callbacks: Any) -> list[Callback]:

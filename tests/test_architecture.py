@@ -28,10 +28,10 @@ MATHEMATICS = [
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
-    "bpnet.backends.base": {"Backend.to_host", "Backend.session"},
+    "bpnet.backends.base": {"Backend.to_host", "Backend.session", "Lane.send"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
-    "bpnet.trainer": {"Trainer._batches"},
+    "bpnet.feeding": {"shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.cli", "bpnet.tables")
@@ -73,6 +73,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "backpropagation": 8,
     "testing": 9,
     "steps": 9,
+    "feeding": 10,
     "callbacks": 10,
     "trainer": 11,
     "files": 12,

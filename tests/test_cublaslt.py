@@ -283,7 +283,7 @@ def test_rounding_to_bfloat16(rows: int, lt: Fake) -> None:
 @pytest.mark.parametrize("f", [f for f in ACTIVATIONS if f.keeps != "nothing"], ids=str)
 @pytest.mark.parametrize("kept", [True, False])
 def test_nvidias_compiler_takes_what_rounds(kept: bool, f: Any) -> None:
-    test_cuda.compiled(source(Form(f.derivative, 2, 0, 0, "float32", narrow=(kept, True, True))).code, "float32")
+    test_cuda.compiled(source(Form(f.derivative, 2, 0, 0, "float32", narrow=(kept, True, True))).code)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -29,6 +29,9 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 float32: of the numbers as they are.  tf32: of numbers rounded to 11 significant bits.  bfloat16: to 8.
 """
 
+Specs = Sequence[tuple[tuple[int, ...], Any]]
+"""Of arrays on the host, each: the shape of a row, and the type of its elements."""
+
 
 class Backend:
     """One array library: its standard namespace `xp`, and what the standard lacks.
@@ -41,6 +44,8 @@ class Backend:
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
     """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
+    no_room: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
+    """What the library raises where there is not enough memory."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
 
@@ -99,6 +104,10 @@ class Backend:
         """Write `value` to a part of what `room` gave."""
         raise NotImplementedError
 
+    def concat(self, vectors: Sequence[Array]) -> Array:
+        """One vector of several."""
+        return self.xp.concat(list(vectors))
+
     def synchronise(self, x: Array) -> None:
         """Wait until `x` has been computed."""
 
@@ -113,6 +122,14 @@ class Backend:
     def widened(self, x: Array) -> Array:
         """As float32 what a kernel has stored rounded; anything else as it is."""
         return x
+
+    def wanted(self, error: Exception) -> int | None:
+        """How many bytes could not be had, where an error of `no_room` says so."""
+        return None
+
+    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> "Lane":
+        """A way for so many batches of at most `rows` rows from the host to the device."""
+        return Lane(self, specs, device)
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 
@@ -234,6 +251,28 @@ class Backend:
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))
+
+
+class Lane:
+    """Brings batches from the host to the device; a backend may copy one while it computes with the one before."""
+
+    def __init__(self, backend: Backend, specs: Specs, device: Any = None) -> None:
+        self.backend, self.specs, self.device = backend, specs, device
+
+    def send(self, rows: int, write: Callable[[Sequence[Any]], None]) -> tuple[Array, ...]:
+        """Arrays of `rows` rows on the device, with what `write` puts into the NumPy arrays that it is given.
+
+        They may be overwritten by the second call after this one: work with them is to be under way by the next.
+        """
+        import numpy
+
+        buffers = [numpy.empty((rows, *shape), dtype) for shape, dtype in self.specs]
+        write(buffers)
+        xp = self.backend.xp
+        return tuple(self.backend.from_host(buffer, getattr(xp, buffer.dtype.name), self.device) for buffer in buffers)
+
+    def close(self) -> None:
+        """Wait until all that was sent has left the host."""
 
 
 def fold(key: Key) -> int:

@@ -8,7 +8,7 @@ exactly gives the bits that it gives alone.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bpnet.backends.base import Rule
+from bpnet.backends.base import Array, Rule
 from bpnet.backends.trace import BINARY, COMPARISONS, Program, Text, text_of
 
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -30,12 +30,23 @@ WIDE = {"float32": 4, "float64": 2}
 """Elements of 16 bytes."""
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A number in device memory, where it may change between two launches of a graph: only kernels can read it."""
+
+    place: Array
+    """A 0-d array, of float64 for scalars of a rule, of int64 in the key of random numbers."""
+
+    __array_ufunc__ = None
+
+
 @dataclass(frozen=True)
 class Form:
     """What a kernel is made for: a rule, its numbers of arrays, of vectors and of scalars, and the elements' type.
 
-    The last `vectors` of the arrays have an entry for every column, the others for every element.  `narrow` says for
-    each array, and last for the results, whether it is stored as bfloat16; computed is in float32 then.
+    The last `vectors` of the arrays have an entry for every column, the others for every element.  The scalars whose
+    places are in `held` are read from device memory.  `narrow` says for each array, and last for the results, whether
+    it is stored as bfloat16; computed is in float32 then.
     """
 
     rule: Rule
@@ -43,6 +54,7 @@ class Form:
     vectors: int
     scalars: int
     dtype: str
+    held: tuple[int, ...] = ()
     narrow: tuple[bool, ...] = ()
 
 
@@ -53,6 +65,9 @@ class Source:
     map_wide, map_plain (rows, columns, arrays, results, c): results <- rule; the i-th result may be the i-th array.
     sum_wide, sum_plain (rows, columns, step, arrays, result, sums, c): the same for one result, and the sums over each
     `step` rows of its columns.
+
+    Where some scalars are held, all of them are passed instead of c, a float64 or the place of one, and the kernel does
+    what `prepare` does, which gives the same bits: in float64 the processor and the device round alike.
 
     The wide ones take 16 bytes at a time: arrays must begin, and rows be apart, at multiples of that.
     """
@@ -102,14 +117,27 @@ def source(form: Form) -> Source:
             f"long long rows, long long columns, long long step, {places}, T* sums{numbers}",
             _SUM.format(handed=handed),
         )
+    scalars, prepared = _held(form, text) if form.held else (numbers, "")
     for name, (parameters, body) in kernels.items():
         parts.append(f"template <int N> __device__ __forceinline__ void {name}({parameters}) {{\n{body}}}\n")
         names = ", ".join(parameter.split()[-1] for parameter in parameters.split(", "))
+        taken = parameters.removesuffix(numbers) + scalars
         for kind, width in (("wide", WIDE[form.dtype]), ("plain", 1)):
             parts.append(
-                f'extern "C" __global__ void {name}_{kind}({parameters}) {{\n    {name}<{width}>({names});\n}}\n'
+                f'extern "C" __global__ void {name}_{kind}({taken}) {{\n{prepared}    {name}<{width}>({names});\n}}\n'
             )
     return Source(text, "\n".join(parts))
+
+
+def _held(form: Form, text: Text) -> tuple[str, str]:
+    """The parameters of the scalars, and the lines that make the numbers c of them."""
+    parameters = [f"const double* p{i}" if i in form.held else f"double s{i}" for i in range(form.scalars)]
+    lines = [
+        *(f"const double s{i} = *p{i};" for i in form.held),
+        *(f"const double {name} = {value};" for name, value in text.once),
+        *(f"const T {c} = (T)({value});" for c, value in zip(text.constants, text.values, strict=True)),
+    ]
+    return "".join(f", {parameter}" for parameter in parameters), _indented(lines)
 
 
 def _indented(lines: Sequence[str]) -> str:
@@ -204,23 +232,46 @@ _SUM = """\
 """
 
 
-def keep_mask_source(dtype: str) -> str:
-    """The text of keep_mask(size, key, threshold, scale, mask): bits and mask of dropout, as `Backend.keep_mask`."""
-    return _KEEP_MASK.format(real=TYPES[dtype])
+def keep_mask_source(dtype: str, rest: int | None = None) -> str:
+    """The text of keep_mask(size, key, threshold, scale, mask): bits and mask of dropout, as `Backend.keep_mask`.
+
+    With `rest`, `key` is what the first parts of the key are folded to; then come the place of a held part and `rest`
+    more parts, which the kernel folds in as `fold` does.
+    """
+    more = "" if rest is None else "const long long* number, "
+    more += "".join(f"unsigned int k{i}, " for i in range(rest or 0))
+    parts = [] if rest is None else ["(unsigned int)*number", *(f"k{i}" for i in range(rest))]
+    folded = _indented([f"key = mixed((key ^ {part}) + 0x9E3779B9u);" for part in parts])
+    return _KEEP_MASK.format(real=TYPES[dtype], more=more, folded=folded)
 
 
 _KEEP_MASK = """\
+__device__ __forceinline__ unsigned int mixed(unsigned int x) {{
+    x = (x ^ (x >> 17)) * 0xED5AD4BBu;
+    x = (x ^ (x >> 11)) * 0xAC4C1B51u;
+    x = (x ^ (x >> 15)) * 0x31848BABu;
+    return x ^ (x >> 14);
+}}
+
 extern "C" __global__ void keep_mask(
-    long long size, unsigned int key, unsigned int threshold, {real} scale, {real}* mask
+    long long size, unsigned int key, {more}unsigned int threshold, {real} scale, {real}* mask
 ) {{
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size;
+{folded}    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size;
          i += (long long)gridDim.x * blockDim.x) {{
-        unsigned int x = (unsigned int)i * 0x9E3779B9u + key;
-        x = (x ^ (x >> 17)) * 0xED5AD4BBu;
-        x = (x ^ (x >> 11)) * 0xAC4C1B51u;
-        x = (x ^ (x >> 15)) * 0x31848BABu;
-        mask[i] = (x ^ (x >> 14)) < threshold ? scale : 0;
+        mask[i] = mixed((unsigned int)i * 0x9E3779B9u + key) < threshold ? scale : 0;
     }}
+}}
+"""
+
+
+def put_source(dtype: str) -> str:
+    """The text of put(address, value): `value`, one element, is written to the place whose address is held."""
+    return _PUT.format(real=TYPES[dtype])
+
+
+_PUT = """\
+extern "C" __global__ void put(const long long* address, const {real}* value) {{
+    *reinterpret_cast<{real}*>(*address) = *value;
 }}
 """
 

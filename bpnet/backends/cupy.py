@@ -12,8 +12,11 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends import cublaslt, cuda
-from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Rule, fold
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, fold
+from bpnet.backends.cupy_feed import PinnedLane
+from bpnet.backends.cupy_graph import CapturedStep
 from bpnet.backends.cupy_kernels import KERNELS, Kernel, module, widened
+from bpnet.backends.cupy_slots import fetch
 from bpnet.errors import DeviceError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
@@ -49,8 +52,11 @@ class CupyBackend(Backend):
         x.device.synchronize()
 
     def memory(self, x: Array) -> tuple[int, int] | None:
-        free, total = x.device.mem_info
-        return int(free), int(total)
+        """What CuPy keeps for later arrays counts as free, and what it may not take as taken."""
+        with x.device:
+            (free, total), pool = x.device.mem_info, cupy.get_default_memory_pool()
+            free, limit = free + pool.free_bytes(), pool.get_limit()
+            return int(min(free, limit - pool.used_bytes()) if limit else free), int(total)
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
@@ -63,7 +69,14 @@ class CupyBackend(Backend):
         return widened(x)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
-        return [float(value) for value in cupy.asnumpy(cupy.stack(list(scalars)))] if scalars else []
+        return fetch(scalars)
+
+    def wanted(self, error: Exception) -> int | None:
+        return getattr(error, "_size", None)  # of cupy.cuda.memory.OutOfMemoryError, which says it in its text too
+
+    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Lane:
+        """Through memory that the device reads by itself, while it computes."""
+        return PinnedLane(specs, rows, batches)
 
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0
@@ -94,17 +107,39 @@ class CupyBackend(Backend):
         if real.name not in cuda.TYPES or "fused" not in self.techniques:
             return super().keep_mask(key, shape, keep, dtype, device)
         threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        held = next((i for i, part in enumerate(key) if isinstance(part, cuda.Held)), None)
+        if held is None:
+            parts, code = (numpy.uint32(fold(key)),), cuda.keep_mask_source(real.name)
+        else:
+            rest = [numpy.uint32(part & 0xFFFFFFFF) for part in key[held + 1 :]]
+            parts = (numpy.uint32(fold(key[:held])), key[held].place, *rest)
+            code = cuda.keep_mask_source(real.name, len(rest))
         with device:
             mask = cupy.empty(shape, real)
-            numbers = (numpy.uint32(fold(key)), numpy.uint32(threshold), real.type(2**32 / threshold))
             if mask.size:
                 grid, block = cuda.map_launch(1, mask.size, 1)
-                module(cuda.keep_mask_source(real.name)).get_function("keep_mask")(
-                    grid, block, (numpy.int64(mask.size), *numbers, mask)
-                )
+                numbers = (numpy.uint32(threshold), real.type(2**32 / threshold))
+                module(code).get_function("keep_mask")(grid, block, (numpy.int64(mask.size), *parts, *numbers, mask))
         return mask
 
     # ---- how work is carried out --------------------------------------------------------------------------------
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+        """A step that goes on with what it gave back last becomes a CUDA graph; see `CapturedStep`."""
+        plain = functools.partial(function, self)
+        return CapturedStep(plain) if donate and "graph" in self.techniques else plain
+
+    def add_to(self, total: Array, part: Array) -> Array:
+        return cupy.add(total, part, out=total)
+
+    def concat(self, vectors: Sequence[Array]) -> Array:
+        """Piece by piece: CuPy's own would copy a table of addresses to the device, which no graph can hold."""
+        whole = cupy.empty(sum(v.size for v in vectors), vectors[0].dtype)
+        start = 0
+        for vector in vectors:
+            whole[start : start + vector.size] = vector
+            start += vector.size
+        return whole
 
     def fuse(self, rule: Rule) -> Rule:
         """One kernel for the rule, where it can be traced."""
@@ -114,12 +149,12 @@ class CupyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """One kernel for each piece, which reads and writes every element once."""
-        fused = "fused" in self.techniques
-        kernel = Kernel.of(rule, arrays, scalars=len(pieces[0][2])) if fused else None
-        if kernel is None:
+        found = [Kernel.of(rule, arrays, scalars=scalars) for _, _, scalars in pieces]
+        kernels = [kernel for kernel in found if kernel is not None]
+        if len(kernels) < len(pieces) or "fused" not in self.techniques:
             return super().sweep(rule, outputs, arrays, pieces, donate)
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
-        for start, stop, scalars in pieces:
+        for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True):
             kernel.map([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
         return results
 

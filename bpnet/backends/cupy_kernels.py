@@ -19,14 +19,14 @@ class Kernel:
     def __init__(self, form: cuda.Form) -> None:
         self.source = cuda.source(form)
         self.real = numpy.dtype(form.dtype)
-        self.vectors = form.vectors
+        self.vectors, self.held = form.vectors, bool(form.held)
         space: dict[str, Any] = {}
         exec(self.source.text.prepare, space)  # made of names chosen there
         self.prepare = space["prepare"]
 
     @staticmethod
     def of(
-        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: int = 0, stored: Any = None
+        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: Sequence[Any] = (), stored: Any = None
     ) -> "Kernel | None":
         """The kernels of a rule for such arrays; None where they can't be made, or the arrays differ or have gaps.
 
@@ -43,9 +43,11 @@ class Kernel:
             fits = a.dtype.name == name or (a.dtype == BFLOAT16 and stored is not None)
             if not fits or a.shape != shape or not a.flags.c_contiguous:
                 return None
-        return _kernel(cuda.Form(rule, len(arrays), vectors, scalars, name, narrow if any(narrow) else ()))
+        held = tuple(i for i, s in enumerate(scalars) if isinstance(s, cuda.Held))
+        form = cuda.Form(rule, len(arrays), vectors, len(scalars), name, held, narrow if any(narrow) else ())
+        return _kernel(form)
 
-    def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[float] = ()) -> None:
+    def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()) -> None:
         """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, if of its type."""
         columns = results[0].shape[-1] if self.vectors else results[0].size
         rows = results[0].size // columns
@@ -68,7 +70,9 @@ class Kernel:
         )
         return sums[0] if len(sums) == 1 else cupy.sum(sums, axis=0)
 
-    def _numbers(self, scalars: Sequence[float]) -> tuple[Any, ...]:
+    def _numbers(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
+        if self.held:
+            return tuple(s.place if isinstance(s, cuda.Held) else numpy.float64(s) for s in scalars)
         numbers: tuple[Any, ...] = self.prepare(self.real.type, *scalars)
         return numbers
 

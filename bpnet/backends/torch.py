@@ -18,6 +18,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activat
 
 class TorchBackend(Backend):
     name = "torch"
+    no_room: ClassVar = (MemoryError, torch.OutOfMemoryError)
     kernels: ClassVar = {"dense_forward": dense_forward}
 
     def adopt(self, x: Array) -> Array:

@@ -168,6 +168,10 @@ class Text:
     """(name, expression): what is computed for each element, from arrays v0, v1, ... and the numbers."""
     results: tuple[str, ...]
     """The names of the results."""
+    once: tuple[tuple[str, str], ...] = ()
+    """(name, expression) of what `prepare` computes in float64 first, for code that does so itself, from s0, s1, ..."""
+    values: tuple[str, ...] = ()
+    """The numbers c0, c1, ... as expressions of these."""
 
 
 def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[float], str]], str]) -> Text:
@@ -176,7 +180,8 @@ def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[flo
     names |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
     signs = {name: sign for sign, name in BINARY.items()}
     constants: dict[str, str] = {}
-    once, each = [], []
+    once: list[tuple[str, str]] = []
+    each = []
 
     def constant(text: str) -> str:
         return constants.setdefault(text, f"c{len(constants)}")
@@ -190,18 +195,17 @@ def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[flo
             if step.op not in signs:
                 raise NotTraceableError(f"{step.op} of scalars")
             args = [names[id(a)] if isinstance(a, Symbol) else repr(float(a)) for a in step.args]
-            once.append(f"x{i} = {f' {signs[step.op]} '.join(args)}")
+            once.append((f"x{i}", f" {signs[step.op]} ".join(args)))
         else:
             each.append((f"x{i}", write(step.op, [of(a) for a in step.args], lambda c: constant(repr(c)))))
         names[id(step)] = f"x{i}"
     prepare = [
         f"def prepare({', '.join(['T', *(f's{i}' for i in range(len(program.scalars)))])}):",
-        *(f"    {line}" for line in once),
+        *(f"    {name} = {value}" for name, value in once),
         f"    return ({''.join(f'T({text}), ' for text in constants)})",
     ]
-    return Text(
-        "\n".join(prepare), tuple(constants.values()), tuple(each), tuple(names[id(r)] for r in program.results)
-    )
+    results = tuple(names[id(r)] for r in program.results)
+    return Text("\n".join(prepare), tuple(constants.values()), tuple(each), results, tuple(once), tuple(constants))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bpnet.layout import Layout, Slot, layout_of
 from bpnet.optimizers import Adam
 from bpnet.options import whole
 from bpnet.registry import describe, restore
-from bpnet.trainer import Trainer
+from bpnet.trainer import Trainer, check_device
 
 if TYPE_CHECKING:
     import numpy
@@ -98,17 +98,21 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def load(path: str | Path, like: Array | None = None) -> Trainer:
+def load(path: str | Path, like: Array | None = None, *, device: str | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
-    Its parameters lie where `like` lies, in its library; without it they are NumPy arrays.  Numbers keep the type they
-    were saved in.  Products have the precision that they were trained with where the library has it, else float32.  A
-    layer of the user's own must have been defined (imported) before.
+    Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy": see
+    `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products have the
+    precision that they were trained with where the library has it, else float32.  A layer of the user's own must have
+    been defined (imported) before.
 
     Raises FileNotFoundError, or FileFormatError where the file is no bpnet model or is damaged.
     """
-    backend = backends.get("numpy") if like is None else backends.of(like, "like")
-    device = None if like is None else backend.device(like)
+    if like is not None and device is not None:
+        raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
+    library = check_device(device or "numpy")
+    backend = backends.get(library) if like is None else backends.of(like, "like")
+    place = None if like is None else backend.device(like)
     path = _path(path)
     description, tensors = _read(path)
     try:
@@ -121,12 +125,13 @@ def load(path: str | Path, like: Array | None = None) -> Trainer:
         if description["format"] == 1 and isinstance(trainer.optimizer, Adam):  # which kept means, not sums
             betas = trainer.optimizer.beta1, trainer.optimizer.beta2
             vectors = [mean / (1.0 - beta) for mean, beta in zip(vectors, betas, strict=True)]
-        own, kept, *moved = (backend.from_host(vector, dtype, device) for vector in (theta, buffers, *vectors))
+        own, kept, *moved = (backend.from_host(vector, dtype, place) for vector in (theta, buffers, *vectors))
         if len(trainer.optimizer.init(backend, own)) != len(moved):
             raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")
         if trainer.precision != "float32" and trainer.precision not in backend.precisions(device):
             trainer.precision = "float32"
         trainer._adopt(backend, layout, (own, kept, tuple(moved)))
+        trainer.device = device
         return trainer
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None

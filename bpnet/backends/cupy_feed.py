@@ -1,0 +1,50 @@
+"""Batches from the host to the device through pinned memory, while the device computes with the batch before."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import cupyx
+
+from bpnet.backends.base import Array, Lane, Specs
+
+
+class Side:
+    """One of the two buffers: on the host, on the device, and when each may be written to again."""
+
+    def __init__(self, specs: Specs, rows: int) -> None:
+        self.pinned = [cupyx.empty_pinned((rows, *shape), dtype) for shape, dtype in specs]
+        self.arrays = [cupy.empty((rows, *shape), dtype) for shape, dtype in specs]
+        self.copied, self.used = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        self.used.record()  # the memory of the new arrays may be in use by what was launched before
+
+
+class PinnedLane(Lane):
+    """Two buffers by turns, and a stream for copies alone.
+
+    The host fills pinned memory once it has been copied, the copy begins once the device is done with the batch before
+    the last, and the device computes once the copy is done; nobody waits for more than that.
+    """
+
+    def __init__(self, specs: Specs, rows: int, batches: int) -> None:
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.sides = [Side(specs, rows) for _ in range(min(batches, 2))]
+        self.sent = 0
+
+    def send(self, rows: int, write: Callable[[Sequence[Any]], None]) -> tuple[Array, ...]:
+        if self.sent:
+            self.sides[1 - self.sent % 2].used.record()  # all work with the last batch has been launched
+        side = self.sides[self.sent % 2]
+        self.sent += 1
+        side.copied.synchronize()
+        write([buffer[:rows] for buffer in side.pinned])
+        self.stream.wait_event(side.used)
+        arrays = tuple(array[:rows] for array in side.arrays)
+        for array, buffer in zip(arrays, side.pinned, strict=True):
+            array.data.copy_from_host_async(buffer.ctypes.data, array.nbytes, self.stream)
+        side.copied.record(self.stream)
+        cupy.cuda.get_current_stream().wait_event(side.copied)
+        return arrays
+
+    def close(self) -> None:
+        self.stream.synchronize()

@@ -1,0 +1,351 @@
+"""A training step as a CUDA graph: recorded once, then launched again with a single call.
+
+What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the
+random key) are written there before each launch, and the loss goes where one of them says.  The first call of a kind
+launches every kernel by itself, with the numbers in the same place, so it gives the same bits.
+"""
+
+import contextlib
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cupy
+
+from bpnet.backends import cuda
+from bpnet.backends.base import Array
+from bpnet.backends.cupy_slots import Losses, Numbers
+from bpnet.errors import BpnetError
+
+MOST_GRAPHS = 8
+"""Graphs that a step keeps; then the one that was used longest ago goes."""
+SMALL = 2**20
+"""Bytes of an argument that is rather copied each time than captured anew once it has moved."""
+
+LOG = logging.getLogger("bpnet")
+
+Place = tuple[int, tuple[int, ...]]
+"""Address and strides of an array."""
+
+
+class Recorded:
+    """A graph, the arrays it reads where they were passed, and those that are first copied to buffers of its own."""
+
+    def __init__(self, graph: Any, numbers: Numbers, fixed: dict[int, Place], staged: dict[int, Array]) -> None:
+        self.graph, self.numbers = graph, numbers
+        self.fixed = [(i, *place) for i, place in fixed.items()]
+        self.staged = [(i, buffer, buffer.strides, buffer.nbytes) for i, buffer in staged.items()]
+
+    def serves(self, arrays: Sequence[Array]) -> bool:
+        """Whether the arrays that the graph reads where they were still lie there."""
+        for i, address, strides in self.fixed:
+            array = arrays[i]
+            if array.data.ptr != address or array.strides != strides:
+                return False
+        return True
+
+    def stage(self, arrays: Sequence[Array]) -> None:
+        """Copy the others to their buffers."""
+        for i, buffer, strides, size in self.staged:
+            array = arrays[i]
+            if array.strides == strides:
+                buffer.data.copy_from_device_async(array.data, size)
+            else:
+                buffer[...] = array
+
+
+class Source:
+    """What the pool of the graphs grows by: memory of the allocator and of the stream that were current outside.
+
+    So a capture takes up what the call before it left, and where there is no memory left the error reaches the caller,
+    before the pool could give back what another graph uses.
+    """
+
+    device: Any = None
+
+    def __call__(self, size: int) -> Any:
+        with self.stream:
+            return self.allocate(size)
+
+    def follow(self) -> None:
+        """From now on, take what is current."""
+        self.allocate, self.stream = cupy.cuda.get_allocator(), cupy.cuda.get_current_stream()
+        self.device = cupy.cuda.Device()
+
+
+class CapturedStep:
+    """step(carry, *arguments) -> carry, loss, as a graph; the carry that is passed in is given up.
+
+    Of every kind of arguments (shapes, types, device, and which are None) the first call is run as it stands, the
+    second is captured, and later ones launch that graph.  An argument that lay at the same address in both is read
+    there, as a data set of which rows are taken; where one has moved later, the next two calls are a first and a second
+    again.  Any other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but
+    values.
+
+    The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
+    there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
+    CuPy's current stream.
+
+    What can't be captured, such as a step that copies to the host, runs as it stands, and is logged once, at debug
+    level.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.refused = self.told = False
+        self.carry: Any = None
+        self.leaves: list[Array] = []
+        """The arrays of the carry."""
+        self.losses: Losses
+        self.numbers: dict[str, Numbers] = {}
+        self.kinds: OrderedDict[Any, Recorded | list[Place | None] | None] = OrderedDict()
+        """By the kind of arguments: its graph, or where they lay in the first call, or None where capturing failed."""
+        self.last: Any = None
+        """The kind of the last call."""
+        self.launched: int | None = None
+        """The stream of the last call."""
+        self.source = Source()
+        self.pool = cupy.cuda.MemoryPool(self.source)
+        self.stream: Any = None
+        """The one that captures."""
+        weakref.finalize(self, _retire, self.kinds, self.pool, self.source, self.numbers).atexit = False
+
+    def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
+        kind, arrays, numbers = _sorted(args)
+        found = self.kinds.get(kind)
+        if type(found) is Recorded and carry is self.carry and found.serves(arrays):
+            return self._replay(kind, found, arrays, numbers)
+        if self.refused or (found is None and kind in self.kinds):
+            return self._plain(carry, args)
+        return self._first_or_second(kind, found, carry, args, arrays, numbers)
+
+    def _replay(self, kind: Any, found: Recorded, arrays: list[Array], numbers: list[float]) -> tuple[Any, Array]:
+        if kind != self.last:
+            self.kinds.move_to_end(kind)
+            self.last = kind
+        self._follow_stream()
+        found.stage(arrays)
+        value, address = self.losses.next()
+        numbers.append(address)
+        found.numbers.write(numbers)
+        found.graph.launch()
+        return self.carry, value
+
+    def _follow_stream(self) -> None:
+        """Where the caller changes the stream, wait: memory is used again in the order of one."""
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream != self.launched:
+            if self.launched is not None:
+                cupy.cuda.Device().synchronize()
+            self.launched = stream
+
+    # ---- before there is a graph --------------------------------------------------------------------------------
+
+    def _first_or_second(
+        self, kind: Any, found: Any, carry: Any, args: tuple[Any, ...], arrays: list[Array], numbers: list[float]
+    ) -> tuple[Any, Array]:
+        self._follow_stream()
+        self._adopt(carry)
+        if type(found) is Recorded and found.serves(arrays):  # only the carry came from elsewhere
+            return self._replay(kind, found, arrays, numbers)
+        letters = _letters(args) + "q"
+        ring = self.numbers[letters] = self.numbers.get(letters) or Numbers(letters)
+        places: list[Place | None] = [(a.data.ptr, a.strides) for a in arrays]
+        if type(found) is not list:
+            moved = [i for i, *place in found.fixed if tuple(place) != places[i]] if type(found) is Recorded else []
+            for i in moved:
+                places[i] = None if arrays[i].nbytes <= SMALL else places[i]
+            self._remember(kind, places)
+            return self._one_by_one(args, arrays, ring, numbers)
+        same = [place == before for place, before in zip(places, found, strict=True)]
+        fixed = {i: place for i, place in enumerate(places) if same[i] and place is not None}
+        try:
+            staged = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if not same[i]}
+            given = [staged.get(i, a) for i, a in enumerate(arrays)]
+            graph = self._capture(_with(args, given, ring.held), ring)
+        except Exception as error:
+            self._forget()
+            self._remember(kind, None)
+            self._tell(error)
+            return self._one_by_one(args, arrays, ring, numbers)
+        except BaseException:
+            self._forget()
+            raise
+        recorded = Recorded(graph, ring, fixed, staged)
+        self._remember(kind, recorded)
+        return self._replay(kind, recorded, arrays, numbers)
+
+    def _plain(self, carry: Any, args: tuple[Any, ...]) -> tuple[Any, Array]:
+        """A call without any of this, but that other kinds may have graphs."""
+        try:
+            result: tuple[Any, Array] = self.function(carry, *args)
+        except BaseException:
+            self._forget()
+            raise
+        return result
+
+    def _one_by_one(
+        self, args: tuple[Any, ...], arrays: list[Array], ring: Numbers, numbers: list[float]
+    ) -> tuple[Any, Array]:
+        """The same launches as those of a graph, at once."""
+        value, address = self.losses.next()
+        try:
+            ring.write([*numbers, address])
+            carry, result = self.function(self.carry, *_with(args, arrays, ring.held))
+        except (MemoryError, BpnetError):
+            self._forget()
+            raise
+        except Exception as error:  # it may do with its numbers what only the host can; and that comes before an update
+            self._forget()
+            done = self._plain(self.carry, args)
+            self.refused = True
+            self._tell(error)
+            return done
+        except BaseException:
+            self._forget()
+            raise
+        self._settle(carry)
+        try:
+            self._put(ring, result)
+        except TypeError as error:
+            self.refused = True
+            self._tell(error)
+            return self.carry, result
+        return self.carry, value
+
+    def _put(self, ring: Numbers, result: Array) -> None:
+        """Launch what writes the loss to its place."""
+        if result.shape != () or result.dtype != self.losses.dtype:
+            raise TypeError(f"the loss is {result.dtype} of the shape {result.shape}, not one {self.losses.dtype}")
+        self.losses.put((1,), (1,), (ring.held[-1].place, result))
+
+    def _capture(self, args: list[Any], ring: Numbers) -> Any:
+        """The graph of one step, which does not run yet."""
+        self.source.follow()
+        if self.stream is None:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+            self.stream.begin_capture()
+            try:
+                carry, result = self.function(self.carry, *args)
+                self._settle(carry)
+                self._put(ring, result)
+            except BaseException:
+                with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
+                    self.stream.end_capture()
+                raise
+            return self.stream.end_capture()
+
+    # ---- the carry, and what is kept ----------------------------------------------------------------------------
+
+    def _adopt(self, carry: Any) -> None:
+        """Keep the carry, or where there is one copy it there."""
+        leaves = list(_leaves(carry))
+        if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in self.leaves]:
+            self._forget()
+            self.carry, self.leaves, self.losses = carry, leaves, Losses(leaves[0].dtype)
+        else:
+            self._settle(carry)
+
+    def _settle(self, carry: Any) -> None:
+        for mine, given in zip(self.leaves, _leaves(carry), strict=True):
+            if given is not mine and given.size:
+                mine[...] = given
+
+    def _remember(self, kind: Any, what: Any) -> None:
+        self.kinds[kind] = what
+        self.kinds.move_to_end(kind)
+        self.last = kind
+        while len(self.kinds) > MOST_GRAPHS:
+            self.kinds.popitem(last=False)
+
+    def _forget(self) -> None:
+        """Drop all graphs: a step that was broken off may have lost memory that they use."""
+        self.last = None
+        _release(self.kinds, self.pool, self.source)
+
+    def _tell(self, error: Exception) -> None:
+        if not self.told:
+            self.told = True
+            LOG.debug("the training step runs without a CUDA graph: %s: %s", type(error).__name__, error)
+
+
+def _release(kinds: OrderedDict[Any, Any], pool: Any, source: Source) -> None:
+    """Drop the graphs, and give their memory back to where it came from."""
+    kinds.clear()
+    if source.device is not None:
+        with source.device:
+            pool.free_all_blocks()
+
+
+def _retire(kinds: OrderedDict[Any, Any], pool: Any, source: Source, numbers: dict[str, Numbers]) -> None:
+    """What is left to do when a step is gone."""
+    Numbers.retired.extend(numbers.values())
+    _release(kinds, pool, source)
+
+
+def _sorted(args: Sequence[Any]) -> tuple[tuple[Any, ...], list[Array], list[float]]:
+    """The kind of the arguments, the arrays among them, and the numbers, those in tuples too."""
+    kind: list[Any] = []
+    arrays: list[Array] = []
+    numbers: list[float] = []
+    for a in args:
+        of = type(a)
+        if a is None:
+            kind.append(None)
+        elif of is tuple:
+            before = len(numbers)
+            _flatten(a, numbers)
+            kind.append(len(numbers) - before)
+        elif of is int or of is float:
+            numbers.append(a)
+            kind.append(of)
+        else:
+            arrays.append(a)
+            kind.append((a.shape, a.dtype, a.data.device_id))
+    return tuple(kind), arrays, numbers
+
+
+def _flatten(some: tuple[Any, ...], numbers: list[float]) -> None:
+    for a in some:
+        if type(a) is tuple:
+            _flatten(a, numbers)
+        else:
+            numbers.append(a)
+
+
+def _letters(args: Sequence[Any]) -> str:
+    """A letter for every number: those in tuples are float64, those by themselves of their own kind."""
+    text = ""
+    for a in args:
+        if type(a) is tuple:
+            numbers: list[float] = []
+            _flatten(a, numbers)
+            text += "d" * len(numbers)
+        elif type(a) in (int, float):
+            text += "q" if type(a) is int else "d"
+    return text
+
+
+def _with(args: Sequence[Any], arrays: Sequence[Array], held: Sequence[cuda.Held]) -> list[Any]:
+    """The arguments with other arrays, and their numbers held."""
+    next_array, next_number = iter(arrays), iter(held)
+
+    def of(a: Any) -> Any:
+        if type(a) is tuple:
+            return tuple([next(next_number) if type(b) is not tuple else of(b) for b in a])
+        if type(a) in (int, float):
+            return next(next_number)
+        return a if a is None else next(next_array)
+
+    return [of(a) for a in args]
+
+
+def _leaves(carry: Any) -> Iterator[Array]:
+    if isinstance(carry, tuple):
+        for part in carry:
+            yield from _leaves(part)
+    else:
+        yield carry

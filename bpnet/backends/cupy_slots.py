@@ -1,0 +1,96 @@
+"""What enters and leaves a captured step besides arrays: numbers by a ring of slots, losses to places of their own."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import cupy
+import cupyx
+import numpy
+
+from bpnet.backends import cuda
+from bpnet.backends.base import Array
+from bpnet.backends.cupy_kernels import module
+
+SLOTS = 64
+"""How many launches the host may be ahead of the device before it waits."""
+PAGE = 4096
+"""Losses in one piece of memory."""
+
+
+class Numbers:
+    """Numbers in device memory that the host writes by one small copy, from the next of a ring of pinned slots."""
+
+    retired: ClassVar[list["Numbers"]] = []
+    """Those of steps that are gone, from which copies may still be under way."""
+
+    def __init__(self, letters: str) -> None:
+        """A letter for each number: d for a float64, q for a whole one."""
+        if self.retired:
+            cupy.cuda.Device().synchronize()
+            self.retired.clear()
+        count = len(letters)
+        self.size = 8 * count
+        self.pack = struct.Struct(f"={letters}").pack_into
+        self.pinned = cupyx.empty_pinned(SLOTS * count, numpy.int64)
+        self.start = self.pinned.ctypes.data
+        self.memory = cupy.empty(count, numpy.int64)
+        reals = self.memory.view(numpy.float64)
+        self.held = [cuda.Held(reals[i] if letter == "d" else self.memory[i]) for i, letter in enumerate(letters)]
+        self.copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]  # the slots of each half
+        self.next = 0
+
+    def write(self, values: Sequence[float]) -> None:
+        """Have the device hold `values` for what is launched next.
+
+        Raises struct.error, and writes nothing, where they are not of the kinds that the letters say.
+        """
+        slot = self.next
+        half, place = divmod(slot, SLOTS // 2)
+        if place == 0:
+            self.copied[half].synchronize()  # at once, unless the host is a whole ring ahead
+        self.pack(self.pinned, slot * self.size, *values)
+        self.memory.data.copy_from_host_async(self.start + slot * self.size, self.size)
+        if place == SLOTS // 2 - 1:
+            self.copied[half].record()
+        self.next = (slot + 1) % SLOTS
+
+
+class Losses:
+    """Places for 0-d results: each is handed out once, so that none is overwritten while somebody may read it."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype, self.step = dtype, dtype.itemsize
+        self.put = module(cuda.put_source(dtype.name)).get_function("put")
+        """The kernel that writes to a place."""
+        self.used = PAGE
+
+    def next(self) -> tuple[Array, int]:
+        """A 0-d array that nobody else has, and its address."""
+        if self.used == PAGE:
+            self.page = cupy.empty(PAGE, self.dtype)
+            self.address, self.used = self.page.data.ptr, 0
+        place = self.used
+        self.used = place + 1
+        return self.page[place], self.address + place * self.step
+
+
+def fetch(scalars: Sequence[Array]) -> list[float]:
+    """The values of 0-d arrays; losses of one page come by one copy."""
+    pages = {id(s.base): s.base for s in scalars if _in_page(s)}
+    pages = {key: (cupy.asnumpy(page), page.data.ptr) for key, page in pages.items()}
+    others = [s for s in scalars if not _in_page(s)]
+    rest = iter(cupy.asnumpy(cupy.stack(others)) if others else ())
+    values = []
+    for s in scalars:
+        if _in_page(s):
+            page, address = pages[id(s.base)]
+            values.append(float(page[(s.data.ptr - address) // s.dtype.itemsize]))
+        else:
+            values.append(float(next(rest)))
+    return values
+
+
+def _in_page(scalar: Array) -> bool:
+    base = scalar.base
+    return base is not None and base.shape == (PAGE,) and base.dtype == scalar.dtype

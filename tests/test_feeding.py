@@ -1,0 +1,417 @@
+"""Training on a device from arrays of the host: the same results, batches that are never overwritten, clear errors."""
+
+import copy
+import gc
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cupy import World, lent
+from test_cuda import host  # noqa: F401 - a fixture
+
+import bpnet as bp
+from bpnet import feeding
+from bpnet.feeding import bytes_a_row
+
+NET = bp.Sequential(bp.Dense(6, "relu"), bp.Dropout(0.2), bp.Dense(3))
+CALM = bp.Sequential(bp.Flatten(), bp.Residual(bp.Dense(4, "tanh")), bp.Dense(3))
+
+
+@pytest.fixture
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> World:  # noqa: F811
+    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    return lent(host, monkeypatch)
+
+
+def data(count: int = 50, dtype: str = "float32", seed: int = 3) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 9, (count, 4)) if dtype in ("uint8", "int64") else rng.standard_normal((count, 4))
+    return x.astype(dtype), rng.integers(0, 3, count).astype("int32"), rng.random(count).astype("float32")
+
+
+def same(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
+    for a, b in zip((one.theta, *one.state), (other.theta, *other.state), strict=True):
+        np.testing.assert_array_equal(world.cupy.asnumpy(a), world.cupy.asnumpy(b))
+    assert [{**r, "seconds": 0} for r in one.history] == [{**r, "seconds": 0} for r in other.history]
+
+
+# ---- the same results -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+@pytest.mark.parametrize("streams", [True, False])
+def test_feeding_equals_arrays_on_the_device(
+    streams: bool, dtype: str, shuffle: bool, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Streamed from a memory-mapped file, with batches of which the last is smaller, and validation data."""
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0 if streams else 0.5)
+    monkeypatch.setattr(feeding, "SENT", 100)
+    x, y, weight = data(dtype=dtype)
+    weight = weight.astype("float64" if dtype == "float64" else "float32")
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    held_x, held_y, _ = data(30, dtype, seed=4)
+    options = {"epochs": 3, "batch_size": 16, "shuffle": shuffle, "progress": False}
+    there = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02))
+    there.fit(
+        world.array(x), world.array(y), sample_weight=world.array(weight),
+        validation=(world.array(held_x), world.array(held_y)), **options,
+    )  # fmt: skip
+    here = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cupy")
+    for _ in range(3):  # streams run in another order each time
+        fed = copy.deepcopy(here)
+        fed.fit(mapped, y, sample_weight=weight, validation=(held_x, held_y), **options)
+        same(world, fed, there)
+    outputs = fed.predict(mapped, batch_size=16)
+    assert type(outputs) is np.ndarray
+    np.testing.assert_array_equal(outputs, world.cupy.asnumpy(there.predict(world.array(x), batch_size=16)))
+    np.testing.assert_allclose(fed.predict(mapped), outputs, rtol=1e-6)
+    scores = there.evaluate(world.array(x), world.array(y), sample_weight=world.array(weight), batch_size=16)
+    assert fed.evaluate(mapped, y, sample_weight=weight, batch_size=16) == pytest.approx(scores, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", [lambda x: x[:, ::2], np.asfortranarray, lambda x: x.astype(">i4")])
+def test_arrays_of_any_layout_can_be_fed(form: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data(dtype="int64")
+    x = form(x)
+    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cupy")
+    there.fit(world.array(np.ascontiguousarray(x, "float32")), world.array(y), batch_size=16, progress=False)
+    fed.fit(x, y, batch_size=16, progress=False)
+    same(world, fed, there)
+
+
+def test_data_that_fit_are_put_on_the_device_once(world: World) -> None:
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
+    trainer.fit(x, y, batch_size=10, progress=False)
+    copies = []
+    for _ in range(2):
+        before = world.counts["host copy"]
+        trainer.fit(x, y, batch_size=10, epochs=4, progress=False)
+        copies.append(world.counts["host copy"] - before - 20)  # the numbers of each step
+    assert copies == [2, 2]
+
+
+def test_steps_on_host_arrays(world: World) -> None:
+    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cupy")
+    for seed in range(5):
+        x, y, _ = data(16, seed=seed)
+        losses = there.step(world.array(x), world.array(y)), fed.step(x, y, check=seed % 2 == 0)
+        np.testing.assert_array_equal(*map(world.cupy.asnumpy, losses))
+    same(world, fed, there)
+    fed.step(world.array(x), world.array(y))
+    assert type(fed.predict(x)) is np.ndarray
+    assert type(fed.predict(world.array(x))) is type(world.array(x))
+
+
+def test_no_step_waits_for_the_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the host for the pinned buffer of the batch before the last; a step copies its batch and its numbers."""
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data(160)
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
+    trainer.fit(x, y, batch_size=16, progress=False)
+    before = dict(world.counts)
+    held = trainer._data(x, y, None)
+    for batch in held.batches(16, np.arange(160)):
+        trainer._advance(*batch)
+    spent = {name: count - before[name] for name, count in world.counts.items()}
+    assert spent["to host"] == 0
+    assert spent["synchronise"] == 1  # when the last batch has been sent
+    assert spent["host copy"] == 10 * 3
+    assert spent["event wait"] <= 11
+    assert spent["launch"] == 10
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_other_libraries_can_be_fed(name: str, library: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = library("jax-jit" if name == "jax" else name)
+    x, y, weight = data()
+    there = bp.Trainer(CALM, "cross_entropy")
+    there.fit(backend.array(x), backend.array(y), sample_weight=backend.array(weight), batch_size=16, progress=False)
+    fed = bp.Trainer(CALM, "cross_entropy", device=name)
+    fed.fit(x, y, sample_weight=weight, batch_size=16, progress=False)
+    np.testing.assert_allclose(backend.host(fed.theta), backend.host(there.theta), rtol=1e-5, atol=1e-6)
+    outputs = fed.predict(x)
+    assert type(outputs) is np.ndarray
+    np.testing.assert_allclose(outputs, backend.host(there.predict(backend.array(x))), rtol=1e-5, atol=1e-6)
+    step = fed.step_count
+    fed = pickle.loads(pickle.dumps(fed))
+    fed.step(x, y)
+    assert (fed.step_count, fed.device) == (step + 1, name)
+
+
+def test_without_a_device_numpy_stays_where_it_is() -> None:
+    x, y, _ = data()
+    for device in (None, "numpy"):
+        trainer = bp.Trainer(NET, "cross_entropy", device=device)
+        trainer.fit(x, y, progress=False)
+        assert type(trainer.theta) is np.ndarray
+
+
+# ---- what can't be --------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(bp.errors.DeviceError, match="no such CUDA device"):
+        bp.Trainer(NET, "mse", device="cupy")
+
+
+def test_cupy_that_is_not_installed() -> None:
+    code = (
+        "import sys; sys.modules['cupy'] = None; import bpnet as bp\n"
+        "try: bp.Trainer(bp.Dense(1), 'mse', device='cupy')\n"
+        "except ImportError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "the cupy backend needs CuPy: pip install 'bpnet-xp[cuda13]'"
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "match"),
+    [
+        ("cuda", ValueError, "unknown device 'cuda': known are cupy, jax, numpy, torch"),
+        (0, TypeError, "device is of type int; expected the name of a library"),
+    ],
+)
+def test_devices_of_no_library(device: Any, kind: type[Exception], match: str) -> None:
+    with pytest.raises(kind, match=match):
+        bp.Trainer(NET, "mse", device=device)
+
+
+def test_arrays_that_lie_elsewhere_still(world: World, library: Callable[[str], Any]) -> None:
+    torch = library("torch")
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
+    with pytest.raises(TypeError, match="x is an array of torch, but the trainer's device is 'cupy': pass an array of"):
+        trainer.fit(torch.array(x), torch.array(y), progress=False)
+    with pytest.raises(TypeError, match="x is an array of numpy but y is one of cupy"):
+        trainer.fit(x, world.array(y), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x, y: (x[:, :3], y), "x has 3 features, but the network was built for 4"),
+        (lambda x, y: (x.astype("float64"), y), "x holds float64 values, but the parameters float32: convert x"),
+        (lambda x, y: (x[:0], y[:0]), "x has no rows"),
+        (lambda x, y: (x[0], y), "x has one axis"),
+        (lambda x, y: (x * np.nan, y), "x has NaN or infinity, first in row 0"),
+        (lambda x, y: (x, y + 1), "y has the label 3, but the network has 3 outputs"),
+        (lambda x, y: (x, y[1:]), "x has 50 rows, but y has 49"),
+        (lambda x, y: (x.astype(str), y), "x holds <U32 values; expected float32 or float64"),
+    ],
+)
+def test_unfit_data_are_refused_as_everywhere(
+    change: Callable[[Any, Any], Any], match: str, library: Callable[[str], Any]
+) -> None:
+    library("torch")
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="torch").build(x)
+    with pytest.raises(bp.errors.BpnetError, match=re.escape(match)):
+        trainer.fit(*change(x, y), progress=False)
+
+
+def test_divergence_is_traced_on_fed_data_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data()
+    x[30:] = 3e38
+    trainer = bp.Trainer(NET, "cross_entropy", bp.SGD(0.1), device="cupy")
+    with pytest.raises(bp.errors.DivergedError, match=r"step 2: the output of layer '0', Dense.* is no longer finite"):
+        trainer.fit(x, y, batch_size=16, shuffle=False, progress=False)
+    assert trainer.step_count == 1
+
+
+def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None:
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
+    trainer.fit(x, y, progress=False)
+    trainer.save(tmp_path / "model.safetensors")
+    loaded = bp.load(tmp_path / "model.safetensors", device="cupy")
+    for one in (trainer, loaded):
+        one.fit(x, y, progress=False)
+    np.testing.assert_array_equal(loaded.predict(x), trainer.predict(x))
+    with pytest.raises(TypeError, match="both like and device"):
+        bp.load(tmp_path / "model.safetensors", like=x, device="cupy")
+
+
+# ---- more than there is room for ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("feed", [True, False])
+def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, world: World) -> None:
+    """The parameters stay as they were, the trainer goes on, and with the micro-batch that is named the batch fits."""
+    world.seam.techniques = world.seam.techniques - (frozenset() if captured else {"graph"})
+    x, y, _ = data(8192)
+    bx, by = (x, y) if feed else (world.array(x), world.array(y))
+    options = {"device": "cupy" if feed else None}
+    trainer = bp.Trainer(NET, "cross_entropy", **options)
+    for _ in range(3):
+        trainer.step(bx[:64], by[:64])
+    before = [world.cupy.asnumpy(a) for a in (trainer.theta, *trainer.state)]
+    world.limit = world.used + 900_000
+    with pytest.raises(bp.errors.NoRoomError) as caught:
+        trainer.step(bx, by)
+    assert isinstance(caught.value, MemoryError)
+    pattern = (
+        r"a training step on a batch of 8192 rows needs more memory than there is: [\d,]+ bytes more were wanted, "
+        r"[\d,]+ bytes of [\d,]+ are free without it. Nothing was changed by it; micro_batch=(\d+) would fit"
+    )
+    found = re.fullmatch(pattern, str(caught.value))
+    assert found is not None, str(caught.value)
+    for a, b in zip((trainer.theta, *trainer.state), before, strict=True):
+        np.testing.assert_array_equal(world.cupy.asnumpy(a), b)
+    assert trainer.step_count == 3
+    trainer.step(bx[:64], by[:64])
+    del trainer, caught
+    gc.collect()
+    smaller = bp.Trainer(NET, "cross_entropy", micro_batch=int(found[1]), **options)
+    for _ in range(3):
+        smaller.step(bx, by)
+    assert smaller.step_count == 3
+
+
+def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data(4096)
+    trainer = bp.Trainer(NET, "cross_entropy", device="cupy").build(x)
+    world.limit = world.used + 20_000
+    with pytest.raises(bp.errors.NoRoomError, match="a batch of 2000 rows has no room on the device: take a smaller"):
+        trainer.fit(x, y, batch_size=2000, progress=False)
+
+
+def test_a_library_that_does_not_say_what_is_free() -> None:
+    error = MemoryError("no")
+    layout = bp.layout_of(NET, (4,))
+
+    class Silent(bp.backends.Backend):
+        pass
+
+    backend = Silent(bp.backends.get("numpy").xp)
+    made = feeding.no_room(error, backend, layout, np.zeros(1, "float32"), 100)
+    assert str(made) == (
+        "a training step on a batch of 100 rows needs more memory than there is. Nothing was changed by it; "
+        "try micro_batch=64"
+    )
+    norm = bp.layout_of(bp.Sequential(bp.BatchNorm(), bp.Dense(2)), (4,))
+    assert "try batches of 64 rows" in str(feeding.no_room(error, backend, norm, np.zeros(1), 100))
+
+
+def test_how_much_a_row_takes() -> None:
+    """4 values of x; 6 twice and their mask and product; 3 twice; 3 six times; and two derivatives of the widest."""
+    assert bytes_a_row(bp.layout_of(NET, (4,)), 4) == 4 * (4 + 2 * 6 + 2 * 6 + 2 * 3 + 6 * 3 + 2 * 6)
+    assert bytes_a_row(bp.layout_of(CALM, (2, 2)), 8) == 8 * (4 + 8 + 8 + 8 + 6 + 6 * 3 + 2 * 4)
+
+
+# ---- micro-batches --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_parts_of_a_batch_add_up(weighted: bool, backend: Any) -> None:
+    """To the gradient of the whole, on every library; here of parts of 9 rows and of 8."""
+    x, y, weight = data(25, "float64")
+    arrays = [backend.array(x), backend.array(y), backend.array(weight.astype("float64")) if weighted else None]
+    whole = bp.Trainer(CALM, "cross_entropy", bp.SGD(0.5))
+    parted = bp.Trainer(CALM, "cross_entropy", bp.SGD(0.5), micro_batch=9)
+    for _ in range(2):
+        losses = whole.step(*arrays), parted.step(*arrays)
+    np.testing.assert_allclose(*(backend.host(loss) for loss in losses), rtol=1e-12)
+    np.testing.assert_allclose(backend.host(parted.theta), backend.host(whole.theta), rtol=1e-12, atol=1e-14)
+    scores = whole.evaluate(*arrays[:2])
+    assert parted.evaluate(*arrays[:2]) == pytest.approx(scores, rel=1e-12)
+    np.testing.assert_allclose(backend.host(parted.predict(arrays[0])), backend.host(whole.predict(arrays[0])))
+
+
+def test_parts_on_the_device_are_captured_too(world: World) -> None:
+    x, y, _ = data(25)
+    found = []
+    for capture in (False, True):
+        world.seam.techniques = world.seam.techniques - (frozenset() if capture else {"graph"})
+        trainer = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), micro_batch=9, clip_norm=0.1)
+        for _ in range(5):
+            trainer.step(world.array(x), world.array(y))
+        found.append(world.cupy.asnumpy(trainer.theta))
+    assert world.counts["launch"] == 4
+    np.testing.assert_array_equal(*found)
+
+
+@dataclass(frozen=True)
+class Counting(bp.Layer):
+    """Keeps something of a batch, though no row looks at another."""
+
+    def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
+        return {"seen": bp.Leaf(rng.full((), 0.0), trainable=False)}
+
+
+def test_rows_that_need_each_other_stay_together() -> None:
+    with pytest.raises(ValueError, match="micro_batch is 8, but a layer of the network"):
+        bp.Trainer(bp.Sequential(bp.Dense(3), bp.BatchNorm()), "mse", micro_batch=8)
+    kept = bp.Sequential(Counting(), bp.Dense(3))
+    with pytest.raises(ValueError, match="micro_batch is 8, but a layer of the network"):
+        bp.Trainer(kept, "mse", micro_batch=8).build(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="micro_batch is 0; expected a whole number of at least 1"):
+        bp.Trainer(NET, "mse", micro_batch=0)
+
+
+# ---- on a device ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_on_a_device_streaming_equals_arrays_there(
+    dtype: str, library: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = library("cupy")
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0)
+    x, y, _ = data(20_000, dtype)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    options = {"epochs": 3, "batch_size": 512, "progress": False}
+    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cupy")
+    there.fit(device.array(x), device.array(y), **options)
+    fed.fit(mapped, y, **options)
+    np.testing.assert_array_equal(device.host(fed.theta), device.host(there.theta))
+    assert fed.history["loss"] == there.history["loss"]
+    np.testing.assert_array_equal(
+        fed.predict(mapped, batch_size=512), device.host(there.predict(device.array(x), batch_size=512))
+    )
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[[str], Any]) -> None:
+    """The memory is limited in CuPy's own pool, so that no other program on the device is in the way."""
+    device = library("cupy")
+    pool = device.module.get_default_memory_pool()
+    x, y, _ = data(2_000_000)
+    bx, by = device.array(x), device.array(y)
+    trainer = bp.Trainer(NET, "cross_entropy")
+    trainer.step(bx[:64], by[:64])
+    before = device.host(trainer.theta)
+    pool.free_all_blocks()
+    pool.set_limit(pool.used_bytes() + 2**27)
+    try:
+        with pytest.raises(
+            bp.errors.NoRoomError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
+        ) as caught:
+            trainer.step(bx, by)
+        np.testing.assert_array_equal(device.host(trainer.theta), before)
+        trainer.step(bx[:64], by[:64])
+        micro_batch = int(str(caught.value).partition("micro_batch=")[2].split()[0])
+        del trainer, caught
+        gc.collect()
+        bp.Trainer(NET, "cross_entropy", micro_batch=micro_batch).step(bx, by)
+    finally:
+        pool.set_limit(size=0)

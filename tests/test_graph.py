@@ -1,0 +1,403 @@
+"""A training step as a CUDA graph: replaying gives the bits of launching, on a stand-in for a device, and on one."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from fake_cupy import World, lent
+from test_cuda import compiled, host  # noqa: F401 - a fixture
+
+import bpnet as bp
+from bpnet.backends.cuda import Form, keep_mask_source, put_source, source
+
+
+@pytest.fixture
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> World:  # noqa: F811
+    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    return lent(host, monkeypatch)
+
+
+NETS = {
+    "plain": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(3)),
+    "dropout": bp.Sequential(bp.Dense(5, "tanh"), bp.Dropout(0.3), bp.Residual(bp.Dropout(0.1)), bp.Dense(3)),
+    "norm": bp.Sequential(bp.Dense(4), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3)),
+}
+
+
+def data(count: int = 48, dtype: str = "float32", seed: int = 3) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((count, 4)).astype(dtype), rng.integers(0, 3, count).astype("int32")
+
+
+def made(world: World, capture: bool, net: bp.Layer = NETS["plain"], optimizer: Any = "adam", **options: Any) -> Any:
+    """A trainer for rows of four features whose steps are captured or not."""
+    world.seam.techniques = world.seam.techniques - (frozenset() if capture else {"graph"})
+    dtype = options.pop("dtype", "float32")
+    return bp.Trainer(net, "cross_entropy", optimizer, **options).build(world.array(data(1, dtype)[0]))
+
+
+def state(world: World, trainer: bp.Trainer) -> list[Any]:
+    """All that training changes."""
+    return [world.cupy.asnumpy(a) for a in (trainer.theta, trainer.buffers, *trainer.state)]
+
+
+def equal(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
+    assert one.step_count == other.step_count
+    for a, b in zip(state(world, one), state(world, other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(one.history, other.history, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def graphs(trainer: bp.Trainer) -> int:
+    """How many graphs its step has."""
+    from bpnet.backends.cupy_graph import Recorded
+
+    return sum(isinstance(found, Recorded) for found in trainer._step.kinds.values())
+
+
+# ---- the same bits --------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "adamw": bp.AdamW(bp.WarmUp(bp.Cosine(2e-2, steps=9), 3), weight_decay=0.1),
+    "nesterov": bp.SGD(bp.Cosine(0.1, steps=5), momentum=0.9, nesterov=True),
+    "sgd": bp.SGD(0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", NETS)
+def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world: World) -> None:
+    """With schedules, bias correction, dropout and clipping, batches by rows of which the last is smaller."""
+    x, y = map(world.array, data(dtype=dtype))
+    options = {"net": NETS[net], "optimizer": OPTIMIZERS[optimizer], "clip_norm": 0.5, "dtype": dtype}
+    plain, captured = made(world, False, **options), made(world, True, **options)
+    for trainer in (plain, captured):
+        launched = world.counts["launch"]
+        trainer.fit(x, y, epochs=4, batch_size=20, progress=False)
+    assert graphs(captured) == 2
+    assert world.counts["launch"] - launched >= 8
+    equal(world, captured, plain)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batches_from_elsewhere_are_staged(weighted: bool, world: World) -> None:
+    """Steps on ever new arrays, some with gaps, need one graph; nothing waits for the device in between."""
+    plain, captured = made(world, False), made(world, True)
+    batches = [data(16, seed=seed) for seed in range(9)]
+    weights = [np.arange(16, dtype="float32") + seed for seed in range(9)]
+    seen = []
+    for trainer in (plain, captured):
+        losses = []
+        for i, ((x, y), weight) in enumerate(zip(batches, weights, strict=True)):
+            bx = world.array(x) if i % 3 else world.array(np.repeat(x, 2, axis=1))[:, ::2]
+            losses.append(trainer.step(bx, world.array(y), world.array(weight) if weighted else None, check=False))
+        seen.append([world.cupy.asnumpy(loss) for loss in losses])
+    assert graphs(captured) == 1
+    assert seen[0] == seen[1]
+    equal(world, captured, plain)
+
+
+def test_a_data_set_is_read_where_it_lies_and_may_move(world: World) -> None:
+    x, y = map(world.array, data())
+    other = [world.array(a) for a in data(seed=5)]
+    plain, captured = made(world, False), made(world, True)
+    for trainer in (plain, captured):
+        trainer.fit(x, y, batch_size=16, progress=False)
+        copies = world.counts["device copy"]
+        trainer.fit(x, y, batch_size=16, progress=False)
+        copies = world.counts["device copy"] - copies
+        trainer.fit(*other, epochs=2, batch_size=16, progress=False)
+        trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
+    assert copies == 3  # only the batch's rows
+    assert graphs(captured) == 1
+    equal(world, captured, plain)
+
+
+def test_parameters_may_come_from_elsewhere(world: World) -> None:
+    """After a snapshot is restored, or parameters assigned, the graph goes on with those."""
+    x, y = map(world.array, data(16))
+    plain, captured = made(world, False, NETS["norm"]), made(world, True, NETS["norm"])
+    for trainer in (plain, captured):
+        for _ in range(3):
+            trainer.step(x, y)
+        kept = trainer.snapshot()
+        for _ in range(3):
+            trainer.step(x, y)
+        trainer.restore(kept)
+        trainer.step(x, y)
+        trainer.parameters = {
+            name: {key: 2.0 * value for key, value in group.items()} for name, group in trainer.parameters.items()
+        }
+        for _ in range(2):
+            trainer.step(x, y)
+    assert graphs(captured) == 1
+    equal(world, captured, plain)
+
+
+def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
+    """Steps on several streams, none of which the caller lets wait for another."""
+    x, y = map(world.array, data(16))
+    plain, captured = made(world, False), made(world, True)
+    for _ in range(12):
+        plain.step(x, y, check=False)
+    world.synchronise()
+    for i in range(12):
+        with world.cuda.Stream() if i % 2 else world.current[0]:
+            captured.step(x, y, check=False)
+    equal(world, captured, plain)
+
+
+# ---- the host ahead of the device -----------------------------------------------------------------------------------
+
+
+def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers in slots not yet copied stay, and losses until they are fetched, though the device does nothing."""
+    from bpnet.backends import cupy_slots
+
+    monkeypatch.setattr(cupy_slots, "SLOTS", 4)
+    monkeypatch.setattr(cupy_slots, "PAGE", 6)
+    x, y = map(world.array, data())
+    optimizer = bp.Adam(bp.Cosine(0.05, steps=30))
+    plain, captured = made(world, False, optimizer=optimizer), made(world, True, optimizer=optimizer)
+    for trainer in (plain, captured):
+        trainer.fit(x, y, epochs=2, batch_size=4, progress=False)
+    equal(world, captured, plain)
+
+
+def test_nothing_waits_inside_a_step(world: World) -> None:
+    """A step is one copy of the rows, one of the numbers, and one launch; the ring lets the host wait twice in 64."""
+    x, y = map(world.array, data())
+    trainer = made(world, True, NETS["dropout"])
+    trainer.fit(x, y, batch_size=16, progress=False)
+    rows = [world.array(np.arange(16, dtype="int32")) for _ in range(64)]
+    before = dict(world.counts)
+    for some in rows:
+        trainer._advance(x, y, None, some)
+    spent = {name: count - before[name] for name, count in world.counts.items() if count != before[name]}
+    assert spent == {"launch": 64, "device copy": 64, "host copy": 64, "event wait": 2}
+
+
+def test_a_replay_is_few_calls(world: World) -> None:
+    """Python's and C's functions that the step itself calls; what the stand-in does below them is not counted."""
+    import sys
+
+    x, y = map(world.array, data(16))
+    trainer = made(world, True)
+    for _ in range(3):
+        trainer.step(x, y)
+    names: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and "bpnet" in frame.f_code.co_filename:
+            names.append(frame.f_code.co_name)
+        elif event == "c_call" and "bpnet" in frame.f_code.co_filename:
+            names.append(argument.__name__)
+
+    sys.setprofile(note)
+    try:
+        trainer._advance(x, y, None, None)
+    finally:
+        sys.setprofile(None)
+    assert len(names) < 60, names
+
+
+# ---- which graphs there are -----------------------------------------------------------------------------------------
+
+
+def test_every_shape_has_its_graph_and_few_are_kept(world: World) -> None:
+    from bpnet.backends.cupy_graph import MOST_GRAPHS
+
+    x, y = map(world.array, data(40))
+    plain, captured = made(world, False), made(world, True)
+    for count in [n for n in range(2, 14) for _ in range(2)] + [13, 2, 2, 2]:
+        for trainer in (plain, captured):
+            trainer.step(x[:count], y[:count])
+    assert graphs(captured) == len(captured._step.kinds) == MOST_GRAPHS
+    equal(world, captured, plain)
+    used = world.used
+    del trainer, captured
+    assert world.used < used
+
+
+@dataclass(frozen=True)
+class Looks(bp.Layer):
+    """Lets the host wait for the device, as no graph can."""
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        return x * min(1.0, 1.0 + float(run.xp.sum(x * x))), None
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool) -> Any:
+    """Computes with the numbers, as it can only where they lie on the host."""
+    (lr,), shrink = numbers
+    return bp.Optimizer.apply(self, backend, layout, theta, grad, state, ((0.5 * lr,), shrink), donate)
+
+
+@pytest.mark.parametrize("why", ["waits", "computes", "has none"])
+def test_what_cannot_be_captured_runs_and_says_so_once(
+    why: str, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = bp.Sequential(bp.Dense(3), Looks()) if why == "waits" else NETS["dropout"]
+    if why == "computes":
+        monkeypatch.setattr(bp.SGD, "apply", halving)
+    if why == "has none":
+        monkeypatch.setattr(bp.SGD, "numbers", lambda self, lr, step: ((lr,), None))
+    x, y = map(world.array, data())
+    plain, captured = made(world, False, net, bp.SGD(0.1)), made(world, True, net, bp.SGD(0.1))
+    with caplog.at_level(logging.DEBUG, "bpnet"):
+        for trainer in (plain, captured):
+            trainer.fit(x, y, epochs=3, batch_size=20, progress=False)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert "without a CUDA graph" in caplog.text
+    assert graphs(captured) == 0
+    equal(world, captured, plain)
+
+
+@dataclass(frozen=True)
+class Faulty(bp.Layer):
+    """Raises `error`, whatever it is, where one is set; batches of 7 rows can't be captured."""
+
+    error: ClassVar[Any] = None
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        if Faulty.error is not None:
+            raise Faulty.error
+        return x * (1.0 if x.shape[0] != 7 else min(1.0, 1.0 + float(run.xp.sum(x * x)))), None
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a layer's own"), MemoryError("full")])
+@pytest.mark.parametrize(("rows", "when"), [(5, 0), (5, 1), (7, 3)])
+def test_a_step_that_is_broken_off_leaves_no_graph(
+    rows: int, when: int, error: BaseException, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another shape runs for the first time, or the second, or without a graph: memory may be gone with it."""
+    x, y = map(world.array, data())
+    trainer = made(world, True, bp.Sequential(bp.Dense(3), Faulty()))
+    for _ in range(when):
+        trainer.step(x[:rows], y[:rows])
+    for _ in range(3):
+        trainer.step(x, y)
+    assert graphs(trainer) == 1
+    before = state(world, trainer)
+    monkeypatch.setattr(Faulty, "error", error)
+    with pytest.raises(type(error)):
+        trainer.step(x[:rows], y[:rows])
+    monkeypatch.setattr(Faulty, "error", None)
+    for a, b in zip(state(world, trainer), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert graphs(trainer) == 0
+    for _ in range(3):
+        trainer.step(x, y)
+    assert graphs(trainer) == 1
+
+
+def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
+    x, y = map(world.array, data())
+    trainer = made(world, True)
+    for _ in range(3):
+        trainer.evaluate(x, y)
+        trainer.predict(x)
+    assert world.counts["launch"] == 0
+
+
+# ---- the kernels that read their numbers from device memory ---------------------------------------------------------
+
+
+def mixed(b: Any, x: Any, rate: Any, other: Any) -> Any:
+    return x * (rate / (1.0 - other)) + (other - 0.1) * rate
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("held", [(0,), (1,), (0, 1)])
+def test_held_numbers_give_the_same_bits(held: tuple[int, ...], dtype: str, world: World) -> None:
+    from bpnet.backends.cuda import Held
+
+    x = world.array(np.linspace(-3, 3, 77).astype(dtype))
+    scalars = [0.3, 0.7123456789]
+    some = [Held(world.array(np.float64(s))) if i in held else s for i, s in enumerate(scalars)]
+    (expected,), (found,) = (
+        world.seam.sweep(lambda *a: (mixed(*a),), 1, (x,), [(0, 77, tuple(numbers))], False)
+        for numbers in (scalars, some)
+    )
+    np.testing.assert_array_equal(world.cupy.asnumpy(found), world.cupy.asnumpy(expected))
+
+
+@pytest.mark.parametrize("number", [0, 7, 2**32 + 5])
+@pytest.mark.parametrize("rest", [(), (0,), (1, 2**31 + 3, 12)])
+def test_a_held_part_of_a_key_gives_the_same_mask(rest: tuple[int, ...], number: int, world: World) -> None:
+    from bpnet.backends.cuda import Held
+
+    place = Held(world.array(np.int64(number)))
+    masks = [world.seam.keep_mask((5, n, *rest), (9, 7), 0.6, "float32", world.cuda.Device()) for n in (number, place)]
+    np.testing.assert_array_equal(*map(world.cupy.asnumpy, masks))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nvidias_compiler_takes_them(dtype: str) -> None:
+    for optimizer in (bp.SGD(0.1, momentum=0.9), bp.AdamW(1e-2)):
+        scalars, _ = optimizer.numbers(optimizer.lr, 7)
+        count = len(scalars) + (1 if optimizer.decay else 0)
+        form = Form(type(optimizer).rule, 2 + len(optimizer_state(optimizer)), 0, count, dtype, tuple(range(count - 1)))
+        compiled(source(form).code, dtype)
+    compiled(keep_mask_source(dtype, 3), dtype)
+    compiled(put_source(dtype), dtype)
+
+
+def optimizer_state(optimizer: bp.Optimizer) -> Any:
+    return optimizer.init(bp.backends.get("numpy"), np.zeros(1))
+
+
+# ---- on a device ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(library: Callable[[str], Any]) -> Any:
+    """CuPy with a device, and what captured products need."""
+    pytest.importorskip("nvmath.bindings.cublasLt", reason="nvmath-python is not installed")
+    return library("cupy")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", NETS)
+def test_on_a_device_replaying_equals_launching(
+    net: str, optimizer: str, dtype: str, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture refuses copies to the host and waiting, so a step that has a graph does neither."""
+    x, y = data(1000, dtype)
+    found = []
+    for capture in (False, True):
+        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        trainer = bp.Trainer(NETS[net], "cross_entropy", OPTIMIZERS[optimizer], clip_norm=0.5)
+        trainer.fit(device.array(x), device.array(y), epochs=20, batch_size=96, progress=False)
+        found.append([device.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)])
+        found[-1].append(np.asarray(trainer.history["loss"]))
+    assert graphs(trainer) == 2
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.gpu
+def test_on_a_device_the_host_may_run_ahead(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps far beyond the ring of numbers and the page of losses, with another learning rate each."""
+    x, y = map(device.array, data(64))
+    losses = []
+    for capture in (False, True):
+        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        trainer = bp.Trainer(NETS["dropout"], "cross_entropy", bp.Adam(bp.Cosine(1e-2, steps=6000)))
+        losses.append(device.seam.fetch([trainer.step(x, y, check=False) for _ in range(6000)]))
+    assert graphs(trainer) == 1
+    assert losses[0] == losses[1]
