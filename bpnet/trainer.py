@@ -361,7 +361,8 @@ class Trainer:
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
         losses: list[Array] = []
         totals: list[Array] = []
-        with self._session(min(batch_size, data.count), -(-data.count // batch_size)):
+        work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
+        with backend.session(self.threads, backend.device(self.theta), work):
             for i, (bx, by, bw, rows) in enumerate(data.batches(batch_size, order)):
                 losses.append(self._advance(bx, by, bw, rows))
                 if bw is not None:
@@ -372,7 +373,7 @@ class Trainer:
                 known = backend.fetch([*losses, xp.sum(self.theta), *totals])
         values, sizes = known[: len(losses)], known[len(losses) + 1 :]
         if not all(map(math.isfinite, known)):
-            self._diverged(data.batches(batch_size, order), before)
+            self._diverged(data.batches(batch_size, order), before, work)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
@@ -393,24 +394,27 @@ class Trainer:
         self.step_count = number
         return value
 
-    def _diverged(self, batches: Iterator[Batch], before: Snapshot) -> None:
+    def _diverged(self, batches: Iterator[Batch], before: Snapshot, work: float) -> None:
         """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
         backend, xp = self.backend, self.backend.xp
         self.restore(before)
-        with backend.session(self.threads, backend.device(self.theta)):
+        with backend.session(self.threads, backend.device(self.theta), work):
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
-                if all(map(math.isfinite, backend.fetch([value, xp.sum(self.theta)]))):
+                with backend.session(device=backend.device(self.theta)):
+                    finite = all(map(math.isfinite, backend.fetch([value, xp.sum(self.theta)])))
+                if finite:
                     continue
                 after = self.layout.views(backend, self.theta, self.buffers)
                 self.restore(last)
                 some = x if rows is None else xp.take(x, rows, axis=0)
                 run = Run(backend, True, (self.seed, self.step_count + 1, 0), precision=self.precision)
                 p = self.layout.views(backend, self.theta, self.buffers)
-                where = first_not_finite(run, self.network, p, some)
-                if where is None and math.isfinite(float(value)):
-                    where = first_not_finite(run, self.network, after, some)
+                with backend.session(device=backend.device(self.theta)):
+                    where = first_not_finite(run, self.network, p, some)
+                    if where is None and math.isfinite(float(value)):
+                        where = first_not_finite(run, self.network, after, some)
                 hint = "try a smaller learning rate or clip_norm=1.0"
                 if where is None:
                     where, hint = "the loss", f"every output is, so it may not be what {self.loss} expects"

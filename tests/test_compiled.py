@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -440,6 +441,235 @@ class _Decided(bp.Activation):
 def test_what_cannot_be_traced_runs_as_it_stands_and_says_so(layer: Any, monkeypatch: Any, refused: Any) -> None:
     same(bp.Sequential(bp.Dense(12), layer, bp.Dense(3)), "mse", bp.SGD(0.05), 30, monkeypatch)
     assert refused()
+
+
+# ---- what close readings found ------------------------------------------------------------------------------------------
+
+
+def both(monkeypatch: Any, function: Any) -> list[Any]:
+    """What `function()` gives as it stands and compiled."""
+    found = []
+    for compiles in (False, True):
+        monkeypatch.setattr(SEAM, "jit", compiles)
+        found.append(function())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint8"])
+@DTYPES
+def test_labels_of_every_type_in_shuffled_batches(dtype: str, kind: str, monkeypatch: Any, refused: Any) -> None:
+    x, y, _ = data(NETWORKS["dense"], "cross_entropy", 200, dtype)
+
+    def losses() -> Any:
+        trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy", bp.SGD(0.05))
+        return trainer.fit(x, y.astype(kind), epochs=4, batch_size=64, progress=False)["loss"]
+
+    plain, mine = both(monkeypatch, losses)
+    np.testing.assert_allclose(mine, plain, rtol=1e-4 if dtype == "float32" else 1e-12)
+    assert not refused()
+
+
+def test_one_trainer_in_several_threads(jit: Any) -> None:
+    x = data(NETWORKS["dense"], "cross_entropy", 300)[0]
+    trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
+    expected = {rows: trainer.predict(x[:rows]) for rows in (300, 100)}
+    wrong: list[int] = []
+
+    def ask(rows: int) -> None:
+        for _ in range(200):
+            shifted = x[:rows].copy()
+            if not np.array_equal(trainer.predict(shifted), expected[rows]):
+                wrong.append(rows)
+
+    workers = [threading.Thread(target=ask, args=(rows,)) for rows in (300, 300, 100)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_teams_of_changing_size(jit: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("bpnet.backends.numpy.available_threads", lambda: 4)
+    trainers = []
+    for threads, dtype in ((4, "float32"), (2, "float64"), (3, "float32"), (1, "float64")):
+        x = np.random.default_rng(0).standard_normal((900, 300)).astype(dtype)
+        trainer = bp.Trainer(bp.Sequential(bp.Dense(400, "relu"), bp.Dense(300)), "mse", threads=threads).build(x)
+        trainers.append((trainer, x, trainer.predict(x)))
+    for _ in range(30):
+        for trainer, x, expected in trainers:
+            assert np.array_equal(trainer.predict(x), expected)
+
+
+def test_a_single_very_wide_row(monkeypatch: Any, refused: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3))
+
+    def results_of() -> list[Any]:
+        trainer = bp.Trainer(bp.Dense(20000, "softmax"), "mse", bp.SGD(1.0), clip_norm=1.0).build(x)
+        outputs = trainer.predict(x)
+        trainer.step(x, np.linspace(0.0, 1.0, 20000)[None])
+        return [outputs, trainer.theta]
+
+    for plain, mine in zip(*both(monkeypatch, results_of), strict=True):
+        np.testing.assert_allclose(mine, plain, rtol=1e-9, atol=1e-12)
+    assert not refused()
+
+
+@dataclass(frozen=True)
+class _DropPath(bp.Layer):
+    """Drops whole rows, with one draw a row, doubled before it is used."""
+
+    stochastic = True
+
+    def forward(self, run: Run, p: Any, x: Any) -> tuple[Any, Any]:
+        mask = 2.0 * run.keep_mask((x.shape[0], 1), 0.5, like=x)
+        return x * mask, mask
+
+    def backward(self, run: Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy * cache, {}
+
+
+def test_a_mask_is_drawn_for_its_own_entries(jit: Any, refused: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 33)) + 10.0
+    found = compiled(lambda b, x: _DropPath().forward(Run(b, True, (1, 2)), {}, x)[0], x)
+    expected = bp.backends.Backend(SEAM.xp).keep_mask((1, 2), (50, 1), 0.5, x.dtype, "cpu")
+    np.testing.assert_array_equal(found, x * (2.0 * expected))
+    assert not refused()
+
+
+@dataclass(frozen=True)
+class _Swaps(bp.Optimizer):
+    """Each vector's new values come of the other's old ones, and of other places of its own."""
+
+    lr: float = 0.1
+    vectors = 1
+
+    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+        return (lr,)
+
+    @staticmethod
+    def rule(b: Any, theta: Any, v: Any, grad: Any, lr: Any) -> tuple[Any, ...]:
+        return 0.5 * v + (1.0 - lr) * grad, 2.0 * theta
+
+
+@dataclass(frozen=True)
+class _Turns(_Swaps):
+    def apply(
+        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
+    ) -> Any:
+        half = layout.size // 2
+        turned = backend.xp.concat([theta[half:] * 0.5, theta[:half] + grad[:half]])
+        return turned, (state[0] + theta,)
+
+
+@dataclass(frozen=True)
+class _Remembers(bp.Layer):
+    """Two buffers, each of which becomes what comes of the other."""
+
+    def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
+        return {n: bp.Leaf(rng.full(in_shape, v), trainable=False) for n, v in (("a", 1.0), ("b", 3.0))}
+
+    def forward(self, run: Run, p: Any, x: Any) -> tuple[Any, Any]:
+        return x * p["a"], x
+
+    def backward(self, run: Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy * p["a"], {}
+
+    def absorb(self, run: Run, p: Any, cache: Any) -> dict[str, Any]:
+        return {"a": p["b"] * 0.9, "b": p["a"] * 1.1 + run.xp.sum(cache, axis=0)}
+
+
+@pytest.mark.parametrize("optimizer", [_Swaps(), _Turns()], ids=str)
+def test_what_is_given_up_is_read_before_it_is_written_over(optimizer: Any, monkeypatch: Any, refused: Any) -> None:
+    same(bp.Sequential(bp.Dense(7), _Remembers(), bp.Dense(6)), "mse", optimizer, 30, monkeypatch, clip_norm=1.0)
+    assert not refused()
+
+
+@dataclass(frozen=True)
+class _Odd(bp.Layer):
+    """Things that a layer may do, each of which has no symbol, or needs care."""
+
+    what: str
+
+    def forward(self, run: Run, p: Any, x: Any) -> tuple[Any, Any]:
+        xp = run.xp
+        if self.what == "rows by the best column":
+            return x + xp.take(x, xp.argmax(x, axis=1), axis=0), None
+        if self.what == "a transpose that is added":
+            square = x[:5, ...][:, ...] if x.shape[1] == 5 else x
+            return x + xp.sum(square + xp.permute_dims(square, (1, 0)), axis=0), None
+        if self.what == "truths of a row":
+            return xp.where(x[0, ...] > 0.0, x, 0.5 * x) if x.ndim == 3 else xp.where(
+                xp.sum(x, axis=0) > 0.0, x, 0.5 * x
+            ), None
+        return xp.astype(xp.reshape(x > 0.0, (-1, x.shape[1])), x.dtype) + x, None
+
+    def backward(self, run: Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+@pytest.mark.parametrize(
+    "what", ["rows by the best column", "a transpose that is added", "truths of a row", "truths turned"]
+)
+def test_what_has_no_symbol_gives_the_same_all_the_same(what: str, monkeypatch: Any, caplog: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 5))
+    network = bp.Sequential(bp.Dense(5), _Odd(what))
+    plain, mine = both(monkeypatch, lambda: bp.Trainer(network, "mse").build(x).predict(x))
+    np.testing.assert_allclose(mine, plain, rtol=1e-12)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_arrays_of_other_kinds(jit: Any, tmp_path: Path) -> None:
+    x, y, _ = data(NETWORKS["dense"], "cross_entropy", 50)
+    trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
+    mapped = np.memmap(tmp_path / "x", x.dtype, "w+", shape=x.shape)
+    mapped[...] = x
+    assert np.array_equal(trainer.predict(mapped), trainer.predict(x))
+    memory = np.frombuffer(bytes(trainer.theta.nbytes), trainer.theta.dtype)
+    trainer._carry = (memory, *trainer._carry[1:])  # as when it comes out of a read-only file
+    trainer.step(x, y)
+    assert not memory.any()
+    assert trainer.theta.any()
+
+
+def test_many_blocks(jit: Any, monkeypatch: Any, refused: Any) -> None:
+    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 4)
+    x, y, _ = data(NETWORKS["dense"], "cross_entropy", 3000)
+    trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
+    assert trainer.predict(x).shape == (3000, 10)
+    assert np.isfinite(trainer.evaluate(x, y)["loss"])
+    assert not refused()
+
+
+def test_sums_over_large_vectors_do_not_depend_on_threads(jit: Any) -> None:
+    x, y, _ = data(NETWORKS["dense"], "cross_entropy", 40)
+    found = []
+    for threads in (1, 2, 3):
+        network = bp.Sequential(bp.Dense(900, "relu"), bp.Dense(50, "tanh"), bp.Dense(10))
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.3), clip_norm=0.01, threads=threads)
+        for _ in range(5):
+            trainer.step(x, y)
+        found.append(trainer.theta)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_numbers_are_computed_in_double_precision(jit: Any) -> None:
+    def rule(b: Any, x: Any, beta: Any) -> Any:
+        return (1.0 - beta) * x
+
+    x = np.ones((1, 3), "float32")
+    assert np.array_equal(compiled(rule, x, 0.999999), rule(SEAM, x, 0.999999))
+
+
+def test_a_prediction_does_not_keep_what_it_was_given(jit: Any) -> None:
+    x = data(NETWORKS["dense"], "cross_entropy", 50)[0]
+    trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
+    given = x.copy()
+    trainer.predict(given)
+    kept = weakref.ref(given)
+    del given
+    assert kept() is None
 
 
 # ---- when it is compiled -------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 """
 
 import functools
-import importlib.util
 import itertools
 import math
 import os
@@ -116,7 +115,7 @@ class NumpyBackend(Backend):
                 from bpnet.backends.native.plan import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))
-            return made[0](current.threads, *args)
+            return made[0](min(current.threads, available_threads()), *args)
 
         return call
 
@@ -206,7 +205,12 @@ class NumpyBackend(Backend):
 
 @functools.cache
 def _can_compile() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None
+    """Whether llvmlite is there, and not older than its present way to optimize."""
+    try:
+        from llvmlite import binding
+    except Exception:  # an installation can be broken in any way
+        return False
+    return hasattr(binding, "create_pass_builder")
 
 
 def _cut(rows: int, work: float) -> list[Rows]:

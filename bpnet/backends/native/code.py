@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def vector_bytes() -> int:
     """Bytes of a vector register of this processor."""
     features = llvm.get_host_cpu_features()
     return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+@lru_cache(maxsize=1)
+def fuses() -> bool:
+    """Whether this processor multiplies and adds in one operation."""
+    return bool(llvm.get_host_cpu_features().get("fma")) or not llvm.get_default_triple().startswith(("x86", "i"))
 
 
 @lru_cache(maxsize=1)
@@ -147,6 +154,8 @@ def suffix(kind: Any) -> str:
 # ---- the compiler ----------------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _engines: list[Any] = []
 """Kept for good: the machine code lies in them."""
 _addresses: dict[str, int] = {}
@@ -165,16 +174,21 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
     digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}-{digest}.o"
-    code = _kept(path)
+    folder = cache_folder()
+    path = None if folder is None else folder / f"{name}-{digest}.o"
+    code = None if path is None else _kept(path)
     if code is None:
         code = _machine_code(name, write)
-        _keep(path, code)
+        if path is not None:
+            _keep(path, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(name))
+    address = int(engine.get_function_address(name))
+    if not address:
+        raise RuntimeError(f"the compiler gave no function {name}")
+    return address
 
 
 def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
@@ -202,8 +216,9 @@ def _kept(path: Path) -> bytes | None:
 def _keep(path: Path, code: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(hashlib.sha256(code).digest() + code)
+        number, part = tempfile.mkstemp(".part", dir=path.parent)
+        with os.fdopen(number, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
         os.replace(part, path)
     except OSError:
         pass  # it is then compiled again next time
@@ -234,16 +249,21 @@ def _sources() -> str:
     )
 
 
-def cache_folder() -> Path:
-    """Where machine code is kept: $BPNET_CACHE_DIR, else bpnet in the user's cache folder."""
+def cache_folder() -> Path | None:
+    """Where machine code is kept: $BPNET_CACHE_DIR, else bpnet in the user's cache folder; None: there is none."""
     chosen = os.environ.get("BPNET_CACHE_DIR")
     if chosen:
         return Path(chosen)
+    variable, parts = "XDG_CACHE_HOME", [".cache"]
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "bpnet"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "bpnet"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bpnet"
+        variable, parts = "LOCALAPPDATA", ["AppData", "Local"]
+    elif sys.platform == "darwin":
+        variable, parts = "", ["Library", "Caches"]
+    found = os.environ.get(variable)
+    try:
+        return (Path(found) if found else Path.home().joinpath(*parts)) / "bpnet"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def callable_at(address: int, *kinds: Any) -> Any:

@@ -103,10 +103,12 @@ class Graph:
         self.real = numpy.dtype(real)
         self.symbols: list[Symbol] = []
         self.known: dict[tuple[Any, ...], Symbol] = {}
+        self.numbers: list[str] = []
+        """How each number is computed, in Python."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
-        key = (op, dtype, shape, *((id(a),) if isinstance(a, Symbol) else (type(a), a) for a in args))
+        key = (op, dtype, shape, *(id(a) if isinstance(a, Symbol) else repr(a) for a in args))
         if key not in self.known:
             self.known[key] = Symbol(self, op, args, shape, numpy.dtype(dtype), len(self.symbols))
             self.symbols.append(self.known[key])
@@ -116,18 +118,27 @@ class Graph:
         """An array that is passed in."""
         return self.add("memory", (base, 0), shape, dtype)
 
-    def scalar(self, slot: int) -> Symbol:
-        """A number that is passed in."""
-        return self.add("number", (slot,), (), self.real)
+    def number(self, text: str) -> Symbol:
+        """A number that is passed in, or computed of such by Python, in double precision, before anything else."""
+        if text not in self.numbers:
+            self.numbers.append(text)
+        return self.add("number", (self.numbers.index(text),), (), self.real)
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
     def elementwise(self, op: str, *args: Any) -> Symbol:
         values = [a if isinstance(a, Symbol) else self._constant(a) for a in args]
+        if all(not isinstance(v, Symbol) or v.op == "number" for v in values):
+            return self._of_numbers(op, values)
         shapes = [v.shape for v in values if isinstance(v, Symbol)]
         shape = numpy.broadcast_shapes(*shapes)
+        if any(isinstance(v, Symbol) and v.op == "transpose" for v in values):
+            raise NotTraceableError("a transposed matrix otherwise than in a product")
         if len(shape) > 2 and any(s not in (shape, ()) for s in shapes):
             raise NotTraceableError(f"{op} of {shapes}")
+        truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
+        if truths[0] != (op == "where" or (op == "equal" and truths[-1])) or (any(truths[1:]) and op != "equal"):
+            raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if op in COMPARISONS.values() or op == "equal":
             dtype: Any = numpy.bool_
         elif any(isinstance(v, Symbol) and v.dtype != self.real for v in (values[1:] if op == "where" else values)):
@@ -135,6 +146,13 @@ class Graph:
         else:
             dtype = self.real
         return self.add(op, tuple(values), shape, dtype)
+
+    def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
+        signs = {name: sign for sign, name in BINARY.items()} | {"negative": "-"}
+        if op not in signs:
+            raise NotTraceableError(f"{op} of numbers")
+        texts = [self.numbers[v.args[0]] if isinstance(v, Symbol) else repr(v) for v in values]
+        return self.number(f"({signs[op]}{texts[0]})" if len(texts) == 1 else f"({f' {signs[op]} '.join(texts)})")
 
     @staticmethod
     def _constant(value: Any) -> float:
@@ -153,7 +171,7 @@ class Graph:
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
     def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
-        if x.dtype != self.real:
+        if x.dtype != self.real or x.op == "transpose":
             raise NotTraceableError(f"{op} of {x.dtype}")
         if isinstance(axis, tuple):
             axis = axis[0] if len(axis) == 1 else axis
@@ -197,6 +215,8 @@ class Graph:
 
     def _view(self, x: Symbol, offset: int, shape: Shape) -> Symbol:
         """Elements of x from `offset` on, in another shape."""
+        if x.op == "transpose":
+            raise NotTraceableError("a transposed matrix otherwise than in a product")
         if offset == 0 and shape == x.shape:
             return x
         if x.op == "concat":  # a part of it may be all that is wanted
@@ -221,12 +241,19 @@ class Graph:
         return self._view(x, start * inner, shape)
 
     def take(self, x: Symbol, index: Symbol, axis: int = 0) -> Symbol:
-        if axis != 0 or index.ndim != 1 or index.dtype.kind != "i" or x.ndim == 0:
-            raise NotTraceableError("take other than rows")
+        source = index.args[0] if index.op == "view" else index
+        if (
+            axis != 0
+            or index.ndim != 1
+            or index.dtype.kind != "i"
+            or x.ndim == 0
+            or source.op not in ("memory", "take")
+        ):
+            raise NotTraceableError("take other than rows, or by numbers that are computed")
         return self.add("take", (x, index), (index.shape[0], *x.shape[1:]), x.dtype)
 
     def concat(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
-        if axis != 0 or any(p.dtype != self.real for p in parts):
+        if axis != 0 or any(p.dtype != self.real or p.op == "transpose" for p in parts):
             raise NotTraceableError("concat along another axis, or of other than numbers")
         if len(parts) == 1:
             return parts[0]
@@ -329,4 +356,6 @@ class TracingBackend(Backend):
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
         threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        if any(isinstance(part, Symbol) and part.op != "number" for part in key):
+            raise NotTraceableError("a key of random numbers that is computed")
         return self.graph.add("mask", (threshold, *key), tuple(shape), dtype)

@@ -237,9 +237,9 @@ class _Body:
         for i, place in sums.items():
             op, _, _, argument = self.w.form.expressions[i]
             self._sum(op.partition(":")[2], place, self.value(argument))
-        for i in along:
-            kind, reference, _, of = self.w.form.sinks[i]
-            value, target = self.value(reference), self.w.targets[i]
+        values = [self.value(self.w.form.sinks[i][1]) for i in along]  # before what they read may be written over
+        for i, value in zip(along, values, strict=True):
+            (kind, _, _, of), target = self.w.form.sinks[i], self.w.targets[i]
             if kind == "store":
                 self._store(value, self.f.at(target, self.entry if of == "full" else self.column))
             elif kind == "rows":
@@ -475,17 +475,21 @@ _LOG_2 = {False: (0.693359375, math.log(2.0) - 0.693359375), True: (0.6931457519
 def write_take(module: ir.Module, name: str, dtype: str) -> None:
     """take(told, tile, bases, scratch): rows of an array by their numbers, which are of type `dtype`.
 
-    `told`: rows, rows of a tile, bytes of a row, and (memory, bytes into it) of the array, the numbers and the result.
+    `told`: rows, rows of a tile, bytes of a row, rows of the array, and (memory, bytes into it) of the array, the
+    numbers and the result.  Numbers below 0 count from the end; those that name no row name the nearest.
     """
     f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
     b, (told, tile, bases, _) = f.b, f.arguments
-    rows, step, size, *where = (b.load(f.at(told, i)) for i in range(9))
+    rows, step, size, count, *where = (b.load(f.at(told, i)) for i in range(10))
     data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
     numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
     first = b.mul(tile, step)
     with f.loop(first, f.least(rows, b.add(first, step))) as row:
         number = b.load(f.at(numbers, row.index))
         number = b.sext(number, I64) if SIZES[dtype] < 8 else number
+        nothing = f.number(0)
+        number = b.select(b.icmp_signed("<", number, nothing), b.add(number, count), number)
+        number = b.select(b.icmp_signed("<", number, nothing), nothing, f.least(number, b.sub(count, f.number(1))))
         to, source = f.at(target, b.mul(row.index, size)), f.at(data, b.mul(number, size))
         f.intrinsic("memcpy.p0.p0.i64", VOID, [to, source, size, ir.Constant(ir.IntType(1), 0)])
     b.ret_void()

@@ -22,6 +22,7 @@ class PassMaker:
         self.known: dict[Any, Reference] = {}
         self.phases: dict[Symbol, int] = {}
         self.sums_rows = False
+        """Whether columns are added up."""
         self.results = set(schedule.results)
         self.mine = set(step.symbols)
         self.sinks: list[tuple[str, Symbol]] = []
@@ -41,7 +42,9 @@ class PassMaker:
             self.sinks.append((kind, symbol))
             found.append((kind, self.reference(value, phase, top=kind == "store"), phase, self.class_of(value)))
         self.flat = all(kind in ("full", "scalar") for kind, _ in self.operands) and not self.sums_rows
-        self.flat = self.flat and not any(e[0] == "places" or e[0].startswith("columns") for e in self.expressions)
+        self.sums_columns = any(e[0].startswith("columns") for e in self.expressions)
+        """Whether rows are."""
+        self.flat = self.flat and not self.sums_columns and not any(e[0] == "places" for e in self.expressions)
         self.made = Pass(schedule.dtype, tuple(self.operands), len(self.numbers), tuple(self.expressions), tuple(found))
         self.told = [*self.operand_told, *self.numbers, *self.masks]
 

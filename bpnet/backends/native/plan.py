@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from bpnet.backends.base import Rows
 from bpnet.backends.native.code import compiled
 from bpnet.backends.native.graph import Symbol, TracingBackend
 from bpnet.backends.native.loops import write_pass, write_take
-from bpnet.backends.native.products import Shape, write_product
+from bpnet.backends.native.products import write_product
 from bpnet.backends.native.schedule import ARENA, FIRST, NUMBERS, Command, Schedule
 from bpnet.backends.native.team import TEAM, Order
 from bpnet.backends.trace import NotTraceableError
@@ -80,7 +81,9 @@ class Compiled:
             return Plan(self.function, args, leaves, self.donate, self.cut, threads).call
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
-            return self.plain
+        except Exception:  # a fault here is no reason for a training to end
+            log.warning("not compiled, which is a fault of bpnet", exc_info=True)
+        return self.plain
 
 
 class Changed(Exception):
@@ -108,7 +111,6 @@ class Plan:
         graph = tracing.graph
         self.arrays: list[int] = []
         """Which leaves are arrays: the first lies in the memory FIRST, the others in those after it."""
-        self.numbers: list[int] = []
         symbols: list[Any] = []
         for i, a in enumerate(leaves):
             if isinstance(a, numpy.ndarray):
@@ -119,19 +121,22 @@ class Plan:
             elif a is None:
                 symbols.append(None)
             elif type(a) in (int, float):
-                symbols.append(graph.scalar(len(self.numbers)))
-                self.numbers.append(i)
+                symbols.append(graph.number(f"v{i}"))
             else:
                 raise NotTraceableError(f"{a!r} is passed in")
         self.kinds = [(leaves[i].shape, leaves[i].dtype) for i in self.arrays]
-        self.seen: list[Any] = [None] * len(self.arrays)
+        self.seen: list[Any] = [_nothing] * len(self.arrays)
+        """Weak references to the arrays whose places are known."""
         given_up = len(leaves_of((args[0],))) if donate else 0
+        self.written = sum(i < given_up for i in self.arrays)
+        """How many arrays are given up: the first ones."""
         try:
             result = function(tracing, *rebuilt(args, iter(symbols)))
         except NotTraceableError:
             raise
         except Exception as error:  # whatever a function does that arrays can and symbols can't
             raise NotTraceableError(f"{type(error).__name__}: {error}") from error
+        self.numbers = graph.numbers
         self._lay_out(result, leaves, real, given_up, graph)
         self._compile()
         self.call = self._caller(args, leaves)
@@ -163,7 +168,6 @@ class Plan:
         schedule = Schedule(graph, outputs, over, self.threads)
         self.commands = schedule.commands
         self.arena = numpy.empty(schedule.arena + 64, numpy.uint8)
-        self.scratch = Shape(real.name).scratch if any(c.kind == "product" for c in self.commands) else 0
 
     def _compile(self) -> None:
         self.told = numpy.array([n for c in self.commands for n in c.told], numpy.int64)
@@ -175,21 +179,18 @@ class Plan:
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
         self.where[NUMBERS] = ctypes.addressof(self.values)
         self.where[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.order = Order(self.list, ctypes.addressof(self.where), self.scratch, self.together)
+        self.order = Order(self.list, ctypes.addressof(self.where), self.together)
 
     def _caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
         """call(*args), written for this plan: between two steps of a small network nothing else takes longer."""
         names = [f"v{i}" for i in range(len(leaves))]
-        lines, number = [], 0
+        lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.numbers)]
         for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
             if isinstance(a, numpy.ndarray):
                 k = self.arrays.index(i)
-                lines.append(f"if {name} is not seen[{k}]: {name} = meet({k}, {name})")
+                lines.append(f"if {name} is not seen[{k}](): {name} = meet({k}, {name})")
             elif a is None:
                 lines.append(f"if {name} is not None: raise Changed")
-            else:
-                lines.append(f"values[{number}] = {name}")
-                number += 1
         for k, (shape, dtype) in enumerate(self.made):
             lines.append(f"made{k} = empty({shape!r}, {dtype.name})")
             lines.append(f"where[{FIRST + len(self.arrays) + k}] = addressof(view(made{k}))")
@@ -212,13 +213,17 @@ class Plan:
 
     def _meet(self, k: int, a: Any) -> Any:
         """Note where the k-th array lies, which must be like the one for which the plan was made."""
-        if type(a) is not numpy.ndarray or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
+        if not isinstance(a, numpy.ndarray) or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
             raise Changed
-        if not a.flags.c_contiguous:
-            a = numpy.ascontiguousarray(a)
-        self.where[FIRST + k] = a.ctypes.data
-        self.seen[k] = a
-        return a
+        fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.written)
+        mine = numpy.asarray(a) if fit else numpy.array(a, order="C")
+        self.where[FIRST + k] = mine.ctypes.data
+        self.seen[k] = weakref.ref(a) if mine is a else _nothing
+        return mine
+
+
+def _nothing() -> None:
+    """In the place of a weak reference."""
 
 
 def _text(tree: Tree, names: Any) -> str:

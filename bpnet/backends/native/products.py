@@ -19,6 +19,7 @@ from bpnet.backends.native.code import (
     SIZES,
     VOID,
     Function,
+    fuses,
     many_registers,
     suffix,
     vector_bytes,
@@ -104,7 +105,7 @@ class _Writer:
         return f.made
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
-        if vector_bytes() == 16 and not many_registers():  # a processor without fused operations
+        if not fuses():
             return f.b.fadd(f.b.fmul(x, y), z)
         return f.intrinsic(f"fma.{suffix(x.type)}", x.type, [x, y, z])
 

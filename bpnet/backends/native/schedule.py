@@ -26,6 +26,8 @@ CHUNK = 16384
 """Elements that a tile of a pass handles, about."""
 ROWS_TOGETHER = 512
 """Most rows of a tile of a product that is cut along its rows."""
+DEEPEST = 50
+"""Operations, one on the result of another, that a pass may do on an entry."""
 LEAST_PRODUCT = 2**18
 """Multiplications under which a product is one tile."""
 COPIED, TAKEN = 1.0, 1000.0
@@ -90,6 +92,23 @@ class Schedule:
         self.graph, self.threads, self.given_up = graph, threads, given_up
         self.dtype = graph.real.name
         self.size = SIZES[self.dtype]
+        self.in_place = True
+        """Whether what is given up is written over by the very pass that computes its new values."""
+        self._arrange(outputs)
+        if self._conflicts():
+            self.in_place = False
+            self._arrange(outputs)
+        for step in self.steps:
+            step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
+        self.temporary: list[tuple[int, int, int, int]] = []
+        """What lies in the arena: where, how many bytes, from which step to which."""
+        self.places: dict[Symbol, Place] = {}
+        self.arena = 0
+        self._place()
+        self.commands = [command for number in range(len(self.steps)) for command in self._commands(number)]
+
+    def _arrange(self, outputs: Sequence[tuple[Symbol, int]]) -> None:
+        """Which steps there are, in their order."""
         self.consumers = self._count([symbol for symbol, _ in outputs])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
         """Parts of larger arrays: in which, and how many elements from its start."""
@@ -108,14 +127,31 @@ class Schedule:
         for symbol in self.needed:
             if symbol in self.last:
                 self._schedule(symbol, end)
-        for step in self.steps:
-            step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
-        self.temporary: list[tuple[int, int, int, int]] = []
-        """What lies in the arena: where, how many bytes, from which step to which."""
-        self.places: dict[Symbol, Place] = {}
-        self.arena = 0
-        self._place()
-        self.commands = [command for number in range(len(self.steps)) for command in self._commands(number)]
+
+    def _conflicts(self) -> bool:
+        """Whether something is read after it has been written over, or in another order than it is written."""
+        written = {}
+        for symbol in self.last:
+            container, offset = self.inside[symbol]
+            written[symbol] = (container.args[0], offset, symbol.size)
+        for symbol in self.last:
+            for read in self._given(symbol):
+                for other, (base, start, size) in written.items():
+                    overlaps = read[0] == base and read[1] < start + size and start < read[1] + read[2]
+                    together = self.at[symbol] == self.at[other] and read[1:] == (start, size)
+                    if overlaps and not together:
+                        return True
+        return False
+
+    def _given(self, symbol: Symbol) -> Iterator[tuple[int, int, int]]:
+        """(memory, first entry, number of entries) of all that `symbol` reads of memories that are given up."""
+        for a in symbol.args:
+            if isinstance(a, Symbol):
+                whole, start = root_of(a)
+                if whole.op == "memory" and whole.args[0] in self.given_up:
+                    yield whole.args[0], start, a.size
+                elif a.op in ELEMENTWISE and a not in self.stored:
+                    yield from self._given(a)
 
     # ---- where results go ---------------------------------------------------------------------------------------
 
@@ -138,36 +174,25 @@ class Schedule:
             return
         offset = 0
         for part in whole.args if whole.op == "concat" else (whole,):
-            own = self._own(part, base, offset)
+            own = self._own(part, base)
             self.inside[own] = (self.graph.memory(base, (whole.size,), self.graph.real), offset)
             if base in self.given_up:
                 self.last.add(own)
             offset += part.size
             yield own
 
-    def _own(self, symbol: Symbol, base: int, offset: int) -> Symbol:
+    def _own(self, symbol: Symbol, base: int) -> Symbol:
         """`symbol`, or a copy where it has a place already or memory would be written that is read later."""
         whole, _ = root_of(symbol)
         free = whole.size == symbol.size and whole not in self.inside and whole.op not in ("memory", "concat", "places")
         if free and base in self.given_up:
-            free = whole.op in ELEMENTWISE and self.consumers[symbol] == 1 and self._in_place(whole, base, offset)
+            once = self.consumers[symbol] == 1 and self.consumers[whole] == 1
+            free = self.in_place and once and whole.op in ELEMENTWISE
         if free and (whole.op in ELEMENTWISE or whole.op in ("matmul", "take", *REDUCTIONS)) and len(whole.args) < 4:
             return whole
-        if any(leaf.op == "memory" and leaf.args[0] in self.given_up for leaf in [whole]):
+        if whole.op == "memory" and whole.args[0] in self.given_up:
             raise NotTraceableError("an array that is given up comes back in another's place")
         return self.graph.add("copy", (symbol,), symbol.shape, symbol.dtype)
-
-    def _in_place(self, symbol: Symbol, base: int, offset: int) -> bool:
-        """Whether all that `symbol` reads of the memory lies where its own entries go."""
-        for a in symbol.args:
-            if isinstance(a, Symbol):
-                whole, start = root_of(a)
-                if whole.op == "memory" and whole.args[0] == base:
-                    if start != offset or a.size != symbol.size:
-                        return False
-                elif a.op in ELEMENTWISE and not self._in_place(a, base, offset):
-                    return False
-        return True
 
     def _needed(self, symbols: list[Symbol]) -> list[Symbol]:
         found: set[Symbol] = set()
@@ -185,18 +210,33 @@ class Schedule:
         for symbol in self.needed:
             if symbol.op in ("matmul", "take", "concat", "view", "transpose"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
-            elif symbol.op in ELEMENTWISE or symbol.op == "copy":
+            elif symbol.op == "copy":
+                stored.update(root_of(a)[0] for a in symbol.args)
+            elif symbol.op in ELEMENTWISE:
                 rows = space_of(symbol)[0]
                 for a in symbol.args:
+                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and self._draws(a):
+                        stored.add(a)
                     row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
                     if row and rows > 1 and a.dtype == self.graph.real and a.op != "places":
                         stored.add(a)
             if symbol.op in COSTLY and self.consumers[symbol] > 1:
                 stored.add(symbol)
+        depths: dict[Symbol, int] = {}
+        for symbol in self.needed:  # nor may one pass be too long a computation
+            inner = [depths[a] for a in symbol.args if isinstance(a, Symbol) and a not in stored]
+            depths[symbol] = 1 + max(inner, default=0)
+            if depths[symbol] > DEEPEST and symbol.op in ELEMENTWISE and symbol.dtype == self.graph.real:
+                stored.add(symbol)
         computed = {s for s in stored if s.op in ELEMENTWISE or s.op in ("copy", "mask", "places")}
         if any(s.dtype != self.graph.real for s in computed):
             raise NotTraceableError("truth values or places as a result of their own")
         return computed
+
+    def _draws(self, symbol: Symbol) -> bool:
+        """Whether random numbers are drawn for the entries of `symbol`: then for no other entries."""
+        args = symbol.args if symbol.op in ELEMENTWISE else ()
+        return symbol.op == "mask" or any(self._draws(a) for a in args if isinstance(a, Symbol))
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -237,8 +277,10 @@ class Schedule:
             return
         joined: set[int] = set()
         for leaf, entrywise in self._leaves(symbol):
-            if leaf not in self.at:
+            if leaf.op == "memory" or leaf.op == "concat":
                 continue
+            if leaf not in self.at:
+                raise NotTraceableError(f"the result of {leaf.op} is read before it is known")
             step = self.steps[self.at[leaf]]
             along = leaf.op in REDUCTIONS and leaf.args[1] == "columns"
             if step.kind == "pass" and entrywise and (along or leaf.op not in REDUCTIONS):
@@ -279,7 +321,11 @@ class Schedule:
                     lives.setdefault(self._container(symbol)[0], []).append(number)
         for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
             if symbol.op != "memory":
-                self.places[symbol] = (ARENA, self._room(symbol.size * self.size, min(numbers), max(numbers)))
+                self.places[symbol] = (ARENA, self._room(symbol.size * self._bytes(symbol), min(numbers), max(numbers)))
+
+    @staticmethod
+    def _bytes(symbol: Symbol) -> int:
+        return SIZES[symbol.dtype.name]
 
     def _sum_place(self, total: Symbol) -> Symbol:
         whole, _ = root_of(total)
@@ -310,7 +356,7 @@ class Schedule:
         """Where the entries of a symbol lie."""
         whole, offset = root_of(symbol)
         container, more = self._container(whole)
-        size = self.size if whole.dtype == self.graph.real else SIZES[whole.dtype.name]
+        size = self._bytes(whole)
         base, start = container.args if container.op == "memory" else self.places[container]
         return base, start + (offset + more) * size
 
@@ -364,7 +410,7 @@ class Schedule:
         size = data.dtype.itemsize * math.prod(data.shape[1:])
         rows = symbol.shape[0]
         step = max(1, min(rows, CHUNK * 4 // max(size, 1)))
-        told = [rows, step, size, *self.place(data), *self.place(index), *self.place(symbol)]
+        told = [rows, step, size, data.shape[0], *self.place(data), *self.place(index), *self.place(symbol)]
         return Command("take", index.dtype.name, told, -(-rows // step))
 
     def _pass(self, step: Step, number: int) -> Iterator[Command]:
@@ -378,8 +424,8 @@ class Schedule:
             down = max(1, min(rows, CHUNK // max(columns, 1)))
             if made.sums_rows:
                 down = max(down, -(-rows // MOST_SUMS))
-        elif columns > CHUNK:
-            across = min(CHUNK, _up(-(-columns // self.threads), LINE))
+        elif columns > CHUNK and not made.sums_rows and not made.sums_columns:  # nor may sums depend on the threads
+            across = CHUNK
         tiles = -(-rows // down) * -(-columns // across)
         told = [rows, columns, down, across, -(-columns // across), *made.told]
         after: list[Command] = []

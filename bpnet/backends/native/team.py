@@ -9,19 +9,19 @@ where none is awake, whoever runs the list does all of it.
 import ctypes
 import os
 import threading
-import time
 from typing import Any
 
 import numpy
 from llvmlite import ir
 
-from bpnet.backends.native.code import BYTES, I32, I64, VOID, Function, callable_at, compiled
+from bpnet.backends.native.code import BYTES, I32, I64, REALS, VOID, Function, callable_at, compiled
+from bpnet.backends.native.products import Shape
 
-STATE, DONE, COMMANDS, BASES, BUSY, SIZE = 0, 16, 32, 33, 48, 64
+STATE, DONE, COMMANDS, BASES, ADMITTED, BUSY, SIZE = 0, 16, 32, 33, 34, 48, 64
 """Places in the memory that a team shares, 8 bytes each, those that change often on lines of their own.
 
 STATE: 2**32 times the number of the command at hand (0: none), plus its next tile.  DONE: its tiles that are done.
-BUSY: helpers that may be reading the list.
+ADMITTED: how many helpers may take part.  BUSY: helpers that may be reading the list.
 """
 PATIENCE = 30_000
 """Looks at the state after which an idle helper goes to sleep: about a millisecond."""
@@ -74,17 +74,21 @@ def _take(f: Function, team: Any, state: Any) -> Any:
 
 
 def write_run(module: ir.Module, name: str) -> None:
-    """run(order): carry out a list; `order` are the addresses of the commands, their number, the addresses of the
-    memories, of memory for this thread, and of what the team shares, or 0 to be alone."""
+    """run(order): carry out a list.
+
+    `order`: the addresses of the commands, their number, the addresses of the memories, of memory for this thread, and
+    of what the team shares, or 0 to be alone; and how many helpers may take part.
+    """
     f = Function(module, name, [I64.as_pointer()], public=True)
     b, (order,) = f.b, f.arguments
-    commands, count, bases, scratch, team = (b.load(f.at(order, i)) for i in range(5))
+    commands, count, bases, scratch, team, admitted = (b.load(f.at(order, i)) for i in range(6))
     commands, team = (b.inttoptr(address, I64.as_pointer()) for address in (commands, team))
     bases, scratch = b.inttoptr(bases, BYTES.as_pointer()), b.inttoptr(scratch, BYTES)
     alone = b.icmp_unsigned("==", b.ptrtoint(team, I64), f.number(0))
     with b.if_then(b.not_(alone)):
         b.store(b.ptrtoint(commands, I64), f.at(team, COMMANDS))
         b.store(b.ptrtoint(bases, I64), f.at(team, BASES))
+        b.store(admitted, f.at(team, ADMITTED))
     with f.loop(0, count) as i:
         tiles = _field(f, commands, i.index, 2)
         with b.if_else(b.or_(alone, b.icmp_signed("==", tiles, f.number(1)))) as (by_itself, together):
@@ -118,19 +122,24 @@ def write_run(module: ir.Module, name: str) -> None:
                 b.position_at_end(end)
     with b.if_then(b.not_(alone)):
         _set(f, f.at(team, STATE), 0)
-        wait, end = b.append_basic_block("wait"), b.append_basic_block("end")
+        wait, end, before = b.append_basic_block("wait"), b.append_basic_block("end"), b.block
         b.branch(wait)
         b.position_at_end(wait)  # the list may be gone once this function has returned
+        turn = b.phi(I64)
+        turn.add_incoming(f.number(0), before)
         _pause(f)
-        b.cbranch(b.icmp_signed("==", _look(f, f.at(team, BUSY)), f.number(0)), end, wait)
+        _yield(f, turn)
+        done = b.icmp_signed("==", _look(f, f.at(team, BUSY)), f.number(0))
+        turn.add_incoming(f.sum(turn, 1), b.block)
+        b.cbranch(done, end, wait)
         b.position_at_end(end)
     b.ret_void()
 
 
 def write_help(module: ir.Module, name: str) -> None:
-    """help(team, scratch, patience): take tiles until there were none for so many looks."""
-    f = Function(module, name, [I64.as_pointer(), BYTES, I64], public=True)
-    b, (team, scratch, patience) = f.b, f.arguments
+    """help(team, scratch, patience, number): take tiles until there were none for so many looks, as helper `number`."""
+    f = Function(module, name, [I64.as_pointer(), BYTES, I64, I64], public=True)
+    b, (team, scratch, patience, number) = f.b, f.arguments
     head, there, ours, take, work, leave, idle, end = (
         b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
     )
@@ -151,7 +160,8 @@ def write_help(module: ir.Module, name: str) -> None:
     bases = b.inttoptr(b.load(f.at(team, BASES)), BYTES.as_pointer())
     index = b.sub(b.lshr(state, f.number(32)), f.number(1))
     tile = b.and_(state, f.number(TILES - 1))
-    b.cbranch(b.icmp_signed("<", tile, _field(f, commands, index, 2)), take, leave)
+    admitted = b.icmp_signed("<", number, b.load(f.at(team, ADMITTED)))
+    b.cbranch(b.and_(admitted, b.icmp_signed("<", tile, _field(f, commands, index, 2))), take, leave)
 
     b.position_at_end(take)
     b.cbranch(_take(f, team, state), work, leave)
@@ -189,26 +199,24 @@ class Team:
         self.lock = threading.Lock()
         self.memory = numpy.zeros(SIZE, numpy.int64)
         self.helpers: list[_Helper] = []
-        self.scratch = numpy.empty(0, numpy.uint8)
+        self.scratch = _scratch()
         self.run: Any = None
 
     def carry_out(self, order: "Order") -> None:
         """Carry out a list.  Where another thread is at it, this one works alone, with memory of its own."""
         run = self.run or self._compile()
         if not self.lock.acquire(blocking=False):
-            own = numpy.empty(order.scratch + 64, numpy.uint8)
-            run((ctypes.c_int64 * 5)(*order.list[:3], _aligned(own), 0))
+            own = _scratch()
+            run((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0))
             return
         try:
-            if order.scratch + 64 > self.scratch.size:
-                self.scratch = numpy.empty(order.scratch + 64, numpy.uint8)
-            if order.scratch:
-                order.list[3] = _aligned(self.scratch)
+            order.list[3], order.list[4] = _aligned(self.scratch), 0
             if order.threads > 1:
                 while len(self.helpers) < order.threads - 1:
                     self.helpers.append(_Helper(self.memory, len(self.helpers)))
                 for helper in self.helpers[: order.threads - 1]:
-                    helper.wake(order.scratch)
+                    if not helper.awake:
+                        helper.called.set()
                 order.list[4] = self.memory.ctypes.data
             run(order.list)
         finally:
@@ -220,37 +228,34 @@ class Team:
 
 
 class Order:
-    """A list of commands, (n, 4) whole numbers, to be carried out with memories that lie at `bases`.
+    """A list of commands, (n, 4) whole numbers, with memories that lie at `bases`, for so many threads."""
 
-    `scratch`: bytes of memory that each thread needs besides; `threads`: how many may work at it.
-    """
-
-    def __init__(self, commands: Any, bases: int, scratch: int, threads: int) -> None:
-        self.commands, self.scratch, self.threads = commands, scratch, threads
-        self.list = (ctypes.c_int64 * 5)(commands.ctypes.data, len(commands), bases, 0, 0)
+    def __init__(self, commands: Any, bases: int, threads: int) -> None:
+        self.commands, self.threads = commands, threads
+        self.list = (ctypes.c_int64 * 6)(commands.ctypes.data, len(commands), bases, 0, 0, threads - 1)
 
 
 class _Helper:
     def __init__(self, memory: Any, number: int) -> None:
-        self.memory, self.scratch, self.awake = memory, numpy.empty(0, numpy.uint8), False
-        self.called = threading.Semaphore(0)
-        self.help = callable_at(compiled("help", write_help, "help"), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        self.memory, self.number, self.awake = memory, number, False
+        self.called = threading.Event()
+        kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+        self.help = callable_at(compiled("help", write_help, "help"), *kinds)
         threading.Thread(target=self.serve, name=f"bpnet-native-{number}", daemon=True).start()
 
-    def wake(self, scratch: int) -> None:
-        if self.scratch.size < scratch + 64:
-            while self.awake:  # it must not be computing with the memory that is given up
-                time.sleep(1e-4)
-            self.scratch = numpy.empty(scratch + 64, numpy.uint8)
-        if not self.awake:
-            self.awake = True
-            self.called.release()
-
     def serve(self) -> None:
+        scratch = _scratch()
         while True:
-            self.called.acquire()
-            self.help(self.memory.ctypes.data, _aligned(self.scratch), PATIENCE)
+            self.called.wait()
+            self.called.clear()
+            self.awake = True
+            self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)
             self.awake = False
+
+
+def _scratch() -> Any:
+    """Memory that a thread needs for any product; only what is written to is taken from the system."""
+    return numpy.empty(max(Shape(dtype).scratch for dtype in REALS) + 64, numpy.uint8)
 
 
 def _aligned(memory: Any) -> int:
