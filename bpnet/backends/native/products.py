@@ -158,7 +158,7 @@ class _Writer:
 
     def prefetch(self, f: Function, source: Any, distance: Any, elements: int) -> None:
         """Ask for the memory that is read a few turns from now: it is too far away for the processor to guess."""
-        kind = [ir.Constant(I32, n) for n in (0, 2, 1)]  # to be read, into the second cache, as data
+        kind = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to be read, into the first cache, as data
         for first in range(0, elements, 64 // self.shape.size):
             place = f.b.bitcast(f.at(source, f.sum(distance, first)), BYTES)
             f.intrinsic("prefetch.p0", VOID, [place, *kind])

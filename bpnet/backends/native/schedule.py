@@ -59,6 +59,10 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
+class _OrderError(NotTraceableError):
+    """A step would read what a later one computes."""
+
+
 @dataclass
 class Step:
     """Something that is done as a whole: a product, taken rows, or a pass with several results."""
@@ -94,9 +98,12 @@ class Schedule:
         self.size = SIZES[self.dtype]
         self.in_place = True
         """Whether what is given up is written over by the very pass that computes its new values."""
-        self._arrange(outputs)
-        if self._conflicts():
+        try:
+            self._arrange(outputs)
+            self.in_place = not self._conflicts()
+        except _OrderError:  # something that is not written over needs what shall be
             self.in_place = False
+        if not self.in_place:
             self._arrange(outputs)
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
@@ -186,8 +193,7 @@ class Schedule:
         whole, _ = root_of(symbol)
         free = whole.size == symbol.size and whole not in self.inside and whole.op not in ("memory", "concat", "places")
         if free and base in self.given_up:
-            once = self.consumers[symbol] == 1 and self.consumers[whole] == 1
-            free = self.in_place and once and whole.op in ELEMENTWISE
+            free = self.in_place and whole.op in ELEMENTWISE
         if free and (whole.op in ELEMENTWISE or whole.op in ("matmul", "take", *REDUCTIONS)) and len(whole.args) < 4:
             return whole
         if whole.op == "memory" and whole.args[0] in self.given_up:
@@ -280,7 +286,7 @@ class Schedule:
             if leaf.op == "memory" or leaf.op == "concat":
                 continue
             if leaf not in self.at:
-                raise NotTraceableError(f"the result of {leaf.op} is read before it is known")
+                raise _OrderError(f"the result of {leaf.op} is read before it is known")
             step = self.steps[self.at[leaf]]
             along = leaf.op in REDUCTIONS and leaf.args[1] == "columns"
             if step.kind == "pass" and entrywise and (along or leaf.op not in REDUCTIONS):
