@@ -448,20 +448,16 @@ class Trainer:
         backend = of(x)
         size = self.micro_batch if batch_size is None else batch_size
         with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
-            fed, kind = self._feeds(x), _kind(x)
-            data: Data
-            if fed:
-                data = self._fed(x, "x")
-            elif kind != self._known_x:
-                data = Data(*self._rows(x, "x", values=False), None, None)
-                self._known_x = kind if data.x is x else ()
-            else:
-                data = Data(built, x, None, None)
+            fed, rows = self._feeds(x), x
+            if not fed and (kind := _kind(x)) != self._known_x:
+                rows = self._rows(x, "x", values=False)[1]
+                self._known_x = kind if rows is x else ()
             theta, buffers, _ = self._carry
             if size is None and not fed:
-                result, total = self._outputs(theta, buffers, data.x)
+                result, total = self._outputs(theta, buffers, rows)
                 totals = [total]
             else:
+                data = self._fed(x, "x") if fed else Data(built, rows, None, None)
                 with self._session(data.count):
                     found = [self._outputs(theta, buffers, bx) for bx, *_ in data.batches(size)]
                     parts = [built.to_host(part) if fed else part for part, _ in found]
@@ -469,7 +465,7 @@ class Trainer:
                 result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
             if not all(map(math.isfinite, built.fetch(totals))):
                 with backend.session(device=backend.device(x)):
-                    check_finite(backend, data.x, "x")
+                    check_finite(backend, rows, "x")
         return result
 
     def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:

@@ -200,6 +200,7 @@ class Team:
         self.memory = numpy.zeros(SIZE, numpy.int64)
         self.helpers: list[_Helper] = []
         self.scratch = _scratch()
+        self.places = _aligned(self.scratch), self.memory.ctypes.data
         self.run: Any = None
 
     def carry_out(self, order: "Order") -> None:
@@ -210,14 +211,14 @@ class Team:
             run((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0))
             return
         try:
-            order.list[3], order.list[4] = _aligned(self.scratch), 0
+            order.list[3], order.list[4] = self.places[0], 0
             if order.threads > 1:
                 while len(self.helpers) < order.threads - 1:
                     self.helpers.append(_Helper(self.memory, len(self.helpers)))
                 for helper in self.helpers[: order.threads - 1]:
                     if not helper.awake:
                         helper.called.set()
-                order.list[4] = self.memory.ctypes.data
+                order.list[4] = self.places[1]
             run(order.list)
         finally:
             self.lock.release()
