@@ -37,8 +37,8 @@ SWEPT = CHUNK
 """Elements of a vector updated at a time."""
 COMPILED_ROWS = 8192
 """Most rows in a block of a compiled function."""
-WORTH_IT = 3e10
-"""Floating-point operations of a trainer from which on its functions are compiled: about a second's work."""
+WORTH_IT = 1e11
+"""Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
 DRAWN = 4 * CHUNK
 """Random numbers drawn with one key."""
 
