@@ -443,7 +443,7 @@ def test_what_cannot_be_traced_runs_as_it_stands_and_says_so(layer: Any, monkeyp
     assert refused()
 
 
-# ---- what close readings found ------------------------------------------------------------------------------------------
+# ---- what close readings found ---------------------------------------------------------------------------------------
 
 
 def both(monkeypatch: Any, function: Any) -> list[Any]:
@@ -719,6 +719,32 @@ USE = (
     "t = bp.Trainer(bp.Dense(2, 'relu'), 'mse'); t.fit(x, x[:, :2], epochs=3)\n"
     "print(t.theta.tolist())"
 )
+
+
+OTHER_PROCESSOR = """
+import numpy as np
+from bpnet.backends.native import code
+code.vector_bytes, code.many_registers, code.fuses = (lambda: {width}), (lambda: {many}), (lambda: {fuses})
+import bpnet as bp
+seam = bp.backends.get("numpy")
+rng = np.random.default_rng(0)
+for dtype in ("float32", "float64"):
+    x, y = rng.standard_normal((300, 37)).astype(dtype), rng.integers(0, 5, 300)
+    found = []
+    for seam.jit in (False, True):
+        net = bp.Sequential(bp.Dense(70, "tanh"), bp.Dense(53), bp.BatchNorm(), bp.ReLU(), bp.Dense(5))
+        trainer = bp.Trainer(net, "cross_entropy", bp.Adam(1e-3, epsilon=1e-3), seed=1)
+        trainer.fit(x, y, epochs=2, batch_size=128, progress=False)
+        found.append(np.concatenate([trainer.theta, trainer.predict(x).ravel(), trainer.predict(x[:1]).ravel()]))
+    error = np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0])
+    assert error < (1e-4 if dtype == "float32" else 1e-10), error
+"""
+
+
+@pytest.mark.parametrize(("width", "many", "fuses"), [(32, False, True), (16, True, True), (16, False, False)])
+def test_processors_with_shorter_vectors(width: int, many: bool, fuses: bool, tmp_path: Path) -> None:
+    """With 16 registers of 32 bytes, 32 of 16, and the least that x86-64 has."""
+    run(OTHER_PROCESSOR.format(width=width, many=many, fuses=fuses), BPNET_CACHE_DIR=str(tmp_path))
 
 
 def test_machine_code_is_kept_and_damaged_files_replaced(tmp_path: Path) -> None:

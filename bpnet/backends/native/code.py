@@ -243,10 +243,8 @@ def _identity() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _sources() -> str:
     """The texts that write functions: a change of one makes new machine code."""
-    folder = Path(__file__).parent
-    return "".join(
-        (folder / f"{name}.py").read_text(encoding="utf-8") for name in ("code", "loops", "products", "team")
-    )
+    folder, names = Path(__file__).parent, ("arithmetic", "code", "loops", "products", "team")
+    return "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
 
 
 def cache_folder() -> Path | None:

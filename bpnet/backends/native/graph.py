@@ -24,6 +24,7 @@ LARGEST_LABEL = 2**24
 """Whole numbers below it are exact in float32, in which they are compared."""
 
 Shape = tuple[int, ...]
+Space = tuple[int, int]
 
 
 class Symbol:
@@ -94,6 +95,18 @@ class Symbol:
 
     def __eq__(self, other: Any) -> "Symbol":  # type: ignore[override]
         return self.graph.elementwise("equal", self, other)
+
+
+def space_of(symbol: Symbol) -> Space:
+    """Rows and columns over which a pass goes for the entries of `symbol`."""
+    if symbol.ndim == 2:
+        return symbol.shape[0], symbol.shape[1]
+    return 1, symbol.size
+
+
+def root_of(symbol: Symbol) -> tuple[Symbol, int]:
+    """What a view looks at, and how many elements into it."""
+    return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
 
 
 class Graph:

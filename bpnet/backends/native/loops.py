@@ -7,12 +7,12 @@ alone.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
+from bpnet.backends.native.arithmetic import as_real, constant, operate, triple32
 from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, suffix, vector_bytes
 
 Reference = tuple[str, Any]
@@ -119,7 +119,7 @@ class _Writer:
             place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
             changing = b.fptoui(b.load(f.at(numbers, place)), I64)
             word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)
-            state = _triple32(b, b.add(b.xor(state, word), ir.Constant(I32, 0x9E3779B9)), lambda n: ir.Constant(I32, n))
+            state = triple32(b, b.add(b.xor(state, word), ir.Constant(I32, 0x9E3779B9)), lambda n: ir.Constant(I32, n))
         scale = b.fdiv(ir.Constant(ir.DoubleType(), 2.0**32), b.sitofp(threshold, ir.DoubleType()))
         return state, b.trunc(threshold, I32), scale if self.size == 8 else b.fptrunc(scale, self.real)
 
@@ -183,7 +183,7 @@ class _Writer:
             if kind == "operand":
                 of, dtype = self.form.operands[which]
                 place = f.at(self.operands[which], 0 if of == "scalar" else self.row_index)
-                self.row[reference] = _real(b, b.load(place), dtype, self.real)
+                self.row[reference] = as_real(b, b.load(place), dtype, self.real)
             else:
                 op, _, _, *args = self.form.expressions[which]
                 self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
@@ -194,7 +194,7 @@ class _Writer:
     def _start(self, op: str, lanes: int) -> Any:
         """Memory (a register, later) for a sum, maximum or minimum that has seen nothing."""
         b = self.f.b
-        nothing = _constant(self.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
+        nothing = constant(self.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
         with b.goto_entry_block():
             place = b.alloca(nothing.type)
         b.store(nothing, place)
@@ -250,7 +250,7 @@ class _Body:
 
     def _sum(self, op: str, place: Any, value: Any) -> None:
         if self.mask is not None:
-            nothing = _constant(self.w.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], self.lanes)
+            nothing = constant(self.w.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], self.lanes)
             value = self.b.select(self.mask, value, nothing)
         self.w._add(op, place, value)
 
@@ -260,19 +260,19 @@ class _Body:
             return self.known[reference]
         form, w = self.w.form, self.w
         if kind == "constant":
-            value = _constant(w.real, which, self.lanes)
+            value = constant(w.real, which, self.lanes)
         elif kind == "number" or reference in w.row or self._single(reference):
             value = self.f.splat(w.single(reference), self.lanes)
         elif kind == "operand":
             of, dtype = form.operands[which]
             place = self.f.at(w.operands[which], self.entry if of == "full" else self.column)
-            value = _real(self.b, self._load(place, dtype), dtype, w.real)
+            value = as_real(self.b, self._load(place, dtype), dtype, w.real)
         else:
             op, _, _, *args = form.expressions[which]
             if op == "mask":
                 value = self._mask(*w.keys[which])
             elif op == "places":
-                counted = _constant(w.real, [float(i) for i in range(self.lanes)], self.lanes)
+                counted = constant(w.real, [float(i) for i in range(self.lanes)], self.lanes)
                 start = self.b.sitofp(self.column, w.real)
                 value = self.b.fadd(self.f.splat(start, self.lanes), counted)
             else:
@@ -295,9 +295,9 @@ class _Body:
 
         counted = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
         count = b.add(self.f.splat(b.trunc(self.entry, I32), lanes), counted)
-        bits = _triple32(b, b.add(b.mul(count, word(0x9E3779B9)), self.f.splat(key, lanes)), word)
+        bits = triple32(b, b.add(b.mul(count, word(0x9E3779B9)), self.f.splat(key, lanes)), word)
         kept = b.icmp_unsigned("<", bits, self.f.splat(threshold, lanes))
-        return b.select(kept, self.f.splat(scale, lanes), _constant(self.w.real, 0.0, lanes))
+        return b.select(kept, self.f.splat(scale, lanes), constant(self.w.real, 0.0, lanes))
 
     def _load(self, place: Any, dtype: str) -> Any:
         if self.mask is None:
@@ -315,161 +315,6 @@ class _Body:
         target = self.b.bitcast(place, value.type.as_pointer())
         arguments = [value, target, ir.Constant(I32, size), self.mask]
         self.f.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
-
-
-# ---- operations on one value or on a vector of them ------------------------------------------------------------------
-
-
-def _constant(real: Any, value: Any, lanes: int) -> Any:
-    values = value if isinstance(value, list) else [value] * lanes
-    return ir.Constant(ir.VectorType(real, lanes), values) if lanes > 1 else ir.Constant(real, values[0])
-
-
-def _real(b: Any, value: Any, dtype: str, real: Any) -> Any:
-    """Whole numbers and truth values as numbers of the pass's type (the latter for comparisons)."""
-    if dtype in REALS:
-        return value
-    target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
-    return b.sitofp(value, target)
-
-
-def _triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:
-    """C. Wellons, hash-prospector (2018)."""
-    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
-        x = b.mul(b.xor(x, b.lshr(x, word(shift))), word(factor))
-    return b.xor(x, b.lshr(x, word(14)))
-
-
-def operate(f: Function, op: str, args: list[Any], real: Any) -> Any:
-    """One operation on values or vectors."""
-    return _Math(f, args[0].type, real).operate(op, args)
-
-
-class _Math:
-    """Operations on one kind of value: numbers of a type, or vectors of them."""
-
-    def __init__(self, f: Function, kind: Any, real: Any) -> None:
-        self.f, self.b, self.double = f, f.b, isinstance(real, ir.DoubleType)
-        self.lanes = kind.count if isinstance(kind, ir.VectorType) else 1
-        self.kind = ir.VectorType(real, self.lanes) if self.lanes > 1 else real
-        whole = I64 if self.double else I32
-        self.whole = ir.VectorType(whole, self.lanes) if self.lanes > 1 else whole
-
-    def real(self, x: float) -> Any:
-        return ir.Constant(self.kind, [x] * self.lanes if self.lanes > 1 else x)
-
-    def integer(self, n: int) -> Any:
-        return ir.Constant(self.whole, [n] * self.lanes if self.lanes > 1 else n)
-
-    def intrinsic(self, name: str, *args: Any) -> Any:
-        return self.f.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
-
-    def operate(self, op: str, a: list[Any]) -> Any:
-        b = self.b
-        simple = {"add": b.fadd, "subtract": b.fsub, "multiply": b.fmul, "divide": b.fdiv}
-        compare = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "=="}
-        if op in simple:
-            return simple[op](*a)
-        if op == "equal" and suffix(a[0].type).endswith("i1"):
-            return b.icmp_signed("==", *a)
-        if op in compare:
-            return b.fcmp_ordered(compare[op], *a)
-        if op in ("maximum", "minimum"):  # which hand on what is not a number
-            ordered = b.fcmp_ordered(">=" if op == "maximum" else "<=", *a)
-            return b.select(b.or_(ordered, b.fcmp_unordered("uno", a[0], a[0])), *a)
-        if op == "where":
-            return b.select(*a)
-        if op == "astype":
-            return b.select(a[0], self.real(1.0), self.real(0.0))
-        if op == "copy":
-            return a[0]
-        if op == "negative":
-            return b.fneg(a[0])
-        if op in ("sqrt", "abs"):
-            return self.intrinsic("sqrt" if op == "sqrt" else "fabs", a[0])
-        return getattr(self, op)(a[0])
-
-    def sign(self, x: Any) -> Any:
-        b, zero = self.b, self.real(0.0)
-        low = b.select(b.fcmp_ordered("<", x, zero), self.real(-1.0), x)
-        return b.select(b.fcmp_ordered(">", x, zero), self.real(1.0), low)
-
-    def polynomial(self, x: Any, coefficients: list[float]) -> Any:
-        value = self.real(coefficients[-1])
-        for c in coefficients[-2::-1]:
-            value = self.intrinsic("fma", value, x, self.real(c))
-        return value
-
-    def power_of_two(self, n: Any) -> Any:
-        """2**n for whole n within the exponents of normal numbers."""
-        bits, bias = (52, 1023) if self.double else (23, 127)
-        return self.b.bitcast(self.b.shl(self.b.add(n, self.integer(bias)), self.integer(bits)), self.kind)
-
-    def exp(self, x: Any) -> Any:
-        """2**n exp(r) with |r| <= log(2) / 2, where the series converges fast; 2**n in two factors, for small ones."""
-        b = self.b
-        low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
-        x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
-        x = b.select(b.fcmp_ordered(">", x, self.real(high)), self.real(high), x)
-        shift = 1.5 * 2.0 ** (52 if self.double else 23)  # adding it leaves the nearest whole number in the last bits
-        moved = self.intrinsic("fma", x, self.real(1.0 / math.log(2.0)), self.real(shift))
-        n = b.sub(b.bitcast(moved, self.whole), b.bitcast(self.real(shift), self.whole))
-        whole = b.fsub(moved, self.real(shift))
-        first, rest = _LOG_2[self.double]
-        r = self.intrinsic("fma", whole, self.real(-first), x)
-        r = self.intrinsic("fma", whole, self.real(-rest), r)
-        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
-        half = b.ashr(n, self.integer(1))
-        return b.fmul(b.fmul(series, self.power_of_two(half)), self.power_of_two(b.sub(n, half)))
-
-    def log(self, x: Any) -> Any:
-        """n log(2) + log(m) with m = x / 2**n near 1, and log(m) = 2 artanh(s) with s = (m - 1) / (m + 1)."""
-        b, bits = self.b, 52 if self.double else 23
-        small = b.fcmp_ordered("<", x, self.real(2.0 ** (-1022 if self.double else -126)))
-        up = 54 if self.double else 25
-        y = b.select(small, b.fmul(x, self.real(2.0**up)), x)
-        low = b.bitcast(self.real(math.sqrt(0.5)), self.whole)
-        n = b.ashr(b.sub(b.bitcast(y, self.whole), low), self.integer(bits))
-        m = b.bitcast(b.sub(b.bitcast(y, self.whole), b.shl(n, self.integer(bits))), self.kind)
-        n = b.sub(n, b.select(small, self.integer(up), self.integer(0)))
-        whole = b.sitofp(n, self.kind)
-        s = b.fdiv(b.fsub(m, self.real(1.0)), b.fadd(m, self.real(1.0)))
-        z = b.fmul(s, s)
-        series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.double else 6)])
-        first, rest = _LOG_2[self.double]
-        tail = self.intrinsic("fma", whole, self.real(rest), b.fmul(b.fmul(s, z), series))
-        value = self.intrinsic("fma", whole, self.real(first), b.fadd(b.fadd(s, s), tail))
-        value = b.select(b.fcmp_ordered("==", x, self.real(math.inf)), x, value)
-        value = b.select(b.fcmp_ordered("==", x, self.real(0.0)), self.real(-math.inf), value)
-        return b.select(b.fcmp_unordered("<", x, self.real(0.0)), self.real(math.nan), value)
-
-    def log1p(self, x: Any) -> Any:
-        """log(u) x / (u - 1) with u = 1 + x as rounded: the errors of both cancel (Kahan)."""
-        b, one = self.b, self.real(1.0)
-        u = b.fadd(x, one)
-        value = b.fmul(self.log(u), b.fdiv(x, b.fsub(u, one)))
-        value = b.select(b.fcmp_ordered("==", u, self.real(math.inf)), x, value)
-        return b.select(b.fcmp_ordered("==", u, one), x, value)
-
-    def expm1(self, x: Any) -> Any:
-        """(u - 1) x / log(u) with u = exp(x) as rounded (Kahan)."""
-        b, one = self.b, self.real(1.0)
-        u = self.exp(x)
-        less = b.fsub(u, one)
-        value = b.fmul(less, b.fdiv(x, self.log(u)))
-        plain = b.or_(b.fcmp_ordered("==", less, self.real(-1.0)), b.fcmp_ordered("==", u, self.real(math.inf)))
-        return b.select(b.fcmp_ordered("==", u, one), x, b.select(plain, less, value))
-
-    def tanh(self, x: Any) -> Any:
-        """-t / (t + 2) with t = exp(-2 |x|) - 1, and the sign of x."""
-        b = self.b
-        t = self.expm1(b.fmul(self.intrinsic("fabs", x), self.real(-2.0)))
-        value = b.fdiv(b.fneg(t), b.fadd(t, self.real(2.0)))
-        return self.intrinsic("copysign", value, x)
-
-
-_LOG_2 = {False: (0.693359375, math.log(2.0) - 0.693359375), True: (0.693145751953125, 1.42860682030941723212e-6)}
-"""log(2) as a number of few bits, whose products with whole numbers are exact, and the rest."""
 
 
 def write_take(module: ir.Module, name: str, dtype: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bpnet.backends.native.graph import ELEMENTWISE, REDUCTIONS, Symbol
+from bpnet.backends.native.graph import ELEMENTWISE, REDUCTIONS, Symbol, root_of, space_of
 from bpnet.backends.native.loops import Pass, Reference
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ class PassMaker:
 
     def class_of(self, symbol: Symbol) -> str:
         """How the entries of a symbol belong to those of the pass: one each, one a row, one a column, or one."""
-        from bpnet.backends.native.schedule import space_of
-
         (rows, columns), space = space_of(symbol), self.step.space
         if (rows, columns) == space:
             return "full"
@@ -103,8 +101,6 @@ class PassMaker:
         return self._operand(symbol)
 
     def _operand(self, symbol: Symbol) -> Reference:
-        from bpnet.backends.native.schedule import root_of
-
         self.operands.append((self.class_of(symbol), root_of(symbol)[0].dtype.name))
         self.operand_told += self.schedule.place(symbol)
         return "operand", len(self.operands) - 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpnet.backends.native.code import SIZES
-from bpnet.backends.native.graph import COSTLY, ELEMENTWISE, REDUCTIONS, Graph, Symbol
+from bpnet.backends.native.graph import COSTLY, ELEMENTWISE, REDUCTIONS, Graph, Space, Symbol, root_of, space_of
 from bpnet.backends.native.loops import Pass
 from bpnet.backends.native.passes import PassMaker
 from bpnet.backends.native.products import Shape as ProductShape
@@ -37,21 +37,8 @@ SPARE = 0.03
 MOST_SUMS = 64
 """Parts of a sum over rows, each added up by one thread."""
 
-Space = tuple[int, int]
 Place = tuple[int, int]
 """(memory, bytes into it)."""
-
-
-def space_of(symbol: Symbol) -> Space:
-    """Rows and columns over which a pass goes for the entries of `symbol`."""
-    if symbol.ndim == 2:
-        return symbol.shape[0], symbol.shape[1]
-    return 1, symbol.size
-
-
-def root_of(symbol: Symbol) -> tuple[Symbol, int]:
-    """What a view looks at, and how many elements into it."""
-    return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
 
 
 def _up(n: int, unit: int) -> int:
