@@ -97,6 +97,14 @@ def profile(
     run(2)
     count = steps or max(3, min(20_000, int(1.0 / run(2))))
     bare = run(count)
+    about = {"workload": key, "batch": batch, "dtype": dtype, "threads": threads, "steps": count, "bare_ms": bare * 1e3}
+    if ALL[contender].options.get("jit"):
+        plan = subject.trainer._step.made[0].last[1].plan
+        commands = plan.clocked(max(3, min(count, 200)))
+        return about | {
+            "commands": [{"what": what, "ms": seconds * 1e3} for what, seconds in commands],
+            "gflops": workload.product_flops(batch) / bare / 1e9,
+        }
     with clocks_in(subject.trainer) as clock:
         run(1)
         clock.events.clear()
@@ -107,13 +115,7 @@ def profile(
         sums[what, phase] = sums.get((what, phase), 0.0) + seconds
         workers.setdefault((what, phase), set()).add(thread)
     parts = {place: total / len(workers[place]) / count * 1e3 for place, total in sums.items()}
-    return {
-        "workload": key,
-        "batch": batch,
-        "dtype": dtype,
-        "threads": threads,
-        "steps": count,
-        "bare_ms": bare * 1e3,
+    return about | {
         "clocked_ms": whole * 1e3,
         "threads_seen": max(map(len, workers.values())),
         "parts": [{"what": what, "phase": phase, "ms": ms} for (what, phase), ms in parts.items()],
@@ -124,6 +126,8 @@ def profile(
 
 def text(found: dict[str, Any]) -> str:
     """The profile as a table."""
+    if "commands" in found:
+        return _text_of_commands(found)
     whole = found["clocked_ms"]
     named: dict[str, dict[str, float]] = {}
     for part in found["parts"]:
@@ -152,6 +156,19 @@ def text(found: dict[str, Any]) -> str:
         f"{columns(rows)}\n"
         f"{significant(found['bare_ms'])} ms without the clocks; "
         f"the matrix products' operations over the whole step: {found['gflops']:.0f} GFLOP/s"
+    )
+
+
+def _text_of_commands(found: dict[str, Any]) -> str:
+    """The profile of a compiled step, which has no layers any more."""
+    done = sum(part["ms"] for part in found["commands"])
+    rows = [["command", "ms", "share"]]
+    rows += [[p["what"], significant(p["ms"]), f"{p['ms'] / done:.1%}"] for p in found["commands"]]
+    rows.append(["all of them, each called by itself", significant(done), "100.0%"])
+    return (
+        f"({found['workload']}) {WORKLOADS[found['workload']].title}, {found['dtype']}, batch {found['batch']}, "
+        f"{found['threads']} threads, compiled\n{columns(rows)}\n"
+        f"{significant(found['bare_ms'])} ms the step, {found['gflops']:.0f} GFLOP/s of the matrix products' operations"
     )
 
 

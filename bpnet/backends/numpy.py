@@ -100,7 +100,7 @@ class NumpyBackend(Backend):
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
-        made: list[Callable[..., Any]] = []
+        made: list[Any] = []
 
         def plain(*args: Any) -> Any:
             with Session(None, False):
@@ -117,6 +117,7 @@ class NumpyBackend(Backend):
                 made.append(Compiled(function, plain, donate, _cut))
             return made[0](min(current.threads, available_threads()), *args)
 
+        call.made = made  # type: ignore[attr-defined]  # for whoever wants to know what is done
         return call
 
     def blocks(self, rows: int, work: float) -> list[Rows]:

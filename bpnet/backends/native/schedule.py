@@ -70,6 +70,17 @@ class Command:
     told: list[int]
     tiles: int
 
+    def __str__(self) -> str:
+        if self.kind == "pass":
+            rows, columns = self.told[:2]
+            done = [e[0] for e in self.form.expressions] or ["sum"]
+            results = ", ".join(kind for kind, *_ in self.form.sinks)
+            return f"pass over {rows} x {columns}, {len(done)} operations ({' '.join(done[:6])}), results: {results}"
+        if self.kind == "product":
+            rows, columns, inner = self.told[:3]
+            return f"product {rows} x {inner} x {columns}, {self.tiles} tiles"
+        return f"{self.told[0]} rows taken by number"
+
 
 class Schedule:
     """The commands that compute `outputs`: pairs of a symbol and the memory that it is written to.
