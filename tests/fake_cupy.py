@@ -20,6 +20,8 @@ import pytest
 
 import bpnet as bp
 
+TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
+"""All that the seam has; it is imported only where CuPy is installed."""
 VIEWS = {np.reshape, np.transpose, np.expand_dims, np.squeeze, np.broadcast_to, np.permute_dims, np.atleast_1d}
 
 

@@ -440,14 +440,13 @@ def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.Mon
         theta, buffers = (kind(v.astype(dtype)) for v in layout.start(0))
         target = kind(y.astype(dtype) if y.ndim == 2 else y)
         optimizer = bp.SGD(0.1)
-        step = training_step(backend, layout, Views(backend, layout), loss, optimizer, 0, None, how)
+        views = Views(layout)
+        step = training_step(layout, views, loss, optimizer, 0, None, how)
         carry = theta, buffers, optimizer.init(backend, theta)
         for i in range(1, 21):
-            carry, value = step(carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
-        out = outputs(backend, layout, Views(backend, layout), how)(*carry[:2], kind(x.astype(dtype)))
-        score, _ = scores(backend, layout, Views(backend, layout), loss, how)(
-            *carry[:2], kind(x.astype(dtype)), target, None, 40.0
-        )
+            carry, value = step(backend, carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
+        out, _ = outputs(layout, views, how)(backend, *carry[:2], kind(x.astype(dtype)))
+        score, _ = scores(layout, views, loss, how)(backend, *carry[:2], kind(x.astype(dtype)), target, None, 40.0)
         assert carry[0].dtype == out.dtype == value.dtype == dtype
         found.append((np.asarray(carry[0]), float(value), float(score), np.asarray(out)))
     return found

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from fake_cupy import World, lent
+from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import compiled, host  # noqa: F401 - a fixture
 
 import bpnet as bp
@@ -35,7 +35,7 @@ def data(count: int = 48, dtype: str = "float32", seed: int = 3) -> tuple[Any, A
 
 def made(world: World, capture: bool, net: bp.Layer = NETS["plain"], optimizer: Any = "adam", **options: Any) -> Any:
     """A trainer for rows of four features whose steps are captured or not."""
-    world.seam.techniques = world.seam.techniques - (frozenset() if capture else {"graph"})
+    world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
     dtype = options.pop("dtype", "float32")
     return bp.Trainer(net, "cross_entropy", optimizer, **options).build(world.array(data(1, dtype)[0]))
 
@@ -350,9 +350,9 @@ def test_nvidias_compiler_takes_them(dtype: str) -> None:
         scalars, _ = optimizer.numbers(optimizer.lr, 7)
         count = len(scalars) + (1 if optimizer.decay else 0)
         form = Form(type(optimizer).rule, 2 + len(optimizer_state(optimizer)), 0, count, dtype, tuple(range(count - 1)))
-        compiled(source(form).code, dtype)
-    compiled(keep_mask_source(dtype, 3), dtype)
-    compiled(put_source(dtype), dtype)
+        compiled(source(form).code)
+    compiled(keep_mask_source(dtype, 3))
+    compiled(put_source(dtype))
 
 
 def optimizer_state(optimizer: bp.Optimizer) -> Any:
@@ -380,7 +380,7 @@ def test_on_a_device_replaying_equals_launching(
     x, y = data(1000, dtype)
     found = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
         trainer = bp.Trainer(NETS[net], "cross_entropy", OPTIMIZERS[optimizer], clip_norm=0.5)
         trainer.fit(device.array(x), device.array(y), epochs=20, batch_size=96, progress=False)
         found.append([device.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)])
@@ -396,7 +396,7 @@ def test_on_a_device_the_host_may_run_ahead(device: Any, monkeypatch: pytest.Mon
     x, y = map(device.array, data(64))
     losses = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
         trainer = bp.Trainer(NETS["dropout"], "cross_entropy", bp.Adam(bp.Cosine(1e-2, steps=6000)))
         losses.append(device.seam.fetch([trainer.step(x, y, check=False) for _ in range(6000)]))
     assert graphs(trainer) == 1
