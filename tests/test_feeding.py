@@ -158,6 +158,38 @@ def test_without_a_device_numpy_stays_where_it_is() -> None:
         assert type(trainer.theta) is np.ndarray
 
 
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_less_precise_products_of_what_is_fed(
+    precision: str, streams: bool, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As of arrays on the device, in training and after it; a model that is loaded there goes on with them."""
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0 if streams else 0.5)
+    x, y, _ = data()
+    net = bp.Sequential(bp.Dense(6, "relu"), bp.Dense(3))
+    exact, there, fed = (
+        bp.Trainer(net, "cross_entropy", bp.SGD(0.1), precision=p, device=d)
+        for p, d in (("float32", "cupy"), (precision, None), (precision, "cupy"))
+    )
+    there.fit(world.array(x), world.array(y), epochs=2, batch_size=16, progress=False)
+    for trainer in (exact, fed):
+        trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
+    same(world, fed, there)
+    outputs = fed.predict(x)
+    np.testing.assert_array_equal(outputs, world.cupy.asnumpy(there.predict(world.array(x))))
+    assert outputs.dtype == np.float32
+    scores = fed.evaluate(x, y)
+    assert scores == there.evaluate(world.array(x), world.array(y))
+    fed.save(tmp_path / "model.safetensors")
+    exact.parameters = fed.parameters
+    assert not np.array_equal(exact.predict(x), outputs)
+    assert exact.evaluate(x, y)["loss"] != scores["loss"]
+    for where in ({"device": "cupy"}, {"like": world.array(x)}):
+        loaded = bp.load(tmp_path / "model.safetensors", **where)
+        assert loaded.precision == precision
+        assert loaded.evaluate(*((x, y) if "device" in where else map(world.array, (x, y)))) == scores
+
+
 # ---- what can't be --------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import compiled, host  # noqa: F401 - a fixture
 
 import bpnet as bp
+from bpnet.backends.base import PRECISIONS
 from bpnet.backends.cuda import Form, keep_mask_source, put_source, source
 
 
@@ -83,6 +84,48 @@ def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world:
     assert graphs(captured) == 2
     assert world.counts["launch"] - launched >= 8
     equal(world, captured, plain)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("micro_batch", [None, 9])
+@pytest.mark.parametrize("few", [True, False])
+def test_all_products_of_a_captured_step_are_cublaslts(
+    few: bool, micro_batch: int | None, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of columns among them; in the trainer's precision, though others are computed on the same arrays."""
+    if not few:
+        monkeypatch.setattr("bpnet.backends.cupy_kernels.FEW_OPERATIONS", 0.0)
+    x, y = map(world.array, data(25))
+    options = {
+        "net": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(4, "softmax"), bp.Dense(3)),
+        "micro_batch": micro_batch,
+    }
+    exact = made(world, True, **options)
+    plain, captured = (made(world, capture, precision=precision, **options) for capture in (False, True))
+    for _ in range(5):
+        for trainer in (exact, plain, captured):
+            trainer.step(x, y)
+    assert graphs(exact) == graphs(captured) == 1
+    assert world.counts["product"] == 0
+    assert world.counts["cublaslt"] > 0
+    equal(world, captured, plain)
+    same = np.array_equal(*(world.cupy.asnumpy(trainer.theta) for trainer in (exact, captured)))
+    assert same == (precision == "float32")
+
+
+def test_without_cublaslt_steps_are_not_captured(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Since CuPy's products can't be."""
+    x, y = map(world.array, data())
+    usual = made(world, True)
+    world.seam.techniques = TECHNIQUES - {"cublaslt"}
+    without = bp.Trainer(NETS["plain"], "cross_entropy")
+    with caplog.at_level(logging.DEBUG, "bpnet"):
+        for trainer in (usual, without):
+            trainer.fit(x, y, epochs=3, batch_size=20, progress=False)
+    assert "without a CUDA graph" in caplog.text
+    assert graphs(without) == 0
+    for a, b in zip(state(world, usual), state(world, without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
