@@ -456,6 +456,7 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
         def device(self, x: Any) -> Any:
             return x.device
 
+    assert seam.TECHNIQUES == TECHNIQUES
     world = World(run)
     products = Products(world)
     monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))

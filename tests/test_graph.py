@@ -1,7 +1,7 @@
 """A training step as a CUDA graph: replaying gives the bits of launching, on a stand-in for a device, and on one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -346,6 +346,51 @@ def test_a_step_that_is_broken_off_leaves_no_graph(
     assert graphs(trainer) == 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("when", ["first", "captured", "replayed"])
+def test_wherever_memory_runs_out_nothing_is_changed(
+    when: str, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
+    monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 2)  # or else a replayed step would need none
+    x, y = map(world.array, data(6))
+    net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
+    options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5, "precision": precision}
+    plain = made(world, False, **options)
+    expected = []
+    for _ in range(5):
+        plain.step(x, y)
+        expected.append(state(world, plain))
+    before = {"first": 0, "captured": 1, "replayed": 2}[when]
+    failed, left = True, 0
+    while failed:
+        trainer = made(world, True, **options)
+        for _ in range(before):
+            trainer.step(x, y)
+        kept, failed, free = state(world, trainer), False, iter(range(left))
+
+        def few(size: int, free: Iterator[int] = free) -> Any:
+            if next(free, None) is None:
+                raise MemoryError
+            return World.malloc(world, size)
+
+        try:
+            with world.using_allocator(few):
+                trainer._advance(x, y, None, None)
+        except bp.errors.NoRoomError:
+            failed = True
+        reached = before if failed else before + 1
+        for found, e in zip(state(world, trainer), kept if failed else expected[before], strict=True):
+            np.testing.assert_array_equal(found, e)
+        assert trainer.step_count == reached
+        for number in range(reached, 5):
+            trainer.step(x, y)
+            for found, e in zip(state(world, trainer), expected[number], strict=True):
+                np.testing.assert_array_equal(found, e)
+        left += 1
+    assert left > (1 if when == "replayed" else 20)
+
+
 def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
     x, y = map(world.array, data())
     trainer = made(world, True)
@@ -431,6 +476,26 @@ def test_on_a_device_replaying_equals_launching(
     assert graphs(trainer) == 2
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("micro_batch", [None, 40])
+def test_on_a_device_products_of_every_precision_are_captured(
+    micro_batch: int | None, precision: str, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision not in device.seam.precisions(None):
+        pytest.skip(f"no {precision} products on this device")
+    x, y = map(device.array, data(1000))
+    found = []
+    for capture in (False, True):
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
+        options = {"precision": precision, "micro_batch": micro_batch}
+        trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.AdamW(1e-2), **options)
+        trainer.fit(x, y, epochs=5, batch_size=96, progress=False)
+        found.append(device.host(trainer.theta))
+    assert graphs(trainer) == 2
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.gpu
