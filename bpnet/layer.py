@@ -109,6 +109,11 @@ class Run:
         run.rounded = self.rounded
         return run
 
+    def place(self, parameter: Array) -> Array:
+        """Memory for the gradient of a parameter: its place in the whole gradient, where one is still free."""
+        place = None if self.places is None else self.places.pop(id(parameter), None)
+        return self.xp.empty_like(parameter) if place is None else place
+
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))

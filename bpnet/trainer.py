@@ -455,15 +455,15 @@ class Trainer:
             theta, buffers, _ = self._carry
             if size is None and not fed:
                 result, total = self._outputs(theta, buffers, rows)
-                totals = [total]
+                sums = built.fetch([total])
             else:
                 data = self._fed(x, "x") if fed else Data(built, rows, None, None)
                 with self._session(data.count):
                     found = [self._outputs(theta, buffers, bx) for bx, *_ in data.batches(size)]
                     parts = [built.to_host(part) if fed else part for part, _ in found]
-                totals = [total for _, total in found]
+                    sums = built.fetch([total for _, total in found])
                 result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
-            if not all(map(math.isfinite, built.fetch(totals))):
+            if not all(map(math.isfinite, sums)):
                 with backend.session(device=backend.device(x)):
                     check_finite(backend, rows, "x")
         return result

@@ -3,11 +3,13 @@
 Every operation on a `Device` array is put in the queue of the current stream, or into the graph that it captures; what
 it will compute is not there until somebody waits.  Streams run in an order drawn at random as far as events allow,
 memory that is not initialised is full of NaN, and a graph that is launched after its memory was freed is an error: what
-would go wrong on a device now and then goes wrong here.
+would go wrong on a device now and then goes wrong here.  CuPy's own products refuse to be captured, as on a device;
+those of cuBLASLt are NumPy's, done when their stream comes to them.
 """
 
 import contextlib
 import ctypes
+import functools
 import random
 import weakref
 from collections import deque
@@ -17,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cublaslt import BLAS, Fake
 
 import bpnet as bp
 
+TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
+"""All that the seam has; it is imported only where CuPy is installed."""
 VIEWS = {np.reshape, np.transpose, np.expand_dims, np.squeeze, np.broadcast_to, np.permute_dims, np.atleast_1d}
 
 
@@ -27,9 +32,11 @@ class Token:
     """Device memory, as long as an array on it lives."""
 
     def __init__(self, size: int, world: "World") -> None:
-        self.storage = np.full(size + 16, 0xFF, np.uint8)  # NaN, or -1
-        self.start = -self.storage.ctypes.data % 16
+        self.storage = np.full(size + 512, 0xFF, np.uint8)  # NaN, or -1
+        self.start = -self.storage.ctypes.data % 512
+        self.ptr = self.storage.ctypes.data + self.start
         self.size, self.pool = size, None
+        world.tokens.add(self)
         world.used += size
         weakref.finalize(self, world.freed, size, self.storage)
 
@@ -54,6 +61,8 @@ class Device(np.ndarray):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         world = next(a.world for a in (*inputs, *(out or ())) if isinstance(a, Device))
+        if ufunc is np.matmul:
+            world.forbid("product")
         for a in inputs:
             if not isinstance(a, np.ndarray | float | int | np.generic):
                 return NotImplemented
@@ -226,10 +235,12 @@ class World:
         self.seam: Any = None
         self.graveyard: list[Any] = []
         """Memory that was freed, to which something may be written until all is done."""
+        self.tokens: weakref.WeakSet[Token] = weakref.WeakSet()
         self.used, self.limit = 0, 2**40
         self.counts: dict[str, int] = dict.fromkeys(
             ("launch", "device copy", "host copy", "synchronise", "event wait", "kernel", "operation", "to host"), 0
-        )
+        ) | {"product": 0, "cublaslt": 0}
+        """Of products, those of CuPy, and those of cuBLASLt."""
         self.streams: list[Stream] = []
         kinds = {c.__name__: type(c.__name__, (c,), {"world": self}) for c in (Stream, Event, Pool)}
         self.current: list[Stream] = [kinds["Stream"]()]
@@ -244,7 +255,8 @@ class World:
             get_current_stream=lambda: self.current[-1],
             get_allocator=lambda: self.allocators[-1],
             using_allocator=self.using_allocator,
-            runtime=SimpleNamespace(CUDARuntimeError=RuntimeError, is_hip=False),
+            runtime=SimpleNamespace(CUDARuntimeError=RuntimeError, is_hip=False, getDevice=lambda: 0),
+            alloc=lambda size: self.allocators[-1](size),
         )
         self.cupy = SimpleNamespace(
             cuda=self.cuda,
@@ -273,6 +285,10 @@ class World:
         owner = memory.view(_Pinned)
         weakref.finalize(owner, self.spoil, memory)
         return owner
+
+    def owner(self, place: int) -> Token:
+        """The memory in which an address lies."""
+        return next(token for token in self.tokens if token.ptr <= place < token.ptr + token.size)
 
     def spoil(self, memory: Any) -> None:
         memory.view(np.uint8)[...] = 0xFF
@@ -323,14 +339,14 @@ class World:
 
     def enqueue(self, work: Callable[[], Any], arrays: Sequence[Any], stream: Stream | None = None) -> None:
         stream = stream or self.current[-1]
-        storage = [a.token.storage for a in arrays if isinstance(a, Device)]  # it is there until the work is done
+        tokens = [a.token if isinstance(a, Device) else a for a in arrays if isinstance(a, Device | Token)]
+        storage = [token.storage for token in tokens]  # it is there until the work is done
         if stream.graph is None:
             stream.push(lambda: (work(), storage))
             return
         stream.graph.work.append(lambda: (work(), storage))
-        for a in arrays:
-            if isinstance(a, Device) and a.token is not None:
-                stream.graph.memory[id(a.token)] = weakref.ref(a.token), a.token.pool
+        for token in tokens:
+            stream.graph.memory[id(token)] = weakref.ref(token), token.pool
 
     def operate(self, function: Any, args: Any, options: Any, out: Any, is_view: bool = False) -> Any:
         """function(*args), later; what it gives is looked at once for its shape, and then is not there."""
@@ -387,6 +403,7 @@ class _Device(str):
 
     world: World
     id = 0
+    compute_capability = "90"
 
     def __enter__(self) -> "_Device":
         return self
@@ -402,17 +419,50 @@ class _Device(str):
         return self.world.limit - self.world.used, self.world.limit
 
 
+class Products(Fake):
+    """cuBLASLt's bindings on a device: what a description says is read at once, the product is done later."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def matmul(self, handle: int, number: int, *rest: Any) -> None:
+        self.world.counts["cublaslt"] += 1
+        assert rest[-1] == self.world.current[-1].ptr, "a product on another stream"
+        told = dict(self.alive[number])
+        _, a, _, b, _, _, _, _, d, _, _, scratch, size, _ = rest
+        workspace = self.world.owner(scratch)
+        assert workspace.size >= size == 4096
+        vectors = [told[name] for name in (8, 11) if name in told]
+
+        def work() -> None:
+            self.alive[number], now = told, self.alive[number]
+            with np.errstate(all="ignore"):
+                super(Products, self).matmul(handle, number, *rest)
+            self.alive[number] = now
+
+        self.world.enqueue(work, [self.world.owner(place) for place in (a, b, d, *vectors)] + [workspace])
+
+    def check_scratch(self, place: int, size: int) -> None:
+        """It was looked at when the product was launched, and may be somebody else's by now."""
+
+
 def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
+    from bpnet.backends import cublaslt, cupy_feed, cupy_graph, cupy_kernels, cupy_slots
     from bpnet.backends import cupy as seam
-    from bpnet.backends import cupy_feed, cupy_graph, cupy_kernels, cupy_slots
 
     class Backend(seam.CupyBackend):
         def device(self, x: Any) -> Any:
             return x.device
 
+    assert seam.TECHNIQUES == TECHNIQUES
     world = World(run)
-    for module in (seam, cupy_feed, cupy_graph, cupy_kernels, cupy_slots):
+    products = Products(world)
+    monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))
+    for made in ("_plan", "_handle"):  # nor are those kept that were made for another device
+        monkeypatch.setattr(cublaslt, made, functools.cache(getattr(cublaslt, made).__wrapped__))
+    for module in (cublaslt, seam, cupy_feed, cupy_graph, cupy_kernels, cupy_slots):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))

@@ -363,6 +363,32 @@ def test_a_missing_product_is_an_error_where_it_would_be_of_another_precision(lt
             dense_forward(Run(lt.seam, precision=precision), x, weight, bias, bp.ReLU())
 
 
+@pytest.mark.parametrize("without", ["fused", "cublaslt"])
+def test_without_a_technique_other_precisions_are_refused(without: str, lt: Fake) -> None:
+    """Beforehand; and where it is taken out afterwards, instead of computing with another precision than asked for."""
+    newer = SimpleNamespace(compute_capability="90")
+    x, weight, bias, dy = map(on_device, layer(9, 12, 16, "float32"))
+    run = Run(lt.seam, precision="tf32")
+    _, kept = dense_forward(run, x, weight, bias, bp.ReLU())
+    lt.seam.techniques = lt.seam.techniques - {without}
+    assert lt.seam.precisions(newer) == ("float32",)
+    with pytest.raises(bp.errors.DeviceError, match="tf32"):
+        dense_forward(run, x, weight, bias, bp.ReLU())
+    with pytest.raises(bp.errors.DeviceError, match="tf32"):
+        dense_backward(run, x, weight, kept, dy, bp.ReLU(), True, True)
+
+
+def test_a_gradient_has_its_place_once(lt: Fake) -> None:
+    """Where a layer of the user's multiplies by the same weight twice, even if it is all that is left to place."""
+    x, weight, _, dy = map(on_device, layer(9, 12, 16, "float32"))
+    place = on_device(np.zeros_like(weight))
+    run = Run(lt.seam, places={id(weight): place})
+    first, second = (dense_backward(run, x, weight, None, dy, bp.Identity(), False, False)[1] for _ in range(2))
+    assert first is place
+    np.testing.assert_array_equal(second, first)
+    assert not np.shares_memory(first, second)
+
+
 @pytest.mark.parametrize("f", [f for f in F if f != bp.Identity()], ids=str)
 @pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("from_layer", [True, False])
@@ -440,14 +466,13 @@ def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.Mon
         theta, buffers = (kind(v.astype(dtype)) for v in layout.start(0))
         target = kind(y.astype(dtype) if y.ndim == 2 else y)
         optimizer = bp.SGD(0.1)
-        step = training_step(backend, layout, Views(backend, layout), loss, optimizer, 0, None, how)
+        views = Views(layout)
+        step = training_step(layout, views, loss, optimizer, 0, None, how)
         carry = theta, buffers, optimizer.init(backend, theta)
         for i in range(1, 21):
-            carry, value = step(carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
-        out = outputs(backend, layout, Views(backend, layout), how)(*carry[:2], kind(x.astype(dtype)))
-        score, _ = scores(backend, layout, Views(backend, layout), loss, how)(
-            *carry[:2], kind(x.astype(dtype)), target, None, 40.0
-        )
+            carry, value = step(backend, carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
+        out, _ = outputs(layout, views, how)(backend, *carry[:2], kind(x.astype(dtype)))
+        score, _ = scores(layout, views, loss, how)(backend, *carry[:2], kind(x.astype(dtype)), target, None, 40.0)
         assert carry[0].dtype == out.dtype == value.dtype == dtype
         found.append((np.asarray(carry[0]), float(value), float(score), np.asarray(out)))
     return found

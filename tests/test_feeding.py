@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import World, lent
+from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import host  # noqa: F401 - a fixture
 
 import bpnet as bp
@@ -158,6 +158,38 @@ def test_without_a_device_numpy_stays_where_it_is() -> None:
         assert type(trainer.theta) is np.ndarray
 
 
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_less_precise_products_of_what_is_fed(
+    precision: str, streams: bool, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As of arrays on the device, in training and after it; a model that is loaded there goes on with them."""
+    monkeypatch.setattr(feeding, "COMFORTABLE", 0.0 if streams else 0.5)
+    x, y, _ = data()
+    net = bp.Sequential(bp.Dense(6, "relu"), bp.Dense(3))
+    exact, there, fed = (
+        bp.Trainer(net, "cross_entropy", bp.SGD(0.1), precision=p, device=d)
+        for p, d in (("float32", "cupy"), (precision, None), (precision, "cupy"))
+    )
+    there.fit(world.array(x), world.array(y), epochs=2, batch_size=16, progress=False)
+    for trainer in (exact, fed):
+        trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
+    same(world, fed, there)
+    outputs = fed.predict(x)
+    np.testing.assert_array_equal(outputs, world.cupy.asnumpy(there.predict(world.array(x))))
+    assert outputs.dtype == np.float32
+    scores = fed.evaluate(x, y)
+    assert scores == there.evaluate(world.array(x), world.array(y))
+    fed.save(tmp_path / "model.safetensors")
+    exact.parameters = fed.parameters
+    assert not np.array_equal(exact.predict(x), outputs)
+    assert exact.evaluate(x, y)["loss"] != scores["loss"]
+    for where in ({"device": "cupy"}, {"like": world.array(x)}):
+        loaded = bp.load(tmp_path / "model.safetensors", **where)
+        assert loaded.precision == precision
+        assert loaded.evaluate(*((x, y) if "device" in where else map(world.array, (x, y)))) == scores
+
+
 # ---- what can't be --------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +286,7 @@ def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None
 @pytest.mark.parametrize("feed", [True, False])
 def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, world: World) -> None:
     """The parameters stay as they were, the trainer goes on, and with the micro-batch that is named the batch fits."""
-    world.seam.techniques = world.seam.techniques - (frozenset() if captured else {"graph"})
+    world.seam.techniques = TECHNIQUES if captured else TECHNIQUES - {"graph"}
     x, y, _ = data(8192)
     bx, by = (x, y) if feed else (world.array(x), world.array(y))
     options = {"device": "cupy" if feed else None}
@@ -339,7 +371,7 @@ def test_parts_on_the_device_are_captured_too(world: World) -> None:
     x, y, _ = data(25)
     found = []
     for capture in (False, True):
-        world.seam.techniques = world.seam.techniques - (frozenset() if capture else {"graph"})
+        world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
         trainer = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), micro_batch=9, clip_norm=0.1)
         for _ in range(5):
             trainer.step(world.array(x), world.array(y))

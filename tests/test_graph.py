@@ -1,16 +1,17 @@
 """A training step as a CUDA graph: replaying gives the bits of launching, on a stand-in for a device, and on one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from fake_cupy import World, lent
+from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import compiled, host  # noqa: F401 - a fixture
 
 import bpnet as bp
+from bpnet.backends.base import PRECISIONS
 from bpnet.backends.cuda import Form, keep_mask_source, put_source, source
 
 
@@ -35,7 +36,7 @@ def data(count: int = 48, dtype: str = "float32", seed: int = 3) -> tuple[Any, A
 
 def made(world: World, capture: bool, net: bp.Layer = NETS["plain"], optimizer: Any = "adam", **options: Any) -> Any:
     """A trainer for rows of four features whose steps are captured or not."""
-    world.seam.techniques = world.seam.techniques - (frozenset() if capture else {"graph"})
+    world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
     dtype = options.pop("dtype", "float32")
     return bp.Trainer(net, "cross_entropy", optimizer, **options).build(world.array(data(1, dtype)[0]))
 
@@ -83,6 +84,48 @@ def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world:
     assert graphs(captured) == 2
     assert world.counts["launch"] - launched >= 8
     equal(world, captured, plain)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("micro_batch", [None, 9])
+@pytest.mark.parametrize("few", [True, False])
+def test_all_products_of_a_captured_step_are_cublaslts(
+    few: bool, micro_batch: int | None, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of columns among them; in the trainer's precision, though others are computed on the same arrays."""
+    if not few:
+        monkeypatch.setattr("bpnet.backends.cupy_kernels.FEW_OPERATIONS", 0.0)
+    x, y = map(world.array, data(25))
+    options = {
+        "net": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(4, "softmax"), bp.Dense(3)),
+        "micro_batch": micro_batch,
+    }
+    exact = made(world, True, **options)
+    plain, captured = (made(world, capture, precision=precision, **options) for capture in (False, True))
+    for _ in range(5):
+        for trainer in (exact, plain, captured):
+            trainer.step(x, y)
+    assert graphs(exact) == graphs(captured) == 1
+    assert world.counts["product"] == 0
+    assert world.counts["cublaslt"] > 0
+    equal(world, captured, plain)
+    same = np.array_equal(*(world.cupy.asnumpy(trainer.theta) for trainer in (exact, captured)))
+    assert same == (precision == "float32")
+
+
+def test_without_cublaslt_steps_are_not_captured(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Since CuPy's products can't be."""
+    x, y = map(world.array, data())
+    usual = made(world, True)
+    world.seam.techniques = TECHNIQUES - {"cublaslt"}
+    without = bp.Trainer(NETS["plain"], "cross_entropy")
+    with caplog.at_level(logging.DEBUG, "bpnet"):
+        for trainer in (usual, without):
+            trainer.fit(x, y, epochs=3, batch_size=20, progress=False)
+    assert "without a CUDA graph" in caplog.text
+    assert graphs(without) == 0
+    for a, b in zip(state(world, usual), state(world, without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -303,6 +346,51 @@ def test_a_step_that_is_broken_off_leaves_no_graph(
     assert graphs(trainer) == 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("when", ["first", "captured", "replayed"])
+def test_wherever_memory_runs_out_nothing_is_changed(
+    when: str, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
+    monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 2)  # or else a replayed step would need none
+    x, y = map(world.array, data(6))
+    net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
+    options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5, "precision": precision}
+    plain = made(world, False, **options)
+    expected = []
+    for _ in range(5):
+        plain.step(x, y)
+        expected.append(state(world, plain))
+    before = {"first": 0, "captured": 1, "replayed": 2}[when]
+    failed, left = True, 0
+    while failed:
+        trainer = made(world, True, **options)
+        for _ in range(before):
+            trainer.step(x, y)
+        kept, failed, free = state(world, trainer), False, iter(range(left))
+
+        def few(size: int, free: Iterator[int] = free) -> Any:
+            if next(free, None) is None:
+                raise MemoryError
+            return World.malloc(world, size)
+
+        try:
+            with world.using_allocator(few):
+                trainer._advance(x, y, None, None)
+        except bp.errors.NoRoomError:
+            failed = True
+        reached = before if failed else before + 1
+        for found, e in zip(state(world, trainer), kept if failed else expected[before], strict=True):
+            np.testing.assert_array_equal(found, e)
+        assert trainer.step_count == reached
+        for number in range(reached, 5):
+            trainer.step(x, y)
+            for found, e in zip(state(world, trainer), expected[number], strict=True):
+                np.testing.assert_array_equal(found, e)
+        left += 1
+    assert left > (1 if when == "replayed" else 20)
+
+
 def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
     x, y = map(world.array, data())
     trainer = made(world, True)
@@ -350,9 +438,9 @@ def test_nvidias_compiler_takes_them(dtype: str) -> None:
         scalars, _ = optimizer.numbers(optimizer.lr, 7)
         count = len(scalars) + (1 if optimizer.decay else 0)
         form = Form(type(optimizer).rule, 2 + len(optimizer_state(optimizer)), 0, count, dtype, tuple(range(count - 1)))
-        compiled(source(form).code, dtype)
-    compiled(keep_mask_source(dtype, 3), dtype)
-    compiled(put_source(dtype), dtype)
+        compiled(source(form).code)
+    compiled(keep_mask_source(dtype, 3))
+    compiled(put_source(dtype))
 
 
 def optimizer_state(optimizer: bp.Optimizer) -> Any:
@@ -380,7 +468,7 @@ def test_on_a_device_replaying_equals_launching(
     x, y = data(1000, dtype)
     found = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
         trainer = bp.Trainer(NETS[net], "cross_entropy", OPTIMIZERS[optimizer], clip_norm=0.5)
         trainer.fit(device.array(x), device.array(y), epochs=20, batch_size=96, progress=False)
         found.append([device.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)])
@@ -391,12 +479,32 @@ def test_on_a_device_replaying_equals_launching(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("micro_batch", [None, 40])
+def test_on_a_device_products_of_every_precision_are_captured(
+    micro_batch: int | None, precision: str, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision not in device.seam.precisions(None):
+        pytest.skip(f"no {precision} products on this device")
+    x, y = map(device.array, data(1000))
+    found = []
+    for capture in (False, True):
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
+        options = {"precision": precision, "micro_batch": micro_batch}
+        trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.AdamW(1e-2), **options)
+        trainer.fit(x, y, epochs=5, batch_size=96, progress=False)
+        found.append(device.host(trainer.theta))
+    assert graphs(trainer) == 2
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.gpu
 def test_on_a_device_the_host_may_run_ahead(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps far beyond the ring of numbers and the page of losses, with another learning rate each."""
     x, y = map(device.array, data(64))
     losses = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "capture", capture, raising=False)
+        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
         trainer = bp.Trainer(NETS["dropout"], "cross_entropy", bp.Adam(bp.Cosine(1e-2, steps=6000)))
         losses.append(device.seam.fetch([trainer.step(x, y, check=False) for _ in range(6000)]))
     assert graphs(trainer) == 1

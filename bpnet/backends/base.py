@@ -139,12 +139,11 @@ class Backend:
         The i-th bits are `triple32(i * 0x9E3779B9 + key)`, the same on every library that uses this definition.
         `keep` is rounded to a multiple of 2**-32, and 1/keep is of the rounded value.
         """
-        xp = self.xp
-        threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        xp, limit = self.xp, threshold(keep)
         count = xp.arange(math.prod(shape), dtype=xp.uint32, device=device)
         bits = self._hashed(count * self._uint32(0x9E3779B9, device) + self._folded(key, device), device)
-        kept = bits < self._uint32(threshold, device)
-        return xp.reshape(xp.astype(kept, dtype), shape) * (2**32 / threshold)
+        kept = bits < self._uint32(limit, device)
+        return xp.reshape(xp.astype(kept, dtype), shape) * (2**32 / limit)
 
     def _uint32(self, value: Any, device: Any) -> Array:
         return self.xp.asarray(value, dtype=self.xp.uint32, device=device)
@@ -273,6 +272,14 @@ class Lane:
 
     def close(self) -> None:
         """Wait until all that was sent has left the host."""
+
+
+def threshold(keep: float, values: int = 2**32) -> int:
+    """Below which of so many `values`, all as likely, a random number lies with probability `keep`, as near as can be.
+
+    1 at least and values - 1 at most, so that some are kept and some are not.
+    """
+    return min(max(round(keep * values), 1), values - 1)
 
 
 def fold(key: Key) -> int:

@@ -12,10 +12,10 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends import cublaslt, cuda
-from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, fold
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, fold, threshold
 from bpnet.backends.cupy_feed import PinnedLane
 from bpnet.backends.cupy_graph import CapturedStep
-from bpnet.backends.cupy_kernels import KERNELS, Kernel, module, widened
+from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, Kernel, module, widened
 from bpnet.backends.cupy_slots import fetch
 from bpnet.errors import DeviceError
 
@@ -26,11 +26,14 @@ TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
 class CupyBackend(Backend):
     name = "cupy"
     techniques: frozenset[str] = TECHNIQUES
-    """Those in use; take one out to measure what it brings, or to look for a fault without it."""
+    """Those in use; take one out to measure what it brings, or to look for a fault without it.
+
+    Products of less precision than float32 need the first two.
+    """
 
     @property
     def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
-        return KERNELS if "fused" in self.techniques else {}
+        return KERNELS if "fused" in self.techniques else DEFINITIONS
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         try:
@@ -60,7 +63,7 @@ class CupyBackend(Backend):
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
-        if not cublaslt.available():
+        if not {"fused", "cublaslt"} <= self.techniques or not cublaslt.available():
             return super().precisions(device)
         device = cupy.cuda.Device() if device is None else device
         return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
@@ -106,7 +109,7 @@ class CupyBackend(Backend):
         real = numpy.dtype(dtype)
         if real.name not in cuda.TYPES or "fused" not in self.techniques:
             return super().keep_mask(key, shape, keep, dtype, device)
-        threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
+        limit = threshold(keep)
         held = next((i for i, part in enumerate(key) if isinstance(part, cuda.Held)), None)
         if held is None:
             parts, code = (numpy.uint32(fold(key)),), cuda.keep_mask_source(real.name)
@@ -118,7 +121,7 @@ class CupyBackend(Backend):
             mask = cupy.empty(shape, real)
             if mask.size:
                 grid, block = cuda.map_launch(1, mask.size, 1)
-                numbers = (numpy.uint32(threshold), real.type(2**32 / threshold))
+                numbers = (numpy.uint32(limit), real.type(2**32 / limit))
                 module(code).get_function("keep_mask")(grid, block, (numpy.int64(mask.size), *parts, *numbers, mask))
         return mask
 

@@ -164,9 +164,7 @@ def dense_backward(
             db = kernel.sum((kept, dy), dz)
         else:
             kernel.map((kept, dy), (dz,))
-    place = run.places and run.places.pop(id(weight), None)
-    dw = cupy.empty_like(weight) if place is None else place
-    left = factor(run, x)
+    dw, left = run.place(weight), factor(run, x)
     sums = cupy.empty(dz.shape[1], dw.dtype) if has_bias and db is None and few else None
     if sums is not None and multiply(run, left, dz, dw, (True, False), "BGRADA", sums):
         db = sums
@@ -287,4 +285,13 @@ def _biased(f: Any) -> Rule:
     return rule
 
 
+def defined(run: Any, x: Array, *_: Any) -> Any:
+    """Leaves a product to its definition, where no other precision than float32 is asked for."""
+    if run.precision != "float32" and x.dtype == numpy.float32:
+        raise DeviceError(f"products in {run.precision} need the technique 'fused', which was taken out: use float32")
+    return NotImplemented
+
+
 KERNELS: dict[str, Callable[..., Any]] = {"dense_forward": dense_forward, "dense_backward": dense_backward}
+DEFINITIONS: dict[str, Callable[..., Any]] = dict.fromkeys(KERNELS, defined)
+"""Instead of these, where rules are not fused."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import array_api_compat.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold
+from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold, threshold
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, Session, available_threads, current, inside
@@ -73,14 +73,14 @@ class NumpyBackend(Backend):
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """Drawn 16 bits at a time by NumPy's SFC64, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
-        threshold = min(max(round(keep * 65536), 1), 65535)
-        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(65536 / threshold, dtype)
+        limit = threshold(keep, 65536)
+        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(65536 / limit, dtype)
 
         def draw(number: int, part: Rows) -> None:
             start, stop = part
             words = numpy.random.SFC64(fold((*key, number))).random_raw((stop - start + 3) // 4)
             bits = words.view(numpy.uint16)[: stop - start]
-            numpy.multiply((bits < threshold).astype(dtype), scale, out=mask[start:stop])
+            numpy.multiply((bits < limit).astype(dtype), scale, out=mask[start:stop])
 
         list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
         return mask.reshape(shape)

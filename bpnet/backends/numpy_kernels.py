@@ -88,12 +88,12 @@ def dense_backward(
     b, rows = run.backend, x.shape[0]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         dz = f.derivative(b, kept, dy)
-        dw = numpy.matmul(x.T, dz, out=_place(run, weight))
+        dw = numpy.matmul(x.T, dz, out=run.place(weight))
         return dz @ weight.T if need_dx else None, dw, column_sums(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
         dz, db = _slope(b, kept, dy, f, has_bias)
-        dw = _place(run, weight)
+        dw = run.place(weight)
         dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
         b.multiply([(x.T, dz, dw)] if dx is None else [(x.T, dz, dw), (dz, weight.T, dx)])
         return dx, dw, db
@@ -113,12 +113,6 @@ def dense_backward(
         if db is not None:
             db += some
     return dx, dw, db
-
-
-def _place(run: Any, parameter: Array) -> Array:
-    """Memory for the gradient of a parameter: its place in the whole gradient, where it has one that is still free."""
-    place = run.places and run.places.pop(id(parameter), None)
-    return numpy.empty_like(parameter) if place is None else place
 
 
 def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:

@@ -128,7 +128,7 @@ def load(path: str | Path, like: Array | None = None, *, device: str | None = No
         own, kept, *moved = (backend.from_host(vector, dtype, place) for vector in (theta, buffers, *vectors))
         if len(trainer.optimizer.init(backend, own)) != len(moved):
             raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")
-        if trainer.precision != "float32" and trainer.precision not in backend.precisions(device):
+        if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(own)):
             trainer.precision = "float32"
         trainer._adopt(backend, layout, (own, kept, tuple(moved)))
         trainer.device = device

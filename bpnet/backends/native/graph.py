@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Backend, Key, Rows, Rule
+from bpnet.backends.base import Backend, Key, Rows, Rule, threshold
 from bpnet.backends.trace import BINARY, COMPARISONS, NotTraceableError
 
 ELEMENTWISE = frozenset(
@@ -368,7 +368,6 @@ class TracingBackend(Backend):
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
-        threshold = min(max(round(keep * 2**32), 1), 2**32 - 1)
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
             raise NotTraceableError("a key of random numbers that is computed")
-        return self.graph.add("mask", (threshold, *key), tuple(shape), dtype)
+        return self.graph.add("mask", (threshold(keep), *key), tuple(shape), dtype)
