@@ -117,7 +117,6 @@ class Schedule:
         self.consumers = self._count([symbol for symbol, _ in outputs])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
         """Parts of larger arrays: in which, and how many elements from its start."""
-        self.targets: dict[Symbol, int] = {}
         self.last: set[Symbol] = set()
         """What writes over arrays that were passed in comes after all that reads them."""
         self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
@@ -192,7 +191,7 @@ class Schedule:
         free = whole.size == symbol.size and whole not in self.inside and whole.op not in ("memory", "concat", "places")
         if free and base in self.given_up:
             free = self.in_place and whole.op in ELEMENTWISE
-        if free and (whole.op in ELEMENTWISE or whole.op in ("matmul", "take", *REDUCTIONS)) and len(whole.args) < 4:
+        if free and (whole.op in ELEMENTWISE or whole.op in ("matmul", "take", *REDUCTIONS)):
             return whole
         if whole.op == "memory" and whole.args[0] in self.given_up:
             raise NotTraceableError("an array that is given up comes back in another's place")
