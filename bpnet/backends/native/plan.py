@@ -230,7 +230,12 @@ class Plan:
         """Note where the k-th array lies, which must be like the one for which the plan was made."""
         if not isinstance(a, numpy.ndarray) or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
             raise Changed
-        fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.written)
+        flags = a.flags
+        if flags.carray and a.size and type(a) is numpy.ndarray:  # the common case: in order, aligned, writeable
+            self.where[FIRST + k] = ctypes.addressof(ctypes.c_char.from_buffer(a))
+            self.seen[k] = weakref.ref(a)
+            return a
+        fit = flags.c_contiguous and flags.aligned and k >= self.written
         mine = numpy.asarray(a) if fit else numpy.array(a, order="C")
         self.where[FIRST + k] = mine.ctypes.data
         self.seen[k] = weakref.ref(a) if mine is a else _nothing

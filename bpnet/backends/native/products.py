@@ -2,7 +2,7 @@
 multiplication" (2008): pieces of both matrices are copied so that the innermost loop, whose results stay in registers,
 reads memory in order.
 
-An entry of the result is a sum over blocks of DEPTH products, in order, whoever computes it and however the result is
+An entry of the result is a sum over blocks of at most DEPTH products, in order, whoever computes it and however the result is
 cut into tiles; so it never depends on the number of threads, nor on other rows.
 """
 
@@ -25,8 +25,8 @@ from bpnet.backends.native.code import (
     vector_bytes,
 )
 
-DEPTH = 256
-"""Products that are added up in registers before they are added to the result."""
+DEPTH = 320
+"""Most products that are added up in registers before they are added to the result."""
 PANELS, AHEAD = 4, 8
 """Blocks of rows that are copied at a time, and how many turns ahead memory is asked for."""
 FEW = 3
@@ -86,6 +86,8 @@ class _Writer:
         f.made.attributes.add("noinline")
         b, (depth, left, right, c, down, add) = f.b, f.arguments
         zero = ir.Constant(self.vector, [0.0] * s.lanes)
+        for i in range(s.up):
+            self.prefetch(f, f.at(c, f.product(down, i)), 0, wide * s.lanes, to_write=True)
         with f.loop(0, depth, carry=[zero] * (s.up * wide)) as k:
             column, row = f.at(left, f.product(k.index, s.up)), f.at(right, f.product(k.index, wide * s.lanes))
             vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
@@ -156,11 +158,11 @@ class _Writer:
         b.ret_void()
         return f.made
 
-    def prefetch(self, f: Function, source: Any, distance: Any, elements: int) -> None:
+    def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
         """Ask for the memory that is read a few turns from now: it is too far away for the processor to guess."""
-        kind = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to be read, into the first cache, as data
+        kind = [ir.Constant(I32, n) for n in (int(to_write), 3, 1)]  # into the first cache, as data
         for first in range(0, elements, 64 // self.shape.size):
-            place = f.b.bitcast(f.at(source, f.sum(distance, first)), BYTES)
+            place = f.b.bitcast(f.at(source, f.sum(f.number(distance), first)), BYTES)
             f.intrinsic("prefetch.p0", VOID, [place, *kind])
 
     def right(self) -> Any:
@@ -261,10 +263,13 @@ class _Writer:
         corner = f.at(packed_left, DEPTH * DOWN)
         """Where a block of results goes that is larger than what is left of c."""
 
+        blocks = b.sdiv(f.sum(know["inner"], DEPTH - 1), f.number(DEPTH))
+        most_depth = b.sdiv(b.sub(b.add(know["inner"], blocks), f.number(1)), blocks)
+        most_depth = b.and_(f.sum(most_depth, 7), f.number(-8))  # blocks of one size, but for the last
         few = b.icmp_signed("<=", know["rows"], f.number(FEW))
         few = b.and_(few, b.icmp_signed("==", know["b_along"], f.number(1)))
-        with b.if_then(few), f.loop(0, know["inner"], DEPTH) as k:
-            depth = f.least(DEPTH, b.sub(know["inner"], k.index))
+        with b.if_then(few), f.loop(0, know["inner"], most_depth) as k:
+            depth = f.least(most_depth, b.sub(know["inner"], k.index))
             add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
             some_left = f.at(left, b.mul(k.index, know["a_along"]))
             some_right = f.at(right, b.mul(k.index, know["b_down"]))
@@ -272,9 +277,9 @@ class _Writer:
             places = [some_left, know["a_down"], know["a_along"], some_right, know["b_down"], c, know["c_down"]]
             b.call(self.few_rows, [*sizes, *places, add])
         most = b.select(few, f.number(0), columns)
-        with f.loop(0, most, s.columns) as jc, f.loop(0, know["inner"], DEPTH) as k:
+        with f.loop(0, most, s.columns) as jc, f.loop(0, know["inner"], most_depth) as k:
             width = f.least(s.columns, b.sub(columns, jc.index))
-            depth = f.least(DEPTH, b.sub(know["inner"], k.index))
+            depth = f.least(most_depth, b.sub(know["inner"], k.index))
             add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
             with f.loop(0, width, s.across) as j:
                 some = f.least(s.across, b.sub(width, j.index))
