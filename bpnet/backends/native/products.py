@@ -2,8 +2,8 @@
 multiplication" (2008): pieces of both matrices are copied so that the innermost loop, whose results stay in registers,
 reads memory in order.
 
-An entry of the result is a sum over blocks of at most DEPTH products, in order, whoever computes it and however the result is
-cut into tiles; so it never depends on the number of threads, nor on other rows.
+An entry of the result is a sum over blocks of at most DEPTH products, in order, whoever computes it and however the
+result is cut into tiles; so it never depends on the number of threads, nor on other rows.
 """
 
 from typing import Any
