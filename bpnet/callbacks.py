@@ -22,7 +22,10 @@ class Callback:
         """Before the first of `epochs` epochs of `steps` steps each."""
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
-        """After a step, the first of an epoch being 1.  Looking at the loss here makes a device wait for the host."""
+        """After a step, the first of an epoch being 1.  Looking at the loss here makes a device wait for the host.
+
+        Where no callback overrides this, several steps may be done at once.
+        """
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         """After an epoch, with its record of the history."""

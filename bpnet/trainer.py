@@ -24,7 +24,7 @@ from bpnet.errors import (
     UnknownNameError,
     kind_of,
 )
-from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, no_room, shuffled
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, no_room, parts, shuffled
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -359,12 +359,14 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
+        resident = order is not None and not isinstance(data, HostData)
+        together = backend.at_once if resident and not any(map(_wants_steps, told)) else 1
         losses: list[Array] = []
         totals: list[Array] = []
         work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
         with backend.session(self.threads, backend.device(self.theta), work):
-            for i, (bx, by, bw, rows) in enumerate(data.batches(batch_size, order)):
-                losses.append(self._advance(bx, by, bw, rows))
+            for i, (loss, bw, rows) in enumerate(self._steps(data, batch_size, order, together)):
+                losses.append(loss)
                 if bw is not None:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 for callback in told:
@@ -380,10 +382,42 @@ class Trainer:
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
+    def _steps(
+        self, data: Data, batch_size: int, order: Any, together: int
+    ) -> Iterator[tuple[Array, Array | None, Array | None]]:
+        """Do the steps of an epoch, `together` at a time where the backend can: their losses, weights and rows."""
+        for x, y, weight, rows in data.batches(together * batch_size, order):
+            if together == 1 or rows is None:
+                yield self._advance(x, y, weight, rows), weight, rows
+                continue
+            full = rows.shape[0] == together * batch_size
+            losses = self._several(x, y, weight, rows, together) if full else None
+            for i, (start, stop) in enumerate(parts(rows.shape[0], batch_size)):
+                some = rows[start:stop]
+                yield self._advance(x, y, weight, some) if losses is None else losses[i], weight, some
+
+    def _several(
+        self, x: Array, y: Array | None, weight: Array | None, rows: Array, count: int
+    ) -> Sequence[Array] | None:
+        """`count` steps on equal parts of the rows at once; None, and nothing done, where the backend can't."""
+        try:
+            each = [self._numbers(self.step_count + i) for i in range(count)]
+        except Exception:  # a schedule's, of a step before which others are to be done
+            return None
+        done = self.backend.several(self._step, self._carry, (x, y, weight, rows), each)
+        if done is None:
+            return None
+        self._carry, losses = done
+        self.step_count += count
+        return losses
+
+    def _numbers(self, step: int) -> tuple[Any, int]:
+        """What the optimizer makes of the number of the step after so many, and that number."""
+        return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
+
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
-        number = self.step_count + 1
-        numbers = self.optimizer.numbers(self.optimizer.schedule(self.step_count), number)
+        numbers, number = self._numbers(self.step_count)
         backend, layout = self._have()
         try:
             self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
@@ -588,6 +622,11 @@ def _rows_of(x: Any) -> int:
     """The rows of what may not be an array yet."""
     shape = getattr(x, "shape", ())
     return int(shape[0]) if shape else 1
+
+
+def _wants_steps(callback: Callback) -> bool:
+    """Whether it is to be told after every step."""
+    return getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
 
 
 def _check_callbacks(callbacks: Any) -> list[Callback]:

@@ -13,6 +13,7 @@ from test_cuda import compiled, host  # noqa: F401 - a fixture
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
 from bpnet.backends.cuda import Form, keep_mask_source, put_source, source
+from bpnet.feeding import shuffled
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -
     optimizer = bp.Adam(bp.Cosine(0.05, steps=30))
     plain, captured = made(world, False, optimizer=optimizer), made(world, True, optimizer=optimizer)
     for trainer in (plain, captured):
-        trainer.fit(x, y, epochs=2, batch_size=4, progress=False)
+        trainer.fit(x, y, epochs=6, batch_size=4, progress=False)
     equal(world, captured, plain)
 
 
@@ -250,6 +251,151 @@ def test_a_replay_is_few_calls(world: World) -> None:
     assert len(names) < 60, names
 
 
+# ---- several steps at once -----------------------------------------------------------------------------------------
+
+
+class Steps(bp.Callback):
+    """Keeps what it is told after every step: its number in the epoch, and the trainer's."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.seen.append((step, trainer.step_count))
+
+
+class Epochs(bp.Callback):
+    """Wants to be told after epochs only."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
+        self.seen.append(trainer.step_count)
+
+
+@pytest.fixture
+def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders of rows are kept, so that no two of them lie at the same place."""
+    arrays, from_host = [], world.seam.from_host
+
+    def keep(*args: Any) -> Any:
+        arrays.append(from_host(*args))
+        return arrays[-1]
+
+    monkeypatch.setattr(world.seam, "from_host", keep)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.usefixtures("kept")
+def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str, weighted: bool, world: World) -> None:
+    """An epoch has 8 + 8 + 2 steps of 8 rows, and one of 6."""
+    x, y = map(world.array, data(150))
+    weight = world.array(np.arange(150, dtype="float32")) if weighted else None
+    options = {"net": NETS[net], "optimizer": OPTIMIZERS[optimizer], "clip_norm": 0.5}
+    plain, each, captured = made(world, False, **options), made(world, True, **options), made(world, True, **options)
+    spent = []
+    for trainer, told in (plain, Steps()), (each, Steps()), (captured, Epochs()):
+        start = trainer.snapshot()
+        for epochs in (2, 1):  # in the first, graphs are captured; and then the carry comes from elsewhere
+            trainer.restore(start)
+            before = dict(world.counts)
+            how = {"epochs": epochs, "batch_size": 8, "sample_weight": weight, "callbacks": [told]}
+            trainer.fit(x, y, progress=False, **how)
+        spent.append([world.counts[name] - before[name] for name in ("launch", "host copy", "synchronise")])
+        if isinstance(told, Steps):
+            assert told.seen == [(i % 19 + 1, i + 1) for i in [*range(38), *range(19)]]
+        else:
+            assert told.seen == [19, 38, 19]
+    assert spent == [[0, 0, 0], [19, 19, 0], [5, 5, 0]]
+    assert (graphs(each), graphs(captured)) == (2, 3)
+    equal(world, each, plain)
+    equal(world, captured, plain)
+
+
+def test_only_rows_of_one_order_are_taken_together(world: World) -> None:
+    """Not slices, nor batches that stream through the device."""
+    x, y = data(64)
+    for options in ({"shuffle": False}, {"shuffle": True, "callbacks": [Steps()]}):
+        trainer = made(world, True)
+        trainer.fit(world.array(x), world.array(y), epochs=2, batch_size=4, progress=False, **options)
+        assert graphs(trainer) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bpnet.feeding.COMFORTABLE", 0.0)
+        trainer = made(world, True, device="cupy")
+        trainer.fit(x, y, epochs=2, batch_size=4, progress=False)
+        assert graphs(trainer) == 1
+
+
+@dataclass(frozen=True)
+class Until(bp.Schedule):
+    """0.1 up to a step, the first being 0, then `after`."""
+
+    step: int
+    after: float
+
+    def __call__(self, step: int) -> float:
+        return 0.1 if step < self.step else self.after
+
+
+@pytest.mark.parametrize(("after", "error"), [(1e30, bp.errors.DivergedError), (-1.0, bp.errors.OptionError)])
+def test_what_goes_wrong_within_a_group_is_told_of_its_step(after: float, error: Any, world: World) -> None:
+    """In the third epoch: a step that diverges, and a learning rate that is refused."""
+    x, y = map(world.array, data(64))
+    options = {"optimizer": bp.SGD(Until(37, after))}
+    plain, captured = made(world, False, **options), made(world, True, **options)
+    told = []
+    for trainer in (plain, captured):
+        with pytest.raises(error) as raised:
+            trainer.fit(x, y, epochs=3, batch_size=4, progress=False)
+        told.append(str(raised.value))
+    assert told[0] == told[1]
+    assert captured.step_count >= 37
+    equal(world, captured, plain)
+
+
+@pytest.mark.parametrize("when", ["captured", "replayed"])
+@pytest.mark.usefixtures("kept")
+def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
+    when: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first allocation of a group, or the second ...: then nothing was done."""
+    monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 1)  # or else a replay would need none
+    monkeypatch.setattr(world.seam, "at_once", 2)
+    x, y = map(world.array, data(12))
+    options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
+    plain = made(world, False, **options)
+    plain.fit(x, y, epochs=4, batch_size=6, progress=False)
+    before = {"captured": 1, "replayed": 2}[when]
+    refused, left = True, 0
+    while refused:
+        trainer, free = made(world, True, **options), iter(range(left))
+        trainer.fit(x, y, epochs=before, batch_size=6, progress=False)
+        start = state(world, trainer)
+
+        def few(size: int, free: Iterator[int] = free) -> Any:
+            if next(free, None) is None:
+                raise MemoryError
+            return World.malloc(world, size)
+
+        order = world.seam.from_host(shuffled(0, before, 12), "int32")
+        with world.using_allocator(few):
+            refused = trainer._several(x, y, None, order, 2) is None
+        if refused:
+            assert trainer.step_count == 2 * before
+            for found, e in zip(state(world, trainer), start, strict=True):
+                np.testing.assert_array_equal(found, e)
+            trainer._advance(x, y, None, order[:6])
+            trainer._advance(x, y, None, order[6:])
+        trainer.history.epochs.append(plain.history.epochs[before])
+        trainer.fit(x, y, epochs=3 - before, batch_size=6, progress=False)
+        equal(world, trainer, plain)
+        left += 1
+    assert left > (2 if when == "replayed" else 20)
+
+
 # ---- which graphs there are -----------------------------------------------------------------------------------------
 
 
@@ -285,9 +431,10 @@ def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: 
     return bp.Optimizer.apply(self, backend, layout, theta, grad, state, ((0.5 * lr,), shrink), donate)
 
 
+@pytest.mark.parametrize("batch_size", [20, 4])
 @pytest.mark.parametrize("why", ["waits", "computes", "has none"])
 def test_what_cannot_be_captured_runs_and_says_so_once(
-    why: str, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    why: str, batch_size: int, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = bp.Sequential(bp.Dense(3), Looks()) if why == "waits" else NETS["dropout"]
     if why == "computes":
@@ -298,7 +445,7 @@ def test_what_cannot_be_captured_runs_and_says_so_once(
     plain, captured = made(world, False, net, bp.SGD(0.1)), made(world, True, net, bp.SGD(0.1))
     with caplog.at_level(logging.DEBUG, "bpnet"):
         for trainer in (plain, captured):
-            trainer.fit(x, y, epochs=3, batch_size=20, progress=False)
+            trainer.fit(x, y, epochs=3, batch_size=batch_size, progress=False)
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert "without a CUDA graph" in caplog.text
     assert graphs(captured) == 0
@@ -473,7 +620,7 @@ def test_on_a_device_replaying_equals_launching(
         trainer.fit(device.array(x), device.array(y), epochs=20, batch_size=96, progress=False)
         found.append([device.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)])
         found[-1].append(np.asarray(trainer.history["loss"]))
-    assert graphs(trainer) == 2
+    assert graphs(trainer) == 3  # of eight steps, one, and the smaller last
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -494,7 +641,7 @@ def test_on_a_device_products_of_every_precision_are_captured(
         trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.AdamW(1e-2), **options)
         trainer.fit(x, y, epochs=5, batch_size=96, progress=False)
         found.append(device.host(trainer.theta))
-    assert graphs(trainer) == 2
+    assert graphs(trainer) == 3  # of eight steps, one, and the smaller last
     np.testing.assert_array_equal(*found)
 
 

@@ -44,6 +44,8 @@ class Backend:
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
     """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
+    at_once = 1
+    """Most training steps that `several` does."""
     no_room: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
     """What the library raises where there is not enough memory."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
@@ -223,6 +225,16 @@ class Backend:
         `donate` gives the first of `args` up to it.
         """
         return partial(function, self)
+
+    def several(
+        self, step: Callable[..., Any], carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> tuple[Any, Sequence[Array]] | None:
+        """carry, result <- step(carry, *shared, *own) for each `own`, as one call: the last carry, and all results.
+
+        `step` is compiled, and the last of `shared` is a vector, of which every step is given its equal part.  None
+        where it can't be done as one, or not yet: then nothing was done.
+        """
+        return None
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         """The values of 0-d arrays, with one wait for the device."""

@@ -30,6 +30,7 @@ class CupyBackend(Backend):
 
     Products of less precision than float32 need the first two.
     """
+    at_once = 8
 
     @property
     def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
@@ -131,6 +132,11 @@ class CupyBackend(Backend):
         """A step that goes on with what it gave back last becomes a CUDA graph; see `CapturedStep`."""
         plain = functools.partial(function, self)
         return CapturedStep(plain) if donate and "graph" in self.techniques else plain
+
+    def several(
+        self, step: Callable[..., Any], carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> tuple[Any, Sequence[Array]] | None:
+        return step.several(carry, shared, each) if isinstance(step, CapturedStep) else None
 
     def add_to(self, total: Array, part: Array) -> Array:
         return cupy.add(total, part, out=total)

@@ -82,7 +82,7 @@ class CapturedStep:
     second is captured, and later ones launch that graph.  An argument that lay at the same address in both is read
     there, as a data set of which rows are taken; where one has moved later, the next two calls are a first and a second
     again.  Any other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but
-    values.
+    values.  `several` steps on parts of the same data may be one graph.
 
     The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
     there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
@@ -94,7 +94,8 @@ class CapturedStep:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.refused = self.told = False
+        self.refused = self.told = self.singly = False
+        """Whether nothing is captured any more; whether that was told; whether only single steps are."""
         self.carry: Any = None
         self.leaves: list[Array] = []
         """The arrays of the carry."""
@@ -122,16 +123,47 @@ class CapturedStep:
         return self._first_or_second(kind, found, carry, args, arrays, numbers)
 
     def _replay(self, kind: Any, found: Recorded, arrays: list[Array], numbers: list[float]) -> tuple[Any, Array]:
-        if kind != self.last:
-            self.kinds.move_to_end(kind)
-            self.last = kind
-        self._follow_stream()
-        found.stage(arrays)
+        self._prepare(kind, found, arrays)
         value, address = self.losses.next()
         numbers.append(address)
         found.numbers.write(numbers)
         found.graph.launch()
         return self.carry, value
+
+    def several(
+        self, carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> tuple[Any, list[Array]] | None:
+        """The steps step(carry, *shared, *own) by one launch, each on its equal part of the last of `shared`.
+
+        None, and nothing done, where they have no graph, as at the first call of a kind, or where memory runs out: the
+        caller then does them one by one, and learns which of them fails.
+        """
+        if self.refused or self.singly:
+            return None
+        args = (*shared, *(a for own in each for a in own))
+        kind, arrays, numbers = _sorted(args)
+        found = self.kinds.get(kind)
+        try:
+            if type(found) is not Recorded or carry is not self.carry or not found.serves(arrays):
+                found = self._recorded(kind, found, carry, args, arrays, len(each), len(each[0]))
+                if found is None:
+                    self.singly = self.kinds[kind] is None
+                    return None
+            self._prepare(kind, found, arrays)
+            places = [self.losses.next() for _ in each]
+        except MemoryError:
+            return None
+        found.numbers.write([*numbers, *[address for _, address in places]])
+        found.graph.launch()
+        return self.carry, [value for value, _ in places]
+
+    def _prepare(self, kind: Any, found: Recorded, arrays: list[Array]) -> None:
+        """All that comes before the numbers are written."""
+        if kind != self.last:
+            self.kinds.move_to_end(kind)
+            self.last = kind
+        self._follow_stream()
+        found.stage(arrays)
 
     def _follow_stream(self) -> None:
         """Where the caller changes the stream, wait: memory is used again in the order of one."""
@@ -146,36 +178,53 @@ class CapturedStep:
     def _first_or_second(
         self, kind: Any, found: Any, carry: Any, args: tuple[Any, ...], arrays: list[Array], numbers: list[float]
     ) -> tuple[Any, Array]:
+        recorded = self._recorded(kind, found, carry, args, arrays)
+        if recorded is None:
+            return self._one_by_one(args, arrays, self._ring(args, 1), numbers)
+        return self._replay(kind, recorded, arrays, numbers)
+
+    def _ring(self, args: Sequence[Any], count: int) -> Numbers:
+        """For the numbers of `count` steps and the places of their losses."""
+        letters = _letters(args) + "q" * count
+        ring = self.numbers[letters] = self.numbers.get(letters) or Numbers(letters)
+        return ring
+
+    def _recorded(
+        self, kind: Any, found: Any, carry: Any, args: Sequence[Any], arrays: list[Array], count: int = 1, own: int = 0
+    ) -> Recorded | None:
+        """The graph of `count` steps with so many arguments of their own; None where there is none.
+
+        It is captured where this is the second call of its kind.
+        """
         self._follow_stream()
         self._adopt(carry)
         if type(found) is Recorded and found.serves(arrays):  # only the carry came from elsewhere
-            return self._replay(kind, found, arrays, numbers)
-        letters = _letters(args) + "q"
-        ring = self.numbers[letters] = self.numbers.get(letters) or Numbers(letters)
+            return found
+        ring = self._ring(args, count)
         places: list[Place | None] = [(a.data.ptr, a.strides) for a in arrays]
         if type(found) is not list:
             moved = [i for i, *place in found.fixed if tuple(place) != places[i]] if type(found) is Recorded else []
             for i in moved:
                 places[i] = None if arrays[i].nbytes <= SMALL else places[i]
             self._remember(kind, places)
-            return self._one_by_one(args, arrays, ring, numbers)
+            return None
         same = [place == before for place, before in zip(places, found, strict=True)]
         fixed = {i: place for i, place in enumerate(places) if same[i] and place is not None}
         try:
             staged = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if not same[i]}
             given = [staged.get(i, a) for i, a in enumerate(arrays)]
-            graph = self._capture(_with(args, given, ring.held), ring)
+            graph = self._capture(_parted(_with(args, given, ring.held), count, own), ring)
         except Exception as error:
             self._forget()
             self._remember(kind, None)
             self._tell(error)
-            return self._one_by_one(args, arrays, ring, numbers)
+            return None
         except BaseException:
             self._forget()
             raise
         recorded = Recorded(graph, ring, fixed, staged)
         self._remember(kind, recorded)
-        return self._replay(kind, recorded, arrays, numbers)
+        return recorded
 
     def _plain(self, carry: Any, args: tuple[Any, ...]) -> tuple[Any, Array]:
         """A call without any of this, but that other kinds may have graphs."""
@@ -208,30 +257,32 @@ class CapturedStep:
             raise
         self._settle(carry)
         try:
-            self._put(ring, result)
+            self._put(ring.held[-1], result)
         except TypeError as error:
             self.refused = True
             self._tell(error)
             return self.carry, result
         return self.carry, value
 
-    def _put(self, ring: Numbers, result: Array) -> None:
-        """Launch what writes the loss to its place."""
+    def _put(self, held: cuda.Held, result: Array) -> None:
+        """Launch what writes the loss to the place whose address is held."""
         if result.shape != () or result.dtype != self.losses.dtype:
             raise TypeError(f"the loss is {result.dtype} of the shape {result.shape}, not one {self.losses.dtype}")
-        self.losses.put((1,), (1,), (ring.held[-1].place, result))
+        self.losses.put((1,), (1,), (held.place, result))
 
-    def _capture(self, args: list[Any], ring: Numbers) -> Any:
-        """The graph of one step, which does not run yet."""
+    def _capture(self, steps: list[list[Any]], ring: Numbers) -> Any:
+        """The graph of the steps of these arguments, which does not run yet."""
         self.source.follow()
         if self.stream is None:
             self.stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
             self.stream.begin_capture()
             try:
-                carry, result = self.function(self.carry, *args)
+                carry = self.carry
+                for args, held in zip(steps, ring.held[-len(steps) :], strict=True):
+                    carry, result = self.function(carry, *args)
+                    self._put(held, result)
                 self._settle(carry)
-                self._put(ring, result)
             except BaseException:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
                     self.stream.end_capture()
@@ -341,6 +392,16 @@ def _with(args: Sequence[Any], arrays: Sequence[Array], held: Sequence[cuda.Held
         return a if a is None else next(next_array)
 
     return [of(a) for a in args]
+
+
+def _parted(args: list[Any], count: int, own: int) -> list[list[Any]]:
+    """The arguments of each of `count` steps: what all share, its part of the last of that, and `own` of its own."""
+    if count == 1:
+        return [args]
+    *shared, rows = args[: -count * own]
+    size, rest = rows.shape[0] // count, args[-count * own :]
+    parts = [rows[i * size : (i + 1) * size] for i in range(count)]
+    return [[*shared, part, *rest[i * own : (i + 1) * own]] for i, part in enumerate(parts)]
 
 
 def _leaves(carry: Any) -> Iterator[Array]:
