@@ -232,7 +232,7 @@ class Plan:
             raise Changed
         flags = a.flags
         if flags.carray and a.size and type(a) is numpy.ndarray:  # the common case: in order, aligned, writeable
-            self.where[FIRST + k] = ctypes.addressof(ctypes.c_char.from_buffer(a))
+            self.where[FIRST + k] = ctypes.addressof(ctypes.c_char.from_buffer(a))  # type: ignore[arg-type]
             self.seen[k] = weakref.ref(a)
             return a
         fit = flags.c_contiguous and flags.aligned and k >= self.written
