@@ -21,6 +21,10 @@ MODES = {"step": "training step", "predict": "prediction"}
 Record = dict[str, Any]
 
 
+FASTEST = "bpnet-jit"
+"""To which README's ratios on a CPU are taken, where it was timed."""
+
+
 def label(name: str) -> str:
     """A contender's name for people."""
     return ALL[name].label if name in ALL else name
@@ -141,6 +145,20 @@ def _peers(records: list[Record]) -> list[str]:
     return [name for name in timed_names(records) if name not in subjects | floors]
 
 
+def against(record: Record, subject: str) -> Record:
+    """The record with every ratio taken to `subject` instead, round by round; as it is where that was not timed."""
+    own = record["contenders"].get(subject, {})
+    if own.get("status") != "timed" or record["subject"] == subject:
+        return record
+    lines = {}
+    for name, line in record["contenders"].items():
+        lines[name] = dict(line)
+        if line["status"] == "timed":
+            ratios = [a / b for a, b in zip(line["ms"], own["ms"], strict=False)]
+            lines[name]["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return record | {"subject": subject, "contenders": lines}
+
+
 def ratio_rows(records: list[Record]) -> list[list[str]]:
     """Each family's time of a peer over the subject's, median of the rounds, by batch size."""
     peers = _peers(records)
@@ -259,6 +277,9 @@ def section(result: Record, picture: str) -> str:
     for device in dict.fromkeys(r["device"] for r in result["cases"]):
         for mode, title in MODES.items():
             records = [r for r in result["cases"] if r["device"] == device and r["mode"] == mode]
+            if device == "cpu":
+                records = [against(r, FASTEST) for r in records]
+                records = [r for r in records if r["subject"] == FASTEST] or records
             rows = ratio_rows(records)
             if len(rows) < 2:
                 continue

@@ -296,3 +296,19 @@ def test_what_cannot_be_measured_is_refused(arguments: str, capsys: pytest.Captu
         command.main(arguments.split())
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_ratios_can_be_taken_to_another_contender() -> None:
+    from bench.report import against
+
+    lines = {
+        "bpnet": {"status": "timed", "ms": [4.0, 6.0, 8.0], "ratio": {"median": 1.0, "min": 1.0, "max": 1.0}},
+        "bpnet-jit": {"status": "timed", "ms": [2.0, 2.0, 2.0], "ratio": {"median": 0.33, "min": 0.25, "max": 0.5}},
+        "torch": {"status": "absent", "reason": "not installed"},
+    }
+    record = {"subject": "bpnet", "contenders": lines}
+    found = against(record, "bpnet-jit")
+    assert found["subject"] == "bpnet-jit"
+    assert found["contenders"]["bpnet"]["ratio"] == {"median": 3.0, "min": 2.0, "max": 4.0}
+    assert found["contenders"]["bpnet-jit"]["ratio"]["median"] == 1.0
+    assert against(record, "torch") is record
