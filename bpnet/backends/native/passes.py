@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class PassMaker:
     """Reads the symbols of a step: `made` is the pass, `told` what it is told of its operands, `sinks` its results."""
 
-    def __init__(self, schedule: "Schedule", step: "Step", read_later: set[Symbol]) -> None:
-        self.schedule, self.step, self.read_later = schedule, step, read_later
+    def __init__(self, schedule: "Schedule", step: "Step") -> None:
+        self.schedule, self.step = schedule, step
         self.operands: list[tuple[str, str]] = []
         self.operand_told: list[int] = []
         self.numbers: list[int] = []
@@ -31,7 +31,7 @@ class PassMaker:
             if symbol.op not in REDUCTIONS:
                 kind, value = "store", symbol
             elif symbol.args[1] == "columns":
-                if symbol not in read_later and symbol not in self.results:
+                if symbol not in schedule.read and symbol not in self.results:
                     continue
                 kind, value = "store", symbol
             else:

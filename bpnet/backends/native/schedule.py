@@ -105,6 +105,7 @@ class Schedule:
             self._arrange(outputs)
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
+        self.read = {symbol for step in self.steps for symbol in step.reads}
         self.temporary: list[tuple[int, int, int, int]] = []
         """What lies in the arena: where, how many bytes, from which step to which."""
         self.places: dict[Symbol, Place] = {}
@@ -417,8 +418,7 @@ class Schedule:
         return Command("take", index.dtype.name, told, -(-rows // step))
 
     def _pass(self, step: Step, number: int) -> Iterator[Command]:
-        read_later = {s for other in self.steps if other is not step for s in other.reads}
-        made = PassMaker(self, step, read_later)
+        made = PassMaker(self, step)
         rows, columns = step.space
         if made.flat:
             rows, columns = 1, rows * columns
