@@ -2,7 +2,7 @@
 multiplication" (2008): pieces of both matrices are copied so that the innermost loop, whose results stay in registers,
 reads memory in order.
 
-An entry of the result is a sum over blocks of at most DEPTH products, in order, whoever computes it and however the
+An entry of the result is a sum over blocks of at most `depth` products, in order, whoever computes it and however the
 result is cut into tiles; so it never depends on the number of threads, nor on other rows.
 """
 
@@ -25,14 +25,14 @@ from bpnet.backends.native.code import (
     vector_bytes,
 )
 
-DEPTH = 320
+DEPTH = {"float32": 256, "float64": 192}
 """Most products that are added up in registers before they are added to the result."""
 PANELS, AHEAD = 4, 8
 """Blocks of rows that are copied at a time, and how many turns ahead memory is asked for."""
 FEW = 3
 """Rows up to which nothing is copied."""
-DOWN = 256
-"""Most rows of the left matrix that are copied at a time."""
+TURNS = 4
+"""Columns of the left matrix that are multiplied between two requests for memory."""
 
 ARGUMENTS = (
     *("rows", "columns", "inner", "rows_a_tile", "columns_a_tile", "across"),
@@ -49,11 +49,18 @@ class Shape:
     def __init__(self, dtype: str) -> None:
         self.size = SIZES[dtype]
         self.lanes = vector_bytes() // self.size
+        self.depth = DEPTH[dtype]
         self.up, self.wide = (8, 3) if many_registers() else (4, 3)
         self.across = self.wide * self.lanes
         self.columns = self.across * 11
-        """Most columns of the right matrix that are copied at a time."""
-        self.scratch = self.size * (DEPTH * (self.columns + DOWN) + self.up * self.across)
+        """Most columns of the right matrix that are copied before they are used again."""
+        self.rows = 128
+        """Most rows that are all copied at once."""
+        self.together = 128 // self.size
+        """Of more rows, those that are copied together."""
+        self.strip = 192 // self.size
+        """Elements that are asked for at a time: three lines of the cache."""
+        self.scratch = self.size * (self.depth * (self.columns + self.rows) + self.up * self.across)
         """Bytes of memory that a thread needs."""
 
 
@@ -80,27 +87,48 @@ class _Writer:
         return f
 
     def inner_loop(self, wide: int) -> Any:
-        """c <- a b, or c + a b, for `up` rows and `wide` vectors of columns; a and b are packed."""
+        """c <- a b, or c + a b, for `up` rows and `wide` vectors of columns; a and b are packed.
+
+        Meanwhile `asks` strips of memory, so many elements `apart`, are asked for: what is copied next.
+        """
         s = self.shape
-        f = self.function(f"inner{wide}", [I64, self.pointer, self.pointer, self.pointer, I64, I1])
+        f = self.function(f"inner{wide}", [I64, *[self.pointer] * 3, I64, I1, self.pointer, I64, I64])
         f.made.attributes.add("noinline")
-        b, (depth, left, right, c, down, add) = f.b, f.arguments
+        b, (depth, left, right, c, down, add, asked, apart, asks) = f.b, f.arguments
         zero = ir.Constant(self.vector, [0.0] * s.lanes)
+
+        def turn(sums: list[Any], k: Any) -> list[Any]:
+            column, row = f.at(left, f.product(k, s.up)), f.at(right, f.product(k, wide * s.lanes))
+            vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
+            one_by_one = iter(sums)
+            made = []
+            for i in range(s.up):
+                x = f.splat(b.load(f.at(column, i)), s.lanes)
+                made += [self.multiply_add(f, x, v, next(one_by_one)) for v in vectors]
+            return made
+
         for i in range(s.up):
             self.prefetch(f, f.at(c, f.product(down, i)), 0, wide * s.lanes, to_write=True)
-        with f.loop(0, depth, carry=[zero] * (s.up * wide)) as k:
-            column, row = f.at(left, f.product(k.index, s.up)), f.at(right, f.product(k.index, wide * s.lanes))
-            vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
-            for i in range(s.up):
-                a = f.splat(b.load(f.at(column, i)), s.lanes)
-                k.next += [self.multiply_add(f, a, v, k.values[i * wide + j]) for j, v in enumerate(vectors)]
+        most = b.and_(depth, f.number(-TURNS))
+        with f.loop(0, most, TURNS, carry=[f.number(0), asked, *[zero] * (s.up * wide)]) as k:
+            due, place, *sums = k.values  # Bresenham's way to spread `asks` evenly
+            due = b.add(due, f.product(asks, TURNS))
+            now = b.icmp_signed(">=", due, most)
+            with b.if_then(now):
+                self.prefetch(f, place, 0, s.strip)
+            k.next += [b.select(now, b.sub(due, most), due), b.select(now, f.at(place, apart), place)]
+            for t in range(TURNS):
+                sums = turn(sums, f.sum(k.index, t))
+            k.next += sums
+        with f.loop(most, depth, carry=k.values[2:]) as rest:
+            rest.next += turn(rest.values, rest.index)
         with b.if_else(add) as (more, new):
             for block, adds in ((more, True), (new, False)):
                 with block:
                     for i in range(s.up):
                         for v in range(wide):
                             place = f.at(f.at(c, f.product(down, i)), v * s.lanes)
-                            value = k.values[i * wide + v]
+                            value = rest.values[i * wide + v]
                             old = f.load(place, s.lanes, s.size) if adds else None
                             f.store(b.fadd(old, value) if adds else value, place, s.size)
         b.ret_void()
@@ -241,6 +269,21 @@ class _Writer:
         b.ret_void()
         return f.made
 
+    def asking(self, f: Function, depth: Any, calls: Any, beside: Any, along: Any, across: bool = False) -> Any:
+        """How the next group is asked for in `calls` inner loops: how far apart the strips and the first strips of
+        two calls are, the strips a call, and after how many calls there are none left."""
+        b, s = f.b, self.shape
+        share = b.sdiv(b.sub(b.add(depth, calls), f.number(1)), calls)
+        strips = b.sdiv(f.sum(depth, s.strip - 1), f.number(s.strip))
+        strip = f.number(s.strip)
+        along_k = b.icmp_signed("==", along, f.number(1))
+        inside = (
+            (beside, strip, f.number(s.across), strips) if across else (strip, beside, strips, f.number(s.together))
+        )
+        return [
+            b.select(along_k, x, y) for x, y in zip(inside, (along, b.mul(share, along), share, calls), strict=True)
+        ]
+
     def product(self, name: str) -> None:
         s = self.shape
         f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
@@ -259,11 +302,11 @@ class _Writer:
         right = f.at(place("b"), b.mul(first_column, know["b_along"]))
         c = f.at(place("c"), b.add(b.mul(first_row, know["c_down"]), first_column))
         packed_right = b.bitcast(scratch, self.pointer)
-        packed_left = f.at(packed_right, DEPTH * s.columns)
-        corner = f.at(packed_left, DEPTH * DOWN)
+        packed_left = f.at(packed_right, s.depth * s.columns)
+        corner = f.at(packed_left, s.depth * s.rows)
         """Where a block of results goes that is larger than what is left of c."""
 
-        blocks = b.sdiv(f.sum(know["inner"], DEPTH - 1), f.number(DEPTH))
+        blocks = b.sdiv(f.sum(know["inner"], s.depth - 1), f.number(s.depth))
         most_depth = b.sdiv(b.sub(b.add(know["inner"], blocks), f.number(1)), blocks)
         most_depth = b.and_(f.sum(most_depth, 7), f.number(-8))  # blocks of one size, but for the last
         few = b.icmp_signed("<=", know["rows"], f.number(FEW))
@@ -276,50 +319,82 @@ class _Writer:
             sizes = [rows, columns, depth]
             places = [some_left, know["a_down"], know["a_along"], some_right, know["b_down"], c, know["c_down"]]
             b.call(self.few_rows, [*sizes, *places, add])
+
+        once = b.icmp_signed("<=", rows, f.number(s.rows))
+        """Few rows: they are copied at once, and a copied part of b is used once."""
         most = b.select(few, f.number(0), columns)
-        with f.loop(0, most, s.columns) as jc, f.loop(0, know["inner"], most_depth) as k:
-            width = f.least(s.columns, b.sub(columns, jc.index))
+        most_columns = b.select(once, columns, f.number(s.columns))
+        group = b.select(once, f.number(s.rows), f.number(s.together))
+        with f.loop(0, most, most_columns) as jc, f.loop(0, know["inner"], most_depth) as k:
+            width = f.least(most_columns, b.sub(columns, jc.index))
             depth = f.least(most_depth, b.sub(know["inner"], k.index))
+            panels = b.sdiv(f.sum(width, s.across - 1), f.number(s.across))
             add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
-            with f.loop(0, width, s.across) as j:
-                some = f.least(s.across, b.sub(width, j.index))
-                padded = b.and_(f.sum(some, s.lanes - 1), f.number(-s.lanes))
-                source = b.add(b.mul(k.index, know["b_down"]), b.mul(b.add(jc.index, j.index), know["b_along"]))
-                target = f.at(packed_right, b.mul(j.index, depth))
-                b.call(
-                    self.pack_right,
-                    [some, padded, depth, f.at(right, source), know["b_down"], know["b_along"], target],
-                )
-            with f.loop(0, rows, DOWN) as ic:
-                height = f.least(DOWN, b.sub(rows, ic.index))
-                source = b.add(b.mul(ic.index, know["a_down"]), b.mul(k.index, know["a_along"]))
-                b.call(
-                    self.pack_left,
-                    [height, depth, f.at(left, source), know["a_down"], know["a_along"], packed_left],
-                )
-                with f.loop(0, width, s.across) as j, f.loop(0, height, s.up) as i:
-                    some = f.least(s.across, b.sub(width, j.index))
+            left_k = f.at(left, b.mul(k.index, know["a_along"]))
+            right_k = f.at(right, b.mul(k.index, know["b_down"]))
+            ask_left = self.asking(
+                f, depth, b.mul(panels, b.sdiv(group, f.number(s.up))), know["a_down"], know["a_along"]
+            )
+            with f.loop(0, rows, group) as ig:
+                height = f.least(group, b.sub(rows, ig.index))
+                source = f.at(left_k, b.mul(ig.index, know["a_down"]))
+                b.call(self.pack_left, [height, depth, source, know["a_down"], know["a_along"], packed_left])
+                calls = b.sdiv(f.sum(height, s.up - 1), f.number(s.up))
+                ask_right = self.asking(f, depth, calls, know["b_along"], know["b_down"], across=True)
+                first = b.icmp_signed("==", ig.index, f.number(0))
+                last = b.icmp_signed(">=", b.add(ig.index, group), rows)
+                next_row = b.select(last, f.number(0), b.add(ig.index, group))
+                next_k = b.select(last, b.add(k.index, depth), k.index)
+                next_left = f.at(left, b.add(b.mul(next_row, know["a_down"]), b.mul(next_k, know["a_along"])))
+                any_left = b.icmp_signed("<", next_k, know["inner"])
+                with f.loop(0, b.mul(calls, panels), carry=[f.number(0)] * 2) as n:
+                    i, j = n.values
+                    below, beside = f.sum(i, s.up), f.sum(j, s.across)
+                    bottom, edge = b.icmp_signed(">=", below, height), b.icmp_signed(">=", beside, width)
+                    top, begin = b.select(bottom, f.number(0), below), b.select(edge, f.number(0), beside)
+                    n.next = [
+                        b.select(first, top, b.select(edge, below, i)),
+                        b.select(first, b.select(bottom, beside, j), begin),
+                    ]
+                    some = f.least(s.across, b.sub(width, j))
                     vectors = b.sdiv(f.sum(some, s.lanes - 1), f.number(s.lanes))
-                    some_rows = f.least(s.up, b.sub(height, i.index))
-                    results = f.at(c, b.add(b.mul(b.add(ic.index, i.index), know["c_down"]), b.add(jc.index, j.index)))
+                    column = b.add(jc.index, j)
+                    panel = f.at(packed_right, b.mul(b.select(once, f.number(0), j), depth))
+                    with b.if_then(b.and_(first, b.icmp_signed("==", i, f.number(0)))):
+                        source = f.at(right_k, b.mul(column, know["b_along"]))
+                        sizes = [some, f.product(vectors, s.lanes), depth]
+                        b.call(self.pack_right, [*sizes, source, know["b_down"], know["b_along"], panel])
+                    next_right = f.at(right_k, b.mul(f.sum(column, s.across), know["b_along"]))
+                    rights = b.and_(first, b.icmp_signed("<", f.sum(j, s.across), width))
+                    asked = b.select(rights, next_right, next_left)
+                    apart, apart_call, asks, most_calls = (
+                        b.select(rights, x, y) for x, y in zip(ask_right, ask_left, strict=True)
+                    )
+                    asks = b.select(b.or_(rights, any_left), asks, f.number(0))
+                    some_rows = f.least(s.up, b.sub(height, i))
+                    results = f.at(c, b.add(b.mul(b.add(ig.index, i), know["c_down"]), column))
                     whole = b.and_(
                         b.icmp_signed("==", some_rows, f.number(s.up)),
                         b.icmp_signed("==", some, f.product(vectors, s.lanes)),
                     )
+                    number = b.select(rights, b.sdiv(i, f.number(s.up)), n.index)
                     told_inner = [
                         depth,
-                        f.at(packed_left, b.mul(i.index, depth)),
-                        f.at(packed_right, b.mul(j.index, depth)),
+                        f.at(packed_left, b.mul(i, depth)),
+                        panel,
                         b.select(whole, results, corner),
                         b.select(whole, know["c_down"], f.number(s.across)),
                         b.and_(add, whole),
+                        f.at(asked, b.mul(number, apart_call)),
+                        apart,
+                        b.select(b.icmp_signed("<", number, most_calls), asks, f.number(0)),
                     ]
                     done = b.append_basic_block("done")
                     choice = b.switch(vectors, done)
                     for wide, inner in enumerate(self.inner, 1):
-                        block = b.append_basic_block("inner")
-                        choice.add_case(f.number(wide), block)
-                        b.position_at_end(block)
+                        case = b.append_basic_block("inner")
+                        choice.add_case(f.number(wide), case)
+                        b.position_at_end(case)
                         b.call(inner, told_inner)
                         b.branch(done)
                     b.position_at_end(done)
