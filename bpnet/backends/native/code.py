@@ -125,6 +125,11 @@ class Function:
             d *= 2
         return rows
 
+    def prefetch(self, pointer: Value, to_write: bool = False) -> None:
+        """Ask for the line of memory at `pointer`, into the first cache."""
+        kind = [ir.Constant(I32, n) for n in (int(to_write), 3, 1)]
+        self.intrinsic("prefetch.p0", VOID, [self.b.bitcast(pointer, BYTES), *kind])
+
     def intrinsic(self, name: str, result: Any, arguments: Sequence[Value]) -> Value:
         """A call of one of LLVM's own functions."""
         full = f"llvm.{name}"

@@ -15,6 +15,9 @@ from llvmlite import ir
 from bpnet.backends.native.arithmetic import as_real, constant, operate, triple32
 from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, suffix, vector_bytes
 
+ROWS_AHEAD, LINES_AHEAD = 16, 8
+"""How many rows ahead, and how much of a row, memory is asked for where rows lie anywhere."""
+
 Reference = tuple[str, Any]
 """("operand", i), ("value", i), ("number", i) or ("constant", x)."""
 
@@ -328,13 +331,21 @@ def write_take(module: ir.Module, name: str, dtype: str) -> None:
     rows, step, size, count, *where = (b.load(f.at(told, i)) for i in range(10))
     data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
     numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
-    first = b.mul(tile, step)
-    with f.loop(first, f.least(rows, b.add(first, step))) as row:
-        number = b.load(f.at(numbers, row.index))
+
+    def place(row: Any) -> Any:
+        number = b.load(f.at(numbers, row))
         number = b.sext(number, I64) if SIZES[dtype] < 8 else number
         nothing = f.number(0)
         number = b.select(b.icmp_signed("<", number, nothing), b.add(number, count), number)
         number = b.select(b.icmp_signed("<", number, nothing), nothing, f.least(number, b.sub(count, f.number(1))))
-        to, source = f.at(target, b.mul(row.index, size)), f.at(data, b.mul(number, size))
-        f.intrinsic("memcpy.p0.p0.i64", VOID, [to, source, size, ir.Constant(ir.IntType(1), 0)])
+        return f.at(data, b.mul(number, size))
+
+    first = b.mul(tile, step)
+    last = f.least(rows, b.add(first, step))
+    with f.loop(first, last) as row:
+        ahead = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
+        with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
+            f.prefetch(f.at(ahead, line.index))
+        to = f.at(target, b.mul(row.index, size))
+        f.intrinsic("memcpy.p0.p0.i64", VOID, [to, place(row.index), size, ir.Constant(ir.IntType(1), 0)])
     b.ret_void()

@@ -13,11 +13,9 @@ from llvmlite import ir
 from bpnet.backends.native.code import (
     BYTES,
     I1,
-    I32,
     I64,
     REALS,
     SIZES,
-    VOID,
     Function,
     fuses,
     many_registers,
@@ -77,6 +75,7 @@ class _Writer:
         self.inner = [self.inner_loop(wide + 1) for wide in range(self.shape.wide)]
         self.pack_left = self.left()
         self.pack_right = self.right()
+        self.block = self.one_block()
         self.few_rows = self.few()
 
     def function(self, name: str, arguments: list[Any]) -> Function:
@@ -188,10 +187,8 @@ class _Writer:
 
     def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
         """Ask for the memory that is read a few turns from now: it is too far away for the processor to guess."""
-        kind = [ir.Constant(I32, n) for n in (int(to_write), 3, 1)]  # into the first cache, as data
         for first in range(0, elements, 64 // self.shape.size):
-            place = f.b.bitcast(f.at(source, f.sum(f.number(distance), first)), BYTES)
-            f.intrinsic("prefetch.p0", VOID, [place, *kind])
+            f.prefetch(f.at(source, f.sum(f.number(distance), first)), to_write)
 
     def right(self) -> Any:
         """to[k][j] <- b[k][j] for `columns` columns, with zeros up to `padded`; rows or columns lie together."""
@@ -237,6 +234,36 @@ class _Writer:
         b.ret_void()
         return f.made
 
+    def one_block(self) -> Any:
+        """c <- a b, or c + a b, for at most `up` rows and `across` columns, whose a and b are packed."""
+        s = self.shape
+        matrices = [*[self.pointer] * 3, I64, I1, self.pointer]
+        f = self.function("block", [I64, I64, I64, *matrices, self.pointer, I64, I64])
+        b, (rows, columns, depth, left, right, c, down, add, corner, *asked) = f.b, f.arguments
+        vectors = b.sdiv(f.sum(columns, s.lanes - 1), f.number(s.lanes))
+        whole = b.icmp_signed("==", columns, f.product(vectors, s.lanes))
+        whole = b.and_(whole, b.icmp_signed("==", rows, f.number(s.up)))
+        place, apart = b.select(whole, c, corner), b.select(whole, down, f.number(s.across))
+        done = b.append_basic_block("done")
+        choice = b.switch(vectors, done)
+        for wide, inner in enumerate(self.inner, 1):
+            case = b.append_basic_block("inner")
+            choice.add_case(f.number(wide), case)
+            b.position_at_end(case)
+            b.call(inner, [depth, left, right, place, apart, b.and_(add, whole), *asked])
+            b.branch(done)
+        b.position_at_end(done)
+        with b.if_then(b.not_(whole)), f.loop(0, rows) as r, f.loop(0, columns) as q:
+            x = b.load(f.at(corner, b.add(f.product(r.index, s.across), q.index)))
+            to = f.at(c, b.add(b.mul(r.index, down), q.index))
+            with b.if_else(add) as (more, new):
+                with more:
+                    b.store(b.fadd(b.load(to), x), to)
+                with new:
+                    b.store(x, to)
+        b.ret_void()
+        return f.made
+
     def few(self) -> Any:
         """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
         f = self.function("few", [I64, I64, I64, *[self.pointer, I64, I64], *[self.pointer, I64] * 2, I1])
@@ -269,20 +296,22 @@ class _Writer:
         b.ret_void()
         return f.made
 
-    def asking(self, f: Function, depth: Any, calls: Any, beside: Any, along: Any, across: bool = False) -> Any:
-        """How the next group is asked for in `calls` inner loops: how far apart the strips and the first strips of
-        two calls are, the strips a call, and after how many calls there are none left."""
-        b, s = f.b, self.shape
+    def asking(self, f: Function, calls: Any, depth: Any, beside: Any, along: Any, rows: bool) -> list[Any]:
+        """How to ask for the matrix that is copied next, in `calls` inner loops: elements between two strips,
+        elements between what two loops ask for, strips a loop, and loops until all has been asked for.
+
+        Its columns (of b) or `rows` (of a) are `beside` apart, and `along` in the direction of `depth`.
+        """
+        b, strip = f.b, f.number(self.shape.strip)
+        strips = b.sdiv(f.sum(depth, self.shape.strip - 1), strip)
         share = b.sdiv(b.sub(b.add(depth, calls), f.number(1)), calls)
-        strips = b.sdiv(f.sum(depth, s.strip - 1), f.number(s.strip))
-        strip = f.number(s.strip)
-        along_k = b.icmp_signed("==", along, f.number(1))
-        inside = (
-            (beside, strip, f.number(s.across), strips) if across else (strip, beside, strips, f.number(s.together))
-        )
-        return [
-            b.select(along_k, x, y) for x, y in zip(inside, (along, b.mul(share, along), share, calls), strict=True)
-        ]
+        others = [along, b.mul(share, along), share, calls]
+        if rows:  # a loop asks for all of one row
+            together = [strip, beside, strips, f.number(self.shape.together)]
+        else:  # for one strip of every column
+            together = [beside, strip, f.number(self.shape.across), strips]
+        along_depth = b.icmp_signed("==", along, f.number(1))
+        return [b.select(along_depth, x, y) for x, y in zip(together, others, strict=True)]
 
     def product(self, name: str) -> None:
         s = self.shape
@@ -332,15 +361,14 @@ class _Writer:
             add = b.or_(b.icmp_signed("!=", know["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
             left_k = f.at(left, b.mul(k.index, know["a_along"]))
             right_k = f.at(right, b.mul(k.index, know["b_down"]))
-            ask_left = self.asking(
-                f, depth, b.mul(panels, b.sdiv(group, f.number(s.up))), know["a_down"], know["a_along"]
-            )
+            calls = b.mul(panels, b.sdiv(group, f.number(s.up)))
+            ask_left = self.asking(f, calls, depth, know["a_down"], know["a_along"], rows=True)
             with f.loop(0, rows, group) as ig:
                 height = f.least(group, b.sub(rows, ig.index))
                 source = f.at(left_k, b.mul(ig.index, know["a_down"]))
                 b.call(self.pack_left, [height, depth, source, know["a_down"], know["a_along"], packed_left])
                 calls = b.sdiv(f.sum(height, s.up - 1), f.number(s.up))
-                ask_right = self.asking(f, depth, calls, know["b_along"], know["b_down"], across=True)
+                ask_right = self.asking(f, calls, depth, know["b_along"], know["b_down"], rows=False)
                 first = b.icmp_signed("==", ig.index, f.number(0))
                 last = b.icmp_signed(">=", b.add(ig.index, group), rows)
                 next_row = b.select(last, f.number(0), b.add(ig.index, group))
@@ -371,39 +399,11 @@ class _Writer:
                         b.select(rights, x, y) for x, y in zip(ask_right, ask_left, strict=True)
                     )
                     asks = b.select(b.or_(rights, any_left), asks, f.number(0))
-                    some_rows = f.least(s.up, b.sub(height, i))
-                    results = f.at(c, b.add(b.mul(b.add(ig.index, i), know["c_down"]), column))
-                    whole = b.and_(
-                        b.icmp_signed("==", some_rows, f.number(s.up)),
-                        b.icmp_signed("==", some, f.product(vectors, s.lanes)),
-                    )
-                    number = b.select(rights, b.sdiv(i, f.number(s.up)), n.index)
-                    told_inner = [
-                        depth,
-                        f.at(packed_left, b.mul(i, depth)),
-                        panel,
-                        b.select(whole, results, corner),
-                        b.select(whole, know["c_down"], f.number(s.across)),
-                        b.and_(add, whole),
-                        f.at(asked, b.mul(number, apart_call)),
-                        apart,
-                        b.select(b.icmp_signed("<", number, most_calls), asks, f.number(0)),
-                    ]
-                    done = b.append_basic_block("done")
-                    choice = b.switch(vectors, done)
-                    for wide, inner in enumerate(self.inner, 1):
-                        case = b.append_basic_block("inner")
-                        choice.add_case(f.number(wide), case)
-                        b.position_at_end(case)
-                        b.call(inner, told_inner)
-                        b.branch(done)
-                    b.position_at_end(done)
-                    with b.if_then(b.not_(whole)), f.loop(0, some_rows) as r, f.loop(0, some) as q:
-                        x = b.load(f.at(corner, b.add(f.product(r.index, s.across), q.index)))
-                        to = f.at(results, b.add(b.mul(r.index, know["c_down"]), q.index))
-                        with b.if_else(add) as (more, new):
-                            with more:
-                                b.store(b.fadd(b.load(to), x), to)
-                            with new:
-                                b.store(x, to)
+                    row, turn = b.add(ig.index, i), b.sdiv(i, f.number(s.up))
+                    results = f.at(c, b.add(b.mul(row, know["c_down"]), column))
+                    turn = b.select(rights, turn, n.index)
+                    asks = b.select(b.icmp_signed("<", turn, most_calls), asks, f.number(0))
+                    sizes = [f.least(s.up, b.sub(height, i)), some, depth]
+                    places = [f.at(packed_left, b.mul(i, depth)), panel, results, know["c_down"], add, corner]
+                    b.call(self.block, [*sizes, *places, f.at(asked, b.mul(turn, apart_call)), apart, asks])
         b.ret_void()
