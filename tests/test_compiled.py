@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -774,3 +775,28 @@ def test_the_extra_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.Mo
     monkeypatch.setattr(SEAM, "jit", True)
     with pytest.raises(bp.errors.MissingExtraError, match=r"llvmlite: pip install 'bpnet-xp\[jit\]'"):
         bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
+
+
+def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
+    """Nobody would wake it before the next list."""
+    from bpnet.backends.native import team
+
+    helper = object.__new__(team._Helper)
+    helper.team, helper.memory, helper.number = team.Team(), np.zeros(1), 0
+    helper.called, helper.awake, slept, asleep = threading.Event(), False, [], threading.Event()
+
+    def help(*_: Any) -> None:  # returns when there was nothing to do for a while
+        slept.append(helper.team.at_work)
+        if len(slept) == 3:
+            helper.team.at_work = 0
+            asleep.set()
+
+    helper.help, helper.team.at_work = help, 1
+    threading.Thread(target=helper.serve, daemon=True).start()
+    helper.called.set()
+    assert asleep.wait(10)
+    for _ in range(1000):
+        if not helper.awake:
+            break
+        time.sleep(0.01)
+    assert not helper.awake and slept == [1, 1, 1]

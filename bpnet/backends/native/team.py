@@ -2,7 +2,7 @@
 
 A command is four whole numbers: the address of its function, the address of its arguments, its number of tiles, and
 nothing; the function is function(arguments, tile, bases, scratch).  Commands are carried out one after the other.
-Helpers wait awake for a short while after they were last of use, since waking a sleeping thread takes 100 us;
+Helpers wait awake until a list is done and a short while longer, since waking a sleeping thread takes 100 us;
 where none is awake, whoever runs the list does all of it.
 """
 
@@ -196,7 +196,7 @@ class Team:
 
     def forget(self) -> None:
         """In a forked child the helpers are gone."""
-        self.lock = threading.Lock()
+        self.lock, self.at_work = threading.Lock(), 0
         self.memory = numpy.zeros(SIZE, numpy.int64)
         self.helpers: list[_Helper] = []
         self.scratch = _scratch()
@@ -214,13 +214,15 @@ class Team:
             order.list[3], order.list[4] = self.places[0], 0
             if order.threads > 1:
                 while len(self.helpers) < order.threads - 1:
-                    self.helpers.append(_Helper(self.memory, len(self.helpers)))
+                    self.helpers.append(_Helper(self, len(self.helpers)))
+                self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
                 for helper in self.helpers[: order.threads - 1]:
                     if not helper.awake:
                         helper.called.set()
                 order.list[4] = self.places[1]
             run(order.list)
         finally:
+            self.at_work = 0
             self.lock.release()
 
     def _compile(self) -> Any:
@@ -237,8 +239,8 @@ class Order:
 
 
 class _Helper:
-    def __init__(self, memory: Any, number: int) -> None:
-        self.memory, self.number, self.awake = memory, number, False
+    def __init__(self, team: Team, number: int) -> None:
+        self.team, self.memory, self.number, self.awake = team, team.memory, number, False
         self.called = threading.Event()
         kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
         self.help = callable_at(compiled("help", write_help, "help"), *kinds)
@@ -250,8 +252,10 @@ class _Helper:
             self.called.wait()
             self.called.clear()
             self.awake = True
-            self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)
-            self.awake = False
+            while self.awake:
+                self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)
+                self.awake = False
+                self.awake = self.number < self.team.at_work  # nobody is woken in the midst of a list
 
 
 def _scratch() -> Any:
