@@ -799,4 +799,5 @@ def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
         if not helper.awake:
             break
         time.sleep(0.01)
-    assert not helper.awake and slept == [1, 1, 1]
+    assert not helper.awake
+    assert slept == [1, 1, 1]
