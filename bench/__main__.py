@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import picture, report, roof
+from bench import picture, readme, report, roof
 from bench.contenders import ALL, floor_on, subject_on
 from bench.machine import accelerator, describe, why_no_accelerator
 from bench.measure import Line, contestants, measure, record_of
@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     for command in (epoch, imports, threads):
         command.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="10 by default")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
-    written.add_argument("--results", type=Path, default=report.RESULTS, help="where the JSON files are")
-    written.add_argument("--readme", type=Path, default=report.README, help="the page with the markers")
+    written.add_argument("--results", type=Path, default=readme.RESULTS, help="where the JSON files are")
+    written.add_argument("--readme", type=Path, default=readme.README, help="the page with the markers")
     return top
 
 
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         return run(options)
     if options.command == "report":
-        report.write(options.results, options.readme)
+        readme.write(options.results, options.readme)
         return 0
     from bench import epoch, imports, profile, scaling
 

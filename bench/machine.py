@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -13,13 +14,23 @@ import numpy as np
 from bench.plan import available_cores
 
 
-def processor() -> str:
-    """The processor's name as it gives itself."""
+def processor() -> dict[str, str]:
+    """The processor's name as it gives itself, and the numbers that tell apart those of one name, where it tells."""
+    told: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            for line in lines:
+                name, _, value = line.partition(":")
+                told.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    numbers = ", ".join(f"{name} {told[key]}" for name, key in NUMBERS.items() if key in told)
+    return {"cpu": told.get("model name") or platform.processor() or platform.machine()} | (
+        {"model": numbers} if numbers else {}
+    )
+
+
+NUMBERS = {"family": "cpu family", "model": "model"}
 
 
 def accelerator() -> str | None:
@@ -44,11 +55,29 @@ def _device() -> tuple[str | None, str]:
         return None, f"CuPy finds no CUDA device: {error}"
 
 
+def busy(seconds: float = 0.5) -> float | None:
+    """How many processors are at work while this process sleeps, also for other machines; None where it isn't told."""
+
+    def ticks() -> tuple[int, int]:
+        with open("/proc/stat") as lines:
+            spent = [int(number) for number in next(lines).split()[1:9]]
+        return sum(spent), spent[3] + spent[4]  # all, and those of waiting: idle, and for a disk
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        after = ticks()
+    except OSError:
+        return None
+    passed = max(1, after[0] - before[0])
+    return (os.cpu_count() or 1) * (1 - (after[1] - before[1]) / passed)
+
+
 def describe() -> dict[str, Any]:
     """Date, processor, cores, memory, system and Python of this run; libraries are told by the contenders."""
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": processor(),
+        **processor(),
         "cores": len(available_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -59,7 +88,8 @@ def describe() -> dict[str, Any]:
             found["memory_gb"] = round(int(next(lines).split()[1]) / 1e6, 1)
     except OSError:
         pass
-    if hasattr(os, "getloadavg"):
-        found["load"] = round(os.getloadavg()[0], 2)
+    others = busy()
+    if others is not None:
+        found["busy"] = round(others, 2)
     gpu = accelerator()
     return found | ({"gpu": gpu} if gpu else {})

@@ -1,21 +1,15 @@
-"""Figures for people: a table a case, one over all cases, and README's part that is made of them."""
+"""Figures for people: a table a case, and one over all cases."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from bench.contenders import ALL, floor_on
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-BUSY = 0.7  # the load average before a run from which its figures can't be trusted
+BUSY = 0.3  # processors at other work before a run from which its figures can't be trusted
 MODES = {"step": "training step", "predict": "prediction"}
 
 Record = dict[str, Any]
@@ -61,15 +55,21 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
 
 
+def processor(result: Record) -> str:
+    """Its name, and the model by which those of one name differ, where that was written down."""
+    machine = result["machine"]
+    return str(machine["cpu"]) + (f" ({machine['model']})" if machine.get("model") else "")
+
+
 def heading(result: Record) -> str:
     """What the figures were measured on, in one line."""
     machine = result["machine"]
     gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
     memory = f", {machine['memory_gb']:g} GB" if "memory_gb" in machine else ""
     return (
-        f"{machine['cpu']}, {result['threads']} threads of {machine['cores']} cores{memory}{gpu}; "
+        f"{processor(result)}, {result['threads']} threads of {machine['cores']} cores{memory}{gpu}; "
         f"Python {machine['python']}, {machine['system']}; {machine['date']}"
-        + (f" (other work was running: load {machine['load']:.1f})" if machine.get("load", 0.0) > BUSY else "")
+        + (f" (other work kept {machine['busy']:.1f} cores busy)" if machine.get("busy", 0.0) > BUSY else "")
     )
 
 
@@ -138,7 +138,7 @@ def timed_names(records: Iterable[Record]) -> list[str]:
     return sorted({n for r in records for n, line in r["contenders"].items() if line["status"] == "timed"}, key=_rank)
 
 
-def _peers(records: list[Record]) -> list[str]:
+def peers_of(records: list[Record]) -> list[str]:
     """The contenders that a subject is compared with: neither itself nor the floor."""
     subjects = {r["subject"] for r in records}
     floors = {floor_on(r["device"]) for r in records}
@@ -159,9 +159,14 @@ def against(record: Record, subject: str) -> Record:
     return record | {"subject": subject, "contenders": lines}
 
 
-def ratio_rows(records: list[Record]) -> list[list[str]]:
+def case_name(record: Record) -> str:
+    """Workload, batch, and the type where it is not the usual one."""
+    kind = kind_of(record)
+    return f"({record['workload']}) {record['batch']:,}" + ("" if kind == "float32" else f" {kind}")
+
+
+def ratio_rows(records: list[Record], peers: list[str]) -> list[list[str]]:
     """Each family's time of a peer over the subject's, median of the rounds, by batch size."""
-    peers = _peers(records)
     rows = [["workload, batch", "ms", "x floor", *map(label, peers)]]
     for record in records:
         lines = record["contenders"]
@@ -169,22 +174,20 @@ def ratio_rows(records: list[Record]) -> list[list[str]]:
         if own.get("status") != "timed":
             continue
         over = own["over_floor"]
-        cells = [
-            f"({record['workload']}) {record['batch']:,}"
-            + ("" if kind_of(record) == "float32" else f" {kind_of(record)}"),
-            significant(own["best_ms"]),
-            f"{over['median']:.2f}" if over else "",
-        ]
+        cells = [case_name(record), significant(own["best_ms"]), f"{over['median']:.2f}" if over else ""]
         for name in peers:
             ratio = lines.get(name, {}).get("ratio")
             cells.append(f"{ratio['median']:.2f}" if ratio else "")
         rows.append(cells)
-    means = ["geometric mean", "", ""]
-    for name in peers:
-        ratios = [r["contenders"].get(name, {}).get("ratio") for r in records]
-        medians = [ratio["median"] for ratio in ratios if ratio]
-        means.append(f"{statistics.geometric_mean(medians):.2f}" if medians else "")
+    means = ["geometric mean", "", "", *(mean_ratio(records, name) for name in peers)]
     return [*rows, means] if len(rows) > 2 else rows
+
+
+def mean_ratio(records: list[Record], name: str) -> str:
+    """The geometric mean of a contender's ratios, nothing where it has none."""
+    ratios = [r["contenders"].get(name, {}).get("ratio") for r in records]
+    medians = [ratio["median"] for ratio in ratios if ratio]
+    return f"{statistics.geometric_mean(medians):.2f}" if medians else ""
 
 
 def overview(result: Record) -> str:
@@ -193,7 +196,7 @@ def overview(result: Record) -> str:
     for device in dict.fromkeys(r["device"] for r in result["cases"]):
         for mode in dict.fromkeys(r["mode"] for r in result["cases"]):
             records = [r for r in result["cases"] if r["device"] == device and r["mode"] == mode]
-            rows = ratio_rows(records)
+            rows = ratio_rows(records, peers_of(records))
             if len(rows) > 1 and len(rows[0]) > 3:
                 subject = label(records[0]["subject"])
                 parts.append(
@@ -239,91 +242,3 @@ def _crossing(cpu: dict[int, float], cuda: dict[int, float]) -> str:
     (small, below), (large, above) = gains[last : last + 2]
     share = -below / (above - below)
     return f"at about {round(small * (large / small) ** share):,} rows"
-
-
-# ---- README ---------------------------------------------------------------------------------------------------------
-
-
-def gather(folder: Path, gpu: bool = False) -> Record | None:
-    """The committed runs as one, of machines with or without a GPU: of every case the latest, all from one machine.
-
-    That is the machine of the latest run.
-    """
-    runs = []
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if "cases" in result and bool(result["machine"].get("gpu")) == gpu:
-            runs.append(result)
-    if not runs:
-        return None
-    runs.sort(key=lambda result: str(result["machine"]["date"]))
-    last = runs[-1]
-    same = [r for r in runs if all(r["machine"].get(k) == last["machine"].get(k) for k in ("cpu", "cores", "gpu"))]
-    cases: dict[tuple[Any, ...], Record] = {}
-    for result in same:
-        for record in result["cases"]:
-            key = (record["device"], record["workload"], kind_of(record), record["mode"], record["batch"])
-            cases[key] = record
-    return {**last, "cases": [cases[key] for key in sorted(cases)]}
-
-
-def section(result: Record, picture: str) -> str:
-    """README's part: what it was measured on, the ratios by mode, and the picture."""
-    versions: dict[str, str] = {}
-    for record in result["cases"]:
-        versions |= record["versions"]
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "bpnet")
-    parts = [f"Measured on: {heading(result)}. {libraries}."]
-    for device in dict.fromkeys(r["device"] for r in result["cases"]):
-        for mode, title in MODES.items():
-            records = [r for r in result["cases"] if r["device"] == device and r["mode"] == mode]
-            if device == "cpu":
-                records = [against(r, FASTEST) for r in records]
-                records = [r for r in records if r["subject"] == FASTEST] or records
-            rows = ratio_rows(records)
-            if len(rows) < 2:
-                continue
-            subject = label(records[0]["subject"])
-            parts.append(
-                f"One {title} of {subject}: its best time, that time over the matrix products alone, and how many "
-                f"times as long each peer takes (median of the rounds; above 1, {subject} is faster)."
-            )
-            parts.append(markdown(rows))
-    parts += [
-        f"({key}) {MODES[mode]}, {dtype}: the GPU overtakes the CPU {where}."
-        for (key, dtype, mode), where in crossings(result["cases"]).items()
-    ]
-    workloads = {r["workload"]: r["title"] for r in result["cases"]}
-    parts.append("Workloads: " + "; ".join(f"({key}) {title}" for key, title in workloads.items()) + ".")
-    parts.append(f"![Throughput against batch size]({picture})")
-    return "\n\n".join(parts)
-
-
-def write(folder: Path = RESULTS, readme: Path = README) -> None:
-    """Put the tables between README's markers and draw the pictures beside the results.
-
-    Machines with a GPU have a part and a picture of their own, in which their CPU is shown too.
-    """
-    from bench import picture
-
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    found = {"throughput.svg": gather(folder), "throughput-gpu.svg": gather(folder, gpu=True)}
-    if not any(found.values()):
-        raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{readme} needs the lines {BEGIN} and {END}, once each and in this order")
-    parts = []
-    for name, result in found.items():
-        if result is None:
-            continue
-        path = folder / name
-        picture.plot(result, path)
-        try:
-            shown = path.resolve().relative_to(readme.resolve().parent).as_posix()
-        except ValueError:
-            shown = path.as_posix()
-        parts.append(section(result, shown))
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    body = "\n\n".join(parts)
-    readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
-    print(f"wrote {readme}, and beside the results {', '.join(name for name, result in found.items() if result)}")

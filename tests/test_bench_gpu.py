@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 from bench import __main__ as command  # noqa: E402
-from bench import device, epoch, measure, memory, picture, report, roof  # noqa: E402
+from bench import device, epoch, measure, memory, picture, readme, report, roof  # noqa: E402
 from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.process import environment  # noqa: E402
@@ -330,9 +330,9 @@ def test_an_epoch_whose_rows_stream_to_a_device(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, page = tmp_path / "results", tmp_path / "README.md"
     results.mkdir()
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     machine = {"date": "2026-01-01", "cpu": "A processor", "cores": 2, "system": "Linux", "python": "3.13"}
     host = {"machine": machine, "threads": 2, "cases": [run_of("cpu", 4, 8.0), run_of("cpu", 64, 9.0)]}
     both = [run_of(where, batch, speed) for where, batch, speed in (("cpu", 1, 8.0), ("cuda", 1, 2.0))]
@@ -340,8 +340,8 @@ def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) ->
     with_gpu = {"machine": machine | {"date": "2026-01-02", "gpu": "Some GPU"}, "threads": 2, "cases": both}
     for name, run in (("host", host), ("gpu", with_gpu)):
         (results / f"{name}.json").write_text(json.dumps(run))
-    report.write(results, readme)
-    text = readme.read_text()
+    readme.write(results, page)
+    text = page.read_text()
     assert text.index("results/throughput.svg") < text.index("Some GPU") < text.index("results/throughput-gpu.svg")
     assert "the GPU overtakes the CPU at about 4 rows." in text
     assert all((results / name).exists() for name in ("throughput.svg", "throughput-gpu.svg"))
