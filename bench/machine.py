@@ -31,6 +31,8 @@ def processor() -> dict[str, str]:
 
 
 NUMBERS = {"family": "cpu family", "model": "model"}
+KERNELS = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
+"""Variables of the environment by which libraries choose their machine code."""
 
 
 def accelerator() -> str | None:
@@ -88,6 +90,8 @@ def describe() -> dict[str, Any]:
             found["memory_gb"] = round(int(next(lines).split()[1]) / 1e6, 1)
     except OSError:
         pass
+    if chosen := {name: os.environ[name] for name in KERNELS if name in os.environ}:
+        found["environment"] = chosen
     others = busy()
     if others is not None:
         found["busy"] = round(others, 2)

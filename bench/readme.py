@@ -34,7 +34,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 def gather(folder: Path, gpu: bool = False) -> list[Record]:
     """The committed runs of machines with or without a GPU, a machine's as one: of every case the latest.
 
-    The machine of the latest run comes last.
+    The machine of the latest run comes last; those whose environment had libraries take other machine code come first.
     """
     runs = []
     for path in sorted(folder.glob("*.json")):
@@ -44,11 +44,11 @@ def gather(folder: Path, gpu: bool = False) -> list[Record]:
     runs.sort(key=lambda result: str(result["machine"]["date"]))
     machines: dict[tuple[Any, ...], Record] = {}
     for result in runs:
-        key = tuple(result["machine"].get(name) for name in ("cpu", "model", "cores", "gpu"))
+        key = tuple(str(result["machine"].get(name)) for name in ("cpu", "model", "cores", "gpu", "environment"))
         earlier = machines.pop(key, {"cases": []})["cases"]
         cases = {_which(record): record for record in (*earlier, *result["cases"])}
         machines[key] = {**result, "cases": [cases[which] for which in sorted(cases)]}
-    return list(machines.values())
+    return sorted(machines.values(), key=lambda machine: "environment" not in machine["machine"])
 
 
 def _which(record: Record) -> tuple[Any, ...]:

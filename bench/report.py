@@ -56,9 +56,10 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def processor(result: Record) -> str:
-    """Its name, and the model by which those of one name differ, where that was written down."""
+    """Its name, the model by which those of one name differ, and what the environment had libraries take."""
     machine = result["machine"]
-    return str(machine["cpu"]) + (f" ({machine['model']})" if machine.get("model") else "")
+    chosen = [f"{name}={value}" for name, value in machine.get("environment", {}).items()]
+    return ", ".join([machine["cpu"] + (f" ({machine['model']})" if machine.get("model") else ""), *chosen])
 
 
 def heading(result: Record) -> str:

@@ -207,7 +207,9 @@ def test_readme_is_made_of_the_committed_runs(tmp_path: Path) -> None:
         a_run("2026-01-01", 32, 1.0),
         a_run("2026-01-02", 128, 7.0),
         a_run("2026-01-02", 512, 9.0, cpu="Another processor"),
+        a_run("2026-01-04", 2048, 9.0),
     ]
+    runs[-1]["machine"]["environment"] = {"OPENBLAS_CORETYPE": "SkylakeX"}
     for number, run in enumerate(runs):
         (results / f"{number}.json").write_text(json.dumps(run))
     page.write_text("no markers")
@@ -225,6 +227,7 @@ def test_readme_is_made_of_the_committed_runs(tmp_path: Path) -> None:
     assert text.count("Another processor") == 1
     assert "| A processor |" in text
     assert "| Another processor |" in text
+    assert "| A processor, OPENBLAS_CORETYPE=SkylakeX |" in text
     assert "Keras" not in text
     assert "(results/throughput.svg)" in text
     first = (results / "throughput.svg").read_bytes()
