@@ -16,6 +16,9 @@ from bpnet.registry import resolve
 
 JSON = dict[str, Any]
 
+KEY = "bpnet train"
+"""Where the command line keeps what it knows in the metadata of a model file."""
+
 DIGITS = "digits of scikit-learn"
 """Stands for the fingerprint of the built-in data."""
 

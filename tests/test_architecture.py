@@ -34,7 +34,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.feeding": {"shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.cli", "bpnet.tables")
+HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -78,8 +78,9 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "trainer": 11,
     "files": 12,
     "tables": 12,
-    "cli": 13,
-    "__main__": 14,
+    "about": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 
 
