@@ -480,10 +480,11 @@ class Trainer:
         """
         built = self._have()[0]
         backend = of(x)
+        device = backend.device(x)
         size = self.micro_batch if batch_size is None else batch_size
-        with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
+        with backend.session(self.threads, device, self._work(_rows_of(x))):
             fed, rows = self._feeds(x), x
-            if not fed and (kind := _kind(x)) != self._known_x:
+            if not fed and (kind := (type(x), x.dtype, x.shape, device)) != self._known_x:
                 rows = self._rows(x, "x", values=False)[1]
                 self._known_x = kind if rows is x else ()
             theta, buffers, _ = self._carry
@@ -497,8 +498,8 @@ class Trainer:
                     parts = [built.to_host(part) if fed else part for part, _ in found]
                     sums = built.fetch([total for _, total in found])
                 result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
-            if not all(map(math.isfinite, sums)):
-                with backend.session(device=backend.device(x)):
+            if not math.isfinite(sum(sums)):
+                with backend.session(device=device):
                     check_finite(backend, rows, "x")
         return result
 

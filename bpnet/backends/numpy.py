@@ -18,7 +18,7 @@ import numpy
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold, threshold
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
-from bpnet.backends.threads import Job, Session, available_threads, current, inside
+from bpnet.backends.threads import Job, Session, available_threads, current
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 from bpnet.errors import MissingExtraError
 
@@ -103,13 +103,14 @@ class NumpyBackend(Backend):
         made: list[Any] = []
 
         def plain(*args: Any) -> Any:
-            if getattr(current, "held", False):
+            if current.held:
                 return function(self, *args)
             with Session(None, False):
                 return function(self, *args)
 
         def call(*args: Any) -> Any:
-            if not getattr(current, "compiles", False):
+            threads = current.threads
+            if not (threads and current.compiles):
                 return plain(*args)
             if not made:
                 if not _can_compile():
@@ -117,13 +118,13 @@ class NumpyBackend(Backend):
                 from bpnet.backends.native.plan import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))
-            return made[0](min(current.threads, available_threads()), *args)
+            return made[0](min(threads, available_threads()), *args)
 
         call.made = made  # type: ignore[attr-defined]  # for whoever wants to know what is done
         return call
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
-        if rows <= WHOLE or rows * work < LEAST_WORK or inside():
+        if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:
             return [(0, rows)]
         count = max(2, -(-rows // BLOCK_ROWS))
         cuts = [rows * i // count for i in range(count + 1)]
@@ -134,11 +135,11 @@ class NumpyBackend(Backend):
 
     def multiply(self, products: Sequence[Product]) -> None:
         """out <- a @ b of every (a, b, out), the products cut over BLAS's threads by their shapes."""
-        if inside():
+        if current.inside:
             for a, b, out in products:
                 numpy.matmul(a, b, out=out)
         else:
-            BLAS.multiply(products, min(getattr(current, "threads", 1), available_threads()))
+            BLAS.multiply(products, min(current.threads or 1, available_threads()))
 
     def add_to(self, total: Array, part: Array) -> Array:
         for _ in self.map_blocks(

@@ -13,14 +13,19 @@ import numpy
 from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS
 
-current = threading.local()
-"""`current.threads`: how many threads the public call in this thread may use; `current.compiles`: whether it runs
-compiled functions; `current.held`: whether BLAS is held at one; `current.inside`: see `inside`."""
 
-
-def inside() -> bool:
+class _Current(threading.local):
+    threads = 0
+    """How many threads the public call in this thread may use; 0: there is none."""
+    compiles = False
+    """Whether that call runs compiled functions."""
+    held = False
+    """Whether BLAS is held at one thread."""
+    inside = False
     """Whether this thread is at work on one of several blocks, which is then not cut again."""
-    return getattr(current, "inside", False)
+
+
+current = _Current()
 
 
 @functools.cache
@@ -41,9 +46,8 @@ class Session:
         self.threads, self.compiles = threads, compiles
 
     def __enter__(self) -> None:
-        self.outer = outer = getattr(current, "threads", 0)
+        self.outer = outer = current.threads
         if not outer:
-            current.inside = current.held = False
             current.compiles = self.compiles
         current.threads = self.threads or outer or available_threads()
         self.held = not self.compiles and not current.held
@@ -88,7 +92,7 @@ class Job:
             self.run(number)
 
     def run(self, number: int) -> None:
-        outer = inside()
+        outer = current.inside
         try:
             current.inside = True
             result: Any = self.function(number, self.blocks[number])
@@ -103,8 +107,8 @@ class Job:
 
     def results(self) -> Iterator[Any]:
         """The results in order; the caller works too, with as many helpers as its session allows."""
-        helpers = min(getattr(current, "threads", 0), len(self.blocks)) - 1
-        if helpers > 0 and not inside():
+        helpers = min(current.threads, len(self.blocks)) - 1
+        if helpers > 0 and not current.inside:
             _pool.start(helpers, self.work)
         try:
             for wanted in range(len(self.blocks)):
@@ -164,7 +168,7 @@ def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
 def _in_child() -> None:
     """After a fork: the other threads are gone, and with them whatever they held."""
     _pool.forget()
-    BLAS.forget(1 if getattr(current, "held", False) else 0)
+    BLAS.forget(1 if current.held else 0)
 
 
 _pool = _Pool()

@@ -103,6 +103,24 @@ class Function:
     def store(self, vector: Value, pointer: Value, align: int) -> None:
         self.b.store(vector, self.b.bitcast(pointer, vector.type.as_pointer()), align=align)
 
+    def first_lanes(self, count: Value, lanes: int) -> Value:
+        """Which lanes of a vector are among the first `count`."""
+        kind = ir.VectorType(I64, lanes)
+        return self.b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), self.splat(count, lanes))
+
+    def load_some(self, pointer: Value, lanes: Value, align: int) -> Value:
+        """A vector of the lanes chosen by `first_lanes`; the others are zero, and nothing is read for them."""
+        kind = ir.VectorType(pointer.type.pointee, lanes.type.count)
+        zero = ir.Constant(kind, [0.0] * kind.count)
+        place = self.b.bitcast(pointer, kind.as_pointer())
+        return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, [place, ir.Constant(I32, align), lanes, zero])
+
+    def store_some(self, vector: Value, pointer: Value, lanes: Value, align: int) -> None:
+        """Store those lanes of a vector that `first_lanes` chose."""
+        place = self.b.bitcast(pointer, vector.type.as_pointer())
+        name = f"masked.store.{suffix(vector.type)}.p0"
+        self.intrinsic(name, VOID, [vector, place, ir.Constant(I32, align), lanes])
+
     def splat(self, x: Value, lanes: int) -> Value:
         """A vector of `lanes` times x."""
         kind = ir.VectorType(x.type, lanes)

@@ -189,7 +189,12 @@ class Plan:
         for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
             if isinstance(a, numpy.ndarray):
                 k = self.arrays.index(i)
-                lines.append(f"if {name} is not seen[{k}](): {name} = meet({k}, {name})")
+                place = f"where[{FIRST + k}] = addressof(view({name})); seen[{k}] = ref({name})"
+                same = f"type({name}) is ndarray and {name}.dtype is kinds[{k}][1] and {name}.shape == {a.shape}"
+                common = f"{same} and {name}.flags.carray" if a.size else "False"  # in order, aligned, writeable
+                lines.append(f"if {name} is not seen[{k}]():")
+                lines.append(f"    if {common}: {place}")
+                lines.append(f"    else: {name} = meet({k}, {name})")
             elif a is None:
                 lines.append(f"if {name} is not None: raise Changed")
         for k, (shape, dtype) in enumerate(self.made):
@@ -204,6 +209,7 @@ class Plan:
         source = "\n    ".join([f"def call({', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
         space: dict[str, Any] = {
             "seen": self.seen, "meet": self._meet, "values": self.values, "where": self.where, "order": self.order,
+            "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
             "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
             "carry_out": TEAM.carry_out, "Changed": Changed, "lock": threading.Lock(),
             "float32": numpy.float32, "float64": numpy.float64,
@@ -230,12 +236,7 @@ class Plan:
         """Note where the k-th array lies, which must be like the one for which the plan was made."""
         if not isinstance(a, numpy.ndarray) or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
             raise Changed
-        flags = a.flags
-        if flags.carray and a.size and type(a) is numpy.ndarray:  # the common case: in order, aligned, writeable
-            self.where[FIRST + k] = ctypes.addressof(ctypes.c_char.from_buffer(a))  # type: ignore[arg-type]
-            self.seen[k] = weakref.ref(a)
-            return a
-        fit = flags.c_contiguous and flags.aligned and k >= self.written
+        fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.written)
         mine = numpy.asarray(a) if fit else numpy.array(a, order="C")
         self.where[FIRST + k] = mine.ctypes.data
         self.seen[k] = weakref.ref(a) if mine is a else _nothing

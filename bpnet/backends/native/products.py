@@ -210,10 +210,12 @@ class _Writer:
                 x = b.load(f.at(source, b.add(b.mul(j, along), b.mul(k, down))))
                 b.store(x, f.at(target, b.add(b.mul(k, padded), j)))
 
-            with b.if_else(b.and_(whole, b.icmp_signed("==", along, f.number(1)))) as (rowwise, other):
-                with rowwise, f.loop(0, depth) as k:
-                    row = f.load(f.at(source, b.mul(k.index, down)), lanes, size)
-                    f.store(row, f.at(target, b.mul(k.index, padded)), lanes * size)
+            with b.if_else(b.icmp_signed("==", along, f.number(1))) as (rowwise, other):
+                with rowwise:
+                    some = f.first_lanes(left, lanes)
+                    with f.loop(0, depth) as k:
+                        row = f.load_some(f.at(source, b.mul(k.index, down)), some, size)
+                        f.store(row, f.at(target, b.mul(k.index, padded)), lanes * size)
                 with other, b.if_else(b.and_(whole, b.icmp_signed("==", down, f.number(1)))) as (columnwise, rest):
                     with columnwise:
                         most = b.and_(depth, f.number(-lanes))
@@ -253,14 +255,16 @@ class _Writer:
             b.call(inner, [depth, left, right, place, apart, b.and_(add, whole), *asked])
             b.branch(done)
         b.position_at_end(done)
-        with b.if_then(b.not_(whole)), f.loop(0, rows) as r, f.loop(0, columns) as q:
-            x = b.load(f.at(corner, b.add(f.product(r.index, s.across), q.index)))
-            to = f.at(c, b.add(b.mul(r.index, down), q.index))
-            with b.if_else(add) as (more, new):
-                with more:
-                    b.store(b.fadd(b.load(to), x), to)
-                with new:
-                    b.store(x, to)
+        with b.if_then(b.not_(whole)), f.loop(0, columns, s.lanes) as v:
+            some = f.first_lanes(b.sub(columns, v.index), s.lanes)
+            with f.loop(0, rows) as r:
+                x = f.load(f.at(corner, b.add(f.product(r.index, s.across), v.index)), s.lanes, s.size)
+                to = f.at(c, b.add(b.mul(r.index, down), v.index))
+                with b.if_else(add) as (more, new):
+                    with more:
+                        f.store_some(b.fadd(f.load_some(to, some, s.size), x), to, some, s.size)
+                    with new:
+                        f.store_some(x, to, some, s.size)
         b.ret_void()
         return f.made
 

@@ -206,24 +206,27 @@ class Team:
     def carry_out(self, order: "Order") -> None:
         """Carry out a list.  Where another thread is at it, this one works alone, with memory of its own."""
         run = self.run or self._compile()
-        if not self.lock.acquire(blocking=False):
+        if not self.lock.acquire(False):
             own = _scratch()
             run((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0))
             return
         try:
-            order.list[3], order.list[4] = self.places[0], 0
+            order.list[3] = self.places[0]
             if order.threads > 1:
-                while len(self.helpers) < order.threads - 1:
-                    self.helpers.append(_Helper(self, len(self.helpers)))
-                self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
-                for helper in self.helpers[: order.threads - 1]:
-                    if not helper.awake:
-                        helper.called.set()
-                order.list[4] = self.places[1]
+                self._call_helpers(order)
             run(order.list)
         finally:
             self.at_work = 0
             self.lock.release()
+
+    def _call_helpers(self, order: "Order") -> None:
+        while len(self.helpers) < order.threads - 1:
+            self.helpers.append(_Helper(self, len(self.helpers)))
+        self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
+        for helper in self.helpers[: order.threads - 1]:
+            if not helper.awake:
+                helper.called.set()
+        order.list[4] = self.places[1]
 
     def _compile(self) -> Any:
         self.run = callable_at(compiled("run", write_run, "run"), ctypes.c_void_p)
