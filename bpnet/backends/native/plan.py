@@ -197,11 +197,16 @@ class Plan:
                 lines.append(f"    else: {name} = meet({k}, {name})")
             elif a is None:
                 lines.append(f"if {name} is not None: raise Changed")
+        single = {}
         for k, (shape, dtype) in enumerate(self.made):
-            lines.append(f"made{k} = empty({shape!r}, {dtype.name})")
-            lines.append(f"where[{FIRST + len(self.arrays) + k}] = addressof(view(made{k}))")
+            at = FIRST + len(self.arrays) + k
+            if shape:
+                lines.append(f"made{k} = empty({shape!r}, {dtype.name}); where[{at}] = addressof(view(made{k}))")
+            else:  # read from a place that stays, which is quicker
+                single[f"single{k}"] = numpy.empty((), dtype)
+                self.where[at] = single[f"single{k}"].ctypes.data
         lines = ["with lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
-        lines.append("    carry_out(order)")
+        lines += ["    carry_out(order)", *(f"    made{name[6:]} = {name}[()]" for name in single)]
         results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
@@ -212,7 +217,7 @@ class Plan:
             "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
             "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
             "carry_out": TEAM.carry_out, "Changed": Changed, "lock": threading.Lock(),
-            "float32": numpy.float32, "float64": numpy.float64,
+            "float32": numpy.float32, "float64": numpy.float64, **single,
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
         call: Any = space["call"]
@@ -221,8 +226,8 @@ class Plan:
 
     def clocked(self, rounds: int) -> list[tuple[str, float]]:
         """What each command does, and the least seconds that it took, one after the other, in so many rounds."""
-        made = [numpy.empty(shape, dtype) for shape, dtype in self.made]
-        for k, a in enumerate(made, FIRST + len(self.arrays)):
+        made = {k: numpy.empty(*kind) for k, kind in enumerate(self.made, FIRST + len(self.arrays)) if kind[0]}
+        for k, a in made.items():
             self.where[k] = a.ctypes.data
         bases, least = ctypes.addressof(self.where), [float("inf")] * len(self.list)
         for _ in range(rounds):
