@@ -31,8 +31,11 @@ def processor() -> dict[str, str]:
 
 
 NUMBERS = {"family": "cpu family", "model": "model"}
-KERNELS = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
-"""Variables of the environment by which libraries choose their machine code."""
+KERNELS = (
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY", "XLA_FLAGS"),
+)
+"""Variables of the environment by which libraries choose their machine code: figures made with them are told apart."""
 
 
 def accelerator() -> str | None:

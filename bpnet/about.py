@@ -58,24 +58,12 @@ def describe_machine() -> JSON:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "blas": blas,
-        "advice": advice(blas[0], np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])),
         "backends": {name: describe_library(name) for name in backends.NAMES},
         "extras": {
             name: version(name)
             for name in ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "onnx", "mpi4py", "nvmath-python")
         },
     }
-
-
-def advice(blas: JSON, processor: list[str]) -> str | None:
-    """What would make NumPy's own products faster, if anything; `processor` lists its vectors as NumPy does."""
-    wide = {"AVX512_SKX", "X86_V4"} & set(processor)
-    if wide and blas["name"] == "openblas" and blas["kernels"] in ("Haswell", "Zen"):
-        return (
-            "OpenBLAS leaves half of this processor's vectors unused; with OPENBLAS_CORETYPE=SkylakeX in the "
-            "environment, its products can be twice as fast (those of the extra jit are already)"
-        )
-    return None
 
 
 def version(distribution: str) -> str | None:
@@ -133,8 +121,6 @@ def show_machine(result: JSON) -> None:
         threads = "" if blas["threads"] is None else f", {count(blas['threads'], 'thread')}"
         kernels = f", kernels for {blas['kernels']}" if blas["kernels"] else ""
         grid.add_row("BLAS", f"{blas['name']} {blas['version'] or ''}{kernels}{threads}")
-    if result["advice"]:
-        grid.add_row("", result["advice"])
     for name, library in result["backends"].items():
         if "problem" in library:
             state = f"{library['version'] or 'broken'}, no device: {library['problem']}"

@@ -18,7 +18,7 @@ import bpnet as bp
 pytest.importorskip("typer", reason="the command line needs typer (the cli extra)")
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
 
-from bpnet import about, cli
+from bpnet import cli
 
 SMALL = ("--hidden", "16", "--epochs", "8", "--batch-size", "16", "--lr", "0.02", "--dropout", "0", "--quiet")
 
@@ -262,14 +262,6 @@ def test_info_about_the_machine():
     text = ok("info").out
     for word in ("bpnet", bp.__version__, "BLAS", "numpy", "torch", "scikit-learn"):
         assert word in text
-
-
-def test_advice_where_openblas_takes_kernels_for_half_the_processor():
-    blas = {"name": "openblas", "version": "0.3", "kernels": "Haswell", "threads": 2}
-    assert "OPENBLAS_CORETYPE=SkylakeX" in about.advice(blas, ["X86_V3", "X86_V4"])
-    assert about.advice(blas, ["X86_V3"]) is None
-    assert about.advice(blas | {"kernels": "SkylakeX"}, ["X86_V3", "X86_V4"]) is None
-    assert about.advice(blas | {"name": "mkl"}, ["X86_V4"]) is None
 
 
 def test_help_names_every_command_and_option():
