@@ -315,6 +315,9 @@ def train(
         int, typer.Option(metavar="N", min=0, help="Of start values, order, dropout and held-out rows.")
     ] = 0,
     backend: BackendName = "numpy",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="Of products: float32; on a GPU also tf32 or bfloat16.")
+    ] = "float32",
     validation: Annotated[float, typer.Option(metavar="X", help="Share of the rows that is held out.")] = 0.2,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the model goes.")] = Path("model.safetensors"),
     plot: Annotated[
@@ -351,7 +354,7 @@ def train(
     x, y = recipe.x(table), recipe.y(table, chosen)
     drop = drop or Dropout(0.4 if recipe.classes else 0.0)
     hidden_layers = [layer for one in dense for layer in ((one, drop) if drop.rate else (one,))]
-    trainer = Trainer(network_for(table, recipe, chosen, hidden_layers), chosen, rule, seed=seed)
+    trainer = Trainer(network_for(table, recipe, chosen, hidden_layers), chosen, rule, seed=seed, precision=precision)
     xt, yt = library.from_host(x[rows]), library.from_host(y[rows])
     judged = held_out if len(held_out) else rows
     xv, yv = library.from_host(x[judged]), library.from_host(y[judged])
@@ -393,6 +396,7 @@ def train(
             "seconds": seconds,
             "backend": backend,
             "device": device,
+            "precision": precision,
             "data": data,
             "training_rows": len(rows),
             "held_out_rows": len(held_out),

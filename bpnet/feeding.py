@@ -233,13 +233,20 @@ def _values(layer: Layer, in_shape: Shape) -> tuple[int, int]:
     return total + 2 * out, max(largest, out, math.prod(in_shape))  # an output, and what it was made from or a mask
 
 
-def no_room(error: Exception, backend: Backend, layout: Layout, like: Array, rows: int) -> NoRoomError:
-    """The error to raise where a step on a batch of `rows` failed for want of memory, and holds none any more."""
+def no_room(
+    error: Exception, backend: Backend, layout: Layout, like: Array, rows: int, training: bool = True
+) -> NoRoomError:
+    """The error to raise where a batch of `rows` failed for want of memory, in a step of training or a forward pass.
+
+    What the pass had made must be free again: what fits is told by the memory that is there now.
+    """
     wanted, memory = backend.wanted(error), backend.memory(like)
-    text = f"a training step on a batch of {rows} rows needs more memory than there is"
+    what = "training step on a batch" if training else "forward pass"
+    text = f"a {what} of {rows} rows needs more memory than there is"
     if wanted is not None:
         text += f": {wanted:,} bytes more were wanted"
     smaller = "batches of {} rows" if layout.network.couples_rows or layout.buffers else "micro_batch={}"
+    smaller = smaller if training else "batch_size={}"
     if memory is None:
         return NoRoomError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
     free, total = memory

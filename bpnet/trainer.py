@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from bpnet.errors import (
     ArrayMismatchError,
     DivergedError,
     DTypeError,
+    NoRoomError,
     NotBuiltError,
     OptionError,
     ShapeError,
@@ -418,15 +419,25 @@ class Trainer:
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
         numbers, number = self._numbers(self.step_count)
-        backend, layout = self._have()
         try:
             self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
-        except backend.no_room as error:
-            traceback.clear_frames(error.__traceback__)  # which hold what the step had made
-            count = x.shape[0] if rows is None else rows.shape[0]
-            raise no_room(error, backend, layout, self._carry[0], count) from error
+        except self.backend.no_room as error:
+            raise self._no_room(error, (x if rows is None else rows).shape[0], training=True) from error
         self.step_count = number
         return value
+
+    def _no_room(self, error: Exception, rows: int, training: bool) -> NoRoomError:
+        traceback.clear_frames(error.__traceback__)  # which hold what had been made
+        backend, layout = self._have()
+        return no_room(error, backend, layout, self._carry[0], rows, training)
+
+    def _forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
+        """function(theta, buffers, x, *args), `function` being `_outputs` or `_scores`."""
+        theta, buffers, _ = self._carry
+        try:
+            return function(theta, buffers, x, *args)
+        except self.backend.no_room as error:
+            raise self._no_room(error, x.shape[0], training=False) from error
 
     def _diverged(self, batches: Iterator[Batch], before: Snapshot, work: float) -> None:
         """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
@@ -487,14 +498,13 @@ class Trainer:
             if not fed and (kind := (type(x), x.dtype, x.shape, device)) != self._known_x:
                 rows = self._rows(x, "x", values=False)[1]
                 self._known_x = kind if rows is x else ()
-            theta, buffers, _ = self._carry
             if size is None and not fed:
-                result, total = self._outputs(theta, buffers, rows)
+                result, total = self._forward(self._outputs, rows)
                 sums = built.fetch([total])
             else:
                 data = self._fed(x, "x") if fed else Data(built, rows, None, None)
                 with self._session(data.count):
-                    found = [self._outputs(theta, buffers, bx) for bx, *_ in data.batches(size)]
+                    found = [self._forward(self._outputs, bx) for bx, *_ in data.batches(size)]
                     parts = [built.to_host(part) if fed else part for part, _ in found]
                     sums = built.fetch([total for _, total in found])
                 result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
@@ -504,11 +514,11 @@ class Trainer:
         return result
 
     def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
-        backend, (theta, buffers, _) = self.backend, self._carry
+        backend = self.backend
         with self._session(data.count):
             total = data.total()
             size = self.micro_batch if batch_size is None else batch_size
-            found = [self._scores(theta, buffers, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
+            found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             result = {"loss": sum(backend.fetch([value for value, _ in found]))}
             if found[0][1] is not None:
                 result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total

@@ -282,7 +282,7 @@ def test_help_names_every_command_and_option():
         "seed",
     ):
         assert f"--{option}" in text
-    for option in ("backend", "validation", "output", "plot", "json", "quiet"):
+    for option in ("backend", "precision", "validation", "output", "plot", "json", "quiet"):
         assert f"--{option}" in text
 
 
@@ -473,6 +473,8 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
     [
         (("--activation", "rleu"), "unknown activation 'rleu': did you mean 'relu'?"),
         (("--loss", "mes"), "did you mean 'mse'?"),
+        (("--precision", "half"), "precision is 'half'; expected 'float32', 'tf32' or 'bfloat16'"),
+        (("--precision", "tf32"), "which products of numpy arrays do not have here"),
         (("--optimizer", "adma"), "did you mean 'adam'"),
         (("--backend", "nunpy"), "did you mean 'numpy'?"),
         (("--hidden", "12,x"), "--hidden is '12,x'; expected whole numbers"),

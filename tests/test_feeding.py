@@ -1,6 +1,7 @@
 """Training on a device from arrays of the host: the same results, batches that are never overwritten, clear errors."""
 
 import copy
+import functools
 import gc
 import pickle
 import re
@@ -314,6 +315,24 @@ def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, wo
     for _ in range(3):
         smaller.step(bx, by)
     assert smaller.step_count == 3
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_a_forward_pass_without_room_says_what_would_fit(name: str, world: World) -> None:
+    x, y, _ = data(8192)
+    bx, by = world.array(x), world.array(y)
+    trainer = bp.Trainer(NET, "cross_entropy")
+    trainer.step(bx[:64], by[:64])
+    call = functools.partial(getattr(trainer, name), *(bx, by)[: 1 + (name == "evaluate")])
+    world.limit = world.used + 200_000
+    with pytest.raises(bp.errors.NoRoomError, match="a forward pass of 8192 rows needs more memory") as caught:
+        call()
+    found = re.search(r"batch_size=(\d+) would fit", str(caught.value))
+    assert found is not None, str(caught.value)
+    del caught
+    gc.collect()
+    world.limit = world.used + 900_000  # what comes of it takes memory too
+    call(batch_size=int(found[1]))
 
 
 def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
