@@ -252,7 +252,11 @@ def no_room(
     free, total = memory
     text += f"{',' if wanted is not None else ':'} {free:,} bytes of {total:,} are free without it. "
     itemsize = int(like.dtype.itemsize)
-    fits = (int(0.8 * free) - layout.size * itemsize) // bytes_a_row(layout, itemsize)  # and one gradient
+    if training:
+        fits = (int(0.8 * free) - layout.size * itemsize) // bytes_a_row(layout, itemsize)  # and one gradient
+    else:  # what enters and leaves a layer, and what it may make in between
+        widest = _values(layout.network, layout.in_shape)[1]
+        fits = int(0.8 * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
     fits = min(_half(rows), 1 << max(fits, 1).bit_length() - 1)
     hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
     return NoRoomError(f"{text}Nothing was changed by it; {hint}")

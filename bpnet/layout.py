@@ -74,7 +74,7 @@ class Layout:
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
-        parts = [backend.flat(_at(tree, slot.path)) for slot in self.parameters]
+        parts = [backend.flat(_fitting(tree, slot)) for slot in self.parameters]
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
@@ -127,11 +127,25 @@ class Room:
 
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
-        values = [(view, _at(tree, slot.path)) for slot, view in zip(self.layout.parameters, self.views, strict=True)]
+        values = [(view, _fitting(tree, slot)) for slot, view in zip(self.layout.parameters, self.views, strict=True)]
         moved = [(view, value) for view, value in values if value is not view]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector
+
+
+def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
+    """The array for `slot`; raises ShapeError where a layer of the user's gave none, or one of another shape."""
+    value = _at(tree, slot.path, None)
+    shape = getattr(value, "shape", None)
+    if shape == slot.shape:
+        return value
+    *where, name = slot.path
+    got = "none" if value is None else kind_of(value) if shape is None else f"one of shape {tuple(shape)}"
+    raise ShapeError(
+        f"layer {'.'.join(where)!r}: the gradient of {name!r} has the shape of its parameter, {slot.shape}; "
+        f"backward gave {got}"
+    )
 
 
 def layout_of(network: Layer, in_shape: Shape) -> Layout:

@@ -504,9 +504,16 @@ class Trainer:
             else:
                 data = self._fed(x, "x") if fed else Data(built, rows, None, None)
                 with self._session(data.count):
-                    found = [self._forward(self._outputs, bx) for bx, *_ in data.batches(size)]
-                    parts = [built.to_host(part) if fed else part for part, _ in found]
-                    sums = built.fetch([total for _, total in found])
+                    parts: list[Array] = []
+                    totals: list[Array] = []
+                    for bx, *_ in data.batches(size):
+                        part, total = self._forward(self._outputs, bx)
+                        if fed and parts:  # while this one is computed
+                            parts[-1] = built.to_host(parts[-1])
+                        parts.append(part)
+                        totals.append(total)
+                    parts[-1] = built.to_host(parts[-1]) if fed else parts[-1]
+                    sums = built.fetch(totals)
                 result = parts[0] if len(parts) == 1 else backend.xp.concat(parts)
             if not math.isfinite(sum(sums)):
                 with backend.session(device=device):

@@ -188,7 +188,7 @@ class Fake:
             z = GELU.value(bp.backends.get("numpy"), z)
         if name == "BGRADA":
             write(self._vector(told[8], out), first.sum(axis=1))
-        write(out, np.maximum(z, 0.0) if "RELU" in name else z)
+        write(out, np.fmax(z, 0.0) if "RELU" in name else z)  # 0 where z is not a number
         self.done.append(name)
         self.streams.append(stream)
 

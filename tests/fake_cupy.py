@@ -218,6 +218,9 @@ class Pool:
     def __init__(self, source: Any) -> None:
         self.source, self.released = source, False
 
+    def set_limit(self, *, size: int) -> None:
+        assert size == 0  # none
+
     def malloc(self, size: int) -> Token:
         token: Token = self.source(size)
         token.pool, self.released = self, False

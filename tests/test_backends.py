@@ -90,7 +90,7 @@ def test_large_mask_does_not_depend_on_threads(library):
 # ---- operations the standard lacks ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float64", 4e-16, 0.0), ("float32", 0.0, 2e-7)])
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float64", 5e-16, 0.0), ("float32", 0.0, 2e-7)])
 def test_erf(backend, dtype, rtol, atol):
     z = np.concatenate([np.linspace(-7, 7, 701), [1e-300, 1e-30, 1e-8, -1e-8, 30, -30, 1e8, -1e8, 0]]).astype(dtype)
     exact = [float(mpmath.erf(v)) for v in z.tolist()]

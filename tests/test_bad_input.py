@@ -605,6 +605,39 @@ def test_numpy_scalars_are_numbers(tmp_path: Any) -> None:
 # ---- layers of a user's own -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Careless(bp.Layer):
+    """Its gradient has a wrong shape, or is not there."""
+
+    mistake: str
+
+    def out_shape(self, in_shape: Any) -> Any:
+        return in_shape
+
+    def init(self, rng: Any, in_shape: Any) -> Any:
+        return {"s": rng.full(in_shape, 1.0)}
+
+    def forward(self, run: Any, p: Any, x: Any) -> Any:
+        return x * p["s"], x
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+        wrong = {"rows": {"s": dy * cache}, "number": {"s": run.xp.sum(dy * cache)}, "none": {}}
+        return dy * p["s"], wrong[self.mistake]
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize(
+    ("mistake", "got"), [("rows", r"one of shape \(20, 4\)"), ("number", "one of shape"), ("none", "none")]
+)
+def test_a_gradient_of_another_shape(mistake: str, got: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if jit:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    monkeypatch.setattr(bp.backends.get("numpy"), "jit", jit)
+    trainer = fresh(bp.Sequential(Careless(mistake), bp.Dense(3)))
+    with pytest.raises(ShapeError, match=rf"layer '0': the gradient of 's' has .*\(4,\); backward gave {got}"):
+        trainer.step(X, Y)
+
+
 class Plain(bp.Layer):
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
         return x, None

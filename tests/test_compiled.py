@@ -723,10 +723,40 @@ USE = (
 )
 
 
+def _evaluated(trainer: bp.Trainer, x: Any, y: Any) -> float:
+    trainer.evaluate(x, y, sample_weight=np.random.default_rng(1).uniform(size=len(x)))
+    return trainer.evaluate(x, y)["loss"]
+
+
+def _stepped(trainer: bp.Trainer, x: Any, y: Any) -> float:
+    trainer.step(x, y, np.linspace(0.0, 2.0, 2 * len(x))[::2])
+    return float(trainer.step(x, y))
+
+
+def _shuffled(trainer: bp.Trainer, x: Any, y: Any) -> float:
+    trainer.fit(x, y, batch_size=len(x) // 4, progress=False)
+    return float(trainer.step(x, y))
+
+
+@pytest.mark.parametrize("calls", [_evaluated, _stepped, _shuffled])
+def test_what_was_passed_before_and_is_gone_is_not_used(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and orders that no longer exist when a call without any follows."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((400, 20)), rng.integers(0, 3, 400)
+    found = []
+    for choice in (False, True):
+        monkeypatch.setattr(SEAM, "jit", choice)
+        trainer = bp.Trainer(bp.Sequential(bp.Dense(32, "relu"), bp.Dense(3)), "cross_entropy", seed=0).build(x)
+        found.append(calls(trainer, x, y))
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+
+
 OTHER_PROCESSOR = """
 import numpy as np
 from bpnet.backends.native import code
 code.vector_bytes, code.many_registers, code.fuses = (lambda: {width}), (lambda: {many}), (lambda: {fuses})
+if not {many} and code.llvm.get_default_triple().startswith("x86_64"):  # and no instruction that it lacks
+    code._identity = lambda: ("", "haswell" if {fuses} else "x86-64", "")
 import bpnet as bp
 seam = bp.backends.get("numpy")
 rng = np.random.default_rng(0)

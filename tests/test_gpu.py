@@ -318,11 +318,11 @@ def test_a_step_neither_waits_nor_copies(
         trainer.step(x, y, check=False)
     with busy(cupy) as event:
         begin = time.perf_counter()
-        for _ in range(5):
+        for _ in range(2):  # of up to 180 launches, of which a device's queue holds about 1,000
             trainer.step(x, y, check=False)
         seconds = time.perf_counter() - begin
-        assert not event.done, f"5 steps returned after {seconds:.3f} s, when the device had finished its other work"
-    record_testsuite_property(f"host us a step, {dtype} {optimizer} without {without}", seconds / 5 * 1e6)
+        assert not event.done, f"2 steps returned after {seconds:.3f} s, when the device had finished its other work"
+    record_testsuite_property(f"host us a step, {dtype} {optimizer} without {without}", seconds / 2 * 1e6)
     with counted(cupy) as seen:
         for _ in range(3):
             trainer.step(x, y, check=False)

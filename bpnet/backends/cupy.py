@@ -95,7 +95,7 @@ class CupyBackend(Backend):
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         with values.device:
             total = cupy.zeros((length, *values.shape[1:]), dtype=values.dtype)
-            cupyx.scatter_add(total, index, values)
+            cupy.add.at(total, index, values)
         return total
 
     def room(self, size: int, like: Array) -> Array | None:

@@ -67,7 +67,12 @@ class Source:
 
     def __call__(self, size: int) -> Any:
         with self.stream:
-            return self.allocate(size)
+            try:
+                return self.allocate(size)
+            except cupy.cuda.runtime.CUDARuntimeError as error:  # of an allocator without a pool; see above
+                if error.status != 2:  # cudaErrorMemoryAllocation
+                    raise
+                raise cupy.cuda.memory.OutOfMemoryError(size, 0, 0) from error
 
     def follow(self) -> None:
         """From now on, take what is current."""
@@ -109,6 +114,7 @@ class CapturedStep:
         """The stream of the last call."""
         self.source = Source()
         self.pool = cupy.cuda.MemoryPool(self.source)
+        self.pool.set_limit(size=0)  # else it would give back what graphs use when it meets CUPY_GPU_MEMORY_LIMIT
         self.stream: Any = None
         """The one that captures."""
         weakref.finalize(self, _retire, self.kinds, self.pool, self.source, self.numbers).atexit = False

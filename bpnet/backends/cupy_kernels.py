@@ -104,8 +104,10 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     """y, and what the derivative of f reads.
 
     The product's epilogue adds the bias and applies relu, whose derivative reads y itself: so the bit mask that the
-    library offers would only be more memory.  It applies gelu by tanh too, but nothing is documented of how exactly,
-    so not where float32 is wanted.  Any other f takes a pass of its own over what the product stored.
+    library offers would only be more memory.  It may make 0 of what is not a number (NVIDIA's forum, topic 329783),
+    where the rule hands that on.  A training that diverges is still seen from its parameters: what is not finite in a
+    layer's input makes its weights' gradient so, times 0 or not.  It applies gelu by tanh too, but how exactly is not
+    documented, so not where float32 is wanted.  Any other f takes a pass of its own over what the product stored.
     """
     x, weight = contiguous(x), contiguous(weight)
     named, biased = known(f), "" if bias is None else "_BIAS"

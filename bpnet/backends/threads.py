@@ -40,27 +40,25 @@ class Session:
     A call that `compiles` computes with neither BLAS nor NumPy, until a session within it says that it does.
     """
 
-    __slots__ = ("compiles", "errors", "held", "outer", "own", "threads")
+    __slots__ = ("before", "compiles", "errors", "held", "outer", "own", "threads")
 
     def __init__(self, threads: int | None, compiles: bool) -> None:
         self.threads, self.compiles = threads, compiles
 
     def __enter__(self) -> None:
-        self.outer = outer = current.threads
-        if not outer:
-            current.compiles = self.compiles
-        current.threads = self.threads or outer or available_threads()
         self.held = not self.compiles and not current.held
         if self.held:
-            current.held = True
             self.own = BLAS.hold()
             self.errors = numpy.errstate(all="ignore")
             self.errors.__enter__()
+            current.held = True
+        self.outer, self.before = current.threads, current.compiles
+        current.threads, current.compiles = self.threads or self.outer or available_threads(), self.compiles
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        current.threads = self.outer
+        current.threads, current.compiles = self.outer, self.before
         if self.held:
             current.held = False
             self.errors.__exit__(kind, error, trace)

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import threading
 import time
 import weakref
@@ -57,29 +58,36 @@ class Compiled:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
         self.plans: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
+        self.lock: Any = threading.RLock()
+        _LOCKED.add(self)
 
     def __call__(self, threads: int, *args: Any) -> Any:
         """function(*args), on so many threads."""
-        if self.last[0] == threads:
+        known, call = self.last
+        if known == threads:
             try:
-                return self.last[1](*args)
+                return call(*args)
             except Changed:
                 pass
+        with self.lock:
+            call = self._find(threads, args)
+        return call(*args)
+
+    def _find(self, threads: int, args: Any) -> Callable[..., Any]:
         leaves = leaves_of(args)
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
-        call = self.plans.get(key)
+        call = self.plans.pop(key, None)
         if call is None:
-            call = self.plans[key] = self._plan(args, leaves, threads)
-            if len(self.plans) > MOST_PLANS:
+            call = self._plan(args, leaves, threads)
+            if len(self.plans) == MOST_PLANS:
                 self.plans.popitem(last=False)
-        else:
-            self.plans.move_to_end(key)
+        self.plans[key] = call
         self.last = (0 if call is self.plain else threads), call
-        return call(*args)
+        return call
 
     def _plan(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
         try:
-            return Plan(self.function, args, leaves, self.donate, self.cut, threads).call
+            return Plan(self.function, args, leaves, self.donate, self.cut, threads).caller(args, leaves)
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
         except Exception:  # a fault here is no reason for a training to end
@@ -140,7 +148,8 @@ class Plan:
         self.numbers = graph.numbers
         self._lay_out(result, leaves, real, given_up, graph)
         self._compile()
-        self.call = self._caller(args, leaves)
+        self.lock: Any = threading.Lock()
+        _LOCKED.add(self)
 
     def _lay_out(self, result: Tree, leaves: list[Any], real: Any, given_up: int, graph: Any) -> None:
         self.result = result if isinstance(result, tuple) else (result,)
@@ -182,17 +191,20 @@ class Plan:
         self.where[ARENA] = -(-self.arena.ctypes.data // 64) * 64
         self.order = Order(self.list, ctypes.addressof(self.where), self.together)
 
-    def _caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
-        """call(*args), written for this plan: between two steps of a small network nothing else takes longer."""
+    def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
+        """call(*args), written for this plan: between two steps of a small network nothing else takes longer.
+
+        The plan does not hold it, so that a plan that is no longer kept goes away at once, and its memory with it.
+        """
         names = [f"v{i}" for i in range(len(leaves))]
         lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.numbers)]
         for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
             if isinstance(a, numpy.ndarray):
                 k = self.arrays.index(i)
-                place = f"where[{FIRST + k}] = addressof(view({name})); seen[{k}] = ref({name})"
+                place = f"seen[{k}] = nothing; where[{FIRST + k}] = addressof(view({name})); seen[{k}] = ref({name})"
                 same = f"type({name}) is ndarray and {name}.dtype is kinds[{k}][1] and {name}.shape == {a.shape}"
                 common = f"{same} and {name}.flags.carray" if a.size else "False"  # in order, aligned, writeable
-                lines.append(f"if {name} is not seen[{k}]():")
+                lines.append(f"if {name} is None or {name} is not seen[{k}]():")  # what has died is None too
                 lines.append(f"    if {common}: {place}")
                 lines.append(f"    else: {name} = meet({k}, {name})")
             elif a is None:
@@ -205,7 +217,7 @@ class Plan:
             else:  # read from a place that stays, which is quicker
                 single[f"single{k}"] = numpy.empty((), dtype)
                 self.where[at] = single[f"single{k}"].ctypes.data
-        lines = ["with lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
+        lines = ["with plan.lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
         lines += ["    carry_out(order)", *(f"    made{name[6:]} = {name}[()]" for name in single)]
         results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
@@ -213,14 +225,14 @@ class Plan:
         unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
         source = "\n    ".join([f"def call({', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
         space: dict[str, Any] = {
-            "seen": self.seen, "meet": self._meet, "values": self.values, "where": self.where, "order": self.order,
-            "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
+            "plan": self, "seen": self.seen, "nothing": _nothing, "meet": self._meet, "values": self.values,
+            "where": self.where, "order": self.order, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
             "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
-            "carry_out": TEAM.carry_out, "Changed": Changed, "lock": threading.Lock(),
-            "float32": numpy.float32, "float64": numpy.float64, **single,
+            "carry_out": TEAM.carry_out, "Changed": Changed, "float32": numpy.float32, "float64": numpy.float64,
+            **single,
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
-        call: Any = space["call"]
+        call: Any = space.pop("call")
         call.plan = self  # for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
 
@@ -243,6 +255,7 @@ class Plan:
             raise Changed
         fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.written)
         mine = numpy.asarray(a) if fit else numpy.array(a, order="C")
+        self.seen[k] = _nothing
         self.where[FIRST + k] = mine.ctypes.data
         self.seen[k] = weakref.ref(a) if mine is a else _nothing
         return mine
@@ -250,6 +263,19 @@ class Plan:
 
 def _nothing() -> None:
     """In the place of a weak reference."""
+
+
+_LOCKED: Any = weakref.WeakSet()
+"""What has a lock, which in a forked child another thread may seem to hold for ever."""
+
+
+def _in_child() -> None:
+    for owner in _LOCKED:
+        owner.lock = type(owner.lock)()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _text(tree: Tree, names: Any) -> str:

@@ -221,7 +221,10 @@ class Team:
 
     def _call_helpers(self, order: "Order") -> None:
         while len(self.helpers) < order.threads - 1:
-            self.helpers.append(_Helper(self, len(self.helpers)))
+            try:
+                self.helpers.append(_Helper(self, len(self.helpers)))
+            except RuntimeError:  # no more threads can be had: the list is carried out by those there are
+                break
         self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
         for helper in self.helpers[: order.threads - 1]:
             if not helper.awake:
