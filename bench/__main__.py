@@ -227,6 +227,8 @@ def keep(result: dict[str, Any], path: Path | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     commands = parser()
     options = commands.parse_args(arguments)
+    if options.precision and devices_of(options) == ["cpu"] and set(options.precision) != {"float32"}:
+        commands.error("--precision is for a CUDA device: products on a CPU are float32, or float64 by --dtype")
     if options.command is None:
         return run(options)
     if options.command == "report":

@@ -45,9 +45,11 @@ def gather(folder: Path, gpu: bool = False) -> list[Record]:
     machines: dict[tuple[Any, ...], Record] = {}
     for result in runs:
         key = tuple(str(result["machine"].get(name)) for name in ("cpu", "model", "cores", "gpu", "environment"))
-        earlier = machines.pop(key, {"cases": []})["cases"]
-        cases = {_which(record): record for record in (*earlier, *result["cases"])}
-        machines[key] = {**result, "cases": [cases[which] for which in sorted(cases)]}
+        both = machines.pop(key, {"machine": {}, "cases": []}), result
+        cases = {_which(record): record for run in both for record in run["cases"]}
+        busy = [run["machine"]["busy"] for run in both if "busy" in run["machine"]]
+        machine = result["machine"] | ({"busy": max(busy)} if busy else {})
+        machines[key] = {**result, "machine": machine, "cases": [cases[which] for which in sorted(cases)]}
     return sorted(machines.values(), key=lambda machine: "environment" not in machine["machine"])
 
 
@@ -82,13 +84,17 @@ def others(records: list[Record]) -> str:
 def elsewhere(machines: list[Record]) -> str:
     """A table of the geometric means that a training step had on each machine without a GPU."""
     peers = usual(_of(machines[-1], "cpu", "step"))
-    rows = [["machine", "products in NumPy", "date", *map(label, peers)]]
+    rows = [["machine", "products in NumPy", "date", "", *map(label, peers)]]
     for result in reversed(machines):
         records = _of(result, "cpu", "step")
         means = [mean_ratio(records, name) for name in peers]
+        count = f"{len(records)} steps"
         library = next((r["versions"]["blas"] for r in records if r["versions"].get("blas")), "")
-        rows.append([processor(result), library, result["machine"]["date"][:10], *means])
-    return "Geometric means over the training steps measured on each machine:\n\n" + markdown(rows)
+        rows.append([processor(result), library, result["machine"]["date"][:10], count, *means])
+    return (
+        "Geometric means over the training steps measured on each machine (in brackets: of how many, if not of all):\n\n"
+        + markdown(rows)
+    )
 
 
 def section(result: Record, shown: str) -> str:
@@ -106,8 +112,9 @@ def section(result: Record, shown: str) -> str:
                 continue
             subject = label(records[0]["subject"])
             parts.append(
-                f"One {title} of {subject}: its best time, that time over the matrix products alone, and how many "
-                f"times as long each peer takes (median of the rounds; above 1, {subject} is faster)."
+                f"One {title} of {subject}: its best time; its time over that of its matrix products alone, done by "
+                f"NumPy into arrays made beforehand (below 1 where other products are faster); and how many times as "
+                f"long each peer takes (medians of the rounds; above 1, {subject} is faster)."
             )
             parts.append(markdown(rows))
             if told := others(records):

@@ -188,7 +188,8 @@ def mean_ratio(records: list[Record], name: str) -> str:
     """The geometric mean of a contender's ratios, nothing where it has none."""
     ratios = [r["contenders"].get(name, {}).get("ratio") for r in records]
     medians = [ratio["median"] for ratio in ratios if ratio]
-    return f"{statistics.geometric_mean(medians):.2f}" if medians else ""
+    some = f" ({len(medians)})" if len(medians) < len(records) else ""
+    return f"{statistics.geometric_mean(medians):.2f}{some}" if medians else ""
 
 
 def overview(result: Record) -> str:

@@ -318,6 +318,9 @@ def train(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Of products: float32; on a GPU also tf32 or bfloat16.")
     ] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processors to use on a CPU; all if not given.")
+    ] = None,
     validation: Annotated[float, typer.Option(metavar="X", help="Share of the rows that is held out.")] = 0.2,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the model goes.")] = Path("model.safetensors"),
     plot: Annotated[
@@ -354,7 +357,13 @@ def train(
     x, y = recipe.x(table), recipe.y(table, chosen)
     drop = drop or Dropout(0.4 if recipe.classes else 0.0)
     hidden_layers = [layer for one in dense for layer in ((one, drop) if drop.rate else (one,))]
-    trainer = Trainer(network_for(table, recipe, chosen, hidden_layers), chosen, rule, seed=seed, precision=precision)
+    trainer = Trainer(
+        network_for(table, recipe, chosen, hidden_layers),
+        *(chosen, rule),
+        seed=seed,
+        threads=threads,
+        precision=precision,
+    )
     xt, yt = library.from_host(x[rows]), library.from_host(y[rows])
     judged = held_out if len(held_out) else rows
     xv, yv = library.from_host(x[judged]), library.from_host(y[judged])

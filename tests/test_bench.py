@@ -177,6 +177,12 @@ def test_command_line_keeps_figures_and_draws_them(tmp_path: Path, capsys: pytes
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_precision_that_a_cpu_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--device", "cpu", "--precision", "tf32", "--workload", "e"])
+    assert "--precision is for a CUDA device" in capsys.readouterr().err
+
+
 def a_run(date: str, batch: int, ms: float, cpu: str = "A processor") -> dict[str, Any]:
     def line(factor: float) -> dict[str, Any]:
         spread = {"median": factor, "min": factor, "max": factor}

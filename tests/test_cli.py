@@ -282,7 +282,7 @@ def test_help_names_every_command_and_option():
         "seed",
     ):
         assert f"--{option}" in text
-    for option in ("backend", "precision", "validation", "output", "plot", "json", "quiet"):
+    for option in ("backend", "precision", "threads", "validation", "output", "plot", "json", "quiet"):
         assert f"--{option}" in text
 
 
