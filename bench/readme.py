@@ -92,7 +92,7 @@ def elsewhere(machines: list[Record]) -> str:
         library = next((r["versions"]["blas"] for r in records if r["versions"].get("blas")), "")
         rows.append([processor(result), library, result["machine"]["date"][:10], count, *means])
     return (
-        "Geometric means over the training steps measured on each machine (in brackets: of how many, if not of all):\n\n"
+        "Geometric means over the training steps measured on a machine (in brackets: of how many, if not of all):\n\n"
         + markdown(rows)
     )
 

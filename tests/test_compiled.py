@@ -396,6 +396,41 @@ def test_several_threads_of_the_user(jit: Any) -> None:
     assert all(np.array_equal(together[number], alone[number % 2]) for number in range(4))
 
 
+FORKS = """
+import os, threading, time
+import numpy as np, bpnet as bp
+bp.backends.get("numpy").jit = True
+x, y = np.random.default_rng(0).random((200, 6)), np.arange(200) % 3
+trainer = bp.Trainer(bp.Sequential(bp.Dense(40, "relu"), bp.Dense(3)), "cross_entropy")
+trainer.step(x, y)
+expected, at_work = trainer.predict(x), True
+
+def predict():
+    while at_work:
+        trainer.predict(x)
+
+thread = threading.Thread(target=predict, daemon=True)
+thread.start()
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(trainer.predict(x), expected) else 1)
+    end = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, 9)  # it hangs
+        time.sleep(0.001)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+at_work = False
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_another_thread_computes(tmp_path: Path) -> None:
+    """Whatever that thread had locked is free in the child."""
+    run(FORKS, BPNET_CACHE_DIR=str(tmp_path))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_training_goes_on_in_a_forked_child(tmp_path: Path) -> None:
     code = (

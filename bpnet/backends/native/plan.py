@@ -58,7 +58,7 @@ class Compiled:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
         self.plans: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
-        self.lock: Any = threading.RLock()
+        self.lock: Any = threading.Lock()
         _LOCKED.add(self)
 
     def __call__(self, threads: int, *args: Any) -> Any:
@@ -271,7 +271,7 @@ _LOCKED: Any = weakref.WeakSet()
 
 def _in_child() -> None:
     for owner in _LOCKED:
-        owner.lock = type(owner.lock)()
+        owner.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
