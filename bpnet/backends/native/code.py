@@ -104,14 +104,14 @@ class Function:
         self.b.store(vector, self.b.bitcast(pointer, vector.type.as_pointer()), align=align)
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
-        """Which lanes of a vector are among the first `count`."""
-        kind = ir.VectorType(I64, lanes)
-        return self.b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), self.splat(count, lanes))
+        """Which lanes of a vector are among the first `count`, which is less than 2**31."""
+        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        return self.b.icmp_signed("<", numbers, self.splat(self.b.trunc(count, I32), lanes))
 
     def load_some(self, pointer: Value, lanes: Value, align: int) -> Value:
         """A vector of the lanes chosen by `first_lanes`; the others are zero, and nothing is read for them."""
         kind = ir.VectorType(pointer.type.pointee, lanes.type.count)
-        zero = ir.Constant(kind, [0.0] * kind.count)
+        zero = ir.Constant(kind, [0] * kind.count)
         place = self.b.bitcast(pointer, kind.as_pointer())
         return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, [place, ir.Constant(I32, align), lanes, zero])
 

@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.backends.native.arithmetic import as_real, constant, operate, triple32
-from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, suffix, vector_bytes
+from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, vector_bytes
 
 ROWS_AHEAD, LINES_AHEAD = 16, 8
 """How many rows ahead, and how much of a row, memory is asked for where rows lie anywhere."""
@@ -145,9 +145,8 @@ class _Writer:
             with f.loop(self.first, whole, self.lanes) as column:
                 _Body(self, column.index, None).work(along, sums)
             with b.if_then(b.icmp_signed("<", whole, self.last)):
-                left = b.trunc(b.sub(self.last, whole), I32)
-                counted = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
-                _Body(self, whole, b.icmp_signed("<", counted, f.splat(left, self.lanes))).work(along, sums)
+                some = f.first_lanes(b.sub(self.last, whole), self.lanes)
+                _Body(self, whole, some).work(along, sums)
         for i, total in sums.items():
             self.row["value", i] = self._across(form.expressions[i][0].partition(":")[2], b.load(total))
         for i, (kind, reference, of_turn, of) in enumerate(form.sinks):
@@ -305,19 +304,13 @@ class _Body:
     def _load(self, place: Any, dtype: str) -> Any:
         if self.mask is None:
             return self.f.load(place, self.lanes, SIZES[dtype])
-        kind = ir.VectorType(place.type.pointee, self.lanes)
-        nothing = ir.Constant(kind, [0] * self.lanes)
-        arguments = [self.b.bitcast(place, kind.as_pointer()), ir.Constant(I32, SIZES[dtype]), self.mask, nothing]
-        return self.f.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, arguments)
+        return self.f.load_some(place, self.mask, SIZES[dtype])
 
     def _store(self, value: Any, place: Any) -> None:
-        size = self.w.size
         if self.mask is None:
-            self.f.store(value, place, size)
-            return
-        target = self.b.bitcast(place, value.type.as_pointer())
-        arguments = [value, target, ir.Constant(I32, size), self.mask]
-        self.f.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
+            self.f.store(value, place, self.w.size)
+        else:
+            self.f.store_some(value, place, self.mask, self.w.size)
 
 
 def write_take(module: ir.Module, name: str, dtype: str) -> None:
