@@ -13,6 +13,12 @@ import numpy as np
 
 from bench.plan import available_cores
 
+KERNELS = (
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY", "XLA_FLAGS"),
+)
+"""Variables of the environment by which libraries choose their machine code: figures made with them are told apart."""
+
 
 def processor() -> dict[str, str]:
     """The processor's name as it gives itself, and the numbers that tell apart those of one name, where it tells."""
@@ -24,18 +30,10 @@ def processor() -> dict[str, str]:
                 told.setdefault(name.strip(), value.strip())
     except OSError:
         pass
-    numbers = ", ".join(f"{name} {told[key]}" for name, key in NUMBERS.items() if key in told)
-    return {"cpu": told.get("model name") or platform.processor() or platform.machine()} | (
-        {"model": numbers} if numbers else {}
-    )
-
-
-NUMBERS = {"family": "cpu family", "model": "model"}
-KERNELS = (
-    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
-    *("MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY", "XLA_FLAGS"),
-)
-"""Variables of the environment by which libraries choose their machine code: figures made with them are told apart."""
+    found = {"cpu": told.get("model name") or platform.processor() or platform.machine()}
+    if "cpu family" in told:
+        found["model"] = f"family {told['cpu family']}, model {told.get('model')}"
+    return found
 
 
 def accelerator() -> str | None:

@@ -1,4 +1,4 @@
-"""What `bpnet info` tells: what is installed here, and what a model file holds."""
+"""What the command line tells: scores in words, what is installed here, and what a model file holds."""
 
 import importlib
 import importlib.metadata

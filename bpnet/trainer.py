@@ -493,7 +493,7 @@ class Trainer:
         backend = of(x)
         device = backend.device(x)
         size = self.micro_batch if batch_size is None else batch_size
-        with backend.session(self.threads, device, self._work(x.shape[0] if x.shape else 1)):
+        with backend.session(self.threads, device, self._work(_rows_of(x))):
             fed, rows = self._feeds(x), x
             if not fed and (kind := (type(x), x.dtype, x.shape, device)) != self._known_x:
                 rows = self._rows(x, "x", values=False)[1]

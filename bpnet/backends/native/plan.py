@@ -209,16 +209,16 @@ class Plan:
                 lines.append(f"    else: {name} = meet({k}, {name})")
             elif a is None:
                 lines.append(f"if {name} is not None: raise Changed")
-        single = {}
+        scalars = {}
         for k, (shape, dtype) in enumerate(self.made):
             at = FIRST + len(self.arrays) + k
             if shape:
                 lines.append(f"made{k} = empty({shape!r}, {dtype.name}); where[{at}] = addressof(view(made{k}))")
             else:  # read from a place that stays, which is quicker
-                single[f"single{k}"] = numpy.empty((), dtype)
-                self.where[at] = single[f"single{k}"].ctypes.data
+                scalars[k] = numpy.empty((), dtype)
+                self.where[at] = scalars[k].ctypes.data
         lines = ["with plan.lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
-        lines += ["    carry_out(order)", *(f"    made{name[6:]} = {name}[()]" for name in single)]
+        lines += ["    carry_out(order)", *(f"    made{k} = scalar{k}[()]" for k in scalars)]
         results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
@@ -229,7 +229,7 @@ class Plan:
             "where": self.where, "order": self.order, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
             "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
             "carry_out": TEAM.carry_out, "Changed": Changed, "float32": numpy.float32, "float64": numpy.float64,
-            **single,
+            **{f"scalar{k}": place for k, place in scalars.items()},
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
         call: Any = space.pop("call")
