@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bpnet.backends.base import Array
+from bpnet.backends.base import Array, Backend, Rule
 from bpnet.errors import ShapeError
 from bpnet.layer import Run, Shape, kernel
 from bpnet.layers.activation import sigmoid
@@ -47,20 +47,42 @@ def row_weights(run: Run, like: Array, weight: Array | None, total: Any, outputs
     return run.xp.reshape(weight, (weight.shape[0],) + (1,) * (like.ndim - 1)) * scale
 
 
+class _Elementwise(Loss):
+    """Base of the losses that are a mean over outputs, each with a target of its own."""
+
+    @staticmethod
+    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+        """factor l(output, target), and factor dl/doutput."""
+        raise NotImplementedError
+
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+        value, slope = elementwise_loss(run, type(self).rule, output, target, factor)
+        return value, slope
+
+
+@kernel
+def elementwise_loss(run: Run, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    """The sum of a rule's first result, and its second; `factor` is a number, or an array with one for every row."""
+    values, slope = rule(run.backend, output, target, factor)
+    return run.xp.sum(values), slope
+
+
 @dataclass(frozen=True)
-class MeanSquaredError(Loss):
+class MeanSquaredError(_Elementwise):
     """l = mean over outputs of (output - target)**2; dl/doutput = 2 (output - target) / outputs."""
 
     names = {"mean_squared_error": {}, "mse": {}}
 
-    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+    @staticmethod
+    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
         error = output - target
-        scaled = error * row_weights(run, output, weight, total, math.prod(output.shape[1:]))
-        return run.xp.sum(error * scaled), 2.0 * scaled
+        scaled = error * factor
+        return error * scaled, 2.0 * scaled
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(_Elementwise):
     """l = -mean over outputs of t log p + (1 - t) log(1 - p), of probabilities p; dl/dp = (p - t) / (p (1 - p)).
 
     Logarithms are kept above -100, and p (1 - p) above 1e-12, so that a certain and wrong p gives a finite loss.
@@ -70,21 +92,20 @@ class BinaryCrossEntropy(Loss):
     names = {"binary_cross_entropy": {}}
     probabilities = True
 
-    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
-        xp = run.xp
-        factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+    @staticmethod
+    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+        xp = b.xp
         log_p = xp.maximum(xp.log(output), -100.0)
         log_q = xp.maximum(xp.log1p(-output), -100.0)
-        value = xp.sum((target * log_p + (1.0 - target) * log_q) * factor)
         slope = (output - target) / xp.maximum(output * (1.0 - output), 1e-12)
-        return -value, slope * factor
+        return ((target - 1.0) * log_q - target * log_p) * factor, slope * factor
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         return _same_side(run, output, target, 0.5)
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropyWithLogits(Loss):
+class BinaryCrossEntropyWithLogits(_Elementwise):
     """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t.
 
     The same as binary_cross_entropy of sigmoid(z), exact for logits of any size.
@@ -93,12 +114,11 @@ class BinaryCrossEntropyWithLogits(Loss):
     names = {"binary_cross_entropy_with_logits": {}}
     probabilities = True
 
-    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
-        xp = run.xp
-        factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+    @staticmethod
+    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+        xp = b.xp
         softplus = xp.maximum(output, 0.0) + xp.log1p(xp.exp(-xp.abs(output)))
-        value = xp.sum((softplus - target * output) * factor)
-        return value, (sigmoid(run.backend, output) - target) * factor
+        return (softplus - target * output) * factor, (sigmoid(b, output) - target) * factor
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         return _same_side(run, output, target, 0.0)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
+from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
 from bpnet.options import flag, number
 from bpnet.registry import Registered
@@ -203,9 +204,10 @@ class AdamW(Adam):
         return self.weight_decay
 
 
-def clip_by_global_norm(backend: Backend, grad: Array, limit: float) -> Array:
+@kernel
+def clip_by_global_norm(run: Run, grad: Array, limit: float) -> Array:
     """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013)."""
-    xp = backend.xp
+    xp = run.xp
     largest = xp.maximum(xp.max(xp.abs(grad)), float(xp.finfo(grad.dtype).smallest_normal))
     part = grad / largest  # so that no square overflows
     norm = largest * xp.sqrt(xp.sum(part * part))

@@ -81,7 +81,7 @@ def training_step(
             micro_batch=micro_batch,
         )
         if clip_norm is not None:
-            grad = clip_by_global_norm(backend, grad, clip_norm)
+            grad = clip_by_global_norm(Run(backend), grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
         theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=True)

@@ -236,6 +236,8 @@ class World:
     def __init__(self, host: Callable[..., None], seed: int = 0) -> None:
         self.host, self.random = host, random.Random(seed)
         self.seam: Any = None
+        self.codes: set[str] = set()
+        """The texts of all kernels that were launched."""
         self.graveyard: list[Any] = []
         """Memory that was freed, to which something may be written until all is done."""
         self.tokens: weakref.WeakSet[Token] = weakref.WeakSet()
@@ -265,10 +267,8 @@ class World:
             cuda=self.cuda,
             empty=self.empty,
             empty_like=lambda a: self.empty(a.shape, a.dtype),
-            ones=lambda shape, dtype: self.array(np.ones(shape, dtype)),
             matmul=np.matmul,
             add=np.add,
-            sum=np.sum,
             stack=np.stack,
             asnumpy=self.asnumpy,
             array=self.array,
@@ -386,19 +386,16 @@ class World:
         self.forbid("synchronise")
         self.run(lambda: all(stream.done == stream.count for stream in self.streams))
 
-    def module(self, code: str) -> Any:
-        """What CuPy makes of a text: kernels, which run on the host thread by thread."""
+    def function(self, code: str, name: str, device: int) -> Any:
+        """What CuPy makes of a text: a kernel, which runs on the host."""
 
-        def get_function(name: str) -> Any:
-            def launch(grid: Any, block: Any, arguments: Any) -> None:
-                self.counts["kernel"] += 1
-                passed = [_passed(a) for a in arguments]
-                shape = tuple((*grid, 1)[:2]), tuple((*block, 1)[:2])
-                self.enqueue(lambda: self.host(code, name, shape, *passed), arguments)
+        def launch(grid: Any, block: Any, arguments: Any) -> None:
+            self.counts["kernel"] += 1
+            self.codes.add(code)
+            passed = [_passed(a) for a in arguments]
+            self.enqueue(lambda: self.host(code, name, (grid, block), *passed), arguments)
 
-            return launch
-
-        return SimpleNamespace(get_function=get_function)
+        return launch
 
 
 class _Device(str):
@@ -452,7 +449,7 @@ class Products(Fake):
 
 def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
-    from bpnet.backends import cublaslt, cupy_feed, cupy_graph, cupy_kernels, cupy_slots
+    from bpnet.backends import cublaslt, cupy_feed, cupy_graph, cupy_kernels, cupy_launch, cupy_slots, cupy_sums
     from bpnet.backends import cupy as seam
 
     class Backend(seam.CupyBackend):
@@ -465,12 +462,11 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))
     for made in ("_plan", "_handle"):  # nor are those kept that were made for another device
         monkeypatch.setattr(cublaslt, made, functools.cache(getattr(cublaslt, made).__wrapped__))
-    for module in (cublaslt, seam, cupy_feed, cupy_graph, cupy_kernels, cupy_slots):
+    monkeypatch.setattr(cupy_launch, "function", world.function)
+    for module in (cublaslt, seam, cupy_feed, cupy_graph, cupy_kernels, cupy_launch, cupy_slots, cupy_sums):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))
-        if hasattr(module, "module"):
-            monkeypatch.setattr(module, "module", world.module)
     world.seam = Backend(bp.backends.get("numpy").xp)
     monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
     monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from fake_cupy import TECHNIQUES, World, lent
-from test_cuda import compiled, host  # noqa: F401 - a fixture
+from test_cuda import ACTIVATIONS, compiled, host  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
-from bpnet.backends.cuda import Form, keep_mask_source, put_source, source
 from bpnet.feeding import shuffled
 
 
@@ -579,19 +578,69 @@ def test_a_held_part_of_a_key_gives_the_same_mask(rest: tuple[int, ...], number:
     np.testing.assert_array_equal(*map(world.cupy.asnumpy, masks))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nvidias_compiler_takes_them(dtype: str) -> None:
-    for optimizer in (bp.SGD(0.1, momentum=0.9), bp.AdamW(1e-2)):
-        scalars, _ = optimizer.numbers(optimizer.lr, 7)
-        count = len(scalars) + (1 if optimizer.decay else 0)
-        form = Form(type(optimizer).rule, 2 + len(optimizer_state(optimizer)), 0, count, dtype, tuple(range(count - 1)))
-        compiled(source(form).code)
-    compiled(keep_mask_source(dtype, 3))
-    compiled(put_source(dtype))
+# ---- the kernels ----------------------------------------------------------------------------------------------------
+
+LAYERS = [
+    *ACTIVATIONS,
+    bp.Softmax(),
+    bp.BatchNorm(),
+    bp.Dropout(0.2),
+    *(bp.Dense(8, f, bias) for f in ACTIVATIONS for bias in (True, False)),
+    bp.Dense(3),
+]
+DENSE = len(ACTIVATIONS) + 3
+"""From where on the layers are dense."""
+LOSSES = {
+    "cross_entropy": lambda y: (y, np.eye(3)[y]),
+    "mse": lambda y: (np.eye(3)[y],),
+    "binary_cross_entropy_with_logits": lambda y: (np.eye(3)[y],),
+}
 
 
-def optimizer_state(optimizer: bp.Optimizer) -> Any:
-    return optimizer.init(bp.backends.get("numpy"), np.zeros(1))
+@pytest.mark.parametrize(
+    ("dtype", "precision", "first"),
+    [("float32", "float32", 0), ("float64", "float32", 0), ("float32", "bfloat16", 0), ("float32", "bfloat16", DENSE)],
+)
+def test_nvidias_compiler_takes_every_kernel(
+    dtype: str, precision: str, first: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that training launches, whatever the layers, the loss, the optimizer and the precision; dense layers alone
+    store what is rounded."""
+    world.host, net = lambda *_: None, bp.Sequential(*LAYERS[first:])
+    x, y = data(dtype=dtype)
+    for few in (2.0**30, 0.0):
+        monkeypatch.setattr("bpnet.backends.cupy_kernels.FEW_OPERATIONS", few)
+        for loss, targets in LOSSES.items():
+            for optimizer in OPTIMIZERS if loss == "cross_entropy" else ["sgd"]:
+                for target in targets(y):
+                    target = target if target.ndim == 1 else target.astype(dtype)
+                    trainer = bp.Trainer(net, loss, OPTIMIZERS[optimizer], precision=precision, clip_norm=1.0)
+                    for weight in (None, world.array(np.ones(len(x), dtype))):
+                        for _ in range(3):
+                            trainer.step(world.array(x), world.array(target), weight, check=False)
+    assert len(world.codes) > 20
+    for code in world.codes:
+        compiled(code)
+
+
+def test_a_step_is_kernels_and_products(world: World) -> None:
+    """No operation of CuPy's own is left but to take rows, to add a residual, and of vectors of batch normalization."""
+    x, y = map(world.array, data(40))
+    for net, optimizer, loss, own in (
+        (NETS["plain"], "adam", "cross_entropy", 2),
+        (NETS["dropout"], "adamw", "cross_entropy", 4),
+        (NETS["norm"], "nesterov", "mse", 3),
+    ):
+        trainer = made(world, False, net, OPTIMIZERS.get(optimizer, optimizer), clip_norm=1.0)
+        target = y
+        if loss == "mse":
+            trainer.loss = bp.MeanSquaredError()
+            target = world.array(np.eye(3, dtype="float32")[np.zeros(40, int)])
+        rows = world.array(np.arange(20))
+        trainer._advance(x, target, None, rows)
+        before = dict(world.counts)
+        trainer._advance(x, target, None, rows)
+        assert world.counts["operation"] - before["operation"] == own, (net, own)
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(backend, dtype, limit)
     grad = np.random.default_rng(0).standard_normal(50).astype(dtype)
     given = backend.array(grad)
     with backend.seam.session():
-        clipped = backend.call(lambda g: clip_by_global_norm(backend.seam, g, limit), given)
+        clipped = backend.call(lambda g: clip_by_global_norm(bp.Run(backend.seam), g, limit), given)
     norm = np.linalg.norm(np.float64(grad))
     backend.close(clipped, np.float64(grad) * min(1.0, limit / norm))
     assert backend.dtype(clipped) == dtype
@@ -194,7 +194,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(backend, dtype, limit)
 
 
 def test_clipping_leaves_a_gradient_of_zero(backend):
-    clipped = clip_by_global_norm(backend.seam, backend.array(np.zeros(3)), 1.0)
+    clipped = clip_by_global_norm(bp.Run(backend.seam), backend.array(np.zeros(3)), 1.0)
     np.testing.assert_array_equal(backend.host(clipped), np.zeros(3))
 
 
@@ -204,7 +204,7 @@ def test_clipping_as_pytorch(library):
     p = torch.zeros(50, dtype=torch.float64, requires_grad=True)
     p.grad = torch.tensor(grad)
     torch.nn.utils.clip_grad_norm_([p], 0.5)
-    got = clip_by_global_norm(library("numpy").seam, grad, 0.5)
+    got = clip_by_global_norm(bp.Run(library("numpy").seam), grad, 0.5)
     np.testing.assert_allclose(got, p.grad.numpy(), rtol=1e-6)  # PyTorch divides by the norm + 1e-6
 
 
@@ -219,8 +219,8 @@ def test_trainer_clips():
 def test_clipping_keeps_the_direction_of_gradients_whose_squares_overflow(backend):
     grad = backend.array(np.asarray([3e30, 4e30], "float32"))
     with backend.seam.session():
-        clipped = clip_by_global_norm(backend.seam, grad, 5.0)
-        nothing = clip_by_global_norm(backend.seam, grad * 0.0, 5.0)
+        clipped = clip_by_global_norm(bp.Run(backend.seam), grad, 5.0)
+        nothing = clip_by_global_norm(bp.Run(backend.seam), grad * 0.0, 5.0)
     np.testing.assert_allclose(backend.host(clipped), [3.0, 4.0], rtol=1e-6)
     np.testing.assert_array_equal(backend.host(nothing), [0.0, 0.0])
 

@@ -12,11 +12,13 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends import cublaslt, cuda
-from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, fold, threshold
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs
 from bpnet.backends.cupy_feed import PinnedLane
 from bpnet.backends.cupy_graph import CapturedStep
-from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, Kernel, module, widened
+from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
+from bpnet.backends.cupy_launch import Kernel
 from bpnet.backends.cupy_slots import fetch
+from bpnet.backends.cupy_sums import draw
 from bpnet.errors import DeviceError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
@@ -110,20 +112,9 @@ class CupyBackend(Backend):
         real = numpy.dtype(dtype)
         if real.name not in cuda.TYPES or "fused" not in self.techniques:
             return super().keep_mask(key, shape, keep, dtype, device)
-        limit = threshold(keep)
-        held = next((i for i, part in enumerate(key) if isinstance(part, cuda.Held)), None)
-        if held is None:
-            parts, code = (numpy.uint32(fold(key)),), cuda.keep_mask_source(real.name)
-        else:
-            rest = [numpy.uint32(part & 0xFFFFFFFF) for part in key[held + 1 :]]
-            parts = (numpy.uint32(fold(key[:held])), key[held].place, *rest)
-            code = cuda.keep_mask_source(real.name, len(rest))
         with device:
             mask = cupy.empty(shape, real)
-            if mask.size:
-                grid, block = cuda.map_launch(1, mask.size, 1)
-                numbers = (numpy.uint32(limit), real.type(2**32 / limit))
-                module(code).get_function("keep_mask")(grid, block, (numpy.int64(mask.size), *parts, *numbers, mask))
+            draw("keep_mask", 1, key, keep, (mask,))
         return mask
 
     # ---- how work is carried out --------------------------------------------------------------------------------
@@ -168,13 +159,15 @@ class CupyBackend(Backend):
         return results
 
 
-def _fused(rule: Rule, b: Backend, *arrays: Array | None) -> Any:
-    """rule(b, *arrays) by one kernel; an array that is None is left to the rule."""
-    kernel = None if any(a is None for a in arrays) else Kernel.of(rule, arrays)
+def _fused(rule: Rule, b: Backend, *args: Any) -> Any:
+    """rule(b, *args) by one kernel; an array that is None is left to the rule."""
+    count = next((i for i, a in enumerate(args) if isinstance(a, float)), len(args))
+    arrays, scalars = args[:count], args[count:]
+    kernel = None if any(a is None for a in arrays) else Kernel.of(rule, arrays, scalars=scalars)
     if kernel is None:
-        return rule(b, *arrays)
+        return rule(b, *args)
     results = [cupy.empty_like(arrays[0]) for _ in kernel.source.text.results]
-    kernel.map(arrays, results)
+    kernel.map(arrays, results, scalars)
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -274,7 +274,7 @@ class CapturedStep:
         """Launch what writes the loss to the place whose address is held."""
         if result.shape != () or result.dtype != self.losses.dtype:
             raise TypeError(f"the loss is {result.dtype} of the shape {result.shape}, not one {self.losses.dtype}")
-        self.losses.put((1,), (1,), (held.place, result))
+        self.losses.put(held.place, result)
 
     def _capture(self, steps: list[list[Any]], ring: Numbers) -> Any:
         """The graph of the steps of these arguments, which does not run yet."""

@@ -1,103 +1,17 @@
 """CuPy's replacements for the kernels: products by cuBLASLt, and all that is elementwise in one pass around them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import cupy
 import numpy
 
-from bpnet.backends import cublaslt, cuda
+from bpnet.backends import cublaslt
 from bpnet.backends.base import Array, Backend, Rule
-from bpnet.backends.trace import NotTraceableError
+from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, Kernel, as_they_are, contiguous, finished
+from bpnet.backends.cupy_sums import SUMS, column_sums
 from bpnet.errors import DeviceError
-
-
-class Kernel:
-    """A rule as kernels for arrays of one type."""
-
-    def __init__(self, form: cuda.Form) -> None:
-        self.source = cuda.source(form)
-        self.real = numpy.dtype(form.dtype)
-        self.vectors, self.held = form.vectors, bool(form.held)
-        space: dict[str, Any] = {}
-        exec(self.source.text.prepare, space)  # made of names chosen there
-        self.prepare = space["prepare"]
-
-    @staticmethod
-    def of(
-        rule: Rule, arrays: Sequence[Array], vectors: int = 0, scalars: Sequence[Any] = (), stored: Any = None
-    ) -> "Kernel | None":
-        """The kernels of a rule for such arrays; None where they can't be made, or the arrays differ or have gaps.
-
-        The last `vectors` arrays have an entry for every column of the others.  `stored` is the results' type where
-        that, or an array's, may be BFLOAT16.
-        """
-        first = arrays[0]
-        narrow = () if stored is None else tuple([dtype == BFLOAT16 for dtype in (*(a.dtype for a in arrays), stored)])
-        name = "float32" if any(narrow) else first.dtype.name
-        if name not in cuda.TYPES or not first.size:
-            return None
-        for i, a in enumerate(arrays):
-            shape = first.shape if i < len(arrays) - vectors else first.shape[-1:]
-            fits = a.dtype.name == name or (a.dtype == BFLOAT16 and stored is not None)
-            if not fits or a.shape != shape or not a.flags.c_contiguous:
-                return None
-        held = tuple(i for i, s in enumerate(scalars) if isinstance(s, cuda.Held))
-        form = cuda.Form(rule, len(arrays), vectors, len(scalars), name, held, narrow if any(narrow) else ())
-        return _kernel(form)
-
-    def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()) -> None:
-        """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, if of its type."""
-        columns = results[0].shape[-1] if self.vectors else results[0].size
-        rows = results[0].size // columns
-        kind, width = self._width(columns if rows > 1 else 0, (*arrays, *results))
-        grid, block = cuda.map_launch(rows, columns, width)
-        self._function(f"map_{kind}")(
-            grid, block, (numpy.int64(rows), numpy.int64(columns), *arrays, *results, *self._numbers(scalars))
-        )
-
-    def sum(self, arrays: Sequence[Array], result: Array) -> Array:
-        """result <- rule(*arrays), all of them matrices, and the sums of its columns."""
-        rows, columns = result.shape
-        kind, width = self._width(columns, (*arrays, result))
-        (grid, block), step = cuda.sum_launch(rows, columns, width)
-        sums = cupy.empty((grid[1], columns), self.real)
-        self._function(f"sum_{kind}")(
-            grid,
-            block,
-            (*(numpy.int64(n) for n in (rows, columns, step)), *arrays, result, sums, *self._numbers(())),
-        )
-        return sums[0] if len(sums) == 1 else cupy.sum(sums, axis=0)
-
-    def _numbers(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
-        if self.held:
-            return tuple(s.place if isinstance(s, cuda.Held) else numpy.float64(s) for s in scalars)
-        numbers: tuple[Any, ...] = self.prepare(self.real.type, *scalars)
-        return numbers
-
-    def _function(self, name: str) -> Any:
-        return module(self.source.code).get_function(name)
-
-    def _width(self, apart: int, arrays: Sequence[Array]) -> tuple[str, int]:
-        """Which kernel fits: the wide one reads 16 bytes at a time; rows begin so many elements `apart`."""
-        width = cuda.WIDE[self.real.name]
-        wide = apart % width == 0 and all(a.data.ptr % 16 == 0 for a in arrays)
-        return ("wide", width) if wide else ("plain", 1)
-
-
-@lru_cache(maxsize=256)
-def _kernel(form: cuda.Form) -> Kernel | None:
-    try:
-        return Kernel(form)
-    except NotTraceableError:
-        return None
-
-
-@lru_cache(maxsize=256)
-def module(code: str) -> Any:
-    options = ("--std=c++17", "-ffp-contract=off") if cupy.cuda.runtime.is_hip else cuda.OPTIONS
-    return cupy.RawModule(code=code, options=options)
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
@@ -127,7 +41,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
         plain(run, left, right, z)
     arrays = [z] if bias is None else [z, bias]
     rule = f.value if bias is None else _biased(f)
-    kernel = Kernel.of(rule, arrays, vectors=len(arrays) - 1, stored=z.dtype if narrow else None)
+    kernel = Kernel.of(rule, arrays, "ec"[: len(arrays)], stored=z.dtype if narrow else None)
     if kernel is None:
         z = widened(z) if narrow else z
         z = z if bias is None else z + bias
@@ -151,9 +65,11 @@ def dense_backward(
     x, weight, dy = contiguous(x), contiguous(weight), contiguous(dy)
     narrow = run.precision == "bfloat16" and weight.dtype == numpy.float32
     kernel = None
-    if kept is not None:
-        kernel = Kernel.of(f.derivative, (kept, dy), stored=BFLOAT16 if narrow else None)
     few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and by_cublaslt(run)
+    sums_up = has_bias and not few
+    if kept is not None:
+        rule = _summed(f.derivative) if sums_up else f.derivative
+        kernel = Kernel.of(rule, (kept, dy), stored=BFLOAT16 if narrow else None, summed=int(sums_up))
     db = None
     if kernel is None:
         if dy.dtype == BFLOAT16 and known(f) != "IDENTITY":
@@ -162,8 +78,8 @@ def dense_backward(
         dz = rounded(dz) if narrow and dz.dtype != BFLOAT16 else dz
     else:
         dz = cupy.empty(dy.shape, BFLOAT16 if narrow else dy.dtype)
-        if has_bias and not few:
-            db = kernel.sum((kept, dy), dz)
+        if sums_up:
+            (db,) = finished(as_they_are, kernel.sum((kept, dy), (dz,)))
         else:
             kernel.map((kept, dy), (dz,))
     dw, left = run.place(weight), factor(run, x)
@@ -173,7 +89,7 @@ def dense_backward(
     else:
         plain(run, left, dz, dw, (True, False))
     if has_bias and db is None:
-        db = column_sums(run, dz, dw.dtype)
+        db = column_sums(dz)
     if not need_dx:
         return None, dw, db
     dx = cupy.empty(x.shape, x.dtype)
@@ -185,13 +101,6 @@ FEW_OPERATIONS = 2.0**30
 """Operations of a product, up to which it takes so little time (some 20 microseconds) that a launch less is worth more
 than the algorithm that the library would choose if it had no columns to sum up besides.  An estimate, to be measured:
 of large products it was reported that the sums slow them down (NVIDIA/CUDALibrarySamples, issue 90)."""
-
-BFLOAT16 = numpy.dtype(numpy.uint16)
-"""The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy
-nor a layer need know of a type that the standard has not.
-
-Factors are rounded to it, sums and what the optimizer sees are float32.  Where a run is `narrow`, what passes between
-dense layers is stored in it too; otherwise it is float32, and rounded when a product takes it."""
 
 
 def by_cublaslt(run: Any) -> bool:
@@ -225,16 +134,12 @@ def plain(
     cupy.matmul(*(m.T if t else m for m, t in zip((a, b), transposed, strict=True)), out=out)
 
 
-def column_sums(run: Any, dz: Array, dtype: Any) -> Array:
-    """The sums of the columns by a product with ones: a sum over rows would keep only one block busy for every 32."""
-    ones, sums = cupy.ones((1, dz.shape[0]), dtype), cupy.empty((1, dz.shape[1]), dtype)
-    narrow = dz.dtype == BFLOAT16
-    plain(run, rounded(ones) if narrow else ones, dz, sums, precision="bfloat16" if narrow else "float32")
-    return sums[0]
-
-
 def factor(run: Any, a: Array) -> Array:
-    """A factor as the products of the run take it: rounded once in a run, for the forward and the backward pass."""
+    """A factor as the products of the run take it: rounded once in a run, for the forward and the backward pass.
+
+    Factors are rounded to bfloat16, sums and what the optimizer sees are float32.  Where a run is `narrow`, what passes
+    between dense layers is stored in bfloat16 too; otherwise it is float32, and rounded when a product takes it.
+    """
     if run.precision != "bfloat16" or a.dtype != numpy.float32:
         return a
     if id(a) not in run.rounded:
@@ -249,7 +154,7 @@ def rounded(a: Array) -> Array:
 
 def widened(a: Array) -> Array:
     """A bfloat16 array as float32, others as they are."""
-    return _stored(a, numpy.float32) if a.dtype == BFLOAT16 else a
+    return _stored(a, FLOAT32) if a.dtype == BFLOAT16 else a
 
 
 def _stored(a: Array, dtype: Any) -> Array:
@@ -265,9 +170,15 @@ def _itself(b: Backend, a: Array) -> Array:
     return a * 1.0
 
 
-def contiguous(a: Array) -> Array:
-    """`a`, or where its rows are apart or its columns together, a copy."""
-    return a if a.flags.c_contiguous else a.copy()  # in C order
+@lru_cache(maxsize=256)
+def _summed(rule: Rule) -> Rule:
+    """The rule's result twice: to be stored, and to be summed up."""
+
+    def both(b: Backend, *arrays: Array) -> tuple[Array, Array]:
+        result = rule(b, *arrays)
+        return result, result
+
+    return both
 
 
 def known(f: Any) -> str:
@@ -294,6 +205,6 @@ def defined(run: Any, x: Array, *_: Any) -> Any:
     return NotImplemented
 
 
-KERNELS: dict[str, Callable[..., Any]] = {"dense_forward": dense_forward, "dense_backward": dense_backward}
-DEFINITIONS: dict[str, Callable[..., Any]] = dict.fromkeys(KERNELS, defined)
+KERNELS: dict[str, Callable[..., Any]] = {"dense_forward": dense_forward, "dense_backward": dense_backward, **SUMS}
+DEFINITIONS: dict[str, Callable[..., Any]] = dict.fromkeys(("dense_forward", "dense_backward"), defined)
 """Instead of these, where rules are not fused."""

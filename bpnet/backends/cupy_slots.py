@@ -8,9 +8,9 @@ import cupy
 import cupyx
 import numpy
 
-from bpnet.backends import cuda
+from bpnet.backends import cuda, cuda_texts
 from bpnet.backends.base import Array
-from bpnet.backends.cupy_kernels import module
+from bpnet.backends.cupy_launch import launch
 
 SLOTS = 64
 """How many launches the host may be ahead of the device before it waits."""
@@ -61,9 +61,12 @@ class Losses:
 
     def __init__(self, dtype: Any) -> None:
         self.dtype, self.step = dtype, dtype.itemsize
-        self.put = module(cuda.put_source(dtype.name)).get_function("put")
-        """The kernel that writes to a place."""
+        self.code = cuda_texts.put_source(dtype.name)
         self.used = PAGE
+
+    def put(self, address: Array, value: Array) -> None:
+        """Launch what writes a loss to the place whose address is held."""
+        launch(self.code, "put", ((1, 1), (1, 1)), (address, value))
 
     def next(self) -> tuple[Array, int]:
         """A 0-d array that nobody else has, and its address."""

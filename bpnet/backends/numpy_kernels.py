@@ -27,16 +27,16 @@ def chunks(rows: int, width: int, first: int = 0) -> list[slice]:
     return [slice(start, min(start + step, first + rows)) for start in range(first, first + rows, step)]
 
 
-def by_chunks(rule: Callable[..., Any], b: Any, *arrays: Array | None) -> Array:
-    """`rule(b, *arrays)` of arrays of one shape, a chunk of rows at a time; None stays None."""
-    like = next(a for a in arrays if a is not None)
+def by_chunks(rule: Callable[..., Any], b: Any, *args: Any) -> Array:
+    """`rule(b, *args)` of arrays of one shape, a chunk of rows at a time; None and numbers stay as they are."""
+    like = next(a for a in args if a is not None)
     if like.size <= CHUNK:
-        return rule(b, *arrays)
+        return rule(b, *args)
     result = numpy.empty_like(like)
 
     def block(number: int, part: Rows) -> None:
         for c in chunks(part[1] - part[0], like.size // like.shape[0], part[0]):
-            result[c] = rule(b, *(None if a is None else a[c] for a in arrays))
+            result[c] = rule(b, *(a[c] if isinstance(a, numpy.ndarray) else a for a in args))
 
     list(b.map_blocks(block, b.blocks(like.shape[0], 10.0 * like.size / like.shape[0])))
     return result

@@ -97,9 +97,12 @@ class Symbol:
 
 
 class Program:
-    """The operations of a rule on `arrays` arrays and `scalars` scalars, in order, and its results."""
+    """The operations of a rule on `arrays` arrays and `scalars` scalars, in order, and its results.
 
-    def __init__(self, rule: Callable[..., Any], arrays: int, scalars: int) -> None:
+    The last `untouched` results (None: all) may be arrays as they came, since writing them changes no array.
+    """
+
+    def __init__(self, rule: Callable[..., Any], arrays: int, scalars: int, untouched: int | None = 0) -> None:
         self.steps: list[Symbol] = []
         self.known: dict[tuple[Any, ...], Symbol] = {}
         self.arrays = [Symbol(self, f"a{i}") for i in range(arrays)]
@@ -112,7 +115,8 @@ class Program:
         self.results: list[Symbol] = list(results)
         if not all(isinstance(r, Symbol) and not r.scalar and not r.compares for r in self.results):
             raise NotTraceableError("a result is no array of numbers")
-        if any(r is a for r in self.results for a in self.arrays):
+        written = [] if untouched is None else self.results[: len(self.results) - untouched]
+        if any(r is a for r in written for a in self.arrays):
             raise NotTraceableError("a result is an array as it came, which writing the results may change")
 
     def apply(self, op: str, *args: Any) -> Symbol:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.layer import Layer, Params, Run
+from bpnet.layer import Layer, Params, Run, kernel
 from bpnet.options import number
 
 
@@ -25,12 +25,23 @@ class Dropout(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
-        return x * mask, mask
+        y, mask = drop(run, x, 1.0 - self.rate, None)
+        return y, (mask,)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
         if not need_dx:
             return None, {}
-        return dy if cache is None else dy * cache, {}
+        return dy if cache is None else drop(run, dy, 1.0 - self.rate, *cache)[0], {}
+
+
+@kernel
+def drop(run: Run, x: Array, keep: float, mask: Array | None) -> tuple[Array, Array | None]:
+    """x m, and what it takes to have m again: the mask of the run's key, drawn where it is not given.
+
+    A replacement that draws it anew each time, which gives the same bits, need not keep it.
+    """
+    if mask is None:
+        mask = run.keep_mask(x.shape, keep, like=x)
+    return x * mask, mask

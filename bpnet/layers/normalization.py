@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends.base import Array
+from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, kernel
 from bpnet.options import number
@@ -71,11 +71,15 @@ class BatchNorm(Layer):
         n = (rows if xhat is None else xhat).shape[0]
         if n == 1:
             return {}
-        new = 1.0 - self.momentum
+        new, mix = 1.0 - self.momentum, run.backend.fuse(_mix)
         return {
-            "mean": self.momentum * p["mean"] + new * mean,
-            "var": self.momentum * p["var"] + (new * n / (n - 1)) * var,
+            "mean": mix(run.backend, p["mean"], mean, self.momentum, new),
+            "var": mix(run.backend, p["var"], var, self.momentum, new * n / (n - 1)),
         }
+
+
+def _mix(b: Backend, kept: Array, seen: Array, old: float, new: float) -> Array:
+    return old * kept + new * seen
 
 
 @kernel
