@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from bpnet.errors import OptionError, RecordError
 from bpnet.options import number, whole
@@ -18,14 +18,15 @@ Record = dict[str, Any]
 class Callback:
     """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch."""
 
+    before_next_step: ClassVar[bool] = True
+    """Whether `on_step_end` must be called before the next step is done.  Where no callback overrides it, or all that do
+    say False here, several steps may be done at once, and be told of one after the other when they are done."""
+
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         """Before the first of `epochs` epochs of `steps` steps each."""
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
-        """After a step, the first of an epoch being 1.  Looking at the loss here makes a device wait for the host.
-
-        Where no callback overrides this, several steps may be done at once.
-        """
+        """After a step, the first of an epoch being 1.  Looking at the loss here makes a device wait for the host."""
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         """After an epoch, with its record of the history."""
@@ -108,6 +109,8 @@ class Progress(Callback):
 
     Drawn ten times a second at most, never waiting for a device.
     """
+
+    before_next_step = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr

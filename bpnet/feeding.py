@@ -42,6 +42,13 @@ def shuffled(seed: int, epoch: int, count: int) -> Any:
     return numpy.random.default_rng((seed, epoch)).permutation(count)
 
 
+def in_order(count: int) -> Any:
+    """The order of the rows where they are not shuffled."""
+    import numpy
+
+    return numpy.arange(count)
+
+
 class Data:
     """The rows of x, y and weight, arrays of one library on one device."""
 

@@ -25,7 +25,7 @@ from bpnet.errors import (
     UnknownNameError,
     kind_of,
 )
-from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, no_room, parts, shuffled
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -360,8 +360,11 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        resident = order is not None and not isinstance(data, HostData)
-        together = backend.at_once if resident and not any(map(_wants_steps, told)) else 1
+        together = 1
+        if not isinstance(data, HostData) and not any(map(_wants_steps, told)):
+            together = backend.at_once
+            if order is None and 1 < together <= data.count // batch_size:
+                order = in_order(data.count)
         losses: list[Array] = []
         totals: list[Array] = []
         work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
@@ -643,8 +646,8 @@ def _rows_of(x: Any) -> int:
 
 
 def _wants_steps(callback: Callback) -> bool:
-    """Whether it is to be told after every step."""
-    return getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
+    """Whether it is to be told after every step, before the next."""
+    return callback.before_next_step and getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
 
 
 def _check_callbacks(callbacks: Any) -> list[Callback]:

@@ -136,6 +136,10 @@ def biased(b: Any, z: Any, bias: Any) -> tuple[Any, Any]:
     return b.xp.maximum(z, 0.0), z
 
 
+def twice(rule: Any) -> Any:
+    return lambda *args: (rule(*args),) * 2
+
+
 def forms(dtype: str) -> list[Any]:
     """Every elementwise rule: (name, rule, along, scalars)."""
     found: list[Any] = [(f"{f} value", f.value, "e", ()) for f in ACTIVATIONS]
@@ -214,17 +218,41 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 @functools.cache
 def compiled(code: str) -> None:
-    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
     for architecture in ARCHITECTURES:
-        try:
-            program = nvrtc.createProgram(code, "rule.cu", [], [])
-        except Exception as error:  # CuPy without NVIDIA's compiler
-            pytest.skip(f"NVRTC can't be used: {error}")
-        try:
-            nvrtc.compileProgram(program, [f"-arch={architecture}", *OPTIONS])
-        except nvrtc.NVRTCError:
-            pytest.fail(nvrtc.getProgramLog(program))
+        nvrtc, program = by_nvrtc(code, architecture)
         assert len(nvrtc.getCUBIN(program)) > 1000
+
+
+def by_nvrtc(code: str, architecture: str) -> Any:
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
+    try:
+        program = nvrtc.createProgram(code, "rule.cu", [], [])
+    except Exception as error:  # CuPy without NVIDIA's compiler
+        pytest.skip(f"NVRTC can't be used: {error}")
+    try:
+        nvrtc.compileProgram(program, [f"-arch={architecture}", *OPTIONS])
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    return nvrtc, program
+
+
+@pytest.mark.parametrize(
+    ("kernel", "form", "loads", "stores"),
+    [
+        ("map_wide", Form(bp.AdamW.rule, "eeee", 5, "float32", held=(0, 3)), 4, 3),
+        ("map_wide", Form(bp.Adam.rule, "eeee", 4, "float64"), 4, 3),
+        ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", summed=1), 8, 4),
+        ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", (), ("bfloat16",) * 3, 1), 8, 4),
+    ],
+)
+def test_sixteen_bytes_are_read_at_a_time_and_all_before_anything_is_written(
+    kernel: str, form: Form, loads: int, stores: int
+) -> None:
+    nvrtc, program = by_nvrtc(source(form).code, "compute_90")
+    body = nvrtc.getPTX(program).decode().split(f".entry {kernel}(")[1].split(".entry")[0]
+    accesses = re.findall(r"(ld|st)\.global(?:\.nc)?\.(v4\.[fub]32|v2\.[fub]64)", body)
+    wide = [kind for kind, _ in accesses]
+    assert wide == ["ld"] * loads + ["st"] * stores
 
 
 @EVERY
@@ -256,10 +284,6 @@ def test_a_map_equals_the_rule(
     eps = np.finfo(dtype).eps
     for output, e in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output, e, rtol=16 * eps, atol=16 * eps)
-
-
-def twice(rule: Any) -> Any:
-    return lambda *args: (rule(*args),) * 2
 
 
 SHAPES = [(1, 12), (64, 12), (129, 40), (20000, 8), (5000, 1), (300, 516)]

@@ -314,12 +314,33 @@ def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str
     equal(world, captured, plain)
 
 
-def test_only_rows_of_one_order_are_taken_together(world: World) -> None:
-    """Not slices, nor batches that stream through the device."""
+class Late(Steps):
+    """Wants to know of all steps, but may be told late."""
+
+    before_next_step = False
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.usefixtures("kept")
+def test_who_may_be_told_late_does_not_part_the_steps(shuffle: bool, world: World) -> None:
+    """As the progress bar, in whatever order the rows come."""
+    x, y = map(world.array, data(76))
+    plain, captured, told = made(world, False), made(world, True), Late()
+    for trainer, callbacks in (plain, []), (captured, [told]):
+        before = world.counts["launch"]
+        how = {"epochs": 3, "batch_size": 4, "shuffle": shuffle, "callbacks": callbacks}
+        trainer.fit(x, y, progress=trainer is captured, **how)
+    assert [step for step, _ in told.seen] == 3 * list(range(1, 20))
+    assert world.counts["launch"] - before == 6 + 5 + 2 * 5  # eight steps were done first, then all alike captured
+    equal(world, captured, plain)
+
+
+def test_only_rows_that_lie_on_the_device_are_taken_together(world: World) -> None:
+    """Not batches that stream through it, nor where each step is told of; nor are few batches copied to be one."""
     x, y = data(64)
-    for options in ({"shuffle": False}, {"shuffle": True, "callbacks": [Steps()]}):
+    for options in ({"batch_size": 16, "shuffle": False}, {"batch_size": 4, "callbacks": [Steps()]}):
         trainer = made(world, True)
-        trainer.fit(world.array(x), world.array(y), epochs=2, batch_size=4, progress=False, **options)
+        trainer.fit(world.array(x), world.array(y), epochs=2, progress=False, **options)
         assert graphs(trainer) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bpnet.feeding.COMFORTABLE", 0.0)

@@ -23,17 +23,21 @@ def mask_source(dtype: str, rest: int | None = None) -> str:
     folded = "".join(f"    key = mixed((key ^ {part}) + 0x9E3779B9u);\n" for part in parts)
     head = f"long long size, unsigned int key, {more}unsigned int threshold, T scale"
     code = [WORDS.replace("<<real>>", TYPES[dtype]), _MASK]
-    loop = "    map<{width}>(size, key, threshold, scale, {x}, {y});\n"
-    for name, width, places in (
-        ("keep_mask", 1, ("mask", "T* mask")),
-        ("drop_wide", DROPPED[dtype], ("x", "const T* x, T* y")),
-        ("drop_plain", 1, ("x", "const T* x, T* y")),
+    for name, places, body in (
+        ("keep_mask", "T* mask", _KEEP_MASK),
+        ("drop_wide", "const T* x, T* y", f"    drop<{DROPPED[dtype]}>(size, key, threshold, scale, x, y);\n"),
+        ("drop_plain", "const T* x, T* y", "    drop<1>(size, key, threshold, scale, x, y);\n"),
     ):
-        x, y = ("nullptr", "mask") if name == "keep_mask" else ("x", "y")
-        body = folded + loop.format(width=width, x=x, y=y)
-        code.append(f'extern "C" __global__ void {name}({head}, {places[1]}) {{\n{body}}}\n')
+        code.append(f'extern "C" __global__ void {name}({head}, {places}) {{\n{folded}{body}}}\n')
     return "\n".join(code)
 
+
+_KEEP_MASK = """\
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size;
+         i += (long long)gridDim.x * blockDim.x) {
+        mask[i] = kept(i, key, threshold, scale);
+    }
+"""
 
 _MASK = """\
 __device__ __forceinline__ unsigned int mixed(unsigned int x) {
@@ -43,23 +47,21 @@ __device__ __forceinline__ unsigned int mixed(unsigned int x) {
     return x ^ (x >> 14);
 }
 
-// y <- the mask, or where there is an x, x times it
-template <int N> __device__ __forceinline__ void map(
+__device__ __forceinline__ T kept(long long i, unsigned int key, unsigned int threshold, T scale) {
+    return mixed((unsigned int)i * 0x9E3779B9u + key) < threshold ? scale : 0;
+}
+
+template <int N> __device__ __forceinline__ void drop(
     long long size, unsigned int key, unsigned int threshold, T scale, const T* x, T* y
 ) {
     for (long long at = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N; at < size;
          at += (long long)gridDim.x * blockDim.x * N) {
-        const int count = size - at < N ? size - at : N;
-        Words<N> out;
-        if (x != nullptr && count == N) out = load<N>(x, at);
-        for (int k = 0; k < count; ++k) {
-            const T kept = mixed((unsigned int)(at + k) * 0x9E3779B9u + key) < threshold ? scale : 0;
-            out.v[k] = x == nullptr ? kept : (count == N ? out.v[k] : x[at + k]) * kept;
-        }
-        if (count == N) {
-            store<N>(y, at, out);
+        if (at + N <= size) {
+            Words<N> some = load<N>(x, at);
+            for (int k = 0; k < N; ++k) some.v[k] = some.v[k] * kept(at + k, key, threshold, scale);
+            store<N>(y, at, some);
         } else {
-            for (int k = 0; k < count; ++k) y[at + k] = out.v[k];
+            for (long long i = at; i < size; ++i) y[i] = x[i] * kept(i, key, threshold, scale);
         }
     }
 }
