@@ -19,8 +19,11 @@ class Callback:
     """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch."""
 
     before_next_step: ClassVar[bool] = True
-    """Whether `on_step_end` must be called before the next step is done.  Where no callback overrides it, or all that do
-    say False here, several steps may be done at once, and be told of one after the other when they are done."""
+    """Whether `on_step_end` must be called before the next step is done.
+
+    Where no callback overrides it, or all that do say False here, several steps may be done at once, and be told of one
+    after the other when they are done.
+    """
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         """Before the first of `epochs` epochs of `steps` steps each."""

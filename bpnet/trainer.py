@@ -360,11 +360,10 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch, before = len(self.history), self.snapshot()
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        together = 1
-        if not isinstance(data, HostData) and not any(map(_wants_steps, told)):
-            together = backend.at_once
-            if order is None and 1 < together <= data.count // batch_size:
-                order = in_order(data.count)
+        together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.at_once
+        if order is None and 1 < together <= data.count // batch_size:
+            order = in_order(data.count)
+        together = 1 if order is None else together
         losses: list[Array] = []
         totals: list[Array] = []
         work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
@@ -391,9 +390,10 @@ class Trainer:
     ) -> Iterator[tuple[Array, Array | None, Array | None]]:
         """Do the steps of an epoch, `together` at a time where the backend can: their losses, weights and rows."""
         for x, y, weight, rows in data.batches(together * batch_size, order):
-            if together == 1 or rows is None:
+            if together == 1:
                 yield self._advance(x, y, weight, rows), weight, rows
                 continue
+            assert rows is not None
             full = rows.shape[0] == together * batch_size
             losses = self._several(x, y, weight, rows, together) if full else None
             for i, (start, stop) in enumerate(parts(rows.shape[0], batch_size)):

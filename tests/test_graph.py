@@ -56,9 +56,7 @@ def equal(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
 
 def graphs(trainer: bp.Trainer) -> int:
     """How many graphs its step has."""
-    from bpnet.backends.cupy_graph import Recorded
-
-    return sum(isinstance(found, Recorded) for found in trainer._step.kinds.values())
+    return sum(len(known.graphs) for known in trainer._step.kinds.values())
 
 
 # ---- the same bits --------------------------------------------------------------------------------------------------
@@ -146,19 +144,73 @@ def test_batches_from_elsewhere_are_staged(weighted: bool, world: World) -> None
     equal(world, captured, plain)
 
 
-def test_a_data_set_is_read_where_it_lies_and_may_move(world: World) -> None:
+@pytest.mark.parametrize("small", [2**20, 200])
+def test_a_data_set_is_read_where_it_lies_and_may_move(
+    small: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small one is copied then, a large one is read in the new place too."""
+    monkeypatch.setattr("bpnet.backends.cupy_places.SMALL", small)
     x, y = map(world.array, data())
     other = [world.array(a) for a in data(seed=5)]
     plain, captured = made(world, False), made(world, True)
+    copies = []
     for trainer in (plain, captured):
-        trainer.fit(x, y, batch_size=16, progress=False)
-        copies = world.counts["device copy"]
-        trainer.fit(x, y, batch_size=16, progress=False)
-        copies = world.counts["device copy"] - copies
-        trainer.fit(*other, epochs=2, batch_size=16, progress=False)
-        trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
-    assert copies == 3  # only the batch's rows
-    assert graphs(captured) == 1
+        for some in ((x, y), (x, y), other, other, (x, y), other):
+            before = world.counts["device copy"]
+            trainer.fit(*some, batch_size=16, progress=False)
+            copies.append(world.counts["device copy"] - before)
+    # the first step of a place is no launch; each launch copies the rows of its batch, and x and y where they are small
+    assert copies[6:] == ([2, 3, 9, 9, 3, 9] if small == 2**20 else [2, 3, 2, 3, 3, 3])
+    assert graphs(captured) == 2
+    equal(world, captured, plain)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of more than 200 bytes, such as x, are no longer small."""
+    monkeypatch.setattr("bpnet.backends.cupy_places.SMALL", 200)
+
+
+@pytest.mark.usefixtures("large")
+def test_large_batches_that_come_by_turns_are_read_where_they_lie(world: World) -> None:
+    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(3)]
+    plain, captured = made(world, False), made(world, True)
+    for trainer in (plain, captured):
+        for i in range(12):
+            before = dict(world.counts)
+            trainer.step(*batches[i % 3], check=False)
+    assert (world.counts["launch"] - before["launch"], world.counts["device copy"] - before["device copy"]) == (1, 0)
+    assert graphs(captured) == 3
+    equal(world, captured, plain)
+
+
+@pytest.mark.usefixtures("large")
+def test_large_batches_that_never_come_again_are_copied(world: World) -> None:
+    """After a few of them; and one that does come again has a graph of its own."""
+    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(9)]
+    plain, captured = made(world, False), made(world, True)
+    for trainer in (plain, captured):
+        done = []
+        for batch in [*batches, *[batches[-1]] * 3, batches[3]]:
+            before = dict(world.counts)
+            trainer.step(*batch, check=False)
+            done.append(tuple(world.counts[name] - before[name] for name in ("launch", "device copy")))
+    assert done == [(0, 0)] * 4 + [(1, 2)] * 5 + [(1, 0)] * 3 + [(1, 2)]
+    assert graphs(captured) == 2
+    equal(world, captured, plain)
+
+
+@pytest.mark.usefixtures("large")
+def test_graphs_of_one_kind_are_few(world: World) -> None:
+    from bpnet.backends.cupy_places import MOST_PLACES
+
+    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(7)]
+    plain, captured = made(world, False), made(world, True)
+    for trainer in (plain, captured):
+        for batch in batches:
+            for _ in range(3):
+                trainer.step(*batch)
+    assert graphs(captured) == MOST_PLACES
     equal(world, captured, plain)
 
 
@@ -339,9 +391,12 @@ def test_only_rows_that_lie_on_the_device_are_taken_together(world: World) -> No
     """Not batches that stream through it, nor where each step is told of; nor are few batches copied to be one."""
     x, y = data(64)
     for options in ({"batch_size": 16, "shuffle": False}, {"batch_size": 4, "callbacks": [Steps()]}):
-        trainer = made(world, True)
-        trainer.fit(world.array(x), world.array(y), epochs=2, progress=False, **options)
+        plain, trainer = made(world, False), made(world, True)
+        for either in (plain, trainer):
+            either.fit(world.array(x), world.array(y), epochs=2, progress=False, **options)
         assert graphs(trainer) == 1
+        assert plain.step_count == 128 // options["batch_size"]
+        equal(world, trainer, plain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bpnet.feeding.COMFORTABLE", 0.0)
         trainer = made(world, True, device="cupy")
@@ -420,14 +475,14 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
 
 
 def test_every_shape_has_its_graph_and_few_are_kept(world: World) -> None:
-    from bpnet.backends.cupy_graph import MOST_GRAPHS
+    from bpnet.backends.cupy_graph import MOST_KINDS
 
     x, y = map(world.array, data(40))
     plain, captured = made(world, False), made(world, True)
     for count in [n for n in range(2, 14) for _ in range(2)] + [13, 2, 2, 2]:
         for trainer in (plain, captured):
             trainer.step(x[:count], y[:count])
-    assert graphs(captured) == len(captured._step.kinds) == MOST_GRAPHS
+    assert graphs(captured) == len(captured._step.kinds) == MOST_KINDS
     equal(world, captured, plain)
     used = world.used
     del trainer, captured

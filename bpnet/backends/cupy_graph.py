@@ -16,44 +16,14 @@ import cupy
 
 from bpnet.backends import cuda
 from bpnet.backends.base import Array
+from bpnet.backends.cupy_places import Known, Recorded
 from bpnet.backends.cupy_slots import Losses, Numbers
 from bpnet.errors import BpnetError
 
-MOST_GRAPHS = 8
-"""Graphs that a step keeps; then the one that was used longest ago goes."""
-SMALL = 2**20
-"""Bytes of an argument that is rather copied each time than captured anew once it has moved."""
+MOST_KINDS = 8
+"""Kinds of arguments of which a step keeps graphs; then those of the kind that was used longest ago go."""
 
 LOG = logging.getLogger("bpnet")
-
-Place = tuple[int, tuple[int, ...]]
-"""Address and strides of an array."""
-
-
-class Recorded:
-    """A graph, the arrays it reads where they were passed, and those that are first copied to buffers of its own."""
-
-    def __init__(self, graph: Any, numbers: Numbers, fixed: dict[int, Place], staged: dict[int, Array]) -> None:
-        self.graph, self.numbers = graph, numbers
-        self.fixed = [(i, *place) for i, place in fixed.items()]
-        self.staged = [(i, buffer, buffer.strides, buffer.nbytes) for i, buffer in staged.items()]
-
-    def serves(self, arrays: Sequence[Array]) -> bool:
-        """Whether the arrays that the graph reads where they were still lie there."""
-        for i, address, strides in self.fixed:
-            array = arrays[i]
-            if array.data.ptr != address or array.strides != strides:
-                return False
-        return True
-
-    def stage(self, arrays: Sequence[Array]) -> None:
-        """Copy the others to their buffers."""
-        for i, buffer, strides, size in self.staged:
-            array = arrays[i]
-            if array.strides == strides:
-                buffer.data.copy_from_device_async(array.data, size)
-            else:
-                buffer[...] = array
 
 
 class Source:
@@ -85,9 +55,9 @@ class CapturedStep:
 
     Of every kind of arguments (shapes, types, device, and which are None) the first call is run as it stands, the
     second is captured, and later ones launch that graph.  An argument that lay at the same address in both is read
-    there, as a data set of which rows are taken; where one has moved later, the next two calls are a first and a second
-    again.  Any other is copied to a buffer of the graph.  Numbers may differ from call to call, and change nothing but
-    values.  `several` steps on parts of the same data may be one graph.
+    there, as a data set of which rows are taken; a large one that has moved gets a graph of its own when it comes from
+    there again.  Any other is copied to a buffer of the graph: see `Known`.  Numbers may differ from call to call, and
+    change nothing but values.  `several` steps on parts of the same data may be one graph.
 
     The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
     there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
@@ -106,8 +76,8 @@ class CapturedStep:
         """The arrays of the carry."""
         self.losses: Losses
         self.numbers: dict[str, Numbers] = {}
-        self.kinds: OrderedDict[Any, Recorded | list[Place | None] | None] = OrderedDict()
-        """By the kind of arguments: its graph, or where they lay in the first call, or None where capturing failed."""
+        self.kinds: OrderedDict[Any, Known] = OrderedDict()
+        """What is known of each kind of arguments."""
         self.last: Any = None
         """The kind of the last call."""
         self.launched: int | None = None
@@ -121,12 +91,17 @@ class CapturedStep:
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         kind, arrays, numbers = _sorted(args)
-        found = self.kinds.get(kind)
-        if type(found) is Recorded and carry is self.carry and found.serves(arrays):
-            return self._replay(kind, found, arrays, numbers)
-        if self.refused or (found is None and kind in self.kinds):
+        known = self.kinds.get(kind)
+        if known is not None and carry is self.carry:
+            found = known.serving(arrays)
+            if found is not None:
+                return self._replay(kind, found, arrays, numbers)
+        if self.refused or (known is not None and known.failed):
             return self._plain(carry, args)
-        return self._first_or_second(kind, found, carry, args, arrays, numbers)
+        recorded = self._recorded(kind, carry, args, arrays)
+        if recorded is None:
+            return self._one_by_one(args, arrays, self._ring(args, 1), numbers)
+        return self._replay(kind, recorded, arrays, numbers)
 
     def _replay(self, kind: Any, found: Recorded, arrays: list[Array], numbers: list[float]) -> tuple[Any, Array]:
         self._prepare(kind, found, arrays)
@@ -148,12 +123,13 @@ class CapturedStep:
             return None
         args = (*shared, *(a for own in each for a in own))
         kind, arrays, numbers = _sorted(args)
-        found = self.kinds.get(kind)
+        known = self.kinds.get(kind)
         try:
-            if type(found) is not Recorded or carry is not self.carry or not found.serves(arrays):
-                found = self._recorded(kind, found, carry, args, arrays, len(each), len(each[0]))
+            found = None if known is None or carry is not self.carry else known.serving(arrays)
+            if found is None:
+                found = self._recorded(kind, carry, args, arrays, len(each), len(each[0]))
                 if found is None:
-                    self.singly = self.kinds[kind] is None
+                    self.singly = self.kinds[kind].failed
                     return None
             self._prepare(kind, found, arrays)
             places = [self.losses.next() for _ in each]
@@ -181,14 +157,6 @@ class CapturedStep:
 
     # ---- before there is a graph --------------------------------------------------------------------------------
 
-    def _first_or_second(
-        self, kind: Any, found: Any, carry: Any, args: tuple[Any, ...], arrays: list[Array], numbers: list[float]
-    ) -> tuple[Any, Array]:
-        recorded = self._recorded(kind, found, carry, args, arrays)
-        if recorded is None:
-            return self._one_by_one(args, arrays, self._ring(args, 1), numbers)
-        return self._replay(kind, recorded, arrays, numbers)
-
     def _ring(self, args: Sequence[Any], count: int) -> Numbers:
         """For the numbers of `count` steps and the places of their losses."""
         letters = _letters(args) + "q" * count
@@ -196,40 +164,33 @@ class CapturedStep:
         return ring
 
     def _recorded(
-        self, kind: Any, found: Any, carry: Any, args: Sequence[Any], arrays: list[Array], count: int = 1, own: int = 0
+        self, kind: Any, carry: Any, args: Sequence[Any], arrays: list[Array], count: int = 1, own: int = 0
     ) -> Recorded | None:
-        """The graph of `count` steps with so many arguments of their own; None where there is none.
-
-        It is captured where this is the second call of its kind.
-        """
+        """The graph of `count` steps with so many arguments of their own; None where there is none yet, or can't be."""
         self._follow_stream()
         self._adopt(carry)
-        if type(found) is Recorded and found.serves(arrays):  # only the carry came from elsewhere
+        known = self.kinds.get(kind) or Known()
+        self._remember(kind, known)
+        found = known.serving(arrays)  # where only the carry came from elsewhere
+        if found is not None:
             return found
-        ring = self._ring(args, count)
-        places: list[Place | None] = [(a.data.ptr, a.strides) for a in arrays]
-        if type(found) is not list:
-            moved = [i for i, *place in found.fixed if tuple(place) != places[i]] if type(found) is Recorded else []
-            for i in moved:
-                places[i] = None if arrays[i].nbytes <= SMALL else places[i]
-            self._remember(kind, places)
+        ring, staged = self._ring(args, count), known.to_stage(arrays)
+        if staged is None:
             return None
-        same = [place == before for place, before in zip(places, found, strict=True)]
-        fixed = {i: place for i, place in enumerate(places) if same[i] and place is not None}
         try:
-            staged = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if not same[i]}
-            given = [staged.get(i, a) for i, a in enumerate(arrays)]
+            buffers = {i: cupy.empty(arrays[i].shape, arrays[i].dtype) for i in sorted(staged)}
+            given = [buffers.get(i, a) for i, a in enumerate(arrays)]
             graph = self._capture(_parted(_with(args, given, ring.held), count, own), ring)
         except Exception as error:
             self._forget()
-            self._remember(kind, None)
+            self._remember(kind, Known(failed=True))
             self._tell(error)
             return None
         except BaseException:
             self._forget()
             raise
-        recorded = Recorded(graph, ring, fixed, staged)
-        self._remember(kind, recorded)
+        recorded = Recorded(graph, ring, arrays, buffers)
+        known.add(recorded)
         return recorded
 
     def _plain(self, carry: Any, args: tuple[Any, ...]) -> tuple[Any, Array]:
@@ -311,11 +272,11 @@ class CapturedStep:
             if given is not mine and given.size:
                 mine[...] = given
 
-    def _remember(self, kind: Any, what: Any) -> None:
-        self.kinds[kind] = what
+    def _remember(self, kind: Any, known: Known) -> None:
+        self.kinds[kind] = known
         self.kinds.move_to_end(kind)
         self.last = kind
-        while len(self.kinds) > MOST_GRAPHS:
+        while len(self.kinds) > MOST_KINDS:
             self.kinds.popitem(last=False)
 
     def _forget(self) -> None:
