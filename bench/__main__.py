@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -83,7 +84,7 @@ def _common(command: argparse.ArgumentParser, default: Any = None) -> None:
     add("--device", choices=("cpu", "cupy"), help="cupy: the first CUDA device; by default both where there is one")
     threads = len(available_cores()) if default is None else default
     add("--threads", threads, type=_count, help="of every contender; all cores by default")
-    add("--json", type=Path, metavar="FILE", help="keep the figures")
+    add("--json", type=Path, metavar="FILE", help="keep the figures; with a GPU by default under bench/results")
 
 
 def _count(text: str) -> int:
@@ -138,6 +139,9 @@ def run(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {"format": 1, "machine": describe(), "threads": options.threads, "cases": []}
     print(report.heading(result), flush=True)
     devices = devices_of(options)
+    if options.json is None and "cuda" in devices and accelerator():
+        options.json = place_for(result["machine"], options.suite)
+        print(f"the figures are kept in {options.json}", flush=True)
     for device in devices:
         if device == "cuda" and not accelerator():
             _absent(options, result)
@@ -153,6 +157,14 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         picture.plot(result, options.plot)
     return 0 if any(report.timed_names([record]) for record in result["cases"]) else 1
+
+
+def place_for(machine: dict[str, Any], suite: str) -> Path:
+    """Where the figures of a machine with a GPU are kept, so that a short visit to one can't lose them."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in machine["gpu"].lower()).split())
+    first = readme.RESULTS / f"{machine['date'][:10]}-{name}-{suite}.json"
+    others = (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ COLOURS = {
     "bpnet-torch": "#ff9896",
     "bpnet-jax": "#f7b6d2",
     "bpnet-cupy": "#d62728",
+    "bpnet-cupy-steps": "#ff7896",
     "bpnet-cupy-eager": "#e7969c",
     "bpnet-cupy-products": "#de9ed6",
     "bpnet-cupy-unfused": "#ce6dbd",

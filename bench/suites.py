@@ -46,7 +46,7 @@ def _cuda(key: str, batch: int, precision: str, *contenders: str) -> Case:
     return Case(key, batch, modes=("step",), precision=precision, contenders=contenders)
 
 
-PEERS = ("bpnet-cupy", "torch", "torch-graph", "jax", "jax-steps")
+PEERS = ("bpnet-cupy", "bpnet-cupy-steps", "torch", "torch-graph", "jax", "jax-steps")
 TECHNIQUES = ("bpnet-cupy-eager", "bpnet-cupy-products", "bpnet-cupy-unfused", "bpnet-cupy-plain")
 OTHERS = ("bpnet-torch", "bpnet-jax", "cupy")
 EVERYONE = (*PEERS, "bpnet-cupy-eager", "torch-compile", "roof-cupy")

@@ -32,6 +32,21 @@ MEMBERS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that writes the file reads its name
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests for a device keep their figures, unless another file was asked for."""
+    if config.option.markexpr == "gpu" and config.option.xmlpath is None and has_device():
+        config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
+
+
+def has_device() -> bool:
+    """Whether CuPy finds a CUDA device."""
+    try:
+        return bool(importlib.import_module("cupy").is_available())
+    except ImportError:
+        return False
+
+
 class Library:
     """An array library as the tests see it; `name` is the fixture's parameter, `seam` its bpnet backend."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cupy import lent
+from test_cuda import host  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
@@ -252,6 +254,67 @@ def test_capturing_a_step_of_pytorch_leaves_no_trace(key: str, monkeypatch: pyte
     assert {float(step) for step in steps} == {3.0}
 
 
+@pytest.fixture
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
+    """CuPy's backend on a stand-in for the device."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    return lent(host, monkeypatch)
+
+
+def test_several_steps_of_bpnet_are_its_steps(world: Any) -> None:
+    """By one launch from the third call on."""
+    from bench.contenders.bpnet_trainer import Bpnet
+
+    workload = WORKLOADS["d"]
+    task = Task(workload, "float32", 8, 1, "cuda", workload.checking, start_values(workload, "float32"))
+    x, y = pool(workload, 8, "float32")
+    x, y = (np.concatenate([a, a])[:4] for a in (x, y))
+    single, several = Bpnet(task, "cupy"), Bpnet(task, **ALL["bpnet-cupy-steps"].options)
+    assert several.together > single.together == 1
+    stack = several.put(x), several.put(y)
+    launches = []
+    for _ in range(4):
+        expected = [single.loss(single.step(single.put(a), single.put(b))) for a, b in zip(x, y, strict=True)]
+        before = world.counts["launch"]
+        losses = several.several(*stack)
+        launches.append(world.counts["launch"] - before)
+        several.wait(losses)
+        np.testing.assert_allclose(several.losses(losses), expected, rtol=1e-5)
+    assert launches[-1] == 1
+    for ours, theirs in zip(several.parameters(), single.parameters(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_a_gpu_keeps_its_figures_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    machine = command.describe() | {"date": "2026-12-01 10:00 UTC", "gpu": "NVIDIA H100 80GB HBM3"}
+    first = command.place_for(machine, "short")
+    assert first == tmp_path / "2026-12-01-nvidia-h100-80gb-hbm3-short.json"
+    first.touch()
+    assert command.place_for(machine, "short").name.endswith("-short-2.json")
+    monkeypatch.setattr(command, "accelerator", lambda: "Some GPU")
+    monkeypatch.setattr(command, "describe", lambda: machine)
+    monkeypatch.setattr(command, "_run_on", lambda device, options, result: command.keep(result, options.json))
+    for arguments, count in (["--device", "cpu"], 1), (["--device", "cupy", "--suite", "crossing"], 2):
+        command.main(arguments)
+        assert len(list(tmp_path.iterdir())) == count
+    assert command.main(["--json", str(tmp_path / "own.json")]) == 1  # as nothing was timed
+    assert (tmp_path / "own.json").exists()
+
+
+@pytest.mark.parametrize("asked", ["gpu", "gpu and not slow", ""])
+def test_tests_of_a_device_keep_their_figures_unasked(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import conftest
+
+    for there in (True, False):
+        for path in (None, "own.xml"):
+            monkeypatch.setattr(conftest, "has_device", lambda there=there: there)
+            config = SimpleNamespace(option=SimpleNamespace(markexpr=asked, xmlpath=path), rootpath=ROOT)
+            conftest.pytest_configure(config)
+            kept = asked == "gpu" and there and path is None
+            assert config.option.xmlpath == (str(ROOT / "bench/results/gpu-tests.xml") if kept else path)
+
+
 @pytest.mark.parametrize("update", [False, True])
 def test_the_roof_is_products_and_copies(update: bool) -> None:
     from bench.contenders.floor import Floor
@@ -334,11 +397,11 @@ def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) ->
     results.mkdir()
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     machine = {"date": "2026-01-01", "cpu": "A processor", "cores": 2, "system": "Linux", "python": "3.13"}
-    host = {"machine": machine, "threads": 2, "cases": [run_of("cpu", 4, 8.0), run_of("cpu", 64, 9.0)]}
+    alone = {"machine": machine, "threads": 2, "cases": [run_of("cpu", 4, 8.0), run_of("cpu", 64, 9.0)]}
     both = [run_of(where, batch, speed) for where, batch, speed in (("cpu", 1, 8.0), ("cuda", 1, 2.0))]
     both += [run_of(where, batch, speed) for where, batch, speed in (("cpu", 16, 8.0), ("cuda", 16, 32.0))]
     with_gpu = {"machine": machine | {"date": "2026-01-02", "gpu": "Some GPU"}, "threads": 2, "cases": both}
-    for name, run in (("host", host), ("gpu", with_gpu)):
+    for name, run in (("alone", alone), ("gpu", with_gpu)):
         (results / f"{name}.json").write_text(json.dumps(run))
     readme.write(results, page)
     text = page.read_text()

@@ -47,6 +47,9 @@ ALL = {
     "bpnet-torch": Entry("bpnet, PyTorch arrays", "bpnet_trainer", {"backend": "torch"}, _BOTH),
     "bpnet-jax": Entry("bpnet, JAX arrays", "bpnet_trainer", {"backend": "jax"}, _BOTH),
     "bpnet-cupy": _cupy("bpnet, CuPy"),
+    "bpnet-cupy-steps": Entry(
+        "bpnet, CuPy, 8 steps a launch", "bpnet_trainer", {"backend": "cupy", "together": 8}, _GPU
+    ),
     "bpnet-cupy-eager": _cupy("bpnet, CuPy, no graph", "graph"),
     "bpnet-cupy-products": _cupy("bpnet, CuPy, no epilogues", "cublaslt"),
     "bpnet-cupy-unfused": _cupy("bpnet, CuPy, no fused rules", "fused"),

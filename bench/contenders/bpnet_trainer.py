@@ -53,12 +53,24 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 
 
 class Bpnet(Contender):
-    """``without`` names techniques of the CuPy backend to leave out; the precision goes to ``Trainer``."""
+    """``without`` names techniques of the CuPy backend to leave out; the precision goes to ``Trainer``.
+
+    ``together`` steps are one call in the way of ``Trainer.fit`` where the data lie on the device, without what that
+    does once an epoch.
+    """
 
     def __init__(
-        self, task: Task, backend: str, jit: bool = False, without: Sequence[str] = (), **options: Any
+        self,
+        task: Task,
+        backend: str,
+        jit: bool = False,
+        without: Sequence[str] = (),
+        together: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__(task)
+        self.together = together
+        self.rows: dict[tuple[int, int], Any] = {}
         if jit and importlib.util.find_spec("llvmlite") is None:
             raise Absent("llvmlite is not installed")
         try:
@@ -104,11 +116,23 @@ class Bpnet(Contender):
     def step(self, x: Any, y: Any) -> Any:
         return self.trainer.step(x, y, check=False)
 
+    def several(self, x: Any, y: Any) -> Any:
+        count, size = x.shape[:2]
+        if (count, size) not in self.rows:
+            self.rows[count, size] = self.put(np.arange(count * size, dtype=np.int32))
+        rows = self.rows[count, size]
+        x, y = (a.reshape(count * size, *a.shape[2:]) for a in (x, y))
+        losses = self.trainer._several(x, y, None, rows, count)
+        if losses is None:  # the first time
+            parts = [rows[i : i + size] for i in range(0, count * size, size)]
+            losses = [self.trainer._advance(x, y, None, part) for part in parts]
+        return losses
+
     def predict(self, x: Any) -> Any:
         return self.trainer.predict(x)
 
     def wait(self, result: Any) -> None:
-        self.backend.synchronise(result)
+        self.backend.synchronise(result[-1] if isinstance(result, list) else result)
 
     def parameters(self) -> list[Array]:
         parameters = self.trainer.parameters
