@@ -86,8 +86,13 @@ def describe_library(name: str) -> JSON:
         devices = list(DEVICES[name](library))
     except Exception as error:  # no driver, no device: each library has its own error for that
         return {"version": library.__version__, "devices": [], "problem": " ".join(str(error).split())}
-    precisions = backends.get(name).precisions(None) if devices else ()
-    return {"version": library.__version__, "devices": devices, "precisions": list(precisions)}
+    result = {"version": library.__version__, "devices": devices}
+    result["precisions"] = list(backends.get(name).precisions(None)) if devices else []
+    if name == "cupy" and devices:
+        from bpnet.backends import cublaslt
+
+        result |= {"without_cublaslt": why} if (why := cublaslt.why_not()) else {}
+    return result
 
 
 def cupy_devices(cupy: Any) -> Iterator[str]:
@@ -128,6 +133,8 @@ def show_machine(result: JSON) -> None:
             state = (
                 f"{library['version']} on {', '.join(library['devices'])}" if library["version"] else "not installed"
             )
+            if "without_cublaslt" in library:
+                state += f", products by CuPy since cuBLASLt can't be used: {library['without_cublaslt']}"
             if len(library.get("precisions", ())) > 1:
                 state += f", products in {', '.join(library['precisions'])}"
         grid.add_row(name, state)

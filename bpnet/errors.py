@@ -53,9 +53,9 @@ def kind_of(value: object) -> str:
 class UnknownNameError(BpnetError, ValueError):
     """A name, of an activation say, that is not in the catalogue."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], meant: str | None = None) -> None:
         known = sorted(known)
-        close = get_close_matches(name, known, n=1)
+        close = [meant] if meant else get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
 

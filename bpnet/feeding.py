@@ -203,16 +203,19 @@ class HostData(Data):
         return self if free is None or size > COMFORTABLE * free else self.moved()
 
 
-def host_data(backend: Backend, x: Any, name: str, values: bool, like: Array | None, threads: int | None) -> HostData:
+def host_data(
+    backend: Backend, x: Any, name: str, values: bool, like: Array | None, threads: int | None, device: Any = None
+) -> HostData:
     """`x`, an array of NumPy, as data for `backend`, checked by itself and against the type of `like`.
 
-    Of whole numbers nothing is converted yet: they become float32, or the type of `like`.
+    Without `like` it is for `device` (None: the current one).  Of whole numbers nothing is converted yet: they become
+    float32, or the type of `like`.
     """
     whole_numbers = x.ndim > 1 and x.shape[0] > 0 and is_whole(get("numpy"), x)
     host, one = check_x(x[:1] if whole_numbers else x, name, values)
     dtype = backend.xp.float32 if one.dtype == host.xp.float32 else backend.xp.float64
     if like is None:
-        like = backend.from_host(0.0, dtype)
+        like = backend.from_host(0.0, dtype, device)
     elif like.dtype != dtype and not whole_numbers:
         own = str(like.dtype).rpartition(".")[2]
         raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {own}: convert {name}")

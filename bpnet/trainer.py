@@ -59,10 +59,10 @@ class Trainer:
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
         Products of float64 are float64.
-    device : "cupy" trains NumPy arrays, memory-mapped files among them, on the current CUDA device: data that take at
-        most half of its free memory are put there once, others stream through it batch by batch while it computes;
-        predictions come back as NumPy arrays.  (Also "torch" or "jax": the device on which these make arrays.)  None
-        computes where the data lie.
+    device : "cupy" trains NumPy arrays, memory-mapped files among them, on the current CUDA device, "cupy:1" on the
+        second: data that take at most half of its free memory are put there once, others stream through it batch by
+        batch while it computes; predictions come back as NumPy arrays.  (Also "torch" or "jax": the device on which
+        these make arrays.)  None computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
     """
@@ -159,7 +159,7 @@ class Trainer:
             raise OptionError(
                 f"precision is {self.precision!r}, which products of {backend.name} arrays do not have here; expected "
                 "'float32'. tf32 and bfloat16 are for CuPy arrays on an NVIDIA GPU of compute capability 8.0 or newer, "
-                "with nvmath-python: pip install 'bpnet-xp[cuda13]'"
+                "with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
             )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
@@ -586,19 +586,28 @@ class Trainer:
 
     def _feeds(self, x: Array) -> bool:
         """Whether `x` is of NumPy and computed with elsewhere; raises ArrayMismatchError where it can't be."""
-        if self.device is None or of(x).name == self.device:
+        if self.device is None:
             return False
-        if of(x).name != "numpy":
+        backend, (wanted, device) = of(x), device_named(self.device)
+        if backend is wanted:
+            where = backend.device(x)
+            if device is not None and where != device:
+                raise ArrayMismatchError(
+                    f"x lies on {where}, but the trainer's device is {self.device!r}: move x there"
+                )
+            return False
+        if backend.name != "numpy":
             raise ArrayMismatchError(
-                f"x is an array of {of(x).name}, but the trainer's device is {self.device!r}: pass an array of NumPy "
-                f"or {self.device}"
+                f"x is an array of {backend.name}, but the trainer's device is {self.device!r}: pass an array of NumPy "
+                f"or {wanted.name}"
             )
         return True
 
     def _fed(self, x: Array, name: str, values: bool = True) -> HostData:
         """`x`, an array of NumPy, checked as `_rows` does; of whole numbers nothing is converted yet."""
         assert self.device is not None
-        data = host_data(get(self.device), x, name, values, None if self._built is None else self.theta, self.threads)
+        backend, device = device_named(self.device)
+        data = host_data(backend, x, name, values, None if self._built is None else self.theta, self.threads, device)
         layout = self._layout_for(x)
         check_rows(x, layout.in_shape, name)
         data.a_row = bytes_a_row(layout, int(data.like.dtype.itemsize))
@@ -625,13 +634,25 @@ class Trainer:
 
 
 def check_device(name: Any) -> str:
-    """`name` where it is a library whose arrays can be made here; raises what says why not."""
+    """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
     if not isinstance(name, str):
-        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy'")
-    if name not in NAMES:
-        raise UnknownNameError("device", name, NAMES)
-    get(name).from_host(0.0)
+        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
+    library = name.partition(":")[0]
+    if library not in NAMES:
+        known = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}.get(library)
+        raise UnknownNameError("device", name, NAMES, known and known + name[len(library) :])
+    backend, device = device_named(name)
+    backend.from_host(0.0, device=device)
     return name
+
+
+def device_named(name: str) -> tuple[Backend, Any]:
+    """The backend of "cupy", and of "cupy:1" that device, else None."""
+    library, colon, number = name.partition(":")
+    if colon and not number.isdecimal():
+        raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
+    backend = get(library)
+    return backend, backend.numbered(int(number)) if colon else None
 
 
 def _kind(*arrays: Any) -> tuple[Any, ...]:

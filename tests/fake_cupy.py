@@ -260,7 +260,9 @@ class World:
             get_current_stream=lambda: self.current[-1],
             get_allocator=lambda: self.allocators[-1],
             using_allocator=self.using_allocator,
-            runtime=SimpleNamespace(CUDARuntimeError=RuntimeError, is_hip=False, getDevice=lambda: 0),
+            runtime=SimpleNamespace(
+                CUDARuntimeError=RuntimeError, is_hip=False, getDevice=lambda: 0, getDeviceCount=lambda: 1
+            ),
             alloc=lambda size: self.allocators[-1](size),
         )
         self.cupy = SimpleNamespace(

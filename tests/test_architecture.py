@@ -31,7 +31,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.backends.base": {"Backend.to_host", "Backend.session", "Lane.send"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
-    "bpnet.feeding": {"shuffled"},
+    "bpnet.feeding": {"in_order", "shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")

@@ -81,8 +81,8 @@ int cublasLtMatmulAlgoGetHeuristic(
     if (handle != HANDLE || most != 1 || c != d || preference->attribute[1] != 32u << 20) return 7;
     for (int name = 5; name <= 8; ++name) if (preference->attribute[name] != 256) return 7;
     const bool is_double = a->kind == DOUBLE;
-    const bool fits = a->kind == b->kind && (is_double ? desc->compute == 70 : desc->compute == 68 || desc->compute == 77);
-    if (!fits || desc->scale != (is_double ? DOUBLE : REAL)) return 15;
+    const bool fits = is_double ? desc->compute == 70 : desc->compute == 68 || desc->compute == 77;
+    if (!fits || a->kind != b->kind || desc->scale != (is_double ? DOUBLE : REAL)) return 15;
     *results = Result{{0xA160}, 4096, 0, 1.0f, {}};
     *found = 1;
     return 0;
@@ -96,7 +96,8 @@ int cublasLtMatmul(
     if (handle != HANDLE || algorithm[0] != 0xA160 || !workspace || size != 4096 || stream != (void*)0x5EED) return 7;
     if (get(alpha, desc->scale, 0) != 1.0 || get(beta, desc->scale, 0) != 0.0 || c != d || of_c != of_d) return 7;
     const bool ta = desc->attribute[TRANSA], tb = desc->attribute[TRANSB];
-    const int64_t m = of_d->rows, n = of_d->columns, k = ta ? of_a->rows : of_a->columns, how = desc->attribute[EPILOGUE];
+    const int64_t m = of_d->rows, n = of_d->columns, k = ta ? of_a->rows : of_a->columns;
+    const int64_t how = desc->attribute[EPILOGUE];
     if ((int64_t)(ta ? of_a->columns : of_a->rows) != m || (int64_t)(tb ? of_b->columns : of_b->rows) != k) return 7;
     void* vector = (void*)desc->attribute[VECTOR];
     for (int64_t i = 0; i < m; ++i) {

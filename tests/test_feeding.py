@@ -194,6 +194,46 @@ def test_less_precise_products_of_what_is_fed(
 # ---- what can't be --------------------------------------------------------------------------------------------------
 
 
+def test_a_device_by_its_number(world: World, tmp_path: Path) -> None:
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cupy:0")
+    trainer.fit(x, y, progress=False)
+    other = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cupy")
+    other.fit(x, y, progress=False)
+    same(world, trainer, other)
+    assert type(trainer.predict(x)) is np.ndarray
+    assert trainer.predict(world.array(x)).device == world.cuda.Device()
+    trainer.save(tmp_path / "m.safetensors")
+    assert bp.load(tmp_path / "m.safetensors", device="cupy:0").device == "cupy:0"
+    for load in (lambda: bp.Trainer(NET, "mse", device="cupy:1"), lambda: bp.load("m", device="cupy:1")):
+        with pytest.raises(bp.errors.DeviceError, match="no CUDA device 1: CuPy finds 1, numbered from 0"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "did you mean 'cupy'"),
+        ("cuda:1", "did you mean 'cupy:1'"),
+        ("cpu", "did you mean 'numpy'"),
+        ("cupi", "did you mean 'cupy'"),
+        ("numpy:0", "devices of numpy have no numbers: leave out :0"),
+        ("cupy:", "expected a whole number after the colon, as in 'cupy:1'"),
+        ("cupy:-1", "expected a whole number after the colon"),
+    ],
+)
+def test_what_is_no_device(device: str, message: str) -> None:
+    with pytest.raises(bp.errors.BpnetError, match=message):
+        bp.Trainer(NET, "mse", device=device)
+
+
+@pytest.mark.gpu
+def test_a_device_beyond_the_last(library: Any) -> None:
+    count = library("cupy").module.cuda.runtime.getDeviceCount()
+    with pytest.raises(bp.errors.DeviceError, match=f"no CUDA device {count}: CuPy finds {count}"):
+        bp.Trainer(NET, "mse", device=f"cupy:{count}")
+
+
 def test_a_device_that_is_not_there() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if cupy.is_available():
@@ -215,7 +255,7 @@ def test_cupy_that_is_not_installed() -> None:
 @pytest.mark.parametrize(
     ("device", "kind", "match"),
     [
-        ("cuda", ValueError, "unknown device 'cuda': known are cupy, jax, numpy, torch"),
+        ("cuda", ValueError, "unknown device 'cuda': did you mean 'cupy'. known are cupy, jax, numpy, torch"),
         (0, TypeError, "device is of type int; expected the name of a library"),
     ],
 )

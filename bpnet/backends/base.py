@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+from bpnet.errors import DeviceError
+
 T = TypeVar("T")
 
 Array = Any
@@ -72,6 +74,10 @@ class Backend:
         import array_api_compat
 
         return array_api_compat.device(x)
+
+    def numbered(self, number: int) -> Any:
+        """The device of that number, from 0 on; raises DeviceError where there is none."""
+        raise DeviceError(f"devices of {self.name} have no numbers: leave out :{number}")
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         """A NumPy array (or number) as an array of this library, copied."""

@@ -42,18 +42,30 @@ COMPUTE = {
 Pair = tuple[int, int]
 
 
-@lru_cache(maxsize=1)
 def bindings() -> tuple[Any, Any] | None:
     """The bindings of cuBLASLt, and of cuBLAS for its names; None where they, the library or the driver are missing."""
+    found = _loaded()
+    return None if isinstance(found, str) else found
+
+
+def why_not() -> str | None:
+    """What is missing for the bindings."""
+    found = _loaded()
+    return found if isinstance(found, str) else None
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> tuple[Any, Any] | str:
+    """The bindings, or what is missing for them."""
     if cupy.cuda.runtime.is_hip:
-        return None
+        return "cuBLASLt is for NVIDIA's devices"
     try:
         from nvmath.bindings import cublas, cublasLt
 
         cublasLt.get_version()  # loads the library
     except Exception as error:  # an installation can be broken in any way; CuPy's own products remain
         logging.getLogger("bpnet").debug("products by CuPy, without cuBLASLt: %s", error)
-        return None
+        return str(error)
     return cublasLt, cublas
 
 

@@ -38,13 +38,22 @@ class CupyBackend(Backend):
     def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
         return KERNELS if "fused" in self.techniques else DEFINITIONS
 
+    def numbered(self, number: int) -> Any:
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise no_device(error) from error
+        if number >= count:
+            raise DeviceError(f"there is no CUDA device {number}: CuPy finds {count}, numbered from 0")
+        return cupy.cuda.Device(number)
+
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         try:
             with cupy.cuda.Device() if device is None else device:
                 return cupy.array(numpy.asarray(value, dtype=dtype))
         except cupy.cuda.runtime.CUDARuntimeError as error:
             if "NoDevice" in str(error) or "InsufficientDriver" in str(error) or "InvalidDevice" in str(error):
-                raise DeviceError(f"CuPy finds no such CUDA device: {error}") from error
+                raise no_device(error) from error
             raise
 
     def to_host(self, x: Array) -> Any:
@@ -157,6 +166,10 @@ class CupyBackend(Backend):
         for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True):
             kernel.map([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
         return results
+
+
+def no_device(error: Exception) -> DeviceError:
+    return DeviceError(f"CuPy finds no such CUDA device: {error}")
 
 
 def _fused(rule: Rule, b: Backend, *args: Any) -> Any:

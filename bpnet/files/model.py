@@ -18,7 +18,7 @@ from bpnet.layout import Layout, Slot, layout_of
 from bpnet.optimizers import Adam
 from bpnet.options import whole
 from bpnet.registry import describe, restore
-from bpnet.trainer import Trainer, check_device
+from bpnet.trainer import Trainer, check_device, device_named
 
 if TYPE_CHECKING:
     import numpy
@@ -101,18 +101,19 @@ def _plain(what: str, value: Any) -> Any:
 def load(path: str | Path, like: Array | None = None, *, device: str | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
-    Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy": see
-    `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products have the
-    precision that they were trained with where the library has it, else float32.  A layer of the user's own must have
-    been defined (imported) before.
+    Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy",
+    "cupy:1": see `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products
+    have the precision that they were trained with where the library has it, else float32.  A layer of the user's own
+    must have been defined (imported) before.
 
     Raises FileNotFoundError, or FileFormatError where the file is no bpnet model or is damaged.
     """
     if like is not None and device is not None:
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
-    library = check_device(device or "numpy")
-    backend = backends.get(library) if like is None else backends.of(like, "like")
-    place = None if like is None else backend.device(like)
+    backend, place = device_named(check_device(device or "numpy"))
+    if like is not None:
+        backend = backends.of(like, "like")
+        place = backend.device(like)
     path = _path(path)
     description, tensors = _read(path)
     try:
