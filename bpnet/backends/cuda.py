@@ -120,10 +120,10 @@ class _Parts:
         load = {"s": "", "e": "load<N>({0}, at)", "c": "each<N>({0}, col)", "r": "{0}[row]"}
         self.numbers = [f"T {c}" for c in text.constants]
         self.places = [
-            *(f"const {kinds[a]}* {'' if form.summed == 0 else '__restrict__ '}{a}" for a, _ in arrays),
-            *(f"{made}* {'' if form.summed == 0 else '__restrict__ '}{r}" for r in stored),
+            *(f"const {kinds[a]}* {a}" for a, _ in arrays),
+            *(f"{made}* {r}" for r in stored),
         ]
-        sums = [f"s{i}" for i in range(form.summed)]
+        sums = [f"q{i}" for i in range(form.summed)]
         self.fields = {
             "real": TYPES[form.dtype],
             "parameters": ", ".join([*(f"T v{i}" for i in range(len(arrays))), *(f"T& {r}" for r in results)])
@@ -136,8 +136,8 @@ class _Parts:
             ),
             "arrays": ", ".join(a for a, _ in arrays),
             "stored": "".join(f", {r}" for r in stored),
-            "places": "".join(f", {place.replace('__restrict__ ', '')}" for place in self.places[: len(arrays)]),
-            "targets": "".join(f", {place.replace('__restrict__ ', '')}" for place in self.places[len(arrays) :]),
+            "places": "".join(f", {place}" for place in self.places[: len(arrays)]),
+            "targets": "".join(f", {place}" for place in self.places[len(arrays) :]),
             "in": _indented([f"T {a};" if letter == "r" else f"Words<N, {kinds[a]}> {a};" for a, letter in arrays]),
             "out": f"Words<N> {', '.join(results)};",
             "read": _indented([f"in.{a} = {load[letter].format(a)};" for a, letter in arrays]),
@@ -154,7 +154,7 @@ class _Parts:
             "at_a_time": str(AT_A_TIME),
         }
         if form.summed:
-            self.places += [f"T* __restrict__ {s}" for s in sums]
+            self.places += [f"T* {s}" for s in sums]
             self.fields |= {
                 "count": str(form.summed),
                 "threads": str(THREADS),
@@ -192,7 +192,8 @@ class _Parts:
                 ]
             )
         bounds = f"__launch_bounds__({FINISHING}) " if name == "finish" else ""
-        parameters = ", ".join([sizes, *self.places, *numbers])
+        places = [place.replace("*", "* __restrict__") for place in self.places] if form.summed else self.places
+        parameters = ", ".join([sizes, *places, *numbers])
         return f'extern "C" __global__ void {bounds}{name}({parameters}) {{\n{lines}{body}}}\n'
 
 
