@@ -35,6 +35,11 @@ def batch_norm_forward(lib, rng, rows, f):
     yield (*(lib.array(rng.standard_normal(s) + 2.0) for s in ((rows, 30), (30,), (30,))), 1e-5)
 
 
+def batch_norm_apply(lib, rng, rows, f):
+    vectors = [lib.array(a) for a in (*rng.standard_normal((3, 30)), rng.uniform(0.5, 2.0, 30))]
+    yield (lib.array(rng.standard_normal((rows, 30))), *vectors, 1e-5)
+
+
 def batch_norm_backward(lib, rng, rows, f):
     for need_dx in (True, False):
         for of_batch in (True, False):
@@ -69,8 +74,8 @@ def clip_by_global_norm(lib, rng, rows, f):
 ARGUMENTS = {
     f.__name__: f
     for f in (
-        dense_forward, dense_backward, batch_norm_forward, batch_norm_backward, softmax_cross_entropy, elementwise_loss,
-        drop, clip_by_global_norm,
+        dense_forward, dense_backward, batch_norm_forward, batch_norm_apply, batch_norm_backward,
+        softmax_cross_entropy, elementwise_loss, drop, clip_by_global_norm,
     )
 }  # fmt: skip
 ACTIVATIONS = [bp.Identity(), bp.ReLU(), bp.GELU(), bp.Softmax()]

@@ -36,6 +36,18 @@ def batch_norm_forward(run: Any, x: Array, scale: Array, shift: Array, epsilon: 
     return y, xhat, mean, var, inverse
 
 
+def batch_norm_apply(
+    run: Any, x: Array, scale: Array, shift: Array, mean: Array, var: Array, epsilon: float
+) -> Any:  # fmt: skip
+    if x.dtype.name not in TYPES or not x.size:
+        return NotImplemented
+    x = contiguous(x)
+    y, inverse = cupy.empty_like(x), cupy.empty_like(var)
+    mapped(_inverse, (var,), (inverse,), (epsilon,))
+    mapped(_by_running, (x, mean, inverse, scale, shift), (y,), along="ecccc")
+    return y, inverse
+
+
 def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool) -> Any:
     if dy.dtype.name not in TYPES or not dy.size:
         return NotImplemented
@@ -61,7 +73,7 @@ def _square(b: Backend, x: Array, mean: Array) -> Array:
 
 def _spread(b: Backend, squares: Array, share: Any, epsilon: Any) -> tuple[Array, Array]:
     var = squares * share
-    return var, 1.0 / b.xp.sqrt(var + epsilon)
+    return var, _inverse(b, var, epsilon)
 
 
 def _normal(
@@ -69,6 +81,16 @@ def _normal(
 ) -> tuple[Array, Array]:  # fmt: skip
     xhat = (x - mean) * inverse
     return xhat * scale + shift, xhat
+
+
+def _inverse(b: Backend, var: Array, epsilon: Any) -> Array:
+    return 1.0 / b.xp.sqrt(var + epsilon)
+
+
+def _by_running(
+    b: Backend, x: Array, mean: Array, inverse: Array, scale: Array, shift: Array
+) -> Array:  # fmt: skip
+    return (x - mean) * (scale * inverse) + shift
 
 
 def _along_and_over(b: Backend, dy: Array, xhat: Array) -> tuple[Array, Array]:
@@ -181,6 +203,7 @@ def _shrink(b: Backend, squares: Array, limit: Any) -> Array:
 
 SUMS: dict[str, Callable[..., Any]] = {
     "batch_norm_forward": batch_norm_forward,
+    "batch_norm_apply": batch_norm_apply,
     "batch_norm_backward": batch_norm_backward,
     "softmax_cross_entropy": softmax_cross_entropy,
     "elementwise_loss": elementwise_loss,

@@ -52,8 +52,7 @@ class BatchNorm(Layer):
             y, xhat, mean, var, inverse = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
         else:
             mean, var, xhat = p["mean"], p["var"], None
-            inverse = 1.0 / run.xp.sqrt(var + self.epsilon)
-            y = (rows - mean) * (p["scale"] * inverse) + p["shift"]
+            y, inverse = batch_norm_apply(run, rows, p["scale"], p["shift"], mean, var, self.epsilon)
         return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var, None if run.training else rows)
 
     def backward(
@@ -94,6 +93,15 @@ def batch_norm_forward(
     inverse = 1.0 / xp.sqrt(var + epsilon)
     xhat = centred * inverse
     return xhat * scale + shift, xhat, mean, var, inverse
+
+
+@kernel
+def batch_norm_apply(
+    run: Run, x: Array, scale: Array, shift: Array, mean: Array, var: Array, epsilon: float
+) -> tuple[Array, Array]:
+    """y of the rows x of (n, features) by running values, and 1 / sqrt(var + epsilon)."""
+    inverse = 1.0 / run.xp.sqrt(var + epsilon)
+    return (x - mean) * (scale * inverse) + shift, inverse
 
 
 @kernel
