@@ -84,7 +84,12 @@ def _common(command: argparse.ArgumentParser, default: Any = None) -> None:
     add("--device", choices=("cpu", "cupy"), help="cupy: the first CUDA device; by default both where there is one")
     threads = len(available_cores()) if default is None else default
     add("--threads", threads, type=_count, help="of every contender; all cores by default")
-    add("--json", type=Path, metavar="FILE", help="keep the figures; with a GPU by default under bench/results")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="keep the figures; a whole suite on a GPU is kept in bench/results unasked",
+    )
 
 
 def _count(text: str) -> int:
@@ -139,7 +144,9 @@ def run(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {"format": 1, "machine": describe(), "threads": options.threads, "cases": []}
     print(report.heading(result), flush=True)
     devices = devices_of(options)
-    if options.json is None and "cuda" in devices and accelerator():
+    asked = ("workload", "batch", "dtype", "precision", "contender", "mode", "rounds", "seconds", "subject")
+    whole = all(getattr(options, name) is None for name in asked)
+    if options.json is None and whole and "cuda" in devices and accelerator():
         options.json = place_for(result["machine"], options.suite)
         print(f"the figures are kept in {options.json}", flush=True)
     for device in devices:

@@ -117,7 +117,9 @@ class Report(Progress):
 
 
 class Interrupt(Callback):
-    """While it is entered, Ctrl-C ends the training after the step that runs; a second one ends it at once."""
+    """While it is entered, Ctrl-C ends the training after the steps that run; a second one ends it at once."""
+
+    before_next_step = False
 
     def __init__(self) -> None:
         self.pressed = False

@@ -637,10 +637,12 @@ def check_device(name: Any) -> str:
     """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
     if not isinstance(name, str):
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
-    library = name.partition(":")[0]
+    library, _, number = name.partition(":")
     if library not in NAMES:
-        known = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}.get(library)
-        raise UnknownNameError("device", name, NAMES, known and known + name[len(library) :])
+        meant = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}.get(library)
+        if meant == "cupy" and number.isdecimal():
+            meant = f"cupy:{number}"
+        raise UnknownNameError("device", name, NAMES, meant)
     backend, device = device_named(name)
     backend.from_host(0.0, device=device)
     return name

@@ -34,8 +34,10 @@ MEMBERS = [
 
 @pytest.hookimpl(tryfirst=True)  # before the plugin that writes the file reads its name
 def pytest_configure(config: pytest.Config) -> None:
-    """The tests for a device keep their figures, unless another file was asked for."""
-    if config.option.markexpr == "gpu" and config.option.xmlpath is None and has_device():
+    """All the tests for a device keep their figures, unless another file was asked for."""
+    option = config.option
+    every = option.markexpr == "gpu" and not option.keyword and config.args_source == config.ArgsSource.TESTPATHS
+    if every and getattr(option, "xmlpath", "no such plugin") is None and has_device():
         config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
 
 

@@ -469,6 +469,7 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))
+    monkeypatch.setattr(cupy_slots.Numbers, "retired", [])  # nor those of another device
     world.seam = Backend(bp.backends.get("numpy").xp)
     monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
     monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)

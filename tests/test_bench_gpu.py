@@ -295,24 +295,37 @@ def test_a_run_with_a_gpu_keeps_its_figures_unasked(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(command, "accelerator", lambda: "Some GPU")
     monkeypatch.setattr(command, "describe", lambda: machine)
     monkeypatch.setattr(command, "_run_on", lambda device, options, result: command.keep(result, options.json))
-    for arguments, count in (["--device", "cpu"], 1), (["--device", "cupy", "--suite", "crossing"], 2):
+    for arguments, count in (
+        (["--device", "cpu"], 1),
+        (["--device", "cupy", "--suite", "crossing"], 2),
+        (["--device", "cupy", "--suite", "short", "--batch", "8"], 2),  # a part is a trial
+    ):
         command.main(arguments)
         assert len(list(tmp_path.iterdir())) == count
     assert command.main(["--json", str(tmp_path / "own.json")]) == 1  # as nothing was timed
     assert (tmp_path / "own.json").exists()
 
 
-@pytest.mark.parametrize("asked", ["gpu", "gpu and not slow", ""])
-def test_tests_of_a_device_keep_their_figures_unasked(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+ALL_TESTS = {"markexpr": "gpu", "keyword": "", "xmlpath": None, "source": "TESTPATHS", "there": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"markexpr": ""}, {"keyword": "one"}, {"xmlpath": "own.xml"}, {"source": "ARGS"}, {"there": False}],
+)
+def test_tests_of_a_device_keep_their_figures_unasked(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import conftest
 
-    for there in (True, False):
-        for path in (None, "own.xml"):
-            monkeypatch.setattr(conftest, "has_device", lambda there=there: there)
-            config = SimpleNamespace(option=SimpleNamespace(markexpr=asked, xmlpath=path), rootpath=ROOT)
-            conftest.pytest_configure(config)
-            kept = asked == "gpu" and there and path is None
-            assert config.option.xmlpath == (str(ROOT / "bench/results/gpu-tests.xml") if kept else path)
+    given = ALL_TESTS | change
+    monkeypatch.setattr(conftest, "has_device", lambda: given["there"])
+    sources = pytest.Config.ArgsSource
+    config = SimpleNamespace(
+        option=SimpleNamespace(**given), rootpath=ROOT, ArgsSource=sources, args_source=sources[given["source"]]
+    )
+    conftest.pytest_configure(config)
+    assert config.option.xmlpath == (given["xmlpath"] if change else str(ROOT / "bench/results/gpu-tests.xml"))
+    del config.option.xmlpath
+    conftest.pytest_configure(config)  # without the plugin that writes it
 
 
 @pytest.mark.parametrize("update", [False, True])

@@ -215,7 +215,8 @@ def test_a_device_by_its_number(world: World, tmp_path: Path) -> None:
     [
         ("gpu", "did you mean 'cupy'"),
         ("cuda:1", "did you mean 'cupy:1'"),
-        ("cpu", "did you mean 'numpy'"),
+        ("gpu:", "did you mean 'cupy'"),
+        ("cpu:0", "did you mean 'numpy'"),
         ("cupi", "did you mean 'cupy'"),
         ("numpy:0", "devices of numpy have no numbers: leave out :0"),
         ("cupy:", "expected a whole number after the colon, as in 'cupy:1'"),

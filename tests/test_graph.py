@@ -201,6 +201,27 @@ def test_large_batches_that_never_come_again_are_copied(world: World) -> None:
 
 
 @pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("turns", [3, 4, 5, 7])
+def test_capturing_comes_to_an_end(turns: int, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many large batches come by turns, and whatever comes then: new ones, or one again and again."""
+    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(40)]
+    plain, captured = made(world, False), made(world, True)
+    captures: list[int] = []
+    real = type(captured._step)._capture
+    monkeypatch.setattr(type(captured._step), "_capture", lambda *args: (captures.append(len(done)), real(*args))[1])
+    for trainer in (plain, captured):
+        done: list[Any] = []
+        for batch in [*batches[:turns] * 12, *batches[turns:], *[batches[-1]] * 6]:
+            trainer.step(*batch, check=False)
+            done.append(batch)
+    last = [n for n in captures if n >= len(done) - 6]
+    assert len(captures) <= turns + 6
+    assert len(last) == 1, captures  # it is read where it lies from the second time on
+    assert all(n < 8 * turns or n in last or turns * 12 <= n < turns * 12 + 6 for n in captures), captures
+    equal(world, captured, plain)
+
+
+@pytest.mark.usefixtures("large")
 def test_graphs_of_one_kind_are_few(world: World) -> None:
     from bpnet.backends.cupy_places import MOST_PLACES
 
@@ -438,7 +459,7 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
 ) -> None:
     """After the first allocation of a group, or the second ...: then nothing was done."""
     monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 1)  # or else a replay would need none
-    monkeypatch.setattr(world.seam, "at_once", 2)
+    monkeypatch.setattr("bpnet.backends.cupy.AT_ONCE", 2)
     x, y = map(world.array, data(12))
     options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
     plain = made(world, False, **options)
@@ -654,6 +675,33 @@ def test_a_held_part_of_a_key_gives_the_same_mask(rest: tuple[int, ...], number:
     np.testing.assert_array_equal(*map(world.cupy.asnumpy, masks))
 
 
+@dataclass(frozen=True)
+class Branch(bp.Layer):
+    """Gives its dropout another key than it has itself, and backward knows nothing of that."""
+
+    inner = bp.Dropout(0.4)
+    stochastic = True
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        return self.inner.forward(run.at("elsewhere"), p, x)
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
+        return self.inner.backward(run, p, cache, dy, need_dx)
+
+
+def test_the_derivative_of_dropout_has_the_mask_of_its_value(world: World) -> None:
+    x, y = data(40)
+    net = bp.Sequential(bp.Dense(6, "tanh"), Branch(), bp.Dense(3))
+    results = []
+    for techniques in (frozenset(), TECHNIQUES):
+        world.seam.techniques = techniques
+        trainer = bp.Trainer(net, "cross_entropy", bp.SGD(0.5)).build(world.array(x))
+        for _ in range(4):
+            trainer.step(world.array(x), world.array(y))
+        results.append(world.cupy.asnumpy(trainer.theta))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
 # ---- the kernels ----------------------------------------------------------------------------------------------------
 
 LAYERS = [
@@ -669,6 +717,7 @@ DENSE = len(ACTIVATIONS) + 3
 LOSSES = {
     "cross_entropy": lambda y: (y, np.eye(3)[y]),
     "mse": lambda y: (np.eye(3)[y],),
+    "binary_cross_entropy": lambda y: (np.eye(3)[y],),
     "binary_cross_entropy_with_logits": lambda y: (np.eye(3)[y],),
 }
 

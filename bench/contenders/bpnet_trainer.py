@@ -55,8 +55,8 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 class Bpnet(Contender):
     """``without`` names techniques of the CuPy backend to leave out; the precision goes to ``Trainer``.
 
-    ``together`` steps are one call in the way of ``Trainer.fit`` where the data lie on the device, without what that
-    does once an epoch.
+    ``together`` steps are one launch as in ``Trainer.fit`` where the data lie on the device, without what that does
+    once an epoch; but of stacks of batches, which are copied to the graph's buffers before rows are taken of them.
     """
 
     def __init__(
@@ -123,7 +123,9 @@ class Bpnet(Contender):
         rows = self.rows[count, size]
         x, y = (a.reshape(count * size, *a.shape[2:]) for a in (x, y))
         losses = self.trainer._several(x, y, None, rows, count)
-        if losses is None:  # the first time
+        if losses is None:  # the first time it only looks where they lie
+            losses = self.trainer._several(x, y, None, rows, count)
+        if losses is None:
             parts = [rows[i : i + size] for i in range(0, count * size, size)]
             losses = [self.trainer._advance(x, y, None, part) for part in parts]
         return losses

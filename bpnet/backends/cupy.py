@@ -24,6 +24,9 @@ from bpnet.errors import DeviceError
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
 """Ways to compute the same faster: rules as single kernels, products with cuBLASLt's epilogues, the captured step."""
 
+AT_ONCE = 8
+"""Steps of one launch."""
+
 
 class CupyBackend(Backend):
     name = "cupy"
@@ -32,7 +35,10 @@ class CupyBackend(Backend):
 
     Products of less precision than float32 need the first two.
     """
-    at_once = 8
+
+    @property
+    def at_once(self) -> int:  # type: ignore[override]
+        return AT_ONCE if "graph" in self.techniques else 1
 
     @property
     def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]

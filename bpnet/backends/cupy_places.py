@@ -27,22 +27,17 @@ class Recorded:
         self.graph, self.numbers = graph, numbers
         self.fixed = [(i, *place) for i, place in enumerate(places(arrays)) if i not in staged]
         self.staged = [(i, buffer, buffer.strides, buffer.nbytes) for i, buffer in staged.items()]
-        self.copies = sum(buffer.nbytes for buffer in staged.values())
-        """Bytes that each launch copies."""
         self.copies_much = any(buffer.nbytes > SMALL for buffer in staged.values())
         self.last: list[Place] | None = None
         """Where the arrays of the last call lay, if it copies much."""
 
     def serves(self, arrays: Sequence[Array]) -> bool:
-        """Whether the arrays that the graph reads where they were still lie there.
-
-        It serves none that it would copy again though they have not moved: another graph can do without.
-        """
+        """Whether the arrays that the graph reads where they were still lie there."""
         for i, address, strides in self.fixed:
             array = arrays[i]
             if array.data.ptr != address or array.strides != strides:
                 return False
-        return not self.copies_much or places(arrays) != self.last
+        return True
 
     def stage(self, arrays: Sequence[Array]) -> None:
         """Copy the others to their buffers."""
@@ -62,19 +57,39 @@ class Known:
     def __init__(self, failed: bool = False) -> None:
         self.failed = failed
         """Whether it can't be captured."""
-        self.graphs: list[Recorded] = []
+        self.in_place: list[Recorded] = []
+        """Graphs that read large arrays where they lie: those that copy fewest others first, then the newest."""
+        self.copying: Recorded | None = None
+        """The one that copies them."""
+        self.latest: Recorded | None = None
+        """The graph of the last call."""
         self.seen: deque[list[Place]] = deque(maxlen=MOST_PLACES)
         self.small: set[int] = set()
         """The small arrays that have moved once."""
         self.new = 0
-        """Calls since arrays last came from where others had."""
+        """Calls since large arrays last came from where others had, as far as there was room for their graphs."""
+
+    @property
+    def graphs(self) -> list[Recorded]:
+        """All of them."""
+        return self.in_place if self.copying is None else [*self.in_place, self.copying]
 
     def serving(self, arrays: Sequence[Array]) -> Recorded | None:
-        """The graph that can be launched for these arrays."""
-        for graph in self.graphs:
+        """The graph that can be launched for these arrays.
+
+        What is copied twice in a row from the same place is better read there, by a graph that is yet to be made.
+        """
+        for graph in self.in_place:
             if graph.serves(arrays):
+                self.latest = graph
                 return graph
-        return None
+        copying = self.copying
+        if copying is None or not copying.serves(arrays):
+            return None
+        if self.latest is copying and places(arrays) == copying.last:
+            return None
+        self.latest = copying
+        return copying
 
     def to_stage(self, arrays: Sequence[Array]) -> set[int] | None:
         """Which arrays a new graph is to copy first; None where it is too early to capture one.
@@ -83,19 +98,24 @@ class Known:
         there.  Where they never do, even the large ones are copied.
         """
         now = places(arrays)
-        before = [*self.seen, *(graph.last for graph in self.graphs if graph.last)]
+        before = [*self.seen, *([] if self.copying is None or self.copying.last is None else [self.copying.last])]
         moved = [{i for i, place in enumerate(now) if place != then[i]} for then in before]
         for some in moved:
             if all(arrays[i].nbytes <= SMALL for i in some):
                 self.small |= some
-                self.new = 0
+                if len(self.in_place) < MOST_PLACES:
+                    self.new = 0
                 return self.small
         self.seen.append(now)
         self.new += 1
         return set().union(*moved, self.small) if self.new > MOST_PLACES else None
 
     def add(self, graph: Recorded) -> None:
-        """A new graph; those that copy least come first, and of others the newest."""
-        self.graphs.insert(0, graph)
-        self.graphs.sort(key=lambda graph: graph.copies)
-        del self.graphs[MOST_PLACES:]
+        """A new graph, before those that copy more; where there are too many in place, the oldest of these goes."""
+        self.latest = graph
+        if graph.copies_much:
+            self.copying = graph
+            return
+        del self.in_place[MOST_PLACES - 1 :]
+        first = next((i for i, other in enumerate(self.in_place) if len(other.staged) >= len(graph.staged)), None)
+        self.in_place.insert(len(self.in_place) if first is None else first, graph)

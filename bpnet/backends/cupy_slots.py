@@ -26,9 +26,10 @@ class Numbers:
 
     def __init__(self, letters: str) -> None:
         """A letter for each number: d for a float64, q for a whole one."""
-        if self.retired:
-            cupy.cuda.Device().synchronize()
-            self.retired.clear()
+        for device in {other.device.id: other.device for other in self.retired}.values():
+            device.synchronize()
+        self.retired.clear()
+        self.device: Any = cupy.cuda.Device()
         count = len(letters)
         self.size = 8 * count
         self.pack = struct.Struct(f"={letters}").pack_into

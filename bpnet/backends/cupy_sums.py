@@ -51,7 +51,7 @@ def batch_norm_apply(
 def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool) -> Any:
     if dy.dtype.name not in TYPES or not dy.size:
         return NotImplemented
-    dy = contiguous(dy)
+    xhat, dy = contiguous(xhat), contiguous(dy)
     dscale, dshift = finished(as_they_are, summed(_along_and_over, (dy, xhat), count=2))
     if not need_dx:
         return None, dscale, dshift
@@ -114,6 +114,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     labels = target.dtype.name if target.ndim == 1 else None
     real = z.dtype
     known = labels in cuda_texts.LABELS if labels else target.dtype == real
+    known = known and (weight is None or weight.dtype == real)
     if not known or real.name not in TYPES or not z.size:
         return NotImplemented
     z, target = contiguous(z), contiguous(target)
@@ -128,12 +129,14 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 
 def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> Any:
+    if not output.size:
+        return NotImplemented
     rows = output.shape[0]
     arrays = [contiguous(a).reshape(rows, -1) for a in (output, target)]
     scalars: tuple[Any, ...] = (factor,)
     if not isinstance(factor, float):
         arrays, scalars = [*arrays, contiguous(factor).reshape(-1)], ()
-    if any(a.dtype != output.dtype or a.dtype.name not in TYPES for a in arrays) or not output.size:
+    if any(a.dtype != output.dtype or a.dtype.name not in TYPES for a in arrays):
         return NotImplemented
     slope = cupy.empty_like(arrays[0])
     sums = summed(_stored_first(rule), arrays, (slope,), scalars, "eer"[: len(arrays)])
@@ -154,16 +157,16 @@ def _stored_first(rule: Rule) -> Rule:
 # ---- dropout, clipping ----------------------------------------------------------------------------------------------
 
 
-def drop(run: Any, x: Array, keep: float, mask: Array | None) -> Any:
-    """Without a mask in memory: its bits are drawn again for the derivative."""
-    x = contiguous(x)
+def drop(run: Any, x: Array, keep: float, kept: Any) -> Any:
+    """Without a mask in memory: what is kept is the key, by which its bits are drawn again for the derivative."""
     if x.dtype.name not in TYPES:
         return NotImplemented
+    key, x = run.key if kept is None else kept, contiguous(x)
     y = cupy.empty_like(x)
     width = cuda_texts.DROPPED[x.dtype.name]
     kind, width = ("wide", width) if x.data.ptr % 16 == 0 else ("plain", 1)
-    draw(f"drop_{kind}", width, run.key, keep, (x, y))
-    return y, None
+    draw(f"drop_{kind}", width, key, keep, (x, y))
+    return y, key
 
 
 def draw(name: str, width: int, key: Any, keep: float, arrays: tuple[Array, ...]) -> None:

@@ -25,23 +25,21 @@ class Dropout(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        y, mask = drop(run, x, 1.0 - self.rate, None)
-        return y, (mask,)
+        return drop(run, x, 1.0 - self.rate, None)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
         if not need_dx:
             return None, {}
-        return dy if cache is None else drop(run, dy, 1.0 - self.rate, *cache)[0], {}
+        return dy if cache is None else drop(run, dy, 1.0 - self.rate, cache)[0], {}
 
 
 @kernel
-def drop(run: Run, x: Array, keep: float, mask: Array | None) -> tuple[Array, Array | None]:
-    """x m, and what it takes to have m again: the mask of the run's key, drawn where it is not given.
+def drop(run: Run, x: Array, keep: float, kept: Any) -> tuple[Array, Any]:
+    """x m, and what it takes to have m again, `kept`; where that is None, m is drawn by the run's key.
 
-    A replacement that draws it anew each time, which gives the same bits, need not keep it.
+    Here it is m itself.  A replacement that draws m anew each time, with the same bits, keeps the key alone.
     """
-    if mask is None:
-        mask = run.keep_mask(x.shape, keep, like=x)
+    mask = run.keep_mask(x.shape, keep, like=x) if kept is None else kept
     return x * mask, mask
