@@ -166,7 +166,7 @@ def test_a_data_set_is_read_where_it_lies_and_may_move(
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
+def large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays of more than 200 bytes, such as x, are no longer small."""
     monkeypatch.setattr("bpnet.backends.cupy_places.SMALL", 200)
 
