@@ -116,6 +116,10 @@ DEVICES: dict[str, Callable[[Any], Iterator[str]]] = {
 }
 
 
+MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"}
+"""What is missed without a package."""
+
+
 def show_machine(result: JSON) -> None:
     """`describe_machine` as a table."""
     grid = Grid(box=None, show_header=False, pad_edge=False)
@@ -139,7 +143,7 @@ def show_machine(result: JSON) -> None:
                 state += f", products in {', '.join(library['precisions'])}"
         grid.add_row(name, state)
     for name, installed in result["extras"].items():
-        grid.add_row(name, installed or "not installed")
+        grid.add_row(name, installed or f"not installed{MISSED.get(name, '')}")
     Console(width=None if sys.stdout.isatty() else 200).print(grid, highlight=False, markup=False)
 
 

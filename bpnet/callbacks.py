@@ -16,20 +16,20 @@ Record = dict[str, Any]
 
 
 class Callback:
-    """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch."""
+    """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch.
+
+    On a GPU, several steps may be done by one launch, unless a callback overrides `on_step_end`.  One that can wait
+    says so by `before_next_step = False`: it is then told of the steps one after the other once all of them are done,
+    so count by its argument `step`; `trainer.step_count` and the parameters are those after the last of them.
+    """
 
     before_next_step: ClassVar[bool] = True
-    """Whether `on_step_end` must be called before the next step is done.
-
-    Where no callback overrides it, or all that do say False here, several steps may be done at once, and be told of one
-    after the other when they are done.
-    """
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         """Before the first of `epochs` epochs of `steps` steps each."""
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
-        """After a step, the first of an epoch being 1.  Looking at the loss here makes a device wait for the host."""
+        """After a step, the first of an epoch being 1.  Reading values here, as of parameters, waits for a device."""
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         """After an epoch, with its record of the history."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bpnet.backends import NAMES, Array, Backend, common, get, of
+from bpnet.backends import MEANT, NAMES, Array, Backend, common, get, of
 from bpnet.backends.base import PRECISIONS
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
@@ -156,10 +156,11 @@ class Trainer:
                 "convert x to float32, or leave precision out"
             )
         if self.precision not in backend.precisions(device):
+            hint = "" if backend.name == "cupy" else "Pass CuPy arrays, or device='cupy' and NumPy's: "
             raise OptionError(
                 f"precision is {self.precision!r}, which products of {backend.name} arrays do not have here; expected "
-                "'float32'. tf32 and bfloat16 are for CuPy arrays on an NVIDIA GPU of compute capability 8.0 or newer, "
-                "with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
+                f"'float32'. {hint}tf32 and bfloat16 are for CuPy arrays on an NVIDIA GPU of compute capability 8.0 or "
+                "newer, with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
             )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
@@ -639,7 +640,7 @@ def check_device(name: Any) -> str:
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
     library, _, number = name.partition(":")
     if library not in NAMES:
-        meant = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}.get(library)
+        meant = MEANT.get(library)
         if meant == "cupy" and number.isdecimal():
             meant = f"cupy:{number}"
         raise UnknownNameError("device", name, NAMES, meant)

@@ -228,6 +228,18 @@ def test_what_is_no_device(device: str, message: str) -> None:
         bp.Trainer(NET, "mse", device=device)
 
 
+def test_techniques_by_their_names(world: World) -> None:
+    world.seam.techniques -= {"graph"}
+    assert (world.seam.techniques, world.seam.at_once) == ({"fused", "cublaslt"}, 1)
+    for wrong in ({"grpah"}, "grpah"):
+        with pytest.raises(bp.errors.UnknownNameError, match="unknown technique 'grpah': did you mean 'graph'"):
+            world.seam.techniques = wrong
+    world.seam.techniques = "fused"
+    assert world.seam.techniques == {"fused"}
+    with pytest.raises(bp.errors.UnknownNameError, match="unknown backend 'gpu': did you mean 'cupy'"):
+        bp.backends.get("gpu")
+
+
 @pytest.mark.gpu
 def test_a_device_beyond_the_last(library: Any) -> None:
     count = library("cupy").module.cuda.runtime.getDeviceCount()

@@ -19,6 +19,9 @@ __all__ = ["NAMES", "Array", "Backend", "common", "get", "of"]
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
 """Libraries with a file of their own, and the extra (or package) that brings each."""
 
+MEANT = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
+"""Other names by which people ask for one of them."""
+
 _by_name: dict[str, Backend] = {}
 _by_type: dict[type, Backend] = {}
 
@@ -30,7 +33,7 @@ def get(name: str) -> Backend:
     if name in _by_name:
         return _by_name[name]
     if name not in NAMES:
-        raise UnknownNameError("backend", name, NAMES)
+        raise UnknownNameError("backend", name, NAMES, MEANT.get(name))
     try:
         module = importlib.import_module(f"bpnet.backends.{name}")
     except ModuleNotFoundError as error:

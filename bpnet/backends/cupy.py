@@ -1,7 +1,7 @@
 """CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
 from bpnet.backends.cupy_launch import Kernel
 from bpnet.backends.cupy_slots import fetch
 from bpnet.backends.cupy_sums import draw
-from bpnet.errors import DeviceError
+from bpnet.errors import DeviceError, UnknownNameError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
 """Ways to compute the same faster: rules as single kernels, products with cuBLASLt's epilogues, the captured step."""
@@ -30,11 +30,22 @@ AT_ONCE = 8
 
 class CupyBackend(Backend):
     name = "cupy"
-    techniques: frozenset[str] = TECHNIQUES
-    """Those in use; take one out to measure what it brings, or to look for a fault without it.
+    _techniques = TECHNIQUES
 
-    Products of less precision than float32 need the first two.
-    """
+    @property
+    def techniques(self) -> frozenset[str]:
+        """Those in use, for trainers built from now on; take one out to see what it brings, or to look for a fault.
+
+        Products of less precision than float32 need "fused" and "cublaslt".
+        """
+        return self._techniques
+
+    @techniques.setter
+    def techniques(self, names: Iterable[str]) -> None:
+        chosen = frozenset([names] if isinstance(names, str) else names)
+        for name in chosen - TECHNIQUES:
+            raise UnknownNameError("technique", name, TECHNIQUES)
+        self._techniques = chosen
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
@@ -175,7 +186,10 @@ class CupyBackend(Backend):
 
 
 def no_device(error: Exception) -> DeviceError:
-    return DeviceError(f"CuPy finds no such CUDA device: {error}")
+    return DeviceError(
+        f"CuPy finds no such CUDA device: {error}. Either there is no NVIDIA driver, or none as new as this CuPy "
+        "wants: nvidia-smi shows the CUDA version that it has, and the extra cuda12 or cuda13 brings a CuPy for that"
+    )
 
 
 def _fused(rule: Rule, b: Backend, *args: Any) -> Any:
