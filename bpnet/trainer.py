@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bpnet.backends import MEANT, NAMES, Array, Backend, common, get, of
+from bpnet.backends import Array, Backend, check_device, common, device_named, of
 from bpnet.backends.base import PRECISIONS
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
@@ -22,7 +22,6 @@ from bpnet.errors import (
     NotBuiltError,
     OptionError,
     ShapeError,
-    UnknownNameError,
     kind_of,
 )
 from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
@@ -362,9 +361,11 @@ class Trainer:
         epoch, before = len(self.history), self.snapshot()
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
         together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.at_once
-        if order is None and 1 < together <= data.count // batch_size:
-            order = in_order(data.count)
-        together = 1 if order is None else together
+        if order is None:
+            if 1 < together <= data.count // batch_size:
+                order = in_order(data.count)
+            else:
+                together = 1
         losses: list[Array] = []
         totals: list[Array] = []
         work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
@@ -632,30 +633,6 @@ class Trainer:
         if held_out.like.dtype != data.like.dtype:
             raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {data.x.dtype}: convert one of them")
         return held_out
-
-
-def check_device(name: Any) -> str:
-    """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
-    if not isinstance(name, str):
-        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
-    library, _, number = name.partition(":")
-    if library not in NAMES:
-        meant = MEANT.get(library)
-        if meant == "cupy" and number.isdecimal():
-            meant = f"cupy:{number}"
-        raise UnknownNameError("device", name, NAMES, meant)
-    backend, device = device_named(name)
-    backend.from_host(0.0, device=device)
-    return name
-
-
-def device_named(name: str) -> tuple[Backend, Any]:
-    """The backend of "cupy", and of "cupy:1" that device, else None."""
-    library, colon, number = name.partition(":")
-    if colon and not number.isdecimal():
-        raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
-    backend = get(library)
-    return backend, backend.numbered(int(number)) if colon else None
 
 
 def _kind(*arrays: Any) -> tuple[Any, ...]:

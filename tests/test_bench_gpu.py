@@ -261,6 +261,22 @@ def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
     return lent(host, monkeypatch)
 
 
+@pytest.mark.parametrize(("key", "count"), [("a", 13), ("c", 57), ("d", 9), ("e", 12)])
+def test_launches_of_a_step(key: str, count: int, world: Any) -> None:
+    """As bench/LOG.md has them, at 64 rows: kernels, CuPy's own operations, products."""
+    from bench.contenders.bpnet_trainer import Bpnet
+
+    world.host = lambda *_: None
+    workload = WORKLOADS[key]
+    task = Task(workload, "float32", 64, 1, "cuda", workload.timing, start_values(workload, "float32"))
+    contender = Bpnet(task, "cupy", without=("graph",))
+    x, y = (contender.put(a[0]) for a in pool(workload, 64, "float32"))
+    contender.step(x, y)
+    before = dict(world.counts)
+    contender.step(x, y)
+    assert sum(world.counts[name] - before[name] for name in ("kernel", "operation", "cublaslt", "product")) == count
+
+
 def test_several_steps_of_bpnet_are_its_steps(world: Any) -> None:
     """By one launch from the third call on."""
     from bench.contenders.bpnet_trainer import Bpnet

@@ -12,9 +12,9 @@ from typing import Any
 import array_api_compat
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, UnknownNameError, kind_of
+from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, OptionError, UnknownNameError, kind_of
 
-__all__ = ["NAMES", "Array", "Backend", "common", "get", "of"]
+__all__ = ["NAMES", "Array", "Backend", "check_device", "common", "device_named", "get", "of"]
 
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
 """Libraries with a file of their own, and the extra (or package) that brings each."""
@@ -55,6 +55,30 @@ class MissingLibraryError(MissingExtraError):
 
     def __init__(self, name: str) -> None:
         ImportError.__init__(self, f"the {name} backend needs {name}: pip install {name}")
+
+
+def check_device(name: Any) -> str:
+    """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
+    library, _, number = name.partition(":")
+    if library not in NAMES:
+        meant = MEANT.get(library)
+        if meant == "cupy" and number.isdecimal():
+            meant = f"cupy:{number}"
+        raise UnknownNameError("device", name, NAMES, meant)
+    backend, device = device_named(name)
+    backend.from_host(0.0, device=device)
+    return name
+
+
+def device_named(name: str) -> tuple[Backend, Any]:
+    """The backend of "cupy", and of "cupy:1" that device, else None."""
+    library, colon, number = name.partition(":")
+    if colon and not number.isdecimal():
+        raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
+    backend = get(library)
+    return backend, backend.numbered(int(number)) if colon else None
 
 
 def of(array: Array, name: str = "x") -> Backend:

@@ -9,7 +9,7 @@ import numpy
 
 from bpnet.backends import cublaslt
 from bpnet.backends.base import Array, Backend, Rule
-from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, Kernel, as_they_are, contiguous, finished
+from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, Kernel, as_they_are, contiguous, finished, mapped
 from bpnet.backends.cupy_sums import SUMS, column_sums
 from bpnet.errors import DeviceError
 
@@ -158,11 +158,8 @@ def widened(a: Array) -> Array:
 
 
 def _stored(a: Array, dtype: Any) -> Array:
-    a = contiguous(a)
-    kernel = Kernel.of(_itself, (a,), stored=dtype)
-    assert kernel is not None
     result = cupy.empty(a.shape, dtype)
-    kernel.map((a,), (result,))
+    mapped(_itself, (contiguous(a),), (result,), stored=dtype)
     return result
 
 

@@ -114,10 +114,11 @@ def _kernel(form: cuda.Form) -> Kernel | None:
 
 
 def mapped(
-    rule: Rule, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = (), along: str = ""
-) -> None:
+    rule: Rule, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = (), along: str = "",
+    stored: Any = None,
+) -> None:  # fmt: skip
     """As `Kernel.map`, of a rule and arrays of which it is known that it can be."""
-    kernel = Kernel.of(rule, arrays, along, scalars)
+    kernel = Kernel.of(rule, arrays, along, scalars, stored)
     assert kernel is not None
     kernel.map(arrays, results, scalars)
 

@@ -69,11 +69,6 @@ class Known:
         self.new = 0
         """Calls since large arrays last came from where others had, as far as there was room for their graphs."""
 
-    @property
-    def graphs(self) -> list[Recorded]:
-        """All of them."""
-        return self.in_place if self.copying is None else [*self.in_place, self.copying]
-
     def serving(self, arrays: Sequence[Array]) -> Recorded | None:
         """The graph that can be launched for these arrays.
 

@@ -18,7 +18,7 @@ from bpnet.layout import Layout, Slot, layout_of
 from bpnet.optimizers import Adam
 from bpnet.options import whole
 from bpnet.registry import describe, restore
-from bpnet.trainer import Trainer, check_device, device_named
+from bpnet.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy
@@ -110,7 +110,7 @@ def load(path: str | Path, like: Array | None = None, *, device: str | None = No
     """
     if like is not None and device is not None:
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
-    backend, place = device_named(check_device(device or "numpy"))
+    backend, place = backends.device_named(backends.check_device(device or "numpy"))
     if like is not None:
         backend = backends.of(like, "like")
         place = backend.device(like)
