@@ -1,4 +1,4 @@
-"""README's part: tables and pictures made of the committed runs."""
+"""README's summary, all tables, and pictures, made of the committed runs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,21 @@ from bench.report import (
     peers_of,
     processor,
     ratio_rows,
+    significant,
     timed_names,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
+TABLES = "TABLES.md"
+"""The page with every table, beside the results."""
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+HEADLINES = (("a", 128), ("a", 8192), ("b", 512), ("c", 2048), ("d", 32))
+"""README's rows, where they were measured; others take the place of those that were not."""
+ROWS = 5
+PEERS = ("torch", "torch-compile", "torch-graph", "jax")
+"""Whom README's rows compare with."""
 
 
 def gather(folder: Path, gpu: bool = False) -> list[Record]:
@@ -97,13 +105,52 @@ def elsewhere(machines: list[Record]) -> str:
     )
 
 
+def headlines(result: Record, device: str) -> list[list[str]]:
+    """README's rows of a device: training steps of the networks that people know, of whatever was measured."""
+    records = _of(result, device, "step")
+    found = {(r["workload"], r["batch"]): r for r in records if timed_names([r]) and kind_of(r) == "float32"}
+    chosen = [key for key in HEADLINES if key in found]
+    chosen = sorted((chosen + [key for key in found if key not in chosen])[:ROWS])
+    peers = [name for name in PEERS if name in peers_of(records)]
+    rows = [["network, optimizer", "batch", "bpnet", *map(label, peers)]]
+    for key in chosen:
+        lines = found[key]["contenders"]
+        ratios = [lines.get(name, {}).get("ratio") for name in peers]
+        own = lines[found[key]["subject"]]["best_ms"]
+        time = f"{significant(own)} ms" if own >= 0.1 else f"{significant(1000 * own)} us"
+        shown = [f"{ratio['median']:.2f} x" if ratio else "" for ratio in ratios]
+        rows.append([found[key]["title"], f"{key[1]:,}", time, *shown])
+    return rows
+
+
+def summary(result: Record, shown: str, tables: str) -> str:
+    """README's part: five rows, what they were measured on, and the picture."""
+    parts = []
+    for device in dict.fromkeys(r["device"] for r in result["cases"]):
+        rows = headlines(result, device)
+        if len(rows) < 2:
+            continue
+        means = [mean_ratio(_of(result, device, "step"), name) for name in PEERS if label(name) in rows[0]]
+        count = len(_of(result, device, "step"))
+        rows.append([f"geometric mean of all {count} cases", "", "", *(f"{mean} x" if mean else "" for mean in means)])
+        parts.append(markdown(rows))
+    parts += [
+        f"{title}: the GPU overtakes the CPU {where}."
+        for (key, dtype, mode), where in crossings(result["cases"]).items()
+        for title in [f"({key}) {MODES[mode]}, {dtype}"]
+    ]
+    parts.append(f"Measured on {heading(result)}. [All tables]({tables}).")
+    parts.append(f"![Throughput against batch size]({shown})")
+    return "\n\n".join(parts)
+
+
 def section(result: Record, shown: str) -> str:
-    """README's part: what it was measured on, the ratios by mode, and the picture."""
+    """Everything measured on a machine: with what, the ratios by mode, and the picture."""
     versions: dict[str, str] = {}
     for record in result["cases"]:
         versions |= record["versions"]
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "bpnet")
-    parts = [f"Measured on: {heading(result)}. {libraries}."]
+    parts = [f"Measured on {heading(result)}. {libraries}."]
     for device in dict.fromkeys(r["device"] for r in result["cases"]):
         for mode, title in MODES.items():
             records = _of(result, device, mode)
@@ -112,9 +159,9 @@ def section(result: Record, shown: str) -> str:
                 continue
             subject = label(records[0]["subject"])
             parts.append(
-                f"One {title} of {subject}: its best time; its time over that of its matrix products alone, done by "
-                f"NumPy into arrays made beforehand (below 1 where other products are faster); and how many times as "
-                f"long each peer takes (medians of the rounds; above 1, {subject} is faster)."
+                f"One {title}: the best time of {subject}; the ratio to the matrix products alone, by NumPy into "
+                f"preallocated arrays (lower is better); and the time of each peer over that of {subject}, the median "
+                f"of the rounds (above 1, {subject} is faster)."
             )
             parts.append(markdown(rows))
             if told := others(records):
@@ -130,7 +177,7 @@ def section(result: Record, shown: str) -> str:
 
 
 def write(folder: Path = RESULTS, readme: Path = README) -> None:
-    """Put the tables between README's markers and draw the pictures beside the results.
+    """Put the summary between README's markers, and all tables and the pictures beside the results.
 
     Machines with a GPU have a part and a picture of their own, in which their CPU is shown too. Of several machines
     each part shows the latest; the others are told by their geometric means.
@@ -141,20 +188,26 @@ def write(folder: Path = RESULTS, readme: Path = README) -> None:
         raise SystemExit(f"{folder} holds no results: make some with python -m bench --json {folder / 'NAME.json'}")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{readme} needs the lines {BEGIN} and {END}, once each and in this order")
-    parts = []
+    tables = folder / TABLES
+    parts, pages = [], ["# All figures", "Written by `python -m bench report` from the runs in this folder."]
     for name, machines in found.items():
         if not machines:
             continue
-        path = folder / name
-        picture.plot(machines[-1], path)
-        try:
-            shown = path.resolve().relative_to(readme.resolve().parent).as_posix()
-        except ValueError:
-            shown = path.as_posix()
-        parts.append(section(machines[-1], shown))
+        picture.plot(machines[-1], folder / name)
+        parts.append(summary(machines[-1], _seen_from(readme, folder / name), _seen_from(readme, tables)))
+        pages.append(section(machines[-1], name))
     if len(found["throughput.svg"]) > 1:
-        parts.append(elsewhere(found["throughput.svg"]))
+        pages.append(elsewhere(found["throughput.svg"]))
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     body = "\n\n".join(parts)
     readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
-    print(f"wrote {readme}, and beside the results {', '.join(name for name, result in found.items() if result)}")
+    tables.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
+    print(f"wrote {readme} and {tables}, and beside it {', '.join(name for name, result in found.items() if result)}")
+
+
+def _seen_from(page: Path, path: Path) -> str:
+    """`path` as a link in `page`."""
+    try:
+        return path.resolve().relative_to(page.resolve().parent).as_posix()
+    except ValueError:
+        return path.as_posix()
