@@ -123,6 +123,21 @@ def headlines(result: Record, device: str) -> list[list[str]]:
     return rows
 
 
+def one_panel(result: Record) -> Record:
+    """What README's picture shows: training steps of the workload with the most batch sizes, of those in its rows."""
+    records = [r for r in result["cases"] if r["mode"] == "step" and kind_of(r) == "float32" and timed_names([r])]
+    if not records:
+        return result
+    keys = [r["workload"] for r in records]
+    most = max(dict.fromkeys(keys), key=keys.count)
+    cases = []
+    for record in (against(r, FASTEST) for r in records if r["workload"] == most):
+        shown = {*PEERS, *(name for name in record["contenders"] if name.startswith(("bpnet", "floor")))}
+        shown -= {"bpnet-torch", "bpnet-jax"}
+        cases.append(record | {"contenders": {n: line for n, line in record["contenders"].items() if n in shown}})
+    return result | {"cases": cases}
+
+
 def summary(result: Record, shown: str, tables: str) -> str:
     """README's part: five rows, what they were measured on, and the picture."""
     parts = []
@@ -194,7 +209,9 @@ def write(folder: Path = RESULTS, readme: Path = README) -> None:
         if not machines:
             continue
         picture.plot(machines[-1], folder / name)
-        parts.append(summary(machines[-1], _seen_from(readme, folder / name), _seen_from(readme, tables)))
+        small = folder / name.replace("throughput", "headline")
+        picture.plot(one_panel(machines[-1]), small)
+        parts.append(summary(machines[-1], _seen_from(readme, small), _seen_from(readme, tables)))
         pages.append(section(machines[-1], name))
     if len(found["throughput.svg"]) > 1:
         pages.append(elsewhere(found["throughput.svg"]))

@@ -229,7 +229,7 @@ def test_readme_is_made_of_the_committed_runs(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| 32 | 3.00 ms | 2.00 x |" in text
     assert "| 128 | 7.00 ms | 2.00 x |" in text
-    assert "(results/throughput.svg)" in text
+    assert "(results/headline.svg)" in text
     assert "(results/TABLES.md)" in text
     tables = (results / "TABLES.md").read_text()
     assert "| (d) 32 | 3.00 | 1.00 | 2.00 |" in tables

@@ -434,6 +434,6 @@ def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) ->
         (results / f"{name}.json").write_text(json.dumps(run))
     readme.write(results, page)
     text = page.read_text()
-    assert text.index("results/throughput.svg") < text.index("Some GPU") < text.index("results/throughput-gpu.svg")
+    assert text.index("results/headline.svg") < text.index("Some GPU") < text.index("results/headline-gpu.svg")
     assert "the GPU overtakes the CPU at about 4 rows." in text
     assert all((results / name).exists() for name in ("throughput.svg", "throughput-gpu.svg"))
