@@ -55,7 +55,7 @@ def test_row_blocks_draw_masks_of_their_own(library: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Centred(bp.Layer):
+class MeanOff(bp.Layer):
     """y = x - the mean of x over the rows: rows meet, and nothing is kept."""
 
     couples_rows = True
@@ -68,7 +68,7 @@ class Centred(bp.Layer):
 
 
 @dataclass(frozen=True)
-class Counting(bp.Layer):
+class SumKept(bp.Layer):
     """Keeps the sum of x over the rows of a step, though no row looks at another."""
 
     def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def many() -> tuple[Any, Any]:
 
 def test_a_layer_that_couples_rows_and_keeps_nothing_sees_all_rows(backend: Any) -> None:
     x, y = many()
-    trainer = stepped(backend, bp.Sequential(Centred(), bp.Dense(8, bias=False)), x, y, np.zeros(40))
+    trainer = stepped(backend, bp.Sequential(MeanOff(), bp.Dense(8, bias=False)), x, y, np.zeros(40))
     assert trainer.buffers.shape == (0,)
     expected = 2.0 / (8 * MANY) * (x - x.mean(axis=0)).T @ y
     backend.close(trainer.theta, expected.reshape(-1), rtol=1e-10)
@@ -100,7 +100,7 @@ def test_a_layer_that_couples_rows_and_keeps_nothing_sees_all_rows(backend: Any)
 
 def test_a_layer_that_keeps_something_and_couples_no_rows_sees_all_rows(backend: Any) -> None:
     x, y = many()
-    network = bp.Sequential(Counting(), bp.Dense(8, bias=False))
+    network = bp.Sequential(SumKept(), bp.Dense(8, bias=False))
     assert not network.couples_rows
     trainer = stepped(backend, network, x, y, np.zeros(40))
     backend.close(trainer.buffers, x.sum(axis=0), rtol=1e-10)
@@ -113,7 +113,7 @@ SEEN: list[int] = []
 
 
 @dataclass(frozen=True)
-class Spy(bp.Layer):
+class RowsSeen(bp.Layer):
     """Passes x on and notes of how many rows a training step, and others, are given it."""
 
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
@@ -124,13 +124,13 @@ class Spy(bp.Layer):
         return dy, {}
 
 
-SPYING = bp.Sequential(Spy(), bp.Dense(2))
+SEEING = bp.Sequential(RowsSeen(), bp.Dense(2))
 
 
 def check_parts(lib: Any, rows: int, most: int) -> None:
     x = np.random.default_rng(0).standard_normal((rows, 3))
     SEEN.clear()
-    stepped(lib, SPYING, x, x[:, :2], micro_batch=most)
+    stepped(lib, SEEING, x, x[:, :2], micro_batch=most)
     assert sum(SEEN) == rows
     assert max(SEEN) <= most
     assert max(SEEN) - min(SEEN) <= 1
@@ -148,7 +148,7 @@ def test_micro_batches_of_other_sizes(rows: int, most: int, library: Any) -> Non
 
 def test_outputs_and_scores_are_computed_of_a_micro_batch_at_most(backend: Any) -> None:
     x = backend.array(np.random.default_rng(0).standard_normal((11, 3)))
-    trainer = bp.Trainer(SPYING, "mse", micro_batch=4).build(x)
+    trainer = bp.Trainer(SEEING, "mse", micro_batch=4).build(x)
     for call in (lambda: trainer.predict(x), lambda: trainer.evaluate(x, x[:, :2])):
         SEEN.clear()
         call()
@@ -166,7 +166,7 @@ def test_a_batch_cut_by_the_backend_has_no_larger_parts_either(
     x, y = many()
     for most in (9000, 3500, 1000, 999):
         SEEN.clear()
-        trainer = bp.Trainer(bp.Sequential(Spy(), bp.Dense(8)), "mse", micro_batch=most)
+        trainer = bp.Trainer(bp.Sequential(RowsSeen(), bp.Dense(8)), "mse", micro_batch=most)
         trainer.step(x, y)
         assert sum(SEEN) == MANY
         assert max(SEEN) <= most
