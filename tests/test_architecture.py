@@ -134,35 +134,35 @@ def test_the_lists_name_what_exists():
         assert found == allowed, "an entry that is no longer used, or one that is missing"
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if not n.startswith(HOST_ROOMS)])
-def test_no_array_library_outside_the_seam(name):
-    for where, module, typing_only in imports(TREES[name]):
+# Each rule yields, of the tree of a module, what it looks at, and whether that is as it should be.
+
+
+def array_libraries(name, tree):
+    """No array library outside the seam."""
+    for where, module, typing_only in imports(tree):
         library = module.partition(".")[0]
         if library in LIBRARIES and not typing_only:
-            assert library == "numpy", f"{name} imports {module}"
-            assert where in HOST_NUMPY.get(name, ()), f"{name} imports NumPy in {where or 'the module'}"
+            fine = library == "numpy" and where in HOST_NUMPY.get(name, ())
+            yield f"imports {module} in {where or 'the module'}", fine
 
 
-@pytest.mark.parametrize("name", ["bpnet.backends.base", *MATHEMATICS])
-def test_the_mathematics_uses_the_standard_alone(name):
+def namespaces(name, tree):
     """Every attribute of `xp` is of the standard, and of the backend only what `Backend` offers is asked."""
     offered = {a for a in dir(bp.backends.Backend) if not a.startswith("_")} | {"xp", "name"}
-    for where, node in functions(TREES[name]):
+    for where, node in functions(tree):
         if not isinstance(node, ast.Attribute):
             continue
         owner = ast.unparse(node.value)
         if owner == "xp" or owner.endswith(".xp"):
-            assert node.attr in STANDARD, f"{name}, {where}: xp.{node.attr}"
+            yield f"{where}: xp.{node.attr}", node.attr in STANDARD
         elif owner in ("b", "backend") or owner.endswith(".backend"):
-            assert node.attr in offered, f"{name}, {where}: {owner}.{node.attr}"
+            yield f"{where}: {owner}.{node.attr}", node.attr in offered
         elif owner in ("numpy", "np"):
-            assert where.startswith(tuple(HOST_NUMPY.get(name, ()))), f"{name}, {where}: {owner}.{node.attr}"
+            yield f"{where}: {owner}.{node.attr}", where.startswith(tuple(HOST_NUMPY.get(name, ())))
 
 
-@pytest.mark.parametrize("name", MATHEMATICS)
-def test_the_mathematics_names_no_library(name):
-    """Not in a string either, by which it could choose; documentation may."""
-    tree = TREES[name]
+def names_of_libraries(name, tree):
+    """The mathematics names no library, not in a string either, by which it could choose; documentation may."""
     docs = {
         id(node.body[i].value)
         for node in ast.walk(tree)
@@ -172,34 +172,77 @@ def test_the_mathematics_names_no_library(name):
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
-            assert not set(node.value.lower().split()) & LIBRARIES, f"{name}: {node.value!r}"
+            yield repr(node.value), not set(node.value.lower().split()) & LIBRARIES
 
 
-@pytest.mark.parametrize("name", ["bpnet.backends.base", *MATHEMATICS])
-def test_no_array_is_written_to(name):
+def writes(name, tree):
     """JAX refuses `a[i] = v` on arrays; only names that hold lists and dicts, or host vectors, may be written to."""
     allowed = {"grads", "tree", "params", "taken", "vector", "result", "found", "KERNELS", "last", "derived"}
-    for where, node in functions(TREES[name]):
+    for where, node in functions(tree):
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
         )
         for target in targets:
             if isinstance(target, ast.Subscript):
-                assert ast.unparse(target.value).split("[")[0] in allowed, f"{name}, {where}: {ast.unparse(node)}"
+                yield f"{where}: {ast.unparse(node)}", ast.unparse(target.value).split("[")[0] in allowed
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_one_way(name):
+def directions(name, tree):
+    """Imports point one way; the face of the package is for those who stand in front of it."""
     room = name.split(".")[1]
-    for where, module, typing_only in imports(TREES[name]):
+    for where, module, typing_only in imports(tree):
         parts = module.split(".")
         if parts[0] != "bpnet" or typing_only:
             continue
         other = parts[1] if len(parts) > 1 else ""
-        if other == "":  # the face of the package: for those who stand in front of it
-            assert RANKS[room] >= RANKS["files"], f"{name} imports bpnet in {where or 'the module'}"
+        if other == "":
+            yield f"imports bpnet in {where or 'the module'}", RANKS[room] >= RANKS["files"]
         elif other != room:
-            assert RANKS[other] < RANKS[room] or (where and (name, where) in LATER), f"{name} imports {module}"
+            yield f"imports {module}", RANKS[other] < RANKS[room] or bool(where and (name, where) in LATER)
+
+
+RULES = {
+    array_libraries: [n for n in MODULES if not n.startswith(HOST_ROOMS)],
+    namespaces: ["bpnet.backends.base", *MATHEMATICS],
+    names_of_libraries: MATHEMATICS,
+    writes: ["bpnet.backends.base", *MATHEMATICS],
+    directions: list(MODULES),
+}
+CASES = [
+    pytest.param(rule, name, id=f"{rule.__name__}-{name}")
+    for rule, names in RULES.items()
+    for name in names
+    if any(True for _ in rule(name, TREES[name]))  # the others have nothing to look at
+]
+
+
+@pytest.mark.parametrize(("rule", "name"), CASES)
+def test_every_module_keeps_to_the_rules(rule, name):
+    assert not [what for what, fine in rule(name, TREES[name]) if not fine], rule.__doc__
+
+
+PLANTED = {
+    "import torch": array_libraries,
+    "from numpy import sum": array_libraries,
+    "def f(x):\n    import cupyx.scipy": array_libraries,
+    "def f(run, x): return run.xp.einsum('ij->i', x)": namespaces,
+    "def f(xp, x): return xp.cbrt(x)": namespaces,
+    "def f(run, x): return run.backend.secret(x)": namespaces,
+    "def f(np, x): return np.sum(x)": namespaces,
+    "def f(b): return b.name == 'jax'": names_of_libraries,
+    "def f(x): x[0] = 1.0": writes,
+    "def f(x, dx):\n    dx[...] += x": writes,
+    "from bpnet.trainer import Trainer": directions,
+    "def f():\n    import bpnet": directions,
+}
+
+
+@pytest.mark.parametrize("source", PLANTED)
+def test_what_breaks_a_rule_is_found(source):
+    rule, tree = PLANTED[source], ast.parse(source)
+    assert [fine for _, fine in rule("bpnet.losses", tree)] == [False]
+    others = [other for other in RULES if other is not rule]
+    assert all(fine for other in others for _, fine in other("bpnet.losses", tree))
 
 
 def test_the_standard_is_what_the_strict_library_has(library):

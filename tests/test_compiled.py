@@ -107,6 +107,74 @@ def test_every_operation_equals_numpys(name: str, shape: Any, dtype: str, jit: A
         )
 
 
+SLICES: dict[str, Any] = {
+    "of a matrix": lambda xp, x, v: x[3:9, ...] * 2.0,
+    "of a slice": lambda xp, x, v: x[3:15, ...][2:7, ...] * 2.0,
+    "of a slice of a slice": lambda xp, x, v: x[1:, ...][2:, ...][4:6] + x[:2, ...],
+    "from the end": lambda xp, x, v: x[-9:-2, ...][-4:, ...] * 2.0,
+    "beyond the end": lambda xp, x, v: x[12:99, ...][:50, ...] * 2.0,
+    "of a vector": lambda xp, x, v: v[5:50] * 2.0,
+    "of a slice of a vector": lambda xp, x, v: v[5:50][7:30] - v[1:60][3:26],
+    "of a slice of a slice of a vector": lambda xp, x, v: v[1:][2:][3:40][4:9] * v[0:5],
+    "of a row": lambda xp, x, v: xp.reshape(x[4:5, ...], (-1,))[1:4] * v[2:7][1:4],
+    "of a matrix in a vector": lambda xp, x, v: xp.reshape(v[6:54], (8, 6))[2:5, ...] * x[7:][:3],
+    "of a vector in a matrix": lambda xp, x, v: xp.reshape(x[2:8, ...], (-1,))[7:20] * 2.0,
+    "of a shape in a shape": lambda xp, x, v: xp.reshape(xp.reshape(v[4:], (-1, 4))[3:, ...], (-1, 2))[5:9, ...] * 2.0,
+    "of what is computed": lambda xp, x, v: xp.exp(x)[2:9, ...][1:4, ...] + 1.0,
+    "of a product": lambda xp, x, v: xp.matmul(x, x[1:7, ...])[2:9, ...][3:5, ...] * 2.0,
+    "for a product": lambda xp, x, v: xp.matmul(x[2:9, ...][1:4, ...], x[1:][2:8]),
+    "for a sum": lambda xp, x, v: xp.sum(x[2:9, ...][1:6, ...], axis=0) + xp.sum(v[3:][2:20]),
+    "of what is joined": lambda xp, x, v: xp.concat([v[:7] * 2.0, v[7:30] + 1.0])[3:25][2:9] * 2.0,
+    "as it is": lambda xp, x, v: x[5:11, ...][2:4, ...],
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_of_slices(name: str, dtype: str, jit: Any, refused: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, v = rng.standard_normal((18, 6)).astype(dtype), rng.standard_normal(60).astype(dtype)
+    found = compiled(lambda b, x, v: SLICES[name](b.xp, x, v), x, v)
+    expected = SLICES[name](SEAM.xp, x, v)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-13)
+    assert not refused()
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("what", ["all", "some", "labels"])
+def test_numbers_of_rows_below_0_count_from_the_end(what: str, kind: str, jit: Any, refused: Any) -> None:
+    """Of the array that is taken from, which may be a part of another."""
+    x = np.random.default_rng(0).standard_normal((9, 5))
+    labels = np.arange(18).reshape(9, 2)[:, 1].astype(kind)
+    index = np.array([0, -1, 5, -2, -6, 3], kind)
+
+    def take(b: Any, x: Any, labels: Any, index: Any) -> Any:
+        if what == "labels":
+            places = b.xp.arange(18, dtype=labels.dtype)
+            return b.xp.astype(b.xp.expand_dims(b.xp.take(labels, index), axis=1) == places, x.dtype)
+        return b.xp.take(x if what == "all" else x[1:7, ...], index, axis=0) * 2.0
+
+    def hot(b: Any, x: Any, labels: Any, index: Any) -> Any:
+        return np.eye(18)[labels[index]] if what == "labels" else take(b, x, labels, index)
+
+    np.testing.assert_array_equal(compiled(take, x, labels, index), hot(SEAM, x, labels, index))
+    assert not refused()
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_numbers_of_no_row_give_no_number(kind: str, dtype: str, jit: Any, refused: Any) -> None:
+    """Nor what lies beside the array, of which this is a part: as on JAX, where eager NumPy raises IndexError."""
+    x = np.random.default_rng(0).standard_normal((9, 5)).astype(dtype)
+    index = np.array([0, 6, 2, -7, 2**31 - 1, -(2**31), 5, -6], kind)
+    found = compiled(lambda b, x, index: b.xp.take(x[1:7, ...], index, axis=0) * 2.0, x, index)
+    wrong = (index >= 6) | (index < -6)
+    assert np.all(np.isnan(found[wrong]))
+    np.testing.assert_array_equal(found[~wrong], 2.0 * x[1:7][index[~wrong]])
+    assert not refused()
+
+
 @DTYPES
 @pytest.mark.parametrize("name", ["exp", "log", "log1p", "expm1", "tanh"])
 def test_functions_are_exact_to_a_few_units_in_the_last_place(name: str, dtype: str, jit: Any) -> None:

@@ -525,6 +525,16 @@ def test_cupys_clipping_of_what_float32_hardly_holds(worst: float, lent: Any) ->
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size", "limit"), [(1e-30, 1e-31), (1e-20, 1e-22), (1e-32, 1e-33), (1e-25, 1.0), (1e30, 1e-3)]
+)
+def test_cupys_clipping_of_gradients_whose_squares_are_0_or_infinite(size: float, limit: float, lent: Any) -> None:
+    direction = np.random.default_rng(0).standard_normal(300)
+    grad = (size * direction / np.linalg.norm(direction)).astype("f")
+    found = lent.kernels["clip_by_global_norm"](Run(lent), grad.view(Lent), limit)
+    np.testing.assert_allclose(found, grad * min(1.0, limit / size), rtol=2e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("donate", [True, False])
 def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     """The second piece begins where 16 bytes don't, so its elements are read one by one."""

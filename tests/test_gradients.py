@@ -108,6 +108,35 @@ def test_a_planted_error_is_found_and_named(error):
     assert words in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Twins(bp.Layer):
+    """y = factor x + offset: two parameters of one shape, whose gradients are given the other way round `when` so."""
+
+    when: str
+
+    def init(self, rng, in_shape):
+        return {"factor": rng.full(in_shape, 1.0), "offset": rng.full(in_shape, 0.0)}
+
+    def forward(self, run, p, x):
+        return x * p["factor"] + p["offset"], x
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        grads = run.xp.sum(dy * cache, axis=0), run.xp.sum(dy, axis=0)
+        if self.when == "always" or (self.when == "without dx" and not need_dx):
+            grads = grads[::-1]
+        return dy * p["factor"] if need_dx else None, {"factor": grads[0], "offset": grads[1]}
+
+
+def test_gradients_in_each_others_place_are_found(backend):
+    x = backend.array(X)
+    assert bp.check_gradients(Twins("never"), x, directions=1).ok
+    with pytest.raises(GradientError, match="WRONG factor") as caught:
+        bp.check_gradients(Twins("always"), x, directions=1)
+    assert "WRONG offset" in str(caught.value)
+    with pytest.raises(GradientError, match="gradient of factor is another with need_dx=False"):
+        bp.check_gradients(Twins("without dx"), x, directions=1)
+
+
 @pytest.mark.parametrize("error", ["dx doubled", "dx that forgets the activation", "weight transposed", "bias missing"])
 def test_an_error_deep_in_a_network_is_found(error):
     net = bp.Sequential(bp.Dense(4, "tanh"), bp.Residual(planted(PLANTED[error][0])), bp.Dense(2))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import ACTIVATIONS, compiled, host  # noqa: F401 - a fixture
+from test_parts import Astray
 
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
@@ -109,6 +110,23 @@ def test_all_products_of_a_captured_step_are_cublaslts(
     equal(world, captured, plain)
     same = np.array_equal(*(world.cupy.asnumpy(trainer.theta) for trainer in (exact, captured)))
     assert same == (precision == "float32")
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_gradients_in_each_others_places_arrive_where_they_belong(capture: bool, world: World) -> None:
+    x, y = data(20)
+    found = []
+    for turn, array in ((0, np.array), (1, world.array)):
+        net = bp.Sequential(Astray(turn), bp.Dense(3))
+        if turn:
+            trainer = made(world, capture, net, bp.SGD(0.1))
+        else:
+            trainer = bp.Trainer(net, "cross_entropy", bp.SGD(0.1)).build(x)
+        for _ in range(4):
+            trainer.step(array(x), array(y))
+        found.append(trainer.theta)
+    assert not capture or graphs(trainer) == 1
+    np.testing.assert_allclose(world.cupy.asnumpy(found[1]), found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_without_cublaslt_steps_are_not_captured(world: World, caplog: pytest.LogCaptureFixture) -> None:

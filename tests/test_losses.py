@@ -253,6 +253,27 @@ def test_binary_cross_entropy_of_small_probabilities_is_exact(backend):
     np.testing.assert_allclose(float(value), float(exact), rtol=1e-14)
 
 
+PROBABILITIES = [1e-10, 1e-7, 1e-4, 3e-3, 0.1, 0.5, 0.9, 0.997, 1 - 1e-4, 1 - 1e-6]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_binary_cross_entropy_has_its_slope_down_to_small_probabilities(backend, dtype):
+    """(p - t) / (p (1 - p)) of p as it is in its type, and the value besides, each row's by its own."""
+    targets = [0.0, 0.25, 1.0]
+    p = np.repeat(np.array(PROBABILITIES, dtype), len(targets))[:, None]
+    t = np.tile(np.array(targets, dtype), len(PROBABILITIES))[:, None]
+    value, slope = evaluate(backend, bp.BinaryCrossEntropy(), backend.array(p), backend.array(t), total=1.0)
+    exact, total = [], mpmath.mpf(0)
+    with mpmath.workdps(50):
+        for a, b in zip(p[:, 0].tolist(), t[:, 0].tolist(), strict=True):
+            a, b = mpmath.mpf(a), mpmath.mpf(b)
+            exact.append(float((a - b) / (a * (1 - a))))
+            total -= b * mpmath.log(a) + (1 - b) * mpmath.log1p(-a)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(backend.host(slope)[:, 0], exact, rtol=4 * eps)
+    np.testing.assert_allclose(float(value), float(total), rtol=8 * eps)
+
+
 # ---- what else a loss knows -----------------------------------------------------------------------------------------
 
 

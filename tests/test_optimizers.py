@@ -82,6 +82,40 @@ def test_steps_as_pytorch(case, layout, steps, library):
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13 * np.max(np.abs(theta)))
 
 
+def textbook(optimizer, layout, theta, gradients):
+    """The papers' updates, number by number: theta after each gradient.
+
+    SGD: theta -= lr g.  With momentum mu (Polyak 1964; Sutskever et al. 2013): v = mu v + g, theta -= lr v, or with
+    Nesterov's look ahead lr (g + mu v).  Adam (Kingma and Ba 2015, algorithm 1): moments m and v, each divided by
+    1 - beta**t.  AdamW (Loshchilov and Hutter 2019, algorithm 2): theta, weights alone, shrinks by lr decay besides.
+    """
+    lr = optimizer.lr
+    theta, moments = theta.tolist(), [(0.0, 0.0)] * len(theta)
+    for t, gradient in enumerate(gradients, 1):
+        for i, g in enumerate(gradient.tolist()):
+            first, second = moments[i]
+            if isinstance(optimizer, bp.SGD):
+                first = optimizer.momentum * first + g
+                step = g + optimizer.momentum * first if optimizer.nesterov else first
+            else:
+                first = optimizer.beta1 * first + (1.0 - optimizer.beta1) * g
+                second = optimizer.beta2 * second + (1.0 - optimizer.beta2) * g * g
+                root = (second / (1.0 - optimizer.beta2**t)) ** 0.5
+                step = first / (1.0 - optimizer.beta1**t) / (root + optimizer.epsilon)
+            decay = optimizer.weight_decay if isinstance(optimizer, bp.AdamW) and i < layout.decaying else 0.0
+            theta[i] -= lr * step + lr * decay * theta[i]
+            moments[i] = first, second
+    return np.array(theta)
+
+
+def test_steps_as_in_the_papers(case, backend):
+    theta, gradients = drawn(SMALL, 100)
+    got, _ = run(backend, SMALL, case.optimizer, backend.array(theta), gradients)
+    expected = textbook(case.optimizer, SMALL, theta, gradients)
+    largest = max(np.max(np.abs(a)) for a in (theta, expected))  # sums of steps that cancel are as exact as these
+    np.testing.assert_allclose(backend.host(got), expected, rtol=1e-11, atol=1e-13 * largest)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_same_on_every_library(case, backend, dtype, library):
     theta, gradients = drawn(SMALL, 10, dtype)
@@ -225,6 +259,29 @@ def test_clipping_keeps_the_direction_of_gradients_whose_squares_overflow(backen
     np.testing.assert_array_equal(backend.host(nothing), [0.0, 0.0])
 
 
+TINY = {
+    "float64": [(1e-200, 1e-201), (1e-300, 1e-302), (1e-160, 1.0), (1e200, 1e-3)],
+    "float32": [(1e-30, 1e-31), (1e-32, 1e-33), (1e-25, 1.0), (1e30, 1e-3)],
+}
+
+
+@pytest.mark.parametrize("dtype", TINY)
+def test_gradients_whose_squares_are_0_or_infinite_are_clipped_as_others(backend, dtype):
+    direction = np.random.default_rng(0).standard_normal(300)
+    direction /= np.linalg.norm(direction)
+    for size, limit in TINY[dtype]:
+        grad = (size * direction).astype(dtype)
+
+        def clip(g, limit=limit):
+            return clip_by_global_norm(bp.Run(backend.seam), g, limit)
+
+        with backend.seam.session():
+            clipped = backend.host(backend.call(clip, backend.array(grad)))
+        exact = np.float64(grad) * min(1.0, limit / size)
+        rtol = 2e-5 if dtype == "float32" else 1e-12
+        np.testing.assert_allclose(clipped, exact, rtol=rtol, atol=0.0, err_msg=str(size))
+
+
 @dataclass(frozen=True)
 class NumpyRate(bp.Schedule):
     """What a user writes with NumPy gives a NumPy number."""
@@ -277,3 +334,112 @@ def test_a_rule_may_give_back_what_it_was_given(backend, size):
     for got in ((moved, before), donated):
         np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
         np.testing.assert_array_equal(backend.host(got[1]), theta)
+
+
+# ---- updates that look around ---------------------------------------------------------------------------------------
+
+
+def _with_the_next(xp, v, g):
+    return xp.concat([0.5 * v[:-1] + 0.25 * v[1:] - g[:-1], v[-1:] + v[:1] - g[-1:]])
+
+
+def _with_the_last(xp, v, g):
+    return xp.concat([v[:1] + v[-1:] - g[:1], 0.5 * v[1:] + 0.25 * v[:-1] - g[1:]])
+
+
+def _halves_changed_over(xp, v, g):
+    half = v.shape[0] // 2
+    return xp.concat([v[half:] * 2.0 - g[:half], v[:half] * 3.0 - g[half:]])
+
+
+def _second_half_reads_the_first(xp, v, g):
+    """Which itself is changed."""
+    half = v.shape[0] // 2
+    return xp.concat([v[:half] * 2.0, v[half:] - v[:half] - g[half:]])
+
+
+def _first_half_reads_the_second(xp, v, g):
+    half = v.shape[0] // 2
+    return xp.concat([v[:half] - v[half:] - g[:half], v[half:] * 2.0])
+
+
+def _half_reads_one_further(xp, v, g):
+    half = v.shape[0] // 2
+    return xp.concat([v[1 : half + 1] * 2.0 - g[:half], v[half:] * 3.0])
+
+
+def _half_reads_one_back(xp, v, g):
+    half = v.shape[0] // 2
+    return xp.concat([v[:half] * 3.0, v[half - 1 : -1] * 2.0 - g[half:]])
+
+
+def _end_reads_the_beginning(xp, v, g):
+    quarter = v.shape[0] // 4
+    return xp.concat([v[: 3 * quarter] * 2.0 - g[: 3 * quarter], v[3 * quarter :] - v[:quarter]])
+
+
+def _end_reads_what_follows_the_beginning(xp, v, g):
+    quarter = v.shape[0] // 4
+    return xp.concat([v[: 3 * quarter] * 2.0 - g[: 3 * quarter], v[3 * quarter :] - v[1 : quarter + 1]])
+
+
+def _parts_of_parts(xp, v, g):
+    quarter = v.shape[0] // 4
+    inner = v[quarter:][: 2 * quarter]  # the two quarters in the middle
+    parts = [inner[quarter:] + 1.0, v[: 2 * quarter] * 0.5 - g[quarter:][quarter : 3 * quarter]]
+    return xp.concat([*parts, inner[:quarter] - v[3 * quarter :]])
+
+
+def _by_their_sum(xp, v, g):
+    return v / (1.0 + xp.sum(xp.abs(v))) - g
+
+
+@dataclass(frozen=True)
+class _LooksAround(bp.SGD):
+    """Moves theta by more than each element's own, and its state by what theta was."""
+
+    change: Callable[..., Any] = _with_the_next
+    vectors = 1
+
+    def init(self, backend, theta):
+        return (backend.xp.zeros_like(theta),)
+
+    def apply(self, backend, layout, theta, grad, state, numbers, donate=False):
+        xp = backend.xp
+        return self.change(xp, theta, 0.1 * grad), (self.change(xp, state[0], theta),)
+
+
+@pytest.mark.parametrize("change", [_with_the_next, _parts_of_parts, _by_their_sum])
+def test_an_update_may_read_other_elements_than_it_writes(change, backend):
+    check_update(change, 4, backend)
+
+
+@pytest.mark.parametrize("units", [4, 10_000])  # of many, several threads do a part each
+@pytest.mark.parametrize(
+    "change",
+    [_with_the_next, _with_the_last, _halves_changed_over, _second_half_reads_the_first, _first_half_reads_the_second,
+     _half_reads_one_further, _half_reads_one_back, _end_reads_the_beginning, _end_reads_what_follows_the_beginning,
+     _parts_of_parts],
+)  # fmt: skip
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_an_update_reads_is_not_written_over_before(compiled, change, units, library, monkeypatch):
+    if compiled:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    lib = library("numpy")
+    monkeypatch.setattr(lib.seam, "jit", compiled)
+    check_update(change, units, lib)
+
+
+def check_update(change, units, lib):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((6, 3)), rng.standard_normal((6, units))
+    trainer = bp.Trainer(bp.Dense(units), "mse", _LooksAround(change=change), threads=2).build(lib.array(x))
+    theta, state = lib.host(trainer.theta).copy(), np.zeros(4 * units)
+    for _ in range(3):
+        weight, bias = theta[: 3 * units].reshape(3, units), theta[3 * units :]
+        slope = 2.0 / y.size * (x @ weight + bias - y)
+        gradient = np.concatenate([(x.T @ slope).reshape(-1), slope.sum(axis=0)])
+        theta, state = change(np, theta, 0.1 * gradient), change(np, state, theta)
+        trainer.step(lib.array(x), lib.array(y))
+        np.testing.assert_allclose(lib.host(trainer.theta), theta, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(lib.host(trainer.state[0]), state, rtol=1e-10, atol=1e-12)

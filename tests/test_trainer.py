@@ -713,5 +713,17 @@ def test_unchecked_steps_are_the_same_steps() -> None:
     np.testing.assert_array_equal(one.theta, other.theta)
 
 
+@pytest.mark.parametrize(
+    ("loss", "target", "weight"),
+    [("binary_cross_entropy_with_logits", 1.5, 1.0), ("cross_entropy", 0.9, 1.0), ("mse", 0.0, -1.0)],
+)
+def test_unchecked_values_are_trusted(loss: str, target: float, weight: float) -> None:
+    x, y = np.ones((4, 3)), np.full((4, 2), target)
+    trainer = bp.Trainer(bp.Dense(2), loss).build(x)
+    with pytest.raises(bp.errors.DataError):
+        trainer.step(x, y, np.full(4, weight))
+    assert np.isfinite(trainer.step(x, y, np.full(4, weight), check=False))
+
+
 def test_nothing_asked_for_is_nothing_fetched(backend: Any) -> None:
     assert backend.seam.fetch([]) == []

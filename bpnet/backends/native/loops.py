@@ -317,7 +317,8 @@ def write_take(module: ir.Module, name: str, dtype: str) -> None:
     """take(told, tile, bases, scratch): rows of an array by their numbers, which are of type `dtype`.
 
     `told`: rows, rows of a tile, bytes of a row, rows of the array, and (memory, bytes into it) of the array, the
-    numbers and the result.  Numbers below 0 count from the end; those that name no row name the nearest.
+    numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
+    which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
     """
     f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
     b, (told, tile, bases, _) = f.b, f.arguments
@@ -325,20 +326,25 @@ def write_take(module: ir.Module, name: str, dtype: str) -> None:
     data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
     numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
 
-    def place(row: Any) -> Any:
+    def place(row: Any) -> tuple[Any, Any]:
+        """Where a row lies, and whether there is one."""
         number = b.load(f.at(numbers, row))
         number = b.sext(number, I64) if SIZES[dtype] < 8 else number
-        nothing = f.number(0)
-        number = b.select(b.icmp_signed("<", number, nothing), b.add(number, count), number)
-        number = b.select(b.icmp_signed("<", number, nothing), nothing, f.least(number, b.sub(count, f.number(1))))
-        return f.at(data, b.mul(number, size))
+        number = b.select(b.icmp_signed("<", number, f.number(0)), b.add(number, count), number)
+        return f.at(data, b.mul(number, size)), b.icmp_unsigned("<", number, count)
 
     first = b.mul(tile, step)
     last = f.least(rows, b.add(first, step))
     with f.loop(first, last) as row:
-        ahead = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
+        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
         with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
             f.prefetch(f.at(ahead, line.index))
         to = f.at(target, b.mul(row.index, size))
-        f.intrinsic("memcpy.p0.p0.i64", VOID, [to, place(row.index), size, ir.Constant(ir.IntType(1), 0)])
+        start, there = place(row.index)
+        plain = ir.Constant(ir.IntType(1), 0)
+        with b.if_else(there) as (copied, filled):
+            with copied:
+                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
+            with filled:
+                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
     b.ret_void()
