@@ -74,7 +74,13 @@ class RecordError(BpnetError, KeyError):
 
 
 class FileFormatError(BpnetError, ValueError):
-    """A file is not a bpnet model, or is damaged."""
+    """A file is not a bpnet model, or is damaged.
+
+    Of what it says out of the file, control characters are shown escaped, so that they can't command a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class PathError(BpnetError, OSError):
