@@ -18,6 +18,7 @@ from bpnet.errors import (
     ArgumentError,
     BpnetError,
     FileFormatError,
+    FolderError,
     NoRoomError,
     NoSuchPathError,
     PathError,
@@ -83,7 +84,7 @@ def _description(trainer: Trainer, metadata: Any) -> dict[str, Any]:
 def _path(path: Any) -> str:
     try:
         name = os.fspath(path)
-        if isinstance(name, str) and b"\0" not in os.fsencode(name):
+        if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
             return name
         given = kind_of(path) if not isinstance(name, str) else repr(path)
     except TypeError:
@@ -164,8 +165,10 @@ def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
         tensors, metadata, sound = read(path)
     except FileFormatError as error:
         raise FileFormatError(f"this is not a .safetensors file that can be read: {error}") from None
-    except PathError as error:  # a folder or a FIFO, say
-        raise FileFormatError(str(error)) from None
+    except PathError as error:
+        raise FileFormatError(
+            f"this is {'a folder' if isinstance(error, FolderError) else 'no ordinary file'}"
+        ) from None
     except FileNotFoundError as error:
         raise NoSuchPathError(f"{path}: no such file") from error
     except OSError as error:
@@ -189,8 +192,8 @@ def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
 
 def _trainer(description: dict[str, Any]) -> Trainer:
     network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-    options = {name: description[name] for name in ("seed", "clip_norm")}
-    trainer = Trainer(network, loss, optimizer, precision=description.get("precision", "float32"), **options)
+    options = {name: description[name] for name in ("seed", "clip_norm", "precision")}
+    trainer = Trainer(network, loss, optimizer, **options)
     trainer.step_count = whole("step_count", description["step_count"], 0)
     if trainer.step_count >= 2**31:
         raise FileFormatError(f"the step count is {trainer.step_count}")

@@ -49,9 +49,7 @@ def write(file: IO[bytes], tensors: "Tensors", metadata: Mapping[str, str]) -> N
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
     if len(text) > LARGEST_HEADER:
-        raise ArgumentError(
-            f"metadata and history are {len(text):,} bytes of text; expected at most {LARGEST_HEADER:,}"
-        )
+        raise ArgumentError(f"metadata and history take {len(text):,} bytes; expected at most {LARGEST_HEADER:,}")
     head = bytearray(struct.pack("<Q", len(text)) + text)
     digest = hashlib.sha256(head)
     for part in parts:
