@@ -76,11 +76,13 @@ class RecordError(BpnetError, KeyError):
 class FileFormatError(BpnetError, ValueError):
     """A file is not a bpnet model, or is damaged.
 
-    Of what it says out of the file, control characters are shown escaped, so that they can't command a terminal.
+    Of what it says out of the file, control characters are shown escaped, so that they can't command a terminal, and
+    not more than a screen holds.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:1000])
+        super().__init__(shown + "..." * (len(message) > 1000))
 
 
 class PathError(BpnetError, OSError):
