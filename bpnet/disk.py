@@ -31,8 +31,8 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any
 
     Raises PathError, which is an OSError, where nothing can be written there.
     """
-    target = os.path.realpath(path)
     try:
+        target = os.path.realpath(path)
         old = _replaceable(path, target)
         with replacing(target, mode, 0o666 if old is None else old.st_mode & 0o777, **text) as file:
             if old is not None:
