@@ -57,21 +57,12 @@ def save(trainer: Trainer, path: str | os.PathLike[str], metadata: Mapping[str, 
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
             tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
-    try:
-        text = json.dumps(_plain("the model", _description(trainer, metadata)))
-    except (RecursionError, ValueError) as error:  # of what contains itself, or a number too long for Python to write
-        raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
-    with write_atomically(path) as file:
-        write(file, tensors, {"bpnet": text})
-
-
-def _description(trainer: Trainer, metadata: Any) -> dict[str, Any]:
-    return {
+    description = {
         "format": FORMAT,
         "network": describe(trainer.network),
         "loss": describe(trainer.loss),
         "optimizer": describe(trainer.optimizer),
-        "in_shape": list(trainer.layout.in_shape),
+        "in_shape": list(layout.in_shape),
         "seed": trainer.seed,
         "clip_norm": trainer.clip_norm,
         "precision": trainer.precision,
@@ -79,6 +70,12 @@ def _description(trainer: Trainer, metadata: Any) -> dict[str, Any]:
         "history": trainer.history.epochs,
         "metadata": _mapping(metadata),
     }
+    try:
+        text = json.dumps(_plain("the model", description))
+    except (ValueError, RecursionError) as error:  # such as a number of more digits than Python writes
+        raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
+    with write_atomically(path) as file:
+        write(file, tensors, {"bpnet": text})
 
 
 def _path(path: Any) -> str:
@@ -97,7 +94,10 @@ def _path(path: Any) -> str:
 def _mapping(metadata: Any) -> Any:
     if not isinstance(metadata, Mapping):
         raise ArgumentError(f"metadata is {kind_of(metadata)}; expected a dict")
-    return _plain("metadata", metadata)
+    try:
+        return _plain("metadata", metadata)
+    except RecursionError:
+        raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
 
 
 def _plain(what: str, value: Any) -> Any:
@@ -137,17 +137,18 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         trainer = _trainer(description)
         layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
         trainer.loss.target_shape(layout.out_shape)
-        vectors = _vectors(tensors, layout)
+        state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
+        vectors = _vectors(tensors, layout, state)
         dtype = getattr(backend.xp, str(vectors[0].dtype))
         moved = []
         while vectors:  # one after the other, so that few are there twice
             moved.append(backend.from_host(vectors.pop(0), dtype, place))
-        theta, buffers, *state = moved
-        if len(trainer.optimizer.init(backend, theta)) != len(state):
-            raise FileFormatError(f"it has {len(state)} optimizer vectors, which do not fit {trainer.optimizer}")
+        theta, buffers, *kept = moved
+        if len(trainer.optimizer.init(backend, theta)) != len(kept):
+            raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
         if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
             trainer.precision = "float32"
-        trainer._adopt(backend, layout, (theta, buffers, tuple(state)))
+        trainer._adopt(backend, layout, (theta, buffers, tuple(kept)))
         trainer.device = device
         return trainer
     except FileFormatError as error:
@@ -219,11 +220,10 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _vectors(tensors: "Tensors", layout: Layout) -> "list[numpy.ndarray[Any, Any]]":
+def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[numpy.ndarray[Any, Any]]":
     """Parameters, buffers and the optimizer's vectors, of one type; raises where one is missing or does not fit."""
     import numpy
 
-    state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
     shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
     shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
     shapes |= dict.fromkeys(state, (layout.size,))
