@@ -74,7 +74,42 @@ class RecordError(BpnetError, KeyError):
 
 
 class FileFormatError(BpnetError, ValueError):
-    """A file is not a bpnet model, or is damaged."""
+    """A file is not a bpnet model, or is damaged.
+
+    Of what it says out of the file, control characters are shown escaped, so that they can't command a terminal, and
+    not more than a screen holds.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:1000])
+        super().__init__(shown + "..." * (len(message) > 1000))
+
+
+class PathError(BpnetError, OSError):
+    """Nothing can be read or written where a path says."""
+
+
+class NoSuchPathError(PathError, FileNotFoundError):
+    """A path leads to no file, or into no folder."""
+
+
+class FolderError(PathError, IsADirectoryError):
+    """A path leads to a folder where a file is expected."""
+
+
+class DeniedError(PathError, PermissionError):
+    """A file or folder may not be read or written."""
+
+
+def path_error(what: str, error: OSError) -> PathError:
+    """`error` as one that says what failed, and can be caught as the same built-in one."""
+    if isinstance(error, PathError):
+        return error
+    kinds = (NoSuchPathError, FileNotFoundError), (FolderError, IsADirectoryError), (DeniedError, PermissionError)
+    kind = next((own for own, built_in in kinds if isinstance(error, built_in)), PathError)
+    made = kind(f"{what}: {error.strerror or error}")
+    made.errno = error.errno
+    return made
 
 
 class DivergedError(BpnetError, RuntimeError):

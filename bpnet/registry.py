@@ -121,6 +121,9 @@ def restore(value: Any) -> Any:
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"
         )
     cls = _classes[kind][name]
+    strange = options.keys() - {f.name for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    if strange:
+        raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it has not")
     try:
         star = options.pop(cls.star, ()) if cls.star else ()
         return cls(*star, **options)

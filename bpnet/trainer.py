@@ -539,7 +539,8 @@ class Trainer:
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
 
-        `metadata` is anything of yours that JSON can hold.
+        `metadata` is anything of yours that JSON can hold.  A file that was there is replaced once the new one is whole
+        and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
         """
         from bpnet.files import save
 

@@ -1,14 +1,20 @@
 """Model files: what is saved comes back exactly, and whatever else a file holds is refused by name."""
 
+import contextlib
 import copy
+import hashlib
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import bpnet as bp
+from bpnet.files.tensors import PLACE
+from bpnet.files.tensors import write as write_tensors
 
 NETWORK = bp.Sequential(bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dense(3))
 
@@ -49,8 +57,20 @@ def contents(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def write(path: Path, tensors: dict[str, Any], description: Any) -> Path:
+    """A file that is sound but for what is in it."""
     text = description if isinstance(description, str) else json.dumps(description)
     save_file(tensors, path, metadata={"bpnet": text})
+    whole = path.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    return seal(path, json.loads(whole[8 : 8 + length]), whole[8 + length :])
+
+
+def seal(path: Path, head: dict[str, Any], data: bytes) -> Path:
+    """Write a header and data, with a right hash in front."""
+    texts = {"sha256": "0" * 64} | head.pop("__metadata__", {})
+    whole = header(json.dumps({"__metadata__": texts} | head, separators=(",", ":")).encode()) + data
+    digest = hashlib.sha256(whole).hexdigest().encode()
+    path.write_bytes(whole.replace(b"0" * 64, digest, 1))
     return path
 
 
@@ -207,7 +227,7 @@ def test_others_can_read_the_file(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("moment", ["replace", "write"])
+@pytest.mark.parametrize("moment", ["replace", "fsync", "write"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_interrupted_write_leaves_what_was_there(
     kind: type[BaseException], moment: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,15 +242,14 @@ def test_an_interrupted_write_leaves_what_was_there(
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if moment == "write":
-            with open(args[0], "wb") as file:
-                file.write(args[1][: len(args[1]) // 2])
+            args[0].write(b"half of it")
         raise kind("no space left on device")
 
     with monkeypatch.context() as patch:
         if moment == "write":
-            patch.setattr(Path, "write_bytes", interrupted)
+            patch.setattr("bpnet.files.model.write", interrupted)
         else:
-            patch.setattr(os, "replace", interrupted)
+            patch.setattr(os, moment, interrupted)
         with pytest.raises(kind):
             trainer.save(path)
     assert [p.name for p in tmp_path.iterdir()] == (["model.safetensors"] if before else [])
@@ -311,16 +330,19 @@ def test_arrays_of_somebody_else(tmp_path: Path) -> None:
         refused(write(path, {"weight": np.zeros((2, 2))}, text))
 
 
-def test_a_format_of_the_future_is_named(saved: Path, tmp_path: Path) -> None:
+def test_another_format_is_named(saved: Path, tmp_path: Path) -> None:
     tensors, description = contents(saved)
-    refused(write(tmp_path / "m", tensors, {**description, "format": 3}), r"newer bpnet \(format 3, this reads 2\)")
+    refused(write(tmp_path / "m", tensors, {**description, "format": 4}), r"newer bpnet \(format 4, this reads 3\)")
+    refused(write(tmp_path / "m", tensors, {**description, "format": 2}), r"older bpnet \(format 2, this reads 3\)")
+    save_file(tensors, tmp_path / "m", metadata={"bpnet": json.dumps({**description, "format": 2})})  # with no hash
+    refused(tmp_path / "m", r"older bpnet \(format 2, this reads 3\)")
     for nonsense in (0, -1, 0.5, "1", None, [], True, float("nan"), float("inf")):
         refused(write(tmp_path / "m", tensors, {**description, "format": nonsense}))
 
 
 TENSORS: list[tuple[Any, str]] = [
-    (lambda t: t.pop("parameters.0.weight"), "array parameters.0.weight is missing"),
-    (lambda t: t.pop("buffers.1.var"), "array buffers.1.var is missing"),
+    (lambda t: t.pop("parameters.0.weight"), r"array 'parameters\.0\.weight' is missing"),
+    (lambda t: t.pop("buffers.1.var"), r"array 'buffers\.1\.var' is missing"),
     (lambda t: t.pop("optimizer.0"), "optimizer"),
     (lambda t: t.pop("optimizer.1"), "optimizer"),
     (lambda t: t.update({"optimizer.2": t["optimizer.1"]}), "optimizer"),
@@ -331,9 +353,9 @@ TENSORS: list[tuple[Any, str]] = [
     (lambda t: t.update({"parameters.0.weight": t["parameters.0.weight"].T.copy()}), r"\(8, 6\); expected \(6, 8\)"),
     (lambda t: t.update({"parameters.0.bias": np.zeros(())}), r"\(\); expected \(8,\)"),
     (lambda t: t.update({"parameters.0.bias": np.zeros((8, 1))}), r"\(8, 1\); expected \(8,\)"),
-    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "int64")}), "int64 values; expected float32 or float64"),
-    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "float16")}), "float16 values"),
-    (lambda t: t.update({"buffers.1.mean": np.zeros(8, "bool")}), "bool values"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "int64")}), "'I64' values; expected F32 or F64"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "float16")}), "'F16' values"),
+    (lambda t: t.update({"buffers.1.mean": np.zeros(8, "bool")}), "'BOOL' values"),
     (lambda t: t.update({"parameters.9.weight": np.zeros(3)}), r"parameters\.9\.weight"),
 ]
 
@@ -354,9 +376,7 @@ def test_number_types_that_numpy_has_not(saved: Path, tmp_path: Path) -> None:
         head["parameters.3.bias"]["dtype"] = kind
         start, stop = head["parameters.3.bias"]["data_offsets"]
         head["parameters.3.bias"]["shape"] = [(stop - start) // (2 if kind == "BF16" else 1)]
-        path = tmp_path / "m.safetensors"
-        path.write_bytes(header(json.dumps(head).encode()) + whole[8 + length :])
-        refused(path)
+        refused(seal(tmp_path / "m.safetensors", head, whole[8 + length :]), f"{kind}' values; expected F32 or F64")
 
 
 def test_a_layer_that_is_not_defined_here(saved: Path, tmp_path: Path) -> None:
@@ -430,7 +450,9 @@ def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: P
     assert 0 < good < seen / 2
 
 
-def test_no_change_to_the_bytes_breaks_the_reader(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("right", [False, True])
+def test_no_change_to_the_bytes_breaks_the_reader(right: bool, saved: Path, tmp_path: Path) -> None:
+    """Neither with the hash of what was written, nor with that of the changed bytes."""
     whole = saved.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     chance = random.Random(0)
@@ -440,11 +462,261 @@ def test_no_change_to_the_bytes_breaks_the_reader(saved: Path, tmp_path: Path) -
         for _ in range(chance.choice((1, 1, 2, 8))):
             place = chance.randrange(8 + length) if chance.random() < 0.9 else chance.randrange(len(whole))
             changed[place] = chance.choice((chance.randrange(256), 0, 32, 34, 44, 48, 57, 91, 123, 125))
+        if changed == whole:
+            continue
+        if right:
+            changed[PLACE] = b"0" * 64
+            changed[PLACE] = hashlib.sha256(changed).hexdigest().encode()
         path.write_bytes(changed)
         try:
             bp.load(path)
         except bp.errors.FileFormatError as error:
             assert str(path) in str(error)  # noqa: PT017 - an exception is allowed, not expected
+        else:
+            assert right
+
+
+def test_every_single_changed_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    bp.Trainer(bp.Dense(1), "mse", "sgd").build(np.zeros((1, 1), "float32")).save(path)
+    whole = path.read_bytes()
+    with open(path, "r+b", buffering=0) as file:
+        for place in range(len(whole)):
+            for changed in (whole[place] ^ 1 << bit for bit in range(8)):
+                file.seek(place)
+                file.write(bytes([changed]))
+                with pytest.raises(bp.errors.FileFormatError):
+                    bp.load(path)
+            file.seek(place)
+            file.write(whole[place : place + 1])
+    bp.load(path)
+
+
+def test_a_file_that_lost_its_hash(saved: Path, tmp_path: Path) -> None:
+    tensors, description = contents(saved)
+    path = tmp_path / "m.safetensors"
+    save_file(tensors, path, metadata={"bpnet": json.dumps(description)})
+    refused(path, "damaged: it has no SHA-256 hash")
+    write(path, tensors, description)
+    assert bp.load(path).step_count == 6
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(path, "damaged: its SHA-256 hash is of another content")
+
+
+LIES: list[tuple[dict[str, Any], str]] = [
+    ({"dtype": "F32", "shape": [10**12], "data_offsets": [0, 8]}, r"has the shape \(1000000000000,\), but 8 bytes"),
+    ({"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}, "have 4000000000000 bytes, but 8 follow"),
+    ({"dtype": "F64", "shape": [0, 10**12], "data_offsets": [0, 0]}, "have 0 bytes, but 8 follow"),
+    ({"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}, "begins at byte 8; expected 0"),
+    ({"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}, "but -8 bytes"),
+    ({"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}, "impossible"),
+    ({"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}, "impossible"),
+    ({"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}, "impossible"),
+    ({"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]}, "impossible"),
+    ({"dtype": "F32", "shape": [10**999], "data_offsets": [0, 8]}, "impossible"),
+    ({"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}, "."),
+    ({"dtype": "F32", "shape": [2]}, "data_offsets"),
+    ({"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}, "."),
+]
+
+
+@pytest.mark.parametrize(("entry", "pattern"), LIES, ids=range(len(LIES)))
+def test_arrays_that_are_not_where_they_are_said_to_be(entry: Any, pattern: str, tmp_path: Path) -> None:
+    text = json.dumps({"format": 3})
+    refused(seal(tmp_path / "m", {"__metadata__": {"bpnet": text}, "a": entry}, bytes(8)), pattern)
+    between = {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}
+    overlapping = {
+        "__metadata__": {"bpnet": text},
+        "a": between,
+        "b": {**between, "shape": [2], "data_offsets": [0, 8]},
+    }
+    refused(seal(tmp_path / "m", overlapping, bytes(8)), "'a' begins at byte 4; expected 8")
+
+
+def test_a_model_too_large_for_the_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bpnet.files.tensors._filled", full)
+    with pytest.raises(bp.errors.NoRoomError, match=r"model\.safetensors: the model does not fit in memory"):
+        bp.load(saved)
+
+
+def test_what_a_file_says_commands_no_terminal(saved: Path, tmp_path: Path) -> None:
+    tensors, description = contents(saved)
+    evil = "\x1b]0;title\x07\u202e\x9b31m"
+
+    def shown(change: Any) -> None:
+        changed = copy.deepcopy(description)
+        change(changed)
+        with pytest.raises(bp.errors.FileFormatError) as caught:
+            bp.load(write(tmp_path / "m", tensors, changed))
+        said = "".join(traceback.format_exception(caught.value))
+        assert all(c.isprintable() or c == "\n" for c in said), ascii(said)
+        assert "x1b" in said
+        assert len(str(caught.value)) < 2_000
+
+    shown(lambda d: d.update(network={evil: 1}))
+    shown(lambda d: d.update(network={"layer": evil}))
+    shown(lambda d: d.update(network={"layer": "Dense", "units": 3, evil: 1}))
+    shown(lambda d: d.update(network={"layer": "Dense", "units": evil}))
+    shown(lambda d: d.update(network={"layer": "Dense", "units": 3, "activation": evil}))
+    shown(lambda d: d.update(precision=evil))
+    shown(lambda d: d.update(seed=evil))
+    shown(lambda d: d.update(format=evil))
+    shown(lambda d: d.update(seed=evil * 10_000))
+    tensors[evil] = np.zeros(1)
+    shown(lambda _: None)
+    path = seal(tmp_path / "m", {evil: {"dtype": evil, "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
+    refused(path, "x1b")
+
+
+# ---- places that are no files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for path in (tmp_path / "fifo", tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
+        refused(path, "this is no ordinary file")
+        with pytest.raises(bp.errors.PathError, match="is no ordinary file, so it is left alone"):
+            bp.Trainer(bp.Dense(1), "mse").build(np.zeros((1, 1))).save(path)
+
+
+class Named:
+    """Something that stands for a path."""
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+
+    def __fspath__(self) -> Any:
+        return self.name
+
+
+@pytest.mark.parametrize(
+    "path", [None, 3, True, b"model", [], "", "a\0b", "\ud800", Named(b"model"), Named(3)], ids=repr
+)
+def test_paths_that_are_none(path: Any, saved: Path) -> None:
+    trainer = bp.load(Named(str(saved)))
+    for call in (trainer.save, bp.load):
+        with pytest.raises(bp.errors.ArgumentError, match=r"path is .*; expected the name of a file"):
+            call(path)
+
+
+def test_places_that_can_not_be_read_or_written(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = bp.load(saved)
+
+    def refuses(call: Any, path: Path, kind: type[OSError]) -> None:
+        with pytest.raises(kind, match=re.escape(str(path))) as caught:
+            call(path)
+        assert isinstance(caught.value, bp.errors.PathError)
+
+    refuses(trainer.save, tmp_path / "none" / "model", FileNotFoundError)
+    refuses(trainer.save, saved / "model", OSError)
+    refuses(bp.load, saved / "model", OSError)
+    refuses(trainer.save, tmp_path / ("x" * 5000), OSError)
+    refuses(bp.load, tmp_path / ("x" * 5000), OSError)
+    refuses(trainer.save, tmp_path, IsADirectoryError)
+
+    def deny(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", deny)
+    refuses(trainer.save, tmp_path / "model", PermissionError)
+    refuses(bp.load, saved, PermissionError)
+
+
+@pytest.mark.parametrize("device", ["", 0, False, [], b"numpy", "numpy:" + "9" * 5000, "numpy:-1", "numpy:1", "cuda:0"])
+def test_devices_that_are_none(device: Any, saved: Path) -> None:
+    for call in (lambda: bp.load(saved, device=device), lambda: bp.Trainer(bp.Dense(1), "mse", device=device)):
+        with pytest.raises(bp.errors.BpnetError, match="device"):
+            call()
+
+
+def test_metadata_that_no_file_can_hold(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = bp.load(saved)
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    for metadata in (endless, {"digits": 10**5000}, {"x": {1, 2}}, {1: 2}, [1]):
+        with pytest.raises(bp.errors.ArgumentError, match="metadata"):
+            trainer.save(tmp_path / "m", metadata=metadata)  # type: ignore[arg-type]
+    monkeypatch.setattr("bpnet.files.tensors.LARGEST_HEADER", 5000)
+    with pytest.raises(bp.errors.ArgumentError, match=r"metadata and history take .* bytes; expected at most 5,000"):
+        trainer.save(tmp_path / "m", metadata={"notes": "x" * 5000})
+    assert not list(tmp_path.iterdir())
+
+
+# ---- several at once ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no file that is being read")
+def test_threads_that_save_and_load_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    trainers = [bp.Trainer(bp.Dense(50), "mse", seed=seed).build(np.zeros((1, 40), "float32")) for seed in range(3)]
+    sound = {trainer.theta.tobytes() for trainer in trainers}
+    trainers[0].save(path)
+    faults: list[BaseException] = []
+
+    def again(call: Any) -> None:
+        try:
+            for _ in range(40):
+                call()
+        except BaseException as error:
+            faults.append(error)
+
+    def check() -> None:
+        assert bp.load(path).theta.tobytes() in sound
+
+    threads = [
+        threading.Thread(target=again, args=[call]) for call in (check, *(partial(t.save, path) for t in trainers))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no file that is being read")
+def test_a_file_rewritten_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    trainer = bp.Trainer(bp.Dense(300), "mse").build(np.zeros((1, 300), "float32"))
+    trainer.save(path)
+    whole, ended = path.read_bytes(), threading.Event()
+
+    def rewrite() -> None:
+        while not ended.wait(0.001):
+            path.write_bytes(whole)  # which cuts the file to nothing first
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        for _ in range(200):
+            with contextlib.suppress(bp.errors.FileFormatError):
+                assert np.array_equal(bp.load(path).theta, trainer.theta)
+    finally:
+        ended.set()
+        thread.join()
+    assert np.array_equal(bp.load(path).theta, trainer.theta)
+
+
+def test_a_training_goes_on_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is hashed is what is written."""
+    x, y = data()
+    trainer = bp.Trainer(NETWORK, "cross_entropy").build(x)
+    trainer.step(x, y)
+    theta, path = trainer.theta.copy(), tmp_path / "m.safetensors"
+
+    def meanwhile(*parts: Any) -> None:
+        trainer.theta[...] = 0.0
+        write_tensors(*parts)
+
+    monkeypatch.setattr("bpnet.files.model.write", meanwhile)
+    trainer.save(path)
+    assert np.array_equal(bp.load(path).theta, theta)
 
 
 def test_a_new_process_loads_what_it_never_imported(tmp_path: Path) -> None:
@@ -464,20 +736,3 @@ def test_a_new_process_loads_what_it_never_imported(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), trainer.predict(x))
-
-
-def test_moments_of_the_first_format_become_sums(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
-    trainer = bp.Trainer(bp.Dense(2), "cross_entropy", bp.Adam(0.1)).build(x)
-    for _ in range(3):
-        trainer.step(x, y)
-    theta, buffers, (m, v) = trainer._carry
-    monkeypatch.setattr("bpnet.files.model.FORMAT", 1)
-    trainer._carry = theta, buffers, (m * (1 - 0.9), v * (1 - 0.999))  # the paper's moments, as they were kept then
-    trainer.save(tmp_path / "old.safetensors")
-    monkeypatch.undo()
-    trainer._carry = theta, buffers, (m, v)
-    old = bp.load(tmp_path / "old.safetensors")
-    old.step(x, y)
-    trainer.step(x, y)
-    np.testing.assert_allclose(old.theta, trainer.theta, rtol=1e-12)

@@ -75,7 +75,7 @@ def check_device(name: Any) -> str:
 def device_named(name: str) -> tuple[Backend, Any]:
     """The backend of "cupy", and of "cupy:1" that device, else None."""
     library, colon, number = name.partition(":")
-    if colon and not number.isdecimal():
+    if colon and not (number.isdecimal() and len(number) < 10):
         raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
     backend = get(library)
     return backend, backend.numbered(int(number)) if colon else None

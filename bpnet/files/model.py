@@ -1,21 +1,32 @@
 """A trained model as a .safetensors file: named arrays, and a JSON description; nothing in it can run code.
 
 Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's vectors `optimizer.<i>`.  Metadata: the key `bpnet`
-holds the description of network, loss and optimizer, the history, and whatever the user added.
+holds the description of network, loss and optimizer, the history, and whatever the user added; `sha256` the hash of the
+whole file.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpnet import backends
 from bpnet.backends import Array
 from bpnet.callbacks import History
-from bpnet.errors import ArgumentError, BpnetError, FileFormatError, kind_of
+from bpnet.disk import write_atomically
+from bpnet.errors import (
+    ArgumentError,
+    BpnetError,
+    FileFormatError,
+    FolderError,
+    NoRoomError,
+    NoSuchPathError,
+    PathError,
+    kind_of,
+    path_error,
+)
+from bpnet.files.tensors import read, write
 from bpnet.layout import Layout, Slot, layout_of
-from bpnet.optimizers import Adam
 from bpnet.options import whole
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
@@ -23,26 +34,29 @@ from bpnet.trainer import Trainer
 if TYPE_CHECKING:
     import numpy
 
-FORMAT = 2
+    from bpnet.files.tensors import Tensors
+
+FORMAT = 3
 
 
-def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> None:
+def save(trainer: Trainer, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
     """Write `trainer` to `path`; the file is complete or not there at all.
 
-    Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and OSError.
+    Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and PathError, which is an
+    OSError, where the file can't be written.
     """
     import numpy
-    from safetensors.numpy import save as to_bytes
 
+    path = _path(path)
     backend, layout = trainer.backend, trainer.layout
-    theta, buffers = backend.to_host(trainer.theta), backend.to_host(trainer.buffers)
-    tensors = {}
+    # Copies, since a training in another thread may go on meanwhile.
+    theta, buffers, *state = (
+        numpy.array(backend.to_host(vector)) for vector in (trainer.theta, trainer.buffers, *trainer.state)
+    )
+    tensors = {f"optimizer.{i}": vector for i, vector in enumerate(state)}
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
-            part = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
-            tensors[f"{prefix}.{slot.name}"] = numpy.array(part)
-    for i, vector in enumerate(trainer.state):
-        tensors[f"optimizer.{i}"] = numpy.array(backend.to_host(vector))
+            tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
     description = {
         "format": FORMAT,
         "network": describe(trainer.network),
@@ -56,32 +70,34 @@ def save(trainer: Trainer, path: str | Path, metadata: Mapping[str, Any]) -> Non
         "history": trainer.history.epochs,
         "metadata": _mapping(metadata),
     }
-    path = _path(path).resolve()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no ordinary file, so it is left alone")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    data = to_bytes(tensors, metadata={"bpnet": json.dumps(_plain("the model", description))})
-    part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part_file.write_bytes(data)
-        os.replace(part_file, path)
-    finally:
-        part_file.unlink(missing_ok=True)
+        text = json.dumps(_plain("the model", description))
+    except (ValueError, RecursionError) as error:  # such as a number of more digits than Python writes
+        raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
+    with write_atomically(path) as file:
+        write(file, tensors, {"bpnet": text})
 
 
-def _path(path: Any) -> Path:
-    if not isinstance(path, str | Path):
-        raise ArgumentError(f"path is {kind_of(path)}; expected the name of a file")
-    return Path(path)
+def _path(path: Any) -> str:
+    try:
+        name = os.fspath(path)
+        if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
+            return name
+        given = kind_of(path) if not isinstance(name, str) else repr(path)
+    except TypeError:
+        given = kind_of(path)
+    except UnicodeEncodeError:
+        given = repr(path)
+    raise ArgumentError(f"path is {given}; expected the name of a file")
 
 
 def _mapping(metadata: Any) -> Any:
     if not isinstance(metadata, Mapping):
         raise ArgumentError(f"metadata is {kind_of(metadata)}; expected a dict")
-    return _plain("metadata", metadata)
+    try:
+        return _plain("metadata", metadata)
+    except RecursionError:
+        raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
 
 
 def _plain(what: str, value: Any) -> Any:
@@ -98,7 +114,7 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def load(path: str | Path, like: Array | None = None, *, device: str | None = None) -> Trainer:
+def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
     Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy",
@@ -106,67 +122,79 @@ def load(path: str | Path, like: Array | None = None, *, device: str | None = No
     have the precision that they were trained with where the library has it, else float32.  A layer of the user's own
     must have been defined (imported) before.
 
-    Raises FileNotFoundError, or FileFormatError where the file is no bpnet model or is damaged.
+    Raises FileNotFoundError or another OSError where no file can be read, and FileFormatError where it is no bpnet
+    model or is damaged: a single changed bit is noticed.
     """
     if like is not None and device is not None:
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
-    backend, place = backends.device_named(backends.check_device(device or "numpy"))
+    backend, place = backends.device_named("numpy" if device is None else backends.check_device(device))
     if like is not None:
         backend = backends.of(like, "like")
         place = backend.device(like)
     path = _path(path)
-    description, tensors = _read(path)
     try:
+        description, tensors = _read(path)
         trainer = _trainer(description)
         layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
         trainer.loss.target_shape(layout.out_shape)
         state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
-        theta, buffers, *vectors = _vectors(tensors, layout, state)
-        dtype = getattr(backend.xp, str(theta.dtype))
-        if description["format"] == 1 and isinstance(trainer.optimizer, Adam):  # which kept means, not sums
-            betas = trainer.optimizer.beta1, trainer.optimizer.beta2
-            vectors = [mean / (1.0 - beta) for mean, beta in zip(vectors, betas, strict=True)]
-        own, kept, *moved = (backend.from_host(vector, dtype, place) for vector in (theta, buffers, *vectors))
-        if len(trainer.optimizer.init(backend, own)) != len(moved):
-            raise FileFormatError(f"the file has {len(moved)} optimizer vectors, which do not fit {trainer.optimizer}")
-        if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(own)):
+        vectors = _vectors(tensors, layout, state)
+        dtype = getattr(backend.xp, str(vectors[0].dtype))
+        moved = []
+        while vectors:  # one after the other, so that few are there twice
+            moved.append(backend.from_host(vectors.pop(0), dtype, place))
+        theta, buffers, *kept = moved
+        if len(trainer.optimizer.init(backend, theta)) != len(kept):
+            raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
+        if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
             trainer.precision = "float32"
-        trainer._adopt(backend, layout, (own, kept, tuple(moved)))
+        trainer._adopt(backend, layout, (theta, buffers, tuple(kept)))
         trainer.device = device
         return trainer
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
+    except PathError:
+        raise
+    except MemoryError as error:
+        raise NoRoomError(f"{path}: the model does not fit in memory") from error
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise FileFormatError(f"{path} is a damaged bpnet model: {error}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], "dict[str, numpy.ndarray[Any, Any]]"]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path} is not a .safetensors file that can be read: {error}") from error
+        tensors, metadata, sound = read(path)
+    except FileFormatError as error:
+        raise FileFormatError(f"this is not a .safetensors file that can be read: {error}") from None
+    except PathError as error:
+        raise FileFormatError(
+            f"this is {'a folder' if isinstance(error, FolderError) else 'no ordinary file'}"
+        ) from None
+    except FileNotFoundError as error:
+        raise NoSuchPathError(f"{path}: no such file") from error
+    except OSError as error:
+        raise path_error(f"{path} can't be read", error) from error
+    if sound is False:
+        raise FileFormatError("the file is damaged: its SHA-256 hash is of another content")
     try:
         description = json.loads(metadata["bpnet"])
         version = description["format"]
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is a .safetensors file, but not a bpnet model") from error
+    except (LookupError, TypeError, ValueError, RecursionError):
+        raise FileFormatError("this is a .safetensors file, but not a bpnet model") from None
     if type(version) is not int or version < 1:
-        raise FileFormatError(f"{path} has the format {version!r}; expected {FORMAT}")
-    if version > FORMAT:
-        raise FileFormatError(f"{path} was written by a newer bpnet (format {version}, this reads {FORMAT})")
+        raise FileFormatError(f"the file has the format {version!r}; expected {FORMAT}")
+    if version != FORMAT:
+        age = "a newer" if version > FORMAT else "an older"
+        raise FileFormatError(f"the file was written by {age} bpnet (format {version}, this reads {FORMAT})")
+    if not sound:
+        raise FileFormatError("the file is damaged: it has no SHA-256 hash")
     return description, tensors
 
 
 def _trainer(description: dict[str, Any]) -> Trainer:
     network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-    options = {name: description[name] for name in ("seed", "clip_norm")}
-    trainer = Trainer(network, loss, optimizer, precision=description.get("precision", "float32"), **options)
+    options = {name: description[name] for name in ("seed", "clip_norm", "precision")}
+    trainer = Trainer(network, loss, optimizer, **options)
     trainer.step_count = whole("step_count", description["step_count"], 0)
     if trainer.step_count >= 2**31:
         raise FileFormatError(f"the step count is {trainer.step_count}")
@@ -192,9 +220,7 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _vectors(
-    tensors: "dict[str, numpy.ndarray[Any, Any]]", layout: Layout, state: list[str]
-) -> "list[numpy.ndarray[Any, Any]]":
+def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[numpy.ndarray[Any, Any]]":
     """Parameters, buffers and the optimizer's vectors, of one type; raises where one is missing or does not fit."""
     import numpy
 
@@ -203,21 +229,22 @@ def _vectors(
     shapes |= dict.fromkeys(state, (layout.size,))
     missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing:
-        raise FileFormatError(f"the array {missing[0]} is missing")
+        raise FileFormatError(f"the array {missing[0]!r} is missing")
     if extra:
-        raise FileFormatError(f"there is an array {extra[0]}, which the network has not")
+        raise FileFormatError(f"there is an array {extra[0]!r}, which the network has not")
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            raise FileFormatError(f"the array {name} has the shape {tensor.shape}; expected {shape}")
-        if tensor.dtype not in (numpy.float32, numpy.float64):
-            raise FileFormatError(f"the array {name} holds {tensor.dtype} values; expected float32 or float64")
+        if tensors[name].shape != shape:
+            raise FileFormatError(f"the array {name!r} has the shape {tensors[name].shape}; expected {shape}")
     dtype = tensors[next(iter(shapes))].dtype
     if any(tensor.dtype != dtype for tensor in tensors.values()):
         raise FileFormatError("some arrays are float32 and others float64")
 
     def vector(prefix: str, slots: tuple[Slot, ...]) -> "numpy.ndarray[Any, Any]":
-        parts = [tensors[f"{prefix}.{slot.name}"].reshape(-1) for slot in slots]
+        parts = [tensors.pop(f"{prefix}.{slot.name}").reshape(-1) for slot in slots]
         return numpy.concatenate(parts) if parts else numpy.empty(0, dtype)
 
-    return [vector("parameters", layout.parameters), vector("buffers", layout.buffers), *(tensors[n] for n in state)]
+    return [
+        vector("parameters", layout.parameters),
+        vector("buffers", layout.buffers),
+        *(tensors.pop(name) for name in state),
+    ]

@@ -9,4 +9,5 @@ products.py  matrix products as machine code
 team.py      threads that wait awake and take pieces of whatever is next
 plan.py      all of it together: a function that has been compiled for arguments of certain shapes
 code.py      loops, vectors and the compiler
+cache.py     machine code kept on disk
 """

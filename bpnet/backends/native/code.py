@@ -1,10 +1,8 @@
-"""LLVM through llvmlite: loops and vectors for writing functions, the compiler, and its results kept on disk."""
+"""LLVM through llvmlite: loops and vectors for writing functions, and the compiler."""
 
 import ctypes
 import hashlib
 import os
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
+
+from bpnet.backends.native import cache
 
 I1, I8, I32, I64, VOID = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
 BYTES = I8.as_pointer()
@@ -196,14 +196,12 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 
 def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
-    digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).hexdigest()[:24]
-    folder = cache_folder()
-    path = None if folder is None else folder / f"{name}-{digest}.o"
-    code = None if path is None else _kept(path)
+    digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).digest()
+    file = f"{name}-{digest.hex()[:24]}.o"
+    code = cache.read(file, digest)
     if code is None:
         code = _machine_code(name, write)
-        if path is not None:
-            _keep(path, code)
+        cache.write(file, digest, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -227,26 +225,6 @@ def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
     return code
 
 
-def _kept(path: Path) -> bytes | None:
-    """Machine code from a file, which begins with its hash: of a damaged one nothing is run."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
-
-
-def _keep(path: Path, code: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, part = tempfile.mkstemp(".part", dir=path.parent)
-        with os.fdopen(number, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(part, path)
-    except OSError:
-        pass  # it is then compiled again next time
-
-
 def _machine() -> Any:
     """A new description of this processor: a compiler keeps the one that it is given."""
     llvm.initialize_native_target()
@@ -260,31 +238,15 @@ def _identity() -> tuple[str, ...]:
     """All besides the key and the texts here that decides about the machine code."""
     import llvmlite
 
-    return llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return llvmlite.__version__, *processor, llvm.get_default_triple()
 
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
-    """The texts that write functions: a change of one makes new machine code."""
+    """The hash of the texts that write functions: a change of one makes new machine code."""
     folder, names = Path(__file__).parent, ("arithmetic", "code", "loops", "products", "team")
-    return "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
-
-
-def cache_folder() -> Path | None:
-    """Where machine code is kept: $BPNET_CACHE_DIR, else bpnet in the user's cache folder; None: there is none."""
-    chosen = os.environ.get("BPNET_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    variable, parts = "XDG_CACHE_HOME", [".cache"]
-    if sys.platform == "win32":
-        variable, parts = "LOCALAPPDATA", ["AppData", "Local"]
-    elif sys.platform == "darwin":
-        variable, parts = "", ["Library", "Caches"]
-    found = os.environ.get(variable)
-    try:
-        return (Path(found) if found else Path.home().joinpath(*parts)) / "bpnet"
-    except RuntimeError:  # a user without a home
-        return None
+    return hashlib.sha256(b"\n".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
 def callable_at(address: int, *kinds: Any) -> Any:
