@@ -96,9 +96,8 @@ def check_weight(
 ) -> Array | None:
     """`weight` as one finite, non-negative number a row in the type of `x`.
 
-    Only ratios count, so all are scaled in their own type, by a power of two where `values` may be looked at, before
-    they become that of `x`: their sums neither overflow nor lose bits.  What is less than 1e-56 of the largest, about,
-    may count as 0 in float32.
+    Only ratios count, so weights that are very large or small are scaled in their own type, before they become that of
+    `x`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in float32.
     """
     if weight is None:
         return None
@@ -117,8 +116,9 @@ def check_weight(
         largest = float(xp.max(weight))
         if largest == 0.0:
             raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
-        power = LARGEST_WEIGHT - math.frexp(largest)[1]
-        weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # of which either may be too large a number
+        if not 1.0 <= largest < 2.0**LARGEST_WEIGHT:  # else they stay the array that they are, as a CUDA graph likes
+            power = LARGEST_WEIGHT - math.frexp(largest)[1]
+            weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # at once it may be no float32
     else:
         least = float(xp.finfo(weight.dtype).smallest_normal)
         weight = weight / xp.maximum(xp.max(weight), least) * 2.0**LARGEST_WEIGHT
