@@ -121,7 +121,8 @@ def check_weight(
             weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # at once it may be no float32
     else:
         least = float(xp.finfo(weight.dtype).smallest_normal)
-        weight = weight / xp.maximum(xp.max(weight), least) * 2.0**LARGEST_WEIGHT
+        root = 2.0 ** (LARGEST_WEIGHT / 2) / xp.sqrt(xp.maximum(xp.max(weight), least))
+        weight = weight * root * root
     return weight if weight.dtype == x.dtype else xp.astype(weight, x.dtype)
 
 
