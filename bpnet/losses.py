@@ -118,8 +118,8 @@ class BinaryCrossEntropyWithLogits(_Elementwise):
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
         xp, size = b.xp, b.xp.abs(output)
-        wrong = xp.where(output > 0.0, 1.0 - target, target) * factor
-        beyond = xp.where(wrong > 0.0, wrong * size, 0.0)  # an infinite logit that is right costs nothing
+        beyond = xp.abs(xp.astype(output > 0.0, target.dtype) - target) * factor * size
+        beyond = xp.where(beyond >= 0.0, beyond, 0.0)  # 0 times infinity is of a logit that is right
         return xp.log1p(xp.exp(-size)) * factor + beyond, (sigmoid(b, output) - target) * factor
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
@@ -162,13 +162,12 @@ class CrossEntropy(Loss):
 def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
     """Value and derivative of the cross-entropy of softmax(z), the largest logit of every row subtracted first."""
     xp = run.xp
-    shifted = z - xp.max(z, axis=1, keepdims=True)
     if target.ndim == 1:
         classes = xp.arange(z.shape[1], dtype=target.dtype, device=run.backend.device(z))
-        right = xp.expand_dims(target, axis=1) == classes
-        along, target = xp.where(right, shifted, 0.0), xp.astype(right, z.dtype)
-    else:
-        along = xp.where(target > 0.0, target * shifted, 0.0)  # where 0 times -inf is 0
+        target = xp.astype(xp.expand_dims(target, axis=1) == classes, z.dtype)
+    shifted = z - xp.max(z, axis=1, keepdims=True)
+    along = target * shifted
+    along = xp.where(along <= 0.0, along, 0.0)  # 0 times -inf is of a class that is switched off
     e = xp.exp(shifted)
     norm = xp.sum(e, axis=1, keepdims=True)
     mass = xp.sum(target, axis=1, keepdims=True)
