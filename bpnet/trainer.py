@@ -315,7 +315,7 @@ class Trainer:
         x : (rows, ...) float32 or float64; whole numbers become float32
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
-        sample_weight : (rows,) how much each row counts
+        sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed
         callbacks : told after steps and epochs
         progress : a bar on standard error; None shows it where that is a terminal
