@@ -48,7 +48,7 @@ def loss_and_gradient(
     total: Any = float(count)
     if weight is not None:
         total = xp.sum(weight if rows is None else xp.take(weight, rows))
-        total = total + xp.astype(total == 0.0, total.dtype)  # rows of no weight have no loss, not NaN
+        total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight have no loss, not NaN
     taken: dict[str, Any] = {}
 
     def block(number: int, part: Rows) -> tuple[Array, Array, Room | None]:

@@ -3,12 +3,16 @@
 Checks of `values` (NaN, infinity, the range of labels) make the host wait for a device; others don't.
 """
 
+import math
 from typing import Any
 
 from bpnet.backends import Array, Backend, of
 from bpnet.errors import DataError, DTypeError, ShapeError
 from bpnet.layer import Shape
 from bpnet.losses import Loss
+
+LARGEST_WEIGHT = 60
+"""The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
 
 def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
@@ -90,7 +94,11 @@ def check_target(
 def check_weight(
     backend: Backend, weight: Array | None, x: Array, name: str = "sample_weight", values: bool = True
 ) -> Array | None:
-    """`weight` as one finite, non-negative number a row in the type of `x`."""
+    """`weight` as one finite, non-negative number a row in the type of `x`.
+
+    Only ratios count, so weights that are very large or small are scaled in their own type, before they become that of
+    `x`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in float32.
+    """
     if weight is None:
         return None
     weight = backend.adopt(weight)
@@ -98,13 +106,24 @@ def check_weight(
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
-    weight = _cast(backend, weight, x.dtype, name, values)
-    if not values:
-        return weight
-    _check(backend, weight >= 0.0, f"{name} is negative")
-    if float(backend.xp.sum(weight)) == 0.0:
-        raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
-    return weight
+    xp = backend.xp
+    if not is_float(backend, weight):
+        weight = xp.astype(weight, x.dtype)
+    elif values:
+        check_finite(backend, weight, name)
+    if values:
+        _check(backend, weight >= 0.0, f"{name} is negative")
+        largest = float(xp.max(weight))
+        if largest == 0.0:
+            raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
+        if not 1.0 <= largest < 2.0**LARGEST_WEIGHT:  # else they stay the array that they are, as a CUDA graph likes
+            power = LARGEST_WEIGHT - math.frexp(largest)[1]
+            weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # at once it may be no float32
+    else:
+        least = float(xp.finfo(weight.dtype).smallest_normal)
+        root = 2.0 ** (LARGEST_WEIGHT / 2) / xp.sqrt(xp.maximum(xp.max(weight), least))
+        weight = weight * root * root
+    return weight if weight.dtype == x.dtype else xp.astype(weight, x.dtype)
 
 
 def is_whole(backend: Backend, x: Array) -> bool:
@@ -151,16 +170,17 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, va
             f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, "
             "or give one-hot rows"
         )
-    if y.dtype not in (
-        xp.int32,
-        xp.int64,
-    ):  # narrow types can't name every class, and some libraries can't compare them
-        y = xp.astype(y, xp.int64 if y.dtype == xp.uint64 else xp.int32)
+    bits = 8 if y.dtype == xp.bool else int(xp.iinfo(y.dtype).bits)
+    unsigned = xp.isdtype(y.dtype, "unsigned integer")
+    if y.dtype not in (xp.int32, xp.int64):  # others can't name every class, or some libraries can't compare them
+        y = xp.astype(y, xp.int64 if bits == 64 else xp.int32)
     if not values:
         return y
     low, high = int(xp.min(y)), int(xp.max(y))
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
+    if low < 0 and unsigned:  # too large for the signed type of as many bits, where it wraps
+        low += 2**bits
+    if not 0 <= low <= high < classes:
+        wrong = high if 0 <= low < classes else low
         raise DataError(
             f"{name} has the label {wrong}, but the network has {classes} outputs: labels are 0 ... {classes - 1}"
         )

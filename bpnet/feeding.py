@@ -78,6 +78,10 @@ class Data:
         """The weight of all rows."""
         return float(self.count) if self.weight is None else float(self.backend.xp.sum(self.weight))
 
+    def most(self) -> int:
+        """Rows that are computed at a time where nobody said how many."""
+        return int(self.count)
+
     def moved(self) -> "Data":
         """The same on the device."""
         return self
@@ -103,7 +107,7 @@ class HostData(Data):
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
         arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
-        cut = parts(self.count, self._most() if size is None else size)
+        cut = parts(self.count, self.most() if size is None else size)
         lane: Lane | None = None
         try:
             for start, stop in cut:
@@ -161,8 +165,8 @@ class HostData(Data):
         memory = self.backend.memory(self.like)
         return None if memory is None else memory[0]
 
-    def _most(self) -> int:
-        """Rows that are computed at a time where nobody said how many: so that copies and computing overlap."""
+    def most(self) -> int:
+        """So many that copies and computing overlap."""
         free = self._free()
         room = self.count if free is None else free // (2 * self.a_row)
         return max(1, min(int(self.count), room, self._sent()))

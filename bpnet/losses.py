@@ -108,7 +108,8 @@ class BinaryCrossEntropy(_Elementwise):
 class BinaryCrossEntropyWithLogits(_Elementwise):
     """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t.
 
-    The same as binary_cross_entropy of sigmoid(z), exact for logits of any size.
+    The same as binary_cross_entropy of sigmoid(z), exact for logits of any size: with |z| put outside the logarithm it
+    is log(1 + exp(-|z|)) + |z| (1 - t where z > 0, else t).
     """
 
     names = {"binary_cross_entropy_with_logits": {}}
@@ -116,9 +117,10 @@ class BinaryCrossEntropyWithLogits(_Elementwise):
 
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-        xp = b.xp
-        softplus = xp.maximum(output, 0.0) + xp.log1p(xp.exp(-xp.abs(output)))
-        return (softplus - target * output) * factor, (sigmoid(b, output) - target) * factor
+        xp, size = b.xp, b.xp.abs(output)
+        beyond = xp.abs(xp.astype(output > 0.0, target.dtype) - target) * factor * size
+        beyond = xp.where(beyond >= 0.0, beyond, 0.0)  # 0 times infinity is of a logit that is right
+        return xp.log1p(xp.exp(-size)) * factor + beyond, (sigmoid(b, output) - target) * factor
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         return _same_side(run, output, target, 0.0)
@@ -129,6 +131,7 @@ class CrossEntropy(Loss):
     """l = log sum_k exp(z_k) - sum_k t_k z_k, of logits z; dl/dz = softmax(z) - t.
 
     `t` is one-hot (rows, classes), or any probabilities that add up to 1; or whole numbers (rows,) that name the class.
+    A logit of -inf switches its class off: where t is 0, it adds nothing.
     """
 
     names = {"cross_entropy": {}}
@@ -163,12 +166,15 @@ def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | Non
         classes = xp.arange(z.shape[1], dtype=target.dtype, device=run.backend.device(z))
         target = xp.astype(xp.expand_dims(target, axis=1) == classes, z.dtype)
     shifted = z - xp.max(z, axis=1, keepdims=True)
+    along = target * shifted
+    along = xp.where(along <= 0.0, along, 0.0)  # 0 times -inf is of a class that is switched off
     e = xp.exp(shifted)
     norm = xp.sum(e, axis=1, keepdims=True)
     mass = xp.sum(target, axis=1, keepdims=True)
-    loss = mass * xp.log(norm) - xp.sum(target * shifted, axis=1, keepdims=True)
+    loss = mass * xp.log(norm) - xp.sum(along, axis=1, keepdims=True)
     factor = row_weights(run, z, weight, total, 1)
-    return xp.sum(loss * factor), (e * (mass / norm) - target) * factor
+    value = loss * factor if weight is None else xp.where(factor > 0.0, loss * factor, 0.0)
+    return xp.sum(value), (e * (mass / norm) - target) * factor
 
 
 def _same_side(run: Run, output: Array, target: Array, boundary: float) -> Array:

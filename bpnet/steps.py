@@ -118,33 +118,36 @@ def outputs(
 
 def scores(
     layout: Layout, views: Views, loss: Loss, precision: str = "float32"
-) -> Callable[..., tuple[Array, Array | None]]:
-    """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and the weight of the right.
+) -> Callable[..., tuple[Array, Array | None, Array | None]]:
+    """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and what is right of them.
 
-    These are the rows for which the prediction is right; None for a loss without classes.
+    That is the weight of the rows for which the prediction is right, and of all rows, added up in the same order, so
+    that their ratio is no more than 1; without weights the number of those rows, and None.  For a loss without classes
+    both are None.
     """
 
     narrow = precision == "bfloat16" and only_products(layout.network)
 
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
-    ) -> tuple[Array, Array | None]:
-        p = views(backend, theta, buffers)
+    ) -> tuple[Array, Array | None, Array | None]:
+        p, xp = views(backend, theta, buffers), backend.xp
 
-        def block(number: int, part: Rows) -> tuple[Array, Array | None]:
+        def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
             run = Run(backend, precision=precision, narrow=narrow)
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
             output = backend.widened(layout.network.forward(run, p, bx)[0])
-            right = loss.correct(run, output, by)
-            if right is not None:
-                right = backend.xp.sum(right if bw is None else right * bw)
-            return loss(run, output, by, bw, total)[0], right
+            value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
+            if right is None or bw is None:
+                return value, None if right is None else xp.sum(right), None
+            return value, xp.sum(right * bw), xp.sum(bw)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        value, right = parts[0]
-        for more, some in parts[1:]:
+        value, right, counted = parts[0]
+        for more, some, of in parts[1:]:
             value, right = value + more, None if right is None else right + some
-        return value, right
+            counted = None if counted is None else counted + of
+        return value, right, counted
 
     return function
 

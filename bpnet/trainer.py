@@ -39,6 +39,9 @@ Snapshot = tuple[Carry, int]
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
 
+COUNTED = 2**24
+"""Most rows that are evaluated at a time: float32 counts no further exactly."""
+
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
 
@@ -312,7 +315,7 @@ class Trainer:
         x : (rows, ...) float32 or float64; whole numbers become float32
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
-        sample_weight : (rows,) how much each row counts
+        sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed
         callbacks : told after steps and epochs
         progress : a bar on standard error; None shows it where that is a terminal
@@ -530,10 +533,13 @@ class Trainer:
         with self._session(data.count):
             total = data.total()
             size = self.micro_batch if batch_size is None else batch_size
+            size = min(data.most() if size is None else whole("batch_size", size, 1), COUNTED)
             found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
-            result = {"loss": sum(backend.fetch([value for value, _ in found]))}
-            if found[0][1] is not None:
-                result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
+            values, rights, counted = zip(*found, strict=True)
+            result = {"loss": sum(backend.fetch(values))}
+            if rights[0] is not None:
+                rows = data.count if counted[0] is None else sum(backend.fetch(counted))
+                result["accuracy"] = sum(backend.fetch(rights)) / rows
         return result
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:

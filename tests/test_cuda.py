@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_activations import ACTIVATIONS as CASES
+from test_activations import Case, check_far_out, exact
 from test_kernels import ARGUMENTS
 
 import bpnet as bp
@@ -286,6 +288,23 @@ def test_a_map_equals_the_rule(
         np.testing.assert_allclose(output, e, rtol=16 * eps, atol=16 * eps)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES.values() if c.exact and c.layer != bp.Identity()])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_and_slopes_of_any_input(dtype: str, case: Case, host: Any) -> None:
+    z, results = aligned(exact(case, dtype)[0]), []
+    for rule, arrays in (
+        (case.layer.value, [z]),
+        (case.layer.derivative, [z if case.layer.keeps == "input" else None, aligned(np.ones_like(z))]),
+    ):
+        made, out = source(Form(rule, "e" * len(arrays), 0, dtype)), aligned(np.zeros_like(z))
+        arrays = [results[0] if a is None else a for a in arrays]
+        sizes = map(ctypes.c_longlong, (1, z.size))
+        constants = numbers(made.text.prepare, dtype, ())
+        host(made.code, "map_plain", map_launch(1, z.size, 1), *sizes, *map(pointer, [*arrays, out]), *constants)
+        results.append(out)
+    check_far_out(case, dtype, *results)
+
+
 SHAPES = [(1, 12), (64, 12), (129, 40), (20000, 8), (5000, 1), (300, 516)]
 
 
@@ -474,7 +493,7 @@ def test_cupys_other_kernels_equal_their_definitions(name: str, rows: int, dtype
 @pytest.mark.parametrize("kind", ["int32", "int64", "probabilities"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cupys_cross_entropy_of_any_classes(dtype: str, kind: str, classes: int, lent: Any) -> None:
-    """Of logits of any size; labels that name no class count as none, as in the definition."""
+    """Of logits of any size, -inf among them; labels that name no class count as none, as in the definition."""
     rng = np.random.default_rng(0)
     rows = 5 if classes > 100 else 300
     z = (30.0 * rng.standard_normal((rows, classes))).astype(dtype)
@@ -485,10 +504,12 @@ def test_cupys_cross_entropy_of_any_classes(dtype: str, kind: str, classes: int,
     if kind != "probabilities":
         target = rng.integers(-1, classes + 1, rows).astype(kind)
         target[1] = 0
-    z[1, 1] = -1e3 if kind == "probabilities" else z[1, 1]
     weight = rng.uniform(size=rows).astype(dtype)
+    weight[2] = 0.0
     eps = np.finfo(dtype).eps
     for w in (None, weight):
+        if w is not None:  # a row that is infinitely wrong, but does not count
+            z[2, 0], target[2] = -np.inf, 1.0 / classes if kind == "probabilities" else 0
         with np.errstate(all="ignore"):
             expected = KERNELS["softmax_cross_entropy"](Run(bp.backends.Backend(lent.xp)), z, target, w, 3.0)
         args = [None if a is None else a.view(Lent) for a in (z, target, w)]

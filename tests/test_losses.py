@@ -234,6 +234,93 @@ def outside_a_session(lib, loss, output, target):
     return loss(bp.Run(lib.seam), output, target, None, 1.0)
 
 
+KINDS = {  # of which the third class has no part, and of which the second has
+    "labels": (np.int32([0, 0, 1]), np.int32([2, 0, 1])),
+    "one-hot": (np.eye(3)[[0, 0, 1]], np.eye(3)[[2, 0, 1]]),
+    "probabilities": (np.array([[0.25, 0.75, 0], [1, 0, 0], [0.5, 0.5, 0]]), np.full((3, 3), 1 / 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_switched_off_adds_nothing(backend, kind, dtype, library):
+    """Where its logit is -inf, or further from the largest than any number."""
+    largest = float(np.finfo(dtype).max)
+    good, bad = KINDS[kind]
+    two = np.array([[0.3, -1.2], [2.0, 5.0], [-0.5, 0.5]])
+    chosen = good if good.ndim == 1 else good[:, :2]
+    rows, slopes = evaluate(library("numpy"), bp.CrossEntropy(), two, chosen, np.array([1.0, 2.0, 0.5]))
+    wanted = np.concatenate([slopes, np.zeros((3, 1))], axis=1)
+    z = np.concatenate([two, np.full((3, 1), -np.inf)], axis=1)
+    weight, target = backend.array(np.array([1.0, 2.0, 0.5]), dtype), backend.array(as_type(good, dtype))
+    value, slope = evaluate(backend, bp.CrossEntropy(), backend.array(z, dtype), target, weight)
+    backend.close(value, rows)
+    backend.close(slope, wanted)
+    assert np.all(backend.host(slope)[:, 2] == 0.0)
+
+    far = backend.array([[largest, largest, -largest]] * 3, dtype)
+    value, slope = evaluate(backend, bp.CrossEntropy(), far, target)
+    backend.close(value, np.log(2.0))
+    assert np.all(backend.host(slope)[:, 2] == 0.0)
+
+    wrong = backend.array(as_type(bad, dtype))
+    value, slope = evaluate(backend, bp.CrossEntropy(), backend.array(z, dtype), wrong)
+    assert float(value) == np.inf
+    assert np.all(np.isfinite(backend.host(slope)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_no_weight_adds_nothing_though_infinitely_wrong(backend, kind, library):
+    z, target = draw(3, 3), KINDS[kind][1]
+    z[0, 2] = -np.inf
+    weight = np.array([0.0, 2.0, 0.5])
+    kept = target[1:] if target.ndim == 1 else target[1:, :]
+    wanted, slopes = evaluate(library("numpy"), bp.CrossEntropy(), z[1:], kept, weight[1:])
+    value, slope = evaluate(backend, bp.CrossEntropy(), *map(backend.array, (z, target, weight)))
+    backend.close(value, wanted)
+    backend.close(slope, np.concatenate([np.zeros((1, 3)), slopes]))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_binary_cross_entropy_of_infinite_logits(backend, dtype):
+    """Right ones cost nothing, wrong ones are infinitely wrong; so it is of the largest numbers too."""
+    largest = float(np.finfo(dtype).max)
+    loss, factors = bp.BinaryCrossEntropyWithLogits(), backend.array([1.0, 2.0, 1.0, 2.0, 0.0], dtype)
+    z = backend.array([[np.inf], [-np.inf], [largest], [-largest], [-np.inf]], dtype)
+    target = backend.array([[1.0], [0.0], [1.0], [0.0], [1.0]], dtype)
+    value, slope = evaluate(backend, loss, z, target, factors)
+    assert float(value) == 0.0
+    assert np.all(backend.host(slope) == 0.0)
+    for logit, wanted in ((np.inf, 0.0), (-np.inf, 1.0), (np.inf, 0.5), (-np.inf, 0.5)):
+        value, slope = evaluate(backend, loss, backend.array([[logit]], dtype), backend.array([[wanted]], dtype))
+        assert float(value) == np.inf
+        assert backend.host(slope)[0, 0] == (logit > 0) - wanted
+
+
+def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
+    """In everything that a trainer does with it."""
+    x, y = backend.array(np.ones((2, 2))), backend.array(np.array([0, 2]))
+    hot = backend.array(np.eye(3)[[0, 2]])
+    trainer = bp.Trainer(bp.Dense(3), "cross_entropy", bp.SGD(0.1)).build(x)
+    trainer.parameters = {
+        "weight": backend.array(np.array([[1.0, 2, 3], [4, 5, 6]])),
+        "bias": backend.array(np.array([0, -np.inf, 0])),
+    }
+    wanted = np.log1p(np.exp(4.0)) - 2.0  # of logits 5 and 9
+    grads = []
+    for target in (y, hot):
+        assert trainer.evaluate(x, target)["loss"] == pytest.approx(wanted, rel=1e-12)
+        value, grad = bp.gradient(trainer.network, "cross_entropy", trainer.theta, x, target)
+        assert float(value) == pytest.approx(wanted, rel=1e-12)
+        grads.append(backend.host(grad))
+    share = 1 / (1 + np.exp(-4.0)) - 0.5  # of the third, less its target's
+    np.testing.assert_allclose(grads[0], [-share, 0, share] * 3, rtol=1e-12)
+    np.testing.assert_allclose(grads[1], grads[0], rtol=1e-12)
+    assert float(trainer.step(x, y)) == pytest.approx(wanted, rel=1e-12)
+    bias = backend.host(trainer.parameters["bias"])
+    np.testing.assert_allclose(bias, [0.1 * share, -np.inf, -0.1 * share], rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_binary_cross_entropy_of_certain_and_wrong_probabilities_is_finite(backend, dtype):
     p, t = backend.array([[0.0], [1.0], [1.0], [0.0]], dtype), backend.array([[1.0], [0.0], [1.0], [0.0]], dtype)

@@ -339,6 +339,82 @@ def test_weight_two_equals_the_row_twice(backend: Any) -> None:
     np.testing.assert_allclose(backend.host(weighted.theta), backend.host(repeated.theta), rtol=1e-12, atol=1e-14)
 
 
+SCALES = [("float32", 2.0**-142), ("float32", 1e-38), ("float32", 1e30), ("float32", 6e37)]
+SCALES += [("float64", v) for v in (2.0**-1068, 1e-300, 1e300, 3e307)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kind", "scale"), SCALES)
+def test_the_scale_of_weights_does_not_matter(backend: Any, kind: str, scale: float, dtype: str) -> None:
+    """Of weights whose sum is no number of their type, nor they themselves any of the type of x."""
+    if backend.name == "jax-jit" and scale < np.finfo(kind).tiny:
+        pytest.skip("JAX takes such numbers for 0")
+    x, y = rows(dtype=dtype)
+    weight = np.array([1.0, 2, 4, 5] * 12)
+    trainers, found = [], []
+    for s in (1.0, scale):
+        given = (backend.array(x), backend.array(y), backend.array(weight * s, kind))
+        trainer = made(LINE, bp.SGD(0.5), micro_batch=20)
+        first = float(trainer.step(*given))
+        trainer.fit(*given[:2], sample_weight=given[2], batch_size=16, validation=given, progress=False)
+        unchecked = float(trainer.step(*given, check=False))
+        grad = bp.gradient(LINE, "cross_entropy", trainer.theta, *given[:2], sample_weight=given[2])
+        scores = trainer.evaluate(*given[:2], sample_weight=given[2], batch_size=20)
+        record = {
+            name: value
+            for name, value in trainer.history.epochs[-1].items()
+            if type(value) is float and name != "seconds"
+        }
+        found.append({**scores, **record, "first": first, "unchecked": unchecked, "gradient": float(grad[0])})
+        trainers.append(backend.host(trainer.theta))
+    assert found[1] == pytest.approx(found[0], rel=1e-12 if {dtype, kind} == {"float64"} else 1e-5)
+    assert found[0]["first"] > 0.1
+    np.testing.assert_allclose(trainers[1], trainers[0], rtol=1e-4 if dtype == "float32" else 1e-10, atol=1e-6)
+
+
+@pytest.mark.parametrize("small", [1e-10, 1e-35])
+def test_a_batch_of_weights_that_are_tiny_against_others_is_a_batch(backend: Any, small: float) -> None:
+    """Its step is that of its own weighted mean, and in the epoch's loss it counts for next to nothing."""
+    x, y = rows(32, "float32")
+    weight = np.float32(np.array([1.0, 3, 2, 8] * 8))
+    scaled = weight * np.float32(np.repeat([1e5, 1e5 * small], 16))
+    whole, parts = made(LINE, bp.SGD(0.5)), made(LINE, bp.SGD(0.5))
+    whole.fit(
+        backend.array(x), backend.array(y), sample_weight=backend.array(scaled), batch_size=16, shuffle=False,
+        progress=False,
+    )  # fmt: skip
+    losses = [parts.step(*(backend.array(a[s]) for a in (x, y, weight))) for s in (slice(0, 16), slice(16, 32))]
+    np.testing.assert_allclose(backend.host(whole.theta), backend.host(parts.theta), rtol=1e-5, atol=1e-6)
+    assert whole.history["loss"] == [pytest.approx(float(losses[0]), rel=1e-5)]
+
+
+def test_accuracy_is_a_count_over_a_count(backend: Any) -> None:
+    """However the rows are cut, and of weights never more than 1."""
+    x, y = rows(3001, "float32")
+    weight = np.random.default_rng(3).uniform(0.1, 7.0, 3001).astype("float32")
+    trainer = made(LINE, bp.SGD(1.0)).build(backend.array(x))
+    trainer.fit(backend.array(x), backend.array(y), batch_size=1000, progress=False)
+    guess = np.argmax(backend.host(trainer.predict(backend.array(x))), axis=1)
+    for size in (None, 1500, 100):
+        given = backend.array(x), backend.array(y)
+        assert trainer.evaluate(*given, batch_size=size)["accuracy"] == np.count_nonzero(guess == y) / 3001
+        share = trainer.evaluate(*given, sample_weight=backend.array(weight), batch_size=size)["accuracy"]
+        assert share == pytest.approx(np.sum(weight[guess == y], dtype="float64") / np.sum(weight, dtype="float64"))
+        own = backend.array(x), backend.array(guess)
+        for w in (weight, 1e-30 * weight, np.ones(3001, "float32")):
+            assert trainer.evaluate(*own, sample_weight=backend.array(w), batch_size=size)["accuracy"] == 1.0
+
+
+def test_rows_beyond_what_float32_counts_are_counted() -> None:
+    count = 2**24 + 3
+    x, y = np.ones((count, 1), "float32"), np.zeros(count, "int32")
+    trainer = made(bp.Dense(2)).build(x)
+    trainer.parameters = {"weight": np.zeros((1, 2), "float32"), "bias": np.float32([1.0, 0.0])}
+    assert trainer.evaluate(x, y)["accuracy"] == 1.0
+    y[5] = 1
+    assert trainer.evaluate(x, y, batch_size=2**25)["accuracy"] == (count - 1) / count
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_of_an_epoch_is_that_of_all_its_rows(backend: Any, weighted: bool) -> None:
     """Where nothing moves (lr=0), it is what evaluate says, however the rows are cut into batches."""

@@ -121,7 +121,7 @@ extern "C" __global__ void cross_entropy(
             const T shifted = z[row * classes + col] - top, t = <<probability>>;
             norm += exp(shifted);
             mass += t;
-            along += t * shifted;
+            if (t > 0) along += t * shifted;  // where 0 times -inf is 0
         }
         norm = over_row(norm, false, part);
         mass = over_row(mass, false, part);
@@ -132,7 +132,7 @@ extern "C" __global__ void cross_entropy(
                 const T t = <<probability>>;
                 slope[row * classes + col] = (exp(z[row * classes + col] - top) * share - t) * counts;
             }
-            if (threadIdx.x == 0) total += (mass * log(norm) - along) * counts;
+            if (threadIdx.x == 0 && counts > 0) total += (mass * log(norm) - along) * counts;
         }
     }
     const int me = threadIdx.y * blockDim.x + threadIdx.x;

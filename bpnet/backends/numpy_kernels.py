@@ -206,8 +206,9 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     if weight is None:
         e *= factor
         return numpy.add.reduce(loss) * factor, e
-    e *= (weight * factor)[:, None]
-    return numpy.add.reduce(loss * weight) * factor, e
+    share = weight * factor
+    e *= share[:, None]
+    return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e  # 0 times an infinite loss is 0
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -72,7 +72,10 @@ class Identity(Activation):
 
 @dataclass(frozen=True)
 class Sigmoid(Activation):
-    """y = 1 / (1 + exp(-z)), y' = y (1 - y)."""
+    """y = 1 / (1 + exp(-z)), y' = y (1 - y).
+
+    Where y rounds to 1, so does y' to 0: its error is that of 1, not of y' itself.
+    """
 
     names = {"sigmoid": {}}
 
@@ -85,7 +88,7 @@ class Sigmoid(Activation):
 
 @dataclass(frozen=True)
 class Tanh(Activation):
-    """y = tanh(z), y' = 1 - y**2."""
+    """y = tanh(z), y' = 1 - y**2, which is 0 where y rounds to 1 or -1: its error is that of 1, not of y' itself."""
 
     names = {"tanh": {}}
 
@@ -155,8 +158,8 @@ class GELU(Activation):
         z = kept
         if self.approximate:
             t = b.xp.tanh(_ROOT_2_OVER_PI * (z + 0.044715 * z * z * z))
-            du = _ROOT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * z * z)
-            return dy * 0.5 * (1.0 + t + z * (1.0 - t * t) * du)
+            fading = z * (1.0 - t * t)  # 0 long before the square of z overflows, which is never computed alone
+            return dy * 0.5 * (1.0 + t + _ROOT_2_OVER_PI * (fading + 3.0 * 0.044715 * fading * z * z))
         density = _ROOT_1_OVER_2PI * b.xp.exp(-0.5 * z * z)
         return dy * (0.5 * (1.0 + b.erf(z * _ROOT_HALF)) + z * density)
 
@@ -194,11 +197,15 @@ class Softplus(Activation):
 
 @dataclass(frozen=True)
 class ELU(Activation):
-    """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where y > 0, else y + alpha (Clevert et al. 2016)."""
+    """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where z > 0, else alpha exp(z) (Clevert et al. 2016).
+
+    The same slope y + alpha would lose its digits where y comes near -alpha.
+    """
 
     alpha: float = 1.0
 
     names = {"elu": {}}
+    keeps = "input"
     rectifies = True
 
     def __post_init__(self) -> None:
@@ -209,7 +216,8 @@ class ELU(Activation):
         return xp.maximum(z, 0.0) + self.alpha * xp.expm1(xp.minimum(z, 0.0))
 
     def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return dy * b.xp.where(kept > 0.0, 1.0, kept + self.alpha)
+        slope = b.xp.exp(b.xp.minimum(kept, 0.0))
+        return dy * (slope if self.alpha == 1.0 else b.xp.where(kept > 0.0, 1.0, self.alpha * slope))
 
 
 @dataclass(frozen=True)
