@@ -148,8 +148,11 @@ def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
     )
 
 
-def layout_of(network: Layer, in_shape: Shape) -> Layout:
-    """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit."""
+def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
+    """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit.
+
+    So it does where nothing can be trained, unless `trains` is False.
+    """
     try:
         hash(check_layer("network", network))
     except TypeError as error:
@@ -159,6 +162,8 @@ def layout_of(network: Layer, in_shape: Shape) -> Layout:
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
     layout = _layout_of(network, tuple(whole("in_shape", n, 1) for n in in_shape))
+    if not layout.parameters and trains:
+        raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
 
 
@@ -176,8 +181,6 @@ def _layout_of(network: Layer, in_shape: Shape) -> Layout:
         leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
     trained = [slot for trainable, slot in leaves if trainable]
     parameters = _place_slots([s for s in trained if s.decay] + [s for s in trained if not s.decay])
-    if not parameters:
-        raise ShapeError(f"{network} has no parameters to train")
     buffers = _place_slots([slot for trainable, slot in leaves if not trainable])
     return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
 

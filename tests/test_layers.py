@@ -37,6 +37,14 @@ def batch_norm(t, p, x, run):
     return y.reshape(x.shape)
 
 
+def standardize(t, p, x, run=None):
+    return (x - p["mean"].detach()) / p["scale"].detach()
+
+
+def standardize_back(t, p, x, run=None):
+    return p["mean"].detach() + p["scale"].detach() * x
+
+
 def network(t, p, x, run):
     x = t.tanh(dense(t, p["1"], x.reshape(x.shape[0], -1)))
     x = batch_norm(t, p["2"], x, run)
@@ -70,6 +78,13 @@ LAYERS = {
     "batch norm": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm),
     "batch norm of rows of 2 axes": Case(bp.BatchNorm(epsilon=1e-3), (3, 2, 4), batch_norm),
     "batch norm, predicting": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm, training=False),
+    "standardize": Case(bp.Standardize((1.0, 2.0, 3.0, 4.0), (0.5, 1.0, 2.0, 4.0)), (6, 4), standardize, training=False),
+    "standardize, inverted": Case(bp.Standardize(3.0, 2.0, invert=True), (6, 4), standardize_back, training=False),
+    "standardize rows of 2 axes": Case(bp.Standardize((1.0,) * 4, 2.0), (3, 2, 4), standardize, training=False),
+    "network that standardizes": Case(
+        bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
+        lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
+    ),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
     "sequential": Case(
         bp.Sequential(bp.Dense(4), bp.Dense(3)), (6, 4), lambda t, p, x, run: dense(t, p["1"], dense(t, p["0"], x))
