@@ -61,6 +61,7 @@ STANDARD = frozenset(
 RANKS = {  # who may import whom: a module imports only what ranks lower
     "errors": 0,
     "options": 1,
+    "disk": 1,
     "registry": 1,
     "backends": 2,
     "layer": 3,

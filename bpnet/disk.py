@@ -1,0 +1,122 @@
+"""Files on disk: written whole or not at all, and read only where they are ordinary files.
+
+What is written goes into a new file in the same folder, which takes the old one's place once it is complete.  So who
+reads meanwhile finds the old file or the new one, and an error, an interrupt or a power cut leaves the old one.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, BinaryIO
+
+from bpnet.errors import FolderError, NoSuchPathError, PathError, path_error
+
+PART = ".bpnet-"
+"""How the names of files begin that are not complete yet."""
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` at the end of the `with` block, unless the block raises.
+
+    It is on the disk by then, so that a power cut can't leave an empty file.  `mode` is "wb" or "w", and `text` what
+    `open` knows besides, as encoding.  A file that was there gives its permissions and group to the new one; a link
+    stays, and the file it points to is replaced.
+
+    Raises PathError, which is an OSError, where nothing can be written there.
+    """
+    target = os.path.realpath(path)
+    try:
+        old = _replaceable(path, target)
+        with replacing(target, mode, 0o666 if old is None else old.st_mode & 0o777, **text) as file:
+            if old is not None:
+                _resemble(file.fileno(), old)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(os.path.dirname(target))
+    except OSError as error:
+        raise path_error(f"{os.fspath(path)} can't be written", error) from error
+
+
+@contextmanager
+def replacing(name: str, mode: str, permissions: int, folder: int | None = None, **text: Any) -> Iterator[IO[Any]]:
+    """Open a new file beside `name` that takes its place at the end of the `with` block, or else is removed.
+
+    A name that nobody can guess and O_EXCL keep others from planting something there.  `name` lies in the folder of
+    the descriptor `folder`, if there is one.
+    """
+    part = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}.part")
+
+    def create(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), permissions, dir_fd=folder)
+
+    try:
+        with open(part, mode.replace("w", "x"), opener=create, **text) as file:
+            yield file
+        os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        with suppress(OSError):  # after the replacement there is none
+            os.unlink(part, dir_fd=folder)
+
+
+def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BinaryIO:
+    """Open a file to be read; a FIFO, a terminal, a device or a folder raises PathError, and nothing waits for one."""
+
+    def look(name: str, given: int) -> int:
+        wait_not = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+        return os.open(name, given | flags | wait_not, dir_fd=folder)
+
+    _check_ordinary(name, os.stat(name, dir_fd=folder))  # since a mere look may do something to a device
+    file = open(name, "rb", buffering=0, opener=look)  # noqa: SIM115 - the caller closes it
+    try:
+        _check_ordinary(name, os.fstat(file.fileno()))
+    except PathError:
+        file.close()
+        raise
+    return file
+
+
+def _check_ordinary(name: str | os.PathLike[str], status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise FolderError(f"{os.fspath(name)} is a folder; expected the name of a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise PathError(f"{os.fspath(name)} is no ordinary file, so it is left alone")
+
+
+def _replaceable(path: str | os.PathLike[str], target: str) -> os.stat_result | None:
+    """The status of the file at `path`, None where there is none; raises PathError where it may not be replaced."""
+    try:
+        # By `path`, not `target`: in folders that all may write to, the system follows nobody else's links.
+        status = os.stat(path)
+    except FileNotFoundError:
+        folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            raise NoSuchPathError(f"{os.fspath(path)}: there is no folder {folder}") from None
+        return None
+    _check_ordinary(path, status)
+    if not os.access(target, os.W_OK):
+        raise PermissionError("it is write-protected")
+    return status
+
+
+def _resemble(number: int, old: os.stat_result) -> None:
+    """Give an open file the group and permissions of `old`; where that group is refused, a group gets none."""
+    if not hasattr(os, "fchmod"):
+        return
+    with suppress(OSError):
+        os.fchown(number, -1, old.st_gid)
+    kept = 0o777 if os.fstat(number).st_gid == old.st_gid else 0o707
+    os.fchmod(number, old.st_mode & kept)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the new name on the disk too, where folders can be opened."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
