@@ -92,6 +92,8 @@ class Trainer:
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
+        self.classes: Sequence[Any] | None = None
+        """What a classifier's outputs stand for, if it was said: text or numbers, in their order.  Kept in the file."""
         self.stop = False
         self.step_count = 0
         self._built: tuple[Backend, Layout] | None = None
@@ -106,6 +108,7 @@ class Trainer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
+        missing["classes"] = None
         vars(self).update(missing | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)

@@ -78,7 +78,7 @@ LAYERS = {
     "batch norm": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm),
     "batch norm of rows of 2 axes": Case(bp.BatchNorm(epsilon=1e-3), (3, 2, 4), batch_norm),
     "batch norm, predicting": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm, training=False),
-    "standardize": Case(bp.Standardize((1.0, 2.0, 3.0, 4.0), (0.5, 1.0, 2.0, 4.0)), (6, 4), standardize, training=False),
+    "standardize": Case(bp.Standardize((1.0, 2.0, 3.0, 4.0), (1, 2, 3, 4)), (6, 4), standardize, training=False),
     "standardize, inverted": Case(bp.Standardize(3.0, 2.0, invert=True), (6, 4), standardize_back, training=False),
     "standardize rows of 2 axes": Case(bp.Standardize((1.0,) * 4, 2.0), (3, 2, 4), standardize, training=False),
     "network that standardizes": Case(
