@@ -22,6 +22,8 @@ def main() -> None:
     open_standard_streams()
     try:
         from bpnet import cli
+    except KeyboardInterrupt:  # while all that is being loaded
+        sys.exit(130)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):

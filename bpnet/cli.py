@@ -57,6 +57,7 @@ from bpnet.tables import (
     choose_loss,
     features_of,
     read,
+    reason,
     split,
     target_of,
 )
@@ -144,7 +145,8 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (BpnetError, UnicodeError) as error:
             message = str(error)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            where = error.filename or "reading or writing"
+            message = f"{where}: {error.strerror}" if error.strerror else str(error)
         except MemoryError as error:
             message = f"there is not enough memory: {error}"
         except KeyboardInterrupt as error:
@@ -335,15 +337,16 @@ def network_for(table: Table, made: Preprocessing, loss: Loss, hidden: Sequence[
 
 
 def check_size(in_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> None:
-    """Raise OptionError where the start values of so many weights are more than the machine's memory holds."""
+    """Raise OptionError where a network of these widths, and what it takes to train it, is more than the memory."""
     widths = [math.prod(in_shape), *hidden, outputs]
-    needed = sum(a * b for a, b in itertools.pairwise(widths))
+    needed = sum((a + 1) * b for a, b in itertools.pairwise(widths))
     try:
-        holds = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # the system does not tell
         return
+    holds = memory // 32  # start values, parameters, gradient, the optimizer's two vectors, and something to work with
     if needed > holds:
-        raise OptionError(f"--hidden makes a network of {needed:,} weights; the memory of this machine holds {holds:,}")
+        raise OptionError(f"--hidden makes a network of {needed:,} parameters; this machine has memory for {holds:,}")
 
 
 def in_unit(optimizer: Optimizer, unit: float) -> Optimizer:
@@ -520,7 +523,7 @@ def train(
 
     interrupt = Interrupt()
     report = [Report()] if not quiet and (sys.stderr.isatty() or not as_json) else []
-    began, diverged = time.perf_counter(), ""
+    began, trouble = time.perf_counter(), []
     with on_stop(interrupt.press):
         try:
             trainer.fit(
@@ -534,12 +537,19 @@ def train(
             )
         except KeyboardInterrupt as error:
             interrupt.number = interrupt.number or getattr(error, "number", signal.SIGINT)
-        except DivergedError as error:
-            diverged = str(error)
+        except BpnetError as error:
+            if trainer.step_count == 0:
+                raise
+            trouble.append(error)
         seconds = time.perf_counter() - began
         interrupted = interrupt.number > 0 and len(trainer.history) < epochs
+        figures: JSON = {"loss": math.nan, "accuracy": None}
+        try:
+            figures = evaluate_rows(trainer, xv, yv)
+        except BpnetError as error:  # what was learnt is worth keeping nevertheless
+            trouble.append(error)
         result: JSON = {
-            **evaluate_rows(trainer, xv, yv),
+            **figures,
             "seconds": seconds,
             "backend": backend,
             "device": device,
@@ -550,7 +560,7 @@ def train(
             "epochs": len(trainer.history),
             "steps": trainer.step_count,
             "interrupted": interrupted,
-            "diverged": bool(diverged),
+            "diverged": any(isinstance(error, DivergedError) for error in trouble),
             "parameters": trainer.layout.size,
             "loss_function": repr(chosen),
             "optimizer": repr(rule),
@@ -565,23 +575,27 @@ def train(
         result["output"] = str(output)
         history = list(trainer.history)
         if plot is not None and history:
-            draw(history, plot)
-            result["plot"] = str(plot)
-
-    with suppress(OSError) if interrupted else nullcontext():  # the terminal may be what has gone
-        if as_json:
-            print_json(result | {"history": history})
-        elif not diverged:
-            if interrupted:
-                word = STOPS[signal.Signals(interrupt.number)]
-                show(f"{word} after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
-            which = "held out" if len(held_out) else "that it was trained on, as none were held out"
-            show(f"{scores(result)} on {count(len(judged), 'row')} {which}; {seconds:.1f} s of training")
-            show(f"model: {output}")
-            if "plot" in result:
-                show(f"learning curves: {plot}")
-    if diverged:
-        say(f"{diverged}. They are in {output}")
+            try:
+                draw(history, plot)
+                result["plot"] = str(plot)
+            except Exception as error:  # Matplotlib writes many formats, by other programs too
+                trouble.append(OptionError(f"--plot is {plot}, but that can't be drawn: {reason(error)}"))
+        with suppress(OSError) if interrupted else nullcontext():  # the terminal may be what has gone
+            if as_json:
+                print_json(result | {"history": history})
+            elif math.isfinite(result["loss"]) and not result["diverged"]:
+                if interrupted:
+                    word = STOPS[signal.Signals(interrupt.number)]
+                    show(f"{word} after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
+                which = "held out" if len(held_out) else "that it was trained on, as none were held out"
+                show(f"{scores(result)} on {count(len(judged), 'row')} {which}; {seconds:.1f} s of training")
+                show(f"model: {output}")
+                if "plot" in result:
+                    show(f"learning curves: {plot}")
+    if not trouble and not math.isfinite(result["loss"]):
+        trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
+    if trouble:
+        say(f"{trouble[0]}. What was learnt before is in {output}")
         raise typer.Exit(2)
     if interrupted:
         raise typer.Exit(128 + interrupt.number)

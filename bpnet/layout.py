@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, DTypeError, ShapeError, kind_of
 from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
 from bpnet.options import whole
 
@@ -86,8 +86,11 @@ class Layout:
             parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
-    def start(self, seed: int) -> tuple[Any, Any]:
-        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""
+    def start(self, seed: int, single: bool = False) -> tuple[Any, Any]:
+        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`.
+
+        Raises DTypeError where they are to become `single`, and float32 can't hold one of the buffers.
+        """
         import numpy
 
         tree = self.network.init(Rng(seed), self.in_shape)
@@ -97,6 +100,15 @@ class Layout:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
                 vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
+        with numpy.errstate(over="ignore", under="ignore"):
+            held = numpy.abs(buffers.astype(numpy.float32))
+        fits = (buffers == 0.0) | ((held >= numpy.finfo(numpy.float32).smallest_normal) & (held < numpy.inf))
+        if single and not fits.all():
+            wrong = int(numpy.argmin(fits))
+            slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)
+            raise DTypeError(
+                f"{slot.name} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
+            )
         return theta, buffers
 
     def _tree(self) -> dict[str, Any]:

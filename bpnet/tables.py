@@ -87,12 +87,12 @@ def _digits() -> Table:
 def _npz(path: Path, needs_target: bool) -> Table:
     fingerprint = _fingerprint(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with loaded as file:
-            arrays = {name: file[name] for name in ("x", "y") if name in file.files}
-            found = names(file.files) or "nothing"
+        with open_ordinary(path) as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            arrays = {name: loaded[name] for name in ("x", "y") if name in loaded.files}
+            found = names(loaded.files) or "nothing"
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"its member {name} is no array")
@@ -211,11 +211,16 @@ def _columns(
             raise DataError(f"column {name!r} of {path} has NaN or infinity, first in row {row + 1}")
         return values
 
+    def check_text(column: Any) -> None:
+        if kind == ".csv" and pa.types.is_binary(column.type):
+            raise DataError(f"{path} is not written in UTF-8: save it so")
+
     def is_number(kind: Any) -> bool:
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
     def feature(name: str) -> Any:
         column = complete(name)
+        check_text(column)
         if not (is_number(column.type) or pa.types.is_boolean(column.type)):
             raise DTypeError(
                 f"column {name!r} of {path} has the type {column.type}: a feature must be a number or a boolean, "
@@ -225,13 +230,14 @@ def _columns(
         counts = pa.types.is_integer(column.type) and len(values) >= 10 and values[0] in (0, 1)
         if features is None and counts and np.all(np.diff(values) == 1.0):
             remarks.append(
-                f"column {name!r} of {path} counts the rows: if that is their number and no quantity, leave it out with "
+                f"column {name!r} of {path} counts the rows: if it is their number and no quantity, leave it out with "
                 f"--drop {name!r}"
             )
         return values
 
     def labels(name: str) -> Any:
         column = complete(name)
+        check_text(column)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             return np.asarray(column.to_pylist(), dtype=object)  # not padded to the longest, as NumPy's text is
         if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):

@@ -144,7 +144,8 @@ class Trainer:
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
         self._check_precision(backend, device, x.dtype)
-        theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
+        starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
+        theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
         with backend.session(self.threads, device):
             self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
 
