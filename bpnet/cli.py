@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -313,7 +314,8 @@ def connect(name: str) -> Backend:
 
 def load(model: Path, library: Backend) -> tuple[Trainer, Source]:
     """A saved trainer in `library`, and what it was trained on: nothing where `train` did not write it."""
-    trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
+    with warnings.catch_warnings(action="ignore"):  # a library that lacks float64 says so in an error, too
+        trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
     with damage_told(model):
         return trainer, Source(**trainer.metadata.get(KEY, {}).get("source", {}))
 
@@ -472,9 +474,11 @@ def train(
 ) -> None:
     """Train a network on DATA and write it to a file.
 
-    Text, integers and booleans as a target are classes; float numbers are a quantity.  Features and quantities of a
-    file are standardised by layers of the network, so the model takes and gives numbers in their own units, in Python
-    too.  Ctrl-C, SIGTERM and SIGHUP stop after the current step and save what has been learnt.
+    Text, integers and booleans as a target are classes; floats are a quantity.
+    The network itself standardises them and the features, so that the model
+    takes and gives numbers in their own units, in Python too.
+
+    Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
     """
     # All that can be wrong is found out before the work begins.
     library = connect(backend)

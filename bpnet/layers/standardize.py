@@ -80,6 +80,7 @@ def _numbers(what: str, values: Any, above: float) -> Values:
 
 def _shown(values: Any) -> str:
     """Values in a few words, since there may be one for each of 100,000 columns."""
-    if not isinstance(values, tuple) or len(values) <= 3:
-        return repr(values)
-    return f"({', '.join(map(repr, values[:2]))}, ... {len(values)} values)"
+    if not isinstance(values, tuple):
+        return f"{values:g}"
+    shown = [f"{value:g}" for value in values[:3]]
+    return f"({', '.join(shown)}{f', ... {len(values)} values' if len(values) > 3 else ''})"
