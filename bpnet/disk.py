@@ -7,6 +7,7 @@ reads meanwhile finds the old file or the new one, and an error, an interrupt or
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, BinaryIO
@@ -15,6 +16,9 @@ from bpnet.errors import FolderError, NoSuchPathError, PathError, path_error
 
 PART = ".bpnet-"
 """How the names of files begin that are not complete yet."""
+
+WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
+"""Seconds between tries: Windows does not replace a file while somebody reads it."""
 
 
 @contextmanager
@@ -27,8 +31,8 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any
 
     Raises PathError, which is an OSError, where nothing can be written there.
     """
-    target = os.path.realpath(path)
     try:
+        target = os.path.realpath(path)
         old = _replaceable(path, target)
         with replacing(target, mode, 0o666 if old is None else old.st_mode & 0o777, **text) as file:
             if old is not None:
@@ -56,10 +60,20 @@ def replacing(name: str, mode: str, permissions: int, folder: int | None = None,
     try:
         with open(part, mode.replace("w", "x"), opener=create, **text) as file:
             yield file
-        os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        _replace(part, name, folder)
     finally:
         with suppress(OSError):  # after the replacement there is none
             os.unlink(part, dir_fd=folder)
+
+
+def _replace(part: str, name: str, folder: int | None) -> None:
+    for wait in WAITS:
+        try:
+            os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BinaryIO:
@@ -87,10 +101,15 @@ def _check_ordinary(name: str | os.PathLike[str], status: os.stat_result) -> Non
 
 
 def _replaceable(path: str | os.PathLike[str], target: str) -> os.stat_result | None:
-    """The status of the file at `path`, None where there is none; raises PathError where it may not be replaced."""
+    """The status of the file at `path`, None where there is none; raises OSError where it may not be replaced."""
+    folder, name = os.path.split(path)
+    place = os.path.join(os.path.realpath(folder or "."), name)
+    if target != place and hasattr(os, "geteuid"):  # it is a link
+        above = os.stat(os.path.dirname(place))
+        if above.st_mode & stat.S_IWOTH and os.lstat(place).st_uid not in (os.geteuid(), above.st_uid):
+            raise PermissionError("it is another user's link, in a folder where all may put links")
     try:
-        # By `path`, not `target`: in folders that all may write to, the system follows nobody else's links.
-        status = os.stat(path)
+        status = os.stat(target)
     except FileNotFoundError:
         folder = os.path.dirname(target)
         if not os.path.isdir(folder):

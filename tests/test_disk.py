@@ -16,7 +16,7 @@ import pytest
 import bpnet as bp
 from bpnet.disk import open_ordinary, write_atomically
 
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions, and locks what is read")
 links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here, and links ask for a privilege")
 
 
@@ -93,6 +93,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@posix
 def test_threads_and_readers_meet_whole_files_only(tmp_path: Path) -> None:
     path, seen, whole = tmp_path / "file", Counter[bytes](), {b"a" * 100_000, b"b" * 100_000}
     path.write_bytes(min(whole))
@@ -114,6 +115,29 @@ def test_threads_and_readers_meet_whole_files_only(tmp_path: Path) -> None:
     for thread in (*writers, *readers):
         thread.join()
     assert seen.keys() <= whole
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_that_is_being_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    replace, tries = os.replace, []
+
+    def busy(*args: Any, **how: Any) -> None:
+        tries.append(args)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(*args, **how)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr("bpnet.disk.WAITS", (0.0, 0.0, 0.0))
+    with write_atomically(tmp_path / "file") as file:
+        file.write(b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    tries.clear()
+    monkeypatch.setattr("bpnet.disk.WAITS", (0.0,))
+    with pytest.raises(PermissionError, match="Access is denied"), write_atomically(tmp_path / "file") as file:
+        file.write(b"other")
+    assert (tmp_path / "file").read_bytes() == b"content"
     assert names(tmp_path) == ["file"]
 
 
@@ -151,6 +175,31 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     link.symlink_to(link)
     with pytest.raises(OSError, match="latest can't be written"), write_atomically(link):
         pass
+
+
+@links
+def test_links_of_others_are_not_followed_where_all_may_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    victim.write_bytes(b"precious")
+    (shared / "file").symlink_to(victim)
+    status, mine = os.lstat, os.geteuid()
+
+    def foreign(path: Any, **how: Any) -> os.stat_result:
+        found = status(path, **how)
+        return os.stat_result((*found[:4], mine + 1, *found[5:])) if stat.S_ISLNK(found.st_mode) else found
+
+    monkeypatch.setattr(os, "lstat", foreign)
+    with pytest.raises(PermissionError, match="another user's link"), write_atomically(shared / "file"):
+        raise AssertionError("it was opened")
+    assert victim.read_bytes() == b"precious"
+    shared.chmod(0o755)  # where a colleague's link is as good as the colleague
+    with write_atomically(shared / "file") as file:
+        file.write(b"new")
+    assert victim.read_bytes() == b"new"
 
 
 @links
