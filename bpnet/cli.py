@@ -621,6 +621,8 @@ def evaluate(
     library = connect(backend)
     trainer, source = load(model, library)
     table = read(data, column(target, source, data), features=source.features)
+    for remark in table.remarks:
+        say(remark)
     rows = source.held_out(table)
     if rows is not None:
         table = dataclasses.replace(table, x=table.x[rows], y=table.y[rows])
@@ -660,6 +662,8 @@ def predict(
             raise OptionError(f"--output is {output}: expected a .npy or .csv file")
     trainer, source = load(model, library)
     table = read(data, column(None, source, data), features=source.features, needs_target=False)
+    for remark in table.remarks:
+        say(remark)
     x = place(library, features(table, trainer))
     began = time.perf_counter()
     found = answers(library.to_host(trainer.predict(x, batch_size=PART)), trainer)

@@ -51,11 +51,12 @@ def read(
     *,
     features: list[str] | None = None,
     needs_target: bool = True,
-    drop: Sequence[str] = (),
+    drop: Sequence[str] | None = None,
 ) -> Table:
     """The rows of `digits`, or of a .npz, .csv or .parquet file; `features` are the columns that a model wants.
 
-    Without `features`, these are all columns but the target and those to `drop`.
+    Without `features`, these are all columns but the target and those to `drop`, which is None unless they are to be
+    trained on.
 
     Raises DataError where the rows can't be used, and says which column and which row, the first being row 1.
     """
@@ -134,7 +135,7 @@ def _plain_floats(array: Array) -> Array:
 
 
 def _columns(
-    path: Path, target: str | None, features: list[str] | None, needs_target: bool, drop: Sequence[str]
+    path: Path, target: str | None, features: list[str] | None, needs_target: bool, drop: Sequence[str] | None
 ) -> Table:
     try:
         import pyarrow as pa
@@ -167,12 +168,12 @@ def _columns(
     hint = f" (columns are parted by commas, not by {separators[0]!r})" if separators else ""
     if target is None and needs_target:
         raise OptionError(f"--target must say which column of {path} is to be learnt: {names(place)}{hint}")
-    for name in ([target] if target is not None and needs_target else []) + list(drop):
+    for name in ([target] if target is not None and needs_target else []) + list(drop or ()):
         if name not in place:
             close = get_close_matches(name, place, n=1)
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(f"{path} has no column {name!r}: {meant}it has {names(place)}{hint}")
-    if target in drop:
+    if target in (drop or ()):
         raise OptionError(f"--drop {target} is the target, which can't be left out")
     missing = [name for name in features or () if name not in place]
     if missing:
@@ -181,17 +182,17 @@ def _columns(
         )
     unnamed, remarks = [], []
     if features is None:
-        unnamed = [name for name in place if _NO_NAME.fullmatch(name) and name not in (target, *drop)]
+        unnamed = [name for name in place if _NO_NAME.fullmatch(name) and name not in (target, *(drop or ()))]
         unnamed = [name for name in unnamed if pa.types.is_integer(table.schema.field(place[name]).type)]
         remarks = [
             f"column {name!r} of {path} (number {place[name] + 1}) has no name: it is left out, taken for row numbers "
             "that a program has added; give it a name to learn from it"
             for name in unnamed
         ]
-    left_out = {target, *drop, *unnamed}
+    left_out = {target, *(drop or ()), *unnamed}
     wanted = features or [name for name in place if name not in left_out]
     if not wanted:
-        raise DataError(f"{path} has no column beside the target {target!r} to learn from")
+        raise DataError("; ".join([f"{path} has no column beside the target {target!r} to learn from", *remarks]))
 
     def complete(name: str) -> Any:
         column = table.column(place[name])
@@ -228,7 +229,7 @@ def _columns(
             )
         values = finite(name, column)
         counts = pa.types.is_integer(column.type) and len(values) >= 10 and values[0] in (0, 1)
-        if features is None and counts and np.all(np.diff(values) == 1.0):
+        if drop is not None and counts and np.all(np.diff(values) == 1.0):
             remarks.append(
                 f"column {name!r} of {path} counts the rows: if it is their number and no quantity, leave it out with "
                 f"--drop {name!r}"

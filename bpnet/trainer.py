@@ -88,7 +88,7 @@ class Trainer:
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
-        self._check_parts(self.network.couples_rows or self.network.updates_buffers)
+        self._check_parts(self.network.couples_rows)
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
@@ -132,6 +132,7 @@ class Trainer:
     def _new_layout(self, x: Array) -> Layout:
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
+        self._check_parts(self.network.updates_buffers)
         return layout
 
     def _check_parts(self, whole: bool) -> None:

@@ -572,6 +572,17 @@ def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name):
     assert ok("evaluate", "model.safetensors", "t.csv").err == ok("predict", "model.safetensors", "t.csv").err == ""
 
 
+def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow):
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(1)), "mse").build(np.ones((1, 1)))
+    trainer.save("mine.safetensors")
+    Path("t.csv").write_text(",a\n" + "".join(f"{i},{i}\n" for i in range(20)))
+    result = ok("predict", "mine.safetensors", "t.csv")
+    assert len(result.out.splitlines()) == 20
+    assert result.err.count("\n") == result.err.count("has no name: it is left out") == 1
+    Path("t.csv").write_text(",y\n0,1\n1,2\n")
+    assert "to learn from; column '' of t.csv (number 1) has no name" in refused("train", "t.csv", "--target", "y")
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first):
     rows = "".join(f"{i + first},{np.sin(i):.3f},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
