@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.dropout import Dropout as Dropout
     from bpnet.layers.flatten import Flatten as Flatten
     from bpnet.layers.normalization import BatchNorm as BatchNorm
+    from bpnet.layers.standardize import Standardize as Standardize
     from bpnet.layout import Layout as Layout
     from bpnet.layout import layout_of as layout_of
     from bpnet.losses import BinaryCrossEntropy as BinaryCrossEntropy
@@ -74,6 +75,7 @@ _HOMES = {
     "bpnet.layers.dropout": ("Dropout",),
     "bpnet.layers.flatten": ("Flatten",),
     "bpnet.layers.normalization": ("BatchNorm",),
+    "bpnet.layers.standardize": ("Standardize",),
     "bpnet.layer": ("Composite", "Layer", "Leaf", "Rng", "Run"),
     "bpnet.losses": ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "CrossEntropy", "Loss", "MeanSquaredError"),
     "bpnet.optimizers": ("Adam", "AdamW", "Optimizer", "SGD"),

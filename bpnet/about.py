@@ -4,8 +4,10 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,34 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from bpnet import __version__, backends, files
+from bpnet.errors import BpnetError, FileFormatError
 from bpnet.layer import Composite, Layer
 from bpnet.layers.composition import Sequential
-from bpnet.tables import JSON, KEY
+from bpnet.tables import JSON, KEY, Source
 from bpnet.trainer import Trainer
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
     """`3 rows`, `1 row`, `1,797 rows`."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What makes a terminal do something instead of showing it: controls, turns of the writing's direction, half signs."""
+
+
+def printable(text: str) -> str:
+    """`text` with what would steer the terminal written out, as `\\x1b`; it may come out of a stranger's file."""
+    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+@contextmanager
+def damage_told(model: Path) -> Iterator[None]:
+    """Raise FileFormatError where what `bpnet train` writes into a model is not what it has written."""
+    try:
+        yield
+    except (BpnetError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{model} is a bpnet model, but what bpnet train wrote into it is damaged") from error
 
 
 def scores(result: JSON) -> str:
@@ -166,7 +187,11 @@ def describe_model(model: Path) -> JSON:
             )
 
     add(trainer.network, (), layout.in_shape)
-    remembered = trainer.metadata.get(KEY, {})
+    with damage_told(model):
+        remembered = trainer.metadata.get(KEY, {})
+        source, training = Source(**remembered.get("source", {})), remembered.get("training")
+        if training is not None:
+            how_trained(training)
     return {
         "model": str(model),
         "in_shape": list(layout.in_shape),
@@ -180,11 +205,20 @@ def describe_model(model: Path) -> JSON:
         "epochs": len(trainer.history),
         "precision": trained_precision(trainer),
         "last_epoch": trainer.history.epochs[-1] if len(trainer.history) else None,
-        "classes": remembered.get("recipe", {}).get("classes"),
-        "features": remembered.get("recipe", {}).get("features"),
-        "target": remembered.get("recipe", {}).get("target"),
-        "training": remembered.get("training"),
+        "classes": trainer.classes,
+        "features": source.features,
+        "target": source.target,
+        "training": training,
     }
+
+
+def how_trained(training: JSON) -> list[str]:
+    """What `train` noted, in words."""
+    where = f"{training['data']}, {count(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
+    return [
+        f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}",
+        f"{scores(training)}, {training['seconds']:.1f} s",
+    ]
 
 
 def trained_precision(trainer: Trainer) -> str:
@@ -201,15 +235,11 @@ def show_model(result: JSON) -> None:
         grid.add_column(name, justify="right" if name == "parameters" else "left")
     for layer in result["layers"]:
         shape = " x ".join(map(str, layer["out_shape"]))
-        grid.add_row(layer["name"], layer["layer"], shape, f"{layer['parameters']:,}")
+        grid.add_row(printable(layer["name"]), printable(layer["layer"]), shape, f"{layer['parameters']:,}")
     grid.add_row("", "", "", f"{result['parameters']:,}", style="bold")
     console.print(grid, highlight=False, markup=False)
     lines = [f"{result['loss_function']}, {result['optimizer']}"]
     trained = f"{count(result['epochs'], 'epoch')}, {count(result['steps'], 'step')}"
     lines.append(f"{trained}, products in {result['precision']}")
-    training = result["training"]
-    if training:
-        where = f"{training['data']}, {count(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
-        lines.append(f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}")
-        lines.append(f"{scores(training)}, {training['seconds']:.1f} s")
-    print("\n".join(lines))
+    lines += how_trained(result["training"]) if result["training"] is not None else []
+    print("\n".join(map(printable, lines)))

@@ -58,11 +58,11 @@ def loss_and_gradient(
         output, cache = network.forward(run, p, bx)
         value, slope = loss(run, backend.widened(output), by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
-        if layout.buffers and training:
+        if network.updates_buffers and training:
             taken.update(network.absorb(run, p, cache))
         return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
-    whole = network.couples_rows or bool(layout.buffers)
+    whole = network.couples_rows or network.updates_buffers
     parts = [(0, count)] if whole else backend.blocks(count, 6.0 * layout.size)
     if micro_batch is not None and not whole and max(stop - start for start, stop in parts) > micro_batch:
         pieces = -(-count // micro_batch)

@@ -6,12 +6,18 @@ Results go to stdout, progress and errors to stderr.  What a user got wrong is o
 import csv
 import dataclasses
 import functools
+import itertools
 import json
+import math
+import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -20,19 +26,42 @@ import numpy as np
 import typer
 
 from bpnet import __version__, backends, files
-from bpnet.about import count, describe_machine, describe_model, scores, show_machine, show_model
+from bpnet.about import (
+    count,
+    damage_told,
+    describe_machine,
+    describe_model,
+    printable,
+    scores,
+    show_machine,
+    show_model,
+)
 from bpnet.backends import Array, Backend
 from bpnet.callbacks import Callback, Progress
-from bpnet.errors import BpnetError, DataError, DivergedError, FileFormatError, MissingExtraError, OptionError
+from bpnet.disk import write_atomically
+from bpnet.errors import BpnetError, DataError, DivergedError, MissingExtraError, OptionError, ShapeError
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
 from bpnet.losses import BinaryCrossEntropy, Loss, MeanSquaredError
-from bpnet.optimizers import Optimizer
+from bpnet.optimizers import SGD, Adam, Optimizer
 from bpnet.registry import resolve
-from bpnet.tables import JSON, KEY, Recipe, Source, Table, choose_loss, read, split
+from bpnet.tables import (
+    JSON,
+    KEY,
+    Preprocessing,
+    Source,
+    Table,
+    answers,
+    choose_loss,
+    features_of,
+    read,
+    reason,
+    split,
+    target_of,
+)
 from bpnet.trainer import Trainer
 
 P = ParamSpec("P")
@@ -63,26 +92,77 @@ def options(
 # ---- reporting ------------------------------------------------------------------------------------------------------
 
 
+STOPS = {
+    getattr(signal, name): word
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    if hasattr(signal, name)
+}
+"""The signals that ask a command to end, each with the word for it; the exit status is 128 and its number."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def on_stop(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Have `handler` called on any of STOPS, but on none that whoever started the command has switched off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [s for s in STOPS if s == signal.SIGINT or signal.getsignal(s) is not signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in heard]
+    try:
+        yield
+    finally:
+        for number, own in zip(heard, before, strict=True):
+            signal.signal(number, own)
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def say(message: str) -> None:
+    """One line on stderr, where anybody can still read it: what is done does not depend on that."""
+    with suppress(OSError):
+        typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
+
+
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what the user got wrong into one line on stderr and exit status 2, and Ctrl-C into 130."""
+    """Turn what the user got wrong into one line on stderr and exit status 2, and a signal into its own status."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with on_stop(stop_at_once):
+                return command(*args, **kwargs)
         except BrokenPipeError:  # the reader of our output left, as `head` does
             raise
-        except BpnetError as error:
+        except (BpnetError, UnicodeError) as error:
             message = str(error)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        except KeyboardInterrupt:
-            typer.echo("bpnet: interrupted, nothing was saved", err=True)
-            raise typer.Exit(130) from None
-        typer.echo(f"bpnet: {' '.join(message.split())}", err=True)
+            where = error.filename or "reading or writing"
+            message = f"{where}: {error.strerror}" if error.strerror else str(error)
+        except MemoryError as error:
+            message = f"there is not enough memory: {error}"
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Stopped) else signal.SIGINT
+            say(f"{STOPS[signal.Signals(number)]}, nothing was saved")
+            raise typer.Exit(128 + number) from None
+        say(message)
         raise typer.Exit(2)
 
     return run
+
+
+def show(text: str) -> None:
+    """A line on stdout."""
+    typer.echo(printable(text))
 
 
 def print_json(result: JSON) -> None:
@@ -101,47 +181,43 @@ def print_json(result: JSON) -> None:
 
 
 class Report(Progress):
-    """The trainer's progress bar, with epochs in the words of the command line and losses in the target's own units."""
-
-    def __init__(self, unit: float) -> None:
-        super().__init__()
-        self.unit = unit
+    """The trainer's progress bar, with epochs in the words of the command line."""
 
     def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
-        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss'] * self.unit:.4f}"
+        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
         if "val_loss" in record:
-            line += f"  held-out loss {record['val_loss'] * self.unit:.4f}"
+            line += f"  held-out loss {record['val_loss']:#.4g}"
         if "val_accuracy" in record:
             line += f"  held-out accuracy {record['val_accuracy']:.2%}"
         self._write(line + "\n")
 
+    def _write(self, text: str) -> None:
+        try:
+            super()._write(text)
+        except OSError:  # nobody reads any more, which is no reason to lose the training
+            self.stream = None
+
 
 class Interrupt(Callback):
-    """While it is entered, Ctrl-C ends the training after the steps that run; a second one ends it at once."""
+    """A signal ends the training after the steps that run; a second one ends it at once."""
 
     before_next_step = False
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.number = 0
+        """Of the signal that came first."""
 
-    def __enter__(self) -> "Interrupt":
-        self.before = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
-
-    def _press(self, number: int, frame: FrameType | None) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
+    def press(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise Stopped(number)
+        self.number = number
 
     def on_step_end(self, trainer: Trainer, step: int) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
+        if self.number:
+            raise Stopped(self.number)
 
     def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
-        trainer.stop = trainer.stop or self.pressed
+        trainer.stop = trainer.stop or self.number > 0
 
 
 def draw(history: Sequence[JSON], path: Path) -> None:
@@ -165,7 +241,8 @@ def draw(history: Sequence[JSON], path: Path) -> None:
     for one in axes:
         one.grid(alpha=0.3)
         one.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=150)
+    with write_atomically(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix.lower().removeprefix("."))
 
 
 # ---- what the commands are made of ----------------------------------------------------------------------------------
@@ -177,33 +254,43 @@ PART = 8192
 def parse_hidden(text: str) -> list[int]:
     """`256,128` as [256, 128]."""
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdigit() and part.strip("0") for part in parts):
         raise OptionError(f"--hidden is {text!r}; expected whole numbers of at least 1 with commas between, as 256,128")
+    long = [part for part in parts if len(part.lstrip("0")) > 15]
+    if long:
+        raise OptionError(f"--hidden asks for {long[0][:15]}... units in a layer, which no memory holds")
     return [int(part) for part in parts]
 
 
-def check_place(option: str, path: Path) -> None:
-    """Raise OptionError, before any work is done, where a file can't be written at `path`."""
+def check_place(option: str, path: Path, **others: str | Path | None) -> None:
+    """Raise OptionError, before any work is done, where a file can't be written at `path` or is one of the `others`."""
     if path.exists() and not path.is_file():
         raise OptionError(
             f"{option} is {path}, which is {'a directory' if path.is_dir() else 'a device'}: expected a file"
         )
-    if not path.parent.is_dir():
-        raise OptionError(f"{option} is {path}, but there is no directory {path.parent}")
+    target = Path(os.path.realpath(path))
+    for what, other in others.items():
+        if other is not None and Path(os.path.realpath(other)) == target:
+            raise OptionError(f"{option} is {path}, and so is {what}: expected another file")
+    if not target.parent.is_dir():
+        folder = target.parent if path.is_symlink() else path.parent
+        raise OptionError(f"{option} is {path}, but there is no directory {folder}")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OptionError(f"{option} is {path}, which is write-protected")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".bpnet"):
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".bpnet"):
             pass
     except OSError as error:
         raise OptionError(f"{option} is {path}, but nothing can be written there: {error.strerror}") from error
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, **others: str | Path | None) -> None:
     """Raise MissingExtraError without Matplotlib, and OptionError where it can't draw to `path`."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError("--plot", "Matplotlib", "cli") from error
-    check_place("--plot", path)
+    check_place("--plot", path, **others)
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in formats:
         raise OptionError(
@@ -225,65 +312,118 @@ def connect(name: str) -> Backend:
     return library
 
 
-def load(model: Path, library: Backend) -> tuple[Trainer, Recipe, Source]:
-    """A saved trainer in `library`, its recipe, and where its data came from: both empty if not written by `train`."""
-    trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
-    try:
-        remembered = trainer.metadata.get(KEY, {})
-        return trainer, Recipe(**remembered.get("recipe", {})), Source(**remembered.get("source", {}))
-    except (TypeError, AttributeError) as error:
-        raise FileFormatError(f"{model} is a bpnet model, but what bpnet train wrote into it is damaged") from error
+def load(model: Path, library: Backend) -> tuple[Trainer, Source]:
+    """A saved trainer in `library`, and what it was trained on: nothing where `train` did not write it."""
+    with warnings.catch_warnings(action="ignore"):  # a library that lacks float64 says so in an error, too
+        trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
+    with damage_told(model):
+        return trainer, Source(**trainer.metadata.get(KEY, {}).get("source", {}))
 
 
-def network_for(table: Table, recipe: Recipe, loss: Loss, hidden: Sequence[Layer]) -> Sequential:
+def place(library: Backend, values: Array) -> Array:
+    """`values` in `library`; raises OptionError where it makes float32 of float64 there."""
+    array = library.from_host(values)
+    if values.dtype == np.float64 and array.dtype != library.xp.float64:
+        raise OptionError(
+            f"the numbers need float64, which {library.name} does not have here; JAX has it with JAX_ENABLE_X64=1 set"
+        )
+    return array
+
+
+def network_for(table: Table, made: Preprocessing, loss: Loss, hidden: Sequence[Layer]) -> Sequential:
     """The hidden layers, and what the table's rows need before and its target after them."""
     before = [Flatten()] if table.x.ndim > 2 else []
-    units = len(recipe.classes or ()) if loss.labels else table.y[:1].size
-    after = Dense(units, "sigmoid" if isinstance(loss, BinaryCrossEntropy) else "identity")
-    return Sequential(*before, *hidden, after)
+    units = len(made.classes or ()) if loss.labels else table.y[:1].size
+    after = [Dense(units, "sigmoid" if isinstance(loss, BinaryCrossEntropy) else "identity")]
+    return Sequential(*(layer for layer in (*before, made.inputs, *hidden, *after, made.outputs) if layer is not None))
 
 
-def subject(recipe: Recipe) -> str:
+def check_size(in_shape: Sequence[int], hidden: Sequence[int], outputs: int) -> None:
+    """Raise OptionError where a network of these widths, and what it takes to train it, is more than the memory."""
+    widths = [math.prod(in_shape), *hidden, outputs]
+    needed = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # the system does not tell
+        return
+    holds = memory // 32  # start values, parameters, gradient, the optimizer's two vectors, and something to work with
+    if needed > holds:
+        raise OptionError(f"--hidden makes a network of {needed:,} parameters; this machine has memory for {holds:,}")
+
+
+def in_unit(optimizer: Optimizer, unit: float) -> Optimizer:
+    """`optimizer` for a target in its own unit, whose squared error has a gradient unit**2 times as large.
+
+    Its steps are those that it would take for the standardised target, so the network that is saved, which answers in
+    the target's unit, is the one that was trained, and can be trained on.
+    """
+    if isinstance(optimizer, Adam):
+        return dataclasses.replace(optimizer, epsilon=optimizer.epsilon * unit**2)
+    if isinstance(optimizer, SGD) and isinstance(optimizer.lr, float):
+        return dataclasses.replace(optimizer, lr=optimizer.lr / unit**2)
+    return optimizer
+
+
+def subject(made: Preprocessing, table: Table) -> str:
     """What a model predicts, in words."""
-    return count(len(recipe.classes), "class", "classes") if recipe.classes else f"{recipe.target or 'y'} is a number"
+    return count(len(made.classes), "class", "classes") if made.classes else f"{table.target or 'y'} is a number"
 
 
-def column(target: str | None, recipe: Recipe, data: str) -> str | None:
+def column(target: str | None, source: Source, data: str) -> str | None:
     """The target column that was asked for, or else the model's, where the data is a file of columns."""
-    return target or (recipe.target if Path(data).suffix.lower() in (".csv", ".parquet") else None)
+    return target or (source.target if Path(data).suffix.lower() in (".csv", ".parquet") else None)
 
 
-def features(recipe: Recipe, table: Table, trainer: Trainer) -> Array:
-    """The table's features in the type of the trainer's parameters, which may have been made in Python."""
-    return recipe.x(table).astype(trainer.backend.to_host(trainer.theta[:1]).dtype, copy=False)
+def features(table: Table, trainer: Trainer) -> Array:
+    """The table's features in the type of the trainer's parameters."""
+    in_shape = trainer.layout.in_shape
+    if table.x.shape[1:] != in_shape:
+        raise ShapeError(f"{table.name} has rows of the shape {table.x.shape[1:]}; the model was trained on {in_shape}")
+    return features_of(table, dtype_of(trainer))
 
 
-def evaluate_rows(trainer: Trainer, recipe: Recipe, x: Array, y: Array) -> JSON:
-    """Loss in the target's own units, accuracy (None for numbers), and for numbers the share of variance explained."""
+def dtype_of(trainer: Trainer) -> Any:
+    """The type of the trainer's parameters, as NumPy's."""
+    return trainer.backend.to_host(trainer.theta[:1]).dtype
+
+
+def evaluate_rows(trainer: Trainer, x: Array, y: Array) -> JSON:
+    """Loss in the target's own unit, accuracy (None for numbers), and for numbers the share of variance explained."""
     found = trainer.evaluate(x, y, batch_size=PART)
-    result: JSON = {"loss": found["loss"] * recipe.unit, "accuracy": found.get("accuracy")}
+    result: JSON = {"loss": found["loss"], "accuracy": found.get("accuracy")}
     if isinstance(trainer.loss, MeanSquaredError):
         values = np.asarray(trainer.backend.to_host(y), dtype=np.float64)
-        variance = float(((values - values.mean(axis=0)) ** 2).mean())
-        result["r2"] = 1.0 - found["loss"] / variance if variance > 0 else None
+        with np.errstate(over="ignore"):
+            variance = float(((values - values.mean(axis=0)) ** 2).mean())
+        result["r2"] = 1.0 - found["loss"] / variance if 0 < variance < np.inf else None
     return result
 
 
-def write_answers(path: Path, answers: Array, name: str) -> None:
-    """Predictions as a .npy array, or a .csv file with a header."""
+def write_answers(path: Path, found: list[Any], name: str) -> None:
+    """Predictions as a .npy array, or a .csv file with a header; complete, or not there at all."""
     if path.suffix.lower() == ".npy":
-        np.save(path, answers)
+        longest = max((len(answer) for answer in found if isinstance(answer, str)), default=0)
+        array = np.asarray(found) if longest * len(found) < 1 << 28 else None
+        if array is None or array.dtype.kind not in "biufU":
+            raise OptionError(f"--output is {path}, but a .npy file can't hold these predictions: take a .csv file")
+        with write_atomically(path) as file:
+            np.save(file, array, allow_pickle=False)
         return
-    columns = [name] if answers.ndim == 1 else [f"{name}_{i}" for i in range(answers.shape[1])]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    wide = isinstance(found[0], list)
+    columns = [f"{name}_{i}" for i in range(len(found[0]))] if wide else [name]
+    with write_atomically(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(np.atleast_1d(answer).tolist() for answer in answers)
+        writer.writerows(found if wide else ([answer] for answer in found))
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="A column of a .csv or .parquet file to leave out; may be given again."),
+]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
 Target = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="The column of a .csv or .parquet file to be learnt.")
@@ -298,6 +438,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and
 def train(
     data: Data,
     target: Target = None,
+    drop: Drop = None,
     hidden: Annotated[
         str, typer.Option(metavar="N,N,...", help="Units of the hidden layers; '' for none.")
     ] = "512,256",
@@ -333,8 +474,11 @@ def train(
 ) -> None:
     """Train a network on DATA and write it to a file.
 
-    Text, integers and booleans as a target are classes; float numbers are a quantity.  Features of a file are
-    standardised.  Ctrl-C stops after the current step and saves what has been learnt.
+    Text, integers and booleans as a target are classes; floats are a quantity.
+    The network itself standardises them and the features, so that the model
+    takes and gives numbers in their own units, in Python too.
+
+    Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
     """
     # All that can be wrong is found out before the work begins.
     library = connect(backend)
@@ -344,77 +488,83 @@ def train(
         rule = dataclasses.replace(rule, lr=lr)  # type: ignore[type-var]
     if not 0 <= validation < 1:
         raise OptionError(f"--validation is {validation}; expected a share of the rows, at least 0 and less than 1")
-    check_place("--output", output)
+    check_place("--output", output, DATA=data)
     if plot is not None:
-        check_plot(plot)
+        check_plot(plot, DATA=data, **{"--output": output})
     dense = [Dense(n, activation) for n in units]
-    drop = None if dropout is None else Dropout(dropout)
+    dropped = None if dropout is None else Dropout(dropout)
 
-    table = read(data, target)
+    table = read(data, target, drop=drop or ())
     if len(table.x) < 2:
         raise DataError(f"{data} has a single row: expected at least 2")
+    for remark in table.remarks:
+        say(remark)
     chosen = choose_loss(loss, table)
     rows, held_out = split(len(table.x), validation, seed)
-    recipe = Recipe.of(table, chosen, rows)
-    x, y = recipe.x(table), recipe.y(table, chosen)
-    drop = drop or Dropout(0.4 if recipe.classes else 0.0)
-    hidden_layers = [layer for one in dense for layer in ((one, drop) if drop.rate else (one,))]
-    trainer = Trainer(
-        network_for(table, recipe, chosen, hidden_layers),
-        *(chosen, rule),
-        seed=seed,
-        threads=threads,
-        precision=precision,
-    )
-    xt, yt = library.from_host(x[rows]), library.from_host(y[rows])
+    made = Preprocessing.of(table, chosen, rows)
+    if made.needs_float64 and precision != "float32":
+        raise OptionError(f"--precision is {precision}, but {made.needs_float64} needs float64")
+    x, y = features_of(table, made.dtype), target_of(table, chosen, made.classes, made.dtype)
+    dropped = dropped or Dropout(0.4 if made.classes else 0.0)
+    hidden_layers = [layer for one in dense for layer in ((one, dropped) if dropped.rate else (one,))]
+    network = network_for(table, made, chosen, hidden_layers)
+    check_size(x.shape[1:], units, len(made.classes or ()) or y[:1].size)
+    trainer = Trainer(network, chosen, in_unit(rule, made.unit), seed=seed, threads=threads, precision=precision)
+    trainer.classes = made.classes
+    xt, yt = place(library, x[rows]), place(library, y[rows])
     judged = held_out if len(held_out) else rows
-    xv, yv = library.from_host(x[judged]), library.from_host(y[judged])
+    xv, yv = place(library, x[judged]), place(library, y[judged])
     trainer.build(xt)
     device = str(library.device(xt))
     if not (quiet or as_json):
-        typer.echo(
-            f"{data}: {count(len(rows), 'row')} to train on, {len(held_out):,} held out; "
-            f"{subject(recipe)}; {count(trainer.layout.size, 'parameter')}; {backend} on {device}"
+        wide = f", in float64 because of {made.needs_float64}" if made.needs_float64 else ""
+        show(
+            f"{data}: {count(len(rows), 'row')} to train on, {len(held_out):,} held out; {subject(made, table)}; "
+            f"{count(trainer.layout.size, 'parameter')}; {backend} on {device}{wide}"
         )
-    if len(recipe.classes or ()) > max(50, len(table.x) // 5) and table.y.dtype.kind in "iu":
-        hint = (
-            f"{len(recipe.classes or ()):,} classes suggest that the target is a quantity: --loss mse predicts a number"
-        )
-        typer.echo(f"bpnet: {hint}", err=True)
+    if len(made.classes or ()) > max(50, len(table.x) // 5) and table.y.dtype.kind in "iu":
+        say(f"{len(made.classes or ()):,} classes suggest that the target is a quantity: --loss mse predicts a number")
 
     interrupt = Interrupt()
-    report = [Report(recipe.unit)] if not quiet and (sys.stderr.isatty() or not as_json) else []
-    began, diverged = time.perf_counter(), ""
-    with interrupt:
+    report = [Report()] if not quiet and (sys.stderr.isatty() or not as_json) else []
+    began, trouble = time.perf_counter(), []
+    with on_stop(interrupt.press):
         try:
             trainer.fit(
                 xt,
                 yt,
                 epochs=epochs,
-                batch_size=batch_size,
+                batch_size=min(batch_size, len(rows)),
                 validation=(xv, yv) if len(held_out) else None,
                 callbacks=[*report, interrupt],
                 progress=False,
             )
-        except KeyboardInterrupt:
-            interrupt.pressed = True
-        except DivergedError as error:
-            diverged = str(error)
+        except KeyboardInterrupt as error:
+            interrupt.number = interrupt.number or getattr(error, "number", signal.SIGINT)
+        except BpnetError as error:
+            if trainer.step_count == 0:
+                raise
+            trouble.append(error)
         seconds = time.perf_counter() - began
-        interrupted = interrupt.pressed and len(trainer.history) < epochs
+        interrupted = interrupt.number > 0 and len(trainer.history) < epochs
+        figures: JSON = {"loss": math.nan, "accuracy": None}
+        try:
+            figures = evaluate_rows(trainer, xv, yv)
+        except BpnetError as error:  # what was learnt is worth keeping nevertheless
+            trouble.append(error)
         result: JSON = {
-            **evaluate_rows(trainer, recipe, xv, yv),
+            **figures,
             "seconds": seconds,
             "backend": backend,
             "device": device,
-            "precision": precision,
+            "precision": "float64" if made.needs_float64 else precision,
             "data": data,
             "training_rows": len(rows),
             "held_out_rows": len(held_out),
             "epochs": len(trainer.history),
             "steps": trainer.step_count,
             "interrupted": interrupted,
-            "diverged": bool(diverged),
+            "diverged": any(isinstance(error, DivergedError) for error in trouble),
             "parameters": trainer.layout.size,
             "loss_function": repr(chosen),
             "optimizer": repr(rule),
@@ -422,35 +572,37 @@ def train(
             "seed": seed,
         }
         remembered = {
-            "recipe": dataclasses.asdict(recipe),
-            "source": dataclasses.asdict(Source(table.fingerprint, validation, seed)),
+            "source": dataclasses.asdict(Source(table.fingerprint, validation, seed, table.features, table.target)),
             "training": result | {"bpnet": __version__},
         }
         trainer.save(output, {**trainer.metadata, KEY: remembered})
         result["output"] = str(output)
-        history = [
-            {name: value * recipe.unit if name.endswith("loss") else value for name, value in record.items()}
-            for record in trainer.history
-        ]
+        history = list(trainer.history)
         if plot is not None and history:
-            draw(history, plot)
-            result["plot"] = str(plot)
-
-    if as_json:
-        print_json(result | {"history": history})
-    elif not diverged:
-        if interrupted:
-            typer.echo(f"interrupted after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
-        which = "held out" if len(held_out) else "that it was trained on, as none were held out"
-        typer.echo(f"{scores(result)} on {count(len(judged), 'row')} {which}; {seconds:.1f} s of training")
-        typer.echo(f"model: {output}")
-        if "plot" in result:
-            typer.echo(f"learning curves: {plot}")
-    if diverged:
-        typer.echo(f"bpnet: {diverged}. They are in {output}", err=True)
+            try:
+                draw(history, plot)
+                result["plot"] = str(plot)
+            except Exception as error:  # Matplotlib writes many formats, by other programs too
+                trouble.append(OptionError(f"--plot is {plot}, but that can't be drawn: {reason(error)}"))
+        with suppress(OSError) if interrupted else nullcontext():  # the terminal may be what has gone
+            if as_json:
+                print_json(result | {"history": history})
+            elif math.isfinite(result["loss"]) and not result["diverged"]:
+                if interrupted:
+                    word = STOPS[signal.Signals(interrupt.number)]
+                    show(f"{word} after {count(trainer.step_count, 'step')}; what was learnt until then is saved")
+                which = "held out" if len(held_out) else "that it was trained on, as none were held out"
+                show(f"{scores(result)} on {count(len(judged), 'row')} {which}; {seconds:.1f} s of training")
+                show(f"model: {output}")
+                if "plot" in result:
+                    show(f"learning curves: {plot}")
+    if not trouble and not math.isfinite(result["loss"]):
+        trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
+    if trouble:
+        say(f"{trouble[0]}. What was learnt before is in {output}")
         raise typer.Exit(2)
     if interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(128 + interrupt.number)
 
 
 @app.command()
@@ -467,15 +619,18 @@ def evaluate(
     On the data it was trained with, only the rows that were held out are used; on any other, all rows.
     """
     library = connect(backend)
-    trainer, recipe, source = load(model, library)
-    table = read(data, column(target, recipe, data), features=recipe.features)
+    trainer, source = load(model, library)
+    table = read(data, column(target, source, data), features=source.features)
+    for remark in table.remarks:
+        say(remark)
     rows = source.held_out(table)
     if rows is not None:
         table = dataclasses.replace(table, x=table.x[rows], y=table.y[rows])
-    x, y = library.from_host(features(recipe, table, trainer)), library.from_host(recipe.y(table, trainer.loss))
+    x = place(library, features(table, trainer))
+    y = place(library, target_of(table, trainer.loss, trainer.classes, dtype_of(trainer)))
     began = time.perf_counter()
     result = {
-        **evaluate_rows(trainer, recipe, x, y),
+        **evaluate_rows(trainer, x, y),
         "seconds": time.perf_counter() - began,
         "backend": backend,
         "device": str(library.device(x)),
@@ -487,7 +642,7 @@ def evaluate(
         print_json(result)
     else:
         which = "held out from training" if rows is not None else "all that the data has"
-        typer.echo(f"{scores(result)} on {count(len(table.x), 'row')}, {which}")
+        show(f"{scores(result)} on {count(len(table.x), 'row')}, {which}")
 
 
 @app.command()
@@ -502,17 +657,18 @@ def predict(
     """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers."""
     library = connect(backend)
     if output is not None:
-        check_place("--output", output)
+        check_place("--output", output, MODEL=model, DATA=data)
         if output.suffix.lower() not in (".npy", ".csv"):
             raise OptionError(f"--output is {output}: expected a .npy or .csv file")
-    trainer, recipe, _ = load(model, library)
-    known = recipe.target if data.lower().endswith((".csv", ".parquet")) else None
-    table = read(data, known, features=recipe.features, needs_target=False)
-    x = library.from_host(features(recipe, table, trainer))
+    trainer, source = load(model, library)
+    table = read(data, column(None, source, data), features=source.features, needs_target=False)
+    for remark in table.remarks:
+        say(remark)
+    x = place(library, features(table, trainer))
     began = time.perf_counter()
-    answers = recipe.answers(library.to_host(trainer.predict(x, batch_size=PART)), trainer.loss)
+    found = answers(library.to_host(trainer.predict(x, batch_size=PART)), trainer)
     result: JSON = {
-        "rows": len(answers),
+        "rows": len(found),
         "seconds": time.perf_counter() - began,
         "backend": backend,
         "device": str(library.device(x)),
@@ -520,14 +676,15 @@ def predict(
     }
     if output is None:
         if as_json:
-            result["predictions"] = answers.tolist()
+            result["predictions"] = found
         else:
-            typer.echo("\n".join(",".join(map(str, np.atleast_1d(answer).tolist())) for answer in answers))
+            lines = (",".join(map(str, answer)) if isinstance(answer, list) else str(answer) for answer in found)
+            typer.echo("\n".join(map(printable, lines)))
     else:
-        write_answers(output, answers, recipe.target or "prediction")
+        write_answers(output, found, source.target or "prediction")
         result["output"] = str(output)
         if not as_json:
-            typer.echo(f"{count(len(answers), 'prediction')} written to {output}")
+            show(f"{count(len(found), 'prediction')} written to {output}")
     if as_json:
         print_json(result)
 

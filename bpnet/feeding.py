@@ -259,7 +259,8 @@ def no_room(
     text = f"a {what} of {rows} rows needs more memory than there is"
     if wanted is not None:
         text += f": {wanted:,} bytes more were wanted"
-    smaller = "batches of {} rows" if layout.network.couples_rows or layout.buffers else "micro_batch={}"
+    network = layout.network
+    smaller = "batches of {} rows" if network.couples_rows or network.updates_buffers else "micro_batch={}"
     smaller = smaller if training else "batch_size={}"
     if memory is None:
         return NoRoomError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")

@@ -56,6 +56,12 @@ class Rng:
 
         return numpy.full(shape, value)
 
+    def given(self, shape: Shape, values: Any) -> Any:
+        """Values that are known: a number for all, or one for each."""
+        import numpy
+
+        return numpy.broadcast_to(numpy.asarray(values, dtype=numpy.float64), shape)
+
 
 class ShapeRng(Rng):
     """Draws nothing: stands in where only the shapes of start values are wanted."""
@@ -67,6 +73,9 @@ class ShapeRng(Rng):
         import numpy
 
         return numpy.broadcast_to(numpy.float64(value), shape)
+
+    def given(self, shape: Shape, values: Any) -> Any:
+        return self.full(shape, 0.0)
 
     def uniform(self, shape: Shape, limit: float) -> Any:
         return self.full(shape, 0.0)
@@ -126,6 +135,13 @@ class Layer(Registered, kind="layer"):
     """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
+    trainable: ClassVar[bool] = True
+    """Whether any of the values that the layer has, if it has any, are trained."""
+
+    @property
+    def updates_buffers(self) -> bool:
+        """Whether training gives the buffers new values, for which the layer must see all rows of a batch."""
+        return type(self).absorb is not Layer.absorb
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """Shape of the output of one row for an input row of `in_shape`; raises ShapeError on a misfit."""
@@ -165,6 +181,15 @@ class Composite(Layer):
     @cached_property
     def stochastic(self) -> bool:  # type: ignore[override]
         return any(layer.stochastic for _, layer in self.children)
+
+    @cached_property
+    def trainable(self) -> bool:  # type: ignore[override]
+        return any(layer.trainable for _, layer in self.children)
+
+    @cached_property
+    def updates_buffers(self) -> bool:
+        own = type(self).absorb is not Composite.absorb
+        return own or any(layer.updates_buffers for _, layer in self.children)
 
     def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """Each child's new buffers; `cache` holds the children's caches in their order."""

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, DTypeError, ShapeError, kind_of
 from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
 from bpnet.options import whole
 
@@ -86,8 +86,11 @@ class Layout:
             parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
-    def start(self, seed: int) -> tuple[Any, Any]:
-        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""
+    def start(self, seed: int, single: bool = False) -> tuple[Any, Any]:
+        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`.
+
+        Raises DTypeError where they are to become `single`, and float32 can't hold one of the buffers.
+        """
         import numpy
 
         tree = self.network.init(Rng(seed), self.in_shape)
@@ -97,6 +100,15 @@ class Layout:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
                 vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
+        with numpy.errstate(over="ignore", under="ignore"):
+            held = numpy.abs(buffers.astype(numpy.float32))
+        fits = (buffers == 0.0) | ((held >= numpy.finfo(numpy.float32).smallest_normal) & (held < numpy.inf))
+        if single and not fits.all():
+            wrong = int(numpy.argmin(fits))
+            slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)
+            raise DTypeError(
+                f"{slot.name} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
+            )
         return theta, buffers
 
     def _tree(self) -> dict[str, Any]:
@@ -148,8 +160,11 @@ def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
     )
 
 
-def layout_of(network: Layer, in_shape: Shape) -> Layout:
-    """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit."""
+def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
+    """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit.
+
+    So it does where nothing can be trained, unless `trains` is False.
+    """
     try:
         hash(check_layer("network", network))
     except TypeError as error:
@@ -159,6 +174,8 @@ def layout_of(network: Layer, in_shape: Shape) -> Layout:
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
     layout = _layout_of(network, tuple(whole("in_shape", n, 1) for n in in_shape))
+    if not layout.parameters and trains:
+        raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
 
 
@@ -176,8 +193,6 @@ def _layout_of(network: Layer, in_shape: Shape) -> Layout:
         leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
     trained = [slot for trainable, slot in leaves if trainable]
     parameters = _place_slots([s for s in trained if s.decay] + [s for s in trained if not s.decay])
-    if not parameters:
-        raise ShapeError(f"{network} has no parameters to train")
     buffers = _place_slots([slot for trainable, slot in leaves if not trainable])
     return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
 

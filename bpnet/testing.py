@@ -92,7 +92,7 @@ def check_gradients(
         common({"x": x, "y": y})
     backend, x = check_x(x)
     host = numpy.random.default_rng(seed)
-    layout = layout_of(subject, tuple(x.shape[1:])) if _has_parameters(subject, tuple(x.shape[1:])) else None
+    layout = layout_of(subject, tuple(x.shape[1:]), trains=False)
     device = backend.device(x)
 
     def own(values: Any) -> Array:
@@ -101,19 +101,16 @@ def check_gradients(
     with backend.session(device=backend.device(x)):
         x = backend.xp.astype(x, backend.xp.float64)
         vectors = {"x": backend.to_host(x).reshape(-1).copy()}
-        if layout is not None:
-            theta, buffers = layout.start(seed)
-            theta = theta + 0.1 * host.standard_normal(theta.shape)
-            for slot in layout.parameters:
-                vectors[slot.name] = theta[slot.offset : slot.offset + slot.size].copy()
-            fixed = own(buffers)
+        theta, buffers = layout.start(seed)
+        theta = theta + 0.1 * host.standard_normal(theta.shape)
+        for slot in layout.parameters:
+            vectors[slot.name] = theta[slot.offset : slot.offset + slot.size].copy()
+        fixed = own(buffers)
 
         def arrays() -> tuple[Any, Array]:
             """Parameters and input as they stand in `vectors`."""
             at = own(vectors["x"].reshape(x.shape))
-            if layout is None:
-                return _empty(subject), at
-            joined = numpy.concatenate([vectors[slot.name] for slot in layout.parameters])
+            joined = numpy.concatenate([numpy.empty(0), *(vectors[slot.name] for slot in layout.parameters)])
             return layout.views(backend, own(joined), fixed), at
 
         p, at = arrays()
@@ -146,7 +143,7 @@ def check_gradients(
         derived = {}
         if dx is not None and tuple(dx.shape) == tuple(x.shape):
             derived["x"] = backend.to_host(dx).reshape(-1)
-        for slot in layout.parameters if layout else ():
+        for slot in layout.parameters:
             leaf: Any = grads
             for name in slot.path:
                 leaf = leaf.get(name) if isinstance(leaf, dict) else None
@@ -207,7 +204,7 @@ def _compare(
     return checks
 
 
-def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout | None, p: Any, x: Array) -> list[str]:
+def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout, p: Any, x: Array) -> list[str]:
     """What would go wrong elsewhere: rows that depend on each other unsaid, float32 that becomes float64."""
     import numpy
 
@@ -219,9 +216,8 @@ def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout | None, p
         if not numpy.allclose(backend.to_host(part), backend.to_host(whole)[:half], rtol=1e-9, atol=1e-12):
             faults.append("a row's output depends on other rows: set couples_rows = True")
     single = backend.xp.astype(x, backend.xp.float32)
-    if layout is not None:
-        start = [backend.from_host(v, backend.xp.float32, backend.device(x)) for v in layout.start(0)]
-        p = layout.views(backend, *start)
+    start = [backend.from_host(v, backend.xp.float32, backend.device(x)) for v in layout.start(0)]
+    p = layout.views(backend, *start)
     y, cache = subject.forward(run, p, single)
     dx, grads = subject.backward(run, p, cache, y, True)
     for name, made in (("output", y), ("dx", dx), *((f"gradient of {n}", g) for n, g in _leaves(grads))):
@@ -234,7 +230,7 @@ def _faults(
     backend: Backend,
     subject: Layer,
     run: Run,
-    layout: Layout | None,
+    layout: Layout,
     p: Any,
     x: Array,
     slope: Array,
@@ -250,7 +246,7 @@ def _faults(
     elif tuple(dx.shape) != tuple(x.shape):
         faults.append(f"dx has the shape {tuple(dx.shape)}; expected that of x, {tuple(x.shape)}")
     have = dict(_leaves(grads))
-    want = {slot.name: slot.shape for slot in layout.parameters} if layout else {}
+    want = {slot.name: slot.shape for slot in layout.parameters}
     for name in sorted(want.keys() - have.keys()):
         faults.append(f"backward gave no gradient for {name}")
     for name in sorted(have.keys() - want.keys()):
@@ -277,15 +273,3 @@ def _leaves(tree: Any, path: str = "") -> Any:
             yield from _leaves(value, at)
         else:
             yield at, value
-
-
-def _has_parameters(subject: Layer, in_shape: tuple[int, ...]) -> bool:
-    from bpnet.layer import ShapeRng
-
-    subject.out_shape(in_shape)
-    return any(True for _ in _leaves(subject.init(ShapeRng(), in_shape)))
-
-
-def _empty(subject: Layer) -> dict[str, Any]:
-    """The parameters of a layer that has none: its children's, empty."""
-    return {name: _empty(child) for name, child in getattr(subject, "children", ())}

@@ -95,6 +95,8 @@ class Trainer:
         self.history = History()
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
+        self.classes: Sequence[Any] | None = None
+        """What a classifier's outputs stand for, if it was said: text or numbers, in their order.  Kept in the file."""
         self.stop = False
         self.step_count = 0
         self._built: tuple[Backend, Layout] | None = None
@@ -109,6 +111,7 @@ class Trainer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
+        missing["classes"] = None
         vars(self).update(missing | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
@@ -132,7 +135,7 @@ class Trainer:
     def _new_layout(self, x: Array) -> Layout:
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
-        self._check_parts(bool(layout.buffers))
+        self._check_parts(self.network.updates_buffers)
         return layout
 
     def _check_parts(self, whole: bool) -> None:
@@ -145,7 +148,8 @@ class Trainer:
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
         self._check_precision(backend, device, x.dtype)
-        theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
+        starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
+        theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
         with backend.session(self.threads, device):
             self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
 

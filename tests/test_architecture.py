@@ -29,7 +29,7 @@ MATHEMATICS = [
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
     "bpnet.backends.base": {"Backend.to_host", "Backend.session", "Lane.send"},
-    "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
+    "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.feeding": {"in_order", "shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},

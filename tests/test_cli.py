@@ -1,6 +1,7 @@
 """The command line, from the outside: what it prints, writes and returns."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -8,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet.errors import ArgumentError
 
 pytest.importorskip("typer", reason="the command line needs typer (the cli extra)")
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
@@ -167,7 +171,7 @@ def test_evaluate_uses_all_rows_of_other_data(digits):
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    np.savez("again.npz", x=(x / 16).astype(np.float32), y=y)
+    np.savez("again.npz", x=x, y=y)
     result = ok("evaluate", digits[1], "again.npz", "--json").json
     assert (result["rows"], result["held_out"]) == (1797, False)
     assert result["accuracy"] > digits[0]["accuracy"]
@@ -188,8 +192,9 @@ def test_the_model_file_works_from_python(digits):
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    scores = bp.load(digits[1]).evaluate((x / 16).astype(np.float32), y)
-    assert scores["accuracy"] > 0.98
+    trainer = bp.load(digits[1])
+    assert trainer.evaluate(x.astype(np.float32), y)["accuracy"] > 0.98
+    assert trainer.classes == list(range(10))
 
 
 def test_info_about_a_model(digits):
@@ -197,7 +202,7 @@ def test_info_about_a_model(digits):
     found = ok("info", model, "--json").json
     assert found["parameters"] == result["parameters"] == 64 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
-    assert [layer["out_shape"] for layer in found["layers"]] == [[512], [512], [256], [256], [10]]
+    assert [layer["out_shape"] for layer in found["layers"]] == [[64], [512], [512], [256], [256], [10]]
     assert found["epochs"] == 40
     assert found["precision"] == "float32"
     assert found["classes"] == list(range(10))
@@ -428,12 +433,200 @@ def test_options_reach_the_trainer(npz, optimizer, activation):
     assert result["optimizer"].lower().startswith(f"{optimizer}(lr=0.05")
     assert (result["steps"], result["batch_size"]) == (8, 60)
     layers = [layer["layer"] for layer in ok("info", "model.safetensors", "--json").json["layers"]]
-    assert layers[:2] == [f"Dense(units=8, activation='{activation}', bias=True)", "Dropout(rate=0.1)"]
-    assert len(layers) == 5
+    assert layers[1:3] == [f"Dense(units=8, activation='{activation}', bias=True)", "Dropout(rate=0.1)"]
+    assert len(layers) == 6
 
 
 def test_no_hidden_layer(npz):
     assert ok("train", npz, "--hidden", "", "--epochs", "1", "--json").json["parameters"] == 9
+
+
+# ---- a model in its own units ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [[3, 5, 7], ["ant", "bee", "cow"], [False, True], [2**62, -(2**62)]], ids=str)
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "binary_cross_entropy_with_logits"])
+def test_a_classifier_works_in_python_on_raw_data(blobs, names, loss):
+    if loss != "cross_entropy" and len(names) > 2:
+        pytest.skip("of two classes")
+    x, label = blobs[0].astype(np.float32), blobs[1] % len(names)
+    np.savez("raw.npz", x=x, y=np.array(names)[label])
+    ok("train", "raw.npz", *SMALL, "--epochs", "20", "--loss", loss)
+    trainer = bp.load("model.safetensors")
+    assert trainer.classes == sorted(names)
+    output = trainer.predict(x)
+    boundary = 0.5 if loss == "binary_cross_entropy" else 0.0
+    number = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > boundary).astype(int)
+    found = ok("predict", "model.safetensors", "raw.npz", "--json").json["predictions"]
+    assert [trainer.classes[i] for i in number] == found
+    assert np.mean(np.array(found) == np.array(names)[label]) > 0.95
+    assert ok("predict", "model.safetensors", "raw.npz").out.split() == list(map(str, found))
+    trainer.save("again.safetensors")
+    assert bp.load("again.safetensors").classes == trainer.classes
+
+
+def housing(rows=200):
+    """Features and a target far from zero and from one, as float32 holds them."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(rows, 2)) * [1.0, 1000.0] + [5.0, -300.0]
+    return x.astype(np.float32), (5e4 + 8e3 * x[:, 0] + 12.0 * x[:, 1]).astype(np.float32)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_regression_works_in_python_on_raw_data_and_is_trained_on(optimizer):
+    x, y = housing()
+    np.savez("raw.npz", x=x, y=y)
+    train = ("train", "raw.npz", *SMALL, "--optimizer", optimizer, "--validation", "0", "--json")
+    whole = ok(*train, "--epochs", "12").json
+    result, trainer = ok(*train, "--epochs", "5").json, bp.load("model.safetensors")
+    error = np.mean((trainer.predict(x)[:, 0].astype(np.float64) - y) ** 2)
+    assert trainer.evaluate(x, y)["loss"] == pytest.approx(error, rel=1e-4)
+    assert result["loss"] == pytest.approx(error, rel=1e-4)
+    assert result["r2"] == pytest.approx(1.0 - error / y.var(dtype=np.float64), rel=1e-4)
+    rows, _ = cli.split(len(x), 0.0, seed=0)
+    trainer.fit(x[rows], y[rows], epochs=7, batch_size=16, progress=False)
+    assert trainer.history["loss"] == pytest.approx([record["loss"] for record in whole["history"]], rel=1e-4)
+    assert whole["r2"] > 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("factor", [1e-50, 1e-20, 1e-6, 1e3, 1e9, 1e50])
+def test_the_unit_of_a_target_does_not_matter(optimizer, factor):
+    x, y = housing()
+    found = []
+    for unit in (1.0, factor):
+        np.savez("unit.npz", x=x, y=(y - 5e4).astype(np.float64) * unit)
+        found.append(ok("train", "unit.npz", *SMALL, "--optimizer", optimizer, "--json").json)
+        assert ok("evaluate", "model.safetensors", "unit.npz", "--json").json["loss"] == found[-1]["loss"]
+    assert found[0]["r2"] > 0.5
+    assert found[1]["r2"] == pytest.approx(found[0]["r2"], rel=1e-3)
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"] * factor**2, rel=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1e-290, 1e-200, 1e-39, 1e-30, 1e30, 1e39, 1e160, 1e200, 1e290])
+def test_the_unit_of_a_feature_does_not_matter(factor):
+    x, y = housing()
+    found = []
+    for unit in (1.0, factor):
+        np.savez("unit.npz", x=x.astype(np.float64) * [unit, 1.0], y=y)
+        found.append(ok("train", "unit.npz", *SMALL, "--json").json["r2"])
+    assert found[0] > 0.5
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (1.0, 1e200, "the target of far.npz has the deviation"),
+        (1.0, 1e-200, "the target of far.npz has the deviation"),
+        (1e308, 1.0, "feature 1 of far.npz has the mean"),
+        (1e-308, 1.0, "feature 1 of far.npz has the mean"),
+    ],
+)
+def test_what_can_not_be_scaled_is_refused(x, y, words):
+    values = np.linspace(-1.0, 1.0, 40)
+    np.savez("far.npz", x=values[:, None] * x, y=values * y)
+    assert words in refused("train", "far.npz")
+
+
+def test_columns_keep_the_digits_that_float32_has_not():
+    time = 1.7e9 + np.random.default_rng(0).uniform(0.0, 86400.0, 400)  # of a day, in seconds since 1970
+    y = np.floor((time - 1.7e9) / 21600.0).astype(int)
+    np.savez("time.npz", x=time[:, None], y=y)
+    result = ok("train", "time.npz", *SMALL, "--epochs", "60", "--json").json
+    assert (result["precision"], result["accuracy"] > 0.9) == ("float64", True)
+    trainer = bp.load("model.safetensors")
+    assert trainer.theta.dtype == np.float64
+    assert trainer.evaluate(time[:, None], y)["accuracy"] > 0.9
+    out = ok("train", "time.npz", "--epochs", "1").out
+    assert "in float64 because of feature 1 of time.npz" in out
+    np.savez("whole.npz", x=np.arange(400.0)[:, None] % 7, y=y)
+    assert ok("train", "whole.npz", *SMALL, "--json").json["precision"] == "float32"
+
+
+def test_constant_columns_do_no_harm(blobs):
+    x = np.concatenate([blobs[0], np.full((240, 1), 0.1), np.full((240, 1), 1e30), np.zeros((240, 1))], axis=1)
+    np.savez("constant.npz", x=x, y=blobs[1])
+    assert ok("train", "constant.npz", *SMALL, "--json").json["accuracy"] > 0.95
+    assert bp.load("model.safetensors").theta.dtype == np.float32
+
+
+def test_values_too_large_for_the_model_are_refused(npz):
+    ok("train", npz, *SMALL)
+    np.savez("large.npz", x=np.array([[1.0, 1.0], [1.0, 1e39]]))
+    assert "large.npz has a feature too large for float32, first in row 2" in refused(
+        "predict", "model.safetensors", "large.npz"
+    )
+
+
+# ---- columns that are no features -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name):
+    rows = "".join(f"{i * 7 % 60},{np.sin(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
+    Path("t.csv").write_text(f"{name},a,y\n{rows}")
+    result = ok("train", "t.csv", "--target", "y", *SMALL)
+    assert re.fullmatch(rf"bpnet: column {name!r} of t.csv \(number 1\) has no name: it is left out, .*\n", result.err)
+    assert ok("info", "model.safetensors", "--json").json["features"] == ["a"]
+    assert ok("evaluate", "model.safetensors", "t.csv").err == ok("predict", "model.safetensors", "t.csv").err == ""
+
+
+def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow):
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(1)), "mse").build(np.ones((1, 1)))
+    trainer.save("mine.safetensors")
+    Path("t.csv").write_text(",a\n" + "".join(f"{i},{i}\n" for i in range(20)))
+    result = ok("predict", "mine.safetensors", "t.csv")
+    assert len(result.out.splitlines()) == 20
+    assert result.err.count("\n") == result.err.count("has no name: it is left out") == 1
+    Path("t.csv").write_text(",y\n0,1\n1,2\n")
+    assert "to learn from; column '' of t.csv (number 1) has no name" in refused("train", "t.csv", "--target", "y")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first):
+    rows = "".join(f"{i + first},{np.sin(i):.3f},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
+    Path("t.csv").write_text(f"id,a,b,y\n{rows}")
+    said = ok("train", "t.csv", "--target", "y", *SMALL).err
+    assert re.fullmatch("bpnet: column 'id' of t.csv counts the rows: .* leave it out with --drop 'id'\n", said)
+    train = ("train", "t.csv", "--target", "y", *SMALL)
+    assert ok(*train, "--drop", "id", "--drop", "b").err == ""
+    assert ok("info", "model.safetensors", "--json").json["features"] == ["a"]
+    Path("t.csv").write_text("a,y\n0.1,a\n0.2,b\n")
+    assert ok("evaluate", "model.safetensors", "t.csv", "--json").json["rows"] == 2
+    Path("t.csv").write_text(f"id,a,b,y\n{rows}")
+    assert "has no column 'idd': did you mean 'id'?" in refused(*train, "--drop", "idd")
+    assert "--drop y is the target" in refused(*train, "--drop", "y")
+    assert "no column beside the target" in refused(*train, "--drop", "id", "--drop", "a", "--drop", "b")
+    assert "--drop names a column" in refused("train", "digits", "--drop", "id")
+
+
+def test_many_columns_and_long_names(arrow):
+    names = ",".join(f"c{i}" for i in range(30_000))
+    rows = "".join(",".join([str(k)] * 30_000) + f",{k % 2}\n" for k in range(6))
+    Path("wide.csv").write_text(f"{names},y\n{rows}")
+    began = time.process_time()
+    ok("train", "wide.csv", "--target", "y", *SMALL, "--epochs", "1", "--hidden", "2")
+    ok("predict", "model.safetensors", "wide.csv")
+    assert time.process_time() - began < 20.0
+    assert len(refused("train", "wide.csv", "--target", "yy")) < 400
+    assert len(ok("info", "model.safetensors").out) < 2000
+
+
+def test_one_long_class_among_many_rows(arrow):
+    Path("t.csv").write_text("a,y\n" + "".join(f"{i % 9},p\n" for i in range(50_000)) + "1," + "z" * 500_000 + "\n")
+    ok("train", "t.csv", "--target", "y", *SMALL, "--batch-size", "4096", "--epochs", "1")
+    ok("predict", "model.safetensors", "t.csv", "--output", "p.csv")
+    trainer = bp.load("model.safetensors")
+    trainer.parameters = {name: {k: 0 * v for k, v in p.items()} for name, p in trainer.parameters.items()}
+    trainer.classes = trainer.classes[::-1]
+    trainer.save("long.safetensors")
+    assert "a .npy file can't hold these" in refused("predict", "long.safetensors", "t.csv", "--output", "p.npy")
+
+
+def test_the_whole_file_decides_the_type_of_a_column(arrow):
+    Path("t.csv").write_text("a,b,y\n" + "1,22222222,0\n" * 90_000 + "1.5,2,1\n" * 9)  # more than a block of Arrow's
+    assert ok("train", "t.csv", "--target", "y", *SMALL, "--epochs", "1", "--batch-size", "9999", "--json").json
 
 
 # ---- array libraries ------------------------------------------------------------------------------------------------
@@ -499,7 +692,7 @@ def test_a_diverged_training_keeps_what_it_learnt_before(npz):
     result = run("train", npz, "--quiet", "--lr", "1e30", "--optimizer", "sgd")
     assert (result.status, result.out) == (2, "")
     assert "diverged at step" in result.err
-    assert "They are in model.safetensors" in result.err
+    assert "What was learnt before is in model.safetensors" in result.err
     assert ok("info", "model.safetensors").out
 
 
@@ -522,6 +715,164 @@ def test_pictures_that_can_not_be_drawn(npz):
     pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
     assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.txt")
     assert "there is no directory" in refused("train", npz, "--plot", "nowhere/curves.png")
+
+
+def in_headers(data, local, central, value):
+    """A zip file in whose headers the byte at one place of each local and central one is another."""
+    data = bytearray(data)
+    for mark, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = data.find(mark)
+        while at >= 0:
+            data[at + offset] = value
+            at = data.find(mark, at + 1)
+    return bytes(data)
+
+
+DAMAGED = {
+    "deflate": lambda good: good[:100] + b"\xff" * 20 + good[120:],
+    "cut off": lambda good: good[: len(good) // 2],
+    "encrypted": lambda good: in_headers(good, 6, 8, 1),
+    "an unknown method": lambda good: in_headers(good, 8, 10, 99),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_npz_file(blobs, how):
+    np.savez_compressed("bad.npz", x=blobs[0], y=blobs[1])
+    good = Path("bad.npz").read_bytes()
+    bad = DAMAGED[how](good)
+    assert bad != good
+    Path("bad.npz").write_bytes(bad)
+    assert "bad.npz can't be read as a .npz file: " in refused("train", "bad.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**12, 4), (5, 10**30), (-3, 4), (10**7, 4)], ids=str)
+def test_a_npz_file_that_lies_about_its_size(shape):
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile("bad.npz", "w") as file:
+        for name in ("x.npy", "y.npy"):
+            file.writestr(name, member.getvalue() + bytes(80))
+    assert "bad.npz can't be read as a .npz file: " in refused("train", "bad.npz")
+
+
+def test_a_npz_file_of_no_arrays():
+    with zipfile.ZipFile("bad.npz", "w") as file:
+        file.writestr("x", b"hello")
+        file.writestr("y", b"hello")
+    assert "its member x is no array" in refused("train", "bad.npz")
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["pipe.npz", "pipe.csv", "pipe.parquet"])
+def test_data_is_never_waited_for(name, request):
+    if not name.endswith("npz"):
+        request.getfixturevalue("arrow")
+    os.mkfifo(name)
+    assert name in refused("train", name, *([] if name.endswith("npz") else ["--target", "y"]))
+    os.symlink(os.devnull, f"null-{name}")
+    assert name in refused("train", f"null-{name}", *([] if name.endswith("npz") else ["--target", "y"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a,y\n\xe9\xff,1\n2,0\n", "t.csv is not written in UTF-8"),
+        (b"a,y\n1,caf\xe9\n2,tea\n", "t.csv is not written in UTF-8"),
+        (b"\xe9a,y\n1,2\n", "t.csv can't be read as .csv"),
+        ("a,y\n1,2\n".encode("utf-16"), "t.csv can't be read as .csv"),
+        (b"a;b;y\n1;2;3\n", "t.csv has no column 'y': it has a;b;y (columns are parted by commas, not by ';')"),
+        (b"a\ty\n1\t2\n", "not by '\\t')"),
+        (b'a,y\n"1,2\n2,3\n', "t.csv can't be read as .csv"),
+        (b"a,y\n1,2,3\n", "t.csv can't be read as .csv"),
+        (b"\n\n\n", "t.csv can't be read as .csv"),
+        (b"a,y\n1,2\n", "t.csv has a single row"),
+        (b"a,y\nnan,1\n2,0\n", "an empty field, NA, NaN and null count as missing"),
+        (b"a,y\n2020-01-01,1\n2020-01-02,0\n", "so leave it out with --drop 'a'"),
+        (b"a,y,\n1,2,\n2,3,\n", "column '' of t.csv lacks 2 values"),
+    ],
+)
+def test_text_that_can_not_be_used(arrow, text, words):
+    Path("t.csv").write_bytes(text)
+    assert words in refused("train", "t.csv", "--target", "y")
+
+
+@pytest.mark.parametrize("text", ["\ufeffa,y\n{}", "a,y\r\n{}", "a,y\n\n{}\n\n", "a,y\r{}"])
+def test_text_as_programs_write_it(arrow, text):
+    end = "\r" if text == "a,y\r{}" else "\n"
+    rows = end.join(f"{i % 5 / 4},{'uv'[i % 5 > 1]}" for i in range(50))
+    Path("t.csv").write_bytes(text.format(rows).encode())
+    assert ok("train", "t.csv", "--target", "y", *SMALL, "--json").json["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("hidden", ["1" * 16, "9" * 5000, str(10**12), "1000000,1000000,1000000"])
+def test_networks_that_no_memory_holds(npz, hidden):
+    assert re.search("--hidden (asks for|makes)", refused("train", npz, "--quiet", "--hidden", hidden))
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--seed", "--threads"])
+def test_numbers_of_any_size(npz, option):
+    ok("train", npz, *SMALL, "--epochs", "1", option, 10**30)
+
+
+def test_files_that_would_be_overwritten(npz):
+    assert "--output is blobs.npz, and so is DATA" in refused("train", npz, "--output", npz)
+    ok("train", npz, *SMALL)
+    Path("p.csv").symlink_to("model.safetensors")
+    assert "--output is p.csv, and so is MODEL" in refused("predict", "model.safetensors", npz, "--output", "p.csv")
+    if importlib.util.find_spec("matplotlib"):
+        assert "--plot is a.svg, and so is --output" in refused("train", npz, "--output", "a.svg", "--plot", "./a.svg")
+
+
+def test_a_picture_that_fails_leaves_the_model(npz, monkeypatch):
+    pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
+
+    def fail(*args, **options):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    Path("p.png").write_bytes(b"old")
+    result = run("train", npz, *SMALL, "--plot", "p.png")
+    assert (result.status, Path("p.png").read_bytes()) == (2, b"old")
+    assert "can't be drawn: no ink. What was learnt before is in model.safetensors" in result.err
+    ok("info", "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_predictions_that_fail_leave_the_old_file(npz, kind, monkeypatch):
+    ok("train", npz, *SMALL)
+    Path(f"p.{kind}").write_bytes(b"old")
+
+    def fail(file, *args, **options):
+        file.write(b"half" if kind == "npy" else "half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli.np, "save", fail)
+    monkeypatch.setattr(cli.csv, "writer", fail)
+    assert "No space left on device" in refused("predict", "model.safetensors", npz, "--output", f"p.{kind}")
+    assert Path(f"p.{kind}").read_bytes() == b"old"
+    assert sorted(p.name for p in Path().iterdir()) == ["blobs.npz", "model.safetensors", f"p.{kind}"]
+
+
+def test_what_steers_a_terminal_is_written_out(arrow):
+    name, classes = "a\x1b[31m\u202e", ["\x1b]0;x\x07", "b\nc"]
+    write_table(arrow, "t.parquet", **{name: np.linspace(-1, 1, 60), "y": np.array(classes)[np.arange(60) // 30]})
+    ok("train", "t.parquet", "--target", "y", *SMALL, "--epochs", "20")
+    lines = ok("predict", "model.safetensors", "t.parquet").out.splitlines()
+    assert set(lines) == {r"\x1b]0;x\x07", r"b\nc"}
+    assert set(ok("predict", "model.safetensors", "t.parquet", "--json").json["predictions"]) == set(classes)
+    os.rename("model.safetensors", "\x1b[1m.safetensors")
+    assert r"\x1b[1m" in ok("train", "t.parquet", "--target", "y", *SMALL, "--output", "\x1b[1m.safetensors").out
+    assert r"no column '\x1b': " in refused("train", "t.parquet", "--target", "\x1b").replace("\\\\", "\\")
+    trainer = bp.load("\x1b[1m.safetensors")
+    known = trainer.metadata[cli.KEY]
+    trainer.save(
+        "m.safetensors", {cli.KEY: known | {"training": known["training"] | {"data": "\x1b[2J", "bpnet": "\x9b"}}}
+    )
+    for args in (("info", "m.safetensors"), ("info", "m.safetensors", "--json")):
+        assert "\x1b" not in ok(*args).out
+        assert "\x9b" not in ok(*args).out
+    assert "\x1b" not in refused("info", "\x1b[2J.safetensors")
 
 
 @pytest.mark.parametrize("name", ["none.npz", "none.csv", "none.parquet"])
@@ -595,8 +946,8 @@ def test_columns_that_can_not_be_used(arrow):
         ({}, "--target must say which column of t.csv is to be learnt: a, y", []),
         ({}, "has no column 'yy': did you mean 'y'? it has a, y", ["--target", "yy"]),
         ({"city": ["Rom", "Bern", "Rom"]}, "column 'city' of t.csv has the type string", ["--target", "y"]),
-        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv lacks 1 values, first in row 2", ["--target", "y"]),
-        ({"y": ["u", "v", None]}, "column 'y' of t.csv lacks 1 values, first in row 3", ["--target", "y"]),
+        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv lacks 1 value, first in row 2", ["--target", "y"]),
+        ({"y": ["u", "v", None]}, "column 'y' of t.csv lacks 1 value, first in row 3", ["--target", "y"]),
         ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
         ({"y": [1.0, 2.0, float("inf")]}, "column 'y' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
     ]
@@ -651,11 +1002,47 @@ def test_data_that_does_not_fit_the_model(npz, arrow):
     assert "there is no directory" in refused("predict", "model.safetensors", "bare.npz", "--output", "no/p.csv")
 
 
-def test_a_model_whose_recipe_is_damaged(npz):
+@pytest.mark.parametrize(
+    "remembered",
+    [
+        [],
+        {"source": []},
+        {"source": {"nonsense": 1}},
+        {"source": {"seed": -1}},
+        {"source": {"fraction": "x"}},
+        {"source": {"fraction": 1e300}},
+        {"source": {"features": "x"}},
+        {"source": {"features": [1, {}]}},
+        {"source": {"target": 3}},
+        {"source": {"fingerprint": None}},
+    ],
+    ids=str,
+)
+def test_a_model_whose_metadata_is_damaged(npz, remembered):
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(3)), "cross_entropy").build(np.ones((1, 2), np.float32))
+    trainer.save("model.safetensors", {cli.KEY: remembered})
+    for command in (("evaluate", "model.safetensors", npz), ("predict", "model.safetensors", npz)):
+        assert "is damaged" in refused(*command)
+    assert "is damaged" in refused("info", "model.safetensors")
+
+
+@pytest.mark.parametrize("training", [[], 3, {"data": "t"}, {"loss": "much"}], ids=str)
+def test_a_model_whose_record_of_training_is_damaged(npz, training):
     ok("train", npz, *SMALL)
     trainer = bp.load("model.safetensors")
-    trainer.save("model.safetensors", {cli.KEY: {"recipe": {"nonsense": 1}}})
-    assert "damaged" in refused("evaluate", "model.safetensors", npz)
+    known = trainer.metadata[cli.KEY]
+    damaged = known["training"] | training if isinstance(training, dict) and "loss" in training else training
+    trainer.save("model.safetensors", {cli.KEY: known | {"training": damaged}})
+    assert "is damaged" in refused("info", "model.safetensors")
+    ok("evaluate", "model.safetensors", npz)
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "b"], "abc", 3, [[], [], []], [None, 1, 2]], ids=str)
+def test_classes_that_do_not_fit_the_outputs(classes):
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(3)), "cross_entropy").build(np.ones((1, 2)))
+    trainer.classes = classes
+    with pytest.raises(ArgumentError, match="expected 3 different names"):
+        trainer.save("model.safetensors")
 
 
 # ---- in a process of its own ----------------------------------------------------------------------------------------
@@ -713,19 +1100,30 @@ def test_ctrl_c_saves_what_was_learnt(npz):
     assert found["training"]["interrupted"] is True
 
 
+SIGNALS = [
+    pytest.param(name, status, marks=[] if name == "SIGINT" else POSIX)
+    for name, status in (("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129))
+]
+
+
 @pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_ends_training_at_a_step(npz, presses, monkeypatch):
+@pytest.mark.parametrize(("name", "status"), SIGNALS)
+def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatch):
     on_step_end = cli.Interrupt.on_step_end
+    number = getattr(signal, name)
+    monkeypatch.setattr(signal, "SIG_IGN", None)  # as it would be for a process that was started in the background
+    before = signal.getsignal(number)
 
     def press(self, trainer, step):
         if trainer.step_count == 17:
             for _ in range(presses):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         on_step_end(self, trainer, step)
 
     monkeypatch.setattr(cli.Interrupt, "on_step_end", press)
     result = run("train", npz, *SMALL, "--json")
-    assert (result.status, result.err) == (130, "")
+    assert (result.status, result.err) == (status, "")
+    assert signal.getsignal(number) is before
     assert result.json["interrupted"] is True
     assert (result.json["steps"], result.json["epochs"]) == (17, 1)
     assert bp.load("model.safetensors").step_count == 17
@@ -733,12 +1131,52 @@ def test_ctrl_c_ends_training_at_a_step(npz, presses, monkeypatch):
 
 
 def test_ctrl_c_before_there_is_anything_to_save(npz, monkeypatch):
-    def press(*args):  # Python's own handler is not there in a process that was started in the background
+    def press(*args, **options):  # Python's own handler is not there in a process that was started in the background
         signal.default_int_handler(signal.SIGINT, None)
 
     monkeypatch.setattr(cli, "read", press)
     result = run("train", npz)
     assert (result.status, result.out, result.err) == (130, "", "bpnet: interrupted, nothing was saved\n")
+
+
+@POSIX
+def test_a_signal_before_there_is_anything_to_save(npz, monkeypatch):
+    monkeypatch.setattr(cli, "read", lambda *args, **options: signal.raise_signal(signal.SIGTERM))
+    result = run("train", npz)
+    assert (result.status, result.out, result.err) == (143, "", "bpnet: terminated, nothing was saved\n")
+
+
+@POSIX
+def test_nohup_is_heeded(npz, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        end = cli.Interrupt.on_epoch_end
+        monkeypatch.setattr(
+            cli.Interrupt, "on_epoch_end", lambda *args: (signal.raise_signal(signal.SIGHUP), end(*args))
+        )
+        assert ok("train", npz, *SMALL, "--json").json["interrupted"] is False
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@POSIX
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]], ids=str)
+def test_closed_streams_lose_nothing(npz, closed):
+    names = ["stdin", "stdout", "stderr"]
+    redirected = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    options = {names[number]: subprocess.DEVNULL for number in closed}
+    command = ["sh", "-c", f'exec "$0" "$@" {redirected}', sys.executable, "-m", "bpnet", "train", npz, "--epochs", "1"]
+    found = subprocess.run(command, env=environment(), timeout=120, check=False, **options)
+    assert found.returncode == 0
+    assert ok("evaluate", "model.safetensors", npz).out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_messages_that_nobody_can_take_lose_nothing(npz):
+    with open("/dev/full", "w") as full, start("train", npz, "--epochs", "1", stderr=full) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "model: model.safetensors" in out
 
 
 def test_import_of_bpnet_does_not_import_the_command_line():

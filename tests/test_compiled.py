@@ -264,6 +264,10 @@ NETWORKS = {
         bp.Dense(40, bias=False), bp.BatchNorm(), bp.ReLU(),
         bp.Dense(30), bp.BatchNorm(momentum=0.5), bp.Tanh(), bp.Dense(10),
     ),
+    "standardized": bp.Sequential(
+        bp.Standardize(tuple(np.arange(20.0) - 9), tuple(0.5 + np.arange(20.0))),
+        bp.Dense(40, "relu"), bp.Dense(10), bp.Standardize(2.0, 0.5, invert=True),
+    ),
     "dropout": bp.Sequential(bp.Dropout(0.2), bp.Dense(40, "relu"), bp.Dropout(0.5), bp.Dense(10)),
     "one output": bp.Sequential(bp.Dense(5, "tanh"), bp.Dense(1)),
 }  # fmt: skip

@@ -654,6 +654,7 @@ def watched(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 EVERY_LAYER = bp.Sequential(
+    bp.Standardize((0.1, 0.2, 0.3, 0.4), 0.5),
     bp.Dense(8, "tanh"),
     bp.BatchNorm(),
     bp.Flatten(),
@@ -662,6 +663,7 @@ EVERY_LAYER = bp.Sequential(
     bp.Residual(bp.Sequential(*(bp.Dense(32, f) for f in ACTIVATIONS))),
     bp.Residual(bp.Sequential(*ACTIVATIONS, bp.Softmax(), bp.Identity())),
     bp.Dense(5),
+    bp.Standardize(0.5, 2.0, invert=True),
 )
 
 

@@ -27,6 +27,12 @@ NETS = {
     "plain": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(3)),
     "dropout": bp.Sequential(bp.Dense(5, "tanh"), bp.Dropout(0.3), bp.Residual(bp.Dropout(0.1)), bp.Dense(3)),
     "norm": bp.Sequential(bp.Dense(4), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3)),
+    "standardized": bp.Sequential(
+        bp.Standardize((0.1, 0.2, 0.3, 0.4), 2.0),
+        bp.Dense(5, "relu"),
+        bp.Dense(3),
+        bp.Standardize(1.0, 3.0, invert=True),
+    ),
 }
 
 
@@ -726,11 +732,13 @@ LAYERS = [
     *ACTIVATIONS,
     bp.Softmax(),
     bp.BatchNorm(),
+    bp.Standardize(0.5, 2.0),
+    bp.Standardize(0.5, 2.0, invert=True),
     bp.Dropout(0.2),
     *(bp.Dense(8, f, bias) for f in ACTIVATIONS for bias in (True, False)),
     bp.Dense(3),
 ]
-DENSE = len(ACTIVATIONS) + 3
+DENSE = len(ACTIVATIONS) + 5
 """From where on the layers are dense."""
 LOSSES = {
     "cross_entropy": lambda y: (y, np.eye(3)[y]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import DTypeError, OptionError, ShapeError
 
 KEY = (7, 1, 0)
 
@@ -36,6 +36,14 @@ def batch_norm(t, p, x, run):
     mean, var = (None, None) if run.training else (p["mean"].detach(), p["var"].detach())
     y = t.nn.functional.batch_norm(rows, mean, var, p["scale"], p["shift"], run.training, eps=1e-3)
     return y.reshape(x.shape)
+
+
+def standardize(t, p, x, run=None):
+    return (x - p["mean"].detach()) / p["scale"].detach()
+
+
+def standardize_back(t, p, x, run=None):
+    return p["mean"].detach() + p["scale"].detach() * x
 
 
 def network(t, p, x, run):
@@ -71,6 +79,13 @@ LAYERS = {
     "batch norm": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm),
     "batch norm of rows of 2 axes": Case(bp.BatchNorm(epsilon=1e-3), (3, 2, 4), batch_norm),
     "batch norm, predicting": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm, training=False),
+    "standardize": Case(bp.Standardize((1.0, 2.0, 3.0, 4.0), (1, 2, 3, 4)), (6, 4), standardize, training=False),
+    "standardize, inverted": Case(bp.Standardize(3.0, 2.0, invert=True), (6, 4), standardize_back, training=False),
+    "standardize rows of 2 axes": Case(bp.Standardize((1.0,) * 4, 2.0), (3, 2, 4), standardize, training=False),
+    "network that standardizes": Case(
+        bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
+        lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
+    ),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
     "sequential": Case(
         bp.Sequential(bp.Dense(4), bp.Dense(3)), (6, 4), lambda t, p, x, run: dense(t, p["1"], dense(t, p["0"], x))
@@ -284,6 +299,55 @@ def test_batch_norm_gathers_what_pytorch_gathers():
     np.testing.assert_allclose(trainer.predict(x), out, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_standardize_keeps_the_digits_that_x_has_beside_a_large_mean(backend, dtype):
+    x = (2.0**24 + np.arange(6.0)[:, None] * [1.0, 2.0]).astype(dtype)
+    layer = bp.Standardize(2.0**24, (1.0, 2.0**-100))
+    p = mapped(lambda leaf: backend.array(leaf.value.astype(dtype)), layer.init(bp.Rng(0), (2,)))
+    (y,) = backend.call(lambda p, x: layer.forward(bp.Run(backend.seam), p, x)[:1], p, backend.array(x))
+    np.testing.assert_array_equal(backend.host(y), (np.float64(x) - 2.0**24) / [1.0, 2.0**-100])
+
+
+def test_standardize_is_not_trained_and_leaves_batches_free(backend):
+    rng = np.random.default_rng(0)
+    x, y = 300.0 + 20.0 * rng.standard_normal((64, 3)), 1e4 + 500.0 * rng.standard_normal((64, 1))
+    inner = (bp.Dense(4, "tanh"), bp.Dense(1))
+    whole = bp.Sequential(bp.Standardize((300, 300, 300), 20), *inner, bp.Standardize(1e4, 500, invert=True))
+    assert not whole.updates_buffers
+    raw = bp.Trainer(whole, "mse", bp.SGD(0.1 / 500**2), micro_batch=10)  # a batch may be parted
+    scaled = bp.Trainer(bp.Sequential(*inner), "mse", bp.SGD(0.1))
+    raw.fit(backend.array(x), backend.array(y), epochs=3, batch_size=16, progress=False)
+    scaled.fit((x - 300.0) / 20.0, (y - 1e4) / 500.0, epochs=3, batch_size=16, progress=False)
+    backend.close(raw.theta, scaled.theta, rtol=1e-9)
+    np.testing.assert_array_equal(backend.host(raw.buffers), [300, 300, 300, 20, 20, 20, 1e4, 500])
+    backend.close(raw.predict(backend.array(x)), 1e4 + 500.0 * scaled.predict((x - 300.0) / 20.0), rtol=1e-9)
+    assert raw.history["loss"] == pytest.approx([500.0**2 * loss for loss in scaled.history["loss"]])
+
+
+def test_nothing_before_the_first_trained_layer_is_derived():
+    @dataclass(frozen=True)
+    class Watched(bp.Dense):
+        def backward(self, run, p, cache, dy, need_dx=True):
+            assert not need_dx
+            return super().backward(run, p, cache, dy, need_dx)
+
+    net = bp.Sequential(bp.Standardize(1.0, 2.0), bp.Flatten(), Watched(3))
+    bp.Trainer(net, "mse").step(np.ones((2, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{"scale": 1e-40}, {"mean": 1e39}, {"mean": -1e39}])
+def test_values_that_float32_can_not_hold_are_refused_there(options):
+    net, x = bp.Sequential(bp.Standardize(**options), bp.Dense(1)), np.ones((2, 3))
+    with pytest.raises(DTypeError, match=r"0\.(mean|scale) starts at -?1e[-+]\d+, which float32 can't hold"):
+        bp.Trainer(net, "mse").build(x.astype(np.float32))
+    assert np.all(np.isfinite(bp.Trainer(net, "mse").build(x).predict(x)))
+
+
+def test_standardize_is_told_in_few_words():
+    assert len(repr(bp.Standardize(tuple(range(10_000)), 1.0))) < 100
+    assert bp.Standardize(np.array([1, 2]), 1) == bp.Standardize((1.0, 2.0), 1.0)
+
+
 def test_batch_norm_of_a_single_row_is_finite(library):
     layer = bp.BatchNorm()
     p = {"scale": np.ones(2), "shift": np.ones(2), "mean": np.zeros(2), "var": np.ones(2)}
@@ -310,6 +374,15 @@ def test_what_couples_rows_or_draws_is_told_upwards():
         (lambda: bp.Dropout(-0.1), OptionError),
         (lambda: bp.BatchNorm(momentum=1.5), OptionError),
         (lambda: bp.BatchNorm(epsilon=0.0), OptionError),
+        (lambda: bp.Standardize(scale=0.0), OptionError),
+        (lambda: bp.Standardize(scale=(1.0, -1.0)), OptionError),
+        (lambda: bp.Standardize(mean=float("nan")), OptionError),
+        (lambda: bp.Standardize(mean=()), OptionError),
+        (lambda: bp.Standardize(mean=(1.0, 2.0), scale=(1.0,)), OptionError),
+        (lambda: bp.Standardize(mean="mean"), TypeError),
+        (lambda: bp.Standardize(invert="yes"), OptionError),
+        (lambda: bp.Standardize(mean=(1.0, 2.0)).out_shape((3,)), ShapeError),
+        (lambda: bp.Standardize().out_shape(()), ShapeError),
         (lambda: bp.Sequential(), OptionError),
         (lambda: bp.Sequential(bp.Dense), TypeError),
         (lambda: bp.Sequential("relu"), TypeError),

@@ -68,6 +68,7 @@ def save(trainer: Trainer, path: str | os.PathLike[str], metadata: Mapping[str, 
         "precision": trainer.precision,
         "step_count": trainer.step_count,
         "history": trainer.history.epochs,
+        "classes": _classes(trainer.classes, layout),
         "metadata": _mapping(metadata),
     }
     try:
@@ -89,6 +90,20 @@ def _path(path: Any) -> str:
     except UnicodeEncodeError:
         given = repr(path)
     raise ArgumentError(f"path is {given}; expected the name of a file")
+
+
+def _classes(classes: Any, layout: Layout) -> list[Any] | None:
+    """The names of the classes as a list that JSON can hold; raises ArgumentError where they don't fit the outputs."""
+    if classes is None:
+        return None
+    units = layout.out_shape[-1]
+    expected = 2 if units == 1 else units
+    names = classes.tolist() if hasattr(classes, "tolist") else classes
+    names = list(names) if isinstance(names, list | tuple) else [None]
+    plain = all(isinstance(name, str | bool | int | float) for name in names)
+    if not plain or len(set(names)) != len(names) or len(names) != expected:
+        raise ArgumentError(f"classes is {kind_of(classes)}; expected {expected} different names, text or numbers")
+    return names
 
 
 def _mapping(metadata: Any) -> Any:
@@ -137,6 +152,7 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         trainer = _trainer(description)
         layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
         trainer.loss.target_shape(layout.out_shape)
+        trainer.classes = _classes(description.get("classes"), layout)
         state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
         vectors = _vectors(tensors, layout, state)
         dtype = getattr(backend.xp, str(vectors[0].dtype))

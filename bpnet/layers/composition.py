@@ -56,7 +56,7 @@ class Sequential(Composite):
         children, grads = self.children, {}
         first = 0
         if not need_dx:  # nothing below the first layer with parameters wants a gradient
-            while first < len(children) - 1 and not p[children[first][0]]:
+            while first < len(children) - 1 and not (p[children[first][0]] and children[first][1].trainable):
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
             name, layer = children[i]
