@@ -343,6 +343,8 @@ class TracingBackend(Backend):
         self.graph = Graph(real)
         super().__init__(Namespace(self.graph))
         self.cut = cut
+        self.terms: dict[Symbol, list[Symbol]] = {}
+        """What was added up, of what `add_to` gave."""
 
     def device(self, x: Any) -> Any:
         return "cpu"
@@ -357,14 +359,33 @@ class TracingBackend(Backend):
         return rule
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
-        """Part by part, so that a product can be added to what the blocks before it gave."""
+        """Part by part, so that a product can be added to those before it, and that all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
             return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
         if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
             return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
-        if part.op == "matmul":
-            return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
-        return total + part
+        terms = [*self.terms.get(total, (total,)), *self.terms.get(part, (part,))]
+        if all(term.op == "matmul" for term in terms):
+            found: Symbol = terms[0]
+            for term in terms[1:]:
+                found = self.graph.add("matmul", (*term.args, found), total.shape, total.dtype)
+        else:
+            together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+            found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
+        self.terms[found] = terms
+        return found
+
+    def _own(self, term: Symbol) -> Symbol:
+        """`term`, or a copy where it is not computed into memory of its own, which can be a part of a larger one."""
+        whole, _ = root_of(term)
+        own = whole.op in ELEMENTWISE or whole.op in ("matmul", *REDUCTIONS)
+        if own and whole.size == term.size and len(whole.args) < 3:
+            return term
+        return self.graph.add("copy", (term,), term.shape, term.dtype)
+
+    def column_sums(self, x: Symbol) -> Symbol:
+        """As any sum: a compiled one is never of many rows, one after the other."""
+        return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
