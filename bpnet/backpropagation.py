@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpnet.backends import Array, Backend, common
-from bpnet.backends.base import Rows, by_halves
+from bpnet.backends.base import Rows
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
@@ -73,7 +73,7 @@ def loss_and_gradient(
             rooms.append(part[2])
         return backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1]), total[2]
 
-    value, grad, kept = by_halves(backend.map_blocks(block, parts), add)
+    value, grad, kept = backend.total(backend.map_blocks(block, parts), add)
     if kept is not None:
         rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken

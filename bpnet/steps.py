@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bpnet.backends import Array, Backend
-from bpnet.backends.base import Rows, by_halves
+from bpnet.backends.base import Rows
 from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
@@ -108,7 +108,7 @@ def outputs(
             return backend.widened(layout.network.forward(run, p, bx)[0]), backend.xp.sum(bx)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        result, total = parts[0][0], by_halves((total for _, total in parts), backend.add_to)
+        result, total = parts[0][0], backend.total((total for _, total in parts), backend.add_to)
         return result if len(parts) == 1 else backend.xp.concat([part for part, _ in parts]), total
 
     return function
@@ -139,8 +139,8 @@ def scores(
             return loss(run, output, by, bw, total)[0], right
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        value = by_halves((value for value, _ in parts), backend.add_to)
-        right = None if parts[0][1] is None else by_halves((right for _, right in parts), backend.add_to)
+        value = backend.total((value for value, _ in parts), backend.add_to)
+        right = None if parts[0][1] is None else backend.total((right for _, right in parts), backend.add_to)
         return value, right
 
     return function

@@ -257,6 +257,10 @@ class Backend:
         """total + part, where `total` may be given up."""
         return total + part
 
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+        """The sum of what blocks gave, one part or more, where `add` gives that of two and may give up the first."""
+        return by_halves(parts, add)
+
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """`function(backend, *args)` of arrays and numbers as a function of `args`, faster where the library compiles.
 

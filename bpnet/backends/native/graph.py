@@ -4,9 +4,10 @@ A symbol has the shape and the type of the array it stands for.  Layers, losses 
 standard's namespace.  What has no symbol here raises NotTraceableError, and the function then runs as it stands.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy
 
@@ -23,6 +24,7 @@ REDUCTIONS = frozenset({"sum", "max", "min"})
 LARGEST_LABEL = 2**24
 """Whole numbers below it are exact in float32, in which they are compared."""
 
+T = TypeVar("T")
 Shape = tuple[int, ...]
 Space = tuple[int, int]
 
@@ -34,6 +36,7 @@ class Symbol:
 
     def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], shape: Shape, dtype: Any, number: int) -> None:
         self.graph, self.op, self.args, self.shape, self.dtype, self.number = graph, op, args, shape, dtype, number
+        self.block = graph.block
 
     @property
     def ndim(self) -> int:
@@ -118,6 +121,9 @@ class Graph:
         self.known: dict[tuple[Any, ...], Symbol] = {}
         self.numbers: list[str] = []
         """How each number is computed, in Python."""
+        self.block: int | None = None
+        """The row block to which operations belong.  Those of several share no pass: what a pass does, of which there
+        is machine code, is not to depend on how many rows there are."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
@@ -344,13 +350,23 @@ class TracingBackend(Backend):
         super().__init__(Namespace(self.graph))
         self.cut = cut
         self.terms: dict[Symbol, list[Symbol]] = {}
-        """What was added up, of what `add_to` gave."""
+        """What `add_to` has added up to a symbol."""
 
     def device(self, x: Any) -> Any:
         return "cpu"
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
+
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+        for number, rows in enumerate(blocks):
+            self.graph.block = number
+            result = function(number, rows)
+            self.graph.block = None
+            yield result
+
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+        return functools.reduce(add, parts)  # of which `add_to` makes one sum
 
     def copy(self, x: Any) -> Any:
         return x
@@ -364,14 +380,11 @@ class TracingBackend(Backend):
             return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
         if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
             return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
-        terms = [*self.terms.get(total, (total,)), *self.terms.get(part, (part,))]
-        if all(term.op == "matmul" for term in terms):
-            found: Symbol = terms[0]
-            for term in terms[1:]:
-                found = self.graph.add("matmul", (*term.args, found), total.shape, total.dtype)
-        else:
-            together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
-            found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
+        if total.op == part.op == "matmul":
+            return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
+        terms = [*self.terms.get(total, (total,)), part]
+        together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+        found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
         self.terms[found] = terms
         return found
 

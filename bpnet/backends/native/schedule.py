@@ -106,8 +106,8 @@ class Schedule:
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
         self.read = {symbol for step in self.steps for symbol in step.reads}
-        self.temporary: list[tuple[int, int, int, int]] = []
-        """What lies in the arena: where, how many bytes, from which step to which."""
+        self.taken: list[set[tuple[int, int]]] = [set() for _ in self.steps]
+        """What lies in the arena during each step: from which byte to before which."""
         self.places: dict[Symbol, Place] = {}
         self.arena = 0
         self._place()
@@ -290,14 +290,15 @@ class Schedule:
             along = leaf.op in REDUCTIONS and leaf.args[1] == "columns"
             if step.kind == "pass" and entrywise and (along or leaf.op not in REDUCTIONS):
                 fits = step.space == space or (along and step.space[0] == space[0] and space[1] == 1)
-                if fits:
+                if fits and step.symbols[0].block == symbol.block:
                     least = max(least, self.at[leaf])
                     joined.add(self.at[leaf])
                     continue
             least = max(least, self.at[leaf] + 1)
         for number in range(least, len(self.steps)):
             step = self.steps[number]
-            if step.kind == "pass" and (step.space == space or number in joined):
+            fits = step.space == space or number in joined
+            if step.kind == "pass" and fits and step.symbols[0].block == symbol.block:
                 step.symbols.append(symbol)
                 self.at[symbol] = number
                 return
@@ -349,11 +350,13 @@ class Schedule:
         """A place in the arena that is free from step `first` to step `last`."""
         size = -(-size // LINE) * LINE
         offset = 0
-        for start, end in sorted((t[0], t[0] + t[1]) for t in self.temporary if t[2] <= last and first <= t[3]):
+        taken = self.taken[first : last + 1]
+        for start, end in sorted(set().union(*taken)):
             if start - offset >= size:
                 break
             offset = max(offset, end)
-        self.temporary.append((offset, size, first, last))
+        for places in taken:
+            places.add((offset, offset + size))
         self.arena = max(self.arena, offset + size)
         return offset
 
