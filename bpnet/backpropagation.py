@@ -67,12 +67,13 @@ def loss_and_gradient(
     if micro_batch is not None and not whole and max(stop - start for start, stop in parts) > micro_batch:
         pieces = -(-count // micro_batch)
         parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
-    results = backend.map_blocks(block, parts)
-    value, grad, kept = next(results)
-    for more, part, room in results:
-        value, grad = value + more, backend.add_to(grad, part)
-        if room is not None:
-            rooms.append(room)
+
+    def add(total: tuple[Array, Array, Room | None], part: tuple[Array, Array, Room | None]) -> Any:
+        if part[2] is not None:
+            rooms.append(part[2])
+        return backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1]), total[2]
+
+    value, grad, kept = backend.total(backend.map_blocks(block, parts), add)
     if kept is not None:
         rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken

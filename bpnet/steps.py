@@ -4,7 +4,7 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -108,9 +108,7 @@ def outputs(
             return backend.widened(layout.network.forward(run, p, bx)[0]), backend.xp.sum(bx)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        result, total = parts[0]
-        for _, more in parts[1:]:
-            total = total + more
+        result, total = parts[0][0], backend.total((total for _, total in parts), backend.add_to)
         return result if len(parts) == 1 else backend.xp.concat([part for part, _ in parts]), total
 
     return function
@@ -143,11 +141,12 @@ def scores(
             return value, xp.sum(right * bw), xp.sum(bw)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        value, right, counted = parts[0]
-        for more, some, of in parts[1:]:
-            value, right = value + more, None if right is None else right + some
-            counted = None if counted is None else counted + of
-        return value, right, counted
+
+        def total_of(some: Sequence[Array | None]) -> Array | None:
+            return None if some[0] is None else backend.total(some, backend.add_to)
+
+        values, rights, counted = zip(*parts, strict=True)
+        return total_of(values), total_of(rights), total_of(counted)
 
     return function
 

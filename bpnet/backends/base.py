@@ -1,7 +1,7 @@
 """What bpnet needs beyond the Array API standard, written in it; a library's own file overrides what it does better."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -33,6 +33,23 @@ float32: of the numbers as they are.  tf32: of numbers rounded to 11 significant
 
 Specs = Sequence[tuple[tuple[int, ...], Any]]
 """Of arrays on the host, each: the shape of a row, and the type of its elements."""
+
+
+SUMMED = 64
+"""Rows that are added up one after the other."""
+
+
+def by_halves(parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+    """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts)."""
+    sums: list[T] = []
+    for number, part in enumerate(parts, 1):
+        while number % 2 == 0:
+            part, number = add(sums.pop(), part), number // 2
+        sums.append(part)
+    total = sums.pop()
+    while sums:
+        total = add(sums.pop(), total)
+    return total
 
 
 class Backend:
@@ -178,6 +195,21 @@ class Backend:
         tail = xp.exp(-far * far) * _polynomial(far, _ERFC_P) / _polynomial(far, _ERFC_Q)
         return xp.where(xp.abs(x) < 1.0, near, xp.sign(x) * (1.0 - tail))
 
+    def column_sums(self, x: Array) -> Array:
+        """The sums of the columns of a matrix, with errors like those of pairwise summation.
+
+        A library may add up rows one after the other (NumPy does).  So here SUMMED rows are, each of which is many that
+        follow each other, side by side; then their sums are, and so on.
+        """
+        xp = self.xp
+        while x.shape[0] > SUMMED:
+            rows, columns = x.shape
+            side = rows // SUMMED
+            sums = xp.sum(xp.reshape(x[: side * SUMMED, :], (SUMMED, side * columns)), axis=0)
+            rest = x[side * SUMMED :, :]
+            x = xp.reshape(self.concat([sums, self.flat(rest)]), (side + rest.shape[0], columns))
+        return xp.sum(x, axis=0)
+
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.
 
@@ -224,6 +256,10 @@ class Backend:
     def add_to(self, total: Array, part: Array) -> Array:
         """total + part, where `total` may be given up."""
         return total + part
+
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+        """The sum of what blocks gave, one part or more, where `add` gives that of two and may give up the first."""
+        return by_halves(parts, add)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """`function(backend, *args)` of arrays and numbers as a function of `args`, faster where the library compiles.

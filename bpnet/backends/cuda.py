@@ -159,7 +159,8 @@ class _Parts:
                 "count": str(form.summed),
                 "threads": str(THREADS),
                 "add": _indented(
-                    [f"total[{i}][k] += out.{r}.v[k];" for i, r in enumerate(results[len(stored) :])], depth=5
+                    [f"add(total[{i}][k], rest[{i}][k], out.{r}.v[k]);" for i, r in enumerate(results[len(stored) :])],
+                    depth=5,
                 ),
                 "sums": _indented([f"{s}[at + k] = part[{i}][k][me];" for i, s in enumerate(sums)], depth=3),
             }
@@ -261,8 +262,19 @@ template <int N, typename E> __device__ __forceinline__ void store(E* to, long l
 """
 """Elements of memory, several at a time."""
 
+ADD = """
+// total + value, and to rest what rounding leaves out of it (Knuth), which is not a number where total is not finite
+__device__ __forceinline__ void add(T& total, T& rest, T value) {
+    const T sum = total + value, arrived = sum - total;
+    rest += (total - (sum - arrived)) + (value - arrived);
+    total = sum;
+}
+"""
+"""For sums of many, by one thread."""
+
 _HEAD = (
     WORDS
+    + ADD
     + """
 __device__ __forceinline__ void rule(<<parameters>>) {
 <<rule>>}
@@ -313,7 +325,7 @@ _MAP = """\
 _SUM = """\
     const int N = <<width>>;
     __shared__ T part[<<count>>][N][<<threads>>];
-    T total[<<count>>][N] = {};
+    T total[<<count>>][N] = {}, rest[<<count>>][N] = {};
     const long long first = blockIdx.y * step, last = first + step < rows ? first + step : rows;
     const long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
     for (long long row = first + threadIdx.y; col < columns && row < last; row += <<at_a_time>> * blockDim.y) {
@@ -336,7 +348,7 @@ _SUM = """\
     }
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     for (int i = 0; i < <<count>>; ++i) {
-        for (int k = 0; k < N; ++k) part[i][k][me] = total[i][k];
+        for (int k = 0; k < N; ++k) part[i][k][me] = total[i][k] + (rest[i][k] == rest[i][k] ? rest[i][k] : 0);
     }
     for (int half = blockDim.y / 2; half; half /= 2) {
         __syncthreads();

@@ -16,9 +16,9 @@ from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Ru
 from bpnet.backends.cupy_feed import PinnedLane
 from bpnet.backends.cupy_graph import CapturedStep
 from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
-from bpnet.backends.cupy_launch import Kernel
+from bpnet.backends.cupy_launch import Kernel, contiguous
 from bpnet.backends.cupy_slots import fetch
-from bpnet.backends.cupy_sums import draw
+from bpnet.backends.cupy_sums import column_sums, draw
 from bpnet.errors import DeviceError, UnknownNameError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
@@ -119,6 +119,11 @@ class CupyBackend(Backend):
 
     def erf(self, x: Array) -> Array:
         return cupyx.scipy.special.erf(x)
+
+    def column_sums(self, x: Array) -> Array:
+        if x.dtype.name not in cuda.TYPES or not x.size or "fused" not in self.techniques:
+            return super().column_sums(x)
+        return column_sums(contiguous(x))
 
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         with values.device:

@@ -30,9 +30,10 @@ def batch_norm_forward(run: Any, x: Array, scale: Array, shift: Array, epsilon: 
         return NotImplemented
     x, share = contiguous(x), 1.0 / x.shape[0]
     (mean,) = finished(_mean, summed(as_they_are, (x,)), (share,))
-    var, inverse = finished(_spread, summed(_square, (x, mean), along="ec"), (share, epsilon))
+    off, var, inverse = finished(_spread, summed(_around, (x, mean), along="ec", count=2), (share, epsilon))
     y, xhat = cupy.empty_like(x), cupy.empty_like(x)
-    mapped(_normal, (x, mean, inverse, scale, shift), (y, xhat), along="ecccc")
+    mapped(_normal, (x, mean, off, inverse, scale, shift), (y, xhat), along="eccccc")
+    mapped(_plus, (mean, off), (mean,))
     return y, xhat, mean, var, inverse
 
 
@@ -67,20 +68,26 @@ def _mean(b: Backend, total: Array, share: Any) -> Array:
     return total * share
 
 
-def _square(b: Backend, x: Array, mean: Array) -> Array:
-    return (x - mean) * (x - mean)
+def _around(b: Backend, x: Array, mean: Array) -> tuple[Array, Array]:
+    centred = x - mean
+    return centred, centred * centred
 
 
-def _spread(b: Backend, squares: Array, share: Any, epsilon: Any) -> tuple[Array, Array]:
-    var = squares * share
-    return var, _inverse(b, var, epsilon)
+def _spread(b: Backend, off: Array, squares: Array, share: Any, epsilon: Any) -> tuple[Array, Array, Array]:
+    off = off * share
+    var = b.xp.maximum(squares * share - off * off, 0.0)
+    return off, var, _inverse(b, var, epsilon)
 
 
 def _normal(
-    b: Backend, x: Array, mean: Array, inverse: Array, scale: Array, shift: Array
+    b: Backend, x: Array, mean: Array, off: Array, inverse: Array, scale: Array, shift: Array
 ) -> tuple[Array, Array]:  # fmt: skip
-    xhat = (x - mean) * inverse
+    xhat = (x - mean - off) * inverse
     return xhat * scale + shift, xhat
+
+
+def _plus(b: Backend, x: Array, y: Array) -> Array:
+    return x + y
 
 
 def _inverse(b: Backend, var: Array, epsilon: Any) -> Array:

@@ -49,6 +49,9 @@ class JaxBackend(Backend):
     def erf(self, x: Array) -> Array:
         return jax.scipy.special.erf(x)
 
+    def column_sums(self, x: Array) -> Array:
+        return xp.sum(x, axis=0)
+
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         return xp.zeros((length, *values.shape[1:]), dtype=values.dtype).at[index].add(values)
 

@@ -36,7 +36,9 @@ share a processor with them."""
 SWEPT = CHUNK
 """Elements of a vector updated at a time."""
 COMPILED_ROWS = 8192
-"""Most rows in a block of a compiled function."""
+"""Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
+MOST_BLOCKS = 128
+"""Blocks of a compiled function, each of which has commands of its own."""
 WORTH_IT = 1e11
 """Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
 DRAWN = 4 * CHUNK
@@ -142,6 +144,8 @@ class NumpyBackend(Backend):
             BLAS.multiply(products, min(current.threads or 1, available_threads()))
 
     def add_to(self, total: Array, part: Array) -> Array:
+        if total.ndim == 0:
+            return total + part
         for _ in self.map_blocks(
             lambda _, rows: numpy.add(total[slice(*rows)], part[slice(*rows)], out=total[slice(*rows)]),
             [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)],
@@ -219,7 +223,7 @@ def _can_compile() -> bool:
 
 def _cut(rows: int, work: float) -> list[Rows]:
     """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
-    count = -(-rows // COMPILED_ROWS)
+    count = min(-(-rows // COMPILED_ROWS), MOST_BLOCKS)
     return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
 
 

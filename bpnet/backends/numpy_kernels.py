@@ -4,21 +4,18 @@ Rows are handled in chunks whose temporaries stay in cache.  Where a batch may n
 couples its rows, every kernel cuts its own rows into blocks over the threads and adds up what sums over rows.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Array, Rows
+from bpnet.backends.base import Array, Rows, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
 """Elements of an array that are handled at a time, so that temporaries stay in cache."""
-
-
-SUMMED = 512
-"""Rows that are summed one after the other; more are summed by parts, which rounds less."""
 
 
 def chunks(rows: int, width: int, first: int = 0) -> list[slice]:
@@ -40,15 +37,6 @@ def by_chunks(rule: Callable[..., Any], b: Any, *args: Any) -> Array:
 
     list(b.map_blocks(block, b.blocks(like.shape[0], 10.0 * like.size / like.shape[0])))
     return result
-
-
-def column_sums(a: Array, first: int = 0, stop: int | None = None) -> Array:
-    """Sums over rows first ... stop, of chunks and then of their sums, which rounds less than one running sum."""
-    stop = a.shape[0] if stop is None else stop
-    if stop - first <= SUMMED:
-        return numpy.add.reduce(a[first:stop], axis=0)
-    parts = [numpy.add.reduce(a[i : min(i + SUMMED, stop)], axis=0) for i in range(first, stop, SUMMED)]
-    return numpy.add.reduce(numpy.stack(parts), axis=0)
 
 
 @lru_cache(maxsize=256)
@@ -89,7 +77,7 @@ def dense_backward(
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         dz = f.derivative(b, kept, dy)
         dw = numpy.matmul(x.T, dz, out=run.place(weight))
-        return dz @ weight.T if need_dx else None, dw, column_sums(dz) if has_bias else None
+        return dz @ weight.T if need_dx else None, dw, b.column_sums(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
         dz, db = _slope(b, kept, dy, f, has_bias)
@@ -106,23 +94,27 @@ def dense_backward(
             numpy.matmul(dz, weight.T, out=dx[some])
         return x[some].T @ dz, db
 
-    results = b.map_blocks(block, parts)
-    dw, db = next(results)
-    for more, some in results:
-        dw += more
-        if db is not None:
-            db += some
-    return dx, dw, db
+    def add(total: tuple[Array, Array | None], more: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        for a, some in zip(total, more, strict=True):
+            if a is not None:
+                a += some
+        return total
+
+    return dx, *by_halves(b.map_blocks(block, parts), add)
 
 
 def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
     """dz and its sums over the rows, taken while the chunk is in cache."""
     if kept is None:
-        return f.derivative(b, kept, dy), column_sums(dy) if sums else None
+        return f.derivative(b, kept, dy), b.column_sums(dy) if sums else None
     dz = numpy.empty_like(dy)
     for c in chunks(*dy.shape):
         b.evaluate(f.derivative, (kept[c], dy[c]), dz[c])
-    return dz, column_sums(dz) if sums else None
+    return dz, b.column_sums(dz) if sums else None
+
+
+def _total(parts: Iterable[Array]) -> Array:
+    return by_halves(parts, operator.add)
 
 
 def batch_norm_forward(
@@ -132,19 +124,18 @@ def batch_norm_forward(
     parts = b.blocks(n, 10.0 * width)
     xhat, y = numpy.empty_like(x), numpy.empty_like(x)
 
-    mean = sum(b.map_blocks(lambda _, part: column_sums(x, *part), parts)) * (1.0 / n)
+    mean = _total(b.map_blocks(lambda _, part: b.column_sums(x[slice(*part)]), parts)) * (1.0 / n)
 
     def centre(number: int, part: Rows) -> Array:
-        total = numpy.zeros((2, width), x.dtype)
+        sums = []
         for c in chunks(part[1] - part[0], width, part[0]):
             centred = numpy.subtract(x[c], mean, out=xhat[c])
-            total[0] += numpy.add.reduce(centred, axis=0)
-            total[1] += numpy.add.reduce(centred * centred, axis=0)
-        return total
+            sums.append(numpy.stack([b.column_sums(centred), b.column_sums(centred * centred)]))
+        return _total(sums)
 
-    off, squares = sum(b.map_blocks(centre, parts)) * (1.0 / n)  # `off`: what rounding left out of the mean
+    off, squares = _total(b.map_blocks(centre, parts)) * (1.0 / n)  # `off`: what rounding left out of the mean
     mean = mean + off
-    var = squares - off * off
+    var = numpy.maximum(squares - off * off, 0.0)
     inverse = 1.0 / numpy.sqrt(var + epsilon)
 
     def normal(number: int, part: Rows) -> None:
@@ -165,13 +156,10 @@ def batch_norm_backward(
     parts = b.blocks(n, 10.0 * width)
 
     def sums(number: int, part: Rows) -> Array:
-        total = numpy.zeros((2, width), dy.dtype)
-        for c in chunks(part[1] - part[0], width, part[0]):
-            total[0] += numpy.add.reduce(dy[c] * xhat[c], axis=0)
-            total[1] += numpy.add.reduce(dy[c], axis=0)
-        return total
+        some = chunks(part[1] - part[0], width, part[0])
+        return _total(numpy.stack([b.column_sums(dy[c] * xhat[c]), b.column_sums(dy[c])]) for c in some)
 
-    dscale, dshift = sum(b.map_blocks(sums, parts))
+    dscale, dshift = _total(b.map_blocks(sums, parts))
     if not need_dx:
         return None, dscale, dshift
     dx = numpy.empty_like(dy)

@@ -54,6 +54,9 @@ class TorchBackend(Backend):
     def erf(self, x: Array) -> Array:
         return torch.erf(x)
 
+    def column_sums(self, x: Array) -> Array:
+        return xp.sum(x, axis=0)
+
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         return torch.zeros((length, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add_(
             0, index, values

@@ -85,14 +85,18 @@ def _mix(b: Backend, kept: Array, seen: Array, old: float, new: float) -> Array:
 def batch_norm_forward(
     run: Run, x: Array, scale: Array, shift: Array, epsilon: float
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """y, xhat, mean, var and 1 / sqrt(var + epsilon) of the rows x of (n, features)."""
-    xp = run.xp
-    mean = xp.mean(x, axis=0)
+    """y, xhat, mean, var and 1 / sqrt(var + epsilon) of the rows x of (n, features).
+
+    A mean is rounded, which matters where it is large beside the deviation; the mean of what is left of x is not.
+    """
+    xp, sums, share = run.xp, run.backend.column_sums, 1.0 / x.shape[0]
+    mean = sums(x) * share
     centred = x - mean
-    var = xp.mean(centred * centred, axis=0)
+    off = sums(centred) * share
+    var = xp.maximum(sums(centred * centred) * share - off * off, 0.0)
     inverse = 1.0 / xp.sqrt(var + epsilon)
-    xhat = centred * inverse
-    return xhat * scale + shift, xhat, mean, var, inverse
+    xhat = (centred - off) * inverse
+    return xhat * scale + shift, xhat, mean + off, var, inverse
 
 
 @kernel
@@ -109,8 +113,7 @@ def batch_norm_backward(
     run: Run, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
 ) -> tuple[Array | None, Array, Array]:
     """dL/dx (where needed), dL/dscale, dL/dshift; `slope` is scale / sqrt(var + epsilon), whether `of_batch`."""
-    xp = run.xp
-    dscale, dshift = xp.sum(dy * xhat, axis=0), xp.sum(dy, axis=0)
+    dscale, dshift = run.backend.column_sums(dy * xhat), run.backend.column_sums(dy)
     if not need_dx:
         return None, dscale, dshift
     if not of_batch:

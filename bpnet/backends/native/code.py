@@ -95,6 +95,10 @@ class Function:
         x, y = self.number(x), self.number(y)
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
 
+    def most(self, x: Any, y: Any) -> Value:
+        x, y = self.number(x), self.number(y)
+        return self.b.select(self.b.icmp_signed(">", x, y), x, y)
+
     def load(self, pointer: Value, lanes: int, align: int) -> Value:
         """A vector of `lanes` elements."""
         kind = ir.VectorType(pointer.type.pointee, lanes)

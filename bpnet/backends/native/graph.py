@@ -4,9 +4,10 @@ A symbol has the shape and the type of the array it stands for.  Layers, losses 
 standard's namespace.  What has no symbol here raises NotTraceableError, and the function then runs as it stands.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy
 
@@ -23,6 +24,7 @@ REDUCTIONS = frozenset({"sum", "max", "min"})
 LARGEST_LABEL = 2**24
 """Whole numbers below it are exact in float32, in which they are compared."""
 
+T = TypeVar("T")
 Shape = tuple[int, ...]
 Space = tuple[int, int]
 
@@ -34,6 +36,7 @@ class Symbol:
 
     def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], shape: Shape, dtype: Any, number: int) -> None:
         self.graph, self.op, self.args, self.shape, self.dtype, self.number = graph, op, args, shape, dtype, number
+        self.block = graph.block
 
     @property
     def ndim(self) -> int:
@@ -118,6 +121,9 @@ class Graph:
         self.known: dict[tuple[Any, ...], Symbol] = {}
         self.numbers: list[str] = []
         """How each number is computed, in Python."""
+        self.block: int | None = None
+        """The row block to which operations belong.  Those of several share no pass: what a pass does, of which there
+        is machine code, is not to depend on how many rows there are."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
@@ -343,12 +349,24 @@ class TracingBackend(Backend):
         self.graph = Graph(real)
         super().__init__(Namespace(self.graph))
         self.cut = cut
+        self.terms: dict[Symbol, list[Symbol]] = {}
+        """What `add_to` has added up to a symbol."""
 
     def device(self, x: Any) -> Any:
         return "cpu"
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
+
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+        for number, rows in enumerate(blocks):
+            self.graph.block = number
+            result = function(number, rows)
+            self.graph.block = None
+            yield result
+
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+        return functools.reduce(add, parts)  # of which `add_to` makes one sum
 
     def copy(self, x: Any) -> Any:
         return x
@@ -357,14 +375,30 @@ class TracingBackend(Backend):
         return rule
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
-        """Part by part, so that a product can be added to what the blocks before it gave."""
+        """Part by part, so that a product can be added to those before it, and that all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
             return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
         if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
             return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
-        if part.op == "matmul":
+        if total.op == part.op == "matmul":
             return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
-        return total + part
+        terms = [*self.terms.get(total, (total,)), part]
+        together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+        found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
+        self.terms[found] = terms
+        return found
+
+    def _own(self, term: Symbol) -> Symbol:
+        """`term`, or a copy where it is not computed into memory of its own, which can be a part of a larger one."""
+        whole, _ = root_of(term)
+        own = whole.op in ELEMENTWISE or whole.op in ("matmul", *REDUCTIONS)
+        if own and whole.size == term.size and len(whole.args) < 3:
+            return term
+        return self.graph.add("copy", (term,), term.shape, term.dtype)
+
+    def column_sums(self, x: Symbol) -> Symbol:
+        """As any sum: a compiled one is never of many rows, one after the other."""
+        return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""

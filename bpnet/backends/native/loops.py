@@ -7,6 +7,8 @@ alone.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +17,17 @@ from llvmlite import ir
 from bpnet.backends.native.arithmetic import as_real, constant, operate, triple32
 from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, vector_bytes
 
+STRIP = 64
+"""Most rows of columns, or vectors of a row, that are added up one after the other.
+
+Sums of so many are then added to others of their like, of rows by further passes and along rows with what rounding
+leaves out of each addition, so that no error grows with the number of what is summed.
+"""
 ROWS_AHEAD, LINES_AHEAD = 16, 8
 """How many rows ahead, and how much of a row, memory is asked for where rows lie anywhere."""
 
 Reference = tuple[str, Any]
-"""("operand", i), ("value", i), ("number", i) or ("constant", x)."""
+"""("operand", i), ("value", i), ("number", i), ("constant", i), or ("literal", x)."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +36,30 @@ class Pass:
 
     operands: (class, type) of each array that is read; an array has an entry for each entry ("full"), each row
     ("column": it is one), each column ("row"), or one in all ("scalar").
-    numbers: how many numbers it is told.
+    numbers: how many numbers it is told, which may change from call to call; constants: how many that may not.  Only
+    literals are part of the code, so that what depends on the size of a batch, as 1/n, makes no new code.
     expressions: (operation, class, turn along the row, *references), each on what stands before it.
     sinks: (kind, reference, turn, class): "store", "rows" (sums over rows), or "all:" sum, max or min over everything.
+    long: whether a row, or a tile of it, has more than STRIP vectors.
     """
 
     dtype: str
     operands: tuple[tuple[str, str], ...]
     numbers: int
+    constants: int
     expressions: tuple[tuple[Any, ...], ...]
     sinks: tuple[tuple[str, Reference, int, str], ...]
+    long: bool
 
 
 def write_pass(module: ir.Module, name: str, form: Pass) -> None:
     """pass(told, tile, bases, scratch).
 
     `told`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the
-    places of the numbers; of every mask the threshold and, for every part of the key, whether it is a place or the part
-    itself, and that; (memory, bytes into it) of every result.  Sums of tiles lie one after the other.
+    places of the numbers; the bits of the constants in double precision; of every mask the threshold and, for every
+    part of the key, whether it is a place or the part itself, and that; (memory, bytes into it) of every result.
+
+    Sums of tiles lie one after the other, and those over rows of every STRIP rows of a tile.
     """
     _Writer(module, name, form)
 
@@ -67,29 +81,41 @@ class _Writer:
         """Values that are the same for the whole pass."""
         for i in range(form.numbers):
             self.once["number", i] = self.number(self.next_told())
+        for i in range(form.constants):
+            self.once["constant", i] = self._real(b.bitcast(self.next_told(), ir.DoubleType()))
         self.keys: dict[int, tuple[Any, Any, Any]] = {}
         for i, (op, _, _, *args) in enumerate(form.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
         self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in form.sinks]
         self.turns = max([1, *(turn + 1 for _, _, turn, _ in form.sinks)])
-        self.totals: dict[int, Any] = {}
+        self.totals: dict[int, _Total] = {}
+        strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
         for i, (kind, _, _, of) in enumerate(form.sinks):
             if kind == "rows":
-                self.targets[i] = f.at(self.targets[i], b.mul(tile, self.columns))
-                self._clear(self.targets[i])
+                self.targets[i] = f.at(self.targets[i], b.mul(b.mul(tile, strips), self.columns))
             elif kind.startswith("all:"):
                 self.targets[i] = f.at(self.targets[i], tile)
-                self.totals[i] = self._start(kind[4:], self.lanes if of in ("full", "row") else 1)
+                self.totals[i] = _Total(f, kind[4:], self.real, self.lanes if of in ("full", "row") else 1)
+        vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
+        together = b.sdiv(f.number(STRIP), f.least(STRIP, f.most(1, vectors)))
+        """Rows that are added to totals one after the other."""
         self.row: dict[Reference, Any] = {}
-        with f.loop(self.first_row, self.last_row) as row:
+        with f.loop(self.first_row, self.last_row, carry=[together] if self.totals else []) as row:
             self.row_index = row.index
             self.row = {}
+            self.strips = self._strips()
             for turn in range(self.turns):
                 self._turn(turn)
+            if self.totals:
+                left = f.sum(row.values[0], -1)
+                none = b.icmp_signed("==", left, f.number(0))
+                with b.if_then(none):
+                    for total in self.totals.values():
+                        total.end_part()
+                row.next = [b.select(none, together, left)]
         for i, total in self.totals.items():
-            kind = form.sinks[i][0][4:]
-            b.store(self._across(kind, b.load(total)), self.targets[i])
+            b.store(total.result(), self.targets[i])
         b.ret_void()
 
     # ---- what the pass is told ----------------------------------------------------------------------------------
@@ -105,8 +131,10 @@ class _Writer:
     def number(self, slot: Any) -> Any:
         f, b = self.f, self.f.b
         numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
-        value = b.load(f.at(numbers, slot))
-        return value if self.size == 8 else b.fptrunc(value, self.real)
+        return self._real(b.load(f.at(numbers, slot)))
+
+    def _real(self, double: Any) -> Any:
+        return double if self.size == 8 else self.f.b.fptrunc(double, self.real)
 
     def _kind(self, dtype: str) -> Any:
         return REALS.get(dtype) or (I8 if dtype == "bool" else ir.IntType(8 * SIZES[dtype]))
@@ -124,7 +152,7 @@ class _Writer:
             word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)
             state = triple32(b, b.add(b.xor(state, word), ir.Constant(I32, 0x9E3779B9)), lambda n: ir.Constant(I32, n))
         scale = b.fdiv(ir.Constant(ir.DoubleType(), 2.0**32), b.sitofp(threshold, ir.DoubleType()))
-        return state, b.trunc(threshold, I32), scale if self.size == 8 else b.fptrunc(scale, self.real)
+        return state, b.trunc(threshold, I32), self._real(scale)
 
     # ---- going along a row --------------------------------------------------------------------------------------
 
@@ -132,23 +160,25 @@ class _Writer:
         f, b, form = self.f, self.f.b, self.form
         along = [i for i, s in enumerate(form.sinks) if s[2] == turn and s[3] in ("full", "row")]
         sums = {
-            i: self._start(op.partition(":")[2], self.lanes)
+            i: _Total(f, op.partition(":")[2], self.real, self.lanes)
             for i, (op, _, of_turn, *_) in enumerate(form.expressions)
             if op.startswith("columns:") and of_turn == turn
         }
+        self.before: set[Reference] = set()
         for i in along:
             self._before(form.sinks[i][1])
         for i in sums:
             self._before(form.expressions[i][3])
+        totals = [*sums.values(), *(self.totals[i] for i in along if i in self.totals)]
         if along or sums:
             whole = b.add(self.first, b.and_(b.sub(self.last, self.first), f.number(-self.lanes)))
-            with f.loop(self.first, whole, self.lanes) as column:
+            with self._parts(whole, totals) as (start, stop), f.loop(start, stop, self.lanes) as column:
                 _Body(self, column.index, None).work(along, sums)
             with b.if_then(b.icmp_signed("<", whole, self.last)):
                 some = f.first_lanes(b.sub(self.last, whole), self.lanes)
                 _Body(self, whole, some).work(along, sums)
         for i, total in sums.items():
-            self.row["value", i] = self._across(form.expressions[i][0].partition(":")[2], b.load(total))
+            self.row["value", i] = total.result()
         for i, (kind, reference, of_turn, of) in enumerate(form.sinks):
             if of_turn != turn or of in ("full", "row"):
                 continue
@@ -156,11 +186,26 @@ class _Writer:
             if kind == "store":
                 b.store(value, f.at(self.targets[i], self.row_index if of == "column" else 0))
             else:
-                self._add(kind[4:], self.totals[i], value)
+                self.totals[i].add(value)
+
+    @contextmanager
+    def _parts(self, whole: Any, totals: "list[_Total]") -> Iterator[tuple[Any, Any]]:
+        """From where to where to go along a row: of a long one STRIP vectors at a time, where anything is summed."""
+        if not (totals and self.form.long):
+            yield self.first, whole
+            return
+        length = self.lanes * STRIP
+        with self.f.loop(self.first, whole, length) as part:
+            yield part.index, self.f.least(whole, self.f.sum(part.index, length))
+            for total in totals:
+                total.end_part()
 
     def _before(self, reference: Reference) -> None:
         """Compute what is the same all along the row before going along it."""
         kind, which = reference
+        if reference in self.before:
+            return
+        self.before.add(reference)
         if kind == "operand" and self.form.operands[which][0] in ("column", "scalar"):
             self.single(reference)
         elif kind == "value":
@@ -176,9 +221,9 @@ class _Writer:
     def single(self, reference: Reference) -> Any:
         """A value that is the same all along the row."""
         kind, which = reference
-        if kind == "constant":
+        if kind == "literal":
             return ir.Constant(self.real, which)
-        if kind == "number":
+        if kind in ("number", "constant"):
             return self.once[reference]
         if reference not in self.row:
             b, f = self.f.b, self.f
@@ -193,37 +238,80 @@ class _Writer:
 
     # ---- sums ---------------------------------------------------------------------------------------------------
 
-    def _start(self, op: str, lanes: int) -> Any:
-        """Memory (a register, later) for a sum, maximum or minimum that has seen nothing."""
+    def _strips(self) -> dict[int, Any]:
+        """Where this row is added to, of every sum over rows."""
+        f, b = self.f, self.f.b
+        targets = {i: self.targets[i] for i, sink in enumerate(self.form.sinks) if sink[0] == "rows"}
+        if not targets:
+            return {}
+        row = b.sub(self.row_index, self.first_row)
+        offset = b.mul(b.udiv(row, f.number(STRIP)), self.columns)
+        targets = {i: f.at(target, offset) for i, target in targets.items()}
+        with b.if_then(b.icmp_signed("==", b.urem(row, f.number(STRIP)), f.number(0))):
+            for target in targets.values():
+                with f.loop(self.first, self.last) as column:
+                    b.store(ir.Constant(self.real, 0.0), f.at(target, column.index))
+        return targets
+
+
+class _Total:
+    """A sum, maximum or minimum of what is added to it, in memory that becomes registers, by lanes.
+
+    A sum is of parts: `part` is of what was added since the last ended, `total` of those before, and `rest` of what
+    rounding left out of that (D. Knuth, The Art of Computer Programming 2, 4.2.2, theorem B).
+    """
+
+    def __init__(self, f: Function, op: str, real: Any, lanes: int) -> None:
+        self.f, self.op, self.real, self.lanes = f, op, real, lanes
+        self.ends = False
+        self.nothing = constant(real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
+        with f.b.goto_entry_block():
+            self.part, self.total, self.rest = (f.b.alloca(self.nothing.type) for _ in range(3))
+        for place in (self.part, self.total, self.rest):
+            f.b.store(self.nothing, place)
+
+    def add(self, value: Any, mask: Any = None) -> None:
+        """Add a value, or those of its lanes that `mask` chooses."""
         b = self.f.b
-        nothing = constant(self.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
-        with b.goto_entry_block():
-            place = b.alloca(nothing.type)
-        b.store(nothing, place)
-        return place
+        if mask is not None:
+            value = b.select(mask, value, self.nothing)
+        b.store(self._join(b.load(self.part), value), self.part)
 
-    def _add(self, op: str, place: Any, value: Any) -> None:
-        self.f.b.store(self._join(op, self.f.b.load(place), value), place)
+    def end_part(self) -> None:
+        """Add what is in the part to the others."""
+        if self.op != "sum":
+            return
+        self.ends = True
+        b = self.f.b
+        part, old, rest = (b.load(place) for place in (self.part, self.total, self.rest))
+        new = b.fadd(old, part)
+        arrived = b.fsub(new, old)
+        left = b.fadd(b.fsub(old, b.fsub(new, arrived)), b.fsub(part, arrived))
+        b.store(new, self.total)
+        b.store(b.fadd(rest, left), self.rest)
+        b.store(self.nothing, self.part)
 
-    def _join(self, op: str, x: Any, y: Any) -> Any:
-        if op == "sum":
-            return self.f.b.fadd(x, y)
-        return operate(self.f, {"max": "maximum", "min": "minimum"}[op], [x, y], self.real)
-
-    def _across(self, op: str, vector: Any) -> Any:
-        """The lanes of a vector joined: halves of it, again and again."""
-        if not isinstance(vector.type, ir.VectorType):
+    def result(self) -> Any:
+        """All lanes joined: halves of them, again and again."""
+        f, b = self.f, self.f.b
+        vector = b.load(self.part)
+        if self.ends:  # where the total is not finite, the rest is not a number
+            rest = b.load(self.rest)
+            rest = b.select(b.fcmp_ordered("ord", rest, rest), rest, self.nothing)
+            vector = b.fadd(b.fadd(b.load(self.total), vector), rest)
+        n = self.lanes
+        if n == 1:
             return vector
-        n = vector.type.count
         while n > 1:
             n //= 2
-            low = self.f.shuffle(vector, vector, list(range(n)))
-            vector = self._join(op, low, self.f.shuffle(vector, vector, list(range(n, 2 * n))))
-        return self.f.b.extract_element(vector, ir.Constant(I32, 0))
+            low = f.shuffle(vector, vector, list(range(n)))
+            vector = self._join(low, f.shuffle(vector, vector, list(range(n, 2 * n))))
+        return b.extract_element(vector, ir.Constant(I32, 0))
 
-    def _clear(self, target: Any) -> None:
-        with self.f.loop(self.first, self.last) as column:
-            self.f.b.store(ir.Constant(self.real, 0.0), self.f.at(target, column.index))
+    def _join(self, x: Any, y: Any) -> Any:
+        if self.op == "sum":
+            return self.f.b.fadd(x, y)
+        return operate(self.f, {"max": "maximum", "min": "minimum"}[self.op], [x, y], self.real)
 
 
 class _Body:
@@ -235,35 +323,28 @@ class _Body:
         self.entry = self.b.add(self.b.mul(writer.row_index, writer.columns), column)
         self.known: dict[Reference, Any] = {}
 
-    def work(self, along: list[int], sums: dict[int, Any]) -> None:
-        for i, place in sums.items():
-            op, _, _, argument = self.w.form.expressions[i]
-            self._sum(op.partition(":")[2], place, self.value(argument))
+    def work(self, along: list[int], sums: dict[int, _Total]) -> None:
+        for i, total in sums.items():
+            total.add(self.value(self.w.form.expressions[i][3]), self.mask)
         values = [self.value(self.w.form.sinks[i][1]) for i in along]  # before what they read may be written over
         for i, value in zip(along, values, strict=True):
             (kind, _, _, of), target = self.w.form.sinks[i], self.w.targets[i]
             if kind == "store":
                 self._store(value, self.f.at(target, self.entry if of == "full" else self.column))
             elif kind == "rows":
-                place = self.f.at(target, self.column)
+                place = self.f.at(self.w.strips[i], self.column)
                 self._store(self.b.fadd(self._load(place, self.w.form.dtype), value), place)
             else:
-                self._sum(kind[4:], self.w.totals[i], value)
-
-    def _sum(self, op: str, place: Any, value: Any) -> None:
-        if self.mask is not None:
-            nothing = constant(self.w.real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], self.lanes)
-            value = self.b.select(self.mask, value, nothing)
-        self.w._add(op, place, value)
+                self.w.totals[i].add(value, self.mask)
 
     def value(self, reference: Reference) -> Any:
         kind, which = reference
         if reference in self.known:
             return self.known[reference]
         form, w = self.w.form, self.w
-        if kind == "constant":
+        if kind == "literal":
             value = constant(w.real, which, self.lanes)
-        elif kind == "number" or reference in w.row or self._single(reference):
+        elif kind in ("number", "constant") or reference in w.row or self._single(reference):
             value = self.f.splat(w.single(reference), self.lanes)
         elif kind == "operand":
             of, dtype = form.operands[which]

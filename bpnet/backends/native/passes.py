@@ -1,12 +1,18 @@
 """What a pass over memory does, in the form from which its machine code is made."""
 
+import struct
 from typing import TYPE_CHECKING, Any
 
+from bpnet.backends.native.code import vector_bytes
 from bpnet.backends.native.graph import ELEMENTWISE, REDUCTIONS, Symbol, root_of, space_of
-from bpnet.backends.native.loops import Pass, Reference
+from bpnet.backends.native.loops import STRIP, Pass, Reference
 
 if TYPE_CHECKING:
     from bpnet.backends.native.schedule import Schedule, Step
+
+
+LITERALS = (0.0, 1.0, -1.0, 2.0, 0.5)
+"""Numbers that are part of the code, since the compiler makes something of them."""
 
 
 class PassMaker:
@@ -17,6 +23,7 @@ class PassMaker:
         self.operands: list[tuple[str, str]] = []
         self.operand_told: list[int] = []
         self.numbers: list[int] = []
+        self.constants: dict[float, int] = {}
         self.expressions: list[tuple[Any, ...]] = []
         self.masks: list[int] = []
         self.known: dict[Any, Reference] = {}
@@ -45,8 +52,12 @@ class PassMaker:
         self.sums_columns = any(e[0].startswith("columns") for e in self.expressions)
         """Whether rows are."""
         self.flat = self.flat and not self.sums_columns and not any(e[0] == "places" for e in self.expressions)
-        self.made = Pass(schedule.dtype, tuple(self.operands), len(self.numbers), tuple(self.expressions), tuple(found))
-        self.told = [*self.operand_told, *self.numbers, *self.masks]
+        counts = len(self.numbers), len(self.constants)
+        rows, columns = step.space
+        long = (rows * columns if self.flat else columns) > STRIP * vector_bytes() // schedule.size
+        self.made = Pass(schedule.dtype, tuple(self.operands), *counts, tuple(self.expressions), tuple(found), long)
+        constants = [struct.unpack("q", struct.pack("d", value))[0] for value in self.constants]
+        self.told = [*self.operand_told, *self.numbers, *constants, *self.masks]
 
     def class_of(self, symbol: Symbol) -> str:
         """How the entries of a symbol belong to those of the pass: one each, one a row, one a column, or one."""
@@ -74,7 +85,10 @@ class PassMaker:
     def reference(self, symbol: Any, phase: int, top: bool = False) -> Reference:
         """Where the pass finds a value in its turn `phase` along a row; `top`: to compute it, not to read it."""
         if not isinstance(symbol, Symbol):
-            return "constant", float(symbol)
+            value = float(symbol)
+            if value in LITERALS:
+                return "literal", value
+            return "constant", self.constants.setdefault(value, len(self.constants))
         key = symbol, phase
         if key not in self.known:
             self.known[key] = self._reference(symbol, phase, top)

@@ -13,7 +13,7 @@ from typing import Any
 
 from bpnet.backends.native.code import SIZES
 from bpnet.backends.native.graph import COSTLY, ELEMENTWISE, REDUCTIONS, Graph, Space, Symbol, root_of, space_of
-from bpnet.backends.native.loops import Pass
+from bpnet.backends.native.loops import STRIP, Pass
 from bpnet.backends.native.passes import PassMaker
 from bpnet.backends.native.products import Shape as ProductShape
 from bpnet.backends.trace import NotTraceableError
@@ -35,7 +35,7 @@ COPIED, TAKEN = 1.0, 1000.0
 SPARE = 0.03
 """Share of the time that fewer tiles may cost, since a thread that is held up then holds up the others."""
 MOST_SUMS = 64
-"""Parts of a sum over rows, each added up by one thread."""
+"""Parts of a sum over rows, each added up by one thread, where there are fewer than STRIP rows in them."""
 
 Place = tuple[int, int]
 """(memory, bytes into it)."""
@@ -106,8 +106,8 @@ class Schedule:
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
         self.read = {symbol for step in self.steps for symbol in step.reads}
-        self.temporary: list[tuple[int, int, int, int]] = []
-        """What lies in the arena: where, how many bytes, from which step to which."""
+        self.taken: list[set[tuple[int, int]]] = [set() for _ in self.steps]
+        """What lies in the arena during each step: from which byte to before which."""
         self.places: dict[Symbol, Place] = {}
         self.arena = 0
         self._place()
@@ -211,6 +211,8 @@ class Schedule:
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and sums always are."""
         stored = set(self.results)
+        draws: set[Symbol] = set()
+        """For the entries of which random numbers are drawn: then for no other entries."""
         for symbol in self.needed:
             if symbol.op in ("matmul", "take", "concat", "view", "transpose"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
@@ -218,12 +220,16 @@ class Schedule:
                 stored.update(root_of(a)[0] for a in symbol.args)
             elif symbol.op in ELEMENTWISE:
                 rows = space_of(symbol)[0]
+                if draws.intersection(symbol.args):
+                    draws.add(symbol)
                 for a in symbol.args:
-                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and self._draws(a):
+                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and a in draws:
                         stored.add(a)
                     row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
                     if row and rows > 1 and a.dtype == self.graph.real and a.op != "places":
                         stored.add(a)
+            elif symbol.op == "mask":
+                draws.add(symbol)
             if symbol.op in COSTLY and self.consumers[symbol] > 1:
                 stored.add(symbol)
         depths: dict[Symbol, int] = {}
@@ -236,11 +242,6 @@ class Schedule:
         if any(s.dtype != self.graph.real for s in computed):
             raise NotTraceableError("truth values or places as a result of their own")
         return computed
-
-    def _draws(self, symbol: Symbol) -> bool:
-        """Whether random numbers are drawn for the entries of `symbol`: then for no other entries."""
-        args = symbol.args if symbol.op in ELEMENTWISE else ()
-        return symbol.op == "mask" or any(self._draws(a) for a in args if isinstance(a, Symbol))
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -289,14 +290,15 @@ class Schedule:
             along = leaf.op in REDUCTIONS and leaf.args[1] == "columns"
             if step.kind == "pass" and entrywise and (along or leaf.op not in REDUCTIONS):
                 fits = step.space == space or (along and step.space[0] == space[0] and space[1] == 1)
-                if fits:
+                if fits and step.symbols[0].block == symbol.block:
                     least = max(least, self.at[leaf])
                     joined.add(self.at[leaf])
                     continue
             least = max(least, self.at[leaf] + 1)
         for number in range(least, len(self.steps)):
             step = self.steps[number]
-            if step.kind == "pass" and (step.space == space or number in joined):
+            fits = step.space == space or number in joined
+            if step.kind == "pass" and fits and step.symbols[0].block == symbol.block:
                 step.symbols.append(symbol)
                 self.at[symbol] = number
                 return
@@ -348,11 +350,13 @@ class Schedule:
         """A place in the arena that is free from step `first` to step `last`."""
         size = -(-size // LINE) * LINE
         offset = 0
-        for start, end in sorted((t[0], t[0] + t[1]) for t in self.temporary if t[2] <= last and first <= t[3]):
+        taken = self.taken[first : last + 1]
+        for start, end in sorted(set().union(*taken)):
             if start - offset >= size:
                 break
             offset = max(offset, end)
-        self.temporary.append((offset, size, first, last))
+        for places in taken:
+            places.add((offset, offset + size))
         self.arena = max(self.arena, offset + size)
         return offset
 
@@ -422,28 +426,46 @@ class Schedule:
         rows, columns = step.space
         if made.flat:
             rows, columns = 1, rows * columns
-        down, across = 1, columns
-        if rows > 1:
-            down = max(1, min(rows, CHUNK // max(columns, 1)))
-            if made.sums_rows:
-                down = max(down, -(-rows // MOST_SUMS))
-        elif columns > CHUNK and not made.sums_rows and not made.sums_columns:  # nor may sums depend on the threads
-            across = CHUNK
+        down, across = self._cut(rows, columns, made.sums_rows), columns
+        if rows == 1 and columns > CHUNK and not made.sums_rows and not made.sums_columns:
+            across = CHUNK  # sums depend on the shape alone, and not on the threads
         tiles = -(-rows // down) * -(-columns // across)
         told = [rows, columns, down, across, -(-columns // across), *made.told]
         after: list[Command] = []
         for kind, symbol in made.sinks:
             place = self.place(symbol)
-            if tiles > 1 and kind != "store":
-                width = columns if kind == "rows" else 1
-                part = (ARENA, self._room(tiles * width * self.size, number, number))
-                after.append(self._add_up(kind, (tiles, width) if kind == "rows" else (1, tiles), part, place))
-                place = part
+            if kind == "rows":
+                place = self._sum_parts(kind, self._strips(rows, down), columns, place, number, after)
+            elif kind != "store":
+                place = self._sum_parts(kind, tiles, 1, place, number, after)
             told += place
         yield Command("pass", made.made, told, tiles)
-        yield from after
+        yield from reversed(after)
 
-    def _add_up(self, kind: str, shape: Space, part: Place, place: Place) -> Command:
-        """The pass over the parts of a result that came tile by tile."""
-        form = Pass(self.dtype, (("full", self.dtype),), 0, (), ((kind, ("operand", 0), 0, "full"),))
-        return Command("pass", form, [*shape, *shape, 1, *part, *place], 1)
+    @staticmethod
+    def _cut(rows: int, columns: int, sums: bool) -> int:
+        """Rows of a tile; where columns are summed up, it has one strip of rows, or some whole ones."""
+        down = max(1, min(rows, CHUNK // max(columns, 1)))
+        if sums:
+            down = max(down, min(STRIP, -(-rows // MOST_SUMS)))
+        return down - down % STRIP if sums and STRIP < down < rows else down
+
+    @staticmethod
+    def _strips(rows: int, down: int) -> int:
+        """How many sums over rows come of tiles of `down` rows."""
+        return rows // down * -(-down // STRIP) + -(-(rows % down) // STRIP)
+
+    def _sum_parts(self, kind: str, count: int, width: int, place: Place, number: int, after: list[Command]) -> Place:
+        """Where `count` parts of a result go; the passes that make it of them are put into `after`, the last first."""
+        if count == 1:
+            return place
+        rows, columns, down = 1, count, 1
+        if kind == "rows":
+            rows, columns, down = count, width, max(CHUNK // width // STRIP, 1) * STRIP
+        sink = kind, ("operand", 0), 0, "full"
+        form = Pass(self.dtype, (("full", self.dtype),), 0, 0, (), (sink,), kind != "rows")
+        if kind == "rows":
+            place = self._sum_parts(kind, self._strips(rows, down), columns, place, number, after)
+        part = (ARENA, self._room(count * width * self.size, number, number))
+        after.append(Command("pass", form, [rows, columns, down, columns, 1, *part, *place], -(-rows // down)))
+        return part

@@ -1,0 +1,227 @@
+"""Sums of many numbers: on every library, compiled or not, their errors are like those of pairwise summation."""
+
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.backends.base import by_halves
+
+SHAPES = [(100_000, 1), (30_000, 3), (2_000, 70), (65, 17), (7, 40_000), (1, 30_000), (1, 1)]
+"""Long and narrow, wide and short, and around the sizes at which sums are cut into parts."""
+
+
+def error(found: Any, x: Any, axis: int | None) -> float:
+    """How far sums of float32 are from the right ones, in units of the last place of the sums of absolute values."""
+    x = x.astype(np.float64)
+    off = np.abs(np.asarray(found, np.float64) - x.sum(axis=axis)) / np.abs(x).sum(axis=axis)
+    return float(np.max(off)) / float(np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("kind", ["equal", "random", "alternating"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_of_many_are_as_good_as_pairwise(backend: Any, shape: tuple[int, int], kind: str) -> None:
+    if backend.name in ("jax", "jax-jit") and kind != "equal":
+        pytest.skip("JAX's sums are its own: one kind of numbers shows that they are good")
+    x = np.full(shape, 0.1, np.float32)  # all of whose roundings go the same way
+    if kind != "equal":
+        x = (1.0 + np.random.default_rng(0).random(shape)).astype(np.float32)
+    if kind == "alternating":
+        x[1::2] *= -1.0
+
+    def sums(x: Any) -> Any:
+        xp = backend.seam.xp
+        return backend.seam.column_sums(x), xp.sum(x, axis=1), xp.sum(x)
+
+    columns, rows, full = map(backend.host, backend.call(sums, backend.array(x)))
+    for found, axis, count in ((columns, 0, shape[0]), (rows, 1, shape[1]), (full, None, x.size)):
+        assert error(found, x, axis) <= 4.0 + math.log2(count) / 2.0
+
+
+@pytest.mark.parametrize("rows", [1_000, 20_000])
+def test_what_users_layers_sum_up_is_as_good_when_compiled(library: Any, rows: int, monkeypatch: Any) -> None:
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    lib = library("numpy-jit")
+    monkeypatch.setattr(lib.seam, "jit", True)
+    x = np.full((rows, 6), 0.1, np.float32)
+
+    def sums(x: Any) -> Any:
+        xp = lib.seam.xp
+        each = xp.sum(x * x, axis=1, keepdims=True)
+        return xp.sum(x, axis=0), xp.mean(x + 0.0, axis=0), xp.sum(each), xp.sum(each * x), xp.max(x), xp.sum(-x)
+
+    found = lib.call(sums, x)
+    each = (x.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
+    right = [x.astype(np.float64).sum(axis=0), x[0], each.sum(), (each * x).sum(), x[0, 0], -x.astype(np.float64).sum()]
+    for mine, exact in zip(found, right, strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (200, 40), (2, 5000)])
+def test_sums_of_what_is_not_finite(library: Any, rows: int, columns: int, monkeypatch: Any) -> None:
+    """What is infinite is not made something that is not a number."""
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    lib = library("numpy-jit")
+    monkeypatch.setattr(lib.seam, "jit", True)
+
+    def sums(x: Any) -> Any:
+        xp = lib.seam.xp
+        return xp.sum(x, axis=0), xp.sum(x, axis=1), xp.sum(x), xp.sum(x[1:, ...])
+
+    x = np.ones((rows, columns), np.float32)
+    for value in (math.inf, -math.inf, math.nan, 3e38):
+        x[0, :] = value
+        for found, axis in zip(lib.call(sums, x), (0, 1, None), strict=False):
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(found, x.sum(axis=axis, dtype=np.float64).astype(np.float32))
+        assert lib.call(sums, x)[3] == (rows - 1) * columns
+
+
+def test_parts_are_added_by_halves() -> None:
+    for count in range(1, 20):
+        text = by_halves(map(str, range(count)), lambda x, y: f"({x} {y})")
+        assert text.replace("(", "").replace(")", "") == " ".join(map(str, range(count)))
+        assert max(text[:i].count("(") - text[:i].count(")") for i in range(len(text))) <= math.ceil(math.log2(count))
+
+
+# ---- what is made of sums -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1_024, 3), (5_000, 3), (600, 130)], ids=str)
+@pytest.mark.parametrize("ratio", [1e2, 1e5])
+def test_batch_statistics_beside_a_large_mean(backend: Any, shape: tuple[int, int], ratio: float) -> None:
+    """Mean and variance are right to what float32 can hold, however large the mean is beside the deviation."""
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    x = (ratio * 3.0 + 3.0 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+    exact = x.astype(np.float64)
+    trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(momentum=0.0), bp.Dense(1)), "mse", bp.SGD(1e-3))
+    trainer.build(backend.array(x))
+    trainer.step(backend.array(x), backend.array(np.zeros((shape[0], 1), np.float32)))
+    mean, var = backend.host(trainer.buffers).reshape(2, -1)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1.3e-7)
+    np.testing.assert_allclose(var, exact.var(axis=0, ddof=1), rtol=5e-6)
+    # scale moved by the sum over rows of dy xhat, xhat of the exact statistics
+    xhat = (exact - exact.mean(axis=0)) / np.sqrt(exact.var(axis=0) + 1e-5)
+    start = bp.Trainer(trainer.network, "mse").build(backend.array(x))
+    w = backend.host(parameters(start)["1"]["weight"]).astype(np.float64)
+    dy = 2.0 / shape[0] * (xhat @ w) * w[:, 0]
+    moved = backend.host(parameters(trainer)["0"]["scale"]).astype(np.float64) - 1.0
+    np.testing.assert_allclose(moved, -1e-3 * (dy * xhat).sum(axis=0), atol=2e-7)
+
+
+def parameters(trainer: bp.Trainer) -> Any:
+    return trainer.layout.views(trainer.backend, trainer.theta, trainer.buffers)
+
+
+@pytest.mark.parametrize("value", [1e9, 123456.789, 0.1, -3e7])
+def test_a_feature_that_is_the_same_everywhere(backend: Any, value: float) -> None:
+    """Its variance is 0, and never below."""
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    x = np.full((1_777, 3), value, np.float32)
+    layer = bp.BatchNorm(momentum=0.0, epsilon=1e-12)
+    trainer = bp.Trainer(bp.Sequential(layer, bp.Dense(1)), "mse", bp.SGD(1e-3)).build(backend.array(x))
+    assert math.isfinite(float(trainer.step(backend.array(x), backend.array(np.zeros((1_777, 1), np.float32)))))
+    mean, var = backend.host(trainer.buffers).reshape(2, 3)
+    np.testing.assert_allclose(mean, x[0], rtol=1.3e-7)
+    assert np.all(var >= 0.0)
+    assert np.all(np.sqrt(var) <= 1e-7 * abs(value))
+
+
+@pytest.mark.parametrize("shape", [(4_096, 3), (30_000, 1), (300, 1_000)], ids=str)
+def test_losses_and_gradients_of_biases(backend: Any, shape: tuple[int, int]) -> None:
+    """Of outputs that are all equal: the loss is the square of what is missing, and biases move towards it alike."""
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    x, y = np.zeros((shape[0], 2), np.float32), np.full(shape, 0.1, np.float32)
+    trainer = bp.Trainer(bp.Dense(shape[1]), "mse", bp.SGD(shape[1] / 2.0)).build(backend.array(x))
+    loss = float(trainer.step(backend.array(x), backend.array(y)))
+    right = float(np.float32(0.1)) ** 2
+    assert loss == pytest.approx(right, rel=2e-6)
+    np.testing.assert_allclose(backend.host(parameters(trainer)["bias"]), np.float32(0.1), rtol=2e-6)
+    again = bp.Trainer(bp.Dense(shape[1]), "mse").build(backend.array(x))
+    found = again.evaluate(backend.array(x), backend.array(y), batch_size=shape[0])["loss"]
+    assert found == pytest.approx(right, rel=2e-6)
+
+
+def test_the_loss_of_many_blocks(backend: Any, monkeypatch: Any) -> None:
+    """Neither the loss nor the gradient gets worse with the number of blocks that they come from."""
+    if backend.name in ("jax", "jax-jit"):
+        pytest.skip("JAX would compile every block")
+    x, y = np.zeros((3_000, 1), np.float32), np.full((3_000, 2), 0.1, np.float32)
+    trainer = bp.Trainer(bp.Dense(2), "mse", bp.SGD(1.0), micro_batch=10).build(backend.array(x))
+    assert float(trainer.step(backend.array(x), backend.array(y))) == pytest.approx(np.float32(0.1) ** 2, rel=2e-6)
+    np.testing.assert_allclose(backend.host(parameters(trainer)["bias"]), np.float32(0.1), rtol=2e-6)
+
+
+# ---- what sizes must not do to machine code --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def code(library: Any, monkeypatch: Any) -> Any:
+    """The module that compiles, of NumPy with its `jit`."""
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    monkeypatch.setattr(library("numpy-jit").seam, "jit", True)
+    from bpnet.backends.native import code
+
+    return code
+
+
+def worked(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> None:
+    trainer.step(x, y)
+    trainer.step(x, y, weight)
+    trainer.predict(x)
+    trainer.evaluate(x, y)
+
+
+def test_batch_sizes_make_no_machine_code(code: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.random((3_000, 8), np.float32), rng.integers(0, 3, 3_000), rng.random(3_000, np.float32)
+    network = bp.Sequential(bp.Dense(16, "relu"), bp.BatchNorm(), bp.Dropout(0.1), bp.Dense(3, "leaky_relu"))
+    trainer = bp.Trainer(network, "cross_entropy", clip_norm=1.0).build(x)
+    for rows in (40, 1_100, 3_000):
+        worked(trainer, x[:rows], y[:rows], weight[:rows])
+    before = set(code._addresses)
+    for rows in (*range(11, 60), 127, 1_050, 2_000, 2_999):
+        worked(trainer, x[:rows], y[:rows], weight[:rows])
+    assert set(code._addresses) == before
+
+
+def test_blocks_make_no_machine_code_and_no_deep_expressions(code: Any, monkeypatch: Any, caplog: Any) -> None:
+    """However many there are, they are computed by the same functions, and nothing is left to the definition."""
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.random((1_200, 8), np.float32), rng.integers(0, 3, 1_200), rng.random(1_200, np.float32)
+    network = bp.Sequential(bp.Dense(16, "relu"), bp.Residual(bp.Dense(16, "tanh")), bp.Dense(3))
+    right = bp.gradient(network, "cross_entropy", bp.Trainer(network, "cross_entropy").build(x).theta, x, y)
+    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 4)
+    monkeypatch.setattr("bpnet.backends.numpy.MOST_BLOCKS", 10_000)
+    with caplog.at_level("DEBUG", "bpnet"):
+        trainer = bp.Trainer(network, "cross_entropy").build(x)
+        for rows in (12, 40):
+            worked(trainer, x[:rows], y[:rows], weight[:rows])
+        before = set(code._addresses)
+        for rows in (16, 44, 400, 1_200):
+            worked(trainer, x[:rows], y[:rows], weight[:rows])
+        assert set(code._addresses) == before
+        plain = bp.Trainer(network, "cross_entropy", bp.SGD(1.0)).build(x)
+        start = plain.theta.copy()
+        assert float(plain.step(x, y)) == pytest.approx(float(right[0]), rel=1e-6)
+        np.testing.assert_allclose(start - plain.theta, right[1], atol=1e-6)
+    assert "not compiled" not in caplog.text
+
+
+def test_plans_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> None:
+    from bpnet.backends.native import plan
+
+    monkeypatch.setattr(plan, "MOST_PLANS", 2)
+    x = np.random.default_rng(0).random((30, 4), np.float32)
+    trainer = bp.Trainer(bp.Dense(2), "mse").build(x)
+    plans = []
+    for rows in range(10, 16):
+        trainer.step(x[:rows], x[:rows, :2])
+        plans.append(weakref.ref(trainer._step.made[0].last[1].plan))
+    assert [kept() is None for kept in plans] == [True] * 4 + [False] * 2
