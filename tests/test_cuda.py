@@ -239,8 +239,8 @@ def by_nvrtc(code: str, architecture: str) -> Any:
 @pytest.mark.parametrize(
     ("kernel", "form", "loads", "stores"),
     [
-        ("map_wide", Form(bp.AdamW.rule, "eeee", 5, "float32", held=(0, 3)), 4, 3),
-        ("map_wide", Form(bp.Adam.rule, "eeee", 4, "float64"), 4, 3),
+        ("map_wide", Form(bp.AdamW.rule, "eeee", 7, "float32", held=(0, 5)), 4, 3),
+        ("map_wide", Form(bp.Adam.rule, "eeee", 6, "float64"), 4, 3),
         ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", summed=1), 8, 4),
         ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", (), ("bfloat16",) * 3, 1), 8, 4),
     ],
