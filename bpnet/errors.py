@@ -78,7 +78,10 @@ class FileFormatError(BpnetError, ValueError):
 
 
 class DivergedError(BpnetError, RuntimeError):
-    """The loss became NaN or infinite; the last finite parameters were kept."""
+    """Training, or parameters that are not finite, gave a loss, state or output that is no number.
+
+    A trainer that diverged is back at its last good state.
+    """
 
 
 class NotBuiltError(BpnetError, RuntimeError):
