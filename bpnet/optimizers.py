@@ -228,10 +228,11 @@ class AdamW(Adam):
 def clip_by_global_norm(run: Run, grad: Array, limit: float) -> Array:
     """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013).
 
-    It is divided by its largest entry first, so that no square overflows, nor limit / norm underflows.
+    It is divided by its largest entry first (or by a number that has an inverse), so that no square overflows, nor
+    limit / norm underflows.
     """
-    xp = run.xp
-    largest = xp.maximum(xp.max(xp.abs(grad)), float(xp.finfo(grad.dtype).smallest_normal))
+    xp, smallest = run.xp, float(run.xp.finfo(grad.dtype).smallest_normal)
+    largest = xp.minimum(xp.maximum(xp.max(xp.abs(grad)), smallest), 0.5 / smallest)
     part = grad / largest
     root = xp.sqrt(xp.sum(part * part))
     clips = largest * root > limit

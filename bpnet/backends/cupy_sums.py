@@ -202,9 +202,8 @@ def _power(b: Backend, x: Array) -> Array:
 def _shrink(b: Backend, squares: Array, limit: Any) -> tuple[Array, Array]:
     """By what to divide, and then to multiply, so that neither these nor what comes of them leave float32."""
     norm = b.xp.sqrt(squares)
-    down = b.xp.minimum(norm, 1e38)
-    clips = b.xp.where(norm < 1e300, norm, 0.0) > limit  # what is not finite stays as it is
-    return b.xp.where(clips, down, 1.0), b.xp.where(clips, limit * (down / norm), 1.0)
+    down = b.xp.minimum(norm, 1e37)
+    return b.xp.where(norm > limit, down, 1.0), b.xp.where(norm > limit, limit * (down / norm), 1.0)
 
 
 def _rescaled(b: Backend, grad: Array, down: Any, up: Any) -> Array:
