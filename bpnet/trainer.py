@@ -357,7 +357,7 @@ class Trainer:
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
         parameter, a buffer or the optimizer's state is no longer finite; all of them are then those from before the
-        step in which that began.
+        step in which that began.  A NaN as the loss of the validation data raises it too, and undoes nothing.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         shuffle = flag("shuffle", shuffle)
@@ -555,14 +555,14 @@ class Trainer:
                 )
                 where = next(found, "something that is carried from step to step")
         raise DivergedError(
-            f"training diverged at step {step}: {where} is no longer finite. The parameters, buffers and optimizer "
-            f"state from before step {self.step_count + 1} were kept; {hint}"
+            f"training diverged at step {step}: {where} is no longer finite; {hint}. The parameters, buffers and "
+            f"optimizer state from before step {self.step_count + 1} were kept"
         )
 
     def _check_sound(self) -> None:
-        """Raise where a parameter is NaN, if the library may keep that from the output; once for the same ones."""
+        """Raise where a parameter is NaN, which the library may keep from the output; looks once at the same ones."""
         backend, xp = self.backend, self.backend.xp
-        if not backend.drops_nan or (self._sound[0] is self._carry and self._sound[1] == self.step_count):
+        if self._sound[0] is self._carry and self._sound[1] == self.step_count:
             return
         vectors = [vector for vector in self._carry[:2] if vector.shape[0]]
         with backend.session(device=backend.device(self.theta)):
@@ -614,7 +614,8 @@ class Trainer:
             if not fed and (kind := (type(x), x.dtype, x.shape, device)) != self._known_x:
                 rows = self._rows(x, "x", values=False)[1]
                 self._known_x = kind if rows is x else ()
-            self._check_sound()
+            if built.drops_nan:
+                self._check_sound()
             if size is None and not fed:
                 result, total = self._forward(self._outputs, rows)
                 sums = built.fetch([total])
@@ -646,7 +647,8 @@ class Trainer:
 
     def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
         backend = self.backend
-        self._check_sound()
+        if backend.drops_nan:
+            self._check_sound()
         with self._session(data.count):
             total = data.total()
             size = self.micro_batch if batch_size is None else batch_size

@@ -804,6 +804,31 @@ def steps(trainer: bp.Trainer, x: Any, y: Any, count: int) -> None:
         trainer.step(x, y)
 
 
+def test_validation_that_gives_nan_is_told_of(backend: Any) -> None:
+    """Of finite data: both outputs of the first layer overflow, and the second takes their difference."""
+    x = backend.array(np.zeros((4, 2)))
+    far, y = backend.array(np.full((4, 2), 1e300)), backend.array(np.zeros((4, 1)))
+    network = bp.Sequential(bp.Dense(2, bias=False), bp.Dense(1, bias=False))
+    trainer = bp.Trainer(network, "mse", bp.SGD(0.1)).build(x)
+    large = {"0": {"weight": [[1e300, 1e300]] * 2}, "1": {"weight": [[1.0], [-1.0]]}}
+    trainer.parameters = {name: {"weight": backend.array(np.asarray(p["weight"]))} for name, p in large.items()}
+    with pytest.raises(bp.errors.DivergedError, match="the loss is NaN, though x is finite: the output of layer '0'"):
+        trainer.fit(x, y, validation=(far, y), progress=False)
+    assert finite(backend, trainer)
+    assert trainer.step_count == 1
+
+
+@pytest.mark.parametrize("device", ["torch", "jax"])
+def test_what_is_predicted_elsewhere_is_looked_at_too(device: str) -> None:
+    pytest.importorskip(device)
+    x, y = rows(dtype="float32")
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(3)), "cross_entropy", device=device).build(x)
+    trainer.restore(((trainer.theta * math.nan, trainer.buffers, trainer.state), 0))
+    for call in (lambda: trainer.predict(x), lambda: trainer.evaluate(x, y), lambda: trainer.step(x, y)):
+        with pytest.raises(bp.errors.DivergedError, match="weight of layer '0'"):
+            call()
+
+
 @pytest.mark.parametrize("optimizer", [bp.SGD(1e200), bp.Adam(1e200)], ids=str)
 def test_steps_that_diverge_raise_and_go_back(optimizer: Any, backend: Any) -> None:
     x, y = map(backend.array, rows())
