@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -402,8 +403,12 @@ def train(
             diverged = str(error)
         seconds = time.perf_counter() - began
         interrupted = interrupt.pressed and len(trainer.history) < epochs
+        try:
+            judgement = evaluate_rows(trainer, recipe, xv, yv)
+        except DivergedError as error:  # what was kept is finite, which outputs need not be
+            judgement, diverged = {"loss": math.nan, "accuracy": None}, diverged or str(error)
         result: JSON = {
-            **evaluate_rows(trainer, recipe, xv, yv),
+            **judgement,
             "seconds": seconds,
             "backend": backend,
             "device": device,

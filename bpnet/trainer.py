@@ -1,5 +1,6 @@
 """The trainer: the one object with state.  All it does is call pure functions, keep results, and tell callbacks."""
 
+import itertools
 import math
 import sys
 import time
@@ -305,14 +306,15 @@ class Trainer:
         with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
-            data = self._data(x, y, sample_weight, values=flag("check", check))
+            check = flag("check", check)
+            data = self._data(x, y, sample_weight, values=check)
             if self._built is None:
                 self._build(data.backend, self._layout_for(data.x), data.like)
             if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
                 self._known = _kind(x, y)
             with self._session(data.count):
                 data = data.moved()
-                if check is False:
+                if not check:
                     return self._advance(data.x, data.y, data.weight, None)
                 return self._checked_step(data)
 
@@ -357,7 +359,8 @@ class Trainer:
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
         parameter, a buffer or the optimizer's state is no longer finite; all of them are then those from before the
-        step in which that began.  A NaN as the loss of the validation data raises it too, and undoes nothing.
+        step in which that began.  Where only the loss of the validation data is NaN, they are those from before the
+        epoch.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         shuffle = flag("shuffle", shuffle)
@@ -379,10 +382,10 @@ class Trainer:
             callback.on_train_begin(self, epochs, steps)
         try:
             for _ in range(epochs):
-                started = time.perf_counter()
-                record = self._epoch(data, batch_size, shuffle, told)
+                started, before = time.perf_counter(), self.snapshot()
+                record = self._epoch(data, batch_size, shuffle, told, before)
                 if held_out is not None:
-                    scores = self._evaluate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED))
+                    scores = self._validate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED), before)
                     record |= {f"val_{name}": value for name, value in scores.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
@@ -395,9 +398,11 @@ class Trainer:
                 callback.on_train_end(self)
         return self.history
 
-    def _epoch(self, data: Data, batch_size: int, shuffle: bool, told: list[Callback]) -> dict[str, Any]:
+    def _epoch(
+        self, data: Data, batch_size: int, shuffle: bool, told: list[Callback], before: Snapshot
+    ) -> dict[str, Any]:
         backend, xp = self.backend, self.backend.xp
-        epoch, before = len(self.history), self.snapshot()
+        epoch = len(self.history)
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
         together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.at_once
         if order is None:
@@ -429,6 +434,18 @@ class Trainer:
         lr = self.optimizer.schedule(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
+
+    def _validate(self, held_out: Data, batch_size: int, before: Snapshot) -> dict[str, float]:
+        """The scores; where the loss is NaN, go back to `before`."""
+        try:
+            return self._evaluate(held_out, batch_size)
+        except DivergedError as error:
+            step = self.step_count
+            self.restore(before)
+            raise DivergedError(
+                f"training diverged at step {step} or before, as the validation data show: {error}. The parameters, "
+                f"buffers and optimizer state from before step {self.step_count + 1} were kept"
+            ) from error
 
     def _steps(
         self, data: Data, batch_size: int, order: Any, together: int
@@ -654,10 +671,10 @@ class Trainer:
             size = self.micro_batch if batch_size is None else batch_size
             found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             values = backend.fetch([value for value, _ in found])
-            for (x, *_), value in zip(data.batches(size) if any(map(math.isnan, values)) else (), values, strict=False):
-                if math.isnan(value):
-                    self._raise_not_a_number("the loss", x)
             result = {"loss": sum(values)}
+            if math.isnan(result["loss"]):
+                first = next(i for i, value in enumerate(values) if not math.isfinite(value))
+                self._raise_not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
             if found[0][1] is not None:
                 result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
         return result
