@@ -16,7 +16,7 @@ from bpnet.layers.dense import Dense
 from bpnet.layers.flatten import Flatten
 from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
-from bpnet.options import flag, whole
+from bpnet.options import check_type, flag, whole
 from bpnet.registry import resolve
 
 
@@ -143,6 +143,7 @@ def gradient(
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
+        check_type("network", network, *type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
@@ -152,6 +153,13 @@ def gradient(
         p = layout.views(backend, theta, buffers)
         value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
     return value, grad
+
+
+def type_of(backend: Backend, x: Array) -> tuple[str, float, float]:
+    """The name of the type of `x`, and its smallest normal and its largest number."""
+    info = backend.xp.finfo(x.dtype)
+    name = "float32" if x.dtype == backend.xp.float32 else "float64"
+    return name, float(info.smallest_normal), float(info.max)
 
 
 def check_vector(backend: Backend, vector: Array, size: int, dtype: Any, name: str) -> Array:

@@ -112,35 +112,11 @@ def path_error(what: str, error: OSError) -> PathError:
     return made
 
 
-class PathError(BpnetError, OSError):
-    """Nothing can be read or written where a path says."""
-
-
-class NoSuchPathError(PathError, FileNotFoundError):
-    """A path leads to no file, or into no folder."""
-
-
-class FolderError(PathError, IsADirectoryError):
-    """A path leads to a folder where a file is expected."""
-
-
-class DeniedError(PathError, PermissionError):
-    """A file or folder may not be read or written."""
-
-
-def path_error(what: str, error: OSError) -> PathError:
-    """`error` as one that says what failed, and can be caught as the same built-in one."""
-    if isinstance(error, PathError):
-        return error
-    kinds = (NoSuchPathError, FileNotFoundError), (FolderError, IsADirectoryError), (DeniedError, PermissionError)
-    kind = next((own for own, built_in in kinds if isinstance(error, built_in)), PathError)
-    made = kind(f"{what}: {error.strerror or error}")
-    made.errno = error.errno
-    return made
-
-
 class DivergedError(BpnetError, RuntimeError):
-    """The loss became NaN or infinite; the last finite parameters were kept."""
+    """Training, or parameters that are not finite, gave a loss, state or output that is no number.
+
+    A trainer that diverged is back at its last good state.
+    """
 
 
 class NotBuiltError(BpnetError, RuntimeError):

@@ -27,6 +27,8 @@ class Optimizer(Registered, kind="optimizer"):
     lr: float | Schedule
     vectors: ClassVar[int] = 0
     """Number of vectors of state, each zero at the start."""
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """What each vector of state is called in a message."""
     decay: float = 0.0
     """Decoupled weight decay, for the parameters that the layout says decay."""
 
@@ -48,6 +50,12 @@ class Optimizer(Registered, kind="optimizer"):
     def init(self, backend: Backend, theta: Array) -> State:
         """The state before the first step."""
         return tuple(backend.xp.zeros_like(theta) for _ in range(self.vectors))
+
+    def check_type(self, dtype: str, smallest: float) -> None:
+        """Raise OptionError where an option can't be used with parameters of the type called `dtype`.
+
+        `smallest` is the least positive normal number of that type.
+        """
 
     def numbers(self, lr: float, step: int) -> tuple[tuple[float, ...], float]:
         """What changes from step to step: the rule's scalars, and the factor of weight decay (1: none).
@@ -104,6 +112,7 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     names = {"sgd": {}}
+    state_names = ("velocity v",)
 
     def __post_init__(self) -> None:
         self._set(lr=rate("lr", self.lr))
@@ -139,13 +148,15 @@ def adam_rule(
     grad: Array,
     rate: Any,
     beta1: float,
+    new1: float,
     beta2: float,
+    new2: float,
     epsilon: Any,
     shrink: Any = None,
 ) -> tuple[Array, ...]:
-    """Adam on one element."""
-    m = beta1 * m + grad
-    v = beta2 * v + grad * grad
+    """Adam on one element; new1 and new2 are 1 - beta1 and 1 - beta2."""
+    m = beta1 * m + new1 * grad
+    v = beta2 * v + (new2 * grad) * grad  # in this order, in which the square overflows last
     kept = theta if shrink is None else shrink * theta
     return kept - rate * m / (b.xp.sqrt(v) + epsilon), m, v
 
@@ -154,13 +165,11 @@ def adam_rule(
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015): along a running mean of the gradient g, over the root of one of its square.
 
-    Both are kept as sums in which older terms count less, and divided by the sum of these weights after t steps,
+    Both start at 0, and what that takes from their means after t steps is given back:
 
-        m <- beta1 m + g,       M = (1 - beta1**t) / (1 - beta1),
-        v <- beta2 v + g**2,    V = (1 - beta2**t) / (1 - beta2),
-        theta <- theta - lr (m / M) / (sqrt(v / V) + epsilon),
-
-    which is the paper's step: its moments are (1 - beta1) m and (1 - beta2) v.
+        m <- beta1 m + (1 - beta1) g,       M = 1 - beta1**t,
+        v <- beta2 v + (1 - beta2) g**2,    V = 1 - beta2**t,
+        theta <- theta - lr (m / M) / (sqrt(v / V) + epsilon).
     """
 
     lr: float | Schedule = 1e-3
@@ -170,6 +179,7 @@ class Adam(Optimizer):
 
     names = {"adam": {}}
     vectors = 2
+    state_names = ("first moment m", "second moment v")
     rule = staticmethod(adam_rule)
 
     def __post_init__(self) -> None:
@@ -178,10 +188,20 @@ class Adam(Optimizer):
         self._set(beta2=number("beta2", self.beta2, 0.0, 1.0, closed="left"))
         self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
 
+    def check_type(self, dtype: str, smallest: float) -> None:
+        """The squares of gradients under sqrt(smallest / (1 - beta2)) are 0, so a step along such a gradient g would be
+        lr g / epsilon: no longer than lr only for an epsilon that is not smaller still."""
+        least = (smallest / (1.0 - self.beta2)) ** 0.5
+        if self.epsilon < least:
+            raise OptionError(
+                f"epsilon of {self} is {self.epsilon!r}; with {dtype} parameters expected at least {least:.2g}, since "
+                "the squares of smaller gradients are 0"
+            )
+
     def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        mean = (1.0 - self.beta1**step) / (1.0 - self.beta1)
-        root = ((1.0 - self.beta2**step) / (1.0 - self.beta2)) ** 0.5
-        return (lr * root / mean, self.beta1, self.beta2, self.epsilon * root)  # with sqrt(v / V) = sqrt(v) / root
+        root = (1.0 - self.beta2**step) ** 0.5
+        scaled = lr * root / (1.0 - self.beta1**step), self.epsilon * root  # with sqrt(v / V) = sqrt(v) / root
+        return scaled[0], self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, scaled[1]
 
 
 @dataclass(frozen=True)
@@ -206,9 +226,19 @@ class AdamW(Adam):
 
 @kernel
 def clip_by_global_norm(run: Run, grad: Array, limit: float) -> Array:
-    """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013)."""
-    xp = run.xp
-    largest = xp.maximum(xp.max(xp.abs(grad)), float(xp.finfo(grad.dtype).smallest_normal))
-    part = grad / largest  # so that no square overflows
-    norm = largest * xp.sqrt(xp.sum(part * part))
-    return grad * (limit / xp.maximum(norm, limit))
+    """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013).
+
+    It is divided by its largest entry first (or by a number that has an inverse), so that no square overflows, nor
+    limit / norm underflows.
+    """
+    xp, smallest = run.xp, float(run.xp.finfo(grad.dtype).smallest_normal)
+    largest = xp.minimum(xp.maximum(xp.max(xp.abs(grad)), smallest), 0.5 / smallest)
+    part = grad / largest
+    root = xp.sqrt(xp.sum(part * part))
+    clips = largest * root > limit
+    down, up = xp.where(clips, largest, 1.0), limit / xp.where(clips, root, limit)
+    return run.backend.fuse(_rescaled)(run.backend, grad, down, up)
+
+
+def _rescaled(b: Backend, grad: Array, down: Any, up: Any) -> Array:
+    return grad / down * up

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from bpnet.errors import OptionError
@@ -54,3 +55,19 @@ def flag(what: str, value: Any) -> bool:
     if type(value).__name__ in ("bool", "bool_"):  # NumPy's
         return bool(value)
     raise OptionError(f"{what} is {value!r}; expected True or False")
+
+
+def check_type(what: str, value: Any, dtype: str, smallest: float, largest: float) -> None:
+    """Raise OptionError where `value`, or a number among the options of it, is too small or too large for a type.
+
+    `smallest` and `largest` are the positive normal numbers between which those of the type called `dtype` lie.
+    """
+    if isinstance(value, tuple):
+        for part in value:
+            check_type(what, part, dtype, smallest, largest)
+    elif is_dataclass(value):
+        for option in fields(value):
+            check_type(f"{option.name} of {value}", getattr(value, option.name), dtype, smallest, largest)
+    elif isinstance(value, float) and 0.0 < abs(value) < math.inf and not smallest <= abs(value) <= largest:
+        bound = f"at least {smallest:.2g}" if abs(value) < smallest else f"at most {largest:.2g}"
+        raise OptionError(f"{what} is {value!r}; with {dtype} parameters expected {bound}")

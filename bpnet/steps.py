@@ -4,7 +4,7 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -12,7 +12,7 @@ from bpnet.backends.base import Rows
 from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Room
+from bpnet.layout import Layout, Path, Room, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer, clip_by_global_norm
 
@@ -80,7 +80,7 @@ def training_step(
             precision=precision,
             micro_batch=micro_batch,
         )
-        if clip_norm is not None:
+        if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
             grad = clip_by_global_norm(Run(backend), grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
@@ -93,9 +93,9 @@ def training_step(
 def outputs(
     layout: Layout, views: Views, precision: str = "float32"
 ) -> Callable[[Backend, Array, Array, Array], tuple[Array, Array]]:
-    """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x.
+    """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x and that.
 
-    The sum tells whether x has NaN or infinity, without a pass of its own over x.
+    The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
     """
     narrow = precision == "bfloat16" and only_products(layout.network)
 
@@ -105,7 +105,8 @@ def outputs(
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
             run = Run(backend, precision=precision, narrow=narrow)
-            return backend.widened(layout.network.forward(run, p, bx)[0]), backend.xp.sum(bx)
+            output = backend.widened(layout.network.forward(run, p, bx)[0])
+            return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
         result, total = parts[0][0], backend.total((total for _, total in parts), backend.add_to)
@@ -151,22 +152,39 @@ def scores(
     return function
 
 
-def first_not_finite(run: Run, layer: Layer, p: Params, x: Array, path: str = "") -> str | None:
-    """The first layer, in the order of the forward pass, whose parameters or output are not finite."""
+def not_finite(backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array) -> Iterator[tuple[Path, str]]:
+    """The path of every leaf of the vector whose values are not all finite, and what to call it."""
+    for slot in slots:
+        if not _finite(backend, vector[slot.offset : slot.offset + slot.size]):
+            depth, layer = 0, layout.network
+            while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
+                layer = dict(layer.children)[slot.path[depth]]
+                depth += 1
+            yield slot.path, f"{'.'.join(slot.path[depth:])} of {_named(layer, slot.path[:depth])}"
+
+
+def first_not_finite(
+    run: Run, layer: Layer, p: Params, x: Array, leaves: Mapping[Path, str], path: Path = ()
+) -> str | None:
+    """The first layer, in the order of the forward pass, that has one of `leaves` or an output that is not finite."""
     if isinstance(layer, Sequential):
         for name, child in layer.children:
             at = run.at(name) if child.stochastic else run
-            found = first_not_finite(at, child, p[name], x, f"{path}.{name}" if path else name)
+            found = first_not_finite(at, child, p[name], x, leaves, (*path, name))
             if found:
                 return found
             x = child.forward(at, p[name], x)[0]
         return None
-    where = f"layer {path!r}, {layer}" if path else str(layer)
-    for name, value in [] if isinstance(layer, Composite) else p.items():
-        if not _finite(run, value):
-            return f"{name} of {where}"
-    return None if _finite(run, layer.forward(run, p, x)[0]) else f"the output of {where}"
+    own = [text for leaf, text in leaves.items() if leaf[: len(path)] == path]
+    if own:
+        return own[0]
+    output = layer.forward(run, p, x)[0]
+    return None if _finite(run.backend, output) else f"the output of {_named(layer, path)}"
 
 
-def _finite(run: Run, a: Array) -> bool:
-    return bool(run.xp.all(run.xp.isfinite(a)))
+def _named(layer: Layer, path: Path) -> str:
+    return f"layer {'.'.join(path)!r}, {layer}" if path else str(layer)
+
+
+def _finite(backend: Backend, a: Array) -> bool:
+    return bool(backend.xp.all(backend.xp.isfinite(a)))

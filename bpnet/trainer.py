@@ -1,5 +1,6 @@
 """The trainer: the one object with state.  All it does is call pure functions, keep results, and tell callbacks."""
 
+import itertools
 import math
 import sys
 import time
@@ -7,10 +8,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
 from bpnet.backends.base import PRECISIONS
+from bpnet.backpropagation import take_rows, type_of
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
@@ -29,9 +31,9 @@ from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import choice, flag, number, whole
+from bpnet.options import check_type, choice, flag, number, whole
 from bpnet.registry import resolve
-from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
+from bpnet.steps import Carry, Views, first_not_finite, not_finite, outputs, scores, training_step
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -41,6 +43,9 @@ WORK_OF_A_CALL = 2e6
 
 COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
+CHECKED = 32
+"""Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
+of a small step."""
 
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
@@ -104,14 +109,21 @@ class Trainer:
         """The kind of batch that `step` took last as it came."""
         self._known_x: tuple[Any, ...] = ()
         """The same of `predict`."""
+        self._good: Snapshot | None = None
+        """Where `step` goes back to."""
+        self._checked: tuple[Any, int] = (None, 0)
+        """What the last checked step left, and its number: others may have changed it since."""
+        self._sound: tuple[Any, int] = (None, 0)
+        """The same of what was found to have no NaN."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
-        return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
+        left = ("_step", "_outputs", "_scores", "_good", "_checked", "_sound")
+        return {name: value for name, value in vars(self).items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
-        missing["classes"] = None
+        missing |= {"classes": None, "_good": None, "_checked": (None, 0), "_sound": (None, 0)}
         vars(self).update(missing | state)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
@@ -122,7 +134,8 @@ class Trainer:
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
-        loss does not fit, and OptionError or DTypeError where the precision does not.
+        loss does not fit, OptionError or DTypeError where the precision does not, and OptionError where an option is
+        too small or too large for the type of `x`.
         """
         data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
         self._build(data.backend, self._new_layout(x), data.like)
@@ -170,8 +183,14 @@ class Trainer:
             )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
+        numbers = type_of(backend, carry[0])
+        self.optimizer.check_type(*numbers[:2])
+        for part in (self.network, self.loss, self.optimizer):
+            check_type("", part, *numbers)
+        check_type("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
         self._built = backend, layout
         self._known = self._known_x = ()
+        self._good, self._checked = None, (None, 0)
         self._carry = carry
         views = Views(layout)
         step = training_step(
@@ -283,21 +302,41 @@ class Trainer:
     def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
-        `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device; types
-        and shapes are checked always.
+        `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
+        looks at no result; types and shapes are checked always.
+
+        Otherwise a loss or parameters that are no longer finite raise DivergedError, and after every 32nd step so do
+        buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.
         """
         backend = of(x)
         with backend.session(self.threads, backend.device(x), self._work(_rows_of(x))):
             if check is False and sample_weight is None and _kind(x, y) == self._known:
                 return self._advance(x, y, None, None)
-            data = self._data(x, y, sample_weight, values=flag("check", check))
+            check = flag("check", check)
+            data = self._data(x, y, sample_weight, values=check)
             if self._built is None:
                 self._build(data.backend, self._layout_for(data.x), data.like)
             if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
                 self._known = _kind(x, y)
             with self._session(data.count):
                 data = data.moved()
-                return self._advance(data.x, data.y, data.weight, None)
+                if not check:
+                    return self._advance(data.x, data.y, data.weight, None)
+                return self._checked_step(data)
+
+    def _checked_step(self, data: Data) -> Array:
+        """One step, and a look at what came of it."""
+        good = self._good
+        if good is None or self._checked[0] is not self._carry or self._checked[1] != self.step_count:
+            good = self._good = self.snapshot()
+        value = self._advance(data.x, data.y, data.weight, None)
+        due = self.step_count - good[1] >= CHECKED
+        if not self._is_finite(value, self._vectors() if due else [self.theta]):
+            self._raise_diverged(good, value, data.x, data.y, None)
+        if due:
+            self._good = self.snapshot()
+        self._checked = self._carry, self.step_count
+        return value
 
     def fit(
         self,
@@ -324,8 +363,10 @@ class Trainer:
         callbacks : told after steps and epochs
         progress : a bar on standard error; None shows it where that is a terminal
 
-        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss or
-        a parameter is no longer finite; the last finite parameters are then kept.
+        Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
+        parameter, a buffer or the optimizer's state is no longer finite; all of them are then those from before the
+        step in which that began.  Where only the loss of the validation data is NaN, they are those from before the
+        epoch.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         shuffle = flag("shuffle", shuffle)
@@ -347,10 +388,10 @@ class Trainer:
             callback.on_train_begin(self, epochs, steps)
         try:
             for _ in range(epochs):
-                started = time.perf_counter()
-                record = self._epoch(data, batch_size, shuffle, told)
+                started, before = time.perf_counter(), self.snapshot()
+                record = self._epoch(data, batch_size, shuffle, told, before)
                 if held_out is not None:
-                    scores = self._evaluate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED))
+                    scores = self._validate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED), before)
                     record |= {f"val_{name}": value for name, value in scores.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
@@ -363,9 +404,11 @@ class Trainer:
                 callback.on_train_end(self)
         return self.history
 
-    def _epoch(self, data: Data, batch_size: int, shuffle: bool, told: list[Callback]) -> dict[str, Any]:
+    def _epoch(
+        self, data: Data, batch_size: int, shuffle: bool, told: list[Callback], before: Snapshot
+    ) -> dict[str, Any]:
         backend, xp = self.backend, self.backend.xp
-        epoch, before = len(self.history), self.snapshot()
+        epoch = len(self.history)
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
         together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.at_once
         if order is None:
@@ -384,15 +427,31 @@ class Trainer:
                 for callback in told:
                     callback.on_step_end(self, i + 1)
             with backend.session(device=backend.device(self.theta)):
-                known = backend.fetch([*losses, xp.sum(self.theta), *totals])
-        values, sizes = known[: len(losses)], known[len(losses) + 1 :]
-        if not all(map(math.isfinite, known)):
+                sums = [xp.sum(vector) for vector in self._vectors()]
+                known = backend.fetch([*losses, *sums, *totals])
+                values, sizes = known[: len(losses)], known[len(losses) + len(sums) :]
+                finite = all(map(math.isfinite, values)) and (
+                    all(map(math.isfinite, known)) or self._is_finite(losses[-1], self._vectors())
+                )
+        if not finite:
             self._diverged(data.batches(batch_size, order), before, work)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
+
+    def _validate(self, held_out: Data, batch_size: int, before: Snapshot) -> dict[str, float]:
+        """The scores; where the loss is NaN, go back to `before`."""
+        try:
+            return self._evaluate(held_out, batch_size)
+        except DivergedError as error:
+            step = self.step_count
+            self.restore(before)
+            raise DivergedError(
+                f"training diverged at step {step} or before, as the validation data show: {error}. The parameters, "
+                f"buffers and optimizer state from before step {self.step_count + 1} were kept"
+            ) from error
 
     def _steps(
         self, data: Data, batch_size: int, order: Any, together: int
@@ -451,37 +510,103 @@ class Trainer:
         except self.backend.no_room as error:
             raise self._no_room(error, x.shape[0], training=False) from error
 
+    def _vectors(self) -> list[Array]:
+        """All that goes from step to step."""
+        theta, buffers, state = self._carry
+        return [vector for vector in (theta, buffers, *state) if vector.shape[0]]
+
+    def _is_finite(self, value: Array, vectors: Sequence[Array]) -> bool:
+        """Whether a loss and vectors are: by their sums, in one pass each and one wait for all; but finite values may
+        have a sum that is not."""
+        xp = self.backend.xp
+        with self.backend.session(device=self.backend.device(self.theta)):
+            value, *sums = self.backend.fetch([value, *[xp.sum(vector) for vector in vectors]])
+            if not math.isfinite(value):
+                return False
+            return all(map(math.isfinite, sums)) or all(bool(xp.all(xp.isfinite(vector))) for vector in vectors)
+
     def _diverged(self, batches: Iterator[Batch], before: Snapshot, work: float) -> None:
-        """Repeat the epoch up to the step that is not finite, stay before it, and say where it began."""
-        backend, xp = self.backend, self.backend.xp
+        """Repeat the epoch up to the step after which something is not finite."""
+        backend = self.backend
         self.restore(before)
         with backend.session(self.threads, backend.device(self.theta), work):
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
-                with backend.session(device=backend.device(self.theta)):
-                    finite = all(map(math.isfinite, backend.fetch([value, xp.sum(self.theta)])))
-                if finite:
-                    continue
-                after = self.layout.views(backend, self.theta, self.buffers)
-                self.restore(last)
-                some = x if rows is None else xp.take(x, rows, axis=0)
-                run = Run(backend, True, (self.seed, self.step_count + 1, 0), precision=self.precision)
-                p = self.layout.views(backend, self.theta, self.buffers)
-                with backend.session(device=backend.device(self.theta)):
-                    where = first_not_finite(run, self.network, p, some)
-                    if where is None and math.isfinite(float(value)):
-                        where = first_not_finite(run, self.network, after, some)
-                hint = "try a smaller learning rate or clip_norm=1.0"
-                if where is None:
-                    where, hint = "the loss", f"every output is, so it may not be what {self.loss} expects"
-                raise DivergedError(
-                    f"training diverged at step {self.step_count + 1}: {where} is no longer finite. "
-                    f"The parameters from before that step were kept; {hint}"
-                )
+                if not self._is_finite(value, self._vectors()):
+                    self._raise_diverged(last, value, x, y, rows)
         self.restore(before)
         raise DivergedError(
-            "training diverged, though not when repeated; the parameters from before the epoch were kept"
+            "training diverged, though not when repeated; all is as it was before the epoch, which began at step "
+            f"{self.step_count + 1}"
+        )
+
+    def _raise_diverged(self, good: Snapshot, value: Array, x: Array, y: Array | None, rows: Array | None) -> NoReturn:
+        """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
+        backend, layout, xp = self.backend, self.layout, self.backend.xp
+        step, (theta, buffers, state) = self.step_count, self._carry
+        self.restore(good)
+        hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
+        with backend.session(device=backend.device(self.theta)):
+            x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
+            run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
+            p = layout.views(backend, self.theta, self.buffers)
+            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta))
+            leaves |= not_finite(backend, layout, layout.buffers, buffers)
+            where = first_not_finite(run, self.network, p, x, leaves)
+            if where is None and not math.isfinite(float(value)):
+                where = "the loss"
+                if self.step_count == step - 1:
+                    output = self.network.forward(run, p, x)[0]
+                    compared = [output] if y is None or y.dtype != output.dtype else [output, y]
+                    sizes = [float(xp.max(xp.abs(a))) for a in compared]
+                    hint = f"every output is, so it may not be what {self.loss} expects"
+                    if max(sizes) > 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:
+                        hint = (
+                            f"outputs and targets of up to {max(sizes):.1g} are too large for {self.loss}: scale the "
+                            "inputs and the targets down, or try a smaller learning rate"
+                        )
+            if where is None:
+                named = (*self.optimizer.state_names, *("state",) * len(state))
+                vectors = [
+                    (f"{type(self.optimizer).__name__}'s {n} of ", s) for n, s in zip(named, state, strict=False)
+                ]
+                found = (
+                    f"{what}{name}"
+                    for what, vector in [*vectors, ("", theta)]
+                    for _, name in not_finite(backend, layout, layout.parameters, vector)
+                )
+                where = next(found, "something that is carried from step to step")
+        raise DivergedError(
+            f"training diverged at step {step}: {where} is no longer finite; {hint}. The parameters, buffers and "
+            f"optimizer state from before step {self.step_count + 1} were kept"
+        )
+
+    def _check_sound(self) -> None:
+        """Raise where a parameter is NaN, which the library may keep from the output; looks once at the same ones."""
+        backend, xp = self.backend, self.backend.xp
+        if self._sound[0] is self._carry and self._sound[1] == self.step_count:
+            return
+        vectors = [vector for vector in self._carry[:2] if vector.shape[0]]
+        with backend.session(device=backend.device(self.theta)):
+            sums = backend.fetch([xp.sum(vector) for vector in vectors])
+            if not all(map(math.isfinite, sums)) and any(bool(xp.any(xp.isnan(vector))) for vector in vectors):
+                self._raise_not_a_number("what the network gives", None)
+        self._sound = self._carry, self.step_count
+
+    def _raise_not_a_number(self, what: str, x: Array | None) -> NoReturn:
+        """Say where the NaN comes from that rows of x gave, or would give."""
+        backend, layout = self.backend, self.layout
+        with backend.session(device=backend.device(self.theta)):
+            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta))
+            leaves |= not_finite(backend, layout, layout.buffers, self.buffers)
+            where = next(iter(leaves.values()), "what comes of it")
+            if x is not None:
+                p = layout.views(backend, self.theta, self.buffers)
+                where = first_not_finite(Run(backend, precision=self.precision), self.network, p, x, leaves) or where
+        raise DivergedError(
+            f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
+            "are, to values of a smaller scale"
         )
 
     # ---- use ----------------------------------------------------------------------------------------------------
@@ -491,7 +616,8 @@ class Trainer:
     ) -> dict[str, float]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
-        `batch_size` bounds the rows that are computed at a time.
+        `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where the loss is NaN, as from
+        parameters that are; one that is infinite is a result.
         """
         self._have()
         return self._evaluate(self._data(x, y, sample_weight), batch_size)
@@ -499,7 +625,8 @@ class Trainer:
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
-        `batch_size` bounds the rows that are computed at a time.
+        `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
+        parameters that are; one that is infinite is a result.
         """
         built = self._have()[0]
         backend = of(x)
@@ -510,6 +637,8 @@ class Trainer:
             if not fed and (kind := (type(x), x.dtype, x.shape, device)) != self._known_x:
                 rows = self._rows(x, "x", values=False)[1]
                 self._known_x = kind if rows is x else ()
+            if built.drops_nan:
+                self._check_sound()
             if size is None and not fed:
                 result, total = self._forward(self._outputs, rows)
                 sums = built.fetch([total])
@@ -530,17 +659,30 @@ class Trainer:
             if not math.isfinite(sum(sums)):
                 with backend.session(device=device):
                     check_finite(backend, rows, "x")
+                    xp = backend.xp
+                    wrong = xp.any(xp.reshape(xp.isnan(result), (result.shape[0], -1)), axis=1)
+                    if bool(xp.any(wrong)):
+                        first = int(xp.argmax(xp.astype(wrong, xp.int32)))
+                        row = rows[first : first + 1, ...]
+                        row = built.from_host(row, self.theta.dtype, built.device(self.theta)) if fed else row
+                        self._raise_not_a_number("what the network gives", row)
         return result
 
     def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
         backend = self.backend
+        if backend.drops_nan:
+            self._check_sound()
         with self._session(data.count):
             total = data.total()
             size = self.micro_batch if batch_size is None else batch_size
             size = min(data.most() if size is None else whole("batch_size", size, 1), COUNTED)
             found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             values, rights, counted = zip(*found, strict=True)
-            result = {"loss": sum(backend.fetch(values))}
+            losses = backend.fetch(values)
+            result = {"loss": sum(losses)}
+            if math.isnan(result["loss"]):
+                first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+                self._raise_not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
             if rights[0] is not None:
                 rows = data.count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows

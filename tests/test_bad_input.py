@@ -176,11 +176,39 @@ def test_x_that_does_not_fit_the_network(call: Any, error: Any, pattern: str) ->
 
 def test_finite_numbers_may_be_large() -> None:
     """Their sum overflows, they don't; and nobody is told of it."""
-    trainer = fresh().build(BIG)
-    trainer.predict(BIG)
+    trainer = fresh(optimizer=bp.SGD(0.1)).build(BIG)
+    trainer.restore(((trainer.theta * np.float32(1e-38), trainer.buffers, trainer.state), 0))
+    assert np.isfinite(trainer.predict(BIG)).all()
     trainer.step(BIG, Y)
     bp.gradient(NETWORK, "cross_entropy", fresh().build(BIG).theta, BIG, Y)
     bp.Trainer(bp.Dense(4), "mse").build(BIG).evaluate(BIG, BIG)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"optimizer": bp.Adam(epsilon=1e-46)}, r"epsilon of Adam\(.*\) is 1e-46; with float32 .* at least 3.4e-18"),
+        ({"optimizer": bp.AdamW(epsilon=1e-20)}, "epsilon of AdamW.* is 1e-20"),
+        ({"optimizer": bp.SGD(1e39)}, r"lr of SGD\(.*\) is 1e\+39; with float32 parameters expected at most 3.4e\+38"),
+        ({"optimizer": bp.SGD(bp.Cosine(1e-3, 5, 1e-40))}, "final of Cosine.* is 1e-40"),
+        ({"network": bp.Sequential(bp.BatchNorm(epsilon=1e-46), bp.Dense(3))}, "epsilon of BatchNorm.* least 1.2e-38"),
+        ({"network": bp.Residual(bp.Dense(4, bp.ELU(1e39)))}, "alpha of ELU.* is 1e\\+39"),
+        ({"clip_norm": 1e-46}, "clip_norm is 1e-46; with float32 parameters expected at least 1.2e-38"),
+    ],
+)
+def test_an_option_that_the_type_of_x_can_not_hold(options: Any, pattern: str) -> None:
+    small = X.astype("float32")
+    expect(OptionError, pattern, lambda: fresh(**options).build(small))
+    expect(OptionError, pattern, lambda: fresh(**options).step(small, Y))
+    fresh(**options).build(X)
+
+
+def test_the_gradient_alone_refuses_such_an_option_too() -> None:
+    network, small = bp.Sequential(bp.BatchNorm(epsilon=1e-46), bp.Dense(3)), X.astype("float32")
+    theta = fresh(network).build(X).theta.astype("float32")
+    buffers = np.ones(8, "float32")
+    call = lambda: bp.gradient(network, "cross_entropy", theta, small, Y, buffers=buffers)  # noqa: E731
+    expect(OptionError, "epsilon of BatchNorm.* is 1e-46", call)
 
 
 # ---- y and weights --------------------------------------------------------------------------------------------------

@@ -476,6 +476,58 @@ def test_what_goes_wrong_within_a_group_is_told_of_its_step(after: float, error:
     equal(world, captured, plain)
 
 
+@pytest.mark.parametrize("capture", [False, True])
+def test_a_buffer_that_overflows_within_a_group_is_divergence(capture: bool, world: World) -> None:
+    x, y = data(64)
+    good, wild = x.copy(), x.copy()
+    wild[50, 1] = 1e20
+    y = world.array(y)
+    network = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
+    options = {"batch_size": 4, "shuffle": False, "progress": False}
+    trainer, other = (made(world, capture, network, bp.Adam(0.01)) for _ in range(2))
+    for each in (trainer, other):
+        each.fit(world.array(good), y, epochs=2, **options)
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 45: var of layer '0', BatchNorm"):
+        trainer.fit(world.array(wild), y, **options)
+    other.fit(world.array(good[:48]), y[:48], **options)
+    assert trainer.step_count == other.step_count
+    for a, b in zip(state(world, trainer), state(world, other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_checked_steps_that_diverge_go_back(capture: bool, world: World) -> None:
+    x, y = map(world.array, data(16))
+    trainer, other = (made(world, capture, optimizer=bp.SGD(Until(37, 1e30))) for _ in range(2))
+    for _ in range(33):
+        trainer.step(x, y)
+    for _ in range(32):
+        other.step(x, y, check=False)
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 3[89]: .* from before step 33 were kept"):
+        [trainer.step(x, y) for _ in range(6)]
+    equal(world, trainer, other)
+
+
+def test_parameters_that_are_no_numbers_are_told_of_whatever_a_product_makes_of_them(world: World) -> None:
+    """The epilogue of relu makes zeros of them, so that no output shows it; and they are looked at once."""
+    x, y = map(world.array, data(16))
+    trainer = made(world, True)
+    good = trainer.snapshot()
+    spoiled = world.cupy.asnumpy(trainer.theta).copy()
+    spoiled[0] = np.nan
+    trainer.restore(((world.array(spoiled), trainer.buffers, trainer.state), 0))
+    for call in (lambda: trainer.predict(x), lambda: trainer.evaluate(x, y)):
+        with pytest.raises(bp.errors.DivergedError, match="weight of layer '0', Dense"):
+            call()
+    trainer.restore(good)
+    spent = []
+    for _ in range(3):
+        before = world.counts["host copy"] + world.counts["operation"]
+        trainer.predict(x)
+        spent.append(world.counts["host copy"] + world.counts["operation"] - before)
+    assert spent[0] > spent[1] == spent[2]
+
+
 @pytest.mark.parametrize("when", ["captured", "replayed"])
 @pytest.mark.usefixtures("kept")
 def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
@@ -769,7 +821,7 @@ def test_nvidias_compiler_takes_every_kernel(
                     for weight in (None, world.array(np.ones(len(x), dtype))):
                         for _ in range(3):
                             trainer.step(world.array(x), world.array(target), weight, check=False)
-                    trainer.predict(world.array(x))
+                    trainer._forward(trainer._outputs, world.array(x))  # as predict, but nothing is computed here
     assert len(world.codes) > 20
     for code in world.codes:
         compiled(code)

@@ -166,8 +166,8 @@ def passed_through(b, x, v, g, factor):
 RULES = {  # a rule, how many vectors of state it has, how many scalars
     "sgd": (SGD.rule, 0, 1),
     "momentum": (SGD.rule, 1, 4),
-    "adam": (Adam.rule, 2, 4),
-    "adamw": (AdamW.rule, 2, 5),
+    "adam": (Adam.rule, 2, 6),
+    "adamw": (AdamW.rule, 2, 7),
     "untraceable": (untraceable, 0, 1),
     "shared": (shared, 1, 1),
     "passed through": (passed_through, 1, 1),

@@ -211,6 +211,31 @@ def test_unknown_name_suggests_a_known_one():
         bp.Trainer(bp.Dense(1), "mse", "adammw")
 
 
+def test_adam_as_in_the_paper(backend):
+    """Its moments, and steps by their bias-corrected values (Kingma and Ba 2015, algorithm 1)."""
+    theta, gradients = drawn(SMALL, 20)
+    optimizer = bp.Adam(0.01, 0.8, 0.95, 1e-3)
+    got = run(backend, SMALL, optimizer, backend.array(theta), gradients)
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    for t, g in enumerate(gradients, 1):
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+        theta = theta - 0.01 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-3)
+    for a, b in zip((got[0], *got[1]), (theta, m, v), strict=True):
+        backend.close(a, b)
+
+
+def test_adam_learns_from_columns_of_large_numbers(backend):
+    """Gradients of up to 1.6e19, whose squares float32 hardly holds: v must not become infinite."""
+    if backend.name == "jax":
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    x = backend.array(np.full((4, 1), 2e9, "float32"))
+    trainer = bp.Trainer(bp.Dense(1, bias=False), "mse", bp.Adam(0.05)).build(x)
+    trainer.parameters = {"weight": backend.array(np.zeros((1, 1), "float32"))}
+    trainer.fit(x, x, epochs=150, batch_size=4, progress=False)
+    assert abs(float(trainer.theta[0]) - 1.0) < 0.05
+    assert np.isfinite(backend.host(trainer.state[1])).all()
+
+
 # ---- clipping -------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +305,39 @@ def test_gradients_whose_squares_are_0_or_infinite_are_clipped_as_others(backend
         exact = np.float64(grad) * min(1.0, limit / size)
         rtol = 2e-5 if dtype == "float32" else 1e-12
         np.testing.assert_allclose(clipped, exact, rtol=rtol, atol=0.0, err_msg=str(size))
+
+
+@pytest.mark.parametrize(
+    ("grad", "limit"),
+    [
+        ([3e25, 4e25], 1.0),
+        ([3e38, 3e38, -3e38, 3e38], 1.0),
+        ([3e38, 3e38, -3e38, 3e38], 1e-30),
+        ([3e-28, 4e-28], 1e-30),
+        ([3e-30, 4e-30], 1e-29),
+        ([1e-40, 2.0], 1e38),
+    ],
+)
+def test_clipping_of_what_float32_hardly_holds(backend, grad, limit):
+    exact = np.asarray(grad, "float32").astype("float64")
+    expected = exact * min(1.0, limit / np.linalg.norm(exact))
+    given = backend.array(np.asarray(grad, "float32"))
+    with backend.seam.session():
+        clipped = backend.call(lambda g: clip_by_global_norm(bp.Run(backend.seam), g, limit), given)
+    found = backend.host(clipped).astype("float64")
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-38)  # XLA has no numbers below 1.2e-38
+
+
+@pytest.mark.parametrize("limit", [3.5e38, 1e300])
+def test_a_limit_beyond_the_largest_number_is_none(backend, limit):
+    if backend.name == "jax":
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    x = backend.array(np.ones((2, 1), "float32"))
+    losses = []
+    for clip_norm in (None, limit):
+        trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(0.1), clip_norm=clip_norm)
+        losses.append(trainer.fit(x, x * 0.0, epochs=3, progress=False)["loss"])
+    assert losses[0] == losses[1]
 
 
 @dataclass(frozen=True)

@@ -757,6 +757,220 @@ def test_a_huge_learning_rate_in_the_middle_of_training(backend: Any) -> None:
     assert trainer.step_count in (7, 8)
 
 
+NORMED = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
+
+
+def test_a_buffer_that_overflows_is_divergence(backend: Any) -> None:
+    """One finite value, too large to be squared: the state from before its step comes back, all of it."""
+    x, y = rows(dtype="float32")
+    good, wild = x.copy(), x.copy()
+    wild[40, 2] = 1e20
+    trainer, other = (made(NORMED, bp.Adam(0.01)) for _ in range(2))
+    options = {"batch_size": 16, "shuffle": False, "progress": False}
+    trainer.fit(backend.array(good), backend.array(y), **options)
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 6: var of layer '0', BatchNorm.* no longer finite"):
+        trainer.fit(backend.array(wild), backend.array(y), **options)
+    other.fit(backend.array(good), backend.array(y), **options)
+    other.fit(backend.array(good[:32]), backend.array(y[:32]), **options)
+    assert same(backend, trainer, other)
+    trainer.fit(backend.array(good), backend.array(y), **options)
+
+
+def test_data_that_only_a_buffer_shows_to_diverge(backend: Any) -> None:
+    """All is far too large: 1 / sqrt(var + epsilon) is 0, so that every output is finite."""
+    x, y = rows(dtype="float32")
+    trainer = made(NORMED, bp.Adam(0.01))
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 1: var of layer '0', BatchNorm"):
+        trainer.fit(backend.array(x * np.float32(1e30)), backend.array(y), progress=False)
+    assert finite(backend, trainer)
+    assert trainer.step_count == 0
+
+
+def test_an_optimizers_state_that_overflows_is_divergence(backend: Any) -> None:
+    """Gradients of 1e24, the squares of which float32 does not hold: the parameters would stay as they are."""
+    x = backend.array(np.full((4, 2), 1e12, "float32"))
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(1)), "mse", bp.Adam(0.01))
+    with pytest.raises(bp.errors.DivergedError, match=r"step 1: Adam's second moment v of weight of layer '0', Dense"):
+        trainer.fit(x, x[:, :1] * -1.0, progress=False)
+    assert finite(backend, trainer)
+
+
+def test_finite_numbers_whose_sum_is_not_are_no_divergence(backend: Any) -> None:
+    x = backend.array(np.zeros((4, 3), "float32"))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.Adam(0.1)).build(x)
+    weight = np.full((3, 1), 3e38, "float32")
+    trainer.parameters = {"weight": backend.array(weight), "bias": backend.array(np.ones(1, "float32"))}
+    trainer.fit(x, x[:, :1], epochs=50, batch_size=4, progress=False)
+    steps(trainer, x, x[:, :1], 40)
+    assert np.array_equal(backend.host(trainer.parameters["weight"]), weight)
+    assert abs(float(trainer.parameters["bias"][0])) < 0.1
+    assert len(trainer.history) == 50
+    large = backend.array(np.asarray([[0.9, 0, 0], [0.9, 0, 0]], "float32"))
+    assert np.isfinite(backend.host(trainer.predict(large))).all()  # of which the sum is infinite
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30])
+def test_a_loss_that_overflows_says_what_to_scale(scale: float, backend: Any) -> None:
+    x = rows(dtype="float32")[0]
+    trainer = bp.Trainer(LINE, "mse", bp.SGD(0.1))
+    with pytest.raises(bp.errors.DivergedError, match=r"the loss is .* up to \de\+\d\d are too large .* scale the"):
+        trainer.fit(backend.array(x), backend.array(x[:, :3] * np.float32(scale)), progress=False)
+
+
+def with_weight(backend: Any, trainer: bp.Trainer, value: float) -> None:
+    """One weight of the first layer replaced."""
+    tree = trainer.parameters
+    weight = backend.host(tree["0"]["weight"]).copy()
+    weight[1, 1] = value
+    trainer.parameters = {**tree, "0": {**tree["0"], "weight": backend.array(weight)}}
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_parameters_that_are_no_numbers_are_told_of(activation: str, backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(bp.Sequential(bp.Dense(4, activation), bp.Dense(3))).build(x)
+    start = trainer.snapshot()
+    with_weight(backend, trainer, math.nan)
+    spoiled = everything(backend, trainer)
+    for call in (
+        lambda: trainer.predict(x),
+        lambda: trainer.predict(x, batch_size=7),
+        lambda: trainer.evaluate(x, y),
+        lambda: trainer.evaluate(x, y, batch_size=7),
+        lambda: trainer.step(x, y),
+        lambda: trainer.fit(x, y, progress=False),
+    ):
+        with pytest.raises(bp.errors.DivergedError, match=r"weight of layer '0', Dense"):
+            call()
+        for a, b in zip(everything(backend, trainer), spoiled, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(bp.errors.DataError, match="x has NaN"):
+        trainer.predict(x * math.nan)
+    trainer.restore(start)
+    trainer.predict(x)
+    trainer.step(x, y)
+
+
+def test_infinite_outputs_and_losses_are_results(backend: Any) -> None:
+    x, _ = rows()
+    trainer = bp.Trainer(bp.Dense(3), "mse").build(backend.array(x))
+    weight = backend.host(trainer.parameters["weight"])
+    bias = np.asarray([0.0, -np.inf, 1.0])
+    trainer.parameters = {"weight": backend.array(weight), "bias": backend.array(bias)}
+    backend.close(trainer.predict(backend.array(x))[:, 2:], x @ weight[:, 2:] + 1.0)
+    assert np.all(backend.host(trainer.predict(backend.array(x), batch_size=5))[:, 1] == -np.inf)
+    assert trainer.evaluate(backend.array(x), backend.array(x[:, :3]))["loss"] == math.inf
+
+
+def test_outputs_that_overflow_to_nan_name_their_layer(backend: Any) -> None:
+    """Every parameter is finite, and so is x."""
+    x = np.full((5, 2), 1e300)
+    x[3:] = 0.0
+    network = bp.Sequential(bp.Dense(2, bias=False), bp.Dense(1, bias=False))
+    trainer = bp.Trainer(network, "mse").build(backend.array(x))
+    large = {"0": {"weight": [[1e300, 1e300]] * 2}, "1": {"weight": [[1.0], [-1.0]]}}
+    trainer.parameters = {name: {"weight": backend.array(np.asarray(p["weight"]))} for name, p in large.items()}
+    assert np.array_equal(backend.host(trainer.predict(backend.array(x[3:]))), np.zeros((2, 1)))
+    with pytest.raises(bp.errors.DivergedError, match=r"though x is finite: the output of layer '0', Dense"):
+        trainer.predict(backend.array(x[::-1].copy()))
+
+
+def steps(trainer: bp.Trainer, x: Any, y: Any, count: int) -> None:
+    for _ in range(count):
+        trainer.step(x, y)
+
+
+def test_validation_that_gives_nan_is_told_of(backend: Any) -> None:
+    """Of finite data: both outputs of the first layer overflow, and the second takes their difference."""
+    x = backend.array(np.zeros((4, 2)))
+    far, y = backend.array(np.full((4, 2), 1e300)), backend.array(np.zeros((4, 1)))
+    network = bp.Sequential(bp.Dense(2, bias=False), bp.Dense(1, bias=False))
+    trainer = bp.Trainer(network, "mse", bp.SGD(0.1)).build(x)
+    large = {"0": {"weight": [[1e300, 1e300]] * 2}, "1": {"weight": [[1.0], [-1.0]]}}
+    trainer.parameters = {name: {"weight": backend.array(np.asarray(p["weight"]))} for name, p in large.items()}
+    told = "at step 2 .* the loss is NaN, though x is finite: the output of layer '0'.* before step 1 were kept"
+    with pytest.raises(bp.errors.DivergedError, match=told):
+        trainer.fit(x, y, batch_size=2, validation=(far, y), progress=False)
+    assert finite(backend, trainer)
+    assert trainer.step_count == len(trainer.history) == 0
+
+
+@pytest.mark.parametrize("device", ["torch", "jax"])
+def test_what_is_predicted_elsewhere_is_looked_at_too(device: str) -> None:
+    pytest.importorskip(device)
+    x, y = rows(dtype="float32")
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(3)), "cross_entropy", device=device).build(x)
+    trainer.restore(((trainer.theta * math.nan, trainer.buffers, trainer.state), 0))
+    for call in (lambda: trainer.predict(x), lambda: trainer.evaluate(x, y), lambda: trainer.step(x, y)):
+        with pytest.raises(bp.errors.DivergedError, match="weight of layer '0'"):
+            call()
+
+
+@pytest.mark.parametrize("optimizer", [bp.SGD(1e200), bp.Adam(1e200)], ids=str)
+def test_steps_that_diverge_raise_and_go_back(optimizer: Any, backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(bp.Sequential(bp.Dense(4), bp.Dense(4), bp.Dense(3)), optimizer).build(x)
+    with pytest.raises(bp.errors.DivergedError, match=r"diverged at step \d: .*from before step 1 were kept"):
+        steps(trainer, x, y, 9)
+    assert trainer.step_count == 0
+    calm = made(trainer.network, optimizer).build(x)
+    assert same(backend, trainer, calm)
+
+
+def test_steps_look_at_the_parameters_they_make(backend: Any) -> None:
+    """The loss of the only step is finite, and no other step shows what has become of the parameters."""
+    x = backend.array(1e100 * rows()[0])
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(1)), "mse", bp.SGD(1e300)).build(x)
+    assert math.isfinite(float(trainer.step(x, x[:, 0], check=False)))  # trusts, and looks at nothing
+    trainer = trainer.build(x)
+    with pytest.raises(bp.errors.DivergedError, match="at step 1: weight of layer '0'"):
+        trainer.step(x, x[:, 0])
+    assert finite(backend, trainer)
+
+
+def test_steps_look_at_buffers_and_state_now_and_then(backend: Any) -> None:
+    x, y = rows(dtype="float32")
+    good, y = backend.array(x), backend.array(y)
+    x[5, 0] = 1e20
+    wild = backend.array(x)
+    trainer, other = (made(NORMED, bp.Adam(0.01)) for _ in range(2))
+    steps(trainer, good, y, 40)
+    steps(other, good, y, 32)
+    assert finite(backend, trainer)
+    with pytest.raises(bp.errors.DivergedError, match=r"at step 64: var of layer '0', .* from before step 33 were"):
+        steps(trainer, wild, y, 32)
+    assert same(backend, trainer, other)
+
+
+def test_steps_never_go_back_beyond_what_the_user_changed(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    nothing = backend.array(np.zeros((48, 6)))
+    trainer = made(LINE, bp.SGD(1e308)).build(x)
+    trainer.step(nothing, y)
+    trainer.step(nothing, y, check=False)
+    own = trainer.snapshot()
+    trainer.restore(own)
+    trainer.parameters = {"weight": backend.array(np.full((6, 3), 0.5)), "bias": backend.array(np.ones(3))}
+    with pytest.raises(bp.errors.DivergedError, match="from before step 3 were kept"):
+        steps(trainer, x, y, 30)
+    assert trainer.step_count == 2
+    assert np.all(backend.host(trainer.parameters["weight"]) == 0.5)
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer"),
+    [(bp.Dense(1), bp.Adam(0.1, epsilon=3.5e-18)), (bp.Sequential(bp.BatchNorm(epsilon=1.2e-38), bp.Dense(1)), "sgd")],
+    ids=["adam", "batch norm"],
+)
+def test_the_smallest_epsilons_that_are_taken_do(network: Any, optimizer: Any, backend: Any) -> None:
+    """A column without a gradient, and one that is constant."""
+    x = np.zeros((4, 2), "float32")
+    x[:, 0] = 1.0
+    trainer = bp.Trainer(network, "mse", optimizer)
+    trainer.fit(backend.array(x), backend.array(np.ones((4, 1), "float32")), epochs=3, progress=False)
+    assert finite(backend, trainer)
+
+
 def test_a_batch_of_one_row_leaves_the_running_variance_alone() -> None:
     x = np.random.default_rng(0).standard_normal((9, 4))
     trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(), bp.Dense(1)), "mse").build(x)

@@ -63,6 +63,8 @@ class Backend:
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
     """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
+    drops_nan = False
+    """Whether products followed by an activation may make a number of what is none."""
     at_once = 1
     """Most training steps that `several` does."""
     no_room: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)

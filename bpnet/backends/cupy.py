@@ -30,6 +30,7 @@ AT_ONCE = 8
 
 class CupyBackend(Backend):
     name = "cupy"
+    drops_nan = True  # an epilogue of cuBLASLt: see `cupy_kernels.dense_forward`
     _techniques = TECHNIQUES
 
     @property

@@ -196,9 +196,9 @@ def clip_by_global_norm(run: Any, grad: Array, limit: float) -> Any:
     """In float64, where no square of a float32 overflows, so that the largest need not be known first."""
     if grad.dtype != FLOAT32 or not grad.size:
         return NotImplemented
-    (part,) = finished(_shrink, summed(_power, (grad.reshape(-1, 1),), exact=True), (limit,), whole=True)
+    down, up = finished(_shrink, summed(_power, (grad.reshape(-1, 1),), exact=True), (limit,), whole=True)
     result = cupy.empty_like(grad)
-    mapped(_times, (grad,), (result,), (Held(part),))
+    mapped(_rescaled, (grad,), (result,), (Held(down), Held(up)))
     return result
 
 
@@ -206,9 +206,15 @@ def _power(b: Backend, x: Array) -> Array:
     return x * x
 
 
-def _shrink(b: Backend, squares: Array, limit: Any) -> Array:
+def _shrink(b: Backend, squares: Array, limit: Any) -> tuple[Array, Array]:
+    """By what to divide, and then to multiply, so that neither these nor what comes of them leave float32."""
     norm = b.xp.sqrt(squares)
-    return limit / b.xp.maximum(norm, limit) + (norm - norm)  # not a number where the norm is not finite
+    down = b.xp.minimum(norm, 1e37)
+    return b.xp.where(norm > limit, down, 1.0), b.xp.where(norm > limit, limit * (down / norm), 1.0)
+
+
+def _rescaled(b: Backend, grad: Array, down: Any, up: Any) -> Array:
+    return grad / down * up
 
 
 SUMS: dict[str, Callable[..., Any]] = {

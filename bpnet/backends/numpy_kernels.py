@@ -33,7 +33,7 @@ def by_chunks(rule: Callable[..., Any], b: Any, *args: Any) -> Array:
 
     def block(number: int, part: Rows) -> None:
         for c in chunks(part[1] - part[0], like.size // like.shape[0], part[0]):
-            result[c] = rule(b, *(a[c] if isinstance(a, numpy.ndarray) else a for a in args))
+            result[c] = rule(b, *(a[c] if isinstance(a, numpy.ndarray) and a.ndim else a for a in args))
 
     list(b.map_blocks(block, b.blocks(like.shape[0], 10.0 * like.size / like.shape[0])))
     return result
