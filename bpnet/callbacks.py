@@ -3,10 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from bpnet.errors import OptionError, RecordError
+from bpnet.errors import ArgumentError, OptionError, RecordError, closest, kind_of
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,21 @@ class Callback:
         """After an epoch, with its record of the history."""
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """After the last epoch, also where training was interrupted."""
+        """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
+
+
+def end(callbacks: Sequence[Callback], trainer: "Trainer", first: BaseException | None = None) -> None:
+    """Tell all of them the end, whatever one raises; raise the first error, to which later ones are notes."""
+    for callback in callbacks:
+        try:
+            callback.on_train_end(trainer)
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"{type(callback).__name__}.on_train_end raised besides: {error!r}")
+    if first is not None:
+        raise first
 
 
 class History:
@@ -46,8 +60,13 @@ class History:
 
     def __getitem__(self, name: str) -> list[Any]:
         names = {key for record in self.epochs for key in record}
+        if not isinstance(name, str):
+            raise ArgumentError(
+                f"history[...] is {kind_of(name)}; expected the name of a recorded quantity, such as 'loss'. The record "
+                "of an epoch is history.epochs[0]"
+            )
         if name not in names:
-            raise RecordError(f"{name!r} was not recorded; recorded were {', '.join(sorted(names)) or 'no epochs'}")
+            raise RecordError(unrecorded(f"{name!r} was not recorded", name, names))
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:
@@ -69,6 +88,13 @@ def describe(record: Record) -> str:
     return "  ".join([*shown, f"{record['seconds']:.2f} s"])
 
 
+def unrecorded(text: str, name: str, names: Iterable[str]) -> str:
+    """`text`, what was recorded instead, and which of it was probably meant."""
+    meant = closest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
+    return f"{text}: {hint}recorded are {', '.join(names) or 'no epochs'}"
+
+
 class EarlyStopping(Callback):
     """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
 
@@ -88,11 +114,8 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         if self.monitor not in record:
-            known = ", ".join(record)
-            raise OptionError(
-                f"EarlyStopping monitors {self.monitor!r}, which is not recorded; recorded are {known}. "
-                "What begins with val_ needs validation="
-            )
+            text = unrecorded(f"EarlyStopping monitors {self.monitor!r}, which is not recorded", self.monitor, record)
+            raise OptionError(f"{text}. What begins with val_ needs validation=")
         value = self.sign * record[self.monitor]
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0

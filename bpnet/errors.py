@@ -3,12 +3,17 @@
 Checks run once, at the public boundary; a message names the argument, what was expected, what came, and how to mend it.
 """
 
+import copyreg
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class BpnetError(Exception):
     """Base of every error that bpnet raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # its text is kept, whatever a subclass makes it from
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ShapeError(BpnetError, ValueError):
@@ -50,13 +55,24 @@ def kind_of(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: case, "_", "-" and blanks do not matter; None where none is like it."""
+    plain = {_plain(word): word for word in known}
+    close = get_close_matches(_plain(name), plain, n=1)
+    return plain[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
 class UnknownNameError(BpnetError, ValueError):
     """A name, of an activation say, that is not in the catalogue."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], meant: str | None = None) -> None:
         known = sorted(known)
-        close = [meant] if meant else get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        meant = meant or closest(name, known)
+        hint = f"did you mean {meant!r}? " if meant else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
 from bpnet.backends.base import PRECISIONS
-from bpnet.callbacks import Callback, History, Progress
+from bpnet.callbacks import Callback, History, Progress, end
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
     ArgumentError,
@@ -336,9 +336,11 @@ class Trainer:
             told.insert(0, Progress())
         steps = -(-data.count // batch_size)
         self.stop = False
-        for callback in told:
-            callback.on_train_begin(self, epochs, steps)
+        begun: list[Callback] = []
         try:
+            for callback in told:
+                callback.on_train_begin(self, epochs, steps)
+                begun.append(callback)
             for _ in range(epochs):
                 started = time.perf_counter()
                 record = self._epoch(data, batch_size, shuffle, told)
@@ -351,9 +353,10 @@ class Trainer:
                     callback.on_epoch_end(self, record)
                 if self.stop:
                     break
-        finally:
-            for callback in told:
-                callback.on_train_end(self)
+        except BaseException as error:
+            end(begun, self, error)
+            raise
+        end(begun, self)
         return self.history
 
     def _epoch(self, data: Data, batch_size: int, shuffle: bool, told: list[Callback]) -> dict[str, Any]:
