@@ -17,6 +17,7 @@ from bpnet.layers.flatten import Flatten
 from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, whole
+from bpnet.protocol import check_network
 from bpnet.registry import resolve
 
 
@@ -139,6 +140,7 @@ def gradient(
     training = flag("training", training)
     backend, x = check_x(x)
     with backend.session(device=backend.device(x)):
+        check_network(network, tuple(x.shape[1:]), loss)
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")

@@ -48,6 +48,10 @@ class OptionError(BpnetError, ValueError):
     """An option has a value outside its range."""
 
 
+class BpnetWarning(UserWarning):
+    """Something can be done as asked, but is hardly meant so."""
+
+
 def kind_of(value: object) -> str:
     """What `value` is, for a message: "the class Dense", "None", "of type list"."""
     if isinstance(value, type):
@@ -58,12 +62,17 @@ def kind_of(value: object) -> str:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that was probably meant: case, "_", "-" and blanks do not matter; None where none is like it."""
     plain = {_plain(word): word for word in known}
-    close = get_close_matches(_plain(name), plain, n=1)
+    close = get_close_matches(_plain(name), plain, n=1, cutoff=0.65)
     return plain[close[0]] if close else None
 
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name)).lower()
+
+
+def plural(count: int, noun: str) -> str:
+    """How many of what: "1 row", "2 rows"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 class UnknownNameError(BpnetError, ValueError):

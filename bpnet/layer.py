@@ -126,6 +126,7 @@ class Layer(Registered, kind="layer"):
     """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
+    needs: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """Shape of the output of one row for an input row of `in_shape`; raises ShapeError on a misfit."""
@@ -152,6 +153,8 @@ class Layer(Registered, kind="layer"):
 
 class Composite(Layer):
     """A layer made of layers, each with a name; parameters, gradients and buffers nest under these names."""
+
+    needs = ("children",)
 
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:

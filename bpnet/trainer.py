@@ -1,9 +1,9 @@
 """The trainer: the one object with state.  All it does is call pure functions, keep results, and tell callbacks."""
 
 import math
-import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
 from bpnet.backends.base import PRECISIONS
-from bpnet.callbacks import Callback, History, Progress, end
+from bpnet.callbacks import Callback, History, Progress, default_stream, end, redraws
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
+    BpnetWarning,
     DivergedError,
     DTypeError,
     NoRoomError,
@@ -23,13 +24,17 @@ from bpnet.errors import (
     OptionError,
     ShapeError,
     kind_of,
+    plural,
 )
 from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
 from bpnet.layer import Layer, Run, check_layer
+from bpnet.layers.activation import Sigmoid, Softmax
+from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
-from bpnet.losses import Loss
+from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
+from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
 
@@ -64,6 +69,15 @@ class Trainer:
         these make arrays.)  None computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
+
+    Attributes
+    ----------
+    history : a `History` with one record an epoch
+    metadata : a dict, what was saved beside the network where the trainer was loaded from a file
+    step_count : how many training steps have been done
+    stop : set to True by a callback, it ends `fit` after the epoch
+    parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
+    network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
     """
 
     def __init__(
@@ -100,6 +114,13 @@ class Trainer:
         self._known_x: tuple[Any, ...] = ()
         """The same of `predict`."""
 
+    def __repr__(self) -> str:
+        size = "no parameters yet"
+        if self._built is not None:
+            backend, layout = self._built
+            size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
+        return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
         return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
@@ -127,7 +148,9 @@ class Trainer:
         return self._new_layout(x) if self._built is None else self._built[1]
 
     def _new_layout(self, x: Array) -> Layout:
-        layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
+        in_shape = tuple(int(n) for n in x.shape[1:])
+        check_network(self.network, in_shape, self.loss)
+        layout = layout_of(self.network, in_shape)
         self.loss.target_shape(layout.out_shape)
         self._check_parts(bool(layout.buffers))
         return layout
@@ -141,6 +164,15 @@ class Trainer:
 
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
+        last = last_activation(self.network)
+        if self.loss.logits and isinstance(last, Sigmoid | Softmax):
+            binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
+            text = (
+                f"the network ends in {last}, but {self.loss} takes logits and makes probabilities of them itself, so "
+                "that it learns badly: leave the last activation out"
+            )
+            text += ", or take the loss 'binary_cross_entropy'" if binary else ""
+            warnings.warn(text, BpnetWarning, stacklevel=3)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
         theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
         with backend.session(self.threads, device):
@@ -315,7 +347,7 @@ class Trainer:
         sample_weight : (rows,) how much each row counts
         shuffle : another order of the rows in every epoch, drawn from the seed
         callbacks : told after steps and epochs
-        progress : a bar on standard error; None shows it where that is a terminal
+        progress : a bar; None shows it in a terminal and in a notebook
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when the loss or
         a parameter is no longer finite; the last finite parameters are then kept.
@@ -331,8 +363,7 @@ class Trainer:
         with self._session(data.count):
             data = data.settled()
             held_out = None if held_out is None else held_out.settled()
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        if terminal if progress is None else progress:
+        if redraws(default_stream()) if progress is None else progress:
             told.insert(0, Progress())
         steps = -(-data.count // batch_size)
         self.stop = False

@@ -32,7 +32,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.full", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.feeding": {"in_order", "shuffled"},
-    "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
+    "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
 
@@ -70,6 +70,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "losses": 6,
     "optimizers": 6,
     "data": 7,
+    "protocol": 7,
     "backpropagation": 8,
     "testing": 9,
     "steps": 9,

@@ -215,7 +215,13 @@ T = "cross_entropy"
         (ONE, "mse", spoiled(np.inf, 2, Y), DataError, "y has NaN or infinity, first in row 2"),
         (bp.Dense(2), "mse", Y, ShapeError, r"y has rows of shape \(\), but the network gives \(2,\)"),
         (ONE, "binary_cross_entropy", Y, DataError, r"y has a value outside 0 \.\.\. 1, first in row 2"),
-        (ONE, "binary_cross_entropy_with_logits", -Y, DataError, r"y has a value outside 0 \.\.\. 1, first in row 1"),
+        (
+            bp.Dense(1),
+            "binary_cross_entropy_with_logits",
+            -Y,
+            DataError,
+            r"y has a value outside 0 \.\.\. 1, first in row 1",
+        ),
         (bp.Dense(2), "binary_cross_entropy", Y % 2, ShapeError, r"y has rows of shape \(\), .* gives \(2,\)"),
         (ONE, T, Y, ShapeError, r"cross_entropy needs one output a class, two or more, but the network gives \(1,\)"),
     ],
@@ -525,8 +531,10 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.Sequential(), OptionError, r"Sequential\(\) has no layers; expected at least one"),
         (lambda: bp.Sequential([bp.Dense(3)]), ArgumentError,
          r"layer 0 of Sequential is of type list; .*Sequential\(\*layers\)"),
-        (lambda: bp.Sequential(bp.Dense(3), "relu"), ArgumentError,
-         "layer 1 of Sequential is of type str; expected a bpnet layer"),
+        (lambda: bp.Sequential(bp.Dense(3), "Relu"), UnknownNameError, "activation 'Relu': did you mean 'relu'"),
+        (lambda: bp.Residual("leakyrelu"), UnknownNameError, "unknown activation 'leakyrelu': .* 'leaky_relu'"),
+        (lambda: bp.Sequential(bp.Dense(3), 7), ArgumentError,
+         "layer 1 of Sequential is of type int; expected a bpnet layer"),
         (lambda: bp.Sequential(bp.ReLU), ArgumentError, r"layer 0 of Sequential is the class ReLU; .*ReLU\(\.\.\.\)"),
         (lambda: bp.Residual(5), ArgumentError, "inner layer of Residual is of type int; expected a bpnet layer"),
         (lambda: bp.Residual(bp.Tanh), ArgumentError,
@@ -627,14 +635,19 @@ class Careless(bp.Layer):
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize(
-    ("mistake", "got"), [("rows", r"one of shape \(20, 4\)"), ("number", "one of shape"), ("none", "none")]
+    ("mistake", "said"),
+    [
+        ("rows", r"the gradient of s has the shape \(2, 4\); expected \(4,\)"),
+        ("number", r"the gradient of s has the shape \(\); expected \(4,\)"),
+        ("none", "backward gave no gradient for s"),
+    ],
 )
-def test_a_gradient_of_another_shape(mistake: str, got: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_of_another_shape(mistake: str, said: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if jit:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     monkeypatch.setattr(bp.backends.get("numpy"), "jit", jit)
     trainer = fresh(bp.Sequential(Careless(mistake), bp.Dense(3)))
-    with pytest.raises(ShapeError, match=rf"layer '0': the gradient of 's' has .*\(4,\); backward gave {got}"):
+    with pytest.raises(ShapeError, match=rf"layer '0', Careless\(mistake='{mistake}'\): {said}"):
         trainer.step(X, Y)
 
 

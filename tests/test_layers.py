@@ -206,7 +206,7 @@ def test_layers_are_frozen_values():
     assert bp.Dense(3, "relu") == bp.Dense(3, "relu")
     assert bp.Dense(3, "relu") != bp.Dense(3, "tanh")
     assert hash(bp.Sequential(bp.Dense(3))) == hash(bp.Sequential(bp.Dense(3)))
-    assert repr(bp.Sequential(bp.Dropout(0.2))) == "Sequential(layers=(Dropout(rate=0.2),))"
+    assert repr(bp.Sequential(bp.Dropout(0.2))) == "Sequential(Dropout(rate=0.2))"
     with pytest.raises(AttributeError):
         bp.Dense(3).units = 4
 
@@ -306,7 +306,7 @@ def test_what_couples_rows_or_draws_is_told_upwards():
         (lambda: bp.BatchNorm(epsilon=0.0), OptionError),
         (lambda: bp.Sequential(), OptionError),
         (lambda: bp.Sequential(bp.Dense), TypeError),
-        (lambda: bp.Sequential("relu"), TypeError),
+        (lambda: bp.Sequential("Relu"), ValueError),
         (lambda: bp.Residual(3), TypeError),
         (lambda: bp.Residual(bp.Dense(3)).out_shape((4,)), ShapeError),
         (lambda: bp.Dense(3).out_shape(()), ShapeError),
