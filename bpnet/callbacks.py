@@ -180,9 +180,9 @@ class Progress(Callback):
         if self.stream is None:
             return
         if _of_a_kernel(self.stream):  # which knows no sequence that clears a line
-            line = text.removesuffix("\n")
-            text = "\r" + " " * self.width + "\r" + text if len(line) < self.width else "\r" + text
-            self.width = 0 if text.endswith("\n") else len(line)
+            cleared = "\r" + " " * self.width + "\r" if self.width else ""
+            self.width = 0 if text.endswith("\n") else len(text)
+            text = cleared + text
         elif self.redraws:
             text = "\r\x1b[K" + text
         try:

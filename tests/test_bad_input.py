@@ -5,6 +5,7 @@ caller would catch.
 """
 
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -747,3 +748,119 @@ def test_every_error_of_the_table_is_bpnets_and_a_built_in() -> None:
     for error, built_in in BUILT_IN.items():
         assert issubclass(error, BpnetError)
         assert issubclass(error, built_in)
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "call"),
+    [
+        ("Relu", "relu", lambda name: bp.Dense(3, name)),
+        ("ReLU", "relu", lambda name: bp.Sequential(name)),
+        ("LeakyReLU", "leaky_relu", lambda name: bp.Dense(3, name)),
+        ("leaky-relu", "leaky_relu", lambda name: bp.Residual(name)),
+        ("Gelu", "gelu", lambda name: bp.Dense(3, name)),
+        ("ELU", "elu", lambda name: bp.Dense(3, name)),
+        ("SELU", "elu", lambda name: bp.Dense(3, name)),
+        ("Soft Max", "softmax", lambda name: bp.Dense(3, name)),
+        ("CrossEntropy", "cross_entropy", lambda name: bp.Trainer(NETWORK, name)),
+        ("crossentropy", "cross_entropy", lambda name: bp.gradient(NETWORK, name, X, X, X)),
+        ("MSE", "mse", lambda name: bp.Trainer(NETWORK, name)),
+        ("BinaryCrossEntropyWithLogits", "binary_cross_entropy_with_logits", lambda name: bp.Trainer(NETWORK, name)),
+        ("Adam", "adam", lambda name: bp.Trainer(NETWORK, T, name)),
+        ("AdamW", "adamw", lambda name: bp.Trainer(NETWORK, T, name)),
+        ("NumPy", "numpy", lambda name: bp.backends.get(name)),
+        ("CuPy:1", "cupy:1", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("CUDA", "cupy", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("PyTorch", "torch", lambda name: bp.backends.get(name)),
+    ],
+)
+def test_a_misspelt_name_suggests_the_one_that_was_meant(given: str, meant: str, call: Any) -> None:
+    text = expect(
+        UnknownNameError, f"{re.escape(repr(given))}: did you mean {re.escape(repr(meant))}", lambda: call(given)
+    )
+    assert text.count("did you mean") == 1
+
+
+def test_a_name_like_no_other_suggests_nothing() -> None:
+    assert "did you mean" not in expect(UnknownNameError, "known are", lambda: bp.Dense(3, "xyz"))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Dens", "Dense"),
+        ("dense", "Dense"),
+        ("Batchnorm", "BatchNorm"),
+        ("Relu", "ReLU"),
+        ("qq", None),
+    ],
+)
+def test_a_misspelt_name_of_the_package(given: str, meant: str | None) -> None:
+    hint = f": did you mean '{meant}'\\?" if meant else ""
+    with pytest.raises(AttributeError, match=f"^module 'bpnet' has no attribute '{given}'{hint}$"):
+        getattr(bp, given)
+
+
+def test_errors_can_be_pickled() -> None:
+    """As they are on their way from a worker process."""
+    with pytest.raises(UnknownNameError) as caught:
+        bp.Dense(3, "Relu")
+    caught.value.add_note("in a worker")
+    for error in (caught.value, MissingExtraError("what", "package", "extra"), DataError("text")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+# ---- probabilities for a loss that wants logits ---------------------------------------------------------------------
+
+SOFTMAXES: list[bp.Layer] = [
+    bp.Dense(3, "softmax"),
+    bp.Dense(3, bp.Softmax()),
+    bp.Sequential(bp.Dense(3), "softmax"),
+    bp.Sequential(bp.Dense(5), bp.Sequential(bp.Dense(3), bp.Softmax()), bp.Identity()),
+    bp.Sequential(bp.Dense(3, "softmax"), bp.Flatten(), bp.Dropout(0.1)),
+]
+
+
+@pytest.mark.parametrize("network", SOFTMAXES, ids=str)
+def test_softmax_before_cross_entropy_is_warned_of(network: bp.Layer) -> None:
+    pattern = r"the network ends in Softmax\(\), but CrossEntropy\(\) takes logits .*: leave the last activation out$"
+    for start in ("fit", "step", "build"):
+        trainer = fresh(network)
+        with pytest.warns(bp.errors.BpnetWarning, match=pattern) as caught:
+            getattr(trainer, start)(*([X] if start == "build" else [X, Y]))
+        assert [w.filename for w in caught] == [__file__]
+        assert issubclass(caught[0].category, UserWarning)
+        trainer.fit(X, Y)  # no more
+        trainer.step(X, Y)
+
+
+def test_sigmoid_before_a_loss_of_logits_is_warned_of() -> None:
+    pattern = r"ends in Sigmoid\(\), but .*: leave the last activation out, or take the loss 'binary_cross_entropy'"
+    for network in (ONE, bp.Sequential(bp.Dense(1), "sigmoid")):
+        with pytest.warns(bp.errors.BpnetWarning, match=pattern):
+            fresh(network, "binary_cross_entropy_with_logits").fit(X, Y % 2)
+    with pytest.warns(
+        bp.errors.BpnetWarning, match=r"Sigmoid\(\), but CrossEntropy\(\) .*leave the last activation out$"
+    ):
+        fresh(bp.Dense(3, "sigmoid")).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("network", "loss"),
+    [
+        (bp.Dense(3, "softmax"), "mse"),
+        (bp.Dense(3, "softmax"), "binary_cross_entropy"),
+        (ONE, "binary_cross_entropy"),
+        (ONE, "mse"),
+        (bp.Sequential(bp.Dense(5, "softmax"), bp.Dense(3)), T),
+        (bp.Sequential(bp.Dense(5, "sigmoid"), bp.Dense(1)), "binary_cross_entropy_with_logits"),
+        (bp.Sequential(bp.Dense(3), bp.Residual("softmax")), T),
+        (bp.Dense(3, "relu"), T),
+    ],
+)
+def test_right_pairs_are_not_warned_of(network: bp.Layer, loss: str) -> None:
+    y = Y % 2 if loss != T and network.out_shape((4,)) == (1,) else Y if loss == T else np.eye(3)[Y]
+    fresh(network, loss).fit(X, y)  # warnings are errors here

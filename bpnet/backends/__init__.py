@@ -12,7 +12,15 @@ from typing import Any
 import array_api_compat
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, OptionError, UnknownNameError, kind_of
+from bpnet.errors import (
+    ArgumentError,
+    ArrayMismatchError,
+    MissingExtraError,
+    OptionError,
+    UnknownNameError,
+    closest,
+    kind_of,
+)
 
 __all__ = ["NAMES", "Array", "Backend", "check_device", "common", "device_named", "get", "of"]
 
@@ -33,7 +41,7 @@ def get(name: str) -> Backend:
     if name in _by_name:
         return _by_name[name]
     if name not in NAMES:
-        raise UnknownNameError("backend", name, NAMES, MEANT.get(name))
+        raise UnknownNameError("backend", name, NAMES, MEANT.get(name.lower()))
     try:
         module = importlib.import_module(f"bpnet.backends.{name}")
     except ModuleNotFoundError as error:
@@ -63,7 +71,7 @@ def check_device(name: Any) -> str:
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
     library, _, number = name.partition(":")
     if library not in NAMES:
-        meant = MEANT.get(library)
+        meant = MEANT.get(library.lower()) or closest(library, NAMES)
         if meant == "cupy" and number.isdecimal():
             meant = f"cupy:{number}"
         raise UnknownNameError("device", name, NAMES, meant)
