@@ -8,7 +8,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
-from bpnet.data import check_rows, check_target, check_weight, check_x
+from bpnet.data import adopted, check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layers.composition import Sequential
@@ -157,8 +157,9 @@ def gradient(
 
 def check_vector(backend: Backend, vector: Array, size: int, dtype: Any, name: str) -> Array:
     """Raise unless `vector` is 1-d, of `size` elements of `dtype`."""
+    vector = adopted(backend, vector, name)
     if tuple(vector.shape) != (size,):
         raise ShapeError(f"{name} has the shape {tuple(vector.shape)}; expected ({size},)")
     if vector.dtype != dtype:
         raise DTypeError(f"{name} holds {vector.dtype} values, but x {dtype}: convert one of them")
-    return backend.adopt(vector)
+    return vector

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from bpnet.errors import ArgumentError, OptionError, RecordError, closest, kind_of
+from bpnet.errors import ArgumentError, OptionError, RecordError, closest, kind_of, shown
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class EarlyStopping(Callback):
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
         if not isinstance(monitor, str):
-            raise OptionError(f"monitor is {monitor!r}; expected the name of a recorded quantity, such as 'val_loss'")
+            raise OptionError(
+                f"monitor is {shown(monitor)}; expected the name of a recorded quantity, such as 'val_loss'"
+            )
         self.monitor, self.patience = monitor, whole("patience", patience, 1)
         self.min_delta = number("min_delta", min_delta, 0.0, math.inf, closed="left")
         self.sign = -1.0 if monitor.endswith("accuracy") else 1.0
@@ -123,7 +125,7 @@ class EarlyStopping(Callback):
             value = self.sign * float(record[self.monitor])
         except (TypeError, ValueError):
             raise OptionError(
-                f"EarlyStopping monitors {self.monitor!r}, which is {record[self.monitor]!r}; expected a number"
+                f"EarlyStopping monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
             ) from None
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0

@@ -6,7 +6,7 @@ Checks of `values` (NaN, infinity, the range of labels) make the host wait for a
 from typing import Any
 
 from bpnet.backends import Array, Backend, of
-from bpnet.errors import DataError, DTypeError, ShapeError
+from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError
 from bpnet.layer import Shape
 from bpnet.losses import Loss
 
@@ -14,7 +14,7 @@ from bpnet.losses import Loss
 def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = of(x, name)
-    x = backend.adopt(x)
+    x = adopted(backend, x, name)
     if x.ndim < 2:
         raise ShapeError(
             f"{name} has {_axes(x.ndim)}; expected (rows, features)"
@@ -34,6 +34,14 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
         if values:
             check_finite(backend, x, name)
     return backend, x
+
+
+def adopted(backend: Backend, x: Array, name: str) -> Array:
+    """`x` as the backend computes with it; raises ArrayMismatchError where it has no plain values."""
+    unfit = backend.unfit(x)
+    if unfit is not None:
+        raise ArrayMismatchError(f"{name} is {unfit}")
+    return backend.adopt(x)
 
 
 def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
@@ -58,7 +66,7 @@ def check_target(
 ) -> Array:
     """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
     xp = backend.xp
-    y = backend.adopt(y)
+    y = adopted(backend, y, name)
     shape = loss.target_shape(out_shape)
     rows = x.shape[0]
     floating = is_float(backend, y)
@@ -93,7 +101,7 @@ def check_weight(
     """`weight` as one finite, non-negative number a row in the type of `x`."""
     if weight is None:
         return None
-    weight = backend.adopt(weight)
+    weight = adopted(backend, weight, name)
     if not is_whole(backend, weight) and not is_float(backend, weight):
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
@@ -109,7 +117,10 @@ def check_weight(
 
 def is_whole(backend: Backend, x: Array) -> bool:
     """Whether the elements are whole numbers or booleans."""
-    return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
+    try:
+        return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
+    except TypeError:  # a type that the standard does not know, such as that of records
+        return False
 
 
 def is_float(backend: Backend, x: Array) -> bool:

@@ -70,6 +70,17 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name)).lower()
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: itself, or what it is where that takes more than a few words."""
+    try:
+        text = repr(value)
+    except Exception:  # as of a whole number of thousands of digits
+        return kind_of(value)
+    if isinstance(value, int | str | bytes) and len(text) > 80:
+        return f"{text[:60]}..."
+    return text if len(text) <= 80 and text.isprintable() and " at 0x" not in text else kind_of(value)
+
+
 def plural(count: int, noun: str) -> str:
     """How many of what: "1 row", "2 rows"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -82,7 +93,7 @@ class UnknownNameError(BpnetError, ValueError):
         known = sorted(known)
         meant = meant or closest(name, known)
         hint = f"did you mean {meant!r}? " if meant else ""
-        super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+        super().__init__(f"unknown {kind} {shown(name)}: {hint}known are {', '.join(known)}")
 
 
 class MissingExtraError(BpnetError, ImportError):

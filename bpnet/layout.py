@@ -158,7 +158,7 @@ def layout_of(network: Layer, in_shape: Shape) -> Layout:
         raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
-    layout = _layout_of(network, tuple(whole("in_shape", n, 1) for n in in_shape))
+    layout = _layout_of(network, tuple(whole("in_shape", n, 1, 2**31 - 1) for n in in_shape))
     return layout if layout.network is network else replace(layout, network=network)
 
 

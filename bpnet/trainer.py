@@ -174,9 +174,14 @@ class Trainer:
             text += ", or take the loss 'binary_cross_entropy'" if binary else ""
             warnings.warn(text, BpnetWarning, stacklevel=3)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
-        theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
-        with backend.session(self.threads, device):
-            self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
+        try:
+            theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
+            with backend.session(self.threads, device):
+                state = self.optimizer.init(backend, theta)
+        except backend.no_room as error:  # MemoryError among them
+            size = plural(layout.size, "parameter")
+            raise NoRoomError(f"{size} of the network and the optimizer's state have no room: {error}") from error
+        self._adopt(backend, layout, (theta, buffers, state))
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -285,14 +290,21 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
-        if not isinstance(snapshot, tuple) or len(snapshot) != 2:
-            raise ArgumentError(f"snapshot is {kind_of(snapshot)}; expected what trainer.snapshot() gave")
+        whole_of = (tuple, 2), (tuple, 3), (tuple, len(self.state))  # a snapshot, its carry, its optimizer's state
+        part: Any = snapshot
+        for (kind, length), inner in zip(whole_of, (0, 2, None), strict=True):
+            if not isinstance(part, kind) or len(part) != length:
+                raise ArgumentError(f"snapshot is {kind_of(snapshot)}, but not what this trainer's snapshot() gave")
+            part = part if inner is None else part[inner]
         carry, step_count = snapshot
-        for name, kept, own in zip(("parameters", "buffers"), carry, (self.theta, self.buffers), strict=False):
+        whole("the snapshot's step count", step_count, 0)
+        names = ("parameters", "buffers", *["optimizer state"] * len(self.state))
+        for name, kept, own in zip(names, (*carry[:2], *carry[2]), (*self._carry[:2], *self.state), strict=True):
             common({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
             if kept.shape != own.shape:
                 raise ShapeError(
-                    f"the snapshot has {kept.shape[0]} {name}, the trainer {own.shape[0]}: it is of another network"
+                    f"the snapshot's {name} has the shape {tuple(kept.shape)}, the trainer's {tuple(own.shape)}: it is "
+                    "of another network"
                 )
             if kept.dtype != own.dtype:
                 raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
@@ -676,7 +688,10 @@ def _kind(*arrays: Any) -> tuple[Any, ...]:
 
 def _rows_of(x: Any) -> int:
     """The rows of what may not be an array yet."""
-    shape = getattr(x, "shape", ())
+    try:
+        shape = getattr(x, "shape", ())
+    except RuntimeError as error:  # PyTorch's of a nested tensor
+        raise ArrayMismatchError(f"x is {kind_of(x)} that has no shape; expected a plain array") from error
     return int(shape[0]) if shape else 1
 
 

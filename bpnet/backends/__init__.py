@@ -67,22 +67,21 @@ class MissingLibraryError(MissingExtraError):
 
 def check_device(name: Any) -> str:
     """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
+    backend, device = device_named(name)
+    backend.from_host(0.0, device=device)
+    return str(name)
+
+
+def device_named(name: Any) -> tuple[Backend, Any]:
+    """The backend of "cupy", and of "cupy:1" that device, else None."""
     if not isinstance(name, str):
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
-    library, _, number = name.partition(":")
+    library, colon, number = name.partition(":")
     if library not in NAMES:
         meant = MEANT.get(library.lower()) or closest(library, NAMES)
         if meant == "cupy" and number.isdecimal():
             meant = f"cupy:{number}"
         raise UnknownNameError("device", name, NAMES, meant)
-    backend, device = device_named(name)
-    backend.from_host(0.0, device=device)
-    return name
-
-
-def device_named(name: str) -> tuple[Backend, Any]:
-    """The backend of "cupy", and of "cupy:1" that device, else None."""
-    library, colon, number = name.partition(":")
     if colon and not number.isdecimal():
         raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
     backend = get(library)
