@@ -90,8 +90,8 @@ class Layout:
         """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""
         import numpy
 
+        theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)  # before any is drawn for nothing
         tree = self.network.init(Rng(seed), self.in_shape)
-        theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             for slot in slots:
                 value = _at(tree, slot.path)

@@ -452,7 +452,7 @@ def test_parts_on_the_device_are_captured_too(world: World) -> None:
 
 
 @dataclass(frozen=True)
-class Counting(bp.Identity):
+class Counting(bp.Flatten):
     """Keeps something of a batch, though no row looks at another."""
 
     def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
