@@ -9,7 +9,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
 from bpnet.data import adopted, check_rows, check_target, check_weight, check_x
-from bpnet.errors import DTypeError, ShapeError
+from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -146,7 +146,7 @@ def gradient(
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
         if layout.buffer_size:
             if buffers is None:
-                raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
+                raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
         y = check_target(backend, loss, layout.out_shape, x, y)
         weight = check_weight(backend, sample_weight, x)

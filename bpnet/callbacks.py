@@ -65,8 +65,8 @@ class History:
         names = {key for record in self.epochs for key in record}
         if not isinstance(name, str):
             raise ArgumentError(
-                f"history[...] is asked for what is {kind_of(name)}; expected the name of a recorded quantity, such as "
-                "'loss'. The records of the epochs are history.epochs"
+                f"history[{shown(name)}]: expected the name of a recorded quantity, such as 'loss'; the records of the "
+                "epochs are history.epochs"
             )
         if name not in names:
             raise RecordError(unrecorded(f"{name!r} was not recorded", name, sorted(names)))

@@ -6,7 +6,7 @@ Checks of `values` (NaN, infinity, the range of labels) make the host wait for a
 from typing import Any
 
 from bpnet.backends import Array, Backend, of
-from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError
+from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
 from bpnet.losses import Loss
 
@@ -50,7 +50,7 @@ def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
     if shape == in_shape:
         return
     if len(shape) == len(in_shape) == 1:
-        raise ShapeError(f"{name} has {shape[0]} features, but the network was built for {in_shape[0]}")
+        raise ShapeError(f"{name} has {plural(shape[0], 'feature')}, but the network was built for {in_shape[0]}")
     raise ShapeError(f"{name} has rows of shape {shape}, but the network was built for {in_shape}")
 
 
@@ -75,7 +75,7 @@ def check_target(
         hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
         raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
     if y.ndim == 0 or y.shape[0] != rows:
-        raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
+        raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
         return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
     if y.ndim == 1 and shape == (1,):
@@ -105,7 +105,7 @@ def check_weight(
     if not is_whole(backend, weight) and not is_float(backend, weight):
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
-        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
+        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({x.shape[0]},)")
     weight = _cast(backend, weight, x.dtype, name, values)
     if not values:
         return weight

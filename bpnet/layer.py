@@ -70,7 +70,7 @@ class ShapeRng(Rng):
         import numpy
 
         if math.prod(shape) >= 2**59:
-            raise NoRoomError(f"a layer has a parameter of the shape {shape}, for which no memory has room")
+            raise NoRoomError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def uniform(self, shape: Shape, limit: float) -> Any:

@@ -150,8 +150,8 @@ class CrossEntropy(Loss):
     def target_shape(self, out_shape: Shape) -> Shape:
         if len(out_shape) != 1 or out_shape[0] < 2:
             raise ShapeError(
-                f"cross_entropy needs one output a class, two or more, but the network gives {out_shape} a row: end it "
-                "with Dense(classes), after Flatten() where rows have several axes; or use "
+                f"cross_entropy needs one output per class, two or more, but the network gives {out_shape} per row: "
+                "end it with Dense(classes), after Flatten() where rows have several axes; or use "
                 "binary_cross_entropy_with_logits for one output"
             )
         return out_shape

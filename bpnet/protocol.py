@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from bpnet.backends import of
-from bpnet.errors import ArgumentError, BpnetError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, BpnetError, ShapeError, kind_of, plural
 from bpnet.layer import Layer, Leaf, Rng, Run, Shape, ShapeRng
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layers.dense import Dense
@@ -71,7 +71,7 @@ def _layer_faults(path: str, layer: Layer, in_shape: Shape) -> list[BpnetError]:
             return [fault]
     out_shape, start = _shape(layer, in_shape), layer.init(ShapeRng(), in_shape)
     if not isinstance(start, Mapping):
-        return [ArgumentError(f"{where}: init gave what is {kind_of(start)}; expected a dict of start values by name")]
+        return [ArgumentError(f"{where}: init gave {_given(start)}; expected a dict of start values by name")]
     x = Rng(0).full((2, *in_shape), 1.0)
     run = Run(of(x), True, (0, 0, 0))
     trained = {name: _shape_of(value) or () for name, value, trainable in _leaves(start) if trainable}
@@ -122,7 +122,7 @@ def forward_faults(where: str, made: Any, x_shape: Shape, y_shape: Shape) -> lis
         return [ArgumentError(f"{where}: forward gave {_shown(made)}; expected the two of `return y, cache`")]
     shape = _shape_of(made[0])
     if shape is None:
-        return [ArgumentError(f"{where}: forward gave a y that is {kind_of(made[0])}; expected an array")]
+        return [ArgumentError(f"{where}: forward gave {_given(made[0])} as y; expected an array")]
     if shape[:1] != x_shape[:1]:
         return [ShapeError(f"{where}: forward makes {shape} of {x_shape}; expected as many rows")]
     if shape != y_shape:
@@ -148,7 +148,7 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
     if not isinstance(grads, Mapping):
         return [
             *faults,
-            ArgumentError(f"{where}: backward gave grads that are {kind_of(grads)}; expected a dict of arrays by name"),
+            ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name"),
         ]
     have = {name: value for name, value, _ in _leaves(grads)}
     for name in sorted(trained.keys() - have.keys()):
@@ -168,7 +168,7 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
 
 def _absorb_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
     if not isinstance(made, Mapping):
-        return [ArgumentError(f"{where}: absorb gave what is {kind_of(made)}; expected a dict of buffers by name")]
+        return [ArgumentError(f"{where}: absorb gave {_given(made)}; expected a dict of buffers by name")]
     faults: list[BpnetError] = []
     for name, value, _ in _leaves(made):
         if name not in kept:
@@ -211,8 +211,12 @@ def _is_pair(made: Any) -> bool:
 
 def _shown(made: Any) -> str:
     if isinstance(made, tuple | list):
-        return f"{len(made)} things"
+        return plural(len(made), "thing")
     return "None" if made is None else "one thing"
+
+
+def _given(value: Any) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def _shape_of(value: Any) -> Shape | None:

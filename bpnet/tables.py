@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array
-from bpnet.errors import DataError, DTypeError, MissingExtraError, OptionError, ShapeError
+from bpnet.errors import DataError, DTypeError, MissingExtraError, OptionError, ShapeError, plural
 from bpnet.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
 from bpnet.registry import resolve
 
@@ -52,7 +52,7 @@ def read(data: str, target: str | None, *, features: list[str] | None = None, ne
         table = _columns(path, target, features, needs_target)
     else:
         hint = " (did you mean digits?)" if get_close_matches(data, ["digits"]) else ""
-        raise DataError(f"DATA must be digits, or a .npz, .csv or .parquet file: {data!r} is neither{hint}")
+        raise DataError(f"DATA must be digits, or a .npz, .csv or .parquet file: {data!r} is none of these{hint}")
     if len(table.x) == 0:
         raise DataError(f"{data} has no rows")
     return table
@@ -94,7 +94,7 @@ def _npz(path: Path, needs_target: bool) -> Table:
             raise DTypeError(f"y in {path} has the type {y.dtype}: expected labels (integers, text) or numbers")
         if len(y) != len(x) if y.ndim else True:
             raise ShapeError(
-                f"y in {path} has the shape {y.shape}: expected one entry for each of the {len(x)} rows of x"
+                f"y in {path} has the shape {y.shape}: expected one entry for each of the {plural(len(x), 'row')} of x"
             )
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
@@ -146,7 +146,9 @@ def _columns(path: Path, target: str | None, features: list[str] | None, needs_t
         column = table.column(name)
         if column.null_count:
             row = column.is_null().index(True).as_py()
-            raise DataError(f"column {name!r} of {path} lacks {column.null_count} values, first in row {row + 1}")
+            raise DataError(
+                f"column {name!r} of {path} has {plural(column.null_count, 'missing value')}, first in row {row + 1}"
+            )
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         return column

@@ -11,7 +11,7 @@ from bpnet.errors import ArgumentError, GradientError, ShapeError
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
-from bpnet.options import number, whole
+from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve
 
@@ -88,6 +88,7 @@ def check_gradients(
 
     subject = check_layer("the layer", subject)
     directions, seed = whole("directions", directions, 1), whole("seed", seed, 0)
+    training = flag("training", training)
     tolerance = number("tolerance", tolerance, 0.0, math.inf, closed="neither")
     if (y is None) != (loss is None):
         raise ArgumentError("y and loss belong together: pass both, or neither")

@@ -180,7 +180,7 @@ class Trainer:
                 state = self.optimizer.init(backend, theta)
         except backend.no_room as error:  # MemoryError among them
             size = plural(layout.size, "parameter")
-            raise NoRoomError(f"{size} of the network and the optimizer's state have no room: {error}") from error
+            raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
         self._adopt(backend, layout, (theta, buffers, state))
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
@@ -665,7 +665,9 @@ class Trainer:
         if not isinstance(validation, tuple | list):
             raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
         if len(validation) not in (2, 3):
-            raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
+            raise ShapeError(
+                f"validation has {plural(len(validation), 'part')}; expected (x, y) or (x, y, sample_weight)"
+            )
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
         backend = common({names[0]: x, "x": data.x})
@@ -691,7 +693,7 @@ def _rows_of(x: Any) -> int:
     try:
         shape = getattr(x, "shape", ())
     except RuntimeError as error:  # PyTorch's of a nested tensor
-        raise ArrayMismatchError(f"x is {kind_of(x)} that has no shape; expected a plain array") from error
+        raise ArrayMismatchError(f"x is {kind_of(x)} and has no shape; expected a plain array") from error
     return int(shape[0]) if shape else 1
 
 

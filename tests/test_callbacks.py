@@ -135,7 +135,7 @@ def test_history_says_what_it_has() -> None:
     with pytest.raises(KeyError, match=r"'los' was not recorded: did you mean 'loss'"):
         history["los"]
     for key in (0, -1, slice(2), None, ("loss", "lr"), 1.5):
-        with pytest.raises(bp.errors.ArgumentError, match=r"history\[\.\.\.\] is asked for .*the name of a recorded"):
+        with pytest.raises(bp.errors.ArgumentError, match=r"history\[.*\]: expected the name of a recorded"):
             history[key]  # type: ignore[index]
     for epochs in (5, "loss", [1], {"loss": 1}):
         with pytest.raises(bp.errors.ArgumentError, match=r"epochs is .*; expected a list of records"):

@@ -283,7 +283,7 @@ def test_arrays_that_lie_elsewhere_still(world: World, library: Callable[[str], 
     trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
     with pytest.raises(TypeError, match="x is an array of torch, but the trainer's device is 'cupy': pass an array of"):
         trainer.fit(torch.array(x), torch.array(y), progress=False)
-    with pytest.raises(TypeError, match="x is an array of numpy but y is one of cupy"):
+    with pytest.raises(TypeError, match="x belongs to numpy, but y to cupy"):
         trainer.fit(x, world.array(y), progress=False)
 
 

@@ -47,7 +47,7 @@ FORWARD = {
     "only y": (lambda self, run, p, x: x * p["s"], ArgumentError, "forward gave one thing; expected .*return y, cache"),
     "three": (lambda self, run, p, x: (x, x, x), ArgumentError, "forward gave 3 things; expected .*return y, cache"),
     "nothing": (lambda self, run, p, x: None, ArgumentError, "forward gave None; expected the two of .return y, cache"),
-    "no array": (lambda self, run, p, x: (x.tolist(), x), ArgumentError, "forward gave a y that is of type list; exp"),
+    "no array": (lambda self, run, p, x: (x.tolist(), x), ArgumentError, "forward gave an object of type list as y"),
     "flat": (lambda self, run, p, x: (run.xp.reshape(x, (-1,)), x), ShapeError, "forward makes .* expected as"),
     "dropped": (lambda self, run, p, x: (x[:1, :], x), ShapeError, r"forward makes \(1, 4\) of \(2, 4\); exp"),
     "narrow": (lambda self, run, p, x: (x[:, :2], x), ShapeError, r"forward turns rows of \(4,\) into \(2,\), but o"),
@@ -59,7 +59,7 @@ BACKWARD = {
     "three": (lambda s, run, p, c, dy, need_dx=True: (dy, c, {}), ArgumentError, "backward gave 3 things; expected"),
     "nothing": (lambda s, run, p, c, dy, need_dx=True: None, ArgumentError, "backward gave None; expected the two"),
     "array": (lambda s, run, p, c, dy, need_dx=True: (dy, grads(run, dy, c)), ArgumentError,
-              "backward gave grads that are of type ndarray; expected a dict of arrays by name"),
+              "backward gave an object of type ndarray as grads; expected a dict of arrays by name"),
     "missing": (lambda s, run, p, c, dy, need_dx=True: (dy, {}), ShapeError, "backward gave no gradient for s"),
     "unknown": (lambda s, run, p, c, dy, need_dx=True: (dy, {"s": grads(run, dy, c), "t": dy}), ShapeError,
                 "backward gave a gradient for t, which is no trainable parameter: they are s"),
@@ -79,7 +79,7 @@ BACKWARD = {
 OTHER = {
     "out_shape": ({"out_shape": lambda self, in_shape: 4}, ArgumentError, "out_shape gave 4; expected a tuple of"),
     "out_shape none": ({"out_shape": lambda self, in_shape: None}, ArgumentError, "out_shape gave None; expec"),
-    "init": ({"init": lambda self, rng, in_shape: None}, ArgumentError, "init gave what is None; exp"),
+    "init": ({"init": lambda self, rng, in_shape: None}, ArgumentError, "init gave None; exp"),
     "wide": ({"forward": widened, "backward": narrowed}, ShapeError,
              r"forward turns rows of \(4,\) into \(8,\), but out_shape says \(4,\): define out_shape"),
     "absorb": ({"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
@@ -87,7 +87,7 @@ OTHER = {
                r"the buffer b has the shape \(1,\) in absorb; expected \(4,\)"),
     "absorb nothing": (
         {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
-         "absorb": lambda self, run, p, cache: None}, ArgumentError, "absorb gave what is None; exp"),
+         "absorb": lambda self, run, p, cache: None}, ArgumentError, "absorb gave None; exp"),
 }  # fmt: skip
 WRONG: dict[str, Any] = {f"forward, {k}": ({"forward": v[0]}, *v[1:]) for k, v in FORWARD.items()}
 WRONG |= {f"backward, {k}": ({"backward": v[0]}, *v[1:]) for k, v in BACKWARD.items()} | OTHER

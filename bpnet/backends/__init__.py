@@ -140,12 +140,12 @@ def common(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxy
         other = of(array, name)
         if other is not backend:
             raise ArrayMismatchError(
-                f"{first_name} is an array of {backend.name} but {name} is one of {other.name}: "
-                "convert one of them, nothing is moved between libraries unasked"
+                f"{first_name} belongs to {backend.name}, but {name} to {other.name}: convert one of them, since "
+                "nothing is moved between libraries unasked"
             )
         if array is not first and backend.device(array) != backend.device(first):
             raise ArrayMismatchError(
-                f"{first_name} lies on device {backend.device(first)} but {name} on {backend.device(array)}: "
-                "move one of them, nothing is moved between devices unasked"
+                f"{first_name} lies on device {backend.device(first)}, but {name} on {backend.device(array)}: "
+                "move one of them, since nothing is moved between devices unasked"
             )
     return backend
