@@ -21,10 +21,18 @@ Shapes = Mapping[str, Shape]
 def check_network(network: Layer, in_shape: Shape, loss: Loss) -> None:
     """Raise ArgumentError or ShapeError where a layer of a user's own, or the loss, does not keep to the protocol."""
     try:
-        hash((network, loss))
-    except TypeError:  # of which the layout says more
-        return
-    _check_once(network, in_shape, loss)
+        _check_once(network, in_shape, loss)
+    except TypeError as error:
+        if isinstance(error, BpnetError) or _can_be_hashed((network, loss)):
+            raise  # else the layout says what can't be hashed
+
+
+def _can_be_hashed(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ defined, so a user's own layer can be saved and loaded too.
 import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
@@ -74,7 +75,7 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
     """`value` where it is an instance of `base`; raises ArgumentError."""
     if isinstance(value, base):
-        made = type(value)
+        made: Any = type(value)
         _check_methods(made)
         if is_dataclass(value) and made.__dataclass_params__.frozen:
             return value
@@ -85,6 +86,7 @@ def instance(base: type[S], what: str, value: Any, expected: str) -> S:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected {'an instance' if hint else expected}{hint}")
 
 
+@cache
 def _check_methods(cls: type[Registered]) -> None:
     """Raise ArgumentError where a method is missing that the bases of a user's class leave to it."""
     for owner in cls.__mro__:

@@ -358,7 +358,7 @@ def test_libraries_do_not_mix(other: str, library: Any) -> None:
         (f"x belongs to {name}, but the trainer's parameters to numpy", lambda: trainer.fit(x, y)),
         (f"x belongs to {name}, but the trainer's parameters to numpy.*bp.load", lambda: trainer.predict(x)),
         (rf"validation\[0\] belongs to {name}, but x to numpy", lambda: fresh().fit(X, Y, validation=(x, y))),
-        (r"parameters\['0'\]\['bias'\] is an array of", lambda: put(trainer, "0", "bias", there.array(np.zeros(5)))),
+        (r"parameters\['0'\]\['bias'\] belongs to", lambda: put(trainer, "0", "bias", there.array(np.zeros(5)))),
         ("x belongs to numpy, but y to", lambda: bp.check_gradients(NETWORK, X, y, loss=T)),
     ]:
         expect(ArrayMismatchError, pattern, call)
