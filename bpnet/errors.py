@@ -83,7 +83,7 @@ def shown(value: object) -> str:
 
 def plural(count: int, noun: str) -> str:
     """How many of what: "1 row", "2 rows"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class UnknownNameError(BpnetError, ValueError):

@@ -15,7 +15,7 @@ Y = np.arange(20) % 3
 
 
 @dataclass(frozen=True)
-class Scale(bp.Layer):
+class Scaling(bp.Layer):
     """A right layer, y = s x, of which each test changes one method."""
 
     def init(self, rng: Any, in_shape: Any) -> Any:
@@ -94,7 +94,7 @@ WRONG |= {f"backward, {k}": ({"backward": v[0]}, *v[1:]) for k, v in BACKWARD.it
 
 
 def wrong(methods: dict[str, Any]) -> bp.Layer:
-    return dataclass(frozen=True)(type("Wrong", (Scale,), methods))()
+    return dataclass(frozen=True)(type("Unkept", (Scaling,), methods))()
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -102,7 +102,7 @@ def test_what_a_method_gives_wrongly_is_named(name: str) -> None:
     methods, error, pattern = WRONG[name]
     layer = wrong(methods)
     network = bp.Sequential(bp.Dense(4), bp.Residual(bp.Sequential("tanh", layer)), bp.Dense(3))
-    full = rf"^(layer '1\.inner\.1', )?Wrong\(\).*{pattern}"
+    full = rf"^(layer '1\.inner\.1', )?Unkept\(\).*{pattern}"
     calls: list[Any] = [
         lambda: bp.Trainer(network, "cross_entropy").build(X),
         lambda: bp.Trainer(network, "cross_entropy").step(X[:2], Y[:2]),
@@ -124,13 +124,13 @@ def test_the_same_on_every_library(backend: Any) -> None:
         methods, error, pattern = WRONG[name]
         with pytest.raises(error, match=pattern):
             bp.Trainer(bp.Sequential(wrong(methods), bp.Dense(3)), "cross_entropy").step(x, y)
-    network = bp.Sequential(Scale(), bp.Dense(3))
+    network = bp.Sequential(Scaling(), bp.Dense(3))
     assert np.isfinite(float(bp.Trainer(network, "cross_entropy").step(x, y)))
 
 
 def test_a_layer_that_wants_other_rows_than_two_is_left_in_peace() -> None:
     @dataclass(frozen=True)
-    class Pairs(Scale):
+    class ByFours(Scaling):
         """Wants rows by fours."""
 
         couples_rows = True
@@ -138,7 +138,7 @@ def test_a_layer_that_wants_other_rows_than_two_is_left_in_peace() -> None:
         def forward(self, run: Any, p: Any, x: Any) -> Any:
             return run.xp.reshape(run.xp.reshape(x, (-1, 4, 4)) * p["s"], x.shape), x
 
-    trainer = bp.Trainer(bp.Sequential(Pairs(), bp.Dense(3)), "cross_entropy")
+    trainer = bp.Trainer(bp.Sequential(ByFours(), bp.Dense(3)), "cross_entropy")
     assert np.isfinite(float(trainer.step(X, Y)))
 
 
@@ -154,13 +154,13 @@ def test_trying_costs_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None
     calls = []
 
     @dataclass(frozen=True)
-    class Counted(Scale):
+    class CountedScaling(Scaling):
         def forward(self, run: Any, p: Any, x: Any) -> Any:
             calls.append(x.shape[0])
             return super().forward(run, p, x)
 
     monkeypatch.setattr(bp.backends.get("numpy"), "jit", False)
-    trainer = bp.Trainer(bp.Sequential(Counted(), bp.Dense(3)), "cross_entropy").build(X)
+    trainer = bp.Trainer(bp.Sequential(CountedScaling(), bp.Dense(3)), "cross_entropy").build(X)
     assert set(calls) == {2}
     calls.clear()
     for _ in range(3):
@@ -259,7 +259,7 @@ def test_what_a_loss_gives_wrongly_is_named(mistake: str, error: Any, pattern: s
 
 
 def test_a_wrong_loss_is_told_from_a_wrong_layer() -> None:
-    network, y = bp.Sequential(Scale(), bp.Dense(3)), X[:, :3]
+    network, y = bp.Sequential(Scaling(), bp.Dense(3)), X[:, :3]
     assert bp.check_gradients(network, X, y, loss=Squares()).ok
     assert np.isfinite(float(bp.Trainer(network, Squares()).step(X, y)))
     with pytest.raises(GradientError) as caught:
@@ -274,5 +274,5 @@ def test_a_wrong_loss_is_told_from_a_wrong_layer() -> None:
 
     with pytest.raises(GradientError) as caught:
         bp.check_gradients(bp.Sequential(wrong({"backward": backward}), bp.Dense(3)), X, y, loss=Squares())
-    assert str(caught.value).startswith("WRONG: derivatives of Sequential(Wrong()")
+    assert str(caught.value).startswith("WRONG: derivatives of Sequential(Unkept()")
     assert "the loss" not in str(caught.value)
