@@ -93,16 +93,21 @@ _MODULES = ("backends", "errors", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"bpnet.{name}")
-    else:
-        raise AttributeError(f"module 'bpnet' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"bpnet.{name}")
+        else:
+            closest = importlib.import_module("bpnet.errors").closest
+            meant = None if name.startswith("_") else closest(name, __all__)
+            hint = f": did you mean {meant!r}?" if meant else ""
+            raise AttributeError(f"module 'bpnet' has no attribute {name!r}{hint}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

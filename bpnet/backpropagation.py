@@ -8,8 +8,8 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
-from bpnet.data import check_rows, check_target, check_weight, check_x
-from bpnet.errors import DTypeError, ShapeError
+from bpnet.data import adopted, check_rows, check_target, check_weight, check_x
+from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -17,6 +17,7 @@ from bpnet.layers.flatten import Flatten
 from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
 from bpnet.options import check_type, flag, whole
+from bpnet.protocol import check_network
 from bpnet.registry import resolve
 
 
@@ -140,13 +141,14 @@ def gradient(
     training = flag("training", training)
     backend, x = check_x(x)
     with backend.session(device=backend.device(x)):
+        check_network(network, tuple(x.shape[1:]), loss)
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
         check_type("network", network, *type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
-                raise ShapeError(f"the network has {layout.buffer_size} buffer values: pass them as buffers=")
+                raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
         y = check_target(backend, loss, layout.out_shape, x, y)
         weight = check_weight(backend, sample_weight, x)
@@ -164,8 +166,9 @@ def type_of(backend: Backend, x: Array) -> tuple[str, float, float]:
 
 def check_vector(backend: Backend, vector: Array, size: int, dtype: Any, name: str) -> Array:
     """Raise unless `vector` is 1-d, of `size` elements of `dtype`."""
+    vector = adopted(backend, vector, name)
     if tuple(vector.shape) != (size,):
         raise ShapeError(f"{name} has the shape {tuple(vector.shape)}; expected ({size},)")
     if vector.dtype != dtype:
         raise DTypeError(f"{name} holds {vector.dtype} values, but x {dtype}: convert one of them")
-    return backend.adopt(vector)
+    return vector

@@ -1,12 +1,13 @@
 """What happens between epochs: the history, early stopping, the progress bar, and whatever a user adds."""
 
+import io
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from bpnet.errors import OptionError, RecordError
+from bpnet.errors import ArgumentError, OptionError, RecordError, closest, kind_of, shown
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:
@@ -35,19 +36,40 @@ class Callback:
         """After an epoch, with its record of the history."""
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """After the last epoch, also where training was interrupted."""
+        """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
+
+
+def end(callbacks: Sequence[Callback], trainer: "Trainer", first: BaseException | None = None) -> None:
+    """Tell all of them the end, whatever one raises; raise the first error, to which later ones are notes."""
+    for callback in callbacks:
+        try:
+            callback.on_train_end(trainer)
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"{type(callback).__name__}.on_train_end raised besides: {error!r}")
+    if first is not None:
+        raise first
 
 
 class History:
     """One record an epoch: `history["val_loss"]` is a list over the epochs, `history.epochs` the records."""
 
     def __init__(self, epochs: list[Record] | None = None) -> None:
-        self.epochs: list[Record] = epochs or []
+        if epochs is not None and not (isinstance(epochs, list) and all(isinstance(e, dict) for e in epochs)):
+            raise ArgumentError(f"epochs is {kind_of(epochs)}; expected a list of records, each a dict")
+        self.epochs: list[Record] = [] if epochs is None else epochs
 
     def __getitem__(self, name: str) -> list[Any]:
         names = {key for record in self.epochs for key in record}
+        if not isinstance(name, str):
+            raise ArgumentError(
+                f"history[{shown(name)}]: expected the name of a recorded quantity, such as 'loss'; the records of the "
+                "epochs are history.epochs"
+            )
         if name not in names:
-            raise RecordError(f"{name!r} was not recorded; recorded were {', '.join(sorted(names)) or 'no epochs'}")
+            raise RecordError(unrecorded(f"{name!r} was not recorded", name, sorted(names)))
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:
@@ -69,6 +91,13 @@ def describe(record: Record) -> str:
     return "  ".join([*shown, f"{record['seconds']:.2f} s"])
 
 
+def unrecorded(text: str, name: str, names: Collection[str]) -> str:
+    """`text`, what was recorded instead, and which of it was probably meant."""
+    meant = closest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
+    return f"{text}: {hint}recorded are {', '.join(names)}" if names else f"{text}: no epoch has ended yet"
+
+
 class EarlyStopping(Callback):
     """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
 
@@ -77,7 +106,9 @@ class EarlyStopping(Callback):
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
         if not isinstance(monitor, str):
-            raise OptionError(f"monitor is {monitor!r}; expected the name of a recorded quantity, such as 'val_loss'")
+            raise OptionError(
+                f"monitor is {shown(monitor)}; expected the name of a recorded quantity, such as 'val_loss'"
+            )
         self.monitor, self.patience = monitor, whole("patience", patience, 1)
         self.min_delta = number("min_delta", min_delta, 0.0, math.inf, closed="left")
         self.sign = -1.0 if monitor.endswith("accuracy") else 1.0
@@ -88,12 +119,14 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         if self.monitor not in record:
-            known = ", ".join(record)
+            text = unrecorded(f"EarlyStopping monitors {self.monitor!r}, which is not recorded", self.monitor, record)
+            raise OptionError(f"{text}. What begins with val_ needs validation=")
+        try:
+            value = self.sign * float(record[self.monitor])
+        except (TypeError, ValueError):
             raise OptionError(
-                f"EarlyStopping monitors {self.monitor!r}, which is not recorded; recorded are {known}. "
-                "What begins with val_ needs validation="
-            )
-        value = self.sign * record[self.monitor]
+                f"EarlyStopping monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
+            ) from None
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0
             self.kept = trainer.snapshot()
@@ -108,23 +141,28 @@ class EarlyStopping(Callback):
 
 
 class Progress(Callback):
-    """A bar that fills during an epoch and gives way to the epoch's record; off a terminal the records alone.
+    """A bar that fills during an epoch and gives way to the epoch's record; where there can be none the records alone.
 
+    On standard error by default; in a notebook, which would show that as if it were an error, on standard output.
     Drawn ten times a second at most, never waiting for a device.
     """
 
     before_next_step = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+        if stream is not None and (isinstance(stream, type | io.RawIOBase | io.BufferedIOBase) or not _writes(stream)):
+            raise ArgumentError(
+                f"stream is {kind_of(stream)}; expected an open stream of text, such as sys.stdout or open(path, 'w')"
+            )
+        self.stream = default_stream() if stream is None else stream
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
-        self.epochs, self.steps, self.shown = len(trainer.history) + epochs, steps, 0.0
-        self.terminal = self.stream is not None and self.stream.isatty()
+        self.epochs, self.steps, self.shown, self.width = len(trainer.history) + epochs, steps, 0.0, 0
+        self.redraws = redraws(self.stream)
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
         now = time.monotonic()
-        if not self.terminal or now - self.shown < 0.1:
+        if not self.redraws or now - self.shown < 0.1:
             return
         self.shown = now
         full = 30 * step // self.steps
@@ -136,15 +174,42 @@ class Progress(Callback):
         self._write(describe(record) + "\n")
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        if self.terminal:
+        if self.redraws:
             self._write("")
 
     def _write(self, text: str) -> None:
+        """`text` in the place of what the line shows."""
         if self.stream is None:
             return
-        text = "\r\x1b[K" + text if self.terminal else text
+        if _of_a_kernel(self.stream):  # which knows no sequence that clears a line
+            cleared = "\r" + " " * self.width + "\r" if self.width else ""
+            self.width = 0 if text.endswith("\n") else len(text)
+            text = cleared + text
+        elif self.redraws:
+            text = "\r\x1b[K" + text
         try:
             self.stream.write(text)
         except UnicodeEncodeError:
             self.stream.write(text.replace("━", "#").replace("─", "-"))
         self.stream.flush()
+
+
+def default_stream() -> TextIO | None:
+    """Where a bar goes."""
+    return sys.stdout if _of_a_kernel(sys.stdout) else sys.stderr
+
+
+def redraws(stream: TextIO | None) -> bool:
+    """Whether a line that was written to `stream` can be written anew: that of a terminal, or of a notebook."""
+    return stream is not None and _writes(stream) and (_of_a_kernel(stream) or stream.isatty())
+
+
+def _writes(stream: Any) -> bool:
+    """Whether it is a stream, and open."""
+    has = all(callable(getattr(stream, name, None)) for name in ("write", "flush", "isatty"))
+    return has and not getattr(stream, "closed", False)
+
+
+def _of_a_kernel(stream: Any) -> bool:
+    """Whether a notebook shows it."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from bpnet.backends import Array, Backend, of
-from bpnet.errors import DataError, DTypeError, ShapeError
+from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
 from bpnet.losses import Loss
 
@@ -18,7 +18,7 @@ LARGEST_WEIGHT = 60
 def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = of(x, name)
-    x = backend.adopt(x)
+    x = adopted(backend, x, name)
     if x.ndim < 2:
         raise ShapeError(
             f"{name} has {_axes(x.ndim)}; expected (rows, features)"
@@ -40,13 +40,21 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
     return backend, x
 
 
+def adopted(backend: Backend, x: Array, name: str) -> Array:
+    """`x` as the backend computes with it; raises ArrayMismatchError where it has no plain values."""
+    unfit = backend.unfit(x)
+    if unfit is not None:
+        raise ArrayMismatchError(f"{name} is {unfit}")
+    return backend.adopt(x)
+
+
 def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
     """Raise ShapeError unless the rows of `x` have the shape for which a network was built."""
     shape = tuple(x.shape[1:])
     if shape == in_shape:
         return
     if len(shape) == len(in_shape) == 1:
-        raise ShapeError(f"{name} has {shape[0]} features, but the network was built for {in_shape[0]}")
+        raise ShapeError(f"{name} has {plural(shape[0], 'feature')}, but the network was built for {in_shape[0]}")
     raise ShapeError(f"{name} has rows of shape {shape}, but the network was built for {in_shape}")
 
 
@@ -62,7 +70,7 @@ def check_target(
 ) -> Array:
     """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
     xp = backend.xp
-    y = backend.adopt(y)
+    y = adopted(backend, y, name)
     shape = loss.target_shape(out_shape)
     rows = x.shape[0]
     floating = is_float(backend, y)
@@ -71,7 +79,7 @@ def check_target(
         hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
         raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
     if y.ndim == 0 or y.shape[0] != rows:
-        raise ShapeError(f"{x_name} has {rows} rows, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
+        raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
         return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
     if y.ndim == 1 and shape == (1,):
@@ -101,11 +109,11 @@ def check_weight(
     """
     if weight is None:
         return None
-    weight = backend.adopt(weight)
+    weight = adopted(backend, weight, name)
     if not is_whole(backend, weight) and not is_float(backend, weight):
         raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
     if tuple(weight.shape) != (x.shape[0],):
-        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number a row, ({x.shape[0]},)")
+        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({x.shape[0]},)")
     xp = backend.xp
     if not is_float(backend, weight):
         weight = xp.astype(weight, x.dtype)
@@ -128,7 +136,10 @@ def check_weight(
 
 def is_whole(backend: Backend, x: Array) -> bool:
     """Whether the elements are whole numbers or booleans."""
-    return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
+    try:
+        return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
+    except TypeError:  # a type that the standard does not know, such as that of records
+        return False
 
 
 def is_float(backend: Backend, x: Array) -> bool:

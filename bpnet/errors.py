@@ -3,12 +3,17 @@
 Checks run once, at the public boundary; a message names the argument, what was expected, what came, and how to mend it.
 """
 
+import copyreg
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class BpnetError(Exception):
     """Base of every error that bpnet raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # its text is kept, whatever a subclass makes it from
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ShapeError(BpnetError, ValueError):
@@ -43,6 +48,10 @@ class OptionError(BpnetError, ValueError):
     """An option has a value outside its range."""
 
 
+class BpnetWarning(UserWarning):
+    """Something can be done as asked, but is hardly meant so."""
+
+
 def kind_of(value: object) -> str:
     """What `value` is, for a message: "the class Dense", "None", "of type list"."""
     if isinstance(value, type):
@@ -50,14 +59,41 @@ def kind_of(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: case, "_", "-" and blanks do not matter; None where none is like it."""
+    plain = {_plain(word): word for word in known}
+    close = get_close_matches(_plain(name), plain, n=1, cutoff=0.65)
+    return plain[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: itself, or what it is where that takes more than a few words."""
+    try:
+        text = repr(value)
+    except Exception:  # as of a whole number of thousands of digits
+        return kind_of(value)
+    if isinstance(value, int | str | bytes) and len(text) > 80:
+        return f"{text[:60]}..."
+    return text if len(text) <= 80 and text.isprintable() and " at 0x" not in text else kind_of(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """How many of what: "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class UnknownNameError(BpnetError, ValueError):
     """A name, of an activation say, that is not in the catalogue."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], meant: str | None = None) -> None:
         known = sorted(known)
-        close = [meant] if meant else get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+        meant = meant or closest(name, known)
+        hint = f"did you mean {meant!r}? " if meant else ""
+        super().__init__(f"unknown {kind} {shown(name)}: {hint}known are {', '.join(known)}")
 
 
 class MissingExtraError(BpnetError, ImportError):

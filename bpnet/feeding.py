@@ -12,7 +12,7 @@ from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Lane, Rows
 from bpnet.backpropagation import take_rows
 from bpnet.data import check_x, is_whole
-from bpnet.errors import DTypeError, NoRoomError
+from bpnet.errors import DTypeError, NoRoomError, plural
 from bpnet.layer import Layer, Shape
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layout import Layout
@@ -116,7 +116,9 @@ class HostData(Data):
                     lane = lane or self._lane(arrays, cut[0][1], len(cut))
                     batch = self._taken(lane.send(stop - start, partial(self._write, arrays, rows)))
                 except self.backend.no_room as error:
-                    text = f"a batch of {stop - start} rows has no room on the device: take a smaller batch_size"
+                    text = (
+                        f"a batch of {plural(stop - start, 'row')} has no room on the device: take a smaller batch_size"
+                    )
                     raise NoRoomError(text) from error
                 yield batch
         finally:
@@ -256,7 +258,7 @@ def no_room(
     """
     wanted, memory = backend.wanted(error), backend.memory(like)
     what = "training step on a batch" if training else "forward pass"
-    text = f"a {what} of {rows} rows needs more memory than there is"
+    text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
     if wanted is not None:
         text += f": {wanted:,} bytes more were wanted"
     network = layout.network

@@ -6,6 +6,7 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Key
+from bpnet.errors import NoRoomError
+from bpnet.options import whole
 from bpnet.registry import Registered, instance
 
 Shape = tuple[int, ...]
@@ -40,7 +43,7 @@ class Rng:
     def __init__(self, seed: int) -> None:
         import numpy
 
-        self._generator = numpy.random.default_rng(seed)
+        self._generator = numpy.random.default_rng(whole("seed", seed, 0))
 
     def uniform(self, shape: Shape, limit: float) -> Any:
         """Evenly over -limit ... limit."""
@@ -72,6 +75,8 @@ class ShapeRng(Rng):
     def full(self, shape: Shape, value: float) -> Any:
         import numpy
 
+        if math.prod(shape) >= 2**59:
+            raise NoRoomError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def given(self, shape: Shape, values: Any) -> Any:
@@ -143,6 +148,8 @@ class Layer(Registered, kind="layer"):
         """Whether training gives the buffers new values, for which the layer must see all rows of a batch."""
         return type(self).absorb is not Layer.absorb
 
+    needs: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
     def out_shape(self, in_shape: Shape) -> Shape:
         """Shape of the output of one row for an input row of `in_shape`; raises ShapeError on a misfit."""
         return in_shape
@@ -168,6 +175,8 @@ class Layer(Registered, kind="layer"):
 
 class Composite(Layer):
     """A layer made of layers, each with a name; parameters, gradients and buffers nest under these names."""
+
+    needs = ("children",)
 
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:

@@ -93,8 +93,8 @@ class Layout:
         """
         import numpy
 
+        theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)  # before any is drawn for nothing
         tree = self.network.init(Rng(seed), self.in_shape)
-        theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             for slot in slots:
                 value = _at(tree, slot.path)
@@ -173,7 +173,7 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
         raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
-    layout = _layout_of(network, tuple(whole("in_shape", n, 1) for n in in_shape))
+    layout = _layout_of(network, tuple(whole("in_shape", n, 1, 2**31 - 1) for n in in_shape))
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)

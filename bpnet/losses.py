@@ -21,10 +21,14 @@ from bpnet.registry import Registered
 class Loss(Registered, kind="loss"):
     """Base of the losses."""
 
+    needs = ("__call__",)
+
     labels: ClassVar[bool] = False
     """Whether targets may be whole numbers that name classes."""
     probabilities: ClassVar[bool] = False
     """Whether targets must lie in 0 ... 1."""
+    logits: ClassVar[bool] = False
+    """Whether outputs are logits, of which the loss makes probabilities itself."""
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         """sum over rows of weight l(output, target) / total, and its derivative with respect to `output`."""
@@ -49,6 +53,8 @@ def row_weights(run: Run, like: Array, weight: Array | None, total: Any, outputs
 
 class _Elementwise(Loss):
     """Base of the losses that are a mean over outputs, each with a target of its own."""
+
+    needs = ("rule",)
 
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
@@ -114,6 +120,7 @@ class BinaryCrossEntropyWithLogits(_Elementwise):
 
     names = {"binary_cross_entropy_with_logits": {}}
     probabilities = True
+    logits = True
 
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
@@ -137,6 +144,7 @@ class CrossEntropy(Loss):
     names = {"cross_entropy": {}}
     labels = True
     probabilities = True
+    logits = True
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         value, slope = softmax_cross_entropy(run, output, target, weight, total)
@@ -145,8 +153,8 @@ class CrossEntropy(Loss):
     def target_shape(self, out_shape: Shape) -> Shape:
         if len(out_shape) != 1 or out_shape[0] < 2:
             raise ShapeError(
-                f"cross_entropy needs one output a class, two or more, but the network gives {out_shape} a row: end it "
-                "with Dense(classes), after Flatten() where rows have several axes; or use "
+                f"cross_entropy needs one output per class, two or more, but the network gives {out_shape} per row: "
+                "end it with Dense(classes), after Flatten() where rows have several axes; or use "
                 "binary_cross_entropy_with_logits for one output"
             )
         return out_shape

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from bpnet.errors import OptionError
+from bpnet.errors import OptionError, shown
 
 
 def number(what: str, value: Any, low: float, high: float, closed: str = "both") -> float:
@@ -19,32 +19,34 @@ def number(what: str, value: Any, low: float, high: float, closed: str = "both")
         if isinstance(value, bool | str | bytes):
             raise TypeError
         plain = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # of whatever was passed
         plain = math.nan
     above = plain >= low if left == "[" else plain > low
     below = plain <= high if right == "]" else plain < high
     if not (above and below):
-        raise OptionError(f"{what} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")
+        raise OptionError(f"{what} is {shown(value)}; expected a number in {left}{low:g}, {high:g}{right}")
     return plain
 
 
-def whole(what: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`; raises OptionError."""
+def whole(what: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int of at least `least`, and at most `most`; raises OptionError."""
     try:
         if isinstance(value, bool):
             raise TypeError
         plain = operator.index(value)
-    except TypeError:
+    except Exception:  # of whatever was passed
         plain = least - 1
     if plain < least:
-        raise OptionError(f"{what} is {value!r}; expected a whole number of at least {least}")
+        raise OptionError(f"{what} is {shown(value)}; expected a whole number of at least {least}")
+    if most is not None and plain > most:
+        raise OptionError(f"{what} is {shown(value)}; expected a whole number of at most {most:,}")
     return plain
 
 
 def choice(what: str, value: Any, known: Sequence[str]) -> str:
     """`value` where it is one of the known words; raises OptionError."""
     if not isinstance(value, str) or value not in known:
-        raise OptionError(f"{what} is {value!r}; expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+        raise OptionError(f"{what} is {shown(value)}; expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
     return value
 
 
@@ -54,7 +56,7 @@ def flag(what: str, value: Any) -> bool:
         return bool(value)
     if type(value).__name__ in ("bool", "bool_"):  # NumPy's
         return bool(value)
-    raise OptionError(f"{what} is {value!r}; expected True or False")
+    raise OptionError(f"{what} is {shown(value)}; expected True or False")
 
 
 def check_type(what: str, value: Any, dtype: str, smallest: float, largest: float) -> None:

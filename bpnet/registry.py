@@ -7,6 +7,7 @@ defined, so a user's own layer can be saved and loaded too.
 import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
@@ -22,6 +23,8 @@ class Registered:
     kind: ClassVar[str]
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Names that stand for this class, each with the options it implies; without any, the class's own name does."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Methods that a subclass must define."""
     star: ClassVar[str | None] = None
     """The option that the constructor takes as `*args`, if one is."""
 
@@ -72,7 +75,8 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
     """`value` where it is an instance of `base`; raises ArgumentError."""
     if isinstance(value, base):
-        made = type(value)
+        made: Any = type(value)
+        _check_methods(made)
         if is_dataclass(value) and made.__dataclass_params__.frozen:
             return value
         raise ArgumentError(
@@ -80,6 +84,15 @@ def instance(base: type[S], what: str, value: Any, expected: str) -> S:
         )
     hint = f", {value.__name__}(...)" if isinstance(value, type) and issubclass(value, base) else ""
     raise ArgumentError(f"{what} is {kind_of(value)}; expected {'an instance' if hint else expected}{hint}")
+
+
+@cache
+def _check_methods(cls: type[Registered]) -> None:
+    """Raise ArgumentError where a method is missing that the bases of a user's class leave to it."""
+    for owner in cls.__mro__:
+        for name in vars(owner).get("needs", ()):
+            if next(vars(c)[name] for c in cls.__mro__ if name in vars(c)) is vars(owner)[name]:
+                raise ArgumentError(f"the {cls.kind} {cls.__name__} has no {name}: define it, as {owner.__name__} says")
 
 
 def _default(cls: type[Registered]) -> bool:

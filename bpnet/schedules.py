@@ -11,6 +11,8 @@ from bpnet.registry import Registered, instance
 class Schedule(Registered, kind="schedule"):
     """Base of the schedules."""
 
+    needs = ("__call__",)
+
     def __call__(self, step: int) -> float:
         """The learning rate of the step, the first being 0."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ import numpy as np
 
 from bpnet.backends import Array
 from bpnet.disk import open_ordinary
-from bpnet.errors import ArgumentError, DataError, DTypeError, MissingExtraError, OptionError, ShapeError
+from bpnet.errors import ArgumentError, DataError, DTypeError, MissingExtraError, OptionError, ShapeError, plural
 from bpnet.layers.standardize import Standardize
 from bpnet.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
 from bpnet.options import number, whole
@@ -70,7 +70,7 @@ def read(
         table = _columns(path, target, features, needs_target, drop)
     else:
         hint = " (did you mean digits?)" if get_close_matches(data, ["digits"]) else ""
-        raise DataError(f"DATA must be digits, or a .npz, .csv or .parquet file: {data!r} is neither{hint}")
+        raise DataError(f"DATA must be digits, or a .npz, .csv or .parquet file: {data!r} is none of these{hint}")
     if len(table.x) == 0:
         raise DataError(f"{data} has no rows")
     return table
@@ -117,7 +117,7 @@ def _npz(path: Path, needs_target: bool) -> Table:
             raise DTypeError(f"y in {path} has the type {y.dtype}: expected labels (integers, text) or numbers")
         if len(y) != len(x) if y.ndim else True:
             raise ShapeError(
-                f"y in {path} has the shape {y.shape}: expected one entry for each of the {len(x)} rows of x"
+                f"y in {path} has the shape {y.shape}: expected one entry for each of the {plural(len(x), 'row')} of x"
             )
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
@@ -198,9 +198,9 @@ def _columns(
         column = table.column(place[name])
         if column.null_count:
             row = column.is_null().index(True).as_py()
-            lacks = f"{column.null_count:,} value{'s' * (column.null_count > 1)}, first in row {row + 1}"
+            lacks = f"{plural(column.null_count, 'missing value')}, first in row {row + 1}"
             counted = "; an empty field, NA, NaN and null count as missing" if kind == ".csv" else ""
-            raise DataError(f"column {name!r} of {path} lacks {lacks}{counted}")
+            raise DataError(f"column {name!r} of {path} has {lacks}{counted}")
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         return column

@@ -1,17 +1,18 @@
 """Proof of derivatives by finite differences, for the layers of this library and for yours."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.data import check_target, check_x
-from bpnet.errors import ArgumentError, GradientError
+from bpnet.errors import ArgumentError, GradientError, ShapeError
 from bpnet.layer import Layer, Run, check_layer
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
-from bpnet.options import number, whole
+from bpnet.options import flag, number, whole
+from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve
 
 STEPS = (1e-4, 1e-5, 1e-6)
@@ -47,6 +48,8 @@ class GradientReport:
             f"{'correct' if self.ok else 'WRONG'}: derivatives of {self.subject}, relative tolerance {self.tolerance:g}"
         ]
         lines += [f"  {fault}" for fault in self.faults]
+        if not self.checks:
+            return "\n".join(lines)
         width = max([len(c.name) for c in self.checks], default=4)
         side = max([len(c.direction) for c in self.checks], default=9)
         lines.append(
@@ -77,14 +80,15 @@ def check_gradients(
     (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the
     worst are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
 
-    Returns the report; raises GradientError with the report as its text where a derivative is wrong, an input is
-    modified, keys or shapes of the gradients are not those of the parameters, rows depend on each other without
-    `couples_rows`, or float32 does not stay float32.
+    Returns the report; raises GradientError with the report as its text where a derivative is wrong (the loss's own,
+    with respect to the output, is compared first), a method gives other things or shapes than the protocol says, an
+    input is modified, rows depend on each other without `couples_rows`, or float32 does not stay float32.
     """
     import numpy
 
     subject = check_layer("the layer", subject)
     directions, seed = whole("directions", directions, 1), whole("seed", seed, 0)
+    training = flag("training", training)
     tolerance = number("tolerance", tolerance, 0.0, math.inf, closed="neither")
     if (y is None) != (loss is None):
         raise ArgumentError("y and loss belong together: pass both, or neither")
@@ -92,7 +96,9 @@ def check_gradients(
         common({"x": x, "y": y})
     backend, x = check_x(x)
     host = numpy.random.default_rng(seed)
-    layout = layout_of(subject, tuple(x.shape[1:]), trains=False)
+    in_shape = tuple(x.shape[1:])
+    _refuse(str(subject), tolerance, network_faults(subject, in_shape))
+    layout = layout_of(subject, in_shape, trains=False)
     device = backend.device(x)
 
     def own(values: Any) -> Array:
@@ -117,7 +123,10 @@ def check_gradients(
         run = Run(backend, training, (seed, 1, 0))
         given = {"x": at, **dict(_leaves(p))}
         before = {name: backend.to_host(a).copy() for name, a in given.items()}
-        output, cache = subject.forward(run, p, at)
+        made: Any = subject.forward(run, p, at)
+        y_shape = (x.shape[0], *subject.out_shape(in_shape))
+        _refuse(str(subject), tolerance, forward_faults(str(subject), made, tuple(x.shape), y_shape))
+        output, cache = made
         if loss is None:
             r = own(host.standard_normal(tuple(output.shape)))
             objective: Callable[[Array], tuple[Array, Array]] = lambda out: (backend.xp.sum(out * r), r)  # noqa: E731
@@ -125,6 +134,19 @@ def check_gradients(
             criterion = resolve(Loss, "loss", loss)
             target = check_target(backend, criterion, tuple(output.shape[1:]), at, y)
             objective = lambda out: criterion(run, out, target, None, float(at.shape[0]))  # noqa: E731
+            name = f"the loss {criterion}"
+            _refuse(name, tolerance, loss_faults(criterion, objective(output), tuple(output.shape)))
+            outputs = {"output": backend.to_host(output).reshape(-1).copy()}
+            of_loss = _compare(
+                lambda: float(objective(own(outputs["output"].reshape(output.shape)))[0]),
+                outputs,
+                {"output": backend.to_host(objective(output)[1]).reshape(-1)},
+                host,
+                directions,
+                tolerance,
+            )
+            if any(c.error > tolerance for c in of_loss):  # a layer is not to blame then
+                raise GradientError(str(GradientReport(name, tolerance, tuple(of_loss))))
 
         def value() -> float:
             params, rows = arrays()
@@ -132,13 +154,19 @@ def check_gradients(
 
         slope = objective(output)[1]
         given["dy"], before["dy"] = slope, backend.to_host(slope).copy()
-        dx, grads = subject.backward(run, p, cache, slope, True)
+        made = subject.backward(run, p, cache, slope, True)
+        trained = {slot.name: slot.shape for slot in layout.parameters}
+        wrong = backward_faults(str(subject), made, tuple(x.shape), trained)
+        if not all(isinstance(fault, ShapeError) for fault in wrong):  # no dx and grads to compare
+            _refuse(str(subject), tolerance, wrong)
+        dx, grads = made
         faults = [
             f"the layer modified its input {name}"
             for name, a in given.items()
             if not numpy.array_equal(backend.to_host(a), before[name])
         ]
-        faults += _faults(backend, subject, run, layout, p, at, slope, dx, grads)
+        faults += map(str, wrong)
+        faults = faults or _same_without_dx(backend, subject, run, p, at, slope, grads)
         faults = faults or _habits(backend, subject, run, layout, p, at)
         derived = {}
         if dx is not None and tuple(dx.shape) == tuple(x.shape):
@@ -226,44 +254,26 @@ def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout, p: Any, 
     return faults
 
 
-def _faults(
-    backend: Backend,
-    subject: Layer,
-    run: Run,
-    layout: Layout,
-    p: Any,
-    x: Array,
-    slope: Array,
-    dx: Any,
-    grads: Any,
+def _same_without_dx(
+    backend: Backend, subject: Layer, run: Run, p: Any, x: Array, slope: Array, grads: Any
 ) -> list[str]:
-    """What is wrong beside the numbers: shapes, keys, other gradients with need_dx=False."""
+    """Which gradients are others with need_dx=False."""
     import numpy
 
-    faults = []
-    if dx is None:
-        faults.append("backward gave None for dx although need_dx was True")
-    elif tuple(dx.shape) != tuple(x.shape):
-        faults.append(f"dx has the shape {tuple(dx.shape)}; expected that of x, {tuple(x.shape)}")
-    have = dict(_leaves(grads))
-    want = {slot.name: slot.shape for slot in layout.parameters}
-    for name in sorted(want.keys() - have.keys()):
-        faults.append(f"backward gave no gradient for {name}")
-    for name in sorted(have.keys() - want.keys()):
-        faults.append(f"backward gave a gradient for {name}, which is no trainable parameter")
-    for name in want.keys() & have.keys():
-        if tuple(have[name].shape) != want[name]:
-            faults.append(f"the gradient of {name} has the shape {tuple(have[name].shape)}; expected {want[name]}")
-    if faults:
-        return faults
     _, cache = subject.forward(run, p, x)
     again = dict(_leaves(subject.backward(run, p, cache, slope, False)[1]))
-    for name, value in have.items():
-        if name not in again or not numpy.allclose(
-            backend.to_host(again[name]), backend.to_host(value), rtol=1e-9, atol=1e-12
-        ):
-            faults.append(f"the gradient of {name} is another with need_dx=False")
-    return faults
+    return [
+        f"the gradient of {name} is another with need_dx=False"
+        for name, value in _leaves(grads)
+        if name not in again
+        or not numpy.allclose(backend.to_host(again[name]), backend.to_host(value), rtol=1e-9, atol=1e-12)
+    ]
+
+
+def _refuse(subject: str, tolerance: float, faults: Sequence[Exception]) -> None:
+    """Raise GradientError where there are faults that leave nothing to compare."""
+    if faults:
+        raise GradientError(str(GradientReport(subject, tolerance, (), tuple(map(str, faults)))))
 
 
 def _leaves(tree: Any, path: str = "") -> Any:

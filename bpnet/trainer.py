@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
 from bpnet.backends.base import PRECISIONS
 from bpnet.backpropagation import take_rows, type_of
-from bpnet.callbacks import Callback, History, Progress
+from bpnet.callbacks import Callback, History, Progress, default_stream, end, redraws
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
+    BpnetWarning,
     DivergedError,
     DTypeError,
     NoRoomError,
@@ -25,13 +26,17 @@ from bpnet.errors import (
     OptionError,
     ShapeError,
     kind_of,
+    plural,
 )
 from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
 from bpnet.layer import Layer, Run, check_layer
+from bpnet.layers.activation import Sigmoid, Softmax
+from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
-from bpnet.losses import Loss
+from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import check_type, choice, flag, number, whole
+from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, not_finite, outputs, scores, training_step
 
@@ -72,6 +77,15 @@ class Trainer:
         these make arrays.)  None computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
+
+    Attributes
+    ----------
+    history : a `History` with one record an epoch
+    metadata : a dict, what was saved beside the network where the trainer was loaded from a file
+    step_count : how many training steps have been done
+    stop : set to True by a callback, it ends `fit` after the epoch
+    parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
+    network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
     """
 
     def __init__(
@@ -116,6 +130,13 @@ class Trainer:
         self._sound: tuple[Any, int] = (None, 0)
         """The same of what was found to have no NaN."""
 
+    def __repr__(self) -> str:
+        size = "no parameters yet"
+        if self._built is not None:
+            backend, layout = self._built
+            size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
+        return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
         left = ("_step", "_outputs", "_scores", "_good", "_checked", "_sound")
@@ -146,7 +167,9 @@ class Trainer:
         return self._new_layout(x) if self._built is None else self._built[1]
 
     def _new_layout(self, x: Array) -> Layout:
-        layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
+        in_shape = tuple(int(n) for n in x.shape[1:])
+        check_network(self.network, in_shape, self.loss)
+        layout = layout_of(self.network, in_shape)
         self.loss.target_shape(layout.out_shape)
         self._check_parts(self.network.updates_buffers)
         return layout
@@ -160,11 +183,25 @@ class Trainer:
 
     def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
         device = backend.device(x)
+        last = last_activation(self.network)
+        if self.loss.logits and isinstance(last, Sigmoid | Softmax):
+            binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
+            text = (
+                f"the network ends in {last}, but {self.loss} takes logits and makes probabilities of them itself, so "
+                "that it learns badly: leave the last activation out"
+            )
+            text += ", or take the loss 'binary_cross_entropy'" if binary else ""
+            warnings.warn(text, BpnetWarning, stacklevel=3)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
         starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
-        theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
-        with backend.session(self.threads, device):
-            self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
+        try:
+            theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
+            with backend.session(self.threads, device):
+                state = self.optimizer.init(backend, theta)
+        except backend.no_room as error:  # MemoryError among them
+            size = plural(layout.size, "parameter")
+            raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
+        self._adopt(backend, layout, (theta, buffers, state))
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -279,14 +316,21 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
-        if not isinstance(snapshot, tuple) or len(snapshot) != 2:
-            raise ArgumentError(f"snapshot is {kind_of(snapshot)}; expected what trainer.snapshot() gave")
+        whole_of = (tuple, 2), (tuple, 3), (tuple, len(self.state))  # a snapshot, its carry, its optimizer's state
+        part: Any = snapshot
+        for (kind, length), inner in zip(whole_of, (0, 2, None), strict=True):
+            if not isinstance(part, kind) or len(part) != length:
+                raise ArgumentError(f"snapshot is {kind_of(snapshot)}, but not what this trainer's snapshot() gave")
+            part = part if inner is None else part[inner]
         carry, step_count = snapshot
-        for name, kept, own in zip(("parameters", "buffers"), carry, (self.theta, self.buffers), strict=False):
+        whole("the snapshot's step count", step_count, 0)
+        names = ("parameters", "buffers", *["optimizer state"] * len(self.state))
+        for name, kept, own in zip(names, (*carry[:2], *carry[2]), (*self._carry[:2], *self.state), strict=True):
             common({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
             if kept.shape != own.shape:
                 raise ShapeError(
-                    f"the snapshot has {kept.shape[0]} {name}, the trainer {own.shape[0]}: it is of another network"
+                    f"the snapshot's {name} has the shape {tuple(kept.shape)}, the trainer's {tuple(own.shape)}: it is "
+                    "of another network"
                 )
             if kept.dtype != own.dtype:
                 raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
@@ -361,7 +405,7 @@ class Trainer:
         sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed
         callbacks : told after steps and epochs
-        progress : a bar on standard error; None shows it where that is a terminal
+        progress : a bar; None shows it in a terminal and in a notebook
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
         parameter, a buffer or the optimizer's state is no longer finite; all of them are then those from before the
@@ -379,14 +423,15 @@ class Trainer:
         with self._session(data.count):
             data = data.settled()
             held_out = None if held_out is None else held_out.settled()
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        if terminal if progress is None else progress:
+        if redraws(default_stream()) if progress is None else progress:
             told.insert(0, Progress())
         steps = -(-data.count // batch_size)
         self.stop = False
-        for callback in told:
-            callback.on_train_begin(self, epochs, steps)
+        begun: list[Callback] = []
         try:
+            for callback in told:
+                callback.on_train_begin(self, epochs, steps)
+                begun.append(callback)
             for _ in range(epochs):
                 started, before = time.perf_counter(), self.snapshot()
                 record = self._epoch(data, batch_size, shuffle, told, before)
@@ -399,9 +444,10 @@ class Trainer:
                     callback.on_epoch_end(self, record)
                 if self.stop:
                     break
-        finally:
-            for callback in told:
-                callback.on_train_end(self)
+        except BaseException as error:
+            end(begun, self, error)
+            raise
+        end(begun, self)
         return self.history
 
     def _epoch(
@@ -772,7 +818,9 @@ class Trainer:
         if not isinstance(validation, tuple | list):
             raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
         if len(validation) not in (2, 3):
-            raise ShapeError(f"validation has {len(validation)} parts; expected (x, y) or (x, y, sample_weight)")
+            raise ShapeError(
+                f"validation has {plural(len(validation), 'part')}; expected (x, y) or (x, y, sample_weight)"
+            )
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
         backend = common({names[0]: x, "x": data.x})
@@ -795,7 +843,10 @@ def _kind(*arrays: Any) -> tuple[Any, ...]:
 
 def _rows_of(x: Any) -> int:
     """The rows of what may not be an array yet."""
-    shape = getattr(x, "shape", ())
+    try:
+        shape = getattr(x, "shape", ())
+    except RuntimeError as error:  # PyTorch's of a nested tensor
+        raise ArrayMismatchError(f"x is {kind_of(x)} and has no shape; expected a plain array") from error
     return int(shape[0]) if shape else 1
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,6 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
     every = option.markexpr == "gpu" and not option.keyword and config.args_source == config.ArgsSource.TESTPATHS
     if every and getattr(option, "xmlpath", "no such plugin") is None and has_device():
         config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests were skipped for which reason, a line each."""
+    reasons = Counter(str(r.longrepr[2]).removeprefix("Skipped: ") for r in terminalreporter.getreports("skipped"))
+    if reasons:
+        terminalreporter.section("skipped", "-")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:>5}  {reason}")
 
 
 def has_device() -> bool:

@@ -32,7 +32,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.feeding": {"in_order", "shuffled"},
-    "bpnet.testing": {"check_gradients", "_compare", "_faults", "_habits"},
+    "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
 
@@ -71,6 +71,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "losses": 6,
     "optimizers": 6,
     "data": 7,
+    "protocol": 7,
     "backpropagation": 8,
     "testing": 9,
     "steps": 9,
@@ -334,3 +335,19 @@ def test_layers_losses_and_optimizers_hold_no_arrays():
             assert not any(isinstance(v, np.ndarray) for v in vars(thing).values())
             if thing not in (bp.Layer, bp.Composite, bp.Activation, bp.Loss, bp.Optimizer, bp.Schedule):
                 assert thing.__dataclass_params__.frozen, name
+
+
+def test_a_misspelt_name_is_an_error_to_a_type_checker_too(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    (tmp_path / "snippet.py").write_text("import bpnet as bp\nbp.Dense(3)\nbp.Dens(3)\n", encoding="utf-8")
+    options = ["--config-file", str(ROOT.parent / "pyproject.toml"), "--cache-dir", str(tmp_path / "cache")]
+    said, _, status = api.run([*options, str(tmp_path / "snippet.py")])
+    assert status == 1, said
+    assert 'snippet.py:3: error: Module has no attribute "Dens"' in said
+    assert said.count("error:") == 1, said
+
+
+def test_what_is_private_is_not_listed():
+    """By tab completion, for instance."""
+    assert set(bp.__all__) <= set(dir(bp))
+    assert {name for name in dir(bp) if not name.startswith("__")} <= set(bp.__all__)

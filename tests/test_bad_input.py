@@ -5,6 +5,7 @@ caller would catch.
 """
 
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bpnet.errors import (
     DataError,
     DTypeError,
     MissingExtraError,
+    NoRoomError,
     NotBuiltError,
     OptionError,
     ShapeError,
@@ -37,6 +39,7 @@ BUILT_IN = {
     ShapeError: ValueError,
     UnknownNameError: ValueError,
     MissingExtraError: ImportError,
+    NoRoomError: MemoryError,
     NotBuiltError: RuntimeError,
 }
 
@@ -243,9 +246,15 @@ T = "cross_entropy"
         (ONE, "mse", spoiled(np.inf, 2, Y), DataError, "y has NaN or infinity, first in row 2"),
         (bp.Dense(2), "mse", Y, ShapeError, r"y has rows of shape \(\), but the network gives \(2,\)"),
         (ONE, "binary_cross_entropy", Y, DataError, r"y has a value outside 0 \.\.\. 1, first in row 2"),
-        (ONE, "binary_cross_entropy_with_logits", -Y, DataError, r"y has a value outside 0 \.\.\. 1, first in row 1"),
+        (
+            bp.Dense(1),
+            "binary_cross_entropy_with_logits",
+            -Y,
+            DataError,
+            r"y has a value outside 0 \.\.\. 1, first in row 1",
+        ),
         (bp.Dense(2), "binary_cross_entropy", Y % 2, ShapeError, r"y has rows of shape \(\), .* gives \(2,\)"),
-        (ONE, T, Y, ShapeError, r"cross_entropy needs one output a class, two or more, but the network gives \(1,\)"),
+        (ONE, T, Y, ShapeError, r"cross_entropy needs one output per class, two or more, but the network gives \(1,\)"),
     ],
 )
 def test_y_that_is_no_target(network: bp.Layer, loss: str, y: Any, error: Any, pattern: str) -> None:
@@ -353,9 +362,9 @@ def test_a_target_too_large_for_the_type_of_x() -> None:
 @pytest.mark.parametrize(
     ("weight", "error", "pattern"),
     [
-        (np.ones(3), ShapeError, r"sample_weight has the shape \(3,\); expected one number a row, \(20,\)"),
-        (np.ones((20, 1)), ShapeError, r"sample_weight has the shape \(20, 1\); expected one number a row, \(20,\)"),
-        (np.array(1.0), ShapeError, r"sample_weight has the shape \(\); expected one number a row"),
+        (np.ones(3), ShapeError, r"sample_weight has the shape \(3,\); expected one number per row, \(20,\)"),
+        (np.ones((20, 1)), ShapeError, r"sample_weight has the shape \(20, 1\); expected one number per row, \(20,\)"),
+        (np.array(1.0), ShapeError, r"sample_weight has the shape \(\); expected one number per row"),
         (-np.ones(20), DataError, "sample_weight is negative, first in row 0"),
         (spoiled(-1.0, 6, np.ones(20)), DataError, "sample_weight is negative, first in row 6"),
         (np.zeros(20), DataError, "sample_weight is 0 everywhere; expected at least one row that counts"),
@@ -437,16 +446,16 @@ def test_libraries_do_not_mix(other: str, library: Any) -> None:
     away = fresh().build(x)
     weight = there.array(np.ones(20))
     for pattern, call in [
-        (f"x is an array of numpy but y is one of {name}", lambda: fresh().fit(X, y)),
-        (f"x is an array of {name} but y is one of numpy", lambda: fresh().fit(x, Y)),
-        (f"x is an array of {name} but y is one of numpy", lambda: bp.gradient(NETWORK, T, trainer.theta, x, Y)),
-        (f"x is an array of numpy but theta is one of {name}", lambda: bp.gradient(NETWORK, T, away.theta, X, Y)),
-        (f"but sample_weight is one of {name}", lambda: fresh().fit(X, Y, sample_weight=weight)),
-        (f"x is an array of {name} but the trainer's parameters .* numpy", lambda: trainer.fit(x, y)),
-        (f"x is an array of {name} but the trainer's parameters .* numpy.*bp.load", lambda: trainer.predict(x)),
-        (rf"validation\[0\] is an array of {name} but x is one of numpy", lambda: fresh().fit(X, Y, validation=(x, y))),
-        (r"parameters\['0'\]\['bias'\] is an array of", lambda: put(trainer, "0", "bias", there.array(np.zeros(5)))),
-        ("x is an array of numpy but y is one of", lambda: bp.check_gradients(NETWORK, X, y, loss=T)),
+        (f"x belongs to numpy, but y to {name}", lambda: fresh().fit(X, y)),
+        (f"x belongs to {name}, but y to numpy", lambda: fresh().fit(x, Y)),
+        (f"x belongs to {name}, but y to numpy", lambda: bp.gradient(NETWORK, T, trainer.theta, x, Y)),
+        (f"x belongs to numpy, but theta to {name}", lambda: bp.gradient(NETWORK, T, away.theta, X, Y)),
+        (f"but sample_weight to {name}", lambda: fresh().fit(X, Y, sample_weight=weight)),
+        (f"x belongs to {name}, but the trainer's parameters to numpy", lambda: trainer.fit(x, y)),
+        (f"x belongs to {name}, but the trainer's parameters to numpy.*bp.load", lambda: trainer.predict(x)),
+        (rf"validation\[0\] belongs to {name}, but x to numpy", lambda: fresh().fit(X, Y, validation=(x, y))),
+        (r"parameters\['0'\]\['bias'\] belongs to", lambda: put(trainer, "0", "bias", there.array(np.zeros(5)))),
+        ("x belongs to numpy, but y to", lambda: bp.check_gradients(NETWORK, X, y, loss=T)),
     ]:
         expect(ArrayMismatchError, pattern, call)
 
@@ -621,8 +630,10 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.Sequential(), OptionError, r"Sequential\(\) has no layers; expected at least one"),
         (lambda: bp.Sequential([bp.Dense(3)]), ArgumentError,
          r"layer 0 of Sequential is of type list; .*Sequential\(\*layers\)"),
-        (lambda: bp.Sequential(bp.Dense(3), "relu"), ArgumentError,
-         "layer 1 of Sequential is of type str; expected a bpnet layer"),
+        (lambda: bp.Sequential(bp.Dense(3), "Relu"), UnknownNameError, "activation 'Relu': did you mean 'relu'"),
+        (lambda: bp.Residual("leakyrelu"), UnknownNameError, "unknown activation 'leakyrelu': .* 'leaky_relu'"),
+        (lambda: bp.Sequential(bp.Dense(3), 7), ArgumentError,
+         "layer 1 of Sequential is of type int; expected a bpnet layer"),
         (lambda: bp.Sequential(bp.ReLU), ArgumentError, r"layer 0 of Sequential is the class ReLU; .*ReLU\(\.\.\.\)"),
         (lambda: bp.Residual(5), ArgumentError, "inner layer of Residual is of type int; expected a bpnet layer"),
         (lambda: bp.Residual(bp.Tanh), ArgumentError,
@@ -632,7 +643,7 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.SGD(float("inf")), OptionError, "lr is inf; expected a number"),
         (lambda: bp.SGD("fast"), OptionError, "lr is 'fast'; expected a number"),
         (lambda: bp.SGD(None), OptionError, "lr is None; expected a number"),
-        (lambda: bp.SGD(10**400), OptionError, "lr is 10+; expected a number"),
+        (lambda: bp.SGD(10**400), OptionError, r"lr is 10+\.\.\.; expected a number"),
         (lambda: bp.SGD(lambda step: 0.1), ArgumentError,
          "lr is of type function; expected a number, or a bpnet schedule"),
         (lambda: bp.Adam(bp.Cosine), ArgumentError, r"lr is the class Cosine; expected an instance, Cosine\(\.\.\.\)"),
@@ -669,7 +680,7 @@ def test_constructors(call: Any, error: Any, pattern: str) -> None:
         (lambda: fresh(bp.Sequential(bp.Residual(bp.Dense(7)), bp.Dense(3))).build(X), ShapeError,
          r"inner layer of Residual turns rows of \(4,\) into \(7,\); expected it to keep the shape"),
         (lambda: fresh(bp.Dense(3)).build(X[:, None, :]), ShapeError,
-         r"cross_entropy needs one output a class, .* gives \(1, 3\) a row: .*Flatten\(\)"),
+         r"cross_entropy needs one output per class, .* gives \(1, 3\) per row: .*Flatten\(\)"),
         (lambda: fresh(bp.Sequential(bp.Flatten(), bp.ReLU()), "mse").build(X), ShapeError,
          "has no parameters to train"),
     ]
@@ -723,14 +734,19 @@ class Careless(bp.Layer):
 
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize(
-    ("mistake", "got"), [("rows", r"one of shape \(20, 4\)"), ("number", "one of shape"), ("none", "none")]
+    ("mistake", "said"),
+    [
+        ("rows", r"the gradient of s has the shape \(2, 4\); expected \(4,\)"),
+        ("number", r"the gradient of s has the shape \(\); expected \(4,\)"),
+        ("none", "backward gave no gradient for s"),
+    ],
 )
-def test_a_gradient_of_another_shape(mistake: str, got: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_of_another_shape(mistake: str, said: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if jit:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     monkeypatch.setattr(bp.backends.get("numpy"), "jit", jit)
     trainer = fresh(bp.Sequential(Careless(mistake), bp.Dense(3)))
-    with pytest.raises(ShapeError, match=rf"layer '0': the gradient of 's' has .*\(4,\); backward gave {got}"):
+    with pytest.raises(ShapeError, match=rf"layer '0', Careless\(mistake='{mistake}'\): {said}"):
         trainer.step(X, Y)
 
 
@@ -830,3 +846,243 @@ def test_every_error_of_the_table_is_bpnets_and_a_built_in() -> None:
     for error, built_in in BUILT_IN.items():
         assert issubclass(error, BpnetError)
         assert issubclass(error, built_in)
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "call"),
+    [
+        ("Relu", "relu", lambda name: bp.Dense(3, name)),
+        ("ReLU", "relu", lambda name: bp.Sequential(name)),
+        ("LeakyReLU", "leaky_relu", lambda name: bp.Dense(3, name)),
+        ("leaky-relu", "leaky_relu", lambda name: bp.Residual(name)),
+        ("Gelu", "gelu", lambda name: bp.Dense(3, name)),
+        ("ELU", "elu", lambda name: bp.Dense(3, name)),
+        ("SELU", "elu", lambda name: bp.Dense(3, name)),
+        ("Soft Max", "softmax", lambda name: bp.Dense(3, name)),
+        ("CrossEntropy", "cross_entropy", lambda name: bp.Trainer(NETWORK, name)),
+        ("crossentropy", "cross_entropy", lambda name: bp.gradient(NETWORK, name, X, X, X)),
+        ("MSE", "mse", lambda name: bp.Trainer(NETWORK, name)),
+        ("BinaryCrossEntropyWithLogits", "binary_cross_entropy_with_logits", lambda name: bp.Trainer(NETWORK, name)),
+        ("Adam", "adam", lambda name: bp.Trainer(NETWORK, T, name)),
+        ("AdamW", "adamw", lambda name: bp.Trainer(NETWORK, T, name)),
+        ("NumPy", "numpy", lambda name: bp.backends.get(name)),
+        ("CuPy:1", "cupy:1", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("CUDA", "cupy", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("PyTorch", "torch", lambda name: bp.backends.get(name)),
+    ],
+)
+def test_a_misspelt_name_suggests_the_one_that_was_meant(given: str, meant: str, call: Any) -> None:
+    text = expect(
+        UnknownNameError, f"{re.escape(repr(given))}: did you mean {re.escape(repr(meant))}", lambda: call(given)
+    )
+    assert text.count("did you mean") == 1
+
+
+def test_a_name_like_no_other_suggests_nothing() -> None:
+    assert "did you mean" not in expect(UnknownNameError, "known are", lambda: bp.Dense(3, "xyz"))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Dens", "Dense"),
+        ("dense", "Dense"),
+        ("Batchnorm", "BatchNorm"),
+        ("Relu", "ReLU"),
+        ("qq", None),
+    ],
+)
+def test_a_misspelt_name_of_the_package(given: str, meant: str | None) -> None:
+    hint = f": did you mean '{meant}'\\?" if meant else ""
+    with pytest.raises(AttributeError, match=f"^module 'bpnet' has no attribute '{given}'{hint}$"):
+        getattr(bp, given)
+
+
+def test_errors_can_be_pickled() -> None:
+    """As they are on their way from a worker process."""
+    with pytest.raises(UnknownNameError) as caught:
+        bp.Dense(3, "Relu")
+    caught.value.add_note("in a worker")
+    for error in (caught.value, MissingExtraError("what", "package", "extra"), DataError("text")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+# ---- probabilities for a loss that wants logits ---------------------------------------------------------------------
+
+SOFTMAXES: list[bp.Layer] = [
+    bp.Dense(3, "softmax"),
+    bp.Dense(3, bp.Softmax()),
+    bp.Sequential(bp.Dense(3), "softmax"),
+    bp.Sequential(bp.Dense(5), bp.Sequential(bp.Dense(3), bp.Softmax()), bp.Identity()),
+    bp.Sequential(bp.Dense(3, "softmax"), bp.Flatten(), bp.Dropout(0.1)),
+]
+
+
+@pytest.mark.parametrize("network", SOFTMAXES, ids=str)
+def test_softmax_before_cross_entropy_is_warned_of(network: bp.Layer) -> None:
+    pattern = r"the network ends in Softmax\(\), but CrossEntropy\(\) takes logits .*: leave the last activation out$"
+    for start in ("fit", "step", "build"):
+        trainer = fresh(network)
+        with pytest.warns(bp.errors.BpnetWarning, match=pattern) as caught:
+            getattr(trainer, start)(*([X] if start == "build" else [X, Y]))
+        assert [w.filename for w in caught] == [__file__]
+        assert issubclass(caught[0].category, UserWarning)
+        trainer.fit(X, Y)  # no more
+        trainer.step(X, Y)
+
+
+def test_sigmoid_before_a_loss_of_logits_is_warned_of() -> None:
+    pattern = r"ends in Sigmoid\(\), but .*: leave the last activation out, or take the loss 'binary_cross_entropy'"
+    for network in (ONE, bp.Sequential(bp.Dense(1), "sigmoid")):
+        with pytest.warns(bp.errors.BpnetWarning, match=pattern):
+            fresh(network, "binary_cross_entropy_with_logits").fit(X, Y % 2)
+    with pytest.warns(
+        bp.errors.BpnetWarning, match=r"Sigmoid\(\), but CrossEntropy\(\) .*leave the last activation out$"
+    ):
+        fresh(bp.Dense(3, "sigmoid")).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("network", "loss"),
+    [
+        (bp.Dense(3, "softmax"), "mse"),
+        (bp.Dense(3, "softmax"), "binary_cross_entropy"),
+        (ONE, "binary_cross_entropy"),
+        (ONE, "mse"),
+        (bp.Sequential(bp.Dense(5, "softmax"), bp.Dense(3)), T),
+        (bp.Sequential(bp.Dense(5, "sigmoid"), bp.Dense(1)), "binary_cross_entropy_with_logits"),
+        (bp.Sequential(bp.Dense(3), bp.Residual("softmax")), T),
+        (bp.Dense(3, "relu"), T),
+    ],
+)
+def test_right_pairs_are_not_warned_of(network: bp.Layer, loss: str) -> None:
+    y = Y % 2 if loss != T and network.out_shape((4,)) == (1,) else Y if loss == T else np.eye(3)[Y]
+    fresh(network, loss).fit(X, y)  # warnings are errors here
+
+
+# ---- arrays that hold no plain values, and sizes that no memory has room for ----------------------------------------
+
+
+def odd_tensors(torch: Any) -> list[tuple[Any, type[BpnetError], str]]:
+    x = torch.tensor(X)
+    return [
+        (x.to_sparse(), ArrayMismatchError, r"is a tensor of the layout torch\.sparse_coo: pass its to_dense\(\)"),
+        (x.to_sparse_csr(), ArrayMismatchError, r"is a tensor of the layout torch\.sparse_csr: pass its to_dense\(\)"),
+        (x.float().to_mkldnn(), ArrayMismatchError, r"is a tensor of the layout torch\._mkldnn: pass its to_dense\(\)"),
+        (x.to("meta"), ArrayMismatchError, "is a tensor on the device 'meta'|lies on device"),
+        (torch.nested.nested_tensor([x, x[:3]]), ArrayMismatchError, "is a nested tensor: pad it|has no shape"),
+        (torch.nested.nested_tensor([x, x[:3]], layout=torch.jagged), ArrayMismatchError, "is a nested tensor: pad it"),
+        (torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8), ArrayMismatchError, r"is a quantized tensor: pass"),
+        (x.to(torch.complex64), DTypeError, "holds torch.complex64 values"),
+        (x.to(torch.complex64).conj(), DTypeError, "holds torch.complex64 values"),
+        (x.to(torch.bfloat16), DTypeError, "holds torch.bfloat16 values"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of prototypes
+@pytest.mark.parametrize("case", range(10))
+def test_tensors_without_plain_values(case: int) -> None:
+    torch = pytest.importorskip("torch")
+    odd, error, pattern = odd_tensors(torch)[case]
+    x, y = torch.tensor(X), torch.tensor(Y)
+    trainer = fresh().build(x)
+    theta = trainer.theta.clone()
+    for name, call in [
+        ("x", lambda: fresh().build(odd)),
+        ("x", lambda: fresh().step(odd, y)),
+        ("x", lambda: fresh().fit(odd, y)),
+        ("x", lambda: trainer.step(odd, y)),
+        ("x", lambda: trainer.predict(odd)),
+        ("x", lambda: trainer.evaluate(odd, y)),
+        ("y", lambda: trainer.step(x, odd)),
+        ("y", lambda: trainer.fit(x, odd)),
+        ("sample_weight", lambda: trainer.step(x, y, odd)),
+        ("theta", lambda: bp.gradient(NETWORK, T, odd, x, y)),
+        ("x", lambda: bp.check_gradients(NETWORK, odd)),
+    ]:
+        if name == "theta" and error is DTypeError:
+            continue  # its shape is wrong first
+        expect(error, rf"{name}.* (?:{pattern}|on meta: move)", call)
+    assert torch.equal(trainer.theta, theta)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["O", "S3", "datetime64[s]", "timedelta64[s]", "V8", [("a", "f4"), ("b", "i4")], np.dtypes.StringDType()]
+)
+def test_types_that_the_standard_does_not_know(dtype: Any) -> None:
+    odd = np.zeros((20, 4), dtype)
+    for name, call in [
+        ("x", lambda: fresh().fit(odd, Y)),
+        ("x", lambda: built().predict(odd)),
+        ("y", lambda: fresh().fit(X, odd)),
+        ("sample_weight", lambda: fresh().fit(X, Y, sample_weight=odd)),
+        (r"validation\[0\]", lambda: fresh().fit(X, Y, validation=(odd, Y))),
+    ]:
+        expect(DTypeError, f"{name} holds .* values", call)
+
+
+def test_an_array_that_jax_was_given() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    x = jnp.asarray(X)
+    x.delete()
+    expect(ArrayMismatchError, "x is an array that was given up: copy what must stay", lambda: fresh().build(x))
+
+
+def test_sizes_beyond_any_memory() -> None:
+    for units in (2**31, 10**12, 10**30, 10**400, 10**5000):
+        text = expect(
+            OptionError,
+            "units is .*; expected a whole number of at most 2,147,483,647",
+            lambda units=units: bp.Dense(units),
+        )
+        assert len(text) < 150
+    for shape in ((10**30,), (4, 2**40)):
+        expect(
+            OptionError,
+            "in_shape is .*; expected a whole number of at most",
+            lambda shape=shape: bp.layout_of(NETWORK, shape),
+        )
+    most = 2**31 - 1
+    wide = bp.Sequential(bp.Dense(most), bp.Dense(most), bp.Dense(3))
+    expect(
+        NoRoomError, r"a layer has a parameter of the shape \(2147483647, 2147483647\)", lambda: fresh(wide).build(X)
+    )
+    if sys.maxsize > 2**32:
+        slim = bp.Sequential(bp.Dense(most), bp.Dense(2**20), bp.Dense(3))  # 18 petabytes
+        trainer = fresh(slim)
+        expect(NoRoomError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
+        expect(NotBuiltError, "no parameters yet", lambda: trainer.theta)
+
+
+def test_snapshots_of_another_kind() -> None:
+    trainer = built()
+    (theta, buffers, state), count = trainer.snapshot()
+    for wrong in (
+        None,
+        (1, 2),
+        ((theta, buffers), 0),
+        ((theta, buffers, None), 0),
+        ((theta, buffers, state[:1]), 0),
+        7,
+    ):
+        expect(
+            ArgumentError,
+            r"snapshot is .*, but not what this trainer's snapshot\(\) gave",
+            lambda wrong=wrong: trainer.restore(wrong),
+        )
+    expect(OptionError, "the snapshot's step count is -1", lambda: trainer.restore(((theta, buffers, state), -1)))
+    short = (state[0][:3], state[1])
+    pattern = r"snapshot's optimizer state has the shape \(3,\), the trainer's \(43,\): it is of another network"
+    expect(ShapeError, pattern, lambda: trainer.restore(((theta, buffers, short), 0)))
+    expect(ArrayMismatchError, "parameters is None", lambda: trainer.restore(((None, buffers, state), 0)))
+    trainer.restore(((theta, buffers, state), count))
+
+
+def test_long_values_are_named_by_what_they_are() -> None:
+    for value in (X, X.tolist(), object(), range(10**9), {"a": "b" * 100}):
+        text = expect(OptionError, "units is .*; expected a whole number", lambda value=value: bp.Dense(value))
+        assert len(text) < 120

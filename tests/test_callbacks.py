@@ -124,16 +124,24 @@ def test_history_reads_like_records_and_like_columns() -> None:
 
 
 def test_history_says_what_it_has() -> None:
-    with pytest.raises(KeyError, match="'loss' was not recorded; recorded were no epochs"):
+    with pytest.raises(KeyError, match="'loss' was not recorded: no epoch has ended yet"):
         bp.History()["loss"]
     x, y = data()
     history = made().fit(x, y, progress=False)
-    with pytest.raises(
-        KeyError, match="'val_los' was not recorded; recorded were epoch, loss, lr, precision, sec"
-    ) as e:
+    with pytest.raises(KeyError, match="'val_los' was not recorded: recorded are epoch, loss, lr, precision, sec") as e:
         history["val_los"]
     assert isinstance(e.value, bp.errors.BpnetError)
     assert not str(e.value).startswith('"')
+    with pytest.raises(KeyError, match=r"'los' was not recorded: did you mean 'loss'"):
+        history["los"]
+    for key in (0, -1, slice(2), None, ("loss", "lr"), 1.5):
+        with pytest.raises(bp.errors.ArgumentError, match=r"history\[.*\]: expected the name of a recorded"):
+            history[key]  # type: ignore[index]
+    for epochs in (5, "loss", [1], {"loss": 1}):
+        with pytest.raises(bp.errors.ArgumentError, match=r"epochs is .*; expected a list of records"):
+            bp.History(epochs)  # type: ignore[arg-type]
+    records: list[Any] = []
+    assert bp.History(records).epochs is records
 
 
 # ---- early stopping -------------------------------------------------------------------------------------------------
@@ -208,6 +216,12 @@ def test_an_unknown_quantity_is_an_error_that_names_the_known() -> None:
         assert diary.pages[-1] == ("end",)
 
 
+@pytest.mark.parametrize("value", ["float32", None, [1.0]], ids=repr)
+def test_early_stopping_wants_a_number(value: Any) -> None:
+    with pytest.raises(bp.errors.OptionError, match=r"EarlyStopping monitors 'score', which is .*; expected a number"):
+        made().fit(*data(), callbacks=[Scripted([value], "score"), bp.EarlyStopping("score")], progress=False)
+
+
 # ---- interruption ---------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +277,75 @@ def test_an_error_in_a_callback_reaches_the_caller_and_ends_the_training() -> No
     with pytest.raises(RuntimeError, match="the disk is full"):
         made().fit(x, y, epochs=3, callbacks=[Broken(), diary], progress=False)
     assert diary.pages[-1] == ("end",)
+
+
+class Raises(bp.Callback):
+    """Raises `errors[when]`, where there is one."""
+
+    def __init__(self, **errors: BaseException) -> None:
+        self.errors = errors
+
+    def _raise(self, when: str) -> None:
+        if when in self.errors:
+            raise self.errors[when]
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self._raise("begin")
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
+        self._raise("epoch")
+
+    def on_train_end(self, trainer: bp.Trainer) -> None:
+        self._raise("end")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no disk"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_those_that_began_are_told_the_end_where_another_could_not_begin(error: BaseException) -> None:
+    pages: list[Any] = []
+    x, y = data()
+    callbacks = [
+        Diary("a ", pages),
+        Diary("b ", pages),
+        Raises(begin=error, end=ValueError("unasked")),
+        Diary("c ", pages),
+    ]
+    with pytest.raises(type(error)) as caught:
+        made().fit(x, y, callbacks=callbacks, progress=False)
+    assert caught.value is error
+    assert pages == [("a begin", 1, 1), ("b begin", 1, 1), ("a end",), ("b end",)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no disk"), KeyboardInterrupt()], ids=repr)
+def test_all_are_told_the_end_where_one_raises_there(error: BaseException) -> None:
+    """So that the best parameters come back in any case."""
+    x, y = data()
+    trainer, diary = made(), Diary()
+    callbacks = [Scripted([1.0, 2.0, 3.0]), Raises(end=error), bp.EarlyStopping(), diary]
+    with pytest.raises(type(error)) as caught:
+        trainer.fit(x, y, epochs=3, callbacks=callbacks, progress=False)
+    assert caught.value is error
+    assert trainer.step_count == 1
+    assert diary.pages[-1] == ("end",)
+    assert [event[0] for event in diary.pages].count("end") == 1
+    trainer.fit(x, y, progress=False)
+    assert trainer.step_count == 2
+
+
+def test_the_first_error_is_raised_and_notes_tell_of_others() -> None:
+    x, y = data()
+    first = KeyboardInterrupt()
+    callbacks = [Raises(epoch=first, end=ValueError("one")), Raises(end=OSError("two")), bp.EarlyStopping("loss")]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        made().fit(x, y, epochs=3, callbacks=callbacks, progress=False)
+    assert caught.value is first
+    assert first.__notes__ == [
+        "Raises.on_train_end raised besides: ValueError('one')",
+        "Raises.on_train_end raised besides: OSError('two')",
+    ]
+    quiet = [Raises(end=ValueError("one")), Raises(end=OSError("two"))]
+    with pytest.raises(ValueError, match="one") as second:
+        made().fit(x, y, callbacks=quiet, progress=False)
+    assert second.value.__notes__ == ["Raises.on_train_end raised besides: OSError('two')"]
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------
@@ -379,3 +462,45 @@ def test_the_second_fit_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.fit(x, y, epochs=2)
     assert "epoch   3/4" in stream.getvalue()
     assert [line[:9] for line in screen(stream.getvalue())] == ["epoch   3", "epoch   4", ""]
+
+
+def test_a_notebook_gets_a_line_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel's streams are no terminals, and know no escape sequences."""
+    kernel = type("OutStream", (Stream,), {"__module__": "ipykernel.iostream"})
+    out, err = kernel(False), kernel(False)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr("time.monotonic", iter(range(1000, 9999)).__next__)  # every step is drawn
+    x, y = data()
+    made().fit(x, y, epochs=2, batch_size=12, callbacks=[Interrupt(epoch=9)])
+    text = out.getvalue()
+    assert err.getvalue() == ""
+    assert "\x1b" not in text
+    assert text.count("/4") == 8
+    for line in text.split("\n")[:2]:  # the last thing written covers what was there before
+        *before, last = line.split("\r")  # bar, blanks, bar, ..., blanks, record
+        assert re.fullmatch(r"epoch   \d  loss \d\.\d{4}  \d+\.\d\d s", last)
+        assert before[-1] == " " * len(before[-2])
+    with pytest.raises(KeyboardInterrupt):
+        made().fit(x, y, batch_size=12, callbacks=[Interrupt(step=2)])
+    *_, bar, blank, end = out.getvalue().split("\r")
+    assert (blank, end) == (" " * len(bar), "")
+    out.truncate(0)
+    made().fit(x, y, progress=False)
+    assert out.getvalue() == ""
+
+
+NO_STREAM = [5, "log.txt", b"x", sys, io.StringIO, io.BytesIO(), print, [], False]
+
+
+@pytest.mark.parametrize("stream", NO_STREAM, ids=lambda s: type(s).__name__)
+def test_progress_wants_a_stream_of_text(stream: Any) -> None:
+    with pytest.raises(bp.errors.ArgumentError, match=r"stream is .*; expected an open stream of text, such as sys\.s"):
+        bp.Progress(stream)
+
+
+def test_progress_wants_an_open_stream() -> None:
+    closed = io.StringIO()
+    closed.close()
+    with pytest.raises(bp.errors.ArgumentError, match="stream is of type StringIO; expected an open stream of text"):
+        bp.Progress(closed)

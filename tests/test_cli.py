@@ -946,8 +946,8 @@ def test_columns_that_can_not_be_used(arrow):
         ({}, "--target must say which column of t.csv is to be learnt: a, y", []),
         ({}, "has no column 'yy': did you mean 'y'? it has a, y", ["--target", "yy"]),
         ({"city": ["Rom", "Bern", "Rom"]}, "column 'city' of t.csv has the type string", ["--target", "y"]),
-        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv lacks 1 value, first in row 2", ["--target", "y"]),
-        ({"y": ["u", "v", None]}, "column 'y' of t.csv lacks 1 value, first in row 3", ["--target", "y"]),
+        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv has 1 missing value, first in row 2", ["--target", "y"]),
+        ({"y": ["u", "v", None]}, "column 'y' of t.csv has 1 missing value, first in row 3", ["--target", "y"]),
         ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
         ({"y": [1.0, 2.0, float("inf")]}, "column 'y' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
     ]

@@ -696,9 +696,9 @@ def test_arrays_of_cupy_and_numpy_do_not_mix(watched: Any) -> None:
     x, y = np.ones((6, 3, 4)), np.zeros(6, np.int64)
     trainer = bp.Trainer(EVERY_LAYER, "cross_entropy")
     mismatch = bp.errors.ArrayMismatchError
-    with pytest.raises(mismatch, match="x is an array of numpy but y is one of cupy: convert one of them"):
+    with pytest.raises(mismatch, match="x belongs to numpy, but y to cupy: convert one of them"):
         trainer.fit(x, watched(y))
-    with pytest.raises(mismatch, match="x is an array of cupy but y is one of numpy: convert one of them"):
+    with pytest.raises(mismatch, match="x belongs to cupy, but y to numpy: convert one of them"):
         trainer.step(watched(x), y)
     trainer.build(watched(x))
     with pytest.raises(mismatch, match=r"trainer's parameters.*bp\.load\(path, like=x\)"):

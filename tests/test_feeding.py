@@ -283,7 +283,7 @@ def test_arrays_that_lie_elsewhere_still(world: World, library: Callable[[str], 
     trainer = bp.Trainer(NET, "cross_entropy", device="cupy")
     with pytest.raises(TypeError, match="x is an array of torch, but the trainer's device is 'cupy': pass an array of"):
         trainer.fit(torch.array(x), torch.array(y), progress=False)
-    with pytest.raises(TypeError, match="x is an array of numpy but y is one of cupy"):
+    with pytest.raises(TypeError, match="x belongs to numpy, but y to cupy"):
         trainer.fit(x, world.array(y), progress=False)
 
 
@@ -452,7 +452,7 @@ def test_parts_on_the_device_are_captured_too(world: World) -> None:
 
 
 @dataclass(frozen=True)
-class Counting(bp.Layer):
+class Counting(bp.Flatten):
     """Keeps something of a batch, though no row looks at another."""
 
     def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:

@@ -146,9 +146,9 @@ def test_libraries_do_not_mix(name: str, library: Any) -> None:
     other = library(name)
     x, y = data("float32")
     there = other.array(x), other.array(y)
-    with pytest.raises(bp.errors.ArrayMismatchError, match=f"x is an array of numpy but y is one of {name}: convert"):
+    with pytest.raises(bp.errors.ArrayMismatchError, match=f"x belongs to numpy, but y to {name}: convert"):
         trainer_of().fit(x, there[1])
-    with pytest.raises(bp.errors.ArrayMismatchError, match=f"x is an array of {name} but y is one of numpy: convert"):
+    with pytest.raises(bp.errors.ArrayMismatchError, match=f"x belongs to {name}, but y to numpy: convert"):
         trainer_of().step(there[0], y)
     with pytest.raises(bp.errors.ArrayMismatchError, match="sample_weight"):
         trainer_of().step(*there, np.ones(len(x), np.float32))

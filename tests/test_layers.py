@@ -227,7 +227,7 @@ def test_layers_are_frozen_values():
     assert bp.Dense(3, "relu") == bp.Dense(3, "relu")
     assert bp.Dense(3, "relu") != bp.Dense(3, "tanh")
     assert hash(bp.Sequential(bp.Dense(3))) == hash(bp.Sequential(bp.Dense(3)))
-    assert repr(bp.Sequential(bp.Dropout(0.2))) == "Sequential(layers=(Dropout(rate=0.2),))"
+    assert repr(bp.Sequential(bp.Dropout(0.2))) == "Sequential(Dropout(rate=0.2))"
     with pytest.raises(AttributeError):
         bp.Dense(3).units = 4
 
@@ -385,7 +385,7 @@ def test_what_couples_rows_or_draws_is_told_upwards():
         (lambda: bp.Standardize().out_shape(()), ShapeError),
         (lambda: bp.Sequential(), OptionError),
         (lambda: bp.Sequential(bp.Dense), TypeError),
-        (lambda: bp.Sequential("relu"), TypeError),
+        (lambda: bp.Sequential("Relu"), ValueError),
         (lambda: bp.Residual(3), TypeError),
         (lambda: bp.Residual(bp.Dense(3)).out_shape((4,)), ShapeError),
         (lambda: bp.Dense(3).out_shape(()), ShapeError),
@@ -395,3 +395,18 @@ def test_what_couples_rows_or_draws_is_told_upwards():
 def test_unfit_options_and_shapes_are_refused(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_a_name_stands_for_an_activation_layer(tmp_path):
+    network = bp.Sequential(bp.Dense(3), "relu", bp.Residual("gelu_tanh"), bp.Sequential("softplus", bp.Dense(2)))
+    same = bp.Sequential(bp.Dense(3), bp.ReLU(), bp.Residual(bp.GELU(True)), bp.Sequential(bp.Softplus(), bp.Dense(2)))
+    assert network == same
+    assert hash(network) == hash(same)
+    assert network.layers[1] == bp.ReLU()
+    assert eval(repr(network), vars(bp)) == network
+    x = np.random.default_rng(0).standard_normal((6, 4))
+    trainer = bp.Trainer(network, "mse").build(x)
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors")
+    assert loaded.network == network
+    np.testing.assert_array_equal(loaded.predict(x), bp.Trainer(same, "mse").build(x).predict(x))

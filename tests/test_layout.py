@@ -54,7 +54,7 @@ def test_weights_decay_and_lie_first():
 
 
 @dataclass(frozen=True)
-class Scaled(bp.Layer):
+class Scaled(bp.Flatten):
     """A layer whose leaves say against the rule what decays, and one of which is a buffer."""
 
     def init(self, rng, in_shape):

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -1017,3 +1018,27 @@ def test_unchecked_values_are_trusted(loss: str, target: float, weight: float) -
 
 def test_nothing_asked_for_is_nothing_fetched(backend: Any) -> None:
     assert backend.seam.fetch([]) == []
+
+
+def test_a_trainer_shows_what_it_is() -> None:
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(3), "tanh"), "mse", bp.SGD(0.5))
+    start = (
+        "<Trainer of Sequential(Dense(units=3, activation='identity', bias=True), Tanh()), MeanSquaredError(), "
+        "SGD(lr=0.5, momentum=0.0, nesterov=False): "
+    )
+    assert repr(trainer) == f"{start}no parameters yet>"
+    x = np.ones((4, 2))
+    trainer.step(x, np.ones((4, 3)))
+    assert repr(trainer) == f"{start}9 parameters (numpy), 1 step done>"
+    one = bp.Trainer(bp.Dense(1, bias=False), "mse").build(np.ones((1, 1)))
+    assert repr(one).endswith("1 parameter (numpy), 0 steps done>")
+
+
+def test_help_names_the_attributes() -> None:
+    text = bp.Trainer.__doc__ or ""
+    listed = text.partition("Attributes\n")[2]
+    public = [name for name in vars(bp.Trainer(bp.Dense(1), "mse")) if not name.startswith("_")]
+    properties = [name for name, value in vars(bp.Trainer).items() if isinstance(value, property)]
+    assert {"history", "metadata", "step_count", "stop"} <= set(public)
+    for name in (*public, *properties):
+        assert re.search(rf"\b{name}\b", listed) or re.search(rf"^ *{name} : ", text, re.M), name

@@ -12,7 +12,15 @@ from typing import Any
 import array_api_compat
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, OptionError, UnknownNameError, kind_of
+from bpnet.errors import (
+    ArgumentError,
+    ArrayMismatchError,
+    MissingExtraError,
+    OptionError,
+    UnknownNameError,
+    closest,
+    kind_of,
+)
 
 __all__ = ["NAMES", "Array", "Backend", "check_device", "common", "device_named", "get", "of"]
 
@@ -33,7 +41,7 @@ def get(name: str) -> Backend:
     if name in _by_name:
         return _by_name[name]
     if name not in NAMES:
-        raise UnknownNameError("backend", name, NAMES, MEANT.get(name))
+        raise UnknownNameError("backend", name, NAMES, MEANT.get(name.lower()))
     try:
         module = importlib.import_module(f"bpnet.backends.{name}")
     except ModuleNotFoundError as error:
@@ -59,22 +67,21 @@ class MissingLibraryError(MissingExtraError):
 
 def check_device(name: Any) -> str:
     """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
+    backend, device = device_named(name)
+    backend.from_host(0.0, device=device)
+    return str(name)
+
+
+def device_named(name: Any) -> tuple[Backend, Any]:
+    """The backend of "cupy", and of "cupy:1" that device, else None."""
     if not isinstance(name, str):
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
-    library, _, number = name.partition(":")
+    library, colon, number = name.partition(":")
     if library not in NAMES:
-        meant = MEANT.get(library)
+        meant = MEANT.get(library.lower()) or closest(library, NAMES)
         if meant == "cupy" and number.isdecimal():
             meant = f"cupy:{number}"
         raise UnknownNameError("device", name, NAMES, meant)
-    backend, device = device_named(name)
-    backend.from_host(0.0, device=device)
-    return name
-
-
-def device_named(name: str) -> tuple[Backend, Any]:
-    """The backend of "cupy", and of "cupy:1" that device, else None."""
-    library, colon, number = name.partition(":")
     if colon and not (number.isdecimal() and len(number) < 10):
         raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
     backend = get(library)
@@ -133,12 +140,12 @@ def common(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxy
         other = of(array, name)
         if other is not backend:
             raise ArrayMismatchError(
-                f"{first_name} is an array of {backend.name} but {name} is one of {other.name}: "
-                "convert one of them, nothing is moved between libraries unasked"
+                f"{first_name} belongs to {backend.name}, but {name} to {other.name}: convert one of them, since "
+                "nothing is moved between libraries unasked"
             )
         if array is not first and backend.device(array) != backend.device(first):
             raise ArrayMismatchError(
-                f"{first_name} lies on device {backend.device(first)} but {name} on {backend.device(array)}: "
-                "move one of them, nothing is moved between devices unasked"
+                f"{first_name} lies on device {backend.device(first)}, but {name} on {backend.device(array)}: "
+                "move one of them, since nothing is moved between devices unasked"
             )
     return backend

@@ -111,6 +111,10 @@ class Backend:
         except (TypeError, ValueError, RuntimeError):  # as where it lies on another device than the processor
             return numpy.from_dlpack(x)
 
+    def unfit(self, x: Array) -> str | None:
+        """What `x` is where it is of this library, but no plain array of values, and how to make it one."""
+        return None
+
     def adopt(self, x: Array) -> Array:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x

@@ -31,6 +31,10 @@ class JaxBackend(Backend):
     def to_host(self, x: Array) -> Any:
         return numpy.array(x)
 
+    def unfit(self, x: Array) -> str | None:
+        gone = getattr(x, "is_deleted", None)
+        return "an array that was given up: copy what must stay" if gone is not None and gone() else None
+
     def synchronise(self, x: Array) -> None:
         jax.block_until_ready(x)
 

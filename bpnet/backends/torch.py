@@ -21,6 +21,15 @@ class TorchBackend(Backend):
     no_room: ClassVar = (MemoryError, torch.OutOfMemoryError)
     kernels: ClassVar = {"dense_forward": dense_forward}
 
+    def unfit(self, x: Array) -> str | None:
+        if x.is_nested:
+            return "a nested tensor: pad it, as by torch.nested.to_padded_tensor"
+        if x.layout != torch.strided:
+            return f"a tensor of the layout {x.layout}: pass its to_dense()"
+        if x.is_quantized:
+            return "a quantized tensor: pass its dequantize()"
+        return "a tensor on the device 'meta', which has no values: pass one that has" if x.is_meta else None
+
     def adopt(self, x: Array) -> Array:
         return x.detach() if x.requires_grad else x
 

@@ -20,6 +20,7 @@ class Activation(Layer):
     """What `derivative` is given: the "output" y, the "input" z, or "nothing"."""
     rectifies: ClassVar[bool] = False
     """Whether f belongs to the relu family, which passes about half of its input on: weights then start larger."""
+    needs = ("value", "derivative")
 
     def value(self, b: Backend, z: Array) -> Array:
         """y = f(z)."""

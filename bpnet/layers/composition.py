@@ -7,24 +7,35 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
 from bpnet.layer import Composite, Layer, Params, Rng, Run, Shape, check_layer
+from bpnet.layers.activation import Activation, Identity
+from bpnet.layers.dense import Dense
+from bpnet.layers.dropout import Dropout
+from bpnet.layers.flatten import Flatten
+from bpnet.registry import resolve
 
 
-@dataclass(frozen=True, init=False)
+def named_layer(what: str, layer: Any) -> Layer:
+    """`layer`, or the one of the activation that it names; raises UnknownNameError or ArgumentError."""
+    return resolve(Activation, "activation", layer) if isinstance(layer, str) else check_layer(what, layer)
+
+
+@dataclass(frozen=True, init=False, repr=False)
 class Sequential(Composite):
     """One layer after another: y = f_k(... f_2(f_1(x))); dL/dx = J_1^T ( ... (J_k^T dL/dy)).
 
-    Children are named "0", "1", ...
+    The name of an activation, such as "relu", stands for its layer.  Children are named "0", "1", ...
     """
 
     layers: tuple[Layer, ...]
     star = "layers"
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer | str) -> None:
         if not layers:
             raise OptionError("Sequential() has no layers; expected at least one")
-        for i, layer in enumerate(layers):
-            check_layer(f"layer {i} of Sequential", layer)
-        object.__setattr__(self, "layers", layers)
+        self._set(layers=tuple(named_layer(f"layer {i} of Sequential", layer) for i, layer in enumerate(layers)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
@@ -75,7 +86,7 @@ class Residual(Composite):
     inner: Layer
 
     def __post_init__(self) -> None:
-        check_layer("the inner layer of Residual", self.inner)
+        self._set(inner=named_layer("the inner layer of Residual", self.inner))
 
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
@@ -102,3 +113,11 @@ class Residual(Composite):
         at = run.at("inner") if self.inner.stochastic else run
         dx, grads = self.inner.backward(at, p["inner"], cache[0], dy, need_dx)
         return (dy + dx if need_dx else None), {"inner": grads}
+
+
+def last_activation(layer: Layer) -> Layer:
+    """What the outputs of `layer` come out of: an activation, that of a dense layer, or another layer."""
+    if isinstance(layer, Sequential):
+        parts = [part for part in layer.layers if not isinstance(part, Dropout | Flatten | Identity)]
+        return last_activation(parts[-1] if parts else layer.layers[-1])
+    return layer.function if isinstance(layer, Dense) else layer

@@ -30,7 +30,7 @@ class Dense(Layer):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        self._set(units=whole("units", self.units, 1), bias=flag("bias", self.bias))
+        self._set(units=whole("units", self.units, 1, 2**31 - 1), bias=flag("bias", self.bias))
         _ = self.function
 
     @cached_property
