@@ -8,6 +8,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError
 from bpnet.layer import Layer, Params, Run, check_layer
@@ -68,11 +69,14 @@ def loss_and_gradient(
         pieces = -(-count // micro_batch)
         parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
     results = backend.map_blocks(block, parts)
-    value, grad, kept = next(results)
-    for more, part, room in results:
-        value, grad = value + more, backend.add_to(grad, part)
-        if room is not None:
-            rooms.append(room)
+    try:
+        value, grad, kept = next(results)
+        for more, part, room in results:
+            value, grad = value + more, backend.add_to(grad, part)
+            if room is not None:
+                rooms.append(room)
+    finally:
+        results.close()  # after an error too, which would keep the blocks alive
     if kept is not None:
         rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken
@@ -114,6 +118,7 @@ def take_rows(
     return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
 
 
+@ends_sessions
 def gradient(
     network: Layer,
     loss: str | Loss,

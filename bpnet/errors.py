@@ -81,6 +81,10 @@ class DivergedError(BpnetError, RuntimeError):
     """The loss became NaN or infinite; the last finite parameters were kept."""
 
 
+class BusyError(BpnetError, RuntimeError):
+    """A trainer is used by one thread while another trains it, or is trained by a callback of its own fit."""
+
+
 class NotBuiltError(BpnetError, RuntimeError):
     """Parameters are asked for before any data has shown the input's shape."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
-from bpnet.backends.base import PRECISIONS
+from bpnet.backends.base import PRECISIONS, State
 from bpnet.callbacks import Callback, History, Progress
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
 from bpnet.errors import (
@@ -32,6 +32,7 @@ from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, outputs, scores, training_step
+from bpnet.turns import Turn, reads, trains
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -66,6 +67,10 @@ class Trainer:
         the whole does not fit in memory; other parts draw other dropout masks
     """
 
+    _step: Callable[..., Any]
+    _outputs: Callable[..., Any]
+    _scores: Callable[..., Any]
+
     def __init__(
         self,
         network: Layer,
@@ -93,7 +98,7 @@ class Trainer:
         self.metadata: dict[str, Any] = {}
         """What `save` was given beside the network, where this trainer was loaded from a file."""
         self.stop = False
-        self.step_count = 0
+        self._state, self._turn = State(None, 0), Turn()
         self._built: tuple[Backend, Layout] | None = None
         self._known: tuple[Any, ...] = ()
         """The kind of batch that `step` took last as it came."""
@@ -102,16 +107,40 @@ class Trainer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
-        return {name: value for name, value in vars(self).items() if name not in ("_step", "_outputs", "_scores")}
+        made = ("_step", "_outputs", "_scores", "_state", "_turn")
+        kept = {name: value for name, value in vars(self).items() if name not in made}
+        return kept | {"_carry": self._carry, "step_count": self.step_count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
-        vars(self).update(missing | state)
+        own = missing | state
+        self._state, self._turn = State(own.pop("_carry", None), own.pop("step_count")), Turn()
+        vars(self).update(own)
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
+    @property
+    def step_count(self) -> int:
+        """How many steps the parameters are the result of."""
+        count: int = self._state.now[1]
+        return count
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._state.now = self._state.now[0], count
+
+    @property
+    def _carry(self) -> Carry:
+        carry: Carry = self._state.now[0]
+        return carry
+
+    @_carry.setter
+    def _carry(self, carry: Carry) -> None:
+        self._state.now = carry, self._state.now[1]
+
     # ---- parameters ---------------------------------------------------------------------------------------------
 
+    @trains
     def build(self, x: Array) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
@@ -119,8 +148,7 @@ class Trainer:
         loss does not fit, and OptionError or DTypeError where the precision does not.
         """
         data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
-        self._build(data.backend, self._new_layout(x), data.like)
-        self.step_count, self.history = 0, History()
+        self._build(data.backend, self._new_layout(x), data.like, history=History())
         return self
 
     def _layout_for(self, x: Array) -> Layout:
@@ -139,12 +167,12 @@ class Trainer:
                 "a batch at once: leave it out, and take a smaller batch_size"
             )
 
-    def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
+    def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
         device = backend.device(x)
         self._check_precision(backend, device, x.dtype)
         theta, buffers = (backend.from_host(start, x.dtype, device) for start in layout.start(self.seed))
         with backend.session(self.threads, device):
-            self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)))
+            self._adopt(backend, layout, (theta, buffers, self.optimizer.init(backend, theta)), 0, **more)
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -162,17 +190,21 @@ class Trainer:
                 "newer, with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
             )
 
-    def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
-        self._built = backend, layout
-        self._known = self._known_x = ()
-        self._carry = carry
+    def _adopt(self, backend: Backend, layout: Layout, carry: Carry, count: int | None = None, **more: Any) -> None:
         views = Views(layout)
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
-        self._step = backend.compile(step, donate=True)
-        self._outputs = backend.compile(outputs(layout, views, self.precision))
-        self._scores = backend.compile(scores(layout, views, self.loss, self.precision))
+        vars(self).update(  # all or nothing, whatever interrupt comes
+            _built=(backend, layout),
+            _known=(),
+            _known_x=(),
+            _state=State(carry, self.step_count if count is None else count),
+            _step=backend.compile(step, donate=True),
+            _outputs=backend.compile(outputs(layout, views, self.precision)),
+            _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
+            **more,
+        )
 
     def _work(self, rows: int, steps: int = 1) -> float:
         """Floating-point operations of all steps so far and so many more, had they all been of so many rows.
@@ -247,10 +279,12 @@ class Trainer:
         theta = backend.copy(backend.adopt(layout.join(backend, tree)))
         self._carry = (theta, *self._carry[1:])
 
+    @reads
     def snapshot(self) -> Snapshot:
         """A copy of parameters, buffers, optimizer state and step count."""
         return self._copy((self.theta, self.buffers, self.state)), self.step_count
 
+    @reads
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
         if not isinstance(snapshot, tuple) or len(snapshot) != 2:
@@ -264,7 +298,8 @@ class Trainer:
                 )
             if kept.dtype != own.dtype:
                 raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
-        self._carry, self.step_count, self._known = self._copy(carry), step_count, ()
+        self._known = ()
+        self._state.now = self._copy(carry), step_count
 
     def _copy(self, carry: Carry) -> Carry:
         copy = self.backend.copy
@@ -273,6 +308,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
+    @trains
     def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
@@ -292,6 +328,7 @@ class Trainer:
                 data = data.moved()
                 return self._advance(data.x, data.y, data.weight, None)
 
+    @trains
     def fit(
         self,
         x: Array,
@@ -410,12 +447,7 @@ class Trainer:
             each = [self._numbers(self.step_count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
-        done = self.backend.several(self._step, self._carry, (x, y, weight, rows), each)
-        if done is None:
-            return None
-        self._carry, losses = done
-        self.step_count += count
-        return losses
+        return self.backend.several(self._step, self._state, (x, y, weight, rows), each)
 
     def _numbers(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
@@ -425,11 +457,9 @@ class Trainer:
         """One step on the batch, which is known to be good."""
         numbers, number = self._numbers(self.step_count)
         try:
-            self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
+            return self.backend.advance(self._step, self._state, (x, y, weight, rows, numbers, number), number)
         except self.backend.no_room as error:
             raise self._no_room(error, (x if rows is None else rows).shape[0], training=True) from error
-        self.step_count = number
-        return value
 
     def _no_room(self, error: Exception, rows: int, training: bool) -> NoRoomError:
         traceback.clear_frames(error.__traceback__)  # which hold what had been made
@@ -479,6 +509,7 @@ class Trainer:
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
+    @reads
     def evaluate(
         self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
@@ -489,6 +520,7 @@ class Trainer:
         self._have()
         return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
+    @reads
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
@@ -536,6 +568,7 @@ class Trainer:
                 result["accuracy"] = sum(backend.fetch([right for _, right in found])) / total
         return result
 
+    @reads
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
 

@@ -5,6 +5,7 @@ couples its rows, every kernel cuts its own rows into blocks over the threads an
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
@@ -106,12 +107,12 @@ def dense_backward(
             numpy.matmul(dz, weight.T, out=dx[some])
         return x[some].T @ dz, db
 
-    results = b.map_blocks(block, parts)
-    dw, db = next(results)
-    for more, some in results:
-        dw += more
-        if db is not None:
-            db += some
+    with closing(b.map_blocks(block, parts)) as results:
+        dw, db = next(results)
+        for more, some in results:
+            dw += more
+            if db is not None:
+                db += some
     return dx, dw, db
 
 
