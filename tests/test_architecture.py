@@ -75,6 +75,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "steps": 9,
     "feeding": 10,
     "callbacks": 10,
+    "turns": 10,
     "trainer": 11,
     "files": 12,
     "tables": 12,
