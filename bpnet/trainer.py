@@ -323,7 +323,7 @@ class Trainer:
             if self._built is None:
                 self._build(data.backend, self._layout_for(data.x), data.like)
             if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
-                self._known = _kind(x, y)
+                self._known = _kind(x, y) or ()
             with self._session(data.count):
                 data = data.moved()
                 return self._advance(data.x, data.y, data.weight, None)
@@ -455,10 +455,11 @@ class Trainer:
 
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
-        numbers, number = self._numbers(self.step_count)
+        backend, state = self._have()[0], self._state
+        numbers, number = self._numbers(state.now[1])
         try:
-            return self.backend.advance(self._step, self._state, (x, y, weight, rows, numbers, number), number)
-        except self.backend.no_room as error:
+            return backend.advance(self._step, state, (x, y, weight, rows, numbers, number), number)
+        except backend.no_room as error:
             raise self._no_room(error, (x if rows is None else rows).shape[0], training=True) from error
 
     def _no_room(self, error: Exception, rows: int, training: bool) -> NoRoomError:
@@ -668,9 +669,12 @@ class Trainer:
         return held_out
 
 
-def _kind(*arrays: Any) -> tuple[Any, ...]:
-    """All of a batch that decides whether it fits and must be converted, but for its values."""
-    return tuple([(type(a), a.dtype, a.shape, a.device) if hasattr(a, "device") else None for a in arrays])
+def _kind(x: Any, y: Any) -> tuple[Any, ...] | None:
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    try:
+        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
+    except AttributeError:
+        return None
 
 
 def _rows_of(x: Any) -> int:

@@ -1,8 +1,8 @@
 """Whose turn it is: one call trains a trainer at a time, and what reads it meanwhile from elsewhere is refused."""
 
-import threading
 from collections.abc import Callable
 from functools import wraps
+from threading import Lock, get_ident
 from typing import Any, TypeVar
 
 from bpnet.backends.interrupts import current, end_sessions
@@ -10,20 +10,17 @@ from bpnet.errors import BusyError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_AT_ONCE = (False,)
-"""Of taking a lock: whether to wait for it."""
-
 
 class Turn:
     """Of one trainer: taken while it is trained."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.taken = self.thread = 0
         """How often it was taken, and by which thread last."""
 
     def refused(self, name: str) -> BusyError:
-        if self.lock.locked() and self.thread == threading.get_ident():
+        if self.lock.locked() and self.thread == get_ident():
             return BusyError(
                 f"{name} was called by a callback of this trainer's own fit, which trains it already: set "
                 "trainer.stop = True to end that, or call step in a loop of your own instead of fit"
@@ -40,18 +37,18 @@ def trains(method: F) -> F:
     @wraps(method)
     def calling(self: Any, *args: Any, **options: Any) -> Any:
         outer, turn = current.session, self._turn
-        (mine,) = map(turn.lock.acquire, _AT_ONCE)  # an interrupt may come after a call, but not before this `try`
+        taken = turn.taken
         try:
-            if not mine:
+            if turn.lock.locked():
                 raise turn.refused(method.__name__)
-            turn.thread = threading.get_ident()
-            turn.taken += 1
-            return method(self, *args, **options)
-        finally:
-            if current.session is not outer:
-                end_sessions(outer)
-            if mine:
-                turn.lock.release()
+            with turn.lock:
+                if turn.taken != taken:  # between these lines
+                    raise turn.refused(method.__name__)
+                turn.taken, turn.thread = taken + 1, get_ident()
+                return method(self, *args, **options)
+        except BaseException:
+            end_sessions(outer)
+            raise
 
     return calling  # type: ignore[return-value]
 
@@ -62,16 +59,16 @@ def reads(method: F) -> F:
     @wraps(method)
     def calling(self: Any, *args: Any, **options: Any) -> Any:
         outer, turn = current.session, self._turn
+        taken = turn.taken
         try:
-            if turn.lock.locked() and turn.thread != threading.get_ident():
+            if turn.lock.locked() and turn.thread != get_ident():
                 raise turn.refused(method.__name__)
-            taken = turn.taken
             result = method(self, *args, **options)
             if turn.taken != taken:
                 raise turn.refused(method.__name__)
             return result
-        finally:
-            if current.session is not outer:
-                end_sessions(outer)
+        except BaseException:
+            end_sessions(outer)
+            raise
 
     return calling  # type: ignore[return-value]

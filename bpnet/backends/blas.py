@@ -80,17 +80,20 @@ class Blas:
     def hold(self, session: Any, own: Limits) -> None:
         """Hold it for a session; `own` becomes what to restore in this thread."""
         with self.lock:
-            self.find()
-            if not self.open:
-                self.found = self.found or _limits(self.shared or [])
+            if self.shared is None:
+                self.find()
+            if not (self.open or self.found):
+                self.found = _limits(self.shared)
             self.open.add(session)
             _hold(self.found)
-        own += _limits(self.each)
-        _hold(own)
+        if self.each:
+            own += _limits(self.each)
+            _hold(own)
 
     def release(self, session: Any, own: Limits) -> None:
         """End what `hold` began, or the rest of it where an interrupt broke that off, or this."""
-        _restore(own)
+        if own:
+            _restore(own)
         with self.lock:
             self.open.discard(session)
             if not self.open:
@@ -251,9 +254,9 @@ def _symbol(dynlib: Any, name: str) -> Any:
     return None
 
 
-def _limits(libraries: list[_Library]) -> Limits:
+def _limits(libraries: Sequence[_Library] | None) -> Limits:
     """The threads of those that have several."""
-    return [(library, threads) for library in libraries if (threads := library.get()) != 1]
+    return [(library, threads) for library in libraries or () if (threads := library.get()) != 1]
 
 
 def _hold(limits: Limits) -> None:

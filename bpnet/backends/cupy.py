@@ -153,11 +153,13 @@ class CupyBackend(Backend):
             return plain
         if "graph" in self.techniques:
             return CapturedStep(plain)
-        plain.advance = Deferred(functools.partial(function, self)).advance  # type: ignore[attr-defined]
+        plain.deferred = Deferred(functools.partial(function, self))  # type: ignore[attr-defined]
         return plain
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
-        return step.advance(state, args, count)  # type: ignore[attr-defined]
+        if isinstance(step, CapturedStep):
+            return step.advance(state, args, count)
+        return step.deferred.advance(state, count, state.now[0], *args)  # type: ignore[attr-defined]
 
     def several(
         self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]

@@ -206,7 +206,7 @@ class CapturedStep:
     def _plain(self, state: State, args: Sequence[Any], count: int) -> Array:
         """A call without any of this, but that other kinds may have graphs."""
         try:
-            return self.deferred.advance(state, args, count)
+            return self.deferred.advance(state, count, state.now[0], *args)
         except BaseException:
             self._forget()
             raise

@@ -9,9 +9,10 @@ Python does not look, or goes without any call at all.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial, wraps
+from contextvars import copy_context
+from functools import wraps
 from itertools import starmap
-from operator import call
+from operator import call, is_
 from typing import Any, TypeVar
 
 Array = Any
@@ -20,12 +21,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 Calls = Iterable[tuple[Any, ...]]
 """Functions, each with its arguments."""
 
-_exhaust: Any = partial(deque, maxlen=0)
-
 
 def uninterrupted(calls: Calls) -> None:
     """Make the calls, one after the other; where all are of functions written in C, no interrupt comes in between."""
-    _exhaust(starmap(call, calls))
+    deque(starmap(call, calls), 0)
 
 
 class Session:
@@ -68,17 +67,22 @@ class Quiet(Session):
     def look(self) -> None:
         import numpy
 
-        self.errors = numpy.geterr()
+        self.before, self.errors = copy_context(), numpy.errstate(all="ignore")
 
     def change(self) -> None:
-        import numpy
+        self.errors.__enter__()
 
-        numpy.seterr(all="ignore")
+    def __exit__(self, *_: object) -> None:
+        if current.session is self:
+            self.errors.__exit__(None, None, None)  # which can be done only once
+            current.session = self.outer
+        else:
+            end_sessions(self.outer)
 
     def restore(self) -> None:
         import numpy
 
-        numpy.seterr(**self.errors)
+        numpy.seterr(**self.before.run(numpy.geterr))
 
 
 class _Current(threading.local):
@@ -102,17 +106,19 @@ class Deferred:
     def __init__(self, step: Callable[..., tuple[Any, Any]]) -> None:
         self.step, self.in_place = step, True
 
-    def advance(self, state: Any, args: Iterable[Any], count: int) -> Any:
-        """See `Backend.advance`."""
-        late, carry, result = self(state.now[0], *args)
-        then = ((setattr, state, "now", (carry, count)),)
-        late.carry_out(then) if late else uninterrupted(then)
+    def advance(self, state: Any, count: int, *args: Any) -> Any:
+        """See `Backend.advance`; the carry is the first of `args`."""
+        late, carry, result = self(*args)
+        if late is None:
+            state.now = carry, count
+        else:
+            late.carry_out(((setattr, state, "now", (carry, count)),))
         return result
 
     def __call__(self, *args: Any) -> tuple[Any, Any, Any]:
         """The update that is left to be done, the carry, the result."""
+        late: Any = [] if self.in_place else ()
         try:
-            late: Any = [] if self.in_place else ()
             current.late = late
             carry, result = self.step(*args)
         except ReadEarlyError:
@@ -123,7 +129,7 @@ class Deferred:
         if not late:
             return None, carry, result
         theta, _, state = carry
-        if [id(a) for a in (theta, *state)] == [id(a) for a in late[0].results]:
+        if all(map(is_, (theta, *state), late[0].results)):
             return late[0], carry, result
         self.in_place = False
         return self(*args)
@@ -148,8 +154,8 @@ def ends_sessions(function: F) -> F:
         outer = current.session
         try:
             return function(*args, **options)
-        finally:
-            if current.session is not outer:
-                end_sessions(outer)
+        except BaseException:
+            end_sessions(outer)
+            raise
 
     return calling  # type: ignore[return-value]

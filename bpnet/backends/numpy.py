@@ -111,10 +111,10 @@ class NumpyBackend(Backend):
                     return plain(into, *args)
             if into is None:
                 return function(self, *args)
-            result = deferred.advance(into[0], args[1:], into[1])
+            result = deferred.advance(*into, *args)
             return into[0].now[0], result
 
-        def run(*args: Any, into: tuple[State, int] | None = None) -> Any:
+        def run(into: tuple[State, int] | None, *args: Any) -> Any:
             session = current.session
             threads = session.threads
             if not (threads and session.compiles):
@@ -127,11 +127,12 @@ class NumpyBackend(Backend):
                 made.append(Compiled(function, plain, donate, _cut))
             return made[0](min(threads, available_threads()), into, *args)
 
-        run.made = made  # type: ignore[attr-defined]  # for whoever wants to know what is done
-        return run
+        call: Any = functools.partial(run, None)
+        call.made = made  # for whoever wants to know what is done
+        return call  # type: ignore[no-any-return]
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
-        return step(state.now[0], *args, into=(state, count))[1]
+        return step.func((state, count), state.now[0], *args)[1]  # type: ignore[attr-defined]
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:

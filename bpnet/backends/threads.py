@@ -12,7 +12,7 @@ import numpy
 
 from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS, Limits
-from bpnet.backends.interrupts import Calls, Session, current, uninterrupted
+from bpnet.backends.interrupts import Calls, Quiet, current, uninterrupted
 
 TRIES = 16
 """How often an update in place is taken up again, after interrupts, before it is given up for broken."""
@@ -24,13 +24,13 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class NumpySession(Session):
+class NumpySession(Quiet):
     """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name).
 
     A call that `compiles` computes with neither BLAS nor NumPy, until a session within it says that it does.
     """
 
-    __slots__ = ("compiles", "errors", "held", "holds", "outer", "own", "threads")
+    __slots__ = ("compiles", "held", "holds", "own", "threads")
 
     def __init__(self, threads: int | None, compiles: bool) -> None:
         self.threads, self.compiles = threads or 0, compiles
@@ -41,16 +41,25 @@ class NumpySession(Session):
         self.holds = not (self.compiles or outer.held)
         self.held = self.holds or outer.held
         if self.holds:
-            self.errors, self.own = numpy.geterr(), Limits()
+            self.own: Limits = []
+            self.look()
         current.session = self
         if self.holds:
-            numpy.seterr(all="ignore")
+            self.change()
             BLAS.hold(self, self.own)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.holds and current.session is self:
+            current.session = self.outer
+            return
+        if self.holds:
+            BLAS.release(self, self.own)
+        super().__exit__()
 
     def restore(self) -> None:
         if self.holds:
             BLAS.release(self, self.own)
-            numpy.seterr(**self.errors)
+            super().restore()
 
 
 class Job:

@@ -226,7 +226,8 @@ class Plan:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"made{k}," in carry + "," for k in scalars):
                 raise NotTraceableError("a number in place of what is given up")
-            lines.append(f"    carry_out(order, ((setattr, into[0], 'now', ({carry}, into[1])),) if into else ())")
+            lines.append(f"    if into: carry_out(order, into[0], ({carry}, into[1]))")
+            lines.append("    else: carry_out(order)")
         else:
             lines.append("    carry_out(order)")
         lines += [f"    made{k} = scalar{k}[()]" for k in scalars]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.backends.interrupts import Calls, uninterrupted
 from bpnet.backends.native.code import BYTES, I32, I64, REALS, VOID, Function, callable_at, compiled
 from bpnet.backends.native.products import Shape
 
@@ -207,8 +206,8 @@ class Team:
         self.places = _aligned(self.scratch), self.memory.ctypes.data
         self.run: Any = None
 
-    def carry_out(self, order: "Order", then: Calls = ()) -> None:
-        """Carry out a list, and then these calls, without an interrupt in between.
+    def carry_out(self, order: "Order", state: Any = None, now: Any = None) -> None:
+        """Carry out a list, after which `now` is what `state` holds: no interrupt comes in between.
 
         Where another thread is at it, this one works alone, with memory of its own.
         """
@@ -219,11 +218,13 @@ class Team:
                 order.list[3] = self.places[0]
                 if order.threads > 1:
                     self._call_helpers(order)
-                uninterrupted(((run, order.list), *then))
+                given = order.given
             else:
                 own = _scratch()
-                alone = (ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0)
-                uninterrupted(((run, alone), *then))
+                given = ((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0),)
+            (_,) = map(run, given)  # nor here
+            if state is not None:
+                state.now = now
         finally:
             if mine:
                 self.at_work = 0
@@ -252,6 +253,7 @@ class Order:
     def __init__(self, commands: Any, bases: int, threads: int) -> None:
         self.commands, self.threads = commands, threads
         self.list = (ctypes.c_int64 * 6)(commands.ctypes.data, len(commands), bases, 0, 0, threads - 1)
+        self.given = (self.list,)
 
 
 class _Helper:
