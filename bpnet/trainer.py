@@ -47,6 +47,9 @@ LEAST_EVALUATED = 8192
 class Trainer:
     """Trains a network on arrays of any library, on the device where they lie.
 
+    An interrupt (Ctrl-C) at any moment leaves parameters, buffers, optimizer state and `step_count` of one step, from
+    which training goes on.  One thread trains it at a time; whoever uses it from another then gets a BusyError.
+
     Parameters
     ----------
     network : a layer, most often `Sequential(...)`
