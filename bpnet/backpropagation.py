@@ -8,6 +8,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, common
 from bpnet.backends.base import Rows
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import adopted, check_rows, check_target, check_weight, check_x
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
@@ -116,6 +117,7 @@ def take_rows(
     return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
 
 
+@ends_sessions
 def gradient(
     network: Layer,
     loss: str | Loss,

@@ -19,6 +19,8 @@ Record = dict[str, Any]
 class Callback:
     """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch.
 
+    A callback may predict, evaluate, save and restore, but not train the trainer that is at it: BusyError.
+
     On a GPU, several steps may be done by one launch, unless a callback overrides `on_step_end`.  One that can wait
     says so by `before_next_step = False`: it is then told of the steps one after the other once all of them are done,
     so count by its argument `step`; `trainer.step_count` and the parameters are those after the last of them.

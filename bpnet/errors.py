@@ -155,6 +155,10 @@ class DivergedError(BpnetError, RuntimeError):
     """
 
 
+class BusyError(BpnetError, RuntimeError):
+    """A trainer is used by one thread while another trains it, or is trained by a callback of its own fit."""
+
+
 class NotBuiltError(BpnetError, RuntimeError):
     """Parameters are asked for before any data has shown the input's shape."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, Backend, common
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError, ShapeError
 from bpnet.layer import Layer, Run, check_layer
@@ -62,6 +63,7 @@ class GradientReport:
         return "\n".join(lines)
 
 
+@ends_sessions
 def check_gradients(
     subject: Layer,
     x: Array,

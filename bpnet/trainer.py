@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bpnet.backends import Array, Backend, check_device, common, device_named, of
-from bpnet.backends.base import PRECISIONS
+from bpnet.backends.base import PRECISIONS, State
 from bpnet.backpropagation import take_rows, type_of
 from bpnet.callbacks import Callback, History, Progress, default_stream, end, redraws
 from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
@@ -39,6 +39,7 @@ from bpnet.options import check_type, choice, flag, number, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, first_not_finite, not_finite, outputs, scores, training_step
+from bpnet.turns import Turn, reads, trains
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -58,6 +59,9 @@ LEAST_EVALUATED = 8192
 
 class Trainer:
     """Trains a network on arrays of any library, on the device where they lie.
+
+    An interrupt (Ctrl-C) at any moment leaves parameters, buffers, optimizer state and `step_count` of one step, from
+    which training goes on.  One thread trains it at a time; whoever uses it from another then gets a BusyError.
 
     Parameters
     ----------
@@ -88,6 +92,10 @@ class Trainer:
     network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
     """
 
+    _step: Callable[..., Any]
+    _outputs: Callable[..., Any]
+    _scores: Callable[..., Any]
+
     def __init__(
         self,
         network: Layer,
@@ -117,7 +125,7 @@ class Trainer:
         self.classes: Sequence[Any] | None = None
         """What a classifier's outputs stand for, if it was said: text or numbers, in their order.  Kept in the file."""
         self.stop = False
-        self.step_count = 0
+        self._state, self._turn = State(None, 0), Turn()
         self._built: tuple[Backend, Layout] | None = None
         self._known: tuple[Any, ...] = ()
         """The kind of batch that `step` took last as it came."""
@@ -139,18 +147,40 @@ class Trainer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again."""
-        left = ("_step", "_outputs", "_scores", "_good", "_checked", "_sound")
-        return {name: value for name, value in vars(self).items() if name not in left}
+        made = ("_step", "_outputs", "_scores", "_state", "_turn", "_good", "_checked", "_sound")
+        kept = {name: value for name, value in vars(self).items() if name not in made}
+        return kept | {"_carry": self._carry, "step_count": self.step_count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         missing = {"_known": (), "_known_x": (), "precision": "float32", "device": None, "micro_batch": None}
-        missing |= {"classes": None, "_good": None, "_checked": (None, 0), "_sound": (None, 0)}
-        vars(self).update(missing | state)
+        own: dict[str, Any] = missing | {"classes": None} | state
+        self._state, self._turn = State(own.pop("_carry", None), own.pop("step_count")), Turn()
+        vars(self).update(own, _good=None, _checked=(None, 0), _sound=(None, 0))
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
+    @property
+    def step_count(self) -> int:
+        """How many steps the parameters are the result of."""
+        count: int = self._state.now[1]
+        return count
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._state.now = self._state.now[0], count
+
+    @property
+    def _carry(self) -> Carry:
+        carry: Carry = self._state.now[0]
+        return carry
+
+    @_carry.setter
+    def _carry(self, carry: Carry) -> None:
+        self._state.now = carry, self._state.now[1]
+
     # ---- parameters ---------------------------------------------------------------------------------------------
 
+    @trains
     def build(self, x: Array) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
@@ -159,8 +189,7 @@ class Trainer:
         too small or too large for the type of `x`.
         """
         data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
-        self._build(data.backend, self._new_layout(x), data.like)
-        self.step_count, self.history = 0, History()
+        self._build(data.backend, self._new_layout(x), data.like, history=History())
         return self
 
     def _layout_for(self, x: Array) -> Layout:
@@ -181,7 +210,7 @@ class Trainer:
                 "a batch at once: leave it out, and take a smaller batch_size"
             )
 
-    def _build(self, backend: Backend, layout: Layout, x: Array) -> None:
+    def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
         device = backend.device(x)
         last = last_activation(self.network)
         if self.loss.logits and isinstance(last, Sigmoid | Softmax):
@@ -191,7 +220,7 @@ class Trainer:
                 "that it learns badly: leave the last activation out"
             )
             text += ", or take the loss 'binary_cross_entropy'" if binary else ""
-            warnings.warn(text, BpnetWarning, stacklevel=3)  # named is the line that calls fit, step or build
+            warnings.warn(text, BpnetWarning, stacklevel=4)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
         starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
         try:
@@ -201,7 +230,7 @@ class Trainer:
         except backend.no_room as error:  # MemoryError among them
             size = plural(layout.size, "parameter")
             raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
-        self._adopt(backend, layout, (theta, buffers, state))
+        self._adopt(backend, layout, (theta, buffers, state), 0, **more)
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -219,23 +248,28 @@ class Trainer:
                 "newer, with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
             )
 
-    def _adopt(self, backend: Backend, layout: Layout, carry: Carry) -> None:
+    def _adopt(self, backend: Backend, layout: Layout, carry: Carry, count: int | None = None, **more: Any) -> None:
         numbers = type_of(backend, carry[0])
         self.optimizer.check_type(*numbers[:2])
         for part in (self.network, self.loss, self.optimizer):
             check_type("", part, *numbers)
         check_type("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
-        self._built = backend, layout
-        self._known = self._known_x = ()
-        self._good, self._checked = None, (None, 0)
-        self._carry = carry
         views = Views(layout)
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
-        self._step = backend.compile(step, donate=True)
-        self._outputs = backend.compile(outputs(layout, views, self.precision))
-        self._scores = backend.compile(scores(layout, views, self.loss, self.precision))
+        vars(self).update(  # all or nothing, whatever interrupt comes
+            _built=(backend, layout),
+            _known=(),
+            _known_x=(),
+            _good=None,
+            _checked=(None, 0),
+            _state=State(carry, self.step_count if count is None else count),
+            _step=backend.compile(step, donate=True),
+            _outputs=backend.compile(outputs(layout, views, self.precision)),
+            _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
+            **more,
+        )
 
     def _work(self, rows: int, steps: int = 1) -> float:
         """Floating-point operations of all steps so far and so many more, had they all been of so many rows.
@@ -310,10 +344,12 @@ class Trainer:
         theta = backend.copy(backend.adopt(layout.join(backend, tree)))
         self._carry = (theta, *self._carry[1:])
 
+    @reads
     def snapshot(self) -> Snapshot:
         """A copy of parameters, buffers, optimizer state and step count."""
         return self._copy((self.theta, self.buffers, self.state)), self.step_count
 
+    @reads
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
         whole_of = (tuple, 2), (tuple, 3), (tuple, len(self.state))  # a snapshot, its carry, its optimizer's state
@@ -334,7 +370,8 @@ class Trainer:
                 )
             if kept.dtype != own.dtype:
                 raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
-        self._carry, self.step_count, self._known = self._copy(carry), step_count, ()
+        self._known = ()
+        self._state.now = self._copy(carry), step_count
 
     def _copy(self, carry: Carry) -> Carry:
         copy = self.backend.copy
@@ -343,6 +380,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
+    @trains
     def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
@@ -361,7 +399,7 @@ class Trainer:
             if self._built is None:
                 self._build(data.backend, self._layout_for(data.x), data.like)
             if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
-                self._known = _kind(x, y)
+                self._known = _kind(x, y) or ()
             with self._session(data.count):
                 data = data.moved()
                 if not check:
@@ -382,6 +420,7 @@ class Trainer:
         self._checked = self._carry, self.step_count
         return value
 
+    @trains
     def fit(
         self,
         x: Array,
@@ -522,12 +561,7 @@ class Trainer:
             each = [self._numbers(self.step_count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
-        done = self.backend.several(self._step, self._carry, (x, y, weight, rows), each)
-        if done is None:
-            return None
-        self._carry, losses = done
-        self.step_count += count
-        return losses
+        return self.backend.several(self._step, self._state, (x, y, weight, rows), each)
 
     def _numbers(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
@@ -535,13 +569,12 @@ class Trainer:
 
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
-        numbers, number = self._numbers(self.step_count)
+        backend, state = self._have()[0], self._state
+        numbers, number = self._numbers(state.now[1])
         try:
-            self._carry, value = self._step(self._carry, x, y, weight, rows, numbers, number)
-        except self.backend.no_room as error:
+            return backend.advance(self._step, state, (x, y, weight, rows, numbers, number), number)
+        except backend.no_room as error:
             raise self._no_room(error, (x if rows is None else rows).shape[0], training=True) from error
-        self.step_count = number
-        return value
 
     def _no_room(self, error: Exception, rows: int, training: bool) -> NoRoomError:
         traceback.clear_frames(error.__traceback__)  # which hold what had been made
@@ -657,6 +690,7 @@ class Trainer:
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
+    @reads
     def evaluate(
         self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
@@ -668,6 +702,7 @@ class Trainer:
         self._have()
         return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
+    @reads
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
@@ -734,6 +769,7 @@ class Trainer:
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
         return result
 
+    @reads
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
 
@@ -836,9 +872,12 @@ class Trainer:
         return held_out
 
 
-def _kind(*arrays: Any) -> tuple[Any, ...]:
-    """All of a batch that decides whether it fits and must be converted, but for its values."""
-    return tuple([(type(a), a.dtype, a.shape, a.device) if hasattr(a, "device") else None for a in arrays])
+def _kind(x: Any, y: Any) -> tuple[Any, ...] | None:
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    try:
+        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
+    except AttributeError:
+        return None
 
 
 def _rows_of(x: Any) -> int:

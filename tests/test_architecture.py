@@ -28,7 +28,7 @@ MATHEMATICS = [
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
-    "bpnet.backends.base": {"Backend.to_host", "Backend.session", "Lane.send"},
+    "bpnet.backends.base": {"Backend.to_host", "Lane.send"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.feeding": {"in_order", "shuffled"},
@@ -77,6 +77,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "steps": 9,
     "feeding": 10,
     "callbacks": 10,
+    "turns": 10,
     "trainer": 11,
     "files": 12,
     "tables": 12,

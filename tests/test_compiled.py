@@ -12,6 +12,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import mpmath
@@ -920,7 +921,7 @@ def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
 
     helper = object.__new__(team._Helper)
     helper.team, helper.memory, helper.number = team.Team(), np.zeros(1), 0
-    helper.called, helper.awake, slept, asleep = threading.Event(), False, [], threading.Event()
+    helper.called, helper.awake, slept, asleep = SimpleQueue(), False, [], threading.Event()
 
     def help(*_: Any) -> None:  # returns when there was nothing to do for a while
         slept.append(helper.team.at_work)
@@ -930,7 +931,7 @@ def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
 
     helper.help, helper.team.at_work = help, 1
     threading.Thread(target=helper.serve, daemon=True).start()
-    helper.called.set()
+    helper.called.put(None)
     assert asleep.wait(10)
     for _ in range(1000):
         if not helper.awake:

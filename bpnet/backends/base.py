@@ -1,11 +1,13 @@
 """What bpnet needs beyond the Array API standard, written in it; a library's own file overrides what it does better."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
+from bpnet.backends.interrupts import Quiet
 from bpnet.errors import DeviceError
 
 T = TypeVar("T")
@@ -42,14 +44,27 @@ SUMMED = 64
 def by_halves(parts: Iterable[T], add: Callable[[T, T], T]) -> T:
     """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts)."""
     sums: list[T] = []
-    for number, part in enumerate(parts, 1):
-        while number % 2 == 0:
-            part, number = add(sums.pop(), part), number // 2
-        sums.append(part)
+    try:
+        for number, part in enumerate(parts, 1):
+            while number % 2 == 0:
+                part, number = add(sums.pop(), part), number // 2
+            sums.append(part)
+    finally:  # after an error too, which would keep blocks at work and alive
+        if isinstance(parts, Generator):
+            parts.close()
     total = sums.pop()
     while sums:
         total = add(sums.pop(), total)
     return total
+
+
+class State:
+    """What a trainer's steps move on: `now` is the carry and the number of steps that made it, replaced as one."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, carry: Any, count: int) -> None:
+        self.now = carry, count
 
 
 class Backend:
@@ -243,10 +258,7 @@ class Backend:
 
         By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
         """
-        import numpy
-
-        quiet: AbstractContextManager[None] = numpy.errstate(all="ignore")
-        return quiet
+        return Quiet()
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         """The row blocks of a batch of `rows` rows, each row costing about `work` floating-point operations.
@@ -255,7 +267,7 @@ class Backend:
         """
         return [(0, rows)]
 
-    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
         """`function(number, rows)` of every block, in the order of the blocks; a backend may run several at once."""
         return (function(number, rows) for number, rows in enumerate(blocks))
 
@@ -274,10 +286,21 @@ class Backend:
         """
         return partial(function, self)
 
+    def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
+        """state.now, result <- (carry, count), result by step(carry, *args), which is compiled; gives the result.
+
+        Whatever interrupt comes, the carry is then that of `state.now`: nothing of it is written to, or all that is to
+        be and `state` says so.
+        """
+        # a function in C gives what it makes by way of `starmap` to the names here before an interrupt may come
+        ((carry, result),) = starmap(step, ((state.now[0], *args),))
+        state.now = carry, count
+        return result
+
     def several(
-        self, step: Callable[..., Any], carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
-    ) -> tuple[Any, Sequence[Array]] | None:
-        """carry, result <- step(carry, *shared, *own) for each `own`, as one call: the last carry, and all results.
+        self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Array] | None:
+        """carry, result <- step(carry, *shared, *own) for each `own`, as one call; gives all results, as `advance`.
 
         `step` is compiled, and the last of `shared` is a vector, of which every step is given its equal part.  None
         where it can't be done as one, or not yet: then nothing was done.

@@ -44,7 +44,8 @@ class Blas:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.open = 0
+        self.open: set[Any] = set()
+        """The sessions that hold it."""
         self.found: Limits = []
         self.shared: list[_Library] | None = None
         self.each: list[_Library] = []
@@ -55,13 +56,12 @@ class Blas:
         """Whether BLAS's threads may still be waiting awake, each of which keeps a processor busy."""
         return time.monotonic() - self.used < SLEEPY
 
-    def forget(self, mine: int) -> None:
-        """In a forked child: end the sessions of threads that are not there, but not one in which the fork was made."""
+    def forget(self, mine: Sequence[Any]) -> None:
+        """In a forked child: end the sessions of threads that are not there, but not `mine`."""
         self.lock = threading.Lock()
-        if self.open > mine:
-            self.open = mine
-            if not mine:
-                _restore(self.found)
+        self.open &= set(mine)
+        if not self.open:
+            _restore(self.found)
 
     def find(self) -> None:
         if self.shared is None:
@@ -70,33 +70,41 @@ class Blas:
             found = ThreadpoolController().select(user_api="blas").lib_controllers
             openmp = [getattr(c, "threading_layer", "") == "openmp" for c in found]
             self.each = [_Library(c) for c, each in zip(found, openmp, strict=True) if each]
-            self.shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
+            shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
             mine = [c for c in found if any("numpy" in part for part in Path(c.filepath).parts[-3:])] or found
-            for library in self.shared:
+            for library in shared:
                 if [library.controller] == mine and library.controller.internal_api == "openblas":
                     self.batches = _batches(library)
+            self.shared = shared  # last: what an interrupt kept from being found is looked for again
 
-    def hold(self) -> Limits:
-        """Hold it; what to restore in this thread."""
+    def hold(self, session: Any, own: Limits) -> None:
+        """Hold it for a session; `own` becomes what to restore in this thread."""
         with self.lock:
-            self.find()
-            if self.open == 0:
-                self.found = _limit(self.shared or [])
-            self.open += 1
-        return _limit(self.each) if self.each else []
+            if self.shared is None:
+                self.find()
+            if not (self.open or self.found):
+                self.found = _limits(self.shared)
+            self.open.add(session)
+            _hold(self.found)
+        if self.each:
+            own += _limits(self.each)
+            _hold(own)
 
-    def release(self, own: Limits) -> None:
-        _restore(own)
+    def release(self, session: Any, own: Limits) -> None:
+        """End what `hold` began, or the rest of it where an interrupt broke that off, or this."""
+        if own:
+            _restore(own)
         with self.lock:
-            self.open -= 1
-            if self.open == 0:
+            self.open.discard(session)
+            if not self.open:
                 _restore(self.found)
+                self.found = []
 
     def hold_for_good(self) -> None:
         """In a helper thread, which does nothing else."""
         with self.lock:
             self.find()
-        _limit(self.each)
+        _hold(_limits(self.each))
 
     def multiply(self, products: Sequence[Product], threads: int) -> None:
         """Compute every product, the large ones on so many threads; the result does not depend on their number."""
@@ -108,9 +116,9 @@ class Blas:
         if batch is None or pieces is None or not pieces.count:
             return
         several = min(threads, pieces.count)
-        if several > 1 and self.open == 1:
+        if several > 1 and len(self.open) == 1:
             with self.lock:
-                if self.open == 1:  # other sessions rely on the one thread
+                if len(self.open) == 1:  # other sessions rely on the one thread
                     try:
                         batch.blas.set(several)
                         pieces.compute(products)
@@ -246,11 +254,14 @@ def _symbol(dynlib: Any, name: str) -> Any:
     return None
 
 
-def _limit(libraries: list[_Library]) -> Limits:
-    found = [(library, threads) for library in libraries if (threads := library.get()) != 1]
-    for library, _ in found:
+def _limits(libraries: Sequence[_Library] | None) -> Limits:
+    """The threads of those that have several."""
+    return [(library, threads) for library in libraries or () if (threads := library.get()) != 1]
+
+
+def _hold(limits: Limits) -> None:
+    for library, _ in limits:
         library.set(1)
-    return found
 
 
 def _restore(limits: Limits) -> None:

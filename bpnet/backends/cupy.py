@@ -12,13 +12,14 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends import cublaslt, cuda
-from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, State
 from bpnet.backends.cupy_feed import PinnedLane
 from bpnet.backends.cupy_graph import CapturedStep
 from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
 from bpnet.backends.cupy_launch import Kernel, contiguous
 from bpnet.backends.cupy_slots import fetch
 from bpnet.backends.cupy_sums import column_sums, draw
+from bpnet.backends.interrupts import Calls, Deferred, ReadEarlyError, current, uninterrupted
 from bpnet.errors import DeviceError, UnknownNameError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
@@ -154,12 +155,22 @@ class CupyBackend(Backend):
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """A step that goes on with what it gave back last becomes a CUDA graph; see `CapturedStep`."""
         plain = functools.partial(function, self)
-        return CapturedStep(plain) if donate and "graph" in self.techniques else plain
+        if not donate:
+            return plain
+        if "graph" in self.techniques:
+            return CapturedStep(plain)
+        plain.deferred = Deferred(functools.partial(function, self))  # type: ignore[attr-defined]
+        return plain
+
+    def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
+        if isinstance(step, CapturedStep):
+            return step.advance(state, args, count)
+        return step.deferred.advance(state, count, state.now[0], *args)  # type: ignore[attr-defined]
 
     def several(
-        self, step: Callable[..., Any], carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
-    ) -> tuple[Any, Sequence[Array]] | None:
-        return step.several(carry, shared, each) if isinstance(step, CapturedStep) else None
+        self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Array] | None:
+        return step.several(state, shared, each) if isinstance(step, CapturedStep) else None
 
     def add_to(self, total: Array, part: Array) -> Array:
         return cupy.add(total, part, out=total)
@@ -185,10 +196,30 @@ class CupyBackend(Backend):
         kernels = [kernel for kernel in found if kernel is not None]
         if len(kernels) < len(pieces) or "fused" not in self.techniques:
             return super().sweep(rule, outputs, arrays, pieces, donate)
+        late = current.late
+        if donate and late:
+            raise ReadEarlyError
+        donate = donate and late != ()
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
-        for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True):
-            kernel.map([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
+        calls = [
+            kernel.mapping([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
+            for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True)
+        ]
+        if donate and isinstance(late, list):
+            late.append(Launches(results, calls))
+        else:
+            uninterrupted(calls)
         return results
+
+
+class Launches:
+    """An update in place by these launches."""
+
+    def __init__(self, results: Sequence[Array], calls: Calls) -> None:
+        self.results, self.calls = results, calls
+
+    def carry_out(self, then: Calls) -> None:
+        uninterrupted([*self.calls, *then])
 
 
 def no_device(error: Exception) -> DeviceError:

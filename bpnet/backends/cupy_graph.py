@@ -7,6 +7,7 @@ launches every kernel by itself, with the numbers in the same place, so it gives
 
 import contextlib
 import logging
+import operator
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ from typing import Any
 import cupy
 
 from bpnet.backends import cuda
-from bpnet.backends.base import Array
+from bpnet.backends.base import Array, State
 from bpnet.backends.cupy_places import Known, Recorded
 from bpnet.backends.cupy_slots import Losses, Numbers
+from bpnet.backends.interrupts import Calls, Deferred, uninterrupted
 from bpnet.errors import BpnetError
 
 MOST_KINDS = 8
@@ -68,7 +70,7 @@ class CapturedStep:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function, self.deferred = function, Deferred(function)
         self.refused = self.told = self.singly = False
         """Whether nothing is captured any more; whether that was told; whether only single steps are."""
         self.carry: Any = None
@@ -90,30 +92,37 @@ class CapturedStep:
         weakref.finalize(self, _retire, self.kinds, self.pool, self.source, self.numbers).atexit = False
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
+        state = State(carry, 0)
+        value = self.advance(state, args, 0)
+        return state.now[0], value
+
+    def advance(self, state: State, args: Sequence[Any], count: int) -> Array:
+        """See `Backend.advance`."""
+        carry = state.now[0]
         kind, arrays, numbers = _sorted(args)
         known = self.kinds.get(kind)
         if known is not None and carry is self.carry:
             found = known.serving(arrays)
             if found is not None:
-                return self._replay(kind, found, arrays, numbers)
+                return self._replay(state, count, kind, found, arrays, numbers)
         if self.refused or (known is not None and known.failed):
-            return self._plain(carry, args)
+            return self._plain(state, args, count)
         recorded = self._recorded(kind, carry, args, arrays)
         if recorded is None:
-            return self._one_by_one(args, arrays, self._ring(args, 1), numbers)
-        return self._replay(kind, recorded, arrays, numbers)
+            return self._one_by_one(state, args, count, arrays, self._ring(args, 1), numbers)
+        return self._replay(state, count, kind, recorded, arrays, numbers)
 
-    def _replay(self, kind: Any, found: Recorded, arrays: list[Array], numbers: list[float]) -> tuple[Any, Array]:
+    def _replay(
+        self, state: State, count: int, kind: Any, found: Recorded, arrays: list[Array], numbers: list[float]
+    ) -> Array:
         self._prepare(kind, found, arrays)
         value, address = self.losses.next()
         numbers.append(address)
         found.numbers.write(numbers)
-        found.graph.launch()
-        return self.carry, value
+        uninterrupted(((found.graph.launch,), (setattr, state, "now", (self.carry, count))))
+        return value
 
-    def several(
-        self, carry: Any, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
-    ) -> tuple[Any, list[Array]] | None:
+    def several(self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]) -> list[Array] | None:
         """The steps step(carry, *shared, *own) by one launch, each on its equal part of the last of `shared`.
 
         None, and nothing done, where they have no graph, as at the first call of a kind, or where memory runs out: the
@@ -121,6 +130,7 @@ class CapturedStep:
         """
         if self.refused or self.singly:
             return None
+        carry, before = state.now
         args = (*shared, *(a for own in each for a in own))
         kind, arrays, numbers = _sorted(args)
         known = self.kinds.get(kind)
@@ -136,8 +146,8 @@ class CapturedStep:
         except MemoryError:
             return None
         found.numbers.write([*numbers, *[address for _, address in places]])
-        found.graph.launch()
-        return self.carry, [value for value, _ in places]
+        uninterrupted(((found.graph.launch,), (setattr, state, "now", (self.carry, before + len(each)))))
+        return [value for value, _ in places]
 
     def _prepare(self, kind: Any, found: Recorded, arrays: list[Array]) -> None:
         """All that comes before the numbers are written."""
@@ -193,43 +203,44 @@ class CapturedStep:
         known.add(recorded)
         return recorded
 
-    def _plain(self, carry: Any, args: tuple[Any, ...]) -> tuple[Any, Array]:
+    def _plain(self, state: State, args: Sequence[Any], count: int) -> Array:
         """A call without any of this, but that other kinds may have graphs."""
         try:
-            result: tuple[Any, Array] = self.function(carry, *args)
+            return self.deferred.advance(state, count, state.now[0], *args)
         except BaseException:
             self._forget()
             raise
-        return result
 
     def _one_by_one(
-        self, args: tuple[Any, ...], arrays: list[Array], ring: Numbers, numbers: list[float]
-    ) -> tuple[Any, Array]:
+        self, state: State, args: Sequence[Any], count: int, arrays: list[Array], ring: Numbers, numbers: list[float]
+    ) -> Array:
         """The same launches as those of a graph, at once."""
         value, address = self.losses.next()
         try:
             ring.write([*numbers, address])
-            carry, result = self.function(self.carry, *_with(args, arrays, ring.held))
+            late, carry, result = self.deferred(self.carry, *_with(args, arrays, ring.held))
         except (MemoryError, BpnetError):
             self._forget()
             raise
         except Exception as error:  # it may do with its numbers what only the host can; and that comes before an update
             self._forget()
-            done = self._plain(self.carry, args)
+            state.now = self.carry, state.now[1]
+            done = self._plain(state, args, count)
             self.refused = True
             self._tell(error)
             return done
         except BaseException:
             self._forget()
             raise
-        self._settle(carry)
+        then = [*self._settling(carry), (setattr, state, "now", (self.carry, count))]
+        late.carry_out(then) if late else uninterrupted(then)
         try:
             self._put(ring.held[-1], result)
         except TypeError as error:
             self.refused = True
             self._tell(error)
-            return self.carry, result
-        return self.carry, value
+            return result
+        return value
 
     def _put(self, held: cuda.Held, result: Array) -> None:
         """Launch what writes the loss to the place whose address is held."""
@@ -268,9 +279,12 @@ class CapturedStep:
             self._settle(carry)
 
     def _settle(self, carry: Any) -> None:
-        for mine, given in zip(self.leaves, _leaves(carry), strict=True):
-            if given is not mine and given.size:
-                mine[...] = given
+        uninterrupted(self._settling(carry))
+
+    def _settling(self, carry: Any) -> Calls:
+        """What copies the carry to the memory of this one's."""
+        pairs = zip(self.leaves, _leaves(carry), strict=True)
+        return [(operator.setitem, mine, ..., given) for mine, given in pairs if given is not mine and given.size]
 
     def _remember(self, kind: Any, known: Known) -> None:
         self.kinds[kind] = known

@@ -9,6 +9,7 @@ import numpy
 
 from bpnet.backends import cuda
 from bpnet.backends.base import Array, Backend, Rule
+from bpnet.backends.interrupts import uninterrupted
 from bpnet.backends.trace import NotTraceableError
 
 BFLOAT16 = numpy.dtype(numpy.uint16)
@@ -19,7 +20,12 @@ FLOAT32 = numpy.dtype(numpy.float32)
 
 def launch(code: str, name: str, where: cuda.Launch, arguments: Sequence[Any]) -> None:
     """Launch a kernel of a text on CuPy's current stream; numbers are of NumPy's types."""
-    function(code, name, cupy.cuda.runtime.getDevice())(*where, tuple(arguments))
+    uninterrupted([launching(code, name, where, arguments)])
+
+
+def launching(code: str, name: str, where: cuda.Launch, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The call that launches it."""
+    return function(code, name, cupy.cuda.runtime.getDevice()), *where, tuple(arguments)
 
 
 @lru_cache(maxsize=1024)
@@ -71,12 +77,18 @@ class Kernel:
 
     def map(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()) -> None:
         """results <- rule(*arrays, *scalars), in one pass; the i-th result may be the i-th array, if of its type."""
+        uninterrupted([self.mapping(arrays, results, scalars)])
+
+    def mapping(
+        self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()
+    ) -> tuple[Any, ...]:
+        """The call that launches `map`."""
         first = arrays[0]
         columns = first.size if self.form.along.strip("e") == "" else first.shape[-1]
         rows = first.size // columns
         kind, width = self._width(columns if rows > 1 else 0, (*arrays, *results))
         where = cuda.map_launch(rows, columns, width)
-        self.run(f"map_{kind}", where, (rows, columns), (*arrays, *results), scalars)
+        return self.launching(f"map_{kind}", where, (rows, columns), (*arrays, *results), scalars)
 
     def sum(self, arrays: Sequence[Array], results: Sequence[Array], scalars: Sequence[Any] = ()) -> list[Array]:
         """results <- rule(*arrays, *scalars) of a matrix, but for those of which only sums are wanted: of each a
@@ -92,11 +104,17 @@ class Kernel:
         self, name: str, where: cuda.Launch, sizes: Sequence[int], arrays: Sequence[Array], scalars: Sequence[Any]
     ) -> None:
         """Launch a kernel of the text."""
+        uninterrupted([self.launching(name, where, sizes, arrays, scalars)])
+
+    def launching(
+        self, name: str, where: cuda.Launch, sizes: Sequence[int], arrays: Sequence[Array], scalars: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """The call that launches it."""
         if self.form.held:
             numbers = tuple(s.place if isinstance(s, cuda.Held) else numpy.float64(s) for s in scalars)
         else:
             numbers = self.prepare(self.real.type, *scalars)
-        launch(self.source.code, name, where, (*map(numpy.int64, sizes), *arrays, *numbers))
+        return launching(self.source.code, name, where, (*map(numpy.int64, sizes), *arrays, *numbers))
 
     def _width(self, apart: int, arrays: Sequence[Array]) -> tuple[str, int]:
         """Which kernel fits: the wide one reads 16 bytes at a time; rows begin so many elements `apart`."""

@@ -3,18 +3,24 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key
+from bpnet.backends.base import Array, Backend, Key, State
 from bpnet.errors import DTypeError
 
 
 class JaxBackend(Backend):
     name = "jax"
     traces = True
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__(xp)
+        self.seen: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+        """The kinds of arguments of which each compiled step is known to be called without JAX's Python."""
 
     def device(self, x: Array) -> Any:
         return None if isinstance(x, jax.core.Tracer) else super().device(x)
@@ -62,6 +68,26 @@ class JaxBackend(Backend):
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         compiled: Callable[..., Any] = jax.jit(partial(function, self), donate_argnums=0 if donate else ())
         return compiled
+
+    def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
+        """A call that JAX does not know yet goes through its Python, where an interrupt would lose what is donated.
+
+        Such a one is given a copy, until one of its kind has come without.
+        """
+        known = getattr(step, "_cache_size", None)
+        if known is None:  # it was not compiled
+            return super().advance(step, state, args, count)
+        seen = self.seen.setdefault(step, set())
+        kind = tuple([None if a is None else getattr(a, "aval", type(a)) for a in args])
+        if kind in seen:
+            return super().advance(step, state, args, count)
+        size = known()
+        given = State(jax.tree.map(self.copy, state.now[0]), 0)
+        result = super().advance(step, given, args, count)
+        state.now = given.now
+        if known() == size:
+            seen.add(kind)
+        return result
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(s) for s in jax.device_get(list(scalars))]

@@ -6,19 +6,21 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 import functools
 import itertools
 import math
+import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, fold, threshold
+from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, State, fold, threshold
 from bpnet.backends.blas import BLAS, Product
+from bpnet.backends.interrupts import Calls, Deferred, ReadEarlyError, current, uninterrupted
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
-from bpnet.backends.threads import Job, Session, available_threads, current
+from bpnet.backends.threads import Job, NumpySession, Update, available_threads
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
 from bpnet.errors import MissingExtraError
 
@@ -98,32 +100,41 @@ class NumpyBackend(Backend):
         self, threads: int | None = None, device: Any = None, work: float = 0.0
     ) -> AbstractContextManager[None]:
         pays = self.jit if self.jit is not None else work >= WORTH_IT and _can_compile()
-        return Session(threads, work > 0.0 and pays)
+        return NumpySession(threads, work > 0.0 and pays)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
         made: list[Any] = []
+        deferred = Deferred(functools.partial(function, self))
 
-        def plain(*args: Any) -> Any:
-            if current.held:
+        def plain(into: tuple[State, int] | None, *args: Any) -> Any:
+            if not current.session.held:
+                with NumpySession(None, False):
+                    return plain(into, *args)
+            if into is None:
                 return function(self, *args)
-            with Session(None, False):
-                return function(self, *args)
+            result = deferred.advance(*into, *args)
+            return into[0].now[0], result
 
-        def call(*args: Any) -> Any:
-            threads = current.threads
-            if not (threads and current.compiles):
-                return plain(*args)
+        def run(into: tuple[State, int] | None, *args: Any) -> Any:
+            session = current.session
+            threads = session.threads
+            if not (threads and session.compiles):
+                return plain(into, *args)
             if not made:
                 if not _can_compile():
                     raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
                 from bpnet.backends.native.plan import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))
-            return made[0](min(threads, available_threads()), *args)
+            return made[0](min(threads, available_threads()), into, *args)
 
-        call.made = made  # type: ignore[attr-defined]  # for whoever wants to know what is done
-        return call
+        call: Any = functools.partial(run, None)
+        call.made = made  # for whoever wants to know what is done
+        return call  # type: ignore[no-any-return]
+
+    def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
+        return step.func((state, count), state.now[0], *args)[1]  # type: ignore[attr-defined]
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:
@@ -132,7 +143,7 @@ class NumpyBackend(Backend):
         cuts = [rows * i // count for i in range(count + 1)]
         return list(itertools.pairwise(cuts))
 
-    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
         return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
 
     def multiply(self, products: Sequence[Product]) -> None:
@@ -141,7 +152,7 @@ class NumpyBackend(Backend):
             for a, b, out in products:
                 numpy.matmul(a, b, out=out)
         else:
-            BLAS.multiply(products, min(current.threads or 1, available_threads()))
+            BLAS.multiply(products, min(current.session.threads or 1, available_threads()))
 
     def add_to(self, total: Array, part: Array) -> Array:
         if total.ndim == 0:
@@ -161,7 +172,7 @@ class NumpyBackend(Backend):
             if value is not out:
                 out[...] = value
         else:
-            program.call(numpy, arrays, (), (out,), _scratch(program.needs, out))
+            uninterrupted(program.calls(numpy, arrays, (), (out,), _scratch(program.needs, out)))
 
     def fuse(self, rule: Rule) -> Rule:
         """The rule in chunks of rows that stay in cache, over threads."""
@@ -171,44 +182,58 @@ class NumpyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
-        size = arrays[0].size
+        late = current.late
+        if donate and late:
+            raise ReadEarlyError
+        donate = donate and late != ()
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
+        sweep = _Sweep(self, rule, arrays, pieces, results)
+        if donate and isinstance(late, list):
+            late.append(sweep)
+        else:
+            sweep.carry_out(())
+        return results
+
+
+class _Sweep:
+    """An elementwise rule swept over vectors: results <- rule(backend, *arrays, *scalars), in chunks."""
+
+    def __init__(
+        self, backend: Backend, rule: Rule, arrays: Sequence[Array], pieces: Sequence[Piece], results: Sequence[Array]
+    ) -> None:
+        self.backend, self.rule, self.arrays, self.pieces, self.results = backend, rule, arrays, pieces, results
+
+    def carry_out(self, then: Calls) -> None:
+        """Do it, and then these calls: all or nothing, whatever interrupt comes."""
+        size, pieces = self.arrays[0].size, self.pieces
         if size <= SWEPT and len(pieces) == 1:
-            self._apply(rule, arrays, pieces[0][2], results)
-            return results
+            uninterrupted([*self.calls(self.arrays, pieces[0][2], self.results), *then])
+            return
         chunks = [
             (slice(start, min(start + SWEPT, stop)), scalars)
             for first, stop, scalars in pieces
             for start in range(first, stop, SWEPT)
         ]
 
-        def share(number: int, part: Rows) -> None:
-            for chunk, scalars in chunks[slice(*part)]:
-                self._apply(rule, [a[chunk] for a in arrays], scalars, [r[chunk] for r in results])
+        def share(first: int, stop: int) -> Iterator[tuple[Any, ...]]:
+            for c, scalars in chunks[first:stop]:
+                yield from self.calls([a[c] for a in self.arrays], scalars, [r[c] for r in self.results])
 
         if size <= (ALONE if BLAS.awake() else SWEPT):
-            share(0, (0, len(chunks)))
-        else:
-            shares = max(2, min(8, len(chunks) // 4))
-            cuts = [len(chunks) * i // shares for i in range(shares + 1)]
-            list(self.map_blocks(share, list(itertools.pairwise(cuts))))
-        return results
-
-    def _apply(
-        self,
-        rule: Rule,
-        arrays: Sequence[Array],
-        scalars: tuple[float, ...],
-        results: Sequence[Array],
-    ) -> None:
-        """results <- rule(self, *arrays, *scalars); the i-th result may be the i-th array."""
-        program = _program(rule, len(arrays), len(scalars))
-        if program is not None:
-            program.call(numpy, arrays, scalars, results, _scratch(program.needs, results[0]))
+            uninterrupted([*share(0, len(chunks)), *then])
             return
-        values = [numpy.array(v) if any(v is a for a in arrays) else v for v in rule(self, *arrays, *scalars)]
-        for out, value in zip(results, values, strict=True):
-            out[...] = value
+        shares = max(2, min(8, len(chunks) // 4))
+        cuts = [len(chunks) * i // shares for i in range(shares + 1)]
+        Update(lambda i: list(share(cuts[i], cuts[i + 1])), shares).carry_out(then)
+
+    def calls(self, arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array]) -> Calls:
+        """What writes the results, of which the i-th may be the i-th array."""
+        program = _program(self.rule, len(arrays), len(scalars))
+        if program is not None:
+            return program.calls(numpy, arrays, scalars, results, _scratch(program.needs, results[0]))
+        made = self.rule(self.backend, *arrays, *scalars)
+        values = [numpy.array(v) if any(v is a for a in arrays) else v for v in made]
+        return [(operator.setitem, out, ..., value) for out, value in zip(results, values, strict=True)]
 
 
 @functools.cache

@@ -8,12 +8,26 @@ import array_api_compat.torch as xp
 import torch
 
 from bpnet.backends.base import Array, Backend, Key, fold
+from bpnet.backends.interrupts import Session
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
     z = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
     y = activation.value(run.backend, z)
     return y, activation.keep(z, y)
+
+
+class NoGrad(Session):
+    """PyTorch records no gradients."""
+
+    def look(self) -> None:
+        self.before = torch.is_grad_enabled()
+
+    def change(self) -> None:
+        torch.set_grad_enabled(False)
+
+    def restore(self) -> None:
+        torch.set_grad_enabled(self.before)
 
 
 class TorchBackend(Backend):
@@ -52,8 +66,7 @@ class TorchBackend(Backend):
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0
     ) -> AbstractContextManager[None]:
-        no_grad: AbstractContextManager[None] = torch.no_grad()
-        return no_grad
+        return NoGrad()
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """Drawn by PyTorch's generator, seeded by the key: its unsigned integers can't be shifted on the CPU."""

@@ -5,8 +5,10 @@ evaluating the rule on arrays would make, so the results are equal bit for bit.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 BINARY = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
@@ -214,12 +216,13 @@ def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[flo
 
 @dataclass(frozen=True)
 class InPlace:
-    """A program as NumPy calls that write to given memory: `call(xp, arrays, scalars, results, scratch)`.
+    """A program as NumPy calls that write to given memory: `calls(xp, arrays, scalars, results, scratch)` lists them.
 
     The i-th result may be the memory of the i-th array.  `scratch` are `needs` arrays of the same shape.
+    Each call is a tuple of the function and its arguments, for `uninterrupted`.
     """
 
-    call: Callable[..., None]
+    calls: Callable[..., list[tuple[Any, ...]]]
     needs: int
     source: str
 
@@ -238,7 +241,8 @@ def in_place(program: Program) -> InPlace:
     place |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
     free: list[str] = []
     needs = 0
-    lines = []
+    lines: list[str] = []
+    calls: list[str] = []
     late: dict[int, str] = {}  # results whose own memory still held an array to be read when they were ready
     for i, step in enumerate(program.steps):
         args = ", ".join(place[id(a)] if isinstance(a, Symbol) else repr(a) for a in step.args)
@@ -262,22 +266,24 @@ def in_place(program: Program) -> InPlace:
             if number is not None:
                 late[number] = target
         place[id(step)] = target
-        lines.append(f"{step.op}({args}, out={target})")
-    lines += [f"r{number}[...] = {where}" for number, where in late.items()]
+        named = step.op in ("maximum", "minimum")  # which NumPy no longer wants to be given the place by position
+        calls.append(f"(partial({step.op}, out={target}), {args})," if named else f"({step.op}, {args}, {target}),")
+    calls += [f"(setitem, r{number}, ..., {where})," for number, where in late.items()]
     source = "\n    ".join(
         [
-            "def call(xp, arrays, scalars, results, scratch):",
+            "def calls(xp, arrays, scalars, results, scratch):",
             *(f"{op} = xp.{op}" for op in sorted({s.op for s in program.steps if not s.scalar})),
             *_unpack("a", len(program.arrays), "arrays"),
             *_unpack("s", len(program.scalars), "scalars"),
             *_unpack("r", len(program.results), "results"),
             *_unpack("t", needs, "scratch"),
             *lines,
+            f"return [{' '.join(calls)}]",
         ]
     )
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"setitem": operator.setitem, "partial": partial}
     exec(source, space)  # the text above, made of names chosen here
-    return InPlace(space["call"], needs, source)
+    return InPlace(space["calls"], needs, source)
 
 
 def _unpack(prefix: str, count: int, of: str) -> Sequence[str]:

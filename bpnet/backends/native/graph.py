@@ -6,7 +6,7 @@ standard's namespace.  What has no symbol here raises NotTraceableError, and the
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy
@@ -358,7 +358,7 @@ class TracingBackend(Backend):
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
 
-    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Iterator[T]:
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
         for number, rows in enumerate(blocks):
             self.graph.block = number
             result = function(number, rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Rows
+from bpnet.backends.base import Rows, State
 from bpnet.backends.native.code import compiled
 from bpnet.backends.native.graph import Symbol, TracingBackend
 from bpnet.backends.native.loops import write_pass, write_take
@@ -46,7 +46,10 @@ def rebuilt(tree: Tree, leaves: Any) -> Tree:
 
 
 class Compiled:
-    """`function(backend, *args)` of trees of arrays and numbers, by plans; `plain(*args)` is what can't be traced."""
+    """`function(backend, *args)` of trees of arrays and numbers, by plans; `plain(into, *args)` where that can't be.
+
+    `into`: the state, and the count, that the result is the next of (see `Backend.advance`), or None.
+    """
 
     def __init__(
         self,
@@ -61,17 +64,17 @@ class Compiled:
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
 
-    def __call__(self, threads: int, *args: Any) -> Any:
+    def __call__(self, threads: int, into: tuple[State, int] | None, *args: Any) -> Any:
         """function(*args), on so many threads."""
         known, call = self.last
         if known == threads:
             try:
-                return call(*args)
+                return call(into, *args)
             except Changed:
                 pass
         with self.lock:
             call = self._find(threads, args)
-        return call(*args)
+        return call(into, *args)
 
     def _find(self, threads: int, args: Any) -> Callable[..., Any]:
         leaves = leaves_of(args)
@@ -111,7 +114,7 @@ class Plan:
         cut: Callable[[int, float], list[Rows]],
         threads: int,
     ) -> None:
-        self.threads = threads
+        self.threads, self.donate = threads, donate
         reals = {a.dtype for a in leaves if isinstance(a, numpy.ndarray) and a.dtype.kind == "f"}
         if len(reals) != 1 or reals.pop().name not in ("float32", "float64"):
             raise NotTraceableError("no array of float32 or float64, or several types")
@@ -192,7 +195,7 @@ class Plan:
         self.order = Order(self.list, ctypes.addressof(self.where), self.together)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
-        """call(*args), written for this plan: between two steps of a small network nothing else takes longer.
+        """call(into, *args), written for this plan: between two steps of a small network nothing else takes longer.
 
         The plan does not hold it, so that a plan that is no longer kept goes away at once, and its memory with it.
         """
@@ -218,12 +221,20 @@ class Plan:
                 scalars[k] = numpy.empty((), dtype)
                 self.where[at] = scalars[k].ctypes.data
         lines = ["with plan.lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
-        lines += ["    carry_out(order)", *(f"    made{k} = scalar{k}[()]" for k in scalars)]
         results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
+        if self.donate:
+            carry = _text((self.result[0],), iter(results))[1:-3]
+            if any(f"made{k}," in carry + "," for k in scalars):
+                raise NotTraceableError("a number in place of what is given up")
+            lines.append(f"    if into: carry_out(order, into[0], ({carry}, into[1]))")
+            lines.append("    else: carry_out(order)")
+        else:
+            lines.append("    carry_out(order)")
+        lines += [f"    made{k} = scalar{k}[()]" for k in scalars]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
         unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
-        source = "\n    ".join([f"def call({', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
+        source = "\n    ".join([f"def call(into, {', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
         space: dict[str, Any] = {
             "plan": self, "seen": self.seen, "nothing": _nothing, "meet": self._meet, "values": self.values,
             "where": self.where, "order": self.order, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,

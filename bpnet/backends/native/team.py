@@ -9,6 +9,7 @@ where none is awake, whoever runs the list does all of it.
 import ctypes
 import os
 import threading
+from queue import SimpleQueue
 from typing import Any
 
 import numpy
@@ -26,6 +27,8 @@ ADMITTED: how many helpers may take part.  BUSY: helpers that may be reading the
 PATIENCE = 30_000
 """Looks at the state after which an idle helper goes to sleep: about a millisecond."""
 TILES = 2**32
+_AT_ONCE = (False,)
+"""Of taking a lock: whether to wait for it."""
 
 
 _KERNEL = ir.FunctionType(VOID, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES])
@@ -203,21 +206,29 @@ class Team:
         self.places = _aligned(self.scratch), self.memory.ctypes.data
         self.run: Any = None
 
-    def carry_out(self, order: "Order") -> None:
-        """Carry out a list.  Where another thread is at it, this one works alone, with memory of its own."""
+    def carry_out(self, order: "Order", state: Any = None, now: Any = None) -> None:
+        """Carry out a list, after which `now` is what `state` holds: no interrupt comes in between.
+
+        Where another thread is at it, this one works alone, with memory of its own.
+        """
         run = self.run or self._compile()
-        if not self.lock.acquire(False):
-            own = _scratch()
-            run((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0))
-            return
+        (mine,) = map(self.lock.acquire, _AT_ONCE)  # an interrupt may come after a call, but not before this `try`
         try:
-            order.list[3] = self.places[0]
-            if order.threads > 1:
-                self._call_helpers(order)
-            run(order.list)
+            if mine:
+                order.list[3] = self.places[0]
+                if order.threads > 1:
+                    self._call_helpers(order)
+                given = order.given
+            else:
+                own = _scratch()
+                given = ((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0),)
+            (_,) = map(run, given)  # nor here
+            if state is not None:
+                state.now = now
         finally:
-            self.at_work = 0
-            self.lock.release()
+            if mine:
+                self.at_work = 0
+                self.lock.release()
 
     def _call_helpers(self, order: "Order") -> None:
         while len(self.helpers) < order.threads - 1:
@@ -228,7 +239,7 @@ class Team:
         self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
         for helper in self.helpers[: order.threads - 1]:
             if not helper.awake:
-                helper.called.set()
+                helper.called.put(None)
         order.list[4] = self.places[1]
 
     def _compile(self) -> Any:
@@ -242,12 +253,13 @@ class Order:
     def __init__(self, commands: Any, bases: int, threads: int) -> None:
         self.commands, self.threads = commands, threads
         self.list = (ctypes.c_int64 * 6)(commands.ctypes.data, len(commands), bases, 0, 0, threads - 1)
+        self.given = (self.list,)
 
 
 class _Helper:
     def __init__(self, team: Team, number: int) -> None:
         self.team, self.memory, self.number, self.awake = team, team.memory, number, False
-        self.called = threading.Event()
+        self.called: SimpleQueue[None] = SimpleQueue()  # whose `put` no interrupt can break off, as it can an Event's
         kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
         self.help = callable_at(compiled("help", write_help, "help"), *kinds)
         threading.Thread(target=self.serve, name=f"bpnet-native-{number}", daemon=True).start()
@@ -255,8 +267,7 @@ class _Helper:
     def serve(self) -> None:
         scratch = _scratch()
         while True:
-            self.called.wait()
-            self.called.clear()
+            self.called.get()
             self.awake = True
             while self.awake:
                 self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)

@@ -1,0 +1,161 @@
+"""What must hold while bpnet computes, and its end, however a call is broken off.
+
+An interrupt (Ctrl-C) reaches the main thread wherever Python looks for signals: at the start of a function, at the end
+of a loop's turn and after every call.  So it may come before the first line of an `__exit__`, and between a call and
+the line that keeps its result.  What must not be torn apart is one call of a function written in C, between whose parts
+Python does not look, or goes without any call at all.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from functools import wraps
+from itertools import starmap
+from operator import call, is_
+from typing import Any, TypeVar
+
+Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+Calls = Iterable[tuple[Any, ...]]
+"""Functions, each with its arguments."""
+
+
+def uninterrupted(calls: Calls) -> None:
+    """Make the calls, one after the other; where all are of functions written in C, no interrupt comes in between."""
+    deque(starmap(call, calls), 0)
+
+
+class Session:
+    """What holds in this thread for the time of a public call; sessions may be nested.
+
+    A session is the `current.session` before it changes anything, and what `restore` restores may be restored again.
+    So one whose end was kept by an interrupt is ended by the one around it, or by `ends_sessions`.
+    """
+
+    threads = 0
+    """How many threads may be used; 0: no session is open that says so."""
+    compiles = False
+    """Whether compiled functions are run."""
+    held = False
+    """Whether BLAS is held at one thread."""
+    outer: "Session"
+
+    def __enter__(self) -> None:
+        self.look()
+        self.outer = current.session
+        current.session = self
+        self.change()
+
+    def __exit__(self, *_: object) -> None:
+        end_sessions(self.outer)
+
+    def look(self) -> None:
+        """Note what is to be restored."""
+
+    def change(self) -> None:
+        """Make it hold."""
+
+    def restore(self) -> None:
+        """Restore what `look` noted."""
+
+
+class Quiet(Session):
+    """NumPy's warnings are off."""
+
+    def look(self) -> None:
+        import numpy
+
+        self.before, self.errors = copy_context(), numpy.errstate(all="ignore")
+
+    def change(self) -> None:
+        self.errors.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if current.session is self:
+            self.errors.__exit__(None, None, None)  # which can be done only once
+            current.session = self.outer
+        else:
+            end_sessions(self.outer)
+
+    def restore(self) -> None:
+        import numpy
+
+        numpy.seterr(**self.before.run(numpy.geterr))
+
+
+class _Current(threading.local):
+    session = Session()
+    inside = False
+    """Whether this thread is at work on one of several blocks, which is then not cut again."""
+    late: Any = None
+    """A list of the updates in place that are to be done last; (): nothing is done in place; None: all is at once."""
+
+
+current = _Current()
+
+
+class Deferred:
+    """A step(carry, *args) -> carry, result in two: all that it computes, and then what that does to the carry.
+
+    The second is an update in place, with `results` and `carry_out(then)`, or None where there is none: where the step
+    makes new arrays, or must make them since it goes on with what it has given up, as to keep weights within bounds.
+    """
+
+    def __init__(self, step: Callable[..., tuple[Any, Any]]) -> None:
+        self.step, self.in_place = step, True
+
+    def advance(self, state: Any, count: int, *args: Any) -> Any:
+        """See `Backend.advance`; the carry is the first of `args`."""
+        late, carry, result = self(*args)
+        if late is None:
+            state.now = carry, count
+        else:
+            late.carry_out(((setattr, state, "now", (carry, count)),))
+        return result
+
+    def __call__(self, *args: Any) -> tuple[Any, Any, Any]:
+        """The update that is left to be done, the carry, the result."""
+        late: Any = [] if self.in_place else ()
+        try:
+            current.late = late
+            carry, result = self.step(*args)
+        except ReadEarlyError:
+            self.in_place = False
+            return self(*args)
+        finally:
+            current.late = None
+        if not late:
+            return None, carry, result
+        theta, _, state = carry
+        if all(map(is_, (theta, *state), late[0].results)):
+            return late[0], carry, result
+        self.in_place = False
+        return self(*args)
+
+
+class ReadEarlyError(Exception):
+    """A step goes on with what it has given up, before that is written."""
+
+
+def end_sessions(outer: Session) -> None:
+    """End the sessions within `outer`."""
+    while (session := current.session) is not outer and session is not _Current.session:
+        session.restore()
+        current.session = session.outer
+
+
+def ends_sessions(function: F) -> F:
+    """The function, after which no session is open that was not open before, whatever interrupt comes."""
+
+    @wraps(function)
+    def calling(*args: Any, **options: Any) -> Any:
+        outer = current.session
+        try:
+            return function(*args, **options)
+        except BaseException:
+            end_sessions(outer)
+            raise
+
+    return calling  # type: ignore[return-value]

@@ -1,0 +1,390 @@
+"""An interrupt at any moment ends the call, leaves the trainer at one definite step, and nothing else behind.
+
+Python looks for signals at the start of a function, where a loop jumps back, and after a call; so a tracer that raises
+KeyboardInterrupt at the n-th of these places, for every n in turn, meets all moments at which Ctrl-C can come.
+"""
+
+import copy
+import dis
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+import bpnet as bp
+from bpnet.errors import BusyError
+
+# Python drops an interrupt that comes while it closes a generator that nobody refers to any more, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TRACED = ("/bpnet/", "/threading.py", "/contextlib.py", "/_ufunc_config.py")
+"""Where interrupts are raised, beside code that bpnet has written; what else is called is the libraries' own."""
+
+
+def traced(frame: Any) -> bool:
+    name = frame.f_code.co_filename.replace("\\", "/")
+    return any(part in name for part in TRACED) or "__name__" not in frame.f_globals
+
+
+EVERY = 37
+"""The step from one moment to the next that is tried; 1 takes minutes."""
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt in this thread at the n-th place where Python would look for signals."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.codes: dict[Any, bytes] = {}
+
+    def __enter__(self) -> "Interrupt":
+        sys.settrace(self.trace)
+        sys.setprofile(self.profile)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        sys.setprofile(None)
+        sys.settrace(None)
+
+    @property
+    def came(self) -> bool:
+        return self.left < 0
+
+    def profile(self, frame: Any, event: str, _: Any) -> None:
+        """Functions begin and end, those written in C too."""
+        caller = frame.f_back if event == "return" else frame
+        if event in ("call", "return", "c_return") and caller is not None and traced(caller):
+            self.look()
+
+    def trace(self, frame: Any, event: str, _: Any) -> Any:
+        """Loops jump back."""
+        if not traced(frame):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            code = self.codes.get(frame.f_code) or self.codes.setdefault(frame.f_code, frame.f_code.co_code)
+            if dis.opname[code[frame.f_lasti]] == "JUMP_BACKWARD":
+                self.look()
+        return self.trace
+
+    def look(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            self.end()
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def surroundings() -> Iterator[Callable[[], Any]]:
+    """What must be after a call as it was before."""
+    torch = sys.modules.get("torch")
+    controller = ThreadpoolController().select(user_api="blas")
+
+    def look() -> Any:
+        grad = torch is None or torch.is_grad_enabled()
+        return np.geterr(), [library["num_threads"] for library in controller.info()], grad
+
+    with threadpool_limits(2, user_api="blas"):
+        yield look
+
+
+def elsewhere(function: Callable[[], Any]) -> Any:
+    """What the function gives in another thread; its error is raised here."""
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append((function(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "a call in another thread does not come to its end"
+    result, error = found[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def bits(lib: Any, trainer: bp.Trainer) -> list[bytes]:
+    return [lib.host(a).tobytes() for a in (trainer.theta, trainer.buffers, *trainer.state)]
+
+
+NETWORK = bp.Sequential(bp.Dense(5, "relu"), bp.BatchNorm(), bp.Dropout(0.5), bp.Dense(3))
+
+
+class Keep(bp.Callback):
+    """Keeps the bits after every step."""
+
+    def __init__(self, lib: Any) -> None:
+        self.lib, self.steps = lib, {}
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.steps[trainer.step_count] = bits(self.lib, trainer)
+
+
+@dataclass
+class Case:
+    """A trainer that has been trained a little, and a batch."""
+
+    lib: Any
+    trainer: bp.Trainer
+    x: Any
+    y: Any
+
+    def step(self) -> Any:
+        return [self.trainer.step(self.x, self.y, check=False) for _ in range(2)]
+
+    def fit(self, *callbacks: bp.Callback) -> Any:
+        return self.trainer.fit(self.x, self.y, batch_size=self.x.shape[0] // 2, callbacks=callbacks, progress=False)
+
+    def right(self, name: str, first: Any) -> dict[int, list[bytes]]:
+        """The bits after each step that an interrupt may leave."""
+        keep = Keep(self.lib)
+        self.trainer.restore(first)
+        keep.on_step_end(self.trainer, 0)
+        if name == "fit":
+            self.fit(keep)
+            self.trainer.history.epochs.pop()
+        elif name == "build":
+            keep.on_step_end(copy.deepcopy(self.trainer).build(self.x), 0)
+        else:
+            for _ in range(4):
+                self.trainer.step(self.x, self.y)
+                keep.on_step_end(self.trainer, 0)
+        return keep.steps
+
+    def interrupted(self, name: str, call: Callable[[], Any], look: Callable[[], Any]) -> None:
+        """Interrupt the call at one moment after the other."""
+        trainer, first = self.trainer, self.trainer.snapshot()
+        history = list(trainer.history)
+        right = self.right(name, first)
+        for _ in range(3):  # until all is compiled and kept
+            trainer.restore(first)
+            call()
+        before, moment = look(), 0
+        while True:
+            trainer.restore(first)
+            trainer.history = bp.callbacks.History(list(history))
+            try:
+                with Interrupt(moment) as interrupt:
+                    call()
+            except KeyboardInterrupt:
+                pass
+            assert look() == before, f"at moment {moment}"
+            assert bits(self.lib, trainer) == right[trainer.step_count], f"at moment {moment}"
+            if name == "step":
+                trainer.step(self.x, self.y)
+                assert bits(self.lib, trainer) == right[trainer.step_count], f"after moment {moment}"
+            elsewhere(self.step)
+            if not interrupt.came:
+                assert moment > 10
+                return
+            moment += EVERY if "numpy" in self.trainer.backend.name else 5 * EVERY
+
+
+@pytest.mark.parametrize("name", ["step", "fit", "predict", "evaluate", "save", "build"])
+def test_an_interrupt_leaves_one_definite_step(backend: Any, name: str, surroundings: Any, tmp_path: Path) -> None:
+    if backend.name == "jax":
+        pytest.skip("it is eager; the member jax-jit gives up memory to compiled steps")
+    rng = np.random.default_rng(0)
+    x, y = backend.array(rng.standard_normal((12, 4)), "float32"), backend.array(rng.integers(0, 3, 12))
+    trainer = bp.Trainer(NETWORK, "cross_entropy", bp.AdamW(0.01), clip_norm=1.0)
+    trainer.fit(x, y, batch_size=6, progress=False)
+    case = Case(backend, trainer, x, y)
+    call = {
+        "step": case.step,
+        "fit": case.fit,
+        "predict": lambda: trainer.predict(x),
+        "evaluate": lambda: trainer.evaluate(x, y, batch_size=8),
+        "save": lambda: trainer.save(tmp_path / "model"),
+        "build": lambda: trainer.build(x),
+    }[name]
+    case.interrupted(name, call, surroundings)
+
+
+@pytest.mark.parametrize("name", ["step", "predict"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_interrupt_while_several_threads_work(
+    jit: bool, name: str, surroundings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of rows, products and shares of the parameters are then with helpers."""
+    if jit:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    seam = bp.backends.get("numpy")
+    monkeypatch.setattr(seam, "jit", jit)
+    monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((1100, 200)).astype("f4"), rng.integers(0, 3, 1100)
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(360, "relu"), bp.Dense(3)), "cross_entropy", threads=2).build(x)
+
+    class Lib:
+        host = staticmethod(np.asarray)
+
+    case = Case(Lib, trainer, x, y)
+    case.interrupted(name, case.step if name == "step" else lambda: trainer.predict(x), surroundings)
+
+
+# ---- two at once ----------------------------------------------------------------------------------------------------
+
+
+class Within(bp.Callback):
+    """Calls something after the first step, and keeps what came of it."""
+
+    def __init__(self, call: Callable[[bp.Trainer], Any]) -> None:
+        self.call, self.found = call, None
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        if self.found is None:
+            try:
+                self.found = self.call(trainer)
+            except Exception as error:
+                self.found = error
+
+
+def small() -> tuple[bp.Trainer, Any, Any]:
+    x, y = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4), np.arange(8) % 3
+    return bp.Trainer(NETWORK, "cross_entropy").build(x), x, y
+
+
+@pytest.mark.parametrize("name", ["fit", "step", "build"])
+def test_a_second_training_of_one_trainer_is_refused(name: str) -> None:
+    trainer, x, y = small()
+    calls = {"fit": lambda: trainer.fit(x, y), "step": lambda: trainer.step(x, y), "build": lambda: trainer.build(x)}
+    here, there = Within(lambda _: calls[name]()), Within(lambda _: elsewhere(calls[name]))
+    trainer.fit(x, y, epochs=2, batch_size=4, callbacks=[here, there], progress=False)
+    assert isinstance(here.found, BusyError)
+    assert isinstance(there.found, BusyError)
+    assert f"{name} was called by a callback of this trainer's own fit" in str(here.found)
+    assert f"{name} was called while another thread trains this trainer" in str(there.found)
+    assert trainer.step_count == 4
+    calls[name]()  # and afterwards it is free, as after an error
+    with pytest.raises(bp.errors.BpnetError):
+        trainer.fit(x, y[:-1])
+    elsewhere(calls[name])
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "snapshot", "save"])
+def test_a_callback_may_read_its_trainer_and_other_threads_may_not(name: str, tmp_path: Path) -> None:
+    trainer, x, y = small()
+    calls = {
+        "predict": lambda: trainer.predict(x),
+        "evaluate": lambda: trainer.evaluate(x, y),
+        "snapshot": trainer.snapshot,
+        "save": lambda: trainer.save(tmp_path / "model"),
+    }
+    here, there = Within(lambda _: [calls[name]()]), Within(lambda _: elsewhere(calls[name]))
+    trainer.fit(x, y, callbacks=[here, there], progress=False)
+    assert isinstance(here.found, list)
+    assert isinstance(there.found, BusyError)
+    elsewhere(calls[name])
+
+
+def test_what_was_read_while_training_began_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Train(bp.Layer):
+        """Has another thread train in the midst of a prediction."""
+
+        def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+            if not run.training:
+                elsewhere(lambda: trainer.step(np.asarray(x), y))
+            return x, None
+
+        def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
+            return dy, {}
+
+    _, x, y = small()
+    trainer = bp.Trainer(bp.Sequential(Train(), bp.Dense(3)), "cross_entropy").build(x)
+    with pytest.raises(BusyError, match="predict was called while another thread trains"):
+        trainer.predict(x)
+
+
+# ---- threads that can't start ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
+    jit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if jit:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+        from bpnet.backends.native import team
+
+        monkeypatch.setattr(team.TEAM, "helpers", [])
+    from bpnet.backends import threads
+
+    seam = bp.backends.get("numpy")
+    monkeypatch.setattr(seam, "jit", jit)
+    monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((1100, 200)).astype("f4"), rng.integers(0, 3, 1100)
+
+    def trained() -> list[Any]:
+        network = bp.Sequential(bp.Dense(360, "relu"), bp.Dense(3))
+        trainer = bp.Trainer(network, "cross_entropy", threads=3)
+        trainer.fit(x, y, epochs=2, batch_size=1100, progress=False)
+        return [trainer.theta, trainer.predict(x), trainer.evaluate(x, y)["loss"]]
+
+    expected = trained()
+    monkeypatch.setattr(threads, "_pool", threads._Pool())
+    if jit:
+        monkeypatch.setattr(team.TEAM, "helpers", [])
+
+    def start(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert all(np.array_equal(a, b) for a, b in zip(trained(), expected, strict=True))
+
+
+# ---- optimizers that go on with what they have given up -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounded(bp.Adam):
+    """Adam, with all parameters held within bounds after each step."""
+
+    names = {}
+
+    def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
+        theta, state = super().apply(backend, *args, **options)
+        return backend.xp.minimum(backend.xp.maximum(theta, -0.05), 0.05), state
+
+
+@dataclass(frozen=True)
+class Twice(bp.Adam):
+    """Two updates in one step, the second of what the first gave."""
+
+    names = {}
+
+    def apply(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, **options: Any) -> Any:
+        theta, state = super().apply(backend, layout, theta, grad, state, numbers, **options)
+        return super().apply(backend, layout, theta, backend.xp.zeros_like(theta), state, numbers, **options)
+
+
+@pytest.mark.parametrize("optimizer", [Bounded(0.05), Twice(0.05)], ids=["bounded", "twice"])
+def test_a_step_may_go_on_with_what_it_has_updated(backend: Any, optimizer: bp.Adam) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((8, 4)), rng.integers(0, 3, 8)
+    net = bp.Sequential(bp.Dense(5, "tanh"), bp.Dense(3))
+    trainer = bp.Trainer(net, "cross_entropy", optimizer).build(backend.array(x, "float64"))
+    seam = bp.backends.get("numpy")
+    theta = backend.host(trainer.theta)
+    state = (np.zeros_like(theta), np.zeros_like(theta))
+    for step in range(1, 4):
+        trainer.step(backend.array(x, "float64"), backend.array(y))
+        _, grad = bp.gradient(net, "cross_entropy", theta, x, y)
+        numbers = optimizer.numbers(optimizer.lr, step)
+        theta, state = optimizer.apply(seam, bp.layout_of(net, (4,)), theta, grad, state, numbers)
+        backend.close(trainer.theta, theta, rtol=1e-9)
