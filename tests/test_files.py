@@ -594,6 +594,9 @@ class Named:
     def __fspath__(self) -> Any:
         return self.name
 
+    def __repr__(self) -> str:
+        return f"Named({self.name!r})"
+
 
 @pytest.mark.parametrize(
     "path", [None, 3, True, b"model", [], "", "a\0b", "\ud800", Named(b"model"), Named(3)], ids=repr
