@@ -107,34 +107,40 @@ class NumpyBackend(Backend):
         made: list[Any] = []
         deferred = Deferred(functools.partial(function, self))
 
-        def plain(into: tuple[State, int] | None, *args: Any) -> Any:
+        def plain(state: State | None, count: int, *args: Any) -> Any:
             if not current.session.held:
                 with NumpySession(None, False):
-                    return plain(into, *args)
-            if into is None:
+                    return plain(state, count, *args)
+            if state is None:
                 return function(self, *args)
-            result = deferred.advance(*into, *args)
-            return into[0].now[0], result
+            result = deferred.advance(state, count, *args)
+            return state.now[0], result
 
-        def run(into: tuple[State, int] | None, *args: Any) -> Any:
+        def run(state: State | None, count: int, *args: Any) -> Any:
             session = current.session
-            threads = session.threads
-            if not (threads and session.compiles):
-                return plain(into, *args)
+            if not session.compiles:
+                return plain(state, count, *args)
             if not made:
                 if not _can_compile():
                     raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
                 from bpnet.backends.native.plan import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))
-            return made[0](min(threads, available_threads()), into, *args)
+            compiled = made[0]
+            threads, call = compiled.last
+            if threads == session.threads:
+                try:
+                    return call(state, count, *args)
+                except compiled.changed:
+                    pass
+            return compiled.find(session.threads, args)(state, count, *args)
 
-        call: Any = functools.partial(run, None)
+        call: Any = functools.partial(run, None, 0)
         call.made = made  # for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
-        return step.func((state, count), state.now[0], *args)[1]  # type: ignore[attr-defined]
+        return step.func(state, count, state.now[0], *args)[1]  # type: ignore[attr-defined]
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:

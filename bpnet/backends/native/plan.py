@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Rows, State
+from bpnet.backends.base import Rows
 from bpnet.backends.native.code import compiled
 from bpnet.backends.native.graph import Symbol, TracingBackend
 from bpnet.backends.native.loops import write_pass, write_take
 from bpnet.backends.native.products import write_product
 from bpnet.backends.native.schedule import ARENA, FIRST, NUMBERS, Command, Schedule
 from bpnet.backends.native.team import TEAM, Order
+from bpnet.backends.threads import available_threads
 from bpnet.backends.trace import NotTraceableError
 
 MOST_PLANS = 32
@@ -45,10 +46,15 @@ def rebuilt(tree: Tree, leaves: Any) -> Tree:
     return tuple(rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree)
 
 
-class Compiled:
-    """`function(backend, *args)` of trees of arrays and numbers, by plans; `plain(into, *args)` where that can't be.
+class Changed(Exception):
+    """The arguments are not like those for which a plan was made."""
 
-    `into`: the state, and the count, that the result is the next of (see `Backend.advance`), or None.
+
+class Compiled:
+    """`function(backend, *args)` of trees of arrays and numbers, by plans.
+
+    `plain(state, count, *args)` is for what can't be.  `state`, where it is not None, gets the carry of the result and
+    `count` (see `Backend.advance`).
     """
 
     def __init__(
@@ -59,25 +65,21 @@ class Compiled:
         cut: Callable[[int, float], list[Rows]],
     ) -> None:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
+        self.changed = Changed
         self.plans: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
 
-    def __call__(self, threads: int, into: tuple[State, int] | None, *args: Any) -> Any:
-        """function(*args), on so many threads."""
-        known, call = self.last
-        if known == threads:
-            try:
-                return call(into, *args)
-            except Changed:
-                pass
-        with self.lock:
-            call = self._find(threads, args)
-        return call(into, *args)
+    def find(self, threads: int, args: Any) -> Callable[..., Any]:
+        """What is to be called with arguments like these, on so many threads; it is then the `last`.
 
-    def _find(self, threads: int, args: Any) -> Callable[..., Any]:
-        leaves = leaves_of(args)
+        With others it raises `changed`.
+        """
+        with self.lock:
+            return self._find(threads, leaves_of(args), args)
+
+    def _find(self, threads: int, leaves: list[Any], args: Any) -> Callable[..., Any]:
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
         call = self.plans.pop(key, None)
         if call is None:
@@ -89,17 +91,14 @@ class Compiled:
         return call
 
     def _plan(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
+        most = min(threads, available_threads())
         try:
-            return Plan(self.function, args, leaves, self.donate, self.cut, threads).caller(args, leaves)
+            return Plan(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
         except Exception:  # a fault here is no reason for a training to end
             log.warning("not compiled, which is a fault of bpnet", exc_info=True)
         return self.plain
-
-
-class Changed(Exception):
-    """The arguments are not like those for which a plan was made."""
 
 
 class Plan:
@@ -195,7 +194,7 @@ class Plan:
         self.order = Order(self.list, ctypes.addressof(self.where), self.together)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
-        """call(into, *args), written for this plan: between two steps of a small network nothing else takes longer.
+        """call(state, count, *args), written for this plan: nothing else takes longer between two small steps.
 
         The plan does not hold it, so that a plan that is no longer kept goes away at once, and its memory with it.
         """
@@ -226,15 +225,16 @@ class Plan:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"made{k}," in carry + "," for k in scalars):
                 raise NotTraceableError("a number in place of what is given up")
-            lines.append(f"    if into: carry_out(order, into[0], ({carry}, into[1]))")
-            lines.append("    else: carry_out(order)")
+            lines.append(f"    carry_out(order, state, ({carry}, count))")
         else:
             lines.append("    carry_out(order)")
         lines += [f"    made{k} = scalar{k}[()]" for k in scalars]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
         unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
-        source = "\n    ".join([f"def call(into, {', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines])
+        source = "\n    ".join(
+            [f"def call(state, count, {', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines]
+        )
         space: dict[str, Any] = {
             "plan": self, "seen": self.seen, "nothing": _nothing, "meet": self._meet, "values": self.values,
             "where": self.where, "order": self.order, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,

@@ -27,8 +27,6 @@ ADMITTED: how many helpers may take part.  BUSY: helpers that may be reading the
 PATIENCE = 30_000
 """Looks at the state after which an idle helper goes to sleep: about a millisecond."""
 TILES = 2**32
-_AT_ONCE = (False,)
-"""Of taking a lock: whether to wait for it."""
 
 
 _KERNEL = ir.FunctionType(VOID, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES])
@@ -195,6 +193,7 @@ class Team:
     """The helpers of this process, and the memory in which they find what is next."""
 
     def __init__(self) -> None:
+        self.scratch = _scratch()
         self.forget()
 
     def forget(self) -> None:
@@ -202,8 +201,6 @@ class Team:
         self.lock, self.at_work = threading.Lock(), 0
         self.memory = numpy.zeros(SIZE, numpy.int64)
         self.helpers: list[_Helper] = []
-        self.scratch = _scratch()
-        self.places = _aligned(self.scratch), self.memory.ctypes.data
         self.run: Any = None
 
     def carry_out(self, order: "Order", state: Any = None, now: Any = None) -> None:
@@ -212,23 +209,22 @@ class Team:
         Where another thread is at it, this one works alone, with memory of its own.
         """
         run = self.run or self._compile()
-        (mine,) = map(self.lock.acquire, _AT_ONCE)  # an interrupt may come after a call, but not before this `try`
-        try:
-            if mine:
-                order.list[3] = self.places[0]
-                if order.threads > 1:
-                    self._call_helpers(order)
-                given = order.given
-            else:
-                own = _scratch()
-                given = ((ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0),)
-            (_,) = map(run, given)  # nor here
+        if self.lock.locked():
+            own = _scratch()
+            alone = (ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0)
             if state is not None:
                 state.now = now
-        finally:
-            if mine:
+            run(alone)
+            return
+        with self.lock:
+            try:
+                if order.threads > 1:
+                    self._call_helpers(order)
+                if state is not None:  # first: an interrupt may come after `run`, but not between this and its end
+                    state.now = now
+                run(order.list)
+            finally:
                 self.at_work = 0
-                self.lock.release()
 
     def _call_helpers(self, order: "Order") -> None:
         while len(self.helpers) < order.threads - 1:
@@ -240,7 +236,7 @@ class Team:
         for helper in self.helpers[: order.threads - 1]:
             if not helper.awake:
                 helper.called.put(None)
-        order.list[4] = self.places[1]
+        order.list[4] = self.memory.ctypes.data
 
     def _compile(self) -> Any:
         self.run = callable_at(compiled("run", write_run, "run"), ctypes.c_void_p)
@@ -252,8 +248,9 @@ class Order:
 
     def __init__(self, commands: Any, bases: int, threads: int) -> None:
         self.commands, self.threads = commands, threads
-        self.list = (ctypes.c_int64 * 6)(commands.ctypes.data, len(commands), bases, 0, 0, threads - 1)
-        self.given = (self.list,)
+        self.list = (ctypes.c_int64 * 6)(
+            commands.ctypes.data, len(commands), bases, _aligned(TEAM.scratch), 0, threads - 1
+        )
 
 
 class _Helper:
