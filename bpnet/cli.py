@@ -256,7 +256,7 @@ def parse_hidden(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if not all(part.isascii() and part.isdigit() and part.strip("0") for part in parts):
         raise OptionError(f"--hidden is {text!r}; expected whole numbers of at least 1 with commas between, as 256,128")
-    long = [part for part in parts if len(part.lstrip("0")) > 15]
+    long = [part for part in parts if len(part.lstrip("0")) > 15 or int(part) >= 2**31]
     if long:
         raise OptionError(f"--hidden asks for {long[0][:15]}... units in a layer, which no memory holds")
     return [int(part) for part in parts]

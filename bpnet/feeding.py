@@ -10,6 +10,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Lane, Rows
+from bpnet.backends.interrupts import Quiet
 from bpnet.backpropagation import take_rows
 from bpnet.data import check_x, is_whole
 from bpnet.errors import DTypeError, NoRoomError, plural
@@ -39,7 +40,8 @@ def shuffled(seed: int, epoch: int, count: int) -> Any:
     """The order of the rows in an epoch, drawn on the host: the same for every library."""
     import numpy
 
-    return numpy.random.default_rng((seed, epoch)).permutation(count)
+    with Quiet():  # as in Rng
+        return numpy.random.default_rng((seed, epoch)).permutation(count)
 
 
 def in_order(count: int) -> Any:

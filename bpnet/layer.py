@@ -14,6 +14,7 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Key
+from bpnet.backends.interrupts import Quiet
 from bpnet.errors import NoRoomError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
@@ -43,7 +44,8 @@ class Rng:
     def __init__(self, seed: int) -> None:
         import numpy
 
-        self._generator = numpy.random.default_rng(whole("seed", seed, 0))
+        with Quiet():  # NumPy turns a warning off while it seeds, and on again if nothing interrupts it
+            self._generator = numpy.random.default_rng(whole("seed", seed, 0))
 
     def uniform(self, shape: Shape, limit: float) -> Any:
         """Evenly over -limit ... limit."""

@@ -100,9 +100,8 @@ class Layout:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
                 vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
-        with numpy.errstate(over="ignore", under="ignore"):
-            held = numpy.abs(buffers.astype(numpy.float32))
-        fits = (buffers == 0.0) | ((held >= numpy.finfo(numpy.float32).smallest_normal) & (held < numpy.inf))
+        size, info = numpy.abs(buffers), numpy.finfo(numpy.float32)
+        fits = (buffers == 0.0) | ((size >= info.smallest_normal) & (size <= info.max))
         if single and not fits.all():
             wrong = int(numpy.argmin(fits))
             slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)

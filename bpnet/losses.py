@@ -80,6 +80,12 @@ class MeanSquaredError(_Elementwise):
 
     names = {"mean_squared_error": {}, "mse": {}}
 
+    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
+        if weight is not None:  # an infinite output of no weight costs nothing, not NaN
+            counts = run.xp.reshape(weight, (weight.shape[0],) + (1,) * (output.ndim - 1)) > 0.0
+            output = run.xp.where(counts, output, target)
+        return super().__call__(run, output, target, weight, total)
+
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
         error = output - target

@@ -67,7 +67,7 @@ class WarmUp(Schedule):
         self._set(steps=whole("steps", self.steps, 1))
 
     def __call__(self, step: int) -> float:
-        return at(self.lr, 0) * (step + 1) / self.steps if step < self.steps else at(self.lr, step - self.steps)
+        return at(self.lr, 0) * ((step + 1) / self.steps) if step < self.steps else at(self.lr, step - self.steps)
 
 
 def rate(what: str, value: Any) -> float | Schedule:

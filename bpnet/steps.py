@@ -152,10 +152,22 @@ def scores(
     return function
 
 
-def not_finite(backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array) -> Iterator[tuple[Path, str]]:
-    """The path of every leaf of the vector whose values are not all finite, and what to call it."""
+def broken(xp: Any, vector: Array, before: Array) -> Array:
+    """Where a vector is NaN, or infinite though it was not before."""
+    return xp.isnan(vector) | (xp.isinf(vector) & xp.isfinite(before))
+
+
+def not_finite(
+    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
+) -> Iterator[tuple[Path, str]]:
+    """The path of every leaf of the vector whose values are not all finite, and what to call it.
+
+    With `before`, what was infinite in that does not count.
+    """
+    xp = backend.xp
+    wrong = ~xp.isfinite(vector) if before is None else broken(xp, vector, before)
     for slot in slots:
-        if not _finite(backend, vector[slot.offset : slot.offset + slot.size]):
+        if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
             depth, layer = 0, layout.network
             while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
                 layer = dict(layer.children)[slot.path[depth]]

@@ -40,7 +40,7 @@ from bpnet.optimizers import Optimizer
 from bpnet.options import check_type, choice, flag, number, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
-from bpnet.steps import Carry, Views, first_not_finite, not_finite, outputs, scores, training_step
+from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
 from bpnet.turns import Turn, reads, trains
 
 Snapshot = tuple[Carry, int]
@@ -215,7 +215,7 @@ class Trainer:
     def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
         device = backend.device(x)
         last = last_activation(self.network)
-        if self.loss.logits and isinstance(last, Sigmoid | Softmax):
+        if self._built is None and self.loss.logits and isinstance(last, Sigmoid | Softmax):
             binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
             text = (
                 f"the network ends in {last}, but {self.loss} takes logits and makes probabilities of them itself, so "
@@ -224,11 +224,13 @@ class Trainer:
             text += ", or take the loss 'binary_cross_entropy'" if binary else ""
             warnings.warn(text, BpnetWarning, stacklevel=4)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
-        starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
         try:
+            starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
             theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
             with backend.session(self.threads, device):
                 state = self.optimizer.init(backend, theta)
+        except NoRoomError:
+            raise
         except backend.no_room as error:  # MemoryError among them
             size = plural(layout.size, "parameter")
             raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
@@ -434,7 +436,7 @@ class Trainer:
             good = self._good = self.snapshot()
         value = self._advance(data.x, data.y, data.weight, None)
         due = self.step_count - good[1] >= CHECKED
-        if not self._is_finite(value, self._vectors() if due else [self.theta]):
+        if not self._is_sound(value, self._vectors() if due else [self.theta], good):
             self._raise_diverged(good, value, data.x, data.y, None)
         if due:
             self._good = self.snapshot()
@@ -537,7 +539,7 @@ class Trainer:
                 known = backend.fetch([*losses, *sums, *totals])
                 values, sizes = known[: len(losses)], known[len(losses) + len(sums) :]
                 finite = all(map(math.isfinite, values)) and (
-                    all(map(math.isfinite, known)) or self._is_finite(losses[-1], self._vectors())
+                    all(map(math.isfinite, known)) or self._is_sound(losses[-1], self._vectors(), before)
                 )
         if not finite:
             self._diverged(data.batches(batch_size, order), before, work)
@@ -612,20 +614,25 @@ class Trainer:
         except self.backend.no_room as error:
             raise self._no_room(error, x.shape[0], training=False) from error
 
-    def _vectors(self) -> list[Array]:
+    def _vectors(self, carry: Carry | None = None) -> list[Array]:
         """All that goes from step to step."""
-        theta, buffers, state = self._carry
+        theta, buffers, state = self._carry if carry is None else carry
         return [vector for vector in (theta, buffers, *state) if vector.shape[0]]
 
-    def _is_finite(self, value: Array, vectors: Sequence[Array]) -> bool:
-        """Whether a loss and vectors are: by their sums, in one pass each and one wait for all; but finite values may
-        have a sum that is not."""
+    def _is_sound(self, value: Array, vectors: Sequence[Array], before: Snapshot) -> bool:
+        """Whether a loss is finite, and vectors are but for what was infinite `before`, such as a bias of -inf.
+
+        A finite sum tells at once, in one pass for each and one wait for all; but finite values may have another.
+        """
         xp = self.backend.xp
         with self.backend.session(device=self.backend.device(self.theta)):
             value, *sums = self.backend.fetch([value, *[xp.sum(vector) for vector in vectors]])
             if not math.isfinite(value):
                 return False
-            return all(map(math.isfinite, sums)) or all(bool(xp.all(xp.isfinite(vector))) for vector in vectors)
+            if all(map(math.isfinite, sums)):
+                return True
+            pairs = zip(vectors, self._vectors(before[0]), strict=False)  # of theta alone in most steps
+            return not any(bool(xp.any(broken(xp, *pair))) for pair in pairs)
 
     def _diverged(self, batches: Iterator[Batch], before: Snapshot, work: float) -> None:
         """Repeat the epoch up to the step after which something is not finite."""
@@ -635,7 +642,7 @@ class Trainer:
             for x, y, weight, rows in batches:
                 last = self.snapshot()
                 value = self._advance(x, y, weight, rows)
-                if not self._is_finite(value, self._vectors()):
+                if not self._is_sound(value, self._vectors(), last):
                     self._raise_diverged(last, value, x, y, rows)
         self.restore(before)
         raise DivergedError(
@@ -653,8 +660,8 @@ class Trainer:
             x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
             run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
             p = layout.views(backend, self.theta, self.buffers)
-            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta))
-            leaves |= not_finite(backend, layout, layout.buffers, buffers)
+            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta, self.theta))
+            leaves |= not_finite(backend, layout, layout.buffers, buffers, self.buffers)
             where = first_not_finite(run, self.network, p, x, leaves)
             if where is None and not math.isfinite(float(value)):
                 where = "the loss"
@@ -671,12 +678,13 @@ class Trainer:
             if where is None:
                 named = (*self.optimizer.state_names, *("state",) * len(state))
                 vectors = [
-                    (f"{type(self.optimizer).__name__}'s {n} of ", s) for n, s in zip(named, state, strict=False)
+                    (f"{type(self.optimizer).__name__}'s {n} of ", s, own)
+                    for n, s, own in zip(named, state, self.state, strict=False)
                 ]
                 found = (
                     f"{what}{name}"
-                    for what, vector in [*vectors, ("", theta)]
-                    for _, name in not_finite(backend, layout, layout.parameters, vector)
+                    for what, vector, own in [*vectors, ("", theta, self.theta)]
+                    for _, name in not_finite(backend, layout, layout.parameters, vector, own)
                 )
                 where = next(found, "something that is carried from step to step")
         raise DivergedError(

@@ -76,7 +76,7 @@ def test_contenders_on_a_gpu_are_checked_and_timed(standing_in: Any) -> None:
         }
         assert record["precision"] == precision
         assert lines["own"]["agreement"]["way"] == 0.0
-        assert 0 < lines["own"]["host_us"] <= lines["own"]["median_ms"] * 2e3
+        assert 0 < lines["own"]["host_us"] <= lines["own"]["median_ms"] * 1e5  # or units are mixed up
         assert "host us" in report.table(record)
         assert precision in report.table(record)
         assert lines["several"]["agreement"]["loss"] == 0.0

@@ -789,7 +789,7 @@ def test_data_is_never_waited_for(name, request):
         (b"a,y\n1,2\n", "t.csv has a single row"),
         (b"a,y\nnan,1\n2,0\n", "an empty field, NA, NaN and null count as missing"),
         (b"a,y\n2020-01-01,1\n2020-01-02,0\n", "so leave it out with --drop 'a'"),
-        (b"a,y,\n1,2,\n2,3,\n", "column '' of t.csv lacks 2 values"),
+        (b"a,y,\n1,2,\n2,3,\n", "column '' of t.csv has 2 missing values, first in row 1"),
     ],
 )
 def test_text_that_can_not_be_used(arrow, text, words):

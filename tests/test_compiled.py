@@ -256,7 +256,7 @@ NETWORKS = {
     "dense": bp.Sequential(bp.Dense(64, "relu"), bp.Dense(32, "relu"), bp.Dense(10)),
     "activations": bp.Sequential(
         *(bp.Dense(9, f) for f in ("sigmoid", "tanh", "leaky_relu", "gelu", "gelu_tanh", "silu", "softplus", "elu")),
-        bp.ReLU(), bp.Dense(10, "softmax"),
+        bp.ReLU(), bp.Dense(10, "softmax"), bp.Dense(10),
     ),
     "residual": bp.Sequential(
         bp.Flatten(), bp.Residual(bp.Sequential(bp.Dense(16, "gelu"), bp.Dense(20))), bp.Dense(10)

@@ -703,5 +703,7 @@ def test_arrays_of_cupy_and_numpy_do_not_mix(watched: Any) -> None:
     trainer.build(watched(x))
     with pytest.raises(mismatch, match=r"trainer's parameters.*bp\.load\(path, like=x\)"):
         trainer.predict(x)
-    with pytest.raises(mismatch, match=r"parameters\['0'\]\['bias'\] is an array of numpy"):
-        trainer.parameters = {**trainer.parameters, "0": {"bias": np.zeros(8), "weight": np.zeros((4, 8))}}
+    with pytest.raises(
+        mismatch, match=r"parameters\['1'\]\['bias'\] belongs to numpy, but the trainer's parameters to cupy"
+    ):
+        trainer.parameters = {**trainer.parameters, "1": {"bias": np.zeros(8), "weight": np.zeros((4, 8))}}

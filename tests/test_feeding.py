@@ -458,6 +458,9 @@ class Counting(bp.Flatten):
     def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
         return {"seen": bp.Leaf(rng.full((), 0.0), trainable=False)}
 
+    def absorb(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
+        return {"seen": p["seen"] + 1.0}
+
 
 def test_rows_that_need_each_other_stay_together() -> None:
     with pytest.raises(ValueError, match="micro_batch is 8, but a layer of the network"):

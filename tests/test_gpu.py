@@ -19,6 +19,7 @@ EITHER = pytest.mark.parametrize("name", ["torch", ON_DEVICE])
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 EVERY_LAYER = bp.Sequential(
+    bp.Standardize((0.1, -0.2, 0.3, 0.0, 0.05, 0.2), 1.25),
     bp.Dense(8, "tanh"),
     bp.BatchNorm(),
     bp.Flatten(),

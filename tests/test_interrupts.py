@@ -352,10 +352,8 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
 
 
 @dataclass(frozen=True)
-class Bounded(bp.Adam):
+class _Bounded(bp.Adam):
     """Adam, with all parameters held within bounds after each step."""
-
-    names = {}
 
     def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
         theta, state = super().apply(backend, *args, **options)
@@ -363,17 +361,15 @@ class Bounded(bp.Adam):
 
 
 @dataclass(frozen=True)
-class Twice(bp.Adam):
+class _Twice(bp.Adam):
     """Two updates in one step, the second of what the first gave."""
-
-    names = {}
 
     def apply(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, **options: Any) -> Any:
         theta, state = super().apply(backend, layout, theta, grad, state, numbers, **options)
         return super().apply(backend, layout, theta, backend.xp.zeros_like(theta), state, numbers, **options)
 
 
-@pytest.mark.parametrize("optimizer", [Bounded(0.05), Twice(0.05)], ids=["bounded", "twice"])
+@pytest.mark.parametrize("optimizer", [_Bounded(0.05), _Twice(0.05)], ids=["bounded", "twice"])
 def test_a_step_may_go_on_with_what_it_has_updated(backend: Any, optimizer: bp.Adam) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 4)), rng.integers(0, 3, 8)

@@ -319,6 +319,25 @@ def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
     assert float(trainer.step(x, y)) == pytest.approx(wanted, rel=1e-12)
     bias = backend.host(trainer.parameters["bias"])
     np.testing.assert_allclose(bias, [0.1 * share, -np.inf, -0.1 * share], rtol=1e-12)
+    for _ in range(40):  # past a look at all that is carried on
+        trainer.step(x, y)
+    losses = trainer.fit(x, y, epochs=2, batch_size=2, validation=(x, hot), progress=False)["val_loss"]
+    assert np.log(2.0) < losses[1] < losses[0] < wanted
+    assert np.all(backend.host(trainer.predict(x))[:, 1] == -np.inf)
+    assert backend.host(trainer.parameters["bias"])[1] == -np.inf
+    steep = bp.Trainer(bp.Dense(3), "cross_entropy", bp.SGD(1e308)).build(x)
+    steep.parameters, kept = trainer.parameters, backend.host(trainer.theta)
+    with pytest.raises(bp.errors.DivergedError, match="is no longer finite"):  # what becomes so is noticed all the same
+        steep.fit(x * 1e3, y, epochs=9, progress=False)
+    np.testing.assert_array_equal(backend.host(steep.theta), kept)
+
+
+def test_rows_of_no_weight_cost_nothing_where_their_output_is_infinite(backend):
+    output = backend.array([[1.0, 2.0], [np.inf, -np.inf], [0.0, 1e300]])
+    target, weight = backend.array(np.zeros((3, 2))), backend.array([1.0, 0.0, 0.0])
+    value, slope = evaluate(backend, bp.MeanSquaredError(), output, target, weight)
+    assert float(value) == 2.5
+    np.testing.assert_array_equal(backend.host(slope), [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -17,6 +17,7 @@ def stepped(backend: Any, network: bp.Layer, x: Any, y: Any, theta: Any = None, 
     trainer = bp.Trainer(network, "mse", bp.SGD(1.0), **options).build(backend.array(x))
     if theta is not None:
         trainer.parameters = trainer.layout.views(backend.seam, backend.array(theta))
+    SEEN.clear()  # of the rows with which build tries a layer
     trainer.step(backend.array(x), backend.array(y))
     return trainer
 
@@ -129,7 +130,6 @@ SEEING = bp.Sequential(RowsSeen(), bp.Dense(2))
 
 def check_parts(lib: Any, rows: int, most: int) -> None:
     x = np.random.default_rng(0).standard_normal((rows, 3))
-    SEEN.clear()
     stepped(lib, SEEING, x, x[:, :2], micro_batch=most)
     assert sum(SEEN) == rows
     assert max(SEEN) <= most
@@ -165,8 +165,8 @@ def test_a_batch_cut_by_the_backend_has_no_larger_parts_either(
     monkeypatch.setattr(library("numpy").seam, "jit", compiled)
     x, y = many()
     for most in (9000, 3500, 1000, 999):
+        trainer = bp.Trainer(bp.Sequential(RowsSeen(), bp.Dense(8)), "mse", micro_batch=most).build(x)
         SEEN.clear()
-        trainer = bp.Trainer(bp.Sequential(RowsSeen(), bp.Dense(8)), "mse", micro_batch=most)
         trainer.step(x, y)
         assert sum(SEEN) == MANY
         assert max(SEEN) <= most

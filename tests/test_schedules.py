@@ -49,6 +49,12 @@ def test_trainer_follows_the_schedule(backend):
     assert float(trainer.theta[0]) - start == pytest.approx(1.8, rel=1e-9)
 
 
+def test_more_steps_than_a_float_can_count(backend):
+    x, y = backend.array(np.ones((2, 1))), backend.array(np.zeros((2, 1)))
+    for schedule, lr in ((bp.WarmUp(0.1, 10**400), 0.0), (bp.Cosine(0.1, 10**400), 0.1)):
+        assert bp.Trainer(bp.Dense(1), "mse", bp.SGD(schedule)).fit(x, y, progress=False)["lr"] == [lr]
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -98,8 +98,8 @@ def test_large_batches_are_cut_and_their_blocks_add_up() -> None:
 
 def test_a_layer_that_couples_rows_sees_the_whole_batch() -> None:
     x, y = data()
+    trainer = bp.Trainer(bp.Sequential(Spy(), NETWORKS["batchnorm"]), "cross_entropy", threads=4).build(x)
     SEEN.clear()
-    trainer = bp.Trainer(bp.Sequential(Spy(), NETWORKS["batchnorm"]), "cross_entropy", threads=4)
     trainer.fit(x, y, batch_size=len(x), progress=False)
     assert [rows for rows, _, _ in SEEN] == [len(x)]
     trainer.predict(x)
@@ -238,7 +238,7 @@ class Trap(bp.Layer):
     meeting = threading.Barrier(2, timeout=60)
 
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
-        if run.training:
+        if run.training and x.shape[0] > 2:  # two rows are those with which build tries a layer
             self.meeting.wait()
             if (threading.current_thread() is not threading.main_thread()) == self.helper:
                 raise FloatingPointError(f"in {threading.current_thread().name}")

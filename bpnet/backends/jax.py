@@ -26,6 +26,15 @@ class JaxBackend(Backend):
         return None if isinstance(x, jax.core.Tracer) else super().device(x)
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        wide = None if dtype is None or jax.config.jax_enable_x64 else numpy.dtype(dtype)
+        if wide is not None and wide.kind in "iu" and wide.itemsize == 8:  # labels, as NumPy makes them
+            narrow = numpy.asarray(value).astype(f"{wide.kind}4")
+            if not numpy.array_equal(narrow, value):
+                raise DTypeError(
+                    f"JAX has no {wide} without jax.config.update('jax_enable_x64', True), and some of the whole "
+                    f"numbers are too large for {narrow.dtype}"
+                )
+            value, dtype = narrow, narrow.dtype
         made = super().from_host(value, dtype, device)
         if dtype is not None and made.dtype != dtype:
             raise DTypeError(

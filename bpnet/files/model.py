@@ -17,6 +17,7 @@ from bpnet.disk import write_atomically
 from bpnet.errors import (
     ArgumentError,
     BpnetError,
+    DTypeError,
     FileFormatError,
     FolderError,
     NoRoomError,
@@ -137,8 +138,8 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
     have the precision that they were trained with where the library has it, else float32.  A layer of the user's own
     must have been defined (imported) before.
 
-    Raises FileNotFoundError or another OSError where no file can be read, and FileFormatError where it is no bpnet
-    model or is damaged: a single changed bit is noticed.
+    Raises FileNotFoundError or another OSError where no file can be read, FileFormatError where it is no bpnet model or
+    is damaged: a single changed bit is noticed, and DTypeError where the library has no numbers of the saved type.
     """
     if like is not None and device is not None:
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
@@ -169,6 +170,8 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         return trainer
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
+    except DTypeError as error:
+        raise DTypeError(f"{path} can't be loaded there: {error}") from None
     except PathError:
         raise
     except MemoryError as error:
