@@ -128,9 +128,9 @@ class Deferred:
             current.late = None
         if not late:
             return None, carry, result
-        theta, _, state = carry
-        if all(map(is_, (theta, *state), late[0].results)):
-            return late[0], carry, result
+        update = late[0]
+        if all(map(is_, (carry[0], *carry[2]), update.results)):
+            return update, carry, result
         self.in_place = False
         return self(*args)
 

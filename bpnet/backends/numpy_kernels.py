@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Array, Rows, by_halves
+from bpnet.backends.base import Array, Rows, Rule, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -179,6 +179,11 @@ def batch_norm_backward(
     return dx, dscale, dshift
 
 
+def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    values, slope = rule(run.backend, output, target, factor)
+    return numpy.add.reduce(values, axis=None), slope
+
+
 def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> Any:
     if target.ndim != 1:
         return NotImplemented
@@ -202,6 +207,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 KERNELS: dict[str, Callable[..., Any]] = {
     "dense_forward": dense_forward,
     "dense_backward": dense_backward,
+    "elementwise_loss": elementwise_loss,
     "softmax_cross_entropy": softmax_cross_entropy,
     "batch_norm_forward": batch_norm_forward,
     "batch_norm_backward": batch_norm_backward,
