@@ -133,11 +133,14 @@ class NumpyBackend(Backend):
             return made[0](min(threads, available_threads()), into, *args)
 
         call: Any = functools.partial(run, None)
-        call.made = made  # for whoever wants to know what is done
+        call.made, call.deferred = made, deferred  # the first for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
-        return step.func((state, count), state.now[0], *args)[1]  # type: ignore[attr-defined]
+        made: Any = step
+        if current.session.held and not current.session.compiles:
+            return made.deferred.advance(state, count, state.now[0], *args)
+        return made.func((state, count), state.now[0], *args)[1]
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:

@@ -193,14 +193,11 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     numpy.exp(e, out=e)
     norm = numpy.add.reduce(e, axis=1)
     loss = numpy.log(norm) - right
-    e /= norm[:, None]
-    e[rows, target] -= 1.0
-    factor = 1.0 / total
+    share = 1.0 / total if weight is None else weight * (1.0 / total)
+    e *= (share / norm)[:, None]
+    e[rows, target] -= share
     if weight is None:
-        e *= factor
-        return numpy.add.reduce(loss) * factor, e
-    share = weight * factor
-    e *= share[:, None]
+        return numpy.add.reduce(loss) * share, e
     return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e  # 0 times an infinite loss is 0
 
 
