@@ -36,7 +36,7 @@ ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
 SWEPT = CHUNK // 2
-"""Elements of a vector updated at a time: of Adam's four vectors and two intermediate ones, as many as stay in cache."""
+"""Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
 COMPILED_ROWS = 8192
 """Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
 MOST_BLOCKS = 128
