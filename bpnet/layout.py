@@ -138,8 +138,8 @@ class Room:
 
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
-        values = [(view, _fitting(tree, slot)) for slot, view in zip(self.layout.parameters, self.views, strict=True)]
-        moved = [(view, value) for view, value in values if value is not view]
+        slots = zip(self.layout.parameters, self.views, strict=True)
+        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path, None) is not view]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector

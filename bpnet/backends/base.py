@@ -219,17 +219,20 @@ class Backend:
     def column_sums(self, x: Array) -> Array:
         """The sums of the columns of a matrix, with errors like those of pairwise summation.
 
-        A library may add up rows one after the other (NumPy does).  So here SUMMED rows are, each of which is many that
-        follow each other, side by side; then their sums are, and so on.
+        A library may add up rows one after the other (NumPy does).  So here at most SUMMED rows are, each of which is
+        many that follow each other, side by side; then their sums are, and so on.
         """
-        xp = self.xp
         while x.shape[0] > SUMMED:
             rows, columns = x.shape
-            side = rows // SUMMED
-            sums = xp.sum(xp.reshape(x[: side * SUMMED, :], (SUMMED, side * columns)), axis=0)
-            rest = x[side * SUMMED :, :]
-            x = xp.reshape(self.concat([sums, self.flat(rest)]), (side + rest.shape[0], columns))
-        return xp.sum(x, axis=0)
+            side = -(-rows // SUMMED)
+            last = rows // side * side
+            sums = self._sum_rows(self.xp.reshape(x[:last, :], (rows // side, side * columns)))
+            sums = sums if last == rows else self.concat([sums, self.flat(x[last:, :])])
+            x = self.xp.reshape(sums, (side + rows - last, columns))
+        return self._sum_rows(x)
+
+    def _sum_rows(self, x: Array) -> Array:
+        return self.xp.sum(x, axis=0)
 
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.

@@ -218,7 +218,7 @@ class CapturedStep:
         value, address = self.losses.next()
         try:
             ring.write([*numbers, address])
-            late, carry, result = self.deferred(self.carry, *_with(args, arrays, ring.held))
+            late, carry, result = self.deferred.apart(self.carry, *_with(args, arrays, ring.held))
         except (MemoryError, BpnetError):
             self._forget()
             raise

@@ -108,14 +108,14 @@ class Deferred:
 
     def advance(self, state: Any, count: int, *args: Any) -> Any:
         """See `Backend.advance`; the carry is the first of `args`."""
-        late, carry, result = self(*args)
+        late, carry, result = self.apart(*args)
         if late is None:
             state.now = carry, count
         else:
             late.carry_out(((setattr, state, "now", (carry, count)),))
         return result
 
-    def __call__(self, *args: Any) -> tuple[Any, Any, Any]:
+    def apart(self, *args: Any) -> tuple[Any, Any, Any]:
         """The update that is left to be done, the carry, the result."""
         late: Any = [] if self.in_place else ()
         try:
@@ -123,16 +123,16 @@ class Deferred:
             carry, result = self.step(*args)
         except ReadEarlyError:
             self.in_place = False
-            return self(*args)
+            return self.apart(*args)
         finally:
             current.late = None
         if not late:
             return None, carry, result
-        theta, _, state = carry
-        if all(map(is_, (theta, *state), late[0].results)):
-            return late[0], carry, result
+        update = late[0]
+        if all(map(is_, (carry[0], *carry[2]), update.results)):
+            return update, carry, result
         self.in_place = False
-        return self(*args)
+        return self.apart(*args)
 
 
 class ReadEarlyError(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Array, Rows, by_halves
+from bpnet.backends.base import Array, Rows, Rule, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -179,6 +179,11 @@ def batch_norm_backward(
     return dx, dscale, dshift
 
 
+def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    values, slope = rule(run.backend, output, target, factor)
+    return numpy.add.reduce(values, axis=None), slope
+
+
 def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> Any:
     if target.ndim != 1:
         return NotImplemented
@@ -188,20 +193,18 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     numpy.exp(e, out=e)
     norm = numpy.add.reduce(e, axis=1)
     loss = numpy.log(norm) - right
-    e /= norm[:, None]
-    e[rows, target] -= 1.0
-    factor = 1.0 / total
+    share = 1.0 / total if weight is None else weight * (1.0 / total)
+    e *= (share / norm)[:, None]
+    e[rows, target] -= share
     if weight is None:
-        e *= factor
-        return numpy.add.reduce(loss) * factor, e
-    share = weight * factor
-    e *= share[:, None]
+        return numpy.add.reduce(loss) * share, e
     return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e  # 0 times an infinite loss is 0
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "dense_forward": dense_forward,
     "dense_backward": dense_backward,
+    "elementwise_loss": elementwise_loss,
     "softmax_cross_entropy": softmax_cross_entropy,
     "batch_norm_forward": batch_norm_forward,
     "batch_norm_backward": batch_norm_backward,
