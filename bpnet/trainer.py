@@ -88,6 +88,7 @@ class Trainer:
     ----------
     history : a `History` with one record an epoch
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
+    classes : what a classifier's outputs stand for, in their order; assignable, and kept in the file
     step_count : how many training steps have been done
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
@@ -660,9 +661,12 @@ class Trainer:
             x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
             run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
             p = layout.views(backend, self.theta, self.buffers)
-            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta, self.theta))
-            leaves |= not_finite(backend, layout, layout.buffers, buffers, self.buffers)
-            where = first_not_finite(run, self.network, p, x, leaves)
+            infinite = dict(not_finite(backend, layout, layout.parameters, self.theta))
+            kept = dict(not_finite(backend, layout, layout.buffers, buffers, self.buffers))
+            if infinite and math.isfinite(float(value)):  # then those are as they were meant
+                where = next(iter(kept.values()), None)
+            else:
+                where = first_not_finite(run, self.network, p, x, infinite | kept)
             if where is None and not math.isfinite(float(value)):
                 where = "the loss"
                 if self.step_count == step - 1:

@@ -2,8 +2,11 @@
 
 import importlib
 import itertools
+import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -240,6 +243,35 @@ def test_later_steps_compile_nothing(backend):
     assert len(traced) == 1
     trainer.fit(x, y, epochs=3, batch_size=2, progress=False)
     assert traced[1:] == [(2, 3)]
+
+
+def test_jax_of_32_bits_takes_labels_of_64_and_refuses_other_numbers(tmp_path):
+    pytest.importorskip("jax", reason="jax is not installed")
+    bp.Trainer(bp.Dense(3), "cross_entropy").build(np.ones((4, 2))).save(tmp_path / "m.safetensors")
+    code = """
+import jax, numpy as np, bpnet as bp
+x, y = np.arange(8.0, dtype="f4").reshape(4, 2), np.array([0, 1, 2, 0])
+for labels in (y, y.astype(np.uint64)):
+    trainers = [bp.Trainer(bp.Dense(3), "cross_entropy", device=device) for device in (None, "jax")]
+    losses = [trainer.fit(x, labels, progress=False)["loss"][0] for trainer in trainers]
+    assert abs(losses[0] - losses[1]) < 1e-5, losses
+for call in (
+    lambda: bp.load("m.safetensors", device="jax"),
+    lambda: bp.load("m.safetensors", like=jax.numpy.ones(1)),
+    lambda: bp.Trainer(bp.Dense(3), "cross_entropy", device="jax").fit(x.astype("f8"), y),
+    lambda: bp.Trainer(bp.Dense(3), "cross_entropy", device="jax").fit(y[:, None] + 2**40, y),
+):
+    try:
+        call()
+    except bp.errors.DTypeError as error:
+        assert "jax_enable_x64" in str(error) and "damaged" not in str(error), error
+    else:
+        raise AssertionError
+"""
+    environment = os.environ | {"JAX_ENABLE_X64": "0", "PYTHONPATH": str(Path(bp.__file__).parents[1])}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- blocks, threads and sessions -----------------------------------------------------------------------------------

@@ -933,6 +933,7 @@ def test_softmax_before_cross_entropy_is_warned_of(network: bp.Layer) -> None:
         assert issubclass(caught[0].category, UserWarning)
         trainer.fit(X, Y)  # no more
         trainer.step(X, Y)
+        trainer.build(X)
 
 
 def test_sigmoid_before_a_loss_of_logits_is_warned_of() -> None:

@@ -1038,7 +1038,9 @@ def test_help_names_the_attributes() -> None:
     text = bp.Trainer.__doc__ or ""
     listed = text.partition("Attributes\n")[2]
     public = [name for name in vars(bp.Trainer(bp.Dense(1), "mse")) if not name.startswith("_")]
-    properties = [name for name, value in vars(bp.Trainer).items() if isinstance(value, property)]
+    properties = [
+        name for name, value in vars(bp.Trainer).items() if isinstance(value, property) and not name.startswith("_")
+    ]
     assert {"history", "metadata", "step_count", "stop"} <= {*public, *properties}
     for name in (*public, *properties):
         assert re.search(rf"\b{name}\b", listed) or re.search(rf"^ *{name} : ", text, re.M), name

@@ -27,21 +27,15 @@ class JaxBackend(Backend):
 
     def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
         wide = None if dtype is None or jax.config.jax_enable_x64 else numpy.dtype(dtype)
-        if wide is not None and wide.kind in "iu" and wide.itemsize == 8:  # labels, as NumPy makes them
-            narrow = numpy.asarray(value).astype(f"{wide.kind}4")
-            if not numpy.array_equal(narrow, value):
+        if wide is not None and wide.itemsize == 8:  # JAX would halve it, with no more than a warning
+            narrow = numpy.asarray(value).astype(f"{wide.kind}4") if wide.kind in "iu" else None
+            if narrow is None or not numpy.array_equal(narrow, value):
                 raise DTypeError(
-                    f"JAX has no {wide} without jax.config.update('jax_enable_x64', True), and some of the whole "
-                    f"numbers are too large for {narrow.dtype}"
+                    f"JAX computes with 32 bits, which can't hold these {wide} values: call "
+                    "jax.config.update('jax_enable_x64', True) first"
                 )
-            value, dtype = narrow, narrow.dtype
-        made = super().from_host(value, dtype, device)
-        if dtype is not None and made.dtype != dtype:
-            raise DTypeError(
-                f"JAX makes {made.dtype} of {numpy.dtype(dtype)} values; for all of float64 call "
-                "jax.config.update('jax_enable_x64', True) first"
-            )
-        return made
+            value, dtype = narrow, narrow.dtype  # labels, as NumPy makes them
+        return super().from_host(value, dtype, device)
 
     def to_host(self, x: Array) -> Any:
         return numpy.array(x)
