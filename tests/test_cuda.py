@@ -518,6 +518,17 @@ def test_cupys_cross_entropy_of_any_classes(dtype: str, kind: str, classes: int,
             np.testing.assert_allclose(a, e, rtol=100 * eps, atol=100 * eps)
 
 
+def test_cupys_batch_statistics_beside_a_very_large_mean(lent: Any) -> None:
+    """Where the mean itself is rounded by a tenth of the deviation, and the variance must not take that for spread."""
+    x = (3e6 + np.random.default_rng(0).standard_normal((1000, 3))).astype("float32")
+    exact = x.astype("float64")
+    ones = np.ones(3, "float32").view(Lent)
+    _, xhat, mean, var, _ = lent.kernels["batch_norm_forward"](Run(lent, True), x.view(Lent), ones, ones, 1e-5)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1.3e-7)
+    np.testing.assert_allclose(var, exact.var(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(xhat, (exact - exact.mean(axis=0)) / np.sqrt(exact.var(axis=0) + 1e-5), atol=1e-4)
+
+
 def test_cupys_kernels_take_arrays_with_gaps(lent: Any) -> None:
     rng = np.random.default_rng(0)
     wide = rng.standard_normal((40, 30)).view(Lent)
