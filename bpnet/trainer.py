@@ -557,9 +557,18 @@ class Trainer:
             step = self.step_count
             self.restore(before)
             raise DivergedError(
-                f"training diverged at step {step} or before, as the validation data show: {error}. The parameters, "
-                f"buffers and optimizer state from before step {self.step_count + 1} were kept"
+                f"training diverged at step {step} or before, as the validation data show: {error}. {self._was_kept()}"
             ) from error
+
+    def _was_kept(self) -> str:
+        """What was gone back to."""
+        backend, xp = self.backend, self.backend.xp
+        with backend.session(device=backend.device(self.theta)):
+            broken = any(bool(xp.any(xp.isnan(vector))) for vector in self._vectors())
+        begin = f"The parameters, buffers and optimizer state from before step {self.step_count + 1}"
+        if broken:
+            return f"{begin} had NaN already, and still have: go back to others, or build afresh"
+        return f"{begin} were kept"
 
     def _steps(
         self, data: Data, batch_size: int, order: Any, together: int
@@ -688,8 +697,7 @@ class Trainer:
                 )
                 where = next(found, "something that is carried from step to step")
         raise DivergedError(
-            f"training diverged at step {step}: {where} is no longer finite; {hint}. The parameters, buffers and "
-            f"optimizer state from before step {self.step_count + 1} were kept"
+            f"training diverged at step {step}: {where} is no longer finite; {hint}. {self._was_kept()}"
         )
 
     def _check_sound(self) -> None:
