@@ -6,6 +6,9 @@ KeyboardInterrupt at the n-th of these places, for every n in turn, meets all mo
 
 import copy
 import dis
+import os
+import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -308,6 +311,115 @@ def test_what_was_read_while_training_began_is_refused() -> None:
     trainer = bp.Trainer(bp.Sequential(Train(), bp.Dense(3)), "cross_entropy").build(x)
     with pytest.raises(BusyError, match="predict was called while another thread trains"):
         trainer.predict(x)
+
+
+@pytest.mark.parametrize("name", ["restore", "parameters", "step_count", "copy", "pickle"])
+def test_what_is_trained_is_neither_set_nor_copied_from_elsewhere(name: str) -> None:
+    trainer, x, y = small()
+    first, tree = trainer.snapshot(), {k: dict(v) for k, v in trainer.parameters.items()}
+    calls = {
+        "restore": lambda: trainer.restore(first),
+        "parameters": lambda: setattr(trainer, "parameters", tree),
+        "step_count": lambda: setattr(trainer, "step_count", 7),
+        "copy": lambda: copy.deepcopy(trainer),
+        "pickle": lambda: pickle.dumps(trainer),
+    }
+    there = Within(lambda _: elsewhere(calls[name]))
+    trainer.fit(x, y, batch_size=4, callbacks=[there], progress=False)
+    assert isinstance(there.found, BusyError)
+    made = {"restore": "restore was called", "copy": "a copy or", "pickle": "a copy or"}
+    assert str(there.found).startswith(made.get(name, f"{name} was assigned to"))
+    assert trainer.step_count == 2
+    here = Within(lambda _: [calls[name]()])
+    trainer.fit(x, y, batch_size=4, callbacks=[here], progress=False)  # its callbacks may do it
+    assert isinstance(here.found, list)
+    assert trainer.step_count == {"restore": 1, "step_count": 8}.get(name, 4)
+    elsewhere(calls[name])
+    trainer.step(x, y)
+
+
+class Trains(list[Any]):
+    """Trains elsewhere while it is copied."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        elsewhere(self.call)
+        return list, ()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["copy", "pickle"])
+def test_a_copy_is_of_one_step_though_training_begins_meanwhile(backend: Any, copied: Any) -> None:
+    _, x, y = small()
+    x, y = backend.array(x), backend.array(y)
+    trainer = bp.Trainer(NETWORK, "cross_entropy")
+    trainer.fit(x, y, progress=False)
+    trainer.predict(x)
+    for check in (True, False):
+        trainer.step(x, y, check=check)
+    right, predicted = bits(backend, trainer), backend.host(trainer.predict(x))
+    trainer.metadata = {"more": Trains(lambda: trainer.fit(x, y, progress=False))}
+    other = copied(trainer)
+    assert (trainer.step_count, other.step_count) == (4, 3)
+    assert (len(trainer.history), len(other.history)) == (2, 1)
+    assert bits(backend, other) == right
+    np.testing.assert_array_equal(backend.host(other.predict(x)), predicted)
+    other.fit(x, y, progress=False)
+    assert bits(backend, other) == bits(backend, trainer)
+
+
+FORKS = """
+import os, signal, sys, threading
+import numpy as np
+import bpnet as bp
+
+signal.alarm(60)
+x = np.random.default_rng(0).standard_normal((64, 20))
+y = np.argmax(x[:, :10], axis=1)
+trainer = bp.Trainer(bp.Sequential(bp.Dense(64, "relu"), bp.Dense(10)), "cross_entropy").build(x)
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            trainer.predict(x)
+            trainer.step(x, y)
+            trainer.fit(x, y, progress=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+class Forks(bp.Callback):
+    def on_step_end(self, trainer, step):
+        if sys.argv[1] == "callback":
+            fork()
+        else:
+            begun.set()
+            done.wait()
+
+begun, done = threading.Event(), threading.Event()
+training = threading.Thread(target=lambda: trainer.fit(x, y, callbacks=[Forks()], progress=False))
+if sys.argv[1] == "callback":
+    trainer.fit(x, y, callbacks=[Forks()], progress=False)
+else:
+    training.start()
+    begun.wait()
+    fork()
+    done.set()
+    training.join()
+trainer.step(x, y)
+"""
+
+
+@pytest.mark.parametrize("where", ["callback", "thread"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_child_forked_while_a_trainer_trains_may_use_it(where: str) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, where]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- threads that can't start ---------------------------------------------------------------------------------------
