@@ -76,7 +76,7 @@ def loss_and_gradient(
         return backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1]), total[2]
 
     one = len(parts) == 1
-    value, grad, kept = block(0, parts[0]) if one else backend.total(backend.map_blocks(block, parts), add)
+    value, grad, kept = block(0, parts[0]) if one else backend.total(backend.map_blocks(block, parts), add, len(parts))
     if kept is not None:
         rooms.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken

@@ -88,7 +88,11 @@ class Optimizer(Registered, kind="optimizer"):
         numbers: tuple[tuple[Any, ...], Any],
         donate: bool = False,
     ) -> tuple[Array, State]:
-        """theta and state after one step whose `numbers` are known; with `donate`, `grad` too is only lent."""
+        """theta and state after one step whose `numbers` are known; with `donate`, `grad` too is only lent.
+
+        A trainer donates to this very method.  One that overrides it gets new vectors, and may compute with them, write
+        to them and keep them.
+        """
         scalars, shrink = numbers
         size, decaying = layout.size, layout.decaying
         pieces = [(0, size, scalars)]

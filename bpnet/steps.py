@@ -9,6 +9,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
+from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
@@ -52,7 +53,9 @@ def training_step(
     `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
     """
 
-    rooms: list[Room] = []
+    own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
+    """Whether a step ends in one sweep, for which it may give up its vectors; another `apply` may read on, and keep."""
+    rooms: list[Room] | None = [] if own else None
 
     def step(
         backend: Backend,
@@ -84,7 +87,9 @@ def training_step(
             grad = clip_by_global_norm(Run(backend), grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
-        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=True)
+        if not own:
+            current.late = None
+        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=own)
         return (theta, buffers, state), value
 
     return step

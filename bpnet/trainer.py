@@ -41,7 +41,7 @@ from bpnet.options import check_type, choice, flag, number, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
-from bpnet.turns import Turn, reads, trains
+from bpnet.turns import Turn, reads, trains, writes
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -148,17 +148,20 @@ class Trainer:
             size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
         return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
 
+    @reads
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled functions, which are made again."""
-        made = ("_step", "_outputs", "_scores", "_state", "_turn", "_good", "_checked", "_sound")
+        """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
+        made = ("_step", "_outputs", "_scores", "_state", "_turn", "_known", "_known_x", "_good", "_checked", "_sound")
         kept = {name: value for name, value in vars(self).items() if name not in made}
-        return kept | {"_carry": self._carry, "step_count": self.step_count}
+        (carry, count), history = self._state.now, History(list(self.history))
+        carry = carry if self._built is None else self._copy(carry)
+        return kept | {"_carry": carry, "step_count": count, "history": history}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        missing = {"_known": None, "_known_x": None, "precision": "float32", "device": None, "micro_batch": None}
+        missing = {"precision": "float32", "device": None, "micro_batch": None}
         own: dict[str, Any] = missing | {"classes": None} | state
         self._state, self._turn = State(own.pop("_carry", None), own.pop("step_count")), Turn()
-        vars(self).update(own, _good=None, _checked=(None, 0), _sound=(None, 0))
+        vars(self).update(own, _known=None, _known_x=None, _good=None, _checked=(None, 0), _sound=(None, 0))
         if self._built is not None:
             self._adopt(*self._built, self._carry)
 
@@ -169,6 +172,7 @@ class Trainer:
         return count
 
     @step_count.setter
+    @writes
     def step_count(self, count: int) -> None:
         self._state.now = self._state.now[0], count
 
@@ -334,6 +338,7 @@ class Trainer:
         return self.layout.views(self.backend, self.theta)
 
     @parameters.setter
+    @writes
     def parameters(self, tree: Mapping[str, Any]) -> None:
         backend, layout = self._have()
         if not isinstance(tree, Mapping):
@@ -358,7 +363,7 @@ class Trainer:
         """A copy of parameters, buffers, optimizer state and step count."""
         return self._copy((self.theta, self.buffers, self.state)), self.step_count
 
-    @reads
+    @writes
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
         whole_of = (tuple, 2), (tuple, 3), (tuple, len(self.state))  # a snapshot, its carry, its optimizer's state
@@ -558,9 +563,18 @@ class Trainer:
             step = self.step_count
             self.restore(before)
             raise DivergedError(
-                f"training diverged at step {step} or before, as the validation data show: {error}. The parameters, "
-                f"buffers and optimizer state from before step {self.step_count + 1} were kept"
+                f"training diverged at step {step} or before, as the validation data show: {error}. {self._was_kept()}"
             ) from error
+
+    def _was_kept(self) -> str:
+        """What was gone back to."""
+        backend, xp = self.backend, self.backend.xp
+        with backend.session(device=backend.device(self.theta)):
+            broken = any(bool(xp.any(xp.isnan(vector))) for vector in self._vectors())
+        begin = f"The parameters, buffers and optimizer state from before step {self.step_count + 1}"
+        if broken:
+            return f"{begin} had NaN already, and still have: go back to others, or build afresh"
+        return f"{begin} were kept"
 
     def _steps(
         self, data: Data, batch_size: int, order: Any, together: int
@@ -692,8 +706,7 @@ class Trainer:
                 )
                 where = next(found, "something that is carried from step to step")
         raise DivergedError(
-            f"training diverged at step {step}: {where} is no longer finite; {hint}. The parameters, buffers and "
-            f"optimizer state from before step {self.step_count + 1} were kept"
+            f"training diverged at step {step}: {where} is no longer finite; {hint}. {self._was_kept()}"
         )
 
     def _check_sound(self) -> None:

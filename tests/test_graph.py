@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fake_cupy import TECHNIQUES, World, lent
 from test_cuda import ACTIVATIONS, compiled, host  # noqa: F401 - a fixture
+from test_interrupts import GO_ON, check_goes_on
 from test_parts import Astray
 
 import bpnet as bp
@@ -622,6 +623,15 @@ def test_what_cannot_be_captured_runs_and_says_so_once(
     assert "without a CUDA graph" in caplog.text
     assert graphs(captured) == 0
     equal(world, captured, plain)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("optimizer", GO_ON, ids=lambda o: type(o).__name__)
+def test_an_optimizer_may_go_on_with_what_it_has_updated(optimizer: Any, capture: bool, world: World) -> None:
+    world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
+    trainer = bp.Trainer(NETS["plain"], "cross_entropy", optimizer)
+    check_goes_on(trainer, world.array, world.cupy.asnumpy, 5)
+    assert not capture or graphs(trainer) == 1
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ KeyboardInterrupt at the n-th of these places, for every n in turn, meets all mo
 
 import copy
 import dis
+import os
+import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -310,6 +313,115 @@ def test_what_was_read_while_training_began_is_refused() -> None:
         trainer.predict(x)
 
 
+@pytest.mark.parametrize("name", ["restore", "parameters", "step_count", "copy", "pickle"])
+def test_what_is_trained_is_neither_set_nor_copied_from_elsewhere(name: str) -> None:
+    trainer, x, y = small()
+    first, tree = trainer.snapshot(), {k: dict(v) for k, v in trainer.parameters.items()}
+    calls = {
+        "restore": lambda: trainer.restore(first),
+        "parameters": lambda: setattr(trainer, "parameters", tree),
+        "step_count": lambda: setattr(trainer, "step_count", 7),
+        "copy": lambda: copy.deepcopy(trainer),
+        "pickle": lambda: pickle.dumps(trainer),
+    }
+    there = Within(lambda _: elsewhere(calls[name]))
+    trainer.fit(x, y, batch_size=4, callbacks=[there], progress=False)
+    assert isinstance(there.found, BusyError)
+    made = {"restore": "restore was called", "copy": "a copy or", "pickle": "a copy or"}
+    assert str(there.found).startswith(made.get(name, f"{name} was assigned to"))
+    assert trainer.step_count == 2
+    here = Within(lambda _: [calls[name]()])
+    trainer.fit(x, y, batch_size=4, callbacks=[here], progress=False)  # its callbacks may do it
+    assert isinstance(here.found, list)
+    assert trainer.step_count == {"restore": 1, "step_count": 8}.get(name, 4)
+    elsewhere(calls[name])
+    trainer.step(x, y)
+
+
+class Trains(list[Any]):
+    """Trains elsewhere while it is copied."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        elsewhere(self.call)
+        return list, ()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["copy", "pickle"])
+def test_a_copy_is_of_one_step_though_training_begins_meanwhile(backend: Any, copied: Any) -> None:
+    _, x, y = small()
+    x, y = backend.array(x), backend.array(y)
+    trainer = bp.Trainer(NETWORK, "cross_entropy")
+    trainer.fit(x, y, progress=False)
+    trainer.predict(x)
+    for check in (True, False):
+        trainer.step(x, y, check=check)
+    right, predicted = bits(backend, trainer), backend.host(trainer.predict(x))
+    trainer.metadata = {"more": Trains(lambda: trainer.fit(x, y, progress=False))}
+    other = copied(trainer)
+    assert (trainer.step_count, other.step_count) == (4, 3)
+    assert (len(trainer.history), len(other.history)) == (2, 1)
+    assert bits(backend, other) == right
+    np.testing.assert_array_equal(backend.host(other.predict(x)), predicted)
+    other.fit(x, y, progress=False)
+    assert bits(backend, other) == bits(backend, trainer)
+
+
+FORKS = """
+import os, signal, sys, threading
+import numpy as np
+import bpnet as bp
+
+signal.alarm(60)
+x = np.random.default_rng(0).standard_normal((64, 20))
+y = np.argmax(x[:, :10], axis=1)
+trainer = bp.Trainer(bp.Sequential(bp.Dense(64, "relu"), bp.Dense(10)), "cross_entropy").build(x)
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            trainer.predict(x)
+            trainer.step(x, y)
+            trainer.fit(x, y, progress=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+class Forks(bp.Callback):
+    def on_step_end(self, trainer, step):
+        if sys.argv[1] == "callback":
+            fork()
+        else:
+            begun.set()
+            done.wait()
+
+begun, done = threading.Event(), threading.Event()
+training = threading.Thread(target=lambda: trainer.fit(x, y, callbacks=[Forks()], progress=False))
+if sys.argv[1] == "callback":
+    trainer.fit(x, y, callbacks=[Forks()], progress=False)
+else:
+    training.start()
+    begun.wait()
+    fork()
+    done.set()
+    training.join()
+trainer.step(x, y)
+"""
+
+
+@pytest.mark.parametrize("where", ["callback", "thread"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_child_forked_while_a_trainer_trains_may_use_it(where: str) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, where]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- threads that can't start ---------------------------------------------------------------------------------------
 
 
@@ -348,39 +460,118 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
     assert all(np.array_equal(a, b) for a, b in zip(trained(), expected, strict=True))
 
 
-# ---- optimizers that go on with what they have given up -------------------------------------------------------------
+# ---- optimizers that go on after the update -------------------------------------------------------------------------
+
+
+def adam(theta: Any, m: Any, v: Any, grad: Any, step: int, lr: float = 0.05) -> Any:
+    m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad * grad
+    return theta - lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8), m, v
 
 
 @dataclass(frozen=True)
-class _Bounded(bp.Adam):
+class Bounded(bp.Adam):
     """Adam, with all parameters held within bounds after each step."""
 
     def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
         theta, state = super().apply(backend, *args, **options)
         return backend.xp.minimum(backend.xp.maximum(theta, -0.05), 0.05), state
 
+    def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
+        theta, *state = adam(theta, *state, grad, step)
+        return np.clip(theta, -0.05, 0.05), state
+
 
 @dataclass(frozen=True)
-class _Twice(bp.Adam):
+class BoundedInPlace(Bounded):
+    """The same, written to what the update gave, where arrays can be written to."""
+
+    def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
+        if backend.name == "jax":
+            return super().apply(backend, *args, **options)
+        theta, state = bp.Adam.apply(self, backend, *args, **options)
+        theta[...] = backend.xp.minimum(backend.xp.maximum(theta, -0.05), 0.05)
+        return theta, state
+
+
+@dataclass(frozen=True)
+class Twice(bp.Adam):
     """Two updates in one step, the second of what the first gave."""
 
     def apply(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, **options: Any) -> Any:
         theta, state = super().apply(backend, layout, theta, grad, state, numbers, **options)
         return super().apply(backend, layout, theta, backend.xp.zeros_like(theta), state, numbers, **options)
 
+    def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
+        theta, *state = adam(*adam(theta, *state, grad, step), np.zeros_like(grad), step)
+        return theta, state
 
-@pytest.mark.parametrize("optimizer", [_Bounded(0.05), _Twice(0.05)], ids=["bounded", "twice"])
-def test_a_step_may_go_on_with_what_it_has_updated(backend: Any, optimizer: bp.Adam) -> None:
+
+@dataclass(frozen=True)
+class TwiceAtOnce(Twice):
+    """The same, writing to the vectors at once."""
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        return super().apply(*args, **(options | {"donate": True}))
+
+
+@dataclass(frozen=True)
+class Mean(bp.Adam):
+    """Adam, whose state is also a running mean of the parameters."""
+
+    def init(self, backend: Any, theta: Any) -> Any:
+        return (*super().init(backend, theta), backend.copy(theta))
+
+    def apply(
+        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
+    ) -> Any:
+        theta, moments = super().apply(backend, layout, theta, grad, state[:2], numbers, donate)
+        return theta, (*moments, 0.5 * state[2] + 0.5 * theta)
+
+    def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
+        theta, *moments = adam(theta, *state[:2], grad, step)
+        return theta, (*moments, 0.5 * state[2] + 0.5 * theta)
+
+
+@dataclass(frozen=True)
+class Keeps(bp.SGD):
+    """Steps along the mean of this gradient and the last, which is its state."""
+
+    lr: float = 0.05
+
+    def init(self, backend: Any, theta: Any) -> Any:
+        return (backend.xp.zeros_like(theta),)
+
+    def apply(
+        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
+    ) -> Any:
+        return theta - 0.025 * (grad + state[0]), (grad,)
+
+    def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
+        return theta - 0.025 * (grad + state[0]), (grad,)
+
+
+GO_ON = [Bounded(0.05), BoundedInPlace(0.05), Twice(0.05), TwiceAtOnce(0.05), Mean(0.05), Keeps()]
+
+
+def check_goes_on(trainer: bp.Trainer, array: Callable[[Any], Any], host: Callable[[Any], Any], steps: int) -> None:
+    """What steps leave is what plain NumPy makes of the gradients."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 4)), rng.integers(0, 3, 8)
-    net = bp.Sequential(bp.Dense(5, "tanh"), bp.Dense(3))
-    trainer = bp.Trainer(net, "cross_entropy", optimizer).build(backend.array(x, "float64"))
-    seam = bp.backends.get("numpy")
-    theta = backend.host(trainer.theta)
-    state = (np.zeros_like(theta), np.zeros_like(theta))
-    for step in range(1, 4):
-        trainer.step(backend.array(x, "float64"), backend.array(y))
-        _, grad = bp.gradient(net, "cross_entropy", theta, x, y)
-        numbers = optimizer.numbers(optimizer.lr, step)
-        theta, state = optimizer.apply(seam, bp.layout_of(net, (4,)), theta, grad, state, numbers)
-        backend.close(trainer.theta, theta, rtol=1e-9)
+    bx, by = array(x), array(y)
+    trainer.build(bx)
+    theta, *state = (host(a).copy() for a in (trainer.theta, *trainer.state))
+    for step in range(1, steps + 1):
+        trainer.step(bx, by)
+        _, grad = bp.gradient(trainer.network, "cross_entropy", theta, x, y)
+        theta, state = trainer.optimizer.plain(theta, state, grad, step)  # type: ignore[attr-defined]
+        for found, expected in zip((trainer.theta, *trainer.state), (theta, *state), strict=True):
+            np.testing.assert_allclose(host(found), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", GO_ON, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("units", [5, 20_000])  # of many, several threads do a part each
+def test_an_optimizer_may_go_on_with_what_it_has_updated(backend: Any, units: int, optimizer: Any) -> None:
+    if units > 5 and "numpy" not in backend.name:
+        pytest.skip("one thread updates them")
+    net = bp.Sequential(bp.Dense(units, "tanh"), bp.Dense(3))
+    check_goes_on(bp.Trainer(net, "cross_entropy", optimizer, threads=2), backend.array, backend.host, 4)

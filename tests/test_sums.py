@@ -87,6 +87,44 @@ def test_parts_are_added_by_halves() -> None:
         assert max(text[:i].count("(") - text[:i].count(")") for i in range(len(text))) <= math.ceil(math.log2(count))
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 64, 65, 100, 512, 1000])
+def test_few_sums_of_large_parts_are_held(count: int) -> None:
+    alive: set[int] = set()
+    held: list[int] = []
+
+    def part(first: int, size: int, depth: int) -> tuple[int, int, int]:
+        alive.add(first)
+        held.append(len(alive))
+        return first, size, depth
+
+    def add(a: Any, b: Any) -> Any:
+        assert b[0] == a[0] + a[1]  # neighbours, in order
+        alive.discard(b[0])
+        return part(a[0], a[1] + b[1], max(a[2], b[2]) + 1)
+
+    first, size, depth = by_halves((part(i, 1, 0) for i in range(count)), add, count)
+    assert (first, size) == (0, count)
+    assert max(held) <= 4  # the newest part, and three sums
+    assert depth <= max(3, 3 * (math.ceil(round(count ** (1 / 3), 9)) - 1) + 2)
+
+
+@pytest.mark.parametrize("parts", [64, 1_000])
+def test_the_gradient_of_many_parts(backend: Any, parts: int) -> None:
+    """Each part gives the bias a gradient of the same size, and float32 would lose much of a running sum."""
+    if "jax" in backend.name and parts > 64:
+        pytest.skip("it takes XLA long to compile so many parts")
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    rng = np.random.default_rng(0)
+    x, y = np.zeros((parts, 1), np.float32), rng.uniform(1.0, 2.0, (parts, 3)).astype(np.float32)
+    start = {"weight": backend.array(np.zeros((1, 3), "f4")), "bias": backend.array(np.zeros(3, "f4"))}
+    trainer = bp.Trainer(bp.Dense(3), "mse", bp.SGD(1.0), micro_batch=1).build(backend.array(x))
+    trainer.parameters = start
+    trainer.step(backend.array(x), backend.array(y))
+    expected = 2.0 / 3.0 * y.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(backend.host(trainer.parameters["bias"]), expected, rtol=5e-7)
+
+
 # ---- what is made of sums -------------------------------------------------------------------------------------------
 
 

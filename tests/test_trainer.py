@@ -958,6 +958,31 @@ def test_steps_never_go_back_beyond_what_the_user_changed(backend: Any) -> None:
     assert np.all(backend.host(trainer.parameters["weight"]) == 0.5)
 
 
+class Spoils(bp.Callback):
+    """Puts NaN into the parameters after the first epoch."""
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
+        if len(trainer.history) == 1:
+            theta, *rest = trainer.snapshot()[0]
+            trainer.restore(((theta * math.nan, *rest), trainer.step_count))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])  # whose next step is the loop's or is fit's own
+def test_what_was_kept_is_said_to_have_nan_where_it_has(backend: Any, epochs: int) -> None:
+    x, y = map(backend.array, rows())
+    trainer = made(LINE, bp.SGD(0.1))
+
+    def train() -> None:
+        trainer.fit(x, y, epochs=epochs, batch_size=48, callbacks=[Spoils()], progress=False)
+        trainer.step(x, y)
+
+    with pytest.raises(bp.errors.DivergedError, match="from before step 2 had NaN already") as caught:
+        train()
+    assert "were kept" not in str(caught.value)
+    assert np.all(np.isnan(backend.host(trainer.theta)))
+    assert trainer.step_count == 1
+
+
 @pytest.mark.parametrize(
     ("network", "optimizer"),
     [(bp.Dense(1), bp.Adam(0.1, epsilon=3.5e-18)), (bp.Sequential(bp.BatchNorm(epsilon=1.2e-38), bp.Dense(1)), "sgd")],

@@ -41,13 +41,27 @@ SUMMED = 64
 """Rows that are added up one after the other."""
 
 
-def by_halves(parts: Iterable[T], add: Callable[[T, T], T]) -> T:
-    """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts)."""
+LEVELS = 3
+"""Partial sums that are held at a time where they are large."""
+
+
+def by_halves(parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
+    """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts).
+
+    So does the memory for the sums of halves.  Where the parts are so many `large` ones, each sum is therefore of as
+    many as leave LEVELS of them, and what is rounded grows as the LEVELS-th root of the parts.
+    """
     sums: list[T] = []
+    most = 2
+    while most**LEVELS < large:
+        most += 1
     try:
         for number, part in enumerate(parts, 1):
-            while number % 2 == 0:
-                part, number = add(sums.pop(), part), number // 2
+            while number % most != 1:  # its sum has begun
+                part = add(sums.pop(), part)
+                if number % most:
+                    break
+                number //= most
             sums.append(part)
     finally:  # after an error too, which would keep blocks at work and alive
         if isinstance(parts, Generator):
@@ -278,9 +292,12 @@ class Backend:
         """total + part, where `total` may be given up."""
         return total + part
 
-    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
-        """The sum of what blocks gave, one part or more, where `add` gives that of two and may give up the first."""
-        return by_halves(parts, add)
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
+        """The sum of what blocks gave, one part or more, where `add` gives that of two and may give up the first.
+
+        See `by_halves`.
+        """
+        return by_halves(parts, add, large)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """`function(backend, *args)` of arrays and numbers as a function of `args`, faster where the library compiles.

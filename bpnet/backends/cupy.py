@@ -19,7 +19,7 @@ from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
 from bpnet.backends.cupy_launch import Kernel, contiguous
 from bpnet.backends.cupy_slots import fetch
 from bpnet.backends.cupy_sums import column_sums, draw
-from bpnet.backends.interrupts import Calls, Deferred, ReadEarlyError, current, uninterrupted
+from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.errors import DeviceError, UnknownNameError
 
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
@@ -157,15 +157,12 @@ class CupyBackend(Backend):
         plain = functools.partial(function, self)
         if not donate:
             return plain
-        if "graph" in self.techniques:
-            return CapturedStep(plain)
-        plain.deferred = Deferred(functools.partial(function, self))  # type: ignore[attr-defined]
-        return plain
+        return CapturedStep(plain) if "graph" in self.techniques else plain
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         if isinstance(step, CapturedStep):
             return step.advance(state, args, count)
-        return step.deferred.advance(state, count, state.now[0], *args)  # type: ignore[attr-defined]
+        return advance(step, state, count, state.now[0], *args)
 
     def several(
         self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
@@ -197,16 +194,13 @@ class CupyBackend(Backend):
         if len(kernels) < len(pieces) or "fused" not in self.techniques:
             return super().sweep(rule, outputs, arrays, pieces, donate)
         late = current.late
-        if donate and late:
-            raise ReadEarlyError
-        donate = donate and late != ()
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
         calls = [
             kernel.mapping([a[start:stop] for a in arrays], [r[start:stop] for r in results], scalars)
             for kernel, (start, stop, scalars) in zip(kernels, pieces, strict=True)
         ]
-        if donate and isinstance(late, list):
-            late.append(Launches(results, calls))
+        if donate and late is not None:
+            late.append(Launches(calls))
         else:
             uninterrupted(calls)
         return results
@@ -215,8 +209,8 @@ class CupyBackend(Backend):
 class Launches:
     """An update in place by these launches."""
 
-    def __init__(self, results: Sequence[Array], calls: Calls) -> None:
-        self.results, self.calls = results, calls
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
 
     def carry_out(self, then: Calls) -> None:
         uninterrupted([*self.calls, *then])

@@ -19,7 +19,7 @@ from bpnet.backends import cuda
 from bpnet.backends.base import Array, State
 from bpnet.backends.cupy_places import Known, Recorded
 from bpnet.backends.cupy_slots import Losses, Numbers
-from bpnet.backends.interrupts import Calls, Deferred, uninterrupted
+from bpnet.backends.interrupts import Calls, advance, apart, uninterrupted
 from bpnet.errors import BpnetError
 
 MOST_KINDS = 8
@@ -70,7 +70,7 @@ class CapturedStep:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.deferred = function, Deferred(function)
+        self.function = function
         self.refused = self.told = self.singly = False
         """Whether nothing is captured any more; whether that was told; whether only single steps are."""
         self.carry: Any = None
@@ -206,7 +206,7 @@ class CapturedStep:
     def _plain(self, state: State, args: Sequence[Any], count: int) -> Array:
         """A call without any of this, but that other kinds may have graphs."""
         try:
-            return self.deferred.advance(state, count, state.now[0], *args)
+            return advance(self.function, state, count, state.now[0], *args)
         except BaseException:
             self._forget()
             raise
@@ -218,7 +218,7 @@ class CapturedStep:
         value, address = self.losses.next()
         try:
             ring.write([*numbers, address])
-            late, carry, result = self.deferred.apart(self.carry, *_with(args, arrays, ring.held))
+            late, carry, result = apart(self.function, self.carry, *_with(args, arrays, ring.held))
         except (MemoryError, BpnetError):
             self._forget()
             raise

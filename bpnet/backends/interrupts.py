@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import wraps
 from itertools import starmap
-from operator import call, is_
+from operator import call
 from typing import Any, TypeVar
 
 Array = Any
@@ -89,54 +89,34 @@ class _Current(threading.local):
     session = Session()
     inside = False
     """Whether this thread is at work on one of several blocks, which is then not cut again."""
-    late: Any = None
-    """A list of the updates in place that are to be done last; (): nothing is done in place; None: all is at once."""
+    late: list[Any] | None = None
+    """For the update in place that a step ends with, to be done when all else is; None: it is done at once."""
 
 
 current = _Current()
 
 
-class Deferred:
-    """A step(carry, *args) -> carry, result in two: all that it computes, and then what that does to the carry.
+def advance(step: Callable[..., tuple[Any, Any]], state: Any, count: int, *args: Any) -> Any:
+    """See `Backend.advance`; the carry is the first of `args`."""
+    late, carry, result = apart(step, *args)
+    then = ((setattr, state, "now", (carry, count)),)
+    late.carry_out(then) if late else uninterrupted(then)
+    return result
 
-    The second is an update in place, with `results` and `carry_out(then)`, or None where there is none: where the step
-    makes new arrays, or must make them since it goes on with what it has given up, as to keep weights within bounds.
+
+def apart(step: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any, Any]:
+    """step(*args) -> carry, result in two: all that it computes, and the update in place that is left to be done.
+
+    Gives that first, with `carry_out(then)`, or None where there is none, since the step made new arrays.
     """
-
-    def __init__(self, step: Callable[..., tuple[Any, Any]]) -> None:
-        self.step, self.in_place = step, True
-
-    def advance(self, state: Any, count: int, *args: Any) -> Any:
-        """See `Backend.advance`; the carry is the first of `args`."""
-        late, carry, result = self.apart(*args)
-        if late is None:
-            state.now = carry, count
-        else:
-            late.carry_out(((setattr, state, "now", (carry, count)),))
-        return result
-
-    def apart(self, *args: Any) -> tuple[Any, Any, Any]:
-        """The update that is left to be done, the carry, the result."""
-        late: Any = [] if self.in_place else ()
-        try:
-            current.late = late
-            carry, result = self.step(*args)
-        except ReadEarlyError:
-            self.in_place = False
-            return self.apart(*args)
-        finally:
-            current.late = None
-        if not late:
-            return None, carry, result
-        update = late[0]
-        if all(map(is_, (carry[0], *carry[2]), update.results)):
-            return update, carry, result
-        self.in_place = False
-        return self.apart(*args)
-
-
-class ReadEarlyError(Exception):
-    """A step goes on with what it has given up, before that is written."""
+    late: list[Any] = []
+    outer = current.late
+    try:
+        current.late = late
+        carry, result = step(*args)
+    finally:
+        current.late = outer
+    return late[0] if late else None, carry, result
 
 
 def end_sessions(outer: Session) -> None:

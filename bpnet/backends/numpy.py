@@ -18,7 +18,7 @@ import numpy
 
 from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, State, fold, threshold
 from bpnet.backends.blas import BLAS, Product
-from bpnet.backends.interrupts import Calls, Deferred, ReadEarlyError, current, uninterrupted
+from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
 from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
@@ -108,15 +108,15 @@ class NumpyBackend(Backend):
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
         made: list[Any] = []
-        deferred = Deferred(functools.partial(function, self))
+        step = functools.partial(function, self)
 
         def plain(state: State | None, count: int, *args: Any) -> Any:
             if not current.session.held:
                 with NumpySession(None, False):
                     return plain(state, count, *args)
             if state is None:
-                return function(self, *args)
-            result = deferred.advance(state, count, *args)
+                return step(*args)
+            result = advance(step, state, count, *args)
             return state.now[0], result
 
         def run(state: State | None, count: int, *args: Any) -> Any:
@@ -139,13 +139,13 @@ class NumpyBackend(Backend):
             return compiled.find(session.threads, args)(state, count, *args)
 
         call: Any = functools.partial(run, None, 0)
-        call.made, call.deferred = made, deferred  # the first for whoever wants to know what is done
+        call.made, call.step = made, step  # the first for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         made: Any = step
         if current.session.held and not current.session.compiles:
-            return made.deferred.advance(state, count, state.now[0], *args)
+            return advance(made.step, state, count, state.now[0], *args)
         return made.func(state, count, state.now[0], *args)[1]
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
@@ -195,12 +195,9 @@ class NumpyBackend(Backend):
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
         late = current.late
-        if donate and late:
-            raise ReadEarlyError
-        donate = donate and late != ()
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
         sweep = _Sweep(self, rule, arrays, pieces, results)
-        if donate and isinstance(late, list):
+        if donate and late is not None:
             late.append(sweep)
         else:
             sweep.carry_out(())

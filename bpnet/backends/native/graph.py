@@ -365,7 +365,7 @@ class TracingBackend(Backend):
             self.graph.block = None
             yield result
 
-    def total(self, parts: Iterable[T], add: Callable[[T, T], T]) -> T:
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
         return functools.reduce(add, parts)  # of which `add_to` makes one sum
 
     def copy(self, x: Any) -> Any:
