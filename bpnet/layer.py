@@ -143,7 +143,7 @@ class Layer(Registered, kind="layer"):
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
     trainable: ClassVar[bool] = True
-    """Whether any of the values that the layer has, if it has any, are trained."""
+    """False where the layer has values, all of them buffers: then nothing asks it for gradients of them."""
 
     @property
     def updates_buffers(self) -> bool:

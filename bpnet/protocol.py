@@ -78,10 +78,14 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
     if not isinstance(start, Mapping):
         return [ArgumentError(f"{where}: init gave {_given(start)}; expected a dict of start values by name")]
     layout = layout_of(layer, in_shape, trains=False)
-    if layout.size + layout.buffer_size + math.prod(x_shape) + math.prod(y_shape) > MOST:
-        return []
     trained = {slot.name: slot.shape for slot in layout.parameters}
     kept = {slot.name: slot.shape for slot in layout.buffers}
+    if trained and not layer.trainable:
+        untrained = "each of them as Leaf(value, trainable=False), and no gradients from backward"
+        given = f"init gives {', '.join(trained)} to be trained"
+        return [ArgumentError(f"{where}: trainable is False, but {given}; expected {untrained}")]
+    if layout.size + layout.buffer_size + math.prod(x_shape) + math.prod(y_shape) > MOST:
+        return []
     found: list[BpnetError] = []
     run = Run(get("numpy"), True, (0, 0, 0))
     x, dy = (run.xp.ones(shape, dtype=dtype) for shape in (x_shape, y_shape))

@@ -144,6 +144,34 @@ def test_a_layer_that_wants_other_rows_than_two_is_left_in_peace() -> None:
     assert np.isfinite(float(trainer.step(X, Y)))
 
 
+def test_what_is_not_trained_is_a_buffer(backend: Any) -> None:
+    @dataclass(frozen=True)
+    class Frozen(bp.Dense):
+        trainable = False
+
+    @dataclass(frozen=True)
+    class Fixed(Frozen):
+        def init(self, rng: Any, in_shape: Any) -> Any:
+            return {name: bp.Leaf(value, trainable=False) for name, value in super().init(rng, in_shape).items()}
+
+        def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+            return super().backward(run, p, cache, dy, need_dx)[0], {}
+
+    x, y = backend.array(X), backend.array(Y)
+    for layers in ((Frozen(5), bp.Dense(3)), (bp.Dense(4), Frozen(5), bp.Dense(3))):
+        pattern = (
+            r"Frozen\(.*: trainable is False, but init gives weight, bias to be trained; expected each of"
+        )
+        with pytest.raises(ArgumentError, match=pattern):
+            bp.Trainer(bp.Sequential(*layers), "cross_entropy").step(x, y)
+    trainer = bp.Trainer(bp.Sequential(Fixed(5), bp.Dense(3)), "cross_entropy").build(x)
+    before, buffers = backend.host(trainer.theta).copy(), backend.host(trainer.buffers).copy()
+    trainer.step(x, y)
+    np.testing.assert_array_equal(backend.host(trainer.buffers), buffers)
+    assert trainer.layout.size == 18
+    assert np.all(backend.host(trainer.theta) != before)
+
+
 def test_an_error_within_a_users_method_stays_the_users() -> None:
     def forward(self: Any, run: Any, p: Any, x: Any) -> Any:
         raise ZeroDivisionError("mine")
