@@ -199,7 +199,10 @@ class Report(Progress):
 
 
 class Interrupt(Callback):
-    """A signal ends the training after the steps that run; a second one ends it at once."""
+    """A signal ends the training after the steps that run; Ctrl-C after it ends it at once.
+
+    Others come in numbers, as from a terminal that closes, and mean no more than the first.
+    """
 
     before_next_step = False
 
@@ -208,9 +211,9 @@ class Interrupt(Callback):
         """Of the signal that came first."""
 
     def press(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and number == signal.SIGINT:
             raise Stopped(number)
-        self.number = number
+        self.number = self.number or number
 
     def on_step_end(self, trainer: Trainer, step: int) -> None:
         if self.number:
@@ -596,13 +599,13 @@ def train(
                 show(f"model: {output}")
                 if "plot" in result:
                     show(f"learning curves: {plot}")
-    if not trouble and not math.isfinite(result["loss"]):
-        trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
-    if trouble:
-        say(f"{trouble[0]}. What was learnt before is in {output}")
-        raise typer.Exit(2)
-    if interrupted:
-        raise typer.Exit(128 + interrupt.number)
+        if not trouble and not math.isfinite(result["loss"]):
+            trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
+        if trouble:
+            say(f"{trouble[0]}. What was learnt before is in {output}")
+            raise typer.Exit(2)
+        if interrupted:
+            raise typer.Exit(128 + interrupt.number)
 
 
 @app.command()

@@ -1130,6 +1130,41 @@ def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatc
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] == pytest.approx(result.json["loss"])
 
 
+@POSIX
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_that_come_in_numbers_lose_nothing(npz, name, monkeypatch):
+    evaluate, end = cli.evaluate_rows, cli.Interrupt.on_step_end
+    number = getattr(signal, name)
+    monkeypatch.setattr(signal, "SIG_IGN", None)
+
+    def signalled(function):
+        def call(*args):
+            signal.raise_signal(number)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(cli, "evaluate_rows", signalled(evaluate))
+    monkeypatch.setattr(cli.Interrupt, "on_step_end", signalled(end))
+    monkeypatch.setattr(bp.Trainer, "save", signalled(bp.Trainer.save))
+    monkeypatch.setattr(cli, "print_json", signalled(cli.print_json))
+    result = run("train", npz, *SMALL, "--json")
+    assert (result.status, result.err) == (128 + number, "")
+    assert result.json["steps"] == bp.load("model.safetensors").step_count == 1
+
+
+@pytest.mark.parametrize("first", ["SIGINT", pytest.param("SIGTERM", marks=POSIX)])
+def test_a_further_ctrl_c_ends_at_once(npz, first, monkeypatch):
+    end = cli.Interrupt.on_step_end
+    press = lambda *args: (signal.raise_signal(getattr(signal, first)), end(*args))  # noqa: E731
+    monkeypatch.setattr(signal, "SIG_IGN", None)
+    monkeypatch.setattr(cli.Interrupt, "on_step_end", press)
+    monkeypatch.setattr(cli, "evaluate_rows", lambda *args: signal.raise_signal(signal.SIGINT))
+    result = run("train", npz, *SMALL)
+    assert (result.status, result.out, result.err) == (130, "", "bpnet: interrupted, nothing was saved\n")
+    assert not Path("model.safetensors").exists()
+
+
 def test_ctrl_c_before_there_is_anything_to_save(npz, monkeypatch):
     def press(*args, **options):  # Python's own handler is not there in a process that was started in the background
         signal.default_int_handler(signal.SIGINT, None)
