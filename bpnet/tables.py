@@ -324,7 +324,8 @@ class Preprocessing:
                     f"the target of {table.name} has the deviation {unit:.3g}, of which float64 can't hold the powers "
                     "that training takes: bring it between 1e-60 and 1e60, by a power of ten"
                 )
-            if not 1e-5 <= unit <= 1e7 or np.any(lost > 1e-4 * unit):
+            # under 1.9e-5, Adam's epsilon in this unit would be less than float32 gradients have squares for
+            if not 2e-5 <= unit <= 1e7 or np.any(lost > 1e-4 * unit):
                 wide.append(f"the target of {table.name}")
             mean = tuple(mean.tolist()) if len(mean) > 1 else float(mean[0])
             made = replace(made, outputs=Standardize(mean, unit, invert=True))

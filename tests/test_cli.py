@@ -490,7 +490,7 @@ def test_a_regression_works_in_python_on_raw_data_and_is_trained_on(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("factor", [1e-50, 1e-20, 1e-6, 1e3, 1e9, 1e50])
+@pytest.mark.parametrize("factor", [1e-50, 1e-20, 1e-9, 1.35e-9, 1.45e-9, 2e-9, 1e-6, 1e3, 1e9, 1e50])
 def test_the_unit_of_a_target_does_not_matter(optimizer, factor):
     x, y = housing()
     found = []
