@@ -562,14 +562,22 @@ def test_values_too_large_for_the_model_are_refused(npz):
 # ---- columns that are no features -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("point", ["", ".0"], ids=["integers", "floats"])
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
-def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name):
-    rows = "".join(f"{i * 7 % 60},{np.sin(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
+def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name, point):
+    rows = "".join(f"{i * 7 % 60}{point},{np.sin(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
     Path("t.csv").write_text(f"{name},a,y\n{rows}")
     result = ok("train", "t.csv", "--target", "y", *SMALL)
     assert re.fullmatch(rf"bpnet: column {name!r} of t.csv \(number 1\) has no name: it is left out, .*\n", result.err)
     assert ok("info", "model.safetensors", "--json").json["features"] == ["a"]
     assert ok("evaluate", "model.safetensors", "t.csv").err == ok("predict", "model.safetensors", "t.csv").err == ""
+
+
+@pytest.mark.parametrize("values", [lambda i: np.sin(i), lambda i: float(i % 2)], ids=["fractions", "repeated"])
+def test_floats_without_a_name_that_number_no_rows_are_learnt_from(arrow, values):
+    Path("t.csv").write_text(",a,y\n" + "".join(f"{values(i)},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60)))
+    assert ok("train", "t.csv", "--target", "y", *SMALL).err == ""
+    assert ok("info", "model.safetensors", "--json").json["features"] == ["", "a"]
 
 
 def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow):
@@ -583,7 +591,7 @@ def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow
     assert "to learn from; column '' of t.csv (number 1) has no name" in refused("train", "t.csv", "--target", "y")
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, 1, 100, 0.0, -30.0])
 def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first):
     rows = "".join(f"{i + first},{np.sin(i):.3f},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
     Path("t.csv").write_text(f"id,a,b,y\n{rows}")
