@@ -105,8 +105,10 @@ class Layout:
         if single and not fits.all():
             wrong = int(numpy.argmin(fits))
             slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)
+            *where, name = slot.path
+            layer = f"layer {'.'.join(where)!r}" if where else str(self.network)
             raise DTypeError(
-                f"{slot.name} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
+                f"{name} of {layer} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
             )
         return theta, buffers
 
