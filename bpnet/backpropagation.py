@@ -144,7 +144,7 @@ def gradient(
     training = flag("training", training)
     backend, x = check_x(x)
     with backend.session(device=backend.device(x)):
-        check_network(network, tuple(x.shape[1:]), loss)
+        check_network(network, x, loss)
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")

@@ -39,7 +39,7 @@ from bpnet.about import (
 from bpnet.backends import Array, Backend
 from bpnet.callbacks import Callback, Progress
 from bpnet.disk import write_atomically
-from bpnet.errors import BpnetError, DataError, DivergedError, MissingExtraError, OptionError, ShapeError
+from bpnet.errors import BpnetError, DataError, DivergedError, MissingExtraError, OptionError, ShapeError, shown
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -199,7 +199,10 @@ class Report(Progress):
 
 
 class Interrupt(Callback):
-    """A signal ends the training after the steps that run; a second one ends it at once."""
+    """A signal ends the training after the steps that run; Ctrl-C after it ends it at once.
+
+    Others come in numbers, as from a terminal that closes, and mean no more than the first.
+    """
 
     before_next_step = False
 
@@ -208,9 +211,9 @@ class Interrupt(Callback):
         """Of the signal that came first."""
 
     def press(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number and number == signal.SIGINT:
             raise Stopped(number)
-        self.number = number
+        self.number = self.number or number
 
     def on_step_end(self, trainer: Trainer, step: int) -> None:
         if self.number:
@@ -258,16 +261,15 @@ def parse_hidden(text: str) -> list[int]:
         raise OptionError(f"--hidden is {text!r}; expected whole numbers of at least 1 with commas between, as 256,128")
     long = [part for part in parts if len(part.lstrip("0")) > 15 or int(part) >= 2**31]
     if long:
-        raise OptionError(f"--hidden asks for {long[0][:15]}... units in a layer, which no memory holds")
+        raise OptionError(f"--hidden asks for {shown(int(long[0][:100]))} units in a layer, which no memory holds")
     return [int(part) for part in parts]
 
 
 def check_place(option: str, path: Path, **others: str | Path | None) -> None:
     """Raise OptionError, before any work is done, where a file can't be written at `path` or is one of the `others`."""
     if path.exists() and not path.is_file():
-        raise OptionError(
-            f"{option} is {path}, which is {'a directory' if path.is_dir() else 'a device'}: expected a file"
-        )
+        kind = "a directory" if path.is_dir() else "no ordinary file"
+        raise OptionError(f"{option} is {path}, which is {kind}: expected the name of a file")
     target = Path(os.path.realpath(path))
     for what, other in others.items():
         if other is not None and Path(os.path.realpath(other)) == target:
@@ -596,13 +598,13 @@ def train(
                 show(f"model: {output}")
                 if "plot" in result:
                     show(f"learning curves: {plot}")
-    if not trouble and not math.isfinite(result["loss"]):
-        trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
-    if trouble:
-        say(f"{trouble[0]}. What was learnt before is in {output}")
-        raise typer.Exit(2)
-    if interrupted:
-        raise typer.Exit(128 + interrupt.number)
+        if not trouble and not math.isfinite(result["loss"]):
+            trouble.append(DataError(f"the loss of {count(len(judged), 'row')} is not finite: try a smaller --lr"))
+        if trouble:
+            say(f"{trouble[0]}. The model after {count(trainer.step_count, 'step')} is in {output}")
+            raise typer.Exit(2)
+        if interrupted:
+            raise typer.Exit(128 + interrupt.number)
 
 
 @app.command()

@@ -111,7 +111,7 @@ def check_weight(
         return None
     weight = adopted(backend, weight, name)
     if not is_whole(backend, weight) and not is_float(backend, weight):
-        raise DTypeError(f"{name} holds {weight.dtype} values; expected numbers")
+        raise DTypeError(f"{name} holds {weight.dtype} values; expected float32 or float64, or whole numbers")
     if tuple(weight.shape) != (x.shape[0],):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({x.shape[0]},)")
     xp = backend.xp

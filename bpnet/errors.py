@@ -49,7 +49,7 @@ class OptionError(BpnetError, ValueError):
 
 
 class BpnetWarning(UserWarning):
-    """Something can be done as asked, but is hardly meant so."""
+    """What was asked for can be done, but is probably a mistake."""
 
 
 def kind_of(value: object) -> str:
@@ -60,7 +60,7 @@ def kind_of(value: object) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant: case, "_", "-" and blanks do not matter; None where none is like it."""
+    """The known name that was probably meant: case, "_", "-" and blanks do not matter; None if no name is similar."""
     plain = {_plain(word): word for word in known}
     close = get_close_matches(_plain(name), plain, n=1, cutoff=0.65)
     return plain[close[0]] if close else None
@@ -112,8 +112,8 @@ class RecordError(BpnetError, KeyError):
 class FileFormatError(BpnetError, ValueError):
     """A file is not a bpnet model, or is damaged.
 
-    Of what it says out of the file, control characters are shown escaped, so that they can't command a terminal, and
-    not more than a screen holds.
+    What the message quotes from the file is cut at what a screen holds, and its control characters are escaped, so that
+    they can't command a terminal.
     """
 
     def __init__(self, message: str) -> None:

@@ -8,7 +8,7 @@ backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of t
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
@@ -143,7 +143,7 @@ class Layer(Registered, kind="layer"):
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
     trainable: ClassVar[bool] = True
-    """Whether any of the values that the layer has, if it has any, are trained."""
+    """False where the layer has values, all of them buffers: then nothing asks it for gradients of them."""
 
     @property
     def updates_buffers(self) -> bool:
@@ -231,6 +231,16 @@ def kernel(definition: F) -> F:
 
 KERNELS: dict[str, Callable[..., Any]] = {}
 """The definitions of all kernels, by name."""
+
+
+def leaves(tree: Params, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested dict with its name, which has a point between the names of each level."""
+    for name, value in tree.items():
+        at = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from leaves(value, at)
+        else:
+            yield at, value
 
 
 def check_layer(what: str, layer: Any) -> Layer:

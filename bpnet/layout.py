@@ -105,8 +105,10 @@ class Layout:
         if single and not fits.all():
             wrong = int(numpy.argmin(fits))
             slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)
+            *where, name = slot.path
+            layer = f"layer {'.'.join(where)!r}" if where else str(self.network)
             raise DTypeError(
-                f"{slot.name} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
+                f"{name} of {layer} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
             )
         return theta, buffers
 
@@ -164,18 +166,22 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
 
     So it does where nothing can be trained, unless `trains` is False.
     """
-    try:
-        hash(check_layer("network", network))
-    except TypeError as error:
-        if isinstance(error, ArgumentError):
-            raise
-        raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
+    check_hash(check_layer("network", network))
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
     layout = _layout_of(network, tuple(whole("in_shape", n, 1, 2**31 - 1) for n in in_shape))
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
+
+
+def check_hash(network: Layer) -> Layer:
+    """`network`, by which what is known of it can be found again; raises ArgumentError where it can't."""
+    try:
+        hash(network)
+    except TypeError as error:
+        raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
+    return network
 
 
 @lru_cache(maxsize=64)

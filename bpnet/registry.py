@@ -136,7 +136,7 @@ def restore(value: Any) -> Any:
     cls = _classes[kind][name]
     strange = options.keys() - {f.name for f in fields(cls) if f.init}  # type: ignore[arg-type]
     if strange:
-        raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it has not")
+        raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it does not have")
     try:
         star = options.pop(cls.star, ()) if cls.star else ()
         return cls(*star, **options)

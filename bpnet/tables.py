@@ -181,9 +181,17 @@ def _columns(
             f"{path} lacks the column{'s' * (len(missing) > 1)} {names(map(repr, missing))} of the model{hint}"
         )
     unnamed, remarks = [], []
+
+    def numbers_rows(column: Any) -> bool:
+        """Whether a column without a name looks like row numbers, which some programs write as floats."""
+        if pa.types.is_integer(column.type):
+            return True
+        values = column.to_numpy() if pa.types.is_floating(column.type) else np.full(1, np.nan)
+        return bool(np.all(values == np.floor(values))) and len(np.unique(values)) == len(values)
+
     if features is None:
         unnamed = [name for name in place if _NO_NAME.fullmatch(name) and name not in (target, *(drop or ()))]
-        unnamed = [name for name in unnamed if pa.types.is_integer(table.schema.field(place[name]).type)]
+        unnamed = [name for name in unnamed if numbers_rows(table.column(place[name]))]
         remarks = [
             f"column {name!r} of {path} (number {place[name] + 1}) has no name: it is left out, taken for row numbers "
             "that a program has added; give it a name to learn from it"
@@ -228,7 +236,7 @@ def _columns(
                 f"so leave it out with --drop {name!r}, or encode it as numbers"
             )
         values = finite(name, column)
-        counts = pa.types.is_integer(column.type) and len(values) >= 10 and values[0] in (0, 1)
+        counts = is_number(column.type) and len(values) >= 10 and values[0] == np.floor(values[0])
         if drop is not None and counts and np.all(np.diff(values) == 1.0):
             remarks.append(
                 f"column {name!r} of {path} counts the rows: if it is their number and no quantity, leave it out with "
@@ -324,7 +332,8 @@ class Preprocessing:
                     f"the target of {table.name} has the deviation {unit:.3g}, of which float64 can't hold the powers "
                     "that training takes: bring it between 1e-60 and 1e60, by a power of ten"
                 )
-            if not 1e-5 <= unit <= 1e7 or np.any(lost > 1e-4 * unit):
+            # under 1.9e-5, Adam's epsilon in this unit would be less than float32 gradients have squares for
+            if not 2e-5 <= unit <= 1e7 or np.any(lost > 1e-4 * unit):
                 wide.append(f"the target of {table.name}")
             mean = tuple(mean.tolist()) if len(mean) > 1 else float(mean[0])
             made = replace(made, outputs=Standardize(mean, unit, invert=True))

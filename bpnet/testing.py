@@ -9,11 +9,11 @@ from bpnet.backends import Array, Backend, common
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError, ShapeError
-from bpnet.layer import Layer, Run, check_layer
+from bpnet.layer import Layer, Run, check_layer, leaves
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
-from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
+from bpnet.protocol import backward_faults, derivatives, forward_faults, loss_faults, network_faults, type_faults
 from bpnet.registry import resolve
 
 STEPS = (1e-4, 1e-5, 1e-6)
@@ -99,7 +99,7 @@ def check_gradients(
     backend, x = check_x(x)
     host = numpy.random.default_rng(seed)
     in_shape = tuple(x.shape[1:])
-    _refuse(str(subject), tolerance, network_faults(subject, in_shape))
+    _refuse(str(subject), tolerance, network_faults(subject, in_shape, "float64"))
     layout = layout_of(subject, in_shape, trains=False)
     device = backend.device(x)
 
@@ -123,7 +123,7 @@ def check_gradients(
 
         p, at = arrays()
         run = Run(backend, training, (seed, 1, 0))
-        given = {"x": at, **dict(_leaves(p))}
+        given = {"x": at, **dict(leaves(p))}
         before = {name: backend.to_host(a).copy() for name, a in given.items()}
         made: Any = subject.forward(run, p, at)
         y_shape = (x.shape[0], *subject.out_shape(in_shape))
@@ -250,10 +250,8 @@ def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout, p: Any, 
     p = layout.views(backend, *start)
     y, cache = subject.forward(run, p, single)
     dx, grads = subject.backward(run, p, cache, y, True)
-    for name, made in (("output", y), ("dx", dx), *((f"gradient of {n}", g) for n, g in _leaves(grads))):
-        if made.dtype != backend.xp.float32:
-            faults.append(f"the {name} is {made.dtype} where x and the parameters are float32")
-    return faults
+    types = type_faults(str(subject), "float32", {"output": y, **derivatives(dx, grads)})
+    return [*faults, *map(str, types)]
 
 
 def _same_without_dx(
@@ -263,10 +261,10 @@ def _same_without_dx(
     import numpy
 
     _, cache = subject.forward(run, p, x)
-    again = dict(_leaves(subject.backward(run, p, cache, slope, False)[1]))
+    again = dict(leaves(subject.backward(run, p, cache, slope, False)[1]))
     return [
         f"the gradient of {name} is another with need_dx=False"
-        for name, value in _leaves(grads)
+        for name, value in leaves(grads)
         if name not in again
         or not numpy.allclose(backend.to_host(again[name]), backend.to_host(value), rtol=1e-9, atol=1e-12)
     ]
@@ -276,12 +274,3 @@ def _refuse(subject: str, tolerance: float, faults: Sequence[Exception]) -> None
     """Raise GradientError where there are faults that leave nothing to compare."""
     if faults:
         raise GradientError(str(GradientReport(subject, tolerance, (), tuple(map(str, faults)))))
-
-
-def _leaves(tree: Any, path: str = "") -> Any:
-    for name, value in tree.items():
-        at = f"{path}.{name}" if path else name
-        if isinstance(value, dict):
-            yield from _leaves(value, at)
-        else:
-            yield at, value

@@ -31,7 +31,7 @@ from bpnet.errors import (
     plural,
 )
 from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
-from bpnet.layer import Layer, Run, check_layer
+from bpnet.layer import Layer, Run, check_layer, leaves
 from bpnet.layers.activation import Sigmoid, Softmax
 from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
@@ -203,9 +203,8 @@ class Trainer:
         return self._new_layout(x) if self._built is None else self._built[1]
 
     def _new_layout(self, x: Array) -> Layout:
-        in_shape = tuple(int(n) for n in x.shape[1:])
-        check_network(self.network, in_shape, self.loss)
-        layout = layout_of(self.network, in_shape)
+        check_network(self.network, x, self.loss)
+        layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
         self._check_parts(self.network.updates_buffers)
         return layout
@@ -344,7 +343,7 @@ class Trainer:
         if not isinstance(tree, Mapping):
             raise ArgumentError(f"parameters is {kind_of(tree)}; expected a nested dict, as trainer.parameters gives")
         have = {slot.name: slot for slot in layout.parameters}
-        given = dict(_flat(tree))
+        given = dict(leaves(tree))
         if given.keys() != have.keys():
             wrong = sorted(given.keys() ^ have.keys())
             raise ShapeError(f"parameters differ from the network's in {', '.join(wrong)}; expected {', '.join(have)}")
@@ -981,11 +980,3 @@ def _check_callbacks(callbacks: Any) -> list[Callback]:
             hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
             raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
     return list(callbacks)
-
-
-def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, (*path, name))
-        else:
-            yield ".".join((*path, name)), value

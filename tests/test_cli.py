@@ -490,7 +490,7 @@ def test_a_regression_works_in_python_on_raw_data_and_is_trained_on(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("factor", [1e-50, 1e-20, 1e-6, 1e3, 1e9, 1e50])
+@pytest.mark.parametrize("factor", [1e-50, 1e-20, 1e-9, 1.35e-9, 1.45e-9, 2e-9, 1e-6, 1e3, 1e9, 1e50])
 def test_the_unit_of_a_target_does_not_matter(optimizer, factor):
     x, y = housing()
     found = []
@@ -562,14 +562,22 @@ def test_values_too_large_for_the_model_are_refused(npz):
 # ---- columns that are no features -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("point", ["", ".0"], ids=["integers", "floats"])
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
-def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name):
-    rows = "".join(f"{i * 7 % 60},{np.sin(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
+def test_row_numbers_without_a_name_are_left_out_and_named(arrow, name, point):
+    rows = "".join(f"{i * 7 % 60}{point},{np.sin(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
     Path("t.csv").write_text(f"{name},a,y\n{rows}")
     result = ok("train", "t.csv", "--target", "y", *SMALL)
     assert re.fullmatch(rf"bpnet: column {name!r} of t.csv \(number 1\) has no name: it is left out, .*\n", result.err)
     assert ok("info", "model.safetensors", "--json").json["features"] == ["a"]
     assert ok("evaluate", "model.safetensors", "t.csv").err == ok("predict", "model.safetensors", "t.csv").err == ""
+
+
+@pytest.mark.parametrize("values", [lambda i: np.sin(i), lambda i: float(i % 2)], ids=["fractions", "repeated"])
+def test_floats_without_a_name_that_number_no_rows_are_learnt_from(arrow, values):
+    Path("t.csv").write_text(",a,y\n" + "".join(f"{values(i)},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60)))
+    assert ok("train", "t.csv", "--target", "y", *SMALL).err == ""
+    assert ok("info", "model.safetensors", "--json").json["features"] == ["", "a"]
 
 
 def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow):
@@ -583,7 +591,7 @@ def test_row_numbers_without_a_name_are_told_of_wherever_they_are_left_out(arrow
     assert "to learn from; column '' of t.csv (number 1) has no name" in refused("train", "t.csv", "--target", "y")
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, 1, 100, 0.0, -30.0])
 def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first):
     rows = "".join(f"{i + first},{np.sin(i):.3f},{np.cos(i):.3f},{'ab'[i // 30]}\n" for i in range(60))
     Path("t.csv").write_text(f"id,a,b,y\n{rows}")
@@ -679,7 +687,7 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--validation", "nan"), "--validation is nan"),
         (("--output", "nowhere/model.safetensors"), "there is no directory nowhere"),
         (("--output", "."), "which is a directory"),
-        pytest.param(("--output", os.devnull), "which is a device", marks=POSIX),
+        pytest.param(("--output", os.devnull), "which is no ordinary file", marks=POSIX),
         (("--target", "y"), "--target names a column of a .csv or .parquet file"),
     ],
 )
@@ -692,8 +700,8 @@ def test_a_diverged_training_keeps_what_it_learnt_before(npz):
     result = run("train", npz, "--quiet", "--lr", "1e30", "--optimizer", "sgd")
     assert (result.status, result.out) == (2, "")
     assert "diverged at step" in result.err
-    assert "What was learnt before is in model.safetensors" in result.err
-    assert ok("info", "model.safetensors").out
+    found = ok("info", "model.safetensors", "--json").json["training"]["steps"]
+    assert f". The model after {found} step{'s' * (found > 1)} is in model.safetensors\n" in result.err
 
 
 @pytest.mark.parametrize("args", [("--epochs", "0"), ("--batch-size", "x"), ("--seed", "-1"), ("--nope",)])
@@ -834,7 +842,7 @@ def test_a_picture_that_fails_leaves_the_model(npz, monkeypatch):
     Path("p.png").write_bytes(b"old")
     result = run("train", npz, *SMALL, "--plot", "p.png")
     assert (result.status, Path("p.png").read_bytes()) == (2, b"old")
-    assert "can't be drawn: no ink. What was learnt before is in model.safetensors" in result.err
+    assert "can't be drawn: no ink. The model after 96 steps is in model.safetensors" in result.err
     ok("info", "model.safetensors")
 
 
@@ -1128,6 +1136,41 @@ def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatc
     assert (result.json["steps"], result.json["epochs"]) == (17, 1)
     assert bp.load("model.safetensors").step_count == 17
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] == pytest.approx(result.json["loss"])
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_that_come_in_numbers_lose_nothing(npz, name, monkeypatch):
+    evaluate, end = cli.evaluate_rows, cli.Interrupt.on_step_end
+    number = getattr(signal, name)
+    monkeypatch.setattr(signal, "SIG_IGN", None)
+
+    def signalled(function):
+        def call(*args):
+            signal.raise_signal(number)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(cli, "evaluate_rows", signalled(evaluate))
+    monkeypatch.setattr(cli.Interrupt, "on_step_end", signalled(end))
+    monkeypatch.setattr(bp.Trainer, "save", signalled(bp.Trainer.save))
+    monkeypatch.setattr(cli, "print_json", signalled(cli.print_json))
+    result = run("train", npz, *SMALL, "--json")
+    assert (result.status, result.err) == (128 + number, "")
+    assert result.json["steps"] == bp.load("model.safetensors").step_count == 1
+
+
+@pytest.mark.parametrize("first", ["SIGINT", pytest.param("SIGTERM", marks=POSIX)])
+def test_a_further_ctrl_c_ends_at_once(npz, first, monkeypatch):
+    end = cli.Interrupt.on_step_end
+    press = lambda *args: (signal.raise_signal(getattr(signal, first)), end(*args))  # noqa: E731
+    monkeypatch.setattr(signal, "SIG_IGN", None)
+    monkeypatch.setattr(cli.Interrupt, "on_step_end", press)
+    monkeypatch.setattr(cli, "evaluate_rows", lambda *args: signal.raise_signal(signal.SIGINT))
+    result = run("train", npz, *SMALL)
+    assert (result.status, result.out, result.err) == (130, "", "bpnet: interrupted, nothing was saved\n")
+    assert not Path("model.safetensors").exists()
 
 
 def test_ctrl_c_before_there_is_anything_to_save(npz, monkeypatch):

@@ -1,6 +1,7 @@
 """Layers and losses of a user's own that don't keep to the protocol: the error names the layer, the method, and what
 is expected, before the first step, on every path."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError
+from bpnet.errors import ArgumentError, BpnetError, DTypeError, GradientError, ShapeError
 
 X = np.random.default_rng(0).standard_normal((20, 4))
 Y = np.arange(20) % 3
@@ -78,6 +79,7 @@ BACKWARD = {
 }  # fmt: skip
 OTHER = {
     "out_shape": ({"out_shape": lambda self, in_shape: 4}, ArgumentError, "out_shape gave 4; expected a tuple of"),
+    "out_shape array": ({"out_shape": lambda self, in_shape: np.array([4])}, ArgumentError, "out_shape gave array"),
     "out_shape none": ({"out_shape": lambda self, in_shape: None}, ArgumentError, "out_shape gave None; expec"),
     "init": ({"init": lambda self, rng, in_shape: None}, ArgumentError, "init gave None; exp"),
     "wide": ({"forward": widened, "backward": narrowed}, ShapeError,
@@ -142,6 +144,32 @@ def test_a_layer_that_wants_other_rows_than_two_is_left_in_peace() -> None:
     assert np.isfinite(float(trainer.step(X, Y)))
 
 
+def test_what_is_not_trained_is_a_buffer(backend: Any) -> None:
+    @dataclass(frozen=True)
+    class Frozen(bp.Dense):
+        trainable = False
+
+    @dataclass(frozen=True)
+    class Fixed(Frozen):
+        def init(self, rng: Any, in_shape: Any) -> Any:
+            return {name: bp.Leaf(value, trainable=False) for name, value in super().init(rng, in_shape).items()}
+
+        def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+            return super().backward(run, p, cache, dy, need_dx)[0], {}
+
+    x, y = backend.array(X), backend.array(Y)
+    for layers in ((Frozen(5), bp.Dense(3)), (bp.Dense(4), Frozen(5), bp.Dense(3))):
+        pattern = r"Frozen\(.*: trainable is False, but init gives weight, bias to be trained; expected each of"
+        with pytest.raises(ArgumentError, match=pattern):
+            bp.Trainer(bp.Sequential(*layers), "cross_entropy").step(x, y)
+    trainer = bp.Trainer(bp.Sequential(Fixed(5), bp.Dense(3)), "cross_entropy").build(x)
+    before, buffers = backend.host(trainer.theta).copy(), backend.host(trainer.buffers).copy()
+    trainer.step(x, y)
+    np.testing.assert_array_equal(backend.host(trainer.buffers), buffers)
+    assert trainer.layout.size == 18
+    assert np.all(backend.host(trainer.theta) != before)
+
+
 def test_an_error_within_a_users_method_stays_the_users() -> None:
     def forward(self: Any, run: Any, p: Any, x: Any) -> Any:
         raise ZeroDivisionError("mine")
@@ -166,6 +194,75 @@ def test_trying_costs_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(3):
         trainer.step(X, Y)
     assert calls == [20] * 3
+
+
+def test_each_method_is_tried_once_and_a_large_layer_is_not() -> None:
+    calls = []
+
+    @dataclass(frozen=True)
+    class Product(bp.Layer):
+        units: int
+
+        def out_shape(self, in_shape: Any) -> Any:
+            return (self.units,)
+
+        def init(self, rng: Any, in_shape: Any) -> Any:
+            return {"w": rng.normal((*in_shape, self.units), 0.1)}
+
+        def forward(self, run: Any, p: Any, x: Any) -> Any:
+            calls.append(("forward", str(x.dtype), str(p["w"].dtype)))
+            return x @ p["w"], x
+
+        def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+            calls.append(("backward", str(dy.dtype), need_dx))
+            return dy @ p["w"].T if need_dx else None, {"w": cache.T @ dy}
+
+    x = X.astype(np.float32)
+    bp.Trainer(bp.Sequential(Product(5), bp.Dense(3)), "cross_entropy").build(x)
+    assert calls == [("forward", "float32", "float32"), ("backward", "float32", True), ("backward", "float32", False)]
+    calls.clear()
+    bp.Trainer(bp.Sequential(Product(250_000), bp.Dense(3)), "cross_entropy").build(x)
+    assert calls == []
+
+
+HALF = np.float64(0.5)
+PROMOTING: dict[str, Any] = {
+    "output": {"forward": lambda self, run, p, x: (x * p["s"] * HALF, x)},
+    "dx": {"backward": lambda s, run, p, c, dy, need_dx=True: (dy * HALF, {"s": grads(run, dy, c)})},
+    "gradient of s": {"backward": lambda s, run, p, c, dy, need_dx=True: (dy, {"s": grads(run, dy, c) * HALF})},
+}
+
+
+@pytest.mark.parametrize("name", PROMOTING)
+def test_a_promotion_to_float64_is_named_where_numpy_makes_one(name: str) -> None:
+    layer, x = wrong(PROMOTING[name]), X.astype(np.float32)
+    network = bp.Sequential(bp.Dense(4), layer, bp.Dense(3))
+    with pytest.raises(DTypeError, match=rf"^layer '1', Unkept\(\): the {name} is float64 where x and the parameters"):
+        bp.Trainer(network, "cross_entropy").step(x, Y)
+    assert np.isfinite(float(bp.Trainer(network, "cross_entropy").step(X, Y)))
+    torch = pytest.importorskip("torch")  # to which NumPy's numbers are Python's
+    step = bp.Trainer(network, "cross_entropy").step(torch.asarray(x), torch.asarray(Y))
+    assert step.dtype == torch.float32
+
+
+def test_a_method_without_a_signature_is_called_as_it_is() -> None:
+    class Compiled:
+        """As a method written in C may be: it tells nobody what it takes."""
+
+        @property
+        def __signature__(self) -> Any:
+            raise ValueError("no signature found")
+
+        def __get__(self, layer: Any, kind: Any = None) -> Any:
+            return self
+
+        def __call__(self, in_shape: Any) -> Any:
+            return in_shape
+
+    with pytest.raises(ValueError, match="no signature found"):
+        inspect.signature(Compiled())
+    network = bp.Sequential(wrong({"out_shape": Compiled()}), bp.Dense(3))
+    assert np.isfinite(float(bp.Trainer(network, "cross_entropy").step(X, Y)))
 
 
 @dataclass(frozen=True)
@@ -256,6 +353,27 @@ def test_what_a_loss_gives_wrongly_is_named(mistake: str, error: Any, pattern: s
         bp.gradient(bp.Dense(3), loss, np.zeros(15), X, y)
     with pytest.raises(GradientError, match=pattern.replace("2,", r"\d+,")):
         bp.check_gradients(bp.Dense(3), X, y, loss=loss)
+
+
+def test_a_loss_that_takes_labels_only_is_tried_with_labels(backend: Any) -> None:
+    @dataclass(frozen=True)
+    class OfLabels(bp.Loss):
+        labels = True
+
+        def __call__(self, run: Any, output: Any, target: Any, weight: Any, total: Any) -> Any:
+            xp = run.xp
+            hot = xp.expand_dims(target, axis=1) == xp.arange(output.shape[1], dtype=target.dtype)
+            error = output - xp.astype(hot, output.dtype)
+            return xp.sum(error * error) / total, 2.0 * error / total
+
+    x, y = backend.array(X), backend.array(Y)
+    theta = backend.array(np.zeros(15))
+    value, gradient = bp.gradient(bp.Dense(3), OfLabels(), theta, x, y)
+    error = -(Y[:, None] == np.arange(3)).astype(float)
+    expected = np.concatenate([(X.T @ error).reshape(-1), error.sum(axis=0)]) * 2.0 / 20.0
+    assert float(value) == pytest.approx(1.0)
+    np.testing.assert_allclose(backend.host(gradient), expected, rtol=1e-5, atol=1e-6)
+    assert float(bp.Trainer(bp.Dense(3), OfLabels()).step(x, y)) > 0.0
 
 
 def test_a_wrong_loss_is_told_from_a_wrong_layer() -> None:

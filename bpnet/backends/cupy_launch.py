@@ -14,7 +14,7 @@ from bpnet.backends.trace import NotTraceableError
 
 BFLOAT16 = numpy.dtype(numpy.uint16)
 """The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy
-nor a layer need know of a type that the standard has not."""
+nor a layer need know of a type that the standard lacks."""
 FLOAT32 = numpy.dtype(numpy.float32)
 
 

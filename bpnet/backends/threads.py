@@ -15,7 +15,7 @@ from bpnet.backends.blas import BLAS, Limits
 from bpnet.backends.interrupts import Calls, Quiet, current, uninterrupted
 
 TRIES = 16
-"""How often an update in place is taken up again, after interrupts, before it is given up for broken."""
+"""How often an update in place is resumed after interrupts before it counts as broken."""
 
 
 @functools.cache

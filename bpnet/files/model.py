@@ -25,6 +25,7 @@ from bpnet.errors import (
     PathError,
     kind_of,
     path_error,
+    shown,
 )
 from bpnet.files.tensors import read, write
 from bpnet.layout import Layout, Slot, layout_of
@@ -103,7 +104,7 @@ def _classes(classes: Any, layout: Layout) -> list[Any] | None:
     names = list(names) if isinstance(names, list | tuple) else [None]
     plain = all(isinstance(name, str | bool | int | float) for name in names)
     if not plain or len(set(names)) != len(names) or len(names) != expected:
-        raise ArgumentError(f"classes is {kind_of(classes)}; expected {expected} different names, text or numbers")
+        raise ArgumentError(f"classes is {shown(classes)}; expected {expected} different names, text or numbers")
     return names
 
 
@@ -250,7 +251,7 @@ def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[nump
     if missing:
         raise FileFormatError(f"the array {missing[0]!r} is missing")
     if extra:
-        raise FileFormatError(f"there is an array {extra[0]!r}, which the network has not")
+        raise FileFormatError(f"there is an array {extra[0]!r}, which the network does not have")
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise FileFormatError(f"the array {name!r} has the shape {tensors[name].shape}; expected {shape}")
