@@ -31,7 +31,10 @@ class Loss(Registered, kind="loss"):
     """Whether outputs are logits, of which the loss makes probabilities itself."""
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
-        """sum over rows of weight l(output, target) / total, and its derivative with respect to `output`."""
+        """sum over rows of weight l(output, target) / total, and its derivative with respect to `output`.
+
+        A row of weight 0 costs nothing and has the derivative 0, whatever its output, even one that is infinite.
+        """
         raise NotImplementedError
 
     def target_shape(self, out_shape: Shape) -> Shape:
@@ -63,6 +66,8 @@ class _Elementwise(Loss):
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
+        if weight is not None:  # of a row that doesn't count, the target is as good as an output that is not finite
+            output = run.xp.where(factor > 0.0, output, target)
         value, slope = elementwise_loss(run, type(self).rule, output, target, factor)
         return value, slope
 
@@ -79,12 +84,6 @@ class MeanSquaredError(_Elementwise):
     """l = mean over outputs of (output - target)**2; dl/doutput = 2 (output - target) / outputs."""
 
     names = {"mean_squared_error": {}, "mse": {}}
-
-    def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
-        if weight is not None:  # an infinite output of no weight costs nothing, not NaN
-            counts = run.xp.reshape(weight, (weight.shape[0],) + (1,) * (output.ndim - 1)) > 0.0
-            output = run.xp.where(counts, output, target)
-        return super().__call__(run, output, target, weight, total)
 
     @staticmethod
     def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
@@ -187,8 +186,10 @@ def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | Non
     mass = xp.sum(target, axis=1, keepdims=True)
     loss = mass * xp.log(norm) - xp.sum(along, axis=1, keepdims=True)
     factor = row_weights(run, z, weight, total, 1)
-    value = loss * factor if weight is None else xp.where(factor > 0.0, loss * factor, 0.0)
-    return xp.sum(value), (e * (mass / norm) - target) * factor
+    value, slope = loss * factor, (e * (mass / norm) - target) * factor
+    if weight is not None:  # 0 times what is not finite is of a row that doesn't count
+        value, slope = xp.where(factor > 0.0, value, 0.0), xp.where(factor > 0.0, slope, 0.0)
+    return xp.sum(value), slope
 
 
 def _same_side(run: Run, output: Array, target: Array, boundary: float) -> Array:

@@ -62,14 +62,20 @@ def flag(what: str, value: Any) -> bool:
 def check_type(what: str, value: Any, dtype: str, smallest: float, largest: float) -> None:
     """Raise OptionError where `value`, or a number among the options of it, is too small or too large for a type.
 
-    `smallest` and `largest` are the positive normal numbers between which those of the type called `dtype` lie.
+    `smallest` and `largest` are the positive normal numbers between which those of the type called `dtype` lie.  Only
+    options of bpnet's own classes are looked at: what those of others mean, nobody else knows (1e300 may be no limit).
     """
     if isinstance(value, tuple):
         for part in value:
             check_type(what, part, dtype, smallest, largest)
     elif is_dataclass(value):
         for option in fields(value):
-            check_type(f"{option.name} of {value}", getattr(value, option.name), dtype, smallest, largest)
+            part = getattr(value, option.name)
+            declared = [c for c in type(value).__mro__ if option in getattr(c, "__dataclass_fields__", {}).values()]
+            if not declared[-1].__module__.startswith("bpnet."):  # there may be layers in it that are bpnet's
+                parts = part if isinstance(part, tuple) else (part,)
+                part = tuple([one for one in parts if not isinstance(one, float)])
+            check_type(f"{option.name} of {value}", part, dtype, smallest, largest)
     elif isinstance(value, float) and 0.0 < abs(value) < math.inf and not smallest <= abs(value) <= largest:
         bound = f"at least {smallest:.2g}" if abs(value) < smallest else f"at most {largest:.2g}"
         raise OptionError(f"{what} is {value!r}; with {dtype} parameters expected {bound}")

@@ -16,7 +16,8 @@ class Case(NamedTuple):
     """An activation, the same in PyTorch and in mpmath, and how exact small values and slopes are.
 
     Values keep their relative precision, or they don't (`relative`).  Slopes do, or where they are written with 1 - y
-    or the like, they are off by so many units in the last place of 1 (`off`).
+    or the like, they are off by so many units in the last place of 1 (`off`), or of themselves times z**2 (`far`),
+    where they are small for exp of something that is rounded itself.
     """
 
     layer: bp.Activation
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     exact: Callable[..., Any] | None
     relative: bool = True
     off: float = 0.0
+    far: float = 0.0
 
 
 def mp_sigmoid(z):
@@ -51,9 +53,7 @@ ACTIVATIONS = {
     "leaky_relu": Case(bp.LeakyReLU(), lambda f, z: f.leaky_relu(z), lambda z: max(z, z * mpmath.mpf(0.01))),
     "leaky_relu, steep": Case(bp.LeakyReLU(0.5), lambda f, z: f.leaky_relu(z, 0.5), lambda z: max(z, z / 2)),
     "gelu": Case(bp.GELU(), lambda f, z: f.gelu(z), mp_gelu, relative=False, off=4),
-    "gelu_tanh": Case(
-        bp.GELU(approximate=True), lambda f, z: f.gelu(z, approximate="tanh"), mp_gelu_tanh, relative=False, off=20
-    ),
+    "gelu_tanh": Case(bp.GELU(approximate=True), lambda f, z: f.gelu(z, approximate="tanh"), mp_gelu_tanh, far=1),
     "silu": Case(bp.SiLU(), lambda f, z: f.silu(z), lambda z: z * mp_sigmoid(z), off=20),
     "softplus": Case(bp.Softplus(), lambda f, z: f.softplus(z, threshold=1e9), lambda z: mpmath.log1p(mpmath.exp(z))),
     "elu": Case(bp.ELU(), lambda f, z: f.elu(z), mp_elu),
@@ -61,7 +61,34 @@ ACTIVATIONS = {
     "softmax": Case(bp.Softmax(), lambda f, z: f.softmax(z, -1), None),
 }
 
-EXTREMES = [0, 1e-30, 1e-8, 1e-3, 0.3, 1, 3, 6, 9, 15, 17, 30, 36, 40, 50, 88, 100, 104, 500, 709, 746, 1e3, 1e4, 1e30]
+EXTREMES = [
+    0,
+    1e-30,
+    1e-8,
+    1e-3,
+    0.3,
+    1,
+    3,
+    4.95,
+    6,
+    8,
+    9,
+    15,
+    17,
+    30,
+    36,
+    40,
+    50,
+    88,
+    100,
+    104,
+    500,
+    709,
+    746,
+    1e3,
+    1e4,
+    1e30,
+]
 """And the largest number of the type."""
 
 
@@ -155,9 +182,10 @@ def check_far_out(case, dtype, y, dz):
     info, size = np.finfo(dtype), np.maximum(np.abs(z.astype("float64")), 1.0)
     small = 0.0 if case.relative else 2.0 * info.eps * np.minimum(size, 9.0)  # 1 + erf cancels, in every library
     least = info.tiny * size  # some libraries take smaller numbers for 0
-    assert np.all(np.abs(y - value) <= 8 * info.eps * np.abs(value) + small + least)
+    far = case.far * np.minimum(size, 100.0) ** 2
+    assert np.all(np.abs(y - value) <= (8 + far) * info.eps * np.abs(value) + small + least)
     inner = z != 0.0  # a kink at 0 is for the comparison with PyTorch
-    assert np.all((np.abs(dz - slope) <= info.eps * (4 * np.abs(slope) + case.off) + least)[inner])
+    assert np.all((np.abs(dz - slope) <= info.eps * ((4 + far) * np.abs(slope) + case.off) + least)[inner])
 
 
 def mp_slope(function, z):

@@ -206,6 +206,35 @@ def test_an_option_that_the_type_of_x_can_not_hold(options: Any, pattern: str) -
     fresh(**options).build(X)
 
 
+@dataclass(frozen=True)
+class Clamped(bp.Dense):
+    """Its own options may be any numbers: what they mean is not known."""
+
+    low: float = -1e300
+    high: float = 1e300
+    both: tuple[float, ...] = (1e-300, 1e300)
+    inner: tuple[bp.Layer, ...] = ()
+    next: bp.Layer | None = None
+
+
+def test_what_the_options_of_a_users_class_mean_is_not_guessed(backend: Any, tmp_path: Any) -> None:
+    x, y = backend.array(X.astype("float32")), backend.array(Y)
+    trainer = fresh(bp.Sequential(Clamped(3))).build(x)
+    trainer.step(x, y)
+    trainer.save(tmp_path / "m.safetensors")
+    assert bp.load(tmp_path / "m.safetensors").network == trainer.network
+    for layer in (Clamped(3, bp.ELU(1e39)), Clamped(3, inner=(bp.ELU(1e39),)), Clamped(3, next=bp.ELU(1e39))):
+        expect(OptionError, "alpha of ELU.* is 1e\\+39", lambda layer=layer: fresh(bp.Sequential(layer)).build(x))
+
+
+def test_a_sound_file_with_an_option_that_is_refused_is_not_called_damaged(tmp_path: Any, monkeypatch: Any) -> None:
+    path = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr("bpnet.trainer.check_type", lambda *args: None)
+        fresh(bp.Dense(3, bp.ELU(1e39))).build(X.astype("float32")).save(path)
+    expect(OptionError, "m.safetensors can't be loaded: alpha of ELU.* is 1e\\+39", lambda: bp.load(path))
+
+
 def test_the_gradient_alone_refuses_such_an_option_too() -> None:
     network, small = bp.Sequential(bp.BatchNorm(epsilon=1e-46), bp.Dense(3)), X.astype("float32")
     theta = fresh(network).build(X).theta.astype("float32")

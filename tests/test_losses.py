@@ -332,12 +332,40 @@ def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
     np.testing.assert_array_equal(backend.host(steep.theta), kept)
 
 
-def test_rows_of_no_weight_cost_nothing_where_their_output_is_infinite(backend):
-    output = backend.array([[1.0, 2.0], [np.inf, -np.inf], [0.0, 1e300]])
-    target, weight = backend.array(np.zeros((3, 2))), backend.array([1.0, 0.0, 0.0])
-    value, slope = evaluate(backend, bp.MeanSquaredError(), output, target, weight)
-    assert float(value) == 2.5
-    np.testing.assert_array_equal(backend.host(slope), [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+def test_rows_of_no_weight_cost_nothing_whatever_their_output(case, backend):
+    """WEIGHT has one such row."""
+    target, weight = backend.array(case.target), backend.array(WEIGHT)
+    wanted = [backend.host(a) for a in evaluate(backend, case.loss, backend.array(case.output), target, weight)]
+    output = case.output.copy()
+    row = output[2].reshape(-1)
+    for values in ((np.inf, 1.0), (-np.inf, 1.0), (np.inf, -np.inf), (1e308, -1e308), (np.nan, np.inf)):
+        row[0], row[-1] = values
+        found = evaluate(backend, case.loss, backend.array(output), target, weight)
+        for got, want in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(backend.host(got), want)
+
+
+@pytest.mark.parametrize("name", ["mse", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy"])
+@pytest.mark.parametrize("hot", [True, False])
+def test_a_trainer_overlooks_what_a_row_of_no_weight_gives(name, hot, backend):
+    if not hot and name != "cross_entropy":
+        pytest.skip("it has no labels")
+    net = bp.Dense(2, "sigmoid" if name == "binary_cross_entropy" else "identity")
+    y = backend.array(np.eye(2)[[1, 0, 0]] if hot else np.array([1, 0, 0]))
+    weight, results = backend.array(np.array([1.0, 2.0, 0.0])), []
+    for far in (1.0, 1e308):
+        x = backend.array(np.array([[0.1, 0.2], [0.3, 0.1], [far, far]]))
+        trainer = bp.Trainer(net, name, bp.SGD(0.1)).build(x)
+        trainer.parameters = {
+            "weight": backend.array(np.array([[4.0, -4.0], [2.0, -3.0]])),
+            "bias": backend.array(np.zeros(2)),
+        }
+        results.append(trainer.evaluate(x, y, sample_weight=weight)["loss"])
+        results.append(float(trainer.step(x, y, weight)))
+        results.append(backend.host(trainer.theta))
+    assert results[3] == pytest.approx(results[0], rel=1e-12)
+    assert results[4] == pytest.approx(results[1], rel=1e-12)
+    np.testing.assert_allclose(results[5], results[2], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

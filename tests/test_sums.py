@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,48 @@ def test_batch_statistics_beside_a_large_mean(backend: Any, shape: tuple[int, in
     dy = 2.0 / shape[0] * (xhat @ w) * w[:, 0]
     moved = backend.host(parameters(trainer)["0"]["scale"]).astype(np.float64) - 1.0
     np.testing.assert_allclose(moved, -1e-3 * (dy * xhat).sum(axis=0), atol=2e-7)
+
+
+@dataclass(frozen=True)
+class Centre(bp.Layer):
+    """y = factor (x - mean over the rows), as a user may write it."""
+
+    couples_rows = True
+
+    def init(self, rng: Any, in_shape: Any) -> Any:
+        return {"factor": rng.full(in_shape, 1.0)}
+
+    def forward(self, run: Any, p: Any, x: Any) -> Any:
+        centred = x - run.sum_rows(x) / x.shape[0]
+        return p["factor"] * centred, centred
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+        grads = {"factor": run.sum_rows(dy * cache)}
+        return (p["factor"] * (dy - run.sum_rows(dy) / dy.shape[0]) if need_dx else None), grads
+
+
+@pytest.mark.parametrize("inner", [(3,), (3, 2)], ids=str)
+def test_sums_over_rows_in_a_users_layer(backend: Any, inner: tuple[int, ...], caplog: Any) -> None:
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    x = (1e5 + np.random.default_rng(0).standard_normal((100_000, *inner))).astype(np.float32)
+    var = x.astype(np.float64).var(axis=0)
+    trainer = bp.Trainer(Centre(), "mse", bp.SGD(0.1)).build(backend.array(x))
+    with caplog.at_level("DEBUG", "bpnet"):
+        loss = float(trainer.step(backend.array(x), backend.array(np.zeros_like(x))))
+    assert loss == pytest.approx(var.mean(), rel=0.02)  # of a mean that is off by some units in its last place, 2**-7
+    factor = backend.host(trainer.parameters["factor"])
+    np.testing.assert_allclose(1.0 - factor, 0.2 / math.prod(inner) * var, rtol=0.02)
+    assert "not compiled" not in caplog.text or len(inner) > 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 130])
+def test_sums_over_rows_of_any_shape(backend: Any, rows: int) -> None:
+    for inner in ((), (3,), (2, 3), (1, 1, 4)):
+        x = np.random.default_rng(0).standard_normal((rows, *inner))
+        found = backend.call(lambda x: bp.Run(backend.seam).sum_rows(x), backend.array(x))
+        assert found.shape == inner
+        backend.close(found, x.sum(axis=0))
 
 
 def parameters(trainer: bp.Trainer) -> Any:

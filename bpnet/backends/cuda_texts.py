@@ -130,7 +130,8 @@ extern "C" __global__ void cross_entropy(
             const T counts = weights == nullptr ? factor : weights[row], share = mass / norm;
             for (long long col = threadIdx.x; col < classes; col += blockDim.x) {
                 const T t = <<probability>>;
-                slope[row * classes + col] = (exp(z[row * classes + col] - top) * share - t) * counts;
+                const T off = exp(z[row * classes + col] - top) * share - t;
+                slope[row * classes + col] = counts > 0 ? off * counts : 0;  // off may be no number
             }
             if (threadIdx.x == 0 && counts > 0) total += (mass * log(norm) - along) * counts;
         }

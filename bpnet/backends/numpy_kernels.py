@@ -198,7 +198,8 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     e[rows, target] -= share
     if weight is None:
         return numpy.add.reduce(loss) * share, e
-    return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e  # 0 times an infinite loss is 0
+    e[share == 0.0] = 0.0  # even where it is 0 times what is not finite, as of the loss
+    return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -22,6 +22,7 @@ from bpnet.errors import (
     FolderError,
     NoRoomError,
     NoSuchPathError,
+    OptionError,
     PathError,
     kind_of,
     path_error,
@@ -140,7 +141,8 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
     must have been defined (imported) before.
 
     Raises FileNotFoundError or another OSError where no file can be read, FileFormatError where it is no bpnet model or
-    is damaged: a single changed bit is noticed, and DTypeError where the library has no numbers of the saved type.
+    is damaged: a single changed bit is noticed, DTypeError where the library has no numbers of the saved type, and
+    OptionError where an option does not fit that type, as only an older bpnet let it.
     """
     if like is not None and device is not None:
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
@@ -166,9 +168,6 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
             raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
         if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
             trainer.precision = "float32"
-        trainer._adopt(backend, layout, (theta, buffers, tuple(kept)))
-        trainer.device = device
-        return trainer
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
     except DTypeError as error:
@@ -179,6 +178,12 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         raise NoRoomError(f"{path}: the model does not fit in memory") from error
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise FileFormatError(f"{path} is a damaged bpnet model: {error}") from error
+    try:
+        trainer._adopt(backend, layout, (theta, buffers, tuple(kept)))
+    except OptionError as error:  # the file is sound
+        raise OptionError(f"{path} can't be loaded: {error}") from None
+    trainer.device = device
+    return trainer
 
 
 def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:

@@ -137,8 +137,10 @@ class LeakyReLU(Activation):
 class GELU(Activation):
     r"""y = z Phi(z), y' = Phi(z) + z phi(z), with Phi and phi of the normal distribution (Hendrycks and Gimpel 2016).
 
-    `approximate` takes the paper's Phi(z) = (1 + tanh u) / 2 with u = sqrt(2/pi) (z + 0.044715 z**3); then
-    y' = (1 + tanh u) / 2 + z (1 - tanh(u)**2) u' / 2.
+    Phi(z) = (1 + erf(z / sqrt 2)) / 2, so where z is far below 0, its error is that of 1, not of Phi(z) itself.
+
+    `approximate` takes the paper's Phi(z) = (1 + tanh u) / 2 with u = sqrt(2/pi) (z + 0.044715 z**3).  That is the
+    sigmoid s = 1 / (1 + exp(-2u)), which loses no digits where z is far below 0; then y' = s + z s (1 - s) 2u'.
     """
 
     approximate: bool = False
@@ -152,15 +154,15 @@ class GELU(Activation):
 
     def value(self, b: Backend, z: Array) -> Array:
         if self.approximate:
-            return 0.5 * z * (1.0 + b.xp.tanh(_ROOT_2_OVER_PI * (z + 0.044715 * z * z * z)))
+            return z / (1.0 + b.xp.exp(z * (_TANH_1 + _TANH_3 * z * z)))
         return 0.5 * z * (1.0 + b.erf(z * _ROOT_HALF))
 
     def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
         z = kept
         if self.approximate:
-            t = b.xp.tanh(_ROOT_2_OVER_PI * (z + 0.044715 * z * z * z))
-            fading = z * (1.0 - t * t)  # 0 long before the square of z overflows, which is never computed alone
-            return dy * 0.5 * (1.0 + t + _ROOT_2_OVER_PI * (fading + 3.0 * 0.044715 * fading * z * z))
+            s = 1.0 / (1.0 + b.xp.exp(z * (_TANH_1 + _TANH_3 * z * z)))
+            fading = z * s * (1.0 - s)  # 0 long before the square of z overflows, which is never computed alone
+            return dy * (s - (_TANH_1 * fading + 3.0 * _TANH_3 * fading * z * z))
         density = _ROOT_1_OVER_2PI * b.xp.exp(-0.5 * z * z)
         return dy * (0.5 * (1.0 + b.erf(z * _ROOT_HALF)) + z * density)
 
@@ -238,5 +240,6 @@ class Softmax(Activation):
 
 
 _ROOT_HALF = math.sqrt(0.5)
-_ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+_TANH_1, _TANH_3 = -2.0 * math.sqrt(2.0 / math.pi), -2.0 * math.sqrt(2.0 / math.pi) * 0.044715
+"""-2u = z (_TANH_1 + _TANH_3 z**2)."""
 _ROOT_1_OVER_2PI = math.sqrt(0.5 / math.pi)

@@ -90,6 +90,6 @@ def dense_backward(
     xp = run.xp
     dz = f.derivative(run.backend, kept, dy)
     dw = xp.matmul(xp.permute_dims(x, (1, 0)), dz)
-    db = run.backend.column_sums(dz) if has_bias else None
+    db = run.sum_rows(dz) if has_bias else None
     dx = xp.matmul(dz, xp.permute_dims(weight, (1, 0))) if need_dx else None
     return dx, dw, db

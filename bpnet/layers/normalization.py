@@ -89,7 +89,7 @@ def batch_norm_forward(
 
     A mean is rounded, which matters where it is large beside the deviation; the mean of what is left of x is not.
     """
-    xp, sums, share = run.xp, run.backend.column_sums, 1.0 / x.shape[0]
+    xp, sums, share = run.xp, run.sum_rows, 1.0 / x.shape[0]
     mean = sums(x) * share
     centred = x - mean
     off = sums(centred) * share
@@ -113,7 +113,7 @@ def batch_norm_backward(
     run: Run, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
 ) -> tuple[Array | None, Array, Array]:
     """dL/dx (where needed), dL/dscale, dL/dshift; `slope` is scale / sqrt(var + epsilon), whether `of_batch`."""
-    dscale, dshift = run.backend.column_sums(dy * xhat), run.backend.column_sums(dy)
+    dscale, dshift = run.sum_rows(dy * xhat), run.sum_rows(dy)
     if not need_dx:
         return None, dscale, dshift
     if not of_batch:
