@@ -239,6 +239,56 @@ def test_an_interrupt_while_several_threads_work(
     case.interrupted(name, case.step if name == "step" else lambda: trainer.predict(x), surroundings)
 
 
+@dataclass(frozen=True)
+class Untraced(bp.SGD):
+    """By a rule that no compiler knows, with memory of its own."""
+
+    @staticmethod
+    def rule(b: Any, theta: Any, *rest: Any) -> tuple[Any, ...]:
+        grad, lr = rest
+        return (theta - lr * b.xp.flip(b.xp.flip(np.where(False, np.empty(theta.shape), grad))),)
+
+
+@pytest.mark.parametrize("optimizer", [bp.Adam(0.01), bp.AdamW(0.01), Untraced(0.01)], ids=lambda o: type(o).__name__)
+def test_a_lack_of_memory_leaves_one_definite_step(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever array can't be had, in whatever thread."""
+    monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
+    monkeypatch.setattr("bpnet.backends.numpy.CHUNK", 0)
+    monkeypatch.setattr("bpnet.backends.numpy.SWEPT", 1000)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((8, 50)), rng.integers(0, 3, 8)
+    net = bp.Sequential(bp.Dense(360, "relu"), bp.Dense(3))
+    trainer = bp.Trainer(net, "cross_entropy", optimizer, threads=2).build(x)
+    first, empty = trainer.snapshot(), np.empty
+    right = []
+    for _ in range(2):
+        right.append([a.tobytes() for a in (trainer.theta, *trainer.state)])
+        trainer.step(x, y)
+    left, failed = 0, 0
+
+    def scarce(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise MemoryError
+        return empty(*args, **options)
+
+    for moment in range(1000):
+        trainer.restore(first)
+        monkeypatch.setattr("bpnet.backends.numpy._kept", threading.local())
+        left = moment
+        monkeypatch.setattr(np, "empty", scarce)
+        try:
+            trainer.step(x, y, check=False)
+        except MemoryError:
+            failed += 1
+        monkeypatch.setattr(np, "empty", empty)
+        assert [a.tobytes() for a in (trainer.theta, *trainer.state)] == right[trainer.step_count], f"at {moment}"
+        if left >= 0:
+            break
+    assert failed
+
+
 # ---- two at once ----------------------------------------------------------------------------------------------------
 
 

@@ -195,8 +195,10 @@ class NumpyBackend(Backend):
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
         late = current.late
+        program = _program(rule, len(arrays), len(pieces[0][2])) if pieces else None
+        donate = donate and program is not None  # else the rule may fail when part of it is done
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        sweep = _Sweep(self, rule, arrays, pieces, results)
+        sweep = _Sweep(functools.partial(rule, self), program, arrays, pieces, results)
         if donate and late is not None:
             late.append(sweep)
         else:
@@ -205,18 +207,27 @@ class NumpyBackend(Backend):
 
 
 class _Sweep:
-    """An elementwise rule swept over vectors: results <- rule(backend, *arrays, *scalars), in chunks."""
+    """An elementwise rule swept over vectors: results <- rule(*arrays, *scalars), in chunks, by its program if any.
+
+    With a program the i-th result may be the i-th array.
+    """
 
     def __init__(
-        self, backend: Backend, rule: Rule, arrays: Sequence[Array], pieces: Sequence[Piece], results: Sequence[Array]
+        self,
+        rule: Rule,
+        program: InPlace | None,
+        arrays: Sequence[Array],
+        pieces: Sequence[Piece],
+        results: Sequence[Array],
     ) -> None:
-        self.backend, self.rule, self.arrays, self.pieces, self.results = backend, rule, arrays, pieces, results
+        self.rule, self.program, self.arrays, self.pieces, self.results = rule, program, arrays, pieces, results
 
     def carry_out(self, then: Calls) -> None:
-        """Do it, and then these calls: all or nothing, whatever interrupt comes."""
-        size, pieces = self.arrays[0].size, self.pieces
+        """Do it, and then these calls: all or nothing, whatever interrupt comes, or lack of memory."""
+        size, pieces, needs = self.arrays[0].size, self.pieces, 0 if self.program is None else self.program.needs
         if size <= SWEPT and len(pieces) == 1:
-            uninterrupted([*self.calls(self.arrays, pieces[0][2], self.results), *then])
+            scratch = _scratch(needs, self.results[0])
+            uninterrupted([*self.calls(self.arrays, pieces[0][2], self.results, scratch), *then])
             return
         chunks = [
             (slice(start, min(start + SWEPT, stop)), scalars)
@@ -224,25 +235,30 @@ class _Sweep:
             for start in range(first, stop, SWEPT)
         ]
 
-        def share(first: int, stop: int) -> Iterator[tuple[Any, ...]]:
+        def share(first: int, stop: int, scratch: Array) -> Iterator[tuple[Any, ...]]:
             for c, scalars in chunks[first:stop]:
-                yield from self.calls([a[c] for a in self.arrays], scalars, [r[c] for r in self.results])
+                some = scratch[:, : c.stop - c.start]
+                yield from self.calls([a[c] for a in self.arrays], scalars, [r[c] for r in self.results], some)
 
         if size <= (ALONE if BLAS.awake() else CHUNK):
-            uninterrupted([*share(0, len(chunks)), *then])
+            scratch = _scratch(needs, self.results[0][:SWEPT])
+            uninterrupted([*share(0, len(chunks), scratch), *then])
             return
         shares = max(2, min(8, len(chunks) // 4))
         cuts = [len(chunks) * i // shares for i in range(shares + 1)]
-        Update(lambda i: list(share(cuts[i], cuts[i + 1])), shares).carry_out(then)
+        all_scratch = _scratch(shares * needs, self.results[0][:SWEPT], "shares")  # all that is needed, beforehand
+        Update(lambda i: list(share(cuts[i], cuts[i + 1], all_scratch[i * needs : (i + 1) * needs])), shares).carry_out(
+            then
+        )
 
-    def calls(self, arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array]) -> Calls:
-        """What writes the results, of which the i-th may be the i-th array."""
-        program = _program(self.rule, len(arrays), len(scalars))
-        if program is not None:
-            return program.calls(numpy, arrays, scalars, results, _scratch(program.needs, results[0]))
-        made = self.rule(self.backend, *arrays, *scalars)
-        values = [numpy.array(v) if any(v is a for a in arrays) else v for v in made]
-        return [(operator.setitem, out, ..., value) for out, value in zip(results, values, strict=True)]
+    def calls(
+        self, arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array], scratch: Array
+    ) -> Calls:
+        """What writes the results."""
+        if self.program is not None:
+            return self.program.calls(numpy, arrays, scalars, results, scratch)
+        made = self.rule(*arrays, *scalars)
+        return [(operator.setitem, out, ..., value) for out, value in zip(results, made, strict=True)]
 
 
 @functools.cache
@@ -264,11 +280,12 @@ def _cut(rows: int, work: float) -> list[Rows]:
 _kept = threading.local()
 
 
-def _scratch(count: int, like: Array) -> Array:
+def _scratch(count: int, like: Array, name: str = "scratch") -> Array:
     """Arrays for intermediate results; each thread keeps its own, since new memory is slower than arithmetic."""
-    kept = getattr(_kept, "scratch", None)
+    kept = getattr(_kept, name, None)
     if kept is None or kept.dtype != like.dtype or kept.shape[0] < count or kept.shape[1] < like.size:
-        kept = _kept.scratch = numpy.empty((count, like.size), like.dtype)
+        kept = numpy.empty((count, like.size), like.dtype)
+        setattr(_kept, name, kept)
     some = kept[:count, : like.size]
     return some if like.ndim == 1 else some.reshape(count, *like.shape)
 
