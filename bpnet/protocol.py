@@ -50,7 +50,7 @@ def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str,
     if type(layer) is Sequential:
         for name, child in layer.children:
             yield from _parts(child, in_shape, f"{path}.{name}" if path else name)
-            in_shape = _shape(titled(name, child), child, in_shape)
+            in_shape = tuple(child.out_shape(in_shape))
     elif type(layer) is Residual:
         yield from _parts(layer.inner, in_shape, f"{path}.inner" if path else "inner")
     elif type(layer) is Dense:
@@ -73,7 +73,10 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
         fault = signature_fault(where, layer, name)
         if fault is not None:
             return [fault]
-    x_shape, y_shape = (2, *in_shape), (2, *_shape(where, layer, in_shape))
+    out_shape: Any = layer.out_shape(in_shape)
+    if not isinstance(out_shape, tuple | list) or not all(hasattr(n, "__index__") for n in out_shape):
+        raise ArgumentError(f"{where}: out_shape gave {out_shape!r}; expected a tuple of whole numbers")
+    x_shape, y_shape = (2, *in_shape), (2, *map(int, out_shape))
     start: Any = layer.init(ShapeRng(), in_shape)
     if not isinstance(start, Mapping):
         return [ArgumentError(f"{where}: init gave {_given(start)}; expected a dict of start values by name")]
@@ -81,9 +84,8 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
     trained = {slot.name: slot.shape for slot in layout.parameters}
     kept = {slot.name: slot.shape for slot in layout.buffers}
     if trained and not layer.trainable:
-        untrained = "each of them as Leaf(value, trainable=False), and no gradients from backward"
-        given = f"init gives {', '.join(trained)} to be trained"
-        return [ArgumentError(f"{where}: trainable is False, but {given}; expected {untrained}")]
+        given = f"trainable is False, but init gives {', '.join(trained)} to be trained"
+        return [ArgumentError(f"{where}: {given}; expected Leaf(value, trainable=False), and no gradients of backward")]
     if layout.size + layout.buffer_size + math.prod(x_shape) + math.prod(y_shape) > MOST:
         return []
     found: list[BpnetError] = []
@@ -101,13 +103,6 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
         if kept and not found:
             found = _absorb_faults(where, layer.absorb(run, p, made[1]), kept)
     return found
-
-
-def _shape(where: str, layer: Layer, in_shape: Shape) -> Shape:
-    shape: Any = layer.out_shape(in_shape)
-    if isinstance(shape, tuple | list) and all(hasattr(n, "__index__") for n in shape):
-        return tuple(map(int, shape))
-    raise ArgumentError(f"{where}: out_shape gave {shape!r}; expected a tuple of whole numbers")
 
 
 def signature_fault(where: str, thing: Any, name: str) -> BpnetError | None:
