@@ -40,6 +40,11 @@ Specs = Sequence[tuple[tuple[int, ...], Any]]
 SUMMED = 64
 """Rows that are added up one after the other."""
 
+SUMMED_PRODUCTS = 1024
+"""Rows whose products are added up by one call of a library, where these are of NARROW matrices."""
+NARROW = 8
+"""Columns up to which libraries may add up products one after the other, instead of by blocks that stay in cache."""
+
 
 def by_halves(parts: Iterable[T], add: Callable[[T, T], T]) -> T:
     """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts)."""
@@ -233,6 +238,21 @@ class Backend:
 
     def _sum_rows(self, x: Array) -> Array:
         return self.xp.sum(x, axis=0)
+
+    def row_products(self, a: Array, b: Array) -> Array:
+        """a^T b, the sum over the rows of two matrices of the products of their columns, whatever number there are.
+
+        A library may add up those of narrow matrices one after the other, so they are given in parts.
+        """
+        xp, (rows, k), m = self.xp, a.shape, b.shape[1]
+        if min(k, m) > NARROW or rows < 4 * SUMMED_PRODUCTS:
+            return xp.matmul(xp.permute_dims(a, (1, 0)), b)
+        parts = rows // SUMMED_PRODUCTS
+        last = parts * SUMMED_PRODUCTS
+        left = xp.permute_dims(xp.reshape(a[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
+        each = xp.matmul(left, xp.reshape(b[:last, :], (parts, SUMMED_PRODUCTS, m)))
+        total = xp.reshape(self.column_sums(xp.reshape(each, (parts, k * m))), (k, m))
+        return total if last == rows else total + xp.matmul(xp.permute_dims(a[last:, :], (1, 0)), b[last:, :])
 
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.
