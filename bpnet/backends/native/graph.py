@@ -400,8 +400,8 @@ class TracingBackend(Backend):
         """As any sum: a compiled one is never of many rows, one after the other."""
         return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
-    def row_products(self, a: Symbol, b: Symbol) -> Symbol:
-        return a.graph.matmul(a.graph.transpose(a), b)
+    def row_products(self, x: Symbol, dz: Symbol) -> Symbol:
+        return self.graph.matmul(self.graph.transpose(x), dz)
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
