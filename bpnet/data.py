@@ -123,7 +123,11 @@ def check_weight(
         _check(backend, weight >= 0.0, f"{name} is negative")
         largest = float(xp.max(weight))
         if largest == 0.0:
-            raise DataError(f"{name} is 0 everywhere; expected at least one row that counts")
+            least = float(xp.finfo(weight.dtype).smallest_normal)
+            raise DataError(
+                f"{name} is 0 everywhere; expected at least one row that counts (some libraries take numbers under "
+                f"{least:.2g} for 0: scale all weights up)"
+            )
         if not 1.0 <= largest < 2.0**LARGEST_WEIGHT:  # else they stay the array that they are, as a CUDA graph likes
             power = LARGEST_WEIGHT - math.frexp(largest)[1]
             weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # at once it may be no float32

@@ -1,5 +1,6 @@
 """Checks of options, each returning the plain value: a NumPy number becomes a Python one, so that it can be saved."""
 
+import inspect
 import math
 import operator
 from collections.abc import Sequence
@@ -69,10 +70,11 @@ def check_type(what: str, value: Any, dtype: str, smallest: float, largest: floa
         for part in value:
             check_type(what, part, dtype, smallest, largest)
     elif is_dataclass(value):
-        kind: Any = type(value)
         for option in fields(value):
             part = getattr(value, option.name)
-            declared = [c for c in kind.__mro__ if option in getattr(c, "__dataclass_fields__", {}).values()]
+            declared = [
+                c for c in inspect.getmro(type(value)) if option in getattr(c, "__dataclass_fields__", {}).values()
+            ]
             if not declared[-1].__module__.startswith("bpnet."):  # there may be layers in it that are bpnet's
                 parts = part if isinstance(part, tuple) else (part,)
                 part = tuple([one for one in parts if not isinstance(one, float)])

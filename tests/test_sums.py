@@ -194,6 +194,28 @@ def test_sums_over_rows_of_any_shape(backend: Any, rows: int) -> None:
         backend.close(found, x.sum(axis=0))
 
 
+@dataclass(frozen=True)
+class Coupled(bp.Dense):
+    """A dense layer that is always given the whole batch, as it is in a network with batch normalization."""
+
+    couples_rows = True
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize(("rows", "k", "m"), [(1_000_000, 1, 1), (300_000, 3, 1), (100_001, 2, 3), (9_000, 16, 1)])
+def test_gradients_of_weights_over_many_rows(backend: Any, rows: int, k: int, m: int, coupled: bool) -> None:
+    """Of rows that are all equal, whose roundings go the same way."""
+    if backend.name == "jax":
+        pytest.skip("tested compiled")
+    x, y = backend.array(np.full((rows, k), 0.1, np.float32)), backend.array(np.full((rows, m), -0.3, np.float32))
+    net = bp.Sequential(Coupled(m, bias=False) if coupled else bp.Dense(m, bias=False))
+    trainer = bp.Trainer(net, "mse", bp.SGD(m / 2.0)).build(x)
+    trainer.parameters = {"0": {"weight": backend.array(np.zeros((k, m), np.float32))}}
+    trainer.step(x, y)
+    moved = np.float64(np.float32(0.1)) * np.float64(np.float32(-0.3))
+    np.testing.assert_allclose(backend.host(parameters(trainer)["0"]["weight"]), moved, rtol=6e-5)
+
+
 def parameters(trainer: bp.Trainer) -> Any:
     return trainer.layout.views(trainer.backend, trainer.theta, trainer.buffers)
 

@@ -40,6 +40,11 @@ Specs = Sequence[tuple[tuple[int, ...], Any]]
 SUMMED = 64
 """Rows that are added up one after the other."""
 
+SUMMED_PRODUCTS = 1024
+"""Rows whose products are added up by one call of a library, where these are of NARROW matrices."""
+NARROW = 8
+"""Columns up to which libraries may add up products one after the other, instead of by blocks that stay in cache."""
+
 
 LEVELS = 3
 """Partial sums that are held at a time where they are large."""
@@ -247,6 +252,21 @@ class Backend:
 
     def _sum_rows(self, x: Array) -> Array:
         return self.xp.sum(x, axis=0)
+
+    def row_products(self, x: Array, dz: Array) -> Array:
+        """x^T dz, the sum over the rows of two matrices of the products of their columns, whatever number there are.
+
+        A library may add up those of narrow matrices one after the other, so they are given in parts.
+        """
+        xp, (rows, k), m = self.xp, x.shape, dz.shape[1]
+        if min(k, m) > NARROW or rows < 4 * SUMMED_PRODUCTS:
+            return xp.matmul(xp.permute_dims(x, (1, 0)), dz)
+        parts = rows // SUMMED_PRODUCTS
+        last = parts * SUMMED_PRODUCTS
+        left = xp.permute_dims(xp.reshape(x[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
+        each = xp.matmul(left, xp.reshape(dz[:last, :], (parts, SUMMED_PRODUCTS, m)))
+        total = xp.reshape(self.column_sums(xp.reshape(each, (parts, k * m))), (k, m))
+        return total if last == rows else total + xp.matmul(xp.permute_dims(x[last:, :], (1, 0)), dz[last:, :])
 
     def scatter_add(self, length: int, index: Array, values: Array) -> Array:
         """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.

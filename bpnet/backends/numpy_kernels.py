@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import Array, Rows, Rule, by_halves
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, Rule, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -76,13 +76,18 @@ def dense_backward(
     b, rows = run.backend, x.shape[0]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         dz = f.derivative(b, kept, dy)
-        dw = numpy.matmul(x.T, dz, out=run.place(weight))
+        dw = _weight_gradient(run, x, dz, weight)
         return dz @ weight.T if need_dx else None, dw, b.column_sums(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
         dz, db = _slope(b, kept, dy, f, has_bias)
-        dw = run.place(weight)
         dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
+        if rows > SUMMED_PRODUCTS and min(weight.shape) <= NARROW:
+            dw = _weight_gradient(run, x, dz, weight)
+            if dx is not None:
+                b.multiply([(dz, weight.T, dx)])
+            return dx, dw, db
+        dw = run.place(weight)
         b.multiply([(x.T, dz, dw)] if dx is None else [(x.T, dz, dw), (dz, weight.T, dx)])
         return dx, dw, db
     dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
@@ -101,6 +106,14 @@ def dense_backward(
         return total
 
     return dx, *by_halves(b.map_blocks(block, parts), add)
+
+
+def _weight_gradient(run: Any, x: Array, dz: Array, weight: Array) -> Array:
+    if x.shape[0] <= SUMMED_PRODUCTS:
+        return numpy.matmul(x.T, dz, out=run.place(weight))
+    dw = run.place(weight)
+    dw[...] = run.backend.row_products(x, dz)
+    return dw
 
 
 def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:

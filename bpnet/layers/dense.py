@@ -89,7 +89,7 @@ def dense_backward(
     """dL/dx (where needed), dL/dW and dL/db."""
     xp = run.xp
     dz = f.derivative(run.backend, kept, dy)
-    dw = xp.matmul(xp.permute_dims(x, (1, 0)), dz)
+    dw = run.backend.row_products(x, dz)
     db = run.sum_rows(dz) if has_bias else None
     dx = xp.matmul(dz, xp.permute_dims(weight, (1, 0))) if need_dx else None
     return dx, dw, db

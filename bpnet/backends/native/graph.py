@@ -400,6 +400,9 @@ class TracingBackend(Backend):
         """As any sum: a compiled one is never of many rows, one after the other."""
         return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
+    def row_products(self, x: Symbol, dz: Symbol) -> Symbol:
+        return self.graph.matmul(self.graph.transpose(x), dz)
+
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
