@@ -37,7 +37,7 @@ Specs = Sequence[tuple[tuple[int, ...], Any]]
 """Of arrays on the host, each: the shape of a row, and the type of its elements."""
 
 
-SUMMED = 64
+SUMMED = 128
 """Rows that are added up one after the other."""
 
 SUMMED_PRODUCTS = 1024
