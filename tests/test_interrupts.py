@@ -240,7 +240,7 @@ def test_an_interrupt_while_several_threads_work(
 
 
 @dataclass(frozen=True)
-class Untraced(bp.SGD):
+class _Untraced(bp.SGD):
     """By a rule that no compiler knows, with memory of its own."""
 
     @staticmethod
@@ -249,7 +249,7 @@ class Untraced(bp.SGD):
         return (theta - lr * b.xp.flip(b.xp.flip(np.where(False, np.empty(theta.shape), grad))),)
 
 
-@pytest.mark.parametrize("optimizer", [bp.Adam(0.01), bp.AdamW(0.01), Untraced(0.01)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optimizer", [bp.Adam(0.01), bp.AdamW(0.01), _Untraced(0.01)], ids=lambda o: type(o).__name__)
 def test_a_lack_of_memory_leaves_one_definite_step(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever array can't be had, in whatever thread."""
     monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
@@ -519,7 +519,7 @@ def adam(theta: Any, m: Any, v: Any, grad: Any, step: int, lr: float = 0.05) -> 
 
 
 @dataclass(frozen=True)
-class Bounded(bp.Adam):
+class _Bounded(bp.Adam):
     """Adam, with all parameters held within bounds after each step."""
 
     def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
@@ -532,7 +532,7 @@ class Bounded(bp.Adam):
 
 
 @dataclass(frozen=True)
-class BoundedInPlace(Bounded):
+class _BoundedInPlace(_Bounded):
     """The same, written to what the update gave, where arrays can be written to."""
 
     def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
@@ -544,7 +544,7 @@ class BoundedInPlace(Bounded):
 
 
 @dataclass(frozen=True)
-class Twice(bp.Adam):
+class _Twice(bp.Adam):
     """Two updates in one step, the second of what the first gave."""
 
     def apply(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, **options: Any) -> Any:
@@ -557,7 +557,7 @@ class Twice(bp.Adam):
 
 
 @dataclass(frozen=True)
-class TwiceAtOnce(Twice):
+class _TwiceAtOnce(_Twice):
     """The same, writing to the vectors at once."""
 
     def apply(self, *args: Any, **options: Any) -> Any:
@@ -565,7 +565,7 @@ class TwiceAtOnce(Twice):
 
 
 @dataclass(frozen=True)
-class Mean(bp.Adam):
+class _Mean(bp.Adam):
     """Adam, whose state is also a running mean of the parameters."""
 
     def init(self, backend: Any, theta: Any) -> Any:
@@ -583,7 +583,7 @@ class Mean(bp.Adam):
 
 
 @dataclass(frozen=True)
-class Keeps(bp.SGD):
+class _Keeps(bp.SGD):
     """Steps along the mean of this gradient and the last, which is its state."""
 
     lr: float = 0.05
@@ -600,7 +600,7 @@ class Keeps(bp.SGD):
         return theta - 0.025 * (grad + state[0]), (grad,)
 
 
-GO_ON = [Bounded(0.05), BoundedInPlace(0.05), Twice(0.05), TwiceAtOnce(0.05), Mean(0.05), Keeps()]
+GO_ON = [_Bounded(0.05), _BoundedInPlace(0.05), _Twice(0.05), _TwiceAtOnce(0.05), _Mean(0.05), _Keeps()]
 
 
 def check_goes_on(trainer: bp.Trainer, array: Callable[[Any], Any], host: Callable[[Any], Any], steps: int) -> None:
