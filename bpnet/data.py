@@ -197,7 +197,8 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, va
     if not 0 <= low <= high < classes:
         wrong = high if 0 <= low < classes else low
         raise DataError(
-            f"{name} has the label {wrong}, but the network has {classes} outputs: labels are 0 ... {classes - 1}"
+            f"{name} has the label {wrong}, but the network has {classes} outputs: labels are 0 ... {classes - 1} "
+            "(numpy.unique(labels, return_inverse=True) numbers others)"
         )
     return y
 
