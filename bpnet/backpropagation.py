@@ -71,9 +71,10 @@ def loss_and_gradient(
         parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
 
     def add(total: tuple[Array, Array, Room | None], part: tuple[Array, Array, Room | None]) -> Any:
+        value, grad = backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1])
         if part[2] is not None:
-            rooms.append(part[2])
-        return backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1]), total[2]
+            rooms.append(part[2])  # only now: another thread may take it and write to it at once
+        return value, grad, total[2]
 
     one = len(parts) == 1
     value, grad, kept = block(0, parts[0]) if one else backend.total(backend.map_blocks(block, parts), add, len(parts))

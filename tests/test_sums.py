@@ -1,6 +1,7 @@
 """Sums of many numbers: on every library, compiled or not, their errors are like those of pairwise summation."""
 
 import math
+import time
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet.backends import common
 from bpnet.backends.base import by_halves
 
 SHAPES = [(100_000, 1), (30_000, 3), (2_000, 70), (65, 17), (7, 40_000), (1, 30_000), (1, 1)]
@@ -124,6 +126,23 @@ def test_the_gradient_of_many_parts(backend: Any, parts: int) -> None:
     trainer.step(backend.array(x), backend.array(y))
     expected = 2.0 / 3.0 * y.astype(np.float64).mean(axis=0)
     np.testing.assert_allclose(backend.host(trainer.parameters["bias"]), expected, rtol=5e-7)
+
+
+def test_a_gradient_is_added_before_its_memory_is_written_to_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are at work while the sums of others are made, here slowly."""
+    backend, add_to = type(common({"x": np.zeros(1)})), type(common({"x": np.zeros(1)})).add_to
+
+    def slowly(self: Any, total: Any, part: Any) -> Any:
+        time.sleep(1e-4)
+        return add_to(self, total, part)
+
+    monkeypatch.setattr(backend, "add_to", slowly)
+    y = np.random.default_rng(0).uniform(1.0, 2.0, (300, 3)).astype(np.float32)
+    trainer = bp.Trainer(bp.Dense(3), "mse", bp.SGD(1.0), micro_batch=1, threads=2).build(np.zeros((300, 1), "f4"))
+    before = np.array(trainer.parameters["bias"])
+    trainer.step(np.zeros((300, 1), np.float32), y)
+    expected = before + 2.0 / 3.0 * (y.astype(np.float64).mean(axis=0) - before)
+    np.testing.assert_allclose(trainer.parameters["bias"], expected, rtol=1e-6)
 
 
 # ---- what is made of sums -------------------------------------------------------------------------------------------
