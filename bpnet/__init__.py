@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends as backends
     from bpnet import errors as errors
     from bpnet import testing as testing
-    from bpnet.backpropagation import gradient as gradient
+    from bpnet.backpropagation import value_and_grad as value_and_grad
     from bpnet.callbacks import Callback as Callback
     from bpnet.callbacks import EarlyStopping as EarlyStopping
     from bpnet.callbacks import History as History
@@ -81,7 +81,7 @@ _HOMES = {
     "bpnet.optimizers": ("Adam", "AdamW", "Optimizer", "SGD"),
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
-    "bpnet.backpropagation": ("gradient",),
+    "bpnet.backpropagation": ("value_and_grad",),
     "bpnet.trainer": ("Trainer",),
     "bpnet.callbacks": ("Callback", "EarlyStopping", "History", "Progress"),
     "bpnet.files": ("load",),

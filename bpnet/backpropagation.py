@@ -120,7 +120,7 @@ def take_rows(
 
 
 @ends_sessions
-def gradient(
+def value_and_grad(
     network: Layer,
     loss: str | Loss,
     theta: Array,

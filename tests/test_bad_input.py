@@ -126,7 +126,7 @@ def test_x_that_is_no_rows_of_numbers(x: Any, error: type[BpnetError], pattern: 
         lambda: old.step(x, Y),
         lambda: old.predict(x),
         lambda: old.evaluate(x, Y),
-        lambda: bp.gradient(NETWORK, "cross_entropy", theta, x, Y),
+        lambda: bp.value_and_grad(NETWORK, "cross_entropy", theta, x, Y),
         lambda: bp.check_gradients(NETWORK, x),
         lambda: bp.check_gradients(NETWORK, x, Y, loss="cross_entropy"),
     ]
@@ -183,7 +183,7 @@ def test_finite_numbers_may_be_large() -> None:
     trainer.restore(((trainer.theta * np.float32(1e-38), trainer.buffers, trainer.state), 0))
     assert np.isfinite(trainer.predict(BIG)).all()
     trainer.step(BIG, Y)
-    bp.gradient(NETWORK, "cross_entropy", fresh().build(BIG).theta, BIG, Y)
+    bp.value_and_grad(NETWORK, "cross_entropy", fresh().build(BIG).theta, BIG, Y)
     bp.Trainer(bp.Dense(4), "mse").build(BIG).evaluate(BIG, BIG)
 
 
@@ -239,7 +239,7 @@ def test_the_gradient_alone_refuses_such_an_option_too() -> None:
     network, small = bp.Sequential(bp.BatchNorm(epsilon=1e-46), bp.Dense(3)), X.astype("float32")
     theta = fresh(network).build(X).theta.astype("float32")
     buffers = np.ones(8, "float32")
-    call = lambda: bp.gradient(network, "cross_entropy", theta, small, Y, buffers=buffers)  # noqa: E731
+    call = lambda: bp.value_and_grad(network, "cross_entropy", theta, small, Y, buffers=buffers)  # noqa: E731
     expect(OptionError, "epsilon of BatchNorm.* is 1e-46", call)
 
 
@@ -291,7 +291,7 @@ def test_y_that_is_no_target(network: bp.Layer, loss: str, y: Any, error: Any, p
     calls: list[Callable[[], Any]] = [
         lambda: fresh(network, loss).fit(X, y, progress=False),
         lambda: fresh(network, loss).step(X, y),
-        lambda: bp.gradient(network, loss, theta, X, y),
+        lambda: bp.value_and_grad(network, loss, theta, X, y),
     ]
     if y is not None:  # without y, check_gradients asks for it in words of its own
         calls.append(lambda: bp.check_gradients(network, X, y, loss=loss))
@@ -324,7 +324,7 @@ def test_labels_out_of_range_are_named_as_they_were_given(dtype: str, device: st
             lambda y=y: fresh(device=device).fit(X, y, progress=False),
             lambda y=y: trainer.evaluate(X, y),
             lambda y=y: trainer.step(X, y),
-            lambda y=y: bp.gradient(NETWORK, "cross_entropy", built().theta, X, y),
+            lambda y=y: bp.value_and_grad(NETWORK, "cross_entropy", built().theta, X, y),
         ):
             expect(DataError, pattern, call)
 
@@ -415,7 +415,7 @@ def test_weights_that_are_none(weight: Any, error: Any, pattern: str) -> None:
         lambda: fresh().fit(X, Y, sample_weight=weight, progress=False),
         lambda: trainer.step(X, Y, weight),
         lambda: trainer.evaluate(X, Y, sample_weight=weight),
-        lambda: bp.gradient(NETWORK, T, trainer.theta, X, Y, sample_weight=weight),
+        lambda: bp.value_and_grad(NETWORK, T, trainer.theta, X, Y, sample_weight=weight),
     ):
         expect(error, pattern, call)
     shown = pattern.replace("sample_weight", r"validation\[2\]")
@@ -482,8 +482,8 @@ def test_libraries_do_not_mix(other: str, library: Any) -> None:
     for pattern, call in [
         (f"x belongs to numpy, but y to {name}", lambda: fresh().fit(X, y)),
         (f"x belongs to {name}, but y to numpy", lambda: fresh().fit(x, Y)),
-        (f"x belongs to {name}, but y to numpy", lambda: bp.gradient(NETWORK, T, trainer.theta, x, Y)),
-        (f"x belongs to numpy, but theta to {name}", lambda: bp.gradient(NETWORK, T, away.theta, X, Y)),
+        (f"x belongs to {name}, but y to numpy", lambda: bp.value_and_grad(NETWORK, T, trainer.theta, x, Y)),
+        (f"x belongs to numpy, but theta to {name}", lambda: bp.value_and_grad(NETWORK, T, away.theta, X, Y)),
         (f"but sample_weight to {name}", lambda: fresh().fit(X, Y, sample_weight=weight)),
         (f"x belongs to {name}, but the trainer's parameters to numpy", lambda: trainer.fit(x, y)),
         (f"x belongs to {name}, but the trainer's parameters to numpy.*bp.load", lambda: trainer.predict(x)),
@@ -566,29 +566,31 @@ NORM = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
 
 @table(
     [
-        (lambda: bp.gradient("relu", T, THETA, X, Y), ArgumentError, "network is of type str; expected a bpnet layer"),
-        (lambda: bp.gradient(bp.Dense, T, THETA, X, Y), ArgumentError,
+        (lambda: bp.value_and_grad("relu", T, THETA, X, Y), ArgumentError,
+         "network is of type str; expected a bpnet layer"),
+        (lambda: bp.value_and_grad(bp.Dense, T, THETA, X, Y), ArgumentError,
          "network is the class Dense; expected an instance"),
-        (lambda: bp.gradient(NETWORK, "cros_entropy", THETA, X, Y), UnknownNameError,
+        (lambda: bp.value_and_grad(NETWORK, "cros_entropy", THETA, X, Y), UnknownNameError,
          "unknown loss 'cros_entropy': did you mean 'cross_entropy'"),
-        (lambda: bp.gradient(NETWORK, T, THETA[1:], X, Y), ShapeError,
+        (lambda: bp.value_and_grad(NETWORK, T, THETA[1:], X, Y), ShapeError,
          r"theta has the shape \(42,\); expected \(43,\)"),
-        (lambda: bp.gradient(NETWORK, T, THETA[:, None], X, Y), ShapeError,
+        (lambda: bp.value_and_grad(NETWORK, T, THETA[:, None], X, Y), ShapeError,
          r"theta has the shape \(43, 1\); expected \(43,\)"),
-        (lambda: bp.gradient(NETWORK, T, THETA.astype("f"), X, Y), DTypeError,
+        (lambda: bp.value_and_grad(NETWORK, T, THETA.astype("f"), X, Y), DTypeError,
          "theta holds float32 values, but x float64"),
-        (lambda: bp.gradient(NETWORK, T, None, X, Y), ArrayMismatchError, "theta is None; expected an array"),
-        (lambda: bp.gradient(NETWORK, T, THETA.tolist(), X, Y), ArrayMismatchError,
+        (lambda: bp.value_and_grad(NETWORK, T, None, X, Y), ArrayMismatchError, "theta is None; expected an array"),
+        (lambda: bp.value_and_grad(NETWORK, T, THETA.tolist(), X, Y), ArrayMismatchError,
          "theta is of type list; expected an array"),
-        (lambda: bp.gradient(NETWORK, T, THETA, X[:, :3], Y), ShapeError,
+        (lambda: bp.value_and_grad(NETWORK, T, THETA, X[:, :3], Y), ShapeError,
          r"theta has the shape \(43,\); expected \(38,\)"),
-        (lambda: bp.gradient(NORM, T, np.zeros(23), X, Y), ShapeError,
+        (lambda: bp.value_and_grad(NORM, T, np.zeros(23), X, Y), ShapeError,
          "the network has 8 buffer values: pass them as buffers="),
-        (lambda: bp.gradient(NORM, T, np.zeros(23), X, Y, buffers=np.zeros(3)), ShapeError,
+        (lambda: bp.value_and_grad(NORM, T, np.zeros(23), X, Y, buffers=np.zeros(3)), ShapeError,
          r"buffers has the shape \(3,\); expected \(8,\)"),
-        (lambda: bp.gradient(NORM, T, np.zeros(23), X, Y, buffers=[0.0]), ArrayMismatchError,
+        (lambda: bp.value_and_grad(NORM, T, np.zeros(23), X, Y, buffers=[0.0]), ArrayMismatchError,
          "buffers is of type list; expected"),
-        (lambda: bp.gradient(NETWORK, T, THETA, X, Y, seed=-1), OptionError, "seed is -1; expected a whole number"),
+        (lambda: bp.value_and_grad(NETWORK, T, THETA, X, Y, seed=-1), OptionError,
+         "seed is -1; expected a whole number"),
         (lambda: bp.check_gradients("relu", X), ArgumentError, "layer is of type str; expected a bpnet layer"),
         (lambda: bp.check_gradients(bp.ReLU, X), ArgumentError,
          r"layer is the class ReLU; expected an instance, ReLU\(...\)"),
@@ -897,7 +899,7 @@ def test_every_error_of_the_table_is_bpnets_and_a_built_in() -> None:
         ("SELU", "elu", lambda name: bp.Dense(3, name)),
         ("Soft Max", "softmax", lambda name: bp.Dense(3, name)),
         ("CrossEntropy", "cross_entropy", lambda name: bp.Trainer(NETWORK, name)),
-        ("crossentropy", "cross_entropy", lambda name: bp.gradient(NETWORK, name, X, X, X)),
+        ("crossentropy", "cross_entropy", lambda name: bp.value_and_grad(NETWORK, name, X, X, X)),
         ("MSE", "mse", lambda name: bp.Trainer(NETWORK, name)),
         ("BinaryCrossEntropyWithLogits", "binary_cross_entropy_with_logits", lambda name: bp.Trainer(NETWORK, name)),
         ("Adam", "adam", lambda name: bp.Trainer(NETWORK, T, name)),
@@ -1036,7 +1038,7 @@ def test_tensors_without_plain_values(case: int) -> None:
         ("y", lambda: trainer.step(x, odd)),
         ("y", lambda: trainer.fit(x, odd)),
         ("sample_weight", lambda: trainer.step(x, y, odd)),
-        ("theta", lambda: bp.gradient(NETWORK, T, odd, x, y)),
+        ("theta", lambda: bp.value_and_grad(NETWORK, T, odd, x, y)),
         ("x", lambda: bp.check_gradients(NETWORK, odd)),
     ]:
         if name == "theta" and error is DTypeError:

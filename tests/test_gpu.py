@@ -160,7 +160,7 @@ def test_libraries_do_not_mix(name: str, library: Any) -> None:
         trained.predict(x)
     theta = trained.theta
     with pytest.raises(bp.errors.ArrayMismatchError, match="theta"):
-        bp.gradient(EVERY_LAYER, "cross_entropy", theta, x, y, buffers=trained.buffers)
+        bp.value_and_grad(EVERY_LAYER, "cross_entropy", theta, x, y, buffers=trained.buffers)
 
 
 # ---- on the device alone --------------------------------------------------------------------------------------------

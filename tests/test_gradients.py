@@ -265,7 +265,7 @@ def test_y_without_a_loss_is_refused():
         bp.check_gradients(bp.Dense(2), X, X[:, :2])
 
 
-# ---- bp.gradient ----------------------------------------------------------------------------------------------------
+# ---- bp.value_and_grad ----------------------------------------------------------------------------------------------
 
 NET = bp.Sequential(bp.Dense(4, "tanh"), bp.Residual(bp.Dense(4, "gelu")), bp.Dense(3))
 LABELS = np.array([0, 2, 1, 1, 0, 2])
@@ -288,7 +288,7 @@ def test_gradient_of_a_network_as_pytorch(weight):
     by_row = torch.ones(6, dtype=torch.float64) if weight is None else torch.tensor(weight)
     loss = (rows * by_row).sum() / by_row.sum()
     loss.backward()
-    value, grad = bp.gradient(NET, "cross_entropy", THETA, X, LABELS, sample_weight=weight)
+    value, grad = bp.value_and_grad(NET, "cross_entropy", THETA, X, LABELS, sample_weight=weight)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-13)
     got = bp.layout_of(NET, (4,)).views(bp.backends.get("numpy"), grad)
     for name, mine in (("0", got["0"]), ("1", got["1"]["inner"]), ("2", got["2"])):
@@ -305,8 +305,8 @@ def tree():
 def test_gradient_on_every_library(backend, dtype):
     arrays = [a.astype(dtype) for a in (THETA, X)]
     given = [backend.array(a) for a in arrays]
-    value, grad = bp.gradient(NET, "cross_entropy", *given, backend.array(LABELS))
-    expected = bp.gradient(NET, "cross_entropy", *map(np.float64, arrays), LABELS)
+    value, grad = bp.value_and_grad(NET, "cross_entropy", *given, backend.array(LABELS))
+    expected = bp.value_and_grad(NET, "cross_entropy", *map(np.float64, arrays), LABELS)
     backend.close(value, expected[0])
     backend.close(grad, expected[1])
     assert backend.dtype(value) == backend.dtype(grad) == dtype
@@ -318,7 +318,7 @@ def test_gradient_on_every_library(backend, dtype):
 def test_gradient_stays_on_the_device_of_the_input(library):
     lib = library("strict-device")
     x = lib.array(X)
-    value, grad = bp.gradient(NET, "cross_entropy", lib.array(THETA), x, lib.array(LABELS))
+    value, grad = bp.value_and_grad(NET, "cross_entropy", lib.array(THETA), x, lib.array(LABELS))
     assert lib.seam.device(value) == lib.seam.device(grad) == lib.seam.device(x)
 
 
@@ -330,8 +330,8 @@ def test_gradient_of_many_rows_is_the_sum_over_blocks():
     seam, layout = bp.backends.get("numpy"), bp.layout_of(net, (40,))
     theta = layout.start(0)[0]
     assert len(seam.blocks(9000, 6.0 * layout.size)) > 2
-    value, grad = bp.gradient(net, "mse", theta, x, y)
-    parts = [bp.gradient(net, "mse", theta, x[i : i + 1000], y[i : i + 1000]) for i in range(0, 9000, 1000)]
+    value, grad = bp.value_and_grad(net, "mse", theta, x, y)
+    parts = [bp.value_and_grad(net, "mse", theta, x[i : i + 1000], y[i : i + 1000]) for i in range(0, 9000, 1000)]
     np.testing.assert_allclose(value, np.mean([v for v, _ in parts]), rtol=1e-13)
     mean = np.mean([g for _, g in parts], axis=0)
     np.testing.assert_allclose(grad, mean, rtol=1e-10, atol=1e-14)
@@ -340,10 +340,10 @@ def test_gradient_of_many_rows_is_the_sum_over_blocks():
 def test_gradient_without_training_leaves_dropout_out():
     net = bp.Sequential(bp.Dropout(0.5), bp.Dense(2))
     theta = bp.layout_of(net, (4,)).start(0)[0]
-    plain = bp.gradient(bp.Sequential(bp.Dropout(0.0), bp.Dense(2)), "mse", theta, X, X[:, :2])
-    still = bp.gradient(net, "mse", theta, X, X[:, :2], training=False)
+    plain = bp.value_and_grad(bp.Sequential(bp.Dropout(0.0), bp.Dense(2)), "mse", theta, X, X[:, :2])
+    still = bp.value_and_grad(net, "mse", theta, X, X[:, :2], training=False)
     np.testing.assert_array_equal(still[1], plain[1])
-    first, again, other = (bp.gradient(net, "mse", theta, X, X[:, :2], seed=s)[1] for s in (1, 1, 2))
+    first, again, other = (bp.value_and_grad(net, "mse", theta, X, X[:, :2], seed=s)[1] for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -352,10 +352,10 @@ def test_gradient_takes_buffers_and_does_not_move_them():
     net = bp.Sequential(bp.BatchNorm(), bp.Dense(2))
     theta, buffers = bp.layout_of(net, (4,)).start(0)
     before = buffers.copy()
-    bp.gradient(net, "mse", theta, X, X[:, :2], buffers=buffers)
+    bp.value_and_grad(net, "mse", theta, X, X[:, :2], buffers=buffers)
     np.testing.assert_array_equal(buffers, before)
     with pytest.raises(ShapeError, match="buffers"):
-        bp.gradient(net, "mse", theta, X, X[:, :2])
+        bp.value_and_grad(net, "mse", theta, X, X[:, :2])
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_gradient_takes_buffers_and_does_not_move_them():
 def test_gradient_refuses_what_does_not_fit(changed, error):
     good = {"theta": THETA, "x": X, "y": LABELS}
     with np.errstate(invalid="ignore"), pytest.raises(error):
-        bp.gradient(NET, "cross_entropy", **{**good, **changed})
+        bp.value_and_grad(NET, "cross_entropy", **{**good, **changed})
 
 
 @dataclass(frozen=True)
@@ -438,10 +438,10 @@ def test_parameters_that_are_used_twice_get_both_gradients(backend, units):
     y = backend.array(rng.standard_normal((20, units)))
     network = Twice(bp.Dense(units, "tanh"))
     theta = backend.array(0.1 * rng.standard_normal(bp.layout_of(network, (units,)).size))
-    _, grad = bp.gradient(network, "mse", theta, x, y)
+    _, grad = bp.value_and_grad(network, "mse", theta, x, y)
     along = backend.array(rng.standard_normal(theta.shape))
     step = 1e-6
-    above, _ = bp.gradient(network, "mse", theta + step * along, x, y)
-    below, _ = bp.gradient(network, "mse", theta - step * along, x, y)
+    above, _ = bp.value_and_grad(network, "mse", theta + step * along, x, y)
+    below, _ = bp.value_and_grad(network, "mse", theta - step * along, x, y)
     slope = (float(above) - float(below)) / (2 * step)
     assert float(backend.xp.sum(grad * along)) == pytest.approx(slope, rel=1e-4)

@@ -612,7 +612,7 @@ def check_goes_on(trainer: bp.Trainer, array: Callable[[Any], Any], host: Callab
     theta, *state = (host(a).copy() for a in (trainer.theta, *trainer.state))
     for step in range(1, steps + 1):
         trainer.step(bx, by)
-        _, grad = bp.gradient(trainer.network, "cross_entropy", theta, x, y)
+        _, grad = bp.value_and_grad(trainer.network, "cross_entropy", theta, x, y)
         theta, state = trainer.optimizer.plain(theta, state, grad, step)  # type: ignore[attr-defined]
         for found, expected in zip((trainer.theta, *trainer.state), (theta, *state), strict=True):
             np.testing.assert_allclose(host(found), expected, rtol=1e-9, atol=1e-12)

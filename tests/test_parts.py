@@ -48,7 +48,7 @@ def test_row_blocks_draw_masks_of_their_own(library: Any) -> None:
     x, y = np.concatenate([np.eye(n), np.eye(n)]), np.full((2 * n, 1), -1.0)
     lib = library("numpy")
     assert lib.seam.blocks(2 * n, 6.0 * n) == [(0, n), (n, 2 * n)]
-    _, gradient = bp.gradient(DROPPING, "mse", np.zeros(n), x, y)
+    _, gradient = bp.value_and_grad(DROPPING, "mse", np.zeros(n), x, y)
     assert 0.4 < np.mean(kept_twice(gradient) == 1.0) < 0.6
 
 
@@ -209,7 +209,7 @@ def test_gradients_in_each_others_places_arrive_where_they_belong(turn: int, bac
     expected = np.concatenate([(dy * x).sum(axis=0), dy.sum(axis=0), 2.0 * dy.sum(axis=0)])
     network = Astray(turn)
     assert [slot.name for slot in bp.layout_of(network, (4,)).parameters] == ["a", "b", "c"]
-    _, gradient = bp.gradient(network, "mse", backend.array(np.ones(12)), backend.array(x), backend.array(y))
+    _, gradient = bp.value_and_grad(network, "mse", backend.array(np.ones(12)), backend.array(x), backend.array(y))
     backend.close(gradient, expected)
     for parts in ({}, {"micro_batch": 2}):
         trainer = stepped(backend, network, x, y, np.ones(12), **parts)

@@ -109,7 +109,7 @@ def test_what_a_method_gives_wrongly_is_named(name: str) -> None:
         lambda: bp.Trainer(network, "cross_entropy").build(X),
         lambda: bp.Trainer(network, "cross_entropy").step(X[:2], Y[:2]),
         lambda: bp.Trainer(network, "cross_entropy").fit(X, Y, progress=False),
-        lambda: bp.gradient(network, "cross_entropy", np.zeros(39), X, Y),
+        lambda: bp.value_and_grad(network, "cross_entropy", np.zeros(39), X, Y),
     ]
     for call in calls:
         with pytest.raises(error, match=full) as caught:
@@ -350,7 +350,7 @@ def test_what_a_loss_gives_wrongly_is_named(mistake: str, error: Any, pattern: s
     with pytest.raises(error, match=pattern):
         bp.Trainer(bp.Dense(3), loss).step(X, y)
     with pytest.raises(error, match=pattern):
-        bp.gradient(bp.Dense(3), loss, np.zeros(15), X, y)
+        bp.value_and_grad(bp.Dense(3), loss, np.zeros(15), X, y)
     with pytest.raises(GradientError, match=pattern.replace("2,", r"\d+,")):
         bp.check_gradients(bp.Dense(3), X, y, loss=loss)
 
@@ -368,7 +368,7 @@ def test_a_loss_that_takes_labels_only_is_tried_with_labels(backend: Any) -> Non
 
     x, y = backend.array(X), backend.array(Y)
     theta = backend.array(np.zeros(15))
-    value, gradient = bp.gradient(bp.Dense(3), OfLabels(), theta, x, y)
+    value, gradient = bp.value_and_grad(bp.Dense(3), OfLabels(), theta, x, y)
     error = -(Y[:, None] == np.arange(3)).astype(float)
     expected = np.concatenate([(X.T @ error).reshape(-1), error.sum(axis=0)]) * 2.0 / 20.0
     assert float(value) == pytest.approx(1.0)

@@ -82,7 +82,7 @@ def test_the_gradient_is_the_script_s():
     layout = bp.layout_of(NET, (2,))
     seam = bp.backends.get("numpy")
     theta = layout.join(seam, {"0": {"weight": w1, "bias": b1[0]}, "1": {"weight": w2, "bias": b2[0]}})
-    value, grad = bp.gradient(NET, "mse", theta, X, Y)
+    value, grad = bp.value_and_grad(NET, "mse", theta, X, Y)
     assert float(value) == pytest.approx(np.mean((Y - script(0)) ** 2), rel=1e-14)
     p = layout.views(seam, theta - 0.2 * grad)
     hidden = 1 / (1 + np.exp(-(X @ p["0"]["weight"] + p["0"]["bias"])))

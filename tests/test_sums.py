@@ -318,7 +318,7 @@ def test_blocks_make_no_machine_code_and_no_deep_expressions(code: Any, monkeypa
     rng = np.random.default_rng(0)
     x, y, weight = rng.random((1_200, 8), np.float32), rng.integers(0, 3, 1_200), rng.random(1_200, np.float32)
     network = bp.Sequential(bp.Dense(16, "relu"), bp.Residual(bp.Dense(16, "tanh")), bp.Dense(3))
-    right = bp.gradient(network, "cross_entropy", bp.Trainer(network, "cross_entropy").build(x).theta, x, y)
+    right = bp.value_and_grad(network, "cross_entropy", bp.Trainer(network, "cross_entropy").build(x).theta, x, y)
     monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 4)
     monkeypatch.setattr("bpnet.backends.numpy.MOST_BLOCKS", 10_000)
     with caplog.at_level("DEBUG", "bpnet"):

@@ -83,12 +83,15 @@ def test_large_batches_are_cut_and_their_blocks_add_up() -> None:
     trainer = bp.Trainer(network, "cross_entropy").build(x)
     weight = np.random.default_rng(1).uniform(0, 2, 9000)
     SEEN.clear()
-    value, grad = bp.gradient(network, "cross_entropy", trainer.theta, x, y, sample_weight=weight)
+    value, grad = bp.value_and_grad(network, "cross_entropy", trainer.theta, x, y, sample_weight=weight)
     sizes = [rows for rows, _, _ in SEEN]
     assert len(sizes) > 1
     assert sum(sizes) == 9000
     parts = [
-        (weight[s].sum(), *bp.gradient(network, "cross_entropy", trainer.theta, x[s], y[s], sample_weight=weight[s]))
+        (
+            weight[s].sum(),
+            *bp.value_and_grad(network, "cross_entropy", trainer.theta, x[s], y[s], sample_weight=weight[s]),
+        )
         for s in (slice(start, start + 30) for start in range(0, 9000, 30))
     ]
     total = weight.sum()
@@ -119,7 +122,7 @@ def test_blas_threads_are_restored_after_every_call() -> None:
         lambda: trainer.step(x, y),
         lambda: trainer.evaluate(x, y),
         lambda: trainer.predict(x),
-        lambda: bp.gradient(trainer.network, "cross_entropy", trainer.theta, x, y),
+        lambda: bp.value_and_grad(trainer.network, "cross_entropy", trainer.theta, x, y),
         lambda: bp.check_gradients(NETWORKS["dense"], x[:3]),
     ]
     for call in calls:

@@ -359,7 +359,7 @@ def test_the_scale_of_weights_does_not_matter(backend: Any, kind: str, scale: fl
         first = float(trainer.step(*given))
         trainer.fit(*given[:2], sample_weight=given[2], batch_size=16, validation=given, progress=False)
         unchecked = float(trainer.step(*given, check=False))
-        grad = bp.gradient(LINE, "cross_entropy", trainer.theta, *given[:2], sample_weight=given[2])
+        grad = bp.value_and_grad(LINE, "cross_entropy", trainer.theta, *given[:2], sample_weight=given[2])
         scores = trainer.evaluate(*given[:2], sample_weight=given[2], batch_size=20)
         record = {
             name: value
@@ -440,7 +440,7 @@ def test_a_step_is_theta_minus_lr_times_the_gradient(backend: Any, weighted: boo
     weight = backend.array(np.linspace(0.0, 2.0, 48)) if weighted else None
     trainer = made(CALM, bp.SGD(0.25)).build(x)
     theta, buffers = copy(backend, trainer.theta), copy(backend, trainer.buffers)
-    value, grad = bp.gradient(CALM, "cross_entropy", theta, x, y, sample_weight=weight, buffers=buffers)
+    value, grad = bp.value_and_grad(CALM, "cross_entropy", theta, x, y, sample_weight=weight, buffers=buffers)
     loss = trainer.step(x, y, weight)
     assert float(loss) == pytest.approx(float(value), rel=1e-12)
     expected = backend.host(theta) - 0.25 * backend.host(grad)
@@ -607,7 +607,9 @@ def test_inputs_are_never_modified(backend: Any) -> None:
     trainer.evaluate(*mine[:2], sample_weight=mine[2])
     trainer.predict(mine[0])
     if backend.name != "jax-jit":  # slow there, since it runs eagerly, on arrays that can't be modified
-        bp.gradient(FLAT, "cross_entropy", trainer.theta, *mine[:2], sample_weight=mine[2], buffers=trainer.buffers)
+        bp.value_and_grad(
+            FLAT, "cross_entropy", trainer.theta, *mine[:2], sample_weight=mine[2], buffers=trainer.buffers
+        )
     for array, original in zip(mine, (x, targets, weight), strict=True):
         assert np.array_equal(backend.host(array), original)
 
