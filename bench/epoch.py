@@ -41,10 +41,10 @@ def epoch(
     x = np.concatenate([part[0].reshape(-1, workload.inputs) for part in parts])
     y = np.concatenate([part[1].reshape(-1, *part[1].shape[2:]) for part in parts])
     x, y = np.resize(x, (count * batch, *x.shape[1:])), np.resize(y, (count * batch, *y.shape[1:]))
-    made = ALL[contender].options
-    bare, fitted = Bpnet(task, **made), Bpnet(task, **made, **({"device": made["backend"]} if fed else {}))
+    made: dict[str, Any] = ALL[contender].options
+    bare, fitted = Bpnet(task, **made), Bpnet(task, **made | ({"device": "cuda"} if fed else {}))
     if fed:  # also where the device would have room for all of them
-        importlib.import_module("bpnet.feeding").COMFORTABLE = 0.0  # type: ignore[attr-defined]
+        importlib.import_module("bpnet.data.loader").CACHED_SHARE = 0.0  # type: ignore[attr-defined]
     rows_of_fit = (x, y) if fed else (bare.put(x), bare.put(y))
     batches = [(bare.put(x[i : i + batch]), bare.put(y[i : i + batch])) for i in range(0, len(x), batch)]
 

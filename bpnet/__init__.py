@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.callbacks import EarlyStopping as EarlyStopping
     from bpnet.callbacks import History as History
     from bpnet.callbacks import Progress as Progress
-    from bpnet.files import load as load
     from bpnet.layer import Composite as Composite
     from bpnet.layer import Layer as Layer
     from bpnet.layer import Leaf as Leaf
@@ -63,6 +62,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.testing import GradientReport as GradientReport
     from bpnet.testing import check_gradients as check_gradients
     from bpnet.trainer import Trainer as Trainer
+    from bpnet.trainer import load as load
 
 __version__ = "0.1.0"
 
@@ -82,9 +82,8 @@ _HOMES = {
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
     "bpnet.backpropagation": ("value_and_grad",),
-    "bpnet.trainer": ("Trainer",),
+    "bpnet.trainer": ("Trainer", "load"),
     "bpnet.callbacks": ("Callback", "EarlyStopping", "History", "Progress"),
-    "bpnet.files": ("load",),
     "bpnet.testing": ("GradientReport", "check_gradients"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -15,12 +15,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from bpnet import __version__, backends, files
+from bpnet import __version__, backends
 from bpnet.errors import BpnetError, FileFormatError
 from bpnet.layer import Composite, Layer
 from bpnet.layers.composition import Sequential
 from bpnet.tables import JSON, KEY, Source
-from bpnet.trainer import Trainer
+from bpnet.trainer import Trainer, load
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
@@ -170,7 +170,7 @@ def show_machine(result: JSON) -> None:
 
 def describe_model(model: Path) -> JSON:
     """Layers, number of parameters and training record of a saved model."""
-    trainer = files.load(model)
+    trainer = load(model)
     layout = trainer.layout
     layers: list[JSON] = []
 

@@ -9,7 +9,8 @@ from typing import Any
 from bpnet.backends import Array, Backend, common_backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import ends_sessions
-from bpnet.data import check_rows, check_target, check_weight, check_x, detached
+from bpnet.data.checks import check_rows, check_target, check_weight, check_x, detached
+from bpnet.data.loader import take_rows
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layers.composition import Sequential
@@ -106,19 +107,6 @@ def _grad_buffer(backend: Backend, layout: Layout, x: Array, grad_buffers: list[
         return None if memory is None else GradBuffer(backend, layout, memory)
 
 
-def take_rows(
-    backend: Backend, arrays: tuple[Array | None, ...], part: Rows, rows: Array | None
-) -> tuple[Array | None, ...]:
-    """Rows part[0] ... part[1] - 1 of each array, or of the selection `rows` of it."""
-    start, stop = part
-    if rows is None:
-        if start == 0 and stop == arrays[0].shape[0]:  # type: ignore[union-attr]
-            return arrays
-        return tuple([None if a is None else a[start:stop, ...] for a in arrays])
-    some = rows[start:stop]
-    return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
-
-
 @ends_sessions
 def value_and_grad(
     network: Layer,
@@ -154,8 +142,8 @@ def value_and_grad(
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
-        y = check_target(backend, loss, layout.out_shape, x, y)
-        weight = check_weight(backend, sample_weight, x)
+        y = check_target(backend, loss, layout.out_shape, x.shape[0], x.dtype, y)
+        weight = check_weight(backend, x.shape[0], x.dtype, sample_weight)
         p = layout.views(backend, theta, buffers)
         value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
     return value, grad

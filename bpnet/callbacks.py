@@ -7,11 +7,12 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from bpnet.errors import ArgumentError, OptionError, RecordError, closest, kind_of, shown
+from bpnet.errors import ArgumentError, OptionError, RecordError, UnknownNameError, closest, kind_of, shown
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:
-    from bpnet.trainer import Snapshot, Trainer
+    from bpnet.step import Snapshot
+    from bpnet.trainer import Trainer
 
 Record = dict[str, Any]
 
@@ -28,6 +29,14 @@ class Callback:
 
     before_next_step: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A method that is never called because its name is misspelt is an error where it is defined."""
+        super().__init_subclass__(**options)
+        known = [name for name in vars(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in known:
+                raise UnknownNameError(f"method of the callback {cls.__name__},", name, known)
+
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         """Before the first of `epochs` epochs of `steps` steps each."""
 
@@ -39,6 +48,22 @@ class Callback:
 
     def on_train_end(self, trainer: "Trainer") -> None:
         """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
+
+
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """The callbacks as a list; raises ArgumentError where they are none."""
+    if not isinstance(callbacks, list | tuple):
+        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of callbacks")
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
+            raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
+    return list(callbacks)
+
+
+def needs_each_step(callback: Callback) -> bool:
+    """Whether it is to be told after every step, before the next."""
+    return callback.before_next_step and getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
 
 
 def end(callbacks: Sequence[Callback], trainer: "Trainer", first: BaseException | None = None) -> None:
@@ -89,7 +114,7 @@ def describe(record: Record) -> str:
     shown = [f"epoch {record['epoch']:>3}"]
     for name in ("loss", "val_loss", "val_accuracy"):
         if name in record:
-            shown.append(f"{name} {record[name]:.4f}")
+            shown.append(f"{name} {record[name]:#.4g}")
     return "  ".join([*shown, f"{record['seconds']:.2f} s"])
 
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import numpy as np
 import typer
 
-from bpnet import __version__, backends, files
+from bpnet import __version__, backends
 from bpnet.about import (
     count,
     damage_told,
@@ -63,6 +63,7 @@ from bpnet.tables import (
     target_of,
 )
 from bpnet.trainer import Trainer
+from bpnet.trainer import load as load_trainer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -317,7 +318,7 @@ def connect(name: str) -> Backend:
 def load(model: Path, library: Backend) -> tuple[Trainer, Source]:
     """A saved trainer in `library`, and what it was trained on: nothing where `train` did not write it."""
     with warnings.catch_warnings(action="ignore"):  # a library that lacks float64 says so in an error, too
-        trainer = files.load(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
+        trainer = load_trainer(model, like=library.from_host(np.zeros(1, dtype=np.float32)))
     with damage_told(model):
         return trainer, Source(**trainer.metadata.get(KEY, {}).get("source", {}))
 

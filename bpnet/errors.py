@@ -163,5 +163,9 @@ class NotBuiltError(BpnetError, RuntimeError):
     """Parameters are asked for before any data has shown the input's shape."""
 
 
+class BuiltError(BpnetError, RuntimeError):
+    """Start values are asked for, but there are parameters, which they would replace."""
+
+
 class GradientError(BpnetError, AssertionError):
     """A hand-written derivative does not match its finite differences."""

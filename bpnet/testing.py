@@ -7,7 +7,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, common_backend
 from bpnet.backends.interrupts import ends_sessions
-from bpnet.data import check_target, check_x
+from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError, ShapeError
 from bpnet.layer import Layer, Run, check_layer, leaves
 from bpnet.layout import Layout, layout_of
@@ -134,7 +134,7 @@ def check_gradients(
             objective: Callable[[Array], tuple[Array, Array]] = lambda out: (backend.xp.sum(out * r), r)  # noqa: E731
         else:
             criterion = resolve(Loss, "loss", loss)
-            target = check_target(backend, criterion, tuple(output.shape[1:]), at, y)
+            target = check_target(backend, criterion, tuple(output.shape[1:]), at.shape[0], at.dtype, y)
             objective = lambda out: criterion(run, out, target, None, float(at.shape[0]))  # noqa: E731
             name = f"the loss {criterion}"
             _refuse(name, tolerance, loss_faults(criterion, objective(output), tuple(output.shape)))

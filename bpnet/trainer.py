@@ -2,61 +2,69 @@
 
 import itertools
 import math
+import os
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, check_device, common_backend, device_named
+from bpnet.backends import Array, Backend, backend_of, check_device, device_named, get
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
-from bpnet.backpropagation import take_rows, type_of
-from bpnet.callbacks import Callback, History, Progress, default_stream, end, redraws
-from bpnet.data import check_finite, check_rows, check_target, check_weight, check_x, is_whole
-from bpnet.errors import (
-    ArgumentError,
-    ArrayMismatchError,
-    BpnetWarning,
-    DivergedError,
-    DTypeError,
-    NotBuiltError,
-    OptionError,
-    OutOfMemoryError,
-    ShapeError,
-    kind_of,
-    plural,
+from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, end, needs_each_step, redraws
+from bpnet.checkpoint import Checkpoint
+from bpnet.compatibility import (
+    check_compile,
+    check_micro_batch,
+    check_options,
+    check_parameters,
+    check_precision,
+    layout_for,
+    warn_of_probabilities,
 )
-from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, out_of_memory, parts, shuffled
-from bpnet.layer import Layer, Run, check_layer, leaves
-from bpnet.layers.activation import Sigmoid, Softmax
-from bpnet.layers.composition import last_activation
-from bpnet.layout import Layout, layout_of
-from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
+from bpnet.data.loader import Batch, Loader, parts, row_order
+from bpnet.data.memory import out_of_memory
+from bpnet.data.prepare import Expected, named, prepare, validation_data
+from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
+from bpnet.errors import ArgumentError, BuiltError, DivergedError, NotBuiltError, OptionError, OutOfMemoryError, plural
+from bpnet.layer import Layer, check_layer
+from bpnet.layout import Layout
+from bpnet.locking import TrainingLock, locked
+from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import check_type, choice, flag, number, whole
-from bpnet.protocol import check_network
+from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
-from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
-from bpnet.turns import Turn, reads, trains, writes
-
-Snapshot = tuple[Carry, int]
-"""Parameters, buffers, optimizer state, and the step count, at one moment."""
+from bpnet.step import Carry, Snapshot, Views, check_snapshot, copied, outputs, scores, start, training_step, vectors
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
-
 COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
 of a small step."""
-
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
+
+
+@dataclass
+class Recent:
+    """What a trainer knows of its last calls, so that the next of the same kind need not look again."""
+
+    batch: tuple[Any, ...] | None = None
+    """The kind of batch that `step` took as it came, with backend, device and cost."""
+    inputs: tuple[Any, ...] | None = None
+    """The same of `predict`."""
+    good: Snapshot | None = None
+    """Where `step` goes back to."""
+    checked: Any = None
+    """What the last checked step left: others may have set it since."""
+    sound: Any = None
+    """What was found to have no NaN."""
 
 
 class Trainer:
@@ -77,18 +85,20 @@ class Trainer:
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
         Products of float64 are float64.
-    device : "cupy" trains NumPy arrays, memory-mapped files among them, on the current CUDA device, "cupy:1" on the
-        second: data that take at most half of its free memory are put there once, others stream through it batch by
-        batch while it computes; predictions come back as NumPy arrays.  (Also "torch" or "jax": the device on which
-        these make arrays.)  None computes where the data lie.
+    device : "cuda" trains NumPy arrays, memory-mapped files among them, with CuPy on the current CUDA device, "cuda:1"
+        on the second: data that take at most half of its free memory are put there once, others stream through it batch
+        by batch while it computes; predictions come back as NumPy arrays.  None computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
+    compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been work
+        for a second or two, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the first call on,
+        and is an error where that can't be done; False runs them operation by operation.
 
     Attributes
     ----------
     history : a `History` with one record an epoch
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
-    classes : what a classifier's outputs stand for, in their order; assignable, and kept in the file
+    classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
@@ -111,6 +121,7 @@ class Trainer:
         precision: str = "float32",
         device: str | None = None,
         micro_batch: int | None = None,
+        compile: bool | str = "auto",
     ) -> None:
         self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
@@ -121,25 +132,13 @@ class Trainer:
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
-        self._check_parts(self.network.couples_rows)
-        self.history = History()
-        self.metadata: dict[str, Any] = {}
-        """What `save` was given beside the network, where this trainer was loaded from a file."""
+        check_micro_batch(self.micro_batch, self.network.couples_rows)
+        self.compile = check_compile(compile)
+        self.history, self.stop = History(), False
+        self.metadata: Mapping[str, Any] = {}
         self.classes: Sequence[Any] | None = None
-        """What a classifier's outputs stand for, if it was said: text or numbers, in their order.  Kept in the file."""
-        self.stop = False
-        self._state, self._turn = State(None, 0), Turn()
         self._built: tuple[Backend, Layout] | None = None
-        self._known: tuple[Any, ...] | None = None
-        """The kind of batch that `step` took last as it came."""
-        self._known_x: tuple[Any, ...] | None = None
-        """The same of `predict`."""
-        self._good: Snapshot | None = None
-        """Where `step` goes back to."""
-        self._checked: tuple[Any, int] = (None, 0)
-        """What the last checked step left, and its number: others may have changed it since."""
-        self._sound: tuple[Any, int] = (None, 0)
-        """The same of what was found to have no NaN."""
+        self._state, self._lock, self._recent = State(None, 0), TrainingLock(), Recent()
 
     def __repr__(self) -> str:
         size = "no parameters yet"
@@ -148,22 +147,65 @@ class Trainer:
             size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
         return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
 
-    @reads
+    @locked("read")
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
-        made = ("_step", "_outputs", "_scores", "_state", "_turn", "_known", "_known_x", "_good", "_checked", "_sound")
-        kept = {name: value for name, value in vars(self).items() if name not in made}
-        (carry, count), history = self._state.now, History(list(self.history))
-        carry = carry if self._built is None else self._copy(carry)
-        return kept | {"_carry": carry, "step_count": count, "history": history}
+        made = ("_step", "_outputs", "_scores", "_state", "_lock", "_recent")
+        rest = {name: value for name, value in vars(self).items() if name not in made}
+        now = self._state.now if self._built is None else self.snapshot()
+        return rest | {"now": now, "history": History(list(self.history))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        missing = {"precision": "float32", "device": None, "micro_batch": None}
-        own: dict[str, Any] = missing | {"classes": None} | state
-        self._state, self._turn = State(own.pop("_carry", None), own.pop("step_count")), Turn()
-        vars(self).update(own, _known=None, _known_x=None, _good=None, _checked=(None, 0), _sound=(None, 0))
+        carry, count = state.pop("now")
+        vars(self).update(state, _state=State(carry, count), _lock=TrainingLock(), _recent=Recent())
         if self._built is not None:
-            self._adopt(*self._built, self._carry)
+            self._set_state(*self._built, carry, count)
+
+    # ---- state --------------------------------------------------------------------------------------------------
+
+    @locked("train")
+    def build(self, x: Array) -> "Trainer":
+        """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
+
+        The first `fit` or `step` does so by itself.  Raises ShapeError where a layer or the loss does not fit,
+        OptionError or DTypeError where the precision does not, OptionError where an option is too small or too large
+        for the type of `x`, and BuiltError where there are parameters already.
+        """
+        if self._built is not None:
+            raise BuiltError(
+                "the trainer has parameters already: make another Trainer to start afresh, or take trainer.snapshot() "
+                "before the training, to which trainer.restore(snapshot) goes back"
+            )
+        self._start(self._prepare({"x": x}))
+        return self
+
+    def _start(self, data: Loader) -> None:
+        warn_of_probabilities(self.network, self.loss)
+        check_precision(self.precision, data.backend, data.like)
+        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
+        self._set_state(data.backend, data.layout, carry, 0)
+
+    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int) -> None:
+        check_options(backend, carry[0], self.network, self.loss, self.optimizer, self.clip_norm)
+        views = Views(layout)
+        step = training_step(
+            layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
+        )
+        vars(self).update(  # all or nothing, whatever interrupt comes
+            _built=(backend, layout),
+            _state=State(carry, count),
+            _recent=Recent(),
+            _step=backend.compile(step, donate=True, choice=self.compile),
+            _outputs=backend.compile(outputs(layout, views, self.precision), choice=self.compile),
+            _scores=backend.compile(scores(layout, views, self.loss, self.precision), choice=self.compile),
+        )
+
+    def _have(self) -> tuple[Backend, Layout]:
+        if self._built is None:
+            raise NotBuiltError(
+                "the trainer has no parameters yet: they are made from the first data, by fit(x, y) or build(x)"
+            )
+        return self._built
 
     @property
     def step_count(self) -> int:
@@ -172,136 +214,15 @@ class Trainer:
         return count
 
     @step_count.setter
-    @writes
+    @locked("set")
     def step_count(self, count: int) -> None:
         self._state.now = self._state.now[0], count
 
     @property
     def _carry(self) -> Carry:
+        self._have()
         carry: Carry = self._state.now[0]
         return carry
-
-    @_carry.setter
-    def _carry(self, carry: Carry) -> None:
-        self._state.now = carry, self._state.now[1]
-
-    # ---- parameters ---------------------------------------------------------------------------------------------
-
-    @trains
-    def build(self, x: Array) -> "Trainer":
-        """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
-
-        Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
-        loss does not fit, OptionError or DTypeError where the precision does not, and OptionError where an option is
-        too small or too large for the type of `x`.
-        """
-        data = self._fed(x, "x") if self._feeds(x) else Data(*check_x(x), None, None)
-        self._build(data.backend, self._new_layout(x), data.like, history=History())
-        return self
-
-    def _layout_for(self, x: Array) -> Layout:
-        return self._new_layout(x) if self._built is None else self._built[1]
-
-    def _new_layout(self, x: Array) -> Layout:
-        check_network(self.network, x, self.loss)
-        layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
-        self.loss.target_shape(layout.out_shape)
-        self._check_parts(self.network.updates_buffers)
-        return layout
-
-    def _check_parts(self, whole: bool) -> None:
-        if whole and self.micro_batch is not None:
-            raise OptionError(
-                f"micro_batch is {self.micro_batch}, but a layer of the network (such as BatchNorm) needs all rows of "
-                "a batch at once: leave it out, and take a smaller batch_size"
-            )
-
-    def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
-        device = backend.device(x)
-        last = last_activation(self.network)
-        if self._built is None and self.loss.logits and isinstance(last, Sigmoid | Softmax):
-            binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
-            text = (
-                f"the network ends in {last}, but {self.loss} takes logits and makes probabilities of them itself, so "
-                "that it learns badly: leave the last activation out"
-            )
-            text += ", or take the loss 'binary_cross_entropy'" if binary else ""
-            warnings.warn(text, BpnetWarning, stacklevel=4)  # named is the line that calls fit, step or build
-        self._check_precision(backend, device, x.dtype)
-        try:
-            starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
-            theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
-            with backend.session(self.threads, device):
-                state = self.optimizer.init(backend, theta)
-        except OutOfMemoryError:
-            raise
-        except backend.oom_errors as error:  # MemoryError among them
-            size = plural(layout.size, "parameter")
-            raise OutOfMemoryError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
-        self._adopt(backend, layout, (theta, buffers, state), 0, **more)
-
-    def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
-        if self.precision == "float32":
-            return
-        if dtype != backend.xp.float32:
-            raise DTypeError(
-                f"precision is {self.precision!r}, which is of products of float32 values, but x holds {dtype} ones: "
-                "convert x to float32, or leave precision out"
-            )
-        if self.precision not in backend.precisions(device):
-            hint = "" if backend.name == "cupy" else "Pass CuPy arrays, or device='cupy' and NumPy's: "
-            raise OptionError(
-                f"precision is {self.precision!r}, which products of {backend.name} arrays do not have here; expected "
-                f"'float32'. {hint}tf32 and bfloat16 are for CuPy arrays on an NVIDIA GPU of compute capability 8.0 or "
-                "newer, with nvmath-python: pip install 'bpnet-xp[cuda13]', or cuda12 for an older driver"
-            )
-
-    def _adopt(self, backend: Backend, layout: Layout, carry: Carry, count: int | None = None, **more: Any) -> None:
-        numbers = type_of(backend, carry[0])
-        self.optimizer.check_type(*numbers[:2])
-        for part in (self.network, self.loss, self.optimizer):
-            check_type("", part, *numbers)
-        check_type("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
-        views = Views(layout)
-        step = training_step(
-            layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
-        )
-        vars(self).update(  # all or nothing, whatever interrupt comes
-            _built=(backend, layout),
-            _known=None,
-            _known_x=None,
-            _good=None,
-            _checked=(None, 0),
-            _state=State(carry, self.step_count if count is None else count),
-            _step=backend.compile(step, donate=True),
-            _outputs=backend.compile(outputs(layout, views, self.precision)),
-            _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
-            **more,
-        )
-
-    def _work(self, rows: int, steps: int = 1) -> float:
-        """Floating-point operations of all steps so far and so many more, had they all been of so many rows.
-
-        So it depends on nothing but the data, and a training that is taken up again goes on as if never interrupted.
-        """
-        return (self.step_count + steps) * self._cost(rows)
-
-    def _cost(self, rows: int) -> float:
-        """The same of one step."""
-        size = 0 if self._built is None else self._built[1].size
-        return 6.0 * size * rows + WORK_OF_A_CALL
-
-    def _session(self, rows: int, steps: int = 1) -> AbstractContextManager[None]:
-        """What must hold while this trainer computes so many steps of so many rows."""
-        backend = self._have()[0]
-        return backend.session(self.threads, backend.device(self._carry[0]), self._work(rows, steps))
-
-    def _have(self) -> tuple[Backend, Layout]:
-        if self._built is None:
-            raise NotBuiltError(
-                "the trainer has no parameters yet: they are made from the first data, by fit(x, y) or build(x)"
-            )
-        return self._built
 
     @property
     def backend(self) -> Backend:
@@ -316,19 +237,16 @@ class Trainer:
     @property
     def theta(self) -> Array:
         """All trained parameters, one vector.  A step may write to it, so copy what must stay."""
-        self._have()
         return self._carry[0]
 
     @property
     def buffers(self) -> Array:
         """All values that are kept but not trained, one vector."""
-        self._have()
         return self._carry[1]
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """The optimizer's vectors."""
-        self._have()
+        """The optimizer's arrays."""
         return self._carry[2]
 
     @property
@@ -337,59 +255,44 @@ class Trainer:
         return self.layout.views(self.backend, self.theta)
 
     @parameters.setter
-    @writes
+    @locked("set")
     def parameters(self, tree: Mapping[str, Any]) -> None:
         backend, layout = self._have()
-        if not isinstance(tree, Mapping):
-            raise ArgumentError(f"parameters is {kind_of(tree)}; expected a nested dict, as trainer.parameters gives")
-        have = {slot.name: slot for slot in layout.parameters}
-        given = dict(leaves(tree))
-        if given.keys() != have.keys():
-            wrong = sorted(given.keys() ^ have.keys())
-            raise ShapeError(f"parameters differ from the network's in {', '.join(wrong)}; expected {', '.join(have)}")
-        for name, value in given.items():
-            shown = "parameters" + "".join(f"[{part!r}]" for part in name.split("."))
-            common_backend({shown: value, "the trainer's parameters": self.theta})
-            if tuple(value.shape) != have[name].shape:
-                raise ShapeError(f"{shown} has the shape {tuple(value.shape)}; expected {have[name].shape}")
-            if value.dtype != self.theta.dtype:
-                raise DTypeError(f"{shown} holds {value.dtype} values; expected {self.theta.dtype}")
-        theta = backend.copy(backend.detach(layout.join(backend, tree)))
-        self._carry = (theta, *self._carry[1:])
+        (theta, *rest), count = self._state.now
+        check_parameters(tree, layout, theta)
+        self._state.now = (backend.copy(backend.detach(layout.join(backend, tree))), *rest), count
 
-    @reads
+    @locked("read")
     def snapshot(self) -> Snapshot:
         """A copy of parameters, buffers, optimizer state and step count."""
-        return self._copy((self.theta, self.buffers, self.state)), self.step_count
+        return copied(self.backend, self._carry), self.step_count
 
-    @writes
+    @locked("set")
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
-        whole_of = (tuple, 2), (tuple, 3), (tuple, len(self.state))  # a snapshot, its carry, its optimizer's state
-        part: Any = snapshot
-        for (kind, length), inner in zip(whole_of, (0, 2, None), strict=True):
-            if not isinstance(part, kind) or len(part) != length:
-                raise ArgumentError(f"snapshot is {kind_of(snapshot)}, but not what this trainer's snapshot() gave")
-            part = part if inner is None else part[inner]
-        carry, step_count = snapshot
-        whole("the snapshot's step count", step_count, 0)
-        names = ("parameters", "buffers", *["optimizer state"] * len(self.state))
-        for name, kept, own in zip(names, (*carry[:2], *carry[2]), (*self._carry[:2], *self.state), strict=True):
-            common_backend({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
-            if kept.shape != own.shape:
-                raise ShapeError(
-                    f"the snapshot's {name} has the shape {tuple(kept.shape)}, the trainer's {tuple(own.shape)}: it is "
-                    "of another network"
-                )
-            if kept.dtype != own.dtype:
-                raise DTypeError(f"the snapshot's {name} holds {kept.dtype} values, the trainer's {own.dtype}")
-        self._known = None
-        self._state.now = self._copy(carry), step_count
+        check_snapshot(snapshot, self._carry)
+        self._recent.batch = None
+        self._state.now = copied(self.backend, snapshot[0]), snapshot[1]
 
-    def _copy(self, carry: Carry) -> Carry:
-        copy = self.backend.copy
-        theta, buffers, state = carry
-        return copy(theta), copy(buffers), tuple(copy(s) for s in state)
+    @locked("read")
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
+
+        `metadata` is anything of yours that JSON can hold.  A file that was there is replaced once the new one is whole
+        and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
+
+        Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and PathError, which is
+        an OSError, where the file can't be written.
+        """
+        from bpnet.files import OPTIONS, write_checkpoint
+
+        (carry, count), to_host = self.snapshot(), self.backend.to_host
+        arrays = [to_host(array) for array in (*carry[:2], *carry[2])]
+        saved = Checkpoint(self.layout, self.loss, self.optimizer, arrays, count)
+        saved.options = {name: getattr(self, name) for name in OPTIONS}
+        saved.history, saved.classes = self.history.epochs, self.classes
+        saved.metadata = self.metadata if metadata is None else metadata
+        write_checkpoint(path, saved)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -402,15 +305,15 @@ class Trainer:
         Otherwise a loss or parameters that are no longer finite raise DivergedError, and after every 32nd step so do
         buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.
         """
-        outer, turn, known = current.session, self._turn, self._known
-        if turn.lock.locked():
-            raise turn.refused("step")
-        try:  # as `trains`, which takes a tenth of the time of a small step
-            with turn.lock:
-                turn.taken, turn.thread = turn.taken + 1, get_ident()
+        outer, own, known = current.session, self._lock, self._recent.batch
+        if own.lock.locked():
+            raise own.refused("step")
+        try:  # as `locked("train")`, which takes a tenth of the time of a small step
+            with own.lock:
+                own.count, own.thread = own.count + 1, get_ident()
                 if check is False and sample_weight is None and known is not None and _kind(x, y) == known[0]:
                     _, backend, device, cost = known
-                    with backend.session(self.threads, device, (self._state.now[1] + 1) * cost):
+                    with backend.session(self.threads, device, (self._state.now[1] + 1) * cost, self.compile):
                         return self._advance(x, y, None, None)
                 return self._first_step(x, y, sample_weight, flag("check", check))
         except BaseException:
@@ -421,34 +324,32 @@ class Trainer:
         """A step on a batch that is to be looked at, or is of another kind than the last."""
         backend = backend_of(x)
         device = backend.device(x)
-        with backend.session(self.threads, device, self._work(_rows_of(x))):
-            data = self._data(x, y, sample_weight, values=check)
+        with backend.session(self.threads, device):
+            data = self._prepare(named(x, y, sample_weight), values=check)
             if self._built is None:
-                self._build(data.backend, self._layout_for(data.x), data.like)
-            if data.x is x and data.y is y and data.backend is backend:  # nor need the next of this kind be converted
-                kind = _kind(x, y)
-                self._known = None if kind is None else (kind, backend, device, self._cost(_rows_of(x)))
+                self._start(data)
+            if data.x is x and data.y is y and not data.streams:  # nor need the next of this kind be converted
+                self._recent.batch = _kind(x, y), backend, device, self._cost(data.count)
             with self._session(data.count):
-                data = data.moved()
-                if not check:
-                    return self._advance(data.x, data.y, data.weight, None)
-                return self._checked_step(data)
+                batch = data.whole_batch()
+                return self._checked_step(*batch) if check else self._advance(*batch)
 
-    def _checked_step(self, data: Data) -> Array:
+    def _checked_step(self, *batch: Any) -> Array:
         """One step, and a look at what came of it."""
-        good = self._good
-        if good is None or self._checked[0] is not self._carry or self._checked[1] != self.step_count:
-            good = self._good = self.snapshot()
-        value = self._advance(data.x, data.y, data.weight, None)
-        due = self.step_count - good[1] >= CHECKED
-        if not self._is_sound(value, self._vectors() if due else [self.theta], good):
-            self._raise_diverged(good, value, data.x, data.y, None)
+        backend, recent, state = self.backend, self._recent, self._state
+        good = recent.good
+        if good is None or recent.checked is not state.now:
+            good = recent.good = self.snapshot()
+        value = self._advance(*batch)
+        due = state.now[1] - good[1] >= CHECKED
+        if not is_finite_step(backend, value, vectors(state.now[0]) if due else [state.now[0][0]], good[0]):
+            raise self._diverged(good, value, batch)
         if due:
-            self._good = self.snapshot()
-        self._checked = self._carry, self.step_count
+            recent.good = self.snapshot()
+        recent.checked = state.now
         return value
 
-    @trains
+    @locked("train")
     def fit(
         self,
         x: Array,
@@ -481,30 +382,30 @@ class Trainer:
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         shuffle = flag("shuffle", shuffle)
-        progress = None if progress is None else flag("progress", progress)
-        told = _check_callbacks(callbacks)
-        data = self._data(x, y, sample_weight)
-        held_out = None if validation is None else self._validation(validation, data)
+        progress = redraws(default_stream()) if progress is None else flag("progress", progress)
+        told = check_callbacks(callbacks)
+        data, held_out = self._prepare(named(x, y, sample_weight)), None
+        if validation is not None:
+            held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
         if self._built is None:
-            self._build(data.backend, self._layout_for(data.x), data.like)
+            self._start(data)
         with self._session(data.count):
-            data = data.settled()
-            held_out = None if held_out is None else held_out.settled()
-        if redraws(default_stream()) if progress is None else progress:
+            data = data.cached()
+            held_out = None if held_out is None else held_out.cached()
+        if progress:
             told.insert(0, Progress())
-        steps = -(-data.count // batch_size)
         self.stop = False
         begun: list[Callback] = []
         try:
             for callback in told:
-                callback.on_train_begin(self, epochs, steps)
+                callback.on_train_begin(self, epochs, -(-data.count // batch_size))
                 begun.append(callback)
             for _ in range(epochs):
                 started, before = time.perf_counter(), self.snapshot()
                 record = self._epoch(data, batch_size, shuffle, told, before)
                 if held_out is not None:
-                    scores = self._validate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED), before)
-                    record |= {f"val_{name}": value for name, value in scores.items()}
+                    found = self._validate(held_out, self.micro_batch or max(batch_size, LEAST_EVALUATED), before)
+                    record |= {f"val_{name}": value for name, value in found.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
                 for callback in told:
@@ -518,89 +419,64 @@ class Trainer:
         return self.history
 
     def _epoch(
-        self, data: Data, batch_size: int, shuffle: bool, told: list[Callback], before: Snapshot
+        self, data: Loader, batch_size: int, shuffle: bool, told: list[Callback], before: Snapshot
     ) -> dict[str, Any]:
         backend, xp = self.backend, self.backend.xp
-        epoch = len(self.history)
-        order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.max_steps_per_launch
-        if order is None:
-            if 1 < together <= data.count // batch_size:
-                order = in_order(data.count)
-            else:
-                together = 1
+        epoch, steps = len(self.history), -(-data.count // batch_size)
+        together = backend.max_steps_per_launch
+        if data.streams or data.count < together * batch_size or any(map(needs_each_step, told)):
+            together = 1
+        order = row_order(self.seed, epoch, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
         totals: list[Array] = []
-        work = self._work(min(batch_size, data.count), -(-data.count // batch_size))
-        with backend.session(self.threads, backend.device(self.theta), work):
+        with self._session(min(batch_size, data.count), steps):
             for i, (loss, bw, rows) in enumerate(self._steps(data, batch_size, order, together)):
                 losses.append(loss)
                 if bw is not None:
                     totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 for callback in told:
                     callback.on_step_end(self, i + 1)
-            with backend.session(device=backend.device(self.theta)):
-                sums = [xp.sum(vector) for vector in self._vectors()]
-                known = backend.fetch([*losses, *sums, *totals])
-                values, sizes = known[: len(losses)], known[len(losses) + len(sums) :]
-                finite = all(map(math.isfinite, values)) and (
-                    all(map(math.isfinite, known)) or self._is_sound(losses[-1], self._vectors(), before)
-                )
-        if not finite:
-            self._diverged(data.batches(batch_size, order), before, work)
+            with self._looking():
+                after = vectors(self._carry)
+                known = backend.fetch([*losses, *[xp.sum(array) for array in after], *totals])
+            values, sizes = known[: len(losses)], known[len(losses) + len(after) :]
+            finite = all(map(math.isfinite, values)) and (
+                all(map(math.isfinite, known)) or is_finite_step(backend, losses[-1], after, before[0])
+            )
+            if not finite:
+                self._repeat(data.batches(batch_size, order), before)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.optimizer.schedule(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
-    def _validate(self, held_out: Data, batch_size: int, before: Snapshot) -> dict[str, float]:
-        """The scores; where the loss is NaN, go back to `before`."""
-        try:
-            return self._evaluate(held_out, batch_size)
-        except DivergedError as error:
-            step = self.step_count
-            self.restore(before)
-            raise DivergedError(
-                f"training diverged at step {step} or before, as the validation data show: {error}. {self._was_kept()}"
-            ) from error
-
-    def _was_kept(self) -> str:
-        """What was gone back to."""
-        backend, xp = self.backend, self.backend.xp
-        with backend.session(device=backend.device(self.theta)):
-            broken = any(bool(xp.any(xp.isnan(vector))) for vector in self._vectors())
-        begin = f"The parameters, buffers and optimizer state from before step {self.step_count + 1}"
-        if broken:
-            return f"{begin} had NaN already, and still have: go back to others, or build afresh"
-        return f"{begin} were kept"
-
     def _steps(
-        self, data: Data, batch_size: int, order: Any, together: int
+        self, data: Loader, batch_size: int, order: Any, together: int
     ) -> Iterator[tuple[Array, Array | None, Array | None]]:
-        """Do the steps of an epoch, `together` at a time where the backend can: their losses, weights and rows."""
+        """Do the steps of an epoch, `together` by one launch where the backend can: their losses, weights and rows."""
         for x, y, weight, rows in data.batches(together * batch_size, order):
             if together == 1:
                 yield self._advance(x, y, weight, rows), weight, rows
                 continue
             assert rows is not None
             full = rows.shape[0] == together * batch_size
-            losses = self._several(x, y, weight, rows, together) if full else None
-            for i, (start, stop) in enumerate(parts(rows.shape[0], batch_size)):
-                some = rows[start:stop]
+            losses = self._run_steps(x, y, weight, rows, together) if full else None
+            for i, (first, last) in enumerate(parts(rows.shape[0], batch_size)):
+                some = rows[first:last]
                 yield self._advance(x, y, weight, some) if losses is None else losses[i], weight, some
 
-    def _several(
+    def _run_steps(
         self, x: Array, y: Array | None, weight: Array | None, rows: Array, count: int
     ) -> Sequence[Array] | None:
-        """`count` steps on equal parts of the rows at once; None, and nothing done, where the backend can't."""
+        """`count` steps on equal parts of the rows by one launch; None, and nothing done, where the backend can't."""
         try:
-            each = [self._numbers(self.step_count + i) for i in range(count)]
+            each = [self._hyperparameters(self.step_count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
         return self.backend.run_steps(self._step, self._state, (x, y, weight, rows), each)
 
-    def _numbers(self, step: int) -> tuple[Any, int]:
+    def _hyperparameters(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
         return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
 
@@ -609,7 +485,7 @@ class Trainer:
         state, step = self._state, self._state.now[1]
         assert self._built is not None
         backend = self._built[0]
-        numbers, number = self._numbers(step)
+        numbers, number = self._hyperparameters(step)
         try:
             return backend.advance(self._step, state, (x, y, weight, rows, numbers, number), number)
         except backend.oom_errors as error:
@@ -617,127 +493,56 @@ class Trainer:
 
     def _out_of_memory(self, error: Exception, rows: int, training: bool) -> OutOfMemoryError:
         traceback.clear_frames(error.__traceback__)  # which hold what had been made
-        backend, layout = self._have()
-        return out_of_memory(error, backend, layout, self._carry[0], rows, training)
+        return out_of_memory(error, self.backend, self.layout, self.theta, rows, training)
 
-    def _forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
-        """function(theta, buffers, x, *args), `function` being `_outputs` or `_scores`."""
-        theta, buffers, _ = self._carry
-        try:
-            return function(theta, buffers, x, *args)
-        except self.backend.oom_errors as error:
-            raise self._out_of_memory(error, x.shape[0], training=False) from error
+    # ---- divergence ---------------------------------------------------------------------------------------------
 
-    def _vectors(self, carry: Carry | None = None) -> list[Array]:
-        """All that goes from step to step."""
-        theta, buffers, state = self._carry if carry is None else carry
-        return [vector for vector in (theta, buffers, *state) if vector.shape[0]]
+    def _looking(self) -> AbstractContextManager[None]:
+        """What must hold while values are looked at."""
+        backend = self.backend
+        return backend.session(device=backend.device(self.theta))
 
-    def _is_sound(self, value: Array, vectors: Sequence[Array], before: Snapshot) -> bool:
-        """Whether a loss is finite, and vectors are but for what was infinite `before`, such as a bias of -inf.
-
-        A finite sum tells at once, in one pass for each and one wait for all; but finite values may have another.
-        """
-        xp = self.backend.xp
-        with self.backend.session(device=self.backend.device(self.theta)):
-            value, *sums = self.backend.fetch([value, *[xp.sum(vector) for vector in vectors]])
-            if not math.isfinite(value):
-                return False
-            if all(map(math.isfinite, sums)):
-                return True
-            pairs = zip(vectors, self._vectors(before[0]), strict=False)  # of theta alone in most steps
-            return not any(bool(xp.any(broken(xp, *pair))) for pair in pairs)
-
-    def _diverged(self, batches: Iterator[Batch], before: Snapshot, work: float) -> None:
-        """Repeat the epoch up to the step after which something is not finite."""
+    def _repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
+        """Repeat an epoch up to the step after which something is not finite, and raise what says so."""
         backend = self.backend
         self.restore(before)
-        with backend.session(self.threads, backend.device(self.theta), work):
-            for x, y, weight, rows in batches:
-                last = self.snapshot()
-                value = self._advance(x, y, weight, rows)
-                if not self._is_sound(value, self._vectors(), last):
-                    self._raise_diverged(last, value, x, y, rows)
+        for batch in batches:
+            last = self.snapshot()
+            value = self._advance(*batch)
+            if not is_finite_step(backend, value, vectors(self._carry), last[0]):
+                raise self._diverged(last, value, batch)
         self.restore(before)
         raise DivergedError(
             "training diverged, though not when repeated; all is as it was before the epoch, which began at step "
             f"{self.step_count + 1}"
         )
 
-    def _raise_diverged(self, good: Snapshot, value: Array, x: Array, y: Array | None, rows: Array | None) -> NoReturn:
+    def _diagnosis(self) -> Diagnosis:
+        return Diagnosis(*self._have(), self.loss, self.optimizer, self.seed, self.precision)
+
+    def _diverged(self, good: Snapshot, value: Array, batch: tuple[Any, ...]) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
-        backend, layout, xp = self.backend, self.layout, self.backend.xp
-        step, (theta, buffers, state) = self.step_count, self._carry
+        after = self._state.now
         self.restore(good)
-        hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
-        with backend.session(device=backend.device(self.theta)):
-            x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
-            run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
-            p = layout.views(backend, self.theta, self.buffers)
-            infinite = dict(not_finite(backend, layout, layout.parameters, self.theta))
-            kept = dict(not_finite(backend, layout, layout.buffers, buffers, self.buffers))
-            if infinite and math.isfinite(float(value)):  # then those are as they were meant
-                where = next(iter(kept.values()), None)
-            else:
-                where = first_not_finite(run, self.network, p, x, infinite | kept)
-            if where is None and not math.isfinite(float(value)):
-                where = "the loss"
-                if self.step_count == step - 1:
-                    output = self.network.forward(run, p, x)[0]
-                    compared = [output] if y is None or y.dtype != output.dtype else [output, y]
-                    sizes = [float(xp.max(xp.abs(a))) for a in compared]
-                    hint = f"every output is, so it may not be what {self.loss} expects"
-                    if max(sizes) > 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:
-                        hint = (
-                            f"outputs and targets of up to {max(sizes):.1g} are too large for {self.loss}: scale the "
-                            "inputs and the targets down, or try a smaller learning rate"
-                        )
-            if where is None:
-                named = (*self.optimizer.state_names, *("state",) * len(state))
-                vectors = [
-                    (f"{type(self.optimizer).__name__}'s {n} of ", s, own)
-                    for n, s, own in zip(named, state, self.state, strict=False)
-                ]
-                found = (
-                    f"{what}{name}"
-                    for what, vector, own in [*vectors, ("", theta, self.theta)]
-                    for _, name in not_finite(backend, layout, layout.parameters, vector, own)
-                )
-                where = next(found, "something that is carried from step to step")
-        raise DivergedError(
-            f"training diverged at step {step}: {where} is no longer finite; {hint}. {self._was_kept()}"
-        )
+        x, y, _, rows = batch
+        with self._looking():
+            return self._diagnosis().diverged(self._state.now, after, value, x, y, rows)
+
+    def _not_a_number(self, what: str, x: Array | None) -> DivergedError:
+        with self._looking():
+            return self._diagnosis().not_a_number(what, self._carry, x)
 
     def _check_sound(self) -> None:
         """Raise where a parameter is NaN, which the library may keep from the output; looks once at the same ones."""
-        backend, xp = self.backend, self.backend.xp
-        if self._sound[0] is self._carry and self._sound[1] == self.step_count:
-            return
-        vectors = [vector for vector in self._carry[:2] if vector.shape[0]]
-        with backend.session(device=backend.device(self.theta)):
-            sums = backend.fetch([xp.sum(vector) for vector in vectors])
-            if not all(map(math.isfinite, sums)) and any(bool(xp.any(xp.isnan(vector))) for vector in vectors):
-                self._raise_not_a_number("what the network gives", None)
-        self._sound = self._carry, self.step_count
-
-    def _raise_not_a_number(self, what: str, x: Array | None) -> NoReturn:
-        """Say where the NaN comes from that rows of x gave, or would give."""
-        backend, layout = self.backend, self.layout
-        with backend.session(device=backend.device(self.theta)):
-            leaves = dict(not_finite(backend, layout, layout.parameters, self.theta))
-            leaves |= not_finite(backend, layout, layout.buffers, self.buffers)
-            where = next(iter(leaves.values()), "what comes of it")
-            if x is not None:
-                p = layout.views(backend, self.theta, self.buffers)
-                where = first_not_finite(Run(backend, precision=self.precision), self.network, p, x, leaves) or where
-        raise DivergedError(
-            f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
-            "are, to values of a smaller scale"
-        )
+        now = self._state.now
+        if self._recent.sound is not now:
+            if has_nan(self.backend, vectors((*now[0][:2], ()))):
+                raise self._not_a_number("what the network gives", None)
+            self._recent.sound = now
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    @reads
+    @locked("read")
     def evaluate(
         self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
@@ -747,7 +552,39 @@ class Trainer:
         parameters that are; one that is infinite is a result.
         """
         self._have()
-        return self._evaluate(self._data(x, y, sample_weight), batch_size)
+        return self._evaluate(self._prepare(named(x, y, sample_weight)), batch_size)
+
+    def _evaluate(self, data: Loader, batch_size: int | None) -> dict[str, float]:
+        backend = self.backend
+        with self._session(data.count):
+            if backend.drops_nan:
+                self._check_sound()
+            total = data.total_weight()
+            size = self.micro_batch if batch_size is None else batch_size
+            size = min(data.largest_batch() if size is None else whole("batch_size", size, 1), COUNTED)
+            found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
+            values, rights, counted = zip(*found, strict=True)
+            losses = backend.fetch(values)
+            result = {"loss": sum(losses)}
+            if math.isnan(result["loss"]):
+                first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+                raise self._not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
+            if rights[0] is not None:
+                rows = data.count if counted[0] is None else sum(backend.fetch(counted))
+                result["accuracy"] = sum(backend.fetch(rights)) / rows
+        return result
+
+    def _validate(self, held_out: Loader, batch_size: int, before: Snapshot) -> dict[str, float]:
+        """The scores; where the loss is NaN, go back to `before`."""
+        try:
+            return self._evaluate(held_out, batch_size)
+        except DivergedError as error:
+            step = self.step_count
+            self.restore(before)
+            raise DivergedError(
+                f"training diverged at step {step} or before, as the validation data show: {error}. "
+                f"{what_was_kept(self.backend, self._state.now)}"
+            ) from error
 
     def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
@@ -756,194 +593,138 @@ class Trainer:
         parameters that are; one that is infinite is a result.
         """
         built = self._have()[0]
-        outer, turn, known = current.session, self._turn, self._known_x
-        taken = turn.taken
-        if turn.lock.locked() and turn.thread != get_ident():
-            raise turn.refused("predict")
-        try:  # as `reads`: see `step`
+        outer, own, known = current.session, self._lock, self._recent.inputs
+        count = own.count
+        if own.lock.locked() and own.thread != get_ident():
+            raise own.refused("predict")
+        try:  # as `locked("read")`: see `step`
             if batch_size is None and known is not None and _kind(x) == known[0]:
                 _, backend, device, cost = known
-                with backend.session(self.threads, device, (self._state.now[1] + 1) * cost):
+                with backend.session(self.threads, device, (self._state.now[1] + 1) * cost, self.compile):
                     if built.drops_nan:
                         self._check_sound()
                     result, total = self._forward(self._outputs, x)
                     (sum_of_all,) = built.fetch((total,))
             else:
-                result, sum_of_all = self._first_outputs(x, batch_size)
+                result, sum_of_all = self._predict(x, self.micro_batch if batch_size is None else batch_size)
             if not math.isfinite(sum_of_all):
                 self._check_outputs(x, result)
         except BaseException:
             end_sessions(outer)
             raise
-        if turn.taken != taken:
-            raise turn.refused("predict")
+        if own.count != count:
+            raise own.refused("predict")
         return result
 
-    def _first_outputs(self, x: Array, batch_size: int | None) -> tuple[Array, float]:
+    def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
-        built, backend = self._have()[0], backend_of(x)
+        backend = backend_of(x)
         device = backend.device(x)
-        size = self.micro_batch if batch_size is None else batch_size
-        with backend.session(self.threads, device, self._work(_rows_of(x))):
-            fed = self._feeds(x)
-            rows = x if fed else self._rows(x, "x", values=False)[1]
-            if built.drops_nan:
-                self._check_sound()
-            if size is None and not fed:
-                kind = _kind(x) if rows is x else None
-                self._known_x = None if kind is None else (kind, backend, device, self._cost(_rows_of(x)))
-                result, total = self._forward(self._outputs, rows)
-                return result, built.fetch([total])[0]
-            data = self._fed(x, "x") if fed else Data(built, rows, None, None)
+        with backend.session(self.threads, device):
+            data = self._prepare({"x": x}, values=False)
+            if size is None and data.x is x and not data.streams:
+                self._recent.inputs = _kind(x), backend, device, self._cost(data.count)
+            results: list[Array] = []
+            totals: list[Array] = []
             with self._session(data.count):
-                parts: list[Array] = []
-                totals: list[Array] = []
+                if data.backend.drops_nan:
+                    self._check_sound()
                 for bx, *_ in data.batches(size):
-                    part, total = self._forward(self._outputs, bx)
-                    if fed and parts:  # while this one is computed
-                        parts[-1] = built.to_host(parts[-1])
-                    parts.append(part)
+                    result, total = self._forward(self._outputs, bx)
+                    if data.streams and results:  # while this one is computed
+                        results[-1] = data.backend.to_host(results[-1])
+                    results.append(result)
                     totals.append(total)
-                parts[-1] = built.to_host(parts[-1]) if fed else parts[-1]
-                sums = built.fetch(totals)
-            return (parts[0] if len(parts) == 1 else backend.xp.concat(parts)), sum(sums)
+                results[-1] = data.backend.to_host(results[-1]) if data.streams else results[-1]
+                total = sum(data.backend.fetch(totals))
+            return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
         backend = backend_of(x)
-        built, xp = self._have()[0], backend.xp
+        xp = backend.xp
         with backend.session(device=backend.device(x)):
-            fed = self._feeds(x)
-            rows = x if fed else self._rows(x, "x", values=False)[1]
-            check_finite(backend, rows, "x")
+            self._prepare({"x": x})  # which looks at its values
             wrong = xp.any(xp.reshape(xp.isnan(result), (result.shape[0], -1)), axis=1)
             if bool(xp.any(wrong)):
                 first = int(xp.argmax(xp.astype(wrong, xp.int32)))
-                row = rows[first : first + 1, ...]
-                row = built.from_host(row, self.theta.dtype, built.device(self.theta)) if fed else row
-                self._raise_not_a_number("what the network gives", row)
+                row = self._prepare({"x": x[first : first + 1, ...]}).whole_batch()[0]
+                raise self._not_a_number("what the network gives", row)
 
-    def _evaluate(self, data: Data, batch_size: int | None) -> dict[str, float]:
-        backend = self.backend
-        if backend.drops_nan:
-            self._check_sound()
-        with self._session(data.count):
-            total = data.total()
-            size = self.micro_batch if batch_size is None else batch_size
-            size = min(data.most() if size is None else whole("batch_size", size, 1), COUNTED)
-            found = [self._forward(self._scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
-            values, rights, counted = zip(*found, strict=True)
-            losses = backend.fetch(values)
-            result = {"loss": sum(losses)}
-            if math.isnan(result["loss"]):
-                first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
-                self._raise_not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
-            if rights[0] is not None:
-                rows = data.count if counted[0] is None else sum(backend.fetch(counted))
-                result["accuracy"] = sum(backend.fetch(rights)) / rows
-        return result
+    def _forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
+        """function(theta, buffers, x, *args), `function` being `_outputs` or `_scores`."""
+        theta, buffers, _ = self._state.now[0]
+        try:
+            return function(theta, buffers, x, *args)
+        except self.backend.oom_errors as error:
+            raise self._out_of_memory(error, x.shape[0], training=False) from error
 
-    @reads
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
+    # ---- what calls have in common ------------------------------------------------------------------------------
 
-        `metadata` is anything of yours that JSON can hold.  A file that was there is replaced once the new one is whole
-        and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
+    def _prepare(self, given: Mapping[str, Any], expected: Expected | None = None, values: bool = True) -> Loader:
+        """x, y and weight as batches: see `prepare`."""
+        fits: Any = expected
+        if fits is None:
+            fits = partial(layout_for, self.network, self.loss, self.micro_batch)
+            fits = fits if self._built is None else Expected(self._built[1], self._state.now[0][0])
+        return prepare(given, self.loss, fits, device=self.device, threads=self.threads, values=values)
+
+    def _cost(self, rows: int) -> float:
+        """Floating-point operations of a step of so many rows."""
+        return 6.0 * self.layout.size * rows + WORK_OF_A_CALL
+
+    def _session(self, rows: int, steps: int = 1) -> AbstractContextManager[None]:
+        """What must hold while this trainer computes so many steps of so many rows.
+
+        Compiling pays after some work: that of all steps so far and of these, had they all been of so many rows.  So it
+        depends on the data alone, and a training that is taken up again goes on as if never interrupted.
         """
-        from bpnet.files import save
+        backend, work = self.backend, (self.step_count + steps) * self._cost(rows)
+        return backend.session(self.threads, backend.device(self.theta), work, self.compile)
 
-        save(self, path, self.metadata if metadata is None else metadata)
 
-    # ---- checks -------------------------------------------------------------------------------------------------
+def load(
+    path: str | os.PathLike[str],
+    like: Array | None = None,
+    *,
+    device: str | None = None,
+    compile: bool | str = "auto",
+) -> Trainer:
+    """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
-    def _rows(self, x: Array, name: str, values: bool = True) -> tuple[Backend, Array]:
-        """`x` checked by itself and against the parameters."""
-        backend, converted = check_x(x, name, values)
-        if self._built is None:
-            return backend, converted
-        theta = self._carry[0]
-        if backend is not self._built[0] or backend.device(converted) != backend.device(theta):
-            try:
-                common_backend({name: converted, "the trainer's parameters": theta})
-            except ArrayMismatchError as error:
-                raise ArrayMismatchError(f"{error}; bp.load(path, like={name}) brings a saved model there") from None
-        check_rows(converted, self._built[1].in_shape, name)
-        if converted.dtype == theta.dtype:
-            return backend, converted
-        if x.dtype != converted.dtype:  # whole numbers follow the parameters
-            return backend, backend.xp.astype(x, theta.dtype)
-        raise DTypeError(f"{name} holds {x.dtype} values, but the parameters {theta.dtype}: convert {name}")
+    Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cuda",
+    "cuda:1": see `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products
+    have the precision that they were trained with where the library has it, else float32.  A layer of the user's own
+    must have been defined (imported) before.
 
-    def _data(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        names: tuple[str, str, str] = ("x", "y", "sample_weight"),
-        values: bool = True,
-    ) -> Data:
-        """The data checked by itself and against the parameters, where there are any."""
-        backend = common_backend({names[0]: x, names[1]: y}, {names[2]: weight})
-        with backend.session(self.threads, backend.device(x)):
-            data = (
-                self._fed(x, names[0], values) if self._feeds(x) else Data(*self._rows(x, names[0], values), None, None)
-            )
-            layout = self._layout_for(x)
-            typed = data.typed()
-            data.y = check_target(backend, self.loss, layout.out_shape, typed, y, names[1], names[0], values)
-            if weight is not None:
-                data.weight = check_weight(backend, weight, typed, names[2], values)
-        return data
+    Raises FileNotFoundError or another OSError where no file can be read, FileFormatError where it is no bpnet model or
+    is damaged: a single changed bit is noticed, DTypeError where the library has no numbers of the saved type, and
+    OptionError where an option does not fit that type.
+    """
+    from bpnet.files import damaged, read_checkpoint
 
-    def _feeds(self, x: Array) -> bool:
-        """Whether `x` is of NumPy and computed with elsewhere; raises ArrayMismatchError where it can't be."""
-        if self.device is None:
-            return False
-        backend, (wanted, device) = backend_of(x), device_named(self.device)
-        if backend is wanted:
-            where = backend.device(x)
-            if device is not None and where != device:
-                raise ArrayMismatchError(
-                    f"x lies on {where}, but the trainer's device is {self.device!r}: move x there"
-                )
-            return False
-        if backend.name != "numpy":
-            raise ArrayMismatchError(
-                f"x is an array of {backend.name}, but the trainer's device is {self.device!r}: pass an array of NumPy "
-                f"or {wanted.name}"
-            )
-        return True
-
-    def _fed(self, x: Array, name: str, values: bool = True) -> HostData:
-        """`x`, an array of NumPy, checked as `_rows` does; of whole numbers nothing is converted yet."""
-        assert self.device is not None
-        backend, device = device_named(self.device)
-        data = host_data(backend, x, name, values, None if self._built is None else self.theta, self.threads, device)
-        layout = self._layout_for(x)
-        check_rows(x, layout.in_shape, name)
-        data.a_row = bytes_a_row(layout, int(data.like.dtype.itemsize))
-        return data
-
-    def _validation(self, validation: Any, data: Data) -> Data:
-        if not isinstance(validation, tuple | list):
-            raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
-        if len(validation) not in (2, 3):
-            raise ShapeError(
-                f"validation has {plural(len(validation), 'part')}; expected (x, y) or (x, y, sample_weight)"
-            )
-        x, y, weight = (*validation, None)[:3]
-        names = ("validation[0]", "validation[1]", "validation[2]")
-        backend = common_backend({names[0]: x, "x": data.x})
-        whole_numbers = is_whole(backend, x)
-        if whole_numbers and not self._feeds(x):
-            x = backend.xp.astype(x, data.x.dtype)
-        held_out = self._data(x, y, weight, names)
-        check_rows(x, tuple(data.x.shape[1:]), names[0])
-        if whole_numbers:
-            held_out.like = data.like
-        if held_out.like.dtype != data.like.dtype:
-            raise DTypeError(f"{names[0]} holds {x.dtype} values, but x {data.x.dtype}: convert one of them")
-        return held_out
+    if like is not None and device is not None:
+        raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
+    backend, place = (get("numpy"), None) if device is None else device_named(check_device(device))
+    if like is not None:
+        backend = backend_of(like, "like")
+        place = backend.device(like)
+    saved = read_checkpoint(path)
+    with damaged(path):
+        network, options = saved.layout.network, dict(saved.options)
+        trainer = Trainer(network, saved.loss, saved.optimizer, device=device, compile=compile, **options)
+        dtype = getattr(backend.xp, str(saved.vectors[0].dtype))
+        theta, buffers, *state = (  # one after the other, so that few are there twice
+            backend.from_host(saved.vectors.pop(0), dtype, place) for _ in range(len(saved.vectors))
+        )
+        if trainer.precision not in backend.precisions(backend.device(theta)):
+            trainer.precision = "float32"
+    trainer.history, trainer.metadata, trainer.classes = History(saved.history), saved.metadata, saved.classes
+    try:
+        trainer._set_state(backend, saved.layout, (theta, buffers, tuple(state)), saved.step_count)
+    except OptionError as error:  # the file is sound
+        raise OptionError(f"{os.fspath(path)} can't be loaded: {error}") from None
+    return trainer
 
 
 def _kind(*arrays: Any) -> tuple[Any, ...] | None:
@@ -956,27 +737,3 @@ def _kind(*arrays: Any) -> tuple[Any, ...] | None:
         return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
     except AttributeError:
         return None
-
-
-def _rows_of(x: Any) -> int:
-    """The rows of what may not be an array yet."""
-    try:
-        shape = getattr(x, "shape", ())
-    except RuntimeError as error:  # PyTorch's of a nested tensor
-        raise ArrayMismatchError(f"x is {kind_of(x)} and has no shape; expected a plain array") from error
-    return int(shape[0]) if shape else 1
-
-
-def _wants_steps(callback: Callback) -> bool:
-    """Whether it is to be told after every step, before the next."""
-    return callback.before_next_step and getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
-
-
-def _check_callbacks(callbacks: Any) -> list[Callback]:
-    if not isinstance(callbacks, list | tuple):
-        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of callbacks")
-    for i, callback in enumerate(callbacks):
-        if not isinstance(callback, Callback):
-            hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
-            raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
-    return list(callbacks)

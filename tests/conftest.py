@@ -1,6 +1,7 @@
 """The array libraries that the tests run on, behind one fixture: `backend`."""
 
 import importlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -136,6 +137,11 @@ class Library:
         return self.seam.xp
 
 
+def compiles(monkeypatch: pytest.MonkeyPatch, choice: bool) -> None:
+    """Have the functions of NumPy arrays compiled from the first call on, or never, where a trainer leaves it open."""
+    monkeypatch.setattr("bpnet.backends.numpy.WORTH_IT", 0.0 if choice else math.inf)
+
+
 @pytest.fixture(params=MEMBERS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
     """Every array library in turn; those that are not installed, or have no device, skip with the reason."""
@@ -146,7 +152,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(library.seam, "compile", partial(bp.backends.Backend.compile, library.seam))
     if library.name == "numpy-jit":
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-        monkeypatch.setattr(library.seam, "jit", True)
+        compiles(monkeypatch, True)
     return library
 
 

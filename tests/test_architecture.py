@@ -24,14 +24,14 @@ MATHEMATICS = [
     name
     for name in MODULES
     if name.startswith("bpnet.layers")
-    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "steps")
+    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "step")
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
     "bpnet.backends.base": {"Backend.to_host", "Prefetcher.send"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
-    "bpnet.feeding": {"in_order", "shuffled"},
+    "bpnet.data.loader": {"row_order"},
     "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
@@ -74,21 +74,19 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "protocol": 7,
     "backpropagation": 8,
     "testing": 9,
-    "steps": 9,
-    "feeding": 10,
+    "compatibility": 9,
+    "step": 9,
+    "divergence": 10,
+    "checkpoint": 10,
     "callbacks": 10,
-    "turns": 10,
-    "trainer": 11,
-    "files": 12,
-    "tables": 12,
-    "about": 13,
-    "cli": 14,
-    "__main__": 15,
+    "locking": 10,
+    "files": 11,
+    "trainer": 12,
+    "tables": 13,
+    "about": 14,
+    "cli": 15,
+    "__main__": 16,
 }
-
-
-LATER = {("bpnet.trainer", "Trainer.save")}
-"""A method that imports, when called, what stands above it: `trainer.save(path)` reads better than `save(trainer)`."""
 
 
 def functions(tree):
@@ -199,9 +197,9 @@ def directions(name, tree):
             continue
         other = parts[1] if len(parts) > 1 else ""
         if other == "":
-            yield f"imports bpnet in {where or 'the module'}", RANKS[room] >= RANKS["files"]
+            yield f"imports bpnet in {where or 'the module'}", RANKS[room] > RANKS["trainer"]
         elif other != room:
-            yield f"imports {module}", RANKS[other] < RANKS[room] or bool(where and (name, where) in LATER)
+            yield f"imports {module}", RANKS[other] < RANKS[room]
 
 
 RULES = {

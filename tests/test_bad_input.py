@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import compiles
+from test_cuda import host  # noqa: F401 - a fixture
+from test_loader import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.errors import (
@@ -167,7 +170,7 @@ def test_data_frames_and_sparse_matrices_are_refused() -> None:
         (
             lambda: built().predict(X.astype("float32")),
             DTypeError,
-            "x holds float32 values, but the parameters float64",
+            "x holds float32 values, but the trainer's parameters float64",
         ),
         (lambda: fresh().fit(X, Y, validation=(X[:, :2], Y)), ShapeError, r"validation\[0\] has 2 features, .* for 4"),
         (lambda: fresh().fit(X, Y, validation=(X.astype("f"), Y)), DTypeError, r"validation\[0\] holds float32 values"),
@@ -230,7 +233,7 @@ def test_what_the_options_of_a_users_class_mean_is_not_guessed(backend: Any, tmp
 def test_a_sound_file_with_an_option_that_is_refused_is_not_called_damaged(tmp_path: Any, monkeypatch: Any) -> None:
     path = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr("bpnet.trainer.check_type", lambda *args: None)
+        patched.setattr("bpnet.compatibility.check_type", lambda *args: None)
         fresh(bp.Dense(3, bp.ELU(1e39))).build(X.astype("float32")).save(path)
     expect(OptionError, "m.safetensors can't be loaded: alpha of ELU.* is 1e\\+39", lambda: bp.load(path))
 
@@ -304,12 +307,12 @@ def test_y_that_is_no_target(network: bp.Layer, loss: str, y: Any, error: Any, p
 WHOLE = [f"{order}{kind}{size}" for order in "<>" for kind in "iu" for size in (1, 2, 4, 8)]
 
 
-@pytest.mark.parametrize("device", [None, "torch", "jax"])
+@pytest.mark.parametrize("device", [None, "cuda"])
 @pytest.mark.parametrize("dtype", WHOLE)
-def test_labels_out_of_range_are_named_as_they_were_given(dtype: str, device: str | None) -> None:
+def test_labels_out_of_range_are_named_as_they_were_given(dtype: str, device: str | None, request: Any) -> None:
     """None of any type wraps to one that is in range."""
     if device is not None:
-        pytest.importorskip(device)
+        request.getfixturevalue("world")
     limits = np.iinfo(dtype)
     trainer = fresh(device=device).build(X)
     good = Y.astype(dtype)
@@ -346,11 +349,11 @@ def test_boolean_labels_are_0_and_1(backend: Any) -> None:
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("device", [None, "torch", "jax"])
+@pytest.mark.parametrize("device", [None, "cuda"])
 @pytest.mark.parametrize("dtype", WHOLE)
-def test_whole_numbers_of_any_type_are_data_targets_and_weights(dtype: str, device: str | None) -> None:
+def test_whole_numbers_of_any_type_are_data_targets_and_weights(dtype: str, device: str | None, request: Any) -> None:
     if device is not None:
-        pytest.importorskip(device)
+        request.getfixturevalue("world")
     x = (np.arange(80).reshape(20, 4) % 5 + (2**40 if dtype.endswith("8") else 0)).astype(dtype)
     weight = np.arange(20).astype(dtype)
     trainer = fresh(ONE, "mse", device=device).build(X.astype("float32"))
@@ -369,7 +372,7 @@ def test_numbers_of_the_other_byte_order_are_refused_alike(dtype: str) -> None:
     }.items():
         expect(DTypeError, f"{name} holds {dtype} values; expected ", call)
     expect(DTypeError, f"x holds {dtype} values", lambda: trainer.predict(X.astype(dtype)))
-    expect(DTypeError, f"x holds {dtype} values", lambda: fresh(device="numpy").build(X.astype(dtype)))
+    expect(DTypeError, f"x holds {dtype} values", lambda: fresh().build(X.astype(dtype)))
 
 
 def test_validation_is_named_in_its_errors() -> None:
@@ -457,7 +460,7 @@ def test_the_same_errors_on_every_library(backend: Any) -> None:
         (DataError, "the label 3, but the network has 3 outputs", lambda: trainer.fit(x, backend.array(Y + 1))),
         (DTypeError, r"y holds .*float64 values, but labels are whole", lambda: trainer.fit(x, backend.array(Y * 1.0))),
         (DTypeError, r"x holds .*complex128 values; expected", lambda: trainer.fit(backend.array(X + 1j), y)),
-        (DTypeError, r"x holds .*float32 values, but the parameters .*float64", lambda: trainer.predict(single)),
+        (DTypeError, r"x holds .*float32 values, but the trainer's .*float64", lambda: trainer.predict(single)),
         (DataError, "sample_weight is negative, first in row 0", lambda: trainer.step(x, y, minus)),
         (ArrayMismatchError, "y is of type list; expected an array", lambda: trainer.fit(x, Y.tolist())),
     ]:  # fmt: skip
@@ -780,7 +783,7 @@ class Careless(bp.Layer):
 def test_a_gradient_of_another_shape(mistake: str, said: str, jit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if jit:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    monkeypatch.setattr(bp.backends.get("numpy"), "jit", jit)
+    compiles(monkeypatch, jit)
     trainer = fresh(bp.Sequential(Careless(mistake), bp.Dense(3)))
     with pytest.raises(ShapeError, match=rf"layer '0', Careless\(mistake='{mistake}'\): {said}"):
         trainer.step(X, Y)
@@ -905,8 +908,8 @@ def test_every_error_of_the_table_is_bpnets_and_a_built_in() -> None:
         ("Adam", "adam", lambda name: bp.Trainer(NETWORK, T, name)),
         ("AdamW", "adamw", lambda name: bp.Trainer(NETWORK, T, name)),
         ("NumPy", "numpy", lambda name: bp.backends.get(name)),
-        ("CuPy:1", "cupy:1", lambda name: bp.Trainer(NETWORK, T, device=name)),
-        ("CUDA", "cupy", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("CuPy:1", "cuda:1", lambda name: bp.Trainer(NETWORK, T, device=name)),
+        ("CUDA", "cuda", lambda name: bp.Trainer(NETWORK, T, device=name)),
         ("PyTorch", "torch", lambda name: bp.backends.get(name)),
     ],
 )
@@ -969,7 +972,6 @@ def test_softmax_before_cross_entropy_is_warned_of(network: bp.Layer) -> None:
         assert issubclass(caught[0].category, UserWarning)
         trainer.fit(X, Y)  # no more
         trainer.step(X, Y)
-        trainer.build(X)
 
 
 def test_sigmoid_before_a_loss_of_logits_is_warned_of() -> None:

@@ -24,13 +24,6 @@ from bench.workloads import WORKLOADS, pool, start_values  # noqa: E402
 TINY = Plan(threads=1, rounds=3, seconds=0.001)
 
 
-@pytest.fixture(autouse=True)
-def backend_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A contender in this process sets whether NumPy's functions are compiled, for whatever is tested after it."""
-    numpy_seam = bp.backends.get("numpy")
-    monkeypatch.setattr(numpy_seam, "jit", numpy_seam.jit)
-
-
 PLANTED = """
 from bench.contenders.base import Contender
 from bench.contenders.numpy_plain import PlainNumPy

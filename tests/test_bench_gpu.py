@@ -410,12 +410,10 @@ def test_where_the_gpu_overtakes_the_cpu(speeds: Any, words: str, tmp_path: Path
     assert len(picture.families(result["cases"])) == 2
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bpnet.feeding") is None, reason="no feeding from the host yet")
-def test_an_epoch_whose_rows_stream_to_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    feeding: Any = importlib.import_module("bpnet.feeding")
-    monkeypatch.setattr(feeding, "COMFORTABLE", feeding.COMFORTABLE)  # which it changes
-    found = epoch.epoch("d", 16, "float32", 1, 64, 2, "bpnet-torch", fed=True)
+def test_an_epoch_whose_rows_stream_to_a_device(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader: Any = importlib.import_module("bpnet.data.loader")
+    monkeypatch.setattr(loader, "CACHED_SHARE", loader.CACHED_SHARE)  # which it changes
+    found = epoch.epoch("d", 16, "float32", 1, 64, 2, "bpnet-cupy", fed=True)
     assert found["fed"]
     assert 0 < found["ratio"]["min"] <= found["ratio"]["max"]
 

@@ -206,10 +206,9 @@ def test_what_killed_processes_left_is_removed(folder: Path) -> None:
 
 TRAIN = """
 import numpy as np, bpnet as bp
-bp.backends.get("numpy").jit = True
 x = np.random.default_rng(0).random((100, 5), "f4")
 net = bp.Sequential(bp.Dense(7, "tanh"), bp.BatchNorm(), bp.Dense(2))
-trainer = bp.Trainer(net, "mse", seed=1)
+trainer = bp.Trainer(net, "mse", seed=1, compile=True)
 trainer.fit(x, x[:, :2], epochs=3, progress=False)
 print(trainer.theta.tolist())
 """

@@ -18,6 +18,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 from bpnet.layer import Run
@@ -31,7 +32,7 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Compile from the first step on."""
-    monkeypatch.setattr(SEAM, "jit", True)
+    compiles(monkeypatch, True)
 
 
 @pytest.fixture
@@ -311,7 +312,7 @@ def results(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> list[Any]:
 def same(network: bp.Layer, loss: str, optimizer: bp.Optimizer, rows: int, monkeypatch: Any, **options: Any) -> None:
     found = []
     for SEAM_jit in (False, True):
-        monkeypatch.setattr(SEAM, "jit", SEAM_jit)
+        compiles(monkeypatch, SEAM_jit)
         trainer = bp.Trainer(network, loss, optimizer, seed=1, **options)
         found.append(results(trainer, *data(network, loss, rows)))
     for plain, mine in zip(*found, strict=True):
@@ -472,9 +473,8 @@ def test_several_threads_of_the_user(jit: Any) -> None:
 FORKS = """
 import os, threading, time
 import numpy as np, bpnet as bp
-bp.backends.get("numpy").jit = True
 x, y = np.random.default_rng(0).random((200, 6)), np.arange(200) % 3
-trainer = bp.Trainer(bp.Sequential(bp.Dense(40, "relu"), bp.Dense(3)), "cross_entropy")
+trainer = bp.Trainer(bp.Sequential(bp.Dense(40, "relu"), bp.Dense(3)), "cross_entropy", compile=True)
 trainer.step(x, y)
 expected, at_work = trainer.predict(x), True
 
@@ -508,9 +508,9 @@ def test_a_child_forked_while_another_thread_computes(tmp_path: Path) -> None:
 def test_training_goes_on_in_a_forked_child(tmp_path: Path) -> None:
     code = (
         "import os, numpy as np, bpnet as bp\n"
-        "bp.backends.get('numpy').jit = True\n"
         "x = np.random.default_rng(0).standard_normal((4000, 30)); y = x[:, :2]\n"
-        "t = bp.Trainer(bp.Sequential(bp.Dense(50, 'relu'), bp.Dense(2)), 'mse', threads=2); t.step(x, y)\n"
+        "net = bp.Sequential(bp.Dense(50, 'relu'), bp.Dense(2))\n"
+        "t = bp.Trainer(net, 'mse', threads=2, compile=True); t.step(x, y)\n"
         "child = os.fork()\n"
         "theta = [t.step(x, y) for _ in range(3)] and t.theta\n"
         f"file = {str(tmp_path / 'child.npy')!r}\n"
@@ -559,8 +559,8 @@ def test_what_cannot_be_traced_runs_as_it_stands_and_says_so(layer: Any, monkeyp
 def both(monkeypatch: Any, function: Any) -> list[Any]:
     """What `function()` gives as it stands and compiled."""
     found = []
-    for compiles in (False, True):
-        monkeypatch.setattr(SEAM, "jit", compiles)
+    for choice in (False, True):
+        compiles(monkeypatch, choice)
         found.append(function())
     return found
 
@@ -736,7 +736,10 @@ def test_arrays_of_other_kinds(jit: Any, tmp_path: Path) -> None:
     mapped[...] = x
     assert np.array_equal(trainer.predict(mapped), trainer.predict(x))
     memory = np.frombuffer(bytes(trainer.theta.nbytes), trainer.theta.dtype)
-    trainer._carry = (memory, *trainer._carry[1:])  # as when it comes out of a read-only file
+    trainer._state.now = (
+        (memory, *trainer._state.now[0][1:]),
+        trainer.step_count,
+    )  # as when it comes out of a read-only file
     trainer.step(x, y)
     assert not memory.any()
     assert trainer.theta.any()
@@ -814,9 +817,7 @@ def test_the_same_steps_are_compiled_every_time(monkeypatch: Any, tmp_path: Path
 
     whole = fit(bp.Trainer(network, "cross_entropy"), 12)
     assert np.array_equal(fit(bp.Trainer(network, "cross_entropy"), 12).theta, whole.theta)
-    monkeypatch.setattr(SEAM, "jit", False)
-    assert not np.array_equal(fit(bp.Trainer(network, "cross_entropy"), 12).theta, whole.theta)
-    monkeypatch.setattr(SEAM, "jit", None)
+    assert not np.array_equal(fit(bp.Trainer(network, "cross_entropy", compile=False), 12).theta, whole.theta)
     part = fit(bp.Trainer(network, "cross_entropy"), 7)
     part.save(tmp_path / "part.safetensors")
     assert np.array_equal(fit(bp.load(tmp_path / "part.safetensors", like=x), 5).theta, whole.theta)
@@ -824,9 +825,8 @@ def test_the_same_steps_are_compiled_every_time(monkeypatch: Any, tmp_path: Path
 
 USE = (
     "import numpy as np, bpnet as bp\n"
-    "bp.backends.get('numpy').jit = True\n"
     "x = np.random.default_rng(0).random((100, 5), 'f4')\n"
-    "t = bp.Trainer(bp.Dense(2, 'relu'), 'mse'); t.fit(x, x[:, :2], epochs=3)\n"
+    "t = bp.Trainer(bp.Dense(2, 'relu'), 'mse', compile=True); t.fit(x, x[:, :2], epochs=3)\n"
     "print(t.theta.tolist())"
 )
 
@@ -853,7 +853,7 @@ def test_what_was_passed_before_and_is_gone_is_not_used(calls: Any, monkeypatch:
     x, y = rng.standard_normal((400, 20)), rng.integers(0, 3, 400)
     found = []
     for choice in (False, True):
-        monkeypatch.setattr(SEAM, "jit", choice)
+        compiles(monkeypatch, choice)
         trainer = bp.Trainer(bp.Sequential(bp.Dense(32, "relu"), bp.Dense(3)), "cross_entropy", seed=0).build(x)
         found.append(calls(trainer, x, y))
     assert found[1] == pytest.approx(found[0], rel=1e-12)
@@ -866,14 +866,13 @@ code.vector_bytes, code.many_registers, code.fuses = (lambda: {width}), (lambda:
 if not {many} and code.llvm.get_default_triple().startswith("x86_64"):  # and no instruction that it lacks
     code._identity = lambda: ("", "haswell" if {fuses} else "x86-64", "")
 import bpnet as bp
-seam = bp.backends.get("numpy")
 rng = np.random.default_rng(0)
 for dtype in ("float32", "float64"):
     x, y = rng.standard_normal((300, 37)).astype(dtype), rng.integers(0, 5, 300)
     found = []
-    for seam.jit in (False, True):
+    for choice in (False, True):
         net = bp.Sequential(bp.Dense(70, "tanh"), bp.Dense(53), bp.BatchNorm(), bp.ReLU(), bp.Dense(5))
-        trainer = bp.Trainer(net, "cross_entropy", bp.Adam(1e-3, epsilon=1e-3), seed=1)
+        trainer = bp.Trainer(net, "cross_entropy", bp.Adam(1e-3, epsilon=1e-3), seed=1, compile=choice)
         trainer.fit(x, y, epochs=2, batch_size=128, progress=False)
         found.append(np.concatenate([trainer.theta, trainer.predict(x).ravel(), trainer.predict(x[:1]).ravel()]))
     error = np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0])
@@ -908,11 +907,9 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
 def test_the_extra_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpnet.backends.numpy._can_compile", lambda: False)
     x = np.ones((4, 2))
-    monkeypatch.setattr(SEAM, "jit", None)
     bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
-    monkeypatch.setattr(SEAM, "jit", True)
     with pytest.raises(bp.errors.MissingExtraError, match=r"llvmlite: pip install 'bpnet-xp\[jit\]'"):
-        bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
+        bp.Trainer(bp.Dense(1), "mse", compile=True).step(x, x[:, :1])
 
 
 def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_cuda
+from bpnet.steps import Views, outputs, scores, training_step
 from fake_cublaslt import BLAS, GELU, Fake, bfloat16, tf32
 from test_cuda import ACTIVATIONS, Lent
 
@@ -16,7 +17,6 @@ from bpnet.backpropagation import only_products
 from bpnet.layer import Run
 from bpnet.layers.dense import dense_backward, dense_forward
 from bpnet.layout import layout_of
-from bpnet.steps import Views, outputs, scores, training_step
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
 from bpnet.backends import cublaslt, cupy_kernels

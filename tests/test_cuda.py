@@ -664,7 +664,7 @@ def watched(lent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(seam.cupy, "empty_like", lambda a: empty(a.shape, a.dtype))
     monkeypatch.setattr(lent, "techniques", lent.techniques - {"graph"})
     monkeypatch.setattr(lent, "device", lambda x: Watched.device)
-    monkeypatch.setattr(lent, "session", lambda threads=None, device=None, work=0.0: Watched.device)
+    monkeypatch.setattr(lent, "session", lambda threads=None, device=None, work=0.0, choice="auto": Watched.device)
     monkeypatch.setitem(bp.backends._by_type, Watched, lent)
     return array
 

@@ -332,10 +332,9 @@ def test_arrays_of_somebody_else(tmp_path: Path) -> None:
 
 def test_another_format_is_named(saved: Path, tmp_path: Path) -> None:
     tensors, description = contents(saved)
-    refused(write(tmp_path / "m", tensors, {**description, "format": 4}), r"newer bpnet \(format 4, this reads 3\)")
-    refused(write(tmp_path / "m", tensors, {**description, "format": 2}), r"older bpnet \(format 2, this reads 3\)")
+    refused(write(tmp_path / "m", tensors, {**description, "format": 2}), r"newer bpnet \(format 2, this reads 1\)")
     save_file(tensors, tmp_path / "m", metadata={"bpnet": json.dumps({**description, "format": 2})})  # with no hash
-    refused(tmp_path / "m", r"older bpnet \(format 2, this reads 3\)")
+    refused(tmp_path / "m", r"newer bpnet \(format 2, this reads 1\)")
     for nonsense in (0, -1, 0.5, "1", None, [], True, float("nan"), float("inf")):
         refused(write(tmp_path / "m", tensors, {**description, "format": nonsense}))
 
@@ -523,7 +522,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("entry", "pattern"), LIES, ids=range(len(LIES)))
 def test_arrays_that_are_not_where_they_are_said_to_be(entry: Any, pattern: str, tmp_path: Path) -> None:
-    text = json.dumps({"format": 3})
+    text = json.dumps({"format": 1})
     refused(seal(tmp_path / "m", {"__metadata__": {"bpnet": text}, "a": entry}, bytes(8)), pattern)
     between = {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}
     overlapping = {

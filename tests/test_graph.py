@@ -14,7 +14,7 @@ from test_parts import Astray
 
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
-from bpnet.feeding import shuffled
+from bpnet.data.loader import row_order
 
 
 @pytest.fixture
@@ -444,8 +444,8 @@ def test_only_rows_that_lie_on_the_device_are_taken_together(world: World) -> No
         assert plain.step_count == 128 // options["batch_size"]
         equal(world, trainer, plain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpnet.feeding.COMFORTABLE", 0.0)
-        trainer = made(world, True, device="cupy")
+        patch.setattr("bpnet.data.loader.CACHED_SHARE", 0.0)
+        trainer = made(world, True, device="cuda")
         trainer.fit(x, y, epochs=2, batch_size=4, progress=False)
         assert graphs(trainer) == 1
 
@@ -553,9 +553,9 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
                 raise MemoryError
             return World.malloc(world, size)
 
-        order = world.seam.from_host(shuffled(0, before, 12), "int32")
+        order = world.seam.from_host(row_order(0, before, 12, True), "int32")
         with world.using_allocator(few):
-            refused = trainer._several(x, y, None, order, 2) is None
+            refused = trainer._run_steps(x, y, None, order, 2) is None
         if refused:
             assert trainer.step_count == 2 * before
             for found, e in zip(state(world, trainer), start, strict=True):

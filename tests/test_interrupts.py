@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import compiles
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import bpnet as bp
@@ -160,8 +161,6 @@ class Case:
         if name == "fit":
             self.fit(keep)
             self.trainer.history.epochs.pop()
-        elif name == "build":
-            keep.on_step_end(copy.deepcopy(self.trainer).build(self.x), 0)
         else:
             for _ in range(4):
                 self.trainer.step(self.x, self.y)
@@ -212,7 +211,7 @@ def test_an_interrupt_leaves_one_definite_step(backend: Any, name: str, surround
         "predict": lambda: trainer.predict(x),
         "evaluate": lambda: trainer.evaluate(x, y, batch_size=8),
         "save": lambda: trainer.save(tmp_path / "model"),
-        "build": lambda: trainer.build(x),
+        "build": lambda: bp.Trainer(NETWORK, "cross_entropy", bp.AdamW(0.01)).build(x),
     }[name]
     case.interrupted(name, call, surroundings)
 
@@ -225,8 +224,7 @@ def test_an_interrupt_while_several_threads_work(
     """Blocks of rows, products and shares of the parameters are then with helpers."""
     if jit:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    seam = bp.backends.get("numpy")
-    monkeypatch.setattr(seam, "jit", jit)
+    compiles(monkeypatch, jit)
     monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((1100, 200)).astype("f4"), rng.integers(0, 3, 1100)
@@ -322,10 +320,10 @@ def test_a_second_training_of_one_trainer_is_refused(name: str) -> None:
     assert f"{name} was called by a callback of this trainer's own fit" in str(here.found)
     assert f"{name} was called while another thread trains this trainer" in str(there.found)
     assert trainer.step_count == 4
-    calls[name]()  # and afterwards it is free, as after an error
+    trainer.step(x, y)  # and afterwards it is free, as after an error
     with pytest.raises(bp.errors.BpnetError):
         trainer.fit(x, y[:-1])
-    elsewhere(calls[name])
+    elsewhere(lambda: trainer.step(x, y))
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate", "snapshot", "save"])
@@ -486,8 +484,7 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
         monkeypatch.setattr(team.TEAM, "helpers", [])
     from bpnet.backends import threads
 
-    seam = bp.backends.get("numpy")
-    monkeypatch.setattr(seam, "jit", jit)
+    compiles(monkeypatch, jit)
     monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((1100, 200)).astype("f4"), rng.integers(0, 3, 1100)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 from bpnet.errors import OptionError, UnknownNameError
@@ -484,7 +485,7 @@ def test_what_an_update_reads_is_not_written_over_before(compiled, change, units
     if compiled:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     lib = library("numpy")
-    monkeypatch.setattr(lib.seam, "jit", compiled)
+    compiles(monkeypatch, compiled)
     check_update(change, units, lib)
 
 

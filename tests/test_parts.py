@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 
@@ -162,7 +163,7 @@ def test_a_batch_cut_by_the_backend_has_no_larger_parts_either(
 ) -> None:
     if compiled:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    monkeypatch.setattr(library("numpy").seam, "jit", compiled)
+    compiles(monkeypatch, compiled)
     x, y = many()
     for most in (9000, 3500, 1000, 999):
         trainer = bp.Trainer(bp.Sequential(RowsSeen(), bp.Dense(8)), "mse", micro_batch=most).build(x)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, GradientError, ShapeError
@@ -84,8 +85,9 @@ OTHER = {
     "init": ({"init": lambda self, rng, in_shape: None}, ArgumentError, "init gave None; exp"),
     "wide": ({"forward": widened, "backward": narrowed}, ShapeError,
              r"forward turns rows of \(4,\) into \(8,\), but out_shape says \(4,\): define out_shape"),
-    "update_buffers": ({"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
-                "update_buffers": lambda self, run, p, cache: {"b": p["b"][:1]}}, ShapeError,
+    "update_buffers": (
+        {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
+         "update_buffers": lambda self, run, p, cache: {"b": p["b"][:1]}}, ShapeError,
                r"the buffer b has the shape \(1,\) in update_buffers; expected \(4,\)"),
     "update_buffers nothing": (
         {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
@@ -187,7 +189,7 @@ def test_trying_costs_nothing_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None
             calls.append(x.shape[0])
             return super().forward(run, p, x)
 
-    monkeypatch.setattr(bp.backends.get("numpy"), "jit", False)
+    compiles(monkeypatch, False)
     trainer = bp.Trainer(bp.Sequential(CountedScaling(), bp.Dense(3)), "cross_entropy").build(X)
     assert set(calls) == {2}
     calls.clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 from bpnet.backends import common_backend
@@ -48,7 +49,7 @@ def test_sums_of_many_are_as_good_as_pairwise(backend: Any, shape: tuple[int, in
 def test_what_users_layers_sum_up_is_as_good_when_compiled(library: Any, rows: int, monkeypatch: Any) -> None:
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     lib = library("numpy-jit")
-    monkeypatch.setattr(lib.seam, "jit", True)
+    compiles(monkeypatch, True)
     x = np.full((rows, 6), 0.1, np.float32)
 
     def sums(x: Any) -> Any:
@@ -68,7 +69,7 @@ def test_sums_of_what_is_not_finite(library: Any, rows: int, columns: int, monke
     """What is infinite is not made something that is not a number."""
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     lib = library("numpy-jit")
-    monkeypatch.setattr(lib.seam, "jit", True)
+    compiles(monkeypatch, True)
 
     def sums(x: Any) -> Any:
         xp = lib.seam.xp
@@ -287,7 +288,7 @@ def test_the_loss_of_many_blocks(backend: Any, monkeypatch: Any) -> None:
 def code(library: Any, monkeypatch: Any) -> Any:
     """The module that compiles, of NumPy with its `jit`."""
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    monkeypatch.setattr(library("numpy-jit").seam, "jit", True)
+    compiles(monkeypatch, True)
     from bpnet.backends.native import code
 
     return code

@@ -79,7 +79,7 @@ class Bpnet(Contender):
             raise Absent(str(error)) from None
         self.backend = found
         if backend == "numpy":
-            self.backend.jit = jit
+            options |= {"compile": jit}
         if backend == "jax":
             import jax
 
@@ -122,9 +122,9 @@ class Bpnet(Contender):
             self.rows[count, size] = self.put(np.arange(count * size, dtype=np.int32))
         rows = self.rows[count, size]
         x, y = (a.reshape(count * size, *a.shape[2:]) for a in (x, y))
-        losses = self.trainer._several(x, y, None, rows, count)
+        losses = self.trainer._run_steps(x, y, None, rows, count)
         if losses is None:  # the first time it only looks where they lie
-            losses = self.trainer._several(x, y, None, rows, count)
+            losses = self.trainer._run_steps(x, y, None, rows, count)
         if losses is None:
             parts = [rows[i : i + size] for i in range(0, count * size, size)]
             losses = [self.trainer._advance(x, y, None, part) for part in parts]

@@ -1,7 +1,7 @@
 """The seam between the mathematics and an array library: one small file per library, loaded when its array arrives.
 
-`backend_of(array)` finds the backend of an array, `get(name)` the one of a library by name.  A library without a file of its
-own that follows the Array API standard works through the defaults of `Backend`.
+`backend_of(array)` finds the backend of an array, `get(name)` the one of a library by name.  A library without a file
+of its own that follows the Array API standard works through the defaults of `Backend`.
 """
 
 import importlib
@@ -65,27 +65,29 @@ class MissingLibraryError(MissingExtraError):
         ImportError.__init__(self, f"the {name} backend needs {name}: pip install {name}")
 
 
+def device_named(name: Any) -> tuple[Backend, Any]:
+    """CuPy's backend and, of "cuda:1", that device; of "cuda" None, which is the current one.
+
+    Raises ArgumentError, UnknownNameError or OptionError where `name` is no device, and DeviceError or
+    MissingExtraError where it is not there.
+    """
+    if not isinstance(name, str):
+        raise ArgumentError(f"device is {kind_of(name)}; expected 'cuda', or 'cuda:1' for the second of several")
+    kind, colon, number = name.partition(":")
+    if kind != "cuda":
+        meant = "cuda" if kind.lower() in ("cupy", "gpu", "cuda") else closest(kind, ["cuda"])
+        raise UnknownNameError("device", name, ["cuda"], f"{meant}:{number}" if meant and number.isdecimal() else meant)
+    if colon and not (number.isdecimal() and len(number) < 10):
+        raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in 'cuda:1'")
+    backend = get("cupy")
+    return backend, backend.get_device(int(number)) if colon else None
+
+
 def check_device(name: Any) -> str:
-    """`name` where it is a library whose arrays can be made here, or one of its devices; raises what says why not."""
+    """`name` where it is a device on which arrays can be made."""
     backend, device = device_named(name)
     backend.from_host(0.0, device=device)
     return str(name)
-
-
-def device_named(name: Any) -> tuple[Backend, Any]:
-    """The backend of "cupy", and of "cupy:1" that device, else None."""
-    if not isinstance(name, str):
-        raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
-    library, colon, number = name.partition(":")
-    if library not in NAMES:
-        meant = ALIASES.get(library.lower()) or closest(library, NAMES)
-        if meant == "cupy" and number.isdecimal():
-            meant = f"cupy:{number}"
-        raise UnknownNameError("device", name, NAMES, meant)
-    if colon and not (number.isdecimal() and len(number) < 10):
-        raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
-    backend = get(library)
-    return backend, backend.get_device(int(number)) if colon else None
 
 
 def backend_of(array: Array, name: str = "x") -> Backend:

@@ -8,7 +8,7 @@ from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import Quiet
-from bpnet.errors import DeviceError
+from bpnet.errors import DeviceError, OptionError
 
 T = TypeVar("T")
 
@@ -95,8 +95,6 @@ class Backend:
     name = "array_api"
     traces = False
     """Whether `compile` traces the step: then values must not be looked at inside it."""
-    jit: bool | None = None
-    """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
     drops_nan = False
     """Whether products followed by an activation may make a number of what is none."""
     max_steps_per_launch = 1
@@ -271,12 +269,12 @@ class Backend:
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(
-        self, threads: int | None = None, device: Any = None, work: float = 0.0
+        self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
         """What must hold while bpnet computes on `device`, for the time of one public call using so many `threads`.
 
         `work`: about how many floating-point operations a trainer has had done by its end, by which a backend may
-        decide whether to compile.
+        decide whether to compile where the trainer's `choice` is "auto".
 
         By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
         """
@@ -304,11 +302,16 @@ class Backend:
         """
         return by_halves(parts, add, large)
 
-    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+    def compile(
+        self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
+    ) -> Callable[..., Any]:
         """`function(backend, *args)` of arrays and numbers as a function of `args`, faster where the library compiles.
 
-        `donate` gives the first of `args` up to it.
+        `donate` gives the first of `args` up to it.  `choice` is whether to compile: "auto" where that pays.  Raises
+        OptionError or MissingExtraError where it is True, and can't be done.
         """
+        if choice is True:
+            raise OptionError(f"compile is True, but functions of {self.name} arrays can't be compiled: leave it out")
         return partial(function, self)
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:

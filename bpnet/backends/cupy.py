@@ -113,7 +113,7 @@ class CupyBackend(Backend):
         return PinnedPrefetcher(specs, rows, batches)
 
     def session(
-        self, threads: int | None = None, device: Any = None, work: float = 0.0
+        self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
         """CuPy computes on the current device, so that of the data is made it."""
         current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
@@ -146,12 +146,13 @@ class CupyBackend(Backend):
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
-    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+    def compile(
+        self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
+    ) -> Callable[..., Any]:
         """A step that goes on with what it gave back last becomes a CUDA graph; see `CapturedStep`."""
         plain = functools.partial(function, self)
-        if not donate:
-            return plain
-        return CapturedStep(plain) if "graph" in self.techniques else plain
+        captured = donate and choice is not False and "graph" in self.techniques
+        return CapturedStep(plain) if captured else plain
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         if isinstance(step, CapturedStep):

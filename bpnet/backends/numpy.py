@@ -95,13 +95,17 @@ class NumpyBackend(Backend):
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(
-        self, threads: int | None = None, device: Any = None, work: float = 0.0
+        self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
-        pays = self.jit if self.jit is not None else work >= WORTH_IT and _can_compile()
+        pays = work >= WORTH_IT and _can_compile() if choice == "auto" else bool(choice)
         return NumpySession(threads, work > 0.0 and pays)
 
-    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+    def compile(
+        self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
+    ) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
+        if choice is True and not _can_compile():
+            raise MissingExtraError("compile=True with NumPy arrays", "llvmlite", "jit")
         made: list[Any] = []
         step = functools.partial(function, self)
 
@@ -119,8 +123,6 @@ class NumpyBackend(Backend):
             if not session.compiles:
                 return plain(state, count, *args)
             if not made:
-                if not _can_compile():
-                    raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
                 from bpnet.backends.native.plan import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))

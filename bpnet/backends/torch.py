@@ -78,7 +78,7 @@ class TorchBackend(Backend):
         return torch.cuda.mem_get_info(x.device) if x.is_cuda else None
 
     def session(
-        self, threads: int | None = None, device: Any = None, work: float = 0.0
+        self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
         return NoGrad()
 

@@ -1,5 +1,5 @@
-"""Models in files."""
+"""Checkpoints in files."""
 
-from bpnet.files.model import load, save
+from bpnet.files.model import OPTIONS, damaged, read_checkpoint, write_checkpoint
 
-__all__ = ["load", "save"]
+__all__ = ["OPTIONS", "damaged", "read_checkpoint", "write_checkpoint"]

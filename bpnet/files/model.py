@@ -7,12 +7,12 @@ whole file.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bpnet import backends
-from bpnet.backends import Array
-from bpnet.callbacks import History
+from bpnet.backends import get
+from bpnet.checkpoint import Checkpoint
 from bpnet.disk import write_atomically
 from bpnet.errors import (
     ArgumentError,
@@ -21,7 +21,6 @@ from bpnet.errors import (
     FileFormatError,
     FolderError,
     NoSuchPathError,
-    OptionError,
     OutOfMemoryError,
     PathError,
     kind_of,
@@ -30,49 +29,43 @@ from bpnet.errors import (
 )
 from bpnet.files.tensors import read, write
 from bpnet.layout import Layout, Slot, layout_of
+from bpnet.optimizers import Optimizer
 from bpnet.options import whole
 from bpnet.registry import describe, restore
-from bpnet.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy
 
     from bpnet.files.tensors import Tensors
 
-FORMAT = 3
+FORMAT = 1
+OPTIONS = ("seed", "clip_norm", "precision")
+"""Arguments of a trainer that its file keeps."""
 
 
-def save(trainer: Trainer, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
-    """Write `trainer` to `path`; the file is complete or not there at all.
+def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`; the file is complete or not there at all.
 
-    Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and PathError, which is an
+    Raises ArgumentError where its metadata is not JSON or its classes don't fit the outputs, and PathError, which is an
     OSError, where the file can't be written.
     """
-    import numpy
-
-    path = _path(path)
-    backend, layout = trainer.backend, trainer.layout
-    # Copies, since a training in another thread may go on meanwhile.
-    theta, buffers, *state = (
-        numpy.array(backend.to_host(vector)) for vector in (trainer.theta, trainer.buffers, *trainer.state)
-    )
-    tensors = {f"optimizer.{i}": vector for i, vector in enumerate(state)}
+    path, layout = _path(path), checkpoint.layout
+    theta, buffers, *state = checkpoint.vectors
+    tensors = {f"optimizer.{i}": array for i, array in enumerate(state)}
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
             tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
     description = {
         "format": FORMAT,
-        "network": describe(trainer.network),
-        "loss": describe(trainer.loss),
-        "optimizer": describe(trainer.optimizer),
+        "network": describe(layout.network),
+        "loss": describe(checkpoint.loss),
+        "optimizer": describe(checkpoint.optimizer),
         "in_shape": list(layout.in_shape),
-        "seed": trainer.seed,
-        "clip_norm": trainer.clip_norm,
-        "precision": trainer.precision,
-        "step_count": trainer.step_count,
-        "history": trainer.history.epochs,
-        "classes": _classes(trainer.classes, layout),
-        "metadata": _mapping(metadata),
+        **checkpoint.options,
+        "step_count": checkpoint.step_count,
+        "history": checkpoint.history,
+        "classes": _classes(checkpoint.classes, layout),
+        "metadata": _mapping(checkpoint.metadata),
     }
     try:
         text = json.dumps(_plain("the model", description))
@@ -132,58 +125,52 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str | None = None) -> Trainer:
-    """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint that `write_checkpoint` wrote.
 
-    Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy",
-    "cupy:1": see `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products
-    have the precision that they were trained with where the library has it, else float32.  A layer of the user's own
-    must have been defined (imported) before.
-
-    Raises FileNotFoundError or another OSError where no file can be read, FileFormatError where it is no bpnet model or
-    is damaged: a single changed bit is noticed, DTypeError where the library has no numbers of the saved type, and
-    OptionError where an option does not fit that type, as only an older bpnet let it.
+    Raises FileNotFoundError or another OSError where no file can be read, and FileFormatError where it is no bpnet
+    model or is damaged: a single changed bit is noticed.
     """
-    if like is not None and device is not None:
-        raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
-    backend, place = backends.device_named("numpy" if device is None else backends.check_device(device))
-    if like is not None:
-        backend = backends.backend_of(like, "like")
-        place = backend.device(like)
     path = _path(path)
-    try:
+    with damaged(path):
         description, tensors = _read(path)
-        trainer = _trainer(description)
-        layout = layout_of(trainer.network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
-        trainer.loss.target_shape(layout.out_shape)
-        trainer.classes = _classes(description.get("classes"), layout)
-        state = [f"optimizer.{i}" for i in range(sum(name.startswith("optimizer.") for name in tensors))]
-        vectors = _vectors(tensors, layout, state)
-        dtype = getattr(backend.xp, str(vectors[0].dtype))
-        moved = []
-        while vectors:  # one after the other, so that few are there twice
-            moved.append(backend.from_host(vectors.pop(0), dtype, place))
-        theta, buffers, *kept = moved
-        if len(trainer.optimizer.init(backend, theta)) != len(kept):
-            raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
-        if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
-            trainer.precision = "float32"
+        network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
+        layout = layout_of(network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
+        loss.target_shape(layout.out_shape)
+        history, metadata = description["history"], description["metadata"]
+        if not isinstance(metadata, dict):
+            raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
+        if not isinstance(history, list) or not all(map(_is_record, history)):
+            raise FileFormatError("the history is no list of records")
+        return Checkpoint(
+            layout,
+            loss,
+            optimizer,
+            _vectors(tensors, layout, optimizer),
+            whole("step_count", description["step_count"], 0, 2**31 - 1),
+            {name: description[name] for name in OPTIONS},
+            history,
+            _classes(description["classes"], layout),
+            metadata,
+        )
+
+
+@contextmanager
+def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
+    """While a trainer is made from what a file holds: errors say which file, and that it is at fault."""
+    name = os.fspath(path)
+    try:
+        yield
     except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from None
+        raise FileFormatError(f"{name}: {error}") from None
     except DTypeError as error:
-        raise DTypeError(f"{path} can't be loaded there: {error}") from None
+        raise DTypeError(f"{name} can't be loaded there: {error}") from None
     except PathError:
         raise
     except MemoryError as error:
-        raise OutOfMemoryError(f"{path}: the model does not fit in memory") from error
+        raise OutOfMemoryError(f"{name}: the model does not fit in memory") from error
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise FileFormatError(f"{path} is a damaged bpnet model: {error}") from error
-    try:
-        trainer._adopt(backend, layout, (theta, buffers, tuple(kept)))
-    except OptionError as error:  # the file is sound
-        raise OptionError(f"{path} can't be loaded: {error}") from None
-    trainer.device = device
-    return trainer
+        raise FileFormatError(f"{name} is a damaged bpnet model: {error}") from error
 
 
 def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
@@ -208,28 +195,11 @@ def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
         raise FileFormatError("this is a .safetensors file, but not a bpnet model") from None
     if type(version) is not int or version < 1:
         raise FileFormatError(f"the file has the format {version!r}; expected {FORMAT}")
-    if version != FORMAT:
-        age = "a newer" if version > FORMAT else "an older"
-        raise FileFormatError(f"the file was written by {age} bpnet (format {version}, this reads {FORMAT})")
+    if version > FORMAT:
+        raise FileFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
     if not sound:
         raise FileFormatError("the file is damaged: it has no SHA-256 hash")
     return description, tensors
-
-
-def _trainer(description: dict[str, Any]) -> Trainer:
-    network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-    options = {name: description[name] for name in ("seed", "clip_norm", "precision")}
-    trainer = Trainer(network, loss, optimizer, **options)
-    trainer.step_count = whole("step_count", description["step_count"], 0)
-    if trainer.step_count >= 2**31:
-        raise FileFormatError(f"the step count is {trainer.step_count}")
-    epochs, metadata = description["history"], description["metadata"]
-    if not isinstance(metadata, dict):
-        raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
-    if not isinstance(epochs, list) or not all(map(_is_record, epochs)):
-        raise FileFormatError("the history is no list of records")
-    trainer.history, trainer.metadata = History(epochs), metadata
-    return trainer
 
 
 def _is_record(record: Any) -> bool:
@@ -245,31 +215,29 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[numpy.ndarray[Any, Any]]":
-    """Parameters, buffers and the optimizer's vectors, of one type; raises where one is missing or does not fit."""
+def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[numpy.ndarray[Any, Any]]":
+    """Parameters, buffers and the optimizer's arrays, of one type; raises where one is missing or does not fit."""
     import numpy
 
-    shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
-    shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
-    shapes |= dict.fromkeys(state, (layout.size,))
-    missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    if missing:
-        raise FileFormatError(f"the array {missing[0]!r} is missing")
-    if extra:
-        raise FileFormatError(f"there is an array {extra[0]!r}, which the network does not have")
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise FileFormatError(f"the array {name!r} has the shape {tensors[name].shape}; expected {shape}")
-    dtype = tensors[next(iter(shapes))].dtype
-    if any(tensor.dtype != dtype for tensor in tensors.values()):
-        raise FileFormatError("some arrays are float32 and others float64")
+    dtype = next((tensor.dtype for name, tensor in tensors.items() if name.startswith("parameters.")), None)
+
+    def taken(name: str, shape: tuple[int, ...]) -> "numpy.ndarray[Any, Any]":
+        if name not in tensors:
+            raise FileFormatError(f"the array {name!r} is missing")
+        tensor = tensors.pop(name)
+        if tensor.shape != shape:
+            raise FileFormatError(f"the array {name!r} has the shape {tensor.shape}; expected {shape}")
+        if tensor.dtype != dtype:
+            raise FileFormatError(f"the array {name!r} holds {tensor.dtype} values, but the first parameter {dtype}")
+        return tensor
 
     def vector(prefix: str, slots: tuple[Slot, ...]) -> "numpy.ndarray[Any, Any]":
-        parts = [tensors.pop(f"{prefix}.{slot.name}").reshape(-1) for slot in slots]
+        parts = [taken(f"{prefix}.{slot.name}", slot.shape).reshape(-1) for slot in slots]
         return numpy.concatenate(parts) if parts else numpy.empty(0, dtype)
 
-    return [
-        vector("parameters", layout.parameters),
-        vector("buffers", layout.buffers),
-        *(tensors.pop(name) for name in state),
-    ]
+    theta, buffers = vector("parameters", layout.parameters), vector("buffers", layout.buffers)
+    shapes = [tuple(array.shape) for array in optimizer.init(get("numpy"), theta)]
+    state = [taken(f"optimizer.{i}", shape) for i, shape in enumerate(shapes)]
+    if tensors:
+        raise FileFormatError(f"there is an array {min(tensors)!r}, which the model does not have")
+    return [theta, buffers, *state]

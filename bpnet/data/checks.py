@@ -15,9 +15,19 @@ LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
 
-def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
+def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = backend_of(x, name)
+    x = rows_of(backend, x, name)
+    with backend.session(device=backend.device(x)):
+        if not is_float(backend, x):
+            return backend, backend.xp.astype(x, backend.xp.float32)
+        check_finite(backend, x, name)
+    return backend, x
+
+
+def rows_of(backend: Backend, x: Array, name: str) -> Array:
+    """`x`, detached, where it is (rows, features) of floating point or whole numbers; its values aren't looked at."""
     x = detached(backend, x, name)
     if x.ndim < 2:
         raise ShapeError(
@@ -28,16 +38,9 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
-    if is_float(backend, x):
-        if not values:
-            return backend, x
-    elif not is_whole(backend, x):
+    if not is_float(backend, x) and not is_whole(backend, x):
         raise DTypeError(f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, made float32")
-    with backend.session(device=backend.device(x)):
-        x = backend.xp.astype(x, backend.xp.float32) if not is_float(backend, x) else x
-        if values:
-            check_finite(backend, x, name)
-    return backend, x
+    return x
 
 
 def detached(backend: Backend, x: Array, name: str) -> Array:
@@ -62,17 +65,17 @@ def check_target(
     backend: Backend,
     loss: Loss,
     out_shape: Shape,
-    x: Array,
+    rows: int,
+    dtype: Any,
     y: Array,
     name: str = "y",
     x_name: str = "x",
     values: bool = True,
 ) -> Array:
-    """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
+    """`y` as targets for `loss`: labels, or values of `dtype` in the shape of the output, for so many rows of x."""
     xp = backend.xp
     y = detached(backend, y, name)
     shape = loss.target_shape(out_shape)
-    rows = x.shape[0]
     floating = is_float(backend, y)
     whole = not floating and is_whole(backend, y)
     if not whole and not floating:
@@ -87,7 +90,7 @@ def check_target(
     if tuple(y.shape[1:]) != shape:
         hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
-    y = _cast(backend, y, x.dtype, name, values)
+    y = _cast(backend, y, dtype, name, values)
     if loss.probabilities and values:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
         if loss.labels:
@@ -100,23 +103,23 @@ def check_target(
 
 
 def check_weight(
-    backend: Backend, weight: Array | None, x: Array, name: str = "sample_weight", values: bool = True
+    backend: Backend, rows: int, dtype: Any, weight: Array | None, name: str = "sample_weight", values: bool = True
 ) -> Array | None:
-    """`weight` as one finite, non-negative number a row in the type of `x`.
+    """`weight` as one finite, non-negative number of `dtype` for each of so many rows.
 
-    Only ratios count, so weights that are very large or small are scaled in their own type, before they become that of
-    `x`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in float32.
+    Only ratios count, so weights that are very large or small are scaled in their own type, before they become of
+    `dtype`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in float32.
     """
     if weight is None:
         return None
     weight = detached(backend, weight, name)
     if not is_whole(backend, weight) and not is_float(backend, weight):
         raise DTypeError(f"{name} holds {weight.dtype} values; expected float32 or float64, or whole numbers")
-    if tuple(weight.shape) != (x.shape[0],):
-        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({x.shape[0]},)")
+    if tuple(weight.shape) != (rows,):
+        raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({rows},)")
     xp = backend.xp
     if not is_float(backend, weight):
-        weight = xp.astype(weight, x.dtype)
+        weight = xp.astype(weight, dtype)
     elif values:
         check_finite(backend, weight, name)
     if values:
@@ -135,7 +138,7 @@ def check_weight(
         least = float(xp.finfo(weight.dtype).smallest_normal)
         root = 2.0 ** (LARGEST_WEIGHT / 2) / xp.sqrt(xp.maximum(xp.max(weight), least))
         weight = weight * root * root
-    return weight if weight.dtype == x.dtype else xp.astype(weight, x.dtype)
+    return weight if weight.dtype == dtype else xp.astype(weight, dtype)
 
 
 def is_whole(backend: Backend, x: Array) -> bool:

@@ -4,21 +4,74 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpnet.backends import Array, Backend
+from bpnet.backends import Array, Backend, common_backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
-from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
-from bpnet.layer import Composite, Layer, Params, Run
-from bpnet.layers.composition import Sequential
-from bpnet.layout import GradBuffer, Layout, Path, Slot
+from bpnet.backpropagation import loss_and_gradient, only_products
+from bpnet.data.loader import take_rows
+from bpnet.errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError, kind_of, plural
+from bpnet.layer import Params, Run
+from bpnet.layout import GradBuffer, Layout
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer, clip_by_global_norm
+from bpnet.options import whole
 
 Carry = tuple[Array, Array, tuple[Array, ...]]
 """What goes from step to step: parameters, buffers, the optimizer's state."""
+
+Snapshot = tuple[Carry, int]
+"""Parameters, buffers, optimizer state, and the number of steps that made them, at one moment."""
+
+
+def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, like: Array, threads: int | None) -> Carry:
+    """What the first step goes on from, drawn from `seed`, of the library, device and type of `like`."""
+    device = backend.device(like)
+    try:
+        starts = layout.start(seed, single=like.dtype == backend.xp.float32)
+        theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
+        with backend.session(threads, device):
+            return theta, buffers, optimizer.init(backend, theta)
+    except OutOfMemoryError:
+        raise
+    except backend.oom_errors as error:  # MemoryError among them
+        size = plural(layout.size, "parameter")
+        raise OutOfMemoryError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
+
+
+def copied(backend: Backend, carry: Carry) -> Carry:
+    """A copy, which no step writes to."""
+    theta, buffers, state = carry
+    return backend.copy(theta), backend.copy(buffers), tuple([backend.copy(s) for s in state])
+
+
+def vectors(carry: Carry) -> list[Array]:
+    """All arrays in it that have elements."""
+    theta, buffers, state = carry
+    return [array for array in (theta, buffers, *state) if 0 not in array.shape]
+
+
+def check_snapshot(snapshot: Any, own: Carry) -> None:
+    """Raise unless `snapshot` is one of a trainer like that which goes on from `own`."""
+    part: Any = snapshot
+    for length, inner in ((2, 0), (3, 2), (len(own[2]), None)):  # a snapshot, its carry, its optimizer's state
+        if not isinstance(part, tuple) or len(part) != length:
+            raise ArgumentError(f"snapshot is {kind_of(snapshot)}, but not what this trainer's snapshot() gave")
+        part = part if inner is None else part[inner]
+    (theta, buffers, state), step_count = snapshot
+    whole("the snapshot's step count", step_count, 0)
+    names = ("parameters", "buffers", *["optimizer state"] * len(state))
+    for name, given, mine in zip(names, (theta, buffers, *state), (*own[:2], *own[2]), strict=True):
+        common_backend({f"the snapshot's {name}": given, f"the trainer's {name}": mine})
+        if given.shape != mine.shape:
+            raise ShapeError(
+                f"the snapshot's {name} has the shape {tuple(given.shape)}, the trainer's {tuple(mine.shape)}: it is "
+                "of another network"
+            )
+        if given.dtype != mine.dtype:
+            raise DTypeError(f"the snapshot's {name} holds {given.dtype} values, the trainer's {mine.dtype}")
 
 
 class Views:
@@ -155,53 +208,3 @@ def scores(
         return total_of(values), total_of(rights), total_of(counted)
 
     return function
-
-
-def broken(xp: Any, vector: Array, before: Array) -> Array:
-    """Where a vector is NaN, or infinite though it was not before."""
-    return xp.isnan(vector) | (xp.isinf(vector) & xp.isfinite(before))
-
-
-def not_finite(
-    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
-) -> Iterator[tuple[Path, str]]:
-    """The path of every leaf of the vector whose values are not all finite, and what to call it.
-
-    With `before`, what was infinite in that does not count.
-    """
-    xp = backend.xp
-    wrong = ~xp.isfinite(vector) if before is None else broken(xp, vector, before)
-    for slot in slots:
-        if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
-            depth, layer = 0, layout.network
-            while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
-                layer = dict(layer.children)[slot.path[depth]]
-                depth += 1
-            yield slot.path, f"{'.'.join(slot.path[depth:])} of {_named(layer, slot.path[:depth])}"
-
-
-def first_not_finite(
-    run: Run, layer: Layer, p: Params, x: Array, leaves: Mapping[Path, str], path: Path = ()
-) -> str | None:
-    """The first layer, in the order of the forward pass, that has one of `leaves` or an output that is not finite."""
-    if isinstance(layer, Sequential):
-        for name, child in layer.children:
-            at = run.at(name) if child.stochastic else run
-            found = first_not_finite(at, child, p[name], x, leaves, (*path, name))
-            if found:
-                return found
-            x = child.forward(at, p[name], x)[0]
-        return None
-    own = [text for leaf, text in leaves.items() if leaf[: len(path)] == path]
-    if own:
-        return own[0]
-    output = layer.forward(run, p, x)[0]
-    return None if _finite(run.backend, output) else f"the output of {_named(layer, path)}"
-
-
-def _named(layer: Layer, path: Path) -> str:
-    return f"layer {'.'.join(path)!r}, {layer}" if path else str(layer)
-
-
-def _finite(backend: Backend, a: Array) -> bool:
-    return bool(backend.xp.all(backend.xp.isfinite(a)))

@@ -1,0 +1,199 @@
+"""Where batches come from: arrays that lie where they are computed with, or NumPy's, which stream to a device.
+
+Data that take a good part of a device's free memory stream through it batch by batch while it computes; smaller ones
+are put there once.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from bpnet.backends import Array, Backend, get
+from bpnet.backends.base import Rows
+from bpnet.backends.interrupts import Quiet
+from bpnet.data.memory import bytes_per_row
+from bpnet.errors import OutOfMemoryError, plural
+from bpnet.layout import Layout
+from bpnet.options import whole
+
+Batch = tuple[Array, Array | None, Array | None, Array | None]
+"""x, y, weight, and the rows to take of them (None: all)."""
+
+CACHED_SHARE = 0.5
+"""The part of the device's free memory that a data set may take to be kept there."""
+GATHERED = 2**20
+"""Bytes that a thread gathers at a time."""
+TRANSFER = 2**26
+"""Bytes of x that are copied to the device at a time, where the batches are not the user's."""
+
+
+def parts(count: int, batch_size: int | None) -> list[Rows]:
+    """The batches of `count` rows."""
+    size = count if batch_size is None else whole("batch_size", batch_size, 1)
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def row_order(seed: int, epoch: int, count: int, shuffle: bool) -> Any:
+    """The order of the rows in an epoch, drawn on the host: the same for every library."""
+    import numpy
+
+    if not shuffle:
+        return numpy.arange(count)
+    with Quiet():  # as in Rng
+        return numpy.random.default_rng((seed, epoch)).permutation(count)
+
+
+def take_rows(
+    backend: Backend, arrays: tuple[Array | None, ...], part: Rows, rows: Array | None
+) -> tuple[Array | None, ...]:
+    """Rows part[0] ... part[1] - 1 of each array, or of the selection `rows` of it."""
+    start, stop = part
+    if rows is None:
+        if start == 0 and stop == arrays[0].shape[0]:  # type: ignore[union-attr]
+            return arrays
+        return tuple([None if a is None else a[start:stop, ...] for a in arrays])
+    some = rows[start:stop]
+    return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
+
+
+class Loader:
+    """The rows of x, y and weight, arrays of one library on one device, batch by batch."""
+
+    streams = False
+
+    def __init__(self, backend: Backend, layout: Layout, x: Array, y: Array | None, weight: Array | None) -> None:
+        self.backend, self.layout, self.x, self.y, self.weight = backend, layout, x, y, weight
+        self.count = int(x.shape[0])
+        self.like = x
+        """An array of the library, device and type that is computed with."""
+
+    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+        """Batches of at most `size` rows (None: all), in their order or that of `order`, a NumPy vector."""
+        if order is None:
+            for part in parts(self.count, size):
+                x, y, weight = take_rows(self.backend, (self.x, self.y, self.weight), part, None)
+                yield x, y, weight, None
+            return
+        index = self.backend.xp.int64 if self.count >= 2**31 else self.backend.xp.int32
+        rows = self.backend.from_host(order, index, self.backend.device(self.x))
+        for start, stop in parts(self.count, size):
+            yield self.x, self.y, self.weight, rows[start:stop]
+
+    def whole_batch(self) -> Batch:
+        """All rows as one batch."""
+        return self.x, self.y, self.weight, None
+
+    def total_weight(self) -> float:
+        """The weight of all rows."""
+        return float(self.count) if self.weight is None else float(self.backend.xp.sum(self.weight))
+
+    def largest_batch(self) -> int:
+        """Rows that are computed at a time where nobody said how many."""
+        return self.count
+
+    def cached(self) -> "Loader":
+        """The same for one who goes through it again and again."""
+        return self
+
+
+class StreamingLoader(Loader):
+    """NumPy arrays, memory-mapped files among them, of which batches are copied to the device of `like`.
+
+    Whole numbers in x become the type of `like` there, so that they travel as small as they are.
+    """
+
+    streams = True
+
+    def __init__(
+        self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, threads: int | None
+    ) -> None:
+        super().__init__(backend, layout, x, y, weight)
+        self.host, self.like, self.threads = get("numpy"), like, threads
+
+    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+        arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
+        cut = parts(self.count, self.largest_batch() if size is None else size)
+        prefetcher: Any = None
+        try:
+            for start, stop in cut:
+                rows = slice(start, stop) if order is None else order[start:stop]
+                try:
+                    if prefetcher is None:
+                        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
+                        device = self.backend.device(self.like)
+                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), device)
+                    batch = self._batch(prefetcher.send(stop - start, partial(self._write, arrays, rows)))
+                except self.backend.oom_errors as error:
+                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
+                    raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
+                yield batch
+        finally:
+            if prefetcher is not None:
+                prefetcher.close()
+
+    def _batch(self, sent: Sequence[Array]) -> Batch:
+        x, *rest = sent
+        y = rest.pop(0) if self.y is not None else None
+        x = x if x.dtype == self.like.dtype else self.backend.xp.astype(x, self.like.dtype)
+        return x, y, rest[0] if rest else None, None
+
+    def _write(self, arrays: Sequence[Any], rows: Any, buffers: Sequence[Any]) -> None:
+        """Rows of the arrays into staging buffers, gathered by several threads."""
+        with self.host.session(self.threads):
+            for array, buffer in zip(arrays, buffers, strict=True):
+                step = max(1, GATHERED // max(1, buffer.nbytes // buffer.shape[0]))
+                plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
+
+                def gather(_: int, part: Rows, array: Any = array, buffer: Any = buffer, plain: bool = plain) -> None:
+                    here = slice(*part)
+                    if isinstance(rows, slice):
+                        buffer[here] = array[rows][here]
+                    elif plain:
+                        array.take(rows[here], axis=0, out=buffer[here], mode="clip")  # other modes copy twice
+                    else:  # of which `take` would first copy all
+                        buffer[here] = array[rows[here]]
+
+                for _ in self.host.map_blocks(gather, parts(buffer.shape[0], step)):
+                    pass
+
+    def whole_batch(self) -> Batch:
+        return next(self.batches(self.count))
+
+    def total_weight(self) -> float:
+        return float(self.count) if self.weight is None else float(self.weight.sum(dtype="float64"))
+
+    def _free(self) -> int | None:
+        memory = self.backend.memory(self.like)
+        return None if memory is None else memory[0]
+
+    def largest_batch(self) -> int:
+        """So many that copies and computing overlap."""
+        free = self._free()
+        fit = self.count if free is None else free // (2 * bytes_per_row(self.layout, int(self.like.dtype.itemsize)))
+        return max(1, min(self.count, fit, self._transfer()))
+
+    def _transfer(self) -> int:
+        """Rows of x that are copied to the device at a time."""
+        return max(1, TRANSFER // max(1, int(self.x.nbytes) // self.count))
+
+    def cached(self) -> Loader:
+        """On the device, where there is memory enough; else as it is."""
+        arrays = (self.x, self.y, self.weight)
+        free, itemsize = self._free(), int(self.like.dtype.itemsize)
+        size = math.prod(self.x.shape) * itemsize + sum(a.nbytes for a in arrays[1:] if a is not None)
+        if free is None or size > CACHED_SHARE * free:
+            return self
+        there = [None if a is None else self._empty(a, self.like.dtype if a is self.x else None) for a in arrays]
+        size = self._transfer()
+        for (start, stop), batch in zip(parts(self.count, size), self.batches(size), strict=True):
+            for memory, part in zip(there, batch[:3], strict=True):
+                if memory is not None:
+                    self.backend.store(memory[start:stop, ...], part)
+        return Loader(self.backend, self.layout, *there)
+
+    def _empty(self, a: Any, dtype: Any) -> Array:
+        """Memory on the device for what is in `a`."""
+        xp = self.backend.xp
+        one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.backend.device(self.like))
+        return xp.reshape(self.backend.empty_vector(math.prod(a.shape), one), tuple(a.shape))

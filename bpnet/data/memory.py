@@ -1,0 +1,65 @@
+"""How much memory a batch takes on a device, and what to say where it is too much."""
+
+import math
+
+from bpnet.backends import Array, Backend
+from bpnet.errors import OutOfMemoryError, plural
+from bpnet.layer import Layer, Shape
+from bpnet.layers.composition import Residual, Sequential
+from bpnet.layout import Layout
+
+
+def bytes_per_row(layout: Layout, itemsize: int) -> int:
+    """About how much memory a row takes in a training step: its values in all layers, the loss, derivatives in one."""
+    values, largest = _values(layout.network, layout.in_shape)
+    return itemsize * (math.prod(layout.in_shape) + values + 6 * math.prod(layout.out_shape) + 2 * largest)
+
+
+def _values(layer: Layer, in_shape: Shape) -> tuple[int, int]:
+    """How many values of a row a layer may save, and the most that enter or leave a layer in it."""
+    total = largest = 0
+    if isinstance(layer, Sequential):
+        for _, child in layer.children:
+            values, most = _values(child, in_shape)
+            total, largest = total + values, max(largest, most)
+            in_shape = child.out_shape(in_shape)
+        return total, largest
+    if isinstance(layer, Residual):
+        total, largest = _values(layer.inner, in_shape)
+    out = math.prod(layer.out_shape(in_shape))
+    return total + 2 * out, max(largest, out, math.prod(in_shape))  # an output, and what it was made from or a mask
+
+
+def out_of_memory(
+    error: Exception, backend: Backend, layout: Layout, like: Array, rows: int, training: bool = True
+) -> OutOfMemoryError:
+    """The error to raise where a batch of `rows` failed for want of memory, in a step of training or a forward pass.
+
+    What the pass had made must be free again: what fits is judged by the memory that is there now.
+    """
+    requested, memory = backend.bytes_requested(error), backend.memory(like)
+    what = "training step on a batch" if training else "forward pass"
+    text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
+    if requested is not None:
+        text += f": {requested:,} bytes more were requested"
+    network = layout.network
+    smaller = "batches of {} rows" if network.couples_rows or network.updates_buffers else "micro_batch={}"
+    smaller = smaller if training else "batch_size={}"
+    if memory is None:
+        return OutOfMemoryError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
+    free, total = memory
+    text += f"{':' if requested is None else ','} {free:,} bytes of {total:,} are free without it. "
+    itemsize = int(like.dtype.itemsize)
+    if training:
+        fits = (int(0.8 * free) - layout.size * itemsize) // bytes_per_row(layout, itemsize)  # and one gradient
+    else:  # what enters and leaves a layer, and what it may make in between
+        widest = _values(layout.network, layout.in_shape)[1]
+        fits = int(0.8 * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
+    fits = min(_half(rows), 1 << max(fits, 1).bit_length() - 1)
+    hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
+    return OutOfMemoryError(f"{text}Nothing was changed by it; {hint}")
+
+
+def _half(rows: int) -> int:
+    """The largest power of two below `rows`, 1 at least."""
+    return 1 << max(rows - 1, 1).bit_length() - 1

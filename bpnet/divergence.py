@@ -1,0 +1,173 @@
+"""What is no longer finite, where it began, and the error that says so."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bpnet.backends import Array, Backend
+from bpnet.data.loader import take_rows
+from bpnet.errors import DivergedError
+from bpnet.layer import Composite, Layer, Params, Run
+from bpnet.layers.composition import Sequential
+from bpnet.layout import Layout, Path, Slot
+from bpnet.losses import Loss
+from bpnet.optimizers import Optimizer
+from bpnet.step import Carry, Snapshot, vectors
+
+
+def is_finite_step(backend: Backend, value: Array, after: Sequence[Array], before: Carry) -> bool:
+    """Whether a loss is finite, and arrays are but for what was infinite `before`, such as a bias of -inf.
+
+    A finite sum tells at once, in one pass for each and one wait for all; but finite values may have another.
+    """
+    xp = backend.xp
+    with backend.session(device=backend.device(value)):
+        value, *sums = backend.fetch([value, *[xp.sum(array) for array in after]])
+        if not math.isfinite(value):
+            return False
+        if all(map(math.isfinite, sums)):
+            return True
+        pairs = zip(after, vectors(before), strict=False)  # of theta alone in most steps
+        return not any(bool(xp.any(_broken(xp, *pair))) for pair in pairs)
+
+
+def has_nan(backend: Backend, arrays: Sequence[Array]) -> bool:
+    """Whether one of them has a NaN; a finite sum tells at once that none has."""
+    xp = backend.xp
+    with backend.session(device=backend.device(arrays[0])):
+        sums = backend.fetch([xp.sum(array) for array in arrays])
+        return not all(map(math.isfinite, sums)) and any(bool(xp.any(xp.isnan(array))) for array in arrays)
+
+
+def what_was_kept(backend: Backend, now: Snapshot) -> str:
+    """What a trainer went back to."""
+    begin = f"The parameters, buffers and optimizer state from before step {now[1] + 1}"
+    if has_nan(backend, vectors(now[0])):
+        return f"{begin} had NaN already, and still have: go back to others, or build afresh"
+    return f"{begin} were kept"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of a network with its loss and optimizer: what its parameters, or a step with them, make that is not finite."""
+
+    backend: Backend
+    layout: Layout
+    loss: Loss
+    optimizer: Optimizer
+    seed: int
+    precision: str
+
+    def diverged(
+        self, good: Snapshot, after: Snapshot, value: Array, x: Array, y: Array | None, rows: Array | None
+    ) -> DivergedError:
+        """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`."""
+        backend, layout = self.backend, self.layout
+        (theta, buffers, state), step = good[0], after[1]
+        loss_is_finite = math.isfinite(float(value))
+        hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
+        x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
+        run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
+        p = layout.views(backend, theta, buffers)
+        infinite = dict(not_finite(backend, layout, layout.parameters, theta))
+        changed = dict(not_finite(backend, layout, layout.buffers, after[0][1], buffers))
+        if infinite and loss_is_finite:  # then those are as they were meant
+            where = next(iter(changed.values()), None)
+        else:
+            where = first_not_finite(run, layout.network, p, x, infinite | changed)
+        if where is None and not loss_is_finite:
+            where = "the loss"
+            if good[1] == step - 1:
+                hint = self._too_large(layout.network.forward(run, p, x)[0], y)
+        where = where or next(self._of_the_update(after[0], (theta, buffers, state)), None)
+        where = where or "something that is carried from step to step"
+        text = f"training diverged at step {step}: {where} is no longer finite; {hint}."
+        return DivergedError(f"{text} {what_was_kept(backend, good)}")
+
+    def _too_large(self, output: Array, y: Array | None) -> str:
+        """What to do about a loss that is not finite, though the output is."""
+        xp = self.backend.xp
+        compared = [output] if y is None or y.dtype != output.dtype else [output, y]
+        size = max(float(xp.max(xp.abs(a))) for a in compared)
+        if size <= 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:
+            return f"every output is, so it may not be what {self.loss} expects"
+        return (
+            f"outputs and targets of up to {size:.1g} are too large for {self.loss}: scale the inputs and the targets "
+            "down, or try a smaller learning rate"
+        )
+
+    def _of_the_update(self, after: Carry, before: Carry) -> Iterator[str]:
+        """What is no longer finite of the optimizer's state and the parameters."""
+        optimizer, layout, xp = self.optimizer, self.layout, self.backend.xp
+        names = (*optimizer.state_names, *("state",) * len(after[2]))
+        for name, array, own in zip(names, after[2], before[2], strict=False):
+            what = f"{type(optimizer).__name__}'s {name}"
+            if array.shape == after[0].shape:
+                for _, leaf in not_finite(self.backend, layout, layout.parameters, array, own):
+                    yield f"{what} of {leaf}"
+            elif bool(xp.any(_broken(xp, array, own))):
+                yield what
+        for _, leaf in not_finite(self.backend, layout, layout.parameters, after[0], before[0]):
+            yield leaf
+
+    def not_a_number(self, what: str, carry: Carry, x: Array | None) -> DivergedError:
+        """The error that says where the NaN comes from that rows of x gave, or would give."""
+        backend, layout = self.backend, self.layout
+        theta, buffers, _ = carry
+        leaves = dict(not_finite(backend, layout, layout.parameters, theta))
+        leaves |= not_finite(backend, layout, layout.buffers, buffers)
+        where = next(iter(leaves.values()), "what comes of it")
+        if x is not None:
+            run, p = Run(backend, precision=self.precision), layout.views(backend, theta, buffers)
+            where = first_not_finite(run, layout.network, p, x, leaves) or where
+        return DivergedError(
+            f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
+            "are, to values of a smaller scale"
+        )
+
+
+def not_finite(
+    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
+) -> Iterator[tuple[Path, str]]:
+    """The path of every leaf of the vector whose values are not all finite, and what to call it.
+
+    With `before`, what was infinite in that does not count.
+    """
+    xp = backend.xp
+    wrong = ~xp.isfinite(vector) if before is None else _broken(xp, vector, before)
+    for slot in slots:
+        if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
+            depth, layer = 0, layout.network
+            while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
+                layer = dict(layer.children)[slot.path[depth]]
+                depth += 1
+            yield slot.path, f"{'.'.join(slot.path[depth:])} of {_named(layer, slot.path[:depth])}"
+
+
+def first_not_finite(
+    run: Run, layer: Layer, p: Params, x: Array, leaves: Mapping[Path, str], path: Path = ()
+) -> str | None:
+    """The first layer, in the order of the forward pass, that has one of `leaves` or an output that is not finite."""
+    if isinstance(layer, Sequential):
+        for name, child in layer.children:
+            at = run.at(name) if child.stochastic else run
+            found = first_not_finite(at, child, p[name], x, leaves, (*path, name))
+            if found:
+                return found
+            x = child.forward(at, p[name], x)[0]
+        return None
+    own = [text for leaf, text in leaves.items() if leaf[: len(path)] == path]
+    if own:
+        return own[0]
+    output, xp = layer.forward(run, p, x)[0], run.xp
+    return None if bool(xp.all(xp.isfinite(output))) else f"the output of {_named(layer, path)}"
+
+
+def _broken(xp: Any, array: Array, before: Array) -> Array:
+    """Where an array is NaN, or infinite though it was not before."""
+    return xp.isnan(array) | (xp.isinf(array) & xp.isfinite(before))
+
+
+def _named(layer: Layer, path: Path) -> str:
+    return f"layer {'.'.join(path)!r}, {layer}" if path else str(layer)
