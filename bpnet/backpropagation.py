@@ -61,7 +61,7 @@ def loss_and_gradient(
         value, slope = loss(run, backend.widened(output), by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if network.updates_buffers and training:
-            taken.update(network.absorb(run, p, cache))
+            taken.update(network.update_buffers(run, p, cache))
         return value, layout.join(backend, grads) if room is None else room.join(grads), room
 
     whole = network.couples_rows or network.updates_buffers

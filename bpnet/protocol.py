@@ -101,7 +101,7 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
             found = found or backward_faults(called, back, x_shape, trained, need_dx)
             found = found or type_faults(called, dtype, derivatives(*back))
         if kept and not found:
-            found = _absorb_faults(where, layer.absorb(run, p, made[1]), kept)
+            found = _buffer_faults(where, layer.update_buffers(run, p, made[1]), kept)
     return found
 
 
@@ -157,15 +157,15 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 
-def _absorb_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
+def _buffer_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
     if not isinstance(made, Mapping):
-        return [ArgumentError(f"{where}: absorb gave {_given(made)}; expected a dict of buffers by name")]
+        return [ArgumentError(f"{where}: update_buffers gave {_given(made)}; expected a dict of buffers by name")]
     wrong = []
     for name, value in leaves(made):
         if name not in kept:
-            wrong.append(f"absorb gave {name}, which is no buffer: they are {', '.join(kept)}")
+            wrong.append(f"update_buffers gave {name}, which is no buffer: they are {', '.join(kept)}")
         elif _shape_of(value) != kept[name]:
-            wrong.append(f"the buffer {name} {_has(value)} in absorb; expected {kept[name]}")
+            wrong.append(f"the buffer {name} {_has(value)} in update_buffers; expected {kept[name]}")
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 

@@ -458,7 +458,7 @@ class Counting(bp.Flatten):
     def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
         return {"seen": bp.Leaf(rng.full((), 0.0), trainable=False)}
 
-    def absorb(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
         return {"seen": p["seen"] + 1.0}
 
 
