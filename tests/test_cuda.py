@@ -294,7 +294,7 @@ def test_values_and_slopes_of_any_input(dtype: str, case: Case, host: Any) -> No
     z, results = aligned(exact(case, dtype)[0]), []
     for rule, arrays in (
         (case.layer.value, [z]),
-        (case.layer.derivative, [z if case.layer.keeps == "input" else None, aligned(np.ones_like(z))]),
+        (case.layer.derivative, [z if case.layer.saves == "input" else None, aligned(np.ones_like(z))]),
     ):
         made, out = source(Form(rule, "e" * len(arrays), 0, dtype)), aligned(np.zeros_like(z))
         arrays = [results[0] if a is None else a for a in arrays]

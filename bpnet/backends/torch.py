@@ -15,7 +15,7 @@ from bpnet.backends.interrupts import Session
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
     z = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
     y = activation.value(run.backend, z)
-    return y, activation.keep(z, y)
+    return y, activation.saved(z, y)
 
 
 def batch_norm_forward(
