@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Key
 from bpnet.backends.interrupts import Quiet
-from bpnet.errors import NoRoomError
+from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
 
@@ -78,7 +78,7 @@ class ShapeRng(Rng):
         import numpy
 
         if math.prod(shape) >= 2**59:
-            raise NoRoomError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
+            raise OutOfMemoryError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def given(self, shape: Shape, values: Any) -> Any:
