@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from bpnet.compiler import verify
 from bpnet.compiler.commands import (
     FIRST,
     Array,
@@ -56,7 +57,12 @@ def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
     fusion = fuse(traced.graph, outputs, over)
     memory = allocate(fusion, alignment)
     commands = tuple(_command(step, fusion, memory) for step in fusion.steps)
-    return CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
+    made = CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
+    if verify.STRICT:
+        verify.verify_graph(traced.graph)
+        verify.verify_memory(fusion, memory)
+        verify.verify_commands(made)
+    return made
 
 
 def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:

@@ -74,6 +74,9 @@ class FusedKernel:
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
     result per row.  The phase of an expression is how many such reductions have to be done along a row before it.
     results: what is stored, and what is reduced over rows or over everything.
+
+    An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
+    stored (it is updated in place), or all in later ones (they read the result).
     """
 
     dtype: str

@@ -16,6 +16,7 @@ from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
 from bpnet.backends.threads import available_threads
 from bpnet.backends.tracing import TracingBackend
+from bpnet.compiler import verify
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import ARENA, FIRST, NUMBERS
 from bpnet.compiler.graph import Graph, NotTraceableError
@@ -97,7 +98,9 @@ class Compiled:
             return Plan(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
-        except Exception:  # a fault here is no reason for a training to end
+        except Exception:  # a fault here is no reason for a user's training to end
+            if verify.STRICT:
+                raise
             log.warning("not compiled, which is a fault of bpnet", exc_info=True)
         return self.plain
 
