@@ -41,7 +41,7 @@ def epoch(
     x = np.concatenate([part[0].reshape(-1, workload.inputs) for part in parts])
     y = np.concatenate([part[1].reshape(-1, *part[1].shape[2:]) for part in parts])
     x, y = np.resize(x, (count * batch, *x.shape[1:])), np.resize(y, (count * batch, *y.shape[1:]))
-    made: dict[str, Any] = ALL[contender].options
+    made = dict(ALL[contender].options)
     bare, fitted = Bpnet(task, **made), Bpnet(task, **made | ({"device": "cuda"} if fed else {}))
     if fed:  # also where the device would have room for all of them
         importlib.import_module("bpnet.data.loader").CACHED_SHARE = 0.0  # type: ignore[attr-defined]

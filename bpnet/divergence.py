@@ -68,7 +68,7 @@ class Diagnosis:
         loss_is_finite = math.isfinite(float(value))
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
         x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
-        run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
+        run = Run(backend, True, (self.seed, step, 0), backend.context(self.precision))
         p = layout.views(backend, theta, buffers)
         infinite = dict(not_finite(backend, layout, layout.parameters, theta))
         changed = dict(not_finite(backend, layout, layout.buffers, after[0][1], buffers))
@@ -119,7 +119,7 @@ class Diagnosis:
         leaves |= not_finite(backend, layout, layout.buffers, buffers)
         where = next(iter(leaves.values()), "what comes of it")
         if x is not None:
-            run, p = Run(backend, precision=self.precision), layout.views(backend, theta, buffers)
+            run, p = Run(backend, context=backend.context(self.precision)), layout.views(backend, theta, buffers)
             where = first_not_finite(run, layout.network, p, x, leaves) or where
         return DivergedError(
             f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "

@@ -101,7 +101,7 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
             found = found or backward_faults(called, back, x_shape, trained, need_dx)
             found = found or type_faults(called, dtype, derivatives(*back))
         if kept and not found:
-            found = _update_faults(where, layer.update_buffers(run, p, made[1]), kept)
+            found = _buffer_faults(where, layer.update_buffers(run, p, made[1]), kept)
     return found
 
 
@@ -157,7 +157,7 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 
-def _update_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
+def _buffer_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
     if not isinstance(made, Mapping):
         return [ArgumentError(f"{where}: update_buffers gave {_given(made)}; expected a dict of buffers by name")]
     wrong = []

@@ -663,7 +663,7 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.Dropout("half"), OptionError, "rate is 'half'; expected a number"),
         (lambda: bp.BatchNorm(momentum=1.5), OptionError, r"momentum is 1\.5; expected a number in \[0, 1\]"),
         (lambda: bp.BatchNorm(epsilon=0), OptionError, r"epsilon is 0; expected a number in \(0, inf\)"),
-        (lambda: bp.LeakyReLU(1.0), OptionError, r"slope is 1\.0; expected a number in \[0, 1\)"),
+        (lambda: bp.LeakyReLU(1.0), OptionError, r"negative_slope is 1\.0; expected a number in \[0, 1\)"),
         (lambda: bp.ELU(0), OptionError, r"alpha is 0; expected a number in \(0, inf\)"),
         (lambda: bp.GELU("tanh"), OptionError, "approximate is 'tanh'; expected True or False"),
         (lambda: bp.Sequential(), OptionError, r"Sequential\(\) has no layers; expected at least one"),

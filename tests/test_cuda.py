@@ -21,10 +21,10 @@ from test_activations import Case, check_far_out, exact
 from test_kernels import ARGUMENTS
 
 import bpnet as bp
-from bpnet.backends.base import fold
 from bpnet.backends.cuda import OPTIONS, Form, finish_launch, map_launch, source, sum_launch
 from bpnet.backends.cuda_texts import DROPPED, cross_entropy_launch, mask_source
 from bpnet.backends.trace import NotTraceableError
+from bpnet.compiler.random import fold
 from bpnet.layer import KERNELS, Run
 from bpnet.layers.dense import dense_backward, dense_forward
 
@@ -294,7 +294,7 @@ def test_values_and_slopes_of_any_input(dtype: str, case: Case, host: Any) -> No
     z, results = aligned(exact(case, dtype)[0]), []
     for rule, arrays in (
         (case.layer.value, [z]),
-        (case.layer.derivative, [z if case.layer.keeps == "input" else None, aligned(np.ones_like(z))]),
+        (case.layer.derivative, [z if case.layer.saves == "input" else None, aligned(np.ones_like(z))]),
     ):
         made, out = source(Form(rule, "e" * len(arrays), 0, dtype)), aligned(np.zeros_like(z))
         arrays = [results[0] if a is None else a for a in arrays]
@@ -440,7 +440,7 @@ def test_cupys_dense_layer_equals_its_definition(
     x, weight, dy = (a.view(Lent) for a in (x, weight, dy))
     mine, cache = dense_forward(Run(lent), x, weight, None if bias is None else bias.view(Lent), f)
     place = np.zeros_like(weight)
-    run = Run(lent, places={id(weight): place})
+    run = Run(lent, context=lent.context(grad_buffers={id(weight): place}))
     found = dense_backward(run, x, weight, cache, dy, f, True, has_bias)
     assert found[1] is place
     eps = np.finfo(dtype).eps
@@ -473,8 +473,8 @@ def test_cupys_other_kernels_equal_their_definitions(name: str, rows: int, dtype
         before = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         got = lent.kernels[name](Run(lent, True, key), *args)
         want = KERNELS[name](Run(plain, True, key), *args)
-        if name == "clip_by_global_norm" and dtype == "float64":
-            assert got is NotImplemented
+        if got is NotImplemented:
+            assert (name == "clip_by_global_norm" and dtype == "float64") or (name == "matmul" and args[0].ndim == 3)
             continue
         got, want = (r if isinstance(r, tuple) else (r,) for r in (got, want))
         for a, e in list(zip(got, want, strict=True))[: 1 if name == "drop" else None]:

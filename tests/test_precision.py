@@ -24,11 +24,11 @@ class Listening(bp.Layer):
     heard: ClassVar[list[str]] = []
 
     def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
-        self.heard.append(run.precision)
+        self.heard.append(run.context.precision)
         return x, None
 
     def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
-        self.heard.append(run.precision)
+        self.heard.append(run.context.precision)
         return dy, {}
 
 
@@ -123,15 +123,6 @@ def test_copies_keep_it(copied: Any, able: Any) -> None:
     again.step(x, y)
     assert again.precision == "bfloat16"
     assert set(Listening.heard) == {"bfloat16"}
-
-
-def test_a_trainer_pickled_before_there_was_a_choice() -> None:
-    trainer = bp.Trainer(bp.Dense(3), "cross_entropy").build(data()[0])
-    state = trainer.__getstate__()
-    del state["precision"]
-    again = bp.Trainer.__new__(bp.Trainer)
-    again.__setstate__(state)
-    assert again.precision == "float32"
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ OTHER = {
     "update_buffers": (
         {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
          "update_buffers": lambda self, run, p, cache: {"b": p["b"][:1]}}, ShapeError,
-               r"the buffer b has the shape \(1,\) in update_buffers; expected \(4,\)"),
+        r"the buffer b has the shape \(1,\) in update_buffers; expected \(4,\)"),
     "update_buffers nothing": (
         {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
          "update_buffers": lambda self, run, p, cache: None}, ArgumentError, "update_buffers gave None; exp"),
