@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.standardize import Standardize as Standardize
     from bpnet.layout import Layout as Layout
     from bpnet.layout import layout_of as layout_of
+    from bpnet.loading import load as load
     from bpnet.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from bpnet.losses import BinaryCrossEntropyWithLogits as BinaryCrossEntropyWithLogits
     from bpnet.losses import CrossEntropy as CrossEntropy
@@ -62,7 +63,6 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.testing import GradientReport as GradientReport
     from bpnet.testing import check_gradients as check_gradients
     from bpnet.trainer import Trainer as Trainer
-    from bpnet.trainer import load as load
 
 __version__ = "0.1.0"
 
@@ -82,7 +82,8 @@ _HOMES = {
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
     "bpnet.backpropagation": ("value_and_grad",),
-    "bpnet.trainer": ("Trainer", "load"),
+    "bpnet.trainer": ("Trainer",),
+    "bpnet.loading": ("load",),
     "bpnet.callbacks": ("Callback", "EarlyStopping", "History", "Progress"),
     "bpnet.testing": ("GradientReport", "check_gradients"),
 }  # fmt: skip

@@ -19,8 +19,9 @@ from bpnet import __version__, backends
 from bpnet.errors import BpnetError, FileFormatError
 from bpnet.layer import Composite, Layer
 from bpnet.layers.composition import Sequential
+from bpnet.loading import load
 from bpnet.tables import JSON, KEY, Source
-from bpnet.trainer import Trainer, load
+from bpnet.trainer import Trainer
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:

@@ -45,6 +45,7 @@ from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
+from bpnet.loading import load as load_trainer
 from bpnet.losses import BinaryCrossEntropy, Loss, MeanSquaredError
 from bpnet.optimizers import SGD, Adam, Optimizer
 from bpnet.registry import resolve
@@ -63,7 +64,6 @@ from bpnet.tables import (
     target_of,
 )
 from bpnet.trainer import Trainer
-from bpnet.trainer import load as load_trainer
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -640,6 +640,8 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: fresh(clip_norm=float("inf")), OptionError, "clip_norm is inf; expected a number"),
         (lambda: fresh(threads=0), OptionError, "threads is 0; expected a whole number of at least 1"),
         (lambda: fresh(threads=1.0), OptionError, r"threads is 1\.0; expected a whole number"),
+        (lambda: fresh(compile="yes"), OptionError, "compile is 'yes'; expected 'auto', True or False"),
+        (lambda: fresh(compile=1), OptionError, "compile is 1; expected 'auto', True or False"),
         # layers
         (lambda: bp.Dense(0), OptionError, "units is 0; expected a whole number of at least 1"),
         (lambda: bp.Dense(3.0), OptionError, r"units is 3\.0; expected a whole number"),

@@ -61,6 +61,26 @@ def stopped_after(values: list[float], **options: Any) -> tuple[bp.Trainer, bp.E
 # ---- the order of events --------------------------------------------------------------------------------------------
 
 
+def test_a_misspelt_method_is_an_error_where_it_is_defined() -> None:
+    pattern = (
+        "unknown method of the callback Late, 'on_epoch_ends': did you mean 'on_epoch_end'. known are on_epoch_end"
+    )
+    with pytest.raises(bp.errors.UnknownNameError, match=pattern):
+
+        class Late(bp.Callback):
+            def on_epoch_ends(self, trainer: bp.Trainer, record: Any) -> None:
+                """Would never be called."""
+
+    class Early(bp.Callback):
+        def _on_my_own(self) -> None:
+            """Nobody else's business."""
+
+
+def test_a_history_shows_small_losses() -> None:
+    record = {"epoch": 1, "loss": 1.23456e-5, "val_accuracy": 1.0, "seconds": 0.25}
+    assert repr(bp.History([record])) == "History\n  epoch   1  loss 1.235e-05  val_accuracy 1.000  0.25 s"
+
+
 def test_callbacks_are_told_in_their_order() -> None:
     pages: list[Any] = []
     x, y = data(10)

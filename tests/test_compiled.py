@@ -736,8 +736,8 @@ def test_arrays_of_other_kinds(jit: Any, tmp_path: Path) -> None:
     mapped[...] = x
     assert np.array_equal(trainer.predict(mapped), trainer.predict(x))
     memory = np.frombuffer(bytes(trainer.theta.nbytes), trainer.theta.dtype)
-    trainer._state.now = (
-        (memory, *trainer._state.now[0][1:]),
+    trainer._engine.state.now = (
+        (memory, *trainer._engine.state.now[0][1:]),
         trainer.step_count,
     )  # as when it comes out of a read-only file
     trainer.step(x, y)

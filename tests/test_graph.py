@@ -64,7 +64,7 @@ def equal(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
 
 def graphs(trainer: bp.Trainer) -> int:
     """How many graphs its step has."""
-    return sum(len(known.in_place) + (known.copying is not None) for known in trainer._step.kinds.values())
+    return sum(len(known.in_place) + (known.copying is not None) for known in trainer._engine.step.kinds.values())
 
 
 # ---- the same bits --------------------------------------------------------------------------------------------------
@@ -232,8 +232,10 @@ def test_capturing_comes_to_an_end(turns: int, world: World, monkeypatch: pytest
     batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(40)]
     plain, captured = made(world, False), made(world, True)
     captures: list[int] = []
-    real = type(captured._step)._capture
-    monkeypatch.setattr(type(captured._step), "_capture", lambda *args: (captures.append(len(done)), real(*args))[1])
+    real = type(captured._engine.step)._capture
+    monkeypatch.setattr(
+        type(captured._engine.step), "_capture", lambda *args: (captures.append(len(done)), real(*args))[1]
+    )
     for trainer in (plain, captured):
         done: list[Any] = []
         for batch in [*batches[:turns] * 12, *batches[turns:], *[batches[-1]] * 6]:
@@ -319,7 +321,7 @@ def test_nothing_waits_inside_a_step(world: World) -> None:
     rows = [world.array(np.arange(16, dtype="int32")) for _ in range(64)]
     before = dict(world.counts)
     for some in rows:
-        trainer._advance(x, y, None, some)
+        trainer._engine.advance(x, y, None, some)
     spent = {name: count - before[name] for name, count in world.counts.items() if count != before[name]}
     assert spent == {"launch": 64, "device copy": 64, "host copy": 64, "event wait": 2}
 
@@ -342,7 +344,7 @@ def test_a_replay_is_few_calls(world: World) -> None:
 
     sys.setprofile(note)
     try:
-        trainer._advance(x, y, None, None)
+        trainer._engine.advance(x, y, None, None)
     finally:
         sys.setprofile(None)
     assert len(names) < 60, names
@@ -555,13 +557,13 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
 
         order = world.seam.from_host(row_order(0, before, 12, True), "int32")
         with world.using_allocator(few):
-            refused = trainer._run_steps(x, y, None, order, 2) is None
+            refused = trainer._engine.run_steps(x, y, None, order, 2) is None
         if refused:
             assert trainer.step_count == 2 * before
             for found, e in zip(state(world, trainer), start, strict=True):
                 np.testing.assert_array_equal(found, e)
-            trainer._advance(x, y, None, order[:6])
-            trainer._advance(x, y, None, order[6:])
+            trainer._engine.advance(x, y, None, order[:6])
+            trainer._engine.advance(x, y, None, order[6:])
         trainer.history.epochs.append(plain.history.epochs[before])
         trainer.fit(x, y, epochs=3 - before, batch_size=6, progress=False)
         equal(world, trainer, plain)
@@ -580,7 +582,7 @@ def test_every_shape_has_its_graph_and_few_are_kept(world: World) -> None:
     for count in [n for n in range(2, 14) for _ in range(2)] + [13, 2, 2, 2]:
         for trainer in (plain, captured):
             trainer.step(x[:count], y[:count])
-    assert graphs(captured) == len(captured._step.kinds) == MOST_KINDS
+    assert graphs(captured) == len(captured._engine.step.kinds) == MOST_KINDS
     equal(world, captured, plain)
     used = world.used
     del trainer, captured
@@ -705,7 +707,7 @@ def test_wherever_memory_runs_out_nothing_is_changed(
 
         try:
             with world.using_allocator(few):
-                trainer._advance(x, y, None, None)
+                trainer._engine.advance(x, y, None, None)
         except bp.errors.OutOfMemoryError:
             failed = True
         reached = before if failed else before + 1
@@ -831,7 +833,9 @@ def test_nvidias_compiler_takes_every_kernel(
                     for weight in (None, world.array(np.ones(len(x), dtype))):
                         for _ in range(3):
                             trainer.step(world.array(x), world.array(target), weight, check=False)
-                    trainer._forward(trainer._outputs, world.array(x))  # as predict, but nothing is computed here
+                    trainer._engine.forward(
+                        trainer._engine.outputs, world.array(x)
+                    )  # as predict, but nothing is computed here
     assert len(world.codes) > 20
     for code in world.codes:
         compiled(code)
@@ -851,9 +855,9 @@ def test_a_step_is_kernels_and_products(world: World) -> None:
             trainer.loss = bp.MeanSquaredError()
             target = world.array(np.eye(3, dtype="float32")[np.zeros(40, int)])
         rows = world.array(np.arange(20))
-        trainer._advance(x, target, None, rows)
+        trainer._engine.advance(x, target, None, rows)
         before = dict(world.counts)
-        trainer._advance(x, target, None, rows)
+        trainer._engine.advance(x, target, None, rows)
         assert world.counts["operation"] - before["operation"] == own, (net, own)
 
 

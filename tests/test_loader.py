@@ -124,7 +124,7 @@ def test_no_step_waits_for_the_device(world: World, monkeypatch: pytest.MonkeyPa
     before = dict(world.counts)
     held = trainer._prepare(named(x, y, None))
     for batch in held.batches(16, np.arange(160)):
-        trainer._advance(*batch)
+        trainer._engine.advance(*batch)
     spent = {name: count - before[name] for name, count in world.counts.items()}
     assert spent["to host"] == 0
     assert spent["synchronise"] == 1  # when the last batch has been sent

@@ -346,5 +346,5 @@ def test_plans_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> None:
     plans = []
     for rows in range(10, 16):
         trainer.step(x[:rows], x[:rows, :2])
-        plans.append(weakref.ref(trainer._step.made[0].last[1].plan))
+        plans.append(weakref.ref(trainer._engine.step.made[0].last[1].plan))
     assert [kept() is None for kept in plans] == [True] * 4 + [False] * 2

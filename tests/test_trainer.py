@@ -1,5 +1,6 @@
 """The trainer on every array library: it trains, follows its input, repeats itself, and survives divergence."""
 
+import importlib.util
 import math
 import pickle
 import re
@@ -592,6 +593,47 @@ def test_snapshot_and_restore(backend: Any) -> None:
         assert trainer.step_count == 3
         assert all(np.array_equal(a, b) for a, b in zip(everything(backend, trainer), before, strict=True))
         trainer.fit(x, y, batch_size=16, progress=False)
+
+
+# ---- compiled or not ------------------------------------------------------------------------------------------------
+
+CALLS: list[int] = []
+
+
+@dataclass(frozen=True)
+class Called(bp.Layer):
+    """Passes x on, and notes that Python did."""
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        CALLS.append(x.shape[0])
+        return x * 1.0, None
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+def test_a_trainer_says_whether_its_steps_are_compiled(backend: Any, tmp_path: Any) -> None:
+    x, y = map(backend.array, rows())
+    network, found = bp.Sequential(Called(), bp.Dense(3)), {}
+    compiled = {"numpy": importlib.util.find_spec("llvmlite") is not None, "jax": True, "cupy": True}
+    for choice in (False, True):
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.1), compile=choice)
+        if (choice and not compiled.get(backend.seam.name)) or (
+            choice and backend.name == "jax"
+        ):  # whose `compile` is off
+            kinds = bp.errors.OptionError, bp.errors.MissingExtraError
+            with pytest.raises(kinds, match=r"compile is True, but steps on .* can't be compiled|needs llvmlite"):
+                trainer.build(x)
+            return
+        trainer.build(x)
+        CALLS.clear()
+        trainer.fit(x, y, batch_size=16, epochs=3, progress=False)
+        calls = len(CALLS)
+        assert calls == 9 if not choice else calls < 9
+        found[choice] = backend.host(trainer.theta)
+        trainer.save(tmp_path / "m.safetensors")
+        assert bp.load(tmp_path / "m.safetensors", like=x, compile=choice).compile is choice
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-10)
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------

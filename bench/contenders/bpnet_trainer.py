@@ -122,12 +122,12 @@ class Bpnet(Contender):
             self.rows[count, size] = self.put(np.arange(count * size, dtype=np.int32))
         rows = self.rows[count, size]
         x, y = (a.reshape(count * size, *a.shape[2:]) for a in (x, y))
-        losses = self.trainer._run_steps(x, y, None, rows, count)
+        losses = self.trainer._engine.run_steps(x, y, None, rows, count)
         if losses is None:  # the first time it only looks where they lie
-            losses = self.trainer._run_steps(x, y, None, rows, count)
+            losses = self.trainer._engine.run_steps(x, y, None, rows, count)
         if losses is None:
             parts = [rows[i : i + size] for i in range(0, count * size, size)]
-            losses = [self.trainer._advance(x, y, None, part) for part in parts]
+            losses = [self.trainer._engine.advance(x, y, None, part) for part in parts]
         return losses
 
     def predict(self, x: Any) -> Any:

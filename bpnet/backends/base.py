@@ -318,7 +318,7 @@ class Backend:
         OptionError or MissingExtraError where it is True, and can't be done.
         """
         if choice is True:
-            raise OptionError(f"compile is True, but functions of {self.name} arrays can't be compiled: leave it out")
+            raise OptionError(f"compile is True, but steps on {self.name} arrays can't be compiled: leave it out")
         return partial(function, self)
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:

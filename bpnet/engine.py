@@ -1,0 +1,304 @@
+"""A network on one library and device: its functions, compiled, and the state that its steps move on.
+
+What is passed in has been checked, and nobody else is at work meanwhile: both are the trainer's business.
+"""
+
+import itertools
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from bpnet.backends import Array, Backend
+from bpnet.backends.base import State
+from bpnet.data.loader import Batch, Loader, parts, row_order
+from bpnet.data.memory import out_of_memory
+from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
+from bpnet.errors import DivergedError, OutOfMemoryError
+from bpnet.layout import Layout
+from bpnet.losses import Loss
+from bpnet.optimizers import Optimizer
+from bpnet.step import Carry, Snapshot, Views, copied, outputs, scores, training_step, vectors
+
+WORK_OF_A_CALL = 2e6
+"""Floating-point operations that the Python around a step takes the time of."""
+COUNTED = 2**24
+"""Most rows that are evaluated at a time: float32 counts no further exactly."""
+CHECKED = 32
+"""Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
+of a small step."""
+
+
+@dataclass(eq=False)
+class Engine:
+    """Of one trainer, from its first data on."""
+
+    backend: Backend
+    layout: Layout
+    state: State
+    loss: Loss
+    optimizer: Optimizer
+    seed: int
+    clip_norm: float | None
+    threads: int | None
+    precision: str
+    micro_batch: int | None
+    compile: bool | str
+
+    known_batch: tuple[Any, ...] | None = None
+    """The kind of batch that `Trainer.step` took last as it came, with backend, device and cost."""
+    known_inputs: tuple[Any, ...] | None = None
+    """The same of `Trainer.predict`."""
+    good: Snapshot | None = None
+    """Where checked steps go back to."""
+    checked: Any = None
+    """What the last checked step left: others may have set it since."""
+    without_nan: Any = None
+    """What was found to have no NaN."""
+
+    def __post_init__(self) -> None:
+        layout, views, backend = self.layout, Views(self.layout), self.backend
+        step = training_step(
+            layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
+        )
+        self.step = backend.compile(step, donate=True, choice=self.compile)
+        self.outputs = backend.compile(outputs(layout, views, self.precision), choice=self.compile)
+        self.scores = backend.compile(scores(layout, views, self.loss, self.precision), choice=self.compile)
+
+    # ---- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def carry(self) -> Carry:
+        carry: Carry = self.state.now[0]
+        return carry
+
+    @property
+    def count(self) -> int:
+        count: int = self.state.now[1]
+        return count
+
+    def snapshot(self) -> Snapshot:
+        return copied(self.backend, self.carry), self.count
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.known_batch = None
+        self.state.now = copied(self.backend, snapshot[0]), snapshot[1]
+
+    # ---- what must hold while it computes -----------------------------------------------------------------------
+
+    def cost(self, rows: int) -> float:
+        """Floating-point operations of a step of so many rows."""
+        return 6.0 * self.layout.size * rows + WORK_OF_A_CALL
+
+    def session(self, rows: int, steps: int = 1) -> AbstractContextManager[None]:
+        """For so many steps of so many rows.
+
+        Compiling pays after some work: that of all steps so far and of these, had they all been of so many rows.  So it
+        depends on the data alone, and a training that is taken up again goes on as if never interrupted.
+        """
+        backend, work = self.backend, (self.count + steps) * self.cost(rows)
+        return backend.session(self.threads, backend.device(self.carry[0]), work, self.compile)
+
+    def looking(self) -> AbstractContextManager[None]:
+        """While values are looked at."""
+        return self.backend.session(device=self.backend.device(self.carry[0]))
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def hyperparameters(self, step: int) -> tuple[Any, int]:
+        """What the optimizer makes of the number of the step after so many, and that number."""
+        return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
+
+    def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
+        """One step on the batch; the loss before it."""
+        state, backend = self.state, self.backend
+        numbers, number = self.hyperparameters(state.now[1])
+        try:
+            return backend.advance(self.step, state, (x, y, weight, rows, numbers, number), number)
+        except backend.oom_errors as error:
+            raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
+
+    def run_steps(
+        self, x: Array, y: Array | None, weight: Array | None, rows: Array, count: int
+    ) -> Sequence[Array] | None:
+        """`count` steps on equal parts of the rows by one launch; None, and nothing done, where the backend can't."""
+        try:
+            each = [self.hyperparameters(self.count + i) for i in range(count)]
+        except Exception:  # a schedule's, of a step before which others are to be done
+            return None
+        return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
+
+    def checked_step(self, *batch: Any) -> Array:
+        """One step, and a look at what came of it."""
+        state, good = self.state, self.good
+        if good is None or self.checked is not state.now:
+            good = self.good = self.snapshot()
+        value = self.advance(*batch)
+        due = state.now[1] - good[1] >= CHECKED
+        if not is_finite_step(self.backend, value, vectors(self.carry) if due else [self.carry[0]], good[0]):
+            raise self._diverged(good, value, batch)
+        if due:
+            self.good = self.snapshot()
+        self.checked = state.now
+        return value
+
+    def epoch(
+        self,
+        data: Loader,
+        batch_size: int,
+        number: int,
+        shuffle: bool,
+        singly: bool,
+        after: Callable[[int], None],
+        before: Snapshot,
+    ) -> dict[str, Any]:
+        """A pass over the data, after so many, of which `after` is told each step; its record.
+
+        With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
+        """
+        backend, xp = self.backend, self.backend.xp
+        together = backend.max_steps_per_launch
+        if singly or data.streams or data.count < together * batch_size:
+            together = 1
+        order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
+        losses: list[Array] = []
+        totals: list[Array] = []
+        with self.session(min(batch_size, data.count), -(-data.count // batch_size)):
+            for i, (loss, bw, rows) in enumerate(self._steps(data, batch_size, order, together)):
+                losses.append(loss)
+                if bw is not None:
+                    totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
+                after(i + 1)
+            with self.looking():
+                arrays = vectors(self.carry)
+                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays], *totals])
+            values, sizes = known[: len(losses)], known[len(losses) + len(arrays) :]
+            finite = all(map(math.isfinite, values)) and (
+                all(map(math.isfinite, known)) or is_finite_step(backend, losses[-1], arrays, before[0])
+            )
+            if not finite:
+                self._repeat(data.batches(batch_size, order), before)
+        sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
+        mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        lr = self.optimizer.schedule(self.count - 1)
+        precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
+        return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
+
+    def _steps(
+        self, data: Loader, batch_size: int, order: Any, together: int
+    ) -> Iterator[tuple[Array, Array | None, Array | None]]:
+        """Do the steps of an epoch, `together` by one launch where the backend can: their losses, weights and rows."""
+        for x, y, weight, rows in data.batches(together * batch_size, order):
+            if together == 1:
+                yield self.advance(x, y, weight, rows), weight, rows
+                continue
+            assert rows is not None
+            full = rows.shape[0] == together * batch_size
+            losses = self.run_steps(x, y, weight, rows, together) if full else None
+            for i, (first, last) in enumerate(parts(rows.shape[0], batch_size)):
+                some = rows[first:last]
+                yield self.advance(x, y, weight, some) if losses is None else losses[i], weight, some
+
+    # ---- divergence ---------------------------------------------------------------------------------------------
+
+    def _repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
+        """Repeat an epoch up to the step after which something is not finite, and raise what says so."""
+        self.restore(before)
+        for batch in batches:
+            last = self.snapshot()
+            value = self.advance(*batch)
+            if not is_finite_step(self.backend, value, vectors(self.carry), last[0]):
+                raise self._diverged(last, value, batch)
+        self.restore(before)
+        raise DivergedError(
+            "training diverged, though not when repeated; all is as it was before the epoch, which began at step "
+            f"{self.count + 1}"
+        )
+
+    def _diagnosis(self) -> Diagnosis:
+        return Diagnosis(self.backend, self.layout, self.loss, self.optimizer, self.seed, self.precision)
+
+    def _diverged(self, good: Snapshot, value: Array, batch: tuple[Any, ...]) -> DivergedError:
+        """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
+        left = self.state.now
+        self.restore(good)
+        x, y, _, rows = batch
+        with self.looking():
+            return self._diagnosis().diverged(self.state.now, left, value, x, y, rows)
+
+    def not_a_number(self, what: str, x: Array | None) -> DivergedError:
+        """The error that says where the NaN comes from that rows of x gave, or would give."""
+        with self.looking():
+            return self._diagnosis().not_a_number(what, self.carry, x)
+
+    def check_nan(self) -> None:
+        """Raise where a parameter is NaN, and the library may keep that from the output; looks once at the same."""
+        now = self.state.now
+        if self.backend.drops_nan and self.without_nan is not now:
+            if has_nan(self.backend, vectors((*now[0][:2], ()))):
+                raise self.not_a_number("what the network gives", None)
+            self.without_nan = now
+
+    def _out_of_memory(self, error: Exception, rows: int, training: bool) -> OutOfMemoryError:
+        traceback.clear_frames(error.__traceback__)  # which hold what had been made
+        return out_of_memory(error, self.backend, self.layout, self.carry[0], rows, training)
+
+    # ---- use ----------------------------------------------------------------------------------------------------
+
+    def forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
+        """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
+        theta, buffers, _ = self.state.now[0]
+        try:
+            return function(theta, buffers, x, *args)
+        except self.backend.oom_errors as error:
+            raise self._out_of_memory(error, x.shape[0], training=False) from error
+
+    def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
+        """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""
+        results: list[Array] = []
+        totals: list[Array] = []
+        to_host = self.backend.to_host
+        with self.session(data.count):
+            self.check_nan()
+            for x, *_ in data.batches(size):
+                result, total = self.forward(self.outputs, x)
+                if data.streams and results:  # while this one is computed
+                    results[-1] = to_host(results[-1])
+                results.append(result)
+                totals.append(total)
+            if data.streams:
+                results[-1] = to_host(results[-1])
+            return results, sum(self.backend.fetch(totals))
+
+    def evaluate(self, data: Loader, size: int | None) -> dict[str, float]:
+        """The loss, and for a loss of classes the accuracy; raises DivergedError where the loss is NaN."""
+        backend = self.backend
+        with self.session(data.count):
+            self.check_nan()
+            total = data.total_weight()
+            size = min(data.largest_batch() if size is None else size, COUNTED)
+            found = [self.forward(self.scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
+            values, rights, counted = zip(*found, strict=True)
+            losses = backend.fetch(values)
+            result = {"loss": sum(losses)}
+            if math.isnan(result["loss"]):
+                first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
+                raise self.not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
+            if rights[0] is not None:
+                rows = data.count if counted[0] is None else sum(backend.fetch(counted))
+                result["accuracy"] = sum(backend.fetch(rights)) / rows
+        return result
+
+    def validate(self, data: Loader, size: int, before: Snapshot) -> dict[str, float]:
+        """The same after an epoch; where the loss is NaN, go back to `before`."""
+        try:
+            return self.evaluate(data, size)
+        except DivergedError as error:
+            step = self.count
+            self.restore(before)
+            raise DivergedError(
+                f"training diverged at step {step} or before, as the validation data show: {error}. "
+                f"{what_was_kept(self.backend, self.state.now)}"
+            ) from error
