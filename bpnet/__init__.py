@@ -50,11 +50,13 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from bpnet.losses import BinaryCrossEntropyWithLogits as BinaryCrossEntropyWithLogits
     from bpnet.losses import CrossEntropy as CrossEntropy
+    from bpnet.losses import ElementwiseLoss as ElementwiseLoss
     from bpnet.losses import Loss as Loss
     from bpnet.losses import MeanSquaredError as MeanSquaredError
     from bpnet.optimizers import SGD as SGD
     from bpnet.optimizers import Adam as Adam
     from bpnet.optimizers import AdamW as AdamW
+    from bpnet.optimizers import ElementwiseOptimizer as ElementwiseOptimizer
     from bpnet.optimizers import Optimizer as Optimizer
     from bpnet.schedules import Constant as Constant
     from bpnet.schedules import Cosine as Cosine
@@ -77,8 +79,11 @@ _HOMES = {
     "bpnet.layers.normalization": ("BatchNorm",),
     "bpnet.layers.standardize": ("Standardize",),
     "bpnet.layer": ("Composite", "Layer", "Leaf", "Rng", "Run"),
-    "bpnet.losses": ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "CrossEntropy", "Loss", "MeanSquaredError"),
-    "bpnet.optimizers": ("Adam", "AdamW", "Optimizer", "SGD"),
+    "bpnet.losses": (
+        "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "CrossEntropy", "ElementwiseLoss", "Loss",
+        "MeanSquaredError",
+    ),
+    "bpnet.optimizers": ("Adam", "AdamW", "ElementwiseOptimizer", "Optimizer", "SGD"),
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
     "bpnet.backpropagation": ("gradient",),

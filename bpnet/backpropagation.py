@@ -17,7 +17,7 @@ from bpnet.layers.dense import Dense
 from bpnet.layers.flatten import Flatten
 from bpnet.layout import Layout, Room, layout_of
 from bpnet.losses import Loss
-from bpnet.options import check_type, flag, whole
+from bpnet.options import flag, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 
@@ -149,7 +149,7 @@ def gradient(
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
-        check_type("network", network, *type_of(backend, x))
+        network.check_type(*type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")

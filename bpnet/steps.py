@@ -5,6 +5,7 @@ arrays and numbers cross its border.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -15,7 +16,7 @@ from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Path, Room, Slot
 from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer, clip_by_global_norm
+from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
 
 Carry = tuple[Array, Array, tuple[Array, ...]]
 """What goes from step to step: parameters, buffers, the optimizer's state."""
@@ -48,32 +49,29 @@ def training_step(
     precision: str = "float32",
     micro_batch: int | None = None,
 ) -> Callable[..., tuple[Carry, Array]]:
-    """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
+    """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
-    `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
+    `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
 
-    own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
-    """Whether a step ends in one sweep, for which it may give up its vectors; another `apply` may read on, and keep."""
+    update: Any = optimizer.update
+    own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
+    """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     rooms: list[Room] | None = [] if own else None
 
-    def step(
+    def gradient(
         backend: Backend,
-        carry: Carry,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        rows: Array | None,
-        numbers: Any,
+        batch: tuple[Array, Array, Array | None, Array | None],
         number: Any,
-    ) -> tuple[Carry, Array]:
-        theta, buffers, state = carry
-        p = views(backend, theta, buffers)
+        buffers: Array,
+        theta: Array,
+    ) -> tuple[Array, Array, Any]:
+        x, y, weight, rows = batch
         value, grad, taken = loss_and_gradient(
             backend,
             layout,
             loss,
-            p,
+            views(backend, theta, buffers),
             x,
             y,
             weight,
@@ -85,11 +83,31 @@ def training_step(
         )
         if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
             grad = clip_by_global_norm(Run(backend), grad, clip_norm)
+        return value, grad, taken
+
+    def step(
+        backend: Backend,
+        carry: Carry,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        rows: Array | None,
+        hyperparameters: Any,
+        number: Any,
+    ) -> tuple[Carry, Array]:
+        theta, buffers, state = carry
+        batch = x, y, weight, rows
+        value, grad, taken = gradient(backend, batch, number, buffers, theta)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
-        if not own:
+        if own:
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
+        else:
             current.late = None
-        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=own)
+            evaluate = partial(gradient, backend, batch, number, carry[1])
+            theta, state = update(
+                backend, layout, theta, grad, state, hyperparameters, lambda theta: evaluate(theta)[:2]
+            )
         return (theta, buffers, state), value
 
     return step

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
@@ -37,7 +38,7 @@ from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import check_type, choice, flag, number, whole
+from bpnet.options import check_range, choice, flag, number, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
@@ -218,6 +219,7 @@ class Trainer:
 
     def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
         device = backend.device(x)
+        self._check_type(backend, x)
         last = last_activation(self.network)
         if self._built is None and self.loss.logits and isinstance(last, Sigmoid | Softmax):
             binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
@@ -229,7 +231,7 @@ class Trainer:
             warnings.warn(text, BpnetWarning, stacklevel=4)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
         try:
-            starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
+            starts = layout.start(self.seed)
             theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
             with backend.session(self.threads, device):
                 state = self.optimizer.init(backend, theta)
@@ -239,6 +241,13 @@ class Trainer:
             size = plural(layout.size, "parameter")
             raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
         self._adopt(backend, layout, (theta, buffers, state), 0, **more)
+
+    def _check_type(self, backend: Backend, like: Array) -> None:
+        """Raise OptionError where an option is too small or too large for the type of `like`."""
+        numbers = type_of(backend, like)
+        for part in (self.network, self.loss, self.optimizer):
+            part.check_type(*numbers)
+        check_range("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -257,15 +266,12 @@ class Trainer:
             )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry, count: int | None = None, **more: Any) -> None:
-        numbers = type_of(backend, carry[0])
-        self.optimizer.check_type(*numbers[:2])
-        for part in (self.network, self.loss, self.optimizer):
-            check_type("", part, *numbers)
-        check_type("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
+        self._check_type(backend, carry[0])
         views = Views(layout)
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
+        compiles = self.optimizer.traceable or not backend.traces
         vars(self).update(  # all or nothing, whatever interrupt comes
             _built=(backend, layout),
             _known=None,
@@ -273,7 +279,7 @@ class Trainer:
             _good=None,
             _checked=(None, 0),
             _state=State(carry, self.step_count if count is None else count),
-            _step=backend.compile(step, donate=True),
+            _step=backend.compile(step, donate=True) if compiles else partial(step, backend),
             _outputs=backend.compile(outputs(layout, views, self.precision)),
             _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
             **more,
@@ -550,7 +556,7 @@ class Trainer:
             self._diverged(data.batches(batch_size, order), before, work)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
-        lr = self.optimizer.schedule(self.step_count - 1)
+        lr = self.optimizer.learning_rate(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
@@ -602,7 +608,7 @@ class Trainer:
 
     def _numbers(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
+        return self.optimizer.hyperparameters(self.optimizer.learning_rate(step), step + 1), step + 1
 
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""

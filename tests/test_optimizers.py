@@ -54,14 +54,14 @@ def drawn(layout, steps, dtype="float64"):
 def run(lib, layout, optimizer, theta, gradients, donate=False):
     """theta and state after a step along each of the gradients."""
 
-    def update(seam, carry, grad, lr, step):
-        return optimizer.update(seam, layout, carry[0], grad, carry[1], lr, step, donate=donate)
+    def update(seam, carry, grad, numbers):
+        return optimizer.update(seam, layout, carry[0], grad, carry[1], numbers, donate=donate)
 
     with lib.seam.session():
         step = lib.seam.compile(update)
         carry = theta, optimizer.init(lib.seam, theta)
         for i, grad in enumerate(gradients):
-            carry = step(carry, lib.array(grad), optimizer.schedule(i), i + 1)
+            carry = step(carry, lib.array(grad), optimizer.hyperparameters(optimizer.learning_rate(i), i + 1))
     return carry
 
 
@@ -87,7 +87,7 @@ def textbook(optimizer, layout, theta, gradients):
 
     SGD: theta -= lr g.  With momentum mu (Polyak 1964; Sutskever et al. 2013): v = mu v + g, theta -= lr v, or with
     Nesterov's look ahead lr (g + mu v).  Adam (Kingma and Ba 2015, algorithm 1): moments m and v, each divided by
-    1 - beta**t.  AdamW (Loshchilov and Hutter 2019, algorithm 2): theta, weights alone, shrinks by lr decay besides.
+    1 - beta**t.  AdamW (Loshchilov and Hutter 2019, algorithm 2): theta, weights alone, decays by lr decay besides.
     """
     lr = optimizer.lr
     theta, moments = theta.tolist(), [(0.0, 0.0)] * len(theta)
@@ -144,7 +144,7 @@ def test_only_what_is_donated_is_written_to(case, layout, library):
     state = run(lib, layout, case.optimizer, theta, [first])[1]
     given = (theta, second, *state)
     before = [a.copy() for a in given]
-    args = lib.seam, layout, theta, second, state, 0.01, 2
+    args = lib.seam, layout, theta, second, state, case.optimizer.hyperparameters(0.01, 2)
     kept = case.optimizer.update(*args)
     for a, b in zip(given, before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -161,7 +161,8 @@ def test_any_number_of_threads_gives_the_same_bits(case, library):
     for threads in (1, 2, 5):
         with lib.seam.session(threads):
             state = case.optimizer.init(lib.seam, theta)
-            moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, 0.01, 1)
+            numbers = case.optimizer.hyperparameters(0.01, 1)
+            moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, numbers)
             results.append(np.concatenate([moved, *state]))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -182,7 +183,8 @@ def test_names(name, optimizer):
 
 def test_every_optimizer_of_the_catalogue_is_in_the_table():
     public = [getattr(bp, name) for name in bp.__all__]
-    found = {c for c in public if isinstance(c, type) and issubclass(c, bp.Optimizer)} - {bp.Optimizer}
+    bases = {bp.Optimizer, bp.ElementwiseOptimizer}
+    found = {c for c in public if isinstance(c, type) and issubclass(c, bp.Optimizer)} - bases
     assert {type(c.optimizer) for c in OPTIMIZERS.values()} == found
 
 
@@ -363,16 +365,10 @@ def test_a_schedule_of_numpy_numbers_changes_no_type(backend, kind, tmp_path):
 class _Remembers(bp.SGD):
     """Keeps the parameters of one step before."""
 
-    vectors = 1
-
     def init(self, backend, theta):
         return (backend.xp.zeros_like(theta),)
 
-    def scalars(self, lr, step):
-        return (lr,)
-
-    @staticmethod
-    def rule(b, theta, before, grad, lr, shrink):
+    def elementwise(self, b, theta, before, grad, lr):
         return theta - lr * grad, theta
 
 
@@ -381,14 +377,14 @@ def test_a_rule_may_give_back_what_it_was_given(backend, size):
     theta, grad = np.arange(float(size)), np.ones(size)
     with backend.seam.session():
         moved, before = backend.seam.sweep(
-            _Remembers.rule,
+            _Remembers().elementwise,
             2,
             [backend.array(a.copy()) for a in (theta, theta * 0, grad)],
-            [(0, size, (1.0, 1.0))],
+            [(0, size, (1.0,))],
             False,
         )
         own = [backend.seam.copy(backend.array(a)) for a in (theta, theta * 0, grad)]
-        donated = backend.seam.sweep(_Remembers.rule, 2, own, [(0, size, (1.0, 1.0))], True)
+        donated = backend.seam.sweep(_Remembers().elementwise, 2, own, [(0, size, (1.0,))], True)
     for got in ((moved, before), donated):
         np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
         np.testing.assert_array_equal(backend.host(got[1]), theta)
@@ -457,12 +453,11 @@ class _LooksAround(bp.SGD):
     """Moves theta by more than each element's own, and its state by what theta was."""
 
     change: Callable[..., Any] = _with_the_next
-    vectors = 1
 
     def init(self, backend, theta):
         return (backend.xp.zeros_like(theta),)
 
-    def apply(self, backend, layout, theta, grad, state, numbers, donate=False):
+    def update(self, backend, layout, theta, grad, state, *args, **options):
         xp = backend.xp
         return self.change(xp, theta, 0.1 * grad), (self.change(xp, state[0], theta),)
 

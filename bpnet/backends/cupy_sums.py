@@ -133,7 +133,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     return finished(as_they_are, (sums,), whole=True)[0], slope
 
 
-def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> Any:
+def elementwise_loss(run: Any, f: Any, output: Array, target: Array, factor: Any) -> Any:
     if not output.size:
         return NotImplemented
     rows = output.shape[0]
@@ -143,20 +143,19 @@ def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor:
         arrays, scalars = [*arrays, contiguous(factor).reshape(-1)], ()
     if any(a.dtype != output.dtype or a.dtype.name not in TYPES for a in arrays):
         return NotImplemented
-    slope = cupy.empty_like(arrays[0])
-    sums = summed(_stored_first(rule), arrays, (slope,), scalars, "eer"[: len(arrays)])
-    return finished(as_they_are, sums, whole=True)[0], slope.reshape(output.shape)
+    dy = cupy.empty_like(arrays[0])
+    sums = summed(_stored_first(f), arrays, (dy,), scalars, "eer"[: len(arrays)])
+    return finished(as_they_are, sums, whole=True)[0], dy.reshape(output.shape)
 
 
 @lru_cache(maxsize=64)
-def _stored_first(rule: Rule) -> Rule:
-    """The rule's results the other way round: what is stored comes before what is summed up."""
+def _stored_first(f: Any) -> Rule:
+    """Derivative and value of an elementwise loss: what is stored comes before what is summed up."""
 
-    def turned(b: Backend, *args: Any) -> tuple[Array, Array]:
-        value, slope = rule(b, *args)
-        return slope, value
+    def both(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+        return f.derivative(b, output, target) * factor, f.value(b, output, target) * factor
 
-    return turned
+    return both
 
 
 # ---- dropout, clipping ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, Rule, by_halves
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -192,9 +192,9 @@ def batch_norm_backward(
     return dx, dscale, dshift
 
 
-def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-    values, slope = rule(run.backend, output, target, factor)
-    return numpy.add.reduce(values, axis=None), slope
+def elementwise_loss(run: Any, f: Any, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    values, dy = f.value(run.backend, output, target), f.derivative(run.backend, output, target)
+    return numpy.add.reduce(values * factor, axis=None), dy * factor
 
 
 def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> Any:
