@@ -102,7 +102,7 @@ class ElementwiseOptimizer(Optimizer):
         if self.weight_decay:
             pieces = [(0, decaying, hyperparameters), (decaying, size, (*hyperparameters[:-1], 1.0))]
             pieces = [piece for piece in pieces if piece[0] < piece[1]]
-        theta, *moved = backend.sweep(self.elementwise, 1 + len(state), (theta, *state, grad), pieces, donate)
+        theta, *moved = backend.map_vector(self.elementwise, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from bpnet.backends import get, of
+from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.composition import Residual, Sequential
@@ -26,7 +26,7 @@ MOST = 1_000_000
 
 def check_network(network: Layer, x: Any, loss: Loss) -> None:
     """Raise where a layer of a user's own, or the loss, does not keep to the protocol for rows like `x`."""
-    single = of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
+    single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
     in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
     _check_layers(check_hash(network), in_shape, dtype)
     for fault in _loss_faults(loss, network.out_shape(in_shape), dtype):

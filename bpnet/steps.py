@@ -5,16 +5,15 @@ arrays and numbers cross its border.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
-from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
+from bpnet.backpropagation import loss_and_gradient, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Path, Room, Slot
+from bpnet.layout import GradBuffer, Layout, Path, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
 
@@ -57,7 +56,7 @@ def training_step(
     update: Any = optimizer.update
     own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
-    rooms: list[Room] | None = [] if own else None
+    grad_buffers: list[GradBuffer] | None = [] if own else None
 
     def gradient(
         backend: Backend,
@@ -77,7 +76,7 @@ def training_step(
             weight,
             rows,
             (seed, number),
-            rooms=rooms,
+            grad_buffers=grad_buffers,
             precision=precision,
             micro_batch=micro_batch,
         )
@@ -104,10 +103,11 @@ def training_step(
             theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
         else:
             current.late = None
-            evaluate = partial(gradient, backend, batch, number, carry[1])
-            theta, state = update(
-                backend, layout, theta, grad, state, hyperparameters, lambda theta: evaluate(theta)[:2]
-            )
+
+            def evaluate(theta: Array) -> tuple[Array, Array]:
+                return gradient(backend, batch, number, carry[1], theta)[:2]
+
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
 
     return step
@@ -120,14 +120,13 @@ def outputs(
 
     The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
     """
-    narrow = precision == "bfloat16" and only_products(layout.network)
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
         p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
-            run = Run(backend, precision=precision, narrow=narrow)
+            run = Run(backend, context=backend.context(precision, network=layout.network))
             output = backend.widened(layout.network.forward(run, p, bx)[0])
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
@@ -148,15 +147,13 @@ def scores(
     both are None.
     """
 
-    narrow = precision == "bfloat16" and only_products(layout.network)
-
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None, Array | None]:
         p, xp = views(backend, theta, buffers), backend.xp
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
-            run = Run(backend, precision=precision, narrow=narrow)
+            run = Run(backend, context=backend.context(precision, network=layout.network))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
             output = backend.widened(layout.network.forward(run, p, bx)[0])
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)

@@ -23,9 +23,9 @@ from bpnet.errors import (
     DataError,
     DTypeError,
     MissingExtraError,
-    NoRoomError,
     NotBuiltError,
     OptionError,
+    OutOfMemoryError,
     ShapeError,
     UnknownNameError,
 )
@@ -39,7 +39,7 @@ BUILT_IN = {
     ShapeError: ValueError,
     UnknownNameError: ValueError,
     MissingExtraError: ImportError,
-    NoRoomError: MemoryError,
+    OutOfMemoryError: MemoryError,
     NotBuiltError: RuntimeError,
 }
 
@@ -1084,12 +1084,14 @@ def test_sizes_beyond_any_memory() -> None:
     most = 2**31 - 1
     wide = bp.Sequential(bp.Dense(most), bp.Dense(most), bp.Dense(3))
     expect(
-        NoRoomError, r"a layer has a parameter of the shape \(2147483647, 2147483647\)", lambda: fresh(wide).build(X)
+        OutOfMemoryError,
+        r"a layer has a parameter of the shape \(2147483647, 2147483647\)",
+        lambda: fresh(wide).build(X),
     )
     if sys.maxsize > 2**32:
         slim = bp.Sequential(bp.Dense(most), bp.Dense(2**20), bp.Dense(3))  # 18 petabytes
         trainer = fresh(slim)
-        expect(NoRoomError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
+        expect(OutOfMemoryError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
         expect(NotBuiltError, "no parameters yet", lambda: trainer.theta)
 
 

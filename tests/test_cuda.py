@@ -439,7 +439,7 @@ def test_cupys_dense_layer_equals_its_definition(
     x, weight, dy = (a.view(Lent) for a in (x, weight, dy))
     mine, cache = dense_forward(Run(lent), x, weight, None if bias is None else bias.view(Lent), f)
     place = np.zeros_like(weight)
-    run = Run(lent, places={id(weight): place})
+    run = Run(lent, context=lent.context(grad_buffers={id(weight): place}))
     found = dense_backward(run, x, weight, cache, dy, f, True, has_bias)
     assert found[1] is place
     eps = np.finfo(dtype).eps
@@ -472,8 +472,8 @@ def test_cupys_other_kernels_equal_their_definitions(name: str, rows: int, dtype
         before = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         got = lent.kernels[name](Run(lent, True, key), *args)
         want = KERNELS[name](Run(plain, True, key), *args)
-        if name == "clip_by_global_norm" and dtype == "float64":
-            assert got is NotImplemented
+        if got is NotImplemented:
+            assert (name == "clip_by_global_norm" and dtype == "float64") or (name == "matmul" and args[0].ndim == 3)
             continue
         got, want = (r if isinstance(r, tuple) else (r,) for r in (got, want))
         for a, e in list(zip(got, want, strict=True))[: 1 if name == "drop" else None]:
@@ -579,7 +579,7 @@ def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     before = [a.copy() for a in arrays]
     numbers, rule = bp.AdamW(1e-2).hyperparameters(1e-2, 3), bp.AdamW(1e-2).elementwise
     pieces = [(0, 333, numbers), (333, 1001, (*numbers[:-1], 1.0))]
-    results = lent.sweep(rule, 3, arrays, pieces, donate)
+    results = lent.map_vector(rule, 3, arrays, pieces, donate)
     for start, stop, numbers in pieces:
         expected = rule(lent, *(a[start:stop] for a in before), *numbers)
         for result, e in zip(results, expected, strict=True):
@@ -607,7 +607,7 @@ def test_without_fused_rules_the_definitions_run(lent: Any, monkeypatch: pytest.
     for a, e in zip(found, dense_backward(plain, x, weight, kept, dy, f, True, True), strict=True):
         np.testing.assert_array_equal(a, e)
     np.testing.assert_array_equal(lent.fuse(f.value)(lent, x), np.tanh(x))
-    (result,) = lent.sweep(bp.SGD().elementwise, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
+    (result,) = lent.map_vector(bp.SGD().elementwise, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
     np.testing.assert_array_equal(result, x.reshape(-1) - 0.1 * x.reshape(-1))
     mask = lent.keep_mask((3, 8), (50, 33), 0.7, np.dtype("float64"), "cpu")
     np.testing.assert_array_equal(
