@@ -4,7 +4,7 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -178,7 +178,7 @@ def broken(xp: Any, vector: Array, before: Array) -> Array:
 
 
 def not_finite(
-    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
+    backend: Backend, layout: Layout, slots: Sequence[Slot], vector: Array, before: Array | None = None
 ) -> Iterator[tuple[Path, str]]:
     """The path of every leaf of the vector whose values are not all finite, and what to call it.
 
@@ -186,6 +186,10 @@ def not_finite(
     """
     xp = backend.xp
     wrong = ~xp.isfinite(vector) if before is None else broken(xp, vector, before)
+    if vector.shape != (sum(slot.size for slot in slots),):  # an optimizer's state of another shape
+        if bool(xp.any(wrong)):
+            yield (), str(layout.network)
+        return
     for slot in slots:
         if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
             depth, layer = 0, layout.network

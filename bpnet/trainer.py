@@ -333,7 +333,7 @@ class Trainer:
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """The optimizer's vectors."""
+        """The optimizer's state: arrays of any shape, most of them vectors like `theta`."""
         self._have()
         return self._carry[2]
 
@@ -635,9 +635,9 @@ class Trainer:
             raise self._out_of_memory(error, x.shape[0], training=False) from error
 
     def _vectors(self, carry: Carry | None = None) -> list[Array]:
-        """All that goes from step to step."""
+        """All that goes from step to step, but what is empty."""
         theta, buffers, state = self._carry if carry is None else carry
-        return [vector for vector in (theta, buffers, *state) if vector.shape[0]]
+        return [array for array in (theta, buffers, *state) if 0 not in array.shape]
 
     def _is_sound(self, value: Array, vectors: Sequence[Array], before: Snapshot) -> bool:
         """Whether a loss is finite, and vectors are but for what was infinite `before`, such as a bias of -inf.

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import OptionError, UnknownNameError
+from bpnet.backpropagation import loss_and_gradient
+from bpnet.errors import ArgumentError, DivergedError, OptionError, UnknownNameError
 from bpnet.optimizers import clip_by_global_norm
 
 
@@ -388,6 +389,113 @@ def test_a_rule_may_give_back_what_it_was_given(backend, size):
     for got in ((moved, before), donated):
         np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
         np.testing.assert_array_equal(backend.host(got[1]), theta)
+
+
+# ---- updates that ask again, and state of any shape -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LineSearch(bp.Optimizer):
+    """Steepest descent that halves its step until the loss falls by half of what the gradient promises (Armijo 1966).
+
+    Its state are the number of evaluations, and the last three gradients.
+    """
+
+    lr: float = 8.0
+
+    state_names = ("evaluations", "gradients")
+    traceable = False
+
+    def init(self, backend, theta):
+        like = {"dtype": theta.dtype, "device": backend.device(theta)}
+        return backend.xp.zeros((), **like), backend.xp.zeros((3, theta.shape[0]), **like)
+
+    def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate):
+        xp, (rate,) = backend.xp, hyperparameters
+        value, again = evaluate(theta)
+        evaluations, promised = state[0] + 1.0, xp.sum(grad * again)
+        while True:
+            moved = theta - rate * grad
+            evaluations = evaluations + 1.0
+            if bool(evaluate(moved)[0] <= value - 0.5 * rate * promised):
+                return moved, (evaluations, xp.concat([state[1][1:, :], grad[None, :]]))
+            rate = 0.5 * rate
+
+
+def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(backend, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 3)), rng.standard_normal((20, 2))
+    network = bp.Sequential(bp.Dense(4, "tanh"), bp.Dropout(0.3), bp.Dense(2))
+    trainer = bp.Trainer(network, "mse", _LineSearch(), seed=3)
+    trainer.build(backend.array(x))
+    before = trainer.snapshot()
+    theta, evaluations, gradients = backend.host(trainer.theta), 0, [np.zeros(trainer.layout.size)] * 3
+    for step in range(1, 4):
+        trainer.step(backend.array(x), backend.array(y))
+
+        def at(theta, step=step):
+            p = trainer.layout.views(backend.seam, backend.array(theta))
+            batch = backend.array(x), backend.array(y), None, None
+            with backend.seam.session():
+                made = loss_and_gradient(backend.seam, trainer.layout, trainer.loss, p, *batch, (3, step))
+            return float(made[0]), backend.host(made[1])
+
+        value, grad = at(theta)
+        rate, evaluations = 8.0, evaluations + 2
+        while at(theta - rate * grad)[0] > value - 0.5 * rate * np.sum(grad * grad):
+            rate, evaluations = 0.5 * rate, evaluations + 1
+        theta, gradients = theta - rate * grad, [*gradients[1:], grad]
+        backend.close(trainer.theta, theta, rtol=1e-9)
+        assert float(trainer.state[0]) == evaluations
+        backend.close(trainer.state[1], np.stack(gradients), rtol=1e-9)
+    assert evaluations > 6, "some step was halved"
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors", like=backend.array(x))
+    for a in (loaded, trainer):
+        a.step(backend.array(x), backend.array(y))
+        a.fit(backend.array(x), backend.array(y), epochs=2, batch_size=8, progress=False)
+    for a, b in zip((loaded.theta, *loaded.state), (trainer.theta, *trainer.state), strict=True):
+        assert tuple(a.shape) == tuple(b.shape)
+        np.testing.assert_array_equal(backend.host(a), backend.host(b))
+    trainer.restore(before)
+    assert float(trainer.state[0]) == 0.0
+
+
+@dataclass(frozen=True)
+class _Overflows(bp.Optimizer):
+    lr: float = 1.0
+    state_names = ("scale",)
+
+    def init(self, backend, theta):
+        return (backend.xp.ones((), dtype=theta.dtype, device=backend.device(theta)),)
+
+    def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate):
+        return theta, (state[0] * 1e200,)
+
+
+def test_state_of_another_shape_that_is_no_longer_finite_is_named(backend):
+    x, y = backend.array(np.ones((4, 3))), backend.array(np.ones((4, 2)))
+    trainer = bp.Trainer(bp.Dense(2), "mse", _Overflows())
+    with pytest.raises(DivergedError, match=r"at step 2: _Overflows's scale of Dense\(.*\) is no longer finite"):
+        trainer.fit(x, y, epochs=3, batch_size=4, progress=False)
+
+
+def test_a_users_optimizer_or_loss_without_its_methods_is_refused():
+    @dataclass(frozen=True)
+    class _Nothing(bp.ElementwiseOptimizer):
+        lr: float = 0.1
+
+    @dataclass(frozen=True)
+    class _HalfALoss(bp.ElementwiseLoss):
+        def value(self, b, output, target):
+            return output - target
+
+    with pytest.raises(ArgumentError, match="the optimizer _Nothing has no elementwise: define it, as Elementwise"):
+        bp.Trainer(bp.Dense(2), "mse", _Nothing())
+    with pytest.raises(
+        ArgumentError, match="the loss _HalfALoss has no derivative: define it, as ElementwiseLoss says"
+    ):
+        bp.Trainer(bp.Dense(2), _HalfALoss())
 
 
 # ---- updates that look around ---------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A trained model as a .safetensors file: named arrays, and a JSON description; nothing in it can run code.
 
-Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's vectors `optimizer.<i>`.  Metadata: the key `bpnet`
+Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's arrays `optimizer.<i>`.  Metadata: the key `bpnet`
 holds the description of network, loss and optimizer, the history, and whatever the user added; `sha256` the hash of the
 whole file.
 """
@@ -164,8 +164,9 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         while vectors:  # one after the other, so that few are there twice
             moved.append(backend.from_host(vectors.pop(0), dtype, place))
         theta, buffers, *kept = moved
-        if len(trainer.optimizer.init(backend, theta)) != len(kept):
-            raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
+        expected, found = ([tuple(a.shape) for a in some] for some in (trainer.optimizer.init(backend, theta), kept))
+        if found != expected:
+            raise FileFormatError(f"it has optimizer state of the shapes {found}; {trainer.optimizer} has {expected}")
         if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
             trainer.precision = "float32"
     except FileFormatError as error:
@@ -251,7 +252,7 @@ def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[nump
 
     shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
     shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
-    shapes |= dict.fromkeys(state, (layout.size,))
+    shapes |= {name: tensors[name].shape for name in state if name in tensors}
     missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing:
         raise FileFormatError(f"the array {missing[0]!r} is missing")
