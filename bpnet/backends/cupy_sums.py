@@ -52,7 +52,7 @@ def batch_norm_apply(
     return y, inverse
 
 
-def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool) -> Any:
+def batch_norm_backward(run: Any, xhat: Array, gain: Array, dy: Array, need_dx: bool) -> Any:
     if dy.dtype.name not in TYPES or not dy.size:
         return NotImplemented
     xhat, dy = contiguous(xhat), contiguous(dy)
@@ -60,10 +60,7 @@ def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx:
     if not need_dx:
         return None, dscale, dshift
     dx = cupy.empty_like(dy)
-    if of_batch:
-        mapped(_of_batch, (dy, xhat, slope, dscale, dshift), (dx,), (1.0 / dy.shape[0],), along="eeccc")
-    else:
-        mapped(_times, (dy, slope), (dx,), along="ec")
+    mapped(_of_batch, (dy, xhat, gain, dscale, dshift), (dx,), (1.0 / dy.shape[0],), along="eeccc")
     return dx, dscale, dshift
 
 
@@ -103,14 +100,10 @@ def _along_and_over(b: Backend, dy: Array, xhat: Array) -> tuple[Array, Array]:
     return dy * xhat, dy
 
 
-def _times(b: Backend, x: Array, factor: Any) -> Array:
-    return x * factor
-
-
 def _of_batch(
-    b: Backend, dy: Array, xhat: Array, slope: Array, dscale: Array, dshift: Array, share: Any
+    b: Backend, dy: Array, xhat: Array, gain: Array, dscale: Array, dshift: Array, share: Any
 ) -> Array:  # fmt: skip
-    return slope * (dy - (dshift + xhat * dscale) * share)
+    return gain * (dy - (dshift + xhat * dscale) * share)
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def batch_norm_forward(
 
 
 def batch_norm_backward(
-    run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
+    run: Any, xhat: Array, gain: Array, dy: Array, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     b, (n, width) = run.backend, dy.shape
     parts = b.blocks(n, 10.0 * width)
@@ -206,17 +206,14 @@ def batch_norm_backward(
     dx = numpy.empty_like(dy)
     along, offset = dscale * (-1.0 / n), dshift * (-1.0 / n)
 
-    def slopes(number: int, part: Rows) -> None:
+    def derive(number: int, part: Rows) -> None:
         for c in chunks(part[1] - part[0], width, part[0]):
-            if of_batch:
-                numpy.multiply(xhat[c], along, out=dx[c])
-                dx[c] += offset
-                dx[c] += dy[c]
-                dx[c] *= slope
-            else:
-                numpy.multiply(dy[c], slope, out=dx[c])
+            numpy.multiply(xhat[c], along, out=dx[c])
+            dx[c] += offset
+            dx[c] += dy[c]
+            dx[c] *= gain
 
-    list(b.map_blocks(slopes, parts))
+    list(b.map_blocks(derive, parts))
     return dx, dscale, dshift
 
 
