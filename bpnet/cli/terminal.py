@@ -1,0 +1,122 @@
+"""What a command prints, what it makes of an error or a signal, and where it may write."""
+
+import functools
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from bpnet.disk import write_atomically
+from bpnet.errors import BpnetError, OptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+JSON = dict[str, Any]
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it: control characters, changes of direction, lone surrogates."""
+
+STOP_SIGNALS = {
+    getattr(signal, name): word
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    if hasattr(signal, name)
+}
+"""The signals that ask a command to end, each with the word for it; the exit status is 128 and its number."""
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out, as `\\x1b`: it may come from a stranger's file."""
+    return CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def show(*lines: str) -> None:
+    """Lines on stdout."""
+    typer.echo("\n".join(map(printable, lines)))
+
+
+def show_json(result: JSON) -> None:
+    """One JSON object on stdout; numbers that JSON lacks become null."""
+    typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+
+
+def warn(message: str) -> None:
+    """One line on stderr; that nobody may read it there is no reason to fail."""
+    with suppress(OSError):
+        typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Have `handler` called on the STOP_SIGNALS, except for those that the caller ignores, as nohup does SIGHUP."""
+    numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, own in zip(numbers, before, strict=True):
+            signal.signal(number, own)
+
+
+def stop(number: int, frame: FrameType | None = None) -> NoReturn:
+    """End the command because of a signal."""
+    raise KeyboardInterrupt(number)
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """The signal that `stop` was called with; Python's own handler, which knows only Ctrl-C, leaves none."""
+    return signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what the user got wrong into one line on stderr and exit status 2, and a signal into its own status."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with signals_handled(stop):
+                return command(*args, **kwargs)
+        except BrokenPipeError:  # the reader of the output left, as `head` does: Typer's matter
+            raise
+        except (BpnetError, UnicodeError) as error:
+            message = str(error)
+        except OSError as error:
+            where = error.filename or "reading or writing"
+            message = f"{where}: {error.strerror}" if error.strerror else str(error)
+        except MemoryError as error:
+            message = f"there is not enough memory: {error}"
+        except KeyboardInterrupt as error:
+            number = signal_of(error)
+            warn(f"{STOP_SIGNALS[number]}, nothing was saved")
+            raise typer.Exit(128 + number) from None
+        warn(message)
+        raise typer.Exit(2)
+
+    return run
+
+
+def check_output(option: str, path: Path, **inputs: str | Path | None) -> None:
+    """Raise OptionError, before any work is done, where no file can be written at `path`, or one of `inputs` is it."""
+
+    class Possible(Exception):
+        """Ends a trial, so that it leaves no file and replaces none."""
+
+    for name, other in inputs.items():
+        if other is not None and os.path.realpath(other) == os.path.realpath(path):
+            raise OptionError(f"{option} is {path}, and so is {name}: expected another file")
+    try:
+        with suppress(Possible), write_atomically(path):
+            raise Possible
+    except OSError as error:
+        raise OptionError(f"{option}: {error}") from error
