@@ -294,7 +294,7 @@ def test_values_and_slopes_of_any_input(dtype: str, case: Case, host: Any) -> No
     z, results = aligned(exact(case, dtype)[0]), []
     for rule, arrays in (
         (case.layer.value, [z]),
-        (case.layer.derivative, [z if case.layer.keeps == "input" else None, aligned(np.ones_like(z))]),
+        (case.layer.derivative, [z if case.layer.saves == "input" else None, aligned(np.ones_like(z))]),
     ):
         made, out = source(Form(rule, "e" * len(arrays), 0, dtype)), aligned(np.zeros_like(z))
         arrays = [results[0] if a is None else a for a in arrays]
@@ -440,7 +440,7 @@ def test_cupys_dense_layer_equals_its_definition(
     x, weight, dy = (a.view(Lent) for a in (x, weight, dy))
     mine, cache = dense_forward(Run(lent), x, weight, None if bias is None else bias.view(Lent), f)
     place = np.zeros_like(weight)
-    run = Run(lent, places={id(weight): place})
+    run = Run(lent, context=lent.context(grad_buffers={id(weight): place}))
     found = dense_backward(run, x, weight, cache, dy, f, True, has_bias)
     assert found[1] is place
     eps = np.finfo(dtype).eps
@@ -473,8 +473,8 @@ def test_cupys_other_kernels_equal_their_definitions(name: str, rows: int, dtype
         before = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         got = lent.kernels[name](Run(lent, True, key), *args)
         want = KERNELS[name](Run(plain, True, key), *args)
-        if name == "clip_by_global_norm" and dtype == "float64":
-            assert got is NotImplemented
+        if got is NotImplemented:
+            assert (name == "clip_by_global_norm" and dtype == "float64") or (name == "matmul" and args[0].ndim == 3)
             continue
         got, want = (r if isinstance(r, tuple) else (r,) for r in (got, want))
         for a, e in list(zip(got, want, strict=True))[: 1 if name == "drop" else None]:
@@ -580,7 +580,7 @@ def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     before = [a.copy() for a in arrays]
     (scalars, shrink), rule = bp.AdamW(1e-2).numbers(1e-2, 3), bp.AdamW.rule
     pieces = [(0, 333, (*scalars, shrink)), (333, 1001, (*scalars, 1.0))]
-    results = lent.sweep(rule, 3, arrays, pieces, donate)
+    results = lent.map_vector(rule, 3, arrays, pieces, donate)
     for start, stop, numbers in pieces:
         expected = rule(lent, *(a[start:stop] for a in before), *numbers)
         for result, e in zip(results, expected, strict=True):
@@ -608,7 +608,7 @@ def test_without_fused_rules_the_definitions_run(lent: Any, monkeypatch: pytest.
     for a, e in zip(found, dense_backward(plain, x, weight, kept, dy, f, True, True), strict=True):
         np.testing.assert_array_equal(a, e)
     np.testing.assert_array_equal(lent.fuse(f.value)(lent, x), np.tanh(x))
-    (result,) = lent.sweep(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
+    (result,) = lent.map_vector(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
     np.testing.assert_array_equal(result, x.reshape(-1) - 0.1 * x.reshape(-1))
     mask = lent.keep_mask((3, 8), (50, 33), 0.7, np.dtype("float64"), "cpu")
     np.testing.assert_array_equal(
