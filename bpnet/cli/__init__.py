@@ -19,11 +19,12 @@ def show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+def main(version: Version = False) -> None:
     """Train a network by backpropagation, on whichever array library you choose."""
 
 

@@ -1,40 +1,41 @@
 """The rows of a data set: handwritten digits, or a .npz, .csv or .parquet file."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
+from bpnet import Standardize
 from bpnet.backends import Array
-from bpnet.cli.terminal import reason
+from bpnet.cli.terminal import load_extra, names, reason
 from bpnet.disk import open_ordinary
-from bpnet.errors import ArgumentError, DataError, DTypeError, MissingExtraError, OptionError, ShapeError, plural
-from bpnet.layers.standardize import Standardize
+from bpnet.errors import ArgumentError, DataError, DTypeError, OptionError, ShapeError, plural
 from bpnet.options import number, whole
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to train on, to evaluate or to predict: `x` holds numbers, one row a sample, `y` the target as it came."""
+    """Rows to train on, to evaluate or to predict: `x` holds numbers, one row a sample, `y` the target as it came.
+
+    `features` are the columns that x was made of, and `titles` what messages call them.  `scaling` brings them to the
+    scale of the weights, where that is known whatever the rows are.
+    """
 
     name: str
     fingerprint: str
     x: Array
     y: Array = None
     features: list[str] | None = None
-    """The columns that `x` was made of."""
     titles: list[str] | None = None
-    """What messages call them."""
     target: str | None = None
     scaling: Standardize | None = None
-    """What brings the features to the scale of the weights, where that is known whatever the rows are."""
 
     def title(self, feature: int) -> str:
         """What messages call a feature."""
-        return f"feature {feature + 1} of {self.name}" if self.titles is None else self.titles[feature]
+        return self.titles[feature] if self.titles else f"feature {feature + 1} of {self.name}"
 
 
 @dataclass(frozen=True)
@@ -86,79 +87,64 @@ def read(
     """
     path = Path(data)
     if path.suffix.lower() in (".csv", ".parquet"):
-        try:
-            from bpnet.cli.columns import read_columns
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("reading .csv and .parquet", "pyarrow", "cli") from error
-        model = model or Provenance()
-        target = model.target if target is None else target
-        return read_columns(path, fingerprint(path), target if labelled else None, model.features, drop, labelled)
+        read_columns = load_extra("bpnet.cli.columns", "reading .csv and .parquet", "pyarrow").read_columns
+        dataset: Dataset = read_columns(path, target, model or Provenance(), drop, labelled)
+        return dataset
     for option, value in (("--target", target), ("--drop", drop)):
         if value:
             raise OptionError(f"{option} names a column of a .csv or .parquet file, and {data} has none")
     if data == "digits":
-        return read_digits()
+        load_digits = load_extra("sklearn.datasets", "the digits data", "scikit-learn").load_digits
+        x, y = load_digits(return_X_y=True)
+        return Dataset("digits", "digits of scikit-learn", x, y, scaling=Standardize(0.0, 16.0))
     if path.suffix.lower() == ".npz":
         return read_npz(path, labelled)
     hint = " (did you mean digits?)" if get_close_matches(data, ["digits"]) else ""
     raise DataError(f"DATA must be digits, or a .npz, .csv or .parquet file: {data!r} is none of these{hint}")
 
 
-def read_digits() -> Dataset:
-    """1,797 images of handwritten digits."""
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("the digits data", "scikit-learn", "cli") from error
-    images, labels = load_digits(return_X_y=True)
-    return Dataset("digits", "digits of scikit-learn", images, labels, scaling=Standardize(0.0, 16.0))
-
-
 def read_npz(path: Path, labelled: bool) -> Dataset:
     """The arrays x and y of a file that numpy.savez has written."""
-    arrays, wanted = {}, ("x", "y") if labelled else ("x",)
-    known = fingerprint(path)
+    known, arrays, wanted = fingerprint(path), {}, ("x", "y") if labelled else ("x",)
     try:
         with open_ordinary(path) as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             for name in wanted:
-                if name not in loaded.files:
-                    break
-                arrays[name] = loaded[name]
-                if not isinstance(arrays[name], np.ndarray):
-                    raise ValueError(f"its member {name} is no array")
+                if name in loaded.files:
+                    arrays[name] = loaded[name]
+                    if not isinstance(arrays[name], np.ndarray):
+                        raise ValueError(f"its member {name} is no array")
     except Exception as error:  # damaged, encrypted or lying: each has an error of its own, from one of four libraries
         raise DataError(f"{path} can't be read as a .npz file: {reason(error)}") from error
-    for name in wanted:
-        if name not in arrays:
+    for name, kinds, expected in (("x", "fiub", "numbers"), ("y", "fiubU", "labels (integers, text) or numbers")):
+        array = arrays.get(name)
+        if array is None and name in wanted:
             found = names(loaded.files) or "nothing"
             raise DataError(f"{path} has no array {name!r}: expected {' and '.join(wanted)}, found {found}")
-        array = arrays[name]
-        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        if array is not None and array.dtype.kind not in kinds:
+            raise DTypeError(f"{name} in {path} has the type {array.dtype}: expected {expected}")
+        if array is not None and array.dtype.kind == "f" and array.dtype.itemsize > 8:
             with np.errstate(over="ignore"):
                 arrays[name] = array.astype(np.float64)
-        if array.dtype.kind not in ("fiub" if name == "x" else "fiubU"):
-            expected = "numbers" if name == "x" else "labels (integers, text) or numbers"
-            raise DTypeError(f"{name} in {path} has the type {array.dtype}: expected {expected}")
-    x, y = arrays["x"], arrays.get("y")
+    x, y, fits = arrays["x"], arrays.get("y"), None
     if x.ndim < 2 or 0 in x.shape[1:]:
         lacks = "one row per sample, so at least two axes" if x.ndim < 2 else "at least one feature"
         raise ShapeError(f"x in {path} has the shape {x.shape}: expected {lacks}")
     if len(x) == 0:
         raise DataError(f"{path} has no rows")
+    check_finite(x, f"x in {path} has NaN or infinity")
     if y is not None:
+        y = y[:, 0] if y.shape[1:] == (1,) else y
         if y.shape[:1] != x.shape[:1]:
-            each = plural(len(x), "row")
-            raise ShapeError(f"y in {path} has the shape {y.shape}: expected one entry for each of the {each} of x")
-        if y.shape[1:] == (1,):
-            y = y[:, 0]
-        if y.ndim > 2 or (y.ndim == 2 and y.dtype.kind != "f"):
-            raise ShapeError(f"y in {path} has the shape {y.shape}: expected ({len(x)},), or two axes of float numbers")
+            fits = f"one entry for each of the {plural(len(x), 'row')} of x"
+        elif y.ndim > 2 or (y.ndim == 2 and y.dtype.kind != "f"):
+            fits = f"({len(x)},), or two axes of float numbers"
+        if fits:
+            raise ShapeError(f"y in {path} has the shape {arrays['y'].shape}: expected {fits}")
         if y.dtype.kind == "f":
             check_finite(y, f"y in {path} has NaN or infinity")
-    check_finite(x, f"x in {path} has NaN or infinity")
     return Dataset(str(path), known, x, y)
 
 
@@ -170,12 +156,6 @@ def check_finite(values: Array, problem: str) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """By which a file's content is known again."""
+    """What a file's content is known again by."""
     with open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
-
-
-def names(several: Iterable[str], most: int = 20) -> str:
-    """The names with commas between, of many the first."""
-    listed = list(several)
-    return ", ".join(listed[:most]) + (f", ... ({len(listed):,} in all)" if len(listed) > most else "")

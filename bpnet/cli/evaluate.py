@@ -6,9 +6,8 @@ import time
 from bpnet.backends import check_device
 from bpnet.cli.dataset import read
 from bpnet.cli.model import dtype_of, evaluate_rows, features_for, load, location, scores
-from bpnet.cli.options import AsJSON, Backend, Data, Model, Target
 from bpnet.cli.preprocessing import targets_of
-from bpnet.cli.terminal import show, show_json
+from bpnet.cli.terminal import AsJSON, Backend, Data, Model, Target, show, show_json
 from bpnet.errors import plural
 
 
@@ -28,16 +27,11 @@ def evaluate(
     x = features_for(trainer, dataset)
     y = targets_of(dataset, trainer.loss, trainer.classes, dtype_of(trainer))
     began = time.perf_counter()
-    result = {
-        **evaluate_rows(trainer, x, y),
-        "seconds": time.perf_counter() - began,
-        **location(trainer),
-        "data": data,
-        "rows": len(x),
-        "held_out": held_out is not None,
-    }
+    result = evaluate_rows(trainer, x, y)
+    result |= {"seconds": time.perf_counter() - began, **location(trainer), "data": data}
+    result |= {"rows": len(x), "held_out": held_out is not None}
     if as_json:
         show_json(result)
     else:
-        which = "held out from training" if held_out is not None else "all that the data has"
+        which = "all that the data has" if held_out is None else "held out from training"
         show(f"{scores(result)} on {plural(len(x), 'row')}, {which}")

@@ -14,24 +14,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpnet import __version__, backends
+from bpnet import Composite, Layer, Sequential, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
-from bpnet.cli.options import AsJSON
-from bpnet.cli.terminal import JSON, printable, show, show_json
+from bpnet.cli.terminal import JSON, AsJSON, printable, show, show_json
 from bpnet.errors import plural
-from bpnet.layer import Composite, Layer, Shape
-from bpnet.layers.composition import Sequential
 
-Names = tuple[str, ...]
+EXTRAS = ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "nvmath-python")
+"""Packages that bpnet can use beside array libraries."""
 
-EXTRAS = {
-    "llvmlite": "",
-    "scikit-learn": "",
-    "pyarrow": "",
-    "matplotlib": "",
-    "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it",
-}
-"""Packages that bpnet can use beside array libraries, and what is missed without them."""
+MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"}
+"""What is missed without a package."""
 
 
 def info(
@@ -99,24 +91,21 @@ def describe_library(name: str) -> JSON:
     return result
 
 
-def cupy_devices(cupy: Any) -> Iterator[str]:
+def cupy_devices(cupy: Any) -> Iterable[str]:
     for i in range(cupy.cuda.runtime.getDeviceCount()):
         yield f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
 
 
-def torch_devices(torch: Any) -> Iterator[str]:
-    yield "cpu"
-    for i in range(torch.cuda.device_count()):
-        yield f"cuda:{i} {torch.cuda.get_device_name(i)}"
-    if torch.backends.mps.is_available():
-        yield "mps"
+def torch_devices(torch: Any) -> Iterable[str]:
+    gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
-DEVICES: dict[str, Callable[[Any], Iterator[str]]] = {
-    "numpy": lambda numpy: iter(["cpu"]),
+DEVICES: dict[str, Callable[[Any], Iterable[str]]] = {
+    "numpy": lambda numpy: ["cpu"],
     "cupy": cupy_devices,
     "torch": torch_devices,
-    "jax": lambda jax: (f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()),
+    "jax": lambda jax: [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
 }
 
 
@@ -130,38 +119,29 @@ def show_grid(rows: Iterable[Iterable[str]], *headings: str) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(grid, highlight=False, markup=False)
 
 
+def in_words(value: Any) -> str:
+    """A value of the result as text; what is None or empty is left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {in_words(v)}" for name, v in value.items() if v not in (None, []))
+    return ", ".join(map(in_words, value)) if isinstance(value, list) else str(value)
+
+
 def show_machine(result: JSON) -> None:
     """`describe_machine` as a table."""
-    rows = [("bpnet", result["bpnet"])]
-    rows.append(("python", f"{result['python']} on {result['platform']}, {plural(result['processors'], 'processor')}"))
-    for blas in result["blas"]:
-        kernels = f", kernels for {blas['kernels']}" if blas["kernels"] else ""
-        threads = f", {plural(blas['threads'], 'thread')}" if blas["threads"] else ""
-        rows.append(("BLAS", f"{blas['name']} {blas['version'] or ''}{kernels}{threads}"))
-    for name, library in result["backends"].items():
-        state = library["version"] or ("broken" if "problem" in library else "not installed")
-        if "problem" in library:
-            state += f", no device: {library['problem']}"
-        elif library["devices"]:
-            state += f" on {', '.join(library['devices'])}"
-        if "without_cublaslt" in library:
-            state += f", products by CuPy since cuBLASLt can't be used: {library['without_cublaslt']}"
-        if len(library.get("precisions", ())) > 1:
-            state += f", products in {', '.join(library['precisions'])}"
-        rows.append((name, state))
-    rows += [(name, known or f"not installed{EXTRAS[name]}") for name, known in result["extras"].items()]
+    several = {**result["backends"], **{name: known and {"version": known} for name, known in result["extras"].items()}}
+    rows = [(name, in_words(value)) for name, value in result.items() if not isinstance(value, dict | list)]
+    rows += [("BLAS", in_words(blas)) for blas in result["blas"]]
+    rows += [(name, in_words(known or {}) or f"not installed{MISSED.get(name, '')}") for name, known in several.items()]
     show_grid(rows)
 
 
-def layers_of(
-    layer: Layer, in_shape: Shape, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Layer, Shape]]:
+def describe_layers(layer: Layer, in_shape: tuple[int, ...], path: str = "") -> Iterator[JSON]:
     """Path, layer and output shape of every layer that is not made of others."""
     if not isinstance(layer, Composite):
-        yield path, layer, layer.out_shape(in_shape)
+        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape))}
         return
     for name, child in layer.children:
-        yield from layers_of(child, in_shape, (*path, name))
+        yield from describe_layers(child, in_shape, f"{path}.{name}" if path else name)
         in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
 
 
@@ -173,21 +153,17 @@ def describe_model(model: Path) -> JSON:
         training = trainer.metadata.get(KEY, {}).get("training")
         if training is not None:
             how_trained(training)
+    layers = list(describe_layers(trainer.network, layout.in_shape))
+    for layer in layers:
+        inside = f"{layer['name']}." if layer["name"] else ""
+        layer["parameters"] = sum(slot.size for slot in layout.parameters if slot.name.startswith(inside))
     return {
         "model": str(model),
         "in_shape": list(layout.in_shape),
         "out_shape": list(layout.out_shape),
         "parameters": layout.size,
         "dtype": str(trainer.theta.dtype),
-        "layers": [
-            {
-                "name": ".".join(path),
-                "layer": repr(layer),
-                "out_shape": list(out_shape),
-                "parameters": sum(slot.size for slot in layout.parameters if slot.path[: len(path)] == path),
-            }
-            for path, layer, out_shape in layers_of(trainer.network, layout.in_shape)
-        ],
+        "layers": layers,
         "loss_function": repr(trainer.loss),
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,
@@ -202,7 +178,7 @@ def describe_model(model: Path) -> JSON:
 
 
 def how_trained(training: JSON) -> list[str]:
-    """What `train` noted, in words."""
+    """What `bpnet train` noted, in words."""
     where = f"{training['data']}, {plural(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
     return [
         f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}",

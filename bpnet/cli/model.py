@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bpnet import files
+import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli.dataset import Dataset, Provenance
 from bpnet.cli.preprocessing import features_of
 from bpnet.cli.terminal import JSON
 from bpnet.errors import BpnetError, FileFormatError, ShapeError
-from bpnet.losses import MeanSquaredError
-from bpnet.trainer import Trainer
 
 KEY = "bpnet train"
 """Where the command line keeps what it knows in the metadata of a model file."""
@@ -33,20 +31,20 @@ def expect_sound(model: Path) -> Iterator[None]:
         raise FileFormatError(f"{model} is a bpnet model, but what bpnet train wrote into it is damaged") from error
 
 
-def load(model: Path, backend: str) -> tuple[Trainer, Provenance]:
+def load(model: Path, backend: str) -> tuple[bp.Trainer, Provenance]:
     """A saved trainer on a backend, and what it was trained on: nothing where `bpnet train` did not write it."""
     with warnings.catch_warnings(action="ignore"):  # a library that lacks float64 says so in an error, too
-        trainer = files.load(model, device=backend)
+        trainer = bp.load(model, device=backend)
     with expect_sound(model):
         return trainer, Provenance(**trainer.metadata.get(KEY, {}).get("provenance", {}))
 
 
-def dtype_of(trainer: Trainer) -> Any:
+def dtype_of(trainer: bp.Trainer) -> Any:
     """The type of the trainer's parameters, as NumPy's."""
     return trainer.backend.to_host(trainer.theta[:1]).dtype
 
 
-def features_for(trainer: Trainer, dataset: Dataset) -> Array:
+def features_for(trainer: bp.Trainer, dataset: Dataset) -> Array:
     """The features as a trained network wants them."""
     shape, expected = dataset.x.shape[1:], trainer.layout.in_shape
     if shape != expected:
@@ -54,16 +52,16 @@ def features_for(trainer: Trainer, dataset: Dataset) -> Array:
     return features_of(dataset, dtype_of(trainer))
 
 
-def location(trainer: Trainer) -> JSON:
+def location(trainer: bp.Trainer) -> JSON:
     """The array library and the device that a trainer computes on."""
     return {"backend": trainer.backend.name, "device": str(trainer.backend.device(trainer.theta))}
 
 
-def evaluate_rows(trainer: Trainer, x: Array, y: Array) -> JSON:
+def evaluate_rows(trainer: bp.Trainer, x: Array, y: Array) -> JSON:
     """Loss in the target's own unit, accuracy (None for numbers), and for numbers the share of variance explained."""
     found = trainer.evaluate(x, y, batch_size=ROWS)
     result: JSON = {"loss": found["loss"], "accuracy": found.get("accuracy")}
-    if isinstance(trainer.loss, MeanSquaredError):
+    if isinstance(trainer.loss, bp.MeanSquaredError):
         with np.errstate(over="ignore"):
             variance = float(y.var(axis=0, dtype=np.float64).mean())
         result["r2"] = 1.0 - found["loss"] / variance if 0 < variance < np.inf else None
@@ -72,9 +70,6 @@ def evaluate_rows(trainer: Trainer, x: Array, y: Array) -> JSON:
 
 def scores(result: JSON) -> str:
     """The figures of an evaluation in words."""
-    parts = [f"loss {result['loss']:.4g}"]
-    if result["accuracy"] is not None:
-        parts.insert(0, f"accuracy {result['accuracy']:.2%}")
-    if result.get("r2") is not None:
-        parts.append(f"R2 {result['r2']:.3f}")
-    return ", ".join(parts)
+    accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.2%}, "
+    r2 = "" if result.get("r2") is None else f", R2 {result['r2']:.3f}"
+    return f"{accuracy}loss {result['loss']:.4g}{r2}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -21,23 +20,19 @@ def check_format(path: Path) -> None:
 
 def draw(history: Sequence[JSON], path: Path) -> None:
     """The loss of every epoch, and the accuracy where there is one."""
-    epochs = [record["epoch"] for record in history]
-    curves: dict[str, list[Any]] = {
-        name: [record.get(name) for record in history] for name in ("loss", "val_loss", "val_accuracy")
-    }
-    has_accuracy = curves["val_accuracy"][-1] is not None
-    figure = Figure(figsize=(10.0 if has_accuracy else 5.5, 4.0), layout="constrained")
-    axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False)[0]
-    axes[0].plot(epochs, curves["loss"], ".-", label="training")
-    if curves["val_loss"][-1] is not None:
-        axes[0].plot(epochs, curves["val_loss"], ".-", label="held out")
-    axes[0].set(ylabel="loss", yscale="log")
-    if has_accuracy:
-        percent = [100.0 * value for value in curves["val_accuracy"]]
-        axes[1].plot(epochs, percent, ".-C1", label="held out")
-        axes[1].set(ylabel="accuracy, %", title=f"last {percent[-1]:.2f}%, best {max(percent):.2f}%")
-    for one in axes:
-        one.set(xlabel="epoch")
+    curves = [("loss", "loss", "training"), ("val_loss", "loss", "held out"), ("val_accuracy", "accuracy", "held out")]
+    curves = [curve for curve in curves if curve[0] in history[-1]]
+    panels = list(dict.fromkeys(ylabel for _, ylabel, _ in curves))
+    figure = Figure(figsize=(5.0 * len(panels), 4.0), layout="constrained")
+    axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    for name, ylabel, label in curves:
+        axes[ylabel].plot([r["epoch"] for r in history], [r[name] for r in history], ".-", label=label)
+    axes["loss"].set_yscale("log")
+    if "accuracy" in axes:
+        best = max(r["val_accuracy"] for r in history)
+        axes["accuracy"].set_title(f"last {history[-1]['val_accuracy']:.2%}, best {best:.2%}")
+    for ylabel, one in axes.items():
+        one.set(xlabel="epoch", ylabel=ylabel)
         one.legend()
         one.grid(alpha=0.3)
         one.xaxis.get_major_locator().set_params(integer=True)

@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
 
+from bpnet import BinaryCrossEntropy, Trainer
 from bpnet.backends import Array, check_device
 from bpnet.cli.dataset import read
 from bpnet.cli.model import ROWS, features_for, load, location
-from bpnet.cli.options import AsJSON, Backend, Data, Model
-from bpnet.cli.terminal import JSON, check_output, show, show_json
+from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, check_output, option, show, show_json
 from bpnet.disk import write_atomically
 from bpnet.errors import OptionError, plural
-from bpnet.losses import BinaryCrossEntropy
-from bpnet.trainer import Trainer
 
 
 def predict(
     model: Model,
     data: Data,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to a .npy or .csv file instead.")] = None,
+    output: Annotated[Path | None, option("FILE", "Write to a .npy or .csv file instead.")] = None,
     backend: Backend = "numpy",
     as_json: AsJSON = False,
 ) -> None:
@@ -68,8 +65,8 @@ def write(path: Path, found: list[Any], name: str) -> None:
     """Predictions as a .npy array, or a .csv file with a header; complete, or not there at all."""
     if path.suffix.lower() == ".npy":
         longest = max((len(answer) for answer in found if isinstance(answer, str)), default=0)
-        array = np.asarray(found) if longest * len(found) < 1 << 28 else None
-        if array is None or array.dtype.kind not in "biufU":
+        array = np.asarray(found if longest * len(found) < 1 << 28 else None)  # NumPy pads text to the longest
+        if array.dtype.kind not in "biufU":
             raise OptionError(f"--output is {path}, but a .npy file can't hold these predictions: take a .csv file")
         with write_atomically(path) as file:
             np.save(file, array, allow_pickle=False)

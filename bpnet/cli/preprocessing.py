@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from bpnet import CrossEntropy, Loss, MeanSquaredError, Standardize
 from bpnet.backends import Array
-from bpnet.cli.dataset import Dataset, check_finite, names
+from bpnet.cli.dataset import Dataset, check_finite
+from bpnet.cli.terminal import names
 from bpnet.errors import DataError, DTypeError
-from bpnet.layers.standardize import Standardize
-from bpnet.losses import CrossEntropy, Loss, MeanSquaredError
 from bpnet.registry import resolve
 
 LOST = 1e-4
@@ -19,7 +19,7 @@ LOST = 1e-4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How rows become arrays for a network, which has the scaling of both ends as layers of its own.
+    """How rows become arrays of `dtype` for a network, which has the scaling of both ends as layers of its own.
 
     `inputs` brings features to the scale of the weights, and `outputs` numbers back to the unit of the target.
     `needs_float64` says what float32 can't hold, if there is such a thing.
@@ -29,16 +29,7 @@ class Preprocessing:
     inputs: Standardize
     outputs: Standardize | None
     needs_float64: str | None
-
-    @property
-    def unit(self) -> float:
-        """What one of the standardized target is in its own unit."""
-        return 1.0 if self.outputs is None else float(self.outputs.scale)  # type: ignore[arg-type]
-
-    @property
-    def dtype(self) -> Any:
-        """The type of the network's numbers."""
-        return np.dtype(np.float64 if self.needs_float64 else np.float32)
+    dtype: Any
 
 
 def choose_loss(name: str, dataset: Dataset) -> Loss:
@@ -59,23 +50,18 @@ def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
     """The preprocessing for a data set of which `rows` are trained on."""
     classes = outputs = wide = too_wide = None
     if loss.labels or loss.probabilities:
-        classes = classes_of(dataset, loss)
+        classes = sorted(set(dataset.y.tolist()))
+        if len(classes) < 2:
+            raise DataError(f"the target of {dataset.name} has the single class {classes[0]!r}: expected at least two")
+        if not loss.labels and len(classes) > 2:
+            raise DataError(f"the target of {dataset.name} has {len(classes)} classes: {loss} tells two apart")
     else:
         outputs, wide = scale_target(dataset, rows)
     inputs = dataset.scaling
     if inputs is None:
         inputs, too_wide = scale_features(dataset, rows)
-    return Preprocessing(classes, inputs, outputs, wide or too_wide)
-
-
-def classes_of(dataset: Dataset, loss: Loss) -> list[Any]:
-    """The names of the classes, in order."""
-    classes = sorted(set(dataset.y.tolist()))
-    if len(classes) < 2:
-        raise DataError(f"the target of {dataset.name} has the single class {classes[0]!r}: expected at least two")
-    if not loss.labels and len(classes) > 2:
-        raise DataError(f"the target of {dataset.name} has {len(classes)} classes: {loss} tells two apart")
-    return classes
+    dtype = np.dtype(np.float64 if wide or too_wide else np.float32)
+    return Preprocessing(classes, inputs, outputs, wide or too_wide, dtype)
 
 
 def scale_target(dataset: Dataset, rows: Array) -> tuple[Standardize, str | None]:

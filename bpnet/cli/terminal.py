@@ -1,34 +1,40 @@
-"""What a command prints, what it makes of an error or a signal, and where it may write."""
+"""What several commands take and print, and what they make of an error or a signal."""
 
 import functools
+import importlib
 import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 from bpnet.disk import write_atomically
-from bpnet.errors import BpnetError, OptionError
+from bpnet.errors import BpnetError, MissingExtraError, OptionError, path_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
 JSON = dict[str, Any]
 
+
+def option(metavar: str, text: str, **more: Any) -> Any:
+    """An option with a value, and its help."""
+    return typer.Option(metavar=metavar, help=text, **more)
+
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
+Target = Annotated[str | None, option("COLUMN", "The column of a .csv or .parquet file to be learnt.")]
+Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it: control characters, changes of direction, lone surrogates."""
-
-STOP_SIGNALS = {
-    getattr(signal, name): word
-    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
-    if hasattr(signal, name)
-}
-"""The signals that ask a command to end, each with the word for it; the exit status is 128 and its number."""
 
 
 def printable(text: str) -> str:
@@ -47,14 +53,48 @@ def show_json(result: JSON) -> None:
 
 
 def warn(message: str) -> None:
-    """One line on stderr; that nobody may read it there is no reason to fail."""
+    """One line on stderr; that nobody may be there to read it is no reason to fail."""
     with suppress(OSError):
         typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
+
+
+def names(several: Iterable[str], most: int = 20) -> str:
+    """The names with commas between, of many the first."""
+    listed = list(several)
+    return ", ".join(listed[:most]) + (f", ... ({len(listed):,} in all)" if len(listed) > most else "")
 
 
 def reason(error: Exception) -> str:
     """What another library's error says, or its kind where it says nothing."""
     return str(error) or type(error).__name__
+
+
+def load_extra(module: str, what: str, package: str) -> Any:
+    """A module, for which `what` needs a package of the extra `cli`; raises MissingExtraError."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(what, package, "cli") from error
+
+
+def check_output(option: str, path: Path, **inputs: str | Path) -> None:
+    """Raise OptionError, before any work is done, where no file can be written at `path`, or one of `inputs` is it."""
+    for name, other in inputs.items():
+        if os.path.realpath(other) == os.path.realpath(path):
+            raise OptionError(f"{option} is {path}, and so is {name}: expected another file")
+    try:
+        with suppress(EOFError), write_atomically(path):
+            raise EOFError  # a trial that leaves no file, and replaces none
+    except OSError as error:
+        raise OptionError(f"{option}: {error}") from error
+
+
+STOP_SIGNALS = {
+    getattr(signal, name): word
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    if hasattr(signal, name)
+}
+"""The signals that ask a command to end, each with the word for it; the exit status is 128 and its number."""
 
 
 @contextmanager
@@ -89,11 +129,10 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
                 return command(*args, **kwargs)
         except BrokenPipeError:  # the reader of the output left, as `head` does: Typer's matter
             raise
+        except OSError as error:
+            message = str(path_error(str(error.filename or "reading or writing"), error))
         except (BpnetError, UnicodeError) as error:
             message = str(error)
-        except OSError as error:
-            where = error.filename or "reading or writing"
-            message = f"{where}: {error.strerror}" if error.strerror else str(error)
         except MemoryError as error:
             message = f"there is not enough memory: {error}"
         except KeyboardInterrupt as error:
@@ -104,19 +143,3 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(2)
 
     return run
-
-
-def check_output(option: str, path: Path, **inputs: str | Path | None) -> None:
-    """Raise OptionError, before any work is done, where no file can be written at `path`, or one of `inputs` is it."""
-
-    class Possible(Exception):
-        """Ends a trial, so that it leaves no file and replaces none."""
-
-    for name, other in inputs.items():
-        if other is not None and os.path.realpath(other) == os.path.realpath(path):
-            raise OptionError(f"{option} is {path}, and so is {name}: expected another file")
-    try:
-        with suppress(Possible), write_atomically(path):
-            raise Possible
-    except OSError as error:
-        raise OptionError(f"{option}: {error}") from error

@@ -7,24 +7,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bpnet import Callback, Progress, Trainer
 from bpnet.backends import Array
-from bpnet.callbacks import Callback, Progress
 from bpnet.cli.model import KEY, evaluate_rows, scores
-from bpnet.cli.terminal import JSON, STOP_SIGNALS, reason, show, show_json, signal_of, stop
-from bpnet.errors import BpnetError, DivergedError, OptionError, plural
-from bpnet.trainer import Trainer
+from bpnet.cli.terminal import JSON, STOP_SIGNALS, show, show_json, signal_of, stop
+from bpnet.errors import BpnetError, DivergedError, plural
 
 
 class Report(Progress):
     """The trainer's progress bar, with epochs in the words of the command line."""
 
     def on_epoch_end(self, trainer: Trainer, record: JSON) -> None:
-        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
-        if "val_loss" in record:
-            line += f"  held-out loss {record['val_loss']:#.4g}"
-        if "val_accuracy" in record:
-            line += f"  held-out accuracy {record['val_accuracy']:.2%}"
-        self._write(line + "\n")
+        words = {
+            "loss": "loss {:#.4g}",
+            "val_loss": "held-out loss {:#.4g}",
+            "val_accuracy": "held-out accuracy {:.2%}",
+        }
+        figures = [text.format(record[name]) for name, text in words.items() if name in record]
+        self._write("  ".join([f"epoch {record['epoch']:>3}/{self.epochs}", *figures]) + "\n")
 
     def _write(self, text: str) -> None:
         try:
@@ -57,7 +57,7 @@ class Interrupt(Callback):
 
 
 def fit(trainer: Trainer, x: Array, y: Array, interrupt: Interrupt, progress: bool, **options: Any) -> list[BpnetError]:
-    """Train to the end, a signal or an error; an error that comes after the first step is returned in a list."""
+    """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
         callbacks = [Report(), interrupt] if progress else [interrupt]
         trainer.fit(x, y, callbacks=callbacks, progress=False, **options)
@@ -71,21 +71,21 @@ def fit(trainer: Trainer, x: Array, y: Array, interrupt: Interrupt, progress: bo
 
 
 def judge(trainer: Trainer, x: Array, y: Array, problems: list[BpnetError]) -> JSON:
-    """The figures for some rows; the loss is NaN, and a problem noted, where there are none."""
+    """The figures for some rows; adds to the problems where the loss is not finite."""
+    figures: JSON = {"loss": math.nan, "accuracy": None}
     try:
         figures = evaluate_rows(trainer, x, y)
+        if not problems and not math.isfinite(figures["loss"]):
+            raise DivergedError(f"the loss of {plural(len(x), 'row')} is not finite: try a smaller --lr")
     except BpnetError as error:  # what was learnt may be worth keeping nevertheless
         problems.append(error)
-        return {"loss": math.nan, "accuracy": None}
-    if not problems and not math.isfinite(figures["loss"]):
-        problems.append(DivergedError(f"the loss of {plural(len(x), 'row')} is not finite: try a smaller --lr"))
     return figures
 
 
 def save(trainer: Trainer, output: Path, provenance: JSON, result: JSON) -> str:
-    """Write the model, but not from a training that diverged over a file, or with a loss that nobody can use.
+    """Write the model, and say so; but leave an existing file alone where training diverged.
 
-    What became of the file, in words.
+    There, a model that can't be evaluated is not written at all.
     """
     if result["diverged"] and output.exists():
         return f"{output} is left as it was"
@@ -96,24 +96,12 @@ def save(trainer: Trainer, output: Path, provenance: JSON, result: JSON) -> str:
     return f"The model after {plural(trainer.step_count, 'step')} is in {output}"
 
 
-def draw(trainer: Trainer, plot: Path, result: JSON, problems: list[BpnetError]) -> None:
-    """The learning curves, if an epoch has ended."""
-    from bpnet.cli.plot import draw
-
-    try:
-        if len(trainer.history):
-            draw(trainer.history.epochs, plot)
-            result["plot"] = str(plot)
-    except Exception as error:  # Matplotlib writes many formats, by other programs too
-        problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {reason(error)}"))
-
-
-def tell(result: JSON, history: list[JSON], interrupt: Interrupt, as_json: bool) -> None:
-    """The result on stdout."""
+def tell(result: JSON, trainer: Trainer, interrupt: Interrupt, as_json: bool) -> None:
+    """The result on stdout, but for people not where training diverged."""
     with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
         if as_json:
-            show_json(result | {"history": history})
-        elif not result["diverged"] and "output" in result:
+            show_json(result | {"history": trainer.history.epochs})
+        elif not result["diverged"] and math.isfinite(result["loss"]):
             if result["interrupted"]:
                 word = STOP_SIGNALS[signal.Signals(interrupt.number)]
                 show(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
