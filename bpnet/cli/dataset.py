@@ -105,29 +105,28 @@ def read(
 
 def read_npz(path: Path, labelled: bool) -> Dataset:
     """The arrays x and y of a file that numpy.savez has written."""
-    known, arrays, wanted = fingerprint(path), {}, ("x", "y") if labelled else ("x",)
+    known, wanted = fingerprint(path), ("x", "y")[: 1 + labelled]
     try:
         with open_ordinary(path) as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            for name in wanted:
-                if name in loaded.files:
-                    arrays[name] = loaded[name]
-                    if not isinstance(arrays[name], np.ndarray):
-                        raise ValueError(f"its member {name} is no array")
+            arrays = {name: loaded[name] for name in wanted if name in loaded.files}
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"its member {name} is no array")
     except Exception as error:  # damaged, encrypted or lying: each has an error of its own, from one of four libraries
         raise DataError(f"{path} can't be read as a .npz file: {reason(error)}") from error
-    for name, kinds, expected in (("x", "fiub", "numbers"), ("y", "fiubU", "labels (integers, text) or numbers")):
-        array = arrays.get(name)
-        if array is None and name in wanted:
+    kinds = {"x": ("fiub", "numbers"), "y": ("fiubU", "labels (integers, text) or numbers")}
+    for name in wanted:
+        if name not in arrays:
             found = names(loaded.files) or "nothing"
             raise DataError(f"{path} has no array {name!r}: expected {' and '.join(wanted)}, found {found}")
-        if array is not None and array.dtype.kind not in kinds:
-            raise DTypeError(f"{name} in {path} has the type {array.dtype}: expected {expected}")
-        if array is not None and array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        if arrays[name].dtype.kind not in kinds[name][0]:
+            raise DTypeError(f"{name} in {path} has the type {arrays[name].dtype}: expected {kinds[name][1]}")
+        if arrays[name].dtype.kind == "f" and arrays[name].dtype.itemsize > 8:
             with np.errstate(over="ignore"):
-                arrays[name] = array.astype(np.float64)
+                arrays[name] = arrays[name].astype(np.float64)
     x, y, fits = arrays["x"], arrays.get("y"), None
     if x.ndim < 2 or 0 in x.shape[1:]:
         lacks = "one row per sample, so at least two axes" if x.ndim < 2 else "at least one feature"
@@ -136,15 +135,15 @@ def read_npz(path: Path, labelled: bool) -> Dataset:
         raise DataError(f"{path} has no rows")
     check_finite(x, f"x in {path} has NaN or infinity")
     if y is not None:
-        y = y[:, 0] if y.shape[1:] == (1,) else y
         if y.shape[:1] != x.shape[:1]:
             fits = f"one entry for each of the {plural(len(x), 'row')} of x"
-        elif y.ndim > 2 or (y.ndim == 2 and y.dtype.kind != "f"):
+        elif y.ndim > 2 or (y.shape[1:] > (1,) and y.dtype.kind != "f"):
             fits = f"({len(x)},), or two axes of float numbers"
         if fits:
-            raise ShapeError(f"y in {path} has the shape {arrays['y'].shape}: expected {fits}")
+            raise ShapeError(f"y in {path} has the shape {y.shape}: expected {fits}")
         if y.dtype.kind == "f":
             check_finite(y, f"y in {path} has NaN or infinity")
+        y = y[:, 0] if y.shape[1:] == (1,) else y
     return Dataset(str(path), known, x, y)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 
-from bpnet.backends import check_device
 from bpnet.cli.dataset import read
 from bpnet.cli.model import dtype_of, evaluate_rows, features_for, load, location, scores
 from bpnet.cli.preprocessing import targets_of
@@ -18,7 +17,6 @@ def evaluate(
 
     On the data it was trained with, only the rows that were held out are used; on any other, all rows.
     """
-    check_device(backend)
     trainer, provenance = load(model, backend)
     dataset = read(data, target, model=provenance)
     held_out = provenance.held_out(dataset)

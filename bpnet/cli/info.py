@@ -27,9 +27,7 @@ MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16
 
 
 def info(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="A file that bpnet train has written.")
-    ] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""

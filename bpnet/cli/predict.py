@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from bpnet import BinaryCrossEntropy, Trainer
-from bpnet.backends import Array, check_device
+from bpnet.backends import Array
 from bpnet.cli.dataset import read
 from bpnet.cli.model import ROWS, features_for, load, location
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, check_output, option, show, show_json
@@ -24,7 +24,6 @@ def predict(
     as_json: AsJSON = False,
 ) -> None:
     """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers."""
-    check_device(backend)
     if output is not None:
         if output.suffix.lower() not in (".npy", ".csv"):
             raise OptionError(f"--output is {output}: expected a .npy or .csv file")

@@ -1,37 +1,28 @@
 """bpnet train: a network for a data set, its training, and the file that keeps it."""
 
 import dataclasses
+import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
 
 import bpnet as bp
-from bpnet.backends import check_device
+from bpnet.backends import Array, check_device
+from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Provenance, read, split
-from bpnet.cli.model import location
+from bpnet.cli.model import KEY, evaluate_rows, location, scores
 from bpnet.cli.preprocessing import Preprocessing, choose_loss, features_of, preprocess, targets_of
-from bpnet.cli.terminal import (
-    JSON,
-    AsJSON,
-    Backend,
-    Data,
-    Target,
-    check_output,
-    load_extra,
-    option,
-    reason,
-    show,
-    signals_handled,
-    warn,
-)
-from bpnet.cli.training import Interrupt, fit, judge, save, tell
-from bpnet.errors import DataError, DivergedError, OptionError, plural, shown
+from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, option
+from bpnet.errors import BpnetError, DataError, DivergedError, OptionError, plural, shown
 from bpnet.options import number
 from bpnet.registry import resolve
 
@@ -78,11 +69,11 @@ def train(
     if lr is not None:
         rule = dataclasses.replace(rule, lr=lr)  # type: ignore[type-var]
     number("--validation", validation, 0.0, 1.0, closed="left")
-    check_output("--output", output, DATA=data)
+    terminal.check_output("--output", output, DATA=data)
     if plot is not None:
-        picture = load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
+        picture = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
         picture.check_format(plot)
-        check_output("--plot", plot, DATA=data, **{"--output": output})
+        terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
 
     dataset = read(data, target, drop=drop or ())
     if len(dataset.x) < 2:
@@ -106,15 +97,15 @@ def train(
     if not (quiet or as_json):
         subject = plural(count, "class") if count else f"{dataset.target or 'y'} is a number"
         wide = f", in float64 because of {prep.needs_float64}" if prep.needs_float64 else ""
-        show(
+        terminal.show(
             f"{data}: {plural(len(rows), 'row')} to train on, {len(held_out):,} held out; {subject}; "
             f"{plural(trainer.layout.size, 'parameter')}; {backend} on {where['device']}{wide}"
         )
     if count > max(50, len(x) // 5) and dataset.y.dtype.kind in "iu":
-        warn(f"{count:,} classes suggest that the target is a quantity: --loss mse predicts a number")
+        terminal.warn(f"{count:,} classes suggest that the target is a quantity: --loss mse predicts a number")
 
     interrupt, began = Interrupt(), time.perf_counter()
-    with signals_handled(interrupt.receive):
+    with terminal.signals_handled(interrupt.receive):
         progress = not quiet and (sys.stderr.isatty() or not as_json)
         each = {"epochs": epochs, "batch_size": min(batch_size, len(rows))}
         against = (x_judged, y_judged) if len(held_out) else None
@@ -146,10 +137,10 @@ def train(
                 picture.draw(trainer.history.epochs, plot)
                 result["plot"] = str(plot)
             except Exception as error:  # Matplotlib writes many formats, by other programs too
-                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {reason(error)}"))
+                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
         tell(result, trainer, interrupt, as_json)
         if problems:
-            warn(f"{problems[0]}. {outcome}")
+            terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
         if result["interrupted"]:
             raise typer.Exit(128 + interrupt.number)
@@ -199,3 +190,103 @@ def in_unit(optimizer: bp.Optimizer, outputs: bp.Standardize | None) -> bp.Optim
     if isinstance(optimizer, bp.SGD) and isinstance(optimizer.lr, float):
         return dataclasses.replace(optimizer, lr=optimizer.lr / unit**2)
     return optimizer
+
+
+class Report(bp.Progress):
+    """The trainer's progress bar, with epochs in the words of the command line."""
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
+        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
+        if "val_loss" in record:
+            line += f"  held-out loss {record['val_loss']:#.4g}"
+        if "val_accuracy" in record:
+            line += f"  held-out accuracy {record['val_accuracy']:.2%}"
+        self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            super()._write(text)
+        except OSError:  # nobody reads any more, which is no reason to lose the training
+            self.stream = None
+
+
+class Interrupt(bp.Callback):
+    """A signal ends the training after the steps that run; Ctrl-C after it ends it at once.
+
+    Others come in numbers, as from a terminal that closes, and mean no more than the first.
+    """
+
+    before_next_step = False
+    number = 0
+    """Of the signal that came first."""
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            terminal.stop(number)
+        self.number = self.number or number
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        if self.number:
+            terminal.stop(self.number)
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
+        trainer.stop = trainer.stop or self.number > 0
+
+
+def fit(
+    trainer: bp.Trainer, x: Array, y: Array, interrupt: Interrupt, progress: bool, **options: Any
+) -> list[BpnetError]:
+    """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
+    try:
+        callbacks = [Report(), interrupt] if progress else [interrupt]
+        trainer.fit(x, y, callbacks=callbacks, progress=False, **options)
+    except KeyboardInterrupt as error:
+        interrupt.number = interrupt.number or terminal.signal_of(error)
+    except BpnetError as error:
+        if trainer.step_count == 0:
+            raise
+        return [error]
+    return []
+
+
+def judge(trainer: bp.Trainer, x: Array, y: Array, problems: list[BpnetError]) -> JSON:
+    """The figures for some rows; adds to the problems where the loss is not finite."""
+    figures: JSON = {"loss": math.nan, "accuracy": None}
+    try:
+        figures = evaluate_rows(trainer, x, y)
+        if not problems and not math.isfinite(figures["loss"]):
+            raise DivergedError(f"the loss of {plural(len(x), 'row')} is not finite: try a smaller --lr")
+    except BpnetError as error:  # what was learnt may be worth keeping nevertheless
+        problems.append(error)
+    return figures
+
+
+def save(trainer: bp.Trainer, output: Path, provenance: JSON, result: JSON) -> str:
+    """Write the model, and say so; but leave an existing file alone where training diverged.
+
+    There, a model that can't be evaluated is not written at all.
+    """
+    if result["diverged"] and output.exists():
+        return f"{output} is left as it was"
+    if result["diverged"] and not math.isfinite(result["loss"]):
+        return "No model was written: none with a finite loss is left"
+    trainer.save(output, {**trainer.metadata, KEY: {"provenance": provenance, "training": result}})
+    result["output"] = str(output)
+    return f"The model after {plural(trainer.step_count, 'step')} is in {output}"
+
+
+def tell(result: JSON, trainer: bp.Trainer, interrupt: Interrupt, as_json: bool) -> None:
+    """The result on stdout, but for people not where training diverged."""
+    with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
+        if as_json:
+            terminal.show_json(result | {"history": trainer.history.epochs})
+        elif not result["diverged"] and math.isfinite(result["loss"]):
+            if result["interrupted"]:
+                word = terminal.STOP_SIGNALS[signal.Signals(interrupt.number)]
+                terminal.show(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
+            rows = plural(result["held_out_rows"] or result["training_rows"], "row")
+            which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
+            terminal.show(f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training")
+            terminal.show(f"model: {result['output']}")
+            if "plot" in result:
+                terminal.show(f"learning curves: {result['plot']}")
