@@ -71,8 +71,7 @@ def train(
     number("--validation", validation, 0.0, 1.0, closed="left")
     terminal.check_output("--output", output, DATA=data)
     if plot is not None:
-        picture = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
-        picture.check_format(plot)
+        terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib").check_format(plot)
         terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
 
     dataset = read(data, target, drop=drop or ())
@@ -93,16 +92,11 @@ def train(
     judged = held_out if len(held_out) else rows
     x_train, y_train, x_judged, y_judged = x[rows], y[rows], x[judged], y[judged]
     trainer.build(x_train)
-    count, where = len(prep.classes or ()), location(trainer)
     if not (quiet or as_json):
-        subject = plural(count, "class") if count else f"{dataset.target or 'y'} is a number"
-        wide = f", in float64 because of {prep.needs_float64}" if prep.needs_float64 else ""
-        terminal.show(
-            f"{data}: {plural(len(rows), 'row')} to train on, {len(held_out):,} held out; {subject}; "
-            f"{plural(trainer.layout.size, 'parameter')}; {backend} on {where['device']}{wide}"
-        )
-    if count > max(50, len(x) // 5) and dataset.y.dtype.kind in "iu":
-        terminal.warn(f"{count:,} classes suggest that the target is a quantity: --loss mse predicts a number")
+        announce(dataset, prep, trainer, len(rows))
+    classes = len(prep.classes or ())
+    if classes > max(50, len(x) // 5) and dataset.y.dtype.kind in "iu":
+        terminal.warn(f"{classes:,} classes suggest that the target is a quantity: --loss mse predicts a number")
 
     interrupt, began = Interrupt(), time.perf_counter()
     with terminal.signals_handled(interrupt.receive):
@@ -114,7 +108,7 @@ def train(
         result: JSON = {
             **judge(trainer, x_judged, y_judged, problems),
             "seconds": seconds,
-            **where,
+            **location(trainer),
             "precision": "float64" if prep.needs_float64 else precision,
             "data": data,
             "training_rows": len(rows),
@@ -133,11 +127,7 @@ def train(
         provenance = Provenance(dataset.fingerprint, validation, seed, dataset.features, dataset.target)
         outcome = save(trainer, output, dataclasses.asdict(provenance), result)
         if plot is not None and len(trainer.history):
-            try:
-                picture.draw(trainer.history.epochs, plot)
-                result["plot"] = str(plot)
-            except Exception as error:  # Matplotlib writes many formats, by other programs too
-                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+            draw(trainer, plot, result, problems)
         tell(result, trainer, interrupt, as_json)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
@@ -190,6 +180,17 @@ def in_unit(optimizer: bp.Optimizer, outputs: bp.Standardize | None) -> bp.Optim
     if isinstance(optimizer, bp.SGD) and isinstance(optimizer.lr, float):
         return dataclasses.replace(optimizer, lr=optimizer.lr / unit**2)
     return optimizer
+
+
+def announce(dataset: Dataset, prep: Preprocessing, trainer: bp.Trainer, rows: int) -> None:
+    """What is to be trained on what, in a line."""
+    where, held_out = location(trainer), len(dataset.x) - rows
+    subject = plural(len(prep.classes), "class") if prep.classes else f"{dataset.target or 'y'} is a number"
+    wide = f", in float64 because of {prep.needs_float64}" if prep.needs_float64 else ""
+    terminal.show(
+        f"{dataset.name}: {plural(rows, 'row')} to train on, {held_out:,} held out; {subject}; "
+        f"{plural(trainer.layout.size, 'parameter')}; {where['backend']} on {where['device']}{wide}"
+    )
 
 
 class Report(bp.Progress):
@@ -273,6 +274,17 @@ def save(trainer: bp.Trainer, output: Path, provenance: JSON, result: JSON) -> s
     trainer.save(output, {**trainer.metadata, KEY: {"provenance": provenance, "training": result}})
     result["output"] = str(output)
     return f"The model after {plural(trainer.step_count, 'step')} is in {output}"
+
+
+def draw(trainer: bp.Trainer, plot: Path, result: JSON, problems: list[BpnetError]) -> None:
+    """The learning curves; adds to the problems where they can't be drawn."""
+    from bpnet.cli.plot import draw
+
+    try:
+        draw(trainer.history.epochs, plot)
+        result["plot"] = str(plot)
+    except Exception as error:  # Matplotlib writes many formats, by other programs too
+        problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
 
 
 def tell(result: JSON, trainer: bp.Trainer, interrupt: Interrupt, as_json: bool) -> None:
