@@ -34,7 +34,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.feeding": {"in_order", "shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
+HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -81,10 +81,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "turns": 10,
     "trainer": 11,
     "files": 12,
-    "tables": 12,
-    "about": 13,
-    "cli": 14,
-    "__main__": 15,
+    "cli": 13,
+    "__main__": 14,
 }
 
 
