@@ -57,3 +57,7 @@ def test_on_pypi_its_links_are_absolute_or_none() -> None:
         assert f"({target})" not in nowhere
         kind = "raw" if target.endswith(".svg") else "blob"
         assert f"](https://example.org/bpnet/{kind}/v1.2.3/{target})" in there
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {bp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
