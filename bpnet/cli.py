@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import typer
@@ -63,6 +63,7 @@ from bpnet.tables import (
     target_of,
 )
 from bpnet.trainer import Trainer
+from bpnet.typing import ActivationName, Precision
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -493,7 +494,7 @@ def train(
     check_place("--output", output, DATA=data)
     if plot is not None:
         check_plot(plot, DATA=data, **{"--output": output})
-    dense = [Dense(n, activation) for n in units]
+    dense = [Dense(n, cast(ActivationName, activation)) for n in units]
     dropped = None if dropout is None else Dropout(dropout)
 
     table = read(data, target, drop=drop or ())
@@ -511,7 +512,8 @@ def train(
     hidden_layers = [layer for one in dense for layer in ((one, dropped) if dropped.rate else (one,))]
     network = network_for(table, made, chosen, hidden_layers)
     check_size(x.shape[1:], units, len(made.classes or ()) or y[:1].size)
-    trainer = Trainer(network, chosen, in_unit(rule, made.unit), seed=seed, threads=threads, precision=precision)
+    products = cast(Precision, precision)
+    trainer = Trainer(network, chosen, in_unit(rule, made.unit), seed=seed, threads=threads, precision=products)
     trainer.classes = made.classes
     xt, yt = place(library, x[rows]), place(library, y[rows])
     judged = held_out if len(held_out) else rows
