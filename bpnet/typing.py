@@ -1,8 +1,8 @@
 """Types for annotations: an array of any library, and the names that stand for bpnet's own objects.
 
 A type checker takes these names and no others, so that it finds a misspelt one.  An activation, loss or optimizer of
-your own, which may have a name too, is passed as an object; of a name that a program reads from somewhere, tell the type
-checker `cast(LossName, name)`: bpnet says what is none.
+your own, which may have a name too, is passed as an object.  A name that a program reads from somewhere is
+`cast(LossName, name)`; bpnet looks at it in any case.
 """
 
 from typing import Any, Literal, Protocol
