@@ -159,6 +159,8 @@ def namespaces(name, tree):
         owner = ast.unparse(node.value)
         if owner == "xp" or owner.endswith(".xp"):
             yield f"{where}: xp.{node.attr}", node.attr in STANDARD
+        elif owner == "b" and node.attr in ("shape", "ndim"):  # an array, the second factor of a product
+            continue
         elif owner in ("b", "backend") or owner.endswith(".backend"):
             yield f"{where}: {owner}.{node.attr}", node.attr in offered
         elif owner in ("numpy", "np"):

@@ -87,6 +87,18 @@ class State:
         self.now = carry, count
 
 
+class Context:
+    """What the kernels of a backend share in one pass through a network; see `Backend.context`."""
+
+    def __init__(self, backend: "Backend", precision: str, grad_buffers: "dict[int, Array] | None") -> None:
+        self.backend, self.precision, self.grad_buffers = backend, precision, grad_buffers
+
+    def grad_buffer(self, parameter: Array) -> Array:
+        """Memory for the gradient of a parameter: its part of the whole gradient, where that is still free."""
+        buffer = None if self.grad_buffers is None else self.grad_buffers.pop(id(parameter), None)
+        return self.backend.xp.empty_like(parameter) if buffer is None else buffer
+
+
 class Backend:
     """One array library: its standard namespace `xp`, and what the standard lacks.
 
@@ -181,6 +193,15 @@ class Backend:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
 
+    def context(
+        self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None, network: Any = None
+    ) -> "Context":
+        """What this backend's kernels share in one pass through `network`, in which products have that precision.
+
+        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.
+        """
+        return Context(self, precision, grad_buffers)
+
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]
@@ -253,21 +274,6 @@ class Backend:
 
     def _sum_rows(self, x: Array) -> Array:
         return self.xp.sum(x, axis=0)
-
-    def row_products(self, x: Array, dz: Array) -> Array:
-        """x^T dz, the sum over the rows of two matrices of the products of their columns, whatever number there are.
-
-        A library may add up those of narrow matrices one after the other, so they are given in parts.
-        """
-        xp, (rows, k), m = self.xp, x.shape, dz.shape[1]
-        if min(k, m) > NARROW or rows < 4 * SUMMED_PRODUCTS:
-            return xp.matmul(xp.permute_dims(x, (1, 0)), dz)
-        parts = rows // SUMMED_PRODUCTS
-        last = parts * SUMMED_PRODUCTS
-        left = xp.permute_dims(xp.reshape(x[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
-        each = xp.matmul(left, xp.reshape(dz[:last, :], (parts, SUMMED_PRODUCTS, m)))
-        total = xp.reshape(self.column_sums(xp.reshape(each, (parts, k * m))), (k, m))
-        return total if last == rows else total + xp.matmul(xp.permute_dims(x[last:, :], (1, 0)), dz[last:, :])
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 

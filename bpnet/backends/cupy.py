@@ -15,8 +15,8 @@ from bpnet.backends import cublaslt, cuda
 from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Prefetcher, Rule, Specs, State
 from bpnet.backends.cupy_feed import PinnedPrefetcher
 from bpnet.backends.cupy_graph import CapturedStep
-from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
-from bpnet.backends.cupy_launch import Kernel, contiguous
+from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, CupyContext, widened
+from bpnet.backends.cupy_launch import BFLOAT16, Kernel, contiguous
 from bpnet.backends.cupy_slots import fetch
 from bpnet.backends.cupy_sums import column_sums, draw
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
@@ -99,6 +99,11 @@ class CupyBackend(Backend):
         device = cupy.cuda.Device() if device is None else device
         return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
 
+    def context(
+        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
+    ) -> CupyContext:
+        return CupyContext(self, precision, grad_buffers, network)
+
     def widened(self, x: Array) -> Array:
         return widened(x)
 
@@ -123,7 +128,7 @@ class CupyBackend(Backend):
         return cupyx.scipy.special.erf(x)
 
     def column_sums(self, x: Array) -> Array:
-        if x.dtype.name not in cuda.TYPES or not x.size or "fused" not in self.techniques:
+        if (x.dtype.name not in cuda.TYPES and x.dtype != BFLOAT16) or not x.size or "fused" not in self.techniques:
             return super().column_sums(x)
         return column_sums(contiguous(x))
 

@@ -8,7 +8,7 @@ import cupy
 import numpy
 
 from bpnet.backends import cublaslt
-from bpnet.backends.base import Array, Backend, Rule
+from bpnet.backends.base import Array, Backend, Context, Rule
 from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, Kernel, as_they_are, contiguous, finished, mapped
 from bpnet.backends.cupy_sums import SUMS, column_sums
 from bpnet.errors import DeviceError
@@ -25,13 +25,15 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     """
     x, weight = contiguous(x), contiguous(weight)
     named, biased = known(f), "" if bias is None else "_BIAS"
-    narrow = run.narrow and weight.dtype == numpy.float32 and named != "IDENTITY"  # as the last layer's mostly is
+    narrow = (
+        run.context.narrow and weight.dtype == numpy.float32 and named != "IDENTITY"
+    )  # as the last layer's mostly is
     z = cupy.empty((x.shape[0], weight.shape[1]), BFLOAT16 if narrow else weight.dtype)
     left, right = factor(run, x), factor(run, weight)
     added = factor(run, bias) if narrow and bias is not None else bias  # an epilogue's vector is of the result's type
     if named == "RELU" and multiply(run, left, right, z, (False, False), f"RELU{biased}", added):
         return z, f.saved(None, z)
-    if named == "GELU" and run.precision != "float32" and weight.dtype == numpy.float32:
+    if named == "GELU" and run.context.precision != "float32" and weight.dtype == numpy.float32:
         kept = cupy.empty_like(z)
         if multiply(run, left, right, z, (False, False), f"GELU_AUX{biased}", added, kept):
             return z, f.saved(kept, z)
@@ -63,7 +65,7 @@ def dense_backward(
     columns of dz, comes with that pass, or with the product for dL/dW, which saves a launch: see FEW_OPERATIONS.
     """
     x, weight, dy = contiguous(x), contiguous(weight), contiguous(dy)
-    narrow = run.precision == "bfloat16" and weight.dtype == numpy.float32
+    narrow = run.context.precision == "bfloat16" and weight.dtype == numpy.float32
     kernel = None
     few = 2.0 * x.size * weight.shape[1] <= FEW_OPERATIONS and by_cublaslt(run)
     sums_up = has_bias and not few
@@ -82,7 +84,7 @@ def dense_backward(
             (db,) = finished(as_they_are, kernel.sum((kept, dy), (dz,)))
         else:
             kernel.map((kept, dy), (dz,))
-    dw, left = run.place(weight), factor(run, x)
+    dw, left = run.context.grad_buffer(weight), factor(run, x)
     sums = cupy.empty(dz.shape[1], dw.dtype) if has_bias and db is None and few else None
     if sums is not None and multiply(run, left, dz, dw, (True, False), "BGRADA", sums):
         db = sums
@@ -95,6 +97,28 @@ def dense_backward(
     dx = cupy.empty(x.shape, x.dtype)
     plain(run, dz, factor(run, weight), dx, (False, True))
     return dx, dw, db
+
+
+class CupyContext(Context):
+    """Of products in a precision, of a network whose activations may be stored as they round them, or not."""
+
+    def __init__(self, backend: Backend, precision: str, grad_buffers: dict[int, Array] | None, network: Any) -> None:
+        super().__init__(backend, precision, grad_buffers)
+        self.narrow = precision == "bfloat16" and network is not None and network.products_only
+        """Whether kernels store what passes between layers in bfloat16; `Backend.widened` undoes that."""
+        self.rounded: dict[int, tuple[Array, Array]] = {}
+        """By the `id` of an array: that array, and what was made of it for products of less precision."""
+
+
+def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
+    """A product of matrices by cuBLASLt, in the precision of the run; of stacks of them, as it is defined."""
+    types = {a.dtype, b.dtype}
+    if a.ndim != 2 or b.ndim != 2 or (types != {numpy.dtype("float64")} and not types <= {FLOAT32, BFLOAT16}):
+        return NotImplemented
+    shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
+    out = cupy.empty(shape, FLOAT32 if BFLOAT16 in types else a.dtype)
+    plain(run, factor(run, contiguous(a)), factor(run, contiguous(b)), out, (transpose_a, transpose_b))
+    return out
 
 
 FEW_OPERATIONS = 2.0**30
@@ -117,7 +141,7 @@ def multiply(
         return False
     named = "bfloat16" if a.dtype == BFLOAT16 else "float32"
     if a.dtype == numpy.float32:
-        named = precision or run.precision
+        named = precision or run.context.precision
     return cublaslt.product(a, b, out, transposed, epilogue, vector, extra, named)
 
 
@@ -128,7 +152,7 @@ def plain(
     """out <- op(a) op(b): by cuBLASLt, or else by CuPy, which knows float32 and float64 only."""
     if multiply(run, a, b, out, transposed, "DEFAULT", precision=precision):
         return
-    wanted = precision or run.precision
+    wanted = precision or run.context.precision
     if wanted != "float32" and a.dtype != numpy.float64:
         raise DeviceError(f"cuBLASLt has no {wanted} product for {a.shape} and {b.shape}: use float32")
     cupy.matmul(*(m.T if t else m for m, t in zip((a, b), transposed, strict=True)), out=out)
@@ -137,14 +161,14 @@ def plain(
 def factor(run: Any, a: Array) -> Array:
     """A factor as the products of the run take it: rounded once in a run, for the forward and the backward pass.
 
-    Factors are rounded to bfloat16, sums and what the optimizer sees are float32.  Where a run is `narrow`, what passes
-    between dense layers is stored in bfloat16 too; otherwise it is float32, and rounded when a product takes it.
+    Factors are rounded to bfloat16, sums and what the optimizer sees are float32.  Where its context is `narrow`, what
+    passes between layers is stored in bfloat16 too; otherwise it is float32, and rounded when a product takes it.
     """
-    if run.precision != "bfloat16" or a.dtype != numpy.float32:
+    if run.context.precision != "bfloat16" or a.dtype != numpy.float32:
         return a
-    if id(a) not in run.rounded:
-        run.rounded[id(a)] = a, rounded(a)  # with the array itself, so that no other takes its id
-    return run.rounded[id(a)][1]
+    if id(a) not in run.context.rounded:
+        run.context.rounded[id(a)] = a, rounded(a)  # with the array itself, so that no other takes its id
+    return run.context.rounded[id(a)][1]
 
 
 def rounded(a: Array) -> Array:
@@ -195,13 +219,17 @@ def _biased(f: Any) -> Rule:
     return rule
 
 
-def defined(run: Any, x: Array, *_: Any) -> Any:
+def defined(run: Any, x: Array, *_: Any, **__: Any) -> Any:
     """Leaves a product to its definition, where no other precision than float32 is asked for."""
-    if run.precision != "float32" and x.dtype == numpy.float32:
-        raise DeviceError(f"products in {run.precision} need the technique 'fused', which was taken out: use float32")
+    if run.context.precision != "float32" and x.dtype == numpy.float32:
+        raise DeviceError(
+            f"products in {run.context.precision} need the technique 'fused', which was taken out: use float32"
+        )
     return NotImplemented
 
 
-KERNELS: dict[str, Callable[..., Any]] = {"dense_forward": dense_forward, "dense_backward": dense_backward, **SUMS}
-DEFINITIONS: dict[str, Callable[..., Any]] = dict.fromkeys(("dense_forward", "dense_backward"), defined)
+KERNELS: dict[str, Callable[..., Any]] = {
+    "matmul": matmul, "dense_forward": dense_forward, "dense_backward": dense_backward, **SUMS,
+}  # fmt: skip
+DEFINITIONS: dict[str, Callable[..., Any]] = {"matmul": defined}
 """Instead of these, where rules are not fused."""

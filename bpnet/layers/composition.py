@@ -38,6 +38,10 @@ class Sequential(Composite):
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     @cached_property
+    def products_only(self) -> bool:  # type: ignore[override]
+        return all(layer.products_only for layer in self.layers)
+
+    @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), layer) for i, layer in enumerate(self.layers))
 
