@@ -113,7 +113,7 @@ def test_the_interpreter_gives_what_eager_numpy_gives(program: Program, shape: A
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(programs(), SHAPES, st.integers(0, 5), st.sampled_from(["float32", "float64"]))
+@given(program=programs(), shape=SHAPES, seed=st.integers(0, 5), dtype=st.sampled_from(["float32", "float64"]))
 def test_machine_code_gives_what_the_interpreter_gives(
     program: Program, shape: Any, seed: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
