@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import Backend, Key, Rows, Rule
+from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
@@ -25,6 +25,8 @@ class TracingBackend(Backend):
     name = "numpy"
     traces = True
     kernels: ClassVar = {"matmul": _matmul}
+    precision = "float32"
+    """That of the products, as the last context says."""
 
     def __init__(self, graph: Graph, cut: Callable[[int, float], list[Rows]]) -> None:
         self.graph = graph
@@ -35,6 +37,12 @@ class TracingBackend(Backend):
 
     def device(self, x: Any) -> Any:
         return "cpu"
+
+    def context(
+        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
+    ) -> Context:
+        self.precision = precision
+        return super().context(precision, grad_buffers, network)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
