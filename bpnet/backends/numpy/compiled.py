@@ -233,7 +233,7 @@ class Plan:
                 begin = time.perf_counter()
                 POOL.run(CommandTable(self.list[i : i + 1], bases, self.together))
                 least[i] = min(least[i], time.perf_counter() - begin)
-        return list(zip((c.text for c in self.tiled), least, strict=True))
+        return list(zip((str(c.does) for c in self.tiled), least, strict=True))
 
     def _meet(self, k: int, a: Any) -> Any:
         """Note where the k-th array lies, which must be like the one for which the plan was made."""
