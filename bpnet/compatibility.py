@@ -4,16 +4,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend
+from bpnet.backends import Array, Backend
 from bpnet.backpropagation import type_of
+from bpnet.data.checks import check_like
 from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown
-from bpnet.layer import Layer, leaves
+from bpnet.layer import Layer, Params, leaves
 from bpnet.layers.activation import Sigmoid, Softmax
 from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import check_type
+from bpnet.options import check_range
 from bpnet.protocol import check_network
 
 
@@ -61,32 +62,26 @@ def check_precision(precision: str, backend: Backend, like: Array) -> None:
 
 
 def check_options(
-    backend: Backend, theta: Array, network: Layer, loss: Loss, optimizer: Optimizer, clip_norm: float | None
+    backend: Backend, like: Array, network: Layer, loss: Loss, optimizer: Optimizer, clip_norm: float | None
 ) -> None:
-    """Raise OptionError where an option is too small or too large for the type of the parameters."""
-    numbers = type_of(backend, theta)
-    optimizer.check_type(*numbers[:2])
+    """Raise OptionError where an option is too small or too large for the type of `like`."""
+    numbers = type_of(backend, like)
     for part in (network, loss, optimizer):
-        check_type("", part, *numbers)
-    check_type("clip_norm", min(clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
+        part.check_type(*numbers)
+    check_range("clip_norm", min(clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
 
 
-def check_parameters(tree: Any, layout: Layout, theta: Array) -> None:
-    """Raise unless `tree` has arrays like all parameters, nested as `Trainer.parameters` gives them."""
+def check_parameters(tree: Any, own: Params) -> None:
+    """Raise unless `tree` has arrays like all parameters, nested as these are."""
     if not isinstance(tree, Mapping):
         raise ArgumentError(f"parameters is {kind_of(tree)}; expected a nested dict, as trainer.parameters gives")
-    have = {slot.name: slot for slot in layout.parameters}
-    given = dict(leaves(tree))
+    have, given = dict(leaves(own)), dict(leaves(tree))
     if given.keys() != have.keys():
         wrong = sorted(given.keys() ^ have.keys())
         raise ShapeError(f"parameters differ from the network's in {', '.join(wrong)}; expected {', '.join(have)}")
     for name, value in given.items():
         what = "parameters" + "".join(f"[{part!r}]" for part in name.split("."))
-        common_backend({what: value, "the trainer's parameters": theta})
-        if tuple(value.shape) != have[name].shape:
-            raise ShapeError(f"{what} has the shape {tuple(value.shape)}; expected {have[name].shape}")
-        if value.dtype != theta.dtype:
-            raise DTypeError(f"{what} holds {value.dtype} values; expected {theta.dtype}")
+        check_like(value, have[name], what, "the trainer's parameters")
 
 
 def warn_of_probabilities(network: Layer, loss: Loss) -> None:

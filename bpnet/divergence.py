@@ -13,6 +13,7 @@ from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Path, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
+from bpnet.protocol import titled
 from bpnet.step import Carry, Snapshot, vectors
 
 
@@ -142,7 +143,7 @@ def not_finite(
             while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
                 layer = dict(layer.children)[slot.path[depth]]
                 depth += 1
-            yield slot.path, f"{'.'.join(slot.path[depth:])} of {_named(layer, slot.path[:depth])}"
+            yield slot.path, f"{'.'.join(slot.path[depth:])} of {titled('.'.join(slot.path[:depth]), layer)}"
 
 
 def first_not_finite(
@@ -161,13 +162,9 @@ def first_not_finite(
     if own:
         return own[0]
     output, xp = layer.forward(run, p, x)[0], run.xp
-    return None if bool(xp.all(xp.isfinite(output))) else f"the output of {_named(layer, path)}"
+    return None if bool(xp.all(xp.isfinite(output))) else f"the output of {titled('.'.join(path), layer)}"
 
 
 def _broken(xp: Any, array: Array, before: Array) -> Array:
     """Where an array is NaN, or infinite though it was not before."""
     return xp.isnan(array) | (xp.isinf(array) & xp.isfinite(before))
-
-
-def _named(layer: Layer, path: Path) -> str:
-    return f"layer {'.'.join(path)!r}, {layer}" if path else str(layer)

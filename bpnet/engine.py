@@ -47,23 +47,19 @@ class Engine:
     micro_batch: int | None
     compile: bool | str
 
-    known_batch: tuple[Any, ...] | None = None
-    """The kind of batch that `Trainer.step` took last as it came, with backend, device and cost."""
-    known_inputs: tuple[Any, ...] | None = None
-    """The same of `Trainer.predict`."""
-    good: Snapshot | None = None
-    """Where checked steps go back to."""
-    checked: Any = None
-    """What the last checked step left: others may have set it since."""
-    without_nan: Any = None
-    """What was found to have no NaN."""
+    known_batch: tuple[Any, ...] | None = None  # what `Trainer.step` took last as it came: kind, backend, device, cost
+    known_inputs: tuple[Any, ...] | None = None  # the same of `Trainer.predict`
+    good: Snapshot | None = None  # where checked steps go back to
+    checked: Any = None  # the state that the last one left: it may have been set since
+    without_nan: Any = None  # the state that was found to have none
 
     def __post_init__(self) -> None:
         layout, views, backend = self.layout, Views(self.layout), self.backend
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
-        self.step = backend.compile(step, donate=True, choice=self.compile)
+        eager = backend.traces and not self.optimizer.traceable
+        self.step = backend.compile(step, donate=True, choice=False if eager else self.compile)
         self.outputs = backend.compile(outputs(layout, views, self.precision), choice=self.compile)
         self.scores = backend.compile(scores(layout, views, self.loss, self.precision), choice=self.compile)
 
@@ -109,7 +105,7 @@ class Engine:
 
     def hyperparameters(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
+        return self.optimizer.hyperparameters(self.optimizer.learning_rate(step), step + 1), step + 1
 
     def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
@@ -182,7 +178,7 @@ class Engine:
                 self._repeat(data.batches(batch_size, order), before)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
-        lr = self.optimizer.schedule(self.count - 1)
+        lr = self.optimizer.learning_rate(self.count - 1)
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
 

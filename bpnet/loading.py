@@ -2,16 +2,17 @@
 
 import os
 
-from bpnet.backends import Array, backend_of, check_device, device_named, get
+from bpnet.backends import backend_of, check_device, device_named, get
 from bpnet.callbacks import History
 from bpnet.errors import ArgumentError, OptionError
 from bpnet.files import damaged, read_checkpoint
 from bpnet.trainer import Trainer
+from bpnet.typing import AnyArray
 
 
 def load(
     path: str | os.PathLike[str],
-    like: Array | None = None,
+    like: AnyArray | None = None,
     *,
     device: str | None = None,
     compile: bool | str = "auto",

@@ -7,16 +7,17 @@ arrays and numbers cross its border.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend
+from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
-from bpnet.data.loader import take_rows
-from bpnet.errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError, kind_of, plural
+from bpnet.data.checks import check_like
+from bpnet.data.loader import Batch, take_rows
+from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Params, Run
 from bpnet.layout import GradBuffer, Layout
 from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer, clip_by_global_norm
+from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
 from bpnet.options import whole
 
 Carry = tuple[Array, Array, tuple[Array, ...]]
@@ -30,7 +31,7 @@ def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, lik
     """What the first step goes on from, drawn from `seed`, of the library, device and type of `like`."""
     device = backend.device(like)
     try:
-        starts = layout.start(seed, single=like.dtype == backend.xp.float32)
+        starts = layout.start(seed)
         theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
         with backend.session(threads, device):
             return theta, buffers, optimizer.init(backend, theta)
@@ -64,14 +65,7 @@ def check_snapshot(snapshot: Any, own: Carry) -> None:
     whole("the snapshot's step count", step_count, 0)
     names = ("parameters", "buffers", *["optimizer state"] * len(state))
     for name, given, mine in zip(names, (theta, buffers, *state), (*own[:2], *own[2]), strict=True):
-        common_backend({f"the snapshot's {name}": given, f"the trainer's {name}": mine})
-        if given.shape != mine.shape:
-            raise ShapeError(
-                f"the snapshot's {name} has the shape {tuple(given.shape)}, the trainer's {tuple(mine.shape)}: it is "
-                "of another network"
-            )
-        if given.dtype != mine.dtype:
-            raise DTypeError(f"the snapshot's {name} holds {given.dtype} values, the trainer's {mine.dtype}")
+        check_like(given, mine, f"the snapshot's {name}", f"the trainer's {name}")
 
 
 class Views:
@@ -101,48 +95,41 @@ def training_step(
     precision: str = "float32",
     micro_batch: int | None = None,
 ) -> Callable[..., tuple[Carry, Array]]:
-    """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
+    """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
-    `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
+    `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
 
-    own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
-    """Whether a step ends in one `map_vector`, for which it may give up its vectors; another `apply` may read on."""
+    update: Any = optimizer.update
+    own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
+    """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
-    def step(
-        backend: Backend,
-        carry: Carry,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        rows: Array | None,
-        numbers: Any,
-        number: Any,
-    ) -> tuple[Carry, Array]:
-        theta, buffers, state = carry
-        p = views(backend, theta, buffers)
+    def gradient(backend: Backend, batch: Batch, number: Any, buffers: Array, theta: Array) -> tuple[Array, Array, Any]:
+        p, key = views(backend, theta, buffers), (seed, number)
         value, grad, taken = loss_and_gradient(
-            backend,
-            layout,
-            loss,
-            p,
-            x,
-            y,
-            weight,
-            rows,
-            (seed, number),
-            grad_buffers=grad_buffers,
-            precision=precision,
-            micro_batch=micro_batch,
+            backend, layout, loss, p, *batch, key, True, grad_buffers, precision, micro_batch
         )
         if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
             grad = clip_by_global_norm(Run(backend), grad, clip_norm)
+        return value, grad, taken
+
+    def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
+        theta, buffers, state = carry
+        x, y, weight, rows, hyperparameters, number = args
+        batch = x, y, weight, rows
+        value, grad, taken = gradient(backend, batch, number, buffers, theta)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
-        if not own:
+        if own:
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
+        else:
             current.late = None
-        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=own)
+
+            def evaluate(theta: Array) -> tuple[Array, Array]:
+                return gradient(backend, batch, number, carry[1], theta)[:2]
+
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
 
     return step

@@ -34,6 +34,7 @@ from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
 from bpnet.step import Carry, Snapshot, check_snapshot, start
+from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
 
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
@@ -58,8 +59,9 @@ class Trainer:
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
         Products of float64 are float64.
     device : "cuda" trains NumPy arrays, memory-mapped files among them, with CuPy on the current CUDA device, "cuda:1"
-        on the second: data that take at most half of its free memory are put there once, others stream through it batch
-        by batch while it computes; predictions come back as NumPy arrays.  None computes where the data lie.
+        on the second, "torch" and "jax" where these make arrays: data that take at most half of the free memory are put
+        there once, others stream through it batch by batch while it computes; predictions are NumPy arrays again.  None
+        computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
     compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been work
@@ -80,13 +82,13 @@ class Trainer:
     def __init__(
         self,
         network: Layer,
-        loss: str | Loss,
-        optimizer: str | Optimizer = "adam",
+        loss: LossName | Loss,
+        optimizer: OptimizerName | Optimizer = "adam",
         *,
         seed: int = 0,
         clip_norm: float | None = None,
         threads: int | None = None,
-        precision: str = "float32",
+        precision: Precision = "float32",
         device: str | None = None,
         micro_batch: int | None = None,
         compile: bool | str = "auto",
@@ -131,7 +133,7 @@ class Trainer:
     # ---- state --------------------------------------------------------------------------------------------------
 
     @locked("train")
-    def build(self, x: Array) -> "Trainer":
+    def build(self, x: AnyArray) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         The first `fit` or `step` does so by itself.  Raises ShapeError where a layer or the loss does not fit,
@@ -146,17 +148,19 @@ class Trainer:
         self._start(self._prepare({"x": x}))
         return self
 
-    def _start(self, data: Loader) -> None:
+    def _start(self, data: Loader) -> Engine:
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
+        check_options(data.backend, data.like, self.network, self.loss, self.optimizer, self.clip_norm)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
-        self._set_state(data.backend, data.layout, carry, 0)
+        return self._set_state(data.backend, data.layout, carry, 0)
 
-    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> None:
+    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> Engine:
         check_options(backend, carry[0], self.network, self.loss, self.optimizer, self.clip_norm)
         names = ("loss", "optimizer", "seed", "clip_norm", "threads", "precision", "micro_batch", "compile")
         options = {name: getattr(self, name) for name in names}
-        self._engine = Engine(backend, layout, State(carry, step_count), **options)
+        self._engine = engine = Engine(backend, layout, State(carry, step_count), **options)
+        return engine
 
     def _have(self) -> Engine:
         if self._engine is None:
@@ -198,7 +202,7 @@ class Trainer:
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """The optimizer's arrays."""
+        """The optimizer's state: arrays of any shape, most of them vectors like `theta`."""
         return self._have().carry[2]
 
     @property
@@ -210,9 +214,9 @@ class Trainer:
     @locked("set")
     def parameters(self, tree: Mapping[str, Any]) -> None:
         engine = self._have()
-        backend, layout, ((theta, *rest), count) = engine.backend, engine.layout, engine.state.now
-        check_parameters(tree, layout, theta)
-        engine.state.now = (backend.copy(backend.detach(layout.join(backend, tree))), *rest), count
+        backend, ((_, *rest), count) = engine.backend, engine.state.now
+        check_parameters(tree, self.parameters)
+        engine.state.now = (backend.copy(backend.detach(engine.layout.join(backend, tree))), *rest), count
 
     @locked("read")
     def snapshot(self) -> Snapshot:
@@ -232,9 +236,7 @@ class Trainer:
 
         `metadata` is anything of yours that JSON can hold.  A file that was there is replaced once the new one is whole
         and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
-
-        Raises NotBuiltError before the first fit, ArgumentError where `metadata` is not JSON, and PathError, which is
-        an OSError, where the file can't be written.
+        Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
         """
         from bpnet.files import OPTIONS, write_checkpoint
 
@@ -248,7 +250,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
+    def step(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
@@ -280,9 +282,7 @@ class Trainer:
         device = backend.device(x)
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
-            if self._engine is None:
-                self._start(data)
-            engine = self._have()
+            engine = self._engine or self._start(data)
             if data.x is x and data.y is y and not data.streams:  # nor need the next of this kind be converted
                 engine.known_batch = _kind(x, y), backend, device, engine.cost(data.count)
             with engine.session(data.count):
@@ -292,13 +292,13 @@ class Trainer:
     @locked("train")
     def fit(
         self,
-        x: Array,
-        y: Array,
+        x: AnyArray,
+        y: AnyArray,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[Array] | None = None,
-        sample_weight: Array | None = None,
+        validation: Sequence[AnyArray] | None = None,
+        sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
@@ -327,9 +327,7 @@ class Trainer:
         data, held_out = self._prepare(named(x, y, sample_weight)), None
         if validation is not None:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
-        if self._engine is None:
-            self._start(data)
-        engine, evaluated = self._have(), self.micro_batch or max(batch_size, LEAST_EVALUATED)
+        engine, evaluated = self._engine or self._start(data), self.micro_batch or max(batch_size, LEAST_EVALUATED)
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
@@ -369,7 +367,7 @@ class Trainer:
 
     @locked("read")
     def evaluate(
-        self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
+        self, x: AnyArray, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
@@ -379,7 +377,7 @@ class Trainer:
         engine, data = self._have(), self._prepare(named(x, y, sample_weight))
         return engine.evaluate(data, self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1))
 
-    def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from

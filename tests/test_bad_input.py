@@ -233,7 +233,7 @@ def test_what_the_options_of_a_users_class_mean_is_not_guessed(backend: Any, tmp
 def test_a_sound_file_with_an_option_that_is_refused_is_not_called_damaged(tmp_path: Any, monkeypatch: Any) -> None:
     path = tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr("bpnet.compatibility.check_type", lambda *args: None)
+        patched.setattr(bp.Layer, "check_type", lambda *args: None)
         fresh(bp.Dense(3, bp.ELU(1e39))).build(X.astype("float32")).save(path)
     expect(OptionError, "m.safetensors can't be loaded: alpha of ELU.* is 1e\\+39", lambda: bp.load(path))
 
@@ -1097,7 +1097,7 @@ def test_sizes_beyond_any_memory() -> None:
     if sys.maxsize > 2**32:
         slim = bp.Sequential(bp.Dense(most), bp.Dense(2**20), bp.Dense(3))  # 18 petabytes
         trainer = fresh(slim)
-        expect(OutOfMemoryError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
+        expect(OutOfMemoryError, r"2,251,[0-9,]+ parameters of the network and", lambda: trainer.build(X))
         expect(NotBuiltError, "no parameters yet", lambda: trainer.theta)
 
 
@@ -1119,7 +1119,7 @@ def test_snapshots_of_another_kind() -> None:
         )
     expect(OptionError, "the snapshot's step count is -1", lambda: trainer.restore(((theta, buffers, state), -1)))
     short = (state[0][:3], state[1])
-    pattern = r"snapshot's optimizer state has the shape \(3,\), the trainer's \(43,\): it is of another network"
+    pattern = r"snapshot's optimizer state has the shape \(3,\); expected \(43,\)"
     expect(ShapeError, pattern, lambda: trainer.restore(((theta, buffers, short), 0)))
     expect(ArrayMismatchError, "parameters is None", lambda: trainer.restore(((None, buffers, state), 0)))
     trainer.restore(((theta, buffers, state), count))

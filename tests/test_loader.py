@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import pickle
 import re
 import subprocess
 import sys
@@ -133,6 +134,31 @@ def test_no_step_waits_for_the_device(world: World, monkeypatch: pytest.MonkeyPa
     assert spent["launch"] == 10
 
 
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_rows_stream_to_other_libraries_too(name: str, library: Callable[[str], Any]) -> None:
+    backend = library("jax-jit" if name == "jax" else name)
+    x, y, weight = data()
+    there = bp.Trainer(CALM, "cross_entropy")
+    there.fit(backend.array(x), backend.array(y), sample_weight=backend.array(weight), batch_size=16, progress=False)
+    here = bp.Trainer(CALM, "cross_entropy", device=name)
+    here.fit(x, y, sample_weight=weight, batch_size=16, progress=False)
+    np.testing.assert_allclose(backend.host(here.theta), backend.host(there.theta), rtol=1e-5, atol=1e-6)
+    outputs = here.predict(x)
+    assert type(outputs) is np.ndarray
+    np.testing.assert_allclose(outputs, backend.host(there.predict(backend.array(x))), rtol=1e-5, atol=1e-6)
+    step = here.step_count
+    here = pickle.loads(pickle.dumps(here))
+    here.step(x, y)
+    assert (here.step_count, here.device) == (step + 1, name)
+
+
+def test_numpy_as_a_device_is_where_its_arrays_are() -> None:
+    x, y, _ = data()
+    trainer = bp.Trainer(NET, "cross_entropy", device="numpy")
+    trainer.fit(x, y, progress=False)
+    assert type(trainer.theta) is np.ndarray
+
+
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_less_precise_products_of_what_is_fed(
@@ -187,13 +213,13 @@ def test_a_device_by_its_number(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("gpu", "unknown device 'gpu': did you mean 'cuda'. known are cuda"),
+        ("gpu", "unknown device 'gpu': did you mean 'cuda'. known are cuda, jax, numpy, torch"),
         ("CUDA:1", "did you mean 'cuda:1'"),
         ("cupy:1", "did you mean 'cuda:1'"),
         ("gpu:", "did you mean 'cuda'"),
         ("cuba", "did you mean 'cuda'"),
-        ("cpu", "unknown device 'cpu': known are cuda"),
-        ("torch", "unknown device 'torch': known are cuda"),
+        ("cpu", "unknown device 'cpu': did you mean 'numpy'"),
+        ("numpy:0", "devices of numpy have no numbers: leave out :0"),
         ("cuda:", "expected a whole number after the colon, as in 'cuda:1'"),
         ("cuda:-1", "expected a whole number after the colon"),
         (0, "device is of type int; expected 'cuda', or 'cuda:1' for the second of several"),
@@ -326,7 +352,7 @@ def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, wo
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
     pattern = (
-        r"a training step on a batch of 8192 rows needs more memory than there is: [\d,]+ bytes more were requested, "
+        r"a training step on a batch of 8,192 rows needs more memory than there is: [\d,]+ bytes more were requested, "
         r"[\d,]+ bytes of [\d,]+ are free without it. Nothing was changed by it; micro_batch=(\d+) would fit"
     )
     found = re.fullmatch(pattern, str(caught.value))
@@ -351,7 +377,7 @@ def test_a_forward_pass_without_room_says_what_would_fit(name: str, world: World
     trainer.step(bx[:64], by[:64])
     call = functools.partial(getattr(trainer, name), *(bx, by)[: 1 + (name == "evaluate")])
     world.limit = world.used + 200_000
-    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8192 rows needs more memory") as caught:
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8,192 rows needs more memory") as caught:
         call()
     found = re.search(r"batch_size=(\d+) would fit", str(caught.value))
     assert found is not None, str(caught.value)
@@ -365,9 +391,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
     x, y, _ = data(4096)
     trainer = bp.Trainer(NET, "cross_entropy", device="cuda").build(x)
     world.limit = world.used + 20_000
-    with pytest.raises(
-        bp.errors.OutOfMemoryError, match="a batch of 2000 rows does not fit on the device: take a smaller"
-    ):
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a batch of 2,000 rows does not fit on the device: "):
         trainer.fit(x, y, batch_size=2000, progress=False)
 
 
@@ -485,7 +509,7 @@ def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[
     pool.set_limit(pool.used_bytes() + 2**27)
     try:
         with pytest.raises(
-            bp.errors.OutOfMemoryError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
+            bp.errors.OutOfMemoryError, match=r"a batch of 2,000,000 rows .* micro_batch=\d+ would fit"
         ) as caught:
             trainer.step(bx, by)
         np.testing.assert_array_equal(device.host(trainer.theta), before)

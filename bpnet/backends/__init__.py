@@ -30,6 +30,9 @@ NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
 ALIASES = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
 """Other names by which people ask for one of them."""
 
+DEVICES = {"cuda": "cupy", "numpy": "numpy", "torch": "torch", "jax": "jax"}
+"""Where a trainer can compute with NumPy's arrays, and the library that does."""
+
 _by_name: dict[str, Backend] = {}
 _by_type: dict[type, Backend] = {}
 
@@ -66,20 +69,23 @@ class MissingLibraryError(MissingExtraError):
 
 
 def device_named(name: Any) -> tuple[Backend, Any]:
-    """CuPy's backend and, of "cuda:1", that device; of "cuda" None, which is the current one.
+    """The backend that a trainer's `device` stands for, and of "cuda:1" that device; None is the current one.
 
-    Raises ArgumentError, UnknownNameError or OptionError where `name` is no device, and DeviceError or
-    MissingExtraError where it is not there.
+    "cuda" is CuPy's; "numpy", "torch" and "jax" are where these libraries make arrays.  Raises ArgumentError,
+    UnknownNameError or OptionError where `name` is no device, and MissingExtraError or DeviceError where it is missing.
     """
     if not isinstance(name, str):
         raise ArgumentError(f"device is {kind_of(name)}; expected 'cuda', or 'cuda:1' for the second of several")
     kind, colon, number = name.partition(":")
-    if kind != "cuda":
-        meant = "cuda" if kind.lower() in ("cupy", "gpu", "cuda") else closest(kind, ["cuda"])
-        raise UnknownNameError("device", name, ["cuda"], f"{meant}:{number}" if meant and number.isdecimal() else meant)
+    if kind not in DEVICES:
+        meant = (
+            "cuda" if kind.lower() in ("cuda", "cupy", "gpu") else ALIASES.get(kind.lower()) or closest(kind, DEVICES)
+        )
+        meant = f"{meant}:{number}" if meant == "cuda" and number.isdecimal() else meant
+        raise UnknownNameError("device", name, DEVICES, meant)
     if colon and not (number.isdecimal() and len(number) < 10):
         raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in 'cuda:1'")
-    backend = get("cupy")
+    backend = get(DEVICES[kind])
     return backend, backend.get_device(int(number)) if colon else None
 
 

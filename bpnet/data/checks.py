@@ -6,7 +6,7 @@ Checks of `values` (NaN, infinity, the range of labels) make the host wait for a
 import math
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of
+from bpnet.backends import Array, Backend, backend_of, common_backend
 from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
 from bpnet.losses import Loss
@@ -49,6 +49,15 @@ def detached(backend: Backend, x: Array, name: str) -> Array:
     if unfit is not None:
         raise ArrayMismatchError(f"{name} is {unfit}")
     return backend.detach(x)
+
+
+def check_like(value: Any, own: Array, what: str, whose: str) -> None:
+    """Raise unless an array, called `what`, is of the library, device, shape and type of one that a trainer has."""
+    common_backend({what: value, whose: own})
+    if tuple(value.shape) != tuple(own.shape):
+        raise ShapeError(f"{what} has the shape {tuple(value.shape)}; expected {tuple(own.shape)}")
+    if value.dtype != own.dtype:
+        raise DTypeError(f"{what} holds {value.dtype} values; expected {own.dtype}")
 
 
 def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:

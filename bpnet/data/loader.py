@@ -185,6 +185,8 @@ class StreamingLoader(Loader):
         if free is None or size > CACHED_SHARE * free:
             return self
         there = [None if a is None else self._empty(a, self.like.dtype if a is self.x else None) for a in arrays]
+        if there[0] is None:  # arrays of this library can't be written to
+            return Loader(self.backend, self.layout, *self.whole_batch()[:3])
         size = self._transfer()
         for (start, stop), batch in zip(parts(self.count, size), self.batches(size), strict=True):
             for memory, part in zip(there, batch[:3], strict=True):
@@ -192,8 +194,9 @@ class StreamingLoader(Loader):
                     self.backend.store(memory[start:stop, ...], part)
         return Loader(self.backend, self.layout, *there)
 
-    def _empty(self, a: Any, dtype: Any) -> Array:
+    def _empty(self, a: Any, dtype: Any) -> Array | None:
         """Memory on the device for what is in `a`."""
         xp = self.backend.xp
         one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.backend.device(self.like))
-        return xp.reshape(self.backend.empty_vector(math.prod(a.shape), one), tuple(a.shape))
+        vector = self.backend.empty_vector(math.prod(a.shape), one)
+        return None if vector is None else xp.reshape(vector, tuple(a.shape))

@@ -73,7 +73,11 @@ def prepare(
         if isinstance(expected, Expected):
             layout, like = expected.layout, expected.like
             if not streams and (host is not backend_of(like) or host.device(x) != host.device(like)):
-                raise _elsewhere(x, x_name, expected)
+                hint = f"; bp.load(path, like={x_name}) brings a saved model there" if "'s" in expected.name else ""
+                try:
+                    common_backend({x_name: x, expected.name: like})
+                except ArrayMismatchError as error:
+                    raise ArrayMismatchError(f"{error}{hint}") from None
             check_rows(x, layout.in_shape, x_name)
             if floating and single != (like.dtype == backend.xp.float32):
                 raise DTypeError(f"{x_name} holds {x.dtype} values, but {expected.name} {like.dtype}: convert {x_name}")
@@ -95,13 +99,3 @@ def prepare(
         if streams:
             return StreamingLoader(backend, layout, x, y, weight, like, threads)
         return Loader(host, layout, x, y, weight)
-
-
-def _elsewhere(x: Array, name: str, expected: Expected) -> ArrayMismatchError:
-    """The error to raise where x belongs to another library, or lies on another device, than what it must fit."""
-    try:
-        common_backend({name: x, expected.name: expected.like})
-    except ArrayMismatchError as error:
-        hint = f"; bp.load(path, like={name}) brings a saved model there" if "parameters" in expected.name else ""
-        return ArrayMismatchError(f"{error}{hint}")
-    raise AssertionError("x lies where it is expected")

@@ -1,6 +1,6 @@
 """A trained model as a .safetensors file: named arrays, and a JSON description; nothing in it can run code.
 
-Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's vectors `optimizer.<i>`.  Metadata: the key `bpnet`
+Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's arrays `optimizer.<i>`.  Metadata: the key `bpnet`
 holds the description of network, loss and optimizer, the history, and whatever the user added; `sha256` the hash of the
 whole file.
 """
