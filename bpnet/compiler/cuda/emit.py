@@ -1,0 +1,621 @@
+"""Fused kernels as CUDA C++, and how many threads run them; whoever has a device compiles and launches the text.
+
+Three forms of loop serve all kernels:
+
+map       no sums, or sums of everything: each thread takes entries anywhere, WIDTH at a time
+columns   column-wise sums: a thread goes down the columns of one vector
+rows      row-wise reductions: a group of threads goes along a row, once more than there are reductions to wait for
+
+Sums of a block's threads are put into scratch memory, and the block that is the last to do so adds them up, in an order
+that depends on the shape alone.  With OPTIONS nothing is contracted, so an operation that IEEE 754 rounds exactly gives
+the bits that it gives alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from bpnet.compiler.commands import Fused, FusedKernel, Reference
+
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""For NVIDIA's compiler."""
+THREADS = 256
+"""Threads of a block."""
+MAX_BLOCKS = 2048
+"""Blocks of a launch, some 16 for each multiprocessor of a large device; each thread goes on to further elements."""
+MAX_SUMMING = 1024
+"""The same of a launch that sums: as many as such a device runs at a time."""
+MAX_PARTIAL_ROWS = 256
+"""Blocks, one below the other, that sum the same columns: the last one adds up what all of them found."""
+MAX_PARTIAL = 65536
+"""Elements that the last block adds up, where one does so for all columns."""
+MIN_ROWS = 16
+"""Rows that a thread sums, where there are as many: fewer would leave more to the last block."""
+PREFETCHED = 4
+"""Rows that a thread which sums reads before it computes with any of them, so that memory is never waited for idly."""
+SERIAL_ROWS = 64
+"""Rows that a block adds up one after the other where its columns do not fit into registers."""
+
+TYPES = {"float32": "float", "float64": "double"}
+"""The types that kernels compute in, as C++ calls them."""
+STORED = TYPES | {"int32": "int", "int64": "long long", "bool": "bool", "bfloat16": "bfloat16"}
+"""The types of elements in memory; a bfloat16 is the upper half of a float."""
+BYTES = {"float": 4, "double": 8, "int": 4, "long long": 8, "bool": 1, "bfloat16": 2}
+
+Launch = tuple[tuple[int, int], tuple[int, int]]
+"""(blocks along x, along y), (threads along x, along y)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the text depends on besides the kernel.
+
+    width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
+    bytes, and rows be multiples of it unless there is one.  stored: the types of the results in memory.  indirect: which
+    results are written where an address in memory says.  keys: for every mask, which parts of its key are hyperparameters.
+    spread: whether rows are longer than a block has registers for their column-wise sums.
+    """
+
+    width: int
+    stored: tuple[str, ...]
+    indirect: frozenset[int] = frozenset()
+    keys: tuple[tuple[bool, ...], ...] = ()
+    spread: bool = False
+
+
+def form_of(kernel: FusedKernel) -> str:
+    """Which of the three loops serves a kernel."""
+    if any(op.startswith("row_") for op, *_ in kernel.expressions):
+        return "rows"
+    return "columns" if any(kind == "column_sum" for kind, *_ in kernel.results) else "map"
+
+
+@lru_cache(maxsize=1024)
+def source(kernel: FusedKernel, variant: Variant) -> str:
+    """The text of `kernel`, whose parameters are, in this order:
+
+    long long rows, columns; every operand; every result; T* scratch; unsigned int* tickets, zero before and after;
+    const double* numbers; int of each number that is read; T of each constant; of each mask: unsigned int threshold,
+    T scale, and its key's parts, an int for a hyperparameter, else an unsigned int.
+    """
+    return _Writer(kernel, variant).text()
+
+
+# ---- the text --------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
+        self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
+        self.once: dict[Reference, str] = {}
+        """Values that are the same for the whole kernel, by their names."""
+        self.of_row: dict[Reference, str] = {}
+        """The same for the row that is worked on."""
+        self.column_sums = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
+        self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
+        self.phases = 1 + max([0, *(phase for _, _, phase, _ in kernel.results)])
+
+    def text(self) -> str:
+        body = {"map": self.map, "columns": self.columns, "rows": self.rows}[self.form]()
+        lines = [*self.prologue(), *body, *self.epilogue()]
+        head = _HEAD + _SUMS if self.form == "rows" or self.column_sums or self.full else _HEAD
+        head = head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
+        parameters = ",\n    ".join(self.parameters())
+        return f'{head}\nextern "C" __global__ void __launch_bounds__({THREADS}) fused(\n    {parameters}\n) {{\n' + (
+            "".join(f"    {line}\n" for line in lines) + "}\n"
+        )
+
+    def parameters(self) -> Iterator[str]:
+        kernel, variant = self.kernel, self.variant
+        yield "const long long rows, const long long columns"
+        restrict = " __restrict__" if self.form != "map" else ""  # of a map, a result may lie where an operand does
+        for i, (_, dtype) in enumerate(kernel.operands):
+            yield f"const {STORED[dtype]}*{restrict} p{i}"
+        for i, dtype in enumerate(variant.stored):
+            yield f"{STORED[dtype]}* const* a{i}" if i in variant.indirect else f"{STORED[dtype]}*{restrict} q{i}"
+        yield "T* scratch, unsigned int* tickets, const double* numbers"
+        yield from (f"const int s{i}" for i in range(kernel.numbers))
+        yield from (f"const T c{i}" for i in range(kernel.constants))
+        for m, key in enumerate(variant.keys):
+            yield f"const unsigned int limit{m}, const T scale{m}"
+            yield from (f"const {'int' if number else 'unsigned int'} k{m}_{i}" for i, number in enumerate(key))
+
+    def prologue(self) -> Iterator[str]:
+        """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
+        kernel, variant = self.kernel, self.variant
+        for i in sorted(variant.indirect):
+            yield f"{STORED[variant.stored[i]]}* const q{i} = *a{i};"
+        for i in range(kernel.numbers):
+            yield f"const T n{i} = (T)numbers[s{i}];"
+        for m, key in enumerate(variant.keys):
+            yield f"unsigned int key{m} = 0;"
+            for i, number in enumerate(key):
+                part = f"(unsigned int)(long long)numbers[k{m}_{i}]" if number else f"k{m}_{i}"
+                yield f"key{m} = mixed((key{m} ^ {part}) + 0x9E3779B9u);"
+        for i, (layout, _) in enumerate(kernel.operands):
+            if layout == "scalar":
+                self.once["operand", i] = f"x{i}"
+                yield f"const T x{i} = get(p{i}[0]);"
+        for i, (op, layout, phase, *args) in enumerate(kernel.expressions):
+            if layout == "scalar" and phase == 0 and not op.startswith("row_"):
+                yield f"const auto v{i} = {self.spelled(op, args, {})};"
+                self.once["value", i] = f"v{i}"
+        for i in self.full:
+            yield f"T t{i} = {_NOTHING[kernel.results[i][0][5:]]}, e{i} = 0;"
+
+    # ---- expressions --------------------------------------------------------------------------------------------
+
+    def name(self, reference: Reference, known: dict[Reference, str]) -> str:
+        kind, which = reference
+        if kind == "literal":
+            return f"(T){which!r}"
+        if kind in ("number", "constant"):
+            return f"{kind[0]}{which}"
+        return known.get(reference) or self.of_row.get(reference) or self.once[reference]
+
+    def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
+        return CUDA[op].format(*(self.name(a, known) for a in args))
+
+    def lane(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> Iterator[str]:
+        """What computes values of lane k of the entries at (row, col), and names them in `known`."""
+        for i in self.needed(wanted, known):
+            op, _, _, *args = self.kernel.expressions[i]
+            if op == "mask":
+                m = sum(other == "mask" for other, *_ in self.kernel.expressions[:i])
+                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
+            elif op == "places":
+                text = "(T)(col + k)"
+            else:
+                text = self.spelled(op, args, known)
+            known["value", i] = f"v{i}"
+            yield f"const auto v{i} = {text};"
+
+    def needed(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> list[int]:
+        """The expressions that these values are made of and that are not known, in their order."""
+        found: set[int] = set()
+        todo = list(wanted)
+        while todo:
+            reference = todo.pop()
+            if reference[0] != "value" or reference[1] in found:
+                continue
+            if reference in known or reference in self.of_row or reference in self.once:
+                continue
+            found.add(reference[1])
+            op, _, _, *args = self.kernel.expressions[reference[1]]
+            todo += [] if op == "mask" else args
+        return sorted(found)
+
+    def read(self, wanted: Sequence[Reference]) -> list[int]:
+        """The operands of which these values read an entry, or one of the row or column."""
+        references = list(wanted)
+        for i in self.needed(wanted, {}):
+            op, _, _, *args = self.kernel.expressions[i]
+            references += [] if op == "mask" else args
+        found = {w for kind, w in references if kind == "operand" and ("operand", w) not in self.once}
+        return sorted(w for w in found if ("operand", w) not in self.of_row)
+
+    def load(self, i: int, width: int, at: str = "at", row: str = "row") -> str:
+        layout, dtype = self.kernel.operands[i]
+        if layout == "per_row":
+            return f"get(p{i}[{row}])"
+        return f"load<{width}>(p{i}, {at})" if layout == "full" else f"each<{width}>(p{i}, col)"
+
+    def kind(self, i: int, width: int) -> str:
+        layout, dtype = self.kernel.operands[i]
+        return "T" if layout == "per_row" else f"Words<{width}, {STORED[dtype]}>"
+
+    def entry(self, i: int, name: str) -> str:
+        return name if self.kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
+
+    def entries(
+        self, sinks: Sequence[int], reduced: dict[int, Reference], width: int, loaded: dict[int, str]
+    ) -> Iterator[str]:
+        """What is done with `width` entries whose operands are `loaded`: all is computed before anything is written."""
+        results = self.kernel.results
+        stored = [i for i in sinks if results[i][0] == "store"]
+        known: dict[Reference, str] = {("operand", i): self.entry(i, name) for i, name in loaded.items()}
+        yield from (f"Words<{width}> y{i};" for i in stored)
+        yield f"for (int k = 0; k < {width}; ++k) {{"
+        yield from _in(self.lane([*(results[i][1] for i in sinks), *reduced.values()], known))
+        for i in sinks:
+            kind, reference, *_ = results[i]
+            name = self.name(reference, known)
+            if kind == "store":
+                yield f"    y{i}.v[k] = {name};"
+            elif kind == "column_sum" and self.variant.spread:
+                place = f"scratch[({self.column_sums.index(i)} * gridDim.x + blockIdx.x) * columns + col + k]"
+                yield f"    {place} = row == blockIdx.x ? {name} : {place} + {name};"
+            else:
+                lane = "[k]" if kind == "column_sum" else ""
+                yield f"    {_JOIN[kind.partition('_')[2]].format(f't{i}{lane}', f'e{i}{lane}', name)};"
+        for i, reference in reduced.items():
+            op = self.kernel.expressions[i][0].removeprefix("row_")
+            yield f"    {_JOIN[op].format(f'r{i}', f'f{i}', self.name(reference, known))};"
+        yield "}"
+        yield from (f"store<{width}>(q{i}, at, y{i});" for i in stored)
+
+    def some(self, sinks: Sequence[int], reduced: dict[int, Reference], width: int) -> Iterator[str]:
+        """The same where the operands are loaded here."""
+        wanted = [*(self.kernel.results[i][1] for i in sinks), *reduced.values()]
+        loaded = {i: f"x{i}" for i in self.read(wanted)}
+        yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
+        yield from self.entries(sinks, reduced, width, loaded)
+
+    def across(
+        self, start: str, stop: str, step: str, sinks: Sequence[int], reduced: dict[int, Reference]
+    ) -> Iterator[str]:
+        """A loop along a row: vectors of `width` elements, and what is left of the last one by one."""
+        width = self.variant.width
+        yield f"for (long long col = {start} * {width}; col < {stop}; col += {step} * {width}) {{"
+        yield "    const long long at = row * columns + col;"
+        if width == 1:
+            yield from _in(self.some(sinks, reduced, 1))
+        else:
+            yield f"    if (col + {width} <= {stop}) {{"
+            yield from _in(self.some(sinks, reduced, width), 2)
+            yield "    } else {"
+            yield f"        for (const long long end = {stop}; col < end; ++col) {{"
+            yield "            const long long at = row * columns + col;"
+            yield from _in(self.some(sinks, reduced, 1), 3)
+            yield "        }"
+            yield "    }"
+        yield "}"
+
+    # ---- the three loops ----------------------------------------------------------------------------------------
+
+    def map(self) -> Iterator[str]:
+        yield "for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;"
+        yield "     row += (long long)gridDim.y * blockDim.y) {"
+        start, step = "((long long)blockIdx.x * blockDim.x + threadIdx.x)", "(long long)gridDim.x * blockDim.x"
+        yield from _in(self.across(start, "columns", step, range(len(self.kernel.results)), {}))
+        yield "}"
+
+    def columns(self) -> Iterator[str]:
+        width, results = self.variant.width, self.kernel.results
+        every = range(len(results))
+        loaded = {i: f"x{i}" for i in self.read([results[i][1] for i in every])}
+        yield from (f"T t{i}[{width}] = {{}}, e{i}[{width}] = {{}};" for i in self.column_sums)
+        yield f"const long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * {width};"
+        yield "const long long step = (rows + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * step;"
+        yield "const long long end = col >= columns ? 0 : begin + step < rows ? begin + step : rows;"
+        below = [i for i in loaded if self.kernel.operands[i][0] != "per_column"]
+        yield from (f"{self.kind(i, width)} x{i} = {{}};" for i in loaded if i not in below)
+        yield "if (col < columns) {"
+        yield from (f"    x{i} = {self.load(i, width)};" for i in loaded if i not in below)
+        yield "}"
+        yield f"for (long long top = begin + threadIdx.y; top < end; top += {PREFETCHED} * blockDim.y) {{"
+        yield from (f"    {self.kind(i, width)} w{i}[{PREFETCHED}];" for i in below)
+        yield "#pragma unroll"
+        yield f"    for (int ahead = 0; ahead < {PREFETCHED}; ++ahead) {{"
+        yield "        const long long row = top + ahead * blockDim.y;"
+        yield "        if (row < end) {"
+        yield from (f"            w{i}[ahead] = {self.load(i, width, at='row * columns + col')};" for i in below)
+        yield "        }"
+        yield "    }"
+        yield "#pragma unroll"
+        yield f"    for (int ahead = 0; ahead < {PREFETCHED}; ++ahead) {{"
+        yield "        const long long row = top + ahead * blockDim.y, at = row * columns + col;"
+        yield "        if (row < end) {"
+        names = {i: f"w{i}[ahead]" if i in below else name for i, name in loaded.items()}
+        yield from _in(self.entries(every, {}, width, names), 3)
+        yield "        }"
+        yield "    }"
+        yield "}"
+
+    def rows(self) -> Iterator[str]:
+        width, kernel = self.variant.width, self.kernel
+        if not self.variant.spread:
+            yield from (f"T t{i}[{width}] = {{}}, e{i}[{width}] = {{}};" for i in self.column_sums)
+        yield "__shared__ T group[<<threads>>];".replace("<<threads>>", str(THREADS))
+        yield "for (long long first = (long long)blockIdx.x * blockDim.y; first < rows;"
+        yield "     first += (long long)gridDim.x * blockDim.y) {"
+        yield "    const long long row = first + threadIdx.y;"
+        yield "    const bool there = row < rows;  // a row that is not there has no entries"
+        yield "    const long long stop = there ? columns : 0;"
+        for i, (layout, _) in enumerate(kernel.operands):
+            if layout == "per_row":
+                yield f"    const T x{i} = there ? get(p{i}[row]) : (T)0;"
+                self.of_row["operand", i] = f"x{i}"
+        for phase in range(self.phases):
+            yield from _in(self.phase(phase))
+        yield "}"
+
+    def phase(self, phase: int) -> Iterator[str]:
+        kernel = self.kernel
+        along = [i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column")]
+        single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
+        reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0].startswith("row_") and e[2] == phase}
+        for i, (op, layout, p, *args) in enumerate(kernel.expressions):
+            if layout in ("per_row", "scalar") and p == phase and ("value", i) not in self.once | self.of_row:
+                if not op.startswith("row_"):
+                    yield f"const auto v{i} = {self.spelled(op, args, {})};"
+                    self.of_row["value", i] = f"v{i}"
+        for i in reduced:
+            yield f"T r{i} = {_NOTHING[kernel.expressions[i][0][4:]]}, f{i} = 0;"
+        if along or reduced:
+            yield from self.across("(long long)threadIdx.x", "stop", "blockDim.x", along, reduced)
+        for i in reduced:
+            op = kernel.expressions[i][0][4:]
+            yield f"const T v{i} = along_row(rounded(r{i}, f{i}), {_CODE[op]}, group);"
+            self.of_row["value", i] = f"v{i}"
+        if single:
+            yield "if (there && threadIdx.x == 0) {"
+            for i in single:
+                kind, reference, _, layout = kernel.results[i]
+                name = self.name(reference, {})
+                if kind == "store":
+                    yield f"    put(q{i}[{'row' if layout == 'per_row' else '0'}], {name});"
+                else:
+                    yield f"    {_JOIN[kind[5:]].format(f't{i}', f'e{i}', name)};"
+            yield "}"
+
+    # ---- sums of blocks -----------------------------------------------------------------------------------------
+
+    def epilogue(self) -> Iterator[str]:
+        """Partial results of the threads of a block, and then of all blocks, by the last of them."""
+        sums = [] if self.variant.spread else self.column_sums
+        if not (sums or self.full):
+            return
+        width, blocks = self.variant.width, "gridDim.y" if self.form == "columns" else "gridDim.x"
+        yield "__shared__ T part[<<threads>>];".replace("<<threads>>", str(THREADS))
+        yield "const int me = threadIdx.y * blockDim.x + threadIdx.x;"
+        across = "blockIdx.x * blockDim.x + threadIdx.x" if self.form == "columns" else "threadIdx.x"
+        number = "blockIdx.y" if self.form == "columns" else "blockIdx.x"
+        if sums:
+            yield f"const long long mine = ((long long){across}) * {width};"
+        for n, i in enumerate(sums):
+            yield f"for (int k = 0; k < {width}; ++k) {{"
+            yield f"    const T sum = over_rows(rounded(t{i}[k], e{i}[k]), part);"
+            yield "    if (threadIdx.y == 0 && mine < columns) {"
+            yield f"        scratch[({n}ll * {blocks} + {number}) * columns + mine + k] = sum;"
+            yield "    }"
+            yield "}"
+        every = "(long long)gridDim.x * gridDim.y"
+        start = f"{len(self.column_sums)}ll * {blocks} * columns"
+        for n, i in enumerate(self.full):
+            code = _CODE[self.kernel.results[i][0][5:]]
+            yield f"const T all{i} = over_block(rounded(t{i}, e{i}), {code}, part);"
+            yield f"if (me == 0) scratch[{start} + {n} * {every} + blockIdx.y * gridDim.x + blockIdx.x] = all{i};"
+        if sums:
+            ticket, others = ("tickets + 1 + blockIdx.x", "gridDim.y") if self.form == "columns" else (
+                "tickets + 1", "gridDim.x")  # fmt: skip
+            yield f"if (is_last({ticket}, {others})) {{"
+            yield f"    for (int k = 0; k < {width}; ++k) {{"
+            for n, i in enumerate(sums):
+                yield "        {"
+                yield "            T total = 0, rest = 0;"
+                yield "            if (mine < columns) {"
+                yield f"                const volatile T* from = scratch + {n}ll * {blocks} * columns + mine + k;"
+                yield "#pragma unroll 4"
+                yield f"                for (long long i = threadIdx.y; i < {blocks}; i += blockDim.y) {{"
+                yield "                    add(total, rest, from[i * columns]);"
+                yield "                }"
+                yield "            }"
+                yield "            const T sum = over_rows(rounded(total, rest), part);"
+                yield f"            if (threadIdx.y == 0 && mine < columns) put(q{i}[mine + k], sum);"
+                yield "        }"
+            yield "    }"
+            yield "}"
+        if self.full:
+            yield f"if (is_last(tickets, {every})) {{"
+            for n, i in enumerate(self.full):
+                op = self.kernel.results[i][0][5:]
+                yield "    {"
+                yield f"        const volatile T* from = scratch + {start} + {n} * {every};"
+                yield f"        T total = {_NOTHING[op]}, rest = 0;"
+                yield f"        for (long long i = me; i < {every}; i += {THREADS}) {{"
+                yield "            const T value = from[i];"
+                yield f"            {_JOIN[op].format('total', 'rest', 'value')};"
+                yield "        }"
+                yield f"        const T all = over_block(rounded(total, rest), {_CODE[op]}, part);"
+                yield f"        if (me == 0) put(q{i}[0], all);"
+                yield "    }"
+            yield "}"
+
+
+def _in(lines: Iterator[str], depth: int = 1) -> Iterator[str]:
+    yield from (line if line.startswith("#") else "    " * depth + line for line in lines)
+
+
+_NOTHING = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
+_CODE = {"sum": "0", "max": "1", "min": "2"}
+_JOIN = {
+    "sum": "add({0}, {1}, {2})",
+    "max": "{0} = joined({0}, {2}, 1)",
+    "min": "{0} = joined({0}, {2}, 2)",
+}
+
+CUDA: dict[str, str] = {
+    **{"add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "divide": "{0} / {1}"},
+    **{"greater": "{0} > {1}", "greater_equal": "{0} >= {1}", "less": "{0} < {1}", "less_equal": "{0} <= {1}"},
+    "equal": "{0} == {1}",
+    "negative": "-{0}",
+    "abs": "fabs({0})",
+    "sign": "(T)(({0} > 0) - ({0} < 0)) + ({0} != {0} ? {0} : (T)0)",
+    # which hand on what is not a number, as the standard's functions do and C's do not
+    "maximum": "{0} >= {1} || {0} != {0} ? {0} : {1}",
+    "minimum": "{0} <= {1} || {0} != {0} ? {0} : {1}",
+    "where": "{0} ? {1} : {2}",
+    "astype": "{0} ? (T)1 : (T)0",
+    "copy": "{0}",
+    **{name: name + "({0})" for name in ("sqrt", "exp", "log", "log1p", "expm1", "tanh")},
+}
+
+_HEAD = """\
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+typedef <<real>> T;
+struct bfloat16 { unsigned short bits; };
+
+template <int N, typename E = T> struct alignas(N * sizeof(E) < 16 ? N * sizeof(E) : 16) Words { E v[N]; };
+
+template <int N, typename E> __device__ __forceinline__ Words<N, E> load(const E* from, long long at) {
+    return *reinterpret_cast<const Words<N, E>*>(from + at);
+}
+
+template <int N, typename E> __device__ __forceinline__ Words<N, E> each(const E* from, long long at) {
+    Words<N, E> value;
+    for (int k = 0; k < N; ++k) value.v[k] = from[at + k];
+    return value;
+}
+
+template <typename E> __device__ __forceinline__ T get(E from) { return (T)from; }
+
+__device__ __forceinline__ T get(bfloat16 from) {
+    const unsigned int bits = (unsigned int)from.bits << 16;
+    return reinterpret_cast<const float&>(bits);
+}
+
+template <typename E> __device__ __forceinline__ void put(E& to, T value) { to = value; }
+
+__device__ __forceinline__ void put(bfloat16& to, T value) {
+    const float single = value;
+    const unsigned int bits = reinterpret_cast<const unsigned int&>(single);
+    const unsigned int even = 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, of two as near to the even one
+    to.bits = value != value ? 0x7FC0u : (bits + even) >> 16;
+}
+
+template <int N, typename E> __device__ __forceinline__ void store(E* to, long long at, const Words<N>& value) {
+    Words<N, E> out;
+    for (int k = 0; k < N; ++k) put(out.v[k], value.v[k]);
+    *reinterpret_cast<Words<N, E>*>(to + at) = out;
+}
+
+__device__ __forceinline__ unsigned int mixed(unsigned int x) {
+    x = (x ^ (x >> 17)) * 0xED5AD4BBu;
+    x = (x ^ (x >> 11)) * 0xAC4C1B51u;
+    x = (x ^ (x >> 15)) * 0x31848BABu;
+    return x ^ (x >> 14);
+}
+
+// total + value, and to rest what rounding leaves out of it (Knuth), which is not a number where total is not finite
+__device__ __forceinline__ void add(T& total, T& rest, T value) {
+    const T sum = total + value, arrived = sum - total;
+    rest += (total - (sum - arrived)) + (value - arrived);
+    total = sum;
+}
+
+__device__ __forceinline__ T rounded(T total, T rest) { return total + (rest == rest ? rest : 0); }
+"""
+
+_SUMS = """
+__device__ __forceinline__ T joined(T x, T y, int op) {
+    if (op == 0) return x + y;
+    return (op == 1 ? x >= y : x <= y) || x != x ? x : y;
+}
+
+// over the threads of a row, which all get it; every thread of the block is to come here
+__device__ __forceinline__ T along_row(T value, int op, T* part) {
+    if (blockDim.x == 1) return value;
+    const int me = threadIdx.y * blockDim.x + threadIdx.x;
+    part[me] = value;
+    for (int half = blockDim.x / 2; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) part[me] = joined(part[me], part[me + half], op);
+    }
+    __syncthreads();
+    const T whole = part[threadIdx.y * blockDim.x];
+    __syncthreads();
+    return whole;
+}
+
+// over the threads of a block that lie below each other, of which the first gets it
+__device__ __forceinline__ T over_rows(T value, T* part) {
+    const int me = threadIdx.y * blockDim.x + threadIdx.x;
+    __syncthreads();
+    part[me] = value;
+    for (int half = blockDim.y / 2; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) part[me] += part[me + half * blockDim.x];
+    }
+    return part[me];
+}
+
+// over all threads of a block, of which the first gets it
+__device__ __forceinline__ T over_block(T value, int op, T* part) {
+    const int me = threadIdx.y * blockDim.x + threadIdx.x;
+    __syncthreads();
+    part[me] = value;
+    for (int half = <<threads>> / 2; half; half /= 2) {
+        __syncthreads();
+        if (me < half) part[me] = joined(part[me], part[me + half], op);
+    }
+    return part[me];
+}
+
+// whether this block is the last of so many to come here; what the others wrote before is then there to be read
+__device__ __forceinline__ bool is_last(unsigned int* ticket, long long blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        last = atomicAdd(ticket, 1u) == blocks - 1;
+        if (last) *ticket = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+"""
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a command is launched: blocks and threads, elements of scratch memory, tickets, and what is left to sum.
+
+    `partial_rows`, where it is not 0: the column-wise sums are left as matrices of so many rows in scratch memory.
+    """
+
+    launch: Launch
+    scratch: int
+    tickets: int
+    partial_rows: int = 0
+
+
+def width_of(kernel: FusedKernel, stored: Sequence[str]) -> int:
+    """Elements of 16 bytes of the smallest type that is read or written entry by entry, 4 at most."""
+    kinds = [dtype for layout, dtype in kernel.operands if layout == "full"] + list(stored)
+    return max(1, min(4 if kernel.dtype == "float32" else 2, 16 // min(BYTES[STORED[k]] for k in kinds)))
+
+
+def grid(command: Fused, width: int) -> Grid:
+    """How many threads run a command, which takes `width` elements at a time."""
+    kernel, rows, columns = command.kernel, command.rows, command.columns
+    form, sums = form_of(kernel), sum(kind == "column_sum" for kind, *_ in kernel.results)
+    full = sum(kind.startswith("full_") for kind, *_ in kernel.results)
+    across = -(-columns // width)
+    if form == "map":
+        threads = min(THREADS, _power(across))
+        down, most = THREADS // threads, MAX_SUMMING if full else MAX_BLOCKS
+        x = min(-(-across // threads), most)
+        y = min(-(-rows // down), max(most // x, 1))
+        return Grid(((x, y), (threads, down)), full * x * y, 1)
+    if form == "columns":
+        threads = min(32, _power(across))
+        down, x = THREADS // threads, -(-across // threads)
+        y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
+        return Grid(((x, y), (threads, down)), sums * y * columns + full * x * y, 1 + x)
+    threads = min(THREADS, _power(across))
+    down = THREADS // threads
+    x = min(-(-rows // down), MAX_SUMMING)
+    if sums and spreads(kernel, columns, width):
+        x = max(x, -(-rows // SERIAL_ROWS))
+        return Grid(((x, 1), (threads, down)), sums * x * columns + full * x, 2, x)
+    if sums:
+        x = min(x, max(MAX_PARTIAL // columns, 64))
+    return Grid(((x, 1), (threads, down)), sums * x * columns + full * x, 2)
+
+
+def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
+    """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
+    return form_of(kernel) == "rows" and columns > THREADS * width and any(r[0] == "column_sum" for r in kernel.results)
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
