@@ -6,16 +6,16 @@ x, y -> [ row blocks -> forward -> loss -> backward ] summed -> gradient vector
 from collections.abc import Mapping
 from typing import Any
 
-from bpnet.backends import Array, Backend, common
+from bpnet.backends import Array, Backend, common_backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import ends_sessions
-from bpnet.data import adopted, check_rows, check_target, check_weight, check_x
+from bpnet.data import check_rows, check_target, check_weight, check_x, detached
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
 from bpnet.layers.flatten import Flatten
-from bpnet.layout import Layout, Room, layout_of
+from bpnet.layout import GradBuffer, Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.options import check_type, flag, whole
 from bpnet.protocol import check_network
@@ -33,19 +33,19 @@ def loss_and_gradient(
     rows: Array | None = None,
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
-    rooms: list[Room] | None = None,
+    grad_buffers: list[GradBuffer] | None = None,
     precision: str = "float32",
     micro_batch: int | None = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
-    The batch is x, y, weight, or where `rows` is given, those rows of them.  `rooms` keeps the memory of gradients from
-    one call to the next, for a caller who is then done with the last one.  `precision` is that of products.
-    `micro_batch` is the most rows of a block, where rows may be parted.
+    The batch is x, y, weight, or where `rows` is given, those rows of them.  `grad_buffers` keeps the memory of
+    gradients from one call to the next, for a caller who is then done with the last one.  `precision` is that of
+    products.  `micro_batch` is the most rows of a block, where rows may be parted.
     """
     xp, network = backend.xp, layout.network
     narrow = precision == "bfloat16" and only_products(network)
-    rooms = [] if rooms is None else rooms
+    grad_buffers = [] if grad_buffers is None else grad_buffers
     count = x.shape[0] if rows is None else rows.shape[0]
     total: Any = float(count)
     if weight is not None:
@@ -53,16 +53,16 @@ def loss_and_gradient(
         total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight have no loss, not NaN
     taken: dict[str, Any] = {}
 
-    def block(number: int, part: Rows) -> tuple[Array, Array, Room | None]:
-        room = _room(backend, layout, x, rooms)
-        run = Run(backend, training, (*key, number), None if room is None else room.places(p), precision, narrow)
+    def block(number: int, part: Rows) -> tuple[Array, Array, GradBuffer | None]:
+        buffer = _grad_buffer(backend, layout, x, grad_buffers)
+        run = Run(backend, training, (*key, number), None if buffer is None else buffer.places(p), precision, narrow)
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
         value, slope = loss(run, backend.widened(output), by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if network.updates_buffers and training:
-            taken.update(network.absorb(run, p, cache))
-        return value, layout.join(backend, grads) if room is None else room.join(grads), room
+            taken.update(network.update_buffers(run, p, cache))
+        return value, layout.join(backend, grads) if buffer is None else buffer.join(grads), buffer
 
     whole = network.couples_rows or network.updates_buffers
     parts = [(0, count)] if whole else backend.blocks(count, 6.0 * layout.size)
@@ -70,16 +70,16 @@ def loss_and_gradient(
         pieces = -(-count // micro_batch)
         parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
 
-    def add(total: tuple[Array, Array, Room | None], part: tuple[Array, Array, Room | None]) -> Any:
+    def add(total: tuple[Array, Array, GradBuffer | None], part: tuple[Array, Array, GradBuffer | None]) -> Any:
         value, grad = backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1])
         if part[2] is not None:
-            rooms.append(part[2])  # only now: another thread may take it and write to it at once
+            grad_buffers.append(part[2])  # only now: another thread may take it and write to it at once
         return value, grad, total[2]
 
     one = len(parts) == 1
     value, grad, kept = block(0, parts[0]) if one else backend.total(backend.map_blocks(block, parts), add, len(parts))
     if kept is not None:
-        rooms.append(kept)  # for the next call: the caller is done with this gradient by then
+        grad_buffers.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken
 
 
@@ -95,15 +95,15 @@ def only_products(layer: Layer) -> bool:
     return type(layer) in (Dense, Flatten)
 
 
-def _room(backend: Backend, layout: Layout, x: Array, rooms: list[Room]) -> Room | None:
-    """One of `rooms`, or a new one, for a library whose arrays can be written to."""
+def _grad_buffer(backend: Backend, layout: Layout, x: Array, grad_buffers: list[GradBuffer]) -> GradBuffer | None:
+    """One of `grad_buffers`, or a new one, for a library whose arrays can be written to."""
     if backend.traces:
         return None
     try:
-        return rooms.pop()
+        return grad_buffers.pop()
     except IndexError:
-        memory = backend.room(layout.size, x)
-        return None if memory is None else Room(backend, layout, memory)
+        memory = backend.empty_vector(layout.size, x)
+        return None if memory is None else GradBuffer(backend, layout, memory)
 
 
 def take_rows(
@@ -141,7 +141,7 @@ def gradient(
     """
     loss, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
     network = check_layer("network", network)
-    common({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
+    common_backend({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
     training = flag("training", training)
     backend, x = check_x(x)
     with backend.session(device=backend.device(x)):
@@ -170,7 +170,7 @@ def type_of(backend: Backend, x: Array) -> tuple[str, float, float]:
 
 def check_vector(backend: Backend, vector: Array, size: int, dtype: Any, name: str) -> Array:
     """Raise unless `vector` is 1-d, of `size` elements of `dtype`."""
-    vector = adopted(backend, vector, name)
+    vector = detached(backend, vector, name)
     if tuple(vector.shape) != (size,):
         raise ShapeError(f"{name} has the shape {tuple(vector.shape)}; expected ({size},)")
     if vector.dtype != dtype:

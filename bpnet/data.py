@@ -6,7 +6,7 @@ Checks of `values` (NaN, infinity, the range of labels) make the host wait for a
 import math
 from typing import Any
 
-from bpnet.backends import Array, Backend, of
+from bpnet.backends import Array, Backend, backend_of
 from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
 from bpnet.losses import Loss
@@ -17,8 +17,8 @@ LARGEST_WEIGHT = 60
 
 def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
-    backend = of(x, name)
-    x = adopted(backend, x, name)
+    backend = backend_of(x, name)
+    x = detached(backend, x, name)
     if x.ndim < 2:
         raise ShapeError(
             f"{name} has {_axes(x.ndim)}; expected (rows, features)"
@@ -40,12 +40,12 @@ def check_x(x: Array, name: str = "x", values: bool = True) -> tuple[Backend, Ar
     return backend, x
 
 
-def adopted(backend: Backend, x: Array, name: str) -> Array:
+def detached(backend: Backend, x: Array, name: str) -> Array:
     """`x` as the backend computes with it; raises ArrayMismatchError where it has no plain values."""
     unfit = backend.unfit(x)
     if unfit is not None:
         raise ArrayMismatchError(f"{name} is {unfit}")
-    return backend.adopt(x)
+    return backend.detach(x)
 
 
 def check_rows(x: Array, in_shape: Shape, name: str = "x") -> None:
@@ -70,7 +70,7 @@ def check_target(
 ) -> Array:
     """`y` as targets for `loss`: labels, or values in the type of `x` and the shape of the output."""
     xp = backend.xp
-    y = adopted(backend, y, name)
+    y = detached(backend, y, name)
     shape = loss.target_shape(out_shape)
     rows = x.shape[0]
     floating = is_float(backend, y)
@@ -109,7 +109,7 @@ def check_weight(
     """
     if weight is None:
         return None
-    weight = adopted(backend, weight, name)
+    weight = detached(backend, weight, name)
     if not is_whole(backend, weight) and not is_float(backend, weight):
         raise DTypeError(f"{name} holds {weight.dtype} values; expected float32 or float64, or whole numbers")
     if tuple(weight.shape) != (x.shape[0],):

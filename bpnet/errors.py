@@ -40,7 +40,7 @@ class DeviceError(BpnetError, RuntimeError):
     """A library is installed, but the device it needs is not there."""
 
 
-class NoRoomError(BpnetError, MemoryError):
+class OutOfMemoryError(BpnetError, MemoryError):
     """A step needs more memory than there is; parameters, optimizer state and step count are those from before it."""
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from bpnet.backends import Array, Backend, get
-from bpnet.backends.base import Lane, Rows
+from bpnet.backends.base import Prefetcher, Rows
 from bpnet.backends.interrupts import Quiet
 from bpnet.backpropagation import take_rows
 from bpnet.data import check_x, is_whole
-from bpnet.errors import DTypeError, NoRoomError, plural
+from bpnet.errors import DTypeError, OutOfMemoryError, plural
 from bpnet.layer import Layer, Shape
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layout import Layout
@@ -110,26 +110,24 @@ class HostData(Data):
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
         arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
         cut = parts(self.count, self.most() if size is None else size)
-        lane: Lane | None = None
+        prefetcher: Prefetcher | None = None
         try:
             for start, stop in cut:
                 rows = slice(start, stop) if order is None else order[start:stop]
                 try:
-                    lane = lane or self._lane(arrays, cut[0][1], len(cut))
-                    batch = self._taken(lane.send(stop - start, partial(self._write, arrays, rows)))
-                except self.backend.no_room as error:
-                    text = (
-                        f"a batch of {plural(stop - start, 'row')} has no room on the device: take a smaller batch_size"
-                    )
-                    raise NoRoomError(text) from error
+                    prefetcher = prefetcher or self._prefetcher(arrays, cut[0][1], len(cut))
+                    batch = self._taken(prefetcher.send(stop - start, partial(self._write, arrays, rows)))
+                except self.backend.oom_errors as error:
+                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device: take a smaller batch_size"
+                    raise OutOfMemoryError(text) from error
                 yield batch
         finally:
-            if lane is not None:
-                lane.close()
+            if prefetcher is not None:
+                prefetcher.close()
 
-    def _lane(self, arrays: Sequence[Any], rows: int, batches: int) -> Lane:
+    def _prefetcher(self, arrays: Sequence[Any], rows: int, batches: int) -> Prefetcher:
         specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
-        return self.backend.lane(specs, rows, batches, self.backend.device(self.like))
+        return self.backend.prefetcher(specs, rows, batches, self.backend.device(self.like))
 
     def _taken(self, sent: Sequence[Array]) -> Batch:
         xp, rest = self.backend.xp, iter(sent)
@@ -200,7 +198,7 @@ class HostData(Data):
 
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array | None:
         one = self.backend.from_host(0, dtype, self.backend.device(self.like))
-        memory = self.backend.room(math.prod(shape), one)
+        memory = self.backend.empty_vector(math.prod(shape), one)
         return None if memory is None else self.backend.xp.reshape(memory, tuple(shape))
 
     def settled(self) -> Data:
@@ -251,14 +249,14 @@ def _values(layer: Layer, in_shape: Shape) -> tuple[int, int]:
     return total + 2 * out, max(largest, out, math.prod(in_shape))  # an output, and what it was made from or a mask
 
 
-def no_room(
+def out_of_memory(
     error: Exception, backend: Backend, layout: Layout, like: Array, rows: int, training: bool = True
-) -> NoRoomError:
+) -> OutOfMemoryError:
     """The error to raise where a batch of `rows` failed for want of memory, in a step of training or a forward pass.
 
     What the pass had made must be free again: what fits is told by the memory that is there now.
     """
-    wanted, memory = backend.wanted(error), backend.memory(like)
+    wanted, memory = backend.bytes_requested(error), backend.memory(like)
     what = "training step on a batch" if training else "forward pass"
     text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
     if wanted is not None:
@@ -267,7 +265,7 @@ def no_room(
     smaller = "batches of {} rows" if network.couples_rows or network.updates_buffers else "micro_batch={}"
     smaller = smaller if training else "batch_size={}"
     if memory is None:
-        return NoRoomError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
+        return OutOfMemoryError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
     free, total = memory
     text += f"{',' if wanted is not None else ':'} {free:,} bytes of {total:,} are free without it. "
     itemsize = int(like.dtype.itemsize)
@@ -278,7 +276,7 @@ def no_room(
         fits = int(0.8 * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
     fits = min(_half(rows), 1 << max(fits, 1).bit_length() - 1)
     hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
-    return NoRoomError(f"{text}Nothing was changed by it; {hint}")
+    return OutOfMemoryError(f"{text}Nothing was changed by it; {hint}")
 
 
 def _half(rows: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Key
 from bpnet.backends.interrupts import Quiet
-from bpnet.errors import NoRoomError
+from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
 
@@ -78,7 +78,7 @@ class ShapeRng(Rng):
         import numpy
 
         if math.prod(shape) >= 2**59:
-            raise NoRoomError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
+            raise OutOfMemoryError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def given(self, shape: Shape, values: Any) -> Any:
@@ -157,7 +157,7 @@ class Layer(Registered, kind="layer"):
     @property
     def updates_buffers(self) -> bool:
         """Whether training gives the buffers new values, for which the layer must see all rows of a batch."""
-        return type(self).absorb is not Layer.absorb
+        return type(self).update_buffers is not Layer.update_buffers
 
     needs: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
@@ -179,7 +179,7 @@ class Layer(Registered, kind="layer"):
         """From dL/dy: dL/dx (None where not needed) and dL/dp by name."""
         raise NotImplementedError
 
-    def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """New values of the buffers after a training step, from what forward saw."""
         return {}
 
@@ -208,13 +208,13 @@ class Composite(Layer):
 
     @cached_property
     def updates_buffers(self) -> bool:
-        own = type(self).absorb is not Composite.absorb
+        own = type(self).update_buffers is not Composite.update_buffers
         return own or any(layer.updates_buffers for _, layer in self.children)
 
-    def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """Each child's new buffers; `cache` holds the children's caches in their order."""
         taken = {
-            name: layer.absorb(run, p[name], mine)
+            name: layer.update_buffers(run, p[name], mine)
             for (name, layer), mine in zip(self.children, cache, strict=True)
             if p[name]
         }

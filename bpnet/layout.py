@@ -119,7 +119,7 @@ class Layout:
         return tree
 
 
-class Room:
+class GradBuffer:
     """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs."""
 
     def __init__(self, backend: Backend, layout: Layout, vector: Array) -> None:

@@ -99,7 +99,7 @@ class Optimizer(Registered, kind="optimizer"):
         if self.decay:
             pieces = [(0, decaying, (*scalars, shrink)), (decaying, size, (*scalars, 1.0))]
             pieces = [piece for piece in pieces if piece[0] < piece[1]]
-        theta, *moved = backend.sweep(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
+        theta, *moved = backend.map_vector(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
 

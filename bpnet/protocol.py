@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from bpnet.backends import get, of
+from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.composition import Residual, Sequential
@@ -26,7 +26,7 @@ MOST = 1_000_000
 
 def check_network(network: Layer, x: Any, loss: Loss) -> None:
     """Raise where a layer of a user's own, or the loss, does not keep to the protocol for rows like `x`."""
-    single = of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
+    single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
     in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
     _check_layers(check_hash(network), in_shape, dtype)
     for fault in _loss_faults(loss, network.out_shape(in_shape), dtype):
@@ -101,7 +101,7 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
             found = found or backward_faults(called, back, x_shape, trained, need_dx)
             found = found or type_faults(called, dtype, derivatives(*back))
         if kept and not found:
-            found = _absorb_faults(where, layer.absorb(run, p, made[1]), kept)
+            found = _buffer_faults(where, layer.update_buffers(run, p, made[1]), kept)
     return found
 
 
@@ -157,15 +157,15 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 
-def _absorb_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
+def _buffer_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
     if not isinstance(made, Mapping):
-        return [ArgumentError(f"{where}: absorb gave {_given(made)}; expected a dict of buffers by name")]
+        return [ArgumentError(f"{where}: update_buffers gave {_given(made)}; expected a dict of buffers by name")]
     wrong = []
     for name, value in leaves(made):
         if name not in kept:
-            wrong.append(f"absorb gave {name}, which is no buffer: they are {', '.join(kept)}")
+            wrong.append(f"update_buffers gave {name}, which is no buffer: they are {', '.join(kept)}")
         elif _shape_of(value) != kept[name]:
-            wrong.append(f"the buffer {name} {_has(value)} in absorb; expected {kept[name]}")
+            wrong.append(f"the buffer {name} {_has(value)} in update_buffers; expected {kept[name]}")
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 

@@ -13,7 +13,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Path, Room, Slot
+from bpnet.layout import GradBuffer, Layout, Path, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer, clip_by_global_norm
 
@@ -55,7 +55,7 @@ def training_step(
 
     own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
     """Whether a step ends in one sweep, for which it may give up its vectors; another `apply` may read on, and keep."""
-    rooms: list[Room] | None = [] if own else None
+    grad_buffers: list[GradBuffer] | None = [] if own else None
 
     def step(
         backend: Backend,
@@ -79,7 +79,7 @@ def training_step(
             weight,
             rows,
             (seed, number),
-            rooms=rooms,
+            grad_buffers=grad_buffers,
             precision=precision,
             micro_batch=micro_batch,
         )

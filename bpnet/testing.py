@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends import Array, Backend, common
+from bpnet.backends import Array, Backend, common_backend
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError, ShapeError
@@ -95,7 +95,7 @@ def check_gradients(
     if (y is None) != (loss is None):
         raise ArgumentError("y and loss belong together: pass both, or neither")
     if y is not None:
-        common({"x": x, "y": y})
+        common_backend({"x": x, "y": y})
     backend, x = check_x(x)
     host = numpy.random.default_rng(seed)
     in_shape = tuple(x.shape[1:])

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
 
-from bpnet.backends import Array, Backend, check_device, common, device_named, of
+from bpnet.backends import Array, Backend, backend_of, check_device, common_backend, device_named
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.backpropagation import take_rows, type_of
@@ -23,14 +23,14 @@ from bpnet.errors import (
     BpnetWarning,
     DivergedError,
     DTypeError,
-    NoRoomError,
     NotBuiltError,
     OptionError,
+    OutOfMemoryError,
     ShapeError,
     kind_of,
     plural,
 )
-from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, no_room, parts, shuffled
+from bpnet.feeding import Batch, Data, HostData, bytes_a_row, host_data, in_order, out_of_memory, parts, shuffled
 from bpnet.layer import Layer, Run, check_layer, leaves
 from bpnet.layers.activation import Sigmoid, Softmax
 from bpnet.layers.composition import last_activation
@@ -233,11 +233,11 @@ class Trainer:
             theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
             with backend.session(self.threads, device):
                 state = self.optimizer.init(backend, theta)
-        except NoRoomError:
+        except OutOfMemoryError:
             raise
-        except backend.no_room as error:  # MemoryError among them
+        except backend.oom_errors as error:  # MemoryError among them
             size = plural(layout.size, "parameter")
-            raise NoRoomError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
+            raise OutOfMemoryError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
         self._adopt(backend, layout, (theta, buffers, state), 0, **more)
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
@@ -349,12 +349,12 @@ class Trainer:
             raise ShapeError(f"parameters differ from the network's in {', '.join(wrong)}; expected {', '.join(have)}")
         for name, value in given.items():
             shown = "parameters" + "".join(f"[{part!r}]" for part in name.split("."))
-            common({shown: value, "the trainer's parameters": self.theta})
+            common_backend({shown: value, "the trainer's parameters": self.theta})
             if tuple(value.shape) != have[name].shape:
                 raise ShapeError(f"{shown} has the shape {tuple(value.shape)}; expected {have[name].shape}")
             if value.dtype != self.theta.dtype:
                 raise DTypeError(f"{shown} holds {value.dtype} values; expected {self.theta.dtype}")
-        theta = backend.copy(backend.adopt(layout.join(backend, tree)))
+        theta = backend.copy(backend.detach(layout.join(backend, tree)))
         self._carry = (theta, *self._carry[1:])
 
     @reads
@@ -375,7 +375,7 @@ class Trainer:
         whole("the snapshot's step count", step_count, 0)
         names = ("parameters", "buffers", *["optimizer state"] * len(self.state))
         for name, kept, own in zip(names, (*carry[:2], *carry[2]), (*self._carry[:2], *self.state), strict=True):
-            common({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
+            common_backend({f"the snapshot's {name}": kept, f"the trainer's {name}": own})
             if kept.shape != own.shape:
                 raise ShapeError(
                     f"the snapshot's {name} has the shape {tuple(kept.shape)}, the trainer's {tuple(own.shape)}: it is "
@@ -419,7 +419,7 @@ class Trainer:
 
     def _first_step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
         """A step on a batch that is to be looked at, or is of another kind than the last."""
-        backend = of(x)
+        backend = backend_of(x)
         device = backend.device(x)
         with backend.session(self.threads, device, self._work(_rows_of(x))):
             data = self._data(x, y, sample_weight, values=check)
@@ -523,7 +523,7 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch = len(self.history)
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.at_once
+        together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.max_steps_per_launch
         if order is None:
             if 1 < together <= data.count // batch_size:
                 order = in_order(data.count)
@@ -598,7 +598,7 @@ class Trainer:
             each = [self._numbers(self.step_count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
-        return self.backend.several(self._step, self._state, (x, y, weight, rows), each)
+        return self.backend.run_steps(self._step, self._state, (x, y, weight, rows), each)
 
     def _numbers(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
@@ -612,21 +612,21 @@ class Trainer:
         numbers, number = self._numbers(step)
         try:
             return backend.advance(self._step, state, (x, y, weight, rows, numbers, number), number)
-        except backend.no_room as error:
-            raise self._no_room(error, (x if rows is None else rows).shape[0], training=True) from error
+        except backend.oom_errors as error:
+            raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
 
-    def _no_room(self, error: Exception, rows: int, training: bool) -> NoRoomError:
+    def _out_of_memory(self, error: Exception, rows: int, training: bool) -> OutOfMemoryError:
         traceback.clear_frames(error.__traceback__)  # which hold what had been made
         backend, layout = self._have()
-        return no_room(error, backend, layout, self._carry[0], rows, training)
+        return out_of_memory(error, backend, layout, self._carry[0], rows, training)
 
     def _forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
         """function(theta, buffers, x, *args), `function` being `_outputs` or `_scores`."""
         theta, buffers, _ = self._carry
         try:
             return function(theta, buffers, x, *args)
-        except self.backend.no_room as error:
-            raise self._no_room(error, x.shape[0], training=False) from error
+        except self.backend.oom_errors as error:
+            raise self._out_of_memory(error, x.shape[0], training=False) from error
 
     def _vectors(self, carry: Carry | None = None) -> list[Array]:
         """All that goes from step to step."""
@@ -781,7 +781,7 @@ class Trainer:
 
     def _first_outputs(self, x: Array, batch_size: int | None) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
-        built, backend = self._have()[0], of(x)
+        built, backend = self._have()[0], backend_of(x)
         device = backend.device(x)
         size = self.micro_batch if batch_size is None else batch_size
         with backend.session(self.threads, device, self._work(_rows_of(x))):
@@ -810,7 +810,7 @@ class Trainer:
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
-        backend = of(x)
+        backend = backend_of(x)
         built, xp = self._have()[0], backend.xp
         with backend.session(device=backend.device(x)):
             fed = self._feeds(x)
@@ -864,7 +864,7 @@ class Trainer:
         theta = self._carry[0]
         if backend is not self._built[0] or backend.device(converted) != backend.device(theta):
             try:
-                common({name: converted, "the trainer's parameters": theta})
+                common_backend({name: converted, "the trainer's parameters": theta})
             except ArrayMismatchError as error:
                 raise ArrayMismatchError(f"{error}; bp.load(path, like={name}) brings a saved model there") from None
         check_rows(converted, self._built[1].in_shape, name)
@@ -883,7 +883,7 @@ class Trainer:
         values: bool = True,
     ) -> Data:
         """The data checked by itself and against the parameters, where there are any."""
-        backend = common({names[0]: x, names[1]: y}, {names[2]: weight})
+        backend = common_backend({names[0]: x, names[1]: y}, {names[2]: weight})
         with backend.session(self.threads, backend.device(x)):
             data = (
                 self._fed(x, names[0], values) if self._feeds(x) else Data(*self._rows(x, names[0], values), None, None)
@@ -899,7 +899,7 @@ class Trainer:
         """Whether `x` is of NumPy and computed with elsewhere; raises ArrayMismatchError where it can't be."""
         if self.device is None:
             return False
-        backend, (wanted, device) = of(x), device_named(self.device)
+        backend, (wanted, device) = backend_of(x), device_named(self.device)
         if backend is wanted:
             where = backend.device(x)
             if device is not None and where != device:
@@ -933,7 +933,7 @@ class Trainer:
             )
         x, y, weight = (*validation, None)[:3]
         names = ("validation[0]", "validation[1]", "validation[2]")
-        backend = common({names[0]: x, "x": data.x})
+        backend = common_backend({names[0]: x, "x": data.x})
         whole_numbers = is_whole(backend, x)
         if whole_numbers and not self._feeds(x):
             x = backend.xp.astype(x, data.x.dtype)

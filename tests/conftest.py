@@ -78,7 +78,7 @@ class Library:
             )
         if name == "strict-device":  # a second device, which refuses to meet arrays of the first
             self._make = partial(self._make, device=self.module.Device("device1"))
-        self.seam: bp.backends.Backend = bp.backends.of(self._make(np.zeros(1)))
+        self.seam: bp.backends.Backend = bp.backends.backend_of(self._make(np.zeros(1)))
         self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
 
     def __repr__(self) -> str:

@@ -28,7 +28,7 @@ MATHEMATICS = [
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
-    "bpnet.backends.base": {"Backend.to_host", "Lane.send"},
+    "bpnet.backends.base": {"Backend.to_host", "Prefetcher.send"},
     "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.feeding": {"in_order", "shuffled"},

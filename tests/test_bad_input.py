@@ -23,9 +23,9 @@ from bpnet.errors import (
     DataError,
     DTypeError,
     MissingExtraError,
-    NoRoomError,
     NotBuiltError,
     OptionError,
+    OutOfMemoryError,
     ShapeError,
     UnknownNameError,
 )
@@ -39,7 +39,7 @@ BUILT_IN = {
     ShapeError: ValueError,
     UnknownNameError: ValueError,
     MissingExtraError: ImportError,
-    NoRoomError: MemoryError,
+    OutOfMemoryError: MemoryError,
     NotBuiltError: RuntimeError,
 }
 
@@ -658,7 +658,7 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.Dropout("half"), OptionError, "rate is 'half'; expected a number"),
         (lambda: bp.BatchNorm(momentum=1.5), OptionError, r"momentum is 1\.5; expected a number in \[0, 1\]"),
         (lambda: bp.BatchNorm(epsilon=0), OptionError, r"epsilon is 0; expected a number in \(0, inf\)"),
-        (lambda: bp.LeakyReLU(1.0), OptionError, r"slope is 1\.0; expected a number in \[0, 1\)"),
+        (lambda: bp.LeakyReLU(1.0), OptionError, r"negative_slope is 1\.0; expected a number in \[0, 1\)"),
         (lambda: bp.ELU(0), OptionError, r"alpha is 0; expected a number in \(0, inf\)"),
         (lambda: bp.GELU("tanh"), OptionError, "approximate is 'tanh'; expected True or False"),
         (lambda: bp.Sequential(), OptionError, r"Sequential\(\) has no layers; expected at least one"),
@@ -1084,12 +1084,14 @@ def test_sizes_beyond_any_memory() -> None:
     most = 2**31 - 1
     wide = bp.Sequential(bp.Dense(most), bp.Dense(most), bp.Dense(3))
     expect(
-        NoRoomError, r"a layer has a parameter of the shape \(2147483647, 2147483647\)", lambda: fresh(wide).build(X)
+        OutOfMemoryError,
+        r"a layer has a parameter of the shape \(2147483647, 2147483647\)",
+        lambda: fresh(wide).build(X),
     )
     if sys.maxsize > 2**32:
         slim = bp.Sequential(bp.Dense(most), bp.Dense(2**20), bp.Dense(3))  # 18 petabytes
         trainer = fresh(slim)
-        expect(NoRoomError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
+        expect(OutOfMemoryError, r"2251[0-9]+ parameters of the network and", lambda: trainer.build(X))
         expect(NotBuiltError, "no parameters yet", lambda: trainer.theta)
 
 

@@ -685,7 +685,7 @@ class _Remembers(bp.Layer):
     def backward(self, run: Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
         return dy * p["a"], {}
 
-    def absorb(self, run: Run, p: Any, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: Run, p: Any, cache: Any) -> dict[str, Any]:
         return {"a": p["b"] * 0.9, "b": p["a"] * 1.1 + run.xp.sum(cache, axis=0)}
 
 

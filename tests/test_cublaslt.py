@@ -459,7 +459,7 @@ def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.Mon
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
     y = y if isinstance(loss, bp.CrossEntropy) else np.eye(3)[y]
-    monkeypatch.setattr(lt.seam, "room", lambda size, like: lt.cupy.empty(size, like.dtype), raising=False)
+    monkeypatch.setattr(lt.seam, "empty_vector", lambda size, like: lt.cupy.empty(size, like.dtype), raising=False)
     monkeypatch.setattr(lt.seam, "copy", lambda a: a.copy(), raising=False)
     found = []
     for backend, dtype, how in ((bp.backends.get("numpy"), "float64", "float32"), (lt.seam, "float32", precision)):

@@ -294,7 +294,7 @@ def test_values_and_slopes_of_any_input(dtype: str, case: Case, host: Any) -> No
     z, results = aligned(exact(case, dtype)[0]), []
     for rule, arrays in (
         (case.layer.value, [z]),
-        (case.layer.derivative, [z if case.layer.keeps == "input" else None, aligned(np.ones_like(z))]),
+        (case.layer.derivative, [z if case.layer.saves == "input" else None, aligned(np.ones_like(z))]),
     ):
         made, out = source(Form(rule, "e" * len(arrays), 0, dtype)), aligned(np.zeros_like(z))
         arrays = [results[0] if a is None else a for a in arrays]
@@ -580,7 +580,7 @@ def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     before = [a.copy() for a in arrays]
     (scalars, shrink), rule = bp.AdamW(1e-2).numbers(1e-2, 3), bp.AdamW.rule
     pieces = [(0, 333, (*scalars, shrink)), (333, 1001, (*scalars, 1.0))]
-    results = lent.sweep(rule, 3, arrays, pieces, donate)
+    results = lent.map_vector(rule, 3, arrays, pieces, donate)
     for start, stop, numbers in pieces:
         expected = rule(lent, *(a[start:stop] for a in before), *numbers)
         for result, e in zip(results, expected, strict=True):
@@ -608,7 +608,7 @@ def test_without_fused_rules_the_definitions_run(lent: Any, monkeypatch: pytest.
     for a, e in zip(found, dense_backward(plain, x, weight, kept, dy, f, True, True), strict=True):
         np.testing.assert_array_equal(a, e)
     np.testing.assert_array_equal(lent.fuse(f.value)(lent, x), np.tanh(x))
-    (result,) = lent.sweep(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
+    (result,) = lent.map_vector(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
     np.testing.assert_array_equal(result, x.reshape(-1) - 0.1 * x.reshape(-1))
     mask = lent.keep_mask((3, 8), (50, 33), 0.7, np.dtype("float64"), "cpu")
     np.testing.assert_array_equal(

@@ -230,7 +230,7 @@ def test_what_is_no_device(device: str, message: str) -> None:
 
 def test_techniques_by_their_names(world: World) -> None:
     world.seam.techniques -= {"graph"}
-    assert (world.seam.techniques, world.seam.at_once) == ({"fused", "cublaslt"}, 1)
+    assert (world.seam.techniques, world.seam.max_steps_per_launch) == ({"fused", "cublaslt"}, 1)
     for wrong in ({"grpah"}, "grpah"):
         with pytest.raises(bp.errors.UnknownNameError, match="unknown technique 'grpah': did you mean 'graph'"):
             world.seam.techniques = wrong
@@ -349,7 +349,7 @@ def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, wo
         trainer.step(bx[:64], by[:64])
     before = [world.cupy.asnumpy(a) for a in (trainer.theta, *trainer.state)]
     world.limit = world.used + 900_000
-    with pytest.raises(bp.errors.NoRoomError) as caught:
+    with pytest.raises(bp.errors.OutOfMemoryError) as caught:
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
     pattern = (
@@ -378,7 +378,7 @@ def test_a_forward_pass_without_room_says_what_would_fit(name: str, world: World
     trainer.step(bx[:64], by[:64])
     call = functools.partial(getattr(trainer, name), *(bx, by)[: 1 + (name == "evaluate")])
     world.limit = world.used + 200_000
-    with pytest.raises(bp.errors.NoRoomError, match="a forward pass of 8192 rows needs more memory") as caught:
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8192 rows needs more memory") as caught:
         call()
     found = re.search(r"batch_size=(\d+) would fit", str(caught.value))
     assert found is not None, str(caught.value)
@@ -392,7 +392,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
     x, y, _ = data(4096)
     trainer = bp.Trainer(NET, "cross_entropy", device="cupy").build(x)
     world.limit = world.used + 20_000
-    with pytest.raises(bp.errors.NoRoomError, match="a batch of 2000 rows has no room on the device: take a smaller"):
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a batch of 2000 rows does not fit on the device: "):
         trainer.fit(x, y, batch_size=2000, progress=False)
 
 
@@ -404,13 +404,13 @@ def test_a_library_that_does_not_say_what_is_free() -> None:
         pass
 
     backend = Silent(bp.backends.get("numpy").xp)
-    made = feeding.no_room(error, backend, layout, np.zeros(1, "float32"), 100)
+    made = feeding.out_of_memory(error, backend, layout, np.zeros(1, "float32"), 100)
     assert str(made) == (
         "a training step on a batch of 100 rows needs more memory than there is. Nothing was changed by it; "
         "try micro_batch=64"
     )
     norm = bp.layout_of(bp.Sequential(bp.BatchNorm(), bp.Dense(2)), (4,))
-    assert "try batches of 64 rows" in str(feeding.no_room(error, backend, norm, np.zeros(1), 100))
+    assert "try batches of 64 rows" in str(feeding.out_of_memory(error, backend, norm, np.zeros(1), 100))
 
 
 def test_how_much_a_row_takes() -> None:
@@ -458,7 +458,7 @@ class Counting(bp.Flatten):
     def init(self, rng: Any, in_shape: Any) -> dict[str, Any]:
         return {"seen": bp.Leaf(rng.full((), 0.0), trainable=False)}
 
-    def absorb(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
         return {"seen": p["seen"] + 1.0}
 
 
@@ -510,7 +510,7 @@ def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[
     pool.set_limit(pool.used_bytes() + 2**27)
     try:
         with pytest.raises(
-            bp.errors.NoRoomError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
+            bp.errors.OutOfMemoryError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
         ) as caught:
             trainer.step(bx, by)
         np.testing.assert_array_equal(device.host(trainer.theta), before)

@@ -87,7 +87,7 @@ def test_a_loaded_trainer_is_the_saved_one(backend: Any, dtype: str, tmp_path: P
     path = tmp_path / "model.safetensors"
     assert trainer.save(path) is None
     loaded = bp.load(path, like=x)
-    assert bp.backends.of(loaded.theta) is backend.seam
+    assert bp.backends.backend_of(loaded.theta) is backend.seam
     assert backend.dtype(loaded.theta) == dtype
     for name in ("network", "loss", "optimizer", "seed", "clip_norm", "step_count", "metadata", "layout"):
         assert getattr(loaded, name) == getattr(trainer, name)
@@ -108,7 +108,7 @@ def test_like_moves_a_model_to_another_library(backend: Any, saved: Path) -> Non
     host = bp.load(saved)
     assert type(host.theta) is np.ndarray
     there = bp.load(saved, like=backend.array(np.zeros(1)))
-    assert bp.backends.of(there.theta) is backend.seam
+    assert bp.backends.backend_of(there.theta) is backend.seam
     assert backend.seam.device(there.theta) == backend.seam.device(backend.array(x))
     assert np.array_equal(backend.host(there.theta), host.theta)
     np.testing.assert_allclose(backend.host(there.predict(backend.array(x))), host.predict(x), rtol=1e-12, atol=1e-12)
@@ -539,7 +539,7 @@ def test_a_model_too_large_for_the_memory(saved: Path, monkeypatch: pytest.Monke
         raise MemoryError
 
     monkeypatch.setattr("bpnet.files.tensors._filled", full)
-    with pytest.raises(bp.errors.NoRoomError, match=r"model\.safetensors: the model does not fit in memory"):
+    with pytest.raises(bp.errors.OutOfMemoryError, match=r"model\.safetensors: the model does not fit in memory"):
         bp.load(saved)
 
 

@@ -187,7 +187,7 @@ class Curved(bp.Activation):
 
     wrong: bool
 
-    keeps = "input"
+    saves = "input"
 
     def value(self, b, z):
         return b.xp.where(z > 0.0, z * z * z / 3.0, z)

@@ -536,7 +536,7 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
 ) -> None:
     """After the first allocation of a group, or the second ...: then nothing was done."""
     monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 1)  # or else a replay would need none
-    monkeypatch.setattr("bpnet.backends.cupy.AT_ONCE", 2)
+    monkeypatch.setattr("bpnet.backends.cupy.MAX_STEPS_PER_LAUNCH", 2)
     x, y = map(world.array, data(12))
     options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
     plain = made(world, False, **options)
@@ -706,7 +706,7 @@ def test_wherever_memory_runs_out_nothing_is_changed(
         try:
             with world.using_allocator(few):
                 trainer._advance(x, y, None, None)
-        except bp.errors.NoRoomError:
+        except bp.errors.OutOfMemoryError:
             failed = True
         reached = before if failed else before + 1
         for found, e in zip(state(world, trainer), kept if failed else expected[before], strict=True):
@@ -745,7 +745,7 @@ def test_held_numbers_give_the_same_bits(held: tuple[int, ...], dtype: str, worl
     scalars = [0.3, 0.7123456789]
     some = [Held(world.array(np.float64(s))) if i in held else s for i, s in enumerate(scalars)]
     (expected,), (found,) = (
-        world.seam.sweep(lambda *a: (mixed(*a),), 1, (x,), [(0, 77, tuple(numbers))], False)
+        world.seam.map_vector(lambda *a: (mixed(*a),), 1, (x,), [(0, 77, tuple(numbers))], False)
         for numbers in (scalars, some)
     )
     np.testing.assert_array_equal(world.cupy.asnumpy(found), world.cupy.asnumpy(expected))

@@ -139,7 +139,7 @@ def test_fused_rule_equals_the_rule(backend, shape):
     for f in (bp.Sigmoid(), bp.GELU(), bp.Softmax()):
         with backend.seam.session(2):
             y = backend.seam.fuse(f.value)(backend.seam, z)
-            kept = f.keep(z, y)
+            kept = f.saved(z, y)
             equal(backend, y, f.value(backend.seam, z))
             equal(
                 backend, backend.seam.fuse(f.derivative)(backend.seam, kept, dy), f.derivative(backend.seam, kept, dy)
@@ -184,10 +184,10 @@ def test_sweep_equals_the_plain_rule_bit_for_bit(name, size, donate, library):
     arrays = [np.abs(rng.standard_normal(size)) for _ in range(states + 2)]
     first, second = (tuple(rng.uniform(0.1, 0.9, scalars).tolist()) for _ in range(2))
     pieces = [(0, size // 3, first), (size // 3, size, second)]
-    expected = base.Backend(lib.xp).sweep(rule, states + 1, arrays, pieces, False)
+    expected = base.Backend(lib.xp).map_vector(rule, states + 1, arrays, pieces, False)
     given = [a.copy() for a in arrays]
     with lib.seam.session(2):
-        found = lib.seam.sweep(rule, states + 1, given, pieces, donate)
+        found = lib.seam.map_vector(rule, states + 1, given, pieces, donate)
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)
     for a, before in zip(given[0 if not donate else -1 :], arrays[0 if not donate else -1 :], strict=True):
@@ -201,7 +201,7 @@ def test_sweep_on_every_library(backend, name, library):
     arrays = [np.abs(rng.standard_normal(20)) for _ in range(states + 2)]
     numbers = tuple(rng.uniform(0.1, 0.9, scalars).tolist())
     given = [backend.array(a) for a in arrays]
-    found = backend.seam.sweep(rule, states + 1, given, [(0, 20, numbers)], False)
+    found = backend.seam.map_vector(rule, states + 1, given, [(0, 20, numbers)], False)
     for got, want in zip(found, rule(library("numpy").seam, *arrays, *numbers), strict=True):
         backend.close(got, want)
     for a, before in zip(given, arrays, strict=True):
@@ -232,6 +232,6 @@ def test_sweep_of_a_random_rule(seed, library):
     arrays = [plan.standard_normal(50) for _ in range(outputs + 1)]
     expected = rule(seam, *arrays, 0.3)
     for donate in (False, True):
-        found = seam.sweep(rule, outputs, [a.copy() for a in arrays], [(0, 50, (0.3,))], donate)
+        found = seam.map_vector(rule, outputs, [a.copy() for a in arrays], [(0, 50, (0.3,))], donate)
         for got, want in zip(found, expected, strict=True):
             np.testing.assert_array_equal(got, want)

@@ -135,7 +135,7 @@ def passes(lib, case: Case, p, x, dy):
         run = bp.Run(lib.seam, case.training, KEY)
         y, cache = case.layer.forward(run, p, x)
         dx, grads = case.layer.backward(run, p, cache, dy)
-        return y, dx, dict(leaves(grads)), dict(leaves(case.layer.absorb(run, p, cache)))
+        return y, dx, dict(leaves(grads)), dict(leaves(case.layer.update_buffers(run, p, cache)))
 
     with lib.seam.session():
         return lib.call(both, p, x, dy)
@@ -355,7 +355,7 @@ def test_batch_norm_of_a_single_row_is_finite(library):
     run = bp.Run(library("numpy").seam, True, KEY)
     y, cache = layer.forward(run, p, np.array([[3.0, 4.0]]))
     np.testing.assert_array_equal(y, np.ones((1, 2)))
-    assert all(np.all(np.isfinite(v)) for v in layer.absorb(run, p, cache).values())
+    assert all(np.all(np.isfinite(v)) for v in layer.update_buffers(run, p, cache).values())
 
 
 def test_what_couples_rows_or_draws_is_told_upwards():

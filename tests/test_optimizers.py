@@ -380,7 +380,7 @@ class _Remembers(bp.SGD):
 def test_a_rule_may_give_back_what_it_was_given(backend, size):
     theta, grad = np.arange(float(size)), np.ones(size)
     with backend.seam.session():
-        moved, before = backend.seam.sweep(
+        moved, before = backend.seam.map_vector(
             _Remembers.rule,
             2,
             [backend.array(a.copy()) for a in (theta, theta * 0, grad)],
@@ -388,7 +388,7 @@ def test_a_rule_may_give_back_what_it_was_given(backend, size):
             False,
         )
         own = [backend.seam.copy(backend.array(a)) for a in (theta, theta * 0, grad)]
-        donated = backend.seam.sweep(_Remembers.rule, 2, own, [(0, size, (1.0, 1.0))], True)
+        donated = backend.seam.map_vector(_Remembers.rule, 2, own, [(0, size, (1.0, 1.0))], True)
     for got in ((moved, before), donated):
         np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
         np.testing.assert_array_equal(backend.host(got[1]), theta)

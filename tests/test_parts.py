@@ -81,7 +81,7 @@ class SumKept(bp.Layer):
     def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
         return dy, {}
 
-    def absorb(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
         return {"seen": p["seen"] + run.xp.sum(cache, axis=0)}
 
 

@@ -84,12 +84,13 @@ OTHER = {
     "init": ({"init": lambda self, rng, in_shape: None}, ArgumentError, "init gave None; exp"),
     "wide": ({"forward": widened, "backward": narrowed}, ShapeError,
              r"forward turns rows of \(4,\) into \(8,\), but out_shape says \(4,\): define out_shape"),
-    "absorb": ({"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
-                "absorb": lambda self, run, p, cache: {"b": p["b"][:1]}}, ShapeError,
-               r"the buffer b has the shape \(1,\) in absorb; expected \(4,\)"),
-    "absorb nothing": (
+    "update_buffers": (
         {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
-         "absorb": lambda self, run, p, cache: None}, ArgumentError, "absorb gave None; exp"),
+         "update_buffers": lambda self, run, p, cache: {"b": p["b"][:1]}}, ShapeError,
+        r"the buffer b has the shape \(1,\) in update_buffers; expected \(4,\)"),
+    "update_buffers nothing": (
+        {"init": lambda self, rng, s: {"s": rng.full(s, 1.0), "b": bp.Leaf(rng.full(s, 0.0), trainable=False)},
+         "update_buffers": lambda self, run, p, cache: None}, ArgumentError, "update_buffers gave None; exp"),
 }  # fmt: skip
 WRONG: dict[str, Any] = {f"forward, {k}": ({"forward": v[0]}, *v[1:]) for k, v in FORWARD.items()}
 WRONG |= {f"backward, {k}": ({"backward": v[0]}, *v[1:]) for k, v in BACKWARD.items()} | OTHER

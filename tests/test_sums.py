@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.backends import common
+from bpnet.backends import common_backend
 from bpnet.backends.base import by_halves
 
 SHAPES = [(100_000, 1), (30_000, 3), (2_000, 70), (65, 17), (7, 40_000), (1, 30_000), (1, 1)]
@@ -130,7 +130,7 @@ def test_the_gradient_of_many_parts(backend: Any, parts: int) -> None:
 
 def test_a_gradient_is_added_before_its_memory_is_written_to_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are at work while the sums of others are made, here slowly."""
-    backend, add_to = type(common({"x": np.zeros(1)})), type(common({"x": np.zeros(1)})).add_to
+    backend, add_to = type(common_backend({"x": np.zeros(1)})), type(common_backend({"x": np.zeros(1)})).add_to
 
     def slowly(self: Any, total: Any, part: Any) -> Any:
         time.sleep(1e-4)

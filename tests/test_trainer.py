@@ -92,7 +92,7 @@ def test_results_stay_in_the_library_type_and_device_of_x(backend: Any, dtype: s
     results = [loss, trainer.predict(x), trainer.theta, trainer.buffers, *trainer.state]
     results.append(trainer.parameters["2"]["weight"])
     for result in results:
-        assert bp.backends.of(result) is backend.seam
+        assert bp.backends.backend_of(result) is backend.seam
         assert backend.dtype(result) == dtype
         assert backend.seam.device(result) == backend.seam.device(x)
     assert loss.ndim == 0

@@ -1,7 +1,7 @@
 """The seam between the mathematics and an array library: one small file per library, loaded when its array arrives.
 
-`of(array)` finds the backend of an array, `get(name)` the one of a library by name.  A library without a file of its
-own that follows the Array API standard works through the defaults of `Backend`.
+`backend_of(array)` finds the backend of an array, `get(name)` the one of a library by name.  A library without a file
+of its own that follows the Array API standard works through the defaults of `Backend`.
 """
 
 import importlib
@@ -22,12 +22,12 @@ from bpnet.errors import (
     kind_of,
 )
 
-__all__ = ["NAMES", "Array", "Backend", "check_device", "common", "device_named", "get", "of"]
+__all__ = ["NAMES", "Array", "Backend", "backend_of", "check_device", "common_backend", "device_named", "get"]
 
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
 """Libraries with a file of their own, and the extra (or package) that brings each."""
 
-MEANT = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
+ALIASES = {"cuda": "cupy", "gpu": "cupy", "cpu": "numpy"}
 """Other names by which people ask for one of them."""
 
 _by_name: dict[str, Backend] = {}
@@ -41,7 +41,7 @@ def get(name: str) -> Backend:
     if name in _by_name:
         return _by_name[name]
     if name not in NAMES:
-        raise UnknownNameError("backend", name, NAMES, MEANT.get(name.lower()))
+        raise UnknownNameError("backend", name, NAMES, ALIASES.get(name.lower()))
     try:
         module = importlib.import_module(f"bpnet.backends.{name}")
     except ModuleNotFoundError as error:
@@ -78,17 +78,17 @@ def device_named(name: Any) -> tuple[Backend, Any]:
         raise ArgumentError(f"device is {kind_of(name)}; expected the name of a library, such as 'cupy' or 'cupy:1'")
     library, colon, number = name.partition(":")
     if library not in NAMES:
-        meant = MEANT.get(library.lower()) or closest(library, NAMES)
+        meant = ALIASES.get(library.lower()) or closest(library, NAMES)
         if meant == "cupy" and number.isdecimal():
             meant = f"cupy:{number}"
         raise UnknownNameError("device", name, NAMES, meant)
     if colon and not (number.isdecimal() and len(number) < 10):
         raise OptionError(f"device is {name!r}; expected a whole number after the colon, as in '{library}:1'")
     backend = get(library)
-    return backend, backend.numbered(int(number)) if colon else None
+    return backend, backend.get_device(int(number)) if colon else None
 
 
-def of(array: Array, name: str = "x") -> Backend:
+def backend_of(array: Array, name: str = "x") -> Backend:
     """The backend of `array`; `name` is what an error calls the argument.
 
     Raises ArrayMismatchError where `array` is no array of a library that follows the standard.
@@ -129,15 +129,15 @@ def _find(array: Array, name: str) -> Backend:
     return _by_name.setdefault(xp.__name__, Backend(xp))
 
 
-def common(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxyType({})) -> Backend:
+def common_backend(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxyType({})) -> Backend:
     """The one backend of all the named arrays; of the `optional` ones, those that are None are passed over.
 
     Raises ArrayMismatchError where they come from different libraries or lie on different devices.
     """
     (first_name, first), *others = arrays.items()
-    backend = of(first, first_name)
+    backend = backend_of(first, first_name)
     for name, array in (*others, *((n, a) for n, a in optional.items() if a is not None)):
-        other = of(array, name)
+        other = backend_of(array, name)
         if other is not backend:
             raise ArrayMismatchError(
                 f"{first_name} belongs to {backend.name}, but {name} to {other.name}: convert one of them, since "

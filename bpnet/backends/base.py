@@ -99,9 +99,9 @@ class Backend:
     """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
     drops_nan = False
     """Whether products followed by an activation may make a number of what is none."""
-    at_once = 1
-    """Most training steps that `several` does."""
-    no_room: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
+    max_steps_per_launch = 1
+    """Most training steps that `run_steps` does."""
+    oom_errors: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
     """What the library raises where there is not enough memory."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     """Replacements for definitions marked with `bpnet.layer.kernel`, by the definition's name."""
@@ -128,7 +128,7 @@ class Backend:
 
         return array_api_compat.device(x)
 
-    def numbered(self, number: int) -> Any:
+    def get_device(self, number: int) -> Any:
         """The device of that number, from 0 on; raises DeviceError where there is none."""
         raise DeviceError(f"devices of {self.name} have no numbers: leave out :{number}")
 
@@ -149,7 +149,7 @@ class Backend:
         """What `x` is where it is of this library, but no plain array of values, and how to make it one."""
         return None
 
-    def adopt(self, x: Array) -> Array:
+    def detach(self, x: Array) -> Array:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x
 
@@ -161,12 +161,12 @@ class Backend:
         """A copy of `x`."""
         return self.xp.asarray(x, copy=True)
 
-    def room(self, size: int, like: Array) -> Array | None:
+    def empty_vector(self, size: int, like: Array) -> Array | None:
         """A vector of the type of `like` for kernels to write to, of a library whose arrays can be written to."""
         return None
 
     def store(self, place: Array, value: Array) -> None:
-        """Write `value` to a part of what `room` gave."""
+        """Write `value` to a part of what `empty_vector` gave."""
         raise NotImplementedError
 
     def concat(self, vectors: Sequence[Array]) -> Array:
@@ -188,13 +188,13 @@ class Backend:
         """As float32 what a kernel has stored rounded; anything else as it is."""
         return x
 
-    def wanted(self, error: Exception) -> int | None:
-        """How many bytes could not be had, where an error of `no_room` says so."""
+    def bytes_requested(self, error: Exception) -> int | None:
+        """How many bytes could not be had, where an error of `oom_errors` says so."""
         return None
 
-    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> "Lane":
+    def prefetcher(self, specs: Specs, rows: int, batches: int, device: Any = None) -> "Prefetcher":
         """A way for so many batches of at most `rows` rows from the host to the device."""
-        return Lane(self, specs, device)
+        return Prefetcher(self, specs, device)
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 
@@ -268,21 +268,6 @@ class Backend:
         total = xp.reshape(self.column_sums(xp.reshape(each, (parts, k * m))), (k, m))
         return total if last == rows else total + xp.matmul(xp.permute_dims(x[last:, :], (1, 0)), dz[last:, :])
 
-    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
-        """Sum rows of `values` (m, d) into `length` rows: result[index[i]] += values[i], repeated indices counted.
-
-        Sorts the rows by index and takes differences of their running sum, kept in float64.
-        """
-        xp = self.xp
-        order = xp.argsort(index)
-        rows = xp.astype(xp.take(values, order, axis=0), xp.float64)
-        running = xp.concat([xp.zeros_like(rows[:1, :]), xp.cumulative_sum(rows, axis=0)], axis=0)
-        wanted = xp.arange(length, dtype=index.dtype, device=self.device(index))
-        ordered = xp.take(index, order)
-        last = xp.searchsorted(ordered, wanted, side="right")
-        first = xp.searchsorted(ordered, wanted, side="left")
-        return xp.astype(xp.take(running, last, axis=0) - xp.take(running, first, axis=0), values.dtype)
-
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(
@@ -337,7 +322,7 @@ class Backend:
         state.now = carry, count
         return result
 
-    def several(
+    def run_steps(
         self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
     ) -> Sequence[Array] | None:
         """carry, result <- step(carry, *shared, *own) for each `own`, as one call; gives all results, as `advance`.
@@ -355,7 +340,7 @@ class Backend:
         """A faster equal of an elementwise rule of arrays of one shape, and then of numbers."""
         return rule
 
-    def sweep(
+    def map_vector(
         self,
         rule: Rule,
         outputs: int,
@@ -375,7 +360,7 @@ class Backend:
         return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))
 
 
-class Lane:
+class Prefetcher:
     """Brings batches from the host to the device; a backend may copy one while it computes with the one before."""
 
     def __init__(self, backend: Backend, specs: Specs, device: Any = None) -> None:

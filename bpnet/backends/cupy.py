@@ -12,8 +12,8 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends import cublaslt, cuda
-from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Lane, Piece, Rule, Specs, State
-from bpnet.backends.cupy_feed import PinnedLane
+from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Prefetcher, Rule, Specs, State
+from bpnet.backends.cupy_feed import PinnedPrefetcher
 from bpnet.backends.cupy_graph import CapturedStep
 from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, widened
 from bpnet.backends.cupy_launch import Kernel, contiguous
@@ -25,7 +25,7 @@ from bpnet.errors import DeviceError, UnknownNameError
 TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
 """Ways to compute the same faster: rules as single kernels, products with cuBLASLt's epilogues, the captured step."""
 
-AT_ONCE = 8
+MAX_STEPS_PER_LAUNCH = 8
 """Steps of one launch."""
 
 
@@ -50,14 +50,14 @@ class CupyBackend(Backend):
         self._techniques = chosen
 
     @property
-    def at_once(self) -> int:  # type: ignore[override]
-        return AT_ONCE if "graph" in self.techniques else 1
+    def max_steps_per_launch(self) -> int:  # type: ignore[override]
+        return MAX_STEPS_PER_LAUNCH if "graph" in self.techniques else 1
 
     @property
     def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
         return KERNELS if "fused" in self.techniques else DEFINITIONS
 
-    def numbered(self, number: int) -> Any:
+    def get_device(self, number: int) -> Any:
         try:
             count = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -105,12 +105,12 @@ class CupyBackend(Backend):
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
 
-    def wanted(self, error: Exception) -> int | None:
+    def bytes_requested(self, error: Exception) -> int | None:
         return getattr(error, "_size", None)  # of cupy.cuda.memory.OutOfMemoryError, which says it in its text too
 
-    def lane(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Lane:
+    def prefetcher(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Prefetcher:
         """Through memory that the device reads by itself, while it computes."""
-        return PinnedLane(specs, rows, batches)
+        return PinnedPrefetcher(specs, rows, batches)
 
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0
@@ -127,13 +127,7 @@ class CupyBackend(Backend):
             return super().column_sums(x)
         return column_sums(contiguous(x))
 
-    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
-        with values.device:
-            total = cupy.zeros((length, *values.shape[1:]), dtype=values.dtype)
-            cupy.add.at(total, index, values)
-        return total
-
-    def room(self, size: int, like: Array) -> Array | None:
+    def empty_vector(self, size: int, like: Array) -> Array | None:
         with like.device:
             return cupy.empty(size, like.dtype)
 
@@ -164,10 +158,10 @@ class CupyBackend(Backend):
             return step.advance(state, args, count)
         return advance(step, state, count, state.now[0], *args)
 
-    def several(
+    def run_steps(
         self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
     ) -> Sequence[Array] | None:
-        return step.several(state, shared, each) if isinstance(step, CapturedStep) else None
+        return step.run_steps(state, shared, each) if isinstance(step, CapturedStep) else None
 
     def add_to(self, total: Array, part: Array) -> Array:
         return cupy.add(total, part, out=total)
@@ -185,14 +179,14 @@ class CupyBackend(Backend):
         """One kernel for the rule, where it can be traced."""
         return functools.partial(_fused, rule) if "fused" in self.techniques else rule
 
-    def sweep(
+    def map_vector(
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """One kernel for each piece, which reads and writes every element once."""
         found = [Kernel.of(rule, arrays, scalars=scalars) for _, _, scalars in pieces]
         kernels = [kernel for kernel in found if kernel is not None]
         if len(kernels) < len(pieces) or "fused" not in self.techniques:
-            return super().sweep(rule, outputs, arrays, pieces, donate)
+            return super().map_vector(rule, outputs, arrays, pieces, donate)
         late = current.late
         results = tuple(arrays[:outputs]) if donate else tuple(cupy.empty_like(a) for a in arrays[:outputs])
         calls = [

@@ -6,7 +6,7 @@ from typing import Any
 import cupy
 import cupyx
 
-from bpnet.backends.base import Array, Lane, Specs
+from bpnet.backends.base import Array, Prefetcher, Specs
 
 
 class Side:
@@ -19,7 +19,7 @@ class Side:
         self.used.record()  # the memory of the new arrays may be in use by what was launched before
 
 
-class PinnedLane(Lane):
+class PinnedPrefetcher(Prefetcher):
     """Two buffers by turns, and a stream for copies alone.
 
     The host fills pinned memory once it has been copied, the copy begins once the device is done with the batch before

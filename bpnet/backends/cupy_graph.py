@@ -59,7 +59,7 @@ class CapturedStep:
     second is captured, and later ones launch that graph.  An argument that lay at the same address in both is read
     there, as a data set of which rows are taken; a large one that has moved gets a graph of its own when it comes from
     there again.  Any other is copied to a buffer of the graph: see `Known`.  Numbers may differ from call to call, and
-    change nothing but values.  `several` steps on parts of the same data may be one graph.
+    change nothing but values.  `run_steps` steps on parts of the same data may be one graph.
 
     The carry stays in the memory in which it first came, whatever `step` makes of it, and one from elsewhere is copied
     there.  The graphs share one memory pool, which gives nothing back while a graph may use it.  All is launched on
@@ -122,7 +122,7 @@ class CapturedStep:
         uninterrupted(((found.graph.launch,), (setattr, state, "now", (self.carry, count))))
         return value
 
-    def several(self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]) -> list[Array] | None:
+    def run_steps(self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]) -> list[Array] | None:
         """The steps step(carry, *shared, *own) by one launch, each on its equal part of the last of `shared`.
 
         None, and nothing done, where they have no graph, as at the first call of a kind, or where memory runs out: the

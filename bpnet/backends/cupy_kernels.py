@@ -30,11 +30,11 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     left, right = factor(run, x), factor(run, weight)
     added = factor(run, bias) if narrow and bias is not None else bias  # an epilogue's vector is of the result's type
     if named == "RELU" and multiply(run, left, right, z, (False, False), f"RELU{biased}", added):
-        return z, f.keep(None, z)
+        return z, f.saved(None, z)
     if named == "GELU" and run.precision != "float32" and weight.dtype == numpy.float32:
         kept = cupy.empty_like(z)
         if multiply(run, left, right, z, (False, False), f"GELU_AUX{biased}", added, kept):
-            return z, f.keep(kept, z)
+            return z, f.saved(kept, z)
     if bias is not None and multiply(run, left, right, z, (False, False), "BIAS", added):
         bias = None
     else:
@@ -46,10 +46,10 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
         z = widened(z) if narrow else z
         z = z if bias is None else z + bias
         y = f.value(run.backend, z)
-        return y, f.keep(z, y)
-    y = cupy.empty_like(z) if f.keeps == "input" else z
+        return y, f.saved(z, y)
+    y = cupy.empty_like(z) if f.saves == "input" else z
     kernel.map(arrays, [y] if y is z or bias is None else [z, y])
-    return y, f.keep(z, y)
+    return y, f.saved(z, y)
 
 
 def dense_backward(
@@ -190,7 +190,7 @@ def _biased(f: Any) -> Rule:
     def rule(b: Backend, z: Array, bias: Array) -> tuple[Array, ...]:
         z = z + bias
         y = f.value(b, z)
-        return (z, y) if f.keeps == "input" else (y,)
+        return (z, y) if f.saves == "input" else (y,)
 
     return rule
 

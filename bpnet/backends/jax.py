@@ -65,9 +65,6 @@ class JaxBackend(Backend):
     def column_sums(self, x: Array) -> Array:
         return xp.sum(x, axis=0)
 
-    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
-        return xp.zeros((length, *values.shape[1:]), dtype=values.dtype).at[index].add(values)
-
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         compiled: Callable[..., Any] = jax.jit(partial(function, self), donate_argnums=0 if donate else ())
         return compiled

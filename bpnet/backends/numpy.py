@@ -63,7 +63,7 @@ class NumpyBackend(Backend):
     def flat(self, x: Array) -> Array:
         return x.reshape(-1)
 
-    def room(self, size: int, like: Array) -> Array | None:
+    def empty_vector(self, size: int, like: Array) -> Array | None:
         return numpy.empty(size, like.dtype)
 
     def store(self, place: Array, value: Array) -> None:
@@ -91,11 +91,6 @@ class NumpyBackend(Backend):
 
     def _sum_rows(self, x: Array) -> Array:
         return numpy.add.reduce(x, axis=0)
-
-    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
-        total = numpy.zeros((length, *values.shape[1:]), dtype=values.dtype)
-        numpy.add.at(total, index, values)
-        return total
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
@@ -190,7 +185,7 @@ class NumpyBackend(Backend):
         """The rule in chunks of rows that stay in cache, over threads."""
         return functools.partial(by_chunks, rule)
 
-    def sweep(
+    def map_vector(
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""

@@ -52,10 +52,10 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
         if bias is not None:
             z += bias
         y = f.value(b, z)
-        return y, f.keep(z, y)
+        return y, f.saved(z, y)
     f, parts = shared(f), b.blocks(rows, 2.0 * weight.size)
     z = numpy.empty((rows, units), x.dtype)
-    y = numpy.empty_like(z) if f.keeps == "input" else z  # y over the memory of z where the derivative does not read z
+    y = numpy.empty_like(z) if f.saves == "input" else z  # y over the memory of z where the derivative does not read z
 
     def block(number: int, part: Rows) -> None:
         some = slice(*part)
@@ -67,7 +67,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
             b.evaluate(f.value, (part_of_z,), part_of_z if y is z else y[c])
 
     list(b.map_blocks(block, parts))
-    return y, f.keep(z, y)
+    return y, f.saved(z, y)
 
 
 def dense_backward(

@@ -15,7 +15,7 @@ from bpnet.backends.interrupts import Session
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
     z = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
     y = activation.value(run.backend, z)
-    return y, activation.keep(z, y)
+    return y, activation.saved(z, y)
 
 
 def batch_norm_forward(
@@ -46,7 +46,7 @@ class NoGrad(Session):
 
 class TorchBackend(Backend):
     name = "torch"
-    no_room: ClassVar = (MemoryError, torch.OutOfMemoryError)
+    oom_errors: ClassVar = (MemoryError, torch.OutOfMemoryError)
     kernels: ClassVar = {"dense_forward": dense_forward, "batch_norm_forward": batch_norm_forward}
 
     def unfit(self, x: Array) -> str | None:
@@ -58,7 +58,7 @@ class TorchBackend(Backend):
             return "a quantized tensor: pass its dequantize()"
         return "a tensor on the device 'meta', which has no values: pass one that has" if x.is_meta else None
 
-    def adopt(self, x: Array) -> Array:
+    def detach(self, x: Array) -> Array:
         return x.detach() if x.requires_grad else x
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
@@ -99,11 +99,6 @@ class TorchBackend(Backend):
             return x.T @ dz
         starts = range(0, x.shape[0], 4 * SUMMED_PRODUCTS)
         return by_halves((x[i : i + starts.step].T @ dz[i : i + starts.step] for i in starts), operator.add)
-
-    def scatter_add(self, length: int, index: Array, values: Array) -> Array:
-        return torch.zeros((length, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add_(
-            0, index, values
-        )
 
 
 BACKEND = TorchBackend(xp)

@@ -20,9 +20,9 @@ from bpnet.errors import (
     DTypeError,
     FileFormatError,
     FolderError,
-    NoRoomError,
     NoSuchPathError,
     OptionError,
+    OutOfMemoryError,
     PathError,
     kind_of,
     path_error,
@@ -148,7 +148,7 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         raise ArgumentError("both like and device say where the parameters are to lie: pass one of them")
     backend, place = backends.device_named("numpy" if device is None else backends.check_device(device))
     if like is not None:
-        backend = backends.of(like, "like")
+        backend = backends.backend_of(like, "like")
         place = backend.device(like)
     path = _path(path)
     try:
@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
     except PathError:
         raise
     except MemoryError as error:
-        raise NoRoomError(f"{path}: the model does not fit in memory") from error
+        raise OutOfMemoryError(f"{path}: the model does not fit in memory") from error
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise FileFormatError(f"{path} is a damaged bpnet model: {error}") from error
     try:

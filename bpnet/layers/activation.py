@@ -1,7 +1,7 @@
 r"""Activation functions, each with its derivative beside it.
 
 All but softmax act on every element alone: y = f(z), and by the chain rule dL/dz = dL/dy f'(z).  Where f' can be
-written with y, the output is kept instead of the input.  Each is a layer too, so it can stand alone in a network.
+written with y, the output is saved instead of the input.  Each is a layer too, so it can stand alone in a network.
 """
 
 import math
@@ -16,7 +16,7 @@ from bpnet.options import flag, number
 class Activation(Layer):
     """Base of the activations: `value` and `derivative`, and which of input and output the derivative reads."""
 
-    keeps: ClassVar[str] = "output"
+    saves: ClassVar[str] = "output"
     """What `derivative` is given: the "output" y, the "input" z, or "nothing"."""
     rectifies: ClassVar[bool] = False
     """Whether f belongs to the relu family, which passes about half of its input on: weights then start larger."""
@@ -26,18 +26,18 @@ class Activation(Layer):
         """y = f(z)."""
         raise NotImplementedError
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        """dL/dz = dL/dy f'(z)."""
+    def derivative(self, b: Backend, saved: Array, dy: Array, /) -> Array:
+        """dL/dz = dL/dy f'(z), from what `saves` says."""
         raise NotImplementedError
 
     @final
-    def keep(self, z: Array, y: Array) -> Array | None:
+    def saved(self, z: Array, y: Array) -> Array | None:
         """The one of `z` and `y` that the derivative reads."""
-        return y if self.keeps == "output" else z if self.keeps == "input" else None
+        return y if self.saves == "output" else z if self.saves == "input" else None
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         y = run.backend.fuse(self.value)(run.backend, x)
-        return y, self.keep(x, y)
+        return y, self.saved(x, y)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
@@ -62,12 +62,12 @@ class Identity(Activation):
     """y = z, y' = 1."""
 
     names = {"identity": {}, "linear": {}}
-    keeps = "nothing"
+    saves = "nothing"
 
     def value(self, b: Backend, z: Array) -> Array:
         return z
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
+    def derivative(self, b: Backend, saved: Array, dy: Array) -> Array:
         return dy
 
 
@@ -83,8 +83,8 @@ class Sigmoid(Activation):
     def value(self, b: Backend, z: Array) -> Array:
         return sigmoid(b, z)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return dy * kept * (1.0 - kept)
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        return dy * y * (1.0 - y)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Tanh(Activation):
     def value(self, b: Backend, z: Array) -> Array:
         return b.xp.tanh(z)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return dy * (1.0 - kept * kept)
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        return dy * (1.0 - y * y)
 
 
 @dataclass(frozen=True)
@@ -110,27 +110,28 @@ class ReLU(Activation):
     def value(self, b: Backend, z: Array) -> Array:
         return b.xp.maximum(z, 0.0)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return dy * b.xp.astype(kept > 0.0, dy.dtype)
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        return dy * b.xp.astype(y > 0.0, dy.dtype)
 
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """y = max(z, slope z), y' = 1 where y > 0, else slope (Maas, Hannun and Ng 2013); 0 <= slope < 1."""
+    """y = max(z, a z), y' = 1 where y > 0, else a, the `negative_slope`, 0 <= a < 1 (Maas, Hannun and Ng 2013)."""
 
-    slope: float = 0.01
+    negative_slope: float = 0.01
 
     names = {"leaky_relu": {}}
     rectifies = True
 
     def __post_init__(self) -> None:
-        self._set(slope=number("slope", self.slope, 0.0, 1.0, closed="left"))
+        self._set(negative_slope=number("negative_slope", self.negative_slope, 0.0, 1.0, closed="left"))
 
     def value(self, b: Backend, z: Array) -> Array:
-        return b.xp.maximum(z, self.slope * z)
+        return b.xp.maximum(z, self.negative_slope * z)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return dy * (self.slope + (1.0 - self.slope) * b.xp.astype(kept > 0.0, dy.dtype))
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        above = b.xp.astype(y > 0.0, dy.dtype)
+        return dy * (self.negative_slope + (1.0 - self.negative_slope) * above)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class GELU(Activation):
     approximate: bool = False
 
     names = {"gelu": {}, "gelu_tanh": {"approximate": True}}
-    keeps = "input"
+    saves = "input"
     rectifies = True
 
     def __post_init__(self) -> None:
@@ -157,8 +158,7 @@ class GELU(Activation):
             return z / (1.0 + b.xp.exp(z * (_TANH_1 + _TANH_3 * z * z)))
         return 0.5 * z * (1.0 + b.erf(z * _ROOT_HALF))
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        z = kept
+    def derivative(self, b: Backend, z: Array, dy: Array) -> Array:
         if self.approximate:
             s = 1.0 / (1.0 + b.xp.exp(z * (_TANH_1 + _TANH_3 * z * z)))
             fading = z * s * (1.0 - s)  # 0 long before the square of z overflows, which is never computed alone
@@ -172,15 +172,15 @@ class SiLU(Activation):
     """y = z s with s = sigmoid(z), y' = s (1 + z (1 - s)) (Elfwing, Uchibe and Doya 2018)."""
 
     names = {"silu": {}, "swish": {}}
-    keeps = "input"
+    saves = "input"
     rectifies = True
 
     def value(self, b: Backend, z: Array) -> Array:
         return z * sigmoid(b, z)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        s = sigmoid(b, kept)
-        return dy * s * (1.0 + kept * (1.0 - s))
+    def derivative(self, b: Backend, z: Array, dy: Array) -> Array:
+        s = sigmoid(b, z)
+        return dy * s * (1.0 + z * (1.0 - s))
 
 
 @dataclass(frozen=True)
@@ -194,21 +194,21 @@ class Softplus(Activation):
         xp = b.xp
         return xp.maximum(z, 0.0) + xp.log1p(xp.exp(-xp.abs(z)))
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return -dy * b.xp.expm1(-kept)
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        return -dy * b.xp.expm1(-y)
 
 
 @dataclass(frozen=True)
 class ELU(Activation):
     """y = z where z > 0, else alpha (exp(z) - 1); y' = 1 where z > 0, else alpha exp(z) (Clevert et al. 2016).
 
-    The same slope y + alpha would lose its digits where y comes near -alpha.
+    The same derivative written as y + alpha would lose its digits where y comes near -alpha.
     """
 
     alpha: float = 1.0
 
     names = {"elu": {}}
-    keeps = "input"
+    saves = "input"
     rectifies = True
 
     def __post_init__(self) -> None:
@@ -218,9 +218,9 @@ class ELU(Activation):
         xp = b.xp
         return xp.maximum(z, 0.0) + self.alpha * xp.expm1(xp.minimum(z, 0.0))
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        slope = b.xp.exp(b.xp.minimum(kept, 0.0))
-        return dy * (slope if self.alpha == 1.0 else b.xp.where(kept > 0.0, 1.0, self.alpha * slope))
+    def derivative(self, b: Backend, z: Array, dy: Array) -> Array:
+        e = b.xp.exp(b.xp.minimum(z, 0.0))
+        return dy * (e if self.alpha == 1.0 else b.xp.where(z > 0.0, 1.0, self.alpha * e))
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ class Softmax(Activation):
     def value(self, b: Backend, z: Array) -> Array:
         return softmax(b, z)
 
-    def derivative(self, b: Backend, kept: Array, dy: Array) -> Array:
-        return kept * (dy - b.xp.sum(dy * kept, axis=-1, keepdims=True))
+    def derivative(self, b: Backend, y: Array, dy: Array) -> Array:
+        return y * (dy - b.xp.sum(dy * y, axis=-1, keepdims=True))
 
 
 _ROOT_HALF = math.sqrt(0.5)

@@ -79,7 +79,7 @@ def dense_forward(run: Run, x: Array, weight: Array, bias: Array | None, f: Acti
     if bias is not None:
         z = z + bias
     y = f.value(run.backend, z)
-    return y, f.keep(z, y)
+    return y, f.saved(z, y)
 
 
 @kernel

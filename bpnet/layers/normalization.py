@@ -65,7 +65,7 @@ class BatchNorm(Layer):
         dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, of_rows, need_dx, run.training)
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
-    def absorb(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         xhat, _, mean, var, rows = cache
         n = (rows if xhat is None else xhat).shape[0]
         if n == 1:
