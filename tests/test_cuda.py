@@ -77,6 +77,14 @@ static void turn_over(bool waits) {
 
 static void __syncthreads() { turn_over(true); }
 
+static void __threadfence() {}
+
+static unsigned int atomicAdd(unsigned int* at, unsigned int more) {
+    const unsigned int before = *at;
+    *at += more;
+    return before;
+}
+
 template <typename F> static F* running;
 template <typename F> static void enter() {
     for (;;) {

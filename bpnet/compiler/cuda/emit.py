@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from bpnet.compiler.commands import Fused, FusedKernel, Reference
+from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler."""
@@ -54,7 +55,8 @@ class Variant:
     width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
     bytes, and rows be multiples of it unless there is one.  stored: the types of the results in memory.  indirect: which
     results are written where an address in memory says.  keys: for every mask, which parts of its key are hyperparameters.
-    spread: whether rows are longer than a block has registers for their column-wise sums.
+    spread: whether rows are longer than a block has registers for their column-wise sums.  disjoint: whether nothing is
+    written where an operand lies.
     """
 
     width: int
@@ -62,13 +64,12 @@ class Variant:
     indirect: frozenset[int] = frozenset()
     keys: tuple[tuple[bool, ...], ...] = ()
     spread: bool = False
+    disjoint: bool = False
 
 
 def form_of(kernel: FusedKernel) -> str:
     """Which of the three loops serves a kernel."""
-    if any(op.startswith("row_") for op, *_ in kernel.expressions):
-        return "rows"
-    return "columns" if any(kind == "column_sum" for kind, *_ in kernel.results) else "map"
+    return "rows" if kernel.reduces_rows else "columns" if kernel.reduces_columns else "map"
 
 
 @lru_cache(maxsize=1024)
@@ -109,7 +110,7 @@ class _Writer:
     def parameters(self) -> Iterator[str]:
         kernel, variant = self.kernel, self.variant
         yield "const long long rows, const long long columns"
-        restrict = " __restrict__" if self.form != "map" else ""  # of a map, a result may lie where an operand does
+        restrict = " __restrict__" if variant.disjoint else ""
         for i, (_, dtype) in enumerate(kernel.operands):
             yield f"const {STORED[dtype]}*{restrict} p{i}"
         for i, dtype in enumerate(variant.stored):
@@ -138,7 +139,7 @@ class _Writer:
                 self.once["operand", i] = f"x{i}"
                 yield f"const T x{i} = get(p{i}[0]);"
         for i, (op, layout, phase, *args) in enumerate(kernel.expressions):
-            if layout == "scalar" and phase == 0 and not op.startswith("row_"):
+            if layout == "scalar" and phase == 0 and not op in ROW_REDUCTIONS:
                 yield f"const auto v{i} = {self.spelled(op, args, {})};"
                 self.once["value", i] = f"v{i}"
         for i in self.full:
@@ -155,7 +156,7 @@ class _Writer:
         return known.get(reference) or self.of_row.get(reference) or self.once[reference]
 
     def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
-        return CUDA[op].format(*(self.name(a, known) for a in args))
+        return OPERATIONS[op].cuda.format(*(self.name(a, known) for a in args))
 
     def lane(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> Iterator[str]:
         """What computes values of lane k of the entries at (row, col), and names them in `known`."""
@@ -164,7 +165,7 @@ class _Writer:
             if op == "mask":
                 m = sum(other == "mask" for other, *_ in self.kernel.expressions[:i])
                 text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
-            elif op == "places":
+            elif op == "positions":
                 text = "(T)(col + k)"
             else:
                 text = self.spelled(op, args, known)
@@ -325,10 +326,10 @@ class _Writer:
         kernel = self.kernel
         along = [i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column")]
         single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
-        reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0].startswith("row_") and e[2] == phase}
+        reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
         for i, (op, layout, p, *args) in enumerate(kernel.expressions):
             if layout in ("per_row", "scalar") and p == phase and ("value", i) not in self.once | self.of_row:
-                if not op.startswith("row_"):
+                if not op in ROW_REDUCTIONS:
                     yield f"const auto v{i} = {self.spelled(op, args, {})};"
                     self.of_row["value", i] = f"v{i}"
         for i in reduced:
@@ -424,22 +425,6 @@ _JOIN = {
     "sum": "add({0}, {1}, {2})",
     "max": "{0} = joined({0}, {2}, 1)",
     "min": "{0} = joined({0}, {2}, 2)",
-}
-
-CUDA: dict[str, str] = {
-    **{"add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "divide": "{0} / {1}"},
-    **{"greater": "{0} > {1}", "greater_equal": "{0} >= {1}", "less": "{0} < {1}", "less_equal": "{0} <= {1}"},
-    "equal": "{0} == {1}",
-    "negative": "-{0}",
-    "abs": "fabs({0})",
-    "sign": "(T)(({0} > 0) - ({0} < 0)) + ({0} != {0} ? {0} : (T)0)",
-    # which hand on what is not a number, as the standard's functions do and C's do not
-    "maximum": "{0} >= {1} || {0} != {0} ? {0} : {1}",
-    "minimum": "{0} <= {1} || {0} != {0} ? {0} : {1}",
-    "where": "{0} ? {1} : {2}",
-    "astype": "{0} ? (T)1 : (T)0",
-    "copy": "{0}",
-    **{name: name + "({0})" for name in ("sqrt", "exp", "log", "log1p", "expm1", "tanh")},
 }
 
 _HEAD = """\
@@ -577,10 +562,9 @@ class Grid:
     partial_rows: int = 0
 
 
-def width_of(kernel: FusedKernel, stored: Sequence[str]) -> int:
-    """Elements of 16 bytes of the smallest type that is read or written entry by entry, 4 at most."""
-    kinds = [dtype for layout, dtype in kernel.operands if layout == "full"] + list(stored)
-    return max(1, min(4 if kernel.dtype == "float32" else 2, 16 // min(BYTES[STORED[k]] for k in kinds)))
+def width_of(kernel: FusedKernel) -> int:
+    """Elements of 16 bytes, of the type that a kernel computes in."""
+    return 16 // BYTES[TYPES[kernel.dtype]]
 
 
 def grid(command: Fused, width: int) -> Grid:
@@ -613,7 +597,7 @@ def grid(command: Fused, width: int) -> Grid:
 
 def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
     """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
-    return form_of(kernel) == "rows" and columns > THREADS * width and any(r[0] == "column_sum" for r in kernel.results)
+    return kernel.reduces_rows and kernel.reduces_columns and columns > THREADS * width
 
 
 def _power(count: int) -> int:

@@ -1,0 +1,212 @@
+"""A list of commands on a CUDA device: kernels compiled, memory set aside, and what launches each command."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import cupy
+import numpy
+
+from bpnet.backends.cupy import cublaslt
+from bpnet.compiler.commands import Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, RowGather
+from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
+
+ALIGNMENT = 256
+"""Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
+
+Calls = list[tuple[Any, ...]]
+"""Functions, each with its arguments."""
+Launcher = Callable[[Sequence[Any], int], Calls]
+"""launcher(memories, numbers): the calls that launch a command, where memories begin at these pointers, and numbers that
+change from call to call lie at that address."""
+
+
+class Program:
+    """The commands of a function for arguments of certain shapes and types, and the memory that they work in."""
+
+    def __init__(self, commands: CommandList, indirect: frozenset[int] = frozenset()) -> None:
+        """`indirect`: memories of results that lie where the number after the others says, an address."""
+        self.commands, self.indirect = commands, indirect
+        self.real = next(c.kernel.dtype if isinstance(c, Fused) else c.dtype for c in _computing(commands))
+        self.arena = cupy.empty(commands.arena, numpy.uint8)
+        fused = [c for c in commands.commands if isinstance(c, Fused)]
+        scratch = max([0, *(_scratch(c) for c in fused)])
+        self.scratch = cupy.empty(scratch, self.real)
+        self.tickets = cupy.zeros(max([1, *(emit.grid(c, 1).tickets for c in fused)]), numpy.uint32)
+        self.workspaces: list[Any] = []
+        """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
+        arguments = {a.memory for a in commands.arguments if a is not None}
+        self.first_writing = next(
+            (i for i, c in enumerate(commands.commands) if any(m in arguments for m, *_ in spans_written(c))),
+            len(commands.commands),
+        )
+        self.launchers = [self._launcher(c) for c in commands.commands]
+
+    def memories(self, arguments: Sequence[Any], results: Sequence[Any] = ()) -> list[Any]:
+        """Where every memory begins: those of arguments, and of new results."""
+        return [None, self.arena.data, *(a.data for a in arguments), *(a.data for a in results)]
+
+    def calls(self, memories: Sequence[Any], numbers: int) -> tuple[Calls, Calls]:
+        """What launches all commands, in order: those before any writes to an argument, and the rest."""
+        made = [launcher(memories, numbers) for launcher in self.launchers]
+        computing, writing = made[: self.first_writing], made[self.first_writing :]
+        return [call for some in computing for call in some], [call for some in writing for call in some]
+
+    def _launcher(self, command: Command) -> Launcher:
+        if isinstance(command, Fused):
+            return lambda memories, numbers: self._fused(command, memories, numbers)
+        if isinstance(command, RowGather):
+            return lambda memories, _: [_gather(command, memories)]
+        return lambda memories, numbers: [(self._multiply, command, memories, numbers)]
+
+    # ---- fused kernels ------------------------------------------------------------------------------------------
+
+    def _fused(self, command: Fused, memories: Sequence[Any], numbers: int) -> Calls:
+        operands = [memories[p.memory].ptr + p.offset for p in command.operands]
+        indirect = frozenset(i for i, p in enumerate(command.results) if p.memory in self.indirect)
+        slot = numbers + 8 * len(self.commands.numbers)
+        results = [
+            slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)
+        ]
+        disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
+        return self._launch(command, operands, results, indirect, disjoint, numbers, self.scratch.data.ptr)
+
+    def _launch(
+        self, command: Fused, operands: list[int], results: list[int], indirect: frozenset[int], disjoint: bool,
+        numbers: int, scratch: int,
+    ) -> Calls:  # fmt: skip
+        kernel = command.kernel
+        width = _width(command, operands, results, indirect)
+        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        spread = emit.spreads(kernel, command.columns, width)
+        stored = tuple(kernel.dtype for _ in results)
+        variant = emit.Variant(width, stored, indirect, keys, spread, disjoint)
+        grid, real = emit.grid(command, width), numpy.dtype(kernel.dtype).type
+        arguments = [
+            *(command.rows, command.columns), *operands, *results, scratch, self.tickets.data.ptr, numbers,
+            *map(numpy.int32, command.numbers), *map(real, command.constants),
+        ]  # fmt: skip
+        for mask in command.masks:
+            arguments += [numpy.uint32(mask.threshold), real(2**32 / mask.threshold)]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *grid.launch, tuple(arguments))]
+        if grid.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
+            size = grid.partial_rows * command.columns
+            itemsize, sums = numpy.dtype(kernel.dtype).itemsize, _column_sum(kernel.dtype)
+            again = Fused(sums, grid.partial_rows, command.columns, (), (), (), (), ())
+            summed = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
+            for n, i in enumerate(summed):
+                partial, rest = scratch + n * size * itemsize, scratch + grid.scratch * itemsize
+                calls += self._launch(again, [partial], [results[i]], frozenset(), True, numbers, rest)
+        return calls
+
+    # ---- products -----------------------------------------------------------------------------------------------
+
+    def _multiply(self, command: Product, memories: Sequence[Any], numbers: int) -> None:
+        """Launch a product: by cuBLASLt, or else by CuPy, which knows no other precision and can't be captured."""
+        places = [memories[p.memory].ptr + p.offset for p in (command.a.place, command.b.place, command.out)]
+        epilogue, vector = command.epilogue, 0
+        if epilogue is not None and len(epilogue.operands) > 1:
+            place = epilogue.operands[1]
+            vector = memories[place.memory].ptr + place.offset
+        if epilogue is not None and self._by_library(command, (*places, vector), epilogue_name(epilogue.kernel)):
+            return
+        if not self._by_library(command, (*places, 0)):
+            self._by_cupy(command, memories)
+        if epilogue is not None:
+            for call, *arguments in self._fused(epilogue, memories, numbers):
+                call(*arguments)
+
+    def _by_library(self, command: Product, places: cublaslt.Places, epilogue: str | None = "DEFAULT") -> bool:
+        a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
+        sizes, dtype = (command.rows, command.columns, command.inner), command.dtype
+        precision = "float32" if dtype == "float64" else command.precision
+        problem = cublaslt.Problem(*sizes, *a, *b, dtype, dtype, precision, epilogue or "", command.accumulate)
+        return cublaslt.multiply(problem, places, self._workspace)
+
+    @staticmethod
+    def _by_cupy(command: Product, memories: Sequence[Any]) -> None:
+        rows, columns, inner = sizes = command.rows, command.columns, command.inner
+        if command.precision != "float32" and command.dtype != "float64":
+            raise cublaslt.missing(command.precision, sizes)
+        a, b = (
+            _matrix(memories, m.place, command.dtype, shape, (m.row_stride, m.column_stride))
+            for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)))
+        )
+        out = _matrix(memories, command.out, command.dtype, (rows, columns), (columns, 1))
+        if command.accumulate:
+            out += cupy.matmul(a, b)
+        else:
+            cupy.matmul(a, b, out=out)
+
+    def _workspace(self, size: int) -> int:
+        """Memory for a product, the same for all: commands run one after the other."""
+        if not self.workspaces or self.workspaces[-1].size < size:
+            self.workspaces.append(cupy.empty(size, numpy.uint8))
+        return int(self.workspaces[-1].data.ptr)
+
+
+def _computing(commands: CommandList) -> Iterator[Fused | Product]:
+    return (c for c in commands.commands if not isinstance(c, RowGather))
+
+
+def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
+    """How many elements a thread takes at a time: 16 bytes where arrays lie so, else one."""
+    kernel = command.kernel
+    width = emit.width_of(kernel)
+    whole = [p for p, (layout, _) in zip(operands, kernel.operands, strict=True) if layout == "full"]
+    whole += [
+        p for i, (p, (kind, _, _, layout)) in enumerate(zip(results, kernel.results, strict=True))
+        if kind == "store" and layout == "full" and i not in indirect
+    ]  # fmt: skip
+    fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
+    return width if fits and not any(p % 16 for p in whole) else 1
+
+
+def _scratch(command: Fused) -> int:
+    """Elements of scratch memory that a command may need, however its arrays lie."""
+    most = 0
+    for width in {1, emit.width_of(command.kernel)}:
+        grid = emit.grid(command, width)
+        again = Fused(_column_sum(command.kernel.dtype), grid.partial_rows, command.columns, (), (), (), (), ())
+        more = max(emit.grid(again, w).scratch for w in (1, width)) if grid.partial_rows else 0
+        most = max(most, grid.scratch + more)
+    return most
+
+
+@lru_cache
+def _column_sum(dtype: str) -> FusedKernel:
+    return FusedKernel(dtype, (("full", dtype),), 0, 0, (), (("column_sum", ("operand", 0), 0, "full"),))
+
+
+def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
+    source, index, out = (memories[p.memory].ptr + p.offset for p in (command.source, command.index, command.out))
+    width = math.gcd(source | out | command.row_bytes, 16)
+    sizes = command.rows, command.source_rows, command.row_bytes // width
+    code = gather.source(command.index_dtype, width)
+    return function(code, "gather"), *gather.launch(*sizes), (*sizes, source, index, out)
+
+
+def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:
+    """Whether a matrix of so many columns is stored transposed, and how many elements its stored rows are apart."""
+    as_it_is = matrix.column_stride == 1 and matrix.row_stride >= columns
+    return (False, matrix.row_stride) if as_it_is else (True, matrix.column_stride)
+
+
+def _matrix(memories: Sequence[Any], place: Place, dtype: str, shape: tuple[int, int], strides: tuple[int, int]) -> Any:
+    real = numpy.dtype(dtype)
+    memory = memories[place.memory] + place.offset
+    return cupy.ndarray(shape, real, memory, tuple(n * real.itemsize for n in strides))
+
+
+def function(code: str, name: str) -> Any:
+    """A kernel of a text, on the current device."""
+    return _function(code, name, cupy.cuda.runtime.getDevice())
+
+
+@lru_cache(maxsize=1024)
+def _function(code: str, name: str, device: int) -> Any:
+    options = ("--std=c++17", "-ffp-contract=off") if cupy.cuda.runtime.is_hip else emit.OPTIONS
+    return cupy.RawModule(code=code, options=options).get_function(name)

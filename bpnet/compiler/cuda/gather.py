@@ -1,0 +1,51 @@
+"""Gathers of rows as CUDA C++."""
+
+from functools import lru_cache
+
+from bpnet.compiler.cuda.emit import MAX_BLOCKS, THREADS, Launch
+
+WORDS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned int"}
+"""Types of so many bytes, in which rows are copied."""
+INDICES = {"int32": "int", "int64": "long long"}
+
+
+@lru_cache
+def source(index_dtype: str, width: int) -> str:
+    """The text of gather (rows, source_rows, words, source, index, out), which moves `width` bytes at a time.
+
+    Numbers of rows below 0 count from the end, and those of no row give one of ones in every bit.
+    """
+    lines = []
+    if width > 4:
+        lines.append(f"struct alignas({width}) Word {{ unsigned int part[{width // 4}]; }};")
+        ones = "Word ones; for (int k = 0; k < %d; ++k) ones.part[k] = 0xFFFFFFFFu;" % (width // 4)
+    else:
+        lines.append(f"typedef {WORDS[width]} Word;")
+        ones = "const Word ones = (Word)-1;"
+    return "\n".join(lines) + _TEXT.replace("<<index>>", INDICES[index_dtype]).replace("<<ones>>", ones)
+
+
+def launch(rows: int, source_rows: int, words: int) -> Launch:
+    """How many threads run it: those of a line go along a row."""
+    across = min(32, 1 << max(words - 1, 0).bit_length())
+    down = THREADS // across
+    return (1, max(1, min(-(-rows // down), MAX_BLOCKS))), (across, down)
+
+
+_TEXT = """
+extern "C" __global__ void gather(
+    const long long rows, const long long source_rows, const long long words,
+    const Word* __restrict__ source, const <<index>>* __restrict__ index, Word* __restrict__ out
+) {
+    <<ones>>
+    for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;
+         row += (long long)gridDim.y * blockDim.y) {
+        long long from = index[row];
+        from = from < 0 ? from + source_rows : from;
+        const bool there = from >= 0 && from < source_rows;
+        for (long long i = threadIdx.x; i < words; i += blockDim.x) {
+            out[row * words + i] = there ? source[from * words + i] : ones;
+        }
+    }
+}
+"""

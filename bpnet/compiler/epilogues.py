@@ -1,0 +1,130 @@
+"""Epilogues: elementwise kernels that a matrix product can do on its result before it is stored."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bpnet.compiler.commands import Command, Fused, FusedKernel, Matrix, Place, Product, RowGather
+
+Span = tuple[int, int, int]
+"""A memory, and from which byte of it to before which."""
+
+BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
+
+
+def epilogue_name(kernel: FusedKernel) -> str | None:
+    """What libraries call it: "BIAS", "RELU" or "RELU_BIAS"; the first operand is the product."""
+    if len(kernel.results) != 1 or kernel.results[0] != ("store", ("value", len(kernel.expressions) - 1), 0, "full"):
+        return None
+    layouts = tuple(layout for layout, _ in kernel.operands)
+    shapes = [(op, *references) for op, _, _, *references in kernel.expressions]
+    add = ("add", ("operand", 0), ("operand", 1))
+    if layouts == ("full", "per_column") and shapes == [add]:
+        return "BIAS"
+    if layouts == ("full", "per_column") and shapes == [add, ("maximum", ("value", 0), ("literal", 0.0))]:
+        return "RELU_BIAS"
+    if layouts == ("full",) and shapes == [("maximum", ("operand", 0), ("literal", 0.0))]:
+        return "RELU"
+    return None
+
+
+def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
+    """The commands, in which products do what elementwise kernels did, where nobody else reads their results."""
+    made = list(commands)
+    i = 0
+    while i < len(made):
+        product = made[i]
+        if isinstance(product, Product) and not product.accumulate and product.epilogue is None:
+            reader = _reader(made, i)
+            if reader is not None:
+                kernel = made[reader]
+                assert isinstance(kernel, Fused)
+                out = kernel.results[0]
+                epilogue = replace(kernel, operands=(out, *kernel.operands[1:]))
+                made[i] = replace(product, out=out, epilogue=epilogue)
+                del made[reader]
+        i += 1
+    return tuple(made)
+
+
+def _reader(commands: Sequence[Command], at: int) -> int | None:
+    """The number of the kernel that a product can do, if it is the only reader of its result."""
+    product = commands[at]
+    assert isinstance(product, Product)
+    raw = _span(product.out, product.rows * product.columns * BYTES[product.dtype])
+    found = None
+    for i in range(at + 1, len(commands)):
+        command = commands[i]
+        reads = [span for span in spans_read(command) if overlap(span, raw)]
+        if reads:
+            if found is not None or not isinstance(command, Fused) or not _fits(product, command):
+                return None
+            found = i
+        if any(overlap(span, raw) for span in spans_written(command)):
+            if found is None or (found == i and command.results[0] != product.out):  # type: ignore[union-attr]
+                return None  # it is overwritten in part, or before it is read
+            break
+    if found is None:
+        return None
+    kernel = commands[found]
+    (out,) = spans_written(kernel)
+    between = commands[at + 1 : found]
+    moved = [s for c in between for s in (*spans_read(c), *spans_written(c))]
+    if any(overlap(out, span) for span in (*spans_read(product), *moved)):
+        return None  # what it is written to is in use until then
+    written = [s for c in between for s in spans_written(c)]
+    return None if any(overlap(s, read) for read in spans_read(kernel)[1:] for s in written) else found
+
+
+def _fits(product: Product, command: Fused) -> bool:
+    same = (command.rows, command.columns) == (product.rows, product.columns)
+    return same and command.operands[:1] == (product.out,) and epilogue_name(command.kernel) is not None
+
+
+def spans_read(command: Command) -> list[Span]:
+    """All memory that a command reads, in the order of its operands."""
+    if isinstance(command, RowGather):
+        index = _span(command.index, command.rows * BYTES[command.index_dtype])
+        return [_span(command.source, command.source_rows * command.row_bytes), index]
+    if isinstance(command, Product):
+        found = [
+            _matrix(command.a, command.rows, command.inner, command.dtype),
+            _matrix(command.b, command.inner, command.columns, command.dtype),
+        ]
+        found += spans_written(command) if command.accumulate else []
+        return found + ([] if command.epilogue is None else spans_read(command.epilogue))
+    return [
+        _span(place, _entries(command, layout) * BYTES[dtype])
+        for place, (layout, dtype) in zip(command.operands, command.kernel.operands, strict=True)
+    ]
+
+
+def spans_written(command: Command) -> list[Span]:
+    """All memory that a command writes, in the order of its results."""
+    if isinstance(command, RowGather):
+        return [_span(command.out, command.rows * command.row_bytes)]
+    if isinstance(command, Product):
+        return [_span(command.out, command.rows * command.columns * BYTES[command.dtype])]
+    kinds = {"store": "", "column_sum": "per_column"}
+    return [
+        _span(place, _entries(command, kinds.get(kind, "scalar") or layout) * BYTES[command.kernel.dtype])
+        for place, (kind, _, _, layout) in zip(command.results, command.kernel.results, strict=True)
+    ]
+
+
+def _entries(command: Fused, layout: str) -> int:
+    rows, columns = command.rows, command.columns
+    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _span(place: Place, size: int) -> Span:
+    return place.memory, place.offset, place.offset + size
+
+
+def _matrix(matrix: Matrix, rows: int, columns: int, dtype: str) -> Span:
+    elements = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride + 1
+    return _span(matrix.place, max(elements, 0) * BYTES[dtype])
+
+
+def overlap(a: Span, b: Span) -> bool:
+    """Whether two have a byte in common."""
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
