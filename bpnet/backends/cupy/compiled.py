@@ -8,6 +8,7 @@ bits of the same step launched command by command.
 import contextlib
 import operator
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -109,6 +110,7 @@ class Traced:
         self.recent: deque[Any] = deque(maxlen=2 * RECENT)
         """Where arguments of calls without a graph lay."""
         self.captures_left = MAX_CAPTURES
+        weakref.finalize(self, _retire, self.rings).atexit = False
 
     def ring(self, count: int) -> Numbers:
         """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
@@ -212,11 +214,11 @@ class CapturedStep(Compiled):
         carry = state.now[0]
         parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
         leaves = [list(leaves_of((carry, *args))) for args in parts]
+        self._follow_stream()
+        self._keep(carry)
         found = self.find((carry, *parts[0]), leaves[0])
         if found is None:
             return None
-        self._follow_stream()
-        self._keep(carry)
         arrays = [a for a in leaves_of(shared) if isinstance(a, cupy.ndarray)]
         graph = found.graph(arrays, len(each), self) if self.captures else None
         if graph is None and len(each) > 1:
@@ -308,6 +310,11 @@ def leaves_of(tree: Tree) -> Iterator[Any]:
 def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
     """A tree of the same form with the next of `leaves` in the place of each."""
     return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
+
+
+def _retire(rings: dict[int, Numbers]) -> None:
+    """Keep what a copy may still be under way from."""
+    Numbers.retired.extend(rings.values())
 
 
 def _kind(a: Any) -> Any:

@@ -139,7 +139,7 @@ class _Writer:
                 self.once["operand", i] = f"x{i}"
                 yield f"const T x{i} = get(p{i}[0]);"
         for i, (op, layout, phase, *args) in enumerate(kernel.expressions):
-            if layout == "scalar" and phase == 0 and not op in ROW_REDUCTIONS:
+            if layout == "scalar" and phase == 0 and op not in ROW_REDUCTIONS:
                 yield f"const auto v{i} = {self.spelled(op, args, {})};"
                 self.once["value", i] = f"v{i}"
         for i in self.full:
@@ -329,7 +329,7 @@ class _Writer:
         reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
         for i, (op, layout, p, *args) in enumerate(kernel.expressions):
             if layout in ("per_row", "scalar") and p == phase and ("value", i) not in self.once | self.of_row:
-                if not op in ROW_REDUCTIONS:
+                if op not in ROW_REDUCTIONS:
                     yield f"const auto v{i} = {self.spelled(op, args, {})};"
                     self.of_row["value", i] = f"v{i}"
         for i in reduced:
