@@ -1,8 +1,8 @@
 """Functions compiled for CUDA: their commands launched one by one, or captured as a graph and launched as one.
 
 What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the
-random key) are written there before each launch, and the loss goes where one of them says.  So a captured step gives the
-bits of the same step launched command by command.
+random key) are written there before each launch, and the loss goes where one of them says.  So a captured step gives
+the bits of the same step launched command by command.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from bpnet.errors import BpnetWarning
 MAX_PROGRAMS = 8
 """Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
 MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
-"""Graphs of a program that are kept, those that are made of it at most, and how many calls without one are remembered."""
+"""Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
 SMALL = 2**20
 """Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
 
@@ -164,10 +164,10 @@ class Traced:
 class CapturedStep(Compiled):
     """step(carry, *arguments) -> carry, loss, as a graph; the carry that is passed in is given up.
 
-    Of every kind of arguments the first call is launched command by command.  Arguments that come from where others came
-    from before are read there, by a graph of their own; small ones that don't are copied to where a graph reads them; and
-    where large ones never come from the same place, every command is launched by itself.  Numbers may differ from call to
-    call, and change nothing but values.
+    Of every kind of arguments the first call is launched command by command.  Arguments that come from where others
+    came from before are read there, by a graph of their own; small ones that don't are copied to where a graph reads
+    them; and where large ones never come from the same place, every command is launched by itself.  Numbers may differ
+    from call to call, and change nothing but values.
 
     The carry stays in the memory in which it first came, and one from elsewhere is copied there.  All is launched on
     CuPy's current stream.

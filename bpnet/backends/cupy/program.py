@@ -11,6 +11,7 @@ import numpy
 from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, RowGather
 from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.cuda.launch import launch_of, spreads, width_of
 from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
 
 ALIGNMENT = 256
@@ -19,8 +20,8 @@ ALIGNMENT = 256
 Calls = list[tuple[Any, ...]]
 """Functions, each with its arguments."""
 Launcher = Callable[[Sequence[Any], int], Calls]
-"""launcher(memories, numbers): the calls that launch a command, where memories begin at these pointers, and numbers that
-change from call to call lie at that address."""
+"""launcher(memories, numbers): the calls that launch a command, where memories begin at these pointers, and the numbers
+that change from call to call lie at that address."""
 
 
 class Program:
@@ -34,7 +35,7 @@ class Program:
         fused = [c for c in commands.commands if isinstance(c, Fused)]
         scratch = max([0, *(_scratch(c) for c in fused)])
         self.scratch = cupy.empty(scratch, self.real)
-        self.tickets = cupy.zeros(max([1, *(emit.grid(c, 1).tickets for c in fused)]), numpy.uint32)
+        self.tickets = cupy.zeros(max([1, *(launch_of(c, 1).tickets for c in fused)]), numpy.uint32)
         self.workspaces: list[Any] = []
         """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -67,9 +68,7 @@ class Program:
         operands = [memories[p.memory].ptr + p.offset for p in command.operands]
         indirect = frozenset(i for i, p in enumerate(command.results) if p.memory in self.indirect)
         slot = numbers + 8 * len(self.commands.numbers)
-        results = [
-            slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)
-        ]
+        results = [slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)]
         disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
         return self._launch(command, operands, results, indirect, disjoint, numbers, self.scratch.data.ptr)
 
@@ -80,10 +79,10 @@ class Program:
         kernel = command.kernel
         width = _width(command, operands, results, indirect)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        spread = emit.spreads(kernel, command.columns, width)
+        spread = spreads(kernel, command.columns, width)
         stored = tuple(kernel.dtype for _ in results)
         variant = emit.Variant(width, stored, indirect, keys, spread, disjoint)
-        grid, real = emit.grid(command, width), numpy.dtype(kernel.dtype).type
+        launch, real = launch_of(command, width), numpy.dtype(kernel.dtype).type
         arguments = [
             *(command.rows, command.columns), *operands, *results, scratch, self.tickets.data.ptr, numbers,
             *map(numpy.int32, command.numbers), *map(real, command.constants),
@@ -91,14 +90,14 @@ class Program:
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real(2**32 / mask.threshold)]
             arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *grid.launch, tuple(arguments))]
-        if grid.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
-            size = grid.partial_rows * command.columns
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, tuple(arguments))]
+        if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
+            size = launch.partial_rows * command.columns
             itemsize, sums = numpy.dtype(kernel.dtype).itemsize, _column_sum(kernel.dtype)
-            again = Fused(sums, grid.partial_rows, command.columns, (), (), (), (), ())
+            again = Fused(sums, launch.partial_rows, command.columns, (), (), (), (), ())
             summed = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
             for n, i in enumerate(summed):
-                partial, rest = scratch + n * size * itemsize, scratch + grid.scratch * itemsize
+                partial, rest = scratch + n * size * itemsize, scratch + launch.scratch * itemsize
                 calls += self._launch(again, [partial], [results[i]], frozenset(), True, numbers, rest)
         return calls
 
@@ -155,7 +154,7 @@ def _computing(commands: CommandList) -> Iterator[Fused | Product]:
 def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
     """How many elements a thread takes at a time: 16 bytes where arrays lie so, else one."""
     kernel = command.kernel
-    width = emit.width_of(kernel)
+    width = width_of(kernel)
     whole = [p for p, (layout, _) in zip(operands, kernel.operands, strict=True) if layout == "full"]
     whole += [
         p for i, (p, (kind, _, _, layout)) in enumerate(zip(results, kernel.results, strict=True))
@@ -168,11 +167,11 @@ def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indi
 def _scratch(command: Fused) -> int:
     """Elements of scratch memory that a command may need, however its arrays lie."""
     most = 0
-    for width in {1, emit.width_of(command.kernel)}:
-        grid = emit.grid(command, width)
-        again = Fused(_column_sum(command.kernel.dtype), grid.partial_rows, command.columns, (), (), (), (), ())
-        more = max(emit.grid(again, w).scratch for w in (1, width)) if grid.partial_rows else 0
-        most = max(most, grid.scratch + more)
+    for width in {1, width_of(command.kernel)}:
+        launch = launch_of(command, width)
+        again = Fused(_column_sum(command.kernel.dtype), launch.partial_rows, command.columns, (), (), (), (), ())
+        more = max(launch_of(again, w).scratch for w in (1, width)) if launch.partial_rows else 0
+        most = max(most, launch.scratch + more)
     return most
 
 
@@ -186,7 +185,7 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     width = math.gcd(source | out | command.row_bytes, 16)
     sizes = command.rows, command.source_rows, command.row_bytes // width
     code = gather.source(command.index_dtype, width)
-    return function(code, "gather"), *gather.launch(*sizes), (*sizes, source, index, out)
+    return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
 
 
 def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:
