@@ -12,7 +12,7 @@ from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, RowGather
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import launch_of, spreads, width_of
-from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.epilogues import epilogue_name, overlap, result_dtype, spans_read, spans_written
 
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
@@ -80,8 +80,7 @@ class Program:
         width = _width(command, operands, results, indirect)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
         spread = spreads(kernel, command.columns, width)
-        stored = tuple(kernel.dtype for _ in results)
-        variant = emit.Variant(width, stored, indirect, keys, spread, disjoint)
+        variant = emit.Variant(width, indirect, keys, spread, disjoint)
         launch, real = launch_of(command, width), numpy.dtype(kernel.dtype).type
         arguments = [
             *(command.rows, command.columns), *operands, *results, scratch, self.tickets.data.ptr, numbers,
@@ -105,30 +104,35 @@ class Program:
 
     def _multiply(self, command: Product, memories: Sequence[Any], numbers: int) -> None:
         """Launch a product: by cuBLASLt, or else by CuPy, which knows no other precision and can't be captured."""
-        places = [memories[p.memory].ptr + p.offset for p in (command.a.place, command.b.place, command.out)]
-        epilogue, vector = command.epilogue, 0
-        if epilogue is not None and len(epilogue.operands) > 1:
-            place = epilogue.operands[1]
-            vector = memories[place.memory].ptr + place.offset
-        if epilogue is not None and self._by_library(command, (*places, vector), epilogue_name(epilogue.kernel)):
-            return
-        if not self._by_library(command, (*places, 0)):
+        a, b, out = (memories[p.memory].ptr + p.offset for p in (command.a.place, command.b.place, command.out))
+        epilogue = command.epilogue
+        if epilogue is not None:
+            result, *others = (memories[p.memory].ptr + p.offset for p in (*epilogue.results, *epilogue.operands[1:]))
+            if self._by_library(command, (a, b, result, *(others or [0])), epilogue):
+                return
+        if not self._by_library(command, (a, b, out, 0), None):
             self._by_cupy(command, memories)
         if epilogue is not None:
             for call, *arguments in self._fused(epilogue, memories, numbers):
                 call(*arguments)
 
-    def _by_library(self, command: Product, places: cublaslt.Places, epilogue: str | None = "DEFAULT") -> bool:
+    def _by_library(self, command: Product, places: cublaslt.Places, epilogue: Fused | None) -> bool:
         a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
-        sizes, dtype = (command.rows, command.columns, command.inner), command.dtype
-        precision = "float32" if dtype == "float64" else command.precision
-        problem = cublaslt.Problem(*sizes, *a, *b, dtype, dtype, precision, epilogue or "", command.accumulate)
+        sizes, dtype, precision = (command.rows, command.columns, command.inner), command.dtype, command.precision
+        result, name = dtype, "DEFAULT"
+        if epilogue is not None:
+            result, name = (
+                result_dtype(epilogue.kernel, epilogue.kernel.results[0]),
+                epilogue_name(epilogue.kernel) or "",
+            )
+        factors = "bfloat16" if precision == "bfloat16" else dtype
+        problem = cublaslt.Problem(*sizes, *a, *b, factors, result, precision, name, command.accumulate)
         return cublaslt.multiply(problem, places, self._workspace)
 
     @staticmethod
     def _by_cupy(command: Product, memories: Sequence[Any]) -> None:
         rows, columns, inner = sizes = command.rows, command.columns, command.inner
-        if command.precision != "float32" and command.dtype != "float64":
+        if command.precision != "float32":
             raise cublaslt.missing(command.precision, sizes)
         a, b = (
             _matrix(memories, m.place, command.dtype, shape, (m.row_stride, m.column_stride))
@@ -158,7 +162,7 @@ def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indi
     whole = [p for p, (layout, _) in zip(operands, kernel.operands, strict=True) if layout == "full"]
     whole += [
         p for i, (p, (kind, _, _, layout)) in enumerate(zip(results, kernel.results, strict=True))
-        if kind == "store" and layout == "full" and i not in indirect
+        if kind.startswith("store") and layout == "full" and i not in indirect
     ]  # fmt: skip
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
     return width if fits and not any(p % 16 for p in whole) else 1

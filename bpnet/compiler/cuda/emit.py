@@ -19,6 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, Reference
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
+from bpnet.compiler.epilogues import result_dtype
 from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -33,7 +34,6 @@ class Variant:
 
     width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
     bytes, and rows be multiples of it unless there is one.
-    stored: the types of the results in memory.
     indirect: which results are written where an address in memory says.
     keys: for every mask, which parts of its key are hyperparameters.
     spread: whether rows are longer than a block has registers for their column-wise sums.
@@ -41,7 +41,6 @@ class Variant:
     """
 
     width: int
-    stored: tuple[str, ...]
     indirect: frozenset[int] = frozenset()
     keys: tuple[tuple[bool, ...], ...] = ()
     spread: bool = False
@@ -65,6 +64,7 @@ def source(kernel: FusedKernel, variant: Variant) -> str:
 class _Writer:
     def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
+        self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.once: dict[Reference, str] = {}
         """Values that are the same for the whole kernel, by their names."""
         self.of_row: dict[Reference, str] = {}
@@ -89,7 +89,7 @@ class _Writer:
         restrict = " __restrict__" if variant.disjoint else ""
         for i, (_, dtype) in enumerate(kernel.operands):
             yield f"const {STORED[dtype]}*{restrict} p{i}"
-        for i, dtype in enumerate(variant.stored):
+        for i, dtype in enumerate(self.stored):
             yield f"{STORED[dtype]}* const* a{i}" if i in variant.indirect else f"{STORED[dtype]}*{restrict} q{i}"
         yield "T* scratch, unsigned int* tickets, const double* numbers"
         yield from (f"const int s{i}" for i in range(kernel.numbers))
@@ -102,7 +102,7 @@ class _Writer:
         """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
         kernel, variant = self.kernel, self.variant
         for i in sorted(variant.indirect):
-            yield f"{STORED[variant.stored[i]]}* const q{i} = *a{i};"
+            yield f"{STORED[self.stored[i]]}* const q{i} = *a{i};"
         for i in range(kernel.numbers):
             yield f"const T n{i} = (T)numbers[s{i}];"
         for m, key in enumerate(variant.keys):
@@ -190,7 +190,7 @@ class _Writer:
     ) -> Iterator[str]:
         """What is done with `width` entries whose operands are `loaded`: all is computed before anything is written."""
         results = self.kernel.results
-        stored = [i for i in sinks if results[i][0] == "store"]
+        stored = [i for i in sinks if results[i][0].startswith("store")]
         known: dict[Reference, str] = {("operand", i): self.entry(i, name) for i, name in loaded.items()}
         yield from (f"Words<{width}> y{i};" for i in stored)
         yield f"for (int k = 0; k < {width}; ++k) {{"
@@ -198,7 +198,7 @@ class _Writer:
         for i in sinks:
             kind, reference, *_ = results[i]
             name = self.name(reference, known)
-            if kind == "store":
+            if kind.startswith("store"):
                 yield f"    y{i}.v[k] = {name};"
             elif kind == "column_sum" and self.variant.spread:
                 place = f"scratch[({self.column_sums.index(i)} * gridDim.x + blockIdx.x) * columns + col + k]"
@@ -321,7 +321,7 @@ class _Writer:
             for i in single:
                 kind, reference, _, layout = kernel.results[i]
                 name = self.name(reference, {})
-                if kind == "store":
+                if kind.startswith("store"):
                     yield f"    put(q{i}[{'row' if layout == 'per_row' else '0'}], {name});"
                 else:
                     yield f"    {_JOIN[kind[5:]].format(f't{i}', f'e{i}', name)};"
