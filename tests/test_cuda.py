@@ -21,10 +21,10 @@ from test_activations import Case, check_far_out, exact
 from test_kernels import ARGUMENTS
 
 import bpnet as bp
-from bpnet.backends.base import fold
 from bpnet.backends.cuda import OPTIONS, Form, finish_launch, map_launch, source, sum_launch
 from bpnet.backends.cuda_texts import DROPPED, cross_entropy_launch, mask_source
 from bpnet.backends.trace import NotTraceableError
+from bpnet.compiler.random import fold
 from bpnet.layer import KERNELS, Run
 from bpnet.layers.dense import dense_backward, dense_forward
 
@@ -448,7 +448,7 @@ def test_cupys_dense_layer_equals_its_definition(
     x, weight, dy = (a.view(Lent) for a in (x, weight, dy))
     mine, cache = dense_forward(Run(lent), x, weight, None if bias is None else bias.view(Lent), f)
     place = np.zeros_like(weight)
-    run = Run(lent, places={id(weight): place})
+    run = Run(lent, context=lent.context(grad_buffers={id(weight): place}))
     found = dense_backward(run, x, weight, cache, dy, f, True, has_bias)
     assert found[1] is place
     eps = np.finfo(dtype).eps
@@ -481,8 +481,8 @@ def test_cupys_other_kernels_equal_their_definitions(name: str, rows: int, dtype
         before = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         got = lent.kernels[name](Run(lent, True, key), *args)
         want = KERNELS[name](Run(plain, True, key), *args)
-        if name == "clip_by_global_norm" and dtype == "float64":
-            assert got is NotImplemented
+        if got is NotImplemented:
+            assert (name == "clip_by_global_norm" and dtype == "float64") or (name == "matmul" and args[0].ndim == 3)
             continue
         got, want = (r if isinstance(r, tuple) else (r,) for r in (got, want))
         for a, e in list(zip(got, want, strict=True))[: 1 if name == "drop" else None]:
