@@ -230,8 +230,8 @@ class CommandList:
 
 # ---- what commands read and write -----------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str]
-"""Where, how many elements, of which type."""
+Access = tuple[Place, int, str, str]
+"""Where, how many elements, of which type, in which layout."""
 
 
 def item_bytes(dtype: str) -> int:
@@ -243,26 +243,29 @@ def reads(command: Command) -> list[Access]:
     """All that a command reads, in the order of its operands."""
     if isinstance(command, Fused):
         kinds = command.kernel.operands
-        return [(p, _entries(command, k[0]), k[1]) for p, k in zip(command.operands, kinds, strict=True)]
+        return [(p, _entries(command, k[0]), k[1], k[0]) for p, k in zip(command.operands, kinds, strict=True)]
     if isinstance(command, Product):
         dtype = command.factor_dtype
         a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
-        found = [(m.place, _extent(m, rows, columns), dtype) for m, rows, columns in (a, b)]
+        found = [(m.place, _extent(m, rows, columns), dtype, "matrix") for m, rows, columns in (a, b)]
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
-    index = command.index, command.rows, command.index_dtype
-    return [(command.source, command.source_rows * command.row_bytes, "uint8"), index]
+    index = command.index, command.rows, command.index_dtype, "index"
+    return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
 
 
 def writes(command: Command) -> list[Access]:
     """All that a command writes, in the order of its results."""
     if isinstance(command, Fused):
-        results = zip(command.results, command.kernel.results, strict=True)
-        return [(p, _entries(command, result_layout(r)), result_dtype(command.kernel, r)) for p, r in results]
+        found = []
+        for place, result in zip(command.results, command.kernel.results, strict=True):
+            layout = result_layout(result)
+            found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
+        return found
     if isinstance(command, Product):
-        found = [(command.out, command.rows * command.columns, command.dtype)]
-        return found + ([] if command.epilogue is None else writes(command.epilogue))
-    return [(command.out, command.rows * command.row_bytes, "uint8")]
+        out = command.out, command.rows * command.columns, command.dtype, "out"
+        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    return [(command.out, command.rows * command.row_bytes, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:

@@ -16,7 +16,6 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Number,
-    Product,
     item_bytes,
     reads,
     writes,
@@ -118,7 +117,7 @@ def verify_commands(commands: CommandList) -> None:
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     def span(access: Access) -> tuple[int, slice]:
-        place, count, dtype = access
+        place, count, dtype, _ = access
         size = item_bytes(dtype)
         _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
         end = place.offset + count * size
@@ -138,8 +137,7 @@ def verify_commands(commands: CommandList) -> None:
             for other in (*read, *written_here[:number]):
                 other_memory, other_part = span(other)
                 apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = isinstance(command, Fused) and other in read and access == other
-                apart = apart or (isinstance(command, Product) and other == (command.out, *access[1:]))
+                entrywise = access == other and other in read
                 _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
             written[memory][part] = True
     for array in commands.results:

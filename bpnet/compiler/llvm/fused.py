@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.commands import FusedKernel, Reference
-from bpnet.compiler.llvm.arithmetic import as_real, constant, operate, triple32
+from bpnet.compiler.llvm.arithmetic import as_operand, constant, operate, triple32
 from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
@@ -203,7 +203,7 @@ class _Writer:
             if kind == "operand":
                 layout, dtype = self.kernel.operands[which]
                 place = f.at(self.operands[which], 0 if layout == "scalar" else self.row_index)
-                self.row[reference] = as_real(b, b.load(place), dtype, self.real)
+                self.row[reference] = as_operand(b, b.load(place), dtype, self.real)
             else:
                 op, _, _, *args = self.kernel.expressions[which]
                 self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
@@ -320,7 +320,7 @@ class _Body:
         elif kind == "operand":
             layout, dtype = kernel.operands[which]
             place = self.f.at(w.operands[which], self.entry if layout == "full" else self.column)
-            value = as_real(self.b, self._load(place, dtype), dtype, w.real)
+            value = as_operand(self.b, self._load(place, dtype), dtype, w.real)
         else:
             op, _, _, *args = kernel.expressions[which]
             if op == "mask":
