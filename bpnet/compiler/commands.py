@@ -4,6 +4,7 @@ Nothing here knows of a target: how commands are cut over threads or blocks is e
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
@@ -150,12 +151,15 @@ class Matrix:
     place: Place
     row_stride: int
     column_stride: int
+    stack_stride: int = 0
+    """Of several matrices of one kind: how many elements they are apart."""
 
 
 @dataclass(frozen=True)
 class Product:
     """out <- a b, or out <- out + a b, with a of rows x inner, b of inner x columns, and out contiguous.
 
+    stack: how many such products there are, of matrices one after the other.
     precision: "float32" (that of dtype), "tf32", or "bfloat16", in which both factors then lie.
     epilogue: a kernel that follows and reads out first, which nobody else does; a target may do it before it stores.
     """
@@ -168,6 +172,7 @@ class Product:
     b: Matrix
     out: Place
     accumulate: bool
+    stack: int = 1
     precision: str = "float32"
     epilogue: "Fused | None" = None
 
@@ -180,7 +185,8 @@ class Product:
         sign = "added to" if self.accumulate else "to"
         turned = [m.column_stride != 1 for m in (self.a, self.b)]
         a, b = (f"{m.place}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
-        text = f"product {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
+        count = f"{self.stack} products" if self.stack > 1 else "product"
+        text = f"{count} {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
         return text if self.epilogue is None else f"{text}, and {self.epilogue}"
 
 
@@ -201,7 +207,30 @@ class RowGather:
         return f"row gather of {self.rows} of {self.source_rows} rows: {self.source} by {self.index}, to {self.out}"
 
 
-Command = Fused | Product | RowGather
+@dataclass(frozen=True)
+class StridedCopy:
+    """out <- entries of an array, of `itemsize` bytes, so many `strides` elements apart along each of four axes.
+
+    So arrays are transposed, cut, turned round and repeated.
+    """
+
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    source: Place
+    out: Place
+
+    @property
+    def count(self) -> int:
+        """How many elements are copied."""
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(n) for n in self.shape if n != 1) or "1"
+        return f"strided copy of {shape}: {self.source}, to {self.out}"
+
+
+Command = Fused | Product | RowGather | StridedCopy
 
 
 @dataclass(frozen=True)
@@ -247,9 +276,12 @@ def reads(command: Command) -> list[Access]:
     if isinstance(command, Product):
         dtype = command.factor_dtype
         a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
-        found = [(m.place, _extent(m, rows, columns), dtype, "matrix") for m, rows, columns in (a, b)]
+        more = command.stack - 1
+        found = [(m.place, more * m.stack_stride + _extent(m, rows, columns), dtype, "matrix") for m, rows, columns in (a, b)]
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
+    if isinstance(command, StridedCopy):
+        return _reached(command)
     index = command.index, command.rows, command.index_dtype, "index"
     return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
 
@@ -263,9 +295,10 @@ def writes(command: Command) -> list[Access]:
             found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
         return found
     if isinstance(command, Product):
-        out = command.out, command.rows * command.columns, command.dtype, "out"
+        out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
-    return [(command.out, command.rows * command.row_bytes, "uint8", "rows")]
+    size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
+    return [(command.out, size, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:
@@ -282,6 +315,16 @@ def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
 def _entries(command: Fused, layout: str) -> int:
     rows, columns = command.rows, command.columns
     return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _reached(command: StridedCopy) -> list[Access]:
+    """From the first element in memory that is copied to the last."""
+    if not command.count:
+        return []
+    steps = [(n - 1) * stride for n, stride in zip(command.shape, command.strides, strict=True)]
+    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+    start = Place(command.source.memory, command.source.offset + first * command.itemsize)
+    return [(start, (last - first + 1) * command.itemsize, "uint8", "rows")]
 
 
 def _extent(matrix: Matrix, rows: int, columns: int) -> int:
