@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from bpnet.compiler.commands import FusedKernel, Reference
 from bpnet.compiler.llvm.arithmetic import as_operand, constant, operate, triple32
-from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, vector_bytes
+from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, Pointer, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 STRIP = 64
@@ -41,7 +41,7 @@ class _Writer:
     def __init__(self, module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
         self.kernel, self.long, self.real, self.size = kernel, long, REALS[kernel.dtype], SIZES[kernel.dtype]
         self.lanes = vector_bytes() // self.size
-        self.f = f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        self.f = f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (self.arguments, tile, self.bases, _) = f.b, f.arguments
         self.position = 0
         rows, self.columns, down, across, count = (self.next_argument() for _ in range(5))
@@ -49,7 +49,7 @@ class _Writer:
         self.last_row = f.least(rows, b.add(self.first_row, down))
         self.first = b.mul(b.srem(tile, count), across)
         self.last = f.least(self.columns, b.add(self.first, across))
-        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in kernel.operands]
+        self.operands = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for _, dtype in kernel.operands]
         self.once: dict[Reference, Any] = {}
         """Values that are the same for the whole kernel."""
         for i in range(kernel.numbers):
@@ -60,7 +60,7 @@ class _Writer:
         for i, (op, _, _, *args) in enumerate(kernel.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
-        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in kernel.results]
+        self.targets = [b.bitcast(self.next_place(), Pointer(self.real)) for _ in kernel.results]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
         self.totals: dict[int, _Total] = {}
         strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
@@ -103,7 +103,7 @@ class _Writer:
 
     def number(self, slot: Any) -> Any:
         f, b = self.f, self.f.b
-        numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+        numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
         return self._real(b.load(f.at(numbers, slot)))
 
     def _real(self, double: Any) -> Any:
@@ -119,7 +119,7 @@ class _Writer:
         state: Any = ir.Constant(I32, 0)
         for _ in range(parts):
             slot, part = self.next_argument(), self.next_argument()
-            numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+            numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
             place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
             changing = b.fptoui(b.load(f.at(numbers, place)), I64)
             word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)

@@ -17,6 +17,7 @@ from bpnet.compiler.llvm.builder import (
     REALS,
     SIZES,
     Function,
+    Pointer,
     fuses,
     many_registers,
     suffix,
@@ -70,7 +71,7 @@ def write_product(module: ir.Module, name: str, dtype: str) -> None:
 class _Writer:
     def __init__(self, module: ir.Module, dtype: str) -> None:
         self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
-        self.pointer = self.real.as_pointer()
+        self.pointer = Pointer(self.real)
         self.vector = ir.VectorType(self.real, self.blocking.lanes)
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
@@ -297,7 +298,7 @@ class _Writer:
                             y = f.load(place, lanes, size) if lanes > 1 else b.load(place)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), kind.as_pointer())
+                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), Pointer(kind))
                         old = b.load(place, align=size)
                         value = b.select(add, b.fadd(old, k.values[v]), k.values[v])
                         b.store(value, place, align=size)
@@ -324,7 +325,7 @@ class _Writer:
 
     def product(self, name: str) -> None:
         s = self.blocking
-        f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        f = Function(self.module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (arguments, tile, bases, scratch) = f.b, f.arguments
         given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(ARGUMENTS)}
 
