@@ -82,11 +82,11 @@ def _product(symbol: Symbol, memory: Memory) -> Product:
         turned = matrix.op == "transpose"
         matrix = matrix.args[0] if turned else matrix
         rows, columns = matrix.shape[-2:]
-        strides = (1, columns) if turned else (columns, 1)
-        matrices.append(Matrix(memory.place(matrix), *strides, rows * columns))
-    sizes = (*symbol.shape[-2:], symbol.args[0].shape[-1])
-    stack = math.prod(symbol.shape[:-2])
-    return Product(symbol.dtype.name, *sizes, *matrices, memory.place(symbol), len(symbol.args) == 3, stack)
+        down, along = (1, columns) if turned else (columns, 1)
+        matrices.append(Matrix(memory.place(matrix), down, along, rows * columns))
+    (a, b), (rows, columns), inner = matrices, symbol.shape[-2:], symbol.args[0].shape[-1]
+    accumulate, stack = len(symbol.args) == 3, math.prod(symbol.shape[:-2])
+    return Product(symbol.dtype.name, rows, columns, inner, a, b, memory.place(symbol), accumulate, stack)
 
 
 def _strided(symbol: Symbol, memory: Memory) -> StridedCopy:

@@ -278,7 +278,7 @@ def reads(command: Command) -> list[Access]:
         dtype = command.factor_dtype
         a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
         more = command.stack - 1
-        found = [(m.place, more * m.stack_stride + _extent(m, rows, columns), dtype, "matrix") for m, rows, columns in (a, b)]
+        found = [(m.place, more * m.stack_stride + _extent(m, *sizes), dtype, "matrix") for m, *sizes in (a, b)]
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
     if isinstance(command, StridedCopy):

@@ -4,6 +4,7 @@ A graph holds the operations in the order in which they were asked for, each onc
 NotTraceableError.
 """
 
+import functools
 import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -54,6 +55,12 @@ class Symbol:
 
     def __neg__(self) -> "Symbol":
         return self.graph.elementwise("negative", self)
+
+    def __pow__(self, exponent: Any) -> "Symbol":
+        return self.graph.power(self, exponent)
+
+    def __abs__(self) -> "Symbol":
+        return self.graph.elementwise("abs", self)
 
     def __matmul__(self, other: Any) -> "Symbol":
         return self.graph.matmul(self, other)
@@ -196,6 +203,27 @@ class Graph:
         if dtype == numpy.bool_ and x.dtype == self.real:
             return self.elementwise("less", self.astype(self.elementwise("equal", x, 0.0), self.real), 0.5)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
+
+    def whole(self, x: Symbol) -> Symbol:
+        """x, whose values are whole numbers, as such."""
+        return self.add("copy", (x,), x.shape, numpy.int64)
+
+    def power(self, x: Symbol, exponent: Any) -> Symbol:
+        """x**exponent for a whole number, by squares, or a half of one."""
+        if type(exponent) not in (int, float) or exponent * 2 != int(exponent * 2) or abs(exponent) > 64:
+            raise NotTraceableError(f"a power of {exponent!r}")
+        if exponent < 0:
+            return self.elementwise("divide", 1.0, self.power(x, -exponent))
+        whole, factors = int(exponent), []
+        if exponent != whole:
+            factors.append(self.elementwise("sqrt", x))
+        while whole:
+            if whole % 2:
+                factors.append(x)
+            x, whole = self.elementwise("multiply", x, x) if whole > 1 else x, whole // 2
+        if not factors:
+            return self.add("copy", (1.0,), x.shape, self.real)
+        return functools.reduce(lambda a, b: self.elementwise("multiply", a, b), factors)
 
     def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
         """The "sum", "max" or "min" of x over some of its axes."""

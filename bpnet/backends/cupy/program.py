@@ -15,9 +15,9 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Matrix,
-    Place,
     Product,
     RowGather,
+    StridedCopy,
     result_dtype,
 )
 from bpnet.compiler.cuda import emit, gather
@@ -70,6 +70,8 @@ class Program:
             return lambda memories, numbers: self._fused(command, memories, numbers)
         if isinstance(command, RowGather):
             return lambda memories, _: [_gather(command, memories)]
+        if isinstance(command, StridedCopy):
+            return lambda memories, _: [_strided(command, memories)] if command.count else []
         return lambda memories, numbers: [(self._multiply, command, memories, numbers)]
 
     # ---- fused kernels ------------------------------------------------------------------------------------------
@@ -128,15 +130,13 @@ class Program:
 
     def _by_library(self, command: Product, places: cublaslt.Places, epilogue: Fused | None) -> bool:
         a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
-        sizes, dtype, precision = (command.rows, command.columns, command.inner), command.dtype, command.precision
-        result, name = dtype, "DEFAULT"
+        sizes, result, name = (command.rows, command.columns, command.inner), command.dtype, "DEFAULT"
         if epilogue is not None:
-            result, name = (
-                result_dtype(epilogue.kernel, epilogue.kernel.results[0]),
-                epilogue_name(epilogue.kernel) or "",
-            )
-        factors = "bfloat16" if precision == "bfloat16" else dtype
-        problem = cublaslt.Problem(*sizes, *a, *b, factors, result, precision, name, command.accumulate)
+            result = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
+            name = epilogue_name(epilogue.kernel) or ""
+        kinds = command.factor_dtype, result, command.precision
+        stack = command.stack, command.a.stack_stride, command.b.stack_stride
+        problem = cublaslt.Problem(*sizes, *a, *b, *kinds, name, command.accumulate, *stack)
         return cublaslt.multiply(problem, places, self._workspace)
 
     @staticmethod
@@ -144,11 +144,11 @@ class Program:
         rows, columns, inner = sizes = command.rows, command.columns, command.inner
         if command.precision != "float32":
             raise cublaslt.missing(command.precision, sizes)
-        a, b = (
-            _matrix(memories, m.place, command.dtype, shape, (m.row_stride, m.column_stride))
-            for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)))
+        c = Matrix(command.out, columns, 1, rows * columns)
+        a, b, out = (
+            _array(memories, m, command.dtype, (command.stack, *shape))
+            for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)), (c, (rows, columns)))
         )
-        out = _matrix(memories, command.out, command.dtype, (rows, columns), (columns, 1))
         if command.accumulate:
             out += cupy.matmul(a, b)
         else:
@@ -162,7 +162,7 @@ class Program:
 
 
 def _computing(commands: CommandList) -> Iterator[Fused | Product]:
-    return (c for c in commands.commands if not isinstance(c, RowGather))
+    return (c for c in commands.commands if isinstance(c, Fused | Product))
 
 
 def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
@@ -202,15 +202,23 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
 
 
+def _strided(command: StridedCopy, memories: Sequence[Any]) -> tuple[Any, ...]:
+    source, out = (memories[p.memory].ptr + p.offset for p in (command.source, command.out))
+    *rows, along = command.shape
+    code, sizes = gather.strided_source(command.itemsize), gather.sizes(math.prod(rows), 0, along)
+    return function(code, "strided"), *sizes, (*command.shape, *command.strides, source, out)
+
+
 def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:
     """Whether a matrix of so many columns is stored transposed, and how many elements its stored rows are apart."""
     as_it_is = matrix.column_stride == 1 and matrix.row_stride >= columns
     return (False, matrix.row_stride) if as_it_is else (True, matrix.column_stride)
 
 
-def _matrix(memories: Sequence[Any], place: Place, dtype: str, shape: tuple[int, int], strides: tuple[int, int]) -> Any:
-    real = numpy.dtype(dtype)
-    memory = memories[place.memory] + place.offset
+def _array(memories: Sequence[Any], matrix: Matrix, dtype: str, shape: Sequence[int]) -> Any:
+    """A stack of matrices as CuPy sees it."""
+    real, strides = numpy.dtype(dtype), (matrix.stack_stride, matrix.row_stride, matrix.column_stride)
+    memory = memories[matrix.place.memory] + matrix.place.offset
     return cupy.ndarray(shape, real, memory, tuple(n * real.itemsize for n in strides))
 
 
