@@ -20,7 +20,8 @@ Expression = tuple[Any, ...]
 """(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts."""
 
 KernelResult = tuple[str, Reference, int, str]
-"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min"."""
+"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and for a target
+that rounds "store:bfloat16"."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class Matrix:
 class Product:
     """out <- a b, or out <- out + a b, with a of rows x inner, b of inner x columns, and out contiguous.
 
-    `epilogue` is a kernel from out to out that follows, which a target may do before it stores the product.
+    precision: "float32" (that of dtype), "tf32", or "bfloat16", in which both factors then lie.
+    epilogue: a kernel that follows and reads out first, which nobody else does; a target may do it before it stores.
     """
 
     dtype: str

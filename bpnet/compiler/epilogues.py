@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpnet.compiler.commands import Command, Fused, FusedKernel, Matrix, Place, Product, RowGather
+from bpnet.compiler.commands import Command, Fused, FusedKernel, KernelResult, Matrix, Place, Product, RowGather
 
 Span = tuple[int, int, int]
 """A memory, and from which byte of it to before which."""
 
-BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
+BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1, "bfloat16": 2}
 
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
     """What libraries call it: "BIAS", "RELU" or "RELU_BIAS"; the first operand is the product."""
-    if len(kernel.results) != 1 or kernel.results[0] != ("store", ("value", len(kernel.expressions) - 1), 0, "full"):
+    value = ("value", len(kernel.expressions) - 1)
+    if len(kernel.results) != 1 or kernel.results[0][1:] != (value, 0, "full"):
         return None
     layouts = tuple(layout for layout, _ in kernel.operands)
     shapes = [(op, *references) for op, _, _, *references in kernel.expressions]
@@ -36,11 +37,7 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
         if isinstance(product, Product) and not product.accumulate and product.epilogue is None:
             reader = _reader(made, i)
             if reader is not None:
-                kernel = made[reader]
-                assert isinstance(kernel, Fused)
-                out = kernel.results[0]
-                epilogue = replace(kernel, operands=(out, *kernel.operands[1:]))
-                made[i] = replace(product, out=out, epilogue=epilogue)
+                made[i] = replace(product, epilogue=made[reader])
                 del made[reader]
         i += 1
     return tuple(made)
@@ -66,7 +63,7 @@ def _reader(commands: Sequence[Command], at: int) -> int | None:
     if found is None:
         return None
     kernel = commands[found]
-    (out,) = spans_written(kernel)
+    (out,) = spans_written(kernel)  # its only one
     between = commands[at + 1 : found]
     moved = [s for c in between for s in (*spans_read(c), *spans_written(c))]
     if any(overlap(out, span) for span in (*spans_read(product), *moved)):
@@ -86,12 +83,13 @@ def spans_read(command: Command) -> list[Span]:
         index = _span(command.index, command.rows * BYTES[command.index_dtype])
         return [_span(command.source, command.source_rows * command.row_bytes), index]
     if isinstance(command, Product):
+        size = BYTES["bfloat16" if command.precision == "bfloat16" else command.dtype]
         found = [
-            _matrix(command.a, command.rows, command.inner, command.dtype),
-            _matrix(command.b, command.inner, command.columns, command.dtype),
+            _matrix(command.a, command.rows, command.inner, size),
+            _matrix(command.b, command.inner, command.columns, size),
         ]
-        found += spans_written(command) if command.accumulate else []
-        return found + ([] if command.epilogue is None else spans_read(command.epilogue))
+        found += [_product(command)] if command.accumulate else []
+        return found + ([] if command.epilogue is None else spans_read(command.epilogue)[1:])
     return [
         _span(place, _entries(command, layout) * BYTES[dtype])
         for place, (layout, dtype) in zip(command.operands, command.kernel.operands, strict=True)
@@ -103,12 +101,26 @@ def spans_written(command: Command) -> list[Span]:
     if isinstance(command, RowGather):
         return [_span(command.out, command.rows * command.row_bytes)]
     if isinstance(command, Product):
-        return [_span(command.out, command.rows * command.columns * BYTES[command.dtype])]
-    kinds = {"store": "", "column_sum": "per_column"}
+        return [_product(command), *([] if command.epilogue is None else spans_written(command.epilogue))]
     return [
-        _span(place, _entries(command, kinds.get(kind, "scalar") or layout) * BYTES[command.kernel.dtype])
-        for place, (kind, _, _, layout) in zip(command.results, command.kernel.results, strict=True)
+        _span(place, _entries(command, result_layout(result)) * BYTES[result_dtype(command.kernel, result)])
+        for place, result in zip(command.results, command.kernel.results, strict=True)
     ]
+
+
+def result_layout(result: KernelResult) -> str:
+    """For which entries of a kernel a result has one of its own."""
+    kind, _, _, layout = result
+    return layout if kind.startswith("store") else "per_column" if kind == "column_sum" else "scalar"
+
+
+def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
+    """The type in which a result is stored."""
+    return result[0].partition(":")[2] or kernel.dtype
+
+
+def _product(command: Product) -> Span:
+    return _span(command.out, command.rows * command.columns * BYTES[command.dtype])
 
 
 def _entries(command: Fused, layout: str) -> int:
@@ -120,9 +132,9 @@ def _span(place: Place, size: int) -> Span:
     return place.memory, place.offset, place.offset + size
 
 
-def _matrix(matrix: Matrix, rows: int, columns: int, dtype: str) -> Span:
+def _matrix(matrix: Matrix, rows: int, columns: int, size: int) -> Span:
     elements = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride + 1
-    return _span(matrix.place, max(elements, 0) * BYTES[dtype])
+    return _span(matrix.place, max(elements, 0) * size)
 
 
 def overlap(a: Span, b: Span) -> bool:

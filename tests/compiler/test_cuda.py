@@ -20,6 +20,7 @@ from test_sums import error
 import bpnet as bp
 from bpnet.compiler.commands import Fused, FusedKernel, Place
 from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, width_of
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 SHAPES = [(1, 1), (1, 1203), (37, 24), (700, 4), (5, 3), (130, 10), (3, 2000), (40, 1040)]
@@ -118,7 +119,7 @@ def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dt
     near(found, by_numpy(FORMS[name], arguments), dtype)
     forms = {"elementwise": "map", "full_sums": "map", "column_sums": "columns"}
     if shape[1] > 1:  # or else columns are sums of everything
-        assert forms.get(name, "rows") in {emit.form_of(c.kernel) for c in commands}
+        assert forms.get(name, "rows") in {form_of(c.kernel) for c in commands}
     if name in forms:
         assert len(commands) == 1
     for code in world.codes:
@@ -154,7 +155,7 @@ def test_labels_are_compared_with_positions(dtype: str, shape: tuple[int, int], 
     expected = by_numpy(function, [z, y])
     near(found[:2], expected[:2], dtype)
     np.testing.assert_array_equal(found[2], expected[2])
-    assert any(emit.form_of(c.kernel) == "rows" for c in commands)
+    assert any(form_of(c.kernel) == "rows" for c in commands)
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -260,11 +261,11 @@ def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     command = Fused(kernel, 30, 5, (Place(2, 0),), (), (), (), (Place(3, 0),))
     code = emit.source(kernel, emit.Variant(1, ("float32",), frozenset([0])))
     x, out = world.array(np.ones((30, 5), "f")), world.array(np.zeros(3, "f"))
-    grid = emit.grid(command, 1)
-    scratch, tickets = world.cupy.empty(grid.scratch, "f"), world.array(np.zeros(grid.tickets, "u4"))
+    launch = launch_of(command, 1)
+    scratch, tickets = world.cupy.empty(launch.scratch, "f"), world.array(np.zeros(launch.tickets, "u4"))
     address = world.array(np.array([out.data.ptr + 4]))
     places = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
-    world.function(code, "fused", 0)(*grid.launch, (30, 5, *places))
+    world.function(code, "fused", 0)(*launch.sizes, (30, 5, *places))
     np.testing.assert_array_equal(world.cupy.asnumpy(out), [0.0, 150.0, 0.0])
     compiled(code)
 
@@ -297,11 +298,11 @@ def kernel_of(form: str, sums: int) -> FusedKernel:
 def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int, columns: int, width: int) -> None:
     """And what they need besides within a small share of the data."""
     kernel = kernel_of(form, sums)
-    assert emit.form_of(kernel) == form
-    made = emit.grid(Fused(kernel, rows, columns, (), (), (), (), ()), width)
-    check_launch(*made.launch)
-    assert made.launch[1][0] * made.launch[1][1] == emit.THREADS
-    assert made.scratch <= sums * max(rows * columns // 16, 2**18, 16 * columns) + 2**16 + 2 * rows // emit.SERIAL_ROWS
+    assert form_of(kernel) == form
+    made = launch_of(Fused(kernel, rows, columns, (), (), (), (), ()), width)
+    check_launch(*made.sizes)
+    assert made.sizes[1][0] * made.sizes[1][1] == THREADS
+    assert made.scratch <= sums * max(rows * columns // 16, 2**18, 16 * columns) + 2**16 + 2 * rows // SERIAL_ROWS
     assert made.tickets <= max(2, 1 + columns)
     check_launch(*gather.launch(rows, rows, columns))
 
@@ -317,7 +318,7 @@ def test_sixteen_bytes_are_read_and_written_at_a_time(form: str, loads: int, sto
     operands = tuple((layout, dtype) for layout, _ in kernel.operands)
     kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
     for disjoint in (False, True):
-        variant = emit.Variant(emit.width_of(kernel), (dtype,) * len(kernel.results), disjoint=disjoint)
+        variant = emit.Variant(width_of(kernel), (dtype,) * len(kernel.results), disjoint=disjoint)
         nvrtc, program = by_nvrtc(emit.source(kernel, variant), "compute_90")
         text = nvrtc.getPTX(program).decode()
         wide = re.findall(r"(ld|st)\.global(?:\.nc)?\.(?:v4\.[fub]32|v2\.[fub]64)", text)

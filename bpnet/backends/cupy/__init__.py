@@ -23,8 +23,8 @@ MAX_STEPS = 8
 class CupyBackend(Backend):
     name = "cupy"
     drops_nan = True
-    """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that diverges
-    is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
+    """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
+    diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
     max_steps_per_launch = MAX_STEPS
 
     def get_device(self, number: int) -> Any:

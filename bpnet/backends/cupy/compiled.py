@@ -1,8 +1,8 @@
 """Functions compiled for CUDA: their commands launched one by one, or captured as a graph and launched as one.
 
 What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the
-random key) are written there before each launch, and the loss goes where one of them says.  So a captured step gives the
-bits of the same step launched command by command.
+random key) are written there before each launch, and the loss goes where one of them says.  So a captured step gives
+the bits of the same step launched command by command.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,9 @@ from bpnet.backends.cupy.program import ALIGNMENT, Program
 from bpnet.backends.cupy.slots import Losses, Numbers
 from bpnet.backends.interrupts import Calls, advance, uninterrupted
 from bpnet.backends.tracing import TracingBackend
+from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import FIRST
+from bpnet.compiler.commands import FIRST, Command, Product
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.trace import NUMBER, trace
@@ -32,7 +34,7 @@ from bpnet.errors import BpnetWarning
 MAX_PROGRAMS = 8
 """Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
 MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
-"""Graphs of a program that are kept, those that are made of it at most, and how many calls without one are remembered."""
+"""Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
 SMALL = 2**20
 """Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
 
@@ -84,15 +86,20 @@ class Traced:
         form: list[Any] = []
 
         def flat(graph: Any, symbols: list[Any]) -> list[Any]:
-            result = function(TracingBackend(graph, lambda rows, _: [(0, rows)]), *rebuilt(args, iter(symbols)))
-            form.append(result)
+            tracing = TracingBackend(graph, lambda rows, _: [(0, rows)])
+            result = function(tracing, *rebuilt(args, iter(symbols)))
+            form.extend((result, getattr(tracing, "precision", "float32")))
             return list(leaves_of(result)) if isinstance(result, tuple) else [result]
 
         arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
         self.donated = len(list(leaves_of(args[0]))) if donates else 0
         commands = build(trace(flat, arguments), self.donated, ALIGNMENT)
+        self.form, precision = form
+        if precision == "bfloat16":
+            commands = round_factors(commands, ALIGNMENT)
+        elif precision == "tf32":
+            commands = commands.replaced([_in_tf32(c) for c in commands.commands])
         commands = commands.replaced(with_epilogues(commands.commands))
-        self.form = form[0]
         self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
         loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
         if donates and (loss is None or len(self.new) != 1):
@@ -164,10 +171,10 @@ class Traced:
 class CapturedStep(Compiled):
     """step(carry, *arguments) -> carry, loss, as a graph; the carry that is passed in is given up.
 
-    Of every kind of arguments the first call is launched command by command.  Arguments that come from where others came
-    from before are read there, by a graph of their own; small ones that don't are copied to where a graph reads them; and
-    where large ones never come from the same place, every command is launched by itself.  Numbers may differ from call to
-    call, and change nothing but values.
+    Of every kind of arguments the first call is launched command by command.  Arguments that come from where others
+    came from before are read there, by a graph of their own; small ones that don't are copied to where a graph reads
+    them; and where large ones never come from the same place, every command is launched by itself.  Numbers may differ
+    from call to call, and change nothing but values.
 
     The carry stays in the memory in which it first came, and one from elsewhere is copied there.  All is launched on
     CuPy's current stream.
@@ -329,6 +336,10 @@ def _argument(a: Any) -> Any:
     if type(a) in (int, float):
         return NUMBER
     raise NotTraceableError(f"{a!r} is passed in")
+
+
+def _in_tf32(command: Command) -> Command:
+    return replace(command, precision="tf32") if isinstance(command, Product) else command
 
 
 def _parted(arguments: Sequence[Any], count: int) -> list[Sequence[Any]]:

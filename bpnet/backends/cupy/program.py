@@ -11,7 +11,8 @@ import numpy
 from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, RowGather
 from bpnet.compiler.cuda import emit, gather
-from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.cuda.launch import launch_of, spreads, width_of
+from bpnet.compiler.epilogues import epilogue_name, overlap, result_dtype, spans_read, spans_written
 
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
@@ -19,8 +20,8 @@ ALIGNMENT = 256
 Calls = list[tuple[Any, ...]]
 """Functions, each with its arguments."""
 Launcher = Callable[[Sequence[Any], int], Calls]
-"""launcher(memories, numbers): the calls that launch a command, where memories begin at these pointers, and numbers that
-change from call to call lie at that address."""
+"""launcher(memories, numbers): the calls that launch a command, where memories begin at these pointers, and the numbers
+that change from call to call lie at that address."""
 
 
 class Program:
@@ -67,9 +68,7 @@ class Program:
         operands = [memories[p.memory].ptr + p.offset for p in command.operands]
         indirect = frozenset(i for i, p in enumerate(command.results) if p.memory in self.indirect)
         slot = numbers + 8 * len(self.commands.numbers)
-        results = [
-            slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)
-        ]
+        results = [slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)]
         disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
         return self._launch(command, operands, results, indirect, disjoint, numbers, self.scratch.data.ptr)
 
@@ -80,10 +79,9 @@ class Program:
         kernel = command.kernel
         width = _width(command, operands, results, indirect)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        spread = emit.spreads(kernel, command.columns, width)
-        stored = tuple(kernel.dtype for _ in results)
-        variant = emit.Variant(width, stored, indirect, keys, spread, disjoint)
-        grid, real = emit.grid(command, width), numpy.dtype(kernel.dtype).type
+        spread = spreads(kernel, command.columns, width)
+        variant = emit.Variant(width, indirect, keys, spread, disjoint)
+        launch, real = launch_of(command, width), numpy.dtype(kernel.dtype).type
         arguments = [
             *(command.rows, command.columns), *operands, *results, scratch, self.tickets.data.ptr, numbers,
             *map(numpy.int32, command.numbers), *map(real, command.constants),
@@ -91,14 +89,14 @@ class Program:
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real(2**32 / mask.threshold)]
             arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *grid.launch, tuple(arguments))]
-        if grid.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
-            size = grid.partial_rows * command.columns
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, tuple(arguments))]
+        if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
+            size = launch.partial_rows * command.columns
             itemsize, sums = numpy.dtype(kernel.dtype).itemsize, _column_sum(kernel.dtype)
-            again = Fused(sums, grid.partial_rows, command.columns, (), (), (), (), ())
+            again = Fused(sums, launch.partial_rows, command.columns, (), (), (), (), ())
             summed = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
             for n, i in enumerate(summed):
-                partial, rest = scratch + n * size * itemsize, scratch + grid.scratch * itemsize
+                partial, rest = scratch + n * size * itemsize, scratch + launch.scratch * itemsize
                 calls += self._launch(again, [partial], [results[i]], frozenset(), True, numbers, rest)
         return calls
 
@@ -106,30 +104,35 @@ class Program:
 
     def _multiply(self, command: Product, memories: Sequence[Any], numbers: int) -> None:
         """Launch a product: by cuBLASLt, or else by CuPy, which knows no other precision and can't be captured."""
-        places = [memories[p.memory].ptr + p.offset for p in (command.a.place, command.b.place, command.out)]
-        epilogue, vector = command.epilogue, 0
-        if epilogue is not None and len(epilogue.operands) > 1:
-            place = epilogue.operands[1]
-            vector = memories[place.memory].ptr + place.offset
-        if epilogue is not None and self._by_library(command, (*places, vector), epilogue_name(epilogue.kernel)):
-            return
-        if not self._by_library(command, (*places, 0)):
+        a, b, out = (memories[p.memory].ptr + p.offset for p in (command.a.place, command.b.place, command.out))
+        epilogue = command.epilogue
+        if epilogue is not None:
+            result, *others = (memories[p.memory].ptr + p.offset for p in (*epilogue.results, *epilogue.operands[1:]))
+            if self._by_library(command, (a, b, result, *(others or [0])), epilogue):
+                return
+        if not self._by_library(command, (a, b, out, 0), None):
             self._by_cupy(command, memories)
         if epilogue is not None:
             for call, *arguments in self._fused(epilogue, memories, numbers):
                 call(*arguments)
 
-    def _by_library(self, command: Product, places: cublaslt.Places, epilogue: str | None = "DEFAULT") -> bool:
+    def _by_library(self, command: Product, places: cublaslt.Places, epilogue: Fused | None) -> bool:
         a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
-        sizes, dtype = (command.rows, command.columns, command.inner), command.dtype
-        precision = "float32" if dtype == "float64" else command.precision
-        problem = cublaslt.Problem(*sizes, *a, *b, dtype, dtype, precision, epilogue or "", command.accumulate)
+        sizes, dtype, precision = (command.rows, command.columns, command.inner), command.dtype, command.precision
+        result, name = dtype, "DEFAULT"
+        if epilogue is not None:
+            result, name = (
+                result_dtype(epilogue.kernel, epilogue.kernel.results[0]),
+                epilogue_name(epilogue.kernel) or "",
+            )
+        factors = "bfloat16" if precision == "bfloat16" else dtype
+        problem = cublaslt.Problem(*sizes, *a, *b, factors, result, precision, name, command.accumulate)
         return cublaslt.multiply(problem, places, self._workspace)
 
     @staticmethod
     def _by_cupy(command: Product, memories: Sequence[Any]) -> None:
         rows, columns, inner = sizes = command.rows, command.columns, command.inner
-        if command.precision != "float32" and command.dtype != "float64":
+        if command.precision != "float32":
             raise cublaslt.missing(command.precision, sizes)
         a, b = (
             _matrix(memories, m.place, command.dtype, shape, (m.row_stride, m.column_stride))
@@ -155,11 +158,11 @@ def _computing(commands: CommandList) -> Iterator[Fused | Product]:
 def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
     """How many elements a thread takes at a time: 16 bytes where arrays lie so, else one."""
     kernel = command.kernel
-    width = emit.width_of(kernel)
+    width = width_of(kernel)
     whole = [p for p, (layout, _) in zip(operands, kernel.operands, strict=True) if layout == "full"]
     whole += [
         p for i, (p, (kind, _, _, layout)) in enumerate(zip(results, kernel.results, strict=True))
-        if kind == "store" and layout == "full" and i not in indirect
+        if kind.startswith("store") and layout == "full" and i not in indirect
     ]  # fmt: skip
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
     return width if fits and not any(p % 16 for p in whole) else 1
@@ -168,14 +171,14 @@ def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indi
 def _needs(command: Fused) -> tuple[int, int]:
     """Elements of scratch memory and tickets that a command may need, however its arrays lie."""
     scratch = tickets = 0
-    for width in {1, emit.width_of(command.kernel)}:
-        grid = emit.grid(command, width)
+    for width in {1, width_of(command.kernel)}:
+        launch = launch_of(command, width)
         more = 0
-        if grid.partial_rows:
-            sums = Fused(_column_sum(command.kernel.dtype), grid.partial_rows, command.columns, (), (), (), (), ())
+        if launch.partial_rows:
+            sums = Fused(_column_sum(command.kernel.dtype), launch.partial_rows, command.columns, (), (), (), (), ())
             more, others = _needs(sums)
             tickets = max(tickets, others)
-        scratch, tickets = max(scratch, grid.scratch + more), max(tickets, grid.tickets)
+        scratch, tickets = max(scratch, launch.scratch + more), max(tickets, launch.tickets)
     return scratch, tickets
 
 
@@ -189,7 +192,7 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     width = math.gcd(source | out | command.row_bytes, 16)
     sizes = command.rows, command.source_rows, command.row_bytes // width
     code = gather.source(command.index_dtype, width)
-    return function(code, "gather"), *gather.launch(*sizes), (*sizes, source, index, out)
+    return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
 
 
 def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:

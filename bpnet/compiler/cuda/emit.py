@@ -16,36 +16,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from bpnet.compiler.commands import Fused, FusedKernel, Reference
+from bpnet.compiler.commands import FusedKernel, Reference
+from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
+from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
+from bpnet.compiler.epilogues import result_dtype
 from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler."""
-THREADS = 256
-"""Threads of a block."""
-MAX_BLOCKS = 2048
-"""Blocks of a launch, some 16 for each multiprocessor of a large device; each thread goes on to further elements."""
-MAX_SUMMING = 1024
-"""The same of a launch that sums: as many as such a device runs at a time."""
-MAX_PARTIAL_ROWS = 256
-"""Blocks, one below the other, that sum the same columns: the last one adds up what all of them found."""
-MAX_PARTIAL = 65536
-"""Elements that the last block adds up, where one does so for all columns."""
-MIN_ROWS = 16
-"""Rows that a thread sums, where there are as many: fewer would leave more to the last block."""
 PREFETCHED = 4
 """Rows that a thread which sums reads before it computes with any of them, so that memory is never waited for idly."""
-SERIAL_ROWS = 64
-"""Rows that a block adds up one after the other where its columns do not fit into registers."""
-
-TYPES = {"float32": "float", "float64": "double"}
-"""The types that kernels compute in, as C++ calls them."""
-STORED = TYPES | {"int32": "int", "int64": "long long", "bool": "bool", "bfloat16": "bfloat16"}
-"""The types of elements in memory; a bfloat16 is the upper half of a float."""
-BYTES = {"float": 4, "double": 8, "int": 4, "long long": 8, "bool": 1, "bfloat16": 2}
-
-Launch = tuple[tuple[int, int], tuple[int, int]]
-"""(blocks along x, along y), (threads along x, along y)."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +33,18 @@ class Variant:
     """What the text depends on besides the kernel.
 
     width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
-    bytes, and rows be multiples of it unless there is one.  stored: the types of the results in memory.  indirect: which
-    results are written where an address in memory says.  keys: for every mask, which parts of its key are hyperparameters.
-    spread: whether rows are longer than a block has registers for their column-wise sums.  disjoint: whether nothing is
-    written where an operand lies.
+    bytes, and rows be multiples of it unless there is one.
+    indirect: which results are written where an address in memory says.
+    keys: for every mask, which parts of its key are hyperparameters.
+    spread: whether rows are longer than a block has registers for their column-wise sums.
+    disjoint: whether nothing is written where an operand lies.
     """
 
     width: int
-    stored: tuple[str, ...]
     indirect: frozenset[int] = frozenset()
     keys: tuple[tuple[bool, ...], ...] = ()
     spread: bool = False
     disjoint: bool = False
-
-
-def form_of(kernel: FusedKernel) -> str:
-    """Which of the three loops serves a kernel."""
-    return "rows" if kernel.reduces_rows else "columns" if kernel.reduces_columns else "map"
 
 
 @lru_cache(maxsize=1024)
@@ -89,6 +64,7 @@ def source(kernel: FusedKernel, variant: Variant) -> str:
 class _Writer:
     def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
+        self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.once: dict[Reference, str] = {}
         """Values that are the same for the whole kernel, by their names."""
         self.of_row: dict[Reference, str] = {}
@@ -100,7 +76,7 @@ class _Writer:
     def text(self) -> str:
         body = {"map": self.map, "columns": self.columns, "rows": self.rows}[self.form]()
         lines = [*self.prologue(), *body, *self.epilogue()]
-        head = _HEAD + _SUMS if self.form == "rows" or self.column_sums or self.full else _HEAD
+        head = COMMON + REDUCTIONS if self.form == "rows" or self.column_sums or self.full else COMMON
         head = head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
         parameters = ",\n    ".join(self.parameters())
         return f'{head}\nextern "C" __global__ void __launch_bounds__({THREADS}) fused(\n    {parameters}\n) {{\n' + (
@@ -113,7 +89,7 @@ class _Writer:
         restrict = " __restrict__" if variant.disjoint else ""
         for i, (_, dtype) in enumerate(kernel.operands):
             yield f"const {STORED[dtype]}*{restrict} p{i}"
-        for i, dtype in enumerate(variant.stored):
+        for i, dtype in enumerate(self.stored):
             yield f"{STORED[dtype]}* const* a{i}" if i in variant.indirect else f"{STORED[dtype]}*{restrict} q{i}"
         yield "T* scratch, unsigned int* tickets, const double* numbers"
         yield from (f"const int s{i}" for i in range(kernel.numbers))
@@ -126,7 +102,7 @@ class _Writer:
         """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
         kernel, variant = self.kernel, self.variant
         for i in sorted(variant.indirect):
-            yield f"{STORED[variant.stored[i]]}* const q{i} = *a{i};"
+            yield f"{STORED[self.stored[i]]}* const q{i} = *a{i};"
         for i in range(kernel.numbers):
             yield f"const T n{i} = (T)numbers[s{i}];"
         for m, key in enumerate(variant.keys):
@@ -197,7 +173,7 @@ class _Writer:
         return sorted(w for w in found if ("operand", w) not in self.of_row)
 
     def load(self, i: int, width: int, at: str = "at", row: str = "row") -> str:
-        layout, dtype = self.kernel.operands[i]
+        layout = self.kernel.operands[i][0]
         if layout == "per_row":
             return f"get(p{i}[{row}])"
         return f"load<{width}>(p{i}, {at})" if layout == "full" else f"each<{width}>(p{i}, col)"
@@ -214,7 +190,7 @@ class _Writer:
     ) -> Iterator[str]:
         """What is done with `width` entries whose operands are `loaded`: all is computed before anything is written."""
         results = self.kernel.results
-        stored = [i for i in sinks if results[i][0] == "store"]
+        stored = [i for i in sinks if results[i][0].startswith("store")]
         known: dict[Reference, str] = {("operand", i): self.entry(i, name) for i, name in loaded.items()}
         yield from (f"Words<{width}> y{i};" for i in stored)
         yield f"for (int k = 0; k < {width}; ++k) {{"
@@ -222,7 +198,7 @@ class _Writer:
         for i in sinks:
             kind, reference, *_ = results[i]
             name = self.name(reference, known)
-            if kind == "store":
+            if kind.startswith("store"):
                 yield f"    y{i}.v[k] = {name};"
             elif kind == "column_sum" and self.variant.spread:
                 place = f"scratch[({self.column_sums.index(i)} * gridDim.x + blockIdx.x) * columns + col + k]"
@@ -328,10 +304,10 @@ class _Writer:
         single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
         reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
         for i, (op, layout, p, *args) in enumerate(kernel.expressions):
-            if layout in ("per_row", "scalar") and p == phase and ("value", i) not in self.once | self.of_row:
-                if op not in ROW_REDUCTIONS:
-                    yield f"const auto v{i} = {self.spelled(op, args, {})};"
-                    self.of_row["value", i] = f"v{i}"
+            known = ("value", i) in self.once or ("value", i) in self.of_row
+            if layout in ("per_row", "scalar") and p == phase and op not in ROW_REDUCTIONS and not known:
+                yield f"const auto v{i} = {self.spelled(op, args, {})};"
+                self.of_row["value", i] = f"v{i}"
         for i in reduced:
             yield f"T r{i} = {_NOTHING[kernel.expressions[i][0][4:]]}, f{i} = 0;"
         if along or reduced:
@@ -345,7 +321,7 @@ class _Writer:
             for i in single:
                 kind, reference, _, layout = kernel.results[i]
                 name = self.name(reference, {})
-                if kind == "store":
+                if kind.startswith("store"):
                     yield f"    put(q{i}[{'row' if layout == 'per_row' else '0'}], {name});"
                 else:
                     yield f"    {_JOIN[kind[5:]].format(f't{i}', f'e{i}', name)};"
@@ -426,180 +402,3 @@ _JOIN = {
     "max": "{0} = joined({0}, {2}, 1)",
     "min": "{0} = joined({0}, {2}, 2)",
 }
-
-_HEAD = """\
-#ifndef INFINITY
-#define INFINITY __int_as_float(0x7f800000)
-#endif
-typedef <<real>> T;
-struct bfloat16 { unsigned short bits; };
-
-template <int N, typename E = T> struct alignas(N * sizeof(E) < 16 ? N * sizeof(E) : 16) Words { E v[N]; };
-
-template <int N, typename E> __device__ __forceinline__ Words<N, E> load(const E* from, long long at) {
-    return *reinterpret_cast<const Words<N, E>*>(from + at);
-}
-
-template <int N, typename E> __device__ __forceinline__ Words<N, E> each(const E* from, long long at) {
-    Words<N, E> value;
-    for (int k = 0; k < N; ++k) value.v[k] = from[at + k];
-    return value;
-}
-
-template <typename E> __device__ __forceinline__ T get(E from) { return (T)from; }
-
-__device__ __forceinline__ T get(bfloat16 from) {
-    const unsigned int bits = (unsigned int)from.bits << 16;
-    return reinterpret_cast<const float&>(bits);
-}
-
-template <typename E> __device__ __forceinline__ void put(E& to, T value) { to = value; }
-
-__device__ __forceinline__ void put(bfloat16& to, T value) {
-    const float single = value;
-    const unsigned int bits = reinterpret_cast<const unsigned int&>(single);
-    const unsigned int even = 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, of two as near to the even one
-    to.bits = value != value ? 0x7FC0u : (bits + even) >> 16;
-}
-
-template <int N, typename E> __device__ __forceinline__ void store(E* to, long long at, const Words<N>& value) {
-    Words<N, E> out;
-    for (int k = 0; k < N; ++k) put(out.v[k], value.v[k]);
-    *reinterpret_cast<Words<N, E>*>(to + at) = out;
-}
-
-__device__ __forceinline__ unsigned int mixed(unsigned int x) {
-    x = (x ^ (x >> 17)) * 0xED5AD4BBu;
-    x = (x ^ (x >> 11)) * 0xAC4C1B51u;
-    x = (x ^ (x >> 15)) * 0x31848BABu;
-    return x ^ (x >> 14);
-}
-
-// total + value, and to rest what rounding leaves out of it (Knuth), which is not a number where total is not finite
-__device__ __forceinline__ void add(T& total, T& rest, T value) {
-    const T sum = total + value, arrived = sum - total;
-    rest += (total - (sum - arrived)) + (value - arrived);
-    total = sum;
-}
-
-__device__ __forceinline__ T rounded(T total, T rest) { return total + (rest == rest ? rest : 0); }
-"""
-
-_SUMS = """
-__device__ __forceinline__ T joined(T x, T y, int op) {
-    if (op == 0) return x + y;
-    return (op == 1 ? x >= y : x <= y) || x != x ? x : y;
-}
-
-// over the threads of a row, which all get it; every thread of the block is to come here
-__device__ __forceinline__ T along_row(T value, int op, T* part) {
-    if (blockDim.x == 1) return value;
-    const int me = threadIdx.y * blockDim.x + threadIdx.x;
-    part[me] = value;
-    for (int half = blockDim.x / 2; half; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) part[me] = joined(part[me], part[me + half], op);
-    }
-    __syncthreads();
-    const T whole = part[threadIdx.y * blockDim.x];
-    __syncthreads();
-    return whole;
-}
-
-// over the threads of a block that lie below each other, of which the first gets it
-__device__ __forceinline__ T over_rows(T value, T* part) {
-    const int me = threadIdx.y * blockDim.x + threadIdx.x;
-    __syncthreads();
-    part[me] = value;
-    for (int half = blockDim.y / 2; half; half /= 2) {
-        __syncthreads();
-        if (threadIdx.y < half) part[me] += part[me + half * blockDim.x];
-    }
-    return part[me];
-}
-
-// over all threads of a block, of which the first gets it
-__device__ __forceinline__ T over_block(T value, int op, T* part) {
-    const int me = threadIdx.y * blockDim.x + threadIdx.x;
-    __syncthreads();
-    part[me] = value;
-    for (int half = <<threads>> / 2; half; half /= 2) {
-        __syncthreads();
-        if (me < half) part[me] = joined(part[me], part[me + half], op);
-    }
-    return part[me];
-}
-
-// whether this block is the last of so many to come here; what the others wrote before is then there to be read
-__device__ __forceinline__ bool is_last(unsigned int* ticket, long long blocks) {
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-        last = atomicAdd(ticket, 1u) == blocks - 1;
-        if (last) *ticket = 0;
-    }
-    __syncthreads();
-    if (last) __threadfence();
-    return last;
-}
-"""
-
-
-# ---- launches --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How a command is launched: blocks and threads, elements of scratch memory, tickets, and what is left to sum.
-
-    `partial_rows`, where it is not 0: the column-wise sums are left as matrices of so many rows in scratch memory.
-    """
-
-    launch: Launch
-    scratch: int
-    tickets: int
-    partial_rows: int = 0
-
-
-def width_of(kernel: FusedKernel) -> int:
-    """Elements of 16 bytes, of the type that a kernel computes in."""
-    return 16 // BYTES[TYPES[kernel.dtype]]
-
-
-def grid(command: Fused, width: int) -> Grid:
-    """How many threads run a command, which takes `width` elements at a time."""
-    kernel, rows, columns = command.kernel, command.rows, command.columns
-    form, sums = form_of(kernel), sum(kind == "column_sum" for kind, *_ in kernel.results)
-    full = sum(kind.startswith("full_") for kind, *_ in kernel.results)
-    across = -(-columns // width)
-    if form == "map":
-        threads = min(THREADS, _power(across))
-        down, most = THREADS // threads, MAX_SUMMING if full else MAX_BLOCKS
-        x = min(-(-across // threads), most)
-        y = min(-(-rows // down), max(most // x, 1))
-        return Grid(((x, y), (threads, down)), full * x * y, 1)
-    if form == "columns":
-        threads = min(32, _power(across))
-        down, x = THREADS // threads, -(-across // threads)
-        y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
-        return Grid(((x, y), (threads, down)), sums * y * columns + full * x * y, 1 + x)
-    threads = min(THREADS, _power(across))
-    down = THREADS // threads
-    x = min(-(-rows // down), MAX_SUMMING)
-    if sums and spreads(kernel, columns, width):
-        x = max(x, -(-rows // SERIAL_ROWS))
-        return Grid(((x, 1), (threads, down)), sums * x * columns + full * x, 2, x)
-    if sums:
-        x = min(x, max(MAX_PARTIAL // columns, 64))
-    return Grid(((x, 1), (threads, down)), sums * x * columns + full * x, 2)
-
-
-def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
-    """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
-    return kernel.reduces_rows and kernel.reduces_columns and columns > THREADS * width
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from bpnet.compiler.cuda.emit import MAX_BLOCKS, THREADS, Launch
+from bpnet.compiler.cuda.launch import MAX_BLOCKS, THREADS, Sizes
 
 WORDS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned int"}
 """Types of so many bytes, in which rows are copied."""
@@ -18,14 +18,14 @@ def source(index_dtype: str, width: int) -> str:
     lines = []
     if width > 4:
         lines.append(f"struct alignas({width}) Word {{ unsigned int part[{width // 4}]; }};")
-        ones = "Word ones; for (int k = 0; k < %d; ++k) ones.part[k] = 0xFFFFFFFFu;" % (width // 4)
+        ones = f"Word ones; for (int k = 0; k < {width // 4}; ++k) ones.part[k] = 0xFFFFFFFFu;"
     else:
         lines.append(f"typedef {WORDS[width]} Word;")
         ones = "const Word ones = (Word)-1;"
     return "\n".join(lines) + _TEXT.replace("<<index>>", INDICES[index_dtype]).replace("<<ones>>", ones)
 
 
-def launch(rows: int, source_rows: int, words: int) -> Launch:
+def sizes(rows: int, source_rows: int, words: int) -> Sizes:
     """How many threads run it: those of a line go along a row."""
     across = min(32, 1 << max(words - 1, 0).bit_length())
     down = THREADS // across
