@@ -503,10 +503,14 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
-    return lent(host, monkeypatch)
+    world = lent(host, monkeypatch)
+    yield world
+    for stream in world.streams:  # nobody may wait any more for what a test has left
+        stream.queue.clear()
+        stream.done = stream.count
 
 
 def check_launch(grid: tuple[int, int], block: tuple[int, int]) -> None:
