@@ -110,7 +110,7 @@ def describe_library(name: str) -> JSON:
     result = {"version": library.__version__, "devices": devices}
     result["precisions"] = list(backends.get(name).precisions(None)) if devices else []
     if name == "cupy" and devices:
-        from bpnet.backends import cublaslt
+        from bpnet.backends.cupy import cublaslt
 
         result |= {"without_cublaslt": why} if (why := cublaslt.why_not()) else {}
     return result

@@ -12,9 +12,6 @@ from bpnet.backends.interrupts import ends_sessions
 from bpnet.data import check_rows, check_target, check_weight, check_x, detached
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
-from bpnet.layers.composition import Sequential
-from bpnet.layers.dense import Dense
-from bpnet.layers.flatten import Flatten
 from bpnet.layout import GradBuffer, Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.options import check_type, flag, whole
@@ -44,7 +41,6 @@ def loss_and_gradient(
     products.  `micro_batch` is the most rows of a block, where rows may be parted.
     """
     xp, network = backend.xp, layout.network
-    narrow = precision == "bfloat16" and only_products(network)
     grad_buffers = [] if grad_buffers is None else grad_buffers
     count = x.shape[0] if rows is None else rows.shape[0]
     total: Any = float(count)
@@ -55,10 +51,11 @@ def loss_and_gradient(
 
     def block(number: int, part: Rows) -> tuple[Array, Array, GradBuffer | None]:
         buffer = _grad_buffer(backend, layout, x, grad_buffers)
-        run = Run(backend, training, (*key, number), None if buffer is None else buffer.places(p), precision, narrow)
+        context = backend.context(precision, None if buffer is None else buffer.of(p))
+        run = Run(backend, training, (*key, number), context)
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
-        value, slope = loss(run, backend.widened(output), by, bw, total)
+        value, slope = loss(run, output, by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if network.updates_buffers and training:
             taken.update(network.update_buffers(run, p, cache))
@@ -81,18 +78,6 @@ def loss_and_gradient(
     if kept is not None:
         grad_buffers.append(kept)  # for the next call: the caller is done with this gradient by then
     return value, grad, taken
-
-
-def only_products(layer: Layer) -> bool:
-    """Whether nothing but products reads what passes between the layers, so that it may be stored as they round it.
-
-    So it is in a row of dense layers: each activation is read by the next layer's products, which round it anyway, and
-    by its own derivative, which a kernel that knows how it is stored computes.  Any other layer, and any class of a
-    user's, is given float32.
-    """
-    if type(layer) is Sequential:
-        return all(map(only_products, layer.layers))
-    return type(layer) in (Dense, Flatten)
 
 
 def _grad_buffer(backend: Backend, layout: Layout, x: Array, grad_buffers: list[GradBuffer]) -> GradBuffer | None:

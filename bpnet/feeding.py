@@ -118,7 +118,7 @@ class HostData(Data):
                     prefetcher = prefetcher or self._prefetcher(arrays, cut[0][1], len(cut))
                     batch = self._taken(prefetcher.send(stop - start, partial(self._write, arrays, rows)))
                 except self.backend.oom_errors as error:
-                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device: take a smaller batch_size"
+                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device: lower batch_size"
                     raise OutOfMemoryError(text) from error
                 yield batch
         finally:

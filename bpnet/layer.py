@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import Array, Backend, Key
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key
 from bpnet.backends.interrupts import Quiet
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
@@ -91,44 +91,66 @@ class ShapeRng(Rng):
         return self.full(shape, 0.0)
 
 
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""The definitions of all kernels, by name."""
+
+
+def kernel(definition: F) -> F:
+    """Mark a function of (run, ...) whose body is a definition that a backend may replace by a faster equal.
+
+    The backend names its replacements in `Backend.kernels`; a test runs each against its definition.  A replacement may
+    return NotImplemented for arguments that it leaves to the definition.
+    """
+    name = definition.__name__
+    KERNELS[name] = definition
+
+    @wraps(definition)
+    def call(run: "Run", *args: Any, **options: Any) -> Any:
+        result = run.backend.kernels.get(name, definition)(run, *args, **options)
+        return definition(run, *args, **options) if result is NotImplemented else result
+
+    return call  # type: ignore[return-value]
+
+
 class Run:
-    """One pass through a network: its backend, whether it trains, its random numbers' key, its products' precision."""
+    """One pass through a network: its backend, whether it trains, and the key of its random numbers.
 
-    __slots__ = ("backend", "key", "narrow", "places", "precision", "rounded", "training", "xp")
+    `context` is the backend's own: its kernels read it, and no layer, loss or optimizer does.
+    """
 
-    def __init__(
-        self,
-        backend: Backend,
-        training: bool = False,
-        key: Key = (0,),
-        places: dict[int, Array] | None = None,
-        precision: str = "float32",
-        narrow: bool = False,
-    ) -> None:
+    __slots__ = ("backend", "context", "key", "training", "xp")
+
+    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,), context: Any = None) -> None:
         self.backend = backend
         self.xp = backend.xp
         self.training = training
         self.key = key
-        self.places = places
-        """By the `id` of a parameter: where a kernel may write its gradient, once."""
-        self.precision = precision
-        """One of `bpnet.backends.base.PRECISIONS`: how kernels compute the products of float32 arrays."""
-        self.narrow = narrow
-        """Whether kernels may store what passes between layers as products round it; `Backend.widened` undoes that."""
-        self.rounded: dict[int, tuple[Array, Array]] = {}
-        """By the `id` of an array: that array, and what a kernel has made of it for products of less precision."""
+        self.context = backend.context() if context is None else context
 
     def at(self, place: str) -> "Run":
         """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
-        key = (*self.key, zlib.crc32(place.encode()))
-        run = Run(self.backend, self.training, key, self.places, self.precision, self.narrow)
-        run.rounded = self.rounded
-        return run
+        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())), self.context)
 
-    def place(self, parameter: Array) -> Array:
-        """Memory for the gradient of a parameter: its place in the whole gradient, where one is still free."""
-        place = None if self.places is None else self.places.pop(id(parameter), None)
-        return self.xp.empty_like(parameter) if place is None else place
+    @kernel
+    def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
+        """The product of two matrices, or of stacks of them, each as it stands or with its last two axes swapped.
+
+        Every layer's products go through here, and so have what the backend has: threads, precision, a better library.
+
+        A sum over very many rows, as that of x^T dy is, keeps its digits: a library may add up the products of narrow
+        matrices one after the other, so they are given to it in parts.
+        """
+        xp = self.xp
+        if transpose_a and not transpose_b and a.ndim == b.ndim == 2:
+            (rows, k), m = a.shape, b.shape[1]
+            if min(k, m) <= NARROW and rows >= 4 * SUMMED_PRODUCTS:
+                parts = rows // SUMMED_PRODUCTS
+                last = parts * SUMMED_PRODUCTS
+                left = xp.permute_dims(xp.reshape(a[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
+                each = xp.matmul(left, xp.reshape(b[:last, :], (parts, SUMMED_PRODUCTS, m)))
+                total = xp.reshape(self.sum_rows(xp.reshape(each, (parts, k * m))), (k, m))
+                return total if last == rows else total + self.matmul(a[last:, :], b[last:, :], True)
+        return xp.matmul(_swapped(xp, a) if transpose_a else a, _swapped(xp, b) if transpose_b else b)
 
     def sum_rows(self, x: Array) -> Array:
         """The sum of `x` over its first axis, the rows, as good on every library.
@@ -142,6 +164,11 @@ class Run:
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
+
+
+def _swapped(xp: Any, x: Array) -> Array:
+    """`x` with its last two axes swapped."""
+    return xp.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
 class Layer(Registered, kind="layer"):
@@ -219,27 +246,6 @@ class Composite(Layer):
             if p[name]
         }
         return {name: values for name, values in taken.items() if values}
-
-
-def kernel(definition: F) -> F:
-    """Mark a function of (run, ...) whose body is a definition that a backend may replace by a faster equal.
-
-    The backend names its replacements in `Backend.kernels`; a test runs each against its definition.  A replacement may
-    return NotImplemented for arguments that it leaves to the definition.
-    """
-    name = definition.__name__
-    KERNELS[name] = definition
-
-    @wraps(definition)
-    def call(run: Run, *args: Any) -> Any:
-        result = run.backend.kernels.get(name, definition)(run, *args)
-        return definition(run, *args) if result is NotImplemented else result
-
-    return call  # type: ignore[return-value]
-
-
-KERNELS: dict[str, Callable[..., Any]] = {}
-"""The definitions of all kernels, by name."""
 
 
 def leaves(tree: Params, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -129,8 +129,8 @@ class GradBuffer:
         self.own = {id(view) for view in self.views}
         self.last: tuple[Params | None, dict[int, Array]] = None, {}
 
-    def places(self, p: Params) -> dict[int, Array]:
-        """By the `id` of a parameter: the place of its gradient."""
+    def of(self, p: Params) -> dict[int, Array]:
+        """By the `id` of a parameter: its gradient's part of the vector."""
         seen, found = self.last
         if seen is not p:
             leaves = [_at(p, slot.path) for slot in self.layout.parameters]

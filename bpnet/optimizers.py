@@ -1,4 +1,4 @@
-"""Optimizers: each is `init` and `update`, one elementwise rule swept over the whole parameter vector.
+"""Optimizers: each is `init` and `update`, one elementwise rule mapped over the whole parameter vector.
 
     init(backend, theta) -> state
     update(backend, layout, theta, grad, state, lr, step) -> theta, state

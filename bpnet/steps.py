@@ -10,7 +10,7 @@ from typing import Any
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
-from bpnet.backpropagation import loss_and_gradient, only_products, take_rows
+from bpnet.backpropagation import loss_and_gradient, take_rows
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
 from bpnet.layout import GradBuffer, Layout, Path, Slot
@@ -54,7 +54,7 @@ def training_step(
     """
 
     own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
-    """Whether a step ends in one sweep, for which it may give up its vectors; another `apply` may read on, and keep."""
+    """Whether a step ends in one `map_vector`, for which it may give up its vectors; another `apply` may read on."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
     def step(
@@ -102,15 +102,14 @@ def outputs(
 
     The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
     """
-    narrow = precision == "bfloat16" and only_products(layout.network)
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
         p = views(backend, theta, buffers)
 
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
-            run = Run(backend, precision=precision, narrow=narrow)
-            output = backend.widened(layout.network.forward(run, p, bx)[0])
+            run = Run(backend, context=backend.context(precision))
+            output = layout.network.forward(run, p, bx)[0]
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
@@ -130,17 +129,15 @@ def scores(
     both are None.
     """
 
-    narrow = precision == "bfloat16" and only_products(layout.network)
-
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None, Array | None]:
         p, xp = views(backend, theta, buffers), backend.xp
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
-            run = Run(backend, precision=precision, narrow=narrow)
+            run = Run(backend, context=backend.context(precision))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = backend.widened(layout.network.forward(run, p, bx)[0])
+            output = layout.network.forward(run, p, bx)[0]
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
             if right is None or bw is None:
                 return value, None if right is None else xp.sum(right), None

@@ -672,7 +672,7 @@ class Trainer:
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
         with backend.session(device=backend.device(self.theta)):
             x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
-            run = Run(backend, True, (self.seed, step, 0), precision=self.precision)
+            run = Run(backend, True, (self.seed, step, 0), context=backend.context(self.precision))
             p = layout.views(backend, self.theta, self.buffers)
             infinite = dict(not_finite(backend, layout, layout.parameters, self.theta))
             kept = dict(not_finite(backend, layout, layout.buffers, buffers, self.buffers))
@@ -729,7 +729,10 @@ class Trainer:
             where = next(iter(leaves.values()), "what comes of it")
             if x is not None:
                 p = layout.views(backend, self.theta, self.buffers)
-                where = first_not_finite(Run(backend, precision=self.precision), self.network, p, x, leaves) or where
+                where = (
+                    first_not_finite(Run(backend, context=backend.context(self.precision)), self.network, p, x, leaves)
+                    or where
+                )
         raise DivergedError(
             f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
             "are, to values of a smaller scale"

@@ -18,6 +18,9 @@ from cuda_on_host import host  # noqa: F401 - a fixture
 from fake_cupy import world  # noqa: F401 - a fixture
 
 import bpnet as bp
+from bpnet.compiler import verify
+
+verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),

@@ -34,7 +34,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.feeding": {"in_order", "shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
+HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -63,6 +63,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "options": 1,
     "disk": 1,
     "registry": 1,
+    "compiler": 1.5,
     "backends": 2,
     "layer": 3,
     "layout": 4,
@@ -158,6 +159,8 @@ def namespaces(name, tree):
         owner = ast.unparse(node.value)
         if owner == "xp" or owner.endswith(".xp"):
             yield f"{where}: xp.{node.attr}", node.attr in STANDARD
+        elif owner == "b" and node.attr in ("shape", "ndim"):  # an array, the second factor of a product
+            continue
         elif owner in ("b", "backend") or owner.endswith(".backend"):
             yield f"{where}: {owner}.{node.attr}", node.attr in offered
         elif owner in ("numpy", "np"):

@@ -12,7 +12,6 @@ from fake_cublaslt import BLAS, GELU, Fake, bfloat16, tf32
 from test_cuda import ACTIVATIONS, Lent
 
 import bpnet as bp
-from bpnet.backpropagation import only_products
 from bpnet.layer import Run
 from bpnet.layers.dense import dense_backward, dense_forward
 from bpnet.layout import layout_of
@@ -197,7 +196,7 @@ def compared(lt: Fake, f: Any, shape: tuple[int, int, int], dtype: str, has_bias
     expected = (y, *dense_backward(plain, x, weight, kept, dy, f, True, has_bias))
     x, weight, dy = map(on_device, (x, weight, dy))
     place = on_device(np.zeros_like(weight))
-    run = Run(lt.seam, places={id(weight): place})
+    run = Run(lt.seam, context=lt.seam.context(grad_buffers={id(weight): place}))
     y, kept = dense_forward(run, x, weight, None if bias is None else on_device(bias), f)
     found = (y, *dense_backward(run, x, weight, kept, dy, f, True, has_bias))
     assert found[2] is place
@@ -301,7 +300,7 @@ def test_rounded_products_are_as_near_as_rounding_allows(
     exact = [a.astype("float64") for a in (x, weight, bias, dy)]
     plain = Run(bp.backends.Backend(lt.seam.xp))
     x, weight, bias, dy = map(on_device, (x, weight, bias, dy))
-    run = Run(lt.seam, precision=precision)
+    run = Run(lt.seam, context=lt.seam.context(precision))
     u = UNIT[precision] * (2 + UNIT[precision]) + 1e-5
 
     z, _ = dense_forward(run, x, weight, bias, bp.Identity())
@@ -334,7 +333,7 @@ def test_which_devices_have_every_precision(lt: Fake, monkeypatch: pytest.Monkey
 def test_gelu_comes_with_rounded_products_only(lt: Fake) -> None:
     x, weight, bias, _ = map(on_device, layer(9, 12, 16, "float32"))
     for precision, epilogue in (("float32", "BIAS"), ("tf32", "GELU_AUX_BIAS"), ("bfloat16", "GELU_AUX_BIAS")):
-        dense_forward(Run(lt.seam, precision=precision), x, weight, bias, GELU)
+        dense_forward(Run(lt.seam, context=lt.seam.context(precision)), x, weight, bias, GELU)
         assert lt.done[-1] == epilogue
 
 
@@ -344,7 +343,7 @@ def test_factors_are_rounded_once_in_a_pass(lt: Fake, monkeypatch: pytest.Monkey
     real = cupy_kernels.rounded
     monkeypatch.setattr(cupy_kernels, "rounded", lambda a: (done.append(a.shape), real(a))[1])
     x, weight, bias, dy = map(on_device, layer(9, 12, 16, "float32"))
-    run = Run(lt.seam, precision="bfloat16")
+    run = Run(lt.seam, context=lt.seam.context("bfloat16"))
     _, kept = dense_forward(run.at("0"), x, weight, bias, bp.ReLU())
     dense_backward(run.at("0"), x, weight, kept, dy, bp.ReLU(), True, True)
     assert done == [(9, 12), (12, 16)]
@@ -352,7 +351,7 @@ def test_factors_are_rounded_once_in_a_pass(lt: Fake, monkeypatch: pytest.Monkey
 
 def test_float64_is_never_rounded(lt: Fake) -> None:
     x, weight, bias, _ = map(on_device, layer(9, 12, 16, "float64"))
-    y, _ = dense_forward(Run(lt.seam, precision="bfloat16"), x, weight, bias, GELU)
+    y, _ = dense_forward(Run(lt.seam, context=lt.seam.context("bfloat16")), x, weight, bias, GELU)
     np.testing.assert_allclose(y, GELU.value(bp.backends.get("numpy"), x @ weight + bias), rtol=1e-13, atol=1e-13)
 
 
@@ -361,7 +360,7 @@ def test_a_missing_product_is_an_error_where_it_would_be_of_another_precision(lt
     x, weight, bias, _ = map(on_device, layer(9, 12, 16, "float32"))
     for precision in ("tf32", "bfloat16"):
         with pytest.raises(bp.errors.DeviceError, match=f"no {precision} product"):
-            dense_forward(Run(lt.seam, precision=precision), x, weight, bias, bp.ReLU())
+            dense_forward(Run(lt.seam, context=lt.seam.context(precision)), x, weight, bias, bp.ReLU())
 
 
 @pytest.mark.parametrize("without", ["fused", "cublaslt"])
@@ -369,7 +368,7 @@ def test_without_a_technique_other_precisions_are_refused(without: str, lt: Fake
     """Beforehand; and where it is taken out afterwards, instead of computing with another precision than asked for."""
     newer = SimpleNamespace(compute_capability="90")
     x, weight, bias, dy = map(on_device, layer(9, 12, 16, "float32"))
-    run = Run(lt.seam, precision="tf32")
+    run = Run(lt.seam, context=lt.seam.context("tf32"))
     _, kept = dense_forward(run, x, weight, bias, bp.ReLU())
     lt.seam.techniques = lt.seam.techniques - {without}
     assert lt.seam.precisions(newer) == ("float32",)
@@ -383,7 +382,7 @@ def test_a_gradient_has_its_place_once(lt: Fake) -> None:
     """Where a layer of the user's multiplies by the same weight twice, even if it is all that is left to place."""
     x, weight, _, dy = map(on_device, layer(9, 12, 16, "float32"))
     place = on_device(np.zeros_like(weight))
-    run = Run(lt.seam, places={id(weight): place})
+    run = Run(lt.seam, context=lt.seam.context(grad_buffers={id(weight): place}))
     first, second = (dense_backward(run, x, weight, None, dy, bp.Identity(), False, False)[1] for _ in range(2))
     assert first is place
     np.testing.assert_array_equal(second, first)
@@ -406,7 +405,7 @@ def test_what_products_alone_read_is_stored_as_they_round_it(
     if from_layer:
         x, dy = map(cupy_kernels.rounded, (x, dy))
     exact_x, exact_dy = (np.asarray(cupy_kernels.widened(a), "d") for a in (x, dy))
-    run = Run(lt.seam, precision="bfloat16", narrow=True)
+    run = Run(lt.seam, context=lt.seam.context("bfloat16", network=bp.Dense(1)))
     y, kept = dense_forward(run, x, weight, bias, f)
     softmax = f == bp.Softmax()  # which is no rule, so it is computed, and handed on, in float32
     assert y.dtype == (np.float32 if softmax else cupy_kernels.BFLOAT16)
@@ -429,12 +428,17 @@ def test_what_products_alone_read_is_stored_as_they_round_it(
 
 def test_the_last_layers_output_is_not_rounded(lt: Fake) -> None:
     x, weight, bias, _ = map(on_device, layer(9, 12, 16, "float32"))
-    y, _ = dense_forward(Run(lt.seam, precision="bfloat16", narrow=True), x, weight, bias, bp.Identity())
+    y, _ = dense_forward(
+        Run(lt.seam, context=lt.seam.context("bfloat16", network=bp.Dense(1))), x, weight, bias, bp.Identity()
+    )
     assert np.array_equal(y, (bfloat16(x).astype("d") @ bfloat16(weight) + bias).astype("f"))
 
 
 class Halved(bp.Dense):
     """A user's layer that computes with its rows."""
+
+    def forward(self, run: Any, p: Any, x: Any) -> Any:
+        return super().forward(run, p, x * 0.5)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +454,7 @@ class Halved(bp.Dense):
     ids=str,
 )
 def test_networks_in_which_products_alone_read_activations(network: Any, narrow: bool) -> None:
-    assert only_products(network) == narrow
+    assert network.products_only == narrow
 
 
 def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -508,8 +512,8 @@ def test_storing_what_is_rounded_anyway_changes_nothing(lt: Fake, monkeypatch: p
     """With relu and no bias, which is all that is rounded besides."""
     net = bp.Sequential(bp.Dense(16, "relu", bias=False), bp.Dense(8, "relu", bias=False), bp.Dense(3, bias=False))
     _, narrow = steps(lt, net, bp.CrossEntropy(), "bfloat16", monkeypatch)
-    for module in ("bpnet.steps", "bpnet.backpropagation"):
-        monkeypatch.setattr(f"{module}.only_products", lambda network: False)
+    monkeypatch.setattr(bp.Dense, "products_only", False)
+    net = bp.Sequential(*net.layers)
     _, wide = steps(lt, net, bp.CrossEntropy(), "bfloat16", monkeypatch)
     for a, b in zip(narrow, wide, strict=True):
         assert np.array_equal(a, b)
@@ -563,7 +567,7 @@ def test_rounded_products_on_a_device(narrow: bool, shape: Any, f: Any, precisio
     exact = [a.astype("float64") for a in (x, weight, bias, dy)]
     plain = Run(bp.backends.Backend(bp.backends.get("numpy").xp))
     expected = dense_forward(plain, *exact[:3], f)[0]
-    run = Run(device.seam, precision=precision, narrow=narrow and precision == "bfloat16")
+    run = Run(device.seam, context=device.seam.context(precision, network=bp.Dense(1) if narrow else None))
     x, weight, bias, dy = map(device.array, (x, weight, bias, dy))
     y, kept = dense_forward(run, x, weight, bias, f)
     found = (y, *dense_backward(run, x, weight, kept, dy, f, True, True))
@@ -583,7 +587,7 @@ def test_a_dense_layer_can_be_captured(precision: str, device: Any) -> None:
     x, weight, bias, dy = map(device.array, layer(64, 48, 32, "float32"))
 
     def both() -> tuple[Any, ...]:
-        run = Run(device.seam, precision=precision)
+        run = Run(device.seam, context=device.seam.context(precision))
         y, kept = dense_forward(run, x, weight, bias, bp.ReLU())
         return (y, *dense_backward(run, x, weight, kept, dy, bp.ReLU(), True, True))
 

@@ -15,6 +15,15 @@ ROWS = (7, 5000)
 """Rows of a small batch, and of one that is cut up, in chunks of 65,536 elements and in blocks over threads."""
 
 
+def matmul(lib, rng, rows, f):
+    for k, m in ((40, 30), (7, 3)):
+        x, w, dy = (lib.array(rng.standard_normal(s)) for s in ((rows, k), (k, m), (rows, m)))
+        turned = lib.array(rng.standard_normal((m, rows)))
+        yield from ((x, w), (dy, w, False, True), (x, dy, True), (x, turned, True, True), (turned, x))
+    stacks = [lib.array(rng.standard_normal(s)) for s in ((3, rows, 4), (3, rows, 5), (4, 6))]
+    yield from ((stacks[0], stacks[1], True), (stacks[0], stacks[2]))
+
+
 def dense_forward(lib, rng, rows, f):
     args = [rng.standard_normal(s) for s in ((rows, 40), (40, 30), (30,))]
     for bias in (True, False):
@@ -74,7 +83,7 @@ def clip_by_global_norm(lib, rng, rows, f):
 ARGUMENTS = {
     f.__name__: f
     for f in (
-        dense_forward, dense_backward, batch_norm_forward, batch_norm_apply, batch_norm_backward,
+        matmul, dense_forward, dense_backward, batch_norm_forward, batch_norm_apply, batch_norm_backward,
         softmax_cross_entropy, elementwise_loss, drop, clip_by_global_norm,
     )
 }  # fmt: skip

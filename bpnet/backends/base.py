@@ -8,6 +8,7 @@ from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import Quiet
+from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import DeviceError
 
 T = TypeVar("T")
@@ -84,6 +85,18 @@ class State:
 
     def __init__(self, carry: Any, count: int) -> None:
         self.now = carry, count
+
+
+class Context:
+    """What the kernels of a backend share in one pass through a network; see `Backend.context`."""
+
+    def __init__(self, backend: "Backend", precision: str, grad_buffers: "dict[int, Array] | None") -> None:
+        self.backend, self.precision, self.grad_buffers = backend, precision, grad_buffers
+
+    def grad_buffer(self, parameter: Array) -> Array:
+        """Memory for the gradient of a parameter: its part of the whole gradient, where that is still free."""
+        buffer = None if self.grad_buffers is None else self.grad_buffers.pop(id(parameter), None)
+        return self.backend.xp.empty_like(parameter) if buffer is None else buffer
 
 
 class Backend:
@@ -180,13 +193,16 @@ class Backend:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
 
+    def context(self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None) -> "Context":
+        """What this backend's kernels share in one pass, in which products have that precision.
+
+        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.
+        """
+        return Context(self, precision, grad_buffers)
+
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]
-
-    def widened(self, x: Array) -> Array:
-        """As float32 what a kernel has stored rounded; anything else as it is."""
-        return x
 
     def bytes_requested(self, error: Exception) -> int | None:
         """How many bytes could not be had, where an error of `oom_errors` says so."""
@@ -217,7 +233,7 @@ class Backend:
         return self._uint32(fold(key), device)
 
     def _hashed(self, x: Array, device: Any) -> Array:
-        for shift, factor in _TRIPLE32:
+        for shift, factor in TRIPLE32:
             x = (x ^ (x >> self._uint32(shift, device))) * self._uint32(factor, device)
         return x ^ (x >> self._uint32(14, device))
 
@@ -252,21 +268,6 @@ class Backend:
 
     def _sum_rows(self, x: Array) -> Array:
         return self.xp.sum(x, axis=0)
-
-    def row_products(self, x: Array, dz: Array) -> Array:
-        """x^T dz, the sum over the rows of two matrices of the products of their columns, whatever number there are.
-
-        A library may add up those of narrow matrices one after the other, so they are given in parts.
-        """
-        xp, (rows, k), m = self.xp, x.shape, dz.shape[1]
-        if min(k, m) > NARROW or rows < 4 * SUMMED_PRODUCTS:
-            return xp.matmul(xp.permute_dims(x, (1, 0)), dz)
-        parts = rows // SUMMED_PRODUCTS
-        last = parts * SUMMED_PRODUCTS
-        left = xp.permute_dims(xp.reshape(x[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
-        each = xp.matmul(left, xp.reshape(dz[:last, :], (parts, SUMMED_PRODUCTS, m)))
-        total = xp.reshape(self.column_sums(xp.reshape(each, (parts, k * m))), (k, m))
-        return total if last == rows else total + xp.matmul(xp.permute_dims(x[last:, :], (1, 0)), dz[last:, :])
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
@@ -380,33 +381,6 @@ class Prefetcher:
 
     def close(self) -> None:
         """Wait until all that was sent has left the host."""
-
-
-def threshold(keep: float, values: int = 2**32) -> int:
-    """Below which of so many `values`, all as likely, a random number lies with probability `keep`, as near as can be.
-
-    1 at least and values - 1 at most, so that some are kept and some are not.
-    """
-    return min(max(round(keep * values), 1), values - 1)
-
-
-def fold(key: Key) -> int:
-    """One 32-bit number out of a key's parts, each mixed in by the triple32 hash."""
-    state = 0
-    for part in key:
-        state = _mix((state ^ part & 0xFFFFFFFF) + 0x9E3779B9)
-    return state
-
-
-def _mix(x: int) -> int:
-    x &= 0xFFFFFFFF
-    for shift, factor in _TRIPLE32:
-        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 14)
-
-
-_TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
-"""C. Wellons, hash-prospector (2018): a 32-bit integer hash of very low bias."""
 
 
 def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:

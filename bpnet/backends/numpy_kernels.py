@@ -45,6 +45,34 @@ def shared(f: Any) -> Any:
     return f
 
 
+def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
+    """Cut by its shapes over BLAS's threads, or over ours where there are many rows."""
+    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
+        return NotImplemented
+    left, right = a.T if transpose_a else a, b.T if transpose_b else b
+    (rows, inner), columns = left.shape, right.shape[1]
+    sums_rows = transpose_a and not transpose_b
+    if sums_rows and inner > SUMMED_PRODUCTS and min(rows, columns) <= NARROW:
+        return NotImplemented
+    if rows * inner * columns <= SMALL:
+        return left @ right
+    backend = run.backend
+    if sums_rows and len(parts := backend.blocks(inner, 2.0 * rows * columns)) > 1:
+        return by_halves(backend.map_blocks(lambda _, part: left[:, slice(*part)] @ right[slice(*part)], parts), _add)
+    out = numpy.empty((rows, columns), a.dtype)
+
+    def block(number: int, part: Rows) -> None:
+        backend.multiply([(left[slice(*part)], right, out[slice(*part)])])
+
+    list(backend.map_blocks(block, backend.blocks(rows, 2.0 * inner * columns)))
+    return out
+
+
+def _add(total: Array, part: Array) -> Array:
+    total += part
+    return total
+
+
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
@@ -87,7 +115,7 @@ def dense_backward(
             if dx is not None:
                 b.multiply([(dz, weight.T, dx)])
             return dx, dw, db
-        dw = run.place(weight)
+        dw = run.context.grad_buffer(weight)
         b.multiply([(x.T, dz, dw)] if dx is None else [(x.T, dz, dw), (dz, weight.T, dx)])
         return dx, dw, db
     dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
@@ -109,10 +137,10 @@ def dense_backward(
 
 
 def _weight_gradient(run: Any, x: Array, dz: Array, weight: Array) -> Array:
+    dw = run.context.grad_buffer(weight)
     if x.shape[0] <= SUMMED_PRODUCTS:
-        return numpy.matmul(x.T, dz, out=run.place(weight))
-    dw = run.place(weight)
-    dw[...] = run.backend.row_products(x, dz)
+        return numpy.matmul(x.T, dz, out=dw)
+    dw[...] = run.matmul(x, dz, transpose_a=True)
     return dw
 
 
@@ -216,6 +244,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "matmul": matmul,
     "dense_forward": dense_forward,
     "dense_backward": dense_backward,
     "elementwise_loss": elementwise_loss,

@@ -8,14 +8,27 @@ from typing import Any, ClassVar
 import array_api_compat.torch as xp
 import torch
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves, fold
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
 from bpnet.backends.interrupts import Session
+from bpnet.compiler.random import fold
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
     z = torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)
     y = activation.value(run.backend, z)
     return y, activation.saved(z, y)
+
+
+def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
+    """Where a sum is to be in parts, in calls of their own: one call for all takes PyTorch many times as long."""
+    left, right = a.mT if transpose_a else a, b.mT if transpose_b else b
+    rows = a.shape[0]
+    if not transpose_a or transpose_b or a.ndim != 2 or b.ndim != 2 or rows <= 8 * SUMMED_PRODUCTS:
+        return torch.matmul(left, right)
+    if min(a.shape[1], b.shape[1]) > NARROW:
+        return torch.matmul(left, right)
+    step = 4 * SUMMED_PRODUCTS
+    return by_halves((left[:, i : i + step] @ b[i : i + step] for i in range(0, rows, step)), operator.add)
 
 
 def batch_norm_forward(
@@ -47,7 +60,7 @@ class NoGrad(Session):
 class TorchBackend(Backend):
     name = "torch"
     oom_errors: ClassVar = (MemoryError, torch.OutOfMemoryError)
-    kernels: ClassVar = {"dense_forward": dense_forward, "batch_norm_forward": batch_norm_forward}
+    kernels: ClassVar = {"matmul": matmul, "dense_forward": dense_forward, "batch_norm_forward": batch_norm_forward}
 
     def unfit(self, x: Array) -> str | None:
         if x.is_nested:
@@ -92,13 +105,6 @@ class TorchBackend(Backend):
 
     def column_sums(self, x: Array) -> Array:
         return xp.sum(x, axis=0)
-
-    def row_products(self, x: Array, dz: Array) -> Array:
-        """In calls of their own: one call for all parts takes PyTorch many times as long."""
-        if min(x.shape[1], dz.shape[1]) > NARROW or x.shape[0] <= 8 * SUMMED_PRODUCTS:
-            return x.T @ dz
-        starts = range(0, x.shape[0], 4 * SUMMED_PRODUCTS)
-        return by_halves((x[i : i + starts.step].T @ dz[i : i + starts.step] for i in starts), operator.add)
 
 
 BACKEND = TorchBackend(xp)

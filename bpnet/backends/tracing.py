@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import Backend, Key, Rows, Rule
+from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
@@ -13,11 +13,20 @@ from bpnet.compiler.trace import Namespace
 T = TypeVar("T")
 
 
+def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose_b: bool = False) -> Symbol:
+    """A compiled sum is never of many rows one after the other, so it needs no parts."""
+    graph: Graph = run.backend.graph
+    return graph.matmul(graph.transpose(a) if transpose_a else a, graph.transpose(b) if transpose_b else b)
+
+
 class TracingBackend(Backend):
     """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
 
     name = "numpy"
     traces = True
+    kernels: ClassVar = {"matmul": _matmul}
+    precision = "float32"
+    """That of the products, as the last context says."""
 
     def __init__(self, graph: Graph, cut: Callable[[int, float], list[Rows]]) -> None:
         self.graph = graph
@@ -28,6 +37,10 @@ class TracingBackend(Backend):
 
     def device(self, x: Any) -> Any:
         return "cpu"
+
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> Context:
+        self.precision = precision
+        return super().context(precision, grad_buffers)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
@@ -73,9 +86,6 @@ class TracingBackend(Backend):
     def column_sums(self, x: Symbol) -> Symbol:
         """As any sum: a compiled one is never of many rows, one after the other."""
         return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
-
-    def row_products(self, x: Symbol, dz: Symbol) -> Symbol:
-        return self.graph.matmul(self.graph.transpose(x), dz)
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""

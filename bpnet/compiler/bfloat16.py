@@ -97,10 +97,10 @@ class _Rounding:
             if any(overlap(span, other) for other in written):
                 if not isinstance(command, Fused) or span not in written:
                     return False
-                kind, *what = command.kernel.results[written.index(span)]
-                if kind != "store" or what[-1] != "full":
+                kind, reference, phase, layout = command.kernel.results[written.index(span)]
+                if kind != "store" or layout != "full":
                     return False
-                results = (*command.kernel.results, (STORE, *what))
+                results = (*command.kernel.results, (STORE, reference, phase, layout))
                 kernel = replace(command.kernel, results=results)
                 self.made[i] = replace(command, kernel=kernel, results=(*command.results, place))
                 return True

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from bpnet.compiler import verify
 from bpnet.compiler.commands import (
     FIRST,
     Array,
@@ -56,7 +57,12 @@ def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
     fusion = fuse(traced.graph, outputs, over)
     memory = allocate(fusion, alignment)
     commands = tuple(_command(step, fusion, memory) for step in fusion.steps)
-    return CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
+    made = CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
+    if verify.STRICT:
+        verify.verify_graph(traced.graph)
+        verify.verify_memory(fusion, memory)
+        verify.verify_commands(made)
+    return made
 
 
 def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
@@ -68,14 +74,15 @@ def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
 
 
 def _product(symbol: Symbol, memory: Memory) -> Product:
-    matrices = []
-    for matrix in symbol.args[:2]:
-        turned = matrix.op == "transpose"
-        matrix = matrix.args[0] if turned else matrix
-        strides = (1, matrix.shape[1]) if turned else (matrix.shape[1], 1)
-        matrices.append(Matrix(memory.place(matrix), *strides))
-    sizes = (*symbol.shape, symbol.args[0].shape[1])
-    return Product(symbol.dtype.name, *sizes, *matrices, memory.place(symbol), len(symbol.args) == 3)
+    def matrix(operand: Symbol) -> Matrix:
+        if operand.op == "transpose":
+            return Matrix(memory.place(operand.args[0]), 1, operand.shape[0])
+        return Matrix(memory.place(operand), operand.shape[1], 1)
+
+    a, b = symbol.args[:2]
+    (rows, inner), columns, accumulate = a.shape, b.shape[1], len(symbol.args) == 3
+    out = memory.place(symbol)
+    return Product(symbol.dtype.name, rows, columns, inner, matrix(a), matrix(b), out, accumulate)
 
 
 def _gather(symbol: Symbol, memory: Memory) -> RowGather:
@@ -118,8 +125,9 @@ class _Kernel:
             self.step.symbols[0].graph.real.name, tuple(self.operands), len(self.numbers), len(self.constants),
             tuple(self.expressions), tuple(results),
         )  # fmt: skip
-        given = tuple(self.places), tuple(self.numbers), tuple(self.constants), tuple(self.masks)
-        return Fused(kernel, *self.step.space, *given, tuple(places))
+        rows, columns = self.step.space
+        operands, numbers, constants = tuple(self.places), tuple(self.numbers), tuple(self.constants)
+        return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(places))
 
     def _results(self) -> Iterator[Symbol]:
         """What is written to memory: all but row-wise reductions that nobody else reads."""

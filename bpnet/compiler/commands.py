@@ -3,8 +3,7 @@
 Nothing here knows of a target: how commands are cut over threads or blocks is each target's own affair.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
@@ -20,8 +19,8 @@ Expression = tuple[Any, ...]
 """(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts."""
 
 KernelResult = tuple[str, Reference, int, str]
-"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and for a target
-that rounds "store:bfloat16"."""
+"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
+target rounds, "store:bfloat16"."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,9 @@ class FusedKernel:
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
     result per row.  The phase of an expression is how many such reductions have to be done along a row before it.
     results: what is stored, and what is reduced over rows or over everything.
+
+    An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
+    stored (it is updated in place), or all in later ones (they read the result).
     """
 
     dtype: str
@@ -169,12 +171,17 @@ class Product:
     precision: str = "float32"
     epilogue: "Fused | None" = None
 
+    @property
+    def factor_dtype(self) -> str:
+        """The type of both factors."""
+        return "bfloat16" if self.precision == "bfloat16" else self.dtype
+
     def __str__(self) -> str:
         sign = "added to" if self.accumulate else "to"
         turned = [m.column_stride != 1 for m in (self.a, self.b)]
         a, b = (f"{m.place}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
-        after = "" if self.epilogue is None else f"; {' '.join(e[0] for e in self.epilogue.kernel.expressions)}"
-        return f"product {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}{after}"
+        text = f"product {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
+        return text if self.epilogue is None else f"{text}, and {self.epilogue}"
 
 
 @dataclass(frozen=True)
@@ -212,10 +219,6 @@ class CommandList:
     arguments: tuple[Array | None, ...]
     results: tuple[Array | None, ...]
 
-    def replaced(self, commands: Sequence[Command]) -> "CommandList":
-        """The same with other commands."""
-        return replace(self, commands=tuple(commands))
-
     def __str__(self) -> str:
         lines = [f"argument {i}: {a}" for i, a in enumerate(self.arguments) if a is not None]
         lines += [f"number {i}: {text}" for i, text in enumerate(self.numbers)]
@@ -223,3 +226,61 @@ class CommandList:
         lines += [f"{i:>3}  {command}" for i, command in enumerate(self.commands)]
         lines += [f"result {i}: {a}" for i, a in enumerate(self.results) if a is not None]
         return "\n".join(lines)
+
+
+# ---- what commands read and write -----------------------------------------------------------------------------------
+
+Access = tuple[Place, int, str]
+"""Where, how many elements, of which type."""
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of an element."""
+    return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2}.get(dtype, 1)
+
+
+def reads(command: Command) -> list[Access]:
+    """All that a command reads, in the order of its operands."""
+    if isinstance(command, Fused):
+        kinds = command.kernel.operands
+        return [(p, _entries(command, k[0]), k[1]) for p, k in zip(command.operands, kinds, strict=True)]
+    if isinstance(command, Product):
+        dtype = command.factor_dtype
+        a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
+        found = [(m.place, _extent(m, rows, columns), dtype) for m, rows, columns in (a, b)]
+        found += writes(command)[:1] if command.accumulate else []
+        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
+    index = command.index, command.rows, command.index_dtype
+    return [(command.source, command.source_rows * command.row_bytes, "uint8"), index]
+
+
+def writes(command: Command) -> list[Access]:
+    """All that a command writes, in the order of its results."""
+    if isinstance(command, Fused):
+        results = zip(command.results, command.kernel.results, strict=True)
+        return [(p, _entries(command, result_layout(r)), result_dtype(command.kernel, r)) for p, r in results]
+    if isinstance(command, Product):
+        found = [(command.out, command.rows * command.columns, command.dtype)]
+        return found + ([] if command.epilogue is None else writes(command.epilogue))
+    return [(command.out, command.rows * command.row_bytes, "uint8")]
+
+
+def result_layout(result: KernelResult) -> str:
+    """For which entries of a kernel a result has one of its own."""
+    kind, _, _, layout = result
+    return layout if kind.startswith("store") else "per_column" if kind == "column_sum" else "scalar"
+
+
+def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
+    """The type in which a result is stored."""
+    return result[0].partition(":")[2] or kernel.dtype
+
+
+def _entries(command: Fused, layout: str) -> int:
+    rows, columns = command.rows, command.columns
+    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _extent(matrix: Matrix, rows: int, columns: int) -> int:
+    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
+    return last + 1 if rows and columns else 0

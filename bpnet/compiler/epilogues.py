@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, KernelResult, Matrix, Place, Product, RowGather
+from bpnet.compiler.commands import ARENA, Access, Command, Fused, FusedKernel, Product, item_bytes, reads, writes
 
 Span = tuple[int, int, int]
 """A memory, and from which byte of it to before which."""
-
-BYTES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1, "bfloat16": 2}
 
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
@@ -38,8 +36,9 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
         if isinstance(product, Product) and not product.accumulate and product.epilogue is None:
             reader = _reader(made, i)
             if reader is not None:
-                made[i] = replace(product, epilogue=made[reader])
-                del made[reader]
+                epilogue = made.pop(reader)
+                assert isinstance(epilogue, Fused)
+                made[i] = replace(product, epilogue=epilogue)
         i += 1
     return tuple(made)
 
@@ -48,7 +47,7 @@ def _reader(commands: Sequence[Command], at: int) -> int | None:
     """The number of the kernel that a product can do, if it is the only reader of its result."""
     product = commands[at]
     assert isinstance(product, Product)
-    raw = _span(product.out, product.rows * product.columns * BYTES[product.dtype])
+    (raw,) = spans_written(product)
     found = None
     for i in range(at + 1, len(commands)):
         command = commands[i]
@@ -83,62 +82,17 @@ def _fits(product: Product, command: Fused) -> bool:
 
 def spans_read(command: Command) -> list[Span]:
     """All memory that a command reads, in the order of its operands."""
-    if isinstance(command, RowGather):
-        index = _span(command.index, command.rows * BYTES[command.index_dtype])
-        return [_span(command.source, command.source_rows * command.row_bytes), index]
-    if isinstance(command, Product):
-        size = BYTES["bfloat16" if command.precision == "bfloat16" else command.dtype]
-        found = [
-            _matrix(command.a, command.rows, command.inner, size),
-            _matrix(command.b, command.inner, command.columns, size),
-        ]
-        found += [_product(command)] if command.accumulate else []
-        return found + ([] if command.epilogue is None else spans_read(command.epilogue)[1:])
-    return [
-        _span(place, _entries(command, layout) * BYTES[dtype])
-        for place, (layout, dtype) in zip(command.operands, command.kernel.operands, strict=True)
-    ]
+    return list(map(_span, reads(command)))
 
 
 def spans_written(command: Command) -> list[Span]:
     """All memory that a command writes, in the order of its results."""
-    if isinstance(command, RowGather):
-        return [_span(command.out, command.rows * command.row_bytes)]
-    if isinstance(command, Product):
-        return [_product(command), *([] if command.epilogue is None else spans_written(command.epilogue))]
-    return [
-        _span(place, _entries(command, result_layout(result)) * BYTES[result_dtype(command.kernel, result)])
-        for place, result in zip(command.results, command.kernel.results, strict=True)
-    ]
+    return list(map(_span, writes(command)))
 
 
-def result_layout(result: KernelResult) -> str:
-    """For which entries of a kernel a result has one of its own."""
-    kind, _, _, layout = result
-    return layout if kind.startswith("store") else "per_column" if kind == "column_sum" else "scalar"
-
-
-def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
-    """The type in which a result is stored."""
-    return result[0].partition(":")[2] or kernel.dtype
-
-
-def _product(command: Product) -> Span:
-    return _span(command.out, command.rows * command.columns * BYTES[command.dtype])
-
-
-def _entries(command: Fused, layout: str) -> int:
-    rows, columns = command.rows, command.columns
-    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
-
-
-def _span(place: Place, size: int) -> Span:
-    return place.memory, place.offset, place.offset + size
-
-
-def _matrix(matrix: Matrix, rows: int, columns: int, size: int) -> Span:
-    elements = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride + 1
-    return _span(matrix.place, max(elements, 0) * size)
+def _span(access: Access) -> Span:
+    place, count, dtype = access
+    return place.memory, place.offset, place.offset + count * item_bytes(dtype)
 
 
 def overlap(a: Span, b: Span) -> bool:

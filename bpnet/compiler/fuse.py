@@ -118,6 +118,8 @@ class _Fuser:
             container, offset = self.inside[symbol]
             written[symbol] = (container.args[0], offset, symbol.size)
         for symbol in self.last:
+            if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
+                return True  # a row is then read several times
             for read in self._read_of_donated(symbol):
                 for other, (base, start, size) in written.items():
                     overlaps = read[0] == base and read[1] < start + size and start < read[1] + read[2]

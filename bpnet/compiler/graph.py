@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, OPERATIONS, POINTWISE, SIGNS
+from bpnet.compiler.ops import COMPARISON, OPERATIONS, SIGNS
 
 Shape = tuple[int, ...]
 Space = tuple[int, int]

@@ -59,7 +59,7 @@ _TABLE = [
     Operation("maximum", 2, ELEMENTWISE, "maximum", "maximum", "{0} >= {1} || {0} != {0} ? {0} : {1}"),
     Operation("minimum", 2, ELEMENTWISE, "minimum", "minimum", "{0} <= {1} || {0} != {0} ? {0} : {1}"),
     Operation("where", 3, ELEMENTWISE, "where", "select", "{0} ? {1} : {2}"),
-    Operation("astype", 1, ELEMENTWISE, "multiply", "number_of_truth", "{0} ? T(1) : T(0)"),
+    Operation("astype", 1, ELEMENTWISE, "asarray", "number_of_truth", "{0} ? T(1) : T(0)"),
     Operation("greater", 2, COMPARISON, "greater", ">", "{0} > {1}", ">"),
     Operation("greater_equal", 2, COMPARISON, "greater_equal", ">=", "{0} >= {1}", ">="),
     Operation("less", 2, COMPARISON, "less", "<", "{0} < {1}", "<"),
@@ -75,7 +75,7 @@ _TABLE = [
         )
         if (prefix, name) not in (("column", "max"), ("column", "min"))
     ),
-    Operation("copy", 1, STRUCTURE, "positive", "copy", "{0}"),
+    Operation("copy", 1, STRUCTURE, "asarray", "copy", "{0}"),
     Operation("mask", 0, GENERATOR),
     Operation("positions", 0, GENERATOR),
     Operation("memory", 0, STRUCTURE),

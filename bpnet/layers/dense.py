@@ -75,7 +75,7 @@ class Dense(Layer):
 @kernel
 def dense_forward(run: Run, x: Array, weight: Array, bias: Array | None, f: Activation) -> tuple[Array, Array]:
     """y = f(x W + b), and what the derivative of f reads; x is (rows, n)."""
-    z = run.xp.matmul(x, weight)
+    z = run.matmul(x, weight)
     if bias is not None:
         z = z + bias
     y = f.value(run.backend, z)
@@ -87,9 +87,8 @@ def dense_backward(
     run: Run, x: Array, weight: Array, kept: Array, dy: Array, f: Activation, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     """dL/dx (where needed), dL/dW and dL/db."""
-    xp = run.xp
     dz = f.derivative(run.backend, kept, dy)
-    dw = run.backend.row_products(x, dz)
+    dw = run.matmul(x, dz, transpose_a=True)
     db = run.sum_rows(dz) if has_bias else None
-    dx = xp.matmul(dz, xp.permute_dims(weight, (1, 0))) if need_dx else None
+    dx = run.matmul(dz, weight, transpose_b=True) if need_dx else None
     return dx, dw, db

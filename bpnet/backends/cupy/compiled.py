@@ -88,7 +88,7 @@ class Traced:
         def flat(graph: Any, symbols: list[Any]) -> list[Any]:
             tracing = TracingBackend(graph, lambda rows, _: [(0, rows)])
             result = function(tracing, *rebuilt(args, iter(symbols)))
-            form.extend((result, getattr(tracing, "precision", "float32")))
+            form.extend((result, tracing.precision))
             return list(leaves_of(result)) if isinstance(result, tuple) else [result]
 
         arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
@@ -98,8 +98,8 @@ class Traced:
         if precision == "bfloat16":
             commands = round_factors(commands, ALIGNMENT)
         elif precision == "tf32":
-            commands = commands.replaced([_in_tf32(c) for c in commands.commands])
-        commands = commands.replaced(with_epilogues(commands.commands))
+            commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
+        commands = replace(commands, commands=with_epilogues(commands.commands))
         self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
         loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
         if donates and (loss is None or len(self.new) != 1):

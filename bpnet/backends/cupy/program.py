@@ -9,10 +9,20 @@ import cupy
 import numpy
 
 from bpnet.backends.cupy import cublaslt
-from bpnet.compiler.commands import Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, RowGather
+from bpnet.compiler.commands import (
+    Command,
+    CommandList,
+    Fused,
+    FusedKernel,
+    Matrix,
+    Place,
+    Product,
+    RowGather,
+    result_dtype,
+)
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import launch_of, spreads, width_of
-from bpnet.compiler.epilogues import epilogue_name, overlap, result_dtype, spans_read, spans_written
+from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
 
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from bpnet.compiler.commands import FusedKernel, Reference
+from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.epilogues import result_dtype
 from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
