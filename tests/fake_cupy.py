@@ -352,6 +352,13 @@ class World:
         self.run(lambda: all(stream.done == stream.count for stream in self.streams))
         return np.array(raw(a))
 
+    def check_bounds(self) -> None:
+        """That nothing was written beside the memory of arrays."""
+        self.synchronise()
+        for token in self.tokens:
+            beside = token.storage[: token.start], token.storage[token.start + token.size :]
+            assert all(np.all(part == 0xFF) for part in beside), "a kernel writes beside an array"
+
     # ---- work ---------------------------------------------------------------------------------------------------
 
     def forbid(self, what: str) -> None:
@@ -410,6 +417,7 @@ class World:
         """What CuPy makes of a text: a kernel, which runs on the host."""
 
         def launch(grid: Any, block: Any, arguments: Any) -> None:
+            check_launch(grid, block)
             self.counts["kernel"] += 1
             self.codes.add(code)
             passed = [_passed(a) for a in arguments]
@@ -492,6 +500,25 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
     monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)
     return world
+
+
+@pytest.fixture
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    world = lent(host, monkeypatch)
+    yield world
+    for stream in world.streams:  # nobody may wait any more for what a test has left
+        stream.queue.clear()
+        stream.done = stream.count
+
+
+def check_launch(grid: tuple[int, int], block: tuple[int, int]) -> None:
+    """That devices take so many blocks and threads, and that sums can halve the threads down to one."""
+    assert 1 <= grid[0] < 2**31
+    assert 1 <= grid[1] < 2**16
+    assert block[0] * block[1] <= 1024
+    assert all(size > 0 and size & (size - 1) == 0 for size in block)
 
 
 def _free(after: Any) -> bool:

@@ -190,6 +190,8 @@ class _Kernel:
             if value in LITERALS and (value or math.copysign(1.0, value) > 0.0):  # -0.0 equals 0.0
                 return "literal", value
             return "constant", self.constants.setdefault(value, len(self.constants))
+        if symbol in self.computed and self.layout(symbol) in ("per_row", "scalar"):
+            phase = self.phase(symbol)  # such values are known in the phases that follow
         key = symbol, phase
         if key not in self.known:
             self.known[key] = self._reference(symbol, phase, top)

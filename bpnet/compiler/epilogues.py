@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpnet.compiler.commands import Access, Command, Fused, FusedKernel, Product, item_bytes, reads, writes
+from bpnet.compiler.commands import ARENA, Access, Command, Fused, FusedKernel, Product, item_bytes, reads, writes
 
 Span = tuple[int, int, int]
 """A memory, and from which byte of it to before which."""
@@ -12,7 +12,8 @@ Span = tuple[int, int, int]
 def epilogue_name(kernel: FusedKernel) -> str | None:
     """What libraries call it: "BIAS", "RELU" or "RELU_BIAS"; the first operand is the product."""
     value = ("value", len(kernel.expressions) - 1)
-    if len(kernel.results) != 1 or kernel.results[0][1:] != (value, 0, "full"):
+    (kind, *what), *others = kernel.results
+    if others or not kind.startswith("store") or what != [value, 0, "full"]:
         return None
     layouts = tuple(layout for layout, _ in kernel.operands)
     shapes = [(op, *references) for op, _, _, *references in kernel.expressions]
@@ -52,13 +53,16 @@ def _reader(commands: Sequence[Command], at: int) -> int | None:
         command = commands[i]
         reads = [span for span in spans_read(command) if overlap(span, raw)]
         if reads:
-            if found is not None or not isinstance(command, Fused) or not _fits(product, command):
+            if found is not None or len(reads) > 1 or not isinstance(command, Fused) or not _fits(product, command):
                 return None
             found = i
         if any(overlap(span, raw) for span in spans_written(command)):
             if found is None or (found == i and command.results[0] != product.out):  # type: ignore[union-attr]
                 return None  # it is overwritten in part, or before it is read
             break
+    else:  # what it gives stays there
+        if product.out.memory != ARENA:
+            return None
     if found is None:
         return None
     kernel = commands[found]

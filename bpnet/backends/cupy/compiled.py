@@ -50,15 +50,15 @@ class Compiled:
         self.programs: OrderedDict[Any, Traced | None] = OrderedDict()
 
     def __call__(self, *args: Any) -> Any:
-        leaves = list(leaves_of(args))
+        leaves = leaves_of(args)
         found = self.find(args, leaves)
         if found is None:
             return self.plain(*args)
         return found.run(leaves)
 
-    def find(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
-        """The program for arguments like these; None where the function can't be traced for them."""
-        kind = tuple([_kind(a) for a in leaves])
+    def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
+        """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
+        kind = (*known, *map(_kind, leaves[len(known) :]))
         if kind in self.programs:
             self.programs.move_to_end(kind)
             return self.programs[kind]
@@ -89,10 +89,10 @@ class Traced:
             tracing = TracingBackend(graph, lambda rows, _: [(0, rows)])
             result = function(tracing, *rebuilt(args, iter(symbols)))
             form.extend((result, tracing.precision))
-            return list(leaves_of(result)) if isinstance(result, tuple) else [result]
+            return leaves_of(result) if isinstance(result, tuple) else [result]
 
         arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
-        self.donated = len(list(leaves_of(args[0]))) if donates else 0
+        self.donated = len(leaves_of(args[0])) if donates else 0
         commands = build(trace(flat, arguments), self.donated, ALIGNMENT)
         self.form, precision = form
         if precision == "bfloat16":
@@ -116,6 +116,8 @@ class Traced:
         self.graphs: OrderedDict[Any, Graph] = OrderedDict()
         self.recent: deque[Any] = deque(maxlen=2 * RECENT)
         """Where arguments of calls without a graph lay."""
+        self.last: dict[int, list[int | None]] = {}
+        """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
         weakref.finalize(self, _retire, self.rings).atexit = False
 
@@ -126,15 +128,23 @@ class Traced:
         return self.rings[count]
 
     def graph(self, arrays: Sequence[Array], count: int, step: "CapturedStep") -> "Graph | None":
-        """The graph of `count` steps on these arguments, or that to which they can be copied; None: none yet."""
-        exact = count, *[a.data.ptr if a.flags.c_contiguous else None for a in arrays]
-        loose = count, *[a.data.ptr if a.flags.c_contiguous and a.nbytes > SMALL else None for a in arrays]
-        for key in (exact, loose):
+        """The graph of `count` steps on these arrays; None: none yet.
+
+        One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
+        but small ones: the others are copied to it.
+        """
+        places = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
+        loose = [p if a.nbytes > SMALL else None for p, a in zip(places, arrays, strict=True)]
+        last, self.last[count] = self.last.get(count), places
+        steady = [large or (p if p == q else None) for large, p, q in zip(loose, places, last or loose, strict=True)]
+        keys = [(count, *key) for key in (places, steady, loose)]
+        for key in keys:
             if key in self.graphs:
                 self.graphs.move_to_end(key)
                 return self.graphs[key]
-        for key in (exact, loose):
-            if key in self.recent and self.captures_left:
+        seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
+        for key, may in zip(keys, (more and keys[0] in self.recent, more and seen, seen), strict=True):
+            if may and self.captures_left:
                 buffers = {
                     i: cupy.empty(a.shape, a.dtype)
                     for i, (a, place) in enumerate(zip(arrays, key[1:], strict=True)) if place is None
@@ -147,12 +157,12 @@ class Traced:
                 if len(self.graphs) > MAX_GRAPHS:
                     self.graphs.popitem(last=False)
                 return self.graphs[key]
-        self.recent.extend((exact, loose))
+        self.recent.extend((keys[0], keys[2]))
         return None
 
     def values(self, leaves: Sequence[Any]) -> list[float]:
         """The numbers that the commands read."""
-        return [*map(float, self.numbers(*(leaves[i] for i in self.scalars)))]
+        return [*map(float, self.numbers(*[leaves[i] for i in self.scalars]))]
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """Launch the commands one by one; results are new arrays."""
@@ -187,6 +197,8 @@ class CapturedStep(Compiled):
         self.carry: Any = None
         self.leaves: list[Array] = []
         """The arrays of the carry."""
+        self.kind: list[Any] = []
+        """And of what kind they are."""
         self.losses: Losses
         self.launched: int | None = None
         """The stream of the last call."""
@@ -219,14 +231,15 @@ class CapturedStep(Compiled):
     ) -> list[Array] | None:
         """One step or several, after which there have been `count`; None where they can't be done like this."""
         carry = state.now[0]
-        parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
-        leaves = [list(leaves_of((carry, *args))) for args in parts]
         self._follow_stream()
         self._keep(carry)
-        found = self.find((carry, *parts[0]), leaves[0])
+        parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
+        leaves = [[*self.leaves, *leaves_of(args)] for args in parts]
+        found = self.find((carry, *parts[0]), leaves[0], self.kind)
         if found is None:
             return None
-        arrays = [a for a in leaves_of(shared) if isinstance(a, cupy.ndarray)]
+        arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
+        arrays[-1:] = shared[-1:] if len(each) > 1 else arrays[-1:]
         graph = found.graph(arrays, len(each), self) if self.captures else None
         if graph is None and len(each) > 1:
             return None
@@ -281,9 +294,10 @@ class CapturedStep(Compiled):
         """Keep the carry, or where there is one copy it there."""
         if carry is self.carry:
             return
-        leaves = list(leaves_of(carry))
+        leaves = leaves_of(carry)
         if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in self.leaves]:
             self.carry, self.leaves, self.losses = carry, leaves, Losses(leaves[0].dtype)
+            self.kind = [*map(_kind, leaves)]
             self.programs.clear()
         else:
             pairs = zip(self.leaves, leaves, strict=True)
@@ -305,13 +319,12 @@ class Graph:
                 buffer[...] = arrays[i]
 
 
-def leaves_of(tree: Tree) -> Iterator[Any]:
+def leaves_of(tree: Tree) -> list[Any]:
     """What a tree holds, in order."""
+    found: list[Any] = []
     for part in tree:
-        if isinstance(part, tuple):
-            yield from leaves_of(part)
-        else:
-            yield part
+        found += leaves_of(part) if isinstance(part, tuple) else (part,)
+    return found
 
 
 def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:

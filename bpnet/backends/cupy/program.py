@@ -43,9 +43,9 @@ class Program:
         self.real = next(c.kernel.dtype if isinstance(c, Fused) else c.dtype for c in _computing(commands))
         self.arena = cupy.empty(commands.arena, numpy.uint8)
         fused = [c for c in commands.commands if isinstance(c, Fused)]
-        scratch = max([0, *(_scratch(c) for c in fused)])
-        self.scratch = cupy.empty(scratch, self.real)
-        self.tickets = cupy.zeros(max([1, *(launch_of(c, 1).tickets for c in fused)]), numpy.uint32)
+        scratch, tickets = zip(*[(0, 1), *map(_needs, fused)], strict=True)
+        self.scratch = cupy.empty(max(scratch), self.real)
+        self.tickets = cupy.zeros(max(tickets), numpy.uint32)
         self.workspaces: list[Any] = []
         """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -178,15 +178,18 @@ def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indi
     return width if fits and not any(p % 16 for p in whole) else 1
 
 
-def _scratch(command: Fused) -> int:
-    """Elements of scratch memory that a command may need, however its arrays lie."""
-    most = 0
+def _needs(command: Fused) -> tuple[int, int]:
+    """Elements of scratch memory and tickets that a command may need, however its arrays lie."""
+    scratch = tickets = 0
     for width in {1, width_of(command.kernel)}:
         launch = launch_of(command, width)
-        again = Fused(_column_sum(command.kernel.dtype), launch.partial_rows, command.columns, (), (), (), (), ())
-        more = max(launch_of(again, w).scratch for w in (1, width)) if launch.partial_rows else 0
-        most = max(most, launch.scratch + more)
-    return most
+        more = 0
+        if launch.partial_rows:
+            sums = Fused(_column_sum(command.kernel.dtype), launch.partial_rows, command.columns, (), (), (), (), ())
+            more, others = _needs(sums)
+            tickets = max(tickets, others)
+        scratch, tickets = max(scratch, launch.scratch + more), max(tickets, launch.tickets)
+    return scratch, tickets
 
 
 @lru_cache

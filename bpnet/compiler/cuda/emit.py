@@ -221,22 +221,20 @@ class _Writer:
     def across(
         self, start: str, stop: str, step: str, sinks: Sequence[int], reduced: dict[int, Reference]
     ) -> Iterator[str]:
-        """A loop along a row: vectors of `width` elements, and what is left of the last one by one."""
+        """A loop along a row: vectors of `width` elements, and then what is left, one by one.
+
+        Were both in one loop, NVIDIA's compiler would take vectors apart to store them.
+        """
         width = self.variant.width
-        yield f"for (long long col = {start} * {width}; col < {stop}; col += {step} * {width}) {{"
+        yield f"for (long long col = {start} * {width}; col + {width} <= {stop}; col += {step} * {width}) {{"
         yield "    const long long at = row * columns + col;"
-        if width == 1:
-            yield from _in(self.some(sinks, reduced, 1))
-        else:
-            yield f"    if (col + {width} <= {stop}) {{"
-            yield from _in(self.some(sinks, reduced, width), 2)
-            yield "    } else {"
-            yield f"        for (const long long end = {stop}; col < end; ++col) {{"
-            yield "            const long long at = row * columns + col;"
-            yield from _in(self.some(sinks, reduced, 1), 3)
-            yield "        }"
-            yield "    }"
+        yield from _in(self.some(sinks, reduced, width))
         yield "}"
+        if width > 1:
+            yield f"for (long long col = {stop} - {stop} % {width} + {start}; col < {stop}; col += {step}) {{"
+            yield "    const long long at = row * columns + col;"
+            yield from _in(self.some(sinks, reduced, 1))
+            yield "}"
 
     # ---- the three loops ----------------------------------------------------------------------------------------
 
