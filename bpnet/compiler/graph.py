@@ -242,7 +242,7 @@ class Graph:
             result = self.add("column_sum", (rows,), (*(1,) * (rows.ndim - 1), rows.shape[-1]), x.dtype)
         else:
             if axes != tuple(range(x.ndim - len(axes), x.ndim)):
-                x = self.permute(x, others + axes)
+                x = self.in_order(self.permute(x, others + axes))
             rows = x if len(axes) == 1 else self.reshape(x, (math.prod(left), -1))
             result = self.add(f"row_{op}", (rows,), (*rows.shape[:-1], 1), x.dtype)
         return self.reshape(result, left if keepdims else tuple(n for i, n in enumerate(left) if i not in axes))

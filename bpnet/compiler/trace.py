@@ -58,6 +58,7 @@ def trace(function: Callable[[Graph, list[Any]], Sequence[Any]], arguments: Sequ
         raise
     except Exception as error:  # whatever a function does that arrays can and symbols can't
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
+    results = [graph.in_order(s) if isinstance(s, Symbol) else s for s in results]
     for symbol in results:
         if symbol is not None and (not isinstance(symbol, Symbol) or symbol.dtype != graph.real):
             raise NotTraceableError(f"a result that is {symbol!r}")

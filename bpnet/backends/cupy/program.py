@@ -1,7 +1,7 @@
 """A list of commands on a CUDA device: kernels compiled, memory set aside, and what launches each command."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,11 +40,10 @@ class Program:
     def __init__(self, commands: CommandList, indirect: frozenset[int] = frozenset()) -> None:
         """`indirect`: memories of results that lie where the number after the others says, an address."""
         self.commands, self.indirect = commands, indirect
-        self.real = next(c.kernel.dtype if isinstance(c, Fused) else c.dtype for c in _computing(commands))
         self.arena = cupy.empty(commands.arena, numpy.uint8)
         fused = [c for c in commands.commands if isinstance(c, Fused)]
         scratch, tickets = zip(*[(0, 1), *map(_needs, fused)], strict=True)
-        self.scratch = cupy.empty(max(scratch), self.real)
+        self.scratch = cupy.empty(max(scratch), fused[0].kernel.dtype if fused else numpy.uint8)
         self.tickets = cupy.zeros(max(tickets), numpy.uint32)
         self.workspaces: list[Any] = []
         """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
@@ -159,10 +158,6 @@ class Program:
         if not self.workspaces or self.workspaces[-1].size < size:
             self.workspaces.append(cupy.empty(size, numpy.uint8))
         return int(self.workspaces[-1].data.ptr)
-
-
-def _computing(commands: CommandList) -> Iterator[Fused | Product]:
-    return (c for c in commands.commands if isinstance(c, Fused | Product))
 
 
 def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
