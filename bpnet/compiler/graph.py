@@ -105,13 +105,13 @@ class Graph:
         self.symbols: list[Symbol] = []
         self._known: dict[tuple[Any, ...], Symbol] = {}
         self._joined: dict[tuple[int, ...], Symbol] = {}
+        # what is computed as a part of a larger array
         self._parts: set[Symbol] = set()
-        """What is computed as a part of a larger array."""
+        # how each number is computed, in Python
         self.numbers: list[str] = []
-        """How each number is computed, in Python."""
+        # the row block to which operations belong. Those of several share no kernel: what a kernel does is not to
+        # depend on how many rows there are
         self.block: int | None = None
-        """The row block to which operations belong.  Those of several share no kernel: what a kernel does is not to
-        depend on how many rows there are."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
