@@ -156,9 +156,11 @@ class Graph:
     def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
         """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
         padded = (1,) * (len(shape) - x.ndim) + x.shape
-        per_row = padded[:-1] == shape[:-1] and padded[-1:] == (1,)
-        per_column = padded[-1:] == shape[-1:] and x.size == shape[-1]
-        if padded == shape or x.size == 1 or (per_row and x.ndim == len(shape)) or per_column:
+        if padded == shape or x.size == 1:
+            return x
+        per_row = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] == 1
+        per_column = padded[-1] == shape[-1] == x.size
+        if per_row or per_column:
             return x
         return self.broadcast_to(x, shape)
 
@@ -174,7 +176,7 @@ class Graph:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
         if any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values):
             small = [
-                root_of(v)[0].dtype == self.real or v.op == "positions" if isinstance(v, Symbol) else abs(v) < EXACT
+                root_of(v)[0].dtype == self.real or root_of(v)[0].op in ("positions", "copy") if isinstance(v, Symbol) else abs(v) < EXACT
                 for v in values
             ]
             if not any(small):
