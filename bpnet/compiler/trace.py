@@ -90,7 +90,9 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
 
     def call(*arrays: Any) -> tuple[Any, list[Any], list[Any]]:
         args, options = mapped(lambda leaf: arrays[leaf.number] if isinstance(leaf, _Given) else leaf, trees)
-        result, made, others = function(*args, **options), [], []
+        result = function(*args, **options)
+        made: list[Any] = []
+        others: list[Any] = []
 
         def sort(leaf: Any) -> None:
             if isinstance(leaf, float):
@@ -110,9 +112,10 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
         _, made, others = call(*arrays)
         shapes = [tuple(a.shape) for a in made]
         if others != expected or shapes != [shape for shape, _ in outputs]:
+            before = [shape for shape, _ in outputs], expected
             raise ArgumentError(
-                f"{text}: it gave {(shapes, others)}, but {([s for s, _ in outputs], expected)} for other arrays of the "
-                "same shapes, on which compiled code relies: give arrays of one shape, or train with compile=False"
+                f"{text}: it gave {(shapes, others)}, but {before} for other arrays of the same shapes, on which "
+                "compiled code relies: give arrays of one shape, or train with compile=False"
             )
         return made
 
