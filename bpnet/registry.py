@@ -92,15 +92,22 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
 
 
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
-    """`value` where it is an instance of `base`; raises ArgumentError."""
+    """`value` where it is an instance of `base`, by which what is known of it can be found again.
+
+    Raises ArgumentError.
+    """
     if isinstance(value, base):
         made: Any = type(value)
         _check_methods(made)
-        if is_dataclass(value) and made.__dataclass_params__.frozen:
-            return value
-        raise ArgumentError(
-            f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
-        )
+        if not is_dataclass(value) or not made.__dataclass_params__.frozen:
+            raise ArgumentError(
+                f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
+            )
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ArgumentError(f"the options of {value} can't be hashed: use tuples, not lists or arrays") from error
+        return value
     hint = f", {value.__name__}(...)" if isinstance(value, type) and issubclass(value, base) else ""
     raise ArgumentError(f"{what} is {kind_of(value)}; expected {'an instance' if hint else expected}{hint}")
 
