@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends as backends
     from bpnet import errors as errors
     from bpnet import testing as testing
+    from bpnet import typing as typing
     from bpnet.backpropagation import gradient as gradient
     from bpnet.callbacks import Callback as Callback
     from bpnet.callbacks import EarlyStopping as EarlyStopping
@@ -93,7 +94,7 @@ _HOMES = {
     "bpnet.testing": ("GradientReport", "check_gradients"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("backends", "errors", "testing")
+_MODULES = ("backends", "errors", "testing", "typing")
 
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 

@@ -17,6 +17,7 @@ from bpnet.losses import Loss
 from bpnet.options import flag, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
+from bpnet.typing import AnyArray, LossName
 
 
 def loss_and_gradient(
@@ -107,13 +108,13 @@ def take_rows(
 @ends_sessions
 def gradient(
     network: Layer,
-    loss: str | Loss,
-    theta: Array,
-    x: Array,
-    y: Array,
+    loss: LossName | Loss,
+    theta: AnyArray,
+    x: AnyArray,
+    y: AnyArray,
     *,
-    sample_weight: Array | None = None,
-    buffers: Array | None = None,
+    sample_weight: AnyArray | None = None,
+    buffers: AnyArray | None = None,
     seed: int = 0,
     training: bool = True,
 ) -> tuple[Array, Array]:

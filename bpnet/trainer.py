@@ -43,6 +43,7 @@ from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
 from bpnet.turns import Turn, reads, trains, writes
+from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -103,13 +104,13 @@ class Trainer:
     def __init__(
         self,
         network: Layer,
-        loss: str | Loss,
-        optimizer: str | Optimizer = "adam",
+        loss: LossName | Loss,
+        optimizer: OptimizerName | Optimizer = "adam",
         *,
         seed: int = 0,
         clip_norm: float | None = None,
         threads: int | None = None,
-        precision: str = "float32",
+        precision: Precision = "float32",
         device: str | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -189,7 +190,7 @@ class Trainer:
     # ---- parameters ---------------------------------------------------------------------------------------------
 
     @trains
-    def build(self, x: Array) -> "Trainer":
+    def build(self, x: AnyArray) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
@@ -399,7 +400,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
+    def step(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
@@ -457,13 +458,13 @@ class Trainer:
     @trains
     def fit(
         self,
-        x: Array,
-        y: Array,
+        x: AnyArray,
+        y: AnyArray,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[Array] | None = None,
-        sample_weight: Array | None = None,
+        validation: Sequence[AnyArray] | None = None,
+        sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
@@ -748,7 +749,7 @@ class Trainer:
 
     @reads
     def evaluate(
-        self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
+        self, x: AnyArray, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
@@ -758,7 +759,7 @@ class Trainer:
         self._have()
         return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
-    def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from

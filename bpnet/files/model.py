@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpnet import backends
-from bpnet.backends import Array
 from bpnet.callbacks import History
 from bpnet.disk import write_atomically
 from bpnet.errors import (
@@ -33,6 +32,7 @@ from bpnet.layout import Layout, Slot, layout_of
 from bpnet.options import whole
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
+from bpnet.typing import AnyArray
 
 if TYPE_CHECKING:
     import numpy
@@ -132,7 +132,7 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str | None = None) -> Trainer:
+def load(path: str | os.PathLike[str], like: AnyArray | None = None, *, device: str | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
     Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy",
