@@ -17,7 +17,7 @@ from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
 from bpnet.options import flag, number
 from bpnet.registry import Registered
-from bpnet.schedules import Schedule, at, rate
+from bpnet.schedules import Schedule, rate
 
 State = tuple[Array, ...]
 Evaluate = Callable[[Array], tuple[Array, Array]]
@@ -38,7 +38,7 @@ class Optimizer(Registered, kind="optimizer"):
         """The learning rate of the step, the first being 0; raises OptionError where a schedule gives none."""
         if not isinstance(self.lr, Schedule):
             return self.lr
-        return number("the learning rate of the schedule", at(self.lr, step), 0.0, math.inf, closed="left")
+        return number("the learning rate of the schedule", self.lr(step), 0.0, math.inf, closed="left")
 
     def init(self, backend: Backend, theta: Array) -> State:
         """The state before the first step, arrays of any shape: here zeros like theta for each of `state_names`."""
