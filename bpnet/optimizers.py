@@ -6,7 +6,6 @@
 Most work on every element alone; such a one is written as one method of its own options: see `ElementwiseOptimizer`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
 from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
-from bpnet.options import flag, number
+from bpnet.options import flag, fraction, not_negative, positive
 from bpnet.registry import Registered
 from bpnet.schedules import Schedule, rate
 
@@ -38,7 +37,7 @@ class Optimizer(Registered, kind="optimizer"):
         """The learning rate of the step, the first being 0; raises OptionError where a schedule gives none."""
         if not isinstance(self.lr, Schedule):
             return self.lr
-        return number("the learning rate of the schedule", self.lr(step), 0.0, math.inf, closed="left")
+        return not_negative("the learning rate of the schedule", self.lr(step))
 
     def init(self, backend: Backend, theta: Array) -> State:
         """The state before the first step, arrays of any shape: here zeros like theta for each of `state_names`."""
@@ -122,9 +121,7 @@ class SGD(ElementwiseOptimizer):
     state_names = ("velocity v",)
 
     def __post_init__(self) -> None:
-        self._set(lr=rate("lr", self.lr))
-        self._set(momentum=number("momentum", self.momentum, 0.0, 1.0, closed="left"))
-        self._set(nesterov=flag("nesterov", self.nesterov))
+        self._check(lr=rate, momentum=fraction, nesterov=flag)
         if self.nesterov and self.momentum == 0.0:
             raise OptionError("nesterov=True needs a momentum above 0")
 
@@ -164,10 +161,7 @@ class Adam(ElementwiseOptimizer):
     state_names = ("first moment m", "second moment v")
 
     def __post_init__(self) -> None:
-        self._set(lr=rate("lr", self.lr))
-        self._set(beta1=number("beta1", self.beta1, 0.0, 1.0, closed="left"))
-        self._set(beta2=number("beta2", self.beta2, 0.0, 1.0, closed="left"))
-        self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
+        self._check(lr=rate, beta1=fraction, beta2=fraction, epsilon=positive)
 
     def check_type(self, dtype: str, smallest: float, largest: float) -> None:
         """The squares of gradients under sqrt(smallest / (1 - beta2)) are 0, so a step along such a gradient g would be
@@ -206,7 +200,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(weight_decay=number("weight_decay", self.weight_decay, 0.0, math.inf, closed="left"))
+        self._check(weight_decay=not_negative)
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """alpha, epsilon_hat and decay_factor."""

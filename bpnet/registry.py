@@ -5,7 +5,7 @@ defined, so a user's own layer can be saved and loaded too.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -45,9 +45,13 @@ class Registered:
             _classes[cls.kind][cls.__name__] = cls
 
     def _set(self, **values: Any) -> None:
-        """Store checked options in a frozen instance."""
+        """Store options that have been checked in a frozen instance."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _check(self, **checks: Callable[[str, Any], Any]) -> None:
+        """Check options, each by a function of its name and value that gives the value to store, as `options` has."""
+        self._set(**{name: check(name, getattr(self, name)) for name, check in checks.items()})
 
     def check_type(self, dtype: str, smallest: float, largest: float) -> None:
         """Raise OptionError where an option can't be used with arrays of the type called `dtype`.

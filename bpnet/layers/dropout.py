@@ -5,7 +5,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.layer import Layer, Params, Run, kernel
-from bpnet.options import number
+from bpnet.options import fraction
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Dropout(Layer):
     stochastic = True
 
     def __post_init__(self) -> None:
-        self._set(rate=number("rate", self.rate, 0.0, 1.0, closed="left"))
+        self._check(rate=fraction)
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
