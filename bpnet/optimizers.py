@@ -139,9 +139,9 @@ class SGD(ElementwiseOptimizer):
 
 @dataclass(frozen=True)
 class Adam(ElementwiseOptimizer):
-    """Adam (Kingma and Ba 2015): along a running mean m of the gradient g, over the root of one of its square, v.
+    """Adam (Kingma and Ba 2015): along m, a running mean of the gradient g, over the root of v, a running mean of g**2.
 
-    Both moments start at 0, and what that takes from the means after t steps is given back:
+    Both start at 0, and so are too small after t steps by the factors that m_hat and v_hat divide by:
 
         m <- beta1 m + (1 - beta1) g,          m_hat = m / (1 - beta1**t),
         v <- beta2 v + (1 - beta2) g**2,       v_hat = v / (1 - beta2**t),
@@ -164,8 +164,10 @@ class Adam(ElementwiseOptimizer):
         self._check(lr=rate, beta1=fraction, beta2=fraction, epsilon=positive)
 
     def check_type(self, dtype: str, smallest: float, largest: float) -> None:
-        """The squares of gradients under sqrt(smallest / (1 - beta2)) are 0, so a step along such a gradient g would be
-        lr g / epsilon: no longer than lr only for an epsilon that is not smaller still."""
+        """As `Registered.check_type`, and raises OptionError where epsilon is below sqrt(smallest / (1 - beta2)).
+
+        The squares of smaller gradients g are 0, so that a step is lr g / epsilon, which must not be longer than lr.
+        """
         least = (smallest / (1.0 - self.beta2)) ** 0.5
         if self.epsilon < least:
             raise OptionError(
@@ -189,9 +191,10 @@ class Adam(ElementwiseOptimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): besides, theta <- theta - lr weight_decay theta.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), theta <- theta - lr weight_decay theta.
 
-    So theta is first multiplied by decay_factor = 1 - lr weight_decay.  Weights decay; biases, scales and shifts don't.
+    So before Adam's step theta is multiplied by decay_factor = 1 - lr weight_decay: the weights are, but not biases,
+    scales and shifts.
     """
 
     weight_decay: float = 0.01
