@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,6 +25,7 @@ from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, option
 from bpnet.errors import BpnetError, DataError, DivergedError, OptionError, plural, shown
 from bpnet.options import number
 from bpnet.registry import resolve
+from bpnet.typing import ActivationName, Precision
 
 
 def train(
@@ -63,7 +64,7 @@ def train(
     """
     # All that can be wrong is found out before the work begins.
     check_device(backend)
-    dense = [bp.Dense(n, activation) for n in parse_hidden(hidden)]
+    dense = [bp.Dense(n, cast(ActivationName, activation)) for n in parse_hidden(hidden)]
     dropped = None if dropout is None else bp.Dropout(dropout)
     rule = resolve(bp.Optimizer, "optimizer", optimizer)
     if lr is not None:
@@ -86,7 +87,9 @@ def train(
     layers = [layer for one in dense for layer in ((one, dropped) if dropped.rate else (one,))]
     network = build_network(dataset, prep, objective, layers)
     own = in_unit(rule, prep.outputs)
-    trainer = bp.Trainer(network, objective, own, seed=seed, threads=threads, precision=precision, device=backend)
+    trainer = bp.Trainer(
+        network, objective, own, seed=seed, threads=threads, precision=cast(Precision, precision), device=backend
+    )
     trainer.classes = prep.classes
     x, y = features_of(dataset, prep.dtype), targets_of(dataset, objective, prep.classes, prep.dtype)
     judged = held_out if len(held_out) else rows
