@@ -4,6 +4,7 @@ Nothing here knows of a target: how commands are cut over threads or blocks is e
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
@@ -73,7 +74,8 @@ class FusedKernel:
     numbers: how many it reads of those that change from call to call.
     constants: how many numbers it is given with the command, as 1/n; only 0, 1, -1, 2 and 0.5 are code.
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
-    result per row.  The phase of an expression is how many such reductions have to be done along a row before it.
+    result per row.  The phase of an expression is that in which it is computed: each phase goes along the row once, and
+    has the row-wise reductions of those before it.  A value that several phases need is computed in each.
     results: what is stored, and what is reduced over rows or over everything.
 
     An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
@@ -150,12 +152,15 @@ class Matrix:
     place: Place
     row_stride: int
     column_stride: int
+    stack_stride: int = 0
+    """Of several matrices of one kind: how many elements they are apart."""
 
 
 @dataclass(frozen=True)
 class Product:
     """out <- a b, or out <- out + a b, with a of rows x inner, b of inner x columns, and out contiguous.
 
+    stack: how many such products there are, of matrices one after the other.
     precision: "float32" (that of dtype), "tf32", or "bfloat16", in which both factors then lie.
     epilogue: a kernel that follows and reads out first, which nobody else does; a target may do it before it stores.
     """
@@ -168,6 +173,7 @@ class Product:
     b: Matrix
     out: Place
     accumulate: bool
+    stack: int = 1
     precision: str = "float32"
     epilogue: "Fused | None" = None
 
@@ -180,7 +186,8 @@ class Product:
         sign = "added to" if self.accumulate else "to"
         turned = [m.column_stride != 1 for m in (self.a, self.b)]
         a, b = (f"{m.place}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
-        text = f"product {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
+        count = f"{self.stack} products" if self.stack > 1 else "product"
+        text = f"{count} {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
         return text if self.epilogue is None else f"{text}, and {self.epilogue}"
 
 
@@ -201,7 +208,30 @@ class RowGather:
         return f"row gather of {self.rows} of {self.source_rows} rows: {self.source} by {self.index}, to {self.out}"
 
 
-Command = Fused | Product | RowGather
+@dataclass(frozen=True)
+class StridedCopy:
+    """out <- entries of an array, of `itemsize` bytes, so many `strides` elements apart along each of four axes.
+
+    So arrays are transposed, cut, turned round and repeated.
+    """
+
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    source: Place
+    out: Place
+
+    @property
+    def count(self) -> int:
+        """How many elements are copied."""
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(n) for n in self.shape if n != 1) or "1"
+        return f"strided copy of {shape}: {self.source}, to {self.out}"
+
+
+Command = Fused | Product | RowGather | StridedCopy
 
 
 @dataclass(frozen=True)
@@ -230,8 +260,8 @@ class CommandList:
 
 # ---- what commands read and write -----------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str]
-"""Where, how many elements, of which type."""
+Access = tuple[Place, int, str, str]
+"""Where, how many elements, of which type, in which layout."""
 
 
 def item_bytes(dtype: str) -> int:
@@ -243,26 +273,33 @@ def reads(command: Command) -> list[Access]:
     """All that a command reads, in the order of its operands."""
     if isinstance(command, Fused):
         kinds = command.kernel.operands
-        return [(p, _entries(command, k[0]), k[1]) for p, k in zip(command.operands, kinds, strict=True)]
+        return [(p, _entries(command, k[0]), k[1], k[0]) for p, k in zip(command.operands, kinds, strict=True)]
     if isinstance(command, Product):
         dtype = command.factor_dtype
         a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
-        found = [(m.place, _extent(m, rows, columns), dtype) for m, rows, columns in (a, b)]
+        more = command.stack - 1
+        found = [(m.place, more * m.stack_stride + _extent(m, *sizes), dtype, "matrix") for m, *sizes in (a, b)]
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
-    index = command.index, command.rows, command.index_dtype
-    return [(command.source, command.source_rows * command.row_bytes, "uint8"), index]
+    if isinstance(command, StridedCopy):
+        return _reached(command)
+    index = command.index, command.rows, command.index_dtype, "index"
+    return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
 
 
 def writes(command: Command) -> list[Access]:
     """All that a command writes, in the order of its results."""
     if isinstance(command, Fused):
-        results = zip(command.results, command.kernel.results, strict=True)
-        return [(p, _entries(command, result_layout(r)), result_dtype(command.kernel, r)) for p, r in results]
+        found = []
+        for place, result in zip(command.results, command.kernel.results, strict=True):
+            layout = result_layout(result)
+            found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
+        return found
     if isinstance(command, Product):
-        found = [(command.out, command.rows * command.columns, command.dtype)]
-        return found + ([] if command.epilogue is None else writes(command.epilogue))
-    return [(command.out, command.rows * command.row_bytes, "uint8")]
+        out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
+        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
+    return [(command.out, size, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:
@@ -279,6 +316,16 @@ def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
 def _entries(command: Fused, layout: str) -> int:
     rows, columns = command.rows, command.columns
     return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _reached(command: StridedCopy) -> list[Access]:
+    """From the first element in memory that is copied to the last."""
+    if not command.count:
+        return []
+    steps = [(n - 1) * stride for n, stride in zip(command.shape, command.strides, strict=True)]
+    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+    start = Place(command.source.memory, command.source.offset + first * command.itemsize)
+    return [(start, (last - first + 1) * command.itemsize, "uint8", "rows")]
 
 
 def _extent(matrix: Matrix, rows: int, columns: int) -> int:

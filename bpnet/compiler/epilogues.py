@@ -91,7 +91,7 @@ def spans_written(command: Command) -> list[Span]:
 
 
 def _span(access: Access) -> Span:
-    place, count, dtype = access
+    place, count, dtype, _ = access
     return place.memory, place.offset, place.offset + count * item_bytes(dtype)
 
 

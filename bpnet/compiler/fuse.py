@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
-from bpnet.compiler.ops import COSTLY, GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""
@@ -28,7 +28,7 @@ class Step:
     """What is done as a whole: a product, a gather of rows, or a fused kernel with several results."""
 
     kind: str
-    """"matmul", "take" or "fused"."""
+    """"matmul", "take", "strided" or "fused"."""
     space: Space
     symbols: list[Symbol]
     """Those that it computes."""
@@ -86,6 +86,7 @@ class _Fuser:
         self.graph, self.donated, self.in_place = graph, donated, in_place
         self.consumers = _consumers([symbol for symbol, _ in outputs])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
+        self.parts = _parts([symbol for symbol, _ in outputs])
         self.last: set[Symbol] = set()
         """What writes over arguments comes after all that reads them."""
         self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
@@ -157,14 +158,14 @@ class _Fuser:
     def _own(self, symbol: Symbol, base: int) -> Symbol:
         """`symbol`, or a copy where it has a place already or memory would be written that is read later."""
         whole, _ = root_of(symbol)
-        free = whole.size == symbol.size and whole not in self.inside
+        free = whole.size == symbol.size and whole not in self.inside and whole not in self.parts
         if free and base in self.donated:
             free = self.in_place and whole.op in POINTWISE
-        if free and (whole.op in POINTWISE or whole.op in ("matmul", "take", *REDUCTIONS)):
+        if free and (whole.op in POINTWISE or whole.op in INTO_MEMORY | REDUCTIONS):
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
             raise NotTraceableError("an array that is given up comes back in another's place")
-        return self.graph.add("copy", (symbol,), symbol.shape, symbol.dtype)
+        return self.graph.copy(symbol, self.parts | self.inside.keys())
 
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and reductions always are."""
@@ -172,7 +173,7 @@ class _Fuser:
         draws: set[Symbol] = set()
         """For the entries of which random numbers are drawn: then for no other entries."""
         for symbol in self.needed:
-            if symbol.op in ("matmul", "take", "concat", "view", "transpose", "copy"):
+            if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
@@ -194,10 +195,7 @@ class _Fuser:
             depths[symbol] = 1 + max(inner, default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
-        computed = {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
-        if any(s.dtype != self.graph.real for s in computed):
-            raise NotTraceableError("truth values or positions as a result of their own")
-        return computed
+        return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -217,7 +215,7 @@ class _Fuser:
             yield whole, False
         elif whole is not a:
             yield whole, False
-        elif whole in self.stored or whole.op in ("matmul", "take", "memory") or whole.op in REDUCTIONS:
+        elif whole in self.stored or whole.op in INTO_MEMORY or whole.op in REDUCTIONS or whole.op == "memory":
             yield whole, True
         else:
             yield from self._leaves(whole)
@@ -225,10 +223,10 @@ class _Fuser:
     def _schedule(self, symbol: Symbol, least: int) -> None:
         """Find the step that computes `symbol`, or make one."""
         reduces = symbol.op in REDUCTIONS
-        if not reduces and symbol.op not in ("matmul", "take") and symbol not in self.stored:
+        if not reduces and symbol.op not in INTO_MEMORY and symbol not in self.stored:
             return
         space = space_of(symbol.args[0] if reduces else symbol)
-        if symbol.op in ("matmul", "take"):
+        if symbol.op in INTO_MEMORY:
             self.at[symbol] = len(self.steps)
             self.steps.append(Step(symbol.op, space, [symbol]))
             return
@@ -256,6 +254,13 @@ class _Fuser:
                 return
         self.at[symbol] = len(self.steps)
         self.steps.append(Step("fused", space, [symbol]))
+
+
+def _parts(symbols: list[Symbol]) -> set[Symbol]:
+    """What is computed as a part of a larger array that something else reads; a result may be one that nothing does."""
+    results = [root_of(symbol)[0] for symbol in symbols]
+    start = [part for r in results for part in (r.args if r.op == "concat" else (r,))]
+    return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
 
 
 def _consumers(symbols: list[Symbol]) -> Counter[Symbol]:

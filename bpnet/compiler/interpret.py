@@ -17,6 +17,7 @@ from bpnet.compiler.commands import (
     Place,
     Product,
     RowGather,
+    StridedCopy,
     item_bytes,
     result_dtype,
 )
@@ -50,6 +51,8 @@ class _Interpreter:
             self.fused(c)
         elif isinstance(c, RowGather):
             self.gather(c)
+        elif isinstance(c, StridedCopy):
+            self.strided(c)
         else:
             self.product(c)
             if c.epilogue is not None:
@@ -64,16 +67,26 @@ class _Interpreter:
         found = self.view(place, dtype, count)
         return (found.astype(numpy.uint32) << 16).view(numpy.float32) if dtype == "bfloat16" else found
 
-    def matrix(self, m: Matrix, rows: int, columns: int, dtype: str) -> Any:
+    def matrix(self, m: Matrix, number: int, rows: int, columns: int, dtype: str) -> Any:
+        start = Place(m.place.memory, m.place.offset + number * m.stack_stride * item_bytes(dtype))
         turned = m.column_stride != 1 and m.row_stride == 1
         shape = (columns, rows) if turned else (rows, columns)
-        found = self.read(m.place, dtype, rows * columns).reshape(shape)
+        found = self.read(start, dtype, rows * columns).reshape(shape)
         return found.T if turned else found
 
     def product(self, c: Product) -> None:
-        out = self.view(c.out, c.dtype, c.rows * c.columns).reshape(c.rows, c.columns)
-        made = self.matrix(c.a, c.rows, c.inner, c.factor_dtype) @ self.matrix(c.b, c.inner, c.columns, c.factor_dtype)
-        out[...] = out + made if c.accumulate else made
+        outs = self.view(c.out, c.dtype, c.stack * c.rows * c.columns).reshape(c.stack, c.rows, c.columns)
+        for i, out in enumerate(outs):
+            a = self.matrix(c.a, i, c.rows, c.inner, c.factor_dtype)
+            made = a @ self.matrix(c.b, i, c.inner, c.columns, c.factor_dtype)
+            out[...] = out + made if c.accumulate else made
+
+    def strided(self, c: StridedCopy) -> None:
+        kind = numpy.dtype((numpy.void, c.itemsize))
+        source = self.memories[c.source.memory]
+        strides = [n * c.itemsize for n in c.strides]
+        taken = numpy.ndarray(c.shape, kind, source, c.source.offset, strides) if c.count else numpy.empty(0, kind)
+        self.view(c.out, "uint8", c.count * c.itemsize)[...] = numpy.frombuffer(taken.tobytes(), numpy.uint8)
 
     def gather(self, c: RowGather) -> None:
         index = self.view(c.index, c.index_dtype, c.rows).astype(numpy.int64)

@@ -10,11 +10,8 @@ from typing import Any
 import numpy
 
 from bpnet.compiler.commands import FIRST, Array
-from bpnet.compiler.graph import Graph, NotTraceableError, Symbol
+from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol
 from bpnet.compiler.ops import POINTWISE
-
-LARGEST_LABEL = 2**24
-"""Whole numbers below it are exact in float32, in which they are compared."""
 
 NUMBER = "number"
 """What stands for a number among the arguments of a function."""
@@ -61,6 +58,7 @@ def trace(function: Callable[[Graph, list[Any]], Sequence[Any]], arguments: Sequ
         raise
     except Exception as error:  # whatever a function does that arrays can and symbols can't
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
+    results = [graph.in_order(s) if isinstance(s, Symbol) else s for s in results]
     for symbol in results:
         if symbol is not None and (not isinstance(symbol, Symbol) or symbol.dtype != graph.real):
             raise NotTraceableError(f"a result that is {symbol!r}")
@@ -74,9 +72,9 @@ class Namespace:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.finfo = numpy.finfo
+        self.finfo, self.bool = numpy.finfo, numpy.dtype("bool")
         self.matmul, self.astype, self.reshape, self.take = graph.matmul, graph.astype, graph.reshape, graph.take
-        self.concat = graph.concat
+        self.concat = graph.joined
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name not in POINTWISE:
@@ -84,13 +82,77 @@ class Namespace:
         return lambda *args: self.graph.elementwise(name, *args)
 
     def permute_dims(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
-        if axes != (1, 0):
-            raise NotTraceableError(f"permute_dims to {axes}")
+        return self.graph.permute(x, axes)
+
+    def matrix_transpose(self, x: Symbol) -> Symbol:
         return self.graph.transpose(x)
 
     def expand_dims(self, x: Symbol, *, axis: int = 0) -> Symbol:
         place = axis if axis >= 0 else x.ndim + 1 + axis
         return self.graph.reshape(x, (*x.shape[:place], 1, *x.shape[place:]))
+
+    def squeeze(self, x: Symbol, axis: Any) -> Symbol:
+        axes = [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+        return self.graph.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+    def broadcast_to(self, x: Symbol, shape: tuple[int, ...]) -> Symbol:
+        return self.graph.broadcast_to(x, tuple(shape))
+
+    def flip(self, x: Symbol, *, axis: Any = None) -> Symbol:
+        axes = range(x.ndim) if axis is None else [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+        return self.graph.slice(x, tuple(slice(None, None, -1 if i in axes else 1) for i in range(x.ndim)))
+
+    def stack(self, arrays: Sequence[Symbol], *, axis: int = 0) -> Symbol:
+        place = axis if axis >= 0 else arrays[0].ndim + 1 + axis
+        return self.concat([self.expand_dims(x, axis=place) for x in arrays], axis=place)
+
+    def zeros_like(self, x: Symbol) -> Symbol:
+        return self.full_like(x, 0.0)
+
+    def ones_like(self, x: Symbol) -> Symbol:
+        return self.full_like(x, 1.0)
+
+    def full_like(self, x: Symbol, value: float) -> Symbol:
+        return self.graph.add("copy", (float(value),), x.shape, self.graph.real)
+
+    # ---- of what others do ------------------------------------------------------------------------------------------
+
+    def square(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("multiply", x, x)
+
+    def pow(self, x: Symbol, exponent: Any) -> Symbol:
+        return self.graph.power(x, exponent)
+
+    def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
+        x = x if min is None else self.graph.elementwise("maximum", x, min)
+        return x if max is None else self.graph.elementwise("minimum", x, max)
+
+    def not_equal(self, x: Any, y: Any) -> Symbol:
+        return self.logical_not(self.graph.elementwise("equal", x, y))
+
+    def logical_not(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("less", self.astype(x, self.graph.real), 0.5)
+
+    def logical_and(self, x: Symbol, y: Symbol) -> Symbol:
+        return self._of_truths("minimum", x, y)
+
+    def logical_or(self, x: Symbol, y: Symbol) -> Symbol:
+        return self._of_truths("maximum", x, y)
+
+    def _of_truths(self, op: str, x: Symbol, y: Symbol) -> Symbol:
+        numbers = (self.astype(truth, self.graph.real) for truth in (x, y))
+        return self.graph.elementwise("greater", self.graph.elementwise(op, *numbers), 0.5)
+
+    def isnan(self, x: Symbol) -> Symbol:
+        return self.not_equal(x, x)
+
+    def isfinite(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("equal", self.graph.elementwise("subtract", x, x), 0.0)
+
+    def isinf(self, x: Symbol) -> Symbol:
+        return self.logical_not(self.logical_or(self.isfinite(x), self.isnan(x)))
+
+    # ---- reductions -------------------------------------------------------------------------------------------------
 
     def sum(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
         return self.graph.reduce("sum", x, axis, keepdims)
@@ -105,20 +167,37 @@ class Namespace:
         total = self.sum(x, axis=axis, keepdims=keepdims)
         return self.graph.elementwise("divide", total, x.size // total.size)
 
-    def all(self, x: Symbol, *, axis: Any = None) -> Symbol:
-        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, False)
+    def var(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
+        off = self.graph.elementwise("subtract", x, self.mean(x, axis=axis, keepdims=True))
+        total = self.sum(self.square(off), axis=axis, keepdims=keepdims)
+        return self.graph.elementwise("divide", total, x.size // total.size - correction)
+
+    def std(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
+        return self.graph.elementwise("sqrt", self.var(x, axis=axis, correction=correction, keepdims=keepdims))
+
+    def all(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
+        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, keepdims)
         return self.graph.elementwise("greater", least, 0.5)
 
-    def argmax(self, x: Symbol, *, axis: int) -> Symbol:
-        """The first position of the largest entry of every row, as a number of the type of x."""
-        if x.ndim != 2 or axis not in (1, -1) or x.shape[1] > LARGEST_LABEL:
+    def any(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
+        most = self.graph.reduce("max", self.astype(x, self.graph.real), axis, keepdims)
+        return self.graph.elementwise("greater", most, 0.5)
+
+    def argmax(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
+        """The first position of the largest entry along an axis."""
+        axis = axis % x.ndim
+        if x.shape[axis] > EXACT:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
-        largest, positions = self.max(x, axis=1, keepdims=True), self.graph.add("positions", (), x.shape[1:], x.dtype)
-        is_largest = self.graph.elementwise("equal", x, largest)
-        first = self.min(self.graph.elementwise("where", is_largest, positions, float(x.shape[1])), axis=1)
-        return self.graph.add("view", (first.args[0], 0), first.shape, self.int64) if first.op == "view" else first
+        positions = self.graph.add("positions", (), x.shape[axis : axis + 1], self.graph.real)
+        positions = self.graph.reshape(positions, (-1, *(1,) * (x.ndim - 1 - axis)))
+        is_largest = self.graph.elementwise("equal", x, self.max(x, axis=axis, keepdims=True))
+        found = self.graph.elementwise("where", is_largest, positions, float(x.shape[axis]))
+        return self.graph.whole(self.min(found, axis=axis, keepdims=keepdims))
+
+    def argmin(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
+        return self.argmax(self.graph.elementwise("negative", x), axis=axis, keepdims=keepdims)
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
-        if stop > LARGEST_LABEL:
+        if stop > EXACT:
             raise NotTraceableError("more classes than are told apart")
         return self.graph.add("positions", (), (stop,), dtype)

@@ -16,7 +16,6 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Number,
-    Product,
     item_bytes,
     reads,
     writes,
@@ -59,17 +58,17 @@ def verify_graph(graph: Graph) -> None:
             _check(all(a.dtype == graph.real for a in numbers), f"types: {text}")
         elif op in REDUCTIONS:
             (x,) = args
-            shape = {"row": (*x.shape[:-1], 1), "column": (1, *x.shape[1:]), "full": (1,) * x.ndim}
+            shape = {"row": (*x.shape[:-1], 1), "column": (*(1,) * (x.ndim - 1), *x.shape[-1:]), "full": (1,) * x.ndim}
             _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, f"shapes or types: {text}")
         elif op == "matmul":
             a, b, *total = args
-            _check(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0], f"shapes: {text}")
-            _check(all(s.shape == (a.shape[0], b.shape[1]) for s in (symbol, *total)), f"shapes: {text}")
+            _check(a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], f"shapes: {text}")
+            _check(all(s.shape == (*a.shape[:-1], b.shape[-1]) for s in (symbol, *total)), f"shapes: {text}")
             _check({s.dtype for s in (symbol, *args)} == {graph.real}, f"types: {text}")
         elif op == "view":
             _check(symbol.args[1] + symbol.size <= args[0].size, f"beyond the end: {text}")
         elif op == "transpose":
-            _check(symbol.shape == args[0].shape[::-1] and symbol.ndim == 2, f"shapes: {text}")
+            _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, f"shapes: {text}")
         elif op == "concat":
             _check(symbol.size == sum(a.size for a in args), f"shapes: {text}")
         elif op == "take":
@@ -118,7 +117,7 @@ def verify_commands(commands: CommandList) -> None:
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     def span(access: Access) -> tuple[int, slice]:
-        place, count, dtype = access
+        place, count, dtype, _ = access
         size = item_bytes(dtype)
         _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
         end = place.offset + count * size
@@ -138,8 +137,7 @@ def verify_commands(commands: CommandList) -> None:
             for other in (*read, *written_here[:number]):
                 other_memory, other_part = span(other)
                 apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = isinstance(command, Fused) and other in read and access == other
-                apart = apart or (isinstance(command, Product) and other == (command.out, *access[1:]))
+                entrywise = access == other and other in read
                 _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
             written[memory][part] = True
     for array in commands.results:
@@ -151,7 +149,8 @@ def _read_of_others(command: Command) -> list[Access]:
     if not isinstance(command, Fused):
         return reads(command)
     found, kernel = [], command.kernel
-    stored = {w: r[2] for w, r in zip(writes(command), kernel.results, strict=True) if r[0] == "store"}
+    results = zip(writes(command), kernel.results, strict=True)
+    stored = {w: r[2] for w, r in results if r[0].startswith("store")}
     for i, access in enumerate(reads(command)):
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]

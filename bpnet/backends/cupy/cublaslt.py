@@ -75,7 +75,8 @@ class Problem:
     """out <- a b, or out <- out + a b, of row-major matrices, followed by an epilogue.
 
     Of both factors: whether they are stored transposed, and how many elements their stored rows are apart.
-    `dtype` is the type of the factors and `result` that of out.  Epilogues: DEFAULT, nothing; BIAS, RELU and RELU_BIAS,
+    `dtype` is the type of the factors and `result` that of out.  Of a `stack` of such products, the factors are so many
+    elements apart, and the results follow each other.  Epilogues: DEFAULT, nothing; BIAS, RELU and RELU_BIAS,
     a vector of the type of out is added to every row, and then max(., 0) is taken.
     """
 
@@ -91,6 +92,9 @@ class Problem:
     precision: str
     epilogue: str
     accumulate: bool
+    stack: int = 1
+    a_stack_stride: int = 0
+    b_stack_stride: int = 0
 
 
 Places = tuple[int, int, int, int]
@@ -140,6 +144,11 @@ class Plan:
                 (p.dtype, b, p.b_stride), (p.dtype, a, p.a_stride), (p.result, (p.rows, p.columns), p.columns),
             )
         ]  # fmt: skip
+        if p.stack > 1:
+            apart = p.b_stack_stride, p.a_stack_stride, p.rows * p.columns
+            for layout, stride in zip(self.layouts, apart, strict=True):
+                self.set_layout(layout, "BATCH_COUNT", p.stack)
+                self.set_layout(layout, "STRIDED_BATCH_OFFSET", stride)
         close = weakref.finalize(self, _destroy, self.lt, self.description, self.layouts)
         close.atexit = False  # the process ends with its device
         names = self.lt.MatmulDescAttribute
@@ -154,6 +163,12 @@ class Plan:
         """Set an attribute of the description."""
         held = numpy.array([value], self.lt.get_matmul_desc_attribute_dtype(attribute))
         self.lt.matmul_desc_set_attribute(self.description, attribute, held.ctypes.data, held.nbytes)
+
+    def set_layout(self, layout: int, name: str, value: int) -> None:
+        """Set an attribute of a matrix."""
+        attribute = self.lt.MatrixLayoutAttribute[name]
+        held = numpy.array([value], self.lt.get_matrix_layout_attribute_dtype(attribute))
+        self.lt.matrix_layout_set_attribute(layout, attribute, held.ctypes.data, held.nbytes)
 
     def point(self, vector: int) -> None:
         """Name the place of the epilogue's vector."""

@@ -1,7 +1,7 @@
 """A list of commands on a CUDA device: kernels compiled, memory set aside, and what launches each command."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +15,9 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Matrix,
-    Place,
     Product,
     RowGather,
+    StridedCopy,
     result_dtype,
 )
 from bpnet.compiler.cuda import emit, gather
@@ -40,11 +40,10 @@ class Program:
     def __init__(self, commands: CommandList, indirect: frozenset[int] = frozenset()) -> None:
         """`indirect`: memories of results that lie where the number after the others says, an address."""
         self.commands, self.indirect = commands, indirect
-        self.real = next(c.kernel.dtype if isinstance(c, Fused) else c.dtype for c in _computing(commands))
         self.arena = cupy.empty(commands.arena, numpy.uint8)
         fused = [c for c in commands.commands if isinstance(c, Fused)]
         scratch, tickets = zip(*[(0, 1), *map(_needs, fused)], strict=True)
-        self.scratch = cupy.empty(max(scratch), self.real)
+        self.scratch = cupy.empty(max(scratch), fused[0].kernel.dtype if fused else numpy.uint8)
         self.tickets = cupy.zeros(max(tickets), numpy.uint32)
         self.workspaces: list[Any] = []
         """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
@@ -70,6 +69,8 @@ class Program:
             return lambda memories, numbers: self._fused(command, memories, numbers)
         if isinstance(command, RowGather):
             return lambda memories, _: [_gather(command, memories)]
+        if isinstance(command, StridedCopy):
+            return lambda memories, _: [_strided(command, memories)] if command.count else []
         return lambda memories, numbers: [(self._multiply, command, memories, numbers)]
 
     # ---- fused kernels ------------------------------------------------------------------------------------------
@@ -128,15 +129,13 @@ class Program:
 
     def _by_library(self, command: Product, places: cublaslt.Places, epilogue: Fused | None) -> bool:
         a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
-        sizes, dtype, precision = (command.rows, command.columns, command.inner), command.dtype, command.precision
-        result, name = dtype, "DEFAULT"
+        sizes, result, name = (command.rows, command.columns, command.inner), command.dtype, "DEFAULT"
         if epilogue is not None:
-            result, name = (
-                result_dtype(epilogue.kernel, epilogue.kernel.results[0]),
-                epilogue_name(epilogue.kernel) or "",
-            )
-        factors = "bfloat16" if precision == "bfloat16" else dtype
-        problem = cublaslt.Problem(*sizes, *a, *b, factors, result, precision, name, command.accumulate)
+            result = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
+            name = epilogue_name(epilogue.kernel) or ""
+        kinds = command.factor_dtype, result, command.precision
+        stack = command.stack, command.a.stack_stride, command.b.stack_stride
+        problem = cublaslt.Problem(*sizes, *a, *b, *kinds, name, command.accumulate, *stack)
         return cublaslt.multiply(problem, places, self._workspace)
 
     @staticmethod
@@ -144,11 +143,11 @@ class Program:
         rows, columns, inner = sizes = command.rows, command.columns, command.inner
         if command.precision != "float32":
             raise cublaslt.missing(command.precision, sizes)
-        a, b = (
-            _matrix(memories, m.place, command.dtype, shape, (m.row_stride, m.column_stride))
-            for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)))
+        c = Matrix(command.out, columns, 1, rows * columns)
+        a, b, out = (
+            _array(memories, m, command.dtype, (command.stack, *shape))
+            for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)), (c, (rows, columns)))
         )
-        out = _matrix(memories, command.out, command.dtype, (rows, columns), (columns, 1))
         if command.accumulate:
             out += cupy.matmul(a, b)
         else:
@@ -159,10 +158,6 @@ class Program:
         if not self.workspaces or self.workspaces[-1].size < size:
             self.workspaces.append(cupy.empty(size, numpy.uint8))
         return int(self.workspaces[-1].data.ptr)
-
-
-def _computing(commands: CommandList) -> Iterator[Fused | Product]:
-    return (c for c in commands.commands if not isinstance(c, RowGather))
 
 
 def _width(command: Fused, operands: Sequence[int], results: Sequence[int], indirect: frozenset[int]) -> int:
@@ -205,15 +200,23 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
 
 
+def _strided(command: StridedCopy, memories: Sequence[Any]) -> tuple[Any, ...]:
+    source, out = (memories[p.memory].ptr + p.offset for p in (command.source, command.out))
+    *rows, along = command.shape
+    code, sizes = gather.strided_source(command.itemsize), gather.sizes(math.prod(rows), 0, along)
+    return function(code, "strided"), *sizes, (*command.shape, *command.strides, source, out)
+
+
 def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:
     """Whether a matrix of so many columns is stored transposed, and how many elements its stored rows are apart."""
     as_it_is = matrix.column_stride == 1 and matrix.row_stride >= columns
     return (False, matrix.row_stride) if as_it_is else (True, matrix.column_stride)
 
 
-def _matrix(memories: Sequence[Any], place: Place, dtype: str, shape: tuple[int, int], strides: tuple[int, int]) -> Any:
-    real = numpy.dtype(dtype)
-    memory = memories[place.memory] + place.offset
+def _array(memories: Sequence[Any], matrix: Matrix, dtype: str, shape: Sequence[int]) -> Any:
+    """A stack of matrices as CuPy sees it."""
+    real, strides = numpy.dtype(dtype), (matrix.stack_stride, matrix.row_stride, matrix.column_stride)
+    memory = memories[matrix.place.memory] + matrix.place.offset
     return cupy.ndarray(shape, real, memory, tuple(n * real.itemsize for n in strides))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import I32, I64, REALS, Function, suffix
+from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, suffix
 from bpnet.compiler.ops import COMPARISON, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
@@ -19,12 +19,23 @@ def constant(real: Any, value: Any, lanes: int) -> Any:
     return ir.Constant(ir.VectorType(real, lanes), values) if lanes > 1 else ir.Constant(real, values[0])
 
 
-def as_real(b: Any, value: Any, dtype: str, real: Any) -> Any:
-    """Whole numbers and truth values as numbers of the kernel's type (the latter for comparisons)."""
+def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
+    """What was loaded as a kernel computes with it: whole numbers become numbers of its type, truth values bits."""
     if dtype in REALS:
         return value
+    if dtype == "bool":
+        return b.icmp_signed("!=", value, ir.Constant(value.type, None))
     target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
     return b.sitofp(value, target)
+
+
+def as_stored(b: Any, value: Any, dtype: str) -> Any:
+    """The other way round: what a kernel has computed as it is stored."""
+    if dtype in REALS:
+        return value
+    kind = ir.IntType(8 * SIZES[dtype])
+    target = ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
+    return b.zext(value, target) if dtype == "bool" else b.fptosi(value, target)
 
 
 def triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import FusedKernel, Reference
-from bpnet.compiler.llvm.arithmetic import as_real, constant, operate, triple32
-from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, vector_bytes
+from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
+from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, constant, operate, triple32
+from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, Pointer, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 STRIP = 64
@@ -41,7 +41,7 @@ class _Writer:
     def __init__(self, module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
         self.kernel, self.long, self.real, self.size = kernel, long, REALS[kernel.dtype], SIZES[kernel.dtype]
         self.lanes = vector_bytes() // self.size
-        self.f = f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        self.f = f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (self.arguments, tile, self.bases, _) = f.b, f.arguments
         self.position = 0
         rows, self.columns, down, across, count = (self.next_argument() for _ in range(5))
@@ -49,7 +49,7 @@ class _Writer:
         self.last_row = f.least(rows, b.add(self.first_row, down))
         self.first = b.mul(b.srem(tile, count), across)
         self.last = f.least(self.columns, b.add(self.first, across))
-        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in kernel.operands]
+        self.operands = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for _, dtype in kernel.operands]
         self.once: dict[Reference, Any] = {}
         """Values that are the same for the whole kernel."""
         for i in range(kernel.numbers):
@@ -60,14 +60,15 @@ class _Writer:
         for i, (op, _, _, *args) in enumerate(kernel.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
-        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in kernel.results]
+        self.stored = [result_dtype(kernel, result) for result in kernel.results]
+        self.targets = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for dtype in self.stored]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
         self.totals: dict[int, _Total] = {}
         strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
         for i, (kind, _, _, layout) in enumerate(kernel.results):
             if kind == "column_sum":
                 self.targets[i] = f.at(self.targets[i], b.mul(b.mul(tile, strips), self.columns))
-            elif kind != "store":
+            elif not kind.startswith("store"):
                 self.targets[i] = f.at(self.targets[i], tile)
                 self.totals[i] = _Total(f, kind, self.real, self.lanes if layout in ("full", "per_column") else 1)
         vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
@@ -103,7 +104,7 @@ class _Writer:
 
     def number(self, slot: Any) -> Any:
         f, b = self.f, self.f.b
-        numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+        numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
         return self._real(b.load(f.at(numbers, slot)))
 
     def _real(self, double: Any) -> Any:
@@ -119,7 +120,7 @@ class _Writer:
         state: Any = ir.Constant(I32, 0)
         for _ in range(parts):
             slot, part = self.next_argument(), self.next_argument()
-            numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+            numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
             place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
             changing = b.fptoui(b.load(f.at(numbers, place)), I64)
             word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)
@@ -156,7 +157,8 @@ class _Writer:
             if of_phase != phase or layout in ("full", "per_column"):
                 continue
             value = self.single(reference)
-            if kind == "store":
+            if kind.startswith("store"):
+                value = as_stored(b, value, self.stored[i])
                 b.store(value, f.at(self.targets[i], self.row_index if layout == "per_row" else 0))
             else:
                 self.totals[i].add(value)
@@ -203,7 +205,7 @@ class _Writer:
             if kind == "operand":
                 layout, dtype = self.kernel.operands[which]
                 place = f.at(self.operands[which], 0 if layout == "scalar" else self.row_index)
-                self.row[reference] = as_real(b, b.load(place), dtype, self.real)
+                self.row[reference] = as_operand(b, b.load(place), dtype, self.real)
             else:
                 op, _, _, *args = self.kernel.expressions[which]
                 self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
@@ -300,11 +302,12 @@ class _Body:
         values = [self.value(self.w.kernel.results[i][1]) for i in along]  # before what they read may be written over
         for i, value in zip(along, values, strict=True):
             (kind, _, _, layout), target = self.w.kernel.results[i], self.w.targets[i]
-            if kind == "store":
-                self._store(value, self.f.at(target, self.entry if layout == "full" else self.column))
+            if kind.startswith("store"):
+                place = self.f.at(target, self.entry if layout == "full" else self.column)
+                self._store(as_stored(self.b, value, self.w.stored[i]), place, self.w.stored[i])
             elif kind == "column_sum":
                 place = self.f.at(self.w.strips[i], self.column)
-                self._store(self.b.fadd(self._load(place, self.w.kernel.dtype), value), place)
+                self._store(self.b.fadd(self._load(place, self.w.kernel.dtype), value), place, self.w.kernel.dtype)
             else:
                 self.w.totals[i].add(value, self.mask)
 
@@ -320,7 +323,7 @@ class _Body:
         elif kind == "operand":
             layout, dtype = kernel.operands[which]
             place = self.f.at(w.operands[which], self.entry if layout == "full" else self.column)
-            value = as_real(self.b, self._load(place, dtype), dtype, w.real)
+            value = as_operand(self.b, self._load(place, dtype), dtype, w.real)
         else:
             op, _, _, *args = kernel.expressions[which]
             if op == "mask":
@@ -358,8 +361,8 @@ class _Body:
             return self.f.load(place, self.lanes, SIZES[dtype])
         return self.f.load_some(place, self.mask, SIZES[dtype])
 
-    def _store(self, value: Any, place: Any) -> None:
+    def _store(self, value: Any, place: Any, dtype: str) -> None:
         if self.mask is None:
-            self.f.store(value, place, self.w.size)
+            self.f.store(value, place, SIZES[dtype])
         else:
-            self.f.store_some(value, place, self.mask, self.w.size)
+            self.f.store_some(value, place, self.mask, SIZES[dtype])

@@ -17,6 +17,7 @@ from bpnet.compiler.llvm.builder import (
     REALS,
     SIZES,
     Function,
+    Pointer,
     fuses,
     many_registers,
     suffix,
@@ -62,15 +63,19 @@ class Blocking:
         """Bytes of memory that a thread needs."""
 
 
-def write_product(module: ir.Module, name: str, dtype: str) -> None:
-    """product(arguments, tile, bases, scratch): one tile of c <- a b."""
-    _Writer(module, dtype).product(name)
+STACK = ("tiles", "a_stack_stride", "b_stack_stride")
+"""What it is given besides for a stack of products: tiles of each, and how many elements the matrices are apart."""
+
+
+def write_product(module: ir.Module, name: str, dtype: str, stacked: bool = False) -> None:
+    """product(arguments, tile, bases, scratch): one tile of c <- a b, or of one of several such products."""
+    _Writer(module, dtype).product(name, stacked)
 
 
 class _Writer:
     def __init__(self, module: ir.Module, dtype: str) -> None:
         self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
-        self.pointer = self.real.as_pointer()
+        self.pointer = Pointer(self.real)
         self.vector = ir.VectorType(self.real, self.blocking.lanes)
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
@@ -297,7 +302,7 @@ class _Writer:
                             y = f.load(place, lanes, size) if lanes > 1 else b.load(place)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), kind.as_pointer())
+                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), Pointer(kind))
                         old = b.load(place, align=size)
                         value = b.select(add, b.fadd(old, k.values[v]), k.values[v])
                         b.store(value, place, align=size)
@@ -322,17 +327,23 @@ class _Writer:
         along_kc = b.icmp_signed("==", along, f.number(1))
         return [b.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
 
-    def product(self, name: str) -> None:
+    def product(self, name: str, stacked: bool) -> None:
         s = self.blocking
-        f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        f = Function(self.module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (arguments, tile, bases, scratch) = f.b, f.arguments
-        given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(ARGUMENTS)}
+        names = (*ARGUMENTS, *(STACK if stacked else ()))
+        given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(names)}
+        number = f.number(0)
+        if stacked:
+            number, tile = b.sdiv(tile, given["tiles"]), b.srem(tile, given["tiles"])
+            given["c_stack_stride"] = b.mul(given["rows"], given["columns"])
 
         a_strides, b_strides = ([given[f"{m}_row_stride"], given[f"{m}_column_stride"]] for m in ("a", "b"))
 
         def place(matrix: str) -> Any:
             memory = b.load(f.at(bases, given[f"{matrix}_base"]))
-            return b.bitcast(f.at(memory, given[f"{matrix}_offset"]), self.pointer)
+            start = b.bitcast(f.at(memory, given[f"{matrix}_offset"]), self.pointer)
+            return f.at(start, b.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
 
         first_row = b.mul(b.sdiv(tile, given["across"]), given["tile_rows"])
         first_column = b.mul(b.srem(tile, given["across"]), given["tile_columns"])
