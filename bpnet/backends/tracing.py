@@ -32,8 +32,8 @@ class TracingBackend(Backend):
         self.graph = graph
         super().__init__(Namespace(graph))
         self.cut = cut
+        # what `add_to` has added up to a symbol
         self.terms: dict[Symbol, list[Symbol]] = {}
-        """What `add_to` has added up to a symbol."""
 
     def device(self, x: Any) -> Any:
         return "cpu"

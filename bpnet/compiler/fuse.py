@@ -87,14 +87,14 @@ class _Fuser:
         self.consumers = _consumers([symbol for symbol, _ in outputs])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
         self.parts = _parts([symbol for symbol, _ in outputs])
+        # what writes over arguments comes after all that reads them
         self.last: set[Symbol] = set()
-        """What writes over arguments comes after all that reads them."""
         self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
+        # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
-        """The step that computes a symbol."""
 
     def arrange(self) -> None:
         for symbol in self.needed:
@@ -170,8 +170,8 @@ class _Fuser:
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and reductions always are."""
         stored = set(self.results)
+        # for the entries of which random numbers are drawn: then for no other entries
         draws: set[Symbol] = set()
-        """For the entries of which random numbers are drawn: then for no other entries."""
         for symbol in self.needed:
             if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))

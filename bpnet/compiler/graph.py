@@ -105,13 +105,13 @@ class Graph:
         self.symbols: list[Symbol] = []
         self._known: dict[tuple[Any, ...], Symbol] = {}
         self._joined: dict[tuple[int, ...], Symbol] = {}
+        # what is computed as a part of a larger array
         self._parts: set[Symbol] = set()
-        """What is computed as a part of a larger array."""
+        # how each number is computed, in Python
         self.numbers: list[str] = []
-        """How each number is computed, in Python."""
+        # the row block to which operations belong. Those of several share no kernel: what a kernel does is not to
+        # depend on how many rows there are
         self.block: int | None = None
-        """The row block to which operations belong.  Those of several share no kernel: what a kernel does is not to
-        depend on how many rows there are."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
@@ -156,9 +156,11 @@ class Graph:
     def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
         """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
         padded = (1,) * (len(shape) - x.ndim) + x.shape
-        per_row = padded[:-1] == shape[:-1] and padded[-1:] == (1,)
-        per_column = padded[-1:] == shape[-1:] and x.size == shape[-1]
-        if padded == shape or x.size == 1 or (per_row and x.ndim == len(shape)) or per_column:
+        if padded == shape or x.size == 1:
+            return x
+        per_row = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] == 1
+        per_column = padded[-1] == shape[-1] == x.size
+        if per_row or per_column:
             return x
         return self.broadcast_to(x, shape)
 
@@ -174,7 +176,7 @@ class Graph:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
         if any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values):
             small = [
-                root_of(v)[0].dtype == self.real or v.op == "positions" if isinstance(v, Symbol) else abs(v) < EXACT
+                root_of(v)[0].dtype == self.real or root_of(v)[0].op in ("positions", "copy") if isinstance(v, Symbol) else abs(v) < EXACT
                 for v in values
             ]
             if not any(small):

@@ -69,11 +69,11 @@ class Function:
 
     def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False) -> None:
         self.module = module
-        self.made = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+        self.function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
         if not public:
-            self.made.linkage = "internal"
-        self.arguments = self.made.args
-        self.b = _Builder(self.made.append_basic_block("entry"))
+            self.function.linkage = "internal"
+        self.arguments = self.function.args
+        self.b = _Builder(self.function.append_basic_block("entry"))
 
     def number(self, value: Any) -> Value:
         """A whole number as a value."""

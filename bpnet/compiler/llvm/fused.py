@@ -34,10 +34,10 @@ def write_fused(module: ir.Module, name: str, kernel: FusedKernel, long: bool) -
 
     Partial results of tiles lie one after the other, and column-wise sums of every STRIP rows of a tile.
     """
-    _Writer(module, name, kernel, long)
+    _KernelWriter(module, name, kernel, long)
 
 
-class _Writer:
+class _KernelWriter:
     def __init__(self, module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
         self.kernel, self.long, self.real, self.size = kernel, long, REALS[kernel.dtype], SIZES[kernel.dtype]
         self.lanes = vector_bytes() // self.size
@@ -50,8 +50,8 @@ class _Writer:
         self.first = b.mul(b.srem(tile, count), across)
         self.last = f.least(self.columns, b.add(self.first, across))
         self.operands = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for _, dtype in kernel.operands]
+        # values that are the same for the whole kernel
         self.once: dict[Reference, Any] = {}
-        """Values that are the same for the whole kernel."""
         for i in range(kernel.numbers):
             self.once["number", i] = self.number(self.next_argument())
         for i in range(kernel.constants):
@@ -72,8 +72,8 @@ class _Writer:
                 self.targets[i] = f.at(self.targets[i], tile)
                 self.totals[i] = _Total(f, kind, self.real, self.lanes if layout in ("full", "per_column") else 1)
         vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
+        # rows that are added to totals one after the other
         together = b.sdiv(f.number(STRIP), f.least(STRIP, f.most(1, vectors)))
-        """Rows that are added to totals one after the other."""
         self.row: dict[Reference, Any] = {}
         with f.loop(self.first_row, self.last_row, carry=[together] if self.totals else []) as row:
             self.row_index = row.index
@@ -290,7 +290,7 @@ class _Total:
 class _Body:
     """One register of a row, from `column` on; `mask` tells which lanes there are (None: all)."""
 
-    def __init__(self, writer: _Writer, column: Any, mask: Any) -> None:
+    def __init__(self, writer: _KernelWriter, column: Any, mask: Any) -> None:
         self.w, self.column, self.mask = writer, column, mask
         self.f, self.b, self.lanes = writer.f, writer.f.b, writer.lanes
         self.entry = self.b.add(self.b.mul(writer.row_index, writer.columns), column)
