@@ -174,5 +174,3 @@ def by_nvrtc(code: str, architecture: str) -> Any:
     except nvrtc.NVRTCError:
         pytest.fail(nvrtc.getProgramLog(program))
     return nvrtc, program
-
-

@@ -33,7 +33,7 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     i = 0
     while i < len(made):
         product = made[i]
-        if isinstance(product, Product) and not product.accumulate and product.epilogue is None:
+        if isinstance(product, Product) and product.stack == 1 and not product.accumulate and not product.epilogue:
             reader = _reader(made, i)
             if reader is not None:
                 epilogue = made.pop(reader)

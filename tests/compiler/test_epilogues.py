@@ -123,6 +123,7 @@ def test_what_a_product_can_do_it_does(name: str, out: Place) -> None:
         [product(RAW), kernel("BIAS", Place(ARENA, 8), RAW, BIAS), kernel("square", OUT, Place(ARENA, 8))],
         [product(RAW), kernel("BIAS", OUT, BIAS, RAW)],
         [product(RAW), kernel("BIAS", OUT, RAW, RAW)],
+        [replace(product(RAW), stack=2), kernel("RELU", OUT, RAW)],
     ],
     ids=[
         "another operation",
@@ -141,6 +142,7 @@ def test_what_a_product_can_do_it_does(name: str, out: Place) -> None:
         "in part in place",
         "the product is the bias",
         "its first row is the bias",
+        "one of a stack",
     ],
 )
 def test_what_it_must_not_do_is_done_apart(commands: list[Command]) -> None:

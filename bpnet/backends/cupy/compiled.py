@@ -177,9 +177,10 @@ class Traced:
         arrays = [_contiguous(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
-        memories = self.program.memories(arrays, results)
+        memories = self.program.memories(self.program.new_arena(), arrays, results)
         for calls in self.program.calls(memories, numbers.data.ptr):
             uninterrupted(calls)
+        self.program.workspaces.clear()  # whose memory is used again once all is done
         made = {r.memory: a for r, a in zip(self.new, results, strict=True)}
         given = {FIRST + k: leaves[i] for k, i in enumerate(self.arrays)}
         found = iter([None if r is None else (made | given)[r.memory] for r in self.commands.results])
@@ -220,7 +221,11 @@ class CapturedStep(Compiled):
 
     def advance(self, state: State, args: Sequence[Any], count: int) -> Array:
         """See `Backend.advance`."""
-        values = self._steps(state, args, [()], count)
+        try:
+            values = self._steps(state, args, [()], count)
+        except MemoryError:
+            self.programs.clear()  # so that others may fit
+            raise
         return advance(self.plain, state, count, state.now[0], *args) if values is None else values[0]
 
     def run_steps(self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]) -> list[Array] | None:
@@ -262,7 +267,7 @@ class CapturedStep(Compiled):
             calls: Calls = ((graph.graph.launch,),)
         else:
             ring.write(numbers)
-            memories = found.program.memories([*self.leaves, *map(_contiguous, arrays)])
+            memories = found.program.memories(found.program.arena, [*self.leaves, *map(_contiguous, arrays)])
             computing, calls = found.program.calls(memories, ring.address)
             uninterrupted(computing)
         uninterrupted([*calls, (setattr, state, "now", (self.carry, count))])
@@ -277,7 +282,7 @@ class CapturedStep(Compiled):
             self.stream.begin_capture()
             try:
                 for i, part in enumerate(_parted(arrays, count)):
-                    memories = found.program.memories([*self.leaves, *part])
+                    memories = found.program.memories(found.program.arena, [*self.leaves, *part])
                     for calls in found.program.calls(memories, ring.address + 8 * size * i):
                         uninterrupted(calls)
             except BaseException as error:

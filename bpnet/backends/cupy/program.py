@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cupy
@@ -10,6 +10,7 @@ import numpy
 
 from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import (
+    ARENA,
     Call,
     CallArray,
     Command,
@@ -48,10 +49,11 @@ class Program:
     def __init__(self, commands: CommandList, indirect: frozenset[int] = frozenset()) -> None:
         """`indirect`: memories of results that lie where the number after the others says, an address."""
         self.commands, self.indirect = commands, indirect
-        self.arena = cupy.empty(commands.arena, numpy.uint8)
         fused = [c for c in commands.commands if isinstance(c, Fused)]
         scratch, tickets = zip(*[(0, 1), *map(_needs, fused)], strict=True)
-        self.scratch = cupy.empty(max(scratch), fused[0].kernel.dtype if fused else numpy.uint8)
+        self.scratch = -(-commands.arena // ALIGNMENT) * ALIGNMENT
+        """Where in the arena kernels leave partial sums, behind intermediate results."""
+        self.size = self.scratch + max(scratch) * (numpy.dtype(fused[0].kernel.dtype).itemsize if fused else 0)
         self.tickets = cupy.zeros(max(tickets), numpy.uint32)
         self.workspaces: list[Any] = []
         """What products by cuBLASLt need besides, the largest last; a graph may use the others."""
@@ -62,9 +64,18 @@ class Program:
         )
         self.launchers = [self._launcher(c) for c in commands.commands]
 
-    def memories(self, arguments: Sequence[Any], results: Sequence[Any] = ()) -> list[Any]:
-        """Where every memory begins: those of arguments, and of new results."""
-        return [None, self.arena.data, *(a.data for a in arguments), *(a.data for a in results)]
+    @cached_property
+    def arena(self) -> Any:
+        """The memory of intermediate results, for who launches the commands again and again."""
+        return self.new_arena()
+
+    def new_arena(self) -> Any:
+        """Memory of intermediate results, which may be freed once the commands have been launched."""
+        return cupy.empty(self.size, numpy.uint8)
+
+    def memories(self, arena: Any, arguments: Sequence[Any], results: Sequence[Any] = ()) -> list[Any]:
+        """Where every memory begins: those of intermediate results, of arguments, and of new results."""
+        return [None, arena.data, *(a.data for a in arguments), *(a.data for a in results)]
 
     def calls(self, memories: Sequence[Any], numbers: int) -> tuple[Calls, Calls]:
         """What launches all commands, in order: those before any writes to an argument, and the rest."""
@@ -98,7 +109,7 @@ class Program:
         slot = numbers + 8 * len(self.commands.numbers)
         results = [slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)]
         disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
-        return self._launch(command, operands, results, indirect, disjoint, numbers, self.scratch.data.ptr)
+        return self._launch(command, operands, results, indirect, disjoint, numbers, memories[ARENA].ptr + self.scratch)
 
     def _launch(
         self, command: Fused, operands: list[int], results: list[int], indirect: frozenset[int], disjoint: bool,
