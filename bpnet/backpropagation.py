@@ -53,11 +53,11 @@ def loss_and_gradient(
 
     def block(number: int, part: Rows) -> tuple[Array, Array, GradBuffer | None]:
         buffer = _grad_buffer(backend, layout, x, grad_buffers)
-        context = backend.context(precision, None if buffer is None else buffer.of(p), network)
+        context = backend.context(precision, None if buffer is None else buffer.of(p))
         run = Run(backend, training, (*key, number), context)
         bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
         output, cache = network.forward(run, p, bx)
-        value, slope = loss(run, backend.widened(output), by, bw, total)
+        value, slope = loss(run, output, by, bw, total)
         _, grads = network.backward(run, p, cache, slope, False)
         if network.updates_buffers and training:
             taken.update(network.update_buffers(run, p, cache))

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import compiles
-from test_cuda import host  # noqa: F401 - a fixture
-from test_loader import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.errors import (
@@ -804,13 +802,19 @@ class Soft(Plain):
     size: int = 1
 
 
+class Undecorated(bp.Dense):
+    """What it is told besides, no file would keep."""
+
+    more: int = 1
+
+
 @dataclass(frozen=True)
 class Listed(Plain):
     sizes: Any = (1, 2)
 
 
 def test_a_users_layer_must_be_a_frozen_dataclass() -> None:
-    for layer in (Plain(), Soft()):
+    for layer in (Plain(), Soft(), Undecorated(3)):
         name = type(layer).__name__
         pattern = rf"layer {name} is no frozen dataclass: write @dataclass\(frozen=True\) above it"
         expect(ArgumentError, pattern, lambda layer=layer: bp.Sequential(layer))

@@ -191,22 +191,20 @@ class Backend:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
 
-    def context(
-        self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None, network: Any = None
-    ) -> "Context":
-        """What this backend's kernels share in one pass through `network`, in which products have that precision.
+    def context(self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None) -> "Context":
+        """What this backend's kernels share in one pass, in which products have that precision.
 
         `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.
         """
         return Context(self, precision, grad_buffers)
 
+    def outline(self, part: Any) -> Any:
+        """A layer, loss or optimizer as it is to be called where `traces`: what can't be traced of it is cut out."""
+        return part
+
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]
-
-    def widened(self, x: Array) -> Array:
-        """As float32 what a kernel has stored rounded; anything else as it is."""
-        return x
 
     def bytes_requested(self, error: Exception) -> int | None:
         """How many bytes could not be had, where an error of `oom_errors` says so."""
