@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend
+from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
-from bpnet.backends.interrupts import ends_sessions
+from bpnet.backends.interrupts import current, ends_sessions
 from bpnet.data import check_rows, check_target, check_weight, check_x, detached
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
@@ -63,11 +63,14 @@ def loss_and_gradient(
             return _sum_of_blocks(backend, one_block, (x, y, weight), rows, parts, grad_buffers)
     if rows is not None:
         x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
-    buffer = None if backend.traces else _grad_buffer(backend, layout, x, grad_buffers)
+    buffer = grad_buffers.pop() if grad_buffers else None
+    memory = None if buffer is not None or backend.traces else backend.empty_vector(layout.size, x)
+    if memory is not None:
+        buffer = GradBuffer(backend, layout, memory)
     context = backend.context(precision, None if buffer is None else buffer.of(p), network)
     run = Run(backend, training, (*key, block), context)
     output, cache = network.forward(run, p, x)
-    value, dy = loss(run, backend.widened(output), y, weight, total)
+    value, dy = loss(run, output if context is None else context.output(output), y, weight, total)
     _, grads = network.backward(run, p, cache, dy, False)
     new = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
     if buffer is None:
@@ -104,16 +107,6 @@ def _sum_of_blocks(
     value, grad, own = backend.total(backend.map_blocks(block, parts), add, len(parts))
     pool.extend(own)
     return value, grad, {}
-
-
-def _grad_buffer(
-    backend: Backend, layout: Layout, x: Array, grad_buffers: list[GradBuffer] | None
-) -> GradBuffer | None:
-    """One of `grad_buffers`, or a new one, for a library whose arrays can be written to."""
-    if grad_buffers:
-        return grad_buffers.pop()
-    memory = backend.empty_vector(layout.size, x)
-    return None if memory is None else GradBuffer(backend, layout, memory)
 
 
 def take_rows(
@@ -166,6 +159,7 @@ def gradient(
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
         y = check_target(backend, loss, layout.out_shape, x, y)
         weight = check_weight(backend, sample_weight, x)
+        backend = definitions(backend) if current.reference else backend
         p = layout.views(backend, theta, buffers)
         value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
     return value, grad

@@ -26,7 +26,7 @@ class Slot:
     offset: int
     decay: bool = False
 
-    @property
+    @cached_property
     def size(self) -> int:
         return math.prod(self.shape)
 
@@ -64,7 +64,9 @@ class Layout:
 
     def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
         """Reshaped slices of the vectors, nested by name as the layers see them."""
-        tree = self._tree()
+        tree: dict[str, Any] = {}
+        for group in self.groups:
+            _place(tree, group, {})
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             if vector is not None:
                 for slot in slots:
@@ -74,8 +76,8 @@ class Layout:
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
-        parts = [backend.flat(_fitting(tree, slot)) for slot in self.parameters]
-        return backend.concat(parts) if len(parts) > 1 else parts[0]
+        parts = [backend.xp.reshape(_fitting(tree, slot), (-1,)) for slot in self.parameters]
+        return backend.xp.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""
@@ -111,12 +113,6 @@ class Layout:
                 f"{name} of {layer} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
             )
         return theta, buffers
-
-    def _tree(self) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        for group in self.groups:
-            _place(tree, group, {})
-        return tree
 
 
 class GradBuffer:

@@ -571,12 +571,12 @@ def test_rounded_products_on_a_device(narrow: bool, shape: Any, f: Any, precisio
     x, weight, bias, dy = map(device.array, (x, weight, bias, dy))
     y, kept = dense_forward(run, x, weight, bias, f)
     found = (y, *dense_backward(run, x, weight, kept, dy, f, True, True))
-    own = None if kept is None else device.host(device.seam.widened(kept)).astype("float64")  # signs may have turned
+    own = None if kept is None else device.host(cupy_kernels.widened(kept)).astype("float64")  # signs may have turned
     expected = (expected, *dense_backward(plain, *exact[:2], own, exact[3], f, True, True))
     for a, e in zip(found, expected, strict=True):
-        error = np.linalg.norm(device.host(device.seam.widened(a)) - e) / np.linalg.norm(e)
+        error = np.linalg.norm(device.host(cupy_kernels.widened(a)) - e) / np.linalg.norm(e)
         assert error <= 4 * UNIT[precision]
-    error = np.linalg.norm(device.host(device.seam.widened(found[0])) - expected[0]) / np.linalg.norm(expected[0])
+    error = np.linalg.norm(device.host(cupy_kernels.widened(found[0])) - expected[0]) / np.linalg.norm(expected[0])
     assert error > 1e-6 or shape[1] < 64, "the precision asked for makes no difference"
 
 

@@ -89,13 +89,17 @@ class State:
 class Context:
     """What the kernels of a backend share in one pass through a network; see `Backend.context`."""
 
-    def __init__(self, backend: "Backend", precision: str, grad_buffers: "dict[int, Array] | None") -> None:
+    def __init__(self, backend: "Backend", precision: str, grad_buffers: dict[int, Array] | None) -> None:
         self.backend, self.precision, self.grad_buffers = backend, precision, grad_buffers
 
     def grad_buffer(self, parameter: Array) -> Array:
         """Memory for the gradient of a parameter: its part of the whole gradient, where that is still free."""
         buffer = None if self.grad_buffers is None else self.grad_buffers.pop(id(parameter), None)
         return self.backend.xp.empty_like(parameter) if buffer is None else buffer
+
+    def output(self, y: Array) -> Array:
+        """What the network gives, in the type of its input however a kernel has stored it."""
+        return y
 
 
 class Backend:
@@ -165,10 +169,6 @@ class Backend:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x
 
-    def flat(self, x: Array) -> Array:
-        """`x` as a vector."""
-        return self.xp.reshape(x, (-1,))
-
     def copy(self, x: Array) -> Array:
         """A copy of `x`."""
         return self.xp.asarray(x, copy=True)
@@ -193,21 +193,18 @@ class Backend:
         return None
 
     def context(
-        self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None, network: Any = None
-    ) -> "Context":
+        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
+    ) -> "Context | None":
         """What this backend's kernels share in one pass through `network`, in which products have that precision.
 
-        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.
+        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.  None where kernels
+        have no use for any of it.
         """
-        return Context(self, precision, grad_buffers)
+        return None
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]
-
-    def widened(self, x: Array) -> Array:
-        """As float32 what a kernel has stored rounded; anything else as it is."""
-        return x
 
     def bytes_requested(self, error: Exception) -> int | None:
         """How many bytes could not be had, where an error of `oom_errors` says so."""
@@ -255,24 +252,6 @@ class Backend:
         far = xp.minimum(xp.maximum(xp.abs(x), 0.5), 6.0)  # erf(6) is 1 in float64, and keeps exp from underflow
         tail = xp.exp(-far * far) * _polynomial(far, _ERFC_P) / _polynomial(far, _ERFC_Q)
         return xp.where(xp.abs(x) < 1.0, near, xp.sign(x) * (1.0 - tail))
-
-    def column_sums(self, x: Array) -> Array:
-        """The sums of the columns of a matrix, with errors like those of pairwise summation.
-
-        A library may add up rows one after the other (NumPy does).  So here at most SUMMED rows are, each of which is
-        many that follow each other, side by side; then their sums are, and so on.
-        """
-        while x.shape[0] > SUMMED:
-            rows, columns = x.shape
-            side = -(-rows // SUMMED)
-            last = rows // side * side
-            sums = self._sum_rows(self.xp.reshape(x[:last, :], (rows // side, side * columns)))
-            sums = sums if last == rows else self.concat([sums, self.flat(x[last:, :])])
-            x = self.xp.reshape(sums, (side + rows - last, columns))
-        return self._sum_rows(x)
-
-    def _sum_rows(self, x: Array) -> Array:
-        return self.xp.sum(x, axis=0)
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
@@ -359,8 +338,7 @@ class Backend:
         The rule's results become the new values of the first `outputs` arrays.  `donate` gives those arrays up:
         a backend may write the results into them.
         """
-        fused = self.fuse(rule)
-        parts = [fused(self, *(a[start:stop] for a in arrays), *scalars) for start, stop, scalars in pieces]
+        parts = [rule(self, *(a[start:stop] for a in arrays), *scalars) for start, stop, scalars in pieces]
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))

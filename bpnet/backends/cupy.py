@@ -15,10 +15,10 @@ from bpnet.backends import cublaslt, cuda
 from bpnet.backends.base import PRECISIONS, Array, Backend, Key, Piece, Prefetcher, Rule, Specs, State
 from bpnet.backends.cupy_feed import PinnedPrefetcher
 from bpnet.backends.cupy_graph import CapturedStep
-from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, CupyContext, widened
-from bpnet.backends.cupy_launch import BFLOAT16, Kernel, contiguous
+from bpnet.backends.cupy_kernels import DEFINITIONS, KERNELS, CupyContext
+from bpnet.backends.cupy_launch import Kernel
 from bpnet.backends.cupy_slots import fetch
-from bpnet.backends.cupy_sums import column_sums, draw
+from bpnet.backends.cupy_sums import draw
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.errors import DeviceError, UnknownNameError
 
@@ -104,9 +104,6 @@ class CupyBackend(Backend):
     ) -> CupyContext:
         return CupyContext(self, precision, grad_buffers, network)
 
-    def widened(self, x: Array) -> Array:
-        return widened(x)
-
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
 
@@ -126,11 +123,6 @@ class CupyBackend(Backend):
 
     def erf(self, x: Array) -> Array:
         return cupyx.scipy.special.erf(x)
-
-    def column_sums(self, x: Array) -> Array:
-        if (x.dtype.name not in cuda.TYPES and x.dtype != BFLOAT16) or not x.size or "fused" not in self.techniques:
-            return super().column_sums(x)
-        return column_sums(contiguous(x))
 
     def empty_vector(self, size: int, like: Array) -> Array | None:
         with like.device:

@@ -7,7 +7,7 @@ from typing import Any
 import cupy
 import numpy
 
-from bpnet.backends import cublaslt
+from bpnet.backends import cublaslt, cuda
 from bpnet.backends.base import Array, Backend, Context, Rule
 from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, Kernel, as_they_are, contiguous, finished, mapped
 from bpnet.backends.cupy_sums import SUMS, column_sums
@@ -102,12 +102,21 @@ def dense_backward(
 class CupyContext(Context):
     """Of products in a precision, of a network whose activations may be stored as they round them, or not."""
 
-    def __init__(self, backend: Backend, precision: str, grad_buffers: dict[int, Array] | None, network: Any) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        precision: str,
+        grad_buffers: dict[int, Array] | None,
+        network: Any,
+    ) -> None:
         super().__init__(backend, precision, grad_buffers)
         self.narrow = precision == "bfloat16" and network is not None and network.products_only
-        """Whether kernels store what passes between layers in bfloat16; `Backend.widened` undoes that."""
+        """Whether kernels store what passes between layers in bfloat16."""
         self.rounded: dict[int, tuple[Array, Array]] = {}
         """By the `id` of an array: that array, and what was made of it for products of less precision."""
+
+    def output(self, y: Array) -> Array:
+        return widened(y)
 
 
 def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
@@ -119,6 +128,12 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
     out = cupy.empty(shape, FLOAT32 if BFLOAT16 in types else a.dtype)
     plain(run, factor(run, contiguous(a)), factor(run, contiguous(b)), out, (transpose_a, transpose_b))
     return out
+
+
+def sum_rows(run: Any, x: Array) -> Array:
+    if x.ndim != 2 or not x.size or (x.dtype.name not in cuda.TYPES and x.dtype != BFLOAT16):
+        return NotImplemented
+    return column_sums(contiguous(x))
 
 
 FEW_OPERATIONS = 2.0**30
@@ -229,7 +244,7 @@ def defined(run: Any, x: Array, *_: Any, **__: Any) -> Any:
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    "matmul": matmul, "dense_forward": dense_forward, "dense_backward": dense_backward, **SUMS,
-}  # fmt: skip
+    f.__name__: f for f in (matmul, sum_rows, dense_forward, dense_backward)
+} | SUMS
 DEFINITIONS: dict[str, Callable[..., Any]] = {"matmul": defined}
 """Instead of these, where rules are not fused."""

@@ -345,12 +345,17 @@ def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose
     return graph.matmul(graph.transpose(a) if transpose_a else a, graph.transpose(b) if transpose_b else b)
 
 
+def _sum_rows(run: Any, x: Symbol) -> Symbol:
+    """As any sum, for the same reason."""
+    return run.xp.sum(x, axis=0)  # type: ignore[no-any-return]
+
+
 class TracingBackend(Backend):
     """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
 
     name = "numpy"
     traces = True
-    kernels: ClassVar = {"matmul": _matmul}
+    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows}
 
     def __init__(self, real: Any, cut: Callable[[int, float], list[Rows]]) -> None:
         self.graph = Graph(real)
@@ -402,10 +407,6 @@ class TracingBackend(Backend):
         if own and whole.size == term.size and len(whole.args) < 3:
             return term
         return self.graph.add("copy", (term,), term.shape, term.dtype)
-
-    def column_sums(self, x: Symbol) -> Symbol:
-        """As any sum: a compiled one is never of many rows, one after the other."""
-        return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every pass that reads it."""
