@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet.compiler import verify
+
+verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),

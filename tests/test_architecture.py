@@ -34,7 +34,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.feeding": {"in_order", "shuffled"},
     "bpnet.testing": {"check_gradients", "_compare", "_same_without_dx", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
+HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.about", "bpnet.cli", "bpnet.tables")
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -63,6 +63,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "options": 1,
     "disk": 1,
     "registry": 1,
+    "compiler": 1.5,
     "backends": 2,
     "layer": 3,
     "layout": 4,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bpnet.backends.native import cache
+from bpnet.compiler.llvm import cache
 
-KEY, CODE, NAME = b"k" * 32, b"machine code" * 100, "pass-0123.o"
+KEY, CODE, NAME = b"k" * 32, b"machine code" * 100, "fused-0123.o"
 owners = pytest.mark.skipif(not cache.HAS_OWNERS, reason="files have no owners here")
 
 
@@ -42,7 +42,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert not folder.parent.exists(), "nothing is made where nothing is written"
     assert keeps()
     assert os.listdir(folder) == [NAME]
-    assert cache.read("pass-4567.o", KEY) is None
+    assert cache.read("fused-4567.o", KEY) is None
 
 
 @owners
@@ -56,13 +56,13 @@ def test_the_folder_is_made_for_its_user_alone(folder: Path) -> None:
 
 
 def test_two_files_in_each_others_place_are_not_read(folder: Path) -> None:
-    assert keeps("pass-0.o", b"0" * 32)
-    assert keeps("pass-1.o", b"1" * 32)
-    (folder / "pass-0.o").rename(folder / "x")
-    (folder / "pass-1.o").rename(folder / "pass-0.o")
-    (folder / "x").rename(folder / "pass-1.o")
-    assert cache.read("pass-0.o", b"0" * 32) is None
-    assert cache.read("pass-1.o", b"1" * 32) is None
+    assert keeps("fused-0.o", b"0" * 32)
+    assert keeps("fused-1.o", b"1" * 32)
+    (folder / "fused-0.o").rename(folder / "x")
+    (folder / "fused-1.o").rename(folder / "fused-0.o")
+    (folder / "x").rename(folder / "fused-1.o")
+    assert cache.read("fused-0.o", b"0" * 32) is None
+    assert cache.read("fused-1.o", b"1" * 32) is None
 
 
 def test_damaged_files_are_not_read_and_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_where_nothing_can_be_written_nothing_is_left(folder: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        cache.write("pass-1.o", KEY, CODE)
+        cache.write("fused-1.o", KEY, CODE)
     assert os.listdir(folder) == [NAME]
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -186,7 +186,7 @@ def test_where_nothing_can_be_written_nothing_is_left(folder: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            cache.write("pass-1.o", KEY, CODE)
+            cache.write("fused-1.o", KEY, CODE)
     assert os.listdir(folder) == [NAME]
     occupied = folder / "file"
     occupied.write_text("")
@@ -201,7 +201,7 @@ def test_what_killed_processes_left_is_removed(folder: Path) -> None:
         (folder / name).write_bytes(b"half")
         os.utime(folder / name, (time.time() - age,) * 2)
     assert keeps()
-    assert sorted(os.listdir(folder)) == ["new.part", "old", NAME]
+    assert sorted(os.listdir(folder)) == [NAME, "new.part", "old"]
 
 
 TRAIN = """
@@ -222,7 +222,7 @@ def test_a_training_runs_no_code_of_another_key(folder: Path) -> None:
         return subprocess.run([sys.executable, "-c", TRAIN], check=True, capture_output=True, text=True).stdout
 
     first = train()
-    files = sorted(folder.glob("pass-*.o"))
+    files = sorted(folder.glob("fused-*.o"))
     assert len(files) > 3
     codes = [file.read_bytes() for file in files]
     for file, code in zip(files, codes[1:] + codes[:1], strict=True):

@@ -861,10 +861,10 @@ def test_what_was_passed_before_and_is_gone_is_not_used(calls: Any, monkeypatch:
 
 OTHER_PROCESSOR = """
 import numpy as np
-from bpnet.backends.native import code
-code.vector_bytes, code.many_registers, code.fuses = (lambda: {width}), (lambda: {many}), (lambda: {fuses})
-if not {many} and code.llvm.get_default_triple().startswith("x86_64"):  # and no instruction that it lacks
-    code._identity = lambda: ("", "haswell" if {fuses} else "x86-64", "")
+from bpnet.compiler.llvm import builder, jit
+builder.vector_bytes, builder.many_registers, builder.fuses = (lambda: {width}), (lambda: {many}), (lambda: {fuses})
+if not {many} and jit.llvm.get_default_triple().startswith("x86_64"):  # and no instruction that it lacks
+    jit._identity = lambda: ("", "haswell" if {fuses} else "x86-64", "")
 import bpnet as bp
 seam = bp.backends.get("numpy")
 rng = np.random.default_rng(0)
@@ -917,19 +917,19 @@ def test_the_extra_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.Mo
 
 def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
     """Nobody would wake it before the next list."""
-    from bpnet.backends.native import team
+    from bpnet.compiler.llvm import thread_pool
 
-    helper = object.__new__(team._Helper)
-    helper.team, helper.memory, helper.number = team.Team(), np.zeros(1), 0
+    helper = object.__new__(thread_pool._Worker)
+    helper.pool, helper.memory, helper.number = thread_pool.ThreadPool(), np.zeros(1), 0
     helper.called, helper.awake, slept, asleep = SimpleQueue(), False, [], threading.Event()
 
     def help(*_: Any) -> None:  # returns when there was nothing to do for a while
-        slept.append(helper.team.at_work)
+        slept.append(helper.pool.at_work)
         if len(slept) == 3:
-            helper.team.at_work = 0
+            helper.pool.at_work = 0
             asleep.set()
 
-    helper.help, helper.team.at_work = help, 1
+    helper.help, helper.pool.at_work = help, 1
     threading.Thread(target=helper.serve, daemon=True).start()
     helper.called.put(None)
     assert asleep.wait(10)

@@ -21,10 +21,10 @@ from test_activations import Case, check_far_out, exact
 from test_kernels import ARGUMENTS
 
 import bpnet as bp
-from bpnet.backends.base import fold
 from bpnet.backends.cuda import OPTIONS, Form, finish_launch, map_launch, source, sum_launch
 from bpnet.backends.cuda_texts import DROPPED, cross_entropy_launch, mask_source
 from bpnet.backends.trace import NotTraceableError
+from bpnet.compiler.random import fold
 from bpnet.layer import KERNELS, Run
 from bpnet.layers.dense import dense_backward, dense_forward
 

@@ -481,9 +481,9 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
 ) -> None:
     if jit:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-        from bpnet.backends.native import team
+        from bpnet.compiler.llvm import thread_pool
 
-        monkeypatch.setattr(team.TEAM, "helpers", [])
+        monkeypatch.setattr(thread_pool.POOL, "workers", [])
     from bpnet.backends import threads
 
     seam = bp.backends.get("numpy")
@@ -501,7 +501,7 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_the_work(
     expected = trained()
     monkeypatch.setattr(threads, "_pool", threads._Pool())
     if jit:
-        monkeypatch.setattr(team.TEAM, "helpers", [])
+        monkeypatch.setattr(thread_pool.POOL, "workers", [])
 
     def start(self: Any) -> None:
         raise RuntimeError("can't start new thread")

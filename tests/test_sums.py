@@ -288,9 +288,9 @@ def code(library: Any, monkeypatch: Any) -> Any:
     """The module that compiles, of NumPy with its `jit`."""
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     monkeypatch.setattr(library("numpy-jit").seam, "jit", True)
-    from bpnet.backends.native import code
+    from bpnet.compiler.llvm import jit
 
-    return code
+    return jit
 
 
 def worked(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> None:
@@ -337,7 +337,7 @@ def test_blocks_make_no_machine_code_and_no_deep_expressions(code: Any, monkeypa
 
 
 def test_plans_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> None:
-    from bpnet.backends.native import plan
+    from bpnet.backends.numpy import compiled as plan
 
     monkeypatch.setattr(plan, "MOST_PLANS", 2)
     x = np.random.default_rng(0).random((30, 4), np.float32)

@@ -8,6 +8,7 @@ from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import Quiet
+from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import DeviceError
 
 T = TypeVar("T")
@@ -235,7 +236,7 @@ class Backend:
         return self._uint32(fold(key), device)
 
     def _hashed(self, x: Array, device: Any) -> Array:
-        for shift, factor in _TRIPLE32:
+        for shift, factor in TRIPLE32:
             x = (x ^ (x >> self._uint32(shift, device))) * self._uint32(factor, device)
         return x ^ (x >> self._uint32(14, device))
 
@@ -364,33 +365,6 @@ class Prefetcher:
 
     def close(self) -> None:
         """Wait until all that was sent has left the host."""
-
-
-def threshold(keep: float, values: int = 2**32) -> int:
-    """Below which of so many `values`, all as likely, a random number lies with probability `keep`, as near as can be.
-
-    1 at least and values - 1 at most, so that some are kept and some are not.
-    """
-    return min(max(round(keep * values), 1), values - 1)
-
-
-def fold(key: Key) -> int:
-    """One 32-bit number out of a key's parts, each mixed in by the triple32 hash."""
-    state = 0
-    for part in key:
-        state = _mix((state ^ part & 0xFFFFFFFF) + 0x9E3779B9)
-    return state
-
-
-def _mix(x: int) -> int:
-    x &= 0xFFFFFFFF
-    for shift, factor in _TRIPLE32:
-        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 14)
-
-
-_TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
-"""C. Wellons, hash-prospector (2018): a 32-bit integer hash of very low bias."""
 
 
 def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:

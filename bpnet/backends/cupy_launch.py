@@ -10,7 +10,7 @@ import numpy
 from bpnet.backends import cuda
 from bpnet.backends.base import Array, Backend, Rule
 from bpnet.backends.interrupts import uninterrupted
-from bpnet.backends.trace import NotTraceableError
+from bpnet.compiler.graph import NotTraceableError
 
 BFLOAT16 = numpy.dtype(numpy.uint16)
 """The type of arrays of bfloat16: words of 16 bits, which only kernels and products here read, so that neither CuPy

@@ -11,9 +11,10 @@ import cupy
 import numpy
 
 from bpnet.backends import cuda_texts, cupy_launch
-from bpnet.backends.base import Array, Backend, Rule, fold, threshold
+from bpnet.backends.base import Array, Backend, Rule
 from bpnet.backends.cuda import TYPES, Held, map_launch
 from bpnet.backends.cupy_launch import BFLOAT16, FLOAT32, as_they_are, contiguous, finished, mapped, summed
+from bpnet.compiler.random import fold, threshold
 
 
 def column_sums(a: Array) -> Array:

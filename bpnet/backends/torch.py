@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import array_api_compat.torch as xp
 import torch
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves, fold
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
 from bpnet.backends.interrupts import Session
+from bpnet.compiler.random import fold
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bpnet.compiler.graph import NotTraceableError
+
 BINARY = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 COMPARISONS = {">": "greater", ">=": "greater_equal", "<": "less", "<=": "less_equal"}
 FUNCTIONS = frozenset({"sqrt", "exp", "log", "log1p", "expm1", "tanh", "abs", "maximum", "minimum", "negative"})
 SPECIAL = frozenset({"where", "erf"})
 """What code for a GPU has, but not NumPy without memory for truth values, or not at all."""
-
-
-class NotTraceableError(Exception):
-    """The rule does something that has no symbol here; it is then evaluated as it stands."""
 
 
 class _Number:

@@ -1,102 +1,75 @@
-"""A pass over memory as machine code: rows one after the other, each a vector register at a time.
+"""Fused kernels as machine code: rows one after the other, each a vector register at a time.
 
-A row is gone along as often as sums over it are needed before it can be finished (softmax: its largest entry, the sum
-of its exponentials, its results).  The end of a row that does not fill a register is handled by masked loads and
-stores.  Nothing is contracted or reordered, so an operation that IEEE 754 rounds exactly gives the bits that it gives
-alone.
+A row is gone along once in each phase: as often as reductions over it are needed before it can be finished (softmax:
+its largest entry, the sum of its exponentials, its results).  The end of a row that does not fill a register is handled
+by masked loads and stores.  Nothing is contracted or reordered, so an operation that IEEE 754 rounds exactly gives the
+bits that it gives alone.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from bpnet.backends.native.arithmetic import as_real, constant, operate, triple32
-from bpnet.backends.native.code import BYTES, I8, I32, I64, REALS, SIZES, VOID, Function, vector_bytes
+from bpnet.compiler.commands import FusedKernel, Reference
+from bpnet.compiler.llvm.arithmetic import as_real, constant, operate, triple32
+from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, vector_bytes
+from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 STRIP = 64
 """Most rows of columns, or vectors of a row, that are added up one after the other.
 
-Sums of so many are then added to others of their like, of rows by further passes and along rows with what rounding
+Sums of so many are then added to others of their like, of rows by further kernels and along rows with what rounding
 leaves out of each addition, so that no error grows with the number of what is summed.
 """
-ROWS_AHEAD, LINES_AHEAD = 16, 8
-"""How many rows ahead, and how much of a row, memory is asked for where rows lie anywhere."""
-
-Reference = tuple[str, Any]
-"""("operand", i), ("value", i), ("number", i), ("constant", i), or ("literal", x)."""
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What a pass does to each entry of its rows and columns.
+def write_fused(module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
+    """fused(arguments, tile, bases, scratch); `long`: whether a row, or a tile of it, has more than STRIP vectors.
 
-    operands: (class, type) of each array that is read; an array has an entry for each entry ("full"), each row
-    ("column": it is one), each column ("row"), or one in all ("scalar").
-    numbers: how many numbers it is told, which may change from call to call; constants: how many that may not.  Only
-    literals are part of the code, so that what depends on the size of a batch, as 1/n, makes no new code.
-    expressions: (operation, class, turn along the row, *references), each on what stands before it.
-    sinks: (kind, reference, turn, class): "store", "rows" (sums over rows), or "all:" sum, max or min over everything.
-    long: whether a row, or a tile of it, has more than STRIP vectors.
+    `arguments`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the
+    slots of the numbers; the bits of the constants in double precision; of every mask the threshold and, for every
+    part of the key, whether it is a slot or the part itself, and that; (memory, bytes into it) of every result.
+
+    Partial results of tiles lie one after the other, and column-wise sums of every STRIP rows of a tile.
     """
-
-    dtype: str
-    operands: tuple[tuple[str, str], ...]
-    numbers: int
-    constants: int
-    expressions: tuple[tuple[Any, ...], ...]
-    sinks: tuple[tuple[str, Reference, int, str], ...]
-    long: bool
-
-
-def write_pass(module: ir.Module, name: str, form: Pass) -> None:
-    """pass(told, tile, bases, scratch).
-
-    `told`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the
-    places of the numbers; the bits of the constants in double precision; of every mask the threshold and, for every
-    part of the key, whether it is a place or the part itself, and that; (memory, bytes into it) of every result.
-
-    Sums of tiles lie one after the other, and those over rows of every STRIP rows of a tile.
-    """
-    _Writer(module, name, form)
+    _Writer(module, name, kernel, long)
 
 
 class _Writer:
-    def __init__(self, module: ir.Module, name: str, form: Pass) -> None:
-        self.form, self.real, self.size = form, REALS[form.dtype], SIZES[form.dtype]
+    def __init__(self, module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
+        self.kernel, self.long, self.real, self.size = kernel, long, REALS[kernel.dtype], SIZES[kernel.dtype]
         self.lanes = vector_bytes() // self.size
         self.f = f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
-        b, (self.told, tile, self.bases, _) = f.b, f.arguments
+        b, (self.arguments, tile, self.bases, _) = f.b, f.arguments
         self.position = 0
-        rows, self.columns, down, across, count = (self.next_told() for _ in range(5))
+        rows, self.columns, down, across, count = (self.next_argument() for _ in range(5))
         self.first_row = b.mul(b.sdiv(tile, count), down)
         self.last_row = f.least(rows, b.add(self.first_row, down))
         self.first = b.mul(b.srem(tile, count), across)
         self.last = f.least(self.columns, b.add(self.first, across))
-        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in form.operands]
+        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in kernel.operands]
         self.once: dict[Reference, Any] = {}
-        """Values that are the same for the whole pass."""
-        for i in range(form.numbers):
-            self.once["number", i] = self.number(self.next_told())
-        for i in range(form.constants):
-            self.once["constant", i] = self._real(b.bitcast(self.next_told(), ir.DoubleType()))
+        """Values that are the same for the whole kernel."""
+        for i in range(kernel.numbers):
+            self.once["number", i] = self.number(self.next_argument())
+        for i in range(kernel.constants):
+            self.once["constant", i] = self._real(b.bitcast(self.next_argument(), ir.DoubleType()))
         self.keys: dict[int, tuple[Any, Any, Any]] = {}
-        for i, (op, _, _, *args) in enumerate(form.expressions):
+        for i, (op, _, _, *args) in enumerate(kernel.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
-        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in form.sinks]
-        self.turns = max([1, *(turn + 1 for _, _, turn, _ in form.sinks)])
+        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in kernel.results]
+        phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
         self.totals: dict[int, _Total] = {}
         strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
-        for i, (kind, _, _, of) in enumerate(form.sinks):
-            if kind == "rows":
+        for i, (kind, _, _, layout) in enumerate(kernel.results):
+            if kind == "column_sum":
                 self.targets[i] = f.at(self.targets[i], b.mul(b.mul(tile, strips), self.columns))
-            elif kind.startswith("all:"):
+            elif kind != "store":
                 self.targets[i] = f.at(self.targets[i], tile)
-                self.totals[i] = _Total(f, kind[4:], self.real, self.lanes if of in ("full", "row") else 1)
+                self.totals[i] = _Total(f, kind, self.real, self.lanes if layout in ("full", "per_column") else 1)
         vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
         together = b.sdiv(f.number(STRIP), f.least(STRIP, f.most(1, vectors)))
         """Rows that are added to totals one after the other."""
@@ -105,8 +78,8 @@ class _Writer:
             self.row_index = row.index
             self.row = {}
             self.strips = self._strips()
-            for turn in range(self.turns):
-                self._turn(turn)
+            for phase in range(phases):
+                self._phase(phase)
             if self.totals:
                 left = f.sum(row.values[0], -1)
                 none = b.icmp_signed("==", left, f.number(0))
@@ -118,14 +91,14 @@ class _Writer:
             b.store(total.result(), self.targets[i])
         b.ret_void()
 
-    # ---- what the pass is told ----------------------------------------------------------------------------------
+    # ---- arguments ----------------------------------------------------------------------------------------------
 
-    def next_told(self) -> Any:
+    def next_argument(self) -> Any:
         self.position += 1
-        return self.f.b.load(self.f.at(self.told, self.position - 1))
+        return self.f.b.load(self.f.at(self.arguments, self.position - 1))
 
     def next_place(self) -> Any:
-        base, offset = self.next_told(), self.next_told()
+        base, offset = self.next_argument(), self.next_argument()
         return self.f.at(self.f.b.load(self.f.at(self.bases, base)), offset)
 
     def number(self, slot: Any) -> Any:
@@ -140,12 +113,12 @@ class _Writer:
         return REALS.get(dtype) or (I8 if dtype == "bool" else ir.IntType(8 * SIZES[dtype]))
 
     def _key(self, parts: int) -> tuple[Any, Any, Any]:
-        """(key, threshold, 1 / keep) of a mask, as `bpnet.backends.base.fold` and `keep_mask` have them."""
+        """(key, threshold, 1 / keep) of a mask, as `bpnet.compiler.random.fold` and `Backend.keep_mask` have them."""
         f, b = self.f, self.f.b
-        threshold = self.next_told()
+        threshold = self.next_argument()
         state: Any = ir.Constant(I32, 0)
         for _ in range(parts):
-            slot, part = self.next_told(), self.next_told()
+            slot, part = self.next_argument(), self.next_argument()
             numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
             place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
             changing = b.fptoui(b.load(f.at(numbers, place)), I64)
@@ -156,19 +129,19 @@ class _Writer:
 
     # ---- going along a row --------------------------------------------------------------------------------------
 
-    def _turn(self, turn: int) -> None:
-        f, b, form = self.f, self.f.b, self.form
-        along = [i for i, s in enumerate(form.sinks) if s[2] == turn and s[3] in ("full", "row")]
+    def _phase(self, phase: int) -> None:
+        f, b, kernel = self.f, self.f.b, self.kernel
+        along = [i for i, s in enumerate(kernel.results) if s[2] == phase and s[3] in ("full", "per_column")]
         sums = {
-            i: _Total(f, op.partition(":")[2], self.real, self.lanes)
-            for i, (op, _, of_turn, *_) in enumerate(form.expressions)
-            if op.startswith("columns:") and of_turn == turn
+            i: _Total(f, op, self.real, self.lanes)
+            for i, (op, _, of_phase, *_) in enumerate(kernel.expressions)
+            if op in ROW_REDUCTIONS and of_phase == phase
         }
         self.before: set[Reference] = set()
         for i in along:
-            self._before(form.sinks[i][1])
+            self._before(kernel.results[i][1])
         for i in sums:
-            self._before(form.expressions[i][3])
+            self._before(kernel.expressions[i][3])
         totals = [*sums.values(), *(self.totals[i] for i in along if i in self.totals)]
         if along or sums:
             whole = b.add(self.first, b.and_(b.sub(self.last, self.first), f.number(-self.lanes)))
@@ -179,19 +152,19 @@ class _Writer:
                 _Body(self, whole, some).work(along, sums)
         for i, total in sums.items():
             self.row["value", i] = total.result()
-        for i, (kind, reference, of_turn, of) in enumerate(form.sinks):
-            if of_turn != turn or of in ("full", "row"):
+        for i, (kind, reference, of_phase, layout) in enumerate(kernel.results):
+            if of_phase != phase or layout in ("full", "per_column"):
                 continue
             value = self.single(reference)
             if kind == "store":
-                b.store(value, f.at(self.targets[i], self.row_index if of == "column" else 0))
+                b.store(value, f.at(self.targets[i], self.row_index if layout == "per_row" else 0))
             else:
                 self.totals[i].add(value)
 
     @contextmanager
     def _parts(self, whole: Any, totals: "list[_Total]") -> Iterator[tuple[Any, Any]]:
         """From where to where to go along a row: of a long one STRIP vectors at a time, where anything is summed."""
-        if not (totals and self.form.long):
+        if not (totals and self.long):
             yield self.first, whole
             return
         length = self.lanes * STRIP
@@ -206,13 +179,13 @@ class _Writer:
         if reference in self.before:
             return
         self.before.add(reference)
-        if kind == "operand" and self.form.operands[which][0] in ("column", "scalar"):
+        if kind == "operand" and self.kernel.operands[which][0] in ("per_row", "scalar"):
             self.single(reference)
         elif kind == "value":
-            op, of, _, *args = self.form.expressions[which]
-            if op in ("mask", "places"):
+            op, layout, _, *args = self.kernel.expressions[which]
+            if op in GENERATORS:
                 return
-            if of in ("column", "scalar"):
+            if layout in ("per_row", "scalar"):
                 self.single(reference)
             else:
                 for a in args:
@@ -228,20 +201,20 @@ class _Writer:
         if reference not in self.row:
             b, f = self.f.b, self.f
             if kind == "operand":
-                of, dtype = self.form.operands[which]
-                place = f.at(self.operands[which], 0 if of == "scalar" else self.row_index)
+                layout, dtype = self.kernel.operands[which]
+                place = f.at(self.operands[which], 0 if layout == "scalar" else self.row_index)
                 self.row[reference] = as_real(b, b.load(place), dtype, self.real)
             else:
-                op, _, _, *args = self.form.expressions[which]
+                op, _, _, *args = self.kernel.expressions[which]
                 self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
         return self.row[reference]
 
     # ---- sums ---------------------------------------------------------------------------------------------------
 
     def _strips(self) -> dict[int, Any]:
-        """Where this row is added to, of every sum over rows."""
+        """Where this row is added to, of every column-wise sum."""
         f, b = self.f, self.f.b
-        targets = {i: self.targets[i] for i, sink in enumerate(self.form.sinks) if sink[0] == "rows"}
+        targets = {i: self.targets[i] for i, result in enumerate(self.kernel.results) if result[0] == "column_sum"}
         if not targets:
             return {}
         row = b.sub(self.row_index, self.first_row)
@@ -262,9 +235,9 @@ class _Total:
     """
 
     def __init__(self, f: Function, op: str, real: Any, lanes: int) -> None:
-        self.f, self.op, self.real, self.lanes = f, op, real, lanes
-        self.ends = False
-        self.nothing = constant(real, {"sum": 0.0, "max": -math.inf, "min": math.inf}[op], lanes)
+        self.f, self.real, self.lanes = f, real, lanes
+        self.joined_by, self.ends = OPERATIONS[op].joined_by, False
+        self.nothing = constant(real, OPERATIONS[op].start, lanes)
         with f.b.goto_entry_block():
             self.part, self.total, self.rest = (f.b.alloca(self.nothing.type) for _ in range(3))
         for place in (self.part, self.total, self.rest):
@@ -279,7 +252,7 @@ class _Total:
 
     def end_part(self) -> None:
         """Add what is in the part to the others."""
-        if self.op != "sum":
+        if self.joined_by != "add":
             return
         self.ends = True
         b = self.f.b
@@ -309,9 +282,7 @@ class _Total:
         return b.extract_element(vector, ir.Constant(I32, 0))
 
     def _join(self, x: Any, y: Any) -> Any:
-        if self.op == "sum":
-            return self.f.b.fadd(x, y)
-        return operate(self.f, {"max": "maximum", "min": "minimum"}[self.op], [x, y], self.real)
+        return operate(self.f, self.joined_by, [x, y], self.real)
 
 
 class _Body:
@@ -325,15 +296,15 @@ class _Body:
 
     def work(self, along: list[int], sums: dict[int, _Total]) -> None:
         for i, total in sums.items():
-            total.add(self.value(self.w.form.expressions[i][3]), self.mask)
-        values = [self.value(self.w.form.sinks[i][1]) for i in along]  # before what they read may be written over
+            total.add(self.value(self.w.kernel.expressions[i][3]), self.mask)
+        values = [self.value(self.w.kernel.results[i][1]) for i in along]  # before what they read may be written over
         for i, value in zip(along, values, strict=True):
-            (kind, _, _, of), target = self.w.form.sinks[i], self.w.targets[i]
+            (kind, _, _, layout), target = self.w.kernel.results[i], self.w.targets[i]
             if kind == "store":
-                self._store(value, self.f.at(target, self.entry if of == "full" else self.column))
-            elif kind == "rows":
+                self._store(value, self.f.at(target, self.entry if layout == "full" else self.column))
+            elif kind == "column_sum":
                 place = self.f.at(self.w.strips[i], self.column)
-                self._store(self.b.fadd(self._load(place, self.w.form.dtype), value), place)
+                self._store(self.b.fadd(self._load(place, self.w.kernel.dtype), value), place)
             else:
                 self.w.totals[i].add(value, self.mask)
 
@@ -341,20 +312,20 @@ class _Body:
         kind, which = reference
         if reference in self.known:
             return self.known[reference]
-        form, w = self.w.form, self.w
+        kernel, w = self.w.kernel, self.w
         if kind == "literal":
             value = constant(w.real, which, self.lanes)
         elif kind in ("number", "constant") or reference in w.row or self._single(reference):
             value = self.f.splat(w.single(reference), self.lanes)
         elif kind == "operand":
-            of, dtype = form.operands[which]
-            place = self.f.at(w.operands[which], self.entry if of == "full" else self.column)
+            layout, dtype = kernel.operands[which]
+            place = self.f.at(w.operands[which], self.entry if layout == "full" else self.column)
             value = as_real(self.b, self._load(place, dtype), dtype, w.real)
         else:
-            op, _, _, *args = form.expressions[which]
+            op, _, _, *args = kernel.expressions[which]
             if op == "mask":
                 value = self._mask(*w.keys[which])
-            elif op == "places":
+            elif op == "positions":
                 counted = constant(w.real, [float(i) for i in range(self.lanes)], self.lanes)
                 start = self.b.sitofp(self.column, w.real)
                 value = self.b.fadd(self.f.splat(start, self.lanes), counted)
@@ -366,8 +337,8 @@ class _Body:
     def _single(self, reference: Reference) -> bool:
         kind, which = reference
         if kind == "operand":
-            return self.w.form.operands[which][0] in ("column", "scalar")
-        return kind == "value" and self.w.form.expressions[which][1] in ("column", "scalar")
+            return self.w.kernel.operands[which][0] in ("per_row", "scalar")
+        return kind == "value" and self.w.kernel.expressions[which][1] in ("per_row", "scalar")
 
     def _mask(self, key: Any, threshold: Any, scale: Any) -> Any:
         """As `Backend.keep_mask`, by the number of the entry."""
@@ -392,40 +363,3 @@ class _Body:
             self.f.store(value, place, self.w.size)
         else:
             self.f.store_some(value, place, self.mask, self.w.size)
-
-
-def write_take(module: ir.Module, name: str, dtype: str) -> None:
-    """take(told, tile, bases, scratch): rows of an array by their numbers, which are of type `dtype`.
-
-    `told`: rows, rows of a tile, bytes of a row, rows of the array, and (memory, bytes into it) of the array, the
-    numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
-    which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
-    """
-    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
-    b, (told, tile, bases, _) = f.b, f.arguments
-    rows, step, size, count, *where = (b.load(f.at(told, i)) for i in range(10))
-    data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
-    numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
-
-    def place(row: Any) -> tuple[Any, Any]:
-        """Where a row lies, and whether there is one."""
-        number = b.load(f.at(numbers, row))
-        number = b.sext(number, I64) if SIZES[dtype] < 8 else number
-        number = b.select(b.icmp_signed("<", number, f.number(0)), b.add(number, count), number)
-        return f.at(data, b.mul(number, size)), b.icmp_unsigned("<", number, count)
-
-    first = b.mul(tile, step)
-    last = f.least(rows, b.add(first, step))
-    with f.loop(first, last) as row:
-        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
-        with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
-            f.prefetch(f.at(ahead, line.index))
-        to = f.at(target, b.mul(row.index, size))
-        start, there = place(row.index)
-        plain = ir.Constant(ir.IntType(1), 0)
-        with b.if_else(there) as (copied, filled):
-            with copied:
-                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
-            with filled:
-                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
-    b.ret_void()

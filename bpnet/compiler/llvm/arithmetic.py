@@ -9,7 +9,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.backends.native.code import I32, I64, REALS, Function, suffix
+from bpnet.compiler.llvm.builder import I32, I64, REALS, Function, suffix
+from bpnet.compiler.ops import COMPARISON, OPERATIONS
+from bpnet.compiler.random import TRIPLE32
 
 
 def constant(real: Any, value: Any, lanes: int) -> Any:
@@ -18,7 +20,7 @@ def constant(real: Any, value: Any, lanes: int) -> Any:
 
 
 def as_real(b: Any, value: Any, dtype: str, real: Any) -> Any:
-    """Whole numbers and truth values as numbers of the pass's type (the latter for comparisons)."""
+    """Whole numbers and truth values as numbers of the kernel's type (the latter for comparisons)."""
     if dtype in REALS:
         return value
     target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
@@ -26,18 +28,18 @@ def as_real(b: Any, value: Any, dtype: str, real: Any) -> Any:
 
 
 def triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:
-    """C. Wellons, hash-prospector (2018)."""
-    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+    """See `bpnet.compiler.random.TRIPLE32`."""
+    for shift, factor in TRIPLE32:
         x = b.mul(b.xor(x, b.lshr(x, word(shift))), word(factor))
     return b.xor(x, b.lshr(x, word(14)))
 
 
 def operate(f: Function, op: str, args: list[Any], real: Any) -> Any:
     """One operation on values or vectors."""
-    return _Math(f, args[0].type, real).operate(op, args)
+    return Arithmetic(f, args[0].type, real).operate(op, args)
 
 
-class _Math:
+class Arithmetic:
     """Operations on one kind of value: numbers of a type, or vectors of them."""
 
     def __init__(self, f: Function, kind: Any, real: Any) -> None:
@@ -57,29 +59,34 @@ class _Math:
         return self.f.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
 
     def operate(self, op: str, a: list[Any]) -> Any:
+        operation = OPERATIONS[op]
+        if operation.kind == COMPARISON:
+            truths = suffix(a[0].type).endswith("i1")
+            return self.b.icmp_signed("==", *a) if truths else self.b.fcmp_ordered(operation.llvm, *a)
+        return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
+
+    def copy(self, x: Any) -> Any:
+        return x
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        return self._chosen(">=", x, y)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        return self._chosen("<=", x, y)
+
+    def _chosen(self, sign: str, x: Any, y: Any) -> Any:
+        """x where it compares so with y or is not a number, else y, which may be none."""
         b = self.b
-        simple = {"add": b.fadd, "subtract": b.fsub, "multiply": b.fmul, "divide": b.fdiv}
-        compare = {"greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=", "equal": "=="}
-        if op in simple:
-            return simple[op](*a)
-        if op == "equal" and suffix(a[0].type).endswith("i1"):
-            return b.icmp_signed("==", *a)
-        if op in compare:
-            return b.fcmp_ordered(compare[op], *a)
-        if op in ("maximum", "minimum"):  # which hand on what is not a number
-            ordered = b.fcmp_ordered(">=" if op == "maximum" else "<=", *a)
-            return b.select(b.or_(ordered, b.fcmp_unordered("uno", a[0], a[0])), *a)
-        if op == "where":
-            return b.select(*a)
-        if op == "astype":
-            return b.select(a[0], self.real(1.0), self.real(0.0))
-        if op == "copy":
-            return a[0]
-        if op == "negative":
-            return b.fneg(a[0])
-        if op in ("sqrt", "abs"):
-            return self.intrinsic("sqrt" if op == "sqrt" else "fabs", a[0])
-        return getattr(self, op)(a[0])
+        return b.select(b.or_(b.fcmp_ordered(sign, x, y), b.fcmp_unordered("uno", x, x)), x, y)
+
+    def number_of_truth(self, x: Any) -> Any:
+        return self.b.select(x, self.real(1.0), self.real(0.0))
+
+    def sqrt(self, x: Any) -> Any:
+        return self.intrinsic("sqrt", x)
+
+    def fabs(self, x: Any) -> Any:
+        return self.intrinsic("fabs", x)
 
     def sign(self, x: Any) -> Any:
         b, zero = self.b, self.real(0.0)

@@ -13,14 +13,16 @@ from typing import Any
 import numpy
 
 from bpnet.backends.base import Rows
-from bpnet.backends.native.code import compiled
-from bpnet.backends.native.graph import Symbol, TracingBackend
-from bpnet.backends.native.loops import write_pass, write_take
-from bpnet.backends.native.products import write_product
-from bpnet.backends.native.schedule import ARENA, FIRST, NUMBERS, Command, Schedule
-from bpnet.backends.native.team import TEAM, Order
+from bpnet.backends.numpy.lower import TiledCommand, lower
 from bpnet.backends.threads import available_threads
-from bpnet.backends.trace import NotTraceableError
+from bpnet.backends.tracing import TracingBackend
+from bpnet.compiler import verify
+from bpnet.compiler.build import build
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS
+from bpnet.compiler.graph import Graph, NotTraceableError
+from bpnet.compiler.llvm.jit import compiled
+from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
+from bpnet.compiler.trace import NUMBER, Argument, trace
 
 MOST_PLANS = 32
 """Plans of a function that are kept; of the others, the one used last is made again when it is wanted."""
@@ -96,7 +98,9 @@ class Compiled:
             return Plan(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
-        except Exception:  # a fault here is no reason for a training to end
+        except Exception:  # a fault here is no reason for a user's training to end
+            if verify.STRICT:
+                raise
             log.warning("not compiled, which is a fault of bpnet", exc_info=True)
         return self.plain
 
@@ -113,85 +117,56 @@ class Plan:
         cut: Callable[[int, float], list[Rows]],
         threads: int,
     ) -> None:
-        self.threads, self.donate = threads, donate
-        reals = {a.dtype for a in leaves if isinstance(a, numpy.ndarray) and a.dtype.kind == "f"}
-        if len(reals) != 1 or reals.pop().name not in ("float32", "float64"):
-            raise NotTraceableError("no array of float32 or float64, or several types")
-        real = next(a.dtype for a in leaves if isinstance(a, numpy.ndarray) and a.dtype.kind == "f")
-        tracing = TracingBackend(real, cut)
-        graph = tracing.graph
-        self.arrays: list[int] = []
+        self.donate = donate
+        shape: list[Any] = []
+
+        def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
+            result = function(TracingBackend(graph, cut), *rebuilt(args, iter(symbols)))
+            shape.append(result)
+            return leaves_of(result if isinstance(result, tuple) else (result,))
+
+        traced = trace(on_symbols, [_argument(a) for a in leaves])
+        self.result = shape[0] if isinstance(shape[0], tuple) else (shape[0],)
+        self.single = not isinstance(shape[0], tuple)
+        given_up = len(leaves_of((args[0],))) if donate else 0
+        self.commands = commands = build(traced, given_up)
+        self.numbers = commands.numbers
+        self.arrays = [i for i, a in enumerate(leaves) if isinstance(a, numpy.ndarray)]
         """Which leaves are arrays: the first lies in the memory FIRST, the others in those after it."""
-        symbols: list[Any] = []
-        for i, a in enumerate(leaves):
-            if isinstance(a, numpy.ndarray):
-                if a.dtype != real and a.dtype.name not in ("int32", "int64", "bool"):
-                    raise NotTraceableError(f"{a.dtype} values")
-                symbols.append(graph.memory(FIRST + len(self.arrays), a.shape, a.dtype))
-                self.arrays.append(i)
-            elif a is None:
-                symbols.append(None)
-            elif type(a) in (int, float):
-                symbols.append(graph.number(f"v{i}"))
-            else:
-                raise NotTraceableError(f"{a!r} is passed in")
         self.kinds = [(leaves[i].shape, leaves[i].dtype) for i in self.arrays]
         self.seen: list[Any] = [_nothing] * len(self.arrays)
         """Weak references to the arrays whose places are known."""
-        given_up = len(leaves_of((args[0],))) if donate else 0
         self.written = sum(i < given_up for i in self.arrays)
         """How many arrays are given up: the first ones."""
-        try:
-            result = function(tracing, *rebuilt(args, iter(symbols)))
-        except NotTraceableError:
-            raise
-        except Exception as error:  # whatever a function does that arrays can and symbols can't
-            raise NotTraceableError(f"{type(error).__name__}: {error}") from error
-        self.numbers = graph.numbers
-        self._lay_out(result, leaves, real, given_up, graph)
-        self._compile()
-        self.lock: Any = threading.Lock()
-        _LOCKED.add(self)
-
-    def _lay_out(self, result: Tree, leaves: list[Any], real: Any, given_up: int, graph: Any) -> None:
-        self.result = result if isinstance(result, tuple) else (result,)
-        self.single = not isinstance(result, tuple)
-        bases = {leaf: FIRST + k for k, leaf in enumerate(self.arrays)}
-        outputs: list[tuple[Symbol, int]] = []
         self.made: list[tuple[Any, Any]] = []
         self.returned: list[tuple[str, int]] = []
         """made: shape and type of new arrays; returned: for every leaf of the result, a new array or one passed in."""
-        for i, symbol in enumerate(leaves_of(self.result)):
-            if symbol is None:
+        for i, array in enumerate(commands.results):
+            if array is None:
                 self.returned.append(("none", 0))
-                continue
-            if not isinstance(symbol, Symbol) or symbol.dtype != real:
-                raise NotTraceableError(f"a result that is {symbol!r}")
-            if i < given_up and isinstance(leaves[i], numpy.ndarray):
-                if symbol.shape != leaves[i].shape:
-                    raise NotTraceableError("a result of another shape than what is given up for it")
+            elif array.memory < FIRST + len(self.arrays):
                 self.returned.append(("given", i))
-                outputs.append((symbol, bases[i]))
             else:
                 self.returned.append(("made", len(self.made)))
-                outputs.append((symbol, FIRST + len(self.arrays) + len(self.made)))
-                self.made.append((symbol.shape, real))
-        over = frozenset(bases[i] for i in range(given_up) if i in bases)
-        schedule = Schedule(graph, outputs, over, self.threads)
-        self.commands = schedule.commands
-        self.arena = numpy.empty(schedule.arena + 64, numpy.uint8)
+                self.made.append((array.shape, numpy.dtype(array.dtype)))
+        self._prepare(threads)
+        self.lock: Any = threading.Lock()
+        _LOCKED.add(self)
 
-    def _compile(self) -> None:
-        self.told = numpy.array([n for c in self.commands for n in c.told], numpy.int64)
-        starts = self.told.ctypes.data + 8 * numpy.cumsum([0, *(len(c.told) for c in self.commands)])
-        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.commands, starts, strict=False)]
+    def _prepare(self, threads: int) -> None:
+        """Machine code, memory, and the table that the thread pool reads."""
+        self.tiled, arena = lower(self.commands, threads)
+        self.arena = numpy.empty(arena + 64, numpy.uint8)
+        self.arguments = numpy.array([n for c in self.tiled for n in c.arguments], numpy.int64)
+        starts = self.arguments.ctypes.data + 8 * numpy.cumsum([0, *(len(c.arguments) for c in self.tiled)])
+        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.tiled, starts, strict=False)]
         self.list = numpy.array(rows, numpy.int64).reshape(-1, 4)
-        self.together = self.threads if any(c.tiles > 1 for c in self.commands) else 1
+        self.together = threads if any(c.tiles > 1 for c in self.tiled) else 1
         self.where = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.made)))()
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
         self.where[NUMBERS] = ctypes.addressof(self.values)
         self.where[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.order = Order(self.list, ctypes.addressof(self.where), self.together)
+        self.table = CommandTable(self.list, ctypes.addressof(self.where), self.together)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
         """call(state, count, *args), written for this plan: nothing else takes longer between two small steps.
@@ -225,9 +200,9 @@ class Plan:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"made{k}," in carry + "," for k in scalars):
                 raise NotTraceableError("a number in place of what is given up")
-            lines.append(f"    carry_out(order, state, ({carry}, count))")
+            lines.append(f"    run(table, state, ({carry}, count))")
         else:
-            lines.append("    carry_out(order)")
+            lines.append("    run(table)")
         lines += [f"    made{k} = scalar{k}[()]" for k in scalars]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
@@ -237,9 +212,9 @@ class Plan:
         )
         space: dict[str, Any] = {
             "plan": self, "seen": self.seen, "nothing": _nothing, "meet": self._meet, "values": self.values,
-            "where": self.where, "order": self.order, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
+            "where": self.where, "table": self.table, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
             "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
-            "carry_out": TEAM.carry_out, "Changed": Changed, "float32": numpy.float32, "float64": numpy.float64,
+            "run": POOL.run, "Changed": Changed, "float32": numpy.float32, "float64": numpy.float64,
             **{f"scalar{k}": place for k, place in scalars.items()},
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
@@ -256,9 +231,9 @@ class Plan:
         for _ in range(rounds):
             for i in range(len(self.list)):
                 begin = time.perf_counter()
-                TEAM.carry_out(Order(self.list[i : i + 1], bases, self.together))
+                POOL.run(CommandTable(self.list[i : i + 1], bases, self.together))
                 least[i] = min(least[i], time.perf_counter() - begin)
-        return list(zip(map(str, self.commands), least, strict=True))
+        return list(zip((c.text for c in self.tiled), least, strict=True))
 
     def _meet(self, k: int, a: Any) -> Any:
         """Note where the k-th array lies, which must be like the one for which the plan was made."""
@@ -294,9 +269,16 @@ def _text(tree: Tree, names: Any) -> str:
     return f"({''.join(f'{_text(part, names)}, ' for part in tree)})" if isinstance(tree, tuple) else next(names)
 
 
-_WRITERS: dict[str, Callable[..., None]] = {"product": write_product, "pass": write_pass, "take": write_take}
+def _argument(leaf: Any) -> Argument:
+    """What the compiler is told of an argument."""
+    if isinstance(leaf, numpy.ndarray):
+        return leaf.shape, leaf.dtype.name
+    if leaf is None:
+        return None
+    if type(leaf) in (int, float):
+        return NUMBER
+    raise NotTraceableError(f"{leaf!r} is passed in")
 
 
-def _address(command: Command) -> int:
-    writer, form = _WRITERS[command.kind], command.form
-    return compiled(command.kind, lambda module, name: writer(module, name, form), f"{command.kind} {form!r}")
+def _address(command: TiledCommand) -> int:
+    return compiled(command.kind, command.write, f"{command.kind} {command.made_from!r}")

@@ -1,8 +1,8 @@
-"""Threads that carry out a list of commands together, each command cut into tiles that are taken one by one.
+"""The thread pool: threads that carry out a list of commands together, each cut into tiles that they take one by one.
 
 A command is four whole numbers: the address of its function, the address of its arguments, its number of tiles, and
 nothing; the function is function(arguments, tile, bases, scratch).  Commands are carried out one after the other.
-Helpers wait awake until a list is done and a short while longer, since waking a sleeping thread takes 100 us;
+Workers wait awake until a list is done and a short while longer, since waking a sleeping thread takes 100 us;
 where none is awake, whoever runs the list does all of it.
 """
 
@@ -15,17 +15,18 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.backends.native.code import BYTES, I32, I64, REALS, VOID, Function, callable_at, compiled
-from bpnet.backends.native.products import Shape
+from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function
+from bpnet.compiler.llvm.jit import callable_at, compiled
+from bpnet.compiler.llvm.products import Blocking
 
 STATE, DONE, COMMANDS, BASES, ADMITTED, BUSY, SIZE = 0, 16, 32, 33, 34, 48, 64
-"""Places in the memory that a team shares, 8 bytes each, those that change often on lines of their own.
+"""Places in the memory that a pool shares, 8 bytes each, those that change often on lines of their own.
 
 STATE: 2**32 times the number of the command at hand (0: none), plus its next tile.  DONE: its tiles that are done.
-ADMITTED: how many helpers may take part.  BUSY: helpers that may be reading the list.
+ADMITTED: how many workers may take part.  BUSY: workers that may be reading the list.
 """
 PATIENCE = 30_000
-"""Looks at the state after which an idle helper goes to sleep: about a millisecond."""
+"""Looks at the state after which an idle worker goes to sleep: about a millisecond."""
 TILES = 2**32
 
 
@@ -68,61 +69,61 @@ def _yield(f: Function, count: Any) -> None:
         b.call(known, [])
 
 
-def _take(f: Function, team: Any, state: Any) -> Any:
+def _take(f: Function, pool: Any, state: Any) -> Any:
     """Whether the tile of `state` is now this thread's."""
     b = f.b
-    return b.extract_value(b.cmpxchg(f.at(team, STATE), state, f.sum(state, 1), "seq_cst", "seq_cst"), 1)
+    return b.extract_value(b.cmpxchg(f.at(pool, STATE), state, f.sum(state, 1), "seq_cst", "seq_cst"), 1)
 
 
 def write_run(module: ir.Module, name: str) -> None:
-    """run(order): carry out a list.
+    """run(table): carry out a list.
 
-    `order`: the addresses of the commands, their number, the addresses of the memories, of memory for this thread, and
-    of what the team shares, or 0 to be alone; and how many helpers may take part.
+    `table`: the addresses of the commands, their number, the addresses of the memories, of memory for this thread, and
+    of what the pool shares, or 0 to be alone; and how many workers may take part.
     """
     f = Function(module, name, [I64.as_pointer()], public=True)
-    b, (order,) = f.b, f.arguments
-    commands, count, bases, scratch, team, admitted = (b.load(f.at(order, i)) for i in range(6))
-    commands, team = (b.inttoptr(address, I64.as_pointer()) for address in (commands, team))
+    b, (table,) = f.b, f.arguments
+    commands, count, bases, scratch, pool, admitted = (b.load(f.at(table, i)) for i in range(6))
+    commands, pool = (b.inttoptr(address, I64.as_pointer()) for address in (commands, pool))
     bases, scratch = b.inttoptr(bases, BYTES.as_pointer()), b.inttoptr(scratch, BYTES)
-    alone = b.icmp_unsigned("==", b.ptrtoint(team, I64), f.number(0))
+    alone = b.icmp_unsigned("==", b.ptrtoint(pool, I64), f.number(0))
     with b.if_then(b.not_(alone)):
-        b.store(b.ptrtoint(commands, I64), f.at(team, COMMANDS))
-        b.store(b.ptrtoint(bases, I64), f.at(team, BASES))
-        b.store(admitted, f.at(team, ADMITTED))
+        b.store(b.ptrtoint(commands, I64), f.at(pool, COMMANDS))
+        b.store(b.ptrtoint(bases, I64), f.at(pool, BASES))
+        b.store(admitted, f.at(pool, ADMITTED))
     with f.loop(0, count) as i:
         tiles = _field(f, commands, i.index, 2)
         with b.if_else(b.or_(alone, b.icmp_signed("==", tiles, f.number(1)))) as (by_itself, together):
             with by_itself, f.loop(0, tiles) as tile:
                 _call(f, commands, i.index, tile.index, bases, scratch)
             with together:
-                _set(f, f.at(team, DONE), 0)
-                _set(f, f.at(team, STATE), f.product(f.sum(i.index, 1), TILES))
+                _set(f, f.at(pool, DONE), 0)
+                _set(f, f.at(pool, STATE), f.product(f.sum(i.index, 1), TILES))
                 head, mine, other, wait, end = (
                     b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end")
                 )
                 b.branch(head)
                 b.position_at_end(head)
-                state = _look(f, f.at(team, STATE))
+                state = _look(f, f.at(pool, STATE))
                 tile = b.and_(state, f.number(TILES - 1))
                 b.cbranch(b.icmp_signed("<", tile, tiles), mine, wait)
                 b.position_at_end(mine)
-                b.cbranch(_take(f, team, state), other, head)
+                b.cbranch(_take(f, pool, state), other, head)
                 b.position_at_end(other)
                 _call(f, commands, i.index, tile, bases, scratch)
-                b.atomic_rmw("add", f.at(team, DONE), f.number(1), "seq_cst")
+                b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
                 b.branch(head)
                 b.position_at_end(wait)
                 turn = b.phi(I64)
                 turn.add_incoming(f.number(0), head)
                 _pause(f)
                 _yield(f, turn)
-                done = b.icmp_signed("==", _look(f, f.at(team, DONE)), tiles)
+                done = b.icmp_signed("==", _look(f, f.at(pool, DONE)), tiles)
                 turn.add_incoming(f.sum(turn, 1), b.block)
                 b.cbranch(done, end, wait)
                 b.position_at_end(end)
     with b.if_then(b.not_(alone)):
-        _set(f, f.at(team, STATE), 0)
+        _set(f, f.at(pool, STATE), 0)
         wait, end, before = b.append_basic_block("wait"), b.append_basic_block("end"), b.block
         b.branch(wait)
         b.position_at_end(wait)  # the list may be gone once this function has returned
@@ -130,7 +131,7 @@ def write_run(module: ir.Module, name: str) -> None:
         turn.add_incoming(f.number(0), before)
         _pause(f)
         _yield(f, turn)
-        done = b.icmp_signed("==", _look(f, f.at(team, BUSY)), f.number(0))
+        done = b.icmp_signed("==", _look(f, f.at(pool, BUSY)), f.number(0))
         turn.add_incoming(f.sum(turn, 1), b.block)
         b.cbranch(done, end, wait)
         b.position_at_end(end)
@@ -138,9 +139,9 @@ def write_run(module: ir.Module, name: str) -> None:
 
 
 def write_help(module: ir.Module, name: str) -> None:
-    """help(team, scratch, patience, number): take tiles until there were none for so many looks, as helper `number`."""
+    """help(pool, scratch, patience, number): take tiles until there were none for so many looks, as worker `number`."""
     f = Function(module, name, [I64.as_pointer(), BYTES, I64, I64], public=True)
-    b, (team, scratch, patience, number) = f.b, f.arguments
+    b, (pool, scratch, patience, number) = f.b, f.arguments
     head, there, ours, take, work, leave, idle, end = (
         b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
     )
@@ -149,34 +150,34 @@ def write_help(module: ir.Module, name: str) -> None:
     b.position_at_end(head)
     turns = b.phi(I64)
     turns.add_incoming(f.number(0), before)
-    b.cbranch(b.icmp_unsigned("<", _look(f, f.at(team, STATE)), f.number(TILES)), idle, there)
+    b.cbranch(b.icmp_unsigned("<", _look(f, f.at(pool, STATE)), f.number(TILES)), idle, there)
 
     b.position_at_end(there)  # whoever runs the list waits for BUSY before it goes away
-    b.atomic_rmw("add", f.at(team, BUSY), f.number(1), "seq_cst")
-    state = _look(f, f.at(team, STATE))
+    b.atomic_rmw("add", f.at(pool, BUSY), f.number(1), "seq_cst")
+    state = _look(f, f.at(pool, STATE))
     b.cbranch(b.icmp_unsigned("<", state, f.number(TILES)), leave, ours)
 
     b.position_at_end(ours)
-    commands = b.inttoptr(b.load(f.at(team, COMMANDS)), I64.as_pointer())
-    bases = b.inttoptr(b.load(f.at(team, BASES)), BYTES.as_pointer())
+    commands = b.inttoptr(b.load(f.at(pool, COMMANDS)), I64.as_pointer())
+    bases = b.inttoptr(b.load(f.at(pool, BASES)), BYTES.as_pointer())
     index = b.sub(b.lshr(state, f.number(32)), f.number(1))
     tile = b.and_(state, f.number(TILES - 1))
-    admitted = b.icmp_signed("<", number, b.load(f.at(team, ADMITTED)))
+    admitted = b.icmp_signed("<", number, b.load(f.at(pool, ADMITTED)))
     b.cbranch(b.and_(admitted, b.icmp_signed("<", tile, _field(f, commands, index, 2))), take, leave)
 
     b.position_at_end(take)
-    b.cbranch(_take(f, team, state), work, leave)
+    b.cbranch(_take(f, pool, state), work, leave)
 
     b.position_at_end(work)
     _call(f, commands, index, tile, bases, scratch)
-    b.atomic_rmw("add", f.at(team, DONE), f.number(1), "seq_cst")
+    b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
     b.branch(leave)
 
     b.position_at_end(leave)
     useful = b.phi(I64)
     for block, value in ((there, 1), (ours, 1), (take, 0), (work, 0)):
         useful.add_incoming(f.number(value), block)
-    b.atomic_rmw("sub", f.at(team, BUSY), f.number(1), "seq_cst")
+    b.atomic_rmw("sub", f.at(pool, BUSY), f.number(1), "seq_cst")
     turns.add_incoming(b.select(b.icmp_signed("==", useful, f.number(0)), f.number(0), f.sum(turns, 1)), b.block)
     b.branch(head)
 
@@ -189,73 +190,73 @@ def write_help(module: ir.Module, name: str) -> None:
     b.ret_void()
 
 
-class Team:
-    """The helpers of this process, and the memory in which they find what is next."""
+class ThreadPool:
+    """The workers of this process, and the memory in which they find what is next."""
 
     def __init__(self) -> None:
         self.scratch = _scratch()
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child the helpers are gone."""
+        """In a forked child the workers are gone."""
         self.lock, self.at_work = threading.Lock(), 0
         self.memory = numpy.zeros(SIZE, numpy.int64)
-        self.helpers: list[_Helper] = []
-        self.run: Any = None
+        self.workers: list[_Worker] = []
+        self.run_native: Any = None
 
-    def carry_out(self, order: "Order", state: Any = None, now: Any = None) -> None:
+    def run(self, table: "CommandTable", state: Any = None, now: Any = None) -> None:
         """Carry out a list, after which `now` is what `state` holds: no interrupt comes in between.
 
         Where another thread is at it, this one works alone, with memory of its own.
         """
-        run = self.run or self._compile()
+        run = self.run_native or self._compile()
         if self.lock.locked():
             own = _scratch()
-            alone = (ctypes.c_int64 * 6)(*order.list[:3], _aligned(own), 0, 0)
+            alone = (ctypes.c_int64 * 6)(*table.header[:3], _aligned(own), 0, 0)
             if state is not None:
                 state.now = now
             run(alone)
             return
         with self.lock:
             try:
-                if order.threads > 1:
-                    self._call_helpers(order)
+                if table.threads > 1:
+                    self._wake_workers(table)
                 if state is not None:  # first: an interrupt may come after `run`, but not between this and its end
                     state.now = now
-                run(order.list)
+                run(table.header)
             finally:
                 self.at_work = 0
 
-    def _call_helpers(self, order: "Order") -> None:
-        while len(self.helpers) < order.threads - 1:
+    def _wake_workers(self, table: "CommandTable") -> None:
+        while len(self.workers) < table.threads - 1:
             try:
-                self.helpers.append(_Helper(self, len(self.helpers)))
+                self.workers.append(_Worker(self, len(self.workers)))
             except RuntimeError:  # no more threads can be had: the list is carried out by those there are
                 break
-        self.at_work = order.threads - 1  # before looking who is awake: who falls asleep looks at this after
-        for helper in self.helpers[: order.threads - 1]:
-            if not helper.awake:
-                helper.called.put(None)
-        order.list[4] = self.memory.ctypes.data
+        self.at_work = table.threads - 1  # before looking who is awake: who falls asleep looks at this after
+        for worker in self.workers[: table.threads - 1]:
+            if not worker.awake:
+                worker.called.put(None)
+        table.header[4] = self.memory.ctypes.data
 
     def _compile(self) -> Any:
-        self.run = callable_at(compiled("run", write_run, "run"), ctypes.c_void_p)
-        return self.run
+        self.run_native = callable_at(compiled("run", write_run, "run"), ctypes.c_void_p)
+        return self.run_native
 
 
-class Order:
+class CommandTable:
     """A list of commands, (n, 4) whole numbers, with memories that lie at `bases`, for so many threads."""
 
     def __init__(self, commands: Any, bases: int, threads: int) -> None:
         self.commands, self.threads = commands, threads
-        self.list = (ctypes.c_int64 * 6)(
-            commands.ctypes.data, len(commands), bases, _aligned(TEAM.scratch), 0, threads - 1
+        self.header = (ctypes.c_int64 * 6)(
+            commands.ctypes.data, len(commands), bases, _aligned(POOL.scratch), 0, threads - 1
         )
 
 
-class _Helper:
-    def __init__(self, team: Team, number: int) -> None:
-        self.team, self.memory, self.number, self.awake = team, team.memory, number, False
+class _Worker:
+    def __init__(self, pool: ThreadPool, number: int) -> None:
+        self.pool, self.memory, self.number, self.awake = pool, pool.memory, number, False
         self.called: SimpleQueue[None] = SimpleQueue()  # whose `put` no interrupt can break off, as it can an Event's
         kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
         self.help = callable_at(compiled("help", write_help, "help"), *kinds)
@@ -269,12 +270,12 @@ class _Helper:
             while self.awake:
                 self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)
                 self.awake = False
-                self.awake = self.number < self.team.at_work  # nobody is woken in the midst of a list
+                self.awake = self.number < self.pool.at_work  # nobody is woken in the midst of a list
 
 
 def _scratch() -> Any:
     """Memory that a thread needs for any product; only what is written to is taken from the system."""
-    return numpy.empty(max(Shape(dtype).scratch for dtype in REALS) + 64, numpy.uint8)
+    return numpy.empty(max(Blocking(dtype).scratch for dtype in REALS) + 64, numpy.uint8)
 
 
 def _aligned(memory: Any) -> int:
@@ -282,6 +283,6 @@ def _aligned(memory: Any) -> int:
     return -(-address // 64) * 64
 
 
-TEAM = Team()
+POOL = ThreadPool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=TEAM.forget)
+    os.register_at_fork(after_in_child=POOL.forget)

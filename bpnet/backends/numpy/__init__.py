@@ -16,12 +16,14 @@ from typing import Any, ClassVar, TypeVar
 import array_api_compat.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State, fold, threshold
+from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
-from bpnet.backends.trace import InPlace, NotTraceableError, Program, in_place
+from bpnet.backends.trace import InPlace, Program, in_place
+from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.random import fold, threshold
 from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")
@@ -122,7 +124,7 @@ class NumpyBackend(Backend):
             if not made:
                 if not _can_compile():
                     raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
-                from bpnet.backends.native.plan import Compiled
+                from bpnet.backends.numpy.compiled import Compiled
 
                 made.append(Compiled(function, plain, donate, _cut))
             compiled = made[0]

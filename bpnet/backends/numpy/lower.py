@@ -1,0 +1,190 @@
+"""A list of commands as the thread pool carries it out: cut into tiles, with everything that its machine code is given.
+
+Tiles of reductions depend on the shape alone, so no result depends on the number of threads.
+"""
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from bpnet.compiler.commands import (
+    ARENA,
+    Command,
+    CommandList,
+    Fused,
+    FusedKernel,
+    Matrix,
+    Number,
+    Place,
+    Product,
+    RowGather,
+)
+from bpnet.compiler.llvm.builder import SIZES, vector_bytes
+from bpnet.compiler.llvm.fused import STRIP, write_fused
+from bpnet.compiler.llvm.gather import write_gather
+from bpnet.compiler.llvm.products import Blocking, write_product
+
+LINE = 64
+"""Bytes to whose multiples partial results are aligned."""
+TILE = 16384
+"""Elements that a tile of a fused kernel handles, about."""
+ROWS_TOGETHER = 512
+"""Most rows of a tile of a product that is cut along its rows."""
+LEAST_PRODUCT = 2**18
+"""Multiplications under which a product is one tile."""
+PACKED, TAKEN = 1.0, 1000.0
+"""Cycles that packing an element for a product takes, and taking a tile; two vectors are multiplied in one."""
+SPARE = 0.03
+"""Share of the time that fewer tiles may cost, since a thread that is held up then holds up the others."""
+MOST_SUMS = 64
+"""Parts of a column-wise sum, each added up by one thread, where there are fewer than STRIP rows in them."""
+
+_WRITERS: dict[str, Callable[..., None]] = {"fused": write_fused, "product": write_product, "gather": write_gather}
+
+
+@dataclass(frozen=True)
+class TiledCommand:
+    """What the thread pool carries out: a function, its arguments, and its number of tiles."""
+
+    kind: str
+    made_from: tuple[Any, ...]
+    """All that its machine code depends on."""
+    arguments: tuple[int, ...]
+    tiles: int
+    text: str
+    """What it does."""
+
+    def write(self, module: ir.Module, name: str) -> None:
+        _WRITERS[self.kind](module, name, *self.made_from)
+
+
+def lower(commands: CommandList, threads: int) -> tuple[list[TiledCommand], int]:
+    """The commands for so many threads, and the bytes of the arena with partial results, which lie at its end."""
+    lowered, size = [], commands.arena
+    for command in commands.commands:
+        one = _Lowering(commands.arena, threads)
+        lowered += one.lowered(command)
+        size = max(size, one.end)
+    return lowered, size
+
+
+def _multiple(n: int, unit: int) -> int:
+    """n, or the next multiple of `unit`."""
+    return -(-n // unit) * unit
+
+
+class _Lowering:
+    """Of one command, whose partial results lie from byte `end` of the arena on."""
+
+    def __init__(self, end: int, threads: int) -> None:
+        self.end, self.threads = _multiple(end, LINE), threads
+
+    def lowered(self, command: Command) -> list[TiledCommand]:
+        if isinstance(command, Product):
+            return [self._product(command)]
+        if isinstance(command, RowGather):
+            return [self._gather(command)]
+        return self._fused(command)
+
+    def _product(self, c: Product) -> TiledCommand:
+        down, across = self._product_tiles(c)
+        count = -(-c.columns // across)
+        matrices = (*_matrix(c.a), *_matrix(c.b), *_place(c.out), c.columns, int(c.accumulate))
+        arguments = (c.rows, c.columns, c.inner, down, across, count, *matrices)
+        return TiledCommand("product", (c.dtype,), arguments, -(-c.rows // down) * count, str(c))
+
+    def _product_tiles(self, c: Product) -> tuple[int, int]:
+        """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide.
+
+        The cut of least cost, where a tile costs its multiplications and the packing of its parts of both matrices.
+        """
+        if self.threads == 1 or c.rows * c.columns * c.inner < LEAST_PRODUCT:
+            return c.rows, c.columns
+        blocking, best = Blocking(c.dtype), (math.inf, c.rows, c.columns)
+        mr, lanes, most = blocking.mr, blocking.lanes, 4 * self.threads
+        for down in {_multiple(-(-c.rows // n), mr) for n in (*range(1, most + 1), -(-c.rows // ROWS_TOGETHER))}:
+            for across in {_multiple(-(-c.columns // n), lanes) for n in range(1, most + 1)}:
+                tiles = -(-c.rows // down) * -(-c.columns // across)
+                if tiles > max(most, -(-c.rows // ROWS_TOGETHER)):
+                    continue
+                height, width = _multiple(min(c.rows, down), mr), _multiple(min(c.columns, across), lanes)
+                one = c.inner * (height * width / (2 * lanes) + PACKED * (height + width)) + TAKEN
+                cost = -(-tiles // self.threads) * one * (1.0 + SPARE * min(self.threads / tiles, 1.0))
+                best = min(best, (cost, down, across))
+        return best[1], best[2]
+
+    def _gather(self, c: RowGather) -> TiledCommand:
+        step = max(1, min(c.rows, TILE * 4 // max(c.row_bytes, 1)))
+        places = (*_place(c.source), *_place(c.index), *_place(c.out))
+        arguments = (c.rows, step, c.row_bytes, c.source_rows, *places)
+        return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), str(c))
+
+    def _fused(self, c: Fused) -> list[TiledCommand]:
+        """The kernel, and those that make results of partial ones, where its tiles give several."""
+        kernel = c.kernel
+        rows, columns = (1, c.rows * c.columns) if kernel.flat else (c.rows, c.columns)
+        down, across = _rows_of_a_tile(rows, columns, kernel.reduces_columns), columns
+        if rows == 1 and columns > TILE and not kernel.reduces_columns and not kernel.reduces_rows:
+            across = TILE
+        tiles = -(-rows // down) * -(-columns // across)
+        results: list[int] = []
+        after: list[TiledCommand] = []
+        for (kind, *_), place in zip(kernel.results, c.results, strict=True):
+            if kind == "column_sum":
+                place = self._partial(kernel.dtype, kind, _strips(rows, down), columns, place, after)
+            elif kind != "store":
+                place = self._partial(kernel.dtype, kind, tiles, 1, place, after)
+            results += _place(place)
+        operands = [n for place in c.operands for n in _place(place)]
+        constants = [struct.unpack("q", struct.pack("d", value))[0] for value in c.constants]
+        masks = [n for mask in c.masks for n in (mask.threshold, *(w for part in mask.key for w in _word(part)))]
+        sizes = (rows, columns, down, across, -(-columns // across))
+        arguments = (*sizes, *operands, *c.numbers, *constants, *masks, *results)
+        long = columns > STRIP * vector_bytes() // SIZES[kernel.dtype]
+        return [TiledCommand("fused", (kernel, long), arguments, tiles, str(c)), *reversed(after)]
+
+    def _partial(self, dtype: str, kind: str, count: int, width: int, place: Place, after: list[TiledCommand]) -> Place:
+        """Where `count` parts of a result go; the kernels that make it of them are put into `after`, the last first."""
+        if count == 1:
+            return place
+        by_columns = kind == "column_sum"
+        rows, columns, down = (count, width, max(TILE // width // STRIP, 1) * STRIP) if by_columns else (1, count, 1)
+        kernel = FusedKernel(dtype, (("full", dtype),), 0, 0, (), ((kind, ("operand", 0), 0, "full"),))
+        text = f"{kind} of {count} partial results, to {place}"
+        if by_columns:
+            place = self._partial(dtype, kind, _strips(rows, down), columns, place, after)
+        part = Place(ARENA, self.end)
+        self.end = _multiple(self.end + count * width * SIZES[dtype], LINE)
+        arguments = (rows, columns, down, columns, 1, *_place(part), *_place(place))
+        after.append(TiledCommand("fused", (kernel, not by_columns), arguments, -(-rows // down), text))
+        return part
+
+
+def _place(place: Place) -> tuple[int, int]:
+    return place.memory, place.offset
+
+
+def _matrix(matrix: Matrix) -> tuple[int, int, int, int]:
+    return *_place(matrix.place), matrix.row_stride, matrix.column_stride
+
+
+def _word(part: int | Number) -> tuple[int, int]:
+    """Whether a part of a key is the slot of a number, and that or the part itself."""
+    return (1, part.slot) if isinstance(part, Number) else (0, part)
+
+
+def _rows_of_a_tile(rows: int, columns: int, sums: bool) -> int:
+    """Of a fused kernel; where it adds up columns, a tile has one strip of rows, or some whole ones."""
+    down = max(1, min(rows, TILE // max(columns, 1)))
+    if sums:
+        down = max(down, min(STRIP, -(-rows // MOST_SUMS)))
+    return down - down % STRIP if sums and STRIP < down < rows else down
+
+
+def _strips(rows: int, down: int) -> int:
+    """How many column-wise sums come of tiles of `down` rows."""
+    return rows // down * -(-down // STRIP) + -(-(rows % down) // STRIP)

@@ -1,0 +1,97 @@
+"""The seam as a function sees it while the compiler traces it: every definition as it stands, on symbols."""
+
+import functools
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
+from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
+from bpnet.compiler.ops import POINTWISE, REDUCTIONS
+from bpnet.compiler.random import threshold
+from bpnet.compiler.trace import Namespace
+
+T = TypeVar("T")
+
+
+def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose_b: bool = False) -> Symbol:
+    """A compiled sum is never of many rows one after the other, so it needs no parts."""
+    graph: Graph = run.backend.graph
+    return graph.matmul(graph.transpose(a) if transpose_a else a, graph.transpose(b) if transpose_b else b)
+
+
+def _sum_rows(run: Any, x: Symbol) -> Symbol:
+    """As any sum, for the same reason."""
+    return run.xp.sum(x, axis=0)  # type: ignore[no-any-return]
+
+
+class TracingBackend(Backend):
+    """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
+
+    name = "numpy"
+    traces = True
+    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows}
+    precision = "float32"
+    """That of the products, as the last context says."""
+
+    def __init__(self, graph: Graph, cut: Callable[[int, float], list[Rows]]) -> None:
+        self.graph = graph
+        super().__init__(Namespace(graph))
+        self.cut = cut
+        self.terms: dict[Symbol, list[Symbol]] = {}
+        """What `add_to` has added up to a symbol."""
+
+    def device(self, x: Any) -> Any:
+        return "cpu"
+
+    def context(
+        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
+    ) -> Context:
+        self.precision = precision
+        return Context(self, precision, grad_buffers)
+
+    def blocks(self, rows: int, work: float) -> list[Rows]:
+        return self.cut(rows, work)
+
+    def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
+        for number, rows in enumerate(blocks):
+            self.graph.block = number
+            result = function(number, rows)
+            self.graph.block = None
+            yield result
+
+    def total(self, parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
+        return functools.reduce(add, parts)  # of which `add_to` makes one sum
+
+    def copy(self, x: Any) -> Any:
+        return x
+
+    def fuse(self, rule: Rule) -> Rule:
+        return rule
+
+    def add_to(self, total: Symbol, part: Symbol) -> Symbol:
+        """Part by part, so that a product can be added to those before it, and that all others are one sum."""
+        if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
+            return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
+        if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
+            return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
+        if total.op == part.op == "matmul":
+            return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
+        terms = [*self.terms.get(total, (total,)), part]
+        together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+        found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
+        self.terms[found] = terms
+        return found
+
+    def _own(self, term: Symbol) -> Symbol:
+        """`term`, or a copy where it is not computed into memory of its own, which can be a part of a larger one."""
+        whole, _ = root_of(term)
+        own = whole.op in POINTWISE or whole.op in ("matmul", *REDUCTIONS)
+        if own and whole.size == term.size and len(whole.args) < 3:
+            return term
+        return self.graph.add("copy", (term,), term.shape, term.dtype)
+
+    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
+        """The definition's mask, drawn again by every kernel that reads it."""
+        if any(isinstance(part, Symbol) and part.op != "number" for part in key):
+            raise NotTraceableError("a key of random numbers that is computed")
+        return self.graph.add("mask", (threshold(keep), *key), tuple(shape), dtype)

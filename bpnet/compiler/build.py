@@ -1,0 +1,198 @@
+"""From a function as a graph to its list of commands: fusion, memory, and a command for each step."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from bpnet.compiler import verify
+from bpnet.compiler.commands import (
+    FIRST,
+    Array,
+    Command,
+    CommandList,
+    Expression,
+    Fused,
+    FusedKernel,
+    KernelResult,
+    Mask,
+    Matrix,
+    Number,
+    Place,
+    Product,
+    Reference,
+    RowGather,
+)
+from bpnet.compiler.fuse import Fusion, Step, fuse
+from bpnet.compiler.graph import NotTraceableError, Symbol, root_of, space_of
+from bpnet.compiler.memory import Memory, allocate
+from bpnet.compiler.ops import GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.trace import Traced
+
+LITERALS = (0.0, 1.0, -1.0, 2.0, 0.5)
+"""Numbers that are part of the code, since compilers make something of them."""
+
+
+def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
+    """The commands of a function, whose first `donated` arguments are given up: its first results are written there.
+
+    Intermediate results begin at multiples of `alignment` bytes of the arena.
+    """
+    outputs: list[tuple[Symbol, int]] = []
+    results: list[Array | None] = []
+    free = FIRST + sum(a is not None for a in traced.arguments)
+    for i, symbol in enumerate(traced.results):
+        given = traced.arguments[i] if i < donated else None
+        if symbol is None:
+            results.append(None)
+        elif given is None:
+            results.append(Array(symbol.shape, symbol.dtype.name, free))
+            outputs.append((symbol, free))
+            free += 1
+        elif symbol.shape != given.shape:
+            raise NotTraceableError("a result of another shape than what is given up for it")
+        else:
+            results.append(given)
+            outputs.append((symbol, given.memory))
+    over = frozenset(a.memory for a in traced.arguments[:donated] if a is not None)
+    fusion = fuse(traced.graph, outputs, over)
+    memory = allocate(fusion, alignment)
+    commands = tuple(_command(step, fusion, memory) for step in fusion.steps)
+    made = CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
+    if verify.STRICT:
+        verify.verify_graph(traced.graph)
+        verify.verify_memory(fusion, memory)
+        verify.verify_commands(made)
+    return made
+
+
+def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
+    if step.kind == "matmul":
+        return _product(step.symbols[0], memory)
+    if step.kind == "take":
+        return _gather(step.symbols[0], memory)
+    return fused(step, fusion, memory)
+
+
+def _product(symbol: Symbol, memory: Memory) -> Product:
+    def matrix(operand: Symbol) -> Matrix:
+        if operand.op == "transpose":
+            return Matrix(memory.place(operand.args[0]), 1, operand.shape[0])
+        return Matrix(memory.place(operand), operand.shape[1], 1)
+
+    a, b = symbol.args[:2]
+    (rows, inner), columns, accumulate = a.shape, b.shape[1], len(symbol.args) == 3
+    out = memory.place(symbol)
+    return Product(symbol.dtype.name, rows, columns, inner, matrix(a), matrix(b), out, accumulate)
+
+
+def _gather(symbol: Symbol, memory: Memory) -> RowGather:
+    source, index = symbol.args
+    row_bytes = source.dtype.itemsize * math.prod(source.shape[1:])
+    places = memory.place(source), memory.place(index), index.dtype.name, memory.place(symbol)
+    return RowGather(symbol.shape[0], source.shape[0], row_bytes, *places)
+
+
+def fused(step: Step, fusion: Fusion, memory: Memory) -> Fused:
+    """The fused kernel that a step is."""
+    return _Kernel(step, fusion, memory).command()
+
+
+class _Kernel:
+    """Reads the symbols of a step."""
+
+    def __init__(self, step: Step, fusion: Fusion, memory: Memory) -> None:
+        self.step, self.fusion, self.memory = step, fusion, memory
+        self.computed = set(step.symbols)
+        self.operands: list[tuple[str, str]] = []
+        self.places: list[Place] = []
+        self.numbers: list[int] = []
+        self.constants: dict[float, int] = {}
+        self.expressions: list[Expression] = []
+        self.masks: list[Mask] = []
+        self.known: dict[Any, Reference] = {}
+        self.phases: dict[Symbol, int] = {}
+
+    def command(self) -> Fused:
+        results: list[KernelResult] = []
+        places = []
+        for symbol in self._results():
+            reduces = symbol.op in REDUCTIONS and symbol.op not in ROW_REDUCTIONS
+            kind, value = (symbol.op, symbol.args[0]) if reduces else ("store", symbol)
+            phase = self.phase(value)
+            results.append((kind, self.reference(value, phase, top=not reduces), phase, self.layout(value)))
+            places.append(self.memory.place(symbol))
+        kernel = FusedKernel(
+            self.step.symbols[0].graph.real.name, tuple(self.operands), len(self.numbers), len(self.constants),
+            tuple(self.expressions), tuple(results),
+        )  # fmt: skip
+        rows, columns = self.step.space
+        operands, numbers, constants = tuple(self.places), tuple(self.numbers), tuple(self.constants)
+        return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(places))
+
+    def _results(self) -> Iterator[Symbol]:
+        """What is written to memory: all but row-wise reductions that nobody else reads."""
+        read, results = self.fusion.read, self.fusion.results
+        return (s for s in self.step.symbols if s.op not in ROW_REDUCTIONS or s in read or s in results)
+
+    def layout(self, symbol: Symbol) -> str:
+        """For which entries of the kernel a symbol has one of its own."""
+        rows, _ = space = space_of(symbol)
+        if space == self.step.space:
+            return "full"
+        if symbol.size == 1:
+            return "scalar"
+        return "per_column" if rows == 1 else "per_row"
+
+    def phase(self, symbol: Symbol) -> int:
+        """How many row-wise reductions have to be known before an entry of `symbol` can be computed."""
+        if symbol not in self.phases:
+            mine = symbol in self.computed
+            if symbol.op in ROW_REDUCTIONS and mine:
+                value = self.phase(symbol.args[0]) + 1
+            elif symbol.op in POINTWISE or symbol.op == "copy":
+                inside = mine or symbol not in self.fusion.stored
+                value = max([0, *(self.phase(a) for a in symbol.args if isinstance(a, Symbol))]) if inside else 0
+            else:
+                value = 0
+            self.phases[symbol] = value
+        return self.phases[symbol]
+
+    def reference(self, symbol: Any, phase: int, top: bool = False) -> Reference:
+        """Where the kernel finds a value in a phase; `top`: to compute it, not to read it."""
+        if not isinstance(symbol, Symbol):
+            value = float(symbol)
+            if value in LITERALS and (value or math.copysign(1.0, value) > 0.0):  # -0.0 equals 0.0
+                return "literal", value
+            return "constant", self.constants.setdefault(value, len(self.constants))
+        key = symbol, phase
+        if key not in self.known:
+            self.known[key] = self._reference(symbol, phase, top)
+        return self.known[key]
+
+    def _reference(self, symbol: Symbol, phase: int, top: bool) -> Reference:
+        mine = symbol in self.computed
+        if symbol.op == "number":
+            self.numbers.append(symbol.args[0])
+            return "number", len(self.numbers) - 1
+        if symbol.op in ROW_REDUCTIONS and mine:
+            earlier = self.phase(symbol) - 1
+            value = self.reference(symbol.args[0], earlier)
+            return self._expression(symbol.op, self.layout(symbol), earlier, value)
+        computed = symbol.op in POINTWISE or symbol.op == "copy" or symbol.op in GENERATORS
+        if not computed or (symbol in self.fusion.stored and not (mine and (top or self.phase(symbol) == phase))):
+            self.operands.append((self.layout(symbol), root_of(symbol)[0].dtype.name))
+            self.places.append(self.memory.place(symbol))
+            return "operand", len(self.operands) - 1
+        if symbol.op == "mask":
+            threshold, *key = symbol.args
+            parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in key]
+            self.masks.append(Mask(threshold, tuple(parts)))
+            return self._expression("mask", "full", 0, len(parts))
+        if symbol.op == "positions":
+            return self._expression("positions", "per_column", 0)
+        args = tuple(self.reference(a, phase) for a in symbol.args)
+        return self._expression(symbol.op, self.layout(symbol), self.phase(symbol), *args)
+
+    def _expression(self, op: str, layout: str, phase: int, *references: Any) -> Reference:
+        self.expressions.append((op, layout, phase, *references))
+        return "value", len(self.expressions) - 1

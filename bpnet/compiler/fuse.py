@@ -1,0 +1,281 @@
+"""Fusion: which operations of a graph are done by one kernel, and in which order.
+
+An elementwise operation is part of whatever reads its result, and is stored only where that pays or is needed: for a
+product, as a result, or for a kernel over another shape.  Whatever goes over entries of one shape, and does not have to
+wait for the end of a reduction, is one kernel.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
+from bpnet.compiler.ops import COSTLY, GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+
+DEEPEST = 50
+"""Operations, one on the result of another, that a kernel may do on an entry."""
+
+Outputs = Sequence[tuple[Symbol, int]]
+"""Results: a symbol, and the memory that it is written to."""
+
+
+class _OrderError(NotTraceableError):
+    """A step would read what a later one computes."""
+
+
+@dataclass
+class Step:
+    """What is done as a whole: a product, a gather of rows, or a fused kernel with several results."""
+
+    kind: str
+    """"matmul", "take" or "fused"."""
+    space: Space
+    symbols: list[Symbol]
+    """Those that it computes."""
+    reads: set[Symbol] = field(default_factory=set)
+    """Those that it reads from memory."""
+
+    def __str__(self) -> str:
+        rows, columns = self.space
+        computes = ", ".join(f"%{s.number} {s.op}" for s in self.symbols)
+        reads = ", ".join(f"%{s.number}" for s in sorted(self.reads, key=lambda s: s.number))
+        return f"{self.kind} over {rows} x {columns}: {computes} from {reads or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The steps of a graph."""
+
+    steps: tuple[Step, ...]
+    needed: tuple[Symbol, ...]
+    """All that the results depend on, in the graph's order."""
+    consumers: Counter[Symbol]
+    """How many operations and results need a symbol."""
+    stored: frozenset[Symbol]
+    """Elementwise results that are written to memory; those of products and reductions always are."""
+    read: frozenset[Symbol]
+    """What steps read from memory."""
+    results: frozenset[Symbol]
+    """What is written to the memory of a result."""
+    inside: dict[Symbol, tuple[Symbol, int]]
+    """Results as parts of larger arrays: in which, and how many elements from its start."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))
+
+
+def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> Fusion:
+    """The steps that compute `outputs`; `donated` are memories of arguments that are written over."""
+    fuser = _Fuser(graph, outputs, donated, in_place=True)
+    try:
+        fuser.arrange()
+        conflicts = fuser.conflicts()
+    except _OrderError:  # something that is not written over needs what shall be
+        conflicts = True
+    if conflicts:
+        fuser = _Fuser(graph, outputs, donated, in_place=False)
+        fuser.arrange()
+    return fuser.fusion()
+
+
+class _Fuser:
+    """One way to arrange a graph; `in_place`: donated memory may be written by the step that computes its new values,
+    else it is by a copy at the end."""
+
+    def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
+        self.graph, self.donated, self.in_place = graph, donated, in_place
+        self.consumers = _consumers([symbol for symbol, _ in outputs])
+        self.inside: dict[Symbol, tuple[Symbol, int]] = {}
+        self.last: set[Symbol] = set()
+        """What writes over arguments comes after all that reads them."""
+        self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
+        self.needed = _needed(self.results)
+        self.stored = self._stored()
+        self.steps: list[Step] = []
+        self.at: dict[Symbol, int] = {}
+        """The step that computes a symbol."""
+
+    def arrange(self) -> None:
+        for symbol in self.needed:
+            if symbol not in self.last:
+                self._schedule(symbol, 0)
+        end = len(self.steps)
+        for symbol in self.needed:
+            if symbol in self.last:
+                self._schedule(symbol, end)
+
+    def fusion(self) -> Fusion:
+        for step in self.steps:
+            step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
+        read = frozenset(symbol for step in self.steps for symbol in step.reads)
+        stored, results = frozenset(self.stored), frozenset(self.results)
+        return Fusion(tuple(self.steps), tuple(self.needed), self.consumers, stored, read, results, self.inside)
+
+    def conflicts(self) -> bool:
+        """Whether something is read after it has been written over, or in another order than it is written."""
+        written = {}
+        for symbol in self.last:
+            container, offset = self.inside[symbol]
+            written[symbol] = (container.args[0], offset, symbol.size)
+        for symbol in self.last:
+            if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
+                return True  # a row is then read several times
+            for read in self._read_of_donated(symbol):
+                for other, (base, start, size) in written.items():
+                    overlaps = read[0] == base and read[1] < start + size and start < read[1] + read[2]
+                    together = self.at[symbol] == self.at[other] and read[1:] == (start, size)
+                    if overlaps and not together:
+                        return True
+        return False
+
+    def _read_of_donated(self, symbol: Symbol) -> Iterator[tuple[int, int, int]]:
+        """(memory, first entry, number of entries) of all that `symbol` reads of donated memories."""
+        for a in symbol.args:
+            if isinstance(a, Symbol):
+                whole, start = root_of(a)
+                if whole.op == "memory" and whole.args[0] in self.donated:
+                    yield whole.args[0], start, a.size
+                elif a.op in POINTWISE and a not in self.stored:
+                    yield from self._read_of_donated(a)
+
+    # ---- where results go ---------------------------------------------------------------------------------------
+
+    def _result(self, symbol: Symbol, base: int) -> Iterator[Symbol]:
+        """What to compute so that `symbol` comes to lie in the memory `base`."""
+        whole = root_of(symbol)[0] if root_of(symbol)[0].size == symbol.size else symbol
+        if whole.op == "memory" and whole.args[0] == base:
+            return
+        offset = 0
+        for part in whole.args if whole.op == "concat" else (whole,):
+            own = self._own(part, base)
+            self.inside[own] = (self.graph.memory(base, (whole.size,), self.graph.real), offset)
+            if base in self.donated:
+                self.last.add(own)
+            offset += part.size
+            yield own
+
+    def _own(self, symbol: Symbol, base: int) -> Symbol:
+        """`symbol`, or a copy where it has a place already or memory would be written that is read later."""
+        whole, _ = root_of(symbol)
+        free = whole.size == symbol.size and whole not in self.inside
+        if free and base in self.donated:
+            free = self.in_place and whole.op in POINTWISE
+        if free and (whole.op in POINTWISE or whole.op in ("matmul", "take", *REDUCTIONS)):
+            return whole
+        if whole.op == "memory" and whole.args[0] in self.donated:
+            raise NotTraceableError("an array that is given up comes back in another's place")
+        return self.graph.add("copy", (symbol,), symbol.shape, symbol.dtype)
+
+    def _stored(self) -> set[Symbol]:
+        """Elementwise results that are written to memory; those of products and reductions always are."""
+        stored = set(self.results)
+        draws: set[Symbol] = set()
+        """For the entries of which random numbers are drawn: then for no other entries."""
+        for symbol in self.needed:
+            if symbol.op in ("matmul", "take", "concat", "view", "transpose", "copy"):
+                stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
+            elif symbol.op in POINTWISE:
+                rows = space_of(symbol)[0]
+                if draws.intersection(symbol.args):
+                    draws.add(symbol)
+                for a in symbol.args:
+                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and a in draws:
+                        stored.add(a)
+                    row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
+                    if row and rows > 1 and a.dtype == self.graph.real and a.op != "positions":
+                        stored.add(a)
+            elif symbol.op == "mask":
+                draws.add(symbol)
+            if symbol.op in COSTLY and self.consumers[symbol] > 1:
+                stored.add(symbol)
+        depths: dict[Symbol, int] = {}
+        for symbol in self.needed:  # nor may one kernel be too long a computation
+            inner = [depths[a] for a in symbol.args if isinstance(a, Symbol) and a not in stored]
+            depths[symbol] = 1 + max(inner, default=0)
+            if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
+                stored.add(symbol)
+        computed = {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
+        if any(s.dtype != self.graph.real for s in computed):
+            raise NotTraceableError("truth values or positions as a result of their own")
+        return computed
+
+    # ---- what is done together ----------------------------------------------------------------------------------
+
+    def _leaves(self, symbol: Symbol) -> Iterator[tuple[Symbol, bool]]:
+        """What the computation of `symbol` reads that is computed elsewhere, and whether entry by entry."""
+        for a in symbol.args:
+            if isinstance(a, Symbol):
+                yield from self._leaf(a)
+
+    def _leaf(self, a: Symbol) -> Iterator[tuple[Symbol, bool]]:
+        whole, _ = root_of(a)
+        if whole.op == "transpose":
+            yield from self._leaf(whole.args[0])
+        elif whole.op == "concat":
+            for part in whole.args:
+                yield from ((leaf, False) for leaf, _ in self._leaf(part))
+            yield whole, False
+        elif whole is not a:
+            yield whole, False
+        elif whole in self.stored or whole.op in ("matmul", "take", "memory") or whole.op in REDUCTIONS:
+            yield whole, True
+        else:
+            yield from self._leaves(whole)
+
+    def _schedule(self, symbol: Symbol, least: int) -> None:
+        """Find the step that computes `symbol`, or make one."""
+        reduces = symbol.op in REDUCTIONS
+        if not reduces and symbol.op not in ("matmul", "take") and symbol not in self.stored:
+            return
+        space = space_of(symbol.args[0] if reduces else symbol)
+        if symbol.op in ("matmul", "take"):
+            self.at[symbol] = len(self.steps)
+            self.steps.append(Step(symbol.op, space, [symbol]))
+            return
+        joined: set[int] = set()
+        for leaf, entrywise in self._leaves(symbol):
+            if leaf.op == "memory" or leaf.op == "concat":
+                continue
+            if leaf not in self.at:
+                raise _OrderError(f"the result of {leaf.op} is read before it is known")
+            step = self.steps[self.at[leaf]]
+            row_wise = leaf.op in ROW_REDUCTIONS
+            if step.kind == "fused" and entrywise and (row_wise or leaf.op not in REDUCTIONS):
+                fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
+                if fits and step.symbols[0].block == symbol.block:
+                    least = max(least, self.at[leaf])
+                    joined.add(self.at[leaf])
+                    continue
+            least = max(least, self.at[leaf] + 1)
+        for number in range(least, len(self.steps)):
+            step = self.steps[number]
+            fits = step.space == space or number in joined
+            if step.kind == "fused" and fits and step.symbols[0].block == symbol.block:
+                step.symbols.append(symbol)
+                self.at[symbol] = number
+                return
+        self.at[symbol] = len(self.steps)
+        self.steps.append(Step("fused", space, [symbol]))
+
+
+def _consumers(symbols: list[Symbol]) -> Counter[Symbol]:
+    seen: Counter[Symbol] = Counter(symbols)
+    todo = list(set(symbols))
+    while todo:
+        for a in todo.pop().args:
+            if isinstance(a, Symbol):
+                if a not in seen:
+                    todo.append(a)
+                seen[a] += 1
+    return seen
+
+
+def _needed(symbols: list[Symbol]) -> list[Symbol]:
+    found: set[Symbol] = set()
+    todo = list(symbols)
+    while todo:
+        symbol = todo.pop()
+        if symbol not in found:
+            found.add(symbol)
+            todo += [a for a in symbol.args if isinstance(a, Symbol)]
+    return sorted(found, key=lambda s: s.number)

@@ -1,0 +1,112 @@
+"""A list of commands carried out by NumPy, plainly: what every target is to give, but for rounding."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from bpnet.compiler.commands import ARENA, CommandList, Fused, Mask, Matrix, Number, Place, Product, RowGather
+from bpnet.compiler.ops import OPERATIONS
+from bpnet.compiler.random import TRIPLE32, fold
+
+
+def interpret(commands: CommandList, arguments: Sequence[Any]) -> list[Any]:
+    """The results for arguments as those it was made for; none of them is written to, also where it is donated."""
+    run = _Interpreter(commands, arguments)
+    for command in commands.commands:
+        if isinstance(command, Fused):
+            run.fused(command)
+        elif isinstance(command, Product):
+            run.product(command)
+        else:
+            run.gather(command)
+    return [a and run.view(Place(a.memory, 0), a.dtype, math.prod(a.shape)).reshape(a.shape) for a in commands.results]
+
+
+class _Interpreter:
+    def __init__(self, commands: CommandList, arguments: Sequence[Any]) -> None:
+        self.memories = {ARENA: numpy.full(commands.arena, 255, numpy.uint8)}  # which is no number
+        for array in commands.results:
+            if array is not None:
+                size = math.prod(array.shape) * numpy.dtype(array.dtype).itemsize
+                self.memories[array.memory] = numpy.full(size, 255, numpy.uint8)
+        for array, value in zip(commands.arguments, arguments, strict=True):
+            if array is not None:
+                self.memories[array.memory] = numpy.array(value, order="C").reshape(-1).view(numpy.uint8)
+        names = {f"v{i}": value for i, value in enumerate(arguments)}
+        self.numbers = [float(eval(text, {"__builtins__": {}}, names)) for text in commands.numbers]
+
+    def view(self, place: Place, dtype: str, count: int) -> Any:
+        size = count * numpy.dtype(dtype).itemsize
+        return self.memories[place.memory][place.offset : place.offset + size].view(dtype)
+
+    def matrix(self, m: Matrix, rows: int, columns: int, dtype: str) -> Any:
+        turned = m.column_stride != 1 and m.row_stride == 1
+        shape = (columns, rows) if turned else (rows, columns)
+        found = self.view(m.place, dtype, rows * columns).reshape(shape)
+        return found.T if turned else found
+
+    def product(self, c: Product) -> None:
+        out = self.view(c.out, c.dtype, c.rows * c.columns).reshape(c.rows, c.columns)
+        made = self.matrix(c.a, c.rows, c.inner, c.dtype) @ self.matrix(c.b, c.inner, c.columns, c.dtype)
+        out[...] = out + made if c.accumulate else made
+
+    def gather(self, c: RowGather) -> None:
+        index = self.view(c.index, c.index_dtype, c.rows).astype(numpy.int64)
+        index = numpy.where(index < 0, index + c.source_rows, index)
+        there = (index >= 0) & (index < c.source_rows)
+        source = self.view(c.source, "uint8", c.source_rows * c.row_bytes).reshape(c.source_rows, c.row_bytes)
+        out = self.view(c.out, "uint8", c.rows * c.row_bytes).reshape(c.rows, c.row_bytes)
+        out[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
+
+    def fused(self, c: Fused) -> None:
+        kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)
+        shapes = {"full": (c.rows, c.columns), "per_row": (c.rows, 1), "per_column": (1, c.columns), "scalar": (1, 1)}
+        masks = iter(c.masks)
+        values: dict[Any, Any] = {("number", i): real.type(self.numbers[slot]) for i, slot in enumerate(c.numbers)}
+        values |= {("constant", i): real.type(value) for i, value in enumerate(c.constants)}
+
+        def value(reference: Any) -> Any:
+            kind, which = reference
+            if kind == "literal":
+                return real.type(which)
+            if kind != "operand":
+                return values[reference]
+            layout, dtype = kernel.operands[which]
+            found = self.view(c.operands[which], dtype, math.prod(shapes[layout])).reshape(shapes[layout])
+            return found.copy() if dtype == "bool" else found.astype(real)
+
+        for phase in range(1 + max(result[2] for result in kernel.results)):
+            for i, (op, layout, of_phase, *references) in enumerate(kernel.expressions):
+                if of_phase != phase:
+                    continue
+                name = OPERATIONS[op].numpy
+                if op == "mask":
+                    found = self.mask(next(masks), c.rows * c.columns).reshape(shapes["full"])
+                elif op == "positions":
+                    found = numpy.arange(c.columns)[None]
+                elif op.startswith("row_"):
+                    found = getattr(numpy, name)(value(references[0]), axis=1, keepdims=True)
+                else:
+                    found = getattr(numpy, name)(*map(value, references))
+                found = found if found.dtype == numpy.bool_ and op != "astype" else found.astype(real)
+                values["value", i] = numpy.broadcast_to(found, shapes[layout])
+            stored = []
+            for (kind, reference, of_phase, layout), place in zip(kernel.results, c.results, strict=True):
+                if of_phase == phase:
+                    found = numpy.broadcast_to(value(reference), shapes[layout])
+                    if kind != "store":
+                        axis = 0 if kind == "column_sum" else None
+                        found = getattr(numpy, OPERATIONS[kind].numpy)(found, axis=axis)
+                    stored.append((place, found))
+            for place, found in stored:
+                self.view(place, kernel.dtype, found.size)[...] = found.reshape(-1)
+
+    def mask(self, mask: Mask, count: int) -> Any:
+        key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
+        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(0x9E3779B9) + numpy.uint32(key)
+        for shift, factor in TRIPLE32:
+            x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
+        kept = (x ^ (x >> numpy.uint32(14))) < mask.threshold
+        return kept * (2.0**32 / mask.threshold)

@@ -1,0 +1,47 @@
+"""Gathers of rows as machine code."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from bpnet.compiler.llvm.builder import BYTES, I8, I64, SIZES, VOID, Function
+
+ROWS_AHEAD, LINES_AHEAD = 16, 8
+"""How many rows ahead, and how many cache lines of a row, are prefetched, since rows lie anywhere."""
+
+
+def write_gather(module: ir.Module, name: str, dtype: str) -> None:
+    """gather(arguments, tile, bases, scratch): rows of an array by their numbers, which are of type `dtype`.
+
+    `arguments`: rows, rows of a tile, bytes of a row, rows of the array, and (memory, bytes into it) of the array, the
+    numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
+    which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
+    """
+    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+    b, (arguments, tile, bases, _) = f.b, f.arguments
+    rows, step, size, count, *where = (b.load(f.at(arguments, i)) for i in range(10))
+    data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
+    numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
+
+    def place(row: Any) -> tuple[Any, Any]:
+        """Where a row lies, and whether there is one."""
+        number = b.load(f.at(numbers, row))
+        number = b.sext(number, I64) if SIZES[dtype] < 8 else number
+        number = b.select(b.icmp_signed("<", number, f.number(0)), b.add(number, count), number)
+        return f.at(data, b.mul(number, size)), b.icmp_unsigned("<", number, count)
+
+    first = b.mul(tile, step)
+    last = f.least(rows, b.add(first, step))
+    with f.loop(first, last) as row:
+        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
+        with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
+            f.prefetch(f.at(ahead, line.index))
+        to = f.at(target, b.mul(row.index, size))
+        start, there = place(row.index)
+        plain = ir.Constant(ir.IntType(1), 0)
+        with b.if_else(there) as (copied, filled):
+            with copied:
+                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
+            with filled:
+                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
+    b.ret_void()

@@ -1,0 +1,92 @@
+"""The compiler: functions that have been written become machine code, which is kept on disk."""
+
+import ctypes
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from bpnet.compiler.llvm import cache
+
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_engines: list[Any] = []
+"""Kept for good: the machine code lies in them."""
+_addresses: dict[str, int] = {}
+
+
+def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    """The address of the function that `write(module, name)` writes; `key` tells apart all that it may write.
+
+    The machine code is kept on disk, by key, processor and compiler, where there is a place to write.
+    """
+    with _lock:
+        if key not in _addresses:
+            _addresses[key] = _compile(name, write, key)
+        return _addresses[key]
+
+
+def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).digest()
+    file = f"{name}-{digest.hex()[:24]}.o"
+    code = cache.read(file, digest)
+    if code is None:
+        code = _machine_code(name, write)
+        cache.write(file, digest, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    address = int(engine.get_function_address(name))
+    if not address:
+        raise RuntimeError(f"the compiler gave no function {name}")
+    return address
+
+
+def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
+    module = ir.Module(name)
+    module.triple = llvm.get_default_triple()
+    write(module, name)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    machine = _machine()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    code: bytes = machine.emit_object(parsed)
+    return code
+
+
+def _machine() -> Any:
+    """A new description of this processor: a compiler keeps the one that it is given."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = _identity()[1:3]
+    return llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=3)
+
+
+@lru_cache(maxsize=1)
+def _identity() -> tuple[str, ...]:
+    """All besides the key and the texts here that decides about the machine code."""
+    import llvmlite
+
+    processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return llvmlite.__version__, *processor, llvm.get_default_triple()
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    """The hash of all that decides what functions are written: a change of it makes new machine code."""
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"\n".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def callable_at(address: int, *kinds: Any) -> Any:
+    """The function at an address, to be called from Python; the interpreter's lock is released meanwhile."""
+    return ctypes.CFUNCTYPE(None, *kinds)(address)

@@ -1,0 +1,91 @@
+"""Memory: where every array lies that is stored.
+
+Intermediate results share one arena; the place of one is free again as soon as it has been read for the last time.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bpnet.compiler.commands import ARENA, Place
+from bpnet.compiler.fuse import Fusion
+from bpnet.compiler.graph import NotTraceableError, Symbol, root_of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Places of whole arrays, and of those that are parts of others: in which, and how many elements from its start."""
+
+    places: dict[Symbol, Place]
+    inside: dict[Symbol, tuple[Symbol, int]]
+    arena: int
+    """Bytes of intermediate results."""
+
+    def place(self, symbol: Symbol) -> Place:
+        """Where the entries of a symbol lie."""
+        whole, offset = root_of(symbol)
+        container, more = _container(whole, self.inside)
+        start = Place(container.args[0], container.args[1]) if container.op == "memory" else self.places[container]
+        return Place(start.memory, start.offset + (offset + more) * whole.dtype.itemsize)
+
+
+def allocate(fusion: Fusion, alignment: int) -> Memory:
+    """Give everything that is stored its place; in the arena it begins at a multiple of `alignment` bytes."""
+    inside = _contained(fusion)
+    lives: dict[Symbol, list[int]] = {}
+    for number, step in enumerate(fusion.steps):
+        for symbol in (*step.symbols, *step.reads):
+            container = _container(symbol, inside)[0]
+            if container.op != "memory":
+                lives.setdefault(container, []).append(number)
+    places, arena = {}, 0
+    taken: list[set[tuple[int, int]]] = [set() for _ in fusion.steps]
+    """What lies in the arena during each step: from which byte to before which."""
+    for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
+        size = -(-symbol.size * symbol.dtype.itemsize // alignment) * alignment
+        meanwhile = taken[min(numbers) : max(numbers) + 1]
+        offset = _free(size, set().union(*meanwhile))
+        for places_then in meanwhile:
+            places_then.add((offset, offset + size))
+        arena = max(arena, offset + size)
+        places[symbol] = Place(ARENA, offset)
+    return Memory(places, inside, arena)
+
+
+def _free(size: int, taken: Iterable[tuple[int, int]]) -> int:
+    """The first byte of as many that are free."""
+    offset = 0
+    for start, end in sorted(taken):
+        if start - offset >= size:
+            break
+        offset = max(offset, end)
+    return offset
+
+
+def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
+    """All that lies in larger arrays: results, parts that are joined, and products that others are added to."""
+    inside = dict(fusion.inside)
+    computed = {symbol for step in fusion.steps for symbol in step.symbols}
+    for symbol in fusion.needed:
+        if symbol.op == "concat":
+            offset = 0
+            for part in symbol.args:
+                whole, start = root_of(part)
+                if whole in inside or start or whole.size != part.size or whole not in computed:
+                    raise NotTraceableError("parts that have a place elsewhere are joined")
+                inside[whole] = (symbol, offset)
+                offset += part.size
+        elif symbol.op == "matmul" and len(symbol.args) == 3:  # added to where the sum is
+            total = symbol.args[2]
+            whole, _ = root_of(total)
+            if whole not in computed or fusion.consumers[total] > 1 or whole.op == "concat":
+                raise NotTraceableError("a sum that is read elsewhere too is added to")
+            inside.setdefault(whole, (symbol, 0))
+    return inside
+
+
+def _container(symbol: Symbol, inside: dict[Symbol, tuple[Symbol, int]]) -> tuple[Symbol, int]:
+    offset = 0
+    while symbol in inside:
+        symbol, start = inside[symbol]
+        offset += start
+    return symbol, offset

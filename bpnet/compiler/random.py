@@ -1,0 +1,29 @@
+"""Random numbers as values: a key gives the same ones whenever it is asked, whatever computes them."""
+
+from typing import Any
+
+TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
+"""Shifts and factors of a 32-bit integer hash of very low bias: C. Wellons, hash-prospector (2018)."""
+
+
+def threshold(keep: float, values: int = 2**32) -> int:
+    """Below which of so many `values`, all as likely, a random number lies with probability `keep`, as near as can be.
+
+    1 at least and values - 1 at most, so that some are kept and some are not.
+    """
+    return min(max(round(keep * values), 1), values - 1)
+
+
+def fold(key: tuple[Any, ...]) -> int:
+    """One 32-bit number out of a key's parts, each mixed in by the triple32 hash."""
+    state = 0
+    for part in key:
+        state = _mix((state ^ part & 0xFFFFFFFF) + 0x9E3779B9)
+    return state
+
+
+def _mix(x: int) -> int:
+    x &= 0xFFFFFFFF
+    for shift, factor in TRIPLE32:
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 14)

@@ -1,0 +1,212 @@
+"""Checks of what the compiler's stages hand on: graphs, where their arrays lie, and lists of commands.
+
+A fault that is found here would otherwise be a wrong number, or memory of somebody else.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy
+
+from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Number, Place, Product
+from bpnet.compiler.fuse import Fusion
+from bpnet.compiler.graph import Graph, Symbol
+from bpnet.compiler.memory import Memory
+from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS
+
+STRICT = False
+"""Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""
+
+
+class VerificationError(Exception):
+    """A stage of the compiler made something that can't be right."""
+
+
+def _check(right: bool, what: str) -> None:
+    if not right:
+        raise VerificationError(what)
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def verify_graph(graph: Graph) -> None:
+    """Every operation is in the table, on as many symbols as it takes, all before it, of fitting shapes and types."""
+    for number, symbol in enumerate(graph.symbols):
+        text = str(symbol)
+        _check(symbol.number == number and symbol.op in OPERATIONS, text)
+        args = [a for a in symbol.args if isinstance(a, Symbol)]
+        _check(all(a.number < number and a is graph.symbols[a.number] for a in args), f"reads what comes later: {text}")
+        operation, op = OPERATIONS[symbol.op], symbol.op
+        if op in POINTWISE:
+            _check(len(symbol.args) == operation.arity, f"takes {operation.arity}: {text}")
+            _check(numpy.broadcast_shapes(*(a.shape for a in args)) == symbol.shape, f"shapes: {text}")
+            truth = operation.kind == COMPARISON
+            _check(symbol.dtype == (numpy.bool_ if truth else graph.real), f"the type of the result: {text}")
+            numbers = args[1:] if op == "where" else [] if truth or op == "astype" else args
+            _check(all(a.dtype == graph.real for a in numbers), f"types: {text}")
+        elif op in REDUCTIONS:
+            (x,) = args
+            shape = {"row": (*x.shape[:-1], 1), "column": (1, *x.shape[1:]), "full": (1,) * x.ndim}
+            _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, f"shapes or types: {text}")
+        elif op == "matmul":
+            a, b, *total = args
+            _check(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0], f"shapes: {text}")
+            _check(all(s.shape == (a.shape[0], b.shape[1]) for s in (symbol, *total)), f"shapes: {text}")
+            _check({s.dtype for s in (symbol, *args)} == {graph.real}, f"types: {text}")
+        elif op == "view":
+            _check(symbol.args[1] + symbol.size <= args[0].size, f"beyond the end: {text}")
+        elif op == "transpose":
+            _check(symbol.shape == args[0].shape[::-1] and symbol.ndim == 2, f"shapes: {text}")
+        elif op == "concat":
+            _check(symbol.size == sum(a.size for a in args), f"shapes: {text}")
+        elif op == "take":
+            _check(
+                args[1].dtype.kind == "i" and symbol.shape == (*args[1].shape, *args[0].shape[1:]), f"shapes: {text}"
+            )
+
+
+def verify_memory(fusion: Fusion, memory: Memory) -> None:
+    """No two arrays of which one is written or read while the other is still needed share memory, and all fit."""
+    lives: dict[Symbol, list[int]] = {}
+    for number, step in enumerate(fusion.steps):
+        for symbol in (*step.symbols, *step.reads):
+            if memory.place(symbol).memory == ARENA:
+                container = symbol
+                while container in memory.inside:
+                    container = memory.inside[container][0]
+                lives.setdefault(container, []).append(number)
+    spans = []
+    for symbol, numbers in lives.items():
+        start = memory.places[symbol].offset
+        spans.append((start, start + symbol.size * symbol.dtype.itemsize, min(numbers), max(numbers), symbol))
+    spans.sort(key=lambda span: span[:2])
+    for i, (start, end, first, last, symbol) in enumerate(spans):
+        _check(start >= 0 and end <= memory.arena, f"outside the arena: {symbol}")
+        for other_start, _, other_first, other_last, other in spans[i + 1 :]:
+            if other_start >= end:
+                break
+            _check(last < other_first or other_last < first, f"share memory while both are needed: {symbol}, {other}")
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+Access = tuple[Place, int, str]
+"""Where, how many elements, of which type."""
+
+
+def verify_commands(commands: CommandList) -> None:
+    """Everything read has been written before, lies inside its memory, and no command writes what it reads otherwise.
+
+    A command may write the very elements that it reads, entry by entry.
+    """
+    sizes = {ARENA: commands.arena}
+    written: dict[int, Any] = {}
+    for array in (*commands.results, *commands.arguments):
+        if array is not None:
+            sizes[array.memory] = prod(array.shape) * numpy.dtype(array.dtype).itemsize
+            written[array.memory] = numpy.full(sizes[array.memory], array in commands.arguments)
+    written[ARENA] = numpy.zeros(commands.arena, bool)
+
+    def span(access: Access) -> tuple[int, slice]:
+        place, count, dtype = access
+        size = numpy.dtype(dtype).itemsize
+        _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
+        end = place.offset + count * size
+        _check(place.offset >= 0 and end <= sizes[place.memory], f"outside of its memory, at {place}: {command}")
+        _check(place.offset % size == 0, f"not aligned, at {place}: {command}")
+        return place.memory, slice(place.offset, end)
+
+    for command in commands.commands:
+        if isinstance(command, Fused):
+            _verify_fused(command, len(commands.numbers))
+        reads, writes = list(_reads(command)), list(_writes(command))
+        for access in reads:
+            memory, part = span(access)
+            _check(bool(written[memory][part].all()), f"reads {access[0]} before it is written: {command}")
+        for number, access in enumerate(writes):
+            memory, part = span(access)
+            for other in (*reads, *writes[:number]):
+                other_memory, other_part = span(other)
+                apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
+                entrywise = isinstance(command, Fused) and other in reads and access == other
+                apart = apart or (isinstance(command, Product) and other == (command.out, *access[1:]))
+                _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
+            written[memory][part] = True
+    for array in commands.results:
+        _check(array is None or bool(written[array.memory].all()), f"a result that is not written: {array}")
+
+
+def _elements(command: Fused, layout: str) -> int:
+    rows, columns = command.rows, command.columns
+    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _matrix(matrix: Matrix, rows: int, columns: int, dtype: str) -> Access:
+    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
+    return matrix.place, last + 1 if rows and columns else 0, dtype
+
+
+def _reads(command: Command) -> Iterator[Access]:
+    """What a command reads that others have written."""
+    if isinstance(command, Fused):
+        stored = {w: r[2] for w, r in zip(_writes(command), command.kernel.results, strict=True) if r[0] == "store"}
+        for i, ((layout, dtype), place) in enumerate(zip(command.kernel.operands, command.operands, strict=True)):
+            access = place, _elements(command, layout), dtype
+            phases = [e[2] for e in command.kernel.expressions if ("operand", i) in e[3:]]
+            phases += [r[2] for r in command.kernel.results if r[1] == ("operand", i)]
+            later = {phase > stored.get(access, max(phases)) for phase in phases}
+            _check(len(later) < 2, f"reads {place} before and after it is written: {command}")
+            if later == {False}:
+                yield access
+    elif isinstance(command, Product):
+        yield _matrix(command.a, command.rows, command.inner, command.dtype)
+        yield _matrix(command.b, command.inner, command.columns, command.dtype)
+        if command.accumulate:
+            yield command.out, command.rows * command.columns, command.dtype
+    else:
+        yield command.index, command.rows, command.index_dtype
+        yield command.source, command.source_rows * command.row_bytes, "uint8"
+
+
+def _writes(command: Command) -> Iterator[Access]:
+    if isinstance(command, Fused):
+        for (kind, _, _, layout), place in zip(command.kernel.results, command.results, strict=True):
+            of = layout if kind == "store" else "per_column" if kind == "column_sum" else "scalar"
+            yield place, _elements(command, of), command.kernel.dtype
+    elif isinstance(command, Product):
+        yield command.out, command.rows * command.columns, command.dtype
+    else:
+        yield command.out, command.rows * command.row_bytes, "uint8"
+
+
+def _verify_fused(command: Fused, numbers: int) -> None:
+    kernel = command.kernel
+    given = len(command.operands), len(command.numbers), len(command.constants), len(command.results)
+    _check(
+        given == (len(kernel.operands), kernel.numbers, kernel.constants, len(kernel.results)),
+        f"not given what its kernel takes: {command}",
+    )
+    slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.key if isinstance(p, Number))]
+    _check(all(0 <= slot < numbers for slot in slots), f"a number that is none: {command}")
+    masks = [e[3] for e in kernel.expressions if e[0] == "mask"]
+    _check(masks == [len(mask.key) for mask in command.masks], f"not given the masks of its kernel: {command}")
+    _verify_kernel(kernel)
+
+
+def _verify_kernel(kernel: FusedKernel) -> None:
+    limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
+    for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
+        _check(op in POINTWISE or op in GENERATORS or op.startswith("row_") or op == "copy", f"no operation: {op}")
+        for kind, which in references if op != "mask" else ():
+            _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
+            if kind == "value":
+                before, inner, earlier, *_ = kernel.expressions[which]
+                known = earlier + before.startswith("row_")
+                _check(known <= phase, f"{op} reads a row-wise reduction before it is known")
+                wider = inner == "full" and layout != "full" and not op.startswith("row_")
+                _check(not wider, f"{op} has fewer entries than what it is of")
+    for kind, (of, which), _, _ in kernel.results:
+        truth = of == "value" and kernel.expressions[which][0] in COMPARISONS
+        _check(not truth, f"{kind} of truth values")
