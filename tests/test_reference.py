@@ -13,6 +13,7 @@ import pytest
 
 import bpnet as bp
 from bpnet.backends.interrupts import current
+from bpnet.errors import GradientError
 from bpnet.layer import KERNELS, kernel
 
 HERE = str(Path(bp.__file__).parent)
@@ -136,3 +137,53 @@ class Tripled(bp.Layer):
 
     def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
         return (tripled_slope(run, dy) if need_dx else None), {}
+
+
+def flipped(name: str, number: int) -> Any:
+    """The definition of a kernel with the sign of one of its results turned."""
+    definition = KERNELS[name]
+
+    def wrong(run: bp.Run, *args: Any) -> Any:
+        results = list(definition(run, *args))
+        results[number] = -results[number]
+        return tuple(results)
+
+    wrong.__name__ = name
+    return wrong
+
+
+FLIPPED = {
+    "dense_backward": ("bpnet.layers.dense", 1, bp.Dense(3), None),
+    "batch_norm_backward": ("bpnet.layers.normalization", 1, bp.BatchNorm(), None),
+    "softmax_cross_entropy": ("bpnet.losses", 1, bp.Dense(3), "cross_entropy"),
+}
+"""Where a kernel is used, which of its results is turned, and a layer and a loss that use it."""
+
+
+@pytest.mark.parametrize("name", FLIPPED)
+def test_a_wrong_definition_is_found_though_a_right_replacement_runs(
+    name: str, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lib = library("numpy")
+    module, number, layer, loss = FLIPPED[name]
+    x = np.random.default_rng(0).standard_normal((6, 4))
+    given = {} if loss is None else {"y": np.arange(6) % 3, "loss": loss}
+    report = bp.check_gradients(layer, x, **given)
+    assert name in [r.name for r in report.replacements]
+    assert f"ok    numpy's {name} against its definition: error" in str(report)
+    monkeypatch.setitem(KERNELS, name, KERNELS[name])
+    monkeypatch.setattr(f"{module}.{name}", kernel(flipped(name, number)))
+    assert name in lib.seam.kernels
+    with pytest.raises(GradientError, match="WRONG"):
+        bp.check_gradients(layer, x, **given)
+
+
+@pytest.mark.parametrize("name", FLIPPED)
+def test_a_wrong_replacement_is_named(name: str, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = library("numpy")
+    _, number, layer, loss = FLIPPED[name]
+    monkeypatch.setitem(lib.seam.kernels, name, flipped(name, number))
+    x = np.random.default_rng(0).standard_normal((6, 4))
+    given = {} if loss is None else {"y": np.arange(6) % 3, "loss": loss}
+    with pytest.raises(GradientError, match=rf"WRONG numpy's {name} against its definition: error \d"):
+        bp.check_gradients(layer, x, **given)
