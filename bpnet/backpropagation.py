@@ -63,10 +63,9 @@ def loss_and_gradient(
             return _sum_of_blocks(backend, one_block, (x, y, weight), rows, parts, grad_buffers)
     if rows is not None:
         x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
-    buffer = grad_buffers.pop() if grad_buffers else None
-    memory = None if buffer is not None or backend.traces else backend.empty_vector(layout.size, x)
-    if memory is not None:
-        buffer = GradBuffer(backend, layout, memory)
+    buffer = None
+    if backend.writable:
+        buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, x)
     context = backend.context(precision, None if buffer is None else buffer.of(p), network)
     run = Run(backend, training, (*key, block), context)
     output, cache = network.forward(run, p, x)

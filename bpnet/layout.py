@@ -118,9 +118,10 @@ class Layout:
 class GradBuffer:
     """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs."""
 
-    def __init__(self, backend: Backend, layout: Layout, vector: Array) -> None:
-        self.backend, self.layout, self.vector = backend, layout, vector
-        tree = layout.views(backend, vector)
+    def __init__(self, backend: Backend, layout: Layout, like: Array) -> None:
+        self.backend, self.layout = backend, layout
+        self.vector = backend.empty_vector(layout.size, like)
+        tree = layout.views(backend, self.vector)
         self.views = [_at(tree, slot.path) for slot in layout.parameters]
         self.own = {id(view) for view in self.views}
         self.last: tuple[Params | None, dict[int, Array]] = None, {}

@@ -153,7 +153,7 @@ def reference() -> Iterator[None]:
 
 
 _REPLACED = (
-    "kernels", "context", "fuse", "map_vector", "blocks", "map_blocks", "total", "add_to", "concat", "empty_vector",
+    "kernels", "context", "fuse", "map_vector", "blocks", "map_blocks", "total", "add_to", "concat", "writable",
     "compile", "advance", "run_steps", "max_steps_per_launch", "traces",
 )  # fmt: skip
 """What `Backend` defines and a library's own class may replace by something faster."""

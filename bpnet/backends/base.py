@@ -114,6 +114,8 @@ class Backend:
     """Whether `compile` traces the step: then values must not be looked at inside it."""
     jit: bool | None = None
     """Whether functions are compiled by the `jit` extra (NumPy only): True always, False never, None where it pays."""
+    writable = False
+    """Whether arrays can be written to, so that kernels may be given memory for what they compute."""
     drops_nan = False
     """Whether products followed by an activation may make a number of what is none."""
     max_steps_per_launch = 1

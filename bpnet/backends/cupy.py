@@ -31,6 +31,7 @@ MAX_STEPS_PER_LAUNCH = 8
 
 class CupyBackend(Backend):
     name = "cupy"
+    writable = True
     drops_nan = True  # an epilogue of cuBLASLt: see `cupy_kernels.dense_forward`
     _techniques = TECHNIQUES
 

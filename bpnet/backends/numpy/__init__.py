@@ -51,6 +51,7 @@ DRAWN = 4 * CHUNK
 
 class NumpyBackend(Backend):
     name = "numpy"
+    writable = True
     kernels: ClassVar = KERNELS
 
     def device(self, x: Array) -> Any:
