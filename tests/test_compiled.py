@@ -142,6 +142,26 @@ def test_slices_of_slices(name: str, dtype: str, jit: Any, refused: Any) -> None
     assert not refused()
 
 
+MASKED: dict[str, Any] = {
+    "chosen by a mask": lambda xp, x, m, k: xp.where(m, x, -x),
+    "chosen by a row of one": lambda xp, x, m, k: xp.where(m[:1, ...], x, 2.0 * x),
+    "a mask as numbers": lambda xp, x, m, k: x * xp.astype(m, x.dtype),
+    "a mask compared": lambda xp, x, m, k: xp.astype(m == (x > 0.5), x.dtype),
+    "whole numbers": lambda xp, x, m, k: x * xp.astype(k >= 3, x.dtype),
+    "equal whole numbers": lambda xp, x, m, k: x * xp.astype(k == k[::-1, ...], x.dtype),
+    "large whole numbers": lambda xp, x, m, k: x * xp.astype(k > 2**24, x.dtype),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", MASKED)
+def test_truth_values_and_whole_numbers_that_are_passed_in(name: str, dtype: str, jit: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((37, 21)).astype(dtype)
+    k = np.where(np.arange(37) % 2, np.arange(37), 2**24 + 1)[:, None]
+    given = x, x > 0.2, k
+    np.testing.assert_array_equal(compiled(lambda b, *a: MASKED[name](b.xp, *a), *given), MASKED[name](SEAM.xp, *given))
+
+
 @pytest.mark.parametrize("kind", ["int32", "int64"])
 @pytest.mark.parametrize("what", ["all", "some", "labels"])
 def test_numbers_of_rows_below_0_count_from_the_end(what: str, kind: str, jit: Any, refused: Any) -> None:
@@ -648,25 +668,19 @@ def test_a_mask_is_drawn_for_its_own_entries(jit: Any, refused: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Swaps(bp.Optimizer):
+class _Swaps(bp.ElementwiseOptimizer):
     """Each vector's new values come of the other's old ones, and of other places of its own."""
 
     lr: float = 0.1
-    vectors = 1
+    state_names = ("other",)
 
-    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        return (lr,)
-
-    @staticmethod
-    def rule(b: Any, theta: Any, v: Any, grad: Any, lr: Any) -> tuple[Any, ...]:
+    def elementwise(self, b: Any, theta: Any, v: Any, grad: Any, lr: Any) -> tuple[Any, ...]:
         return 0.5 * v + (1.0 - lr) * grad, 2.0 * theta
 
 
 @dataclass(frozen=True)
 class _Turns(_Swaps):
-    def apply(
-        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
-    ) -> Any:
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
         half = layout.size // 2
         turned = backend.xp.concat([theta[half:] * 0.5, theta[:half] + grad[:half]])
         return turned, (state[0] + theta,)

@@ -336,14 +336,14 @@ def test_blocks_make_no_machine_code_and_no_deep_expressions(code: Any, monkeypa
     assert "not compiled" not in caplog.text
 
 
-def test_plans_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> None:
-    from bpnet.backends.numpy import compiled as plan
+def test_executables_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> None:
+    from bpnet.backends.numpy import compiled
 
-    monkeypatch.setattr(plan, "MOST_PLANS", 2)
+    monkeypatch.setattr(compiled, "MOST_EXECUTABLES", 2)
     x = np.random.default_rng(0).random((30, 4), np.float32)
     trainer = bp.Trainer(bp.Dense(2), "mse").build(x)
-    plans = []
+    executables = []
     for rows in range(10, 16):
         trainer.step(x[:rows], x[:rows, :2])
-        plans.append(weakref.ref(trainer._step.made[0].last[1].plan))
-    assert [kept() is None for kept in plans] == [True] * 4 + [False] * 2
+        executables.append(weakref.ref(trainer._step.made[0].last[1].executable))
+    assert [kept() is None for kept in executables] == [True] * 4 + [False] * 2

@@ -37,8 +37,8 @@ class TracingBackend(Backend):
         self.graph = graph
         super().__init__(Namespace(graph))
         self.cut = cut
+        # what `add_to` has added up to a symbol
         self.terms: dict[Symbol, list[Symbol]] = {}
-        """What `add_to` has added up to a symbol."""
 
     def device(self, x: Any) -> Any:
         return "cpu"
@@ -88,7 +88,7 @@ class TracingBackend(Backend):
         own = whole.op in POINTWISE or whole.op in ("matmul", *REDUCTIONS)
         if own and whole.size == term.size and len(whole.args) < 3:
             return term
-        return self.graph.add("copy", (term,), term.shape, term.dtype)
+        return self.graph.copy(term)
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""

@@ -191,7 +191,7 @@ class _Kernel:
         if symbol.op == "positions":
             return self._expression("positions", "per_column", 0)
         args = tuple(self.reference(a, phase) for a in symbol.args)
-        return self._expression(symbol.op, self.layout(symbol), self.phase(symbol), *args)
+        return self._expression(symbol.op, self.layout(symbol), phase, *args)
 
     def _expression(self, op: str, layout: str, phase: int, *references: Any) -> Reference:
         self.expressions.append((op, layout, phase, *references))

@@ -72,7 +72,8 @@ class FusedKernel:
     numbers: how many it reads of those that change from call to call.
     constants: how many numbers it is given with the command, as 1/n; only 0, 1, -1, 2 and 0.5 are code.
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
-    result per row.  The phase of an expression is how many such reductions have to be done along a row before it.
+    result per row.  The phase of an expression is that in which it is computed: each phase goes along the row once, and
+    has the row-wise reductions of those before it.  A value that several phases need is computed in each.
     results: what is stored, and what is reduced over rows or over everything.
 
     An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is

@@ -86,14 +86,15 @@ class _Fuser:
         self.graph, self.donated, self.in_place = graph, donated, in_place
         self.consumers = _consumers([symbol for symbol, _ in outputs])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
+        self.parts = _parts([symbol for symbol, _ in outputs])
+        # what writes over arguments comes after all that reads them
         self.last: set[Symbol] = set()
-        """What writes over arguments comes after all that reads them."""
         self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
+        # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
-        """The step that computes a symbol."""
 
     def arrange(self) -> None:
         for symbol in self.needed:
@@ -157,20 +158,20 @@ class _Fuser:
     def _own(self, symbol: Symbol, base: int) -> Symbol:
         """`symbol`, or a copy where it has a place already or memory would be written that is read later."""
         whole, _ = root_of(symbol)
-        free = whole.size == symbol.size and whole not in self.inside
+        free = whole.size == symbol.size and whole not in self.inside and whole not in self.parts
         if free and base in self.donated:
             free = self.in_place and whole.op in POINTWISE
         if free and (whole.op in POINTWISE or whole.op in ("matmul", "take", *REDUCTIONS)):
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
             raise NotTraceableError("an array that is given up comes back in another's place")
-        return self.graph.add("copy", (symbol,), symbol.shape, symbol.dtype)
+        return self.graph.copy(symbol, self.parts | self.inside.keys())
 
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and reductions always are."""
         stored = set(self.results)
+        # for the entries of which random numbers are drawn: then for no other entries
         draws: set[Symbol] = set()
-        """For the entries of which random numbers are drawn: then for no other entries."""
         for symbol in self.needed:
             if symbol.op in ("matmul", "take", "concat", "view", "transpose", "copy"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
@@ -256,6 +257,13 @@ class _Fuser:
                 return
         self.at[symbol] = len(self.steps)
         self.steps.append(Step("fused", space, [symbol]))
+
+
+def _parts(symbols: list[Symbol]) -> set[Symbol]:
+    """What is computed as a part of a larger array that something else reads; a result may be one that nothing does."""
+    results = [root_of(symbol)[0] for symbol in symbols]
+    start = [part for r in results for part in (r.args if r.op == "concat" else (r,))]
+    return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
 
 
 def _consumers(symbols: list[Symbol]) -> Counter[Symbol]:

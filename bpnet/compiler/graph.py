@@ -5,12 +5,15 @@ NotTraceableError.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, OPERATIONS, SIGNS
+from bpnet.compiler.ops import COMPARISON, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+
+EXACT = 2**24
+"""Whole numbers up to it are exact in float32, in which they are compared."""
 
 Shape = tuple[int, ...]
 Space = tuple[int, int]
@@ -91,14 +94,19 @@ class Graph:
         self.real = numpy.dtype(real)
         self.symbols: list[Symbol] = []
         self._known: dict[tuple[Any, ...], Symbol] = {}
+        self._joined: dict[tuple[int, ...], Symbol] = {}
+        # what is computed as a part of a larger array
+        self._parts: set[Symbol] = set()
+        # how each number is computed, in Python
         self.numbers: list[str] = []
-        """How each number is computed, in Python."""
+        # the row block to which operations belong. Those of several share no kernel: what a kernel does is not to
+        # depend on how many rows there are
         self.block: int | None = None
-        """The row block to which operations belong.  Those of several share no kernel: what a kernel does is not to
-        depend on how many rows there are."""
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
+        if op not in ("memory", "view") and any(a.size == 0 for a in args if isinstance(a, Symbol)):
+            raise NotTraceableError(f"{op} of an array without entries")
         key = (op, numpy.dtype(dtype), shape, *map(_identity, args))
         if key not in self._known:
             self._known[key] = Symbol(self, op, args, shape, numpy.dtype(dtype), len(self.symbols))
@@ -131,12 +139,23 @@ class Graph:
         if truths[0] != (op == "where" or (op == "equal" and truths[-1])) or (any(truths[1:]) and op != "equal"):
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if OPERATIONS[op].kind == COMPARISON:
+            self._comparable(op, values)
             dtype: Any = numpy.bool_
         elif any(isinstance(v, Symbol) and v.dtype != self.real for v in (values[1:] if op == "where" else values)):
             raise NotTraceableError(f"{op} of other than {self.real} values")
         else:
             dtype = self.real
         return self.add(op, tuple(values), shape, dtype)
+
+    def _comparable(self, op: str, values: list[Any]) -> None:
+        """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
+        if any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values):
+            small = [
+                root_of(v)[0].dtype == self.real or v.op == "positions" if isinstance(v, Symbol) else abs(v) < EXACT
+                for v in values
+            ]
+            if not any(small):
+                raise NotTraceableError(f"{op} of whole numbers that may be large")
 
     def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
         if op not in SIGNS or OPERATIONS[op].kind == COMPARISON:
@@ -194,7 +213,9 @@ class Graph:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         if -1 in shape:
             rest = math.prod(n for n in shape if n != -1)
-            shape = tuple(x.size // rest if n == -1 else n for n in shape)
+            shape = tuple(x.size // max(rest, 1) if n == -1 else n for n in shape)
+        if math.prod(shape) != x.size:
+            raise NotTraceableError(f"{x.shape} as {shape}")
         if x.op == "view":
             return self._view(x.args[0], x.args[1], shape)
         return x if shape == x.shape else self._view(x, 0, shape)
@@ -238,9 +259,34 @@ class Graph:
             raise NotTraceableError("take other than rows, or by numbers that are computed")
         return self.add("take", (x, index), (index.shape[0], *x.shape[1:]), x.dtype)
 
+    def joined(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
+        """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""
+        parts = [part for part in parts if part.size] or parts[:1]
+        key = tuple(part.number for part in parts)
+        if key not in self._joined:
+            copied = [self._own(part) for part in parts] if len(parts) > 1 else parts
+            self._joined[key] = self.concat(copied, axis)
+        return self._joined[key]
+
+    def _own(self, part: Symbol) -> Symbol:
+        whole, _ = root_of(part)
+        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take")
+        if not own or whole.size != part.size or whole in self._parts:
+            whole = part = self.copy(part, self._parts)
+        self._parts.add(whole)
+        return part
+
+    def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
+        """A copy of x that is none of those `taken`."""
+        x = self.add("copy", (x,), x.shape, x.dtype)
+        return self.copy(x, taken) if x in taken else x
+
     def concat(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
+        """Parts that are each computed into memory of their own, one after the other along the first axis."""
         if axis != 0 or any(p.dtype != self.real or p.op == "transpose" for p in parts):
             raise NotTraceableError("concat along another axis, or of other than numbers")
+        if len({p.shape[1:] for p in parts}) > 1 or parts[0].ndim == 0:
+            raise NotTraceableError(f"concat of {[p.shape for p in parts]}")
         if len(parts) == 1:
             return parts[0]
         rows = sum(p.shape[0] for p in parts)

@@ -38,8 +38,8 @@ def allocate(fusion: Fusion, alignment: int) -> Memory:
             if container.op != "memory":
                 lives.setdefault(container, []).append(number)
     places, arena = {}, 0
+    # what lies in the arena during each step: from which byte to before which
     taken: list[set[tuple[int, int]]] = [set() for _ in fusion.steps]
-    """What lies in the arena during each step: from which byte to before which."""
     for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
         size = -(-symbol.size * symbol.dtype.itemsize // alignment) * alignment
         meanwhile = taken[min(numbers) : max(numbers) + 1]

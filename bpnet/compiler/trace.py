@@ -10,11 +10,8 @@ from typing import Any
 import numpy
 
 from bpnet.compiler.commands import FIRST, Array
-from bpnet.compiler.graph import Graph, NotTraceableError, Symbol
+from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol
 from bpnet.compiler.ops import POINTWISE
-
-LARGEST_LABEL = 2**24
-"""Whole numbers below it are exact in float32, in which they are compared."""
 
 NUMBER = "number"
 """What stands for a number among the arguments of a function."""
@@ -76,7 +73,7 @@ class Namespace:
         self.graph = graph
         self.finfo = numpy.finfo
         self.matmul, self.astype, self.reshape, self.take = graph.matmul, graph.astype, graph.reshape, graph.take
-        self.concat = graph.concat
+        self.concat = graph.joined
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name not in POINTWISE:
@@ -111,7 +108,7 @@ class Namespace:
 
     def argmax(self, x: Symbol, *, axis: int) -> Symbol:
         """The first position of the largest entry of every row, as a number of the type of x."""
-        if x.ndim != 2 or axis not in (1, -1) or x.shape[1] > LARGEST_LABEL:
+        if x.ndim != 2 or axis not in (1, -1) or x.shape[1] > EXACT:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
         largest, positions = self.max(x, axis=1, keepdims=True), self.graph.add("positions", (), x.shape[1:], x.dtype)
         is_largest = self.graph.elementwise("equal", x, largest)
@@ -119,6 +116,6 @@ class Namespace:
         return self.graph.add("view", (first.args[0], 0), first.shape, self.int64) if first.op == "view" else first
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
-        if stop > LARGEST_LABEL:
+        if stop > EXACT:
             raise NotTraceableError("more classes than are told apart")
         return self.graph.add("positions", (), (stop,), dtype)

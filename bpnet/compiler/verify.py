@@ -92,8 +92,8 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str]
-"""Where, how many elements, of which type."""
+Access = tuple[Place, int, str, str]
+"""Where, how many elements, of which type, in which layout."""
 
 
 def verify_commands(commands: CommandList) -> None:
@@ -110,7 +110,7 @@ def verify_commands(commands: CommandList) -> None:
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     def span(access: Access) -> tuple[int, slice]:
-        place, count, dtype = access
+        place, count, dtype, _ = access
         size = numpy.dtype(dtype).itemsize
         _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
         end = place.offset + count * size
@@ -130,8 +130,7 @@ def verify_commands(commands: CommandList) -> None:
             for other in (*reads, *writes[:number]):
                 other_memory, other_part = span(other)
                 apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = isinstance(command, Fused) and other in reads and access == other
-                apart = apart or (isinstance(command, Product) and other == (command.out, *access[1:]))
+                entrywise = access == other and other in reads
                 _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
             written[memory][part] = True
     for array in commands.results:
@@ -145,7 +144,7 @@ def _elements(command: Fused, layout: str) -> int:
 
 def _matrix(matrix: Matrix, rows: int, columns: int, dtype: str) -> Access:
     last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
-    return matrix.place, last + 1 if rows and columns else 0, dtype
+    return matrix.place, last + 1 if rows and columns else 0, dtype, "matrix"
 
 
 def _reads(command: Command) -> Iterator[Access]:
@@ -153,7 +152,7 @@ def _reads(command: Command) -> Iterator[Access]:
     if isinstance(command, Fused):
         stored = {w: r[2] for w, r in zip(_writes(command), command.kernel.results, strict=True) if r[0] == "store"}
         for i, ((layout, dtype), place) in enumerate(zip(command.kernel.operands, command.operands, strict=True)):
-            access = place, _elements(command, layout), dtype
+            access = place, _elements(command, layout), dtype, layout
             phases = [e[2] for e in command.kernel.expressions if ("operand", i) in e[3:]]
             phases += [r[2] for r in command.kernel.results if r[1] == ("operand", i)]
             later = {phase > stored.get(access, max(phases)) for phase in phases}
@@ -164,21 +163,21 @@ def _reads(command: Command) -> Iterator[Access]:
         yield _matrix(command.a, command.rows, command.inner, command.dtype)
         yield _matrix(command.b, command.inner, command.columns, command.dtype)
         if command.accumulate:
-            yield command.out, command.rows * command.columns, command.dtype
+            yield command.out, command.rows * command.columns, command.dtype, "out"
     else:
-        yield command.index, command.rows, command.index_dtype
-        yield command.source, command.source_rows * command.row_bytes, "uint8"
+        yield command.index, command.rows, command.index_dtype, "index"
+        yield command.source, command.source_rows * command.row_bytes, "uint8", "rows"
 
 
 def _writes(command: Command) -> Iterator[Access]:
     if isinstance(command, Fused):
         for (kind, _, _, layout), place in zip(command.kernel.results, command.results, strict=True):
             of = layout if kind == "store" else "per_column" if kind == "column_sum" else "scalar"
-            yield place, _elements(command, of), command.kernel.dtype
+            yield place, _elements(command, of), command.kernel.dtype, of
     elif isinstance(command, Product):
-        yield command.out, command.rows * command.columns, command.dtype
+        yield command.out, command.rows * command.columns, command.dtype, "out"
     else:
-        yield command.out, command.rows * command.row_bytes, "uint8"
+        yield command.out, command.rows * command.row_bytes, "uint8", "rows"
 
 
 def _verify_fused(command: Fused, numbers: int) -> None:

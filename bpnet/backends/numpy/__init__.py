@@ -125,9 +125,9 @@ class NumpyBackend(Backend):
             if not made:
                 if not _can_compile():
                     raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
-                from bpnet.backends.numpy.compiled import Compiled
+                from bpnet.backends.numpy.compiled import CompiledFunction
 
-                made.append(Compiled(function, plain, donate, _cut))
+                made.append(CompiledFunction(function, plain, donate, _cut))
             compiled = made[0]
             threads, call = compiled.last
             if threads == session.threads:

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
 from bpnet.compiler.trace import NUMBER, Argument, trace
 
-MOST_PLANS = 32
-"""Plans of a function that are kept; of the others, the one used last is made again when it is wanted."""
+MOST_EXECUTABLES = 32
+"""Most that a function keeps; of the others, one is compiled again when it is needed."""
 
 log = logging.getLogger("bpnet")
 Tree = Any
@@ -49,11 +48,11 @@ def rebuilt(tree: Tree, leaves: Any) -> Tree:
 
 
 class Changed(Exception):
-    """The arguments are not like those for which a plan was made."""
+    """The arguments are not like those that it was compiled for."""
 
 
-class Compiled:
-    """`function(backend, *args)` of trees of arrays and numbers, by plans.
+class CompiledFunction:
+    """`function(backend, *args)` of trees of arrays and numbers, by an executable for each kind of arguments.
 
     `plain(state, count, *args)` is for what can't be.  `state`, where it is not None, gets the carry of the result and
     `count` (see `Backend.advance`).
@@ -68,7 +67,7 @@ class Compiled:
     ) -> None:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
         self.changed = Changed
-        self.plans: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        self.executables: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
@@ -83,19 +82,19 @@ class Compiled:
 
     def _find(self, threads: int, leaves: list[Any], args: Any) -> Callable[..., Any]:
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
-        call = self.plans.pop(key, None)
+        call = self.executables.pop(key, None)
         if call is None:
-            call = self._plan(args, leaves, threads)
-            if len(self.plans) == MOST_PLANS:
-                self.plans.popitem(last=False)
-        self.plans[key] = call
+            call = self._compile(args, leaves, threads)
+            if len(self.executables) == MOST_EXECUTABLES:
+                self.executables.popitem(last=False)
+        self.executables[key] = call
         self.last = (0 if call is self.plain else threads), call
         return call
 
-    def _plan(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
+    def _compile(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
         most = min(threads, available_threads())
         try:
-            return Plan(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
+            return Executable(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
         except NotTraceableError as reason:
             log.debug("not compiled: %s", reason)
         except Exception:  # a fault here is no reason for a user's training to end
@@ -105,7 +104,7 @@ class Compiled:
         return self.plain
 
 
-class Plan:
+class Executable:
     """The commands of a function for arguments like `leaves`, and the memory that they work in."""
 
     def __init__(
@@ -128,27 +127,27 @@ class Plan:
         traced = trace(on_symbols, [_argument(a) for a in leaves])
         self.result = shape[0] if isinstance(shape[0], tuple) else (shape[0],)
         self.single = not isinstance(shape[0], tuple)
-        given_up = len(leaves_of((args[0],))) if donate else 0
-        self.commands = commands = build(traced, given_up)
+        donated = len(leaves_of((args[0],))) if donate else 0
+        self.commands = commands = build(traced, donated)
         self.numbers = commands.numbers
+        # which leaves are arrays: the first lies in the memory FIRST, the others in those after it
         self.arrays = [i for i, a in enumerate(leaves) if isinstance(a, numpy.ndarray)]
-        """Which leaves are arrays: the first lies in the memory FIRST, the others in those after it."""
         self.kinds = [(leaves[i].shape, leaves[i].dtype) for i in self.arrays]
-        self.seen: list[Any] = [_nothing] * len(self.arrays)
-        """Weak references to the arrays whose places are known."""
-        self.written = sum(i < given_up for i in self.arrays)
-        """How many arrays are given up: the first ones."""
-        self.made: list[tuple[Any, Any]] = []
+        # weak references to the arrays whose places are known
+        self.known: list[Any] = [_nothing] * len(self.arrays)
+        # how many arrays are donated: the first ones
+        self.writable = sum(i < donated for i in self.arrays)
+        self.new: list[tuple[Any, Any]] = []
+        # new: shape and type of new arrays; returned: for every leaf of the result, a new array or one passed in
         self.returned: list[tuple[str, int]] = []
-        """made: shape and type of new arrays; returned: for every leaf of the result, a new array or one passed in."""
         for i, array in enumerate(commands.results):
             if array is None:
                 self.returned.append(("none", 0))
             elif array.memory < FIRST + len(self.arrays):
-                self.returned.append(("given", i))
+                self.returned.append(("argument", i))
             else:
-                self.returned.append(("made", len(self.made)))
-                self.made.append((array.shape, numpy.dtype(array.dtype)))
+                self.returned.append(("new", len(self.new)))
+                self.new.append((array.shape, numpy.dtype(array.dtype)))
         self._prepare(threads)
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
@@ -162,48 +161,53 @@ class Plan:
         rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.tiled, starts, strict=False)]
         self.list = numpy.array(rows, numpy.int64).reshape(-1, 4)
         self.together = threads if any(c.tiles > 1 for c in self.tiled) else 1
-        self.where = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.made)))()
+        self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
-        self.where[NUMBERS] = ctypes.addressof(self.values)
-        self.where[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.table = CommandTable(self.list, ctypes.addressof(self.where), self.together)
+        self.memories[NUMBERS] = ctypes.addressof(self.values)
+        self.memories[ARENA] = -(-self.arena.ctypes.data // 64) * 64
+        self.table = CommandTable(self.list, ctypes.addressof(self.memories), self.together)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
-        """call(state, count, *args), written for this plan: nothing else takes longer between two small steps.
+        """call(state, count, *args), written for these arguments: nothing else takes longer between two small steps.
 
-        The plan does not hold it, so that a plan that is no longer kept goes away at once, and its memory with it.
+        The executable does not hold it, so that one that is no longer needed goes away at once, and its memory with it.
         """
         names = [f"v{i}" for i in range(len(leaves))]
         lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.numbers)]
         for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
             if isinstance(a, numpy.ndarray):
                 k = self.arrays.index(i)
-                place = f"seen[{k}] = nothing; where[{FIRST + k}] = addressof(view({name})); seen[{k}] = ref({name})"
+                place = (
+                    f"known[{k}] = nothing; memories[{FIRST + k}] = addressof(view({name})); known[{k}] = ref({name})"
+                )
                 same = f"type({name}) is ndarray and {name}.dtype is kinds[{k}][1] and {name}.shape == {a.shape}"
                 common = f"{same} and {name}.flags.carray" if a.size else "False"  # in order, aligned, writeable
-                lines.append(f"if {name} is None or {name} is not seen[{k}]():")  # what has died is None too
+                lines.append(f"if {name} is None or {name} is not known[{k}]():")  # what has died is None too
                 lines.append(f"    if {common}: {place}")
-                lines.append(f"    else: {name} = meet({k}, {name})")
+                lines.append(f"    else: {name} = locate({k}, {name})")
             elif a is None:
                 lines.append(f"if {name} is not None: raise Changed")
         scalars = {}
-        for k, (shape, dtype) in enumerate(self.made):
+        for k, (shape, dtype) in enumerate(self.new):
             at = FIRST + len(self.arrays) + k
             if shape:
-                lines.append(f"made{k} = empty({shape!r}, {dtype.name}); where[{at}] = addressof(view(made{k}))")
+                lines.append(f"new{k} = empty({shape!r}, {dtype.name}); memories[{at}] = addressof(view(new{k}))")
             else:  # read from a place that stays, which is quicker
                 scalars[k] = numpy.empty((), dtype)
-                self.where[at] = scalars[k].ctypes.data
-        lines = ["with plan.lock:  # the memory is one, whatever thread calls", *(f"    {line}" for line in lines)]
-        results = [{"none": "None", "made": f"made{i}", "given": f"v{i}"}[kind] for kind, i in self.returned]
+                self.memories[at] = scalars[k].ctypes.data
+        lines = [
+            "with executable.lock:  # the memory is one, whatever thread calls",
+            *(f"    {line}" for line in lines),
+        ]
+        results = [{"none": "None", "new": f"new{i}", "argument": f"v{i}"}[kind] for kind, i in self.returned]
         if self.donate:
             carry = _text((self.result[0],), iter(results))[1:-3]
-            if any(f"made{k}," in carry + "," for k in scalars):
-                raise NotTraceableError("a number in place of what is given up")
+            if any(f"new{k}," in carry + "," for k in scalars):
+                raise NotTraceableError("a number in place of what is donated")
             lines.append(f"    run(table, state, ({carry}, count))")
         else:
             lines.append("    run(table)")
-        lines += [f"    made{k} = scalar{k}[()]" for k in scalars]
+        lines += [f"    new{k} = scalar{k}[()]" for k in scalars]
         lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
         following = iter(names)
         unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
@@ -211,39 +215,26 @@ class Plan:
             [f"def call(state, count, {', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines]
         )
         space: dict[str, Any] = {
-            "plan": self, "seen": self.seen, "nothing": _nothing, "meet": self._meet, "values": self.values,
-            "where": self.where, "table": self.table, "kinds": self.kinds, "ref": weakref.ref, "ndarray": numpy.ndarray,
-            "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer, "empty": numpy.empty,
-            "run": POOL.run, "Changed": Changed, "float32": numpy.float32, "float64": numpy.float64,
+            "executable": self, "known": self.known, "nothing": _nothing, "locate": self._locate, "kinds": self.kinds,
+            "values": self.values, "memories": self.memories, "table": self.table, "run": POOL.run, "Changed": Changed,
+            "ref": weakref.ref, "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer,
+            "ndarray": numpy.ndarray, "empty": numpy.empty, "float32": numpy.float32, "float64": numpy.float64,
             **{f"scalar{k}": place for k, place in scalars.items()},
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
         call: Any = space.pop("call")
-        call.plan = self  # for whoever wants to know what is done
+        call.executable = self  # for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
 
-    def clocked(self, rounds: int) -> list[tuple[str, float]]:
-        """What each command does, and the least seconds that it took, one after the other, in so many rounds."""
-        made = {k: numpy.empty(*kind) for k, kind in enumerate(self.made, FIRST + len(self.arrays)) if kind[0]}
-        for k, a in made.items():
-            self.where[k] = a.ctypes.data
-        bases, least = ctypes.addressof(self.where), [float("inf")] * len(self.list)
-        for _ in range(rounds):
-            for i in range(len(self.list)):
-                begin = time.perf_counter()
-                POOL.run(CommandTable(self.list[i : i + 1], bases, self.together))
-                least[i] = min(least[i], time.perf_counter() - begin)
-        return list(zip((c.text for c in self.tiled), least, strict=True))
-
-    def _meet(self, k: int, a: Any) -> Any:
-        """Note where the k-th array lies, which must be like the one for which the plan was made."""
+    def _locate(self, k: int, a: Any) -> Any:
+        """Note where the k-th array lies, which must be like the one that it was compiled for."""
         if not isinstance(a, numpy.ndarray) or a.shape != self.kinds[k][0] or a.dtype != self.kinds[k][1]:
             raise Changed
-        fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.written)
+        fit = a.flags.c_contiguous and a.flags.aligned and (a.flags.writeable or k >= self.writable)
         mine = numpy.asarray(a) if fit else numpy.array(a, order="C")
-        self.seen[k] = _nothing
-        self.where[FIRST + k] = mine.ctypes.data
-        self.seen[k] = weakref.ref(a) if mine is a else _nothing
+        self.known[k] = _nothing
+        self.memories[FIRST + k] = mine.ctypes.data
+        self.known[k] = weakref.ref(a) if mine is a else _nothing
         return mine
 
 
@@ -270,8 +261,10 @@ def _text(tree: Tree, names: Any) -> str:
 
 
 def _argument(leaf: Any) -> Argument:
-    """What the compiler is told of an argument."""
+    """An argument as the compiler knows it."""
     if isinstance(leaf, numpy.ndarray):
+        if not leaf.dtype.isnative:
+            raise NotTraceableError("an array of another byte order")
         return leaf.shape, leaf.dtype.name
     if leaf is None:
         return None

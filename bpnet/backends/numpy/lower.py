@@ -55,8 +55,7 @@ class TiledCommand:
     """All that its machine code depends on."""
     arguments: tuple[int, ...]
     tiles: int
-    text: str
-    """What it does."""
+    does: Command | str
 
     def write(self, module: ir.Module, name: str) -> None:
         _WRITERS[self.kind](module, name, *self.made_from)
@@ -95,7 +94,7 @@ class _Lowering:
         count = -(-c.columns // across)
         matrices = (*_matrix(c.a), *_matrix(c.b), *_place(c.out), c.columns, int(c.accumulate))
         arguments = (c.rows, c.columns, c.inner, down, across, count, *matrices)
-        return TiledCommand("product", (c.dtype,), arguments, -(-c.rows // down) * count, str(c))
+        return TiledCommand("product", (c.dtype,), arguments, -(-c.rows // down) * count, c)
 
     def _product_tiles(self, c: Product) -> tuple[int, int]:
         """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide.
@@ -121,7 +120,7 @@ class _Lowering:
         step = max(1, min(c.rows, TILE * 4 // max(c.row_bytes, 1)))
         places = (*_place(c.source), *_place(c.index), *_place(c.out))
         arguments = (c.rows, step, c.row_bytes, c.source_rows, *places)
-        return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), str(c))
+        return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), c)
 
     def _fused(self, c: Fused) -> list[TiledCommand]:
         """The kernel, and those that make results of partial ones, where its tiles give several."""
@@ -145,7 +144,7 @@ class _Lowering:
         sizes = (rows, columns, down, across, -(-columns // across))
         arguments = (*sizes, *operands, *c.numbers, *constants, *masks, *results)
         long = columns > STRIP * vector_bytes() // SIZES[kernel.dtype]
-        return [TiledCommand("fused", (kernel, long), arguments, tiles, str(c)), *reversed(after)]
+        return [TiledCommand("fused", (kernel, long), arguments, tiles, c), *reversed(after)]
 
     def _partial(self, dtype: str, kind: str, count: int, width: int, place: Place, after: list[TiledCommand]) -> Place:
         """Where `count` parts of a result go; the kernels that make it of them are put into `after`, the last first."""

@@ -19,10 +19,12 @@ def constant(real: Any, value: Any, lanes: int) -> Any:
     return ir.Constant(ir.VectorType(real, lanes), values) if lanes > 1 else ir.Constant(real, values[0])
 
 
-def as_real(b: Any, value: Any, dtype: str, real: Any) -> Any:
-    """Whole numbers and truth values as numbers of the kernel's type (the latter for comparisons)."""
+def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
+    """What was loaded as a kernel computes with it: whole numbers become numbers of its type, truth values bits."""
     if dtype in REALS:
         return value
+    if dtype == "bool":
+        return b.icmp_signed("!=", value, ir.Constant(value.type, None))
     target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
     return b.sitofp(value, target)
 

@@ -8,8 +8,36 @@ from typing import Any
 from llvmlite import binding as llvm
 from llvmlite import ir
 
+
+class Pointer(ir.PointerType):  # type: ignore[misc]  # llvmlite has no types
+    """A pointer, which to LLVM is one whatever lies there, and for us knows of what type that is."""
+
+    def __init__(self, pointee: Any) -> None:
+        super().__init__()
+        self.pointee = pointee
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pointer) and bool(self.pointee == other.pointee)
+
+    def __hash__(self) -> int:
+        return hash((Pointer, self.pointee))
+
+
+class _Builder(ir.IRBuilder):  # type: ignore[misc]
+    """llvmlite's, with the types of what pointers point to."""
+
+    def load(self, ptr: Any, name: str = "", align: Any = None, typ: Any = None) -> Any:
+        return super().load(ptr, name, align, typ or getattr(ptr.type, "pointee", None))
+
+    def load_atomic(self, ptr: Any, ordering: str, align: Any, name: str = "", typ: Any = None) -> Any:
+        return super().load_atomic(ptr, ordering, align, name, typ or ptr.type.pointee)
+
+    def gep(self, ptr: Any, indices: Any, inbounds: bool = False, name: str = "", source_etype: Any = None) -> Any:
+        return super().gep(ptr, indices, inbounds, name, source_etype or ptr.type.pointee)
+
+
 I1, I8, I32, I64, VOID = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
-BYTES = I8.as_pointer()
+BYTES = Pointer(I8)
 REALS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 SIZES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
 
@@ -41,11 +69,11 @@ class Function:
 
     def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False) -> None:
         self.module = module
-        self.made = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+        self.function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
         if not public:
-            self.made.linkage = "internal"
-        self.arguments = self.made.args
-        self.b = ir.IRBuilder(self.made.append_basic_block("entry"))
+            self.function.linkage = "internal"
+        self.arguments = self.function.args
+        self.b = _Builder(self.function.append_basic_block("entry"))
 
     def number(self, value: Any) -> Value:
         """A whole number as a value."""
@@ -95,10 +123,10 @@ class Function:
     def load(self, pointer: Value, lanes: int, align: int) -> Value:
         """A vector of `lanes` elements."""
         kind = ir.VectorType(pointer.type.pointee, lanes)
-        return self.b.load(self.b.bitcast(pointer, kind.as_pointer()), align=align)
+        return self.b.load(self.b.bitcast(pointer, Pointer(kind)), align=align)
 
     def store(self, vector: Value, pointer: Value, align: int) -> None:
-        self.b.store(vector, self.b.bitcast(pointer, vector.type.as_pointer()), align=align)
+        self.b.store(vector, self.b.bitcast(pointer, Pointer(vector.type)), align=align)
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
         """Which lanes of a vector are among the first `count`, which is less than 2**31."""
@@ -109,12 +137,12 @@ class Function:
         """A vector of the lanes chosen by `first_lanes`; the others are zero, and nothing is read for them."""
         kind = ir.VectorType(pointer.type.pointee, lanes.type.count)
         zero = ir.Constant(kind, [0] * kind.count)
-        place = self.b.bitcast(pointer, kind.as_pointer())
+        place = self.b.bitcast(pointer, Pointer(kind))
         return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, [place, ir.Constant(I32, align), lanes, zero])
 
     def store_some(self, vector: Value, pointer: Value, lanes: Value, align: int) -> None:
         """Store those lanes of a vector that `first_lanes` chose."""
-        place = self.b.bitcast(pointer, vector.type.as_pointer())
+        place = self.b.bitcast(pointer, Pointer(vector.type))
         name = f"masked.store.{suffix(vector.type)}.p0"
         self.intrinsic(name, VOID, [vector, place, ir.Constant(I32, align), lanes])
 

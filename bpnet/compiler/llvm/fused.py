@@ -13,8 +13,8 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.commands import FusedKernel, Reference
-from bpnet.compiler.llvm.arithmetic import as_real, constant, operate, triple32
-from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, vector_bytes
+from bpnet.compiler.llvm.arithmetic import as_operand, constant, operate, triple32
+from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, Pointer, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 STRIP = 64
@@ -34,14 +34,14 @@ def write_fused(module: ir.Module, name: str, kernel: FusedKernel, long: bool) -
 
     Partial results of tiles lie one after the other, and column-wise sums of every STRIP rows of a tile.
     """
-    _Writer(module, name, kernel, long)
+    _KernelWriter(module, name, kernel, long)
 
 
-class _Writer:
+class _KernelWriter:
     def __init__(self, module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
         self.kernel, self.long, self.real, self.size = kernel, long, REALS[kernel.dtype], SIZES[kernel.dtype]
         self.lanes = vector_bytes() // self.size
-        self.f = f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        self.f = f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (self.arguments, tile, self.bases, _) = f.b, f.arguments
         self.position = 0
         rows, self.columns, down, across, count = (self.next_argument() for _ in range(5))
@@ -49,9 +49,9 @@ class _Writer:
         self.last_row = f.least(rows, b.add(self.first_row, down))
         self.first = b.mul(b.srem(tile, count), across)
         self.last = f.least(self.columns, b.add(self.first, across))
-        self.operands = [b.bitcast(self.next_place(), self._kind(dtype).as_pointer()) for _, dtype in kernel.operands]
+        self.operands = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for _, dtype in kernel.operands]
+        # values that are the same for the whole kernel
         self.once: dict[Reference, Any] = {}
-        """Values that are the same for the whole kernel."""
         for i in range(kernel.numbers):
             self.once["number", i] = self.number(self.next_argument())
         for i in range(kernel.constants):
@@ -60,7 +60,7 @@ class _Writer:
         for i, (op, _, _, *args) in enumerate(kernel.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
-        self.targets = [b.bitcast(self.next_place(), self.real.as_pointer()) for _ in kernel.results]
+        self.targets = [b.bitcast(self.next_place(), Pointer(self.real)) for _ in kernel.results]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
         self.totals: dict[int, _Total] = {}
         strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
@@ -71,8 +71,8 @@ class _Writer:
                 self.targets[i] = f.at(self.targets[i], tile)
                 self.totals[i] = _Total(f, kind, self.real, self.lanes if layout in ("full", "per_column") else 1)
         vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
+        # rows that are added to totals one after the other
         together = b.sdiv(f.number(STRIP), f.least(STRIP, f.most(1, vectors)))
-        """Rows that are added to totals one after the other."""
         self.row: dict[Reference, Any] = {}
         with f.loop(self.first_row, self.last_row, carry=[together] if self.totals else []) as row:
             self.row_index = row.index
@@ -103,7 +103,7 @@ class _Writer:
 
     def number(self, slot: Any) -> Any:
         f, b = self.f, self.f.b
-        numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+        numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
         return self._real(b.load(f.at(numbers, slot)))
 
     def _real(self, double: Any) -> Any:
@@ -119,7 +119,7 @@ class _Writer:
         state: Any = ir.Constant(I32, 0)
         for _ in range(parts):
             slot, part = self.next_argument(), self.next_argument()
-            numbers = b.bitcast(b.load(f.at(self.bases, 0)), ir.DoubleType().as_pointer())
+            numbers = b.bitcast(b.load(f.at(self.bases, 0)), Pointer(ir.DoubleType()))
             place = b.select(b.icmp_signed("!=", slot, f.number(0)), part, f.number(0))
             changing = b.fptoui(b.load(f.at(numbers, place)), I64)
             word = b.trunc(b.select(b.icmp_signed("!=", slot, f.number(0)), changing, part), I32)
@@ -203,7 +203,7 @@ class _Writer:
             if kind == "operand":
                 layout, dtype = self.kernel.operands[which]
                 place = f.at(self.operands[which], 0 if layout == "scalar" else self.row_index)
-                self.row[reference] = as_real(b, b.load(place), dtype, self.real)
+                self.row[reference] = as_operand(b, b.load(place), dtype, self.real)
             else:
                 op, _, _, *args = self.kernel.expressions[which]
                 self.row[reference] = operate(f, op, [self.single(a) for a in args], self.real)
@@ -288,7 +288,7 @@ class _Total:
 class _Body:
     """One register of a row, from `column` on; `mask` tells which lanes there are (None: all)."""
 
-    def __init__(self, writer: _Writer, column: Any, mask: Any) -> None:
+    def __init__(self, writer: _KernelWriter, column: Any, mask: Any) -> None:
         self.w, self.column, self.mask = writer, column, mask
         self.f, self.b, self.lanes = writer.f, writer.f.b, writer.lanes
         self.entry = self.b.add(self.b.mul(writer.row_index, writer.columns), column)
@@ -320,7 +320,7 @@ class _Body:
         elif kind == "operand":
             layout, dtype = kernel.operands[which]
             place = self.f.at(w.operands[which], self.entry if layout == "full" else self.column)
-            value = as_real(self.b, self._load(place, dtype), dtype, w.real)
+            value = as_operand(self.b, self._load(place, dtype), dtype, w.real)
         else:
             op, _, _, *args = kernel.expressions[which]
             if op == "mask":

@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I8, I64, SIZES, VOID, Function
+from bpnet.compiler.llvm.builder import BYTES, I8, I64, SIZES, VOID, Function, Pointer
 
 ROWS_AHEAD, LINES_AHEAD = 16, 8
 """How many rows ahead, and how many cache lines of a row, are prefetched, since rows lie anywhere."""
@@ -17,11 +17,11 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
     numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
     which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
     """
-    f = Function(module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
     b, (arguments, tile, bases, _) = f.b, f.arguments
     rows, step, size, count, *where = (b.load(f.at(arguments, i)) for i in range(10))
     data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
-    numbers = b.bitcast(index, ir.IntType(8 * SIZES[dtype]).as_pointer())
+    numbers = b.bitcast(index, Pointer(ir.IntType(8 * SIZES[dtype])))
 
     def place(row: Any) -> tuple[Any, Any]:
         """Where a row lies, and whether there is one."""

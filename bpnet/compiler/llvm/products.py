@@ -17,6 +17,7 @@ from bpnet.compiler.llvm.builder import (
     REALS,
     SIZES,
     Function,
+    Pointer,
     fuses,
     many_registers,
     suffix,
@@ -52,25 +53,25 @@ class Blocking:
         self.mr, self.vectors = (8, 3) if many_registers() else (4, 3)
         self.nr = self.vectors * self.lanes
         self.nc = self.nr * 11
+        # most rows that are packed at once
         self.mc = 128
-        """Most rows that are packed at once."""
+        # rows that are packed at a time where there are more
         self.mc_tall = 128 // self.size
-        """Rows that are packed at a time where there are more."""
+        # elements that are prefetched at a time: three lines of the cache
         self.prefetched = 192 // self.size
-        """Elements that are prefetched at a time: three lines of the cache."""
+        # bytes of memory that a thread needs
         self.scratch = self.size * (self.kc * (self.nc + self.mc) + self.mr * self.nr)
-        """Bytes of memory that a thread needs."""
 
 
 def write_product(module: ir.Module, name: str, dtype: str) -> None:
     """product(arguments, tile, bases, scratch): one tile of c <- a b."""
-    _Writer(module, dtype).product(name)
+    _ProductWriter(module, dtype).product(name)
 
 
-class _Writer:
+class _ProductWriter:
     def __init__(self, module: ir.Module, dtype: str) -> None:
         self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
-        self.pointer = self.real.as_pointer()
+        self.pointer = Pointer(self.real)
         self.vector = ir.VectorType(self.real, self.blocking.lanes)
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
@@ -92,7 +93,7 @@ class _Writer:
         """
         s = self.blocking
         f = self.function(f"micro_kernel{wide}", [I64, *[self.pointer] * 3, I64, I1, self.pointer, I64, I64])
-        f.made.attributes.add("noinline")
+        f.function.attributes.add("noinline")
         b, (kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches) = f.b, f.arguments
         zero = ir.Constant(self.vector, [0.0] * s.lanes)
 
@@ -131,7 +132,7 @@ class _Writer:
                             old = f.load(place, s.lanes, s.size) if adds else None
                             f.store(b.fadd(old, value) if adds else value, place, s.size)
         b.ret_void()
-        return f.made
+        return f.function
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
         if not fuses():
@@ -184,7 +185,7 @@ class _Writer:
                             zero = ir.Constant(self.real, 0.0)
                             b.store(zero, f.at(target, b.add(f.product(k.index, mr), i.index)))
         b.ret_void()
-        return f.made
+        return f.function
 
     def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
         """Prefetch what is read a few turns from now: it is too far away for the processor to guess."""
@@ -236,7 +237,7 @@ class _Writer:
                         with f.loop(f.least(left, lanes), lanes) as j:
                             b.store(ir.Constant(self.real, 0.0), f.at(target, b.add(b.mul(k.index, padded), j.index)))
         b.ret_void()
-        return f.made
+        return f.function
 
     def write_block(self) -> Any:
         """c <- a b, or c + a b, for at most MR rows and NR columns, whose a and b are packed."""
@@ -268,7 +269,7 @@ class _Writer:
                     with new:
                         f.store_some(x, to, some, s.size)
         b.ret_void()
-        return f.made
+        return f.function
 
     def write_unpacked(self) -> Any:
         """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
@@ -297,13 +298,13 @@ class _Writer:
                             y = f.load(place, lanes, size) if lanes > 1 else b.load(place)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), kind.as_pointer())
+                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), Pointer(kind))
                         old = b.load(place, align=size)
                         value = b.select(add, b.fadd(old, k.values[v]), k.values[v])
                         b.store(value, place, align=size)
                 first = last
         b.ret_void()
-        return f.made
+        return f.function
 
     def prefetching(self, f: Function, calls: Any, kc: Any, strides: list[Any], rows: bool) -> list[Any]:
         """How to prefetch what is packed next, in `calls` micro-kernels: elements between two prefetches, elements
@@ -324,7 +325,7 @@ class _Writer:
 
     def product(self, name: str) -> None:
         s = self.blocking
-        f = Function(self.module, name, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES], public=True)
+        f = Function(self.module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (arguments, tile, bases, scratch) = f.b, f.arguments
         given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(ARGUMENTS)}
 

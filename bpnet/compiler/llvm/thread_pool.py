@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function
+from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function, Pointer
 from bpnet.compiler.llvm.jit import callable_at, compiled
 from bpnet.compiler.llvm.products import Blocking
 
@@ -30,7 +30,7 @@ PATIENCE = 30_000
 TILES = 2**32
 
 
-_KERNEL = ir.FunctionType(VOID, [I64.as_pointer(), I64, BYTES.as_pointer(), BYTES])
+_KERNEL = ir.FunctionType(VOID, [Pointer(I64), I64, Pointer(BYTES), BYTES])
 
 
 def _field(f: Function, commands: Any, index: Any, field: int) -> Any:
@@ -39,8 +39,8 @@ def _field(f: Function, commands: Any, index: Any, field: int) -> Any:
 
 def _call(f: Function, commands: Any, index: Any, tile: Any, bases: Any, scratch: Any) -> None:
     b = f.b
-    function = b.inttoptr(_field(f, commands, index, 0), _KERNEL.as_pointer())
-    arguments = b.inttoptr(_field(f, commands, index, 1), I64.as_pointer())
+    function = b.inttoptr(_field(f, commands, index, 0), Pointer(_KERNEL))
+    arguments = b.inttoptr(_field(f, commands, index, 1), Pointer(I64))
     b.call(function, [arguments, tile, bases, scratch])
 
 
@@ -81,11 +81,11 @@ def write_run(module: ir.Module, name: str) -> None:
     `table`: the addresses of the commands, their number, the addresses of the memories, of memory for this thread, and
     of what the pool shares, or 0 to be alone; and how many workers may take part.
     """
-    f = Function(module, name, [I64.as_pointer()], public=True)
+    f = Function(module, name, [Pointer(I64)], public=True)
     b, (table,) = f.b, f.arguments
     commands, count, bases, scratch, pool, admitted = (b.load(f.at(table, i)) for i in range(6))
-    commands, pool = (b.inttoptr(address, I64.as_pointer()) for address in (commands, pool))
-    bases, scratch = b.inttoptr(bases, BYTES.as_pointer()), b.inttoptr(scratch, BYTES)
+    commands, pool = (b.inttoptr(address, Pointer(I64)) for address in (commands, pool))
+    bases, scratch = b.inttoptr(bases, Pointer(BYTES)), b.inttoptr(scratch, BYTES)
     alone = b.icmp_unsigned("==", b.ptrtoint(pool, I64), f.number(0))
     with b.if_then(b.not_(alone)):
         b.store(b.ptrtoint(commands, I64), f.at(pool, COMMANDS))
@@ -140,7 +140,7 @@ def write_run(module: ir.Module, name: str) -> None:
 
 def write_help(module: ir.Module, name: str) -> None:
     """help(pool, scratch, patience, number): take tiles until there were none for so many looks, as worker `number`."""
-    f = Function(module, name, [I64.as_pointer(), BYTES, I64, I64], public=True)
+    f = Function(module, name, [Pointer(I64), BYTES, I64, I64], public=True)
     b, (pool, scratch, patience, number) = f.b, f.arguments
     head, there, ours, take, work, leave, idle, end = (
         b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
@@ -158,8 +158,8 @@ def write_help(module: ir.Module, name: str) -> None:
     b.cbranch(b.icmp_unsigned("<", state, f.number(TILES)), leave, ours)
 
     b.position_at_end(ours)
-    commands = b.inttoptr(b.load(f.at(pool, COMMANDS)), I64.as_pointer())
-    bases = b.inttoptr(b.load(f.at(pool, BASES)), BYTES.as_pointer())
+    commands = b.inttoptr(b.load(f.at(pool, COMMANDS)), Pointer(I64))
+    bases = b.inttoptr(b.load(f.at(pool, BASES)), Pointer(BYTES))
     index = b.sub(b.lshr(state, f.number(32)), f.number(1))
     tile = b.and_(state, f.number(TILES - 1))
     admitted = b.icmp_signed("<", number, b.load(f.at(pool, ADMITTED)))

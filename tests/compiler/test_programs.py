@@ -1,0 +1,129 @@
+"""Random functions of arrays: eager NumPy, the interpreter of commands, and machine code agree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bpnet as bp
+from bpnet.backends.tracing import TracingBackend
+from bpnet.compiler.build import build
+from bpnet.compiler.commands import CommandList
+from bpnet.compiler.interpret import interpret
+from bpnet.compiler.trace import trace
+
+SEAM = bp.backends.get("numpy")
+
+UNARY: dict[str, Callable[..., Any]] = {
+    "negative": lambda xp, x: -x,
+    "abs": lambda xp, x: xp.abs(x),
+    "sign": lambda xp, x: xp.sign(x),
+    "sqrt": lambda xp, x: xp.sqrt(xp.abs(x)),
+    "exp": lambda xp, x: xp.exp(xp.minimum(x, 2.0)),
+    "log": lambda xp, x: xp.log(xp.abs(x) + 0.5),
+    "log1p": lambda xp, x: xp.log1p(xp.abs(x)),
+    "expm1": lambda xp, x: xp.expm1(xp.minimum(x, 2.0)),
+    "tanh": lambda xp, x: xp.tanh(x),
+    "scale": lambda xp, x: 0.7 * x + 3.0,
+    "relu": lambda xp, x: x * xp.astype(x > 0.0, x.dtype),
+    "softmax": lambda xp, x: xp.exp(x - xp.max(x, axis=-1, keepdims=True)),
+    "centred rows": lambda xp, x: x - xp.mean(x, axis=1, keepdims=True),
+    "centred columns": lambda xp, x: x - xp.mean(x, axis=0),
+    "least of rows": lambda xp, x: x / (2.0 + xp.abs(xp.min(x, axis=1, keepdims=True))),
+    "share": lambda xp, x: x / (1.0 + xp.sum(xp.abs(x))),
+    "gram": lambda xp, x: xp.matmul(xp.matmul(x, xp.permute_dims(x, (1, 0))) / x.size, x),
+    "rows twice": lambda xp, x: xp.concat([x[1:, ...], x[:1, ...]]),
+    "reshaped": lambda xp, x: xp.reshape(xp.reshape(x, (-1,)) * 2.0, x.shape),
+}
+BINARY: dict[str, Callable[..., Any]] = {
+    "sum": lambda xp, x, y: x + y,
+    "difference": lambda xp, x, y: x - y,
+    "product": lambda xp, x, y: x * y,
+    "quotient": lambda xp, x, y: x / (1.0 + y * y),
+    "largest": lambda xp, x, y: xp.maximum(x, y),
+    "least": lambda xp, x, y: xp.minimum(x, y),
+    "chosen": lambda xp, x, y: xp.where(x <= y, x, 0.5 * y),
+    "same": lambda xp, x, y: xp.astype((x < 0.0) == (y >= 0.0), x.dtype),
+    "column of": lambda xp, x, y: x + xp.sum(y, axis=1, keepdims=True) / y.size,
+    "row of": lambda xp, x, y: x * xp.sum(y, axis=0) / y.size,
+    "mixed": lambda xp, x, y: xp.matmul(xp.matmul(x, xp.permute_dims(y, (1, 0))) / x.size, y),
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations, each on values before it; the first two are the arguments x and y, the results the last ones."""
+
+    steps: tuple[tuple[str, int, int], ...]
+    results: int
+
+    def __call__(self, seam: Any, carry: Any, x: Any, y: Any, number: Any) -> Any:
+        """carry * number + what comes of x and y, and more results."""
+        values = [x, y]
+        for name, i, j in self.steps:
+            value = UNARY[name](seam.xp, values[i]) if name in UNARY else BINARY[name](seam.xp, values[i], values[j])
+            values.append(value)
+        return (carry * number + values[-1], *values[-1 - self.results : -1])
+
+
+@st.composite
+def programs(draw: Any) -> Program:
+    steps = []
+    for number in range(draw(st.integers(1, 8))):
+        earlier = st.integers(max(0, number - 2), number + 1)
+        steps.append((draw(st.sampled_from([*UNARY, *BINARY])), draw(earlier), draw(st.integers(0, number + 1))))
+    return Program(tuple(steps), draw(st.integers(0, min(2, len(steps) - 1))))
+
+
+def commands_of(program: Program, shape: tuple[int, int], dtype: str) -> CommandList:
+    def on_symbols(graph: Any, symbols: list[Any]) -> Any:
+        return program(TracingBackend(graph, lambda rows, work: [(0, rows)]), *symbols)
+
+    return build(trace(on_symbols, [(shape, dtype)] * 3 + ["number"]), donated=1)
+
+
+def close(found: Any, expected: Any, dtype: str) -> None:
+    largest = np.max(np.abs(expected), initial=1.0)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=largest * (3e-4 if dtype == "float32" else 1e-11))
+
+
+SHAPES = st.tuples(st.sampled_from([1, 2, 5, 70]), st.sampled_from([1, 3, 17, 40]))
+
+
+def arrays(shape: tuple[int, int], dtype: str, seed: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(programs(), SHAPES, st.integers(0, 5), st.sampled_from(["float32", "float64"]))
+def test_the_interpreter_gives_what_eager_numpy_gives(program: Program, shape: Any, seed: int, dtype: str) -> None:
+    """Also where the commands write over the carry, which is donated."""
+    given = arrays(shape, dtype, seed)
+    with np.errstate(all="ignore"):
+        expected = program(SEAM, *(a.astype("f8") for a in given), 0.3)
+        found = interpret(commands_of(program, shape, dtype), [*given, 0.3])
+    for a, e in zip(found, expected, strict=True):
+        close(a, e, dtype)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(program=programs(), shape=SHAPES, seed=st.integers(0, 5), dtype=st.sampled_from(["float32", "float64"]))
+def test_machine_code_gives_what_the_interpreter_gives(
+    program: Program, shape: Any, seed: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    monkeypatch.setattr(SEAM, "jit", True)
+    given = arrays(shape, dtype, seed)
+    with np.errstate(all="ignore"):
+        expected = interpret(commands_of(program, shape, dtype), [*given, 0.3])
+    for threads in (1, 2):
+        with SEAM.session(threads, work=1.0):
+            found = SEAM.compile(program, donate=True)(given[0].copy(), *given[1:], 0.3)
+        for a, e in zip(found, expected, strict=True):
+            close(a, e, dtype)
