@@ -337,6 +337,10 @@ class Backend:
         """
         return None
 
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        """What a call of `function`, which `compile` made, does for arguments like these, in order."""
+        return f"{self.name}: every operation as it stands, one after the other; nothing is compiled"
+
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         """The values of 0-d arrays, with one wait for the device."""
         return [float(s) for s in scalars]
