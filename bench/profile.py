@@ -61,7 +61,7 @@ def clocks_in(trainer: Any) -> Iterator[Clock]:
         for path, layer in leaves_of(layout.network)
         for name in ("forward", "backward")
     ]
-    places += [(trainer.optimizer, "apply", repr(trainer.optimizer), "optimizer")]
+    places += [(trainer.optimizer, "update", repr(trainer.optimizer), "optimizer")]
     places += [(layout, name, "parameter vector", f"{name}") for name in ("views", "join")]
     call = loss.__call__
     try:

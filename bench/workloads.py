@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Activation = Literal["relu", "sigmoid"]
 
 BATCHES = (1, 32, 128, 512, 2048, 8192, 32768, 65536, 131072)
 CUDA_BATCHES = (128, 512, 2048, 8192, 32768, 65536, 131072, 262144)
@@ -20,9 +21,9 @@ POOL_BATCHES = 64
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a workload: ``dense``, ``batchnorm``, ``relu``, ``sigmoid`` or ``dropout``."""
+    """One layer of a workload."""
 
-    kind: str
+    kind: Literal["dense", "batchnorm", "dropout"] | Activation
     inputs: int
     units: int
     bias: bool = True
@@ -51,8 +52,8 @@ class Workload:
     key: str
     title: str
     layers: tuple[Layer, ...]
-    loss: str  # "cross_entropy" from logits and integer labels, or "mse"
-    optimizer: str  # "adam", "adamw" (decays arrays of two or more axes only) or "sgd"
+    loss: Literal["cross_entropy", "mse"]  # the first from logits and integer labels
+    optimizer: Literal["adam", "adamw", "sgd"]  # adamw decays arrays of two or more axes only
     checking: Settings  # a step long enough to tell a wrong update from a right one
     timing: Settings  # a step so short that training never settles, which would fill gradients with denormals
     batches: tuple[int, ...] = BATCHES
@@ -85,7 +86,7 @@ class Workload:
         return dense + sum(2 * layer.units for layer in self.layers if layer.kind == "batchnorm")
 
 
-def _perceptron(sizes: tuple[int, ...], hidden: str, last: str | None = None) -> tuple[Layer, ...]:
+def _perceptron(sizes: tuple[int, ...], hidden: Activation, last: Activation | None = None) -> tuple[Layer, ...]:
     layers: list[Layer] = []
     for place, (inputs, units) in enumerate(pairwise(sizes)):
         layers.append(Layer("dense", inputs, units))

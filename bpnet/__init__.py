@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends as backends
     from bpnet import errors as errors
     from bpnet import testing as testing
+    from bpnet import typing as typing
     from bpnet.backpropagation import gradient as gradient
     from bpnet.callbacks import Callback as Callback
     from bpnet.callbacks import EarlyStopping as EarlyStopping
@@ -50,11 +51,13 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from bpnet.losses import BinaryCrossEntropyWithLogits as BinaryCrossEntropyWithLogits
     from bpnet.losses import CrossEntropy as CrossEntropy
+    from bpnet.losses import ElementwiseLoss as ElementwiseLoss
     from bpnet.losses import Loss as Loss
     from bpnet.losses import MeanSquaredError as MeanSquaredError
     from bpnet.optimizers import SGD as SGD
     from bpnet.optimizers import Adam as Adam
     from bpnet.optimizers import AdamW as AdamW
+    from bpnet.optimizers import ElementwiseOptimizer as ElementwiseOptimizer
     from bpnet.optimizers import Optimizer as Optimizer
     from bpnet.schedules import Constant as Constant
     from bpnet.schedules import Cosine as Cosine
@@ -77,8 +80,11 @@ _HOMES = {
     "bpnet.layers.normalization": ("BatchNorm",),
     "bpnet.layers.standardize": ("Standardize",),
     "bpnet.layer": ("Composite", "Layer", "Leaf", "Rng", "Run"),
-    "bpnet.losses": ("BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "CrossEntropy", "Loss", "MeanSquaredError"),
-    "bpnet.optimizers": ("Adam", "AdamW", "Optimizer", "SGD"),
+    "bpnet.losses": (
+        "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "CrossEntropy", "ElementwiseLoss", "Loss",
+        "MeanSquaredError",
+    ),
+    "bpnet.optimizers": ("Adam", "AdamW", "ElementwiseOptimizer", "Optimizer", "SGD"),
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
     "bpnet.backpropagation": ("gradient",),
@@ -88,7 +94,7 @@ _HOMES = {
     "bpnet.testing": ("GradientReport", "check_gradients"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("backends", "errors", "testing")
+_MODULES = ("backends", "errors", "testing", "typing")
 
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 

@@ -14,9 +14,10 @@ from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import GradBuffer, Layout, layout_of
 from bpnet.losses import Loss
-from bpnet.options import check_type, flag, whole
+from bpnet.options import flag, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
+from bpnet.typing import AnyArray, LossName
 
 
 def loss_and_gradient(
@@ -107,13 +108,13 @@ def take_rows(
 @ends_sessions
 def gradient(
     network: Layer,
-    loss: str | Loss,
-    theta: Array,
-    x: Array,
-    y: Array,
+    loss: LossName | Loss,
+    theta: AnyArray,
+    x: AnyArray,
+    y: AnyArray,
     *,
-    sample_weight: Array | None = None,
-    buffers: Array | None = None,
+    sample_weight: AnyArray | None = None,
+    buffers: AnyArray | None = None,
     seed: int = 0,
     training: bool = True,
 ) -> tuple[Array, Array]:
@@ -134,7 +135,7 @@ def gradient(
         layout = layout_of(network, tuple(x.shape[1:]))
         check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
-        check_type("network", network, *type_of(backend, x))
+        network.check_type(*type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")

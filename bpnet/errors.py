@@ -82,8 +82,8 @@ def shown(value: object) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """How many of what: "1 row", "2 rows"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """How many of what: "1 row", "2 classes", "1,797 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 class UnknownNameError(BpnetError, ValueError):

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, DTypeError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
 from bpnet.options import whole
 
@@ -86,11 +86,8 @@ class Layout:
             parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
-    def start(self, seed: int, single: bool = False) -> tuple[Any, Any]:
-        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`.
-
-        Raises DTypeError where they are to become `single`, and float32 can't hold one of the buffers.
-        """
+    def start(self, seed: int) -> tuple[Any, Any]:
+        """Start values of parameters and buffers, two float64 NumPy vectors drawn on the host from `seed`."""
         import numpy
 
         theta, buffers = numpy.empty(self.size), numpy.empty(self.buffer_size)  # before any is drawn for nothing
@@ -100,16 +97,6 @@ class Layout:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
                 vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
-        size, info = numpy.abs(buffers), numpy.finfo(numpy.float32)
-        fits = (buffers == 0.0) | ((size >= info.smallest_normal) & (size <= info.max))
-        if single and not fits.all():
-            wrong = int(numpy.argmin(fits))
-            slot = next(slot for slot in self.buffers if wrong < slot.offset + slot.size)
-            *where, name = slot.path
-            layer = f"layer {'.'.join(where)!r}" if where else str(self.network)
-            raise DTypeError(
-                f"{name} of {layer} starts at {buffers[wrong]:g}, which float32 can't hold: convert x to float64"
-            )
         return theta, buffers
 
     def _tree(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bpnet.backends.base import Array, Backend, Rule
+from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Run, Shape, kernel
 from bpnet.layers.activation import sigmoid
@@ -21,7 +21,7 @@ from bpnet.registry import Registered
 class Loss(Registered, kind="loss"):
     """Base of the losses."""
 
-    needs = ("__call__",)
+    needs: ClassVar[tuple[str, ...]] = ("__call__",)
 
     labels: ClassVar[bool] = False
     """Whether targets may be whole numbers that name classes."""
@@ -54,46 +54,55 @@ def row_weights(run: Run, like: Array, weight: Array | None, total: Any, outputs
     return run.xp.reshape(weight, (weight.shape[0],) + (1,) * (like.ndim - 1)) * scale
 
 
-class _Elementwise(Loss):
-    """Base of the losses that are a mean over outputs, each with a target of its own."""
+class ElementwiseLoss(Loss):
+    """Base of the losses that are a mean over outputs, each with a target of its own: `value` and `derivative` of one.
 
-    needs = ("rule",)
+    Weights, and the division by their sum and by the number of outputs, are put around them here.
+    """
 
-    @staticmethod
-    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-        """factor l(output, target), and factor dl/doutput."""
+    needs = ("value", "derivative")
+
+    def value(self, b: Backend, output: Array, target: Array) -> Array:
+        """l(output, target) of every element, by elementwise operations."""
+        raise NotImplementedError
+
+    def derivative(self, b: Backend, output: Array, target: Array) -> Array:
+        """dl/doutput of every element."""
         raise NotImplementedError
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         factor = row_weights(run, output, weight, total, math.prod(output.shape[1:]))
         if weight is not None:  # of a row that doesn't count, the target is as good as an output that is not finite
             output = run.xp.where(factor > 0.0, output, target)
-        value, slope = elementwise_loss(run, type(self).rule, output, target, factor)
-        return value, slope
+        return elementwise_loss(run, self, output, target, factor)
 
 
 @kernel
-def elementwise_loss(run: Run, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-    """The sum of a rule's first result, and its second; `factor` is a number, or an array with one for every row."""
-    values, slope = rule(run.backend, output, target, factor)
-    return run.xp.sum(values), slope
+def elementwise_loss(run: Run, f: ElementwiseLoss, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    """The sum of factor l(output, target), and factor dl/doutput.
+
+    `factor` is a number, or an array (rows, 1, ...) with one for every row.
+    """
+    values, dy = f.value(run.backend, output, target), f.derivative(run.backend, output, target)
+    return run.xp.sum(values * factor), dy * factor
 
 
 @dataclass(frozen=True)
-class MeanSquaredError(_Elementwise):
+class MeanSquaredError(ElementwiseLoss):
     """l = mean over outputs of (output - target)**2; dl/doutput = 2 (output - target) / outputs."""
 
     names = {"mean_squared_error": {}, "mse": {}}
 
-    @staticmethod
-    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    def value(self, b: Backend, output: Array, target: Array) -> Array:
         error = output - target
-        scaled = error * factor
-        return error * scaled, 2.0 * scaled
+        return error * error
+
+    def derivative(self, b: Backend, output: Array, target: Array) -> Array:
+        return 2.0 * (output - target)
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(_Elementwise):
+class BinaryCrossEntropy(ElementwiseLoss):
     """l = -mean over outputs of t log p + (1 - t) log(1 - p), of probabilities p; dl/dp = (p - t) / (p (1 - p)).
 
     Logarithms are kept above -100, and p (1 - p) above 1e-12, so that a certain and wrong p gives a finite loss.
@@ -103,20 +112,20 @@ class BinaryCrossEntropy(_Elementwise):
     names = {"binary_cross_entropy": {}}
     probabilities = True
 
-    @staticmethod
-    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    def value(self, b: Backend, output: Array, target: Array) -> Array:
         xp = b.xp
-        log_p = xp.maximum(xp.log(output), -100.0)
-        log_q = xp.maximum(xp.log1p(-output), -100.0)
-        slope = (output - target) / xp.maximum(output * (1.0 - output), 1e-12)
-        return ((target - 1.0) * log_q - target * log_p) * factor, slope * factor
+        log_p, log_q = xp.maximum(xp.log(output), -100.0), xp.maximum(xp.log1p(-output), -100.0)
+        return (target - 1.0) * log_q - target * log_p
+
+    def derivative(self, b: Backend, output: Array, target: Array) -> Array:
+        return (output - target) / b.xp.maximum(output * (1.0 - output), 1e-12)
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         return _same_side(run, output, target, 0.5)
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropyWithLogits(_Elementwise):
+class BinaryCrossEntropyWithLogits(ElementwiseLoss):
     """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t.
 
     The same as binary_cross_entropy of sigmoid(z), exact for logits of any size: with |z| put outside the logarithm it
@@ -127,12 +136,14 @@ class BinaryCrossEntropyWithLogits(_Elementwise):
     probabilities = True
     logits = True
 
-    @staticmethod
-    def rule(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    def value(self, b: Backend, output: Array, target: Array) -> Array:
         xp, size = b.xp, b.xp.abs(output)
-        beyond = xp.abs(xp.astype(output > 0.0, target.dtype) - target) * factor * size
+        beyond = xp.abs(xp.astype(output > 0.0, target.dtype) - target) * size
         beyond = xp.where(beyond >= 0.0, beyond, 0.0)  # 0 times infinity is of a logit that is right
-        return xp.log1p(xp.exp(-size)) * factor + beyond, (sigmoid(b, output) - target) * factor
+        return xp.log1p(xp.exp(-size)) + beyond
+
+    def derivative(self, b: Backend, output: Array, target: Array) -> Array:
+        return sigmoid(b, output) - target
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         return _same_side(run, output, target, 0.0)
@@ -152,8 +163,7 @@ class CrossEntropy(Loss):
     logits = True
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
-        value, slope = softmax_cross_entropy(run, output, target, weight, total)
-        return value, slope
+        return softmax_cross_entropy(run, output, target, weight, total)
 
     def target_shape(self, out_shape: Shape) -> Shape:
         if len(out_shape) != 1 or out_shape[0] < 2:
@@ -186,10 +196,10 @@ def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | Non
     mass = xp.sum(target, axis=1, keepdims=True)
     loss = mass * xp.log(norm) - xp.sum(along, axis=1, keepdims=True)
     factor = row_weights(run, z, weight, total, 1)
-    value, slope = loss * factor, (e * (mass / norm) - target) * factor
+    value, dz = loss * factor, (e * (mass / norm) - target) * factor
     if weight is not None:  # 0 times what is not finite is of a row that doesn't count
-        value, slope = xp.where(factor > 0.0, value, 0.0), xp.where(factor > 0.0, slope, 0.0)
-    return xp.sum(value), slope
+        value, dz = xp.where(factor > 0.0, value, 0.0), xp.where(factor > 0.0, dz, 0.0)
+    return xp.sum(value), dz
 
 
 def _same_side(run: Run, output: Array, target: Array, boundary: float) -> Array:

@@ -1,12 +1,13 @@
-"""Optimizers: each is `init` and `update`, one elementwise rule mapped over the whole parameter vector.
+"""Optimizers: theta <- theta - lr dL/dtheta, and what is better.  The parameters of a network are one vector, theta.
 
     init(backend, theta) -> state
-    update(backend, layout, theta, grad, state, lr, step) -> theta, state
+    update(backend, layout, theta, grad, state, hyperparameters, evaluate) -> theta, state
 
-`state` is a tuple of vectors like theta; `step` counts from 1.  Inputs are not modified, unless `donate` gives them up.
+Most work on every element alone; such a one is written as one method of its own options: see `ElementwiseOptimizer`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,53 +17,39 @@ from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
 from bpnet.options import flag, number
 from bpnet.registry import Registered
-from bpnet.schedules import Schedule, rate
+from bpnet.schedules import Schedule, at, rate
 
 State = tuple[Array, ...]
+Evaluate = Callable[[Array], tuple[Array, Array]]
+"""evaluate(theta) -> loss, gradient on the batch of this step, with the same dropout masks, whenever it is called."""
 
 
 class Optimizer(Registered, kind="optimizer"):
-    """Base of the optimizers: a subclass names its rule, how many vectors its state has, and the rule's scalars."""
+    """Base of the optimizers: a frozen dataclass with the option `lr`, and `update`."""
 
     lr: float | Schedule
-    vectors: ClassVar[int] = 0
-    """Number of vectors of state, each zero at the start."""
     state_names: ClassVar[tuple[str, ...]] = ()
-    """What each vector of state is called in a message."""
-    decay: float = 0.0
-    """Decoupled weight decay, for the parameters that the layout says decay."""
+    """What each array of the state is called in a message."""
+    traceable: ClassVar[bool] = True
+    """False where `update` decides by values, as a line search does: its steps are then not compiled as a whole."""
+    needs = ("update",)
 
-    def schedule(self, step: int) -> float:
-        """The learning rate of the step, the first being 0."""
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step, the first being 0; raises OptionError where a schedule gives none."""
         if not isinstance(self.lr, Schedule):
             return self.lr
-        return number("the learning rate of the schedule", self.lr(step), 0.0, math.inf, closed="left")
-
-    @staticmethod
-    def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
-        """rule(b, theta, *state, grad, *scalars) -> theta, *state; where there is decay, one more scalar: `shrink`."""
-        raise NotImplementedError
-
-    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        """The rule's scalars for this step."""
-        raise NotImplementedError
+        return number("the learning rate of the schedule", at(self.lr, step), 0.0, math.inf, closed="left")
 
     def init(self, backend: Backend, theta: Array) -> State:
-        """The state before the first step."""
-        return tuple(backend.xp.zeros_like(theta) for _ in range(self.vectors))
+        """The state before the first step, arrays of any shape: here zeros like theta for each of `state_names`."""
+        return tuple(backend.xp.zeros_like(theta) for _ in self.state_names)
 
-    def check_type(self, dtype: str, smallest: float) -> None:
-        """Raise OptionError where an option can't be used with parameters of the type called `dtype`.
+    def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
+        """The numbers that change from step to step, the first step being 1; here the learning rate alone.
 
-        `smallest` is the least positive normal number of that type.
+        They are computed on the host in float64, and a compiled step takes them as arguments.
         """
-
-    def numbers(self, lr: float, step: int) -> tuple[tuple[float, ...], float]:
-        """What changes from step to step: the rule's scalars, and the factor of weight decay (1: none).
-
-        Computed on the host in float64; a compiled step takes them as arguments.
-        """
-        return self.scalars(lr, step), 1.0 - lr * self.decay
+        return (lr,)
 
     def update(
         self,
@@ -71,44 +58,60 @@ class Optimizer(Registered, kind="optimizer"):
         theta: Array,
         grad: Array,
         state: State,
-        lr: Any,
-        step: Any,
-        donate: bool = False,
+        hyperparameters: tuple[Any, ...],
+        evaluate: Evaluate | None = None,
     ) -> tuple[Array, State]:
-        """theta and state after one step along `grad` at learning rate `lr`, the first step being 1."""
-        return self.apply(backend, layout, theta, grad, state, self.numbers(lr, step), donate)
+        """theta and state after a step from theta, where the gradient is `grad`: new arrays, of the shapes of the old.
 
-    def apply(
+        `evaluate` gives the loss and its gradient at any theta; each call costs what the rest of the step does.
+        """
+        raise NotImplementedError
+
+
+class ElementwiseOptimizer(Optimizer):
+    """Base of the optimizers that move every parameter by its own gradient and state alone.
+
+    The state is one vector like theta for each of `state_names`, zero at the start.
+    """
+
+    weight_decay: float = 0.0
+    """Where it is above 0, the last hyperparameter is the `decay_factor`: 1 for parameters that don't decay."""
+    needs = ("elementwise",)
+
+    def elementwise(self, b: Backend, theta: Array, *args: Any, **kwargs: Any) -> tuple[Array, ...]:
+        """elementwise(b, theta, *state, grad, *hyperparameters) -> theta, *state, by elementwise operations."""
+        raise NotImplementedError
+
+    def update(
         self,
         backend: Backend,
         layout: Layout,
         theta: Array,
         grad: Array,
         state: State,
-        numbers: tuple[tuple[Any, ...], Any],
+        hyperparameters: tuple[Any, ...],
+        evaluate: Evaluate | None = None,
         donate: bool = False,
     ) -> tuple[Array, State]:
-        """theta and state after one step whose `numbers` are known; with `donate`, `grad` too is only lent.
+        """As `Optimizer.update`; `donate` gives `theta` and `state` up, and lends `grad` only until they are replaced.
 
-        A trainer donates to this very method.  One that overrides it gets new vectors, and may compute with them, write
-        to them and keep them.
+        A trainer donates to this very method.  One that overrides it gets arrays that it may compute with, and keep.
         """
-        scalars, shrink = numbers
         size, decaying = layout.size, layout.decaying
-        pieces = [(0, size, scalars)]
-        if self.decay:
-            pieces = [(0, decaying, (*scalars, shrink)), (decaying, size, (*scalars, 1.0))]
+        pieces = [(0, size, hyperparameters)]
+        if self.weight_decay:
+            pieces = [(0, decaying, hyperparameters), (decaying, size, (*hyperparameters[:-1], 1.0))]
             pieces = [piece for piece in pieces if piece[0] < piece[1]]
-        theta, *moved = backend.map_vector(type(self).rule, 1 + len(state), (theta, *state, grad), pieces, donate)
+        theta, *moved = backend.map_vector(self.elementwise, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
 
 @dataclass(frozen=True)
-class SGD(Optimizer):
-    """Gradient descent, theta <- theta - lr grad.
+class SGD(ElementwiseOptimizer):
+    """Gradient descent, theta <- theta - lr g with the gradient g.
 
-    With momentum (Polyak 1964) v <- momentum v + grad and theta <- theta - lr v.
-    `nesterov` steps along grad + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).
+    With momentum (Polyak 1964) v <- momentum v + g and theta <- theta - lr v.  `nesterov` looks ahead, and steps along
+    g + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).
     """
 
     lr: float | Schedule = 0.01
@@ -126,54 +129,30 @@ class SGD(Optimizer):
             raise OptionError("nesterov=True needs a momentum above 0")
 
     def init(self, backend: Backend, theta: Array) -> State:
-        return (backend.xp.zeros_like(theta),) if self.momentum else ()
+        return super().init(backend, theta) if self.momentum else ()
 
-    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
+    def elementwise(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
         if not self.momentum:
-            return (lr,)
-        # theta - lr (along_grad grad + along_v v) covers both kinds of momentum
-        return (lr, self.momentum, 1.0, self.momentum) if self.nesterov else (lr, self.momentum, 0.0, 1.0)
-
-    @staticmethod
-    def rule(b: Backend, theta: Array, *rest: Any) -> tuple[Array, ...]:
-        if len(rest) == 2:
-            grad, lr = rest
+            grad, lr = args
             return (theta - lr * grad,)
-        v, grad, lr, momentum, along_grad, along_v = rest
-        v = momentum * v + grad
-        return theta - lr * (along_grad * grad + along_v * v), v
-
-
-def adam_rule(
-    b: Backend,
-    theta: Array,
-    m: Array,
-    v: Array,
-    grad: Array,
-    rate: Any,
-    beta1: float,
-    new1: float,
-    beta2: float,
-    new2: float,
-    epsilon: Any,
-    shrink: Any = None,
-) -> tuple[Array, ...]:
-    """Adam on one element; new1 and new2 are 1 - beta1 and 1 - beta2."""
-    m = beta1 * m + new1 * grad
-    v = beta2 * v + (new2 * grad) * grad  # in this order, in which the square overflows last
-    kept = theta if shrink is None else shrink * theta
-    return kept - rate * m / (b.xp.sqrt(v) + epsilon), m, v
+        v, grad, lr = args
+        v = self.momentum * v + grad
+        return theta - lr * (grad + self.momentum * v if self.nesterov else v), v
 
 
 @dataclass(frozen=True)
-class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015): along a running mean of the gradient g, over the root of one of its square.
+class Adam(ElementwiseOptimizer):
+    """Adam (Kingma and Ba 2015): along a running mean m of the gradient g, over the root of one of its square, v.
 
-    Both start at 0, and what that takes from their means after t steps is given back:
+    Both moments start at 0, and what that takes from the means after t steps is given back:
 
-        m <- beta1 m + (1 - beta1) g,       M = 1 - beta1**t,
-        v <- beta2 v + (1 - beta2) g**2,    V = 1 - beta2**t,
-        theta <- theta - lr (m / M) / (sqrt(v / V) + epsilon).
+        m <- beta1 m + (1 - beta1) g,          m_hat = m / (1 - beta1**t),
+        v <- beta2 v + (1 - beta2) g**2,       v_hat = v / (1 - beta2**t),
+        theta <- theta - lr m_hat / (sqrt(v_hat) + epsilon).
+
+    It is computed as at the end of the paper's section 2: with c = sqrt(1 - beta2**t) the last line is
+
+        theta <- theta - alpha m / (sqrt(v) + epsilon_hat),   alpha = lr c / (1 - beta1**t),   epsilon_hat = epsilon c.
     """
 
     lr: float | Schedule = 1e-3
@@ -182,9 +161,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-8
 
     names = {"adam": {}}
-    vectors = 2
     state_names = ("first moment m", "second moment v")
-    rule = staticmethod(adam_rule)
 
     def __post_init__(self) -> None:
         self._set(lr=rate("lr", self.lr))
@@ -192,7 +169,7 @@ class Adam(Optimizer):
         self._set(beta2=number("beta2", self.beta2, 0.0, 1.0, closed="left"))
         self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
 
-    def check_type(self, dtype: str, smallest: float) -> None:
+    def check_type(self, dtype: str, smallest: float, largest: float) -> None:
         """The squares of gradients under sqrt(smallest / (1 - beta2)) are 0, so a step along such a gradient g would be
         lr g / epsilon: no longer than lr only for an epsilon that is not smaller still."""
         least = (smallest / (1.0 - self.beta2)) ** 0.5
@@ -201,18 +178,26 @@ class Adam(Optimizer):
                 f"epsilon of {self} is {self.epsilon!r}; with {dtype} parameters expected at least {least:.2g}, since "
                 "the squares of smaller gradients are 0"
             )
+        super().check_type(dtype, smallest, largest)
 
-    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        root = (1.0 - self.beta2**step) ** 0.5
-        scaled = lr * root / (1.0 - self.beta1**step), self.epsilon * root  # with sqrt(v / V) = sqrt(v) / root
-        return scaled[0], self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, scaled[1]
+    def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
+        """alpha and epsilon_hat."""
+        c = (1.0 - self.beta2**step) ** 0.5
+        return lr * c / (1.0 - self.beta1**step), self.epsilon * c
+
+    def elementwise(
+        self, b: Backend, theta: Array, m: Array, v: Array, grad: Array, alpha: Any, epsilon_hat: Any
+    ) -> tuple[Array, ...]:
+        m = self.beta1 * m + (1.0 - self.beta1) * grad
+        v = self.beta2 * v + (1.0 - self.beta2) * grad * grad  # from the left, so that the square overflows last
+        return theta - alpha * m / (b.xp.sqrt(v) + epsilon_hat), m, v
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): theta <- theta - lr weight_decay theta.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): besides, theta <- theta - lr weight_decay theta.
 
-    Weights decay; biases, scales and shifts don't.
+    So theta is first multiplied by decay_factor = 1 - lr weight_decay.  Weights decay; biases, scales and shifts don't.
     """
 
     weight_decay: float = 0.01
@@ -223,9 +208,15 @@ class AdamW(Adam):
         super().__post_init__()
         self._set(weight_decay=number("weight_decay", self.weight_decay, 0.0, math.inf, closed="left"))
 
-    @property
-    def decay(self) -> float:  # type: ignore[override]
-        return self.weight_decay
+    def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
+        """alpha, epsilon_hat and decay_factor."""
+        return (*super().hyperparameters(lr, step), 1.0 - lr * self.weight_decay)
+
+    def elementwise(
+        self, b: Backend, theta: Array, m: Array, v: Array, grad: Array, alpha: Any, epsilon_hat: Any,
+        decay_factor: Any = 1.0,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        return super().elementwise(b, decay_factor * theta, m, v, grad, alpha, epsilon_hat)
 
 
 @kernel

@@ -1,10 +1,8 @@
 """Checks of options, each returning the plain value: a NumPy number becomes a Python one, so that it can be saved."""
 
-import inspect
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from bpnet.errors import OptionError, shown
@@ -60,25 +58,9 @@ def flag(what: str, value: Any) -> bool:
     raise OptionError(f"{what} is {shown(value)}; expected True or False")
 
 
-def check_type(what: str, value: Any, dtype: str, smallest: float, largest: float) -> None:
-    """Raise OptionError where `value`, or a number among the options of it, is too small or too large for a type.
-
-    `smallest` and `largest` are the positive normal numbers between which those of the type called `dtype` lie.  Only
-    options of bpnet's own classes are looked at: what those of others mean, nobody else knows (1e300 may be no limit).
-    """
-    if isinstance(value, tuple):
-        for part in value:
-            check_type(what, part, dtype, smallest, largest)
-    elif is_dataclass(value):
-        for option in fields(value):
-            part = getattr(value, option.name)
-            declared = [
-                c for c in inspect.getmro(type(value)) if option in getattr(c, "__dataclass_fields__", {}).values()
-            ]
-            if not declared[-1].__module__.startswith("bpnet."):  # there may be layers in it that are bpnet's
-                parts = part if isinstance(part, tuple) else (part,)
-                part = tuple([one for one in parts if not isinstance(one, float)])
-            check_type(f"{option.name} of {value}", part, dtype, smallest, largest)
-    elif isinstance(value, float) and 0.0 < abs(value) < math.inf and not smallest <= abs(value) <= largest:
+def check_range(what: str, value: float, dtype: str, smallest: float, largest: float) -> None:
+    """Raise OptionError where the type called `dtype`, of numbers from `smallest` to `largest`, can't hold `value`."""
+    if 0.0 < abs(value) < math.inf and not smallest <= abs(value) <= largest:
         bound = f"at least {smallest:.2g}" if abs(value) < smallest else f"at most {largest:.2g}"
-        raise OptionError(f"{what} is {value!r}; with {dtype} parameters expected {bound}")
+        hint = ", or x of float64" if dtype == "float32" else ""
+        raise OptionError(f"{what} is {value!r}; with {dtype} parameters expected {bound}{hint}")

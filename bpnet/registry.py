@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
+from bpnet.options import check_range
 
 S = TypeVar("S", bound="Registered")
 
@@ -48,12 +49,30 @@ class Registered:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def check_type(self, dtype: str, smallest: float, largest: float) -> None:
+        """Raise OptionError where an option can't be used with arrays of the type called `dtype`.
+
+        `smallest` and `largest` are the positive normal numbers between which those of the type lie.  Only options that
+        bpnet's own classes declare are looked at: what others mean, nobody else knows (1e300 may be no limit).
+        """
+        for option in fields(self):  # type: ignore[arg-type]
+            declares = [c for c in type(self).__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()]
+            parts = [getattr(self, option.name)]
+            while parts:
+                part = parts.pop(0)
+                if isinstance(part, tuple):
+                    parts[:0] = part
+                elif isinstance(part, Registered):
+                    part.check_type(dtype, smallest, largest)
+                elif isinstance(part, float) and declares[-1].__module__.startswith("bpnet."):
+                    check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
+
 
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in _classes[base.kind].items():
-        if issubclass(cls, base) and cls is not base and not name.startswith("_"):
+        if issubclass(cls, base) and is_dataclass(cls) and not name.startswith("_"):
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found

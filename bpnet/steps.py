@@ -4,7 +4,7 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -15,7 +15,7 @@ from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
 from bpnet.layout import GradBuffer, Layout, Path, Slot
 from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer, clip_by_global_norm
+from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
 
 Carry = tuple[Array, Array, tuple[Array, ...]]
 """What goes from step to step: parameters, buffers, the optimizer's state."""
@@ -48,32 +48,29 @@ def training_step(
     precision: str = "float32",
     micro_batch: int | None = None,
 ) -> Callable[..., tuple[Carry, Array]]:
-    """step(backend, carry, x, y, weight, rows, numbers, number) -> carry, loss; the carry is given up.
+    """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
-    `number` counts steps from 1, and `numbers` are what the optimizer makes of it.
+    `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
 
-    own = getattr(optimizer.apply, "__func__", None) is Optimizer.apply
-    """Whether a step ends in one `map_vector`, for which it may give up its vectors; another `apply` may read on."""
+    update: Any = optimizer.update
+    own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
+    """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
-    def step(
+    def gradient(
         backend: Backend,
-        carry: Carry,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        rows: Array | None,
-        numbers: Any,
+        batch: tuple[Array, Array, Array | None, Array | None],
         number: Any,
-    ) -> tuple[Carry, Array]:
-        theta, buffers, state = carry
-        p = views(backend, theta, buffers)
+        buffers: Array,
+        theta: Array,
+    ) -> tuple[Array, Array, Any]:
+        x, y, weight, rows = batch
         value, grad, taken = loss_and_gradient(
             backend,
             layout,
             loss,
-            p,
+            views(backend, theta, buffers),
             x,
             y,
             weight,
@@ -85,11 +82,32 @@ def training_step(
         )
         if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
             grad = clip_by_global_norm(Run(backend), grad, clip_norm)
+        return value, grad, taken
+
+    def step(
+        backend: Backend,
+        carry: Carry,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        rows: Array | None,
+        hyperparameters: Any,
+        number: Any,
+    ) -> tuple[Carry, Array]:
+        theta, buffers, state = carry
+        batch = x, y, weight, rows
+        value, grad, taken = gradient(backend, batch, number, buffers, theta)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
-        if not own:
+        if own:
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
+        else:
             current.late = None
-        theta, state = optimizer.apply(backend, layout, theta, grad, state, numbers, donate=own)
+
+            def evaluate(theta: Array) -> tuple[Array, Array]:
+                return gradient(backend, batch, number, carry[1], theta)[:2]
+
+            theta, state = update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
 
     return step
@@ -160,7 +178,7 @@ def broken(xp: Any, vector: Array, before: Array) -> Array:
 
 
 def not_finite(
-    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
+    backend: Backend, layout: Layout, slots: Sequence[Slot], vector: Array, before: Array | None = None
 ) -> Iterator[tuple[Path, str]]:
     """The path of every leaf of the vector whose values are not all finite, and what to call it.
 
@@ -168,6 +186,10 @@ def not_finite(
     """
     xp = backend.xp
     wrong = ~xp.isfinite(vector) if before is None else broken(xp, vector, before)
+    if vector.shape != (sum(slot.size for slot in slots),):  # an optimizer's state of another shape
+        if bool(xp.any(wrong)):
+            yield (), str(layout.network)
+        return
     for slot in slots:
         if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
             depth, layer = 0, layout.network

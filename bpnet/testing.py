@@ -15,6 +15,7 @@ from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, derivatives, forward_faults, loss_faults, network_faults, type_faults
 from bpnet.registry import resolve
+from bpnet.typing import AnyArray, LossName
 
 STEPS = (1e-4, 1e-5, 1e-6)
 """Half-widths of the differences; the one that agrees best counts, since a kink or rounding spoils some of them."""
@@ -66,10 +67,10 @@ class GradientReport:
 @ends_sessions
 def check_gradients(
     subject: Layer,
-    x: Array,
-    y: Array | None = None,
+    x: AnyArray,
+    y: AnyArray | None = None,
     *,
-    loss: str | Loss | None = None,
+    loss: LossName | Loss | None = None,
     training: bool = True,
     seed: int = 0,
     directions: int = 3,

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
@@ -37,11 +38,12 @@ from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import check_type, choice, flag, number, whole
+from bpnet.options import check_range, choice, flag, number, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.steps import Carry, Views, broken, first_not_finite, not_finite, outputs, scores, training_step
 from bpnet.turns import Turn, reads, trains, writes
+from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
 
 Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the step count, at one moment."""
@@ -102,13 +104,13 @@ class Trainer:
     def __init__(
         self,
         network: Layer,
-        loss: str | Loss,
-        optimizer: str | Optimizer = "adam",
+        loss: LossName | Loss,
+        optimizer: OptimizerName | Optimizer = "adam",
         *,
         seed: int = 0,
         clip_norm: float | None = None,
         threads: int | None = None,
-        precision: str = "float32",
+        precision: Precision = "float32",
         device: str | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -188,7 +190,7 @@ class Trainer:
     # ---- parameters ---------------------------------------------------------------------------------------------
 
     @trains
-    def build(self, x: Array) -> "Trainer":
+    def build(self, x: AnyArray) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         Called by the first `fit` or `step`; called again, it starts afresh.  Raises ShapeError where a layer or the
@@ -218,6 +220,7 @@ class Trainer:
 
     def _build(self, backend: Backend, layout: Layout, x: Array, **more: Any) -> None:
         device = backend.device(x)
+        self._check_type(backend, x)
         last = last_activation(self.network)
         if self._built is None and self.loss.logits and isinstance(last, Sigmoid | Softmax):
             binary = isinstance(last, Sigmoid) and isinstance(self.loss, BinaryCrossEntropyWithLogits)
@@ -229,7 +232,7 @@ class Trainer:
             warnings.warn(text, BpnetWarning, stacklevel=4)  # named is the line that calls fit, step or build
         self._check_precision(backend, device, x.dtype)
         try:
-            starts = layout.start(self.seed, single=x.dtype == backend.xp.float32)
+            starts = layout.start(self.seed)
             theta, buffers = (backend.from_host(start, x.dtype, device) for start in starts)
             with backend.session(self.threads, device):
                 state = self.optimizer.init(backend, theta)
@@ -239,6 +242,13 @@ class Trainer:
             size = plural(layout.size, "parameter")
             raise OutOfMemoryError(f"no memory for {size} of the network and the optimizer's state: {error}") from error
         self._adopt(backend, layout, (theta, buffers, state), 0, **more)
+
+    def _check_type(self, backend: Backend, like: Array) -> None:
+        """Raise OptionError where an option is too small or too large for the type of `like`."""
+        numbers = type_of(backend, like)
+        for part in (self.network, self.loss, self.optimizer):
+            part.check_type(*numbers)
+        check_range("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
 
     def _check_precision(self, backend: Backend, device: Any, dtype: Any) -> None:
         if self.precision == "float32":
@@ -257,15 +267,12 @@ class Trainer:
             )
 
     def _adopt(self, backend: Backend, layout: Layout, carry: Carry, count: int | None = None, **more: Any) -> None:
-        numbers = type_of(backend, carry[0])
-        self.optimizer.check_type(*numbers[:2])
-        for part in (self.network, self.loss, self.optimizer):
-            check_type("", part, *numbers)
-        check_type("clip_norm", min(self.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
+        self._check_type(backend, carry[0])
         views = Views(layout)
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
+        compiles = self.optimizer.traceable or not backend.traces
         vars(self).update(  # all or nothing, whatever interrupt comes
             _built=(backend, layout),
             _known=None,
@@ -273,7 +280,7 @@ class Trainer:
             _good=None,
             _checked=(None, 0),
             _state=State(carry, self.step_count if count is None else count),
-            _step=backend.compile(step, donate=True),
+            _step=backend.compile(step, donate=True) if compiles else partial(step, backend),
             _outputs=backend.compile(outputs(layout, views, self.precision)),
             _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
             **more,
@@ -327,7 +334,7 @@ class Trainer:
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """The optimizer's vectors."""
+        """The optimizer's state: arrays of any shape, most of them vectors like `theta`."""
         self._have()
         return self._carry[2]
 
@@ -393,7 +400,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: Array, y: Array, sample_weight: Array | None = None, *, check: bool = True) -> Array:
+    def step(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
@@ -451,13 +458,13 @@ class Trainer:
     @trains
     def fit(
         self,
-        x: Array,
-        y: Array,
+        x: AnyArray,
+        y: AnyArray,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[Array] | None = None,
-        sample_weight: Array | None = None,
+        validation: Sequence[AnyArray] | None = None,
+        sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
@@ -550,7 +557,7 @@ class Trainer:
             self._diverged(data.batches(batch_size, order), before, work)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
-        lr = self.optimizer.schedule(self.step_count - 1)
+        lr = self.optimizer.learning_rate(self.step_count - 1)
         precision = "float64" if self.theta.dtype == xp.float64 else self.precision
         return {"epoch": epoch + 1, "step": self.step_count, "loss": mean, "lr": lr, "precision": precision}
 
@@ -602,7 +609,7 @@ class Trainer:
 
     def _numbers(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.optimizer.numbers(self.optimizer.schedule(step), step + 1), step + 1
+        return self.optimizer.hyperparameters(self.optimizer.learning_rate(step), step + 1), step + 1
 
     def _advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch, which is known to be good."""
@@ -629,9 +636,9 @@ class Trainer:
             raise self._out_of_memory(error, x.shape[0], training=False) from error
 
     def _vectors(self, carry: Carry | None = None) -> list[Array]:
-        """All that goes from step to step."""
+        """All that goes from step to step, but what is empty."""
         theta, buffers, state = self._carry if carry is None else carry
-        return [vector for vector in (theta, buffers, *state) if vector.shape[0]]
+        return [array for array in (theta, buffers, *state) if 0 not in array.shape]
 
     def _is_sound(self, value: Array, vectors: Sequence[Array], before: Snapshot) -> bool:
         """Whether a loss is finite, and vectors are but for what was infinite `before`, such as a bias of -inf.
@@ -742,7 +749,7 @@ class Trainer:
 
     @reads
     def evaluate(
-        self, x: Array, y: Array, *, sample_weight: Array | None = None, batch_size: int | None = None
+        self, x: AnyArray, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
@@ -752,7 +759,7 @@ class Trainer:
         self._have()
         return self._evaluate(self._data(x, y, sample_weight), batch_size)
 
-    def predict(self, x: Array, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from

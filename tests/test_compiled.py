@@ -668,25 +668,19 @@ def test_a_mask_is_drawn_for_its_own_entries(jit: Any, refused: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Swaps(bp.Optimizer):
+class _Swaps(bp.ElementwiseOptimizer):
     """Each vector's new values come of the other's old ones, and of other places of its own."""
 
     lr: float = 0.1
-    vectors = 1
+    state_names = ("other",)
 
-    def scalars(self, lr: Any, step: Any) -> tuple[Any, ...]:
-        return (lr,)
-
-    @staticmethod
-    def rule(b: Any, theta: Any, v: Any, grad: Any, lr: Any) -> tuple[Any, ...]:
+    def elementwise(self, b: Any, theta: Any, v: Any, grad: Any, lr: Any) -> tuple[Any, ...]:
         return 0.5 * v + (1.0 - lr) * grad, 2.0 * theta
 
 
 @dataclass(frozen=True)
 class _Turns(_Swaps):
-    def apply(
-        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
-    ) -> Any:
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
         half = layout.size // 2
         turned = backend.xp.concat([theta[half:] * 0.5, theta[:half] + grad[:half]])
         return turned, (state[0] + theta,)

@@ -475,7 +475,7 @@ def steps(lt: Fake, net: Any, loss: Any, precision: str, monkeypatch: pytest.Mon
         step = training_step(layout, views, loss, optimizer, 0, None, how)
         carry = theta, buffers, optimizer.init(backend, theta)
         for i in range(1, 21):
-            carry, value = step(backend, carry, kind(x.astype(dtype)), target, None, None, optimizer.numbers(0.1, i), i)
+            carry, value = step(backend, carry, kind(x.astype(dtype)), target, None, None, (0.1,), i)
         out, _ = outputs(layout, views, how)(backend, *carry[:2], kind(x.astype(dtype)))
         score, *_ = scores(layout, views, loss, how)(backend, *carry[:2], kind(x.astype(dtype)), target, None, 40.0)
         assert carry[0].dtype == out.dtype == value.dtype == dtype

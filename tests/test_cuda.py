@@ -147,9 +147,8 @@ def forms(dtype: str) -> list[Any]:
     found: list[Any] = [(f"{f} value", f.value, "e", ()) for f in ACTIVATIONS]
     found += [(f"{f} derivative", f.derivative, "ee", ()) for f in ACTIVATIONS]
     for optimizer, state in OPTIMIZERS:
-        scalars, shrink = optimizer.numbers(optimizer.lr, 7)
-        scalars = (*scalars, shrink) if optimizer.decay else scalars
-        found.append((str(optimizer), type(optimizer).rule, "ee" + state * "e", scalars))
+        scalars = optimizer.hyperparameters(optimizer.lr, 7)
+        found.append((str(optimizer), optimizer.elementwise, "ee" + state * "e", scalars))
     found.append(("bias", biased, "ec", ()))
     found.append(("rows", biased, "er", ()))
     return [pytest.param(dtype, *form[1:], id=f"{form[0]}-{dtype}") for form in found]
@@ -241,8 +240,8 @@ def by_nvrtc(code: str, architecture: str) -> Any:
 @pytest.mark.parametrize(
     ("kernel", "form", "loads", "stores"),
     [
-        ("map_wide", Form(bp.AdamW.rule, "eeee", 7, "float32", held=(0, 5)), 4, 3),
-        ("map_wide", Form(bp.Adam.rule, "eeee", 6, "float64"), 4, 3),
+        ("map_wide", Form(bp.AdamW().elementwise, "eeee", 3, "float32", held=(0, 1, 2)), 4, 3),
+        ("map_wide", Form(bp.Adam().elementwise, "eeee", 2, "float64"), 4, 3),
         ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", summed=1), 8, 4),
         ("sum_wide", Form(twice(bp.ReLU().derivative), "ee", 0, "float32", (), ("bfloat16",) * 3, 1), 8, 4),
     ],
@@ -539,10 +538,10 @@ def test_cupys_kernels_take_arrays_with_gaps(lent: Any) -> None:
     x, dy, run, plain = wide[:, :7], wide[:, 9:16], Run(lent, True), Run(bp.backends.Backend(lent.xp), True)
     scale, shift = (rng.standard_normal(7).view(Lent) for _ in range(2))
     labels, weight = rng.integers(0, 7, 80)[::2].view(Lent), rng.uniform(size=(80, 1))[::2].view(Lent)
-    loss = bp.MeanSquaredError.rule
+    loss = bp.MeanSquaredError()
     for name, args in {
         "batch_norm_forward": (x, scale, shift, 1e-5),
-        "batch_norm_backward": (x.copy(), scale, dy, True, True),
+        "batch_norm_backward": (x.copy(), scale, dy, True),
         "softmax_cross_entropy": (x, labels, weight[:, 0], 4.0),
         "elementwise_loss": (loss, x, dy, weight),
         "drop": (x, 0.6, None),
@@ -578,8 +577,8 @@ def test_cupys_update_equals_its_rule(donate: bool, lent: Any) -> None:
     rng = np.random.default_rng(0)
     arrays = [aligned(np.abs(rng.standard_normal(1001))).view(Lent) for _ in range(4)]
     before = [a.copy() for a in arrays]
-    (scalars, shrink), rule = bp.AdamW(1e-2).numbers(1e-2, 3), bp.AdamW.rule
-    pieces = [(0, 333, (*scalars, shrink)), (333, 1001, (*scalars, 1.0))]
+    numbers, rule = bp.AdamW(1e-2).hyperparameters(1e-2, 3), bp.AdamW(1e-2).elementwise
+    pieces = [(0, 333, numbers), (333, 1001, (*numbers[:-1], 1.0))]
     results = lent.map_vector(rule, 3, arrays, pieces, donate)
     for start, stop, numbers in pieces:
         expected = rule(lent, *(a[start:stop] for a in before), *numbers)
@@ -608,7 +607,7 @@ def test_without_fused_rules_the_definitions_run(lent: Any, monkeypatch: pytest.
     for a, e in zip(found, dense_backward(plain, x, weight, kept, dy, f, True, True), strict=True):
         np.testing.assert_array_equal(a, e)
     np.testing.assert_array_equal(lent.fuse(f.value)(lent, x), np.tanh(x))
-    (result,) = lent.map_vector(bp.SGD.rule, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
+    (result,) = lent.map_vector(bp.SGD().elementwise, 1, (x.reshape(-1), x.reshape(-1)), [(0, 45, (0.1,))], False)
     np.testing.assert_array_equal(result, x.reshape(-1) - 0.1 * x.reshape(-1))
     mask = lent.keep_mask((3, 8), (50, 33), 0.7, np.dtype("float64"), "cpu")
     np.testing.assert_array_equal(

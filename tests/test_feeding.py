@@ -353,7 +353,7 @@ def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, wo
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
     pattern = (
-        r"a training step on a batch of 8192 rows needs more memory than there is: [\d,]+ bytes more were wanted, "
+        r"a training step on a batch of 8,192 rows needs more memory than there is: [\d,]+ bytes more were wanted, "
         r"[\d,]+ bytes of [\d,]+ are free without it. Nothing was changed by it; micro_batch=(\d+) would fit"
     )
     found = re.fullmatch(pattern, str(caught.value))
@@ -378,7 +378,7 @@ def test_a_forward_pass_without_room_says_what_would_fit(name: str, world: World
     trainer.step(bx[:64], by[:64])
     call = functools.partial(getattr(trainer, name), *(bx, by)[: 1 + (name == "evaluate")])
     world.limit = world.used + 200_000
-    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8192 rows needs more memory") as caught:
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8,192 rows needs more memory") as caught:
         call()
     found = re.search(r"batch_size=(\d+) would fit", str(caught.value))
     assert found is not None, str(caught.value)
@@ -392,7 +392,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
     x, y, _ = data(4096)
     trainer = bp.Trainer(NET, "cross_entropy", device="cupy").build(x)
     world.limit = world.used + 20_000
-    with pytest.raises(bp.errors.OutOfMemoryError, match="a batch of 2000 rows does not fit on the device: "):
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a batch of 2,000 rows does not fit on the device: "):
         trainer.fit(x, y, batch_size=2000, progress=False)
 
 
@@ -510,7 +510,7 @@ def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[
     pool.set_limit(pool.used_bytes() + 2**27)
     try:
         with pytest.raises(
-            bp.errors.OutOfMemoryError, match=r"a batch of 2000000 rows .* micro_batch=\d+ would fit"
+            bp.errors.OutOfMemoryError, match=r"a batch of 2,000,000 rows .* micro_batch=\d+ would fit"
         ) as caught:
             trainer.step(bx, by)
         np.testing.assert_array_equal(device.host(trainer.theta), before)

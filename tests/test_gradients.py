@@ -212,7 +212,7 @@ class RowsForgotten(bp.BatchNorm):
 
     def backward(self, run, p, cache, dy, need_dx=True):
         _, grads = super().backward(run, p, cache, dy, True)
-        return dy * p["scale"] * cache[1] if need_dx else None, grads
+        return dy * p["scale"] * cache[-1] if need_dx else None, grads
 
 
 def test_coupled_rows_that_are_forgotten_are_found():

@@ -598,22 +598,19 @@ class Looks(bp.Layer):
         return dy, {}
 
 
-def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool) -> Any:
+def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, *args: Any) -> Any:
     """Computes with the numbers, as it can only where they lie on the host."""
-    (lr,), shrink = numbers
-    return bp.Optimizer.apply(self, backend, layout, theta, grad, state, ((0.5 * lr,), shrink), donate)
+    return bp.ElementwiseOptimizer.update(self, backend, layout, theta, grad, state, (0.5 * numbers[0],), *args)
 
 
 @pytest.mark.parametrize("batch_size", [20, 4])
-@pytest.mark.parametrize("why", ["waits", "computes", "has none"])
+@pytest.mark.parametrize("why", ["waits", "computes"])
 def test_what_cannot_be_captured_runs_and_says_so_once(
     why: str, batch_size: int, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = bp.Sequential(bp.Dense(3), Looks()) if why == "waits" else NETS["dropout"]
     if why == "computes":
-        monkeypatch.setattr(bp.SGD, "apply", halving)
-    if why == "has none":
-        monkeypatch.setattr(bp.SGD, "numbers", lambda self, lr, step: ((lr,), None))
+        monkeypatch.setattr(bp.SGD, "update", halving)
     x, y = map(world.array, data())
     plain, captured = made(world, False, net, bp.SGD(0.1)), made(world, True, net, bp.SGD(0.1))
     with caplog.at_level(logging.DEBUG, "bpnet"):

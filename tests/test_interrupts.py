@@ -243,9 +243,8 @@ def test_an_interrupt_while_several_threads_work(
 class _Untraced(bp.SGD):
     """By a rule that no compiler knows, with memory of its own."""
 
-    @staticmethod
-    def rule(b: Any, theta: Any, *rest: Any) -> tuple[Any, ...]:
-        grad, lr = rest
+    def elementwise(self, b: Any, theta: Any, *args: Any) -> tuple[Any, ...]:
+        grad, lr = args
         return (theta - lr * b.xp.flip(b.xp.flip(np.where(False, np.empty(theta.shape), grad))),)
 
 
@@ -522,8 +521,8 @@ def adam(theta: Any, m: Any, v: Any, grad: Any, step: int, lr: float = 0.05) -> 
 class _Bounded(bp.Adam):
     """Adam, with all parameters held within bounds after each step."""
 
-    def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
-        theta, state = super().apply(backend, *args, **options)
+    def update(self, backend: Any, *args: Any, **options: Any) -> Any:
+        theta, state = super().update(backend, *args, **options)
         return backend.xp.minimum(backend.xp.maximum(theta, -0.05), 0.05), state
 
     def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
@@ -535,10 +534,10 @@ class _Bounded(bp.Adam):
 class _BoundedInPlace(_Bounded):
     """The same, written to what the update gave, where arrays can be written to."""
 
-    def apply(self, backend: Any, *args: Any, **options: Any) -> Any:
+    def update(self, backend: Any, *args: Any, **options: Any) -> Any:
         if backend.name == "jax":
-            return super().apply(backend, *args, **options)
-        theta, state = bp.Adam.apply(self, backend, *args, **options)
+            return super().update(backend, *args, **options)
+        theta, state = bp.Adam.update(self, backend, *args, **options)
         theta[...] = backend.xp.minimum(backend.xp.maximum(theta, -0.05), 0.05)
         return theta, state
 
@@ -547,9 +546,9 @@ class _BoundedInPlace(_Bounded):
 class _Twice(bp.Adam):
     """Two updates in one step, the second of what the first gave."""
 
-    def apply(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, **options: Any) -> Any:
-        theta, state = super().apply(backend, layout, theta, grad, state, numbers, **options)
-        return super().apply(backend, layout, theta, backend.xp.zeros_like(theta), state, numbers, **options)
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
+        theta, state = super().update(backend, layout, theta, grad, state, *args, **options)
+        return super().update(backend, layout, theta, backend.xp.zeros_like(theta), state, *args, **options)
 
     def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
         theta, *state = adam(*adam(theta, *state, grad, step), np.zeros_like(grad), step)
@@ -560,8 +559,8 @@ class _Twice(bp.Adam):
 class _TwiceAtOnce(_Twice):
     """The same, writing to the vectors at once."""
 
-    def apply(self, *args: Any, **options: Any) -> Any:
-        return super().apply(*args, **(options | {"donate": True}))
+    def update(self, *args: Any, **options: Any) -> Any:
+        return super().update(*args, **(options | {"donate": True}))
 
 
 @dataclass(frozen=True)
@@ -571,10 +570,8 @@ class _Mean(bp.Adam):
     def init(self, backend: Any, theta: Any) -> Any:
         return (*super().init(backend, theta), backend.copy(theta))
 
-    def apply(
-        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
-    ) -> Any:
-        theta, moments = super().apply(backend, layout, theta, grad, state[:2], numbers, donate)
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
+        theta, moments = super().update(backend, layout, theta, grad, state[:2], *args, **options)
         return theta, (*moments, 0.5 * state[2] + 0.5 * theta)
 
     def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:
@@ -591,9 +588,7 @@ class _Keeps(bp.SGD):
     def init(self, backend: Any, theta: Any) -> Any:
         return (backend.xp.zeros_like(theta),)
 
-    def apply(
-        self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, donate: bool = False
-    ) -> Any:
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
         return theta - 0.025 * (grad + state[0]), (grad,)
 
     def plain(self, theta: Any, state: Any, grad: Any, step: int) -> Any:

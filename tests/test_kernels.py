@@ -51,8 +51,7 @@ def batch_norm_apply(lib, rng, rows, f):
 
 def batch_norm_backward(lib, rng, rows, f):
     for need_dx in (True, False):
-        for of_batch in (True, False):
-            yield (*(lib.array(rng.standard_normal(s)) for s in ((rows, 30), (30,), (rows, 30))), need_dx, of_batch)
+        yield (*(lib.array(rng.standard_normal(s)) for s in ((rows, 30), (30,), (rows, 30))), need_dx)
 
 
 def softmax_cross_entropy(lib, rng, rows, f):
@@ -68,7 +67,7 @@ def elementwise_loss(lib, rng, rows, f):
         for width in (1, 30):
             output, target = rng.uniform(0.1, 0.9, (rows, width)), rng.uniform(size=(rows, width))
             for factor in (0.5 / rows, lib.array(rng.uniform(size=(rows, 1)))):
-                yield (loss.rule, lib.array(output), lib.array(target), factor)
+                yield (loss(), lib.array(output), lib.array(target), factor)
 
 
 def drop(lib, rng, rows, f):
@@ -173,10 +172,11 @@ def passed_through(b, x, v, g, factor):
 
 
 RULES = {  # a rule, how many vectors of state it has, how many scalars
-    "sgd": (SGD.rule, 0, 1),
-    "momentum": (SGD.rule, 1, 4),
-    "adam": (Adam.rule, 2, 6),
-    "adamw": (AdamW.rule, 2, 7),
+    "sgd": (SGD().elementwise, 0, 1),
+    "momentum": (SGD(momentum=0.9).elementwise, 1, 1),
+    "nesterov": (SGD(momentum=0.9, nesterov=True).elementwise, 1, 1),
+    "adam": (Adam().elementwise, 2, 2),
+    "adamw": (AdamW().elementwise, 2, 3),
     "untraceable": (untraceable, 0, 1),
     "shared": (shared, 1, 1),
     "passed through": (passed_through, 1, 1),

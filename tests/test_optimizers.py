@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import OptionError, UnknownNameError
+from bpnet.backpropagation import loss_and_gradient
+from bpnet.errors import ArgumentError, DivergedError, OptionError, UnknownNameError
 from bpnet.optimizers import clip_by_global_norm
 
 
@@ -54,14 +55,14 @@ def drawn(layout, steps, dtype="float64"):
 def run(lib, layout, optimizer, theta, gradients, donate=False):
     """theta and state after a step along each of the gradients."""
 
-    def update(seam, carry, grad, lr, step):
-        return optimizer.update(seam, layout, carry[0], grad, carry[1], lr, step, donate=donate)
+    def update(seam, carry, grad, numbers):
+        return optimizer.update(seam, layout, carry[0], grad, carry[1], numbers, donate=donate)
 
     with lib.seam.session():
         step = lib.seam.compile(update)
         carry = theta, optimizer.init(lib.seam, theta)
         for i, grad in enumerate(gradients):
-            carry = step(carry, lib.array(grad), optimizer.schedule(i), i + 1)
+            carry = step(carry, lib.array(grad), optimizer.hyperparameters(optimizer.learning_rate(i), i + 1))
     return carry
 
 
@@ -87,7 +88,7 @@ def textbook(optimizer, layout, theta, gradients):
 
     SGD: theta -= lr g.  With momentum mu (Polyak 1964; Sutskever et al. 2013): v = mu v + g, theta -= lr v, or with
     Nesterov's look ahead lr (g + mu v).  Adam (Kingma and Ba 2015, algorithm 1): moments m and v, each divided by
-    1 - beta**t.  AdamW (Loshchilov and Hutter 2019, algorithm 2): theta, weights alone, shrinks by lr decay besides.
+    1 - beta**t.  AdamW (Loshchilov and Hutter 2019, algorithm 2): theta, weights alone, decays by lr decay besides.
     """
     lr = optimizer.lr
     theta, moments = theta.tolist(), [(0.0, 0.0)] * len(theta)
@@ -144,7 +145,7 @@ def test_only_what_is_donated_is_written_to(case, layout, library):
     state = run(lib, layout, case.optimizer, theta, [first])[1]
     given = (theta, second, *state)
     before = [a.copy() for a in given]
-    args = lib.seam, layout, theta, second, state, 0.01, 2
+    args = lib.seam, layout, theta, second, state, case.optimizer.hyperparameters(0.01, 2)
     kept = case.optimizer.update(*args)
     for a, b in zip(given, before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -161,7 +162,8 @@ def test_any_number_of_threads_gives_the_same_bits(case, library):
     for threads in (1, 2, 5):
         with lib.seam.session(threads):
             state = case.optimizer.init(lib.seam, theta)
-            moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, 0.01, 1)
+            numbers = case.optimizer.hyperparameters(0.01, 1)
+            moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, numbers)
             results.append(np.concatenate([moved, *state]))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
@@ -182,7 +184,8 @@ def test_names(name, optimizer):
 
 def test_every_optimizer_of_the_catalogue_is_in_the_table():
     public = [getattr(bp, name) for name in bp.__all__]
-    found = {c for c in public if isinstance(c, type) and issubclass(c, bp.Optimizer)} - {bp.Optimizer}
+    bases = {bp.Optimizer, bp.ElementwiseOptimizer}
+    found = {c for c in public if isinstance(c, type) and issubclass(c, bp.Optimizer)} - bases
     assert {type(c.optimizer) for c in OPTIMIZERS.values()} == found
 
 
@@ -363,16 +366,10 @@ def test_a_schedule_of_numpy_numbers_changes_no_type(backend, kind, tmp_path):
 class _Remembers(bp.SGD):
     """Keeps the parameters of one step before."""
 
-    vectors = 1
-
     def init(self, backend, theta):
         return (backend.xp.zeros_like(theta),)
 
-    def scalars(self, lr, step):
-        return (lr,)
-
-    @staticmethod
-    def rule(b, theta, before, grad, lr, shrink):
+    def elementwise(self, b, theta, before, grad, lr):
         return theta - lr * grad, theta
 
 
@@ -381,17 +378,124 @@ def test_a_rule_may_give_back_what_it_was_given(backend, size):
     theta, grad = np.arange(float(size)), np.ones(size)
     with backend.seam.session():
         moved, before = backend.seam.map_vector(
-            _Remembers.rule,
+            _Remembers().elementwise,
             2,
             [backend.array(a.copy()) for a in (theta, theta * 0, grad)],
-            [(0, size, (1.0, 1.0))],
+            [(0, size, (1.0,))],
             False,
         )
         own = [backend.seam.copy(backend.array(a)) for a in (theta, theta * 0, grad)]
-        donated = backend.seam.map_vector(_Remembers.rule, 2, own, [(0, size, (1.0, 1.0))], True)
+        donated = backend.seam.map_vector(_Remembers().elementwise, 2, own, [(0, size, (1.0,))], True)
     for got in ((moved, before), donated):
         np.testing.assert_array_equal(backend.host(got[0]), theta - 1.0)
         np.testing.assert_array_equal(backend.host(got[1]), theta)
+
+
+# ---- updates that ask again, and state of any shape -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LineSearch(bp.Optimizer):
+    """Steepest descent that halves its step until the loss falls by half of what the gradient promises (Armijo 1966).
+
+    Its state are the number of evaluations, and the last three gradients.
+    """
+
+    lr: float = 8.0
+
+    state_names = ("evaluations", "gradients")
+    traceable = False
+
+    def init(self, backend, theta):
+        like = {"dtype": theta.dtype, "device": backend.device(theta)}
+        return backend.xp.zeros((), **like), backend.xp.zeros((3, theta.shape[0]), **like)
+
+    def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate):
+        xp, (rate,) = backend.xp, hyperparameters
+        value, again = evaluate(theta)
+        evaluations, promised = state[0] + 1.0, xp.sum(grad * again)
+        while True:
+            moved = theta - rate * grad
+            evaluations = evaluations + 1.0
+            if bool(evaluate(moved)[0] <= value - 0.5 * rate * promised):
+                return moved, (evaluations, xp.concat([state[1][1:, :], grad[None, :]]))
+            rate = 0.5 * rate
+
+
+def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(backend, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 3)), rng.standard_normal((20, 2))
+    network = bp.Sequential(bp.Dense(4, "tanh"), bp.Dropout(0.3), bp.Dense(2))
+    trainer = bp.Trainer(network, "mse", _LineSearch(), seed=3)
+    trainer.build(backend.array(x))
+    before = trainer.snapshot()
+    theta, evaluations, gradients = backend.host(trainer.theta), 0, [np.zeros(trainer.layout.size)] * 3
+    for step in range(1, 4):
+        trainer.step(backend.array(x), backend.array(y))
+
+        def at(theta, step=step):
+            p = trainer.layout.views(backend.seam, backend.array(theta))
+            batch = backend.array(x), backend.array(y), None, None
+            with backend.seam.session():
+                made = loss_and_gradient(backend.seam, trainer.layout, trainer.loss, p, *batch, (3, step))
+            return float(made[0]), backend.host(made[1])
+
+        value, grad = at(theta)
+        rate, evaluations = 8.0, evaluations + 2
+        while at(theta - rate * grad)[0] > value - 0.5 * rate * np.sum(grad * grad):
+            rate, evaluations = 0.5 * rate, evaluations + 1
+        theta, gradients = theta - rate * grad, [*gradients[1:], grad]
+        backend.close(trainer.theta, theta, rtol=1e-9)
+        assert float(trainer.state[0]) == evaluations
+        backend.close(trainer.state[1], np.stack(gradients), rtol=1e-9)
+    assert evaluations > 6, "some step was halved"
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors", like=backend.array(x))
+    for a in (loaded, trainer):
+        a.step(backend.array(x), backend.array(y))
+        a.fit(backend.array(x), backend.array(y), epochs=2, batch_size=8, progress=False)
+    for a, b in zip((loaded.theta, *loaded.state), (trainer.theta, *trainer.state), strict=True):
+        assert tuple(a.shape) == tuple(b.shape)
+        np.testing.assert_array_equal(backend.host(a), backend.host(b))
+    trainer.restore(before)
+    assert float(trainer.state[0]) == 0.0
+
+
+@dataclass(frozen=True)
+class _Overflows(bp.Optimizer):
+    lr: float = 1.0
+    state_names = ("scale",)
+
+    def init(self, backend, theta):
+        return (backend.xp.ones((), dtype=theta.dtype, device=backend.device(theta)),)
+
+    def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate):
+        return theta, (state[0] * 1e200,)
+
+
+def test_state_of_another_shape_that_is_no_longer_finite_is_named(backend):
+    x, y = backend.array(np.ones((4, 3))), backend.array(np.ones((4, 2)))
+    trainer = bp.Trainer(bp.Dense(2), "mse", _Overflows())
+    with pytest.raises(DivergedError, match=r"at step 2: _Overflows's scale of Dense\(.*\) is no longer finite"):
+        trainer.fit(x, y, epochs=3, batch_size=4, progress=False)
+
+
+def test_a_users_optimizer_or_loss_without_its_methods_is_refused():
+    @dataclass(frozen=True)
+    class _Nothing(bp.ElementwiseOptimizer):
+        lr: float = 0.1
+
+    @dataclass(frozen=True)
+    class _HalfALoss(bp.ElementwiseLoss):
+        def value(self, b, output, target):
+            return output - target
+
+    with pytest.raises(ArgumentError, match="the optimizer _Nothing has no elementwise: define it, as Elementwise"):
+        bp.Trainer(bp.Dense(2), "mse", _Nothing())
+    with pytest.raises(
+        ArgumentError, match="the loss _HalfALoss has no derivative: define it, as ElementwiseLoss says"
+    ):
+        bp.Trainer(bp.Dense(2), _HalfALoss())
 
 
 # ---- updates that look around ---------------------------------------------------------------------------------------
@@ -457,12 +561,11 @@ class _LooksAround(bp.SGD):
     """Moves theta by more than each element's own, and its state by what theta was."""
 
     change: Callable[..., Any] = _with_the_next
-    vectors = 1
 
     def init(self, backend, theta):
         return (backend.xp.zeros_like(theta),)
 
-    def apply(self, backend, layout, theta, grad, state, numbers, donate=False):
+    def update(self, backend, layout, theta, grad, state, *args, **options):
         xp = backend.xp
         return self.change(xp, theta, 0.1 * grad), (self.change(xp, state[0], theta),)
 

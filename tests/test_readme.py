@@ -1,4 +1,4 @@
-"""README's examples: each block of Python runs alone, in an empty folder, and prints what it says."""
+"""README's examples: each block of Python runs alone, in an empty folder, and prints what it says.  And its links."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import bpnet as bp
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +35,29 @@ def test_it_is_read_in_three_minutes() -> None:
     assert len(BLOCKS) >= 3
 
 
+TARGETS = re.findall(r"\]\(([^)]+)", PAGE)
+
+
 def test_its_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (ROOT / target).exists(), target
+    assert TARGETS
+    for target in TARGETS:
+        path = target.partition("#")[0]
+        root = Path(bp.__file__).parent.parent if path.startswith("bpnet/") else ROOT  # a wheel may be what is tested
+        assert target.startswith(("#", "https://")) or (root / path).exists(), target
+
+
+def test_on_pypi_its_links_are_absolute_or_none() -> None:
+    pytest.importorskip("hatchling", reason="hatchling, which builds the package, is not installed")
+    from hatch_build import with_absolute_links
+
+    files = [target for target in TARGETS if not target.startswith(("#", "https://"))]
+    assert files
+    nowhere, there = (with_absolute_links(PAGE, base, "v1.2.3") for base in ("", "https://example.org/bpnet"))
+    for target in files:
+        assert f"({target})" not in nowhere
+        kind = "raw" if target.endswith(".svg") else "blob"
+        assert f"](https://example.org/bpnet/{kind}/v1.2.3/{target})" in there
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {bp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

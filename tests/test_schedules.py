@@ -35,8 +35,8 @@ def test_cosine_as_pytorch():
 
 @pytest.mark.parametrize("optimizer", [bp.SGD, bp.Adam, bp.AdamW])
 def test_optimizer_takes_a_number_or_a_schedule(optimizer):
-    assert [optimizer(0.2).schedule(s) for s in (0, 9)] == [0.2, 0.2]
-    assert [optimizer(bp.WarmUp(0.2, 2)).schedule(s) for s in (0, 9)] == [0.1, 0.2]
+    assert [optimizer(0.2).learning_rate(s) for s in (0, 9)] == [0.2, 0.2]
+    assert [optimizer(bp.WarmUp(0.2, 2)).learning_rate(s) for s in (0, 9)] == [0.1, 0.2]
 
 
 def test_trainer_follows_the_schedule(backend):

@@ -28,10 +28,9 @@ def rules() -> list[Any]:
     found = [pytest.param(f.value, 1, (), id=f"{f} value") for f in ACTIVATIONS]
     found += [pytest.param(f.derivative, 2, (), id=f"{f} derivative") for f in ACTIVATIONS]
     for optimizer in OPTIMIZERS:
-        scalars, shrink = optimizer.numbers(0.1, 7)
         state = optimizer.init(bp.backends.get("numpy"), np.zeros(1))
-        scalars = (*scalars, shrink) if optimizer.decay else scalars
-        found.append(pytest.param(type(optimizer).rule, 2 + len(state), scalars, id=str(optimizer)))
+        numbers = optimizer.hyperparameters(0.1, 7)
+        found.append(pytest.param(optimizer.elementwise, 2 + len(state), numbers, id=str(optimizer)))
     return found
 
 

@@ -52,7 +52,7 @@ def batch_norm_apply(
     return y, inverse
 
 
-def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool) -> Any:
+def batch_norm_backward(run: Any, xhat: Array, gain: Array, dy: Array, need_dx: bool) -> Any:
     if dy.dtype.name not in TYPES or not dy.size:
         return NotImplemented
     xhat, dy = contiguous(xhat), contiguous(dy)
@@ -60,10 +60,7 @@ def batch_norm_backward(run: Any, xhat: Array, slope: Array, dy: Array, need_dx:
     if not need_dx:
         return None, dscale, dshift
     dx = cupy.empty_like(dy)
-    if of_batch:
-        mapped(_of_batch, (dy, xhat, slope, dscale, dshift), (dx,), (1.0 / dy.shape[0],), along="eeccc")
-    else:
-        mapped(_times, (dy, slope), (dx,), along="ec")
+    mapped(_of_batch, (dy, xhat, gain, dscale, dshift), (dx,), (1.0 / dy.shape[0],), along="eeccc")
     return dx, dscale, dshift
 
 
@@ -103,14 +100,10 @@ def _along_and_over(b: Backend, dy: Array, xhat: Array) -> tuple[Array, Array]:
     return dy * xhat, dy
 
 
-def _times(b: Backend, x: Array, factor: Any) -> Array:
-    return x * factor
-
-
 def _of_batch(
-    b: Backend, dy: Array, xhat: Array, slope: Array, dscale: Array, dshift: Array, share: Any
+    b: Backend, dy: Array, xhat: Array, gain: Array, dscale: Array, dshift: Array, share: Any
 ) -> Array:  # fmt: skip
-    return slope * (dy - (dshift + xhat * dscale) * share)
+    return gain * (dy - (dshift + xhat * dscale) * share)
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -134,7 +127,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     return finished(as_they_are, (sums,), whole=True)[0], slope
 
 
-def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> Any:
+def elementwise_loss(run: Any, f: Any, output: Array, target: Array, factor: Any) -> Any:
     if not output.size:
         return NotImplemented
     rows = output.shape[0]
@@ -144,20 +137,19 @@ def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor:
         arrays, scalars = [*arrays, contiguous(factor).reshape(-1)], ()
     if any(a.dtype != output.dtype or a.dtype.name not in TYPES for a in arrays):
         return NotImplemented
-    slope = cupy.empty_like(arrays[0])
-    sums = summed(_stored_first(rule), arrays, (slope,), scalars, "eer"[: len(arrays)])
-    return finished(as_they_are, sums, whole=True)[0], slope.reshape(output.shape)
+    dy = cupy.empty_like(arrays[0])
+    sums = summed(_stored_first(f), arrays, (dy,), scalars, "eer"[: len(arrays)])
+    return finished(as_they_are, sums, whole=True)[0], dy.reshape(output.shape)
 
 
 @lru_cache(maxsize=64)
-def _stored_first(rule: Rule) -> Rule:
-    """The rule's results the other way round: what is stored comes before what is summed up."""
+def _stored_first(f: Any) -> Rule:
+    """Derivative and value of an elementwise loss: what is stored comes before what is summed up."""
 
-    def turned(b: Backend, *args: Any) -> tuple[Array, Array]:
-        value, slope = rule(b, *args)
-        return slope, value
+    def both(b: Backend, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+        return f.derivative(b, output, target) * factor, f.value(b, output, target) * factor
 
-    return turned
+    return both
 
 
 # ---- dropout, clipping ----------------------------------------------------------------------------------------------

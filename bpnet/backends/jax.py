@@ -31,8 +31,8 @@ class JaxBackend(Backend):
             narrow = numpy.asarray(value).astype(f"{wide.kind}4") if wide.kind in "iu" else None
             if narrow is None or not numpy.array_equal(narrow, value):
                 raise DTypeError(
-                    f"JAX computes with 32 bits, which can't hold these {wide} values: call "
-                    "jax.config.update('jax_enable_x64', True) first"
+                    f"JAX computes with 32 bits, which can't hold these {wide} values: start with JAX_ENABLE_X64=1 "
+                    "set, or call jax.config.update('jax_enable_x64', True) first"
                 )
             value, dtype = narrow, narrow.dtype  # labels, as NumPy makes them
         return super().from_host(value, dtype, device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, Rule, by_halves
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -191,7 +191,7 @@ def batch_norm_forward(
 
 
 def batch_norm_backward(
-    run: Any, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
+    run: Any, xhat: Array, gain: Array, dy: Array, need_dx: bool
 ) -> tuple[Array | None, Array, Array]:
     b, (n, width) = run.backend, dy.shape
     parts = b.blocks(n, 10.0 * width)
@@ -206,23 +206,20 @@ def batch_norm_backward(
     dx = numpy.empty_like(dy)
     along, offset = dscale * (-1.0 / n), dshift * (-1.0 / n)
 
-    def slopes(number: int, part: Rows) -> None:
+    def derive(number: int, part: Rows) -> None:
         for c in chunks(part[1] - part[0], width, part[0]):
-            if of_batch:
-                numpy.multiply(xhat[c], along, out=dx[c])
-                dx[c] += offset
-                dx[c] += dy[c]
-                dx[c] *= slope
-            else:
-                numpy.multiply(dy[c], slope, out=dx[c])
+            numpy.multiply(xhat[c], along, out=dx[c])
+            dx[c] += offset
+            dx[c] += dy[c]
+            dx[c] *= gain
 
-    list(b.map_blocks(slopes, parts))
+    list(b.map_blocks(derive, parts))
     return dx, dscale, dshift
 
 
-def elementwise_loss(run: Any, rule: Rule, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-    values, slope = rule(run.backend, output, target, factor)
-    return numpy.add.reduce(values, axis=None), slope
+def elementwise_loss(run: Any, f: Any, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
+    values, dy = f.value(run.backend, output, target), f.derivative(run.backend, output, target)
+    return numpy.add.reduce(values * factor, axis=None), dy * factor
 
 
 def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> Any:

@@ -1,6 +1,6 @@
 """A trained model as a .safetensors file: named arrays, and a JSON description; nothing in it can run code.
 
-Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's vectors `optimizer.<i>`.  Metadata: the key `bpnet`
+Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's arrays `optimizer.<i>`.  Metadata: the key `bpnet`
 holds the description of network, loss and optimizer, the history, and whatever the user added; `sha256` the hash of the
 whole file.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpnet import backends
-from bpnet.backends import Array
 from bpnet.callbacks import History
 from bpnet.disk import write_atomically
 from bpnet.errors import (
@@ -33,6 +32,7 @@ from bpnet.layout import Layout, Slot, layout_of
 from bpnet.options import whole
 from bpnet.registry import describe, restore
 from bpnet.trainer import Trainer
+from bpnet.typing import AnyArray
 
 if TYPE_CHECKING:
     import numpy
@@ -132,7 +132,7 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str | None = None) -> Trainer:
+def load(path: str | os.PathLike[str], like: AnyArray | None = None, *, device: str | None = None) -> Trainer:
     """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
 
     Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cupy",
@@ -164,8 +164,9 @@ def load(path: str | os.PathLike[str], like: Array | None = None, *, device: str
         while vectors:  # one after the other, so that few are there twice
             moved.append(backend.from_host(vectors.pop(0), dtype, place))
         theta, buffers, *kept = moved
-        if len(trainer.optimizer.init(backend, theta)) != len(kept):
-            raise FileFormatError(f"it has {len(kept)} optimizer vectors, which do not fit {trainer.optimizer}")
+        expected, found = ([tuple(a.shape) for a in some] for some in (trainer.optimizer.init(backend, theta), kept))
+        if found != expected:
+            raise FileFormatError(f"it has optimizer state of the shapes {found}; {trainer.optimizer} has {expected}")
         if trainer.precision != "float32" and trainer.precision not in backend.precisions(backend.device(theta)):
             trainer.precision = "float32"
     except FileFormatError as error:
@@ -251,7 +252,7 @@ def _vectors(tensors: "Tensors", layout: Layout, state: list[str]) -> "list[nump
 
     shapes = {f"parameters.{slot.name}": slot.shape for slot in layout.parameters}
     shapes |= {f"buffers.{slot.name}": slot.shape for slot in layout.buffers}
-    shapes |= dict.fromkeys(state, (layout.size,))
+    shapes |= {name: tensors[name].shape for name in state if name in tensors}
     missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing:
         raise FileFormatError(f"the array {missing[0]!r} is missing")

@@ -11,6 +11,7 @@ from bpnet.layer import Layer, Params, Rng, Run, Shape, kernel
 from bpnet.layers.activation import Activation
 from bpnet.options import flag, whole
 from bpnet.registry import resolve
+from bpnet.typing import ActivationName
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Dense(Layer):
     """
 
     units: int
-    activation: str | Activation = "identity"
+    activation: ActivationName | Activation = "identity"
     bias: bool = True
 
     products_only = True

@@ -49,36 +49,40 @@ class BatchNorm(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         rows = run.xp.reshape(x, (-1, x.shape[-1]))
         if run.training:
-            y, xhat, mean, var, inverse = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
+            y, *saved = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
         else:
-            mean, var, xhat = p["mean"], p["var"], None
-            y, inverse = batch_norm_apply(run, rows, p["scale"], p["shift"], mean, var, self.epsilon)
-        return run.xp.reshape(y, x.shape), (xhat, inverse, mean, var, None if run.training else rows)
+            y, *saved = batch_norm_apply(run, rows, p["scale"], p["shift"], p["mean"], p["var"], self.epsilon)
+            saved = [rows, *saved]
+        return run.xp.reshape(y, x.shape), tuple(saved)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
-        xhat, inverse, mean, _, rows = cache
-        if xhat is None:
-            xhat = (rows - mean) * inverse
-        of_rows = run.xp.reshape(dy, xhat.shape)
-        dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, of_rows, need_dx, run.training)
+        rows = run.xp.reshape(dy, (-1, dy.shape[-1]))
+        dx: Array | None
+        if run.training:
+            xhat, _, _, inverse = cache
+            dx, dscale, dshift = batch_norm_backward(run, xhat, p["scale"] * inverse, rows, need_dx)
+        else:
+            x, inverse = cache
+            dscale, dshift = run.sum_rows(rows * ((x - p["mean"]) * inverse)), run.sum_rows(rows)
+            dx = rows * (p["scale"] * inverse) if need_dx else None
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        xhat, _, mean, var, rows = cache
-        n = (rows if xhat is None else xhat).shape[0]
-        if n == 1:
+        n = cache[0].shape[0]
+        if not run.training or n == 1:
             return {}
-        new, mix = 1.0 - self.momentum, run.backend.fuse(_mix)
+        _, mean, var, _ = cache
+        old, new, mix = self.momentum, 1.0 - self.momentum, run.backend.fuse(_mix)
         return {
-            "mean": mix(run.backend, p["mean"], mean, self.momentum, new),
-            "var": mix(run.backend, p["var"], var, self.momentum, new * n / (n - 1)),
+            "mean": mix(run.backend, p["mean"], mean, old, new),
+            "var": mix(run.backend, p["var"], var, old, new * n / (n - 1)),
         }
 
 
-def _mix(b: Backend, kept: Array, seen: Array, old: float, new: float) -> Array:
-    return old * kept + new * seen
+def _mix(b: Backend, running: Array, batch: Array, old: float, new: float) -> Array:
+    return old * running + new * batch
 
 
 @kernel
@@ -100,22 +104,19 @@ def batch_norm_forward(
 
 
 @kernel
+def batch_norm_backward(
+    run: Run, xhat: Array, gain: Array, dy: Array, need_dx: bool
+) -> tuple[Array | None, Array, Array]:
+    """dL/dx (where needed), dL/dscale and dL/dshift, from what forward gave: `gain` is scale / sqrt(var + epsilon)."""
+    dscale, dshift = run.sum_rows(dy * xhat), run.sum_rows(dy)
+    dx = gain * (dy - (dshift + xhat * dscale) * (1.0 / dy.shape[0])) if need_dx else None
+    return dx, dscale, dshift
+
+
+@kernel
 def batch_norm_apply(
     run: Run, x: Array, scale: Array, shift: Array, mean: Array, var: Array, epsilon: float
 ) -> tuple[Array, Array]:
     """y of the rows x of (n, features) by running values, and 1 / sqrt(var + epsilon)."""
     inverse = 1.0 / run.xp.sqrt(var + epsilon)
     return (x - mean) * (scale * inverse) + shift, inverse
-
-
-@kernel
-def batch_norm_backward(
-    run: Run, xhat: Array, slope: Array, dy: Array, need_dx: bool, of_batch: bool
-) -> tuple[Array | None, Array, Array]:
-    """dL/dx (where needed), dL/dscale, dL/dshift; `slope` is scale / sqrt(var + epsilon), whether `of_batch`."""
-    dscale, dshift = run.sum_rows(dy * xhat), run.sum_rows(dy)
-    if not need_dx:
-        return None, dscale, dshift
-    if not of_batch:
-        return dy * slope, dscale, dshift
-    return slope * (dy - (dshift + xhat * dscale) * (1.0 / dy.shape[0])), dscale, dshift

@@ -1,0 +1,197 @@
+"""bpnet info: what is installed here, or what a model file holds."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bpnet import Composite, Layer, Sequential, __version__, backends
+from bpnet.cli.model import KEY, expect_sound, load, scores
+from bpnet.cli.terminal import JSON, AsJSON, printable, show, show_json
+from bpnet.errors import plural
+
+EXTRAS = ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "nvmath-python")
+"""Packages that bpnet can use beside array libraries."""
+
+MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"}
+"""What is missed without a package."""
+
+
+def info(
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""
+    result = describe_machine() if model is None else describe_model(model)
+    if as_json:
+        show_json(result)
+    elif model is None:
+        show_machine(result)
+    else:
+        show_model(result)
+
+
+def describe_machine() -> JSON:
+    """Versions and devices of all that bpnet can use here."""
+    from threadpoolctl import threadpool_info
+
+    keys = {"name": "internal_api", "version": "version", "kernels": "architecture", "threads": "num_threads"}
+    blas = [  # before other libraries bring a BLAS of their own
+        {key: pool.get(own) for key, own in keys.items()} for pool in threadpool_info() if pool["user_api"] == "blas"
+    ]
+    if not blas:
+        built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        blas = [{**dict.fromkeys(keys), "name": built.get("name"), "version": built.get("version")}]
+    return {
+        "bpnet": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "blas": blas,
+        "backends": {name: describe_library(name) for name in backends.NAMES},
+        "extras": {name: version(name) for name in EXTRAS},
+    }
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_library(name: str) -> JSON:
+    """Version and devices of an array library; None and none where it is missing, and why where it does not work."""
+    result: JSON = {"version": None, "devices": []}
+    try:
+        library = importlib.import_module(name)
+        result["version"] = library.__version__
+        result["devices"] = list(DEVICES[name](library))
+        result["precisions"] = list(backends.get(name).precisions(None))
+        if name == "cupy":
+            from bpnet.backends import cublaslt
+
+            result |= {"without_cublaslt": why} if (why := cublaslt.why_not()) else {}
+    except ModuleNotFoundError:
+        pass
+    except Exception as error:  # no driver, no device, a broken installation: each library has its own errors
+        result["problem"] = " ".join(str(error).split())
+    return result
+
+
+def cupy_devices(cupy: Any) -> Iterable[str]:
+    for i in range(cupy.cuda.runtime.getDeviceCount()):
+        yield f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
+
+
+def torch_devices(torch: Any) -> Iterable[str]:
+    gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
+
+
+DEVICES: dict[str, Callable[[Any], Iterable[str]]] = {
+    "numpy": lambda numpy: ["cpu"],
+    "cupy": cupy_devices,
+    "torch": torch_devices,
+    "jax": lambda jax: [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
+}
+
+
+def show_grid(rows: Iterable[Iterable[str]], *headings: str) -> None:
+    """Columns of text, numbers in the last of several with headings."""
+    grid = Table(*headings, box=None, show_header=bool(headings), pad_edge=False)
+    for row in rows:
+        grid.add_row(*map(printable, row))
+    if headings:
+        grid.columns[-1].justify = "right"
+    Console(width=None if sys.stdout.isatty() else 200).print(grid, highlight=False, markup=False)
+
+
+def in_words(value: Any) -> str:
+    """A value of the result as text; what is None or empty is left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {in_words(v)}" for name, v in value.items() if v not in (None, []))
+    return ", ".join(map(in_words, value)) if isinstance(value, list) else str(value)
+
+
+def show_machine(result: JSON) -> None:
+    """`describe_machine` as a table."""
+    several = {**result["backends"], **{name: known and {"version": known} for name, known in result["extras"].items()}}
+    rows = [(name, in_words(value)) for name, value in result.items() if not isinstance(value, dict | list)]
+    rows += [("BLAS", in_words(blas)) for blas in result["blas"]]
+    rows += [(name, in_words(known or {}) or f"not installed{MISSED.get(name, '')}") for name, known in several.items()]
+    show_grid(rows)
+
+
+def describe_layers(layer: Layer, in_shape: tuple[int, ...], path: str = "") -> Iterator[JSON]:
+    """Path, layer and output shape of every layer that is not made of others."""
+    if not isinstance(layer, Composite):
+        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape))}
+        return
+    for name, child in layer.children:
+        yield from describe_layers(child, in_shape, f"{path}.{name}" if path else name)
+        in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
+
+
+def describe_model(model: Path) -> JSON:
+    """Layers, number of parameters and training record of a saved model."""
+    trainer, provenance = load(model, "numpy")
+    layout, history = trainer.layout, trainer.history.epochs
+    with expect_sound(model):
+        training = trainer.metadata.get(KEY, {}).get("training")
+        if training is not None:
+            how_trained(training)
+    layers = list(describe_layers(trainer.network, layout.in_shape))
+    for layer in layers:
+        inside = f"{layer['name']}." if layer["name"] else ""
+        layer["parameters"] = sum(slot.size for slot in layout.parameters if slot.name.startswith(inside))
+    return {
+        "model": str(model),
+        "in_shape": list(layout.in_shape),
+        "out_shape": list(layout.out_shape),
+        "parameters": layout.size,
+        "dtype": str(trainer.theta.dtype),
+        "layers": layers,
+        "loss_function": repr(trainer.loss),
+        "optimizer": repr(trainer.optimizer),
+        "steps": trainer.step_count,
+        "epochs": len(history),
+        "precision": str(history[-1].get("precision", "float32")) if history else trainer.precision,
+        "last_epoch": history[-1] if history else None,
+        "classes": trainer.classes,
+        "features": provenance.features,
+        "target": provenance.target,
+        "training": training,
+    }
+
+
+def how_trained(training: JSON) -> list[str]:
+    """What `bpnet train` noted, in words."""
+    where = f"{training['data']}, {plural(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
+    return [
+        f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}",
+        f"{scores(training)}, {training['seconds']:.1f} s",
+    ]
+
+
+def show_model(result: JSON) -> None:
+    """`describe_model` as a table."""
+    rows = [
+        (layer["name"], layer["layer"], " x ".join(map(str, layer["out_shape"])), f"{layer['parameters']:,}")
+        for layer in result["layers"]
+    ]
+    show_grid([*rows, ("", "", "", f"{result['parameters']:,}")], "", "layer", "output", "parameters")
+    trained = f"{plural(result['epochs'], 'epoch')}, {plural(result['steps'], 'step')}"
+    show(f"{result['loss_function']}, {result['optimizer']}", f"{trained}, products in {result['precision']}")
+    if result["training"] is not None:
+        show(*how_trained(result["training"]))

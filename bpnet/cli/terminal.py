@@ -1,0 +1,145 @@
+"""What several commands take and print, and what they make of an error or a signal."""
+
+import functools
+import importlib
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from bpnet.disk import write_atomically
+from bpnet.errors import BpnetError, MissingExtraError, OptionError, path_error
+
+P = ParamSpec("P")
+R = TypeVar("R")
+JSON = dict[str, Any]
+
+
+def option(metavar: str, text: str, **more: Any) -> Any:
+    """An option with a value, and its help."""
+    return typer.Option(metavar=metavar, help=text, **more)
+
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
+Target = Annotated[str | None, option("COLUMN", "The column of a .csv or .parquet file to be learnt.")]
+Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it: control characters, changes of direction, lone surrogates."""
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out, as `\\x1b`: it may come from a stranger's file."""
+    return CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def show(*lines: str) -> None:
+    """Lines on stdout."""
+    typer.echo("\n".join(map(printable, lines)))
+
+
+def show_json(result: JSON) -> None:
+    """One JSON object on stdout; numbers that JSON lacks become null."""
+    typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+
+
+def warn(message: str) -> None:
+    """One line on stderr; that nobody may be there to read it is no reason to fail."""
+    with suppress(OSError):
+        typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
+
+
+def names(several: Iterable[str], most: int = 20) -> str:
+    """The names with commas between, of many the first."""
+    listed = list(several)
+    return ", ".join(listed[:most]) + (f", ... ({len(listed):,} in all)" if len(listed) > most else "")
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def load_extra(module: str, what: str, package: str) -> Any:
+    """A module, for which `what` needs a package of the extra `cli`; raises MissingExtraError."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(what, package, "cli") from error
+
+
+def check_output(option: str, path: Path, **inputs: str | Path) -> None:
+    """Raise OptionError, before any work is done, where no file can be written at `path`, or one of `inputs` is it."""
+    for name, other in inputs.items():
+        if os.path.realpath(other) == os.path.realpath(path):
+            raise OptionError(f"{option} is {path}, and so is {name}: expected another file")
+    try:
+        with suppress(EOFError), write_atomically(path):
+            raise EOFError  # a trial that leaves no file, and replaces none
+    except OSError as error:
+        raise OptionError(f"{option}: {error}") from error
+
+
+STOP_SIGNALS = {
+    getattr(signal, name): word
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    if hasattr(signal, name)
+}
+"""The signals that ask a command to end, each with the word for it; the exit status is 128 and its number."""
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Have `handler` called on the STOP_SIGNALS, except for those that the caller ignores, as nohup does SIGHUP."""
+    numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, own in zip(numbers, before, strict=True):
+            signal.signal(number, own)
+
+
+def stop(number: int, frame: FrameType | None = None) -> NoReturn:
+    """End the command because of a signal."""
+    raise KeyboardInterrupt(number)
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """The signal that `stop` was called with; Python's own handler, which knows only Ctrl-C, leaves none."""
+    return signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what the user got wrong into one line on stderr and exit status 2, and a signal into its own status."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with signals_handled(stop):
+                return command(*args, **kwargs)
+        except BrokenPipeError:  # the reader of the output left, as `head` does: Typer's matter
+            raise
+        except OSError as error:
+            message = str(path_error(str(error.filename or "reading or writing"), error))
+        except (BpnetError, UnicodeError) as error:
+            message = str(error)
+        except MemoryError as error:
+            message = f"there is not enough memory: {error}"
+        except KeyboardInterrupt as error:
+            number = signal_of(error)
+            warn(f"{STOP_SIGNALS[number]}, nothing was saved")
+            raise typer.Exit(128 + number) from None
+        warn(message)
+        raise typer.Exit(2)
+
+    return run
