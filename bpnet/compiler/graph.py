@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.ops import COMPARISON, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
 
 EXACT = 2**24
 """Whole numbers up to it are exact in float32, in which they are compared."""
@@ -55,12 +55,6 @@ class Symbol:
     def __matmul__(self, other: Any) -> "Symbol":
         return self.graph.matmul(self, other)
 
-    def __pow__(self, other: Any) -> "Symbol":
-        return self.graph.power(self, other)
-
-    def __invert__(self) -> "Symbol":
-        return self.graph.elementwise("logical_not", self)
-
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape)) or "scalar"
         args = ", ".join(f"%{a.number}" if isinstance(a, Symbol) else str(a) for a in self.args)
@@ -75,7 +69,6 @@ def _operator(op: str, reflected: bool) -> Callable[[Symbol, Any], Symbol]:
 
 _METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
 _METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
-_METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
 for _op, _method in _METHODS.items():
     setattr(Symbol, f"__{_method}__", _operator(_op, False))
     if OPERATIONS[_op].kind != COMPARISON:
@@ -83,9 +76,9 @@ for _op, _method in _METHODS.items():
 
 
 def space_of(symbol: Symbol) -> Space:
-    """Rows and columns of the fused kernel that computes the entries of `symbol`: rows are along its last axis."""
-    if symbol.ndim > 1:
-        return math.prod(symbol.shape[:-1]), symbol.shape[-1]
+    """Rows and columns of the fused kernel that computes the entries of `symbol`."""
+    if symbol.ndim == 2:
+        return symbol.shape[0], symbol.shape[1]
     return 1, symbol.size
 
 
@@ -140,12 +133,10 @@ class Graph:
         shape = numpy.broadcast_shapes(*shapes)
         if any(isinstance(v, Symbol) and v.op == "transpose" for v in values):
             raise NotTraceableError("a transposed matrix otherwise than in a product")
-        leading = [((1,) * len(shape) + s)[-len(shape) : -1] for s in shapes if len(shape) > 2]
-        if any(s not in (shape[:-1], (1,) * len(s)) for s in leading):
+        if len(shape) > 2 and any(s not in (shape, ()) for s in shapes):
             raise NotTraceableError(f"{op} of {shapes}")
         truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
-        alike = op in LOGICAL or (op in ("equal", "not_equal") and all(truths))
-        if truths != ([True] * len(values) if alike else [op == "where", *[False] * (len(values) - 1)]):
+        if truths[0] != (op == "where" or (op == "equal" and truths[-1])) or (any(truths[1:]) and op != "equal"):
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if OPERATIONS[op].kind == COMPARISON:
             self._comparable(op, values)
@@ -186,48 +177,32 @@ class Graph:
             return self.add("astype", (x,), x.shape, dtype)
         if dtype.kind == "i" and x.dtype.kind == "i":
             return x
-        if dtype == self.real and x.dtype.kind == "i":  # as kernels read whole numbers
-            return self.add("copy", (x,), x.shape, dtype)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
-    def power(self, x: Symbol, exponent: Any) -> Symbol:
-        """x to a power that is a multiple of a half, as products and a square root."""
-        if type(exponent) not in (int, float) or exponent not in [n / 2 for n in range(-16, 17) if n]:
-            raise NotTraceableError(f"the power {exponent!r}")
-        whole, square, found = int(abs(exponent)), x, None if exponent % 1 == 0 else self.elementwise("sqrt", x)
-        while whole:
-            if whole % 2:
-                found = square if found is None else self.elementwise("multiply", found, square)
-            whole //= 2
-            square = self.elementwise("multiply", square, square) if whole else square
-        return self.elementwise("divide", 1.0, found) if exponent < 0 else found  # type: ignore[return-value]
-
     def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
-        """The "sum", "max" or "min" of x: over all of it, over its last axis, or over all others."""
+        """The "sum", "max" or "min" of x: over all of it, or over rows or columns of a matrix."""
         if x.dtype != self.real or x.op == "transpose":
             raise NotTraceableError(f"{op} of {x.dtype}")
-        every = range(x.ndim)
-        given = every if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        axes = sorted(every[i] for i in given)
-        if len(axes) == x.ndim or (axes == [*every[:-1]] and x.shape[-1] == 1):
+        if isinstance(axis, tuple):
+            axis = axis[0] if len(axis) == 1 else axis
+            axis = None if axis == tuple(range(x.ndim)) else axis
+        if axis is None or x.ndim == 1 or (x.ndim == 2 and axis in (0, -2) and x.shape[1] == 1):
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
-        elif axes == [x.ndim - 1]:
-            result = self.add(f"row_{op}", (x,), (*x.shape[:-1], 1), x.dtype)
-        elif axes == [*every[:-1]] and f"column_{op}" in OPERATIONS:
-            result = self.add(f"column_{op}", (x,), (1,) * (x.ndim - 1) + x.shape[-1:], x.dtype)
-        else:
+            left: Shape = () if axis is None or x.ndim == 1 else (1,)
+        elif x.ndim != 2 or not isinstance(axis, int) or axis not in (0, 1, -1, -2):
             raise NotTraceableError(f"{op} over axis {axis} of {x.shape}")
-        return result if keepdims else self.reshape(result, tuple(x.shape[i] for i in every if i not in axes))
+        elif axis in (0, -2):
+            if f"column_{op}" not in OPERATIONS:
+                raise NotTraceableError(f"{op} over rows")
+            result, left = self.add(f"column_{op}", (x,), (1, x.shape[1]), x.dtype), x.shape[1:]
+        else:
+            result, left = self.add(f"row_{op}", (x,), (x.shape[0], 1), x.dtype), x.shape[:1]
+        return result if keepdims else self.reshape(result, left)
 
     def matmul(self, a: Symbol, b: Symbol) -> Symbol:
-        """The product of a matrix, or several of them one under the other, or a vector, with a matrix or a vector."""
-        if not 1 <= b.ndim <= 2 or a.ndim == 0 or a.shape[-1] != b.shape[0] or {a.dtype, b.dtype} != {self.real}:
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or {a.dtype, b.dtype} != {self.real}:
             raise NotTraceableError(f"the product of {a.shape} and {b.shape}")
-        if a.ndim == b.ndim == 2:
-            return self.add("matmul", (a, b), (a.shape[0], b.shape[1]), self.real)
-        rows, columns = a.size // a.shape[-1], b.size // b.shape[0]
-        found = self.matmul(self.reshape(a, (rows, a.shape[-1])), self.reshape(b, (b.shape[0], columns)))
-        return self.reshape(found, a.shape[:-1] + b.shape[1:])
+        return self.add("matmul", (a, b), (a.shape[0], b.shape[1]), self.real)
 
     def transpose(self, x: Symbol) -> Symbol:
         if x.op == "transpose":

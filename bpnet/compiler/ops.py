@@ -17,9 +17,9 @@ GENERATOR, STRUCTURE = "generator", "structure"
 class Operation:
     """One operation of graphs.
 
-    kind: ELEMENTWISE and COMPARISON give a number and a truth value for each entry; reductions one number for each row
-    (row-wise), one for each column (column-wise) or one in all (full); a GENERATOR makes values of an entry's position;
-    a STRUCTURE moves or multiplies whole arrays.
+    kind: ELEMENTWISE and COMPARISON give a value for each entry; reductions one for each row (row-wise), one for each
+    column (column-wise) or one in all (full); a GENERATOR makes values of an entry's position; a STRUCTURE moves or
+    multiplies whole arrays.
     numpy: the name of NumPy's function.
     llvm: the predicate of a comparison; else a method of llvm/arithmetic's `Arithmetic`, or of llvmlite's builder.
     cuda: an expression of C++ as a format string, in which T is the type of numbers.
@@ -65,10 +65,6 @@ _TABLE = [
     Operation("less", 2, COMPARISON, "less", "<", "{0} < {1}", "<"),
     Operation("less_equal", 2, COMPARISON, "less_equal", "<=", "{0} <= {1}", "<="),
     Operation("equal", 2, COMPARISON, "equal", "==", "{0} == {1}", "=="),
-    Operation("not_equal", 2, COMPARISON, "not_equal", "!=", "{0} != {1}", "!="),
-    Operation("logical_and", 2, COMPARISON, "logical_and", "and_", "{0} && {1}", "&"),
-    Operation("logical_or", 2, COMPARISON, "logical_or", "or_", "{0} || {1}", "|"),
-    Operation("logical_not", 1, COMPARISON, "logical_not", "not_", "!{0}", "~"),
     *(
         Operation(f"{prefix}_{name}", 1, kind, name, joined_by=joined_by, start=start)
         for prefix, kind in (("row", ROW_REDUCTION), ("column", COLUMN_REDUCTION), ("full", FULL_REDUCTION))
@@ -98,8 +94,6 @@ def _named(*kinds: str) -> frozenset[str]:
 
 
 COMPARISONS = _named(COMPARISON)
-LOGICAL = frozenset({"logical_and", "logical_or", "logical_not"})
-"""Comparisons of truth values."""
 POINTWISE = _named(ELEMENTWISE, COMPARISON)
 """What gives a value for each entry of its arguments."""
 ROW_REDUCTIONS = _named(ROW_REDUCTION)

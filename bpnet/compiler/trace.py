@@ -73,7 +73,7 @@ class Namespace:
         self.graph = graph
         self.finfo = numpy.finfo
         self.matmul, self.astype, self.reshape, self.take = graph.matmul, graph.astype, graph.reshape, graph.take
-        self.concat, self.pow = graph.joined, graph.power
+        self.concat = graph.joined
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name not in POINTWISE:
@@ -102,36 +102,17 @@ class Namespace:
         total = self.sum(x, axis=axis, keepdims=keepdims)
         return self.graph.elementwise("divide", total, x.size // total.size)
 
-    def var(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
-        centred = self.subtract(x, self.mean(x, axis=axis, keepdims=True))
-        total = self.sum(self.square(centred), axis=axis, keepdims=keepdims)
-        return self.graph.elementwise("divide", total, x.size // total.size - correction)
-
-    def std(self, x: Symbol, **options: Any) -> Symbol:
-        return self.sqrt(self.var(x, **options))
-
-    def square(self, x: Symbol) -> Symbol:
-        return self.multiply(x, x)
-
-    def reciprocal(self, x: Symbol) -> Symbol:
-        return self.divide(1.0, x)
-
-    def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
-        x = x if min is None else self.maximum(x, min)
-        return x if max is None else self.minimum(x, max)
-
-    def all(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        return self.greater(self.min(self.astype(x, self.graph.real), axis=axis, keepdims=keepdims), 0.5)
-
-    def any(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        return self.greater(self.max(self.astype(x, self.graph.real), axis=axis, keepdims=keepdims), 0.5)
+    def all(self, x: Symbol, *, axis: Any = None) -> Symbol:
+        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, False)
+        return self.graph.elementwise("greater", least, 0.5)
 
     def argmax(self, x: Symbol, *, axis: int) -> Symbol:
         """The first position of the largest entry of every row, as a number of the type of x."""
-        if x.ndim < 2 or axis not in (x.ndim - 1, -1) or x.shape[-1] > EXACT:
+        if x.ndim != 2 or axis not in (1, -1) or x.shape[1] > EXACT:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
-        largest, positions = self.max(x, axis=-1, keepdims=True), self.graph.add("positions", (), x.shape[-1:], x.dtype)
-        first = self.min(self.where(self.equal(x, largest), positions, float(x.shape[-1])), axis=-1)
+        largest, positions = self.max(x, axis=1, keepdims=True), self.graph.add("positions", (), x.shape[1:], x.dtype)
+        is_largest = self.graph.elementwise("equal", x, largest)
+        first = self.min(self.graph.elementwise("where", is_largest, positions, float(x.shape[1])), axis=1)
         return self.graph.add("view", (first.args[0], 0), first.shape, self.int64) if first.op == "view" else first
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:

@@ -48,7 +48,7 @@ def verify_graph(graph: Graph) -> None:
             _check(all(a.dtype == graph.real for a in numbers), f"types: {text}")
         elif op in REDUCTIONS:
             (x,) = args
-            shape = {"row": (*x.shape[:-1], 1), "column": (1,) * (x.ndim - 1) + x.shape[-1:], "full": (1,) * x.ndim}
+            shape = {"row": (*x.shape[:-1], 1), "column": (1, *x.shape[1:]), "full": (1,) * x.ndim}
             _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, f"shapes or types: {text}")
         elif op == "matmul":
             a, b, *total = args
