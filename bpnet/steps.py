@@ -53,8 +53,7 @@ def training_step(
     `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
 
-    update: Any = optimizer.update
-    own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
+    own = getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
@@ -100,14 +99,15 @@ def training_step(
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
         if own:
-            theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
+            args = backend, layout, theta, grad, state, hyperparameters
+            theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.late = None
 
             def evaluate(theta: Array) -> tuple[Array, Array]:
                 return gradient(backend, batch, number, carry[1], theta)[:2]
 
-            theta, state = update(backend, layout, theta, grad, state, hyperparameters, evaluate)
+            theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
 
     return step

@@ -45,7 +45,7 @@ class Device(np.ndarray):
     token: Token | None
     world: "World | None"
 
-    def __new__(cls, shape: Any, dtype: Any, memory: "Pointer", strides: Any) -> "Device":
+    def __new__(cls, shape: Any, dtype: Any, memory: "Pointer", strides: Any = None) -> "Device":
         """On memory that is there."""
         token = memory.world.owner(memory.ptr)
         offset = memory.ptr - token.storage.ctypes.data

@@ -200,6 +200,10 @@ class Backend:
         """
         return Context(self, precision, grad_buffers)
 
+    def outline(self, part: Any) -> Any:
+        """A layer, loss or optimizer as it is to be called where `traces`: what can't be traced of it is cut out."""
+        return part
+
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
         return PRECISIONS[:1]

@@ -8,6 +8,8 @@ from bpnet.compiler import verify
 from bpnet.compiler.commands import (
     FIRST,
     Array,
+    Call,
+    CallArray,
     Command,
     CommandList,
     Expression,
@@ -71,6 +73,8 @@ def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
         return _product(step.symbols[0], memory)
     if step.kind == "take":
         return _gather(step.symbols[0], memory)
+    if step.kind == "called":
+        return _call(step, memory)
     if step.kind == "strided":
         return _strided(step.symbols[0], memory)
     return fused(step, fusion, memory)
@@ -87,6 +91,18 @@ def _product(symbol: Symbol, memory: Memory) -> Product:
     (a, b), (rows, columns), inner = matrices, symbol.shape[-2:], symbol.args[0].shape[-1]
     accumulate, stack = len(symbol.args) == 3, math.prod(symbol.shape[:-2])
     return Product(symbol.dtype.name, rows, columns, inner, a, b, memory.place(symbol), accumulate, stack)
+
+
+def _call(step: Step, memory: Memory) -> Call:
+    site, _, *inputs = step.symbols[0].args
+
+    def at(symbol: Symbol) -> CallArray | Number:
+        if symbol.op == "number":
+            return Number(symbol.args[0])
+        return memory.place(symbol), symbol.shape, symbol.dtype.name
+
+    outputs = [(symbol.args[1], (memory.place(symbol), symbol.shape, symbol.dtype.name)) for symbol in step.symbols]
+    return Call(site.function, site.text, tuple(map(at, inputs)), tuple(outputs))
 
 
 def _strided(symbol: Symbol, memory: Memory) -> StridedCopy:

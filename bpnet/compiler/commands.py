@@ -3,6 +3,7 @@
 Nothing here knows of a target: how commands are cut over threads or blocks is each target's own affair.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -231,7 +232,28 @@ class StridedCopy:
         return f"strided copy of {shape}: {self.source}, to {self.out}"
 
 
-Command = Fused | Product | RowGather | StridedCopy
+CallArray = tuple[Place, tuple[int, ...], str]
+"""An array that a call reads or writes: where it lies, its shape, and its type."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the library's arrays that is called as it stands, since it can't be traced.
+
+    outputs: which of the arrays that it gives, and where that is copied.
+    """
+
+    function: Callable[..., Sequence[Any]]
+    text: str
+    inputs: tuple[CallArray | Number, ...]
+    outputs: tuple[tuple[int, CallArray], ...]
+
+    def __str__(self) -> str:
+        places = ", ".join(str(place) for _, (place, _, _) in self.outputs)
+        return f"not compiled: {self.text}; results to {places}"
+
+
+Command = Fused | Product | RowGather | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -283,6 +305,8 @@ def reads(command: Command) -> list[Access]:
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
     if isinstance(command, StridedCopy):
         return _reached(command)
+    if isinstance(command, Call):
+        return [(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
     index = command.index, command.rows, command.index_dtype, "index"
     return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
 
@@ -298,6 +322,8 @@ def writes(command: Command) -> list[Access]:
     if isinstance(command, Product):
         out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    if isinstance(command, Call):
+        return [(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
     size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
     return [(command.out, size, "uint8", "rows")]
 

@@ -8,6 +8,7 @@ wait for the end of a reduction, is one kernel.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
 from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
@@ -28,7 +29,7 @@ class Step:
     """What is done as a whole: a product, a gather of rows, or a fused kernel with several results."""
 
     kind: str
-    """"matmul", "take", "strided" or "fused"."""
+    """"matmul", "take", "strided", "called" or "fused"."""
     space: Space
     symbols: list[Symbol]
     """Those that it computes."""
@@ -93,6 +94,7 @@ class _Fuser:
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
+        self.sites: dict[Any, int] = {}
         # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
 
@@ -227,7 +229,11 @@ class _Fuser:
             return
         space = space_of(symbol.args[0] if reduces else symbol)
         if symbol.op in INTO_MEMORY:
-            self.at[symbol] = len(self.steps)
+            if symbol.op == "called" and symbol.args[0] in self.sites:
+                self.at[symbol] = self.sites[symbol.args[0]]
+                self.steps[self.at[symbol]].symbols.append(symbol)
+                return
+            self.sites[symbol.args[0]] = self.at[symbol] = len(self.steps)
             self.steps.append(Step(symbol.op, space, [symbol]))
             return
         joined: set[int] = set()

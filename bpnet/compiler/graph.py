@@ -47,6 +47,12 @@ class Symbol:
     def __bool__(self) -> bool:
         raise NotTraceableError("a function can't decide by a value")
 
+    @property
+    def T(self) -> "Symbol":
+        return self.graph.transpose(self)
+
+    mT = T
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -97,6 +103,16 @@ def root_of(symbol: Symbol) -> tuple[Symbol, int]:
     return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
 
 
+class CallSite:
+    """A function of arrays that is called as it stands: it gives a list of arrays; `text` says what it is and why."""
+
+    def __init__(self, function: Callable[..., Sequence[Any]], text: str) -> None:
+        self.function, self.text = function, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Graph:
     """The operations of a function, in their order."""
 
@@ -132,6 +148,16 @@ class Graph:
         if text not in self.numbers:
             self.numbers.append(text)
         return self.add("number", (self.numbers.index(text),), (), self.real)
+
+    def call(
+        self, function: Callable[..., Sequence[Any]], text: str, inputs: Sequence[Symbol], outputs: Sequence[Any]
+    ) -> list[Symbol]:
+        """What `function` gives for arrays: others with these shapes and types, of which nothing else is known."""
+        site, inputs = CallSite(function, text), [self.in_order(x) for x in inputs]
+        for _, dtype in outputs:
+            if numpy.dtype(dtype) not in (self.real, "int32", "int64", "bool"):
+                raise NotTraceableError(f"{text} gives {dtype} values")
+        return [self.add("called", (site, i, *inputs), shape, dtype) for i, (shape, dtype) in enumerate(outputs)]
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -174,13 +200,15 @@ class Graph:
 
     def _comparable(self, op: str, values: list[Any]) -> None:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
-        if any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values):
-            small = [
-                root_of(v)[0].dtype == self.real or root_of(v)[0].op in ("positions", "copy") if isinstance(v, Symbol) else abs(v) < EXACT
-                for v in values
-            ]
-            if not any(small):
-                raise NotTraceableError(f"{op} of whole numbers that may be large")
+        whole = any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values)
+        if whole and not any(map(self._is_small, values)):
+            raise NotTraceableError(f"{op} of whole numbers that may be large")
+
+    def _is_small(self, value: Any) -> bool:
+        if not isinstance(value, Symbol):
+            return abs(value) < EXACT  # type: ignore[no-any-return]
+        root, _ = root_of(value)
+        return root.dtype == self.real or root.op in ("positions", "copy")
 
     def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
         if op not in SIGNS or OPERATIONS[op].kind == COMPARISON:

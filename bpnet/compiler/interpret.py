@@ -8,6 +8,7 @@ import numpy
 
 from bpnet.compiler.commands import (
     ARENA,
+    Call,
     Command,
     CommandList,
     Fused,
@@ -53,6 +54,8 @@ class _Interpreter:
             self.gather(c)
         elif isinstance(c, StridedCopy):
             self.strided(c)
+        elif isinstance(c, Call):
+            self.call(c)
         else:
             self.product(c)
             if c.epilogue is not None:
@@ -80,6 +83,15 @@ class _Interpreter:
             a = self.matrix(c.a, i, c.rows, c.inner, c.factor_dtype)
             made = a @ self.matrix(c.b, i, c.inner, c.columns, c.factor_dtype)
             out[...] = out + made if c.accumulate else made
+
+    def call(self, c: Call) -> None:
+        given = [
+            self.numbers[x.slot] if isinstance(x, Number) else self.view(x[0], x[2], math.prod(x[1])).reshape(x[1])
+            for x in c.inputs
+        ]
+        made = c.function(*given)
+        for i, (place, shape, dtype) in c.outputs:
+            self.view(place, dtype, math.prod(shape))[...] = numpy.reshape(made[i], -1)
 
     def strided(self, c: StridedCopy) -> None:
         kind = numpy.dtype((numpy.void, c.itemsize))

@@ -25,7 +25,7 @@ from bpnet.backends.interrupts import Calls, advance, uninterrupted
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import FIRST, Command, Product
+from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.trace import NUMBER, trace
@@ -46,7 +46,8 @@ class Compiled:
     """`function(backend, *args)` of trees of arrays and numbers, by a program for every kind of arguments."""
 
     def __init__(self, function: Callable[..., Any], backend: Any, donates: bool = False) -> None:
-        self.function, self.plain, self.donates = function, partial(function, backend), donates
+        self.function, self.backend, self.plain = function, backend, partial(function, backend)
+        self.donates = donates
         self.programs: OrderedDict[Any, Traced | None] = OrderedDict()
 
     def __call__(self, *args: Any) -> Any:
@@ -63,7 +64,7 @@ class Compiled:
             self.programs.move_to_end(kind)
             return self.programs[kind]
         try:
-            found: Traced | None = Traced(self.function, args, leaves, self.donates)
+            found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
         except NotTraceableError as error:
             found = None
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
@@ -82,11 +83,13 @@ class Compiled:
 class Traced:
     """The program of a function for arguments of one kind."""
 
-    def __init__(self, function: Callable[..., Any], args: Sequence[Any], leaves: list[Any], donates: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], backend: Any, args: Sequence[Any], leaves: list[Any], donates: bool
+    ) -> None:
         form: list[Any] = []
 
         def flat(graph: Any, symbols: list[Any]) -> list[Any]:
-            tracing = TracingBackend(graph, lambda rows, _: [(0, rows)])
+            tracing = TracingBackend(graph, lambda rows, _: [(0, rows)], backend)
             result = function(tracing, *rebuilt(args, iter(symbols)))
             form.extend((result, tracing.precision))
             return leaves_of(result) if isinstance(result, tuple) else [result]
@@ -107,6 +110,8 @@ class Traced:
         self.commands, self.loss = commands, loss
         self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
+        # whether there is anything that is not compiled, and so can't be captured either
+        self.calls = any(isinstance(c, Call) for c in commands.commands)
         self.scalars = [i for i, a in enumerate(arguments) if a == NUMBER]
         names = ", ".join(f"v{i}" for i in self.scalars)
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
@@ -133,6 +138,8 @@ class Traced:
         One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
         but small ones: the others are copied to it.
         """
+        if self.calls:
+            return None
         places = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
         loose = [p if a.nbytes > SMALL else None for p, a in zip(places, arrays, strict=True)]
         last, self.last[count] = self.last.get(count), places
@@ -162,7 +169,8 @@ class Traced:
 
     def values(self, leaves: Sequence[Any]) -> list[float]:
         """The numbers that the commands read."""
-        return [*map(float, self.numbers(*[leaves[i] for i in self.scalars]))]
+        self.program.values = values = [*map(float, self.numbers(*[leaves[i] for i in self.scalars]))]
+        return values
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """Launch the commands one by one; results are new arrays."""

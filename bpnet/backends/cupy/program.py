@@ -11,11 +11,14 @@ import numpy
 from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import (
     ARENA,
+    Call,
+    CallArray,
     Command,
     CommandList,
     Fused,
     FusedKernel,
     Matrix,
+    Number,
     Product,
     RowGather,
     StridedCopy,
@@ -36,7 +39,12 @@ that change from call to call lie at that address."""
 
 
 class Program:
-    """The commands of a function for arguments of certain shapes and types, and the memory that they work in."""
+    """The commands of a function for arguments of certain shapes and types, and the memory that they work in.
+
+    `values` are the numbers that change from call to call, for what is not compiled.
+    """
+
+    values: Sequence[float] = ()
 
     def __init__(self, commands: CommandList, indirect: frozenset[int] = frozenset()) -> None:
         """`indirect`: memories of results that lie where the number after the others says, an address."""
@@ -80,9 +88,18 @@ class Program:
             return lambda memories, numbers: self._fused(command, memories, numbers)
         if isinstance(command, RowGather):
             return lambda memories, _: [_gather(command, memories)]
+        if isinstance(command, Call):
+            return lambda memories, _: [(self._call, command, memories)]
         if isinstance(command, StridedCopy):
             return lambda memories, _: [_strided(command, memories)] if command.count else []
         return lambda memories, numbers: [(self._multiply, command, memories, numbers)]
+
+    def _call(self, command: Call, memories: Sequence[Any]) -> None:
+        """Call what is not compiled, and put what it gives where others read it."""
+        given = [self.values[x.slot] if isinstance(x, Number) else _whole(memories, x) for x in command.inputs]
+        made = command.function(*given)
+        for i, out in command.outputs:
+            _whole(memories, out)[...] = made[i]
 
     # ---- fused kernels ------------------------------------------------------------------------------------------
 
@@ -209,6 +226,11 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     sizes = command.rows, command.source_rows, command.row_bytes // width
     code = gather.source(command.index_dtype, width)
     return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
+
+
+def _whole(memories: Sequence[Any], of: CallArray) -> Any:
+    place, shape, dtype = of
+    return cupy.ndarray(shape, numpy.dtype(dtype), memories[place.memory] + place.offset)
 
 
 def _strided(command: StridedCopy, memories: Sequence[Any]) -> tuple[Any, ...]:

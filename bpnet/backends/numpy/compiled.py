@@ -1,23 +1,27 @@
 """A function of arrays, compiled for arguments of certain shapes and types: one call carries out all of it."""
 
 import ctypes
+import functools
 import logging
+import math
 import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy
 
+from bpnet.backends import get
 from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
-from bpnet.backends.threads import available_threads
+from bpnet.backends.threads import NumpySession, available_threads
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, FIRST, NUMBERS
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Call, CallArray, Command, Number
 from bpnet.compiler.graph import Graph, NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
@@ -120,7 +124,7 @@ class Executable:
         shape: list[Any] = []
 
         def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
-            result = function(TracingBackend(graph, cut), *rebuilt(args, iter(symbols)))
+            result = function(TracingBackend(graph, cut, get("numpy")), *rebuilt(args, iter(symbols)))
             shape.append(result)
             return leaves_of(result if isinstance(result, tuple) else (result,))
 
@@ -153,19 +157,51 @@ class Executable:
         _LOCKED.add(self)
 
     def _prepare(self, threads: int) -> None:
-        """Machine code, memory, and the table that the thread pool reads."""
-        self.tiled, arena = lower(self.commands, threads)
-        self.arena = numpy.empty(arena + 64, numpy.uint8)
-        self.arguments = numpy.array([n for c in self.tiled for n in c.arguments], numpy.int64)
-        starts = self.arguments.ctypes.data + 8 * numpy.cumsum([0, *(len(c.arguments) for c in self.tiled)])
-        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.tiled, starts, strict=False)]
-        self.list = numpy.array(rows, numpy.int64).reshape(-1, 4)
-        self.together = threads if any(c.tiles > 1 for c in self.tiled) else 1
+        """Machine code, memory, and the tables that the thread pool reads: one up to each call, and one after them."""
+        parts: list[list[Command]] = [[]]
+        self.calls: list[Call] = []
+        for command in self.commands.commands:
+            if isinstance(command, Call):
+                self.calls.append(command)
+                parts.append([])
+            else:
+                parts[-1].append(command)
+        lowered = [lower(replace(self.commands, commands=tuple(part)), threads) for part in parts]
+        self.tiled = [command for tiled, _ in lowered for command in tiled]
+        self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
         self.memories[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.table = CommandTable(self.list, ctypes.addressof(self.memories), self.together)
+        self.arguments: list[Any] = []
+        self.tables = [self._table(tiled, threads) for tiled, _ in lowered]
+
+    def _table(self, tiled: list[TiledCommand], threads: int) -> CommandTable:
+        arguments = numpy.array([n for c in tiled for n in c.arguments], numpy.int64)
+        starts = arguments.ctypes.data + 8 * numpy.cumsum([0, *(len(c.arguments) for c in tiled)])
+        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(tiled, starts, strict=False)]
+        commands = numpy.array(rows, numpy.int64).reshape(-1, 4)
+        together = threads if any(c.tiles > 1 for c in tiled) else 1
+        self.arguments.append(arguments)  # which the table only points to
+        return CommandTable(commands, ctypes.addressof(self.memories), together)
+
+    def _call(self, number: int) -> None:
+        """Call what is not compiled, and put what it gives where others read it."""
+        call, given = self.calls[number], []
+        for x in call.inputs:
+            given.append(self.values[x.slot] if isinstance(x, Number) else self._array(x))
+        with NumpySession(None, False):
+            made = call.function(*given)
+        for i, out in call.outputs:
+            self._array(out)[...] = made[i]
+
+    def _array(self, of: CallArray) -> Any:
+        place, shape, dtype = of
+        size = math.prod(shape) * numpy.dtype(dtype).itemsize
+        if not size:
+            return numpy.empty(shape, dtype)
+        memory: Any = (ctypes.c_char * size).from_address((self.memories[place.memory] or 0) + place.offset)
+        return numpy.frombuffer(memory, dtype).reshape(shape)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
         """call(state, count, *args), written for these arguments: nothing else takes longer between two small steps.
@@ -200,6 +236,8 @@ class Executable:
             *(f"    {line}" for line in lines),
         ]
         results = [{"none": "None", "new": f"new{i}", "argument": f"v{i}"}[kind] for kind, i in self.returned]
+        for i in range(len(self.calls)):
+            lines.append(f"    run(tables[{i}]); call_{i}()")
         if self.donate:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"new{k}," in carry + "," for k in scalars):
@@ -216,10 +254,12 @@ class Executable:
         )
         space: dict[str, Any] = {
             "executable": self, "known": self.known, "nothing": _nothing, "locate": self._locate, "kinds": self.kinds,
-            "values": self.values, "memories": self.memories, "table": self.table, "run": POOL.run, "Changed": Changed,
+            "values": self.values, "memories": self.memories, "table": self.tables[-1], "tables": self.tables,
+            "run": POOL.run, "Changed": Changed,
             "ref": weakref.ref, "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer,
             "ndarray": numpy.ndarray, "empty": numpy.empty, "float32": numpy.float32, "float64": numpy.float64,
             **{f"scalar{k}": place for k, place in scalars.items()},
+            **{f"call_{i}": functools.partial(self._call, i) for i in range(len(self.calls))},
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
         call: Any = space.pop("call")

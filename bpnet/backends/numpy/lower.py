@@ -95,6 +95,7 @@ class _Lowering:
             return [self._gather(command)]
         if isinstance(command, StridedCopy):
             return [self._strided(command)]
+        assert isinstance(command, Fused)  # calls are not for the thread pool
         return self._fused(command)
 
     def _product(self, c: Product) -> TiledCommand:
