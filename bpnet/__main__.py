@@ -5,7 +5,7 @@ import sys
 
 
 def open_standard_streams() -> None:
-    """Give what was closed of stdin, stdout and stderr a place that takes all, or the next file takes theirs."""
+    """Open the null device for each of stdin, stdout and stderr that is closed, or the next file takes its number."""
     for number in range(3):
         try:
             os.fstat(number)

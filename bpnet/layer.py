@@ -186,14 +186,6 @@ class Layer(Registered, kind="layer"):
     """Whether the layer draws random numbers."""
     trainable: ClassVar[bool] = True
     """False where the layer has values, all of them buffers: then nothing asks it for gradients of them."""
-    products_only: ClassVar[bool] = False
-    """Whether x, y and their derivatives are only reshaped, given to `run.matmul` or `run.sum_rows`, or to a kernel
-    that multiplies: then a backend may store them as its products round them.  The class that has `forward` says so."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if {"forward", "backward"} & vars(cls).keys() and "products_only" not in vars(cls):
-            cls.products_only = False
 
     @property
     def updates_buffers(self) -> bool:

@@ -150,22 +150,13 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
 
     So it does where nothing can be trained, unless `trains` is False.
     """
-    check_hash(check_layer("network", network))
+    check_layer("network", network)
     if not isinstance(in_shape, tuple | list):
         raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
     layout = _layout_of(network, tuple(whole("in_shape", n, 1, 2**31 - 1) for n in in_shape))
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
-
-
-def check_hash(network: Layer) -> Layer:
-    """`network`, by which what is known of it can be found again; raises ArgumentError where it can't."""
-    try:
-        hash(network)
-    except TypeError as error:
-        raise ArgumentError(f"the options of {network} can't be hashed: use tuples, not lists or arrays") from error
-    return network
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-r"""Loss functions: each one's value and its derivative with respect to the network's output, in one pass.
+r"""Loss functions: each one's value, and its derivative with respect to the network's output.
 
 A loss is a sum over rows divided by the whole batch's weight, so that blocks of rows add up:
 

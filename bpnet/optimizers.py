@@ -6,7 +6,6 @@
 Most work on every element alone; such a one is written as one method of its own options: see `ElementwiseOptimizer`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +14,9 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
 from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
-from bpnet.options import flag, number
+from bpnet.options import flag, fraction, not_negative, positive
 from bpnet.registry import Registered
-from bpnet.schedules import Schedule, at, rate
+from bpnet.schedules import Schedule, rate
 
 State = tuple[Array, ...]
 Evaluate = Callable[[Array], tuple[Array, Array]]
@@ -38,7 +37,7 @@ class Optimizer(Registered, kind="optimizer"):
         """The learning rate of the step, the first being 0; raises OptionError where a schedule gives none."""
         if not isinstance(self.lr, Schedule):
             return self.lr
-        return number("the learning rate of the schedule", at(self.lr, step), 0.0, math.inf, closed="left")
+        return not_negative("the learning rate of the schedule", self.lr(step))
 
     def init(self, backend: Backend, theta: Array) -> State:
         """The state before the first step, arrays of any shape: here zeros like theta for each of `state_names`."""
@@ -122,9 +121,7 @@ class SGD(ElementwiseOptimizer):
     state_names = ("velocity v",)
 
     def __post_init__(self) -> None:
-        self._set(lr=rate("lr", self.lr))
-        self._set(momentum=number("momentum", self.momentum, 0.0, 1.0, closed="left"))
-        self._set(nesterov=flag("nesterov", self.nesterov))
+        self._check(lr=rate, momentum=fraction, nesterov=flag)
         if self.nesterov and self.momentum == 0.0:
             raise OptionError("nesterov=True needs a momentum above 0")
 
@@ -142,9 +139,9 @@ class SGD(ElementwiseOptimizer):
 
 @dataclass(frozen=True)
 class Adam(ElementwiseOptimizer):
-    """Adam (Kingma and Ba 2015): along a running mean m of the gradient g, over the root of one of its square, v.
+    """Adam (Kingma and Ba 2015): along m, a running mean of the gradient g, over the root of v, a running mean of g**2.
 
-    Both moments start at 0, and what that takes from the means after t steps is given back:
+    Both start at 0, and so are too small after t steps by the factors that m_hat and v_hat divide by:
 
         m <- beta1 m + (1 - beta1) g,          m_hat = m / (1 - beta1**t),
         v <- beta2 v + (1 - beta2) g**2,       v_hat = v / (1 - beta2**t),
@@ -164,14 +161,13 @@ class Adam(ElementwiseOptimizer):
     state_names = ("first moment m", "second moment v")
 
     def __post_init__(self) -> None:
-        self._set(lr=rate("lr", self.lr))
-        self._set(beta1=number("beta1", self.beta1, 0.0, 1.0, closed="left"))
-        self._set(beta2=number("beta2", self.beta2, 0.0, 1.0, closed="left"))
-        self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
+        self._check(lr=rate, beta1=fraction, beta2=fraction, epsilon=positive)
 
     def check_type(self, dtype: str, smallest: float, largest: float) -> None:
-        """The squares of gradients under sqrt(smallest / (1 - beta2)) are 0, so a step along such a gradient g would be
-        lr g / epsilon: no longer than lr only for an epsilon that is not smaller still."""
+        """As `Registered.check_type`, and raises OptionError where epsilon is below sqrt(smallest / (1 - beta2)).
+
+        The squares of smaller gradients g are 0, so that a step is lr g / epsilon, which must not be longer than lr.
+        """
         least = (smallest / (1.0 - self.beta2)) ** 0.5
         if self.epsilon < least:
             raise OptionError(
@@ -195,9 +191,10 @@ class Adam(ElementwiseOptimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): besides, theta <- theta - lr weight_decay theta.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), theta <- theta - lr weight_decay theta.
 
-    So theta is first multiplied by decay_factor = 1 - lr weight_decay.  Weights decay; biases, scales and shifts don't.
+    So before Adam's step theta is multiplied by decay_factor = 1 - lr weight_decay: the weights are, but not biases,
+    scales and shifts.
     """
 
     weight_decay: float = 0.01
@@ -206,7 +203,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(weight_decay=number("weight_decay", self.weight_decay, 0.0, math.inf, closed="left"))
+        self._check(weight_decay=not_negative)
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """alpha, epsilon_hat and decay_factor."""

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from bpnet.errors import OptionError, shown
@@ -27,7 +28,13 @@ def number(what: str, value: Any, low: float, high: float, closed: str = "both")
     return plain
 
 
-def whole(what: str, value: Any, least: int, most: int | None = None) -> int:
+positive = partial(number, low=0.0, high=math.inf, closed="neither")
+not_negative = partial(number, low=0.0, high=math.inf, closed="left")
+fraction = partial(number, low=0.0, high=1.0, closed="left")
+"""As `number`, in (0, inf), [0, inf) and [0, 1)."""
+
+
+def whole(what: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """`value` as an int of at least `least`, and at most `most`; raises OptionError."""
     try:
         if isinstance(value, bool):

@@ -5,7 +5,7 @@ defined, so a user's own layer can be saved and loaded too.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -45,9 +45,13 @@ class Registered:
             _classes[cls.kind][cls.__name__] = cls
 
     def _set(self, **values: Any) -> None:
-        """Store checked options in a frozen instance."""
+        """Store options that have been checked in a frozen instance."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _check(self, **checks: Callable[[str, Any], Any]) -> None:
+        """Check options, each by a function of its name and value that gives the value to store, as `options` has."""
+        self._set(**{name: check(name, getattr(self, name)) for name, check in checks.items()})
 
     def check_type(self, dtype: str, smallest: float, largest: float) -> None:
         """Raise OptionError where an option can't be used with arrays of the type called `dtype`.
@@ -92,15 +96,22 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
 
 
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
-    """`value` where it is an instance of `base`; raises ArgumentError."""
+    """`value` where it is an instance of `base`, by which what is known of it can be found again.
+
+    Raises ArgumentError.
+    """
     if isinstance(value, base):
         made: Any = type(value)
         _check_methods(made)
-        if is_dataclass(value) and made.__dataclass_params__.frozen:
-            return value
-        raise ArgumentError(
-            f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
-        )
+        if not is_dataclass(value) or not made.__dataclass_params__.frozen:
+            raise ArgumentError(
+                f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
+            )
+        try:
+            hash(value)
+        except TypeError as error:
+            raise ArgumentError(f"the options of {value} can't be hashed: use tuples, not lists or arrays") from error
+        return value
     hint = f", {value.__name__}(...)" if isinstance(value, type) and issubclass(value, base) else ""
     raise ArgumentError(f"{what} is {kind_of(value)}; expected {'an instance' if hint else expected}{hint}")
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.options import number, whole
+from bpnet.options import not_negative, whole
 from bpnet.registry import Registered, instance
 
 
@@ -25,7 +25,7 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        self._set(lr=number("lr", self.lr, 0.0, math.inf, closed="left"))
+        self._check(lr=not_negative)
 
     def __call__(self, step: int) -> float:
         return self.lr
@@ -43,9 +43,7 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        self._set(lr=number("lr", self.lr, 0.0, math.inf, closed="left"))
-        self._set(final=number("final", self.final, 0.0, math.inf, closed="left"))
-        self._set(steps=whole("steps", self.steps, 1))
+        self._check(lr=not_negative, final=not_negative, steps=whole)
 
     def __call__(self, step: int) -> float:
         done = min(step / self.steps, 1.0)
@@ -63,8 +61,7 @@ class WarmUp(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        self._set(lr=rate("lr", self.lr))
-        self._set(steps=whole("steps", self.steps, 1))
+        self._check(lr=rate, steps=whole)
 
     def __call__(self, step: int) -> float:
         return at(self.lr, 0) * ((step + 1) / self.steps) if step < self.steps else at(self.lr, step - self.steps)
@@ -74,7 +71,7 @@ def rate(what: str, value: Any) -> float | Schedule:
     """A learning rate: a number of at least 0, or a schedule; raises OptionError or ArgumentError."""
     if isinstance(value, type) or callable(value):
         return instance(Schedule, what, value, "a number, or a bpnet schedule such as Cosine(1e-3, steps=1000)")
-    return number(what, value, 0.0, math.inf, closed="left")
+    return not_negative(what, value)
 
 
 def at(lr: float | Schedule, step: int) -> float:

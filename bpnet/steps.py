@@ -54,8 +54,7 @@ def training_step(
     `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
 
-    update: Any = optimizer.update
-    own = getattr(update, "__func__", None) is ElementwiseOptimizer.update
+    own = getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
@@ -76,7 +75,8 @@ def training_step(
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
         if own:
-            theta, state = update(backend, layout, theta, grad, state, hyperparameters, donate=True)
+            args = backend, layout, theta, grad, state, hyperparameters
+            theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.late = None
 
@@ -84,7 +84,7 @@ def training_step(
                 value, grad, _ = gradient(p=views(backend, theta, carry[1]))
                 return value, clipped(backend, grad)
 
-            theta, state = update(backend, layout, theta, grad, state, hyperparameters, evaluate)
+            theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
 
     return step
@@ -103,9 +103,8 @@ def outputs(
 
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
-            run = Run(backend, context=backend.context(precision, network=layout.network))
-            output = layout.network.forward(run, p, bx)[0]
-            output = output if run.context is None else run.context.output(output)
+            run = Run(backend, context=backend.context(precision))
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
@@ -131,10 +130,9 @@ def scores(
         p, xp = views(backend, theta, buffers), backend.xp
 
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
-            run = Run(backend, context=backend.context(precision, network=layout.network))
+            run = Run(backend, context=backend.context(precision))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = layout.network.forward(run, p, bx)[0]
-            output = output if run.context is None else run.context.output(output)
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
             if right is None or bw is None:
                 return value, None if right is None else xp.sum(right), None

@@ -218,7 +218,7 @@ class Trainer:
         return self._new_layout(x) if self._built is None else self._built[1]
 
     def _new_layout(self, x: Array) -> Layout:
-        check_network(self.network, x, self.loss)
+        check_network(self.network, x, self.loss, self.optimizer)
         layout = layout_of(self.network, tuple(int(n) for n in x.shape[1:]))
         self.loss.target_shape(layout.out_shape)
         self._check_parts(self.network.updates_buffers)

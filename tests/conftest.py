@@ -14,6 +14,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 import numpy as np
 import pytest
+from cuda_on_host import host  # noqa: F401 - a fixture
+from fake_cupy import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.compiler import verify

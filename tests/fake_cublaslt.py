@@ -69,6 +69,7 @@ class Fake:
         "MatmulDescAttribute",
         {"TRANSA": 3, "TRANSB": 4, "EPILOGUE": 7, "BIAS_POINTER": 8, "EPILOGUE_AUX_POINTER": 11, "EPILOGUE_AUX_LD": 12},
     )
+    MatrixLayoutAttribute = IntEnum("MatrixLayoutAttribute", {"BATCH_COUNT": 5, "STRIDED_BATCH_OFFSET": 6})
     MatmulPreferenceAttribute = IntEnum(
         "MatmulPreferenceAttribute",
         {
@@ -82,6 +83,8 @@ class Fake:
         self.numbers = itertools.count(1000)
         self.lacks: set[str] = set()
         """Epilogues for which the heuristic knows no algorithm."""
+        self.stacks: dict[int, dict[int, int]] = {}
+        """Of layouts of several matrices, how many there are and how many elements they are apart."""
         self.asked: list[str] = []
         self.done: list[str] = []
         """The epilogues that were asked for, and those of the products that were computed."""
@@ -104,6 +107,15 @@ class Fake:
     def matrix_layout_create(self, kind: int, rows: int, columns: int, leading: int) -> int:
         assert rows <= leading
         return self._new((kind, rows, columns, leading))
+
+    def get_matrix_layout_attribute_dtype(self, attribute: int) -> Any:
+        return {5: np.int32, 6: np.int64}[attribute]
+
+    def matrix_layout_set_attribute(self, number: int, attribute: int, place: int, size: int) -> None:
+        kind = np.dtype(self.get_matrix_layout_attribute_dtype(attribute))
+        assert size == kind.itemsize
+        value = int(np.frombuffer(ctypes.string_at(place, size), kind)[0])
+        self.stacks.setdefault(number, {})[attribute] = value
 
     def matmul_preference_create(self) -> int:
         return self._new({})
@@ -160,6 +172,22 @@ class Fake:
         self, handle: int, number: int, alpha: int, a: int, of_a: int, b: int, of_b: int, beta: int, c: int, of_c: int,
         d: int, of_d: int, algorithm: int, scratch: int, size: int, stream: int,
     ) -> None:  # fmt: skip
+        if of_a in self.stacks:
+            count, layouts = self.stacks[of_a][5], (of_a, of_b, of_c)
+            stacks = [self.stacks.pop(layout) for layout in layouts]
+            sizes = [
+                {0: 4, 1: 8, 14: 2}[self.alive[layout][0]] * s[6] for layout, s in zip(layouts, stacks, strict=True)
+            ]
+            assert all(s[5] == count for s in stacks)
+            limits = self.algorithms[ctypes.cast(algorithm, ctypes.POINTER(ctypes.c_uint64))[0]][1]
+            limits[:], kept = [1, 1, 1], list(limits)
+            for i in range(count):
+                here = (a + i * sizes[0], of_a, b + i * sizes[1], of_b)
+                there = (c + i * sizes[2], of_c, d + i * sizes[2], of_d)
+                Fake.matmul(self, handle, number, alpha, *here, beta, *there, algorithm, scratch, size, stream)
+            limits[:] = kept
+            self.stacks |= dict(zip(layouts, stacks, strict=True))
+            return
         told = self.alive[number]
         planned, limits = self.algorithms[ctypes.cast(algorithm, ctypes.POINTER(ctypes.c_uint64))[0]]
         assert planned == number
@@ -169,14 +197,15 @@ class Fake:
         assert (c, of_c) == (d, of_d)
         self.check_scratch(scratch, size)
         scale = ctypes.c_double if told["scale"] == 1 else ctypes.c_float
-        assert [scale.from_address(at).value for at in (alpha, beta)] == [1.0, 0.0]
+        assert scale.from_address(alpha).value == 1.0
+        added = scale.from_address(beta).value
         first, second = (read(self._columns(place, of)) for place, of in ((a, of_a), (b, of_b)))
         if told["compute"] == BLAS.ComputeType.COMPUTE_32F_FAST_TF32:
             first, second = tf32(first), tf32(second)
         first = (first.T if told[3] else first).astype("float64")
         second = (second.T if told[4] else second).astype("float64")
         out = self._columns(d, of_d)
-        z = first @ second
+        z = first @ second + (added * read(out) if added else 0.0)  # beta = 0: out is not read
         name = self.Epilogue(told[7]).name
         if name.endswith("BIAS"):
             z = z + read(self._vector(told[8], out))[:, None]

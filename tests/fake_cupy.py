@@ -23,8 +23,6 @@ from fake_cublaslt import BLAS, Fake
 
 import bpnet as bp
 
-TECHNIQUES = frozenset({"fused", "cublaslt", "graph"})
-"""All that the seam has; it is imported only where CuPy is installed."""
 VIEWS = {np.reshape, np.transpose, np.expand_dims, np.squeeze, np.broadcast_to, np.permute_dims, np.atleast_1d}
 
 
@@ -47,13 +45,21 @@ class Device(np.ndarray):
     token: Token | None
     world: "World | None"
 
+    def __new__(cls, shape: Any, dtype: Any, memory: "Pointer", strides: Any = None) -> "Device":
+        """On memory that is there."""
+        token = memory.world.owner(memory.ptr)
+        offset = memory.ptr - token.storage.ctypes.data
+        made = np.ndarray(shape, dtype, token.storage, offset, strides).view(cls)
+        made.token, made.world = token, memory.world
+        return made
+
     def __array_finalize__(self, obj: Any) -> None:
         self.token = getattr(obj, "token", None)
         self.world = getattr(obj, "world", None)
 
     @property
     def data(self) -> Any:
-        return Pointer(self)
+        return Pointer(self, self.ctypes.data)
 
     @property
     def device(self) -> Any:
@@ -119,8 +125,11 @@ class Pointer:
 
     device_id = 0
 
-    def __init__(self, array: Device) -> None:
-        self.array, self.ptr = array, array.ctypes.data
+    def __init__(self, array: Device, ptr: int) -> None:
+        self.array, self.ptr, self.world = array, ptr, array.world
+
+    def __add__(self, offset: int) -> "Pointer":
+        return Pointer(self.array, self.ptr + offset)
 
     def copy_from_device_async(self, source: "Pointer", size: int) -> None:
         here, there = self.ptr, source.ptr
@@ -267,7 +276,11 @@ class World:
         )
         self.cupy = SimpleNamespace(
             cuda=self.cuda,
+            ndarray=Device,
             empty=self.empty,
+            zeros=lambda shape, dtype: self.array(np.zeros(shape, dtype)),
+            asarray=self.array,
+            ascontiguousarray=lambda a: a.copy(),
             empty_like=lambda a: self.empty(a.shape, a.dtype),
             matmul=np.matmul,
             add=np.add,
@@ -291,9 +304,14 @@ class World:
         weakref.finalize(owner, self.spoil, memory)
         return owner
 
+    def find(self, place: int) -> Token | None:
+        """The memory in which an address lies, if there is any."""
+        return next((token for token in self.tokens if token.ptr <= place < token.ptr + token.size), None)
+
     def owner(self, place: int) -> Token:
-        """The memory in which an address lies."""
-        return next(token for token in self.tokens if token.ptr <= place < token.ptr + token.size)
+        token = self.find(place)
+        assert token is not None, "an address that is in no memory"
+        return token
 
     def spoil(self, memory: Any) -> None:
         memory.view(np.uint8)[...] = 0xFF
@@ -333,6 +351,13 @@ class World:
         self.forbid("to host")
         self.run(lambda: all(stream.done == stream.count for stream in self.streams))
         return np.array(raw(a))
+
+    def check_bounds(self) -> None:
+        """That nothing was written beside the memory of arrays."""
+        self.synchronise()
+        for token in self.tokens:
+            beside = token.storage[: token.start], token.storage[token.start + token.size :]
+            assert all(np.all(part == 0xFF) for part in beside), "a kernel writes beside an array"
 
     # ---- work ---------------------------------------------------------------------------------------------------
 
@@ -392,10 +417,12 @@ class World:
         """What CuPy makes of a text: a kernel, which runs on the host."""
 
         def launch(grid: Any, block: Any, arguments: Any) -> None:
+            check_launch(grid, block)
             self.counts["kernel"] += 1
             self.codes.add(code)
             passed = [_passed(a) for a in arguments]
-            self.enqueue(lambda: self.host(code, name, (grid, block), *passed), arguments)
+            memory = [self.find(a) for a in arguments if type(a) is int]
+            self.enqueue(lambda: self.host(code, name, (grid, block), *passed), memory)
 
         return launch
 
@@ -451,29 +478,47 @@ class Products(Fake):
 
 def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
-    from bpnet.backends import cublaslt, cupy_feed, cupy_graph, cupy_kernels, cupy_launch, cupy_slots, cupy_sums
     from bpnet.backends import cupy as seam
+    from bpnet.backends.cupy import compiled, cublaslt, prefetch, program, slots
 
     class Backend(seam.CupyBackend):
         def device(self, x: Any) -> Any:
             return x.device
 
-    assert seam.TECHNIQUES == TECHNIQUES
     world = World(run)
     products = Products(world)
     monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))
     for made in ("_plan", "_handle"):  # nor are those kept that were made for another device
         monkeypatch.setattr(cublaslt, made, functools.cache(getattr(cublaslt, made).__wrapped__))
-    monkeypatch.setattr(cupy_launch, "function", world.function)
-    for module in (cublaslt, seam, cupy_feed, cupy_graph, cupy_kernels, cupy_launch, cupy_slots, cupy_sums):
+    monkeypatch.setattr(program, "_function", world.function)
+    for module in (compiled, cublaslt, prefetch, program, seam, slots):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))
-    monkeypatch.setattr(cupy_slots.Numbers, "retired", [])  # nor those of another device
+    monkeypatch.setattr(slots.Numbers, "retired", [])  # nor those of another device
     world.seam = Backend(bp.backends.get("numpy").xp)
     monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
     monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)
     return world
+
+
+@pytest.fixture
+def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    world = lent(host, monkeypatch)
+    yield world
+    for stream in world.streams:  # nobody may wait any more for what a test has left
+        stream.queue.clear()
+        stream.done = stream.count
+
+
+def check_launch(grid: tuple[int, int], block: tuple[int, int]) -> None:
+    """That devices take so many blocks and threads, and that sums can halve the threads down to one."""
+    assert 1 <= grid[0] < 2**31
+    assert 1 <= grid[1] < 2**16
+    assert block[0] * block[1] <= 1024
+    assert all(size > 0 and size & (size - 1) == 0 for size in block)
 
 
 def _free(after: Any) -> bool:
@@ -489,7 +534,7 @@ def _arrays(a: Any) -> list[Any]:
 
 
 def _passed(argument: Any) -> Any:
-    if isinstance(argument, np.ndarray):
-        return ctypes.c_void_p(argument.ctypes.data)
-    kinds = {"l": ctypes.c_longlong, "q": ctypes.c_longlong, "I": ctypes.c_uint, "f": ctypes.c_float}
+    if type(argument) is int:
+        return ctypes.c_longlong(argument)
+    kinds = {"i": ctypes.c_int, "I": ctypes.c_uint, "f": ctypes.c_float}
     return kinds.get(argument.dtype.char, ctypes.c_double)(argument)

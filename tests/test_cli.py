@@ -730,6 +730,14 @@ def test_a_diverged_training_leaves_the_model_that_is_there(npz, diverges):
     assert Path("model.safetensors").read_bytes() == b"good"
 
 
+def test_a_loss_that_is_not_finite_leaves_the_model_that_is_there(npz, monkeypatch):
+    monkeypatch.setattr(train, "evaluate_rows", lambda *args: {"loss": np.inf, "accuracy": None})
+    Path("model.safetensors").write_bytes(b"good")
+    said = refused("train", npz, *SMALL)
+    assert "the loss of 48 rows is not finite: try a smaller --lr. model.safetensors is left as it was" in said
+    assert Path("model.safetensors").read_bytes() == b"good"
+
+
 def test_a_model_that_can_not_be_evaluated_is_not_written(npz):
     result = run("train", npz, "--quiet", "--lr", "1e30", "--optimizer", "sgd")
     assert (result.status, result.out) == (2, "")

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import TECHNIQUES, World, lent
-from test_cuda import host  # noqa: F401 - a fixture
+from fake_cupy import World
 
 import bpnet as bp
 from bpnet import feeding
@@ -23,13 +22,6 @@ from bpnet.feeding import bytes_a_row
 
 NET = bp.Sequential(bp.Dense(6, "relu"), bp.Dropout(0.2), bp.Dense(3))
 CALM = bp.Sequential(bp.Flatten(), bp.Residual(bp.Dense(4, "tanh")), bp.Dense(3))
-
-
-@pytest.fixture
-def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> World:  # noqa: F811
-    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    return lent(host, monkeypatch)
 
 
 def data(count: int = 50, dtype: str = "float32", seed: int = 3) -> tuple[Any, Any, Any]:
@@ -228,14 +220,7 @@ def test_what_is_no_device(device: str, message: str) -> None:
         bp.Trainer(NET, "mse", device=device)
 
 
-def test_techniques_by_their_names(world: World) -> None:
-    world.seam.techniques -= {"graph"}
-    assert (world.seam.techniques, world.seam.max_steps_per_launch) == ({"fused", "cublaslt"}, 1)
-    for wrong in ({"grpah"}, "grpah"):
-        with pytest.raises(bp.errors.UnknownNameError, match="unknown technique 'grpah': did you mean 'graph'"):
-            world.seam.techniques = wrong
-    world.seam.techniques = "fused"
-    assert world.seam.techniques == {"fused"}
+def test_backends_by_their_names() -> None:
     with pytest.raises(bp.errors.UnknownNameError, match="unknown backend 'gpu': did you mean 'cupy'"):
         bp.backends.get("gpu")
 
@@ -340,15 +325,15 @@ def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None
 @pytest.mark.parametrize("feed", [True, False])
 def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, world: World) -> None:
     """The parameters stay as they were, the trainer goes on, and with the micro-batch that is named the batch fits."""
-    world.seam.techniques = TECHNIQUES if captured else TECHNIQUES - {"graph"}
     x, y, _ = data(8192)
     bx, by = (x, y) if feed else (world.array(x), world.array(y))
     options = {"device": "cupy" if feed else None}
-    trainer = bp.Trainer(NET, "cross_entropy", **options)
+    trainer = bp.Trainer(NET, "cross_entropy", **options).build(bx)
+    trainer._step.captures = captured
     for _ in range(3):
         trainer.step(bx[:64], by[:64])
     before = [world.cupy.asnumpy(a) for a in (trainer.theta, *trainer.state)]
-    world.limit = world.used + 900_000
+    world.limit = world.used + (900_000 if feed else 600_000)
     with pytest.raises(bp.errors.OutOfMemoryError) as caught:
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
@@ -442,8 +427,8 @@ def test_parts_on_the_device_are_captured_too(world: World) -> None:
     x, y, _ = data(25)
     found = []
     for capture in (False, True):
-        world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
-        trainer = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), micro_batch=9, clip_norm=0.1)
+        trainer = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), micro_batch=9, clip_norm=0.1).build(world.array(x))
+        trainer._step.captures = capture
         for _ in range(5):
             trainer.step(world.array(x), world.array(y))
         found.append(world.cupy.asnumpy(trainer.theta))

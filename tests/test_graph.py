@@ -1,29 +1,27 @@
-"""A training step as a CUDA graph: replaying gives the bits of launching, on a stand-in for a device, and on one."""
+"""A training step on CuPy: compiled, captured as a CUDA graph and replayed, on a stand-in for a device, and on one.
 
-import logging
-from collections.abc import Callable, Iterator
+Replaying gives the bits of launching the same commands one by one.
+"""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from fake_cupy import TECHNIQUES, World, lent
-from test_cuda import ACTIVATIONS, compiled, host  # noqa: F401 - a fixture
+from cuda_on_host import compiled
+from fake_cupy import World
+from test_activations import ACTIVATIONS
 from test_interrupts import GO_ON, check_goes_on
-from test_parts import Astray
 
 import bpnet as bp
-from bpnet.backends.base import PRECISIONS
-from bpnet.feeding import shuffled
+from bench.workloads import WORKLOADS, Task, pool, start_values
 
-
-@pytest.fixture
-def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> World:  # noqa: F811
-    """CuPy's backend on a stand-in for the device; its arrays are `world.array(values)`."""
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    return lent(host, monkeypatch)
-
-
+BPNET = bp.__file__.removesuffix("__init__.py")
+"""Where the files of the library lie."""
 NETS = {
     "plain": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(3)),
     "dropout": bp.Sequential(bp.Dense(5, "tanh"), bp.Dropout(0.3), bp.Residual(bp.Dropout(0.1)), bp.Dense(3)),
@@ -35,6 +33,13 @@ NETS = {
         bp.Standardize(1.0, 3.0, invert=True),
     ),
 }
+OPTIMIZERS = {
+    "adamw": bp.AdamW(bp.WarmUp(bp.Cosine(2e-2, steps=9), 3), weight_decay=0.1),
+    "nesterov": bp.SGD(bp.Cosine(0.1, steps=5), momentum=0.9, nesterov=True),
+    "sgd": bp.SGD(0.1),
+}
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+EITHER = pytest.mark.parametrize("capture", [False, True])
 
 
 def data(count: int = 48, dtype: str = "float32", seed: int = 3) -> tuple[Any, Any]:
@@ -44,9 +49,15 @@ def data(count: int = 48, dtype: str = "float32", seed: int = 3) -> tuple[Any, A
 
 def made(world: World, capture: bool, net: bp.Layer = NETS["plain"], optimizer: Any = "adam", **options: Any) -> Any:
     """A trainer for rows of four features whose steps are captured or not."""
-    world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
     dtype = options.pop("dtype", "float32")
-    return bp.Trainer(net, "cross_entropy", optimizer, **options).build(world.array(data(1, dtype)[0]))
+    trainer = bp.Trainer(net, "cross_entropy", optimizer, **options).build(world.array(data(1, dtype)[0]))
+    trainer._step.captures = capture
+    return trainer
+
+
+def both(world: World, *args: Any, **options: Any) -> tuple[Any, Any]:
+    """Two trainers alike, of which the second captures its steps."""
+    return made(world, False, *args, **options), made(world, True, *args, **options)
 
 
 def state(world: World, trainer: bp.Trainer) -> list[Any]:
@@ -54,216 +65,189 @@ def state(world: World, trainer: bp.Trainer) -> list[Any]:
     return [world.cupy.asnumpy(a) for a in (trainer.theta, trainer.buffers, *trainer.state)]
 
 
+def unchanged(world: World, trainer: bp.Trainer, expected: list[Any]) -> None:
+    for found, e in zip(state(world, trainer), expected, strict=True):
+        np.testing.assert_array_equal(found, e)
+
+
 def equal(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
     assert one.step_count == other.step_count
-    for a, b in zip(state(world, one), state(world, other), strict=True):
-        np.testing.assert_array_equal(a, b)
+    unchanged(world, one, state(world, other))
     for a, b in zip(one.history, other.history, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
 def graphs(trainer: bp.Trainer) -> int:
     """How many graphs its step has."""
-    return sum(len(known.in_place) + (known.copying is not None) for known in trainer._step.kinds.values())
+    return sum(len(found.graphs) for found in trainer._step.programs.values() if found is not None)
+
+
+class Spent:
+    """How often each of `names` was counted while this holds."""
+
+    def __init__(self, world: World, *names: str) -> None:
+        self.world, self.names = world, names
+
+    def __enter__(self) -> "Spent":
+        self.before = dict(self.world.counts)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.all = {name: count - self.before[name] for name, count in self.world.counts.items()}
+        self.all = {name: count for name, count in self.all.items() if count}
+        self.counts = tuple(self.all.get(name, 0) for name in self.names)
 
 
 # ---- the same bits --------------------------------------------------------------------------------------------------
 
-OPTIMIZERS = {
-    "adamw": bp.AdamW(bp.WarmUp(bp.Cosine(2e-2, steps=9), 3), weight_decay=0.1),
-    "nesterov": bp.SGD(bp.Cosine(0.1, steps=5), momentum=0.9, nesterov=True),
-    "sgd": bp.SGD(0.1),
-}
 
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", NETS)
 def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world: World) -> None:
-    """With schedules, bias correction, dropout and clipping, batches by rows of which the last is smaller."""
+    """With schedules, bias correction, dropout, clipping and weights, batches by rows of which the last is smaller."""
     x, y = map(world.array, data(dtype=dtype))
-    options = {"net": NETS[net], "optimizer": OPTIMIZERS[optimizer], "clip_norm": 0.5, "dtype": dtype}
-    plain, captured = made(world, False, **options), made(world, True, **options)
+    weight = world.array(np.arange(48, dtype=dtype))
+    plain, captured = both(world, NETS[net], OPTIMIZERS[optimizer], clip_norm=0.5, dtype=dtype)
+    launches = []
     for trainer in (plain, captured):
-        launched = world.counts["launch"]
-        trainer.fit(x, y, epochs=4, batch_size=20, progress=False)
-    assert graphs(captured) == 2
-    assert world.counts["launch"] - launched >= 8
+        with Spent(world, "launch") as spent:
+            trainer.fit(x, y, epochs=4, batch_size=20, sample_weight=weight, progress=False)
+        launches.append(*spent.counts)
+    assert (graphs(plain), graphs(captured)) == (0, 2)
+    assert launches == [0, 10]
     equal(world, captured, plain)
+    world.check_bounds()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("micro_batch", [None, 9])
-@pytest.mark.parametrize("few", [True, False])
-def test_all_products_of_a_captured_step_are_cublaslts(
-    few: bool, micro_batch: int | None, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sums of columns among them; in the trainer's precision, though others are computed on the same arrays."""
-    if not few:
-        monkeypatch.setattr("bpnet.backends.cupy_kernels.FEW_OPERATIONS", 0.0)
+def test_all_products_of_a_captured_step_are_cublaslts(micro_batch: int | None, world: World) -> None:
+    """And a batch in parts is that as a whole, but for rounding."""
     x, y = map(world.array, data(25))
-    options = {
-        "net": bp.Sequential(bp.Dense(5, "relu"), bp.Dense(4, "softmax"), bp.Dense(3)),
-        "micro_batch": micro_batch,
-    }
-    exact = made(world, True, **options)
-    plain, captured = (made(world, capture, precision=precision, **options) for capture in (False, True))
+    net = bp.Sequential(bp.Dense(5, "relu"), bp.Dense(4, "softmax"), bp.Dense(3))
+    plain, captured = both(world, net, micro_batch=micro_batch)
+    whole = made(world, True, net)
     for _ in range(5):
-        for trainer in (exact, plain, captured):
+        for trainer in (plain, captured, whole):
             trainer.step(x, y)
-    assert graphs(exact) == graphs(captured) == 1
+    assert graphs(captured) == 1
     assert world.counts["product"] == 0
     assert world.counts["cublaslt"] > 0
     equal(world, captured, plain)
-    same = np.array_equal(*(world.cupy.asnumpy(trainer.theta) for trainer in (exact, captured)))
-    assert same == (precision == "float32")
+    np.testing.assert_allclose(*(world.cupy.asnumpy(t.theta) for t in (whole, captured)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("capture", [False, True])
-def test_gradients_in_each_others_places_arrive_where_they_belong(capture: bool, world: World) -> None:
-    x, y = data(20)
-    found = []
-    for turn, array in ((0, np.array), (1, world.array)):
-        net = bp.Sequential(Astray(turn), bp.Dense(3))
-        if turn:
-            trainer = made(world, capture, net, bp.SGD(0.1))
-        else:
-            trainer = bp.Trainer(net, "cross_entropy", bp.SGD(0.1)).build(x)
-        for _ in range(4):
-            trainer.step(array(x), array(y))
-        found.append(trainer.theta)
-    assert not capture or graphs(trainer) == 1
-    np.testing.assert_allclose(world.cupy.asnumpy(found[1]), found[0], rtol=1e-4, atol=1e-6)
-
-
-def test_without_cublaslt_steps_are_not_captured(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Since CuPy's products can't be."""
+def test_without_cublaslt_steps_are_not_captured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since CuPy's products can't be, which the user is told once; they give the same."""
     x, y = map(world.array, data())
     usual = made(world, True)
-    world.seam.techniques = TECHNIQUES - {"cublaslt"}
-    without = bp.Trainer(NETS["plain"], "cross_entropy")
-    with caplog.at_level(logging.DEBUG, "bpnet"):
-        for trainer in (usual, without):
-            trainer.fit(x, y, epochs=3, batch_size=20, progress=False)
-    assert "without a CUDA graph" in caplog.text
+    usual.fit(x, y, epochs=3, batch_size=20, progress=False)
+    monkeypatch.setattr("bpnet.backends.cupy.cublaslt.bindings", lambda: None)
+    without = made(world, True)
+    with pytest.warns(bp.errors.BpnetWarning, match="launched command by command") as told:
+        without.fit(x, y, epochs=3, batch_size=20, progress=False)
+    assert len(told) == 1
     assert graphs(without) == 0
+    assert world.counts["product"] > 0
     for a, b in zip(state(world, usual), state(world, without), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_batches_from_elsewhere_are_staged(weighted: bool, world: World) -> None:
+def test_batches_from_elsewhere_are_copied(weighted: bool, world: World) -> None:
     """Steps on ever new arrays, some with gaps, need one graph; nothing waits for the device in between."""
-    plain, captured = made(world, False), made(world, True)
+    plain, captured = both(world)
     batches = [data(16, seed=seed) for seed in range(9)]
     weights = [np.arange(16, dtype="float32") + seed for seed in range(9)]
     seen = []
     for trainer in (plain, captured):
-        losses = []
+        losses, kept = [], []  # so that no two lie at the same place
         for i, ((x, y), weight) in enumerate(zip(batches, weights, strict=True)):
             bx = world.array(x) if i % 3 else world.array(np.repeat(x, 2, axis=1))[:, ::2]
-            losses.append(trainer.step(bx, world.array(y), world.array(weight) if weighted else None, check=False))
+            kept.append((bx, world.array(y), world.array(weight) if weighted else None))
+            losses.append(trainer.step(*kept[-1], check=False))
         seen.append([world.cupy.asnumpy(loss) for loss in losses])
     assert graphs(captured) == 1
     assert seen[0] == seen[1]
     equal(world, captured, plain)
 
 
-@pytest.mark.parametrize("small", [2**20, 200])
-def test_a_data_set_is_read_where_it_lies_and_may_move(
-    small: int, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A small one is copied then, a large one is read in the new place too."""
-    monkeypatch.setattr("bpnet.backends.cupy_places.SMALL", small)
-    x, y = map(world.array, data())
-    other = [world.array(a) for a in data(seed=5)]
-    plain, captured = made(world, False), made(world, True)
-    copies = []
-    for trainer in (plain, captured):
-        for some in ((x, y), (x, y), other, other, (x, y), other):
-            before = world.counts["device copy"]
-            trainer.fit(*some, batch_size=16, progress=False)
-            copies.append(world.counts["device copy"] - before)
-    # the first step of a place is no launch; each launch copies the rows of its batch, and x and y where they are small
-    assert copies[6:] == ([2, 3, 9, 9, 3, 9] if small == 2**20 else [2, 3, 2, 3, 3, 3])
-    assert graphs(captured) == 2
-    equal(world, captured, plain)
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of more than 200 bytes, such as x, are no longer small."""
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.SMALL", 200)
 
 
 @pytest.fixture
-def large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrays of more than 200 bytes, such as x, are no longer small."""
-    monkeypatch.setattr("bpnet.backends.cupy_places.SMALL", 200)
+def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders of rows are kept, so that no two of them lie at the same place."""
+    arrays, from_host = [], world.seam.from_host
+
+    def keep(*args: Any) -> Any:
+        arrays.append(from_host(*args))
+        return arrays[-1]
+
+    monkeypatch.setattr(world.seam, "from_host", keep)
+
+
+@pytest.mark.parametrize("small", [2**20, 200])
+@pytest.mark.usefixtures("kept")
+def test_a_data_set_is_read_where_it_lies_and_may_move(
+    small: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small one is copied then, a large one is read in the new place too, from the second step on."""
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.SMALL", small)
+    x, y = map(world.array, data())
+    other = [world.array(a) for a in data(seed=5)]
+    plain, captured = both(world)
+    for trainer in (plain, captured):
+        copies = []
+        for some in ((x, y), (x, y), other, other, (x, y), other):
+            with Spent(world, "launch", "device copy") as spent:
+                trainer.fit(*some, batch_size=16, progress=False)
+            copies.append(spent.counts)
+    # of the rows, and of x and y where they are small and have moved
+    assert copies[:2] == [(2, 2), (3, 3)]
+    assert copies[3] == (3, 9 if small == 2**20 else 3)
+    assert copies[5][0] == 3
+    assert graphs(captured) <= 4
+    equal(world, captured, plain)
 
 
 @pytest.mark.usefixtures("large")
 def test_large_batches_that_come_by_turns_are_read_where_they_lie(world: World) -> None:
     batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(3)]
-    plain, captured = made(world, False), made(world, True)
+    plain, captured = both(world)
     for trainer in (plain, captured):
         for i in range(12):
-            before = dict(world.counts)
-            trainer.step(*batches[i % 3], check=False)
-    assert (world.counts["launch"] - before["launch"], world.counts["device copy"] - before["device copy"]) == (1, 0)
+            with Spent(world, "launch", "device copy") as spent:
+                trainer.step(*batches[i % 3], check=False)
+    assert spent.counts == (1, 0)
     assert graphs(captured) == 3
     equal(world, captured, plain)
 
 
 @pytest.mark.usefixtures("large")
-def test_large_batches_that_never_come_again_are_copied(world: World) -> None:
-    """After a few of them; and one that does come again has a graph of its own."""
-    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(9)]
-    plain, captured = made(world, False), made(world, True)
-    for trainer in (plain, captured):
-        done = []
-        for batch in [*batches, *[batches[-1]] * 3, batches[3]]:
-            before = dict(world.counts)
-            trainer.step(*batch, check=False)
-            done.append(tuple(world.counts[name] - before[name] for name in ("launch", "device copy")))
-    assert done == [(0, 0)] * 4 + [(1, 2)] * 5 + [(1, 0)] * 3 + [(1, 2)]
-    assert graphs(captured) == 2
-    equal(world, captured, plain)
-
-
-@pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("turns", [3, 4, 5, 7])
+@pytest.mark.parametrize("turns", [3, 5, 7, 9])
 def test_capturing_comes_to_an_end(turns: int, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many large batches come by turns, and whatever comes then: new ones, or one again and again."""
     batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(40)]
-    plain, captured = made(world, False), made(world, True)
+    plain, captured = both(world)
     captures: list[int] = []
-    real = type(captured._step)._capture
-    monkeypatch.setattr(type(captured._step), "_capture", lambda *args: (captures.append(len(done)), real(*args))[1])
+    real = type(captured._step).capture
+    monkeypatch.setattr(type(captured._step), "capture", lambda *args: (captures.append(1), real(*args))[1])
     for trainer in (plain, captured):
-        done: list[Any] = []
-        for batch in [*batches[:turns] * 12, *batches[turns:], *[batches[-1]] * 6]:
+        for batch in [*batches[:turns] * 12, *batches[turns:], *[batches[-1]] * 6, *batches[:turns] * 12]:
             trainer.step(*batch, check=False)
-            done.append(batch)
-    last = [n for n in captures if n >= len(done) - 6]
-    assert len(captures) <= turns + 6
-    assert len(last) == 1, captures  # it is read where it lies from the second time on
-    assert all(n < 8 * turns or n in last or turns * 12 <= n < turns * 12 + 6 for n in captures), captures
-    equal(world, captured, plain)
-
-
-@pytest.mark.usefixtures("large")
-def test_graphs_of_one_kind_are_few(world: World) -> None:
-    from bpnet.backends.cupy_places import MOST_PLACES
-
-    batches = [tuple(map(world.array, data(16, seed=seed))) for seed in range(7)]
-    plain, captured = made(world, False), made(world, True)
-    for trainer in (plain, captured):
-        for batch in batches:
-            for _ in range(3):
-                trainer.step(*batch)
-    assert graphs(captured) == MOST_PLACES
+    assert len(captures) <= 16
+    assert graphs(captured) <= 4
     equal(world, captured, plain)
 
 
 def test_parameters_may_come_from_elsewhere(world: World) -> None:
     """After a snapshot is restored, or parameters assigned, the graph goes on with those."""
     x, y = map(world.array, data(16))
-    plain, captured = made(world, False, NETS["norm"]), made(world, True, NETS["norm"])
+    plain, captured = both(world, NETS["norm"])
     for trainer in (plain, captured):
         for _ in range(3):
             trainer.step(x, y)
@@ -284,7 +268,7 @@ def test_parameters_may_come_from_elsewhere(world: World) -> None:
 def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
     """Steps on several streams, none of which the caller lets wait for another."""
     x, y = map(world.array, data(16))
-    plain, captured = made(world, False), made(world, True)
+    plain, captured = both(world)
     for _ in range(12):
         plain.step(x, y, check=False)
     world.synchronise()
@@ -299,13 +283,10 @@ def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
 
 def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers in slots not yet copied stay, and losses until they are fetched, though the device does nothing."""
-    from bpnet.backends import cupy_slots
-
-    monkeypatch.setattr(cupy_slots, "SLOTS", 4)
-    monkeypatch.setattr(cupy_slots, "PAGE", 6)
+    monkeypatch.setattr("bpnet.backends.cupy.slots.SLOTS", 4)
+    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 6)
     x, y = map(world.array, data())
-    optimizer = bp.Adam(bp.Cosine(0.05, steps=30))
-    plain, captured = made(world, False, optimizer=optimizer), made(world, True, optimizer=optimizer)
+    plain, captured = both(world, optimizer=bp.Adam(bp.Cosine(0.05, steps=30)))
     for trainer in (plain, captured):
         trainer.fit(x, y, epochs=6, batch_size=4, progress=False)
     equal(world, captured, plain)
@@ -317,17 +298,25 @@ def test_nothing_waits_inside_a_step(world: World) -> None:
     trainer = made(world, True, NETS["dropout"])
     trainer.fit(x, y, batch_size=16, progress=False)
     rows = [world.array(np.arange(16, dtype="int32")) for _ in range(64)]
-    before = dict(world.counts)
-    for some in rows:
-        trainer._advance(x, y, None, some)
-    spent = {name: count - before[name] for name, count in world.counts.items() if count != before[name]}
-    assert spent == {"launch": 64, "device copy": 64, "host copy": 64, "event wait": 2}
+    with Spent(world) as spent:
+        for some in rows:
+            trainer._advance(x, y, None, some)
+    assert spent.all == {"launch": 64, "device copy": 64, "host copy": 64, "event wait": 2}
+
+
+def test_steps_without_a_graph_wait_for_nothing_either(world: World) -> None:
+    x, y = map(world.array, data())
+    trainer = made(world, False, NETS["norm"])
+    trainer.step(x, y, check=False)
+    with Spent(world) as spent:
+        for _ in range(3):
+            trainer.step(x, y, check=False)
+    assert set(spent.all) == {"host copy", "kernel", "cublaslt"}
+    assert spent.all["host copy"] == 3
 
 
 def test_a_replay_is_few_calls(world: World) -> None:
     """Python's and C's functions that the step itself calls; what the stand-in does below them is not counted."""
-    import sys
-
     x, y = map(world.array, data(16))
     trainer = made(world, True)
     for _ in range(3):
@@ -335,17 +324,33 @@ def test_a_replay_is_few_calls(world: World) -> None:
     names: list[str] = []
 
     def note(frame: Any, event: str, argument: Any) -> None:
-        if event == "call" and "bpnet" in frame.f_code.co_filename:
-            names.append(frame.f_code.co_name)
-        elif event == "c_call" and "bpnet" in frame.f_code.co_filename:
-            names.append(argument.__name__)
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(BPNET):
+            names.append(frame.f_code.co_name if event == "call" else argument.__name__)
 
     sys.setprofile(note)
     try:
         trainer._advance(x, y, None, None)
     finally:
         sys.setprofile(None)
-    assert len(names) < 60, names
+    assert len(names) < 110, names
+
+
+@pytest.mark.parametrize(("key", "most"), [("a", 13), ("c", 36), ("d", 9), ("e", 12)])
+def test_commands_of_a_step(key: str, most: int, world: World) -> None:
+    """Kernels and products, and nothing of CuPy's own."""
+    from bench.contenders.bpnet_trainer import trainer_for
+
+    world.host = lambda *_: None
+    workload = WORKLOADS[key]
+    task = Task(workload, "float32", 64, 1, "cuda", workload.timing, start_values(workload, "float32"))
+    x, y = (world.array(a[0]) for a in pool(workload, 64, "float32"))
+    trainer = trainer_for(task).build(x)
+    trainer._step.captures = False
+    trainer.step(x, y, check=False)
+    with Spent(world) as spent:
+        trainer.step(x, y, check=False)
+    assert set(spent.all) <= {"kernel", "cublaslt", "host copy"}
+    assert spent.all["kernel"] + spent.all["cublaslt"] <= most
 
 
 # ---- several steps at once -----------------------------------------------------------------------------------------
@@ -361,6 +366,12 @@ class Steps(bp.Callback):
         self.seen.append((step, trainer.step_count))
 
 
+class Late(Steps):
+    """Wants to know of all steps, but may be told late."""
+
+    before_next_step = False
+
+
 class Epochs(bp.Callback):
     """Wants to be told after epochs only."""
 
@@ -369,18 +380,6 @@ class Epochs(bp.Callback):
 
     def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
         self.seen.append(trainer.step_count)
-
-
-@pytest.fixture
-def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Orders of rows are kept, so that no two of them lie at the same place."""
-    arrays, from_host = [], world.seam.from_host
-
-    def keep(*args: Any) -> Any:
-        arrays.append(from_host(*args))
-        return arrays[-1]
-
-    monkeypatch.setattr(world.seam, "from_host", keep)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -392,30 +391,24 @@ def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str
     x, y = map(world.array, data(150))
     weight = world.array(np.arange(150, dtype="float32")) if weighted else None
     options = {"net": NETS[net], "optimizer": OPTIMIZERS[optimizer], "clip_norm": 0.5}
-    plain, each, captured = made(world, False, **options), made(world, True, **options), made(world, True, **options)
-    spent = []
+    plain, each, captured = (made(world, capture, **options) for capture in (False, True, True))
+    launches = []
     for trainer, told in (plain, Steps()), (each, Steps()), (captured, Epochs()):
         start = trainer.snapshot()
         for epochs in (2, 1):  # in the first, graphs are captured; and then the carry comes from elsewhere
             trainer.restore(start)
-            before = dict(world.counts)
             how = {"epochs": epochs, "batch_size": 8, "sample_weight": weight, "callbacks": [told]}
-            trainer.fit(x, y, progress=False, **how)
-        spent.append([world.counts[name] - before[name] for name in ("launch", "host copy", "synchronise")])
+            with Spent(world, "launch", "host copy", "synchronise") as spent:
+                trainer.fit(x, y, progress=False, **how)
+        launches.append(spent.counts)
         if isinstance(told, Steps):
             assert told.seen == [(i % 19 + 1, i + 1) for i in [*range(38), *range(19)]]
         else:
             assert told.seen == [19, 38, 19]
-    assert spent == [[0, 0, 0], [19, 19, 0], [5, 5, 0]]
+    assert launches == [(0, 19, 0), (19, 19, 0), (5, 5, 0)]
     assert (graphs(each), graphs(captured)) == (2, 3)
     equal(world, each, plain)
     equal(world, captured, plain)
-
-
-class Late(Steps):
-    """Wants to know of all steps, but may be told late."""
-
-    before_next_step = False
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -423,13 +416,13 @@ class Late(Steps):
 def test_who_may_be_told_late_does_not_part_the_steps(shuffle: bool, world: World) -> None:
     """As the progress bar, in whatever order the rows come."""
     x, y = map(world.array, data(76))
-    plain, captured, told = made(world, False), made(world, True), Late()
+    (plain, captured), told = both(world), Late()
     for trainer, callbacks in (plain, []), (captured, [told]):
-        before = world.counts["launch"]
         how = {"epochs": 3, "batch_size": 4, "shuffle": shuffle, "callbacks": callbacks}
-        trainer.fit(x, y, progress=trainer is captured, **how)
+        with Spent(world, "launch") as spent:
+            trainer.fit(x, y, progress=trainer is captured, **how)
     assert [step for step, _ in told.seen] == 3 * list(range(1, 20))
-    assert world.counts["launch"] - before == 6 + 5 + 2 * 5  # eight steps were done first, then all alike captured
+    assert spent.counts[0] <= 6 + 5 + 2 * 5  # eight steps were done first, then all alike captured
     equal(world, captured, plain)
 
 
@@ -437,7 +430,7 @@ def test_only_rows_that_lie_on_the_device_are_taken_together(world: World) -> No
     """Not batches that stream through it, nor where each step is told of; nor are few batches copied to be one."""
     x, y = data(64)
     for options in ({"batch_size": 16, "shuffle": False}, {"batch_size": 4, "callbacks": [Steps()]}):
-        plain, trainer = made(world, False), made(world, True)
+        plain, trainer = both(world)
         for either in (plain, trainer):
             either.fit(world.array(x), world.array(y), epochs=2, progress=False, **options)
         assert graphs(trainer) == 1
@@ -465,8 +458,7 @@ class Until(bp.Schedule):
 def test_what_goes_wrong_within_a_group_is_told_of_its_step(after: float, error: Any, world: World) -> None:
     """In the third epoch: a step that diverges, and a learning rate that is refused."""
     x, y = map(world.array, data(64))
-    options = {"optimizer": bp.SGD(Until(37, after))}
-    plain, captured = made(world, False, **options), made(world, True, **options)
+    plain, captured = both(world, optimizer=bp.SGD(Until(37, after)))
     told = []
     for trainer in (plain, captured):
         with pytest.raises(error) as raised:
@@ -477,7 +469,7 @@ def test_what_goes_wrong_within_a_group_is_told_of_its_step(after: float, error:
     equal(world, captured, plain)
 
 
-@pytest.mark.parametrize("capture", [False, True])
+@EITHER
 def test_a_buffer_that_overflows_within_a_group_is_divergence(capture: bool, world: World) -> None:
     x, y = data(64)
     good, wild = x.copy(), x.copy()
@@ -492,11 +484,10 @@ def test_a_buffer_that_overflows_within_a_group_is_divergence(capture: bool, wor
         trainer.fit(world.array(wild), y, **options)
     other.fit(world.array(good[:48]), y[:48], **options)
     assert trainer.step_count == other.step_count
-    for a, b in zip(state(world, trainer), state(world, other), strict=True):
-        np.testing.assert_array_equal(a, b)
+    unchanged(world, trainer, state(world, other))
 
 
-@pytest.mark.parametrize("capture", [False, True])
+@EITHER
 def test_checked_steps_that_diverge_go_back(capture: bool, world: World) -> None:
     x, y = map(world.array, data(16))
     trainer, other = (made(world, capture, optimizer=bp.SGD(Until(37, 1e30))) for _ in range(2))
@@ -521,12 +512,62 @@ def test_parameters_that_are_no_numbers_are_told_of_whatever_a_product_makes_of_
         with pytest.raises(bp.errors.DivergedError, match="weight of layer '0', Dense"):
             call()
     trainer.restore(good)
-    spent = []
+    each = []
     for _ in range(3):
-        before = world.counts["host copy"] + world.counts["operation"]
-        trainer.predict(x)
-        spent.append(world.counts["host copy"] + world.counts["operation"] - before)
-    assert spent[0] > spent[1] == spent[2]
+        with Spent(world, "operation", "to host") as spent:
+            trainer.predict(x)
+        each.append(spent.counts)
+    assert each[0] > each[1] == each[2]
+
+
+# ---- memory that runs out, errors, interrupts -----------------------------------------------------------------------
+
+
+class Allocator:
+    """Gives memory so many times, and then none."""
+
+    def __init__(self, world: World, times: int) -> None:
+        self.world, self.left = world, times
+
+    def __call__(self, size: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
+        return self.world.malloc(size)
+
+
+@pytest.mark.parametrize("when", ["first", "captured", "replayed"])
+def test_wherever_memory_runs_out_nothing_is_changed(when: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
+    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replayed step would need none
+    batches = [tuple(map(world.array, data(6, seed=seed))) for seed in range(5)]  # copied, to memory of the graph
+    net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
+    options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
+    plain = made(world, False, **options)
+    expected = []
+    for batch in batches:
+        plain.step(*batch)
+        expected.append(state(world, plain))
+    before = {"first": 0, "captured": 1, "replayed": 2}[when]
+    failed, times = True, 0
+    while failed:
+        trainer = made(world, True, **options)
+        for batch in batches[:before]:
+            trainer.step(*batch)
+        start, failed = state(world, trainer), False
+        try:
+            with world.using_allocator(Allocator(world, times)):
+                trainer._advance(*batches[before], None, None)
+        except bp.errors.OutOfMemoryError:
+            failed = True
+        reached = before if failed else before + 1
+        unchanged(world, trainer, start if failed else expected[before])
+        assert trainer.step_count == reached
+        for number in range(reached, 5):
+            trainer.step(*batches[number])
+            unchanged(world, trainer, expected[number])
+        times += 1
+    assert times > {"first": 5, "captured": 3, "replayed": 1}[when]
 
 
 @pytest.mark.parametrize("when", ["captured", "replayed"])
@@ -535,105 +576,41 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
     when: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first allocation of a group, or the second ...: then nothing was done."""
-    monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 1)  # or else a replay would need none
-    monkeypatch.setattr("bpnet.backends.cupy.MAX_STEPS_PER_LAUNCH", 2)
+    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replay would need none
+    monkeypatch.setattr(type(world.seam), "max_steps_per_launch", 2)
     x, y = map(world.array, data(12))
     options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
     plain = made(world, False, **options)
     plain.fit(x, y, epochs=4, batch_size=6, progress=False)
     before = {"captured": 1, "replayed": 2}[when]
-    refused, left = True, 0
+    real, refused, times = world.seam.run_steps, True, 0
     while refused:
-        trainer, free = made(world, True, **options), iter(range(left))
+        trainer, seen = made(world, True, **options), []
         trainer.fit(x, y, epochs=before, batch_size=6, progress=False)
-        start = state(world, trainer)
 
-        def few(size: int, free: Iterator[int] = free) -> Any:
-            if next(free, None) is None:
-                raise MemoryError
-            return World.malloc(world, size)
+        def limited(*args: Any, trainer: Any = trainer, seen: list[bool] = seen, times: int = times) -> Any:
+            start = state(world, trainer)
+            with world.using_allocator(Allocator(world, times)):
+                found = real(*args)
+            seen.append(found is None)
+            if found is None:
+                assert trainer.step_count == 2 * before
+                unchanged(world, trainer, start)
+            return found
 
-        order = world.seam.from_host(shuffled(0, before, 12), "int32")
-        with world.using_allocator(few):
-            refused = trainer._several(x, y, None, order, 2) is None
-        if refused:
-            assert trainer.step_count == 2 * before
-            for found, e in zip(state(world, trainer), start, strict=True):
-                np.testing.assert_array_equal(found, e)
-            trainer._advance(x, y, None, order[:6])
-            trainer._advance(x, y, None, order[6:])
-        trainer.history.epochs.append(plain.history.epochs[before])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.seam, "run_steps", limited)
+            trainer.fit(x, y, batch_size=6, progress=False)
+        (refused,) = seen
         trainer.fit(x, y, epochs=3 - before, batch_size=6, progress=False)
         equal(world, trainer, plain)
-        left += 1
-    assert left > (2 if when == "replayed" else 20)
-
-
-# ---- which graphs there are -----------------------------------------------------------------------------------------
-
-
-def test_every_shape_has_its_graph_and_few_are_kept(world: World) -> None:
-    from bpnet.backends.cupy_graph import MOST_KINDS
-
-    x, y = map(world.array, data(40))
-    plain, captured = made(world, False), made(world, True)
-    for count in [n for n in range(2, 14) for _ in range(2)] + [13, 2, 2, 2]:
-        for trainer in (plain, captured):
-            trainer.step(x[:count], y[:count])
-    assert graphs(captured) == len(captured._step.kinds) == MOST_KINDS
-    equal(world, captured, plain)
-    used = world.used
-    del trainer, captured
-    assert world.used < used
-
-
-@dataclass(frozen=True)
-class Looks(bp.Layer):
-    """Lets the host wait for the device, as no graph can."""
-
-    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
-        return x * min(1.0, 1.0 + float(run.xp.sum(x * x))), None
-
-    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
-        return dy, {}
-
-
-def halving(self: Any, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, *args: Any) -> Any:
-    """Computes with the numbers, as it can only where they lie on the host."""
-    return bp.ElementwiseOptimizer.update(self, backend, layout, theta, grad, state, (0.5 * numbers[0],), *args)
-
-
-@pytest.mark.parametrize("batch_size", [20, 4])
-@pytest.mark.parametrize("why", ["waits", "computes"])
-def test_what_cannot_be_captured_runs_and_says_so_once(
-    why: str, batch_size: int, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    net = bp.Sequential(bp.Dense(3), Looks()) if why == "waits" else NETS["dropout"]
-    if why == "computes":
-        monkeypatch.setattr(bp.SGD, "update", halving)
-    x, y = map(world.array, data())
-    plain, captured = made(world, False, net, bp.SGD(0.1)), made(world, True, net, bp.SGD(0.1))
-    with caplog.at_level(logging.DEBUG, "bpnet"):
-        for trainer in (plain, captured):
-            trainer.fit(x, y, epochs=3, batch_size=batch_size, progress=False)
-    assert [record.levelname for record in caplog.records] == ["DEBUG"]
-    assert "without a CUDA graph" in caplog.text
-    assert graphs(captured) == 0
-    equal(world, captured, plain)
-
-
-@pytest.mark.parametrize("capture", [False, True])
-@pytest.mark.parametrize("optimizer", GO_ON, ids=lambda o: type(o).__name__)
-def test_an_optimizer_may_go_on_with_what_it_has_updated(optimizer: Any, capture: bool, world: World) -> None:
-    world.seam.techniques = TECHNIQUES if capture else TECHNIQUES - {"graph"}
-    trainer = bp.Trainer(NETS["plain"], "cross_entropy", optimizer)
-    check_goes_on(trainer, world.array, world.cupy.asnumpy, 5)
-    assert not capture or graphs(trainer) == 1
+        times += 1
+    assert times > 1
 
 
 @dataclass(frozen=True)
 class Faulty(bp.Layer):
-    """Raises `error`, whatever it is, where one is set; batches of 7 rows can't be captured."""
+    """Raises `error`, whatever it is, where one is set; of 7 rows it looks at a value, which can't be traced."""
 
     error: ClassVar[Any] = None
 
@@ -647,11 +624,12 @@ class Faulty(bp.Layer):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a layer's own"), MemoryError("full")])
-@pytest.mark.parametrize(("rows", "when"), [(5, 0), (5, 1), (7, 3)])
-def test_a_step_that_is_broken_off_leaves_no_graph(
+@pytest.mark.parametrize(("rows", "when"), [(5, 0), (7, 3)])
+@pytest.mark.filterwarnings("ignore::bpnet.errors.BpnetWarning")
+def test_a_step_that_is_broken_off_changes_nothing(
     rows: int, when: int, error: BaseException, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While another shape runs for the first time, or the second, or without a graph: memory may be gone with it."""
+    """While another shape is traced, or runs as it stands; and steps go on as before."""
     x, y = map(world.array, data())
     trainer = made(world, True, bp.Sequential(bp.Dense(3), Faulty()))
     for _ in range(when):
@@ -664,57 +642,120 @@ def test_a_step_that_is_broken_off_leaves_no_graph(
     with pytest.raises(type(error)):
         trainer.step(x[:rows], y[:rows])
     monkeypatch.setattr(Faulty, "error", None)
-    for a, b in zip(state(world, trainer), before, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert graphs(trainer) == 0
-    for _ in range(3):
-        trainer.step(x, y)
-    assert graphs(trainer) == 1
+    unchanged(world, trainer, before)
+    with Spent(world, "launch") as spent:
+        for _ in range(3):
+            trainer.step(x, y)
+    assert spent.counts == (3,)
+    trainer.step(x[:rows], y[:rows])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+class Interrupts:
+    """Raises KeyboardInterrupt at the n-th place where Python looks for signals: calls and returns of functions."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        generates = code.co_flags & inspect.CO_GENERATOR  # whose end Python would not let an error out of
+        if code.co_filename.startswith(BPNET) and event in ("call", "c_return") and not generates:
+            self.left -= 1
+            if self.left < 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("when", ["first", "captured", "replayed"])
-def test_wherever_memory_runs_out_nothing_is_changed(
-    when: str, precision: str, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
-    monkeypatch.setattr("bpnet.backends.cupy_slots.PAGE", 2)  # or else a replayed step would need none
+def test_an_interrupt_at_any_moment_leaves_a_definite_step(when: str, world: World) -> None:
+    """That before it, or that after it; and whatever was captured then is right."""
     x, y = map(world.array, data(6))
-    net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
-    options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5, "precision": precision}
+    options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1)}
     plain = made(world, False, **options)
-    expected = []
-    for _ in range(5):
+    expected = [state(world, plain)]
+    for _ in range(6):
         plain.step(x, y)
         expected.append(state(world, plain))
     before = {"first": 0, "captured": 1, "replayed": 2}[when]
-    failed, left = True, 0
-    while failed:
+    at, reached = 0, set()
+    while True:
         trainer = made(world, True, **options)
         for _ in range(before):
             trainer.step(x, y)
-        kept, failed, free = state(world, trainer), False, iter(range(left))
-
-        def few(size: int, free: Iterator[int] = free) -> Any:
-            if next(free, None) is None:
-                raise MemoryError
-            return World.malloc(world, size)
-
+        broken = Interrupts(at)
         try:
-            with world.using_allocator(few):
-                trainer._advance(x, y, None, None)
-        except bp.errors.OutOfMemoryError:
-            failed = True
-        reached = before if failed else before + 1
-        for found, e in zip(state(world, trainer), kept if failed else expected[before], strict=True):
-            np.testing.assert_array_equal(found, e)
-        assert trainer.step_count == reached
-        for number in range(reached, 5):
+            sys.setprofile(broken)
+            trainer._advance(x, y, None, None)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        reached.add(trainer.step_count)
+        for number in range(trainer.step_count, 6):
+            unchanged(world, trainer, expected[number])
             trainer.step(x, y)
-            for found, e in zip(state(world, trainer), expected[number], strict=True):
-                np.testing.assert_array_equal(found, e)
-        left += 1
-    assert left > (1 if when == "replayed" else 20)
+        unchanged(world, trainer, expected[6])
+        if broken.left >= 0:
+            break
+        at += 1 if when == "replayed" else 1 + at // 10
+    assert reached == {before, before + 1}
+
+
+# ---- which graphs there are -----------------------------------------------------------------------------------------
+
+
+def test_every_shape_has_its_graph_and_few_are_kept(world: World) -> None:
+    x, y = map(world.array, data(40))
+    plain, captured = both(world)
+    for count in [n for n in range(2, 14) for _ in range(2)] + [13, 2, 2, 2]:
+        for trainer in (plain, captured):
+            trainer.step(x[:count], y[:count])
+    assert graphs(captured) == len(captured._step.programs) == 8
+    equal(world, captured, plain)
+    used = world.used
+    del trainer, captured
+    assert world.used < used
+
+
+@dataclass(frozen=True)
+class Looks(bp.Layer):
+    """Lets the host look at a value."""
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        return x * min(1.0, 1.0 + float(run.xp.sum(x * x))), None
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+@pytest.mark.parametrize("batch_size", [20, 4])
+def test_what_cannot_be_traced_runs_and_says_so_once(batch_size: int, world: World) -> None:
+    x, y = data()
+    net = bp.Sequential(bp.Dense(5, "tanh"), Looks(), bp.Dense(3))
+    expected = bp.Trainer(net, "cross_entropy", bp.SGD(0.1)).build(x)
+    expected.fit(x, y, epochs=3, batch_size=batch_size, progress=False)
+    trainer = made(world, True, net, bp.SGD(0.1))
+    with pytest.warns(bp.errors.BpnetWarning) as told:
+        trainer.fit(world.array(x), world.array(y), epochs=3, batch_size=batch_size, progress=False)
+    assert [str(w.message).partition(" is computed operation by operation")[0] for w in told] == ["a training step"]
+    assert "float" in str(told[0].message)
+    assert graphs(trainer) == 0
+    np.testing.assert_allclose(world.cupy.asnumpy(trainer.theta), expected.theta, rtol=1e-4, atol=1e-5)
+    with pytest.warns(bp.errors.BpnetWarning, match="prediction is computed operation by operation"):
+        trainer.predict(world.array(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.predict(world.array(x[:7]))
+        trainer.step(world.array(x[:7]), world.array(y[:7]))
+
+
+@EITHER
+@pytest.mark.parametrize("optimizer", GO_ON, ids=lambda o: type(o).__name__)
+@pytest.mark.filterwarnings("ignore::bpnet.errors.BpnetWarning")
+def test_an_optimizer_may_go_on_with_what_it_has_updated(optimizer: Any, capture: bool, world: World) -> None:
+    trainer = bp.Trainer(NETS["plain"], "cross_entropy", optimizer).build(world.array(data(1, "float64")[0]))
+    trainer._step.captures = capture
+    check_goes_on(trainer, world.array, world.cupy.asnumpy, 5)
 
 
 def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
@@ -726,132 +767,78 @@ def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
     assert world.counts["launch"] == 0
 
 
-# ---- the kernels that read their numbers from device memory ---------------------------------------------------------
+# ---- everything there is --------------------------------------------------------------------------------------------
 
-
-def mixed(b: Any, x: Any, rate: Any, other: Any) -> Any:
-    return x * (rate / (1.0 - other)) + (other - 0.1) * rate
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("held", [(0,), (1,), (0, 1)])
-def test_held_numbers_give_the_same_bits(held: tuple[int, ...], dtype: str, world: World) -> None:
-    from bpnet.backends.cuda import Held
-
-    x = world.array(np.linspace(-3, 3, 77).astype(dtype))
-    scalars = [0.3, 0.7123456789]
-    some = [Held(world.array(np.float64(s))) if i in held else s for i, s in enumerate(scalars)]
-    (expected,), (found,) = (
-        world.seam.map_vector(lambda *a: (mixed(*a),), 1, (x,), [(0, 77, tuple(numbers))], False)
-        for numbers in (scalars, some)
-    )
-    np.testing.assert_array_equal(world.cupy.asnumpy(found), world.cupy.asnumpy(expected))
-
-
-@pytest.mark.parametrize("number", [0, 7, 2**32 + 5])
-@pytest.mark.parametrize("rest", [(), (0,), (1, 2**31 + 3, 12)])
-def test_a_held_part_of_a_key_gives_the_same_mask(rest: tuple[int, ...], number: int, world: World) -> None:
-    from bpnet.backends.cuda import Held
-
-    place = Held(world.array(np.int64(number)))
-    masks = [world.seam.keep_mask((5, n, *rest), (9, 7), 0.6, "float32", world.cuda.Device()) for n in (number, place)]
-    np.testing.assert_array_equal(*map(world.cupy.asnumpy, masks))
-
-
-@dataclass(frozen=True)
-class Branch(bp.Layer):
-    """Gives its dropout another key than it has itself, and backward knows nothing of that."""
-
-    inner = bp.Dropout(0.4)
-    stochastic = True
-
-    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
-        return self.inner.forward(run.at("elsewhere"), p, x)
-
-    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
-        return self.inner.backward(run, p, cache, dy, need_dx)
-
-
-def test_the_derivative_of_dropout_has_the_mask_of_its_value(world: World) -> None:
-    x, y = data(40)
-    net = bp.Sequential(bp.Dense(6, "tanh"), Branch(), bp.Dense(3))
-    results = []
-    for techniques in (frozenset(), TECHNIQUES):
-        world.seam.techniques = techniques
-        trainer = bp.Trainer(net, "cross_entropy", bp.SGD(0.5)).build(world.array(x))
-        for _ in range(4):
-            trainer.step(world.array(x), world.array(y))
-        results.append(world.cupy.asnumpy(trainer.theta))
-    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
-
-
-# ---- the kernels ----------------------------------------------------------------------------------------------------
-
-LAYERS = [
-    *ACTIVATIONS,
-    bp.Softmax(),
-    bp.BatchNorm(),
-    bp.Standardize(0.5, 2.0),
-    bp.Standardize(0.5, 2.0, invert=True),
-    bp.Dropout(0.2),
-    *(bp.Dense(8, f, bias) for f in ACTIVATIONS for bias in (True, False)),
-    bp.Dense(3),
-]
-DENSE = len(ACTIVATIONS) + 5
-"""From where on the layers are dense."""
+LAYERS = {
+    **{f"dense {name}": bp.Dense(6, case.layer) for name, case in ACTIVATIONS.items()},
+    **{name: case.layer for name, case in ACTIVATIONS.items()},
+    "no bias": bp.Dense(6, "gelu", bias=False),
+    "batch norm": bp.BatchNorm(),
+    "standardize": bp.Standardize(0.5, 2.0),
+    "standardize back": bp.Standardize(0.5, 2.0, invert=True),
+    "flatten": bp.Flatten(),
+    "residual": bp.Residual(bp.Sequential(bp.Dense(6, "tanh"), bp.Residual(bp.Dense(6)))),
+}
 LOSSES = {
-    "cross_entropy": lambda y: (y, np.eye(3)[y]),
-    "mse": lambda y: (np.eye(3)[y],),
-    "binary_cross_entropy": lambda y: (np.eye(3)[y],),
-    "binary_cross_entropy_with_logits": lambda y: (np.eye(3)[y],),
+    "cross_entropy": ("labels", "probabilities"),
+    "mse": ("values",),
+    "binary_cross_entropy": ("probabilities",),
+    "binary_cross_entropy_with_logits": ("probabilities",),
 }
 
 
+def trained(array: Callable[[Any], Any], dtype: str, net: Any, loss: str, target: str, optimizer: Any) -> Any:
+    """A trainer after four steps, and what it then predicts and how it is rated, of weighted rows."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((40, 4)).astype(dtype)
+    y = {
+        "labels": rng.integers(0, 3, 40),
+        "probabilities": rng.dirichlet(np.ones(3), 40).astype(dtype),
+        "values": rng.standard_normal((40, 3)).astype(dtype),
+    }[target]
+    weight = rng.uniform(0.5, 1.5, 40).astype(dtype)
+    batch = array(x), array(y), array(weight)
+    trainer = bp.Trainer(net, loss, optimizer, clip_norm=1.0)
+    for _ in range(4):
+        trainer.step(*batch)
+    return trainer, trainer.predict(batch[0]), trainer.evaluate(batch[0], batch[1])
+
+
+CASES = [
+    *((bp.Sequential(bp.Dense(6), layer, bp.Dense(3)), "cross_entropy", "labels", "sgd") for layer in LAYERS.values()),
+    *((NETS["plain"], "cross_entropy", "labels", optimizer) for optimizer in OPTIMIZERS),
+    *(
+        (
+            bp.Sequential(bp.Dense(5), bp.Dense(3, "sigmoid" if loss == "binary_cross_entropy" else "identity")),
+            loss,
+            of,
+            "sgd",
+        )
+        for loss, targets in LOSSES.items()
+        for of in targets
+    ),
+]
+
+
+@DTYPES
 @pytest.mark.parametrize(
-    ("dtype", "precision", "first"),
-    [("float32", "float32", 0), ("float64", "float32", 0), ("float32", "bfloat16", 0), ("float32", "bfloat16", DENSE)],
+    ("net", "loss", "target", "optimizer"),
+    CASES,
+    ids=[*LAYERS, *OPTIMIZERS, *(f"{loss} of {of}" for loss, targets in LOSSES.items() for of in targets)],
 )
-def test_nvidias_compiler_takes_every_kernel(
-    dtype: str, precision: str, first: int, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All that training launches, whatever the layers, the loss, the optimizer and the precision; dense layers alone
-    store what is rounded."""
-    world.host, net = lambda *_: None, bp.Sequential(*LAYERS[first:])
-    x, y = data(dtype=dtype)
-    for few in (2.0**30, 0.0):
-        monkeypatch.setattr("bpnet.backends.cupy_kernels.FEW_OPERATIONS", few)
-        for loss, targets in LOSSES.items():
-            for optimizer in OPTIMIZERS if loss == "cross_entropy" else ["sgd"]:
-                for target in targets(y):
-                    target = target if target.ndim == 1 else target.astype(dtype)
-                    trainer = bp.Trainer(net, loss, OPTIMIZERS[optimizer], precision=precision, clip_norm=1.0)
-                    for weight in (None, world.array(np.ones(len(x), dtype))):
-                        for _ in range(3):
-                            trainer.step(world.array(x), world.array(target), weight, check=False)
-                    trainer._forward(trainer._outputs, world.array(x))  # as predict, but nothing is computed here
-    assert len(world.codes) > 20
+def test_everything_equals_numpy(net: Any, loss: str, target: str, optimizer: str, dtype: str, world: World) -> None:
+    """Compiled and captured, for NVIDIA's compiler too; against NumPy in double precision."""
+    expected, outputs, rating = trained(np.asarray, "float64", net, loss, target, OPTIMIZERS[optimizer])
+    trainer, found, rated = trained(world.array, dtype, net, loss, target, OPTIMIZERS[optimizer])
+    assert graphs(trainer) == 1
+    near = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 2e-4, "atol": 2e-5}
+    for ours, theirs in ((trainer.theta, expected.theta), (trainer.buffers, expected.buffers), (found, outputs)):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(world.cupy.asnumpy(ours), theirs, **near)
+    assert rated == pytest.approx(rating, rel=near["rtol"])
+    assert world.counts["product"] == 0
     for code in world.codes:
         compiled(code)
-
-
-def test_a_step_is_kernels_and_products(world: World) -> None:
-    """No operation of CuPy's own is left but to take rows, to add a residual, and of vectors of batch normalization."""
-    x, y = map(world.array, data(40))
-    for net, optimizer, loss, own in (
-        (NETS["plain"], "adam", "cross_entropy", 2),
-        (NETS["dropout"], "adamw", "cross_entropy", 4),
-        (NETS["norm"], "nesterov", "mse", 3),
-    ):
-        trainer = made(world, False, net, OPTIMIZERS.get(optimizer, optimizer), clip_norm=1.0)
-        target = y
-        if loss == "mse":
-            trainer.loss = bp.MeanSquaredError()
-            target = world.array(np.eye(3, dtype="float32")[np.zeros(40, int)])
-        rows = world.array(np.arange(20))
-        trainer._advance(x, target, None, rows)
-        before = dict(world.counts)
-        trainer._advance(x, target, None, rows)
-        assert world.counts["operation"] - before["operation"] == own, (net, own)
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------
@@ -864,20 +851,23 @@ def device(library: Callable[[str], Any]) -> Any:
     return library("cupy")
 
 
+def on_device(device: Any, capture: bool, x: Any, *args: Any, **options: Any) -> Any:
+    trainer = bp.Trainer(*args, **options).build(x)
+    trainer._step.captures = capture
+    return trainer
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", NETS)
-def test_on_a_device_replaying_equals_launching(
-    net: str, optimizer: str, dtype: str, device: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_device_replaying_equals_launching(net: str, optimizer: str, dtype: str, device: Any) -> None:
     """A capture refuses copies to the host and waiting, so a step that has a graph does neither."""
-    x, y = data(1000, dtype)
+    x, y = map(device.array, data(1000, dtype))
     found = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
-        trainer = bp.Trainer(NETS[net], "cross_entropy", OPTIMIZERS[optimizer], clip_norm=0.5)
-        trainer.fit(device.array(x), device.array(y), epochs=20, batch_size=96, progress=False)
+        trainer = on_device(device, capture, x, NETS[net], "cross_entropy", OPTIMIZERS[optimizer], clip_norm=0.5)
+        trainer.fit(x, y, epochs=20, batch_size=96, progress=False)
         found.append([device.host(a) for a in (trainer.theta, trainer.buffers, *trainer.state)])
         found[-1].append(np.asarray(trainer.history["loss"]))
     assert graphs(trainer) == 3  # of eight steps, one, and the smaller last
@@ -886,33 +876,26 @@ def test_on_a_device_replaying_equals_launching(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("micro_batch", [None, 40])
-def test_on_a_device_products_of_every_precision_are_captured(
-    micro_batch: int | None, precision: str, device: Any, monkeypatch: pytest.MonkeyPatch
+@DTYPES
+@pytest.mark.parametrize(("net", "loss", "target", "optimizer"), CASES)
+def test_on_a_device_everything_equals_numpy(
+    net: Any, loss: str, target: str, optimizer: str, dtype: str, device: Any
 ) -> None:
-    if precision not in device.seam.precisions(None):
-        pytest.skip(f"no {precision} products on this device")
-    x, y = map(device.array, data(1000))
-    found = []
-    for capture in (False, True):
-        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
-        options = {"precision": precision, "micro_batch": micro_batch}
-        trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.AdamW(1e-2), **options)
-        trainer.fit(x, y, epochs=5, batch_size=96, progress=False)
-        found.append(device.host(trainer.theta))
-    assert graphs(trainer) == 3  # of eight steps, one, and the smaller last
-    np.testing.assert_array_equal(*found)
+    expected, outputs, _ = trained(np.asarray, "float64", net, loss, target, OPTIMIZERS[optimizer])
+    trainer, found, _ = trained(device.array, dtype, net, loss, target, OPTIMIZERS[optimizer])
+    near = {"rtol": 1e-9, "atol": 1e-9} if dtype == "float64" else {"rtol": 2e-4, "atol": 2e-5}
+    for ours, theirs in ((trainer.theta, expected.theta), (trainer.buffers, expected.buffers), (found, outputs)):
+        np.testing.assert_allclose(device.host(ours), theirs, **near)
 
 
 @pytest.mark.gpu
-def test_on_a_device_the_host_may_run_ahead(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_device_the_host_may_run_ahead(device: Any) -> None:
     """Steps far beyond the ring of numbers and the page of losses, with another learning rate each."""
     x, y = map(device.array, data(64))
     losses = []
     for capture in (False, True):
-        monkeypatch.setattr(device.seam, "techniques", TECHNIQUES if capture else TECHNIQUES - {"graph"})
-        trainer = bp.Trainer(NETS["dropout"], "cross_entropy", bp.Adam(bp.Cosine(1e-2, steps=6000)))
+        optimizer = bp.Adam(bp.Cosine(1e-2, steps=6000))
+        trainer = on_device(device, capture, x, NETS["dropout"], "cross_entropy", optimizer)
         losses.append(device.seam.fetch([trainer.step(x, y, check=False) for _ in range(6000)]))
     assert graphs(trainer) == 1
     assert losses[0] == losses[1]

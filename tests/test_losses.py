@@ -1,6 +1,7 @@
 """Every loss: right by finite differences, by PyTorch's autograd, for extreme outputs, with weights, and in blocks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mpmath
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ShapeError, UnknownNameError
+from bpnet.errors import GradientError, ShapeError, UnknownNameError
 
 ROWS = 6
 
@@ -406,6 +407,67 @@ def test_binary_cross_entropy_has_its_slope_down_to_small_probabilities(backend,
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(backend.host(slope)[:, 0], exact, rtol=4 * eps)
     np.testing.assert_allclose(float(value), float(total), rtol=8 * eps)
+
+
+def test_a_mean_whose_sum_float32_can_not_hold(backend):
+    error = backend.array(np.full((100, 1), 1.5e19, "float32"))
+    value, dy = evaluate(backend, bp.MeanSquaredError(), error, error * 0.0)
+    assert float(value) == pytest.approx(2.25e38, rel=1e-5)
+    np.testing.assert_allclose(backend.host(dy), 3e17, rtol=1e-5)
+
+
+# ---- a user's elementwise loss --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Huber(bp.ElementwiseLoss):
+    """e**2 / 2 of errors e up to delta, and delta (|e| - delta / 2) of larger ones (Huber 1964)."""
+
+    delta: float = 1.0
+
+    def value(self, b, output, target):
+        size = b.xp.abs(output - target)
+        near = b.xp.minimum(size, self.delta)
+        return near * (size - 0.5 * near)
+
+    def derivative(self, b, output, target):
+        return b.xp.minimum(b.xp.maximum(output - target, -self.delta), self.delta)
+
+
+@pytest.mark.parametrize("delta", [0.5, 2.0])
+def test_a_users_elementwise_loss_sees_its_options(backend, delta, tmp_path):
+    rng = np.random.default_rng(0)
+    output, target = 2.0 * rng.standard_normal((30, 3)), rng.standard_normal((30, 3))
+    weight = rng.uniform(size=30)
+    e = output - target
+    each = np.where(np.abs(e) <= delta, 0.5 * e * e, delta * (np.abs(e) - 0.5 * delta))
+    for w in (None, weight):
+        share = (np.full(30, 1.0 / 30) if w is None else w / w.sum())[:, None] / 3
+        given = [None if a is None else backend.array(a) for a in (output, target, w)]
+        value, dy = evaluate(backend, _Huber(delta), *given)
+        assert float(value) == pytest.approx(np.sum(share * each), rel=1e-12)
+        backend.close(dy, share * np.clip(e, -delta, delta))
+    x, y = backend.array(output), backend.array(target)
+    trainer = bp.Trainer(bp.Dense(3), _Huber(delta), bp.SGD(0.1)).build(x)
+    weights, bias = np.split(backend.host(trainer.theta), [9])
+    trainer.step(x, y)
+    dz = np.clip(output @ weights.reshape(3, 3) + bias - target, -delta, delta) / 90
+    backend.close(trainer.theta, np.concatenate([weights - 0.1 * (output.T @ dz).ravel(), bias - 0.1 * dz.sum(axis=0)]))
+    trainer.save(tmp_path / "m.safetensors")
+    assert bp.load(tmp_path / "m.safetensors").loss == _Huber(delta)
+
+
+def test_the_derivative_of_a_users_elementwise_loss_is_proven():
+    x = np.random.default_rng(0).standard_normal((6, 4))
+    assert bp.check_gradients(bp.Dense(2), x, x[:, :2], loss=_Huber(0.3)).ok
+
+    @dataclass(frozen=True)
+    class _Doubled(_Huber):
+        def derivative(self, b, output, target):
+            return 2.0 * super().derivative(b, output, target)
+
+    with pytest.raises(GradientError):
+        bp.check_gradients(bp.Dense(2), x, x[:, :2], loss=_Doubled(0.3))
 
 
 # ---- what else a loss knows -----------------------------------------------------------------------------------------

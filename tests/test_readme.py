@@ -4,8 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import bpnet as bp
@@ -61,3 +64,15 @@ def test_on_pypi_its_links_are_absolute_or_none() -> None:
 
 def test_the_citation_is_of_this_version() -> None:
     assert f"\nversion: {bp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_loss_and_the_optimizer_of_the_guide_work() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = page.split("## A loss or an optimizer")[1].split("\n## ")[0]
+    code = "\n".join(line.removeprefix("    ") for line in part.splitlines() if line.startswith("    "))
+    x = np.random.default_rng(0).normal(size=(32, 5))
+    space: dict[str, Any] = {"bp": bp, "dataclass": dataclass, "x": x, "__name__": "guide"}
+    exec(code, space)
+    trainer = bp.Trainer(bp.Dense(2), space["Huber"](), space["RMSprop"](0.01))
+    history = trainer.fit(x, x[:, :2], epochs=50, progress=False)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]

@@ -345,5 +345,5 @@ def test_executables_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> N
     executables = []
     for rows in range(10, 16):
         trainer.step(x[:rows], x[:rows, :2])
-        executables.append(weakref.ref(trainer._step.made[0].last[1].executable))
+        executables.append(weakref.ref(trainer._step.compiled().last[1].executable))
     assert [kept() is None for kept in executables] == [True] * 4 + [False] * 2

@@ -98,10 +98,6 @@ class Context:
         buffer = None if self.grad_buffers is None else self.grad_buffers.pop(id(parameter), None)
         return self.backend.xp.empty_like(parameter) if buffer is None else buffer
 
-    def output(self, y: Array) -> Array:
-        """What the network gives, in the type of its input however a kernel has stored it."""
-        return y
-
 
 class Backend:
     """One array library: its standard namespace `xp`, and what the standard lacks.
@@ -195,15 +191,17 @@ class Backend:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
 
-    def context(
-        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
-    ) -> "Context | None":
-        """What this backend's kernels share in one pass through `network`, in which products have that precision.
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> "Context | None":
+        """What this backend's kernels share in one pass, in which products have that precision.
 
         `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.  None where kernels
         have no use for any of it.
         """
         return None
+
+    def outline(self, part: Any) -> Any:
+        """A layer, loss or optimizer as it is to be called where `traces`: what can't be traced of it is cut out."""
+        return part
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """Those of PRECISIONS that this library's products can have on `device`, float32 first."""
@@ -319,6 +317,10 @@ class Backend:
         where it can't be done as one, or not yet: then nothing was done.
         """
         return None
+
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        """What a call of `function`, which `compile` made, does for arguments like these, in order."""
+        return f"{self.name}: every operation as it stands, one after the other; nothing is compiled"
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         """The values of 0-d arrays, with one wait for the device."""

@@ -91,6 +91,9 @@ class JaxBackend(Backend):
             seen.add(kind)
         return result
 
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        return "jax: the whole function as one program that XLA compiles; see jax.jit(...).lower(...).as_text()"
+
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(s) for s in jax.device_get(list(scalars))]
 

@@ -4,6 +4,7 @@ Rows are handled in chunks whose temporaries stay in cache.  Where a batch may n
 couples its rows, every kernel cuts its own rows into blocks over the threads and adds up what sums over rows.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -223,8 +224,12 @@ def batch_norm_backward(
 
 
 def elementwise_loss(run: Any, f: Any, output: Array, target: Array, factor: Any) -> tuple[Array, Array]:
-    values, dy = f.value(run.backend, output, target), f.derivative(run.backend, output, target)
-    return numpy.add.reduce(values * factor, axis=None), dy * factor
+    values, dy = f.value(run.backend, output, target), f.derivative(run.backend, output, target) * factor
+    if type(factor) is float:
+        total = numpy.add.reduce(values, axis=None) * factor
+        if math.isfinite(total):  # else the sum alone may be too large
+            return total, dy
+    return numpy.add.reduce(values * factor, axis=None), dy
 
 
 def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | None, total: Any) -> Any:

@@ -8,7 +8,7 @@ from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
-from bpnet.compiler.trace import Namespace
+from bpnet.compiler.trace import Namespace, called, reason
 
 T = TypeVar("T")
 
@@ -33,21 +33,22 @@ class TracingBackend(Backend):
     precision = "float32"
     """That of the products, as the last context says."""
 
-    def __init__(self, graph: Graph, cut: Callable[[int, float], list[Rows]]) -> None:
-        self.graph = graph
-        super().__init__(Namespace(graph))
-        self.cut = cut
+    def __init__(self, graph: Graph, cut: Callable[[int, float], list[Rows]], real: Backend | None = None) -> None:
+        """`real` is the backend of the arrays for which a function is traced."""
+        self.graph, self.cut, self.real = graph, cut, real
+        super().__init__(Namespace(graph, None if real is None else real.xp))
         # what `add_to` has added up to a symbol
         self.terms: dict[Symbol, list[Symbol]] = {}
 
     def device(self, x: Any) -> Any:
         return "cpu"
 
-    def context(
-        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
-    ) -> Context:
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> Context:
         self.precision = precision
         return Context(self, precision, grad_buffers)
+
+    def outline(self, part: Any) -> Any:
+        return part if self.real is None else _Outlined(self, part)
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
@@ -95,3 +96,35 @@ class TracingBackend(Backend):
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
             raise NotTraceableError("a key of random numbers that is computed")
         return self.graph.add("mask", (threshold(keep), *key), tuple(shape), dtype)
+
+
+class _Outlined:
+    """A layer or loss, of which a method that can't be traced is called with real arrays, as it stands."""
+
+    def __init__(self, tracing: TracingBackend, part: Any) -> None:
+        self.tracing, self.part = tracing, part
+
+    def forward(self, run: Any, *args: Any) -> Any:
+        return self._call("forward", run, *args)
+
+    def backward(self, run: Any, *args: Any) -> Any:
+        return self._call("backward", run, *args)
+
+    def __call__(self, run: Any, *args: Any) -> Any:
+        return self._call("__call__", run, *args)
+
+    def _call(self, name: str, run: Any, *args: Any) -> Any:
+        method, tracing = getattr(self.part, name), self.tracing
+        real, precision = tracing.real, run.context.precision
+        assert real is not None
+        try:
+            return method(run, *args)
+        except Exception as error:  # whatever a method does that arrays can and symbols can't
+            text = f"{name} of {self.part}, {reason(error)}"
+
+        def really(key: Key, *args: Any) -> Any:
+            with real.session():
+                key = tuple(map(int, key))
+                return method(type(run)(real, run.training, key, real.context(precision)), *args)
+
+        return called(tracing.graph, real.xp, really, text, (run.key, *args), {})

@@ -79,7 +79,7 @@ def describe_library(name: str) -> JSON:
         result["devices"] = list(DEVICES[name](library))
         result["precisions"] = list(backends.get(name).precisions(None))
         if name == "cupy":
-            from bpnet.backends import cublaslt
+            from bpnet.backends.cupy import cublaslt
 
             result |= {"without_cublaslt": why} if (why := cublaslt.why_not()) else {}
     except ModuleNotFoundError:

@@ -16,7 +16,7 @@ from bpnet.cli.terminal import JSON
 from bpnet.errors import BpnetError, FileFormatError, ShapeError
 
 KEY = "bpnet train"
-"""Where the command line keeps what it knows in the metadata of a model file."""
+"""The key of what the command line knows in the metadata of a model file."""
 
 ROWS = 8192
 """Rows that are evaluated or predicted at a time, so that memory does not grow with the data."""
@@ -45,7 +45,7 @@ def dtype_of(trainer: bp.Trainer) -> Any:
 
 
 def features_for(trainer: bp.Trainer, dataset: Dataset) -> Array:
-    """The features as a trained network wants them."""
+    """The features as a trained network takes them."""
     shape, expected = dataset.x.shape[1:], trainer.layout.in_shape
     if shape != expected:
         raise ShapeError(f"{dataset.name} has rows of the shape {shape}; the model was trained on {expected}")

@@ -26,7 +26,8 @@ def draw(history: Sequence[JSON], path: Path) -> None:
     figure = Figure(figsize=(5.0 * len(panels), 4.0), layout="constrained")
     axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
     for name, ylabel, label in curves:
-        axes[ylabel].plot([r["epoch"] for r in history], [r[name] for r in history], ".-", label=label)
+        colour = "C0" if label == "training" else "C1"
+        axes[ylabel].plot([r["epoch"] for r in history], [r[name] for r in history], ".-", color=colour, label=label)
     axes["loss"].set_yscale("log")
     if "accuracy" in axes:
         best = max(r["val_accuracy"] for r in history)

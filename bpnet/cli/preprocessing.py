@@ -54,7 +54,7 @@ def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
         if len(classes) < 2:
             raise DataError(f"the target of {dataset.name} has the single class {classes[0]!r}: expected at least two")
         if not loss.labels and len(classes) > 2:
-            raise DataError(f"the target of {dataset.name} has {len(classes)} classes: {loss} tells two apart")
+            raise DataError(f"the target of {dataset.name} has {len(classes)} classes: {loss} distinguishes two")
     else:
         outputs, wide = scale_target(dataset, rows)
     inputs = dataset.scaling
@@ -126,12 +126,12 @@ def cast(dataset: Dataset, values: Array, dtype: Any, what: str) -> Array:
 
 
 def features_of(dataset: Dataset, dtype: Any) -> Array:
-    """The features as the network wants them."""
+    """The features as the network takes them."""
     return cast(dataset, dataset.x, dtype, "a feature")
 
 
 def targets_of(dataset: Dataset, loss: Loss, classes: Sequence[Any] | None, dtype: Any) -> Array:
-    """The target as the loss wants it; `classes` are a classifier's."""
+    """The target as the loss takes it; `classes` are a classifier's."""
     y = dataset.y
     if classes is None:
         if y.dtype.kind in "UO":

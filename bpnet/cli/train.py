@@ -131,7 +131,7 @@ def train(
         outcome = save(trainer, output, dataclasses.asdict(provenance), result)
         if plot is not None and len(trainer.history):
             draw(trainer, plot, result, problems)
-        tell(result, trainer, interrupt, as_json)
+        report(result, trainer, interrupt, as_json)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -162,7 +162,7 @@ def build_network(dataset: Dataset, prep: Preprocessing, loss: bp.Loss, hidden: 
     size = bp.layout_of(network, dataset.x.shape[1:]).size
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # the system does not tell
+    except (AttributeError, ValueError, OSError):  # the system does not say
         return network
     holds = memory // 32  # start values, parameters, gradient, the optimizer's state, and something to work with
     if size > holds:
@@ -290,7 +290,7 @@ def draw(trainer: bp.Trainer, plot: Path, result: JSON, problems: list[BpnetErro
         problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
 
 
-def tell(result: JSON, trainer: bp.Trainer, interrupt: Interrupt, as_json: bool) -> None:
+def report(result: JSON, trainer: bp.Trainer, interrupt: Interrupt, as_json: bool) -> None:
     """The result on stdout, but for people not where training diverged."""
     with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
         if as_json:

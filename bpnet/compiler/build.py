@@ -8,6 +8,8 @@ from bpnet.compiler import verify
 from bpnet.compiler.commands import (
     FIRST,
     Array,
+    Call,
+    CallArray,
     Command,
     CommandList,
     Expression,
@@ -21,6 +23,7 @@ from bpnet.compiler.commands import (
     Product,
     Reference,
     RowGather,
+    StridedCopy,
 )
 from bpnet.compiler.fuse import Fusion, Step, fuse
 from bpnet.compiler.graph import NotTraceableError, Symbol, root_of, space_of
@@ -70,26 +73,60 @@ def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
         return _product(step.symbols[0], memory)
     if step.kind == "take":
         return _gather(step.symbols[0], memory)
+    if step.kind == "called":
+        return _call(step, memory)
+    if step.kind == "strided":
+        return _strided(step.symbols[0], memory)
     return fused(step, fusion, memory)
 
 
 def _product(symbol: Symbol, memory: Memory) -> Product:
-    def matrix(operand: Symbol) -> Matrix:
-        if operand.op == "transpose":
-            return Matrix(memory.place(operand.args[0]), 1, operand.shape[0])
-        return Matrix(memory.place(operand), operand.shape[1], 1)
+    matrices = []
+    for matrix in symbol.args[:2]:
+        turned = matrix.op == "transpose"
+        matrix = matrix.args[0] if turned else matrix
+        rows, columns = matrix.shape[-2:]
+        down, along = (1, columns) if turned else (columns, 1)
+        matrices.append(Matrix(memory.place(matrix), down, along, rows * columns))
+    (a, b), (rows, columns), inner = matrices, symbol.shape[-2:], symbol.args[0].shape[-1]
+    accumulate, stack = len(symbol.args) == 3, math.prod(symbol.shape[:-2])
+    return Product(symbol.dtype.name, rows, columns, inner, a, b, memory.place(symbol), accumulate, stack)
 
-    a, b = symbol.args[:2]
-    (rows, inner), columns, accumulate = a.shape, b.shape[1], len(symbol.args) == 3
-    out = memory.place(symbol)
-    return Product(symbol.dtype.name, rows, columns, inner, matrix(a), matrix(b), out, accumulate)
+
+def _call(step: Step, memory: Memory) -> Call:
+    site, _, *inputs = step.symbols[0].args
+
+    def at(symbol: Symbol) -> CallArray | Number:
+        if symbol.op == "number":
+            return Number(symbol.args[0])
+        return memory.place(symbol), symbol.shape, symbol.dtype.name
+
+    outputs = [(symbol.args[1], (memory.place(symbol), symbol.shape, symbol.dtype.name)) for symbol in step.symbols]
+    return Call(site.function, site.text, tuple(map(at, inputs)), tuple(outputs))
+
+
+def _strided(symbol: Symbol, memory: Memory) -> StridedCopy:
+    source, offset, strides = symbol.args
+    place = memory.place(source)
+    size = symbol.dtype.itemsize
+    axes: list[tuple[int, int]] = []
+    for n, stride in zip(symbol.shape, strides, strict=True):  # axes that follow each other are one
+        if n != 1 and axes and axes[-1][1] == stride * n:
+            axes[-1] = axes[-1][0] * n, stride
+        elif n != 1:
+            axes.append((n, stride))
+    if len(axes) > 4:
+        raise NotTraceableError(f"a copy along {len(axes)} axes")
+    axes = [(1, 0)] * (4 - len(axes)) + axes
+    sizes, apart = (tuple(some) for some in zip(*axes, strict=True))
+    return StridedCopy(size, sizes, apart, Place(place.memory, place.offset + offset * size), memory.place(symbol))
 
 
 def _gather(symbol: Symbol, memory: Memory) -> RowGather:
     source, index = symbol.args
     row_bytes = source.dtype.itemsize * math.prod(source.shape[1:])
     places = memory.place(source), memory.place(index), index.dtype.name, memory.place(symbol)
-    return RowGather(symbol.shape[0], source.shape[0], row_bytes, *places)
+    return RowGather(index.size, source.shape[0], row_bytes, *places)
 
 
 def fused(step: Step, fusion: Fusion, memory: Memory) -> Fused:
@@ -117,7 +154,7 @@ class _Kernel:
         places = []
         for symbol in self._results():
             reduces = symbol.op in REDUCTIONS and symbol.op not in ROW_REDUCTIONS
-            kind, value = (symbol.op, symbol.args[0]) if reduces else ("store", symbol)
+            kind, value = (symbol.op, symbol.args[0]) if reduces else (self._store(symbol), symbol)
             phase = self.phase(value)
             results.append((kind, self.reference(value, phase, top=not reduces), phase, self.layout(value)))
             places.append(self.memory.place(symbol))
@@ -128,6 +165,11 @@ class _Kernel:
         rows, columns = self.step.space
         operands, numbers, constants = tuple(self.places), tuple(self.numbers), tuple(self.constants)
         return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(places))
+
+    @staticmethod
+    def _store(symbol: Symbol) -> str:
+        """How a value is stored, which is computed in the type of the graph."""
+        return "store" if symbol.dtype == symbol.graph.real else f"store:{symbol.dtype.name}"
 
     def _results(self) -> Iterator[Symbol]:
         """What is written to memory: all but row-wise reductions that nobody else reads."""
@@ -164,6 +206,8 @@ class _Kernel:
             if value in LITERALS and (value or math.copysign(1.0, value) > 0.0):  # -0.0 equals 0.0
                 return "literal", value
             return "constant", self.constants.setdefault(value, len(self.constants))
+        if symbol in self.computed and self.layout(symbol) in ("per_row", "scalar"):
+            phase = self.phase(symbol)  # such values are known in the phases that follow
         key = symbol, phase
         if key not in self.known:
             self.known[key] = self._reference(symbol, phase, top)

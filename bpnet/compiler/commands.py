@@ -3,7 +3,9 @@
 Nothing here knows of a target: how commands are cut over threads or blocks is each target's own affair.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
@@ -19,7 +21,8 @@ Expression = tuple[Any, ...]
 """(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts."""
 
 KernelResult = tuple[str, Reference, int, str]
-"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min"."""
+"""(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
+target rounds, "store:bfloat16"."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,18 @@ class Matrix:
     place: Place
     row_stride: int
     column_stride: int
+    stack_stride: int = 0
+    """Of several matrices of one kind: how many elements they are apart."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """out <- a b, or out <- out + a b, with a of rows x inner, b of inner x columns, and out contiguous."""
+    """out <- a b, or out <- out + a b, with a of rows x inner, b of inner x columns, and out contiguous.
+
+    stack: how many such products there are, of matrices one after the other.
+    precision: "float32" (that of dtype), "tf32", or "bfloat16", in which both factors then lie.
+    epilogue: a kernel that follows and reads out first, which nobody else does; a target may do it before it stores.
+    """
 
     dtype: str
     rows: int
@@ -164,12 +174,22 @@ class Product:
     b: Matrix
     out: Place
     accumulate: bool
+    stack: int = 1
+    precision: str = "float32"
+    epilogue: "Fused | None" = None
+
+    @property
+    def factor_dtype(self) -> str:
+        """The type of both factors."""
+        return "bfloat16" if self.precision == "bfloat16" else self.dtype
 
     def __str__(self) -> str:
         sign = "added to" if self.accumulate else "to"
         turned = [m.column_stride != 1 for m in (self.a, self.b)]
         a, b = (f"{m.place}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
-        return f"product {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
+        count = f"{self.stack} products" if self.stack > 1 else "product"
+        text = f"{count} {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
+        return text if self.epilogue is None else f"{text}, and {self.epilogue}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +209,51 @@ class RowGather:
         return f"row gather of {self.rows} of {self.source_rows} rows: {self.source} by {self.index}, to {self.out}"
 
 
-Command = Fused | Product | RowGather
+@dataclass(frozen=True)
+class StridedCopy:
+    """out <- entries of an array, of `itemsize` bytes, so many `strides` elements apart along each of four axes.
+
+    So arrays are transposed, cut, turned round and repeated.
+    """
+
+    itemsize: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    source: Place
+    out: Place
+
+    @property
+    def count(self) -> int:
+        """How many elements are copied."""
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(n) for n in self.shape if n != 1) or "1"
+        return f"strided copy of {shape}: {self.source}, to {self.out}"
+
+
+CallArray = tuple[Place, tuple[int, ...], str]
+"""An array that a call reads or writes: where it lies, its shape, and its type."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the library's arrays that is called as it stands, since it can't be traced.
+
+    outputs: which of the arrays that it gives, and where that is copied.
+    """
+
+    function: Callable[..., Sequence[Any]]
+    text: str
+    inputs: tuple[CallArray | Number, ...]
+    outputs: tuple[tuple[int, CallArray], ...]
+
+    def __str__(self) -> str:
+        places = ", ".join(str(place) for _, (place, _, _) in self.outputs)
+        return f"not compiled: {self.text}; results to {places}"
+
+
+Command = Fused | Product | RowGather | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -214,3 +278,82 @@ class CommandList:
         lines += [f"{i:>3}  {command}" for i, command in enumerate(self.commands)]
         lines += [f"result {i}: {a}" for i, a in enumerate(self.results) if a is not None]
         return "\n".join(lines)
+
+
+# ---- what commands read and write -----------------------------------------------------------------------------------
+
+Access = tuple[Place, int, str, str]
+"""Where, how many elements, of which type, in which layout."""
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of an element."""
+    return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2}.get(dtype, 1)
+
+
+def reads(command: Command) -> list[Access]:
+    """All that a command reads, in the order of its operands."""
+    if isinstance(command, Fused):
+        kinds = command.kernel.operands
+        return [(p, _entries(command, k[0]), k[1], k[0]) for p, k in zip(command.operands, kinds, strict=True)]
+    if isinstance(command, Product):
+        dtype = command.factor_dtype
+        a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
+        more = command.stack - 1
+        found = [(m.place, more * m.stack_stride + _extent(m, *sizes), dtype, "matrix") for m, *sizes in (a, b)]
+        found += writes(command)[:1] if command.accumulate else []
+        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
+    if isinstance(command, StridedCopy):
+        return _reached(command)
+    if isinstance(command, Call):
+        return [(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
+    index = command.index, command.rows, command.index_dtype, "index"
+    return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
+
+
+def writes(command: Command) -> list[Access]:
+    """All that a command writes, in the order of its results."""
+    if isinstance(command, Fused):
+        found = []
+        for place, result in zip(command.results, command.kernel.results, strict=True):
+            layout = result_layout(result)
+            found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
+        return found
+    if isinstance(command, Product):
+        out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
+        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    if isinstance(command, Call):
+        return [(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
+    size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
+    return [(command.out, size, "uint8", "rows")]
+
+
+def result_layout(result: KernelResult) -> str:
+    """For which entries of a kernel a result has one of its own."""
+    kind, _, _, layout = result
+    return layout if kind.startswith("store") else "per_column" if kind == "column_sum" else "scalar"
+
+
+def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
+    """The type in which a result is stored."""
+    return result[0].partition(":")[2] or kernel.dtype
+
+
+def _entries(command: Fused, layout: str) -> int:
+    rows, columns = command.rows, command.columns
+    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
+
+
+def _reached(command: StridedCopy) -> list[Access]:
+    """From the first element in memory that is copied to the last."""
+    if not command.count:
+        return []
+    steps = [(n - 1) * stride for n, stride in zip(command.shape, command.strides, strict=True)]
+    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+    start = Place(command.source.memory, command.source.offset + first * command.itemsize)
+    return [(start, (last - first + 1) * command.itemsize, "uint8", "rows")]
+
+
+def _extent(matrix: Matrix, rows: int, columns: int) -> int:
+    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
+    return last + 1 if rows and columns else 0

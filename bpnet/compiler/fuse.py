@@ -8,9 +8,10 @@ wait for the end of a reduction, is one kernel.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
-from bpnet.compiler.ops import COSTLY, GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""
@@ -28,7 +29,7 @@ class Step:
     """What is done as a whole: a product, a gather of rows, or a fused kernel with several results."""
 
     kind: str
-    """"matmul", "take" or "fused"."""
+    """"matmul", "take", "strided", "called" or "fused"."""
     space: Space
     symbols: list[Symbol]
     """Those that it computes."""
@@ -93,6 +94,7 @@ class _Fuser:
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
+        self.sites: dict[Any, int] = {}
         # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
 
@@ -161,7 +163,7 @@ class _Fuser:
         free = whole.size == symbol.size and whole not in self.inside and whole not in self.parts
         if free and base in self.donated:
             free = self.in_place and whole.op in POINTWISE
-        if free and (whole.op in POINTWISE or whole.op in ("matmul", "take", *REDUCTIONS)):
+        if free and (whole.op in POINTWISE or whole.op in INTO_MEMORY | REDUCTIONS):
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
             raise NotTraceableError("an array that is given up comes back in another's place")
@@ -173,7 +175,7 @@ class _Fuser:
         # for the entries of which random numbers are drawn: then for no other entries
         draws: set[Symbol] = set()
         for symbol in self.needed:
-            if symbol.op in ("matmul", "take", "concat", "view", "transpose", "copy"):
+            if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
                 stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
@@ -195,10 +197,7 @@ class _Fuser:
             depths[symbol] = 1 + max(inner, default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
-        computed = {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
-        if any(s.dtype != self.graph.real for s in computed):
-            raise NotTraceableError("truth values or positions as a result of their own")
-        return computed
+        return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -218,7 +217,7 @@ class _Fuser:
             yield whole, False
         elif whole is not a:
             yield whole, False
-        elif whole in self.stored or whole.op in ("matmul", "take", "memory") or whole.op in REDUCTIONS:
+        elif whole in self.stored or whole.op in INTO_MEMORY or whole.op in REDUCTIONS or whole.op == "memory":
             yield whole, True
         else:
             yield from self._leaves(whole)
@@ -226,11 +225,15 @@ class _Fuser:
     def _schedule(self, symbol: Symbol, least: int) -> None:
         """Find the step that computes `symbol`, or make one."""
         reduces = symbol.op in REDUCTIONS
-        if not reduces and symbol.op not in ("matmul", "take") and symbol not in self.stored:
+        if not reduces and symbol.op not in INTO_MEMORY and symbol not in self.stored:
             return
         space = space_of(symbol.args[0] if reduces else symbol)
-        if symbol.op in ("matmul", "take"):
-            self.at[symbol] = len(self.steps)
+        if symbol.op in INTO_MEMORY:
+            if symbol.op == "called" and symbol.args[0] in self.sites:
+                self.at[symbol] = self.sites[symbol.args[0]]
+                self.steps[self.at[symbol]].symbols.append(symbol)
+                return
+            self.sites[symbol.args[0]] = self.at[symbol] = len(self.steps)
             self.steps.append(Step(symbol.op, space, [symbol]))
             return
         joined: set[int] = set()

@@ -4,6 +4,7 @@ A graph holds the operations in the order in which they were asked for, each onc
 NotTraceableError.
 """
 
+import functools
 import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -46,11 +47,26 @@ class Symbol:
     def __bool__(self) -> bool:
         raise NotTraceableError("a function can't decide by a value")
 
+    @property
+    def T(self) -> "Symbol":
+        return self.graph.transpose(self)
+
+    mT = T
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, index: Any) -> "Symbol":
         return self.graph.slice(self, index)
 
     def __neg__(self) -> "Symbol":
         return self.graph.elementwise("negative", self)
+
+    def __pow__(self, exponent: Any) -> "Symbol":
+        return self.graph.power(self, exponent)
+
+    def __abs__(self) -> "Symbol":
+        return self.graph.elementwise("abs", self)
 
     def __matmul__(self, other: Any) -> "Symbol":
         return self.graph.matmul(self, other)
@@ -77,14 +93,24 @@ for _op, _method in _METHODS.items():
 
 def space_of(symbol: Symbol) -> Space:
     """Rows and columns of the fused kernel that computes the entries of `symbol`."""
-    if symbol.ndim == 2:
-        return symbol.shape[0], symbol.shape[1]
-    return 1, symbol.size
+    if symbol.ndim < 2:
+        return 1, symbol.size
+    return math.prod(symbol.shape[:-1]), symbol.shape[-1]
 
 
 def root_of(symbol: Symbol) -> tuple[Symbol, int]:
     """What a view looks at, and how many elements into it."""
     return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
+
+
+class CallSite:
+    """A function of arrays that is called as it stands: it gives a list of arrays; `text` says what it is and why."""
+
+    def __init__(self, function: Callable[..., Sequence[Any]], text: str) -> None:
+        self.function, self.text = function, text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Graph:
@@ -123,18 +149,24 @@ class Graph:
             self.numbers.append(text)
         return self.add("number", (self.numbers.index(text),), (), self.real)
 
+    def call(
+        self, function: Callable[..., Sequence[Any]], text: str, inputs: Sequence[Symbol], outputs: Sequence[Any]
+    ) -> list[Symbol]:
+        """What `function` gives for arrays: others with these shapes and types, of which nothing else is known."""
+        site, inputs = CallSite(function, text), [self.in_order(x) for x in inputs]
+        for _, dtype in outputs:
+            if numpy.dtype(dtype) not in (self.real, "int32", "int64", "bool"):
+                raise NotTraceableError(f"{text} gives {dtype} values")
+        return [self.add("called", (site, i, *inputs), shape, dtype) for i, (shape, dtype) in enumerate(outputs)]
+
     # ---- operations ---------------------------------------------------------------------------------------------
 
     def elementwise(self, op: str, *args: Any) -> Symbol:
-        values = [a if isinstance(a, Symbol) else self._constant(a) for a in args]
+        values = [self.in_order(a) if isinstance(a, Symbol) else self._constant(a) for a in args]
         if all(not isinstance(v, Symbol) or v.op == "number" for v in values):
             return self._of_numbers(op, values)
-        shapes = [v.shape for v in values if isinstance(v, Symbol)]
-        shape = numpy.broadcast_shapes(*shapes)
-        if any(isinstance(v, Symbol) and v.op == "transpose" for v in values):
-            raise NotTraceableError("a transposed matrix otherwise than in a product")
-        if len(shape) > 2 and any(s not in (shape, ()) for s in shapes):
-            raise NotTraceableError(f"{op} of {shapes}")
+        shape = numpy.broadcast_shapes(*(v.shape for v in values if isinstance(v, Symbol)))
+        values = [self._fitting(v, shape) if isinstance(v, Symbol) else v for v in values]
         truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
         if truths[0] != (op == "where" or (op == "equal" and truths[-1])) or (any(truths[1:]) and op != "equal"):
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
@@ -147,15 +179,36 @@ class Graph:
             dtype = self.real
         return self.add(op, tuple(values), shape, dtype)
 
+    def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
+        """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
+        padded = (1,) * (len(shape) - x.ndim) + x.shape
+        if padded == shape or x.size == 1:
+            return x
+        per_row = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] == 1
+        per_column = padded[-1] == shape[-1] == x.size
+        if per_row or per_column:
+            return x
+        return self.broadcast_to(x, shape)
+
+    def broadcast_to(self, x: Symbol, shape: Shape) -> Symbol:
+        """A copy of x in another shape, along whose further axes and for whose axes of one entry it is repeated."""
+        root, offset, strides = _strides(x)
+        padded = (1,) * (len(shape) - x.ndim) + x.shape
+        strides = (0,) * (len(shape) - x.ndim) + strides
+        repeated = (n == 1 < m for n, m in zip(padded, shape, strict=True))
+        return self.strided(root, offset, tuple(0 if r else n for r, n in zip(repeated, strides, strict=True)), shape)
+
     def _comparable(self, op: str, values: list[Any]) -> None:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
-        if any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values):
-            small = [
-                root_of(v)[0].dtype == self.real or v.op == "positions" if isinstance(v, Symbol) else abs(v) < EXACT
-                for v in values
-            ]
-            if not any(small):
-                raise NotTraceableError(f"{op} of whole numbers that may be large")
+        whole = any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values)
+        if whole and not any(map(self._is_small, values)):
+            raise NotTraceableError(f"{op} of whole numbers that may be large")
+
+    def _is_small(self, value: Any) -> bool:
+        if not isinstance(value, Symbol):
+            return abs(value) < EXACT  # type: ignore[no-any-return]
+        root, _ = root_of(value)
+        return root.dtype == self.real or root.op in ("positions", "copy")
 
     def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
         if op not in SIGNS or OPERATIONS[op].kind == COMPARISON:
@@ -171,43 +224,97 @@ class Graph:
 
     def astype(self, x: Symbol, dtype: Any) -> Symbol:
         dtype = numpy.dtype(dtype)
-        if dtype == x.dtype:
+        if dtype == x.dtype or (dtype.kind == "i" and x.dtype.kind == "i"):
             return x
         if dtype == self.real and x.dtype == numpy.bool_:
             return self.add("astype", (x,), x.shape, dtype)
-        if dtype.kind == "i" and x.dtype.kind == "i":
-            return x
+        if dtype == self.real and x.dtype.kind == "i":
+            return self.add("copy", (x,), x.shape, dtype)  # an operand is read as a number of the kernel's type
+        if dtype == numpy.bool_ and x.dtype == self.real:
+            return self.elementwise("less", self.astype(self.elementwise("equal", x, 0.0), self.real), 0.5)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
+    def whole(self, x: Symbol) -> Symbol:
+        """x, whose values are whole numbers, as such."""
+        return self.add("copy", (x,), x.shape, numpy.int64)
+
+    def power(self, x: Symbol, exponent: Any) -> Symbol:
+        """x**exponent for a whole number, by squares, or a half of one."""
+        if type(exponent) not in (int, float) or exponent * 2 != int(exponent * 2) or abs(exponent) > 64:
+            raise NotTraceableError(f"a power of {exponent!r}")
+        if exponent < 0:
+            return self.elementwise("divide", 1.0, self.power(x, -exponent))
+        whole, factors = int(exponent), []
+        if exponent != whole:
+            factors.append(self.elementwise("sqrt", x))
+        while whole:
+            if whole % 2:
+                factors.append(x)
+            x, whole = self.elementwise("multiply", x, x) if whole > 1 else x, whole // 2
+        if not factors:
+            return self.add("copy", (1.0,), x.shape, self.real)
+        return functools.reduce(lambda a, b: self.elementwise("multiply", a, b), factors)
+
     def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
-        """The "sum", "max" or "min" of x: over all of it, or over rows or columns of a matrix."""
-        if x.dtype != self.real or x.op == "transpose":
+        """The "sum", "max" or "min" of x over some of its axes."""
+        x = self.in_order(x)
+        if x.dtype != self.real:
             raise NotTraceableError(f"{op} of {x.dtype}")
-        if isinstance(axis, tuple):
-            axis = axis[0] if len(axis) == 1 else axis
-            axis = None if axis == tuple(range(x.ndim)) else axis
-        if axis is None or x.ndim == 1 or (x.ndim == 2 and axis in (0, -2) and x.shape[1] == 1):
+        axes = _axes(axis, x.ndim)
+        if not axes:
+            return x
+        others = tuple(i for i in range(x.ndim) if i not in axes)
+        left = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        if math.prod(left) == 1 and x.size:
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
-            left: Shape = () if axis is None or x.ndim == 1 else (1,)
-        elif x.ndim != 2 or not isinstance(axis, int) or axis not in (0, 1, -1, -2):
-            raise NotTraceableError(f"{op} over axis {axis} of {x.shape}")
-        elif axis in (0, -2):
-            if f"column_{op}" not in OPERATIONS:
-                raise NotTraceableError(f"{op} over rows")
-            result, left = self.add(f"column_{op}", (x,), (1, x.shape[1]), x.dtype), x.shape[1:]
+        elif axes == tuple(range(len(axes))) and op == "sum":
+            rows = x if len(others) == 1 else self.reshape(x, (math.prod(x.shape[: len(axes)]), math.prod(left)))
+            result = self.add("column_sum", (rows,), (*(1,) * (rows.ndim - 1), rows.shape[-1]), x.dtype)
         else:
-            result, left = self.add(f"row_{op}", (x,), (x.shape[0], 1), x.dtype), x.shape[:1]
-        return result if keepdims else self.reshape(result, left)
+            if axes != tuple(range(x.ndim - len(axes), x.ndim)):
+                x = self.in_order(self.permute(x, others + axes))
+            rows = x if len(axes) == 1 else self.reshape(x, (math.prod(left), -1))
+            result = self.add(f"row_{op}", (rows,), (*rows.shape[:-1], 1), x.dtype)
+        return self.reshape(result, left if keepdims else tuple(n for i, n in enumerate(left) if i not in axes))
 
     def matmul(self, a: Symbol, b: Symbol) -> Symbol:
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or {a.dtype, b.dtype} != {self.real}:
+        """Of matrices, and of stacks of them with as many matrices; of one matrix by each of a stack as one product."""
+        if min(a.ndim, b.ndim) < 2 or a.shape[-1] != b.shape[-2] or {a.dtype, b.dtype} != {self.real}:
             raise NotTraceableError(f"the product of {a.shape} and {b.shape}")
-        return self.add("matmul", (a, b), (a.shape[0], b.shape[1]), self.real)
+        if b.ndim == 2 < a.ndim:
+            rows = self.reshape(self.in_order(a), (-1, a.shape[-1]))
+            return self.reshape(self.matmul(rows, b), (*a.shape[:-1], b.shape[1]))
+        stack = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = (x if x.shape[:-2] == stack else self.broadcast_to(x, (*stack, *x.shape[-2:])) for x in (a, b))
+        return self.add("matmul", (a, b), (*stack, a.shape[-2], b.shape[-1]), self.real)
 
     def transpose(self, x: Symbol) -> Symbol:
+        """x with its last two axes swapped, which products can read as it is."""
         if x.op == "transpose":
             return x.args[0]  # type: ignore[no-any-return]
-        return self.add("transpose", (x,), x.shape[::-1], x.dtype)
+        return self.add("transpose", (x,), (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+
+    def permute(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
+        """x with its axes in another order."""
+        axes = tuple(axis % x.ndim for axis in axes)
+        if axes == tuple(range(x.ndim)):
+            return x
+        if axes == (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2):
+            return self.transpose(x)
+        root, offset, strides = _strides(x)
+        return self.strided(root, offset, tuple(strides[i] for i in axes), tuple(x.shape[i] for i in axes))
+
+    def in_order(self, x: Symbol) -> Symbol:
+        """x with its entries in the order of its axes."""
+        return self.strided(*_strides(x), x.shape) if x.op == "transpose" else x
+
+    def strided(self, x: Symbol, offset: int, strides: Shape, shape: Shape) -> Symbol:
+        """Entries of x in its memory, from `offset` on and so many elements apart along each axis."""
+        real = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n != 1]
+        following = [math.prod(n for n, _ in real[i + 1 :]) for i in range(len(real))]
+        if [stride for _, stride in real] == following or 0 in shape:
+            return self._view(x, offset if math.prod(shape) else 0, shape)
+        return self.add("strided", (x, offset, strides), shape, x.dtype)
 
     def reshape(self, x: Symbol, shape: Any) -> Symbol:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
@@ -216,14 +323,13 @@ class Graph:
             shape = tuple(x.size // max(rest, 1) if n == -1 else n for n in shape)
         if math.prod(shape) != x.size:
             raise NotTraceableError(f"{x.shape} as {shape}")
+        x = self.in_order(x)
         if x.op == "view":
             return self._view(x.args[0], x.args[1], shape)
         return x if shape == x.shape else self._view(x, 0, shape)
 
     def _view(self, x: Symbol, offset: int, shape: Shape) -> Symbol:
         """Elements of x from `offset` on, in another shape."""
-        if x.op == "transpose":
-            raise NotTraceableError("a transposed matrix otherwise than in a product")
         if offset == 0 and shape == x.shape:
             return x
         if x.op == "concat":  # a part of it may be all that is wanted
@@ -235,33 +341,50 @@ class Graph:
         return self.add("view", (x, offset), shape, x.dtype)
 
     def slice(self, x: Symbol, index: Any) -> Symbol:
-        """Successive entries along the first axis."""
-        first = index[0] if isinstance(index, tuple) and index else index
-        if not isinstance(first, slice) or (isinstance(index, tuple) and index[1:] not in ((), (Ellipsis,))):
+        """x[index] of whole numbers, slices, None and Ellipsis."""
+        items = list(index) if isinstance(index, tuple) else [index]
+        if any(not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
             raise NotTraceableError(f"[{index}]")
-        start, stop, step = first.indices(x.shape[0])
-        if step != 1:
-            raise NotTraceableError(f"[{index}]")
-        inner, shape = math.prod(x.shape[1:]), (max(stop - start, 0), *x.shape[1:])
-        if x.op == "view":
-            return self._view(x.args[0], x.args[1] + start * inner, shape)
-        return self._view(x, start * inner, shape)
+        at = items.index(Ellipsis) if Ellipsis in items else len(items)
+        missing = x.ndim - sum(i is not None and i is not Ellipsis for i in items)
+        items[at : at + 1] = [slice(None)] * missing
+        root, offset, strides = _strides(x)
+        sizes, axes = iter(x.shape), iter(strides)
+        shape, apart = [], []
+        for item in items:
+            if item is None:
+                shape.append(1)
+                apart.append(0)
+                continue
+            n, stride = next(sizes), next(axes)
+            if isinstance(item, int):
+                offset += range(n)[item] * stride  # or the error that an array gives
+            else:
+                some = range(n)[item]
+                offset += some.start * stride if some else 0
+                shape.append(len(some))
+                apart.append(some.step * stride)
+        return self.strided(root, offset, tuple(apart), tuple(shape))
 
     def take(self, x: Symbol, index: Symbol, axis: int = 0) -> Symbol:
-        source = index.args[0] if index.op == "view" else index
-        if (
-            axis != 0
-            or index.ndim != 1
-            or index.dtype.kind != "i"
-            or x.ndim == 0
-            or source.op not in ("memory", "take")
-        ):
-            raise NotTraceableError("take other than rows, or by numbers that are computed")
-        return self.add("take", (x, index), (index.shape[0], *x.shape[1:]), x.dtype)
+        if index.dtype.kind != "i" or x.ndim == 0:
+            raise NotTraceableError("take by other than whole numbers")
+        axis = axis % x.ndim
+        if axis:
+            order = (axis, *(i for i in range(x.ndim) if i != axis))
+            rows = self.take(self.in_order(self.permute(x, order)), index)
+            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+        x = self.in_order(x)
+        return self.add("take", (x, self.in_order(index)), (*index.shape, *x.shape[1:]), x.dtype)
 
     def joined(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
         """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""
-        parts = [part for part in parts if part.size] or parts[:1]
+        axis = axis % parts[0].ndim if parts[0].ndim else axis
+        if axis:
+            order = (axis, *(i for i in range(parts[0].ndim) if i != axis))
+            rows = self.joined([self.in_order(self.permute(part, order)) for part in parts])
+            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+        parts = [self.in_order(part) for part in parts if part.size] or list(parts[:1])
         key = tuple(part.number for part in parts)
         if key not in self._joined:
             copied = [self._own(part) for part in parts] if len(parts) > 1 else parts
@@ -270,7 +393,7 @@ class Graph:
 
     def _own(self, part: Symbol) -> Symbol:
         whole, _ = root_of(part)
-        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take")
+        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
         if not own or whole.size != part.size or whole in self._parts:
             whole = part = self.copy(part, self._parts)
         self._parts.add(whole)
@@ -294,6 +417,21 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.symbols))
+
+
+def _strides(x: Symbol) -> tuple[Symbol, int, Shape]:
+    """What holds the entries of x, where the first of them lies in it, and how many elements apart along each axis."""
+    if x.op == "transpose":
+        root, offset, strides = _strides(x.args[0])
+        return root, offset, (*strides[:-2], strides[-1], strides[-2])
+    root, offset = root_of(x)
+    return root, offset, tuple(math.prod(x.shape[i + 1 :]) for i in range(x.ndim))
+
+
+def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes that are meant, counted from 0 on."""
+    some = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    return tuple(sorted(range(ndim)[i] for i in some))
 
 
 def _identity(value: Any) -> Any:

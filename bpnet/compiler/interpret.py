@@ -6,7 +6,22 @@ from typing import Any
 
 import numpy
 
-from bpnet.compiler.commands import ARENA, CommandList, Fused, Mask, Matrix, Number, Place, Product, RowGather
+from bpnet.compiler.commands import (
+    ARENA,
+    Call,
+    Command,
+    CommandList,
+    Fused,
+    Mask,
+    Matrix,
+    Number,
+    Place,
+    Product,
+    RowGather,
+    StridedCopy,
+    item_bytes,
+    result_dtype,
+)
 from bpnet.compiler.ops import OPERATIONS
 from bpnet.compiler.random import TRIPLE32, fold
 
@@ -15,12 +30,7 @@ def interpret(commands: CommandList, arguments: Sequence[Any]) -> list[Any]:
     """The results for arguments as those it was made for; none of them is written to, also where it is donated."""
     run = _Interpreter(commands, arguments)
     for command in commands.commands:
-        if isinstance(command, Fused):
-            run.fused(command)
-        elif isinstance(command, Product):
-            run.product(command)
-        else:
-            run.gather(command)
+        run.command(command)
     return [a and run.view(Place(a.memory, 0), a.dtype, math.prod(a.shape)).reshape(a.shape) for a in commands.results]
 
 
@@ -37,20 +47,58 @@ class _Interpreter:
         names = {f"v{i}": value for i, value in enumerate(arguments)}
         self.numbers = [float(eval(text, {"__builtins__": {}}, names)) for text in commands.numbers]
 
-    def view(self, place: Place, dtype: str, count: int) -> Any:
-        size = count * numpy.dtype(dtype).itemsize
-        return self.memories[place.memory][place.offset : place.offset + size].view(dtype)
+    def command(self, c: Command) -> None:
+        if isinstance(c, Fused):
+            self.fused(c)
+        elif isinstance(c, RowGather):
+            self.gather(c)
+        elif isinstance(c, StridedCopy):
+            self.strided(c)
+        elif isinstance(c, Call):
+            self.call(c)
+        else:
+            self.product(c)
+            if c.epilogue is not None:
+                self.fused(c.epilogue)
 
-    def matrix(self, m: Matrix, rows: int, columns: int, dtype: str) -> Any:
+    def view(self, place: Place, dtype: str, count: int) -> Any:
+        part = self.memories[place.memory][place.offset : place.offset + count * item_bytes(dtype)]
+        return part.view("uint16" if dtype == "bfloat16" else dtype)
+
+    def read(self, place: Place, dtype: str, count: int) -> Any:
+        """A bfloat16 is the upper half of a float32."""
+        found = self.view(place, dtype, count)
+        return (found.astype(numpy.uint32) << 16).view(numpy.float32) if dtype == "bfloat16" else found
+
+    def matrix(self, m: Matrix, number: int, rows: int, columns: int, dtype: str) -> Any:
+        start = Place(m.place.memory, m.place.offset + number * m.stack_stride * item_bytes(dtype))
         turned = m.column_stride != 1 and m.row_stride == 1
         shape = (columns, rows) if turned else (rows, columns)
-        found = self.view(m.place, dtype, rows * columns).reshape(shape)
+        found = self.read(start, dtype, rows * columns).reshape(shape)
         return found.T if turned else found
 
     def product(self, c: Product) -> None:
-        out = self.view(c.out, c.dtype, c.rows * c.columns).reshape(c.rows, c.columns)
-        made = self.matrix(c.a, c.rows, c.inner, c.dtype) @ self.matrix(c.b, c.inner, c.columns, c.dtype)
-        out[...] = out + made if c.accumulate else made
+        outs = self.view(c.out, c.dtype, c.stack * c.rows * c.columns).reshape(c.stack, c.rows, c.columns)
+        for i, out in enumerate(outs):
+            a = self.matrix(c.a, i, c.rows, c.inner, c.factor_dtype)
+            made = a @ self.matrix(c.b, i, c.inner, c.columns, c.factor_dtype)
+            out[...] = out + made if c.accumulate else made
+
+    def call(self, c: Call) -> None:
+        given = [
+            self.numbers[x.slot] if isinstance(x, Number) else self.view(x[0], x[2], math.prod(x[1])).reshape(x[1])
+            for x in c.inputs
+        ]
+        made = c.function(*given)
+        for i, (place, shape, dtype) in c.outputs:
+            self.view(place, dtype, math.prod(shape))[...] = numpy.reshape(made[i], -1)
+
+    def strided(self, c: StridedCopy) -> None:
+        kind = numpy.dtype((numpy.void, c.itemsize))
+        source = self.memories[c.source.memory]
+        strides = [n * c.itemsize for n in c.strides]
+        taken = numpy.ndarray(c.shape, kind, source, c.source.offset, strides) if c.count else numpy.empty(0, kind)
+        self.view(c.out, "uint8", c.count * c.itemsize)[...] = numpy.frombuffer(taken.tobytes(), numpy.uint8)
 
     def gather(self, c: RowGather) -> None:
         index = self.view(c.index, c.index_dtype, c.rows).astype(numpy.int64)
@@ -74,7 +122,7 @@ class _Interpreter:
             if kind != "operand":
                 return values[reference]
             layout, dtype = kernel.operands[which]
-            found = self.view(c.operands[which], dtype, math.prod(shapes[layout])).reshape(shapes[layout])
+            found = self.read(c.operands[which], dtype, math.prod(shapes[layout])).reshape(shapes[layout])
             return found.copy() if dtype == "bool" else found.astype(real)
 
         for phase in range(1 + max(result[2] for result in kernel.results)):
@@ -93,15 +141,16 @@ class _Interpreter:
                 found = found if found.dtype == numpy.bool_ and op != "astype" else found.astype(real)
                 values["value", i] = numpy.broadcast_to(found, shapes[layout])
             stored = []
-            for (kind, reference, of_phase, layout), place in zip(kernel.results, c.results, strict=True):
+            for result, place in zip(kernel.results, c.results, strict=True):
+                kind, reference, of_phase, layout = result
                 if of_phase == phase:
                     found = numpy.broadcast_to(value(reference), shapes[layout])
-                    if kind != "store":
+                    if not kind.startswith("store"):
                         axis = 0 if kind == "column_sum" else None
                         found = getattr(numpy, OPERATIONS[kind].numpy)(found, axis=axis)
-                    stored.append((place, found))
-            for place, found in stored:
-                self.view(place, kernel.dtype, found.size)[...] = found.reshape(-1)
+                    stored.append((place, result_dtype(kernel, result), found.reshape(-1)))
+            for place, dtype, found in stored:
+                self.view(place, dtype, found.size)[...] = _rounded(found) if dtype == "bfloat16" else found
 
     def mask(self, mask: Mask, count: int) -> Any:
         key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
@@ -110,3 +159,10 @@ class _Interpreter:
             x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
         kept = (x ^ (x >> numpy.uint32(14))) < mask.threshold
         return kept * (2.0**32 / mask.threshold)
+
+
+def _rounded(x: Any) -> Any:
+    """float32 as the words of bfloat16, to nearest, of two as near to the even one."""
+    bits = x.astype(numpy.float32).view(numpy.uint32)
+    up = bits + 0x7FFF + ((bits >> 16) & 1)
+    return numpy.where(numpy.isnan(x), 0x7FC0, up >> 16).astype(numpy.uint16)

@@ -43,7 +43,7 @@ def allocate(fusion: Fusion, alignment: int) -> Memory:
     for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
         size = -(-symbol.size * symbol.dtype.itemsize // alignment) * alignment
         meanwhile = taken[min(numbers) : max(numbers) + 1]
-        offset = _free(size, set().union(*meanwhile))
+        offset = free_offset(size, set().union(*meanwhile))
         for places_then in meanwhile:
             places_then.add((offset, offset + size))
         arena = max(arena, offset + size)
@@ -51,7 +51,7 @@ def allocate(fusion: Fusion, alignment: int) -> Memory:
     return Memory(places, inside, arena)
 
 
-def _free(size: int, taken: Iterable[tuple[int, int]]) -> int:
+def free_offset(size: int, taken: Iterable[tuple[int, int]]) -> int:
     """The first byte of as many that are free."""
     offset = 0
     for start, end in sorted(taken):

@@ -82,8 +82,10 @@ _TABLE = [
     Operation("number", 0, STRUCTURE),
     Operation("view", 1, STRUCTURE),
     Operation("transpose", 1, STRUCTURE),
+    Operation("strided", 1, STRUCTURE),
     Operation("concat", 0, STRUCTURE),
     Operation("take", 2, STRUCTURE, "take"),
+    Operation("called", 0, STRUCTURE),
     Operation("matmul", 2, STRUCTURE, "matmul"),
 ]
 OPERATIONS = {operation.name: operation for operation in _TABLE}
@@ -99,6 +101,8 @@ POINTWISE = _named(ELEMENTWISE, COMPARISON)
 ROW_REDUCTIONS = _named(ROW_REDUCTION)
 REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
+INTO_MEMORY = frozenset({"matmul", "take", "strided", "called"})
+"""What is a command of its own, with its result in memory."""
 COSTLY = frozenset(operation.name for operation in _TABLE if operation.costly)
 SIGNS = {operation.name: operation.python for operation in _TABLE if operation.python}
 """Python's sign of an operation, by its name."""

@@ -3,8 +3,11 @@
 Layers, losses and optimizers can't tell: they see the standard's namespace.
 """
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -12,6 +15,10 @@ import numpy
 from bpnet.compiler.commands import FIRST, Array
 from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol
 from bpnet.compiler.ops import POINTWISE
+from bpnet.errors import ArgumentError
+
+DEPENDENT = ("unique", "nonzero", "argwhere", "from_dlpack")
+"""Beginnings of names of functions whose results have other shapes for other values."""
 
 NUMBER = "number"
 """What stands for a number among the arguments of a function."""
@@ -54,14 +61,97 @@ def trace(function: Callable[[Graph, list[Any]], Sequence[Any]], arguments: Sequ
         symbols.append(graph.memory(array.memory, array.shape, array.dtype))
     try:
         results = function(graph, symbols)
-    except NotTraceableError:
-        raise
     except Exception as error:  # whatever a function does that arrays can and symbols can't
-        raise NotTraceableError(f"{type(error).__name__}: {error}") from error
+        raise NotTraceableError(reason(error)) from error
+    results = [graph.in_order(s) if isinstance(s, Symbol) else s for s in results]
     for symbol in results:
         if symbol is not None and (not isinstance(symbol, Symbol) or symbol.dtype != graph.real):
             raise NotTraceableError(f"a result that is {symbol!r}")
     return Traced(graph, tuple(arrays), tuple(results))
+
+
+def reason(error: Exception) -> str:
+    """What an error says, and the place in a user's code where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = str(Path(__file__).parents[1])
+    place = next((f for f in reversed(frames) if not f.filename.startswith(home)), None)
+    where = "" if place is None else f" (line {place.lineno} of {Path(place.filename).name}, in {place.name})"
+    return f"{error if isinstance(error, NotTraceableError) else f'{type(error).__name__}: {error}'}{where}"
+
+
+def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) -> Any:
+    """function(*trees[0], **trees[1]) as a call of the real function; trees of symbols and whatever else.
+
+    What it gives is found by a call with random numbers of these shapes.  All that is no array or number has to be the
+    same in each call, since whatever reads it is compiled.
+    """
+    symbols: list[Symbol] = []
+    trees = mapped(lambda leaf: _noted(leaf, symbols) if isinstance(leaf, Symbol) else leaf, trees)
+
+    def call(*arrays: Any) -> tuple[Any, list[Any], list[Any]]:
+        args, options = mapped(lambda leaf: arrays[leaf.number] if isinstance(leaf, _Given) else leaf, trees)
+        result = function(*args, **options)
+        made: list[Any] = []
+        others: list[Any] = []
+
+        def sort(leaf: Any) -> None:
+            if isinstance(leaf, float):
+                leaf = library.asarray(leaf, dtype=getattr(library, graph.real.name))
+            (made if hasattr(leaf, "dtype") else others).append(leaf)
+
+        mapped(sort, result)
+        return result, made, others
+
+    try:
+        example, made, expected = call(*[_example(library, x) for x in symbols])
+        outputs = [(tuple(a.shape), str(a.dtype).rpartition(".")[2]) for a in made]
+    except Exception as error:
+        raise NotTraceableError(f"{text}: {type(error).__name__}: {error}") from error
+
+    def checked(*arrays: Any) -> list[Any]:
+        _, made, others = call(*arrays)
+        shapes = [tuple(a.shape) for a in made]
+        if others != expected or shapes != [shape for shape, _ in outputs]:
+            before = [shape for shape, _ in outputs], expected
+            raise ArgumentError(
+                f"{text}: it gave {(shapes, others)}, but {before} for other arrays of the same shapes, on which "
+                "compiled code relies: give arrays of one shape, or train with compile=False"
+            )
+        return made
+
+    results = iter(graph.call(checked, text, symbols, outputs))
+    return mapped(lambda leaf: next(results) if hasattr(leaf, "dtype") or isinstance(leaf, float) else leaf, example)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Which of the arrays that are passed to a call stands here."""
+
+    number: int
+
+
+def _noted(symbol: Symbol, symbols: list[Symbol]) -> _Given:
+    symbols.append(symbol)
+    return _Given(len(symbols) - 1)
+
+
+def _example(library: Any, x: Symbol) -> Any:
+    if x.op == "number":
+        return 1.0
+    numbers = numpy.random.default_rng(0).uniform(0.5, 1.5, x.shape)
+    return library.asarray(numbers.astype(x.dtype) if x.dtype.kind == "f" else numpy.zeros(x.shape, x.dtype))
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree of tuples, lists and dicts with every leaf replaced, in order."""
+    if isinstance(tree, tuple):
+        parts = [mapped(function, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, list):
+        return [mapped(function, part) for part in tree]
+    if isinstance(tree, Mapping):
+        return {name: mapped(function, part) for name, part in tree.items()}
+    return function(tree)
 
 
 class Namespace:
@@ -69,25 +159,96 @@ class Namespace:
 
     float32, float64, int32, int64 = (numpy.dtype(n) for n in ("float32", "float64", "int32", "int64"))
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.finfo = numpy.finfo
+    def __init__(self, graph: Graph, library: Any = None, part: Any = None) -> None:
+        """`library` is the namespace of real arrays, whose functions are called where there is nothing for symbols, or
+        those of a `part` of it, as linalg."""
+        self.graph, self.library, self.functions = graph, library, part or library
+        self.finfo, self.bool = numpy.finfo, numpy.dtype("bool")
         self.matmul, self.astype, self.reshape, self.take = graph.matmul, graph.astype, graph.reshape, graph.take
         self.concat = graph.joined
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
-        if name not in POINTWISE:
+        if name in POINTWISE:
+            return lambda *args: self.graph.elementwise(name, *args)
+        function = getattr(self.functions, name, None)
+        if isinstance(function, ModuleType):
+            return Namespace(self.graph, self.library, function)  # type: ignore[return-value]
+        if not callable(function) or name.startswith(DEPENDENT):
             raise NotTraceableError(name)
-        return lambda *args: self.graph.elementwise(name, *args)
+        return lambda *args, **options: called(self.graph, self.library, function, name, args, options)
 
     def permute_dims(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
-        if axes != (1, 0):
-            raise NotTraceableError(f"permute_dims to {axes}")
+        return self.graph.permute(x, axes)
+
+    def matrix_transpose(self, x: Symbol) -> Symbol:
         return self.graph.transpose(x)
 
     def expand_dims(self, x: Symbol, *, axis: int = 0) -> Symbol:
         place = axis if axis >= 0 else x.ndim + 1 + axis
         return self.graph.reshape(x, (*x.shape[:place], 1, *x.shape[place:]))
+
+    def squeeze(self, x: Symbol, axis: Any) -> Symbol:
+        axes = [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+        return self.graph.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+    def broadcast_to(self, x: Symbol, shape: tuple[int, ...]) -> Symbol:
+        return self.graph.broadcast_to(x, tuple(shape))
+
+    def flip(self, x: Symbol, *, axis: Any = None) -> Symbol:
+        axes = range(x.ndim) if axis is None else [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+        return self.graph.slice(x, tuple(slice(None, None, -1 if i in axes else 1) for i in range(x.ndim)))
+
+    def stack(self, arrays: Sequence[Symbol], *, axis: int = 0) -> Symbol:
+        place = axis if axis >= 0 else arrays[0].ndim + 1 + axis
+        return self.concat([self.expand_dims(x, axis=place) for x in arrays], axis=place)
+
+    def zeros_like(self, x: Symbol) -> Symbol:
+        return self.full_like(x, 0.0)
+
+    def ones_like(self, x: Symbol) -> Symbol:
+        return self.full_like(x, 1.0)
+
+    def full_like(self, x: Symbol, value: float) -> Symbol:
+        return self.graph.add("copy", (float(value),), x.shape, self.graph.real)
+
+    # ---- of what others do ------------------------------------------------------------------------------------------
+
+    def square(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("multiply", x, x)
+
+    def pow(self, x: Symbol, exponent: Any) -> Symbol:
+        return self.graph.power(x, exponent)
+
+    def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
+        x = x if min is None else self.graph.elementwise("maximum", x, min)
+        return x if max is None else self.graph.elementwise("minimum", x, max)
+
+    def not_equal(self, x: Any, y: Any) -> Symbol:
+        return self.logical_not(self.graph.elementwise("equal", x, y))
+
+    def logical_not(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("less", self.astype(x, self.graph.real), 0.5)
+
+    def logical_and(self, x: Symbol, y: Symbol) -> Symbol:
+        return self._of_truths("minimum", x, y)
+
+    def logical_or(self, x: Symbol, y: Symbol) -> Symbol:
+        return self._of_truths("maximum", x, y)
+
+    def _of_truths(self, op: str, x: Symbol, y: Symbol) -> Symbol:
+        numbers = (self.astype(truth, self.graph.real) for truth in (x, y))
+        return self.graph.elementwise("greater", self.graph.elementwise(op, *numbers), 0.5)
+
+    def isnan(self, x: Symbol) -> Symbol:
+        return self.not_equal(x, x)
+
+    def isfinite(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("equal", self.graph.elementwise("subtract", x, x), 0.0)
+
+    def isinf(self, x: Symbol) -> Symbol:
+        return self.logical_not(self.logical_or(self.isfinite(x), self.isnan(x)))
+
+    # ---- reductions -------------------------------------------------------------------------------------------------
 
     def sum(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
         return self.graph.reduce("sum", x, axis, keepdims)
@@ -102,18 +263,35 @@ class Namespace:
         total = self.sum(x, axis=axis, keepdims=keepdims)
         return self.graph.elementwise("divide", total, x.size // total.size)
 
-    def all(self, x: Symbol, *, axis: Any = None) -> Symbol:
-        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, False)
+    def var(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
+        off = self.graph.elementwise("subtract", x, self.mean(x, axis=axis, keepdims=True))
+        total = self.sum(self.square(off), axis=axis, keepdims=keepdims)
+        return self.graph.elementwise("divide", total, x.size // total.size - correction)
+
+    def std(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
+        return self.graph.elementwise("sqrt", self.var(x, axis=axis, correction=correction, keepdims=keepdims))
+
+    def all(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
+        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, keepdims)
         return self.graph.elementwise("greater", least, 0.5)
 
-    def argmax(self, x: Symbol, *, axis: int) -> Symbol:
-        """The first position of the largest entry of every row, as a number of the type of x."""
-        if x.ndim != 2 or axis not in (1, -1) or x.shape[1] > EXACT:
+    def any(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
+        most = self.graph.reduce("max", self.astype(x, self.graph.real), axis, keepdims)
+        return self.graph.elementwise("greater", most, 0.5)
+
+    def argmax(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
+        """The first position of the largest entry along an axis."""
+        axis = axis % x.ndim
+        if x.shape[axis] > EXACT:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
-        largest, positions = self.max(x, axis=1, keepdims=True), self.graph.add("positions", (), x.shape[1:], x.dtype)
-        is_largest = self.graph.elementwise("equal", x, largest)
-        first = self.min(self.graph.elementwise("where", is_largest, positions, float(x.shape[1])), axis=1)
-        return self.graph.add("view", (first.args[0], 0), first.shape, self.int64) if first.op == "view" else first
+        positions = self.graph.add("positions", (), x.shape[axis : axis + 1], self.graph.real)
+        positions = self.graph.reshape(positions, (-1, *(1,) * (x.ndim - 1 - axis)))
+        is_largest = self.graph.elementwise("equal", x, self.max(x, axis=axis, keepdims=True))
+        found = self.graph.elementwise("where", is_largest, positions, float(x.shape[axis]))
+        return self.graph.whole(self.min(found, axis=axis, keepdims=keepdims))
+
+    def argmin(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
+        return self.argmax(self.graph.elementwise("negative", x), axis=axis, keepdims=keepdims)
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
         if stop > EXACT:

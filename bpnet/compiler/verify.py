@@ -3,13 +3,23 @@
 A fault that is found here would otherwise be a wrong number, or memory of somebody else.
 """
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
 import numpy
 
-from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Number, Place, Product
+from bpnet.compiler.commands import (
+    ARENA,
+    Access,
+    Command,
+    CommandList,
+    Fused,
+    FusedKernel,
+    Number,
+    item_bytes,
+    reads,
+    writes,
+)
 from bpnet.compiler.fuse import Fusion
 from bpnet.compiler.graph import Graph, Symbol
 from bpnet.compiler.memory import Memory
@@ -48,17 +58,17 @@ def verify_graph(graph: Graph) -> None:
             _check(all(a.dtype == graph.real for a in numbers), f"types: {text}")
         elif op in REDUCTIONS:
             (x,) = args
-            shape = {"row": (*x.shape[:-1], 1), "column": (1, *x.shape[1:]), "full": (1,) * x.ndim}
+            shape = {"row": (*x.shape[:-1], 1), "column": (*(1,) * (x.ndim - 1), *x.shape[-1:]), "full": (1,) * x.ndim}
             _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, f"shapes or types: {text}")
         elif op == "matmul":
             a, b, *total = args
-            _check(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0], f"shapes: {text}")
-            _check(all(s.shape == (a.shape[0], b.shape[1]) for s in (symbol, *total)), f"shapes: {text}")
+            _check(a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], f"shapes: {text}")
+            _check(all(s.shape == (*a.shape[:-1], b.shape[-1]) for s in (symbol, *total)), f"shapes: {text}")
             _check({s.dtype for s in (symbol, *args)} == {graph.real}, f"types: {text}")
         elif op == "view":
             _check(symbol.args[1] + symbol.size <= args[0].size, f"beyond the end: {text}")
         elif op == "transpose":
-            _check(symbol.shape == args[0].shape[::-1] and symbol.ndim == 2, f"shapes: {text}")
+            _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, f"shapes: {text}")
         elif op == "concat":
             _check(symbol.size == sum(a.size for a in args), f"shapes: {text}")
         elif op == "take":
@@ -92,9 +102,6 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str, str]
-"""Where, how many elements, of which type, in which layout."""
-
 
 def verify_commands(commands: CommandList) -> None:
     """Everything read has been written before, lies inside its memory, and no command writes what it reads otherwise.
@@ -105,13 +112,13 @@ def verify_commands(commands: CommandList) -> None:
     written: dict[int, Any] = {}
     for array in (*commands.results, *commands.arguments):
         if array is not None:
-            sizes[array.memory] = prod(array.shape) * numpy.dtype(array.dtype).itemsize
+            sizes[array.memory] = prod(array.shape) * item_bytes(array.dtype)
             written[array.memory] = numpy.full(sizes[array.memory], array in commands.arguments)
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     def span(access: Access) -> tuple[int, slice]:
         place, count, dtype, _ = access
-        size = numpy.dtype(dtype).itemsize
+        size = item_bytes(dtype)
         _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
         end = place.offset + count * size
         _check(place.offset >= 0 and end <= sizes[place.memory], f"outside of its memory, at {place}: {command}")
@@ -121,63 +128,37 @@ def verify_commands(commands: CommandList) -> None:
     for command in commands.commands:
         if isinstance(command, Fused):
             _verify_fused(command, len(commands.numbers))
-        reads, writes = list(_reads(command)), list(_writes(command))
-        for access in reads:
+        read, written_here = _read_of_others(command), writes(command)
+        for access in read:
             memory, part = span(access)
             _check(bool(written[memory][part].all()), f"reads {access[0]} before it is written: {command}")
-        for number, access in enumerate(writes):
+        for number, access in enumerate(written_here):
             memory, part = span(access)
-            for other in (*reads, *writes[:number]):
+            for other in (*read, *written_here[:number]):
                 other_memory, other_part = span(other)
                 apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = access == other and other in reads
+                entrywise = access == other and other in read
                 _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
             written[memory][part] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), f"a result that is not written: {array}")
 
 
-def _elements(command: Fused, layout: str) -> int:
-    rows, columns = command.rows, command.columns
-    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
-
-
-def _matrix(matrix: Matrix, rows: int, columns: int, dtype: str) -> Access:
-    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
-    return matrix.place, last + 1 if rows and columns else 0, dtype, "matrix"
-
-
-def _reads(command: Command) -> Iterator[Access]:
+def _read_of_others(command: Command) -> list[Access]:
     """What a command reads that others have written."""
-    if isinstance(command, Fused):
-        stored = {w: r[2] for w, r in zip(_writes(command), command.kernel.results, strict=True) if r[0] == "store"}
-        for i, ((layout, dtype), place) in enumerate(zip(command.kernel.operands, command.operands, strict=True)):
-            access = place, _elements(command, layout), dtype, layout
-            phases = [e[2] for e in command.kernel.expressions if ("operand", i) in e[3:]]
-            phases += [r[2] for r in command.kernel.results if r[1] == ("operand", i)]
-            later = {phase > stored.get(access, max(phases)) for phase in phases}
-            _check(len(later) < 2, f"reads {place} before and after it is written: {command}")
-            if later == {False}:
-                yield access
-    elif isinstance(command, Product):
-        yield _matrix(command.a, command.rows, command.inner, command.dtype)
-        yield _matrix(command.b, command.inner, command.columns, command.dtype)
-        if command.accumulate:
-            yield command.out, command.rows * command.columns, command.dtype, "out"
-    else:
-        yield command.index, command.rows, command.index_dtype, "index"
-        yield command.source, command.source_rows * command.row_bytes, "uint8", "rows"
-
-
-def _writes(command: Command) -> Iterator[Access]:
-    if isinstance(command, Fused):
-        for (kind, _, _, layout), place in zip(command.kernel.results, command.results, strict=True):
-            of = layout if kind == "store" else "per_column" if kind == "column_sum" else "scalar"
-            yield place, _elements(command, of), command.kernel.dtype, of
-    elif isinstance(command, Product):
-        yield command.out, command.rows * command.columns, command.dtype, "out"
-    else:
-        yield command.out, command.rows * command.row_bytes, "uint8", "rows"
+    if not isinstance(command, Fused):
+        return reads(command)
+    found, kernel = [], command.kernel
+    results = zip(writes(command), kernel.results, strict=True)
+    stored = {w: r[2] for w, r in results if r[0].startswith("store")}
+    for i, access in enumerate(reads(command)):
+        phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
+        phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
+        later = {phase > stored.get(access, max(phases)) for phase in phases}
+        _check(len(later) < 2, f"reads {access[0]} before and after it is written: {command}")
+        if later == {False}:
+            found.append(access)
+    return found
 
 
 def _verify_fused(command: Fused, numbers: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 
 from bpnet.backends.base import Array, Backend
 from bpnet.layer import Layer, Params, Run
-from bpnet.options import flag, number
+from bpnet.options import flag, fraction, positive
 
 
 class Activation(Layer):
@@ -124,7 +124,7 @@ class LeakyReLU(Activation):
     rectifies = True
 
     def __post_init__(self) -> None:
-        self._set(negative_slope=number("negative_slope", self.negative_slope, 0.0, 1.0, closed="left"))
+        self._check(negative_slope=fraction)
 
     def value(self, b: Backend, z: Array) -> Array:
         return b.xp.maximum(z, self.negative_slope * z)
@@ -151,7 +151,7 @@ class GELU(Activation):
     rectifies = True
 
     def __post_init__(self) -> None:
-        self._set(approximate=flag("approximate", self.approximate))
+        self._check(approximate=flag)
 
     def value(self, b: Backend, z: Array) -> Array:
         if self.approximate:
@@ -212,7 +212,7 @@ class ELU(Activation):
     rectifies = True
 
     def __post_init__(self) -> None:
-        self._set(alpha=number("alpha", self.alpha, 0.0, math.inf, closed="neither"))
+        self._check(alpha=positive)
 
     def value(self, b: Backend, z: Array) -> Array:
         xp = b.xp

@@ -38,10 +38,6 @@ class Sequential(Composite):
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     @cached_property
-    def products_only(self) -> bool:  # type: ignore[override]
-        return all(layer.products_only for layer in self.layers)
-
-    @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), layer) for i, layer in enumerate(self.layers))
 
@@ -61,7 +57,8 @@ class Sequential(Composite):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         caches = []
         for name, layer in self.children:
-            x, cache = layer.forward(run.at(name) if layer.stochastic else run, p[name], x)
+            at = run.at(name) if layer.stochastic else run
+            x, cache = (run.backend.outline(layer) if run.backend.traces else layer).forward(at, p[name], x)
             caches.append(cache)
         return x, caches
 
@@ -76,6 +73,7 @@ class Sequential(Composite):
         for i in range(len(children) - 1, first - 1, -1):
             name, layer = children[i]
             at = run.at(name) if layer.stochastic else run
+            layer = run.backend.outline(layer) if run.backend.traces else layer
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
         for name, _ in children[:first]:
@@ -108,14 +106,16 @@ class Residual(Composite):
         return {"inner": self.inner.init(rng, in_shape)}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        y, cache = self.inner.forward(run.at("inner") if self.inner.stochastic else run, p["inner"], x)
+        at = run.at("inner") if self.inner.stochastic else run
+        y, cache = (run.backend.outline(self.inner) if run.backend.traces else self.inner).forward(at, p["inner"], x)
         return x + y, (cache,)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
         at = run.at("inner") if self.inner.stochastic else run
-        dx, grads = self.inner.backward(at, p["inner"], cache[0], dy, need_dx)
+        inner = run.backend.outline(self.inner) if run.backend.traces else self.inner
+        dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)
         return (dy + dx if need_dx else None), {"inner": grads}
 
 

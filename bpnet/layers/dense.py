@@ -30,8 +30,6 @@ class Dense(Layer):
     activation: ActivationName | Activation = "identity"
     bias: bool = True
 
-    products_only = True
-
     def __post_init__(self) -> None:
         self._set(units=whole("units", self.units, 1, 2**31 - 1), bias=flag("bias", self.bias))
         _ = self.function

@@ -5,7 +5,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.layer import Layer, Params, Run, kernel
-from bpnet.options import number
+from bpnet.options import fraction
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Dropout(Layer):
     stochastic = True
 
     def __post_init__(self) -> None:
-        self._set(rate=number("rate", self.rate, 0.0, 1.0, closed="left"))
+        self._check(rate=fraction)
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
@@ -36,10 +36,10 @@ class Dropout(Layer):
 
 
 @kernel
-def drop(run: Run, x: Array, keep: float, kept: Any) -> tuple[Array, Any]:
-    """x m, and what it takes to have m again, `kept`; where that is None, m is drawn by the run's key.
+def drop(run: Run, x: Array, keep: float, saved: Any) -> tuple[Array, Any]:
+    """x m, and what is `saved` to have m again; where that is None, m is drawn by the run's key.
 
-    Here it is m itself.  A replacement that draws m anew each time, with the same bits, keeps the key alone.
+    Here it is m itself.  A replacement that draws m anew each time, with the same bits, saves the key alone.
     """
-    mask = run.keep_mask(x.shape, keep, like=x) if kept is None else kept
+    mask = run.keep_mask(x.shape, keep, like=x) if saved is None else saved
     return x * mask, mask

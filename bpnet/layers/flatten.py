@@ -12,8 +12,6 @@ from bpnet.layer import Layer, Params, Run, Shape
 class Flatten(Layer):
     """y is x with all axes but the first joined into one; dL/dx is dL/dy in the shape of x."""
 
-    products_only = True
-
     def out_shape(self, in_shape: Shape) -> Shape:
         return (math.prod(in_shape),)
 

@@ -1,13 +1,13 @@
 """Batch normalization: a layer whose rows depend on each other, with values that are kept but not trained."""
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, kernel
-from bpnet.options import number
+from bpnet.options import number, positive
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class BatchNorm(Layer):
     couples_rows = True
 
     def __post_init__(self) -> None:
-        self._set(momentum=number("momentum", self.momentum, 0.0, 1.0))
-        self._set(epsilon=number("epsilon", self.epsilon, 0.0, math.inf, closed="neither"))
+        self._check(momentum=partial(number, low=0.0, high=1.0), epsilon=positive)
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if not in_shape:

@@ -118,17 +118,20 @@ class NumpyBackend(Backend):
             result = advance(step, state, count, *args)
             return state.now[0], result
 
+        def compiled_function() -> Any:
+            if not made and _can_compile():
+                from bpnet.backends.numpy.compiled import CompiledFunction
+
+                made.append(CompiledFunction(function, plain, donate, _cut))
+            return made[0] if made else None
+
         def run(state: State | None, count: int, *args: Any) -> Any:
             session = current.session
             if not session.compiles:
                 return plain(state, count, *args)
-            if not made:
-                if not _can_compile():
-                    raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
-                from bpnet.backends.numpy.compiled import CompiledFunction
-
-                made.append(CompiledFunction(function, plain, donate, _cut))
-            compiled = made[0]
+            compiled = made[0] if made else compiled_function()
+            if compiled is None:
+                raise MissingExtraError("jit = True of the numpy backend", "llvmlite", "jit")
             threads, call = compiled.last
             if threads == session.threads:
                 try:
@@ -138,8 +141,15 @@ class NumpyBackend(Backend):
             return compiled.find(session.threads, args)(state, count, *args)
 
         call: Any = functools.partial(run, None, 0)
-        call.made, call.step = made, step  # the first for whoever wants to know what is done
+        call.compiled, call.step = compiled_function, step
         return call  # type: ignore[no-any-return]
+
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        made: Any = function
+        compiled = made.compiled()
+        if compiled is None:
+            return "numpy: every operation as it stands; the extra jit (llvmlite) compiles it as a whole"
+        return f"numpy: {compiled.explain(current.session.threads or available_threads(), args)}"
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         made: Any = step

@@ -1,27 +1,33 @@
 """A function of arrays, compiled for arguments of certain shapes and types: one call carries out all of it."""
 
 import ctypes
+import functools
 import logging
+import math
 import os
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy
 
+from bpnet.backends import get
 from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
-from bpnet.backends.threads import available_threads
+from bpnet.backends.threads import NumpySession, available_threads
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, FIRST, NUMBERS
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Call, CallArray, Command, Number
 from bpnet.compiler.graph import Graph, NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
 from bpnet.compiler.trace import NUMBER, Argument, trace
+from bpnet.errors import BpnetWarning
 
 MOST_EXECUTABLES = 32
 """Most that a function keeps; of the others, one is compiled again when it is needed."""
@@ -67,6 +73,8 @@ class CompiledFunction:
     ) -> None:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
         self.changed = Changed
+        self.reason = ""
+        """Why something was not compiled, where something was not."""
         self.executables: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
@@ -79,6 +87,12 @@ class CompiledFunction:
         """
         with self.lock:
             return self._find(threads, leaves_of(args), args)
+
+    def explain(self, threads: int, args: Any) -> str:
+        """What is done for arguments like these, command by command, and with how many tiles for the threads."""
+        call: Any = self.find(threads, args)
+        made = getattr(call, "executable", None)
+        return f"every operation as it stands, since {self.reason}" if made is None else made.text(threads)
 
     def _find(self, threads: int, leaves: list[Any], args: Any) -> Callable[..., Any]:
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
@@ -95,8 +109,12 @@ class CompiledFunction:
         most = min(threads, available_threads())
         try:
             return Executable(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
-        except NotTraceableError as reason:
-            log.debug("not compiled: %s", reason)
+        except NotTraceableError as error:
+            if not self.reason:
+                what = "a training step" if self.donate else "a prediction"
+                text = f"{what} runs without the compiler, operation by operation: {error}"
+                warnings.warn(text, BpnetWarning, stacklevel=2)
+            self.reason = f"it can't be compiled: {error}"
         except Exception:  # a fault here is no reason for a user's training to end
             if verify.STRICT:
                 raise
@@ -120,7 +138,7 @@ class Executable:
         shape: list[Any] = []
 
         def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
-            result = function(TracingBackend(graph, cut), *rebuilt(args, iter(symbols)))
+            result = function(TracingBackend(graph, cut, get("numpy")), *rebuilt(args, iter(symbols)))
             shape.append(result)
             return leaves_of(result if isinstance(result, tuple) else (result,))
 
@@ -152,20 +170,61 @@ class Executable:
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
 
+    def text(self, threads: int) -> str:
+        """All that is done, in words."""
+        lines = [f"{len(self.commands.commands)} commands by machine code on at most {threads} threads", ""]
+        lines.append(str(self.commands))
+        lines += ["", "as the threads share them:"]
+        lines += [f"{t.tiles:>5} tiles  {t.does}" for t in self.tiled]
+        lines += [f"not compiled: {c.text}" for c in self.calls]
+        return "\n".join(lines)
+
     def _prepare(self, threads: int) -> None:
-        """Machine code, memory, and the table that the thread pool reads."""
-        self.tiled, arena = lower(self.commands, threads)
-        self.arena = numpy.empty(arena + 64, numpy.uint8)
-        self.arguments = numpy.array([n for c in self.tiled for n in c.arguments], numpy.int64)
-        starts = self.arguments.ctypes.data + 8 * numpy.cumsum([0, *(len(c.arguments) for c in self.tiled)])
-        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(self.tiled, starts, strict=False)]
-        self.list = numpy.array(rows, numpy.int64).reshape(-1, 4)
-        self.together = threads if any(c.tiles > 1 for c in self.tiled) else 1
+        """Machine code, memory, and the tables that the thread pool reads: one up to each call, and one after them."""
+        parts: list[list[Command]] = [[]]
+        self.calls: list[Call] = []
+        for command in self.commands.commands:
+            if isinstance(command, Call):
+                self.calls.append(command)
+                parts.append([])
+            else:
+                parts[-1].append(command)
+        lowered = [lower(replace(self.commands, commands=tuple(part)), threads) for part in parts]
+        self.tiled = [command for tiled, _ in lowered for command in tiled]
+        self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
         self.values = (ctypes.c_double * max(1, len(self.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
         self.memories[ARENA] = -(-self.arena.ctypes.data // 64) * 64
-        self.table = CommandTable(self.list, ctypes.addressof(self.memories), self.together)
+        self.arguments: list[Any] = []
+        self.tables = [self._table(tiled, threads) for tiled, _ in lowered]
+
+    def _table(self, tiled: list[TiledCommand], threads: int) -> CommandTable:
+        arguments = numpy.array([n for c in tiled for n in c.arguments], numpy.int64)
+        starts = arguments.ctypes.data + 8 * numpy.cumsum([0, *(len(c.arguments) for c in tiled)])
+        rows = [(_address(c), start, c.tiles, 0) for c, start in zip(tiled, starts, strict=False)]
+        commands = numpy.array(rows, numpy.int64).reshape(-1, 4)
+        together = threads if any(c.tiles > 1 for c in tiled) else 1
+        self.arguments.append(arguments)  # which the table only points to
+        return CommandTable(commands, ctypes.addressof(self.memories), together)
+
+    def _call(self, number: int) -> None:
+        """Call what is not compiled, and put what it gives where others read it."""
+        call, given = self.calls[number], []
+        for x in call.inputs:
+            given.append(self.values[x.slot] if isinstance(x, Number) else self._array(x))
+        with NumpySession(None, False):
+            made = call.function(*given)
+        for i, out in call.outputs:
+            self._array(out)[...] = made[i]
+
+    def _array(self, of: CallArray) -> Any:
+        place, shape, dtype = of
+        size = math.prod(shape) * numpy.dtype(dtype).itemsize
+        if not size:
+            return numpy.empty(shape, dtype)
+        memory: Any = (ctypes.c_char * size).from_address((self.memories[place.memory] or 0) + place.offset)
+        return numpy.frombuffer(memory, dtype).reshape(shape)
 
     def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
         """call(state, count, *args), written for these arguments: nothing else takes longer between two small steps.
@@ -200,6 +259,8 @@ class Executable:
             *(f"    {line}" for line in lines),
         ]
         results = [{"none": "None", "new": f"new{i}", "argument": f"v{i}"}[kind] for kind, i in self.returned]
+        for i in range(len(self.calls)):
+            lines.append(f"    run(tables[{i}]); call_{i}()")
         if self.donate:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"new{k}," in carry + "," for k in scalars):
@@ -216,10 +277,12 @@ class Executable:
         )
         space: dict[str, Any] = {
             "executable": self, "known": self.known, "nothing": _nothing, "locate": self._locate, "kinds": self.kinds,
-            "values": self.values, "memories": self.memories, "table": self.table, "run": POOL.run, "Changed": Changed,
+            "values": self.values, "memories": self.memories, "table": self.tables[-1], "tables": self.tables,
+            "run": POOL.run, "Changed": Changed,
             "ref": weakref.ref, "addressof": ctypes.addressof, "view": ctypes.c_char.from_buffer,
             "ndarray": numpy.ndarray, "empty": numpy.empty, "float32": numpy.float32, "float64": numpy.float64,
             **{f"scalar{k}": place for k, place in scalars.items()},
+            **{f"call_{i}": functools.partial(self._call, i) for i in range(len(self.calls))},
         }  # fmt: skip
         exec(source, space)  # text made above of names chosen there
         call: Any = space.pop("call")

@@ -22,10 +22,11 @@ from bpnet.compiler.commands import (
     Place,
     Product,
     RowGather,
+    StridedCopy,
 )
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
-from bpnet.compiler.llvm.gather import write_gather
+from bpnet.compiler.llvm.gather import write_gather, write_strided
 from bpnet.compiler.llvm.products import Blocking, write_product
 
 LINE = 64
@@ -43,7 +44,12 @@ SPARE = 0.03
 MOST_SUMS = 64
 """Parts of a column-wise sum, each added up by one thread, where there are fewer than STRIP rows in them."""
 
-_WRITERS: dict[str, Callable[..., None]] = {"fused": write_fused, "product": write_product, "gather": write_gather}
+_WRITERS: dict[str, Callable[..., None]] = {
+    "fused": write_fused,
+    "product": write_product,
+    "gather": write_gather,
+    "strided": write_strided,
+}
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,21 @@ class _Lowering:
             return [self._product(command)]
         if isinstance(command, RowGather):
             return [self._gather(command)]
+        if isinstance(command, StridedCopy):
+            return [self._strided(command)]
+        assert isinstance(command, Fused)  # calls are not for the thread pool
         return self._fused(command)
 
     def _product(self, c: Product) -> TiledCommand:
         down, across = self._product_tiles(c)
         count = -(-c.columns // across)
         matrices = (*_matrix(c.a), *_matrix(c.b), *_place(c.out), c.columns, int(c.accumulate))
-        arguments = (c.rows, c.columns, c.inner, down, across, count, *matrices)
-        return TiledCommand("product", (c.dtype,), arguments, -(-c.rows // down) * count, c)
+        tiles = -(-c.rows // down) * count
+        arguments: tuple[int, ...] = (c.rows, c.columns, c.inner, down, across, count, *matrices)
+        if c.stack == 1:
+            return TiledCommand("product", (c.dtype,), arguments, tiles, c)
+        arguments = (*arguments, tiles, c.a.stack_stride, c.b.stack_stride)
+        return TiledCommand("product", (c.dtype, True), arguments, c.stack * tiles, c)
 
     def _product_tiles(self, c: Product) -> tuple[int, int]:
         """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide.
@@ -122,6 +135,12 @@ class _Lowering:
         arguments = (c.rows, step, c.row_bytes, c.source_rows, *places)
         return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), c)
 
+    def _strided(self, c: StridedCopy) -> TiledCommand:
+        rows = math.prod(c.shape[:-1])
+        step = max(1, min(rows, TILE // max(c.shape[-1], 1)))
+        arguments = (*c.shape, *c.strides, step, *_place(c.source), *_place(c.out))
+        return TiledCommand("strided", (c.itemsize,), arguments, -(-rows // step) if c.count else 0, c)
+
     def _fused(self, c: Fused) -> list[TiledCommand]:
         """The kernel, and those that make results of partial ones, where its tiles give several."""
         kernel = c.kernel
@@ -135,7 +154,7 @@ class _Lowering:
         for (kind, *_), place in zip(kernel.results, c.results, strict=True):
             if kind == "column_sum":
                 place = self._partial(kernel.dtype, kind, _strips(rows, down), columns, place, after)
-            elif kind != "store":
+            elif not kind.startswith("store"):
                 place = self._partial(kernel.dtype, kind, tiles, 1, place, after)
             results += _place(place)
         operands = [n for place in c.operands for n in _place(place)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import I32, I64, REALS, Function, suffix
+from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, suffix
 from bpnet.compiler.ops import COMPARISON, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
@@ -27,6 +27,15 @@ def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
         return b.icmp_signed("!=", value, ir.Constant(value.type, None))
     target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
     return b.sitofp(value, target)
+
+
+def as_stored(b: Any, value: Any, dtype: str) -> Any:
+    """The other way round: what a kernel has computed as it is stored."""
+    if dtype in REALS:
+        return value
+    kind = ir.IntType(8 * SIZES[dtype])
+    target = ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
+    return b.zext(value, target) if dtype == "bool" else b.fptosi(value, target)
 
 
 def triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import FusedKernel, Reference
-from bpnet.compiler.llvm.arithmetic import as_operand, constant, operate, triple32
+from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
+from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, constant, operate, triple32
 from bpnet.compiler.llvm.builder import BYTES, I8, I32, I64, REALS, SIZES, Function, Pointer, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
@@ -60,14 +60,15 @@ class _KernelWriter:
         for i, (op, _, _, *args) in enumerate(kernel.expressions):
             if op == "mask":
                 self.keys[i] = self._key(args[0])
-        self.targets = [b.bitcast(self.next_place(), Pointer(self.real)) for _ in kernel.results]
+        self.stored = [result_dtype(kernel, result) for result in kernel.results]
+        self.targets = [b.bitcast(self.next_place(), Pointer(self._kind(dtype))) for dtype in self.stored]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
         self.totals: dict[int, _Total] = {}
         strips = b.sdiv(f.sum(down, STRIP - 1), f.number(STRIP))
         for i, (kind, _, _, layout) in enumerate(kernel.results):
             if kind == "column_sum":
                 self.targets[i] = f.at(self.targets[i], b.mul(b.mul(tile, strips), self.columns))
-            elif kind != "store":
+            elif not kind.startswith("store"):
                 self.targets[i] = f.at(self.targets[i], tile)
                 self.totals[i] = _Total(f, kind, self.real, self.lanes if layout in ("full", "per_column") else 1)
         vectors = b.sdiv(f.sum(b.sub(self.last, self.first), self.lanes - 1), f.number(self.lanes))
@@ -156,7 +157,8 @@ class _KernelWriter:
             if of_phase != phase or layout in ("full", "per_column"):
                 continue
             value = self.single(reference)
-            if kind == "store":
+            if kind.startswith("store"):
+                value = as_stored(b, value, self.stored[i])
                 b.store(value, f.at(self.targets[i], self.row_index if layout == "per_row" else 0))
             else:
                 self.totals[i].add(value)
@@ -300,11 +302,12 @@ class _Body:
         values = [self.value(self.w.kernel.results[i][1]) for i in along]  # before what they read may be written over
         for i, value in zip(along, values, strict=True):
             (kind, _, _, layout), target = self.w.kernel.results[i], self.w.targets[i]
-            if kind == "store":
-                self._store(value, self.f.at(target, self.entry if layout == "full" else self.column))
+            if kind.startswith("store"):
+                place = self.f.at(target, self.entry if layout == "full" else self.column)
+                self._store(as_stored(self.b, value, self.w.stored[i]), place, self.w.stored[i])
             elif kind == "column_sum":
                 place = self.f.at(self.w.strips[i], self.column)
-                self._store(self.b.fadd(self._load(place, self.w.kernel.dtype), value), place)
+                self._store(self.b.fadd(self._load(place, self.w.kernel.dtype), value), place, self.w.kernel.dtype)
             else:
                 self.w.totals[i].add(value, self.mask)
 
@@ -358,8 +361,8 @@ class _Body:
             return self.f.load(place, self.lanes, SIZES[dtype])
         return self.f.load_some(place, self.mask, SIZES[dtype])
 
-    def _store(self, value: Any, place: Any) -> None:
+    def _store(self, value: Any, place: Any, dtype: str) -> None:
         if self.mask is None:
-            self.f.store(value, place, self.w.size)
+            self.f.store(value, place, SIZES[dtype])
         else:
-            self.f.store_some(value, place, self.mask, self.w.size)
+            self.f.store_some(value, place, self.mask, SIZES[dtype])

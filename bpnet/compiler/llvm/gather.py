@@ -1,4 +1,4 @@
-"""Gathers of rows as machine code."""
+"""Gathers of rows and strided copies as machine code."""
 
 from typing import Any
 
@@ -44,4 +44,29 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
                 f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
             with filled:
                 f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
+    b.ret_void()
+
+
+def write_strided(module: ir.Module, name: str, itemsize: int) -> None:
+    """strided(arguments, tile, bases, scratch): entries of an array that lie so many elements apart along four axes.
+
+    `arguments`: entries along each axis, elements between them, rows (along the last axis) of a tile, and (memory,
+    bytes into it) of the array and the result.
+    """
+    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
+    b, (arguments, tile, bases, _) = f.b, f.arguments
+    given = [b.load(f.at(arguments, i)) for i in range(13)]
+    (*sizes, along), (*strides, apart), step = given[:4], given[4:8], given[8]
+    kind = Pointer(ir.IntType(8 * itemsize))
+    source, target = (b.bitcast(f.at(b.load(f.at(bases, given[i])), given[i + 1]), kind) for i in (9, 11))
+    rows = b.mul(b.mul(sizes[0], sizes[1]), sizes[2])
+    first = b.mul(tile, step)
+    with f.loop(first, f.least(rows, b.add(first, step))) as row:
+        left, start = row.index, f.number(0)
+        for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
+            start = b.add(start, b.mul(b.srem(left, size), stride))
+            left = b.sdiv(left, size)
+        start, to = f.at(source, start), f.at(target, b.mul(row.index, along))
+        with f.loop(0, along) as entry:
+            b.store(b.load(f.at(start, b.mul(entry.index, apart))), f.at(to, entry.index))
     b.ret_void()

@@ -63,9 +63,13 @@ class Blocking:
         self.scratch = self.size * (self.kc * (self.nc + self.mc) + self.mr * self.nr)
 
 
-def write_product(module: ir.Module, name: str, dtype: str) -> None:
-    """product(arguments, tile, bases, scratch): one tile of c <- a b."""
-    _ProductWriter(module, dtype).product(name)
+STACK = ("tiles", "a_stack_stride", "b_stack_stride")
+"""What it is given besides for a stack of products: tiles of each, and how many elements the matrices are apart."""
+
+
+def write_product(module: ir.Module, name: str, dtype: str, stacked: bool = False) -> None:
+    """product(arguments, tile, bases, scratch): one tile of c <- a b, or of one of several such products."""
+    _ProductWriter(module, dtype).product(name, stacked)
 
 
 class _ProductWriter:
@@ -323,17 +327,23 @@ class _ProductWriter:
         along_kc = b.icmp_signed("==", along, f.number(1))
         return [b.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
 
-    def product(self, name: str) -> None:
+    def product(self, name: str, stacked: bool) -> None:
         s = self.blocking
         f = Function(self.module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
         b, (arguments, tile, bases, scratch) = f.b, f.arguments
-        given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(ARGUMENTS)}
+        names = (*ARGUMENTS, *(STACK if stacked else ()))
+        given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(names)}
+        number = f.number(0)
+        if stacked:
+            number, tile = b.sdiv(tile, given["tiles"]), b.srem(tile, given["tiles"])
+            given["c_stack_stride"] = b.mul(given["rows"], given["columns"])
 
         a_strides, b_strides = ([given[f"{m}_row_stride"], given[f"{m}_column_stride"]] for m in ("a", "b"))
 
         def place(matrix: str) -> Any:
             memory = b.load(f.at(bases, given[f"{matrix}_base"]))
-            return b.bitcast(f.at(memory, given[f"{matrix}_offset"]), self.pointer)
+            start = b.bitcast(f.at(memory, given[f"{matrix}_offset"]), self.pointer)
+            return f.at(start, b.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
 
         first_row = b.mul(b.sdiv(tile, given["across"]), given["tile_rows"])
         first_column = b.mul(b.srem(tile, given["across"]), given["tile_columns"])

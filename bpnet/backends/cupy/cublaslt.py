@@ -6,10 +6,6 @@ stream, its workspace and its precision, and waits for nothing.  What a product 
 algorithm that the library's heuristic names first, so that the same problem is always computed the same way) is planned
 once and kept.
 
-The workspace is taken from CuPy's allocator and given back as soon as the product is launched, like any temporary
-array: what the pool hands out next is used by later launches of the same stream only.  So there is none to keep for
-every stream, an algorithm that wants little takes little, and a captured graph's lies in the pool that is current then.
-
 cuBLASLt counts in columns, where the row-major matrix M of C order is M^T.  So C = A B of rows is computed as
 C^T = B^T A^T: the second factor goes first, and nothing is copied.
 """
@@ -17,29 +13,29 @@ C^T = B^T A^T: the second factor goes first, and nothing is copied.
 import logging
 import threading
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import cupy
 import numpy
 
-from bpnet.backends.base import Array
+from bpnet.errors import DeviceError
 
 WORKSPACE = 32 * 2**20
 """Bytes that an algorithm may use besides at most, as NVIDIA advises for Hopper."""
 
-KINDS = {"float32": 0, "float64": 1, "uint16": 14}
-"""Types of elements as cudaDataType numbers them.  16-bit words are bfloat16, which stays inside the seam."""
+KINDS = {"float32": 0, "float64": 1, "bfloat16": 14}
+"""Types of elements as cudaDataType numbers them."""
 
 COMPUTE = {
     ("float32", "float32"): "COMPUTE_32F",
     ("float32", "tf32"): "COMPUTE_32F_FAST_TF32",
-    ("uint16", "bfloat16"): "COMPUTE_32F",
+    ("bfloat16", "bfloat16"): "COMPUTE_32F",
     ("float64", "float32"): "COMPUTE_64F",  # the default precision is that of the data
 }
 """How products and sums are computed, by the type of the factors and the precision asked for."""
-
-Pair = tuple[int, int]
 
 
 def bindings() -> tuple[Any, Any] | None:
@@ -74,93 +70,93 @@ def available() -> bool:
     return bindings() is not None
 
 
-def product(
-    a: Array,
-    b: Array,
-    out: Array,
-    transposed: tuple[bool, bool] = (False, False),
-    epilogue: str = "DEFAULT",
-    vector: Array | None = None,
-    extra: Array | None = None,
-    precision: str = "float32",
-) -> bool:
-    """out <- op(a) op(b), followed by the epilogue, on the current stream; all are C-contiguous matrices.
+@dataclass(frozen=True)
+class Problem:
+    """out <- a b, or out <- out + a b, of row-major matrices, followed by an epilogue.
 
-    op transposes where `transposed` says so.  Epilogues (with m rows and n columns of `out`):
+    Of both factors: whether they are stored transposed, and how many elements their stored rows are apart.
+    `dtype` is the type of the factors and `result` that of out.  Of a `stack` of such products, the factors are so many
+    elements apart, and the results follow each other.  Epilogues: DEFAULT, nothing; BIAS, RELU and RELU_BIAS,
+    a vector of the type of out is added to every row, and then max(., 0) is taken.
+    """
 
-    DEFAULT                     nothing
-    BIAS, RELU, RELU_BIAS       + vector (n,), then max(., 0)
-    GELU_AUX, GELU_AUX_BIAS     + vector (n,); that is kept in extra (m, n), n a multiple of 8; then gelu by tanh
-    BGRADA                      vector (n,) <- sums of the columns of b
+    rows: int
+    columns: int
+    inner: int
+    a_transposed: bool
+    a_stride: int
+    b_transposed: bool
+    b_stride: int
+    dtype: str
+    result: str
+    precision: str
+    epilogue: str
+    accumulate: bool
+    stack: int = 1
+    a_stack_stride: int = 0
+    b_stack_stride: int = 0
+
+
+Places = tuple[int, int, int, int]
+"""Addresses of a, b, out and the epilogue's vector (0: none)."""
+
+
+def multiply(problem: Problem, places: Places, workspace: Callable[[int], int]) -> bool:
+    """Compute it on the current stream; `workspace(size)` gives the address of so much memory for it.
 
     False, and nothing has been done, where cuBLASLt is missing or has no such product.
     """
-    found = bindings()
-    kind = a.dtype.name
-    if found is None or b.dtype.name != kind or (kind, precision) not in COMPUTE:
+    if bindings() is None or (problem.dtype, problem.precision) not in COMPUTE:
         return False
-    places = (a.data.ptr, b.data.ptr, out.data.ptr, *(0 if v is None else v.data.ptr for v in (vector, extra)))
-    if places[3] % 16 or places[4] % 16 or (extra is not None and out.shape[1] % 8):
-        return False  # algorithms that read 16 bytes of a vector at a time do not say so; the other is documented
-    plan = _plan(
-        cupy.cuda.runtime.getDevice(), a.shape, b.shape, transposed, kind, out.dtype.name, epilogue, precision,
-        tuple(min(place & -place, 256) for place in places),
-    )  # fmt: skip
+    if places[3] % 16:
+        return False  # algorithms that read 16 bytes of a vector at a time do not say so
+    aligned = tuple(min(place & -place, 256) for place in places)
+    plan = _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
     if plan is None:
         return False
-    plan.run(*places)
+    plan.run(places, workspace)
     return True
 
 
 @lru_cache(maxsize=1024)
-def _plan(
-    device: int,
-    a: Pair,
-    b: Pair,
-    transposed: tuple[bool, bool],
-    kind: str,
-    result: str,
-    epilogue: str,
-    precision: str,
-    aligned: tuple[int, ...],
-) -> "Plan | None":
-    """How a product is computed of factors of such shapes, types and places; None where the library knows no way."""
-    plan = Plan(device, a, b, transposed, (kind, result), epilogue, COMPUTE[kind, precision])
+def _plan(device: int, problem: Problem, aligned: Places) -> "Plan | None":
+    """How a product is computed on memory aligned to so many bytes; None where the library knows no way."""
+    plan = Plan(device, problem)
     return plan if plan.find(aligned) else None
 
 
 class Plan:
     """Descriptors of one product, and the algorithm for it.  Places in memory are named anew at every call."""
 
-    def __init__(
-        self, device: int, a: Pair, b: Pair, transposed: tuple[bool, bool], kinds: tuple[str, str], epilogue: str,
-        compute: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, device: int, problem: Problem) -> None:
         self.lt, blas = bindings()  # type: ignore[misc]
-        self.device, self.epilogue = device, epilogue
-        of_a, of_b = transposed
-        real = "float64" if kinds[1] == "float64" else "float32"
-        self.factors = numpy.array([1.0, 0.0], real)  # alpha, beta
+        self.device, self.problem, p = device, problem, problem
+        real = "float64" if p.result == "float64" else "float32"
+        self.factors = numpy.array([1.0, float(p.accumulate)], real)  # alpha, beta
         self.alpha, self.beta = self.factors.ctypes.data, self.factors.ctypes.data + self.factors.itemsize
-        self.description = self.lt.matmul_desc_create(blas.ComputeType[compute], KINDS[real])
-        rows, columns = a[of_a], b[not of_b]
-        kind, result = (KINDS[k] for k in kinds)
-        # rows, columns and leading dimension of the columns' view: the row-major (p, q) is (q, p), q apart
+        self.description = self.lt.matmul_desc_create(blas.ComputeType[COMPUTE[p.dtype, p.precision]], KINDS[real])
+        a = (p.inner, p.rows) if p.a_transposed else (p.rows, p.inner)
+        b = (p.columns, p.inner) if p.b_transposed else (p.inner, p.columns)
+        # rows, columns and leading dimension of the columns' view: the row-major (p, q) is (q, p)
         self.layouts = [
-            self.lt.matrix_layout_create(of, shape[1], shape[0], shape[1])
-            for of, shape in ((kind, b), (kind, a), (result, (rows, columns)))
-        ]
+            self.lt.matrix_layout_create(KINDS[kind], shape[1], shape[0], stride)
+            for kind, shape, stride in (
+                (p.dtype, b, p.b_stride), (p.dtype, a, p.a_stride), (p.result, (p.rows, p.columns), p.columns),
+            )
+        ]  # fmt: skip
+        if p.stack > 1:
+            apart = p.b_stack_stride, p.a_stack_stride, p.rows * p.columns
+            for layout, stride in zip(self.layouts, apart, strict=True):
+                self.set_layout(layout, "BATCH_COUNT", p.stack)
+                self.set_layout(layout, "STRIDED_BATCH_OFFSET", stride)
         close = weakref.finalize(self, _destroy, self.lt, self.description, self.layouts)
         close.atexit = False  # the process ends with its device
         names = self.lt.MatmulDescAttribute
-        self.set(names.TRANSA, blas.Operation.T if of_b else blas.Operation.N)
-        self.set(names.TRANSB, blas.Operation.T if of_a else blas.Operation.N)
-        self.set(names.EPILOGUE, self.lt.Epilogue[epilogue])
-        if "AUX" in epilogue:
-            self.set(names.EPILOGUE_AUX_LD, columns)
-        self.pointers = numpy.zeros(2, numpy.int64)
-        self.pointers_at = self.pointers.ctypes.data
-        self.named = (int(names.BIAS_POINTER), int(names.EPILOGUE_AUX_POINTER))
+        self.set(names.TRANSA, blas.Operation.T if p.b_transposed else blas.Operation.N)
+        self.set(names.TRANSB, blas.Operation.T if p.a_transposed else blas.Operation.N)
+        self.set(names.EPILOGUE, self.lt.Epilogue[p.epilogue])
+        self.vector = numpy.zeros(1, numpy.int64)
+        self.vector_name, self.vector_at = int(names.BIAS_POINTER), self.vector.ctypes.data
         self.lock = threading.Lock()
 
     def set(self, attribute: Any, value: int) -> None:
@@ -168,17 +164,22 @@ class Plan:
         held = numpy.array([value], self.lt.get_matmul_desc_attribute_dtype(attribute))
         self.lt.matmul_desc_set_attribute(self.description, attribute, held.ctypes.data, held.nbytes)
 
-    def point(self, vector: int, extra: int) -> None:
-        """Name the places of what the epilogue reads or writes besides."""
-        for i, place in enumerate((vector, extra)):
-            if place:
-                self.pointers[i] = place
-                self.lt.matmul_desc_set_attribute(self.description, self.named[i], self.pointers_at + 8 * i, 8)
+    def set_layout(self, layout: int, name: str, value: int) -> None:
+        """Set an attribute of a matrix."""
+        attribute = self.lt.MatrixLayoutAttribute[name]
+        held = numpy.array([value], self.lt.get_matrix_layout_attribute_dtype(attribute))
+        self.lt.matrix_layout_set_attribute(layout, attribute, held.ctypes.data, held.nbytes)
 
-    def find(self, aligned: tuple[int, ...]) -> bool:
+    def point(self, vector: int) -> None:
+        """Name the place of the epilogue's vector."""
+        if vector:
+            self.vector[0] = vector
+            self.lt.matmul_desc_set_attribute(self.description, self.vector_name, self.vector_at, 8)
+
+    def find(self, aligned: Places) -> bool:
         """Ask the library's heuristic for the algorithm, for memory aligned to so many bytes; whether there is one."""
-        of_a, of_b, of_out, *others = aligned
-        self.point(*others)  # of these it reads the alignment from the address
+        of_a, of_b, of_out, of_vector = aligned
+        self.point(of_vector)  # whose alignment it reads from the address
         preference = self.lt.matmul_preference_create()
         names = self.lt.MatmulPreferenceAttribute
         try:
@@ -199,7 +200,7 @@ class Plan:
                 self.algorithm.ptr, count.ctypes.data,
             )  # fmt: skip
         except self.lt.cuBLASLtError as error:  # which is how it says that it knows none
-            logging.getLogger("bpnet").debug("cuBLASLt has no product with %s: %s", self.epilogue, error)
+            logging.getLogger("bpnet").debug("cuBLASLt has no product for %s: %s", self.problem, error)
             return False
         finally:
             self.lt.matmul_preference_destroy(preference)
@@ -208,15 +209,16 @@ class Plan:
         self.scratch = int(self.algorithm.workspace_size)
         return True
 
-    def run(self, a: int, b: int, out: int, vector: int, extra: int) -> None:
+    def run(self, places: Places, workspace: Callable[[int], int]) -> None:
         """Compute the product of what lies at these addresses, on the current stream."""
-        scratch = cupy.cuda.alloc(self.scratch)  # nothing, where that is 0
+        a, b, out, vector = places
+        scratch = workspace(self.scratch) if self.scratch else 0
         first, second, result = self.layouts
-        with self.lock:  # from the naming of the places until the call has read them
-            self.point(vector, extra)
+        with self.lock:  # from the naming of the vector's place until the call has read it
+            self.point(vector)
             self.lt.matmul(
                 _handle(self.device), self.description, self.alpha, b, first, a, second, self.beta, out, result, out,
-                result, self.algorithm.ptr, scratch.ptr, self.scratch, cupy.cuda.get_current_stream().ptr,
+                result, self.algorithm.ptr, scratch, self.scratch, cupy.cuda.get_current_stream().ptr,
             )  # fmt: skip
 
 
@@ -232,3 +234,9 @@ def _handle(device: int) -> int:
     lt, _ = bindings()  # type: ignore[misc]
     handle: int = lt.create()
     return handle
+
+
+def missing(precision: str, sizes: tuple[int, ...]) -> DeviceError:
+    """What to raise where a product can't be had in a precision that was asked for."""
+    rows, columns, inner = sizes
+    return DeviceError(f"cuBLASLt has no {precision} product of {rows} x {inner} x {columns}: use float32")

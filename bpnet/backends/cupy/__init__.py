@@ -1,0 +1,123 @@
+"""CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import array_api_compat.cupy as xp
+import cupy
+import cupyx.scipy.special
+import numpy
+
+from bpnet.backends.base import PRECISIONS, Array, Backend, Prefetcher, Specs, State
+from bpnet.backends.cupy import cublaslt
+from bpnet.backends.cupy.compiled import CapturedStep, Compiled
+from bpnet.backends.cupy.prefetch import PinnedPrefetcher
+from bpnet.backends.cupy.slots import fetch
+from bpnet.errors import DeviceError
+
+MAX_STEPS = 8
+"""Steps of one launch."""
+
+
+class CupyBackend(Backend):
+    name = "cupy"
+    drops_nan = True
+    """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
+    diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
+    max_steps_per_launch = MAX_STEPS
+
+    def get_device(self, number: int) -> Any:
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise no_device(error) from error
+        if number >= count:
+            raise DeviceError(f"there is no CUDA device {number}: CuPy finds {count}, numbered from 0")
+        return cupy.cuda.Device(number)
+
+    def from_host(self, value: Any, dtype: Any = None, device: Any = None) -> Array:
+        try:
+            with cupy.cuda.Device() if device is None else device:
+                return cupy.array(numpy.asarray(value, dtype=dtype))
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if "NoDevice" in str(error) or "InsufficientDriver" in str(error) or "InvalidDevice" in str(error):
+                raise no_device(error) from error
+            raise
+
+    def to_host(self, x: Array) -> Any:
+        return cupy.asnumpy(x)
+
+    def copy(self, x: Array) -> Array:
+        with x.device:
+            return x.copy()
+
+    def synchronise(self, x: Array) -> None:
+        x.device.synchronize()
+
+    def memory(self, x: Array) -> tuple[int, int] | None:
+        """What CuPy keeps for later arrays counts as free, and what it may not take as taken."""
+        with x.device:
+            (free, total), pool = x.device.mem_info, cupy.get_default_memory_pool()
+            free, limit = free + pool.free_bytes(), pool.get_limit()
+            return int(min(free, limit - pool.used_bytes()) if limit else free), int(total)
+
+    def precisions(self, device: Any) -> tuple[str, ...]:
+        """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
+        if not cublaslt.available():
+            return super().precisions(device)
+        device = cupy.cuda.Device() if device is None else device
+        return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
+
+    def fetch(self, scalars: Sequence[Array]) -> list[float]:
+        return fetch(scalars)
+
+    def bytes_requested(self, error: Exception) -> int | None:
+        return getattr(error, "_size", None)  # of cupy.cuda.memory.OutOfMemoryError, which says it in its text too
+
+    def prefetcher(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Prefetcher:
+        """Through memory that the device reads by itself, while it computes."""
+        return PinnedPrefetcher(specs, rows, batches)
+
+    def session(
+        self, threads: int | None = None, device: Any = None, work: float = 0.0
+    ) -> AbstractContextManager[None]:
+        """CuPy computes on the current device, so that of the data is made it."""
+        current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
+        return current
+
+    def erf(self, x: Array) -> Array:
+        return cupyx.scipy.special.erf(x)
+
+    # ---- how work is carried out --------------------------------------------------------------------------------
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+        """To kernels and products that are launched one by one, or, where a carry is given up, as a CUDA graph."""
+        return CapturedStep(function, self) if donate else Compiled(function, self)
+
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        assert isinstance(function, Compiled)
+        return f"cupy: {function.explain(args)}"
+
+    def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
+        assert isinstance(step, CapturedStep)
+        return step.advance(state, args, count)
+
+    def run_steps(
+        self, step: Callable[..., Any], state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Array] | None:
+        assert isinstance(step, CapturedStep)
+        return step.run_steps(state, shared, each)
+
+    def add_to(self, total: Array, part: Array) -> Array:
+        return cupy.add(total, part, out=total)
+
+
+def no_device(error: Exception) -> DeviceError:
+    return DeviceError(
+        f"CuPy finds no such CUDA device: {error}. Either there is no NVIDIA driver, or none as new as this CuPy "
+        "wants: nvidia-smi shows the CUDA version that it has, and the extra cuda12 or cuda13 brings a CuPy for that"
+    )
+
+
+BACKEND = CupyBackend(xp)

@@ -1,0 +1,391 @@
+"""Functions compiled for CUDA: their commands launched one by one, or captured as a graph and launched as one.
+
+What differs from step to step lies in device memory: the numbers (learning rate, bias correction, the step in the
+random key) are written there before each launch, and the loss goes where one of them says.  So a captured step gives
+the bits of the same step launched command by command.
+"""
+
+import contextlib
+import operator
+import warnings
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cupy
+import numpy
+
+from bpnet.backends.base import Array, State
+from bpnet.backends.cupy.program import ALIGNMENT, Program
+from bpnet.backends.cupy.slots import Losses, Numbers
+from bpnet.backends.interrupts import Calls, advance, uninterrupted
+from bpnet.backends.tracing import TracingBackend
+from bpnet.compiler.bfloat16 import round_factors
+from bpnet.compiler.build import build
+from bpnet.compiler.commands import FIRST, Call, Command, Product
+from bpnet.compiler.epilogues import with_epilogues
+from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.trace import NUMBER, trace
+from bpnet.errors import BpnetWarning
+
+MAX_PROGRAMS = 8
+"""Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
+MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
+"""Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
+SMALL = 2**20
+"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
+
+Tree = Any
+"""Tuples of tuples ... of arrays, numbers and None."""
+
+
+class Compiled:
+    """`function(backend, *args)` of trees of arrays and numbers, by a program for every kind of arguments."""
+
+    def __init__(self, function: Callable[..., Any], backend: Any, donates: bool = False) -> None:
+        self.function, self.backend, self.plain = function, backend, partial(function, backend)
+        self.donates = donates
+        self.programs: OrderedDict[Any, Traced | None] = OrderedDict()
+
+    def __call__(self, *args: Any) -> Any:
+        leaves = leaves_of(args)
+        found = self.find(args, leaves)
+        if found is None:
+            return self.plain(*args)
+        return found.run(leaves)
+
+    def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
+        """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
+        kind = (*known, *map(_kind, leaves[len(known) :]))
+        if kind in self.programs:
+            self.programs.move_to_end(kind)
+            return self.programs[kind]
+        try:
+            found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
+        except NotTraceableError as error:
+            found = None
+            self.say(f"is computed operation by operation, since it can't be compiled: {error}")
+        self.programs[kind] = found
+        if len(self.programs) > MAX_PROGRAMS:
+            self.programs.popitem(last=False)
+        return found
+
+    def explain(self, args: Sequence[Any]) -> str:
+        """What is done for arguments like these, command by command."""
+        found = self.find(args, leaves_of(args))
+        if found is None:
+            return "every operation as it stands, since it can't be compiled"
+        captured = "captured as a CUDA graph from the second call on" if self.donates else "launched one by one"
+        if found.calls:
+            captured = "launched one by one, since not all can be captured"
+        return f"{len(found.commands.commands)} commands, {captured}\n\n{found.commands}"
+
+    def say(self, what: str) -> None:
+        """Tell the user once."""
+        if not getattr(self, "said", False):
+            self.said = True
+            warnings.warn(f"{'a training step' if self.donates else 'a prediction'} {what}", BpnetWarning, stacklevel=2)
+
+
+class Traced:
+    """The program of a function for arguments of one kind."""
+
+    def __init__(
+        self, function: Callable[..., Any], backend: Any, args: Sequence[Any], leaves: list[Any], donates: bool
+    ) -> None:
+        form: list[Any] = []
+
+        def flat(graph: Any, symbols: list[Any]) -> list[Any]:
+            tracing = TracingBackend(graph, lambda rows, _: [(0, rows)], backend)
+            result = function(tracing, *rebuilt(args, iter(symbols)))
+            form.extend((result, tracing.precision))
+            return leaves_of(result) if isinstance(result, tuple) else [result]
+
+        arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
+        self.donated = len(leaves_of(args[0])) if donates else 0
+        commands = build(trace(flat, arguments), self.donated, ALIGNMENT)
+        self.form, precision = form
+        if precision == "bfloat16":
+            commands = round_factors(commands, ALIGNMENT)
+        elif precision == "tf32":
+            commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
+        commands = replace(commands, commands=with_epilogues(commands.commands))
+        self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
+        loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
+        if donates and (loss is None or len(self.new) != 1):
+            raise NotTraceableError("a step gives more than its carry and a loss")
+        self.commands, self.loss = commands, loss
+        self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
+        self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
+        # whether there is anything that is not compiled, and so can't be captured either
+        self.calls = any(isinstance(c, Call) for c in commands.commands)
+        self.scalars = [i for i, a in enumerate(arguments) if a == NUMBER]
+        names = ", ".join(f"v{i}" for i in self.scalars)
+        self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
+            f"lambda {names}: ({''.join(f'{text}, ' for text in commands.numbers)})"
+        )
+        self.rings: dict[int, Numbers] = {}
+        self.graphs: OrderedDict[Any, Graph] = OrderedDict()
+        self.recent: deque[Any] = deque(maxlen=2 * RECENT)
+        """Where arguments of calls without a graph lay."""
+        self.last: dict[int, list[int | None]] = {}
+        """Where those of the last call of so many steps lay."""
+        self.captures_left = MAX_CAPTURES
+        weakref.finalize(self, _retire, self.rings).atexit = False
+
+    def ring(self, count: int) -> Numbers:
+        """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
+        if count not in self.rings:
+            self.rings[count] = Numbers(("d" * len(self.commands.numbers) + "q") * count)
+        return self.rings[count]
+
+    def graph(self, arrays: Sequence[Array], count: int, step: "CapturedStep") -> "Graph | None":
+        """The graph of `count` steps on these arrays; None: none yet.
+
+        One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
+        but small ones: the others are copied to it.
+        """
+        if self.calls:
+            return None
+        places = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
+        loose = [p if a.nbytes > SMALL else None for p, a in zip(places, arrays, strict=True)]
+        last, self.last[count] = self.last.get(count), places
+        steady = [large or (p if p == q else None) for large, p, q in zip(loose, places, last or loose, strict=True)]
+        keys = [(count, *key) for key in (places, steady, loose)]
+        for key in keys:
+            if key in self.graphs:
+                self.graphs.move_to_end(key)
+                return self.graphs[key]
+        seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
+        for key, may in zip(keys, (more and keys[0] in self.recent, more and seen, seen), strict=True):
+            if may and self.captures_left:
+                buffers = {
+                    i: cupy.empty(a.shape, a.dtype)
+                    for i, (a, place) in enumerate(zip(arrays, key[1:], strict=True)) if place is None
+                }  # fmt: skip
+                self.captures_left -= 1
+                made = step.capture(self, [buffers.get(i, a) for i, a in enumerate(arrays)], count)
+                if made is None:
+                    return None
+                self.graphs[key] = Graph(made, buffers)
+                if len(self.graphs) > MAX_GRAPHS:
+                    self.graphs.popitem(last=False)
+                return self.graphs[key]
+        self.recent.extend((keys[0], keys[2]))
+        return None
+
+    def values(self, leaves: Sequence[Any]) -> list[float]:
+        """The numbers that the commands read."""
+        self.program.values = values = [*map(float, self.numbers(*[leaves[i] for i in self.scalars]))]
+        return values
+
+    def run(self, leaves: Sequence[Any]) -> Any:
+        """Launch the commands one by one; results are new arrays."""
+        arrays = [_contiguous(leaves[i]) for i in self.arrays]
+        results = [cupy.empty(r.shape, r.dtype) for r in self.new]
+        numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+        memories = self.program.memories(self.program.new_arena(), arrays, results)
+        for calls in self.program.calls(memories, numbers.data.ptr):
+            uninterrupted(calls)
+        self.program.workspaces.clear()  # whose memory is used again once all is done
+        made = {r.memory: a for r, a in zip(self.new, results, strict=True)}
+        given = {FIRST + k: leaves[i] for k, i in enumerate(self.arrays)}
+        found = iter([None if r is None else (made | given)[r.memory] for r in self.commands.results])
+        return rebuilt(self.form, found) if isinstance(self.form, tuple) else next(found)
+
+
+class CapturedStep(Compiled):
+    """step(carry, *arguments) -> carry, loss, as a graph; the carry that is passed in is given up.
+
+    Of every kind of arguments the first call is launched command by command.  Arguments that come from where others
+    came from before are read there, by a graph of their own; small ones that don't are copied to where a graph reads
+    them; and where large ones never come from the same place, every command is launched by itself.  Numbers may differ
+    from call to call, and change nothing but values.
+
+    The carry stays in the memory in which it first came, and one from elsewhere is copied there.  All is launched on
+    CuPy's current stream.
+    """
+
+    def __init__(self, function: Callable[..., Any], backend: Any) -> None:
+        super().__init__(function, backend, donates=True)
+        self.captures = True
+        """Whether steps are captured, as far as is known."""
+        self.carry: Any = None
+        self.leaves: list[Array] = []
+        """The arrays of the carry."""
+        self.kind: list[Any] = []
+        """And of what kind they are."""
+        self.losses: Losses
+        self.launched: int | None = None
+        """The stream of the last call."""
+        self.stream: Any = None
+        """The one that captures."""
+
+    def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
+        state = State(carry, 0)
+        value = self.advance(state, args, 0)
+        return state.now[0], value
+
+    def advance(self, state: State, args: Sequence[Any], count: int) -> Array:
+        """See `Backend.advance`."""
+        try:
+            values = self._steps(state, args, [()], count)
+        except MemoryError:
+            self.programs.clear()  # so that others may fit
+            raise
+        return advance(self.plain, state, count, state.now[0], *args) if values is None else values[0]
+
+    def run_steps(self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]]) -> list[Array] | None:
+        """The steps step(carry, *shared, *own) by one launch, each on its equal part of the last of `shared`.
+
+        None, and nothing done, where they have no graph, as at the first call of a kind, or where memory runs out: the
+        caller then does them one by one, and learns which of them fails.
+        """
+        try:
+            return self._steps(state, shared, each, state.now[1] + len(each))
+        except MemoryError:
+            return None
+
+    def _steps(
+        self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]], count: int
+    ) -> list[Array] | None:
+        """One step or several, after which there have been `count`; None where they can't be done like this."""
+        carry = state.now[0]
+        self._follow_stream()
+        self._keep(carry)
+        parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
+        leaves = [[*self.leaves, *leaves_of(args)] for args in parts]
+        found = self.find((carry, *parts[0]), leaves[0], self.kind)
+        if found is None:
+            return None
+        arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
+        arrays[-1:] = shared[-1:] if len(each) > 1 else arrays[-1:]
+        graph = found.graph(arrays, len(each), self) if self.captures else None
+        if graph is None and len(each) > 1:
+            return None
+        values, addresses = zip(*[self.losses.next() for _ in each], strict=True)
+        ring = found.ring(len(each))
+        numbers: list[float] = []
+        for some, address in zip(leaves, addresses, strict=True):
+            numbers += [*found.values(some), address]
+        if graph is not None:
+            graph.stage(arrays)
+            ring.write(numbers)
+            calls: Calls = ((graph.graph.launch,),)
+        else:
+            ring.write(numbers)
+            memories = found.program.memories(found.program.arena, [*self.leaves, *map(_contiguous, arrays)])
+            computing, calls = found.program.calls(memories, ring.address)
+            uninterrupted(computing)
+        uninterrupted([*calls, (setattr, state, "now", (self.carry, count))])
+        return list(values)
+
+    def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Any:
+        """The graph of so many steps on these arrays, which does not run yet; None where there can be none."""
+        if self.stream is None:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+        ring, size = found.ring(count), len(found.commands.numbers) + 1
+        with self.stream:
+            self.stream.begin_capture()
+            try:
+                for i, part in enumerate(_parted(arrays, count)):
+                    memories = found.program.memories(found.program.arena, [*self.leaves, *part])
+                    for calls in found.program.calls(memories, ring.address + 8 * size * i):
+                        uninterrupted(calls)
+            except BaseException as error:
+                with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
+                    self.stream.end_capture()
+                if not isinstance(error, Exception) or isinstance(error, MemoryError):
+                    raise
+                self.captures = False
+                self.say(f"is launched command by command, since it can't be captured: {error}")
+                return None
+            return self.stream.end_capture()
+
+    def _follow_stream(self) -> None:
+        """Where the caller changes the stream, wait: memory is used again in the order of one."""
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream != self.launched:
+            if self.launched is not None:
+                cupy.cuda.Device().synchronize()
+            self.launched = stream
+
+    def _keep(self, carry: Any) -> None:
+        """Keep the carry, or where there is one copy it there."""
+        if carry is self.carry:
+            return
+        leaves = leaves_of(carry)
+        if [(a.shape, a.dtype) for a in leaves] != [(a.shape, a.dtype) for a in self.leaves]:
+            self.carry, self.leaves, self.losses = carry, leaves, Losses(leaves[0].dtype)
+            self.kind = [*map(_kind, leaves)]
+            self.programs.clear()
+        else:
+            pairs = zip(self.leaves, leaves, strict=True)
+            uninterrupted((operator.setitem, mine, ..., given) for mine, given in pairs if given is not mine)
+
+
+class Graph:
+    """A captured graph, and the buffers to which it wants some of its arguments copied, by their numbers."""
+
+    def __init__(self, graph: Any, buffers: dict[int, Array]) -> None:
+        self.graph, self.buffers = graph, buffers
+
+    def stage(self, arrays: Sequence[Array]) -> None:
+        """Copy what is not read where it lies."""
+        for i, buffer in self.buffers.items():
+            if arrays[i].flags.c_contiguous:
+                buffer.data.copy_from_device_async(arrays[i].data, buffer.nbytes)
+            else:
+                buffer[...] = arrays[i]
+
+
+def leaves_of(tree: Tree) -> list[Any]:
+    """What a tree holds, in order."""
+    found: list[Any] = []
+    for part in tree:
+        found += leaves_of(part) if isinstance(part, tuple) else (part,)
+    return found
+
+
+def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """A tree of the same form with the next of `leaves` in the place of each."""
+    return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
+
+
+def _retire(rings: dict[int, Numbers]) -> None:
+    """Keep what a copy may still be under way from."""
+    Numbers.retired.extend(rings.values())
+
+
+def _kind(a: Any) -> Any:
+    if isinstance(a, cupy.ndarray):
+        return a.shape, a.dtype, a.data.device_id
+    return type(a)
+
+
+def _argument(a: Any) -> Any:
+    if a is None:
+        return None
+    if type(a) in (int, float):
+        return NUMBER
+    raise NotTraceableError(f"{a!r} is passed in")
+
+
+def _in_tf32(command: Command) -> Command:
+    return replace(command, precision="tf32") if isinstance(command, Product) else command
+
+
+def _parted(arguments: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """The arguments of each of `count` steps: all share them, but for its equal part of the last."""
+    if count == 1:
+        return [arguments]
+    *shared, rows = arguments
+    size = rows.shape[0] // count
+    return [(*shared, rows[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def _contiguous(a: Array) -> Array:
+    return a if a.flags.c_contiguous else cupy.ascontiguousarray(a)

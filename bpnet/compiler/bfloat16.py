@@ -1,0 +1,223 @@
+"""Products of factors rounded to bfloat16: where the rounded factors lie, and what else need not be stored in float32.
+
+A kernel that stores a factor stores it rounded; what products alone read is then stored in no other form.  Comparisons
+with 0 read the rounded form too, which has the same sign, but for numbers below 2**-133, which become 0.  Everything
+else reads float32, so what a network adds up from layer to layer keeps its digits.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product
+from bpnet.compiler.epilogues import Span, epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.memory import free_offset
+from bpnet.compiler.ops import COMPARISONS
+
+STORE = "store:bfloat16"
+"""The kind of a kernel's result that is stored so."""
+
+
+def round_factors(commands: CommandList, alignment: int = 256) -> CommandList:
+    """The same commands with products in bfloat16, whose sums and results are float32."""
+    pass_ = _Rounding(commands)
+    for command in commands.commands:
+        pass_.add(command)
+    pass_.drop_unread()
+    pass_.round_biases()
+    return pass_.result(alignment)
+
+
+class _Rounding:
+    """`made` are the commands so far; rounded copies lie in memories of their own, numbered below 0, until the end."""
+
+    def __init__(self, commands: CommandList) -> None:
+        self.commands = commands
+        self.made: list[Command] = []
+        self.copies: dict[Span, Place] = {}
+        """Where the rounded form of a span of float32 lies, until that is written to."""
+        self.whole_copies: dict[int, Place] = {}
+        """Those of whole arguments, by their memory."""
+        self.sizes: list[int] = []
+        """Bytes of each copy."""
+        needed: dict[int, set[int]] = {}
+        for command in commands.commands:
+            if isinstance(command, Product):
+                for matrix in (command.a, command.b):
+                    needed.setdefault(matrix.place.memory, set()).add(matrix.place.offset)
+        self.whole = {
+            a.memory: 4 * _size(a.shape)
+            for a in commands.arguments
+            if a is not None and all(offset % 32 == 0 for offset in needed.get(a.memory, {1}))
+        }
+        """Bytes of the arguments that are rounded as a whole, since all factors in them then begin at 16 bytes."""
+
+    def add(self, command: Command) -> None:
+        if isinstance(command, Product):
+            a = self.rounded(command.a, command.rows, command.inner)
+            b = self.rounded(command.b, command.inner, command.columns)
+            command = replace(command, a=a, b=b, precision="bfloat16")
+        elif isinstance(command, Fused):
+            command = self.comparing(command)
+        for span in spans_written(command):
+            self.copies = {other: place for other, place in self.copies.items() if not overlap(other, span)}
+        self.made.append(command)
+
+    def rounded(self, matrix: Matrix, rows: int, columns: int) -> Matrix:
+        """The same factor in its rounded form, which is made where there is none."""
+        place = self.copy_of((matrix.place.memory, matrix.place.offset, matrix.place.offset + 4 * rows * columns))
+        return replace(matrix, place=place)
+
+    def copy_of(self, span: Span) -> Place:
+        """Where the rounded form of a span lies."""
+        memory, start, stop = span
+        if memory in self.whole:
+            whole = self.copies.get((memory, 0, self.whole[memory])) or self.copy_of_whole(memory)
+            return Place(whole.memory, start // 2)
+        if span not in self.copies:
+            self.copies[span] = place = self.new((stop - start) // 2)
+            if not self.store_with_producer(span, place):
+                self.made.append(_rounding(Place(memory, start), place, (stop - start) // 4))
+        return self.copies[span]
+
+    def copy_of_whole(self, memory: int) -> Place:
+        size = self.whole[memory]
+        place = self.copies[memory, 0, size] = self.whole_copies[memory] = self.new(size // 2)
+        self.made.append(_rounding(Place(memory, 0), place, size // 4))
+        return place
+
+    def new(self, size: int) -> Place:
+        self.sizes.append(size)
+        return Place(-len(self.sizes), 0)
+
+    def store_with_producer(self, span: Span, place: Place) -> bool:
+        """Have the kernel that stores a span store it rounded, too; False where no kernel does."""
+        for i in range(len(self.made) - 1, -1, -1):
+            command = self.made[i]
+            written = spans_written(command)
+            if any(overlap(span, other) for other in written):
+                if not isinstance(command, Fused) or span not in written:
+                    return False
+                kind, reference, phase, layout = command.kernel.results[written.index(span)]
+                if kind != "store" or layout != "full":
+                    return False
+                results = (*command.kernel.results, (STORE, reference, phase, layout))
+                kernel = replace(command.kernel, results=results)
+                self.made[i] = replace(command, kernel=kernel, results=(*command.results, place))
+                return True
+        return False
+
+    def comparing(self, command: Fused) -> Fused:
+        """The kernel, which reads rounded what it only compares with 0."""
+        kernel = command.kernel
+        operands, places = list(kernel.operands), list(command.operands)
+        for i, span in enumerate(spans_read(command)):
+            if span in self.copies and _only_compared(kernel, i):
+                operands[i], places[i] = (operands[i][0], "bfloat16"), self.copies[span]
+        return replace(command, kernel=replace(kernel, operands=tuple(operands)), operands=tuple(places))
+
+    def drop_unread(self) -> None:
+        """Take out results in float32 that nobody reads."""
+        for i, command in enumerate(self.made):
+            if not isinstance(command, Fused):
+                continue
+            spans, kinds = spans_written(command), [kind for kind, *_ in command.kernel.results]
+            kept = [
+                n
+                for n, (span, kind) in enumerate(zip(spans, kinds, strict=True))
+                if kind != "store" or span[0] != ARENA or self.is_read(span, i)
+            ]
+            if 0 < len(kept) < len(command.results):
+                kernel = replace(command.kernel, results=tuple(command.kernel.results[n] for n in kept))
+                self.made[i] = replace(command, kernel=kernel, results=tuple(command.results[n] for n in kept))
+
+    def is_read(self, span: Span, at: int) -> bool:
+        """Whether a span that a command writes is read by it (in a later phase) or a later one."""
+        if any(overlap(span, other) for other in spans_read(self.made[at])):
+            return True
+        for command in self.made[at + 1 :]:
+            if any(overlap(span, other) for other in spans_read(command)):
+                return True
+            if span in spans_written(command):
+                return False
+        return False
+
+    def round_biases(self) -> None:
+        """Epilogues whose result is rounded take their bias in the same form."""
+        before, self.made = self.made, []
+        for command in before:
+            rounds = isinstance(command, Fused) and [r[0] for r in command.kernel.results] == [STORE]
+            if rounds and isinstance(command, Fused) and (epilogue_name(command.kernel) or "").endswith("BIAS"):
+                kernel = command.kernel
+                operands = kernel.operands[0], ("per_column", "bfloat16")
+                place = self.bias(command)
+                command = replace(
+                    command, kernel=replace(kernel, operands=operands), operands=(command.operands[0], place)
+                )
+            self.made.append(command)
+
+    def bias(self, command: Fused) -> Place:
+        memory, offset = command.operands[1].memory, command.operands[1].offset
+        if memory in self.whole_copies and offset % 32 == 0:
+            return Place(self.whole_copies[memory].memory, offset // 2)
+        place = self.new(2 * command.columns)
+        self.made.append(_rounding(command.operands[1], place, command.columns))
+        return place
+
+    def result(self, alignment: int) -> CommandList:
+        """The commands, with the copies put behind the arena, where their memory is used again."""
+        lives: dict[int, list[int]] = {}
+        for i, command in enumerate(self.made):
+            for memory, *_ in (*spans_read(command), *spans_written(command)):
+                if memory < 0:
+                    lives.setdefault(memory, []).append(i)
+        start = -(-self.commands.arena // alignment) * alignment
+        taken: list[set[tuple[int, int]]] = [set() for _ in self.made]
+        offsets, arena = {}, start
+        for memory, numbers in lives.items():
+            size = -(-self.sizes[-memory - 1] // alignment) * alignment
+            meanwhile = taken[min(numbers) : max(numbers) + 1]
+            offset = free_offset(size, set().union(*meanwhile))
+            for some in meanwhile:
+                some.add((offset, offset + size))
+            offsets[memory], arena = start + offset, max(arena, start + offset + size)
+        made = tuple(_moved(command, offsets) for command in self.made)
+        return replace(self.commands, commands=made, arena=arena)
+
+
+def _rounding(source: Place, target: Place, size: int) -> Fused:
+    operand = (("full", "float32"),)
+    kernel = FusedKernel("float32", operand, 0, 0, (), ((STORE, ("operand", 0), 0, "full"),))
+    return Fused(kernel, 1, size, (source,), (), (), (), (target,))
+
+
+def _only_compared(kernel: FusedKernel, operand: int) -> bool:
+    """Whether all that a kernel does with an operand is to compare it with 0."""
+    reference = ("operand", operand)
+    if any(result[1] == reference for result in kernel.results):
+        return False
+    uses = [e for e in kernel.expressions if reference in e[3:]]
+    return bool(uses) and all(e[0] in COMPARISONS and ("literal", 0.0) in e[3:] for e in uses)
+
+
+def _moved(command: Command, offsets: dict[int, int]) -> Command:
+    """The command with copies at their places in the arena."""
+
+    def at(place: Place) -> Place:
+        return Place(ARENA, offsets[place.memory] + place.offset) if place.memory < 0 else place
+
+    def all_at(places: Sequence[Place]) -> Iterator[Place]:
+        return map(at, places)
+
+    if isinstance(command, Fused):
+        return replace(command, operands=tuple(all_at(command.operands)), results=tuple(all_at(command.results)))
+    if isinstance(command, Product):
+        a, b = (replace(m, place=at(m.place)) for m in (command.a, command.b))
+        return replace(command, a=a, b=b)
+    return command
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

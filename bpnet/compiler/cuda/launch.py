@@ -1,0 +1,90 @@
+"""How many threads run a fused kernel, and how much memory their partial sums take."""
+
+from dataclasses import dataclass
+
+from bpnet.compiler.commands import Fused, FusedKernel
+
+THREADS = 256
+"""Threads of a block."""
+MAX_BLOCKS = 2048
+"""Blocks of a launch, some 16 for each multiprocessor of a large device; each thread goes on to further elements."""
+MAX_SUMMING = 1024
+"""The same of a launch that sums: as many as such a device runs at a time."""
+MAX_PARTIAL_ROWS = 256
+"""Blocks, one below the other, that sum the same columns: the last one adds up what all of them found."""
+MAX_PARTIAL = 65536
+"""Elements that the last block adds up, where one does so for all columns."""
+MIN_ROWS = 16
+"""Rows that a thread sums, where there are as many: fewer would leave more to the last block."""
+SERIAL_ROWS = 64
+"""Rows that a block adds up one after the other where its columns do not fit into registers."""
+
+TYPES = {"float32": "float", "float64": "double"}
+"""The types that kernels compute in, as C++ calls them."""
+STORED = TYPES | {"int32": "int", "int64": "long long", "bool": "bool", "bfloat16": "bfloat16"}
+"""The types of elements in memory; a bfloat16 is the upper half of a float."""
+BYTES = {"float": 4, "double": 8, "int": 4, "long long": 8, "bool": 1, "bfloat16": 2}
+
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+"""(blocks along x, along y), (threads along x, along y)."""
+
+
+def form_of(kernel: FusedKernel) -> str:
+    """Which of the three loops serves a kernel."""
+    return "rows" if kernel.reduces_rows else "columns" if kernel.reduces_columns else "map"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a command is launched: blocks and threads, elements of scratch memory, tickets, and what is left to sum.
+
+    `partial_rows`, where it is not 0: the column-wise sums are left as matrices of so many rows in scratch memory.
+    """
+
+    sizes: Sizes
+    scratch: int
+    tickets: int
+    partial_rows: int = 0
+
+
+def width_of(kernel: FusedKernel) -> int:
+    """Elements of 16 bytes, of the type that a kernel computes in."""
+    return 16 // BYTES[TYPES[kernel.dtype]]
+
+
+def launch_of(command: Fused, width: int) -> Launch:
+    """How many threads run a command, which takes `width` elements at a time."""
+    kernel, rows, columns = command.kernel, command.rows, command.columns
+    form, sums = form_of(kernel), sum(kind == "column_sum" for kind, *_ in kernel.results)
+    full = sum(kind.startswith("full_") for kind, *_ in kernel.results)
+    across = -(-columns // width)
+    if form == "map":
+        threads = min(THREADS, _power(across))
+        down, most = THREADS // threads, MAX_SUMMING if full else MAX_BLOCKS
+        x = min(-(-across // threads), most)
+        y = min(-(-rows // down), max(most // x, 1))
+        return Launch(((x, y), (threads, down)), full * x * y, 1)
+    if form == "columns":
+        threads = min(32, _power(across))
+        down, x = THREADS // threads, -(-across // threads)
+        y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
+        return Launch(((x, y), (threads, down)), sums * y * columns + full * x * y, 1 + x)
+    threads = min(THREADS, _power(across))
+    down = THREADS // threads
+    x = min(-(-rows // down), MAX_SUMMING)
+    if sums and spreads(kernel, columns, width):
+        x = max(x, -(-rows // SERIAL_ROWS))
+        return Launch(((x, 1), (threads, down)), sums * x * columns + full * x, 2, x)
+    if sums:
+        x = min(x, max(MAX_PARTIAL // columns, 64))
+    return Launch(((x, 1), (threads, down)), sums * x * columns + full * x, 2)
+
+
+def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
+    """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
+    return kernel.reduces_rows and kernel.reduces_columns and columns > THREADS * width
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,342 @@
+"""Fused kernels as CUDA C++: run on the host they give what NumPy gives, and NVIDIA's compiler takes them.
+
+Neither needs a device.  On the host the threads of a block take turns between barriers, one block after the other, on
+real memory.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_on_host import by_nvrtc, compiled
+from fake_cupy import World, check_launch, raw
+from test_activations import ACTIVATIONS as CASES
+from test_activations import Case, check_far_out, exact
+from test_sums import error
+
+import bpnet as bp
+from bpnet.compiler.commands import Fused, FusedKernel, Place
+from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, width_of
+
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+SHAPES = [(1, 1), (1, 1203), (37, 24), (700, 4), (5, 3), (130, 10), (3, 2000), (40, 1040)]
+"""One entry, one long row, and rows around what a thread, a warp and a block take; the last two spread."""
+
+Function = Callable[..., Any]
+
+
+def elementwise(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    xp = b.xp
+    t = xp.maximum((x + c) * r + s * v, -0.5) * 0.3
+    return t, xp.where(t > x, xp.abs(t), xp.sign(x) / (2.0 - xp.minimum(t, 1.0)))
+
+
+def full_sums(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    xp = b.xp
+    t = (x + c) * r
+    return t, xp.sum(t), xp.max(t * s), xp.min(t - v)
+
+
+def column_sums(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    xp = b.xp
+    t = (x + c) * r
+    return xp.sum(t, axis=0), t * s, xp.sum(x * v, axis=0), xp.sum(t * t)
+
+
+def row_sums(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    xp = b.xp
+    z = x + c
+    e = xp.exp(z - xp.max(z, axis=1, keepdims=True))
+    total = xp.sum(e, axis=1, keepdims=True)
+    return e / total * s, xp.log(total) * v, xp.min(z * r, axis=1), xp.max(total), xp.sum(x, axis=1)
+
+
+def row_and_column_sums(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    xp = b.xp
+    z = x * c
+    d = z - xp.mean(z, axis=1, keepdims=True)
+    d = d / xp.sqrt(xp.mean(d * d, axis=1, keepdims=True) + 0.25) * r
+    return d, xp.sum(d, axis=0), xp.sum(x * d, axis=0) * s, xp.sum(d * d) * v
+
+
+def rows_that_are_stored(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Values of rows that later phases read, though they are stored too."""
+    xp = b.xp
+    e = xp.exp(xp.mean(x + c, axis=1, keepdims=True))
+    t = xp.mean(x * e * r, axis=1, keepdims=True)
+    y = xp.exp(x - t)
+    return t * e + x, e * s, xp.sum(y * v, axis=1), y + e
+
+
+FORMS = {
+    f.__name__: f for f in (elementwise, full_sums, column_sums, row_sums, row_and_column_sums, rows_that_are_stored)
+}
+
+
+def operands(shape: tuple[int, int], dtype: str, seed: int = 0) -> list[Any]:
+    """A matrix, a row, a column, and a scalar array, of such numbers; and a number."""
+    rng = np.random.default_rng(seed)
+    sizes = (shape, (1, shape[1]), (shape[0], 1), ())
+    return [*(rng.standard_normal(size).astype(dtype) for size in sizes), 0.7]
+
+
+def shifted(world: World, a: Any) -> Any:
+    """The array where only its elements are aligned, so that they are taken one by one."""
+    flat = world.array(np.concatenate([np.zeros(1, a.dtype), a.ravel()]))
+    return flat[1:].reshape(a.shape)
+
+
+def ran(world: World, function: Function, arguments: Sequence[Any], wide: bool = True) -> tuple[list[Any], list[Any]]:
+    """What a function gives on the stand-in for a device, and its commands."""
+    step = world.seam.compile(function)
+    place = world.array if wide else lambda a: shifted(world, a)
+    given = [place(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    found = step(*given)
+    (traced,) = step.programs.values()
+    results = [world.cupy.asnumpy(a) for a in (found if isinstance(found, tuple) else (found,))]
+    assert not raw(traced.program.tickets).any(), "the next launch would not know its last block"
+    for a, g in zip(arguments, given, strict=True):
+        assert g is a or np.array_equal(raw(g), a, equal_nan=True), "an argument was written to"
+    world.check_bounds()
+    return results, list(traced.commands.commands)
+
+
+def by_numpy(function: Function, arguments: Sequence[Any]) -> list[Any]:
+    """The same in double precision by NumPy."""
+    real = [a.astype("float64") if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in arguments]
+    with np.errstate(all="ignore"):
+        found = function(bp.backends.Backend(bp.backends.get("numpy").xp), *real)
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def near(found: Sequence[Any], expected: Sequence[Any], dtype: str, units: float = 200.0) -> None:
+    eps = float(np.finfo(dtype).eps)
+    for f, e in zip(found, expected, strict=True):
+        assert (f.dtype, f.shape) == (dtype, np.shape(e))
+        np.testing.assert_allclose(f, e, rtol=units * eps, atol=units * eps * float(np.max(np.abs(e), initial=1.0)))
+
+
+@DTYPES
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FORMS)
+def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dtype: str, world: World) -> None:
+    arguments = operands(shape, dtype)
+    found, commands = ran(world, FORMS[name], arguments, wide)
+    near(found, by_numpy(FORMS[name], arguments), dtype)
+    forms = {"elementwise": "map", "full_sums": "map", "column_sums": "columns"}
+    if min(shape) > 1:  # or else these are sums of everything
+        assert forms.get(name, "rows") in {form_of(c.kernel) for c in commands}
+    if name in forms:
+        assert len(commands) == 1
+    for code in world.codes:
+        compiled(code)
+
+
+def test_every_variant_was_among_them(world: World) -> None:
+    """Wide and plain kernels, and such as leave sums of long rows to another."""
+    seen = []
+    for shape in SHAPES:
+        for wide in (True, False):
+            ran(world, row_and_column_sums, operands(shape, "float32"), wide)
+            seen.append({code for code in world.codes if "scratch[(0 * gridDim.x" in code})
+    assert any(seen)
+    assert {width for code in world.codes for width in re.findall(r"load<(\d)>", code)} == {"1", "4"}
+
+
+@pytest.mark.parametrize("labels", ["int32", "int64"])
+@pytest.mark.parametrize("shape", [(1, 2), (300, 10), (70, 33), (5, 1000), (4, 3000)])
+@DTYPES
+def test_labels_are_compared_with_positions(dtype: str, shape: tuple[int, int], labels: str, world: World) -> None:
+    """Those of no class are none; the first of the largest entries is that which counts."""
+    rng = np.random.default_rng(1)
+    z = (30.0 * rng.standard_normal(shape)).astype(dtype)
+    z[-1, :] = 1e4
+    y = rng.integers(-1, shape[1] + 1, shape[0]).astype(labels)
+    cross_entropy = bp.CrossEntropy()
+
+    def function(b: Any, z: Any, y: Any) -> Any:
+        return (*cross_entropy(bp.Run(b), z, y, None, 7.0), cross_entropy.correct(bp.Run(b), z, y))
+
+    found, commands = ran(world, function, [z, y])
+    expected = by_numpy(function, [z, y])
+    near(found[:2], expected[:2], dtype)
+    np.testing.assert_array_equal(found[2], expected[2])
+    assert any(form_of(c.kernel) == "rows" for c in commands)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(("shape", "number"), [((50, 32), 7), ((16, 7), 2**32 + 5), ((1, 3), 0)])
+@DTYPES
+def test_masks_have_the_bits_of_the_definition(
+    dtype: str, shape: tuple[int, int], number: int, wide: bool, world: World
+) -> None:
+    """Whether a part of the key is known beforehand, or changes from call to call."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    def both(b: Any, x: Any, number: Any) -> Any:
+        masks = [b.keep_mask(key, shape, 0.7, x.dtype, "cpu") for key in ((3, number, 0, 77), (3, 12), (2**31 + 3,))]
+        return tuple(x * mask for mask in masks)
+
+    found, _ = ran(world, both, [x, number], wide)
+    for f, mask in zip(found, by_numpy(both, [np.ones_like(x), number]), strict=True):
+        np.testing.assert_array_equal(f, x * mask.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5), (2, 1300), (300, 8)])
+@DTYPES
+def test_what_is_not_finite_is_handed_on(dtype: str, shape: tuple[int, int], world: World) -> None:
+    """NaN by maximum, minimum and all reductions; and a sum with an infinity is that, not NaN."""
+    rows, columns = shape
+
+    def function(b: Any, x: Any) -> Any:
+        xp = b.xp
+        few = xp.maximum(x, 0.0), xp.minimum(0.0, x), xp.maximum(0.5, x)
+        along = [r(x, axis=1) for r in (xp.sum, xp.max, xp.min)]
+        return (*few, xp.sum(x, axis=0), *along, xp.sum(x), xp.max(x), xp.min(x))
+
+    for values in ((np.nan,), (np.inf,), (-np.inf,), (np.inf, -np.inf), (np.nan, 1.0)):
+        x = np.ones(shape, dtype)
+        x[rows // 2, : len(values)] = values
+        x[0, columns - 1] = values[0]
+        found, _ = ran(world, function, [x])
+        for f, e in zip(found, by_numpy(function, [x]), strict=True):
+            np.testing.assert_array_equal(f, e)
+
+
+@pytest.mark.parametrize("kind", ["equal", "random", "alternating"])
+@pytest.mark.parametrize("shape", [(100_000, 1), (30_000, 3), (2_000, 70), (7, 40_000), (1, 30_000), (4_000, 1_040)])
+def test_sums_of_many_are_as_good_as_pairwise(shape: tuple[int, int], kind: str, world: World) -> None:
+    """Column-wise, row-wise, full, and column-wise beside row-wise."""
+    x = np.full(shape, 0.1, np.float32)  # all of whose roundings go the same way
+    if kind != "equal":
+        x = (1.0 + np.random.default_rng(0).random(shape)).astype(np.float32)
+    if kind == "alternating":
+        x[1::2] *= -1.0
+    if kind != "equal" and x.size > 10**6:
+        pytest.skip("one kind of numbers shows that they are good")
+
+    def apart(b: Any, x: Any) -> Any:
+        return (b.xp.sum(x, axis=0),)
+
+    def together(b: Any, x: Any) -> Any:
+        along = b.xp.sum(x, axis=1, keepdims=True)
+        return along, b.xp.sum(x), b.xp.sum(x + 0.0 * along, axis=0)
+
+    (columns,), _ = ran(world, apart, [x])
+    (rows, full, others), _ = ran(world, together, [x])
+    for found, axis, count in ((columns, 0, shape[0]), (rows[:, 0], 1, shape[1]), (full, None, x.size)):
+        assert error(found, x, axis) <= 4.0 + math.log2(count) / 2.0
+    assert error(others, x, 0) <= 4.0 + math.log2(shape[0]) / 2.0
+
+
+@pytest.mark.parametrize("case", [c for c in CASES.values() if c.exact and c.layer != bp.Identity()])
+@DTYPES
+def test_values_and_slopes_of_any_input(dtype: str, case: Case, world: World) -> None:
+    z = exact(case, dtype)[0]
+
+    def function(b: Any, z: Any, dy: Any) -> Any:
+        y = case.layer.value(b, z)
+        return y, case.layer.derivative(b, case.layer.saved(z, y), dy)
+
+    check_far_out(case, dtype, *ran(world, function, [z, np.ones_like(z)])[0])
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 64, 130])
+@pytest.mark.parametrize("index", ["int32", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_rows_are_gathered(dtype: str, index: str, columns: int, world: World) -> None:
+    """Negative numbers count from the end; a row that is not there is one of NaN, or of -1."""
+    source = np.arange(20 * columns).reshape(20, columns).astype(dtype)
+    rows = np.array([3, 0, 19, 3, -1, -20, 20, -21, 10**6] * 40, index)
+
+    def function(b: Any, x: Any, source: Any, rows: Any) -> Any:
+        taken = b.xp.take(source, rows, axis=0)
+        return taken if dtype != "int32" else b.xp.astype(taken == 3, x.dtype), b.xp.astype(taken == taken, x.dtype)
+
+    real = "float64" if dtype == "float64" else "float32"
+    found, commands = ran(world, function, [np.zeros(1, real), source, rows])
+    there = (rows >= -20) & (rows < 20)
+    expected = np.where(there[:, None], source[np.where(there, rows, 0)], np.nan if dtype != "int32" else -1)
+    np.testing.assert_array_equal(found[0], expected if dtype != "int32" else expected == 3)
+    assert sum(not isinstance(c, Fused) for c in commands) == 1
+
+
+def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
+    """As the loss of a captured step, whose place is another at every launch."""
+    kernel = FusedKernel("float32", (("full", "float32"),), 0, 0, (), (("full_sum", ("operand", 0), 0, "full"),))
+    command = Fused(kernel, 30, 5, (Place(2, 0),), (), (), (), (Place(3, 0),))
+    code = emit.source(kernel, emit.Variant(1, frozenset([0])))
+    x, out = world.array(np.ones((30, 5), "f")), world.array(np.zeros(3, "f"))
+    launch = launch_of(command, 1)
+    scratch, tickets = world.cupy.empty(launch.scratch, "f"), world.array(np.zeros(launch.tickets, "u4"))
+    address = world.array(np.array([out.data.ptr + 4]))
+    places = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
+    world.function(code, "fused", 0)(*launch.sizes, (30, 5, *places))
+    np.testing.assert_array_equal(world.cupy.asnumpy(out), [0.0, 150.0, 0.0])
+    compiled(code)
+
+
+KERNEL = FusedKernel(
+    "float32",
+    (("full", "float32"), ("full", "float32"), ("per_row", "float32")),
+    0,
+    0,
+    (("multiply", "full", 0, ("operand", 0), ("operand", 2)), ("add", "full", 0, ("value", 0), ("operand", 1))),
+    (("store", ("value", 1), 0, "full"), ("store", ("value", 0), 0, "full")),
+)
+
+
+def kernel_of(form: str, sums: int) -> FusedKernel:
+    """Such a kernel of a form; row-wise if wished, and with so many column-wise sums."""
+    expressions = KERNEL.expressions
+    if form == "rows":
+        expressions += (("row_sum", "per_row", 0, ("value", 0)), ("divide", "full", 1, ("value", 1), ("value", 2)))
+    last = ("value", len(expressions) - 1), int(form == "rows"), "full"
+    results = [("store", *last), *[("column_sum", *last)] * sums, ("full_sum", *last)]
+    return FusedKernel("float32", KERNEL.operands, 0, 0, expressions, tuple(results))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"),
+    [(1, 10**9, 4), (10**9, 1, 1), (10**8, 3, 1), (262144, 4096, 4), (3, 10, 2), (1, 1, 1), (2**31, 8, 4)],
+)
+@pytest.mark.parametrize(("form", "sums"), [("map", 0), ("columns", 1), ("columns", 3), ("rows", 0), ("rows", 2)])
+def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int, columns: int, width: int) -> None:
+    """And what they need besides within a small share of the data."""
+    kernel = kernel_of(form, sums)
+    assert form_of(kernel) == form
+    made = launch_of(Fused(kernel, rows, columns, (), (), (), (), ()), width)
+    check_launch(*made.sizes)
+    assert made.sizes[1][0] * made.sizes[1][1] == THREADS
+    assert made.scratch <= sums * max(rows * columns // 16, 2**18, 16 * columns) + 2**16 + 2 * rows // SERIAL_ROWS
+    assert made.tickets <= max(2, 1 + columns)
+    check_launch(*gather.sizes(rows, rows, columns))
+
+
+@pytest.mark.parametrize(("form", "loads", "stores"), [("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)])
+@DTYPES
+def test_sixteen_bytes_are_read_and_written_at_a_time(form: str, loads: int, stores: int, dtype: str) -> None:
+    """By kernels with column-wise sums of four rows before anything is written; and from a cache that does not see what
+    is written meanwhile only where nothing is."""
+    kernel = kernel_of(form, int(form == "columns"))
+    operands = tuple((layout, dtype) for layout, _ in kernel.operands)
+    kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
+    for disjoint in (False, True):
+        variant = emit.Variant(width_of(kernel), disjoint=disjoint)
+        nvrtc, program = by_nvrtc(emit.source(kernel, variant), "compute_90")
+        text = nvrtc.getPTX(program).decode()
+        wide = re.findall(r"(ld|st)\.global(?:\.nc)?\.(?:v4\.[fub]32|v2\.[fub]64)", text)
+        assert (wide.count("ld"), wide.count("st")) == (loads, stores)
+        if form == "columns":
+            assert wide == ["ld"] * loads + ["st"] * stores
+        assert ("ld.global.nc" in text) == disjoint
+
+
+def test_equal_kernels_share_their_text_whatever_their_sizes() -> None:
+    variant = emit.Variant(1)
+    assert emit.source(KERNEL, variant) is emit.source(FusedKernel(**vars(KERNEL)), variant)
