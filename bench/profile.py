@@ -99,7 +99,7 @@ def profile(
     bare = run(count)
     about = {"workload": key, "batch": batch, "dtype": dtype, "threads": threads, "steps": count, "bare_ms": bare * 1e3}
     if ALL[contender].options.get("jit"):
-        plan = subject.trainer._step.made[0].last[1].plan
+        plan = subject.trainer._step.compiled().last[1].executable
         commands = plan.clocked(max(3, min(count, 200)))
         return about | {
             "commands": [{"what": what, "ms": seconds * 1e3} for what, seconds in commands],

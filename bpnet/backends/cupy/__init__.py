@@ -95,6 +95,10 @@ class CupyBackend(Backend):
         """To kernels and products that are launched one by one, or, where a carry is given up, as a CUDA graph."""
         return CapturedStep(function, self) if donate else Compiled(function, self)
 
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        assert isinstance(function, Compiled)
+        return f"cupy: {function.explain(args)}"
+
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         assert isinstance(step, CapturedStep)
         return step.advance(state, args, count)

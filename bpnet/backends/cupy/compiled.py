@@ -73,6 +73,16 @@ class Compiled:
             self.programs.popitem(last=False)
         return found
 
+    def explain(self, args: Sequence[Any]) -> str:
+        """What is done for arguments like these, command by command."""
+        found = self.find(args, leaves_of(args))
+        if found is None:
+            return "every operation as it stands, since it can't be compiled"
+        captured = "captured as a CUDA graph from the second call on" if self.donates else "launched one by one"
+        if found.calls:
+            captured = "launched one by one, since not all can be captured"
+        return f"{len(found.commands.commands)} commands, {captured}\n\n{found.commands}"
+
     def say(self, what: str) -> None:
         """Tell the user once."""
         if not getattr(self, "said", False):
