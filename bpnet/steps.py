@@ -80,7 +80,7 @@ def training_step(
             micro_batch=micro_batch,
         )
         if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
-            grad = clip_by_global_norm(Run(backend), grad, clip_norm)
+            grad = clip_by_global_norm(backend, grad, clip_norm)
         return value, grad, taken
 
     def step(
