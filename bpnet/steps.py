@@ -5,6 +5,7 @@ arrays and numbers cross its border.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -57,45 +58,20 @@ def training_step(
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
-    def gradient(
-        backend: Backend,
-        batch: tuple[Array, Array, Array | None, Array | None],
-        number: Any,
-        buffers: Array,
-        theta: Array,
-    ) -> tuple[Array, Array, Any]:
-        x, y, weight, rows = batch
-        value, grad, taken = loss_and_gradient(
-            backend,
-            layout,
-            loss,
-            views(backend, theta, buffers),
-            x,
-            y,
-            weight,
-            rows,
-            (seed, number),
-            grad_buffers=grad_buffers,
-            precision=precision,
-            micro_batch=micro_batch,
-        )
-        if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
-            grad = clip_by_global_norm(backend, grad, clip_norm)
-        return value, grad, taken
+    def clipped(backend: Backend, grad: Array) -> Array:
+        if clip_norm is None or clip_norm > float(backend.xp.finfo(grad.dtype).max):
+            return grad
+        return clip_by_global_norm(backend, grad, clip_norm)
 
-    def step(
-        backend: Backend,
-        carry: Carry,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        rows: Array | None,
-        hyperparameters: Any,
-        number: Any,
-    ) -> tuple[Carry, Array]:
+    def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        batch = x, y, weight, rows
-        value, grad, taken = gradient(backend, batch, number, buffers, theta)
+        x, y, weight, rows, hyperparameters, number = args
+        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
+        gradient = partial(
+            loss_and_gradient, backend, layout, loss, **batch, grad_buffers=grad_buffers, precision=precision
+        )
+        value, grad, taken = gradient(p=views(backend, theta, buffers))
+        grad = grad if clip_norm is None else clipped(backend, grad)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
         if own:
@@ -105,7 +81,8 @@ def training_step(
             current.late = None
 
             def evaluate(theta: Array) -> tuple[Array, Array]:
-                return gradient(backend, batch, number, carry[1], theta)[:2]
+                value, grad, _ = gradient(p=views(backend, theta, carry[1]))
+                return value, clipped(backend, grad)
 
             theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
@@ -127,7 +104,7 @@ def outputs(
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
             run = Run(backend, context=backend.context(precision))
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
@@ -155,7 +132,7 @@ def scores(
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
             run = Run(backend, context=backend.context(precision))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
             if right is None or bw is None:
                 return value, None if right is None else xp.sum(right), None

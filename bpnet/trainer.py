@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
 
-from bpnet.backends import Array, Backend, backend_of, check_device, common_backend, device_named
+from bpnet.backends import Array, Backend, backend_of, check_device, common_backend, definitions, device_named
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.backpropagation import take_rows, type_of
@@ -100,6 +100,7 @@ class Trainer:
     _step: Callable[..., Any]
     _outputs: Callable[..., Any]
     _scores: Callable[..., Any]
+    _plain: dict[Callable[..., Any], Callable[..., Any]]
 
     def __init__(
         self,
@@ -153,7 +154,19 @@ class Trainer:
     @reads
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
-        made = ("_step", "_outputs", "_scores", "_state", "_turn", "_known", "_known_x", "_good", "_checked", "_sound")
+        made = (
+            "_step",
+            "_outputs",
+            "_scores",
+            "_plain",
+            "_state",
+            "_turn",
+            "_known",
+            "_known_x",
+            "_good",
+            "_checked",
+            "_sound",
+        )
         kept = {name: value for name, value in vars(self).items() if name not in made}
         (carry, count), history = self._state.now, History(list(self.history))
         carry = carry if self._built is None else self._copy(carry)
@@ -272,7 +285,14 @@ class Trainer:
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
+        plain = step, outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
         compiles = self.optimizer.traceable or not backend.traces
+        compiled = [
+            backend.compile(function, donate=function is step)
+            if compiles or function is not step
+            else partial(step, backend)
+            for function in plain
+        ]
         vars(self).update(  # all or nothing, whatever interrupt comes
             _built=(backend, layout),
             _known=None,
@@ -280,9 +300,10 @@ class Trainer:
             _good=None,
             _checked=(None, 0),
             _state=State(carry, self.step_count if count is None else count),
-            _step=backend.compile(step, donate=True) if compiles else partial(step, backend),
-            _outputs=backend.compile(outputs(layout, views, self.precision)),
-            _scores=backend.compile(scores(layout, views, self.loss, self.precision)),
+            _step=compiled[0],
+            _outputs=compiled[1],
+            _scores=compiled[2],
+            _plain=dict(zip(compiled, plain, strict=True)),
             **more,
         )
 
@@ -530,7 +551,8 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch = len(self.history)
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        together = 1 if isinstance(data, HostData) or any(map(_wants_steps, told)) else backend.max_steps_per_launch
+        alone = isinstance(data, HostData) or any(map(_wants_steps, told)) or current.reference
+        together = 1 if alone else backend.max_steps_per_launch
         if order is None:
             if 1 < together <= data.count // batch_size:
                 order = in_order(data.count)
@@ -618,6 +640,11 @@ class Trainer:
         backend = self._built[0]
         numbers, number = self._numbers(step)
         try:
+            if current.reference:
+                plain, backend = self._plain[self._step], definitions(backend)
+                carry, value = plain(backend, state.now[0], x, y, weight, rows, numbers, number)
+                state.now = carry, number
+                return value
             return backend.advance(self._step, state, (x, y, weight, rows, numbers, number), number)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
@@ -631,6 +658,8 @@ class Trainer:
         """function(theta, buffers, x, *args), `function` being `_outputs` or `_scores`."""
         theta, buffers, _ = self._carry
         try:
+            if current.reference:
+                return self._plain[function](definitions(self.backend), theta, buffers, x, *args)
             return function(theta, buffers, x, *args)
         except self.backend.oom_errors as error:
             raise self._out_of_memory(error, x.shape[0], training=False) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import jax
@@ -13,9 +13,14 @@ from bpnet.backends.base import Array, Backend, Key, State
 from bpnet.errors import DTypeError
 
 
+def sum_rows(run: Any, x: Array) -> Array:
+    return xp.sum(x, axis=0)
+
+
 class JaxBackend(Backend):
     name = "jax"
     traces = True
+    kernels: ClassVar = {"sum_rows": sum_rows}
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
@@ -61,9 +66,6 @@ class JaxBackend(Backend):
 
     def erf(self, x: Array) -> Array:
         return jax.scipy.special.erf(x)
-
-    def column_sums(self, x: Array) -> Array:
-        return xp.sum(x, axis=0)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
         compiled: Callable[..., Any] = jax.jit(partial(function, self), donate_argnums=0 if donate else ())
