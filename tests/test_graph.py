@@ -358,6 +358,15 @@ def test_commands_of_a_step(key: str, most: int, world: World) -> None:
     assert spent.all["kernel"] + spent.all["cublaslt"] <= most
 
 
+def test_what_is_written_over_is_not_promised_to_stay(world: World) -> None:
+    """NVIDIA's compiler would read it through a cache that does not see what is written."""
+    trainer = made(world, False)
+    trainer.step(*map(world.array, data()))
+    in_place = {"sqrt(" in code: "__restrict__" in code for code in world.codes}  # Adam's kernel, and one of the others
+    assert in_place[True] is False
+    assert any("__restrict__" in code for code in world.codes)
+
+
 # ---- several steps at once -----------------------------------------------------------------------------------------
 
 
