@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import errors as errors
     from bpnet import testing as testing
     from bpnet import typing as typing
+    from bpnet.backends import reference as reference
     from bpnet.backpropagation import value_and_grad as value_and_grad
     from bpnet.callbacks import Callback as Callback
     from bpnet.callbacks import EarlyStopping as EarlyStopping
@@ -87,6 +88,7 @@ _HOMES = {
     "bpnet.optimizers": ("Adam", "AdamW", "ElementwiseOptimizer", "Optimizer", "SGD"),
     "bpnet.schedules": ("Constant", "Cosine", "Schedule", "WarmUp"),
     "bpnet.layout": ("Layout", "layout_of"),
+    "bpnet.backends": ("reference",),
     "bpnet.backpropagation": ("value_and_grad",),
     "bpnet.trainer": ("Trainer",),
     "bpnet.loading": ("load",),

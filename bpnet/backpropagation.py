@@ -3,12 +3,13 @@
 x, y -> [ row blocks -> forward -> loss -> backward ] summed -> gradient vector
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend
+from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
-from bpnet.backends.interrupts import ends_sessions
+from bpnet.backends.interrupts import current, ends_sessions
 from bpnet.data.checks import check_rows, check_target, check_weight, check_x, detached
 from bpnet.data.loader import take_rows
 from bpnet.errors import DTypeError, ShapeError, plural
@@ -35,62 +36,79 @@ def loss_and_gradient(
     grad_buffers: list[GradBuffer] | None = None,
     precision: str = "float32",
     micro_batch: int | None = None,
+    block: int = 0,
+    total: Any = None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
     The batch is x, y, weight, or where `rows` is given, those rows of them.  `grad_buffers` keeps the memory of
     gradients from one call to the next, for a caller who is then done with the last one.  `precision` is that of
     products.  `micro_batch` is the most rows of a block, where rows may be parted.
+
+    A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
-    grad_buffers = [] if grad_buffers is None else grad_buffers
-    count = x.shape[0] if rows is None else rows.shape[0]
-    total: Any = float(count)
-    if weight is not None:
-        total = xp.sum(weight if rows is None else xp.take(weight, rows))
-        total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight have no loss, not NaN
-    taken: dict[str, Any] = {}
-
-    def block(number: int, part: Rows) -> tuple[Array, Array, GradBuffer | None]:
-        buffer = _grad_buffer(backend, layout, x, grad_buffers)
-        context = backend.context(precision, None if buffer is None else buffer.of(p))
-        run = Run(backend, training, (*key, number), context)
-        bx, by, bw = take_rows(backend, (x, y, weight), part, rows)
-        output, cache = network.forward(run, p, bx)
-        value, slope = loss(run, output, by, bw, total)
-        _, grads = network.backward(run, p, cache, slope, False)
-        if network.updates_buffers and training:
-            taken.update(network.update_buffers(run, p, cache))
-        return value, layout.join(backend, grads) if buffer is None else buffer.join(grads), buffer
-
-    whole = network.couples_rows or network.updates_buffers
-    parts = [(0, count)] if whole else backend.blocks(count, 6.0 * layout.size)
-    if micro_batch is not None and not whole and max(stop - start for start, stop in parts) > micro_batch:
-        pieces = -(-count // micro_batch)
-        parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
-
-    def add(total: tuple[Array, Array, GradBuffer | None], part: tuple[Array, Array, GradBuffer | None]) -> Any:
-        value, grad = backend.add_to(total[0], part[0]), backend.add_to(total[1], part[1])
-        if part[2] is not None:
-            grad_buffers.append(part[2])  # only now: another thread may take it and write to it at once
-        return value, grad, total[2]
-
-    one = len(parts) == 1
-    value, grad, kept = block(0, parts[0]) if one else backend.total(backend.map_blocks(block, parts), add, len(parts))
-    if kept is not None:
-        grad_buffers.append(kept)  # for the next call: the caller is done with this gradient by then
-    return value, grad, taken
+    if total is None:
+        count = x.shape[0] if rows is None else rows.shape[0]
+        total = float(count)
+        if weight is not None:
+            total = xp.sum(weight if rows is None else xp.take(weight, rows))
+            total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight: no loss, not NaN
+        couples = network.couples_rows or network.updates_buffers
+        parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
+        if micro_batch is not None and not couples and max(stop - start for start, stop in parts) > micro_batch:
+            pieces = -(-count // micro_batch)
+            parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+        if len(parts) > 1:
+            options = {"key": key, "training": training, "precision": precision, "total": total}
+            one_block = partial(loss_and_gradient, backend, layout, loss, p, **options)
+            return _sum_of_blocks(backend, one_block, (x, y, weight), rows, parts, grad_buffers)
+    if rows is not None:
+        x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
+    buffer = None
+    if backend.writable:
+        buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, x)
+    context = backend.context(precision, None if buffer is None else buffer.of(p))
+    run = Run(backend, training, (*key, block), context)
+    part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
+    output, cache = part.forward(run, p, x)
+    value, dy = measure(run, output, y, weight, total)
+    _, grads = part.backward(run, p, cache, dy, False)
+    new = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
+    if buffer is None:
+        return value, layout.join(backend, grads), new
+    if grad_buffers is not None:
+        grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
+    return value, buffer.join(grads), new
 
 
-def _grad_buffer(backend: Backend, layout: Layout, x: Array, grad_buffers: list[GradBuffer]) -> GradBuffer | None:
-    """One of `grad_buffers`, or a new one, for a library whose arrays can be written to."""
-    if backend.traces:
-        return None
-    try:
-        return grad_buffers.pop()
-    except IndexError:
-        memory = backend.empty_vector(layout.size, x)
-        return None if memory is None else GradBuffer(backend, layout, memory)
+def _sum_of_blocks(
+    backend: Backend,
+    one_block: Callable[..., tuple[Array, Array, Any]],
+    arrays: tuple[Array | None, ...],
+    rows: Array | None,
+    parts: Sequence[Rows],
+    grad_buffers: list[GradBuffer] | None,
+) -> tuple[Array, Array, Mapping[str, Any]]:
+    pool = [] if grad_buffers is None else grad_buffers
+
+    def block(number: int, part: Rows) -> tuple[Array, Array, list[GradBuffer]]:
+        try:
+            own = [pool.pop()]
+        except IndexError:
+            own = []
+        batch = take_rows(backend, arrays, part, rows)
+        value, grad, _ = one_block(*batch, grad_buffers=own, block=number)
+        return value, grad, own
+
+    def add(some: tuple[Array, Array, list[GradBuffer]], more: tuple[Array, Array, list[GradBuffer]]) -> Any:
+        value, grad = backend.add_to(some[0], more[0]), backend.add_to(some[1], more[1])
+        pool.extend(more[2])  # only now: another thread may take it and write to it at once
+        return value, grad, some[2]
+
+    value, grad, own = backend.total(backend.map_blocks(block, parts), add, len(parts))
+    pool.extend(own)
+    return value, grad, {}
 
 
 @ends_sessions
@@ -130,6 +148,7 @@ def value_and_grad(
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
         y = check_target(backend, loss, layout.out_shape, x.shape[0], x.dtype, y)
         weight = check_weight(backend, x.shape[0], x.dtype, sample_weight)
+        backend = definitions(backend) if current.reference else backend
         p = layout.views(backend, theta, buffers)
         value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
     return value, grad

@@ -34,9 +34,9 @@ def check_micro_batch(micro_batch: int | None, whole: bool) -> None:
         )
 
 
-def layout_for(network: Layer, loss: Loss, micro_batch: int | None, x: Array) -> Layout:
+def layout_for(network: Layer, loss: Loss, optimizer: Optimizer, micro_batch: int | None, x: Array) -> Layout:
     """The layout for rows like those of `x`; raises where the network, or the loss after it, does not fit them."""
-    check_network(network, x, loss)
+    check_network(network, x, loss, optimizer)
     layout = layout_of(network, tuple(int(n) for n in x.shape[1:]))
     loss.target_shape(layout.out_shape)
     check_micro_batch(micro_batch, network.updates_buffers)

@@ -9,10 +9,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend
+from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
+from bpnet.backends.interrupts import current
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
@@ -60,8 +62,10 @@ class Engine:
         )
         eager = backend.traces and not self.optimizer.traceable
         self.step = backend.compile(step, donate=True, choice=False if eager else self.compile)
-        self.outputs = backend.compile(outputs(layout, views, self.precision), choice=self.compile)
-        self.scores = backend.compile(scores(layout, views, self.loss, self.precision), choice=self.compile)
+        plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
+        self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
+        compiled = self.step, self.outputs, self.scores
+        self.plain: dict[Any, Any] = dict(zip(compiled, (step, *plain), strict=True))  # what `bp.reference` runs
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -112,6 +116,11 @@ class Engine:
         state, backend = self.state, self.backend
         numbers, number = self.hyperparameters(state.now[1])
         try:
+            if current.reference:
+                args = (x, y, weight, rows, numbers, number)
+                carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
+                state.now = carry, number
+                return value
             return backend.advance(self.step, state, (x, y, weight, rows, numbers, number), number)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
@@ -156,7 +165,7 @@ class Engine:
         """
         backend, xp = self.backend, self.backend.xp
         together = backend.max_steps_per_launch
-        if singly or data.streams or data.count < together * batch_size:
+        if singly or data.streams or current.reference or data.count < together * batch_size:
             together = 1
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
@@ -247,9 +256,18 @@ class Engine:
         """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
         theta, buffers, _ = self.state.now[0]
         try:
+            if current.reference:
+                return self.plain[function](definitions(self.backend), theta, buffers, x, *args)
             return function(theta, buffers, x, *args)
         except self.backend.oom_errors as error:
             raise self._out_of_memory(error, x.shape[0], training=False) from error
+
+    def explain(self, data: Loader) -> str:
+        """What a step on all rows of the data does."""
+        with self.session(data.count):
+            args = (self.carry, *data.whole_batch(), *self.hyperparameters(self.count))
+            explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
+            return explain(self.step, args)
 
     def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
         """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""
@@ -298,3 +316,15 @@ class Engine:
                 f"training diverged at step {step} or before, as the validation data show: {error}. "
                 f"{what_was_kept(self.backend, self.state.now)}"
             ) from error
+
+
+def kind(*arrays: Any) -> tuple[Any, ...] | None:
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    try:
+        if len(arrays) == 1:
+            (x,) = arrays
+            return type(x), x.dtype, x.shape, x.device
+        x, y = arrays
+        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
+    except AttributeError:
+        return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key
+from bpnet.backends.base import NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key
 from bpnet.backends.interrupts import Quiet
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
@@ -115,7 +115,7 @@ def kernel(definition: F) -> F:
 class Run:
     """One pass through a network: its backend, whether it trains, and the key of its random numbers.
 
-    `context` is the backend's own: its kernels read it, and no layer, loss or optimizer does.
+    `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
     __slots__ = ("backend", "context", "key", "training", "xp")
@@ -146,29 +146,35 @@ class Run:
             if min(k, m) <= NARROW and rows >= 4 * SUMMED_PRODUCTS:
                 parts = rows // SUMMED_PRODUCTS
                 last = parts * SUMMED_PRODUCTS
-                left = xp.permute_dims(xp.reshape(a[:last, :], (parts, SUMMED_PRODUCTS, k)), (0, 2, 1))
+                left = xp.matrix_transpose(xp.reshape(a[:last, :], (parts, SUMMED_PRODUCTS, k)))
                 each = xp.matmul(left, xp.reshape(b[:last, :], (parts, SUMMED_PRODUCTS, m)))
                 total = xp.reshape(self.sum_rows(xp.reshape(each, (parts, k * m))), (k, m))
                 return total if last == rows else total + self.matmul(a[last:, :], b[last:, :], True)
-        return xp.matmul(_swapped(xp, a) if transpose_a else a, _swapped(xp, b) if transpose_b else b)
+        a, b = xp.matrix_transpose(a) if transpose_a else a, xp.matrix_transpose(b) if transpose_b else b
+        return xp.matmul(a, b)
 
+    @kernel
     def sum_rows(self, x: Array) -> Array:
-        """The sum of `x` over its first axis, the rows, as good on every library.
+        """The sum of `x` over its first axis, the rows, as good on every library, its error that of pairwise sums.
 
-        NumPy's own `xp.sum` and `xp.mean` over that axis add up row by row, and lose digits where there are many.
+        NumPy's own `xp.sum` and `xp.mean` over that axis add up row by row, and lose digits where there are many.  So
+        here at most SUMMED rows are, each of which is many that follow each other, side by side; then their sums are.
         """
-        if x.ndim == 2:
-            return self.backend.column_sums(x)
-        return self.xp.reshape(self.backend.column_sums(self.xp.reshape(x, (x.shape[0], -1))), x.shape[1:])
+        xp, shape = self.xp, x.shape[1:]
+        if x.shape[0] > SUMMED:
+            x = xp.reshape(x, (x.shape[0], -1))
+        while x.shape[0] > SUMMED:
+            rows, columns = x.shape
+            side = -(-rows // SUMMED)
+            last = rows // side * side
+            sums = xp.sum(xp.reshape(x[:last, :], (rows // side, side * columns)), axis=0)
+            sums = sums if last == rows else self.backend.concat([sums, xp.reshape(x[last:, :], (-1,))])
+            x = xp.reshape(sums, (side + rows - last, columns))
+        return xp.reshape(xp.sum(x, axis=0), shape)
 
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
-
-
-def _swapped(xp: Any, x: Array) -> Array:
-    """`x` with its last two axes swapped."""
-    return xp.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
 class Layer(Registered, kind="layer"):

@@ -26,7 +26,7 @@ class Slot:
     offset: int
     decay: bool = False
 
-    @property
+    @cached_property
     def size(self) -> int:
         return math.prod(self.shape)
 
@@ -64,7 +64,9 @@ class Layout:
 
     def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
         """Reshaped slices of the vectors, nested by name as the layers see them."""
-        tree = self._tree()
+        tree: dict[str, Any] = {}
+        for group in self.groups:
+            _place(tree, group, {})
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             if vector is not None:
                 for slot in slots:
@@ -74,8 +76,8 @@ class Layout:
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
-        parts = [backend.flat(_fitting(tree, slot)) for slot in self.parameters]
-        return backend.concat(parts) if len(parts) > 1 else parts[0]
+        parts = [backend.xp.reshape(_fitting(tree, slot), (-1,)) for slot in self.parameters]
+        return backend.xp.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""
@@ -99,19 +101,14 @@ class Layout:
                 vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
         return theta, buffers
 
-    def _tree(self) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        for group in self.groups:
-            _place(tree, group, {})
-        return tree
-
 
 class GradBuffer:
     """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs."""
 
-    def __init__(self, backend: Backend, layout: Layout, vector: Array) -> None:
-        self.backend, self.layout, self.vector = backend, layout, vector
-        tree = layout.views(backend, vector)
+    def __init__(self, backend: Backend, layout: Layout, like: Array) -> None:
+        self.backend, self.layout = backend, layout
+        self.vector = backend.empty_vector(layout.size, like)
+        tree = layout.views(backend, self.vector)
         self.views = [_at(tree, slot.path) for slot in layout.parameters]
         self.own = {id(view) for view in self.views}
         self.last: tuple[Params | None, dict[int, Array]] = None, {}

@@ -1,6 +1,6 @@
-"""Whether layers and losses of a user's own keep to the protocol: what their methods take and give, of which shapes.
+"""Whether what a user writes keeps to the protocol: what its methods take and give, of which shapes.
 
-They are tried once for a network, on two rows of ones on the host, so that no training step pays for it.
+Layers and losses are tried once for a network, on two rows of ones on the host, so that no training step pays for it.
 """
 
 import inspect
@@ -17,6 +17,7 @@ from bpnet.layers.composition import Residual, Sequential
 from bpnet.layers.dense import Dense
 from bpnet.layout import layout_of
 from bpnet.losses import Loss
+from bpnet.optimizers import ElementwiseOptimizer, Optimizer
 
 Shapes = Mapping[str, Shape]
 
@@ -24,13 +25,15 @@ MOST = 1_000_000
 """Of how many values, parameters and rows together, a layer is tried; what is wrong with a larger one a step shows."""
 
 
-def check_network(network: Layer, x: Any, loss: Loss) -> None:
-    """Raise where a layer of a user's own, or the loss, does not keep to the protocol for rows like `x`."""
+def check_network(network: Layer, x: Any, loss: Loss, optimizer: Optimizer | None = None) -> None:
+    """Raise where a user's own layer, loss or optimizer does not keep to the protocol for rows like `x`."""
     single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
     in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
     _check_layers(network, in_shape, dtype)
     for fault in _loss_faults(loss, network.out_shape(in_shape), dtype):
         raise fault
+    if optimizer is not None:
+        _check_optimizer(optimizer, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -59,7 +62,7 @@ def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str,
         yield path, layer, in_shape
 
 
-def _own(thing: Layer | Loss) -> bool:
+def _own(thing: Layer | Loss | Optimizer) -> bool:
     return type(thing).__module__.startswith("bpnet.")
 
 
@@ -215,6 +218,40 @@ def loss_faults(loss: Loss, made: Any, shape: Shape) -> list[BpnetError]:
     if _shape_of(made[1]) != shape:
         return [ShapeError(f"{loss}: d_output {_has(made[1])}; expected that of the output, {shape}")]
     return []
+
+
+@lru_cache(maxsize=64)
+def _check_optimizer(optimizer: Optimizer, dtype: str) -> None:
+    for fault in [] if _own(optimizer) else optimizer_faults(optimizer, dtype):
+        raise fault
+
+
+def optimizer_faults(optimizer: Optimizer, dtype: str) -> list[BpnetError]:
+    """What is wrong with what an optimizer gives for nine parameters: theta and its state anew, of shapes as before."""
+    found: list[BpnetError] = []
+    backend, layout, elementwise = get("numpy"), layout_of(Dense(3), (2,)), ElementwiseOptimizer.update
+    with suppress(Exception), backend.session():  # as above: it may need other parameters
+        theta: Any = backend.xp.ones(layout.size, dtype=dtype)
+        state, numbers = optimizer.init(backend, theta), optimizer.hyperparameters(0.1, 1)
+        if type(optimizer).update is elementwise:
+            made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
+            if not isinstance(made, tuple) or len(made) != 1 + len(state):
+                given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
+                wanted = ", ".join(("theta", *optimizer.state_names[: len(state)]))
+                return [ArgumentError(f"{optimizer}: elementwise gave {given}; expected the tuple ({wanted},)")]
+        else:
+            made = optimizer.update(
+                backend, layout, theta, theta, state, numbers, lambda at: (0.5 * backend.xp.sum(at * at), at)
+            )
+            if fault := _no_pair(f"{optimizer}: update", made, "theta, state"):
+                return [fault]
+            made = made[0], *made[1]
+        names = ["theta", *(f"state {i}" for i in range(len(state)))]
+        for name, old, new in zip(names, (theta, *state), made, strict=False):
+            if _shape_of(new) != _shape_of(old):
+                found.append(ShapeError(f"{optimizer}: {name} {_has(new)} after a step; expected {_shape_of(old)}"))
+        found = found or type_faults(str(optimizer), dtype, dict(zip(names, made, strict=False)))
+    return found
 
 
 def _no_pair(who: str, made: Any, wanted: str) -> BpnetError | None:

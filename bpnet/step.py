@@ -5,6 +5,7 @@ arrays and numbers cross its border.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from bpnet.backends import Array, Backend
@@ -12,7 +13,7 @@ from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import check_like
-from bpnet.data.loader import Batch, take_rows
+from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Params, Run
 from bpnet.layout import GradBuffer, Layout
@@ -104,20 +105,20 @@ def training_step(
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
-    def gradient(backend: Backend, batch: Batch, number: Any, buffers: Array, theta: Array) -> tuple[Array, Array, Any]:
-        p, key = views(backend, theta, buffers), (seed, number)
-        value, grad, taken = loss_and_gradient(
-            backend, layout, loss, p, *batch, key, True, grad_buffers, precision, micro_batch
-        )
-        if clip_norm is not None and clip_norm <= float(backend.xp.finfo(grad.dtype).max):
-            grad = clip_by_global_norm(Run(backend), grad, clip_norm)
-        return value, grad, taken
+    def clipped(backend: Backend, grad: Array) -> Array:
+        if clip_norm is None or clip_norm > float(backend.xp.finfo(grad.dtype).max):
+            return grad
+        return clip_by_global_norm(backend, grad, clip_norm)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
         x, y, weight, rows, hyperparameters, number = args
-        batch = x, y, weight, rows
-        value, grad, taken = gradient(backend, batch, number, buffers, theta)
+        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
+        gradient = partial(
+            loss_and_gradient, backend, layout, loss, **batch, grad_buffers=grad_buffers, precision=precision
+        )
+        value, grad, taken = gradient(p=views(backend, theta, buffers))
+        grad = grad if clip_norm is None else clipped(backend, grad)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
         if own:
@@ -127,7 +128,8 @@ def training_step(
             current.late = None
 
             def evaluate(theta: Array) -> tuple[Array, Array]:
-                return gradient(backend, batch, number, carry[1], theta)[:2]
+                value, grad, _ = gradient(p=views(backend, theta, carry[1]))
+                return value, clipped(backend, grad)
 
             theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
         return (theta, buffers, state), value
@@ -149,7 +151,7 @@ def outputs(
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
             run = Run(backend, context=backend.context(precision))
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
@@ -177,7 +179,7 @@ def scores(
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
             run = Run(backend, context=backend.context(precision))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
             if right is None or bw is None:
                 return value, None if right is None else xp.sum(right), None

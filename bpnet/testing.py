@@ -1,11 +1,11 @@
 """Proof of derivatives by finite differences, for the layers of this library and for yours."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend
+from bpnet.backends import Array, Backend, common_backend, definitions, variant
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, GradientError, ShapeError
@@ -33,6 +33,18 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """A kernel that a library has in the place of a definition, and how far what comes of it lies from that of both.
+
+    `error` is the largest difference in the output, dL/dx or a parameter's gradient, against the largest value in it.
+    """
+
+    name: str
+    library: str
+    error: float
+
+
+@dataclass(frozen=True)
 class GradientReport:
     """What `check_gradients` found; `ok`, and the comparisons, the worst first within each derivative."""
 
@@ -40,10 +52,12 @@ class GradientReport:
     tolerance: float
     checks: tuple[Check, ...]
     faults: tuple[str, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return not self.faults and all(c.error <= self.tolerance for c in self.checks)
+        errors = [c.error for c in self.checks] + [r.error for r in self.replacements]
+        return not self.faults and all(error <= self.tolerance for error in errors)
 
     def __str__(self) -> str:
         lines = [
@@ -61,6 +75,9 @@ class GradientReport:
             mark = "ok" if c.error <= self.tolerance else "WRONG"
             figures = f"{c.derived:15.8e}  {c.measured:15.8e}  {c.error:8.1e}"
             lines.append(f"  {mark:5} {c.name:{width}}  {c.direction:{side}}  {figures}")
+        for r in self.replacements:
+            mark = "ok" if r.error <= self.tolerance else "WRONG"
+            lines.append(f"  {mark:5} {r.library}'s {r.name} against its definition: error {r.error:.1e}")
         return "\n".join(lines)
 
 
@@ -77,6 +94,9 @@ def check_gradients(
     tolerance: float = 1e-6,
 ) -> GradientReport:
     """Compare a layer's (or network's) backward with central differences of its forward, in float64.
+
+    That is done of the definitions as they are written.  What the library of `x` has in their place is run besides,
+    each kernel by itself and by its name, and held against them.
 
     Without a loss the quantity is sum(r * forward(x)) with random r; with `loss` and `y` it is that loss of the output.
     Derivatives with respect to x and to every parameter are compared along `directions` random directions each,
@@ -97,7 +117,8 @@ def check_gradients(
         raise ArgumentError("y and loss belong together: pass both, or neither")
     if y is not None:
         common_backend({"x": x, "y": y})
-    backend, x = check_x(x)
+    own_backend, x = check_x(x)
+    backend = definitions(own_backend)
     host = numpy.random.default_rng(seed)
     in_shape = tuple(x.shape[1:])
     _refuse(str(subject), tolerance, network_faults(subject, in_shape, "float64"))
@@ -132,11 +153,11 @@ def check_gradients(
         output, cache = made
         if loss is None:
             r = own(host.standard_normal(tuple(output.shape)))
-            objective: Callable[[Array], tuple[Array, Array]] = lambda out: (backend.xp.sum(out * r), r)  # noqa: E731
+            objective: Callable[..., tuple[Array, Array]] = lambda out, run=run: (backend.xp.sum(out * r), r)  # noqa: E731
         else:
             criterion = resolve(Loss, "loss", loss)
             target = check_target(backend, criterion, tuple(output.shape[1:]), at.shape[0], at.dtype, y)
-            objective = lambda out: criterion(run, out, target, None, float(at.shape[0]))  # noqa: E731
+            objective = lambda out, run=run: criterion(run, out, target, None, float(at.shape[0]))  # noqa: E731
             name = f"the loss {criterion}"
             _refuse(name, tolerance, loss_faults(criterion, objective(output), tuple(output.shape)))
             outputs = {"output": backend.to_host(output).reshape(-1).copy()}
@@ -150,6 +171,13 @@ def check_gradients(
             )
             if any(c.error > tolerance for c in of_loss):  # a layer is not to blame then
                 raise GradientError(str(GradientReport(name, tolerance, tuple(of_loss))))
+
+        def gradients(run: Run) -> dict[str, Array]:
+            """All that the subject and the loss give, by kernels of the backend of `run`."""
+            output, cache = subject.forward(run, p, at)
+            value, dy = objective(output, run)
+            dx, grads = subject.backward(run, p, cache, dy, True)
+            return {"output": output, "loss": value, "dy": dy, "dx": dx, **dict(leaves(grads))}
 
         def value() -> float:
             params, rows = arrays()
@@ -181,10 +209,44 @@ def check_gradients(
             if leaf is not None and tuple(leaf.shape) == slot.shape:
                 derived[slot.name] = backend.to_host(leaf).reshape(-1)
         checks = _compare(value, vectors, derived, host, directions, tolerance)
-    report = GradientReport(str(subject), tolerance, tuple(checks), tuple(faults))
+        replacements = [] if faults else _replacements(own_backend, run, gradients)
+    report = GradientReport(str(subject), tolerance, tuple(checks), tuple(faults), tuple(replacements))
     if not report.ok:
         raise GradientError(str(report))
     return report
+
+
+class _Noted(dict[str, Any]):
+    """Kernels, and the names of those that were called."""
+
+    def __init__(self, kernels: Mapping[str, Any]) -> None:
+        super().__init__(kernels)
+        self.called: list[str] = []
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name in self and name not in self.called:
+            self.called.append(name)
+        return super().get(name, default)
+
+
+def _replacements(backend: Backend, run: Run, gradients: Callable[[Run], dict[str, Array]]) -> list[Replacement]:
+    """What comes of each kernel that `backend` has in the place of a definition, against the definitions alone."""
+    import numpy
+
+    def found(kernels: Mapping[str, Any]) -> dict[str, Any]:
+        made = gradients(Run(variant(backend, kernels=kernels), run.training, run.key))
+        return {name: backend.to_host(a) for name, a in made.items()}
+
+    expected = {name: backend.to_host(a) for name, a in gradients(run).items()}
+    noted, errors = _Noted(backend.kernels), []
+    found(noted)
+    for name in noted.called:
+        made = found({name: backend.kernels[name]})
+        scales = {key: max(float(numpy.max(numpy.abs(e), initial=0.0)), 1e-8) for key, e in expected.items()}
+        differences = [numpy.max(numpy.abs(made[key] - e), initial=0.0) / scales[key] for key, e in expected.items()]
+        error = float(numpy.max(differences))
+        errors.append(Replacement(name, backend.name, error if math.isfinite(error) else math.inf))
+    return errors
 
 
 def _compare(

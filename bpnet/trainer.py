@@ -24,7 +24,7 @@ from bpnet.compatibility import (
 )
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, named, prepare, validation_data
-from bpnet.engine import Engine
+from bpnet.engine import Engine, kind
 from bpnet.errors import BuiltError, NotBuiltError, plural
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout
@@ -267,7 +267,7 @@ class Trainer:
                 own.count, own.thread = own.count + 1, get_ident()
                 if check is False and sample_weight is None and engine is not None:
                     known = engine.known_batch
-                    if known is not None and _kind(x, y) == known[0]:
+                    if known is not None and kind(x, y) == known[0]:
                         _, backend, device, cost = known
                         with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
                             return engine.advance(x, y, None, None)
@@ -284,7 +284,7 @@ class Trainer:
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
             if data.x is x and data.y is y and not data.streams:  # nor need the next of this kind be converted
-                engine.known_batch = _kind(x, y), backend, device, engine.cost(data.count)
+                engine.known_batch = kind(x, y), backend, device, engine.cost(data.count)
             with engine.session(data.count):
                 batch = data.whole_batch()
                 return engine.checked_step(*batch) if check else engine.advance(*batch)
@@ -377,6 +377,12 @@ class Trainer:
         engine, data = self._have(), self._prepare(named(x, y, sample_weight))
         return engine.evaluate(data, self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1))
 
+    @locked("read")
+    def explain(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
+        """What a training step on a batch like x, y does: command by command, with sizes, and what isn't compiled."""
+        engine, data = self._have(), self._prepare(named(x, y, sample_weight))
+        return engine.explain(data)
+
     def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
@@ -388,7 +394,7 @@ class Trainer:
         if own.lock.locked() and own.thread != get_ident():
             raise own.refused("predict")
         try:  # as `locked("read")`: see `step`
-            if batch_size is None and known is not None and _kind(x) == known[0]:
+            if batch_size is None and known is not None and kind(x) == known[0]:
                 _, backend, device, cost = known
                 with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
                     engine.check_nan()
@@ -412,7 +418,7 @@ class Trainer:
         with backend.session(self.threads, device):
             data = self._prepare({"x": x}, values=False)
             if size is None and data.x is x and not data.streams:
-                engine.known_inputs = _kind(x), backend, device, engine.cost(data.count)
+                engine.known_inputs = kind(x), backend, device, engine.cost(data.count)
             results, total = engine.predict(data, size)
             return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
@@ -430,19 +436,7 @@ class Trainer:
 
     def _prepare(self, given: Mapping[str, Any], expected: Expected | None = None, values: bool = True) -> Loader:
         """x, y and weight as batches: see `prepare`."""
-        fits: Any = expected or partial(layout_for, self.network, self.loss, self.micro_batch)
+        fits: Any = expected or partial(layout_for, self.network, self.loss, self.optimizer, self.micro_batch)
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
         return prepare(given, self.loss, fits, device=self.device, threads=self.threads, values=values)
-
-
-def _kind(*arrays: Any) -> tuple[Any, ...] | None:
-    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
-    try:
-        if len(arrays) == 1:
-            (x,) = arrays
-            return type(x), x.dtype, x.shape, x.device
-        x, y = arrays
-        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
-    except AttributeError:
-        return None

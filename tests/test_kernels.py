@@ -24,6 +24,10 @@ def matmul(lib, rng, rows, f):
     yield from ((stacks[0], stacks[1], True), (stacks[0], stacks[2]))
 
 
+def sum_rows(lib, rng, rows, f):
+    yield from ((lib.array(rng.standard_normal((rows, *shape))),) for shape in ((30,), (3, 5), (1,)))
+
+
 def dense_forward(lib, rng, rows, f):
     args = [rng.standard_normal(s) for s in ((rows, 40), (40, 30), (30,))]
     for bias in (True, False):
@@ -42,11 +46,6 @@ def dense_backward(lib, rng, rows, f):
 
 def batch_norm_forward(lib, rng, rows, f):
     yield (*(lib.array(rng.standard_normal(s) + 2.0) for s in ((rows, 30), (30,), (30,))), 1e-5)
-
-
-def batch_norm_apply(lib, rng, rows, f):
-    vectors = [lib.array(a) for a in (*rng.standard_normal((3, 30)), rng.uniform(0.5, 2.0, 30))]
-    yield (lib.array(rng.standard_normal((rows, 30))), *vectors, 1e-5)
 
 
 def batch_norm_backward(lib, rng, rows, f):
@@ -70,20 +69,11 @@ def elementwise_loss(lib, rng, rows, f):
                 yield (loss(), lib.array(output), lib.array(target), factor)
 
 
-def drop(lib, rng, rows, f):
-    yield (lib.array(rng.standard_normal((rows, 30))), 0.7, None)
-
-
-def clip_by_global_norm(lib, rng, rows, f):
-    for limit in (0.1, 1e9):
-        yield (lib.array(rng.standard_normal(30 * rows)), limit)
-
-
 ARGUMENTS = {
     f.__name__: f
     for f in (
-        matmul, dense_forward, dense_backward, batch_norm_forward, batch_norm_apply, batch_norm_backward,
-        softmax_cross_entropy, elementwise_loss, drop, clip_by_global_norm,
+        matmul, sum_rows, dense_forward, dense_backward, batch_norm_forward, batch_norm_backward,
+        softmax_cross_entropy, elementwise_loss,
     )
 }  # fmt: skip
 ACTIVATIONS = [bp.Identity(), bp.ReLU(), bp.GELU(), bp.Softmax()]
@@ -127,11 +117,10 @@ def test_replacement_equals_its_definition(backend, name, rows):
             before = [backend.host(a) if hasattr(a, "shape") else a for a in args]
             with backend.seam.session(2):
                 got = replacement(run, *args)
-                assert number or got is not NotImplemented, "the first case is what the replacement is for"
+                few = rows if name == "sum_rows" else 0  # of which NumPy's replacement makes one sum
+                assert number or few > 128 or got is not NotImplemented, "the first case is what the replacement is for"
                 if got is not NotImplemented:  # it is left to the definition
                     want = KERNELS[name](plain, *args)
-                    if name == "drop":  # of which the second is each backend's own
-                        got, want = got[0], want[0]
                     equal(backend, got, want)
             for a, old in zip(args, before, strict=True):
                 if hasattr(a, "shape"):

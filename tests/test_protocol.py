@@ -1,5 +1,5 @@
-"""Layers and losses of a user's own that don't keep to the protocol: the error names the layer, the method, and what
-is expected, before the first step, on every path."""
+"""Layers, losses and optimizers of a user's own that don't keep to the protocol: the error names them, the method, and
+what is expected, before the first step, on every path."""
 
 import inspect
 from dataclasses import dataclass
@@ -396,3 +396,57 @@ def test_a_wrong_loss_is_told_from_a_wrong_layer() -> None:
         bp.check_gradients(bp.Sequential(wrong({"backward": backward}), bp.Dense(3)), X, y, loss=Squares())
     assert str(caught.value).startswith("WRONG: derivatives of Sequential(Unkept()")
     assert "the loss" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class _Descends(bp.ElementwiseOptimizer):
+    """Gradient descent with a planted mistake."""
+
+    mistake: str = "none"
+    lr: float = 0.1
+
+    state_names = ("last gradient",)
+
+    def elementwise(self, b: Any, theta: Any, last: Any, grad: Any, lr: Any) -> Any:
+        moved = theta - lr * grad
+        return {
+            "none": (moved, grad),
+            "no tuple": moved,
+            "no state": (moved,),
+            "sum": (moved, b.xp.sum(grad)),
+            "double": (moved * np.ones(1), grad),
+        }[self.mistake]
+
+
+@dataclass(frozen=True)
+class _Updates(_Descends):
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
+        moved = theta - self.lr * grad
+        made = {"none": (moved, (grad,)), "one": moved, "short": (moved[:-1], (grad,))}
+        return made[self.mistake]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "error", "pattern"),
+    [
+        (
+            _Descends("no tuple"),
+            ArgumentError,
+            r"gave no tuple; expected the tuple \(theta, last gradient,\)",
+        ),
+        (
+            _Descends("no state"),
+            ArgumentError,
+            r"gave 1 thing; expected the tuple \(theta, last gradient,\)",
+        ),
+        (_Descends("sum"), ShapeError, r"Descends\(.*\): state 0 has the shape \(\) after a step; expected \(9,\)"),
+        (_Descends("double"), DTypeError, r"the theta is float64 where x and the parameters are float32"),
+        (_Updates("one"), ArgumentError, r"update gave one thing; expected the two of .return theta, state"),
+        (_Updates("short"), ShapeError, r"theta has the shape \(8,\) after a step; expected \(9,\)"),
+    ],
+)
+def test_what_an_optimizer_gives_wrongly_is_named(optimizer: Any, error: Any, pattern: str) -> None:
+    x = X.astype("float32")
+    with pytest.raises(error, match=pattern):
+        bp.Trainer(bp.Dense(3), "mse", optimizer).step(x, x[:, :3])
+    bp.Trainer(bp.Dense(3), "mse", type(optimizer)()).step(x, x[:, :3])

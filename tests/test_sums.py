@@ -38,7 +38,7 @@ def test_sums_of_many_are_as_good_as_pairwise(backend: Any, shape: tuple[int, in
 
     def sums(x: Any) -> Any:
         xp = backend.seam.xp
-        return backend.seam.column_sums(x), xp.sum(x, axis=1), xp.sum(x)
+        return bp.Run(backend.seam).sum_rows(x), xp.sum(x, axis=1), xp.sum(x)
 
     columns, rows, full = map(backend.host, backend.call(sums, backend.array(x)))
     for found, axis, count in ((columns, 0, shape[0]), (rows, 1, shape[1]), (full, None, x.size)):
@@ -346,5 +346,5 @@ def test_executables_that_are_dropped_are_gone(code: Any, monkeypatch: Any) -> N
     executables = []
     for rows in range(10, 16):
         trainer.step(x[:rows], x[:rows, :2])
-        executables.append(weakref.ref(trainer._engine.step.made[0].last[1].executable))
+        executables.append(weakref.ref(trainer._engine.step.compiled().last[1].executable))
     assert [kept() is None for kept in executables] == [True] * 4 + [False] * 2

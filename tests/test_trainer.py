@@ -636,6 +636,23 @@ def test_a_trainer_says_whether_its_steps_are_compiled(backend: Any, tmp_path: A
     np.testing.assert_allclose(found[True], found[False], rtol=1e-10)
 
 
+def test_a_trainer_explains_a_step(backend: Any) -> None:
+    x, y = map(backend.array, rows())
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(8, "relu"), bp.Dense(3)), "cross_entropy")
+    with pytest.raises(bp.errors.NotBuiltError, match="no parameters yet"):
+        trainer.explain(x, y)
+    trainer.build(x)
+    before = everything(backend, trainer)
+    text = trainer.explain(x, y)
+    assert text.startswith(backend.seam.name)
+    assert trainer.step_count == 0
+    assert all(np.array_equal(a, b) for a, b in zip(everything(backend, trainer), before, strict=True))
+    if backend.name == "numpy-jit":
+        assert "48 x 8" in text or "(48, 8)" in text
+    plain = bp.Trainer(trainer.network, "cross_entropy", compile=False).build(x)
+    assert "every operation as it stands" in plain.explain(x, y)
+
+
 # ---- inputs ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,16 @@ of its own that follows the Array API standard works through the defaults of `Ba
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 import array_api_compat
 
 from bpnet.backends.base import Array, Backend
+from bpnet.backends.interrupts import current
 from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
@@ -22,7 +25,10 @@ from bpnet.errors import (
     kind_of,
 )
 
-__all__ = ["NAMES", "Array", "Backend", "backend_of", "check_device", "common_backend", "device_named", "get"]
+__all__ = [
+    "NAMES", "Array", "Backend", "backend_of", "check_device", "common_backend", "definitions", "device_named", "get",
+    "reference", "variant",
+]  # fmt: skip
 
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
 """Libraries with a file of their own, and the extra (or package) that brings each."""
@@ -135,6 +141,44 @@ def _find(array: Array, name: str) -> Backend:
         )
     xp: ModuleType = array_api_compat.array_namespace(array)
     return _by_name.setdefault(xp.__name__, Backend(xp))
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """What is printed is what runs: within `with bp.reference():`, whatever library the arrays are of.
+
+    Each step then calls the layers, losses and optimizers as they are written, in the calling thread and on the whole
+    batch at once: nothing is replaced, compiled, captured or cut into blocks.  So a breakpoint in `dense_backward` is
+    reached at every step, and a layer that notes what it sees does so every time.  It holds for this thread.
+    """
+    before = current.reference
+    try:
+        current.reference = True
+        with get("numpy").session(1):
+            yield
+    finally:
+        current.reference = before
+
+
+_REPLACED = (
+    "kernels", "context", "fuse", "map_vector", "blocks", "map_blocks", "total", "add_to", "concat", "writable",
+    "compile", "advance", "run_steps", "max_steps_per_launch", "traces",
+)  # fmt: skip
+"""What `Backend` defines and a library's own class may replace by something faster."""
+
+
+@cache
+def definitions(backend: Backend) -> Backend:
+    """The same library by definitions alone: see `reference`."""
+    return variant(backend, **{name: vars(Backend)[name] for name in _REPLACED})
+
+
+def variant(backend: Backend, **attributes: Any) -> Backend:
+    """A backend like this one but for some attributes of its class."""
+    kind = type(backend)
+    made: Backend = object.__new__(type(kind.__name__, (kind,), attributes))
+    vars(made).update(vars(backend))
+    return made
 
 
 def common_backend(arrays: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxyType({})) -> Backend:

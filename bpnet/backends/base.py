@@ -90,7 +90,7 @@ class State:
 class Context:
     """What the kernels of a backend share in one pass through a network; see `Backend.context`."""
 
-    def __init__(self, backend: "Backend", precision: str, grad_buffers: "dict[int, Array] | None") -> None:
+    def __init__(self, backend: "Backend", precision: str, grad_buffers: dict[int, Array] | None) -> None:
         self.backend, self.precision, self.grad_buffers = backend, precision, grad_buffers
 
     def grad_buffer(self, parameter: Array) -> Array:
@@ -108,6 +108,8 @@ class Backend:
     name = "array_api"
     traces = False
     """Whether `compile` traces the step: then values must not be looked at inside it."""
+    writable = False
+    """Whether arrays can be written to, so that kernels may be given memory for what they compute."""
     drops_nan = False
     """Whether products followed by an activation may make a number of what is none."""
     max_steps_per_launch = 1
@@ -164,10 +166,6 @@ class Backend:
         """`x` as the user passed it, made safe to compute with: a library that records gradients detaches it."""
         return x
 
-    def flat(self, x: Array) -> Array:
-        """`x` as a vector."""
-        return self.xp.reshape(x, (-1,))
-
     def copy(self, x: Array) -> Array:
         """A copy of `x`."""
         return self.xp.asarray(x, copy=True)
@@ -191,12 +189,13 @@ class Backend:
         """(free, total) bytes of the device of `x`, where the library can say."""
         return None
 
-    def context(self, precision: str = "float32", grad_buffers: "dict[int, Array] | None" = None) -> "Context":
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> "Context | None":
         """What this backend's kernels share in one pass, in which products have that precision.
 
-        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.
+        `grad_buffers` are by the `id` of a parameter: where a kernel may write its gradient, once.  None where kernels
+        have no use for any of it.
         """
-        return Context(self, precision, grad_buffers)
+        return None
 
     def outline(self, part: Any) -> Any:
         """A layer, loss or optimizer as it is to be called where `traces`: what can't be traced of it is cut out."""
@@ -252,24 +251,6 @@ class Backend:
         far = xp.minimum(xp.maximum(xp.abs(x), 0.5), 6.0)  # erf(6) is 1 in float64, and keeps exp from underflow
         tail = xp.exp(-far * far) * _polynomial(far, _ERFC_P) / _polynomial(far, _ERFC_Q)
         return xp.where(xp.abs(x) < 1.0, near, xp.sign(x) * (1.0 - tail))
-
-    def column_sums(self, x: Array) -> Array:
-        """The sums of the columns of a matrix, with errors like those of pairwise summation.
-
-        A library may add up rows one after the other (NumPy does).  So here at most SUMMED rows are, each of which is
-        many that follow each other, side by side; then their sums are, and so on.
-        """
-        while x.shape[0] > SUMMED:
-            rows, columns = x.shape
-            side = -(-rows // SUMMED)
-            last = rows // side * side
-            sums = self._sum_rows(self.xp.reshape(x[:last, :], (rows // side, side * columns)))
-            sums = sums if last == rows else self.concat([sums, self.flat(x[last:, :])])
-            x = self.xp.reshape(sums, (side + rows - last, columns))
-        return self._sum_rows(x)
-
-    def _sum_rows(self, x: Array) -> Array:
-        return self.xp.sum(x, axis=0)
 
     # ---- how work is carried out --------------------------------------------------------------------------------
 
@@ -340,6 +321,10 @@ class Backend:
         """
         return None
 
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        """What a call of `function`, which `compile` made, does for arguments like these, in order."""
+        return f"{self.name}: every operation as it stands, one after the other; nothing is compiled"
+
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         """The values of 0-d arrays, with one wait for the device."""
         return [float(s) for s in scalars]
@@ -361,8 +346,7 @@ class Backend:
         The rule's results become the new values of the first `outputs` arrays.  `donate` gives those arrays up:
         a backend may write the results into them.
         """
-        fused = self.fuse(rule)
-        parts = [fused(self, *(a[start:stop] for a in arrays), *scalars) for start, stop, scalars in pieces]
+        parts = [rule(self, *(a[start:stop] for a in arrays), *scalars) for start, stop, scalars in pieces]
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(self.xp.concat([part[i] for part in parts]) for i in range(outputs))

@@ -87,6 +87,8 @@ class Quiet(Session):
 
 class _Current(threading.local):
     session = Session()
+    reference = False
+    """Whether definitions run alone; see `bpnet.backends.reference`."""
     inside = False
     """Whether this thread is at work on one of several blocks, which is then not cut again."""
     late: list[Any] | None = None

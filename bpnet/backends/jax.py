@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import jax
@@ -13,9 +13,14 @@ from bpnet.backends.base import Array, Backend, Key, State
 from bpnet.errors import DTypeError
 
 
+def sum_rows(run: Any, x: Array) -> Array:
+    return xp.sum(x, axis=0)
+
+
 class JaxBackend(Backend):
     name = "jax"
     traces = True
+    kernels: ClassVar = {"sum_rows": sum_rows}
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
@@ -62,9 +67,6 @@ class JaxBackend(Backend):
     def erf(self, x: Array) -> Array:
         return jax.scipy.special.erf(x)
 
-    def column_sums(self, x: Array) -> Array:
-        return xp.sum(x, axis=0)
-
     def compile(
         self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
     ) -> Callable[..., Any]:
@@ -92,6 +94,9 @@ class JaxBackend(Backend):
         if known() == size:
             seen.add(kind)
         return result
+
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        return "jax: the whole function as one program that XLA compiles; see jax.jit(...).lower(...).as_text()"
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return [float(s) for s in jax.device_get(list(scalars))]

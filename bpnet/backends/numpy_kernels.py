@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Rows, by_halves
+from bpnet.backends.base import NARROW, SUMMED, SUMMED_PRODUCTS, Array, Rows, by_halves
 from bpnet.backends.blas import SMALL
 
 CHUNK = 65536
@@ -69,6 +69,10 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
     return out
 
 
+def sum_rows(run: Any, x: Array) -> Array:
+    return numpy.add.reduce(x, axis=0) if x.shape[0] <= SUMMED else NotImplemented
+
+
 def _add(total: Array, part: Array) -> Array:
     total += part
     return total
@@ -106,10 +110,10 @@ def dense_backward(
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
         dz = f.derivative(b, kept, dy)
         dw = _weight_gradient(run, x, dz, weight)
-        return dz @ weight.T if need_dx else None, dw, b.column_sums(dz) if has_bias else None
+        return dz @ weight.T if need_dx else None, dw, run.sum_rows(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
-        dz, db = _slope(b, kept, dy, f, has_bias)
+        dz, db = _slope(run, kept, dy, f, has_bias)
         dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
         if rows > SUMMED_PRODUCTS and min(weight.shape) <= NARROW:
             dw = _weight_gradient(run, x, dz, weight)
@@ -123,7 +127,7 @@ def dense_backward(
 
     def block(number: int, part: Rows) -> tuple[Array, Array | None]:
         some = slice(*part)
-        dz, db = _slope(b, None if kept is None else kept[some], dy[some], f, has_bias)
+        dz, db = _slope(run, None if kept is None else kept[some], dy[some], f, has_bias)
         if dx is not None:
             numpy.matmul(dz, weight.T, out=dx[some])
         return x[some].T @ dz, db
@@ -145,14 +149,15 @@ def _weight_gradient(run: Any, x: Array, dz: Array, weight: Array) -> Array:
     return dw
 
 
-def _slope(b: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
+def _slope(run: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
     """dz and its sums over the rows, taken while the chunk is in cache."""
+    b = run.backend
     if kept is None:
-        return f.derivative(b, kept, dy), b.column_sums(dy) if sums else None
+        return f.derivative(b, kept, dy), run.sum_rows(dy) if sums else None
     dz = numpy.empty_like(dy)
     for c in chunks(*dy.shape):
         b.evaluate(f.derivative, (kept[c], dy[c]), dz[c])
-    return dz, b.column_sums(dz) if sums else None
+    return dz, run.sum_rows(dz) if sums else None
 
 
 def _total(parts: Iterable[Array]) -> Array:
@@ -166,13 +171,13 @@ def batch_norm_forward(
     parts = b.blocks(n, 10.0 * width)
     xhat, y = numpy.empty_like(x), numpy.empty_like(x)
 
-    mean = _total(b.map_blocks(lambda _, part: b.column_sums(x[slice(*part)]), parts)) * (1.0 / n)
+    mean = _total(b.map_blocks(lambda _, part: run.sum_rows(x[slice(*part)]), parts)) * (1.0 / n)
 
     def centre(number: int, part: Rows) -> Array:
         sums = []
         for c in chunks(part[1] - part[0], width, part[0]):
             centred = numpy.subtract(x[c], mean, out=xhat[c])
-            sums.append(numpy.stack([b.column_sums(centred), b.column_sums(centred * centred)]))
+            sums.append(numpy.stack([run.sum_rows(centred), run.sum_rows(centred * centred)]))
         return _total(sums)
 
     off, squares = _total(b.map_blocks(centre, parts)) * (1.0 / n)  # `off`: what rounding left out of the mean
@@ -199,7 +204,7 @@ def batch_norm_backward(
 
     def sums(number: int, part: Rows) -> Array:
         some = chunks(part[1] - part[0], width, part[0])
-        return _total(numpy.stack([b.column_sums(dy[c] * xhat[c]), b.column_sums(dy[c])]) for c in some)
+        return _total(numpy.stack([run.sum_rows(dy[c] * xhat[c]), run.sum_rows(dy[c])]) for c in some)
 
     dscale, dshift = _total(b.map_blocks(sums, parts))
     if not need_dx:
@@ -247,6 +252,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "matmul": matmul,
+    "sum_rows": sum_rows,
     "dense_forward": dense_forward,
     "dense_backward": dense_backward,
     "elementwise_loss": elementwise_loss,

@@ -31,6 +31,10 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
     return by_halves((left[:, i : i + step] @ b[i : i + step] for i in range(0, rows, step)), operator.add)
 
 
+def sum_rows(run: Any, x: Array) -> Array:
+    return torch.sum(x, dim=0)
+
+
 def batch_norm_forward(
     run: Any, x: Array, scale: Array, shift: Array, epsilon: float
 ) -> tuple[Array, Array, Array, Array, Array]:
@@ -60,7 +64,7 @@ class NoGrad(Session):
 class TorchBackend(Backend):
     name = "torch"
     oom_errors: ClassVar = (MemoryError, torch.OutOfMemoryError)
-    kernels: ClassVar = {"matmul": matmul, "dense_forward": dense_forward, "batch_norm_forward": batch_norm_forward}
+    kernels: ClassVar = {f.__name__: f for f in (matmul, sum_rows, dense_forward, batch_norm_forward)}
 
     def unfit(self, x: Array) -> str | None:
         if x.is_nested:
@@ -102,9 +106,6 @@ class TorchBackend(Backend):
 
     def erf(self, x: Array) -> Array:
         return torch.erf(x)
-
-    def column_sums(self, x: Array) -> Array:
-        return xp.sum(x, axis=0)
 
 
 BACKEND = TorchBackend(xp)

@@ -19,12 +19,17 @@ def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose
     return graph.matmul(graph.transpose(a) if transpose_a else a, graph.transpose(b) if transpose_b else b)
 
 
+def _sum_rows(run: Any, x: Symbol) -> Symbol:
+    """As any sum, for the same reason."""
+    return run.xp.sum(x, axis=0)  # type: ignore[no-any-return]
+
+
 class TracingBackend(Backend):
     """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
 
     name = "numpy"
     traces = True
-    kernels: ClassVar = {"matmul": _matmul}
+    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows}
     precision = "float32"
     """That of the products, as the last context says."""
 
@@ -40,7 +45,7 @@ class TracingBackend(Backend):
 
     def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> Context:
         self.precision = precision
-        return super().context(precision, grad_buffers)
+        return Context(self, precision, grad_buffers)
 
     def outline(self, part: Any) -> Any:
         return part if self.real is None else _Outlined(self, part)
@@ -85,10 +90,6 @@ class TracingBackend(Backend):
         if own and whole.size == term.size and len(whole.args) < 3:
             return term
         return self.graph.copy(term)
-
-    def column_sums(self, x: Symbol) -> Symbol:
-        """As any sum: a compiled one is never of many rows, one after the other."""
-        return self.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""

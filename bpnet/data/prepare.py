@@ -11,6 +11,8 @@ from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeErr
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 
+PARAMETERS = "the trainer's parameters"
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -18,7 +20,7 @@ class Expected:
 
     layout: Layout
     like: Array
-    name: str = "the trainer's parameters"
+    name: str = PARAMETERS
 
 
 def named(x: Array, y: Array, weight: Array | None) -> dict[str, Any]:
@@ -73,11 +75,13 @@ def prepare(
         if isinstance(expected, Expected):
             layout, like = expected.layout, expected.like
             if not streams and (host is not backend_of(like) or host.device(x) != host.device(like)):
-                hint = f"; bp.load(path, like={x_name}) brings a saved model there" if "'s" in expected.name else ""
                 try:
                     common_backend({x_name: x, expected.name: like})
                 except ArrayMismatchError as error:
-                    raise ArrayMismatchError(f"{error}{hint}") from None
+                    if expected.name != PARAMETERS:
+                        raise
+                    hint = f"bp.load(path, like={x_name}) brings a saved model there"
+                    raise ArrayMismatchError(f"{error}; {hint}") from None
             check_rows(x, layout.in_shape, x_name)
             if floating and single != (like.dtype == backend.xp.float32):
                 raise DTypeError(f"{x_name} holds {x.dtype} values, but {expected.name} {like.dtype}: convert {x_name}")

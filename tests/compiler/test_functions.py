@@ -8,6 +8,7 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 import pytest
+from conftest import compiles
 
 import bpnet as bp
 from bpnet.compiler.commands import Call
@@ -204,8 +205,8 @@ def test_what_cannot_be_traced_costs_only_itself(layer: bp.Layer, jit: Any) -> N
     net = bp.Sequential(bp.Dense(8, "relu"), layer, bp.Dense(3))
     trainers = [bp.Trainer(net, "cross_entropy", "adam", seed=3) for _ in range(2)]
     losses = []
-    for trainer, compiles in zip(trainers, (False, True), strict=True):
-        jit(compiles)
+    for trainer, choice in zip(trainers, (False, True), strict=True):
+        jit(choice)
         rng = np.random.default_rng(1)
         losses.append([])
         for turn in range(6):
@@ -240,4 +241,70 @@ def test_what_compiled_code_relies_on_may_not_change(jit: Any) -> None:
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     pytest.importorskip("llvmlite")
-    return lambda on: monkeypatch.setattr(bp.backends.get("numpy"), "jit", on)
+    return lambda on: compiles(monkeypatch, on)
+
+
+# ---- a user's layer is compiled like ours ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LayerNorm(bp.Layer):
+    """y = scale xhat + shift with xhat of mean 0 and variance 1 along each row (Ba, Kiros and Hinton 2016)."""
+
+    epsilon: float = 1e-5
+
+    def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
+        return {"scale": rng.full(in_shape[-1:], 1.0), "shift": rng.full(in_shape[-1:], 0.0)}
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        xp = run.xp
+        centred = x - xp.mean(x, axis=-1, keepdims=True)
+        inverse = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        xhat = centred * inverse
+        return xhat * p["scale"] + p["shift"], (xhat, inverse)
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
+        xp, (xhat, inverse) = run.xp, cache
+        grads = {"scale": run.sum_rows(dy * xhat), "shift": run.sum_rows(dy)}
+        g = dy * p["scale"]
+        along = xp.mean(g * xhat, axis=-1, keepdims=True)
+        return inverse * (g - xp.mean(g, axis=-1, keepdims=True) - xhat * along), grads
+
+
+def test_layer_normalization_adds_no_command(jit: Any) -> None:
+    """Its forward pass is done by the kernel of the layer before it, its derivative by that of the same layer."""
+    jit(True)
+    x, y = np.zeros((64, 32), "float32"), np.zeros(64, "int64")
+
+    def kinds(*layers: Any) -> list[str]:
+        trainer = bp.Trainer(bp.Sequential(*layers), "cross_entropy")
+        trainer.step(x, y)
+        commands = trainer._engine.step.compiled().last[1].executable.commands.commands
+        return [type(command).__name__ for command in commands]
+
+    with_it = kinds(bp.Dense(32, "relu"), _LayerNorm(), bp.Dense(10))
+    assert with_it == kinds(bp.Dense(32, "relu"), bp.Dense(10))
+
+
+@dataclass(frozen=True)
+class _FiveTimes(bp.SGD):
+    """Gradient descent with five times the learning rate where that is exactly 0.5."""
+
+    names = {}
+
+    def elementwise(self, b: Any, theta: Any, *args: Any) -> tuple[Any, ...]:
+        grad, lr = args
+        return (theta - (5.0 if lr == 0.5 else 1.0) * lr * grad,)
+
+
+@pytest.mark.filterwarnings("ignore:a training step runs without the compiler")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_rule_that_decides_by_a_number_takes_the_right_branch(compiles: bool, jit: Any) -> None:
+    jit(compiles)
+    x, y = np.ones((4, 3), "float32"), np.zeros((4, 2), "float32")
+    found = []
+    for optimizer in (_FiveTimes(0.5), bp.SGD(2.5)):
+        trainer = bp.Trainer(bp.Dense(2), "mse", optimizer)
+        trainer.step(x, y)
+        found.append(np.array(trainer.theta))
+    np.testing.assert_array_equal(*found)

@@ -99,6 +99,10 @@ class CupyBackend(Backend):
             return super().compile(function)
         return CapturedStep(function, self) if donate else Compiled(function, self)
 
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        assert isinstance(function, Compiled)
+        return f"cupy: {function.explain(args)}"
+
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         if isinstance(step, CapturedStep):
             return step.advance(state, args, count)

@@ -65,6 +65,8 @@ class Compiled:
             return self.programs[kind]
         try:
             found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
+            if self.donates and found is not None and found.calls:
+                self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
         except NotTraceableError as error:
             found = None
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
@@ -72,6 +74,16 @@ class Compiled:
         if len(self.programs) > MAX_PROGRAMS:
             self.programs.popitem(last=False)
         return found
+
+    def explain(self, args: Sequence[Any]) -> str:
+        """What is done for arguments like these, command by command."""
+        found = self.find(args, leaves_of(args))
+        if found is None:
+            return "every operation as it stands, since it can't be compiled"
+        captured = "captured as a CUDA graph from the second call on" if self.donates else "launched one by one"
+        if found.calls:
+            captured = "launched one by one, since not all can be captured"
+        return f"{len(found.commands.commands)} commands, {captured}\n\n{found.commands}"
 
     def say(self, what: str) -> None:
         """Tell the user once."""
@@ -96,11 +108,12 @@ class Traced:
 
         arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
         self.donated = len(leaves_of(args[0])) if donates else 0
-        commands = build(trace(flat, arguments), self.donated, ALIGNMENT)
+        traced = trace(flat, arguments)
+        commands = build(traced, self.donated, ALIGNMENT)
         self.form, precision = form
-        if precision == "bfloat16":
+        if traced.graph.real == "float32" and precision == "bfloat16":
             commands = round_factors(commands, ALIGNMENT)
-        elif precision == "tf32":
+        elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
         commands = replace(commands, commands=with_epilogues(commands.commands))
         self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
@@ -110,8 +123,8 @@ class Traced:
         self.commands, self.loss = commands, loss
         self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
-        # whether there is anything that is not compiled, and so can't be captured either
-        self.calls = any(isinstance(c, Call) for c in commands.commands)
+        self.calls = [c for c in commands.commands if isinstance(c, Call)]
+        """What is not compiled, and so can't be captured either."""
         self.scalars = [i for i, a in enumerate(arguments) if a == NUMBER]
         names = ", ".join(f"v{i}" for i in self.scalars)
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
@@ -278,13 +291,15 @@ class CapturedStep(Compiled):
         if self.stream is None:
             self.stream = cupy.cuda.Stream(non_blocking=True)
         ring, size = found.ring(count), len(found.commands.numbers) + 1
+        launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
+        for i, part in enumerate(_parted(arrays, count)):
+            memories = found.program.memories(found.program.arena, [*self.leaves, *part])
+            launches += found.program.calls(memories, ring.address + 8 * size * i)
         with self.stream:
             self.stream.begin_capture()
             try:
-                for i, part in enumerate(_parted(arrays, count)):
-                    memories = found.program.memories(found.program.arena, [*self.leaves, *part])
-                    for calls in found.program.calls(memories, ring.address + 8 * size * i):
-                        uninterrupted(calls)
+                for calls in launches:
+                    uninterrupted(calls)
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
                     self.stream.end_capture()

@@ -10,13 +10,13 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, Piece, Rows, Rule, State
+from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
@@ -51,6 +51,7 @@ DRAWN = 4 * CHUNK
 
 class NumpyBackend(Backend):
     name = "numpy"
+    writable = True
     kernels: ClassVar = KERNELS
 
     def device(self, x: Array) -> Any:
@@ -62,11 +63,13 @@ class NumpyBackend(Backend):
     def to_host(self, x: Array) -> Any:
         return x
 
-    def flat(self, x: Array) -> Array:
-        return x.reshape(-1)
-
     def empty_vector(self, size: int, like: Array) -> Array | None:
         return numpy.empty(size, like.dtype)
+
+    def context(
+        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
+    ) -> Context:
+        return Context(self, precision, grad_buffers)
 
     def store(self, place: Array, value: Array) -> None:
         place[...] = value
@@ -91,14 +94,13 @@ class NumpyBackend(Backend):
         list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
         return mask.reshape(shape)
 
-    def _sum_rows(self, x: Array) -> Array:
-        return numpy.add.reduce(x, axis=0)
-
     # ---- how work is carried out --------------------------------------------------------------------------------
 
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
+        if current.reference:
+            return nullcontext()
         pays = work >= WORTH_IT and _can_compile() if choice == "auto" else bool(choice)
         return NumpySession(threads, work > 0.0 and pays)
 
@@ -120,15 +122,18 @@ class NumpyBackend(Backend):
             result = advance(step, state, count, *args)
             return state.now[0], result
 
+        def compiled_function() -> Any:
+            if not made and _can_compile():
+                from bpnet.backends.numpy.compiled import CompiledFunction
+
+                made.append(CompiledFunction(function, plain, donate, _cut))
+            return made[0] if made else None
+
         def run(state: State | None, count: int, *args: Any) -> Any:
             session = current.session
             if not session.compiles:
                 return plain(state, count, *args)
-            if not made:
-                from bpnet.backends.numpy.compiled import CompiledFunction
-
-                made.append(CompiledFunction(function, plain, donate, _cut))
-            compiled = made[0]
+            compiled = made[0] if made else compiled_function()
             threads, call = compiled.last
             if threads == session.threads:
                 try:
@@ -138,8 +143,15 @@ class NumpyBackend(Backend):
             return compiled.find(session.threads, args)(state, count, *args)
 
         call: Any = functools.partial(run, None, 0)
-        call.made, call.step = made, step  # the first for whoever wants to know what is done
+        call.compiled, call.step = compiled_function, step
         return call  # type: ignore[no-any-return]
+
+    def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
+        made: Any = function
+        compiled = made.compiled()
+        if compiled is None:
+            return "numpy: every operation as it stands; the extra jit (llvmlite) compiles it as a whole"
+        return f"numpy: {compiled.explain(current.session.threads or available_threads(), args)}"
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         made: Any = step

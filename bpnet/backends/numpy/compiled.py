@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from bpnet.compiler.graph import Graph, NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
 from bpnet.compiler.trace import NUMBER, Argument, trace
+from bpnet.errors import BpnetWarning
 
 MOST_EXECUTABLES = 32
 """Most that a function keeps; of the others, one is compiled again when it is needed."""
@@ -71,6 +73,8 @@ class CompiledFunction:
     ) -> None:
         self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
         self.changed = Changed
+        self.reason = ""
+        """Why something was not compiled, where something was not."""
         self.executables: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
@@ -83,6 +87,12 @@ class CompiledFunction:
         """
         with self.lock:
             return self._find(threads, leaves_of(args), args)
+
+    def explain(self, threads: int, args: Any) -> str:
+        """What is done for arguments like these, command by command, and with how many tiles for the threads."""
+        call: Any = self.find(threads, args)
+        made = getattr(call, "executable", None)
+        return f"every operation as it stands, since {self.reason}" if made is None else made.text(threads)
 
     def _find(self, threads: int, leaves: list[Any], args: Any) -> Callable[..., Any]:
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
@@ -99,8 +109,12 @@ class CompiledFunction:
         most = min(threads, available_threads())
         try:
             return Executable(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
-        except NotTraceableError as reason:
-            log.debug("not compiled: %s", reason)
+        except NotTraceableError as error:
+            if not self.reason:
+                what = "a training step" if self.donate else "a prediction"
+                text = f"{what} runs without the compiler, operation by operation: {error}"
+                warnings.warn(text, BpnetWarning, stacklevel=2)
+            self.reason = f"it can't be compiled: {error}"
         except Exception:  # a fault here is no reason for a user's training to end
             if verify.STRICT:
                 raise
@@ -155,6 +169,15 @@ class Executable:
         self._prepare(threads)
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
+
+    def text(self, threads: int) -> str:
+        """All that is done, in words."""
+        lines = [f"{len(self.commands.commands)} commands by machine code on at most {threads} threads", ""]
+        lines.append(str(self.commands))
+        lines += ["", "as the threads share them:"]
+        lines += [f"{t.tiles:>5} tiles  {t.does}" for t in self.tiled]
+        lines += [f"not compiled: {c.text}" for c in self.calls]
+        return "\n".join(lines)
 
     def _prepare(self, threads: int) -> None:
         """Machine code, memory, and the tables that the thread pool reads: one up to each call, and one after them."""
