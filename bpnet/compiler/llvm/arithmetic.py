@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, suffix
-from bpnet.compiler.ops import COMPARISON, OPERATIONS
+from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
 
@@ -71,9 +71,11 @@ class Arithmetic:
 
     def operate(self, op: str, a: list[Any]) -> Any:
         operation = OPERATIONS[op]
-        if operation.kind == COMPARISON:
-            truths = suffix(a[0].type).endswith("i1")
-            return self.b.icmp_signed("==", *a) if truths else self.b.fcmp_ordered(operation.llvm, *a)
+        if operation.kind == COMPARISON and op not in LOGICAL:
+            if suffix(a[0].type).endswith("i1"):
+                return self.b.icmp_signed(operation.llvm, *a)
+            compare = self.b.fcmp_unordered if op == "not_equal" else self.b.fcmp_ordered
+            return compare(operation.llvm, *a)
         return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
 
     def copy(self, x: Any) -> Any:
