@@ -47,19 +47,17 @@ def _cuda(key: str, batch: int, precision: str, *contenders: str) -> Case:
 
 
 PEERS = ("bpnet-cupy", "bpnet-cupy-steps", "torch", "torch-graph", "jax", "jax-steps")
-TECHNIQUES = ("bpnet-cupy-eager", "bpnet-cupy-products", "bpnet-cupy-unfused", "bpnet-cupy-plain")
 OTHERS = ("bpnet-torch", "bpnet-jax", "cupy")
 EVERYONE = (*PEERS, "bpnet-cupy-eager", "torch-compile", "roof-cupy")
-PLAIN_CUPY = (*TECHNIQUES[1:], *OTHERS)  # whose products are CuPy's or another library's: float32 alone
 
 EVERY_BATCH = tuple(
-    _cuda(key, batch, precision, *EVERYONE, *(PLAIN_CUPY if precision == "float32" else ()))
+    _cuda(key, batch, precision, *EVERYONE, *(OTHERS if precision == "float32" else ()))
     for key in "agc"
     for precision in PRECISIONS
     for batch in CUDA_BATCHES
 )
 SHORT = (
-    _cuda("a", 128, "float32", *PEERS, *TECHNIQUES, *OTHERS),
+    _cuda("a", 128, "float32", *PEERS, "bpnet-cupy-eager", *OTHERS),
     _cuda("a", 8192, "tf32", *PEERS),
     _cuda("g", 8192, "bfloat16", "bpnet-cupy", "torch", "torch-graph", "jax", "roof-cupy"),
     _cuda("a", 65536, "bfloat16", "bpnet-cupy", "torch", "torch-graph", "jax"),

@@ -69,9 +69,10 @@ def loss_and_gradient(
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, x)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
     run = Run(backend, training, (*key, block), context)
-    output, cache = network.forward(run, p, x)
-    value, dy = (backend.outline(loss) if backend.traces else loss)(run, output, y, weight, total)
-    _, grads = network.backward(run, p, cache, dy, False)
+    part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
+    output, cache = part.forward(run, p, x)
+    value, dy = measure(run, output, y, weight, total)
+    _, grads = part.backward(run, p, cache, dy, False)
     new = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
     if buffer is None:
         return value, layout.join(backend, grads), new

@@ -61,7 +61,7 @@ def training_step(
     def clipped(backend: Backend, grad: Array) -> Array:
         if clip_norm is None or clip_norm > float(backend.xp.finfo(grad.dtype).max):
             return grad
-        return clip_by_global_norm(Run(backend), grad, clip_norm)
+        return clip_by_global_norm(backend, grad, clip_norm)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
@@ -104,7 +104,7 @@ def outputs(
         def block(number: int, part: Rows) -> tuple[Array, Array]:
             (bx,) = take_rows(backend, (x,), part, None)
             run = Run(backend, context=backend.context(precision))
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             return output, backend.xp.sum(bx) + backend.xp.sum(output)
 
         parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
@@ -132,7 +132,7 @@ def scores(
         def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
             run = Run(backend, context=backend.context(precision))
             bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = layout.network.forward(run, p, bx)[0]
+            output = backend.outline(layout.network).forward(run, p, bx)[0]
             value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
             if right is None or bw is None:
                 return value, None if right is None else xp.sum(right), None

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import lent
-from test_cuda import host  # noqa: F401 - a fixture
+from fake_cupy import World
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
@@ -254,30 +253,7 @@ def test_capturing_a_step_of_pytorch_leaves_no_trace(key: str, monkeypatch: pyte
     assert {float(step) for step in steps} == {3.0}
 
 
-@pytest.fixture
-def world(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
-    """CuPy's backend on a stand-in for the device."""
-    pytest.importorskip("cupy", reason="CuPy is not installed")
-    return lent(host, monkeypatch)
-
-
-@pytest.mark.parametrize(("key", "count"), [("a", 13), ("c", 57), ("d", 9), ("e", 12)])
-def test_launches_of_a_step(key: str, count: int, world: Any) -> None:
-    """As bench/LOG.md has them, at 64 rows: kernels, CuPy's own operations, products."""
-    from bench.contenders.bpnet_trainer import Bpnet
-
-    world.host = lambda *_: None
-    workload = WORKLOADS[key]
-    task = Task(workload, "float32", 64, 1, "cuda", workload.timing, start_values(workload, "float32"))
-    contender = Bpnet(task, "cupy", without=("graph",))
-    x, y = (contender.put(a[0]) for a in pool(workload, 64, "float32"))
-    contender.step(x, y)
-    before = dict(world.counts)
-    contender.step(x, y)
-    assert sum(world.counts[name] - before[name] for name in ("kernel", "operation", "cublaslt", "product")) == count
-
-
-def test_several_steps_of_bpnet_are_its_steps(world: Any) -> None:
+def test_several_steps_of_bpnet_are_its_steps(world: World) -> None:
     """By one launch from the third call on."""
     from bench.contenders.bpnet_trainer import Bpnet
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cublaslt import BLAS, Fake
+from fake_cublaslt import BLAS, Fake, bfloat16, tf32
 from fake_cupy import World
 from test_activations import ACTIVATIONS
 
@@ -311,6 +311,102 @@ def not_finite(compile: Any, to_device: Any, to_host: Any, function: Any) -> Non
 def test_what_is_not_finite_reaches_the_gradient(function: Any, world: World) -> None:
     not_finite(world.seam.compile, world.array, world.cupy.asnumpy, function)
     assert world.counts["cublaslt"] == 3
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+ROUND = {"tf32": tf32, "bfloat16": bfloat16}
+UNIT = {"tf32": 2.0**-11, "bfloat16": 2.0**-8}
+"""By how much a number changes at most, relatively, when it is rounded."""
+ROUNDED = pytest.mark.parametrize("precision", ROUND)
+
+
+@ROUNDED
+def test_products_in_another_precision_are_those_of_rounded_factors(precision: str, lt: Fake) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((9, 12)).astype("f"), rng.standard_normal((12, 16)).astype("f")
+    expected = (ROUND[precision](a).astype("d") @ ROUND[precision](b)).astype("f")
+    if precision == "bfloat16":
+        a, b = ((bfloat16(x).view("u4") >> 16).astype("u2") for x in (a, b))
+    out = on_device(np.zeros((9, 16), "f"))
+    kind = {"dtype": "bfloat16"} if precision == "bfloat16" else {}
+    assert multiplied(lt, on_device(a), on_device(b), out, precision=precision, **kind)
+    np.testing.assert_array_equal(out, expected)
+
+
+def in_precision(precision: str, function: Any) -> Callable[..., Any]:
+    """As `dense`, with products in a precision."""
+    units = bp.Dense(16, function)
+
+    def both(b: Any, x: Any, weight: Any, bias: Any, dy: Any) -> Any:
+        run, p = bp.Run(b, True, context=b.context(precision)), {"weight": weight, "bias": bias}
+        y, cache = units.forward(run, p, x)
+        dx, grads = units.backward(run, p, cache, dy)
+        return y, dx, grads["weight"], grads["bias"]
+
+    return both
+
+
+@ROUNDED
+@pytest.mark.parametrize("function", [case.layer for case in ACTIVATIONS.values()], ids=str)
+def test_a_dense_layer_in_another_precision(function: Any, precision: str, world: World) -> None:
+    arguments = layer(70, 12, 16, "float32")
+    exact = bp.backends.Backend(bp.backends.get("numpy").xp)
+    expected = dense(function)(exact, *(a.astype("float64") for a in arguments))
+    found = world.seam.compile(in_precision(precision, function))(*map(world.array, arguments))
+    for i, (f, e) in enumerate(zip(map(world.cupy.asnumpy, found), expected, strict=True)):
+        assert f.dtype == np.float32
+        error = np.linalg.norm(f - e) / np.linalg.norm(e)
+        assert error <= 8 * UNIT[precision]
+        assert error > 1e-6 or i == 3 or (i == 0 and function == bp.Softplus()), "the precision makes no difference"
+    world.check_bounds()
+
+
+@ROUNDED
+def test_a_product_is_that_of_rounded_factors_and_nothing_else_is_rounded(precision: str, world: World) -> None:
+    x, weight, bias, _ = layer(9, 12, 16, "float32")
+
+    def function(b: Any, x: Any, weight: Any, bias: Any) -> Any:
+        run = bp.Run(b, context=b.context(precision))
+        return bp.Dense(16).forward(run, {"weight": weight, "bias": bias}, x)[:1]
+
+    (found,) = world.seam.compile(function)(*map(world.array, (x, weight, bias)))
+    rounded = ROUND[precision]
+    expected = rounded(x).astype("d") @ rounded(weight) + bias
+    np.testing.assert_array_equal(world.cupy.asnumpy(found), expected.astype("f"))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 260])
+def test_kernels_round_to_bfloat16_as_ieee_754_says(rows: int, world: World) -> None:
+    """To nearest, of two as near to the even one; NaN and infinities stay such."""
+    bits = np.random.default_rng(0).integers(0, 2**32, rows, dtype=np.uint32)
+    ties = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0, 1 << 31, 0x8001]
+    x = np.concatenate([bits, np.array([*ties, 0x7FC00000, 0xFFFFFFFF], np.uint32)]).view("f").reshape(-1, 1)
+
+    def function(b: Any, x: Any, one: Any) -> Any:
+        return (bp.Run(b, context=b.context("bfloat16")).matmul(x, one),)
+
+    (found,) = world.seam.compile(function)(world.array(x), world.array(np.ones((1, 1), "f")))
+    expected = np.where(np.isnan(x), np.nan, bfloat16(np.where(np.isnan(x), 0.0, x).astype("f")))
+    np.testing.assert_array_equal(world.cupy.asnumpy(found), expected)
+
+
+@ROUNDED
+def test_float64_is_never_rounded(precision: str, world: World) -> None:
+    arguments = layer(9, 12, 16, "float64")
+    found = world.seam.compile(in_precision(precision, bp.Tanh()))(*map(world.array, arguments))
+    expected = dense(bp.Tanh())(bp.backends.Backend(bp.backends.get("numpy").xp), *arguments)
+    for f, e in zip(map(world.cupy.asnumpy, found), expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-12, atol=1e-12)
+
+
+@ROUNDED
+def test_a_missing_product_is_an_error_where_it_would_be_of_another_precision(
+    precision: str, world: World, products: Any
+) -> None:
+    products.lacks = set(EPILOGUES)
+    with pytest.raises(bp.errors.DeviceError, match=f"no {precision} product"):
+        world.seam.compile(in_precision(precision, bp.Tanh()))(*map(world.array, layer(9, 12, 16, "float32")))
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------

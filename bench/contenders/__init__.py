@@ -36,9 +36,8 @@ class Entry:
 _BOTH, _GPU = ("cpu", "cuda"), ("cuda",)
 
 
-def _cupy(label: str, *without: str) -> Entry:
-    """bpnet on CuPy without some of the techniques of its backend."""
-    return Entry(label, "bpnet_trainer", {"backend": "cupy", "without": without}, _GPU)
+def _cupy(label: str, **options: Any) -> Entry:
+    return Entry(label, "bpnet_trainer", {"backend": "cupy", **options}, _GPU)
 
 
 ALL = {
@@ -47,13 +46,8 @@ ALL = {
     "bpnet-torch": Entry("bpnet, PyTorch arrays", "bpnet_trainer", {"backend": "torch"}, _BOTH),
     "bpnet-jax": Entry("bpnet, JAX arrays", "bpnet_trainer", {"backend": "jax"}, _BOTH),
     "bpnet-cupy": _cupy("bpnet, CuPy"),
-    "bpnet-cupy-steps": Entry(
-        "bpnet, CuPy, 8 steps a launch", "bpnet_trainer", {"backend": "cupy", "together": 8}, _GPU
-    ),
-    "bpnet-cupy-eager": _cupy("bpnet, CuPy, no graph", "graph"),
-    "bpnet-cupy-products": _cupy("bpnet, CuPy, no epilogues", "cublaslt"),
-    "bpnet-cupy-unfused": _cupy("bpnet, CuPy, no fused rules", "fused"),
-    "bpnet-cupy-plain": _cupy("bpnet, CuPy, definitions only", "fused", "cublaslt", "graph"),
+    "bpnet-cupy-steps": _cupy("bpnet, CuPy, 8 steps a launch", together=8),
+    "bpnet-cupy-eager": _cupy("bpnet, CuPy, no graph", captures=False),
     "torch": Entry("PyTorch eager", "pytorch", {}, _BOTH),
     "torch-compile": Entry("torch.compile", "pytorch", {"compiled": True}, _BOTH),
     "torch-graph": Entry("PyTorch, CUDA graph", "pytorch_graph", {}, _GPU),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def leaves(parameters: Any) -> list[tuple[Any, str]]:
 
 
 class Bpnet(Contender):
-    """``without`` names techniques of the CuPy backend to leave out; the precision goes to ``Trainer``.
+    """``captures``: whether CuPy's steps become CUDA graphs; the precision goes to ``Trainer``.
 
     ``together`` steps are one launch as in ``Trainer.fit`` where the data lie on the device, without what that does
     once an epoch; but of stacks of batches, which are copied to the graph's buffers before rows are taken of them.
@@ -64,7 +63,7 @@ class Bpnet(Contender):
         task: Task,
         backend: str,
         jit: bool = False,
-        without: Sequence[str] = (),
+        captures: bool = True,
         together: int = 1,
         **options: Any,
     ) -> None:
@@ -89,8 +88,6 @@ class Bpnet(Contender):
             import torch
 
             torch.set_num_threads(task.threads)
-        elif backend == "cupy":
-            found.techniques = found.techniques - set(without)
         if task.precision != "float32":
             options |= {"precision": task.precision}
         self.device = "cuda" if task.device == "cuda" and backend == "torch" else None
@@ -105,6 +102,8 @@ class Bpnet(Contender):
             if task.precision == "float32":
                 raise
             raise Absent(f"no {task.precision} on {backend}: {error}") from None  # not of every library's arrays
+        if not captures:
+            self.trainer._step.captures = False
         parameters = self.trainer.parameters
         for (holder, key), value in zip(leaves(parameters), task.start, strict=True):
             holder[key] = self.put(value)

@@ -1,4 +1,4 @@
-"""Random functions of arrays: eager NumPy, the interpreter of commands, and machine code agree."""
+"""Random functions of arrays: eager NumPy, the interpreter of commands, machine code, and CUDA kernels agree."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_on_host import compiled
+from fake_cupy import World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -158,3 +160,20 @@ def test_machine_code_gives_what_the_interpreter_gives(
             found = SEAM.compile(program, donate=True)(given[0].copy(), *given[1:], 0.3)
         for a, e in zip(found, expected, strict=True):
             close(a, e, dtype)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(program=programs(), shape=SHAPES, seed=st.integers(0, 5), dtype=st.sampled_from(["float32", "float64"]))
+def test_cuda_kernels_give_what_the_interpreter_gives(
+    program: Program, shape: Any, seed: int, dtype: str, world: World
+) -> None:
+    """Run on the host, and taken by NVIDIA's compiler."""
+    given = arrays(shape, dtype, seed)
+    with np.errstate(all="ignore"):
+        expected = interpret(commands_of(program, shape, dtype), [*given, 0.3])
+    found = world.seam.compile(program)(*map(world.array, given), 0.3)
+    for a, e in zip(map(world.cupy.asnumpy, found), expected, strict=True):
+        close(a, e, dtype)
+    world.check_bounds()
+    for code in world.codes:
+        compiled(code)
