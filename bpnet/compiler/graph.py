@@ -270,7 +270,10 @@ class Graph:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
         left = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        if math.prod(left) == 1 and x.size:
+        along_rows = x.ndim > 1 and axes == (
+            x.ndim - 1,
+        )  # in one kernel with what reads it, also where there is one row
+        if math.prod(left) == 1 and x.size and not along_rows:
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
         elif axes == tuple(range(len(axes))) and op == "sum":
             rows = x if len(others) == 1 else self.reshape(x, (math.prod(x.shape[: len(axes)]), math.prod(left)))
