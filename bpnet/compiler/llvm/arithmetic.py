@@ -154,7 +154,9 @@ class Arithmetic:
         return self._log(x, None)
 
     def log1p(self, x: Any) -> Any:
-        return self._log(self.b.fadd(x, self.real(1.0)), x)
+        one = self.real(1.0)
+        u = self.b.fadd(x, one)
+        return self.b.select(self.b.fcmp_ordered("==", u, one), x, self._log(u, x))  # which may be too small to halve
 
     def _log(self, x: Any, less: Any) -> Any:
         """n log(2) + log(1 + f) with 1 + f = x / 2**n near 1, and log(1 + f) = 2 artanh(s) with s = f / (f + 2).
