@@ -38,7 +38,7 @@ def jit(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What was called as it stands in the midst of what is compiled; where nothing is compiled, a warning is an error."""
+    """What was called as it stands in the midst of what is compiled; where nothing is, a warning is an error."""
     from bpnet.backends.numpy import compiled
 
     found: list[str] = []
