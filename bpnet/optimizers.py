@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
-from bpnet.layer import Run, kernel
 from bpnet.layout import Layout
 from bpnet.options import flag, fraction, not_negative, positive
 from bpnet.registry import Registered
@@ -216,20 +215,19 @@ class AdamW(Adam):
         return super().elementwise(b, decay_factor * theta, m, v, grad, alpha, epsilon_hat)
 
 
-@kernel
-def clip_by_global_norm(run: Run, grad: Array, limit: float) -> Array:
+def clip_by_global_norm(backend: Backend, grad: Array, limit: float) -> Array:
     """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013).
 
     It is divided by its largest entry first (or by a number that has an inverse), so that no square overflows, nor
     limit / norm underflows.
     """
-    xp, smallest = run.xp, float(run.xp.finfo(grad.dtype).smallest_normal)
+    xp, smallest = backend.xp, float(backend.xp.finfo(grad.dtype).smallest_normal)
     largest = xp.minimum(xp.maximum(xp.max(xp.abs(grad)), smallest), 0.5 / smallest)
     part = grad / largest
     root = xp.sqrt(xp.sum(part * part))
     clips = largest * root > limit
     down, up = xp.where(clips, largest, 1.0), limit / xp.where(clips, root, limit)
-    return run.backend.fuse(_rescaled)(run.backend, grad, down, up)
+    return backend.fuse(_rescaled)(backend, grad, down, up)
 
 
 def _rescaled(b: Backend, grad: Array, down: Any, up: Any) -> Array:

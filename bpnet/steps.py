@@ -61,7 +61,7 @@ def training_step(
     def clipped(backend: Backend, grad: Array) -> Array:
         if clip_norm is None or clip_norm > float(backend.xp.finfo(grad.dtype).max):
             return grad
-        return clip_by_global_norm(Run(backend), grad, clip_norm)
+        return clip_by_global_norm(backend, grad, clip_norm)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry

@@ -248,7 +248,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(backend, dtype, limit)
     grad = np.random.default_rng(0).standard_normal(50).astype(dtype)
     given = backend.array(grad)
     with backend.seam.session():
-        clipped = backend.call(lambda g: clip_by_global_norm(bp.Run(backend.seam), g, limit), given)
+        clipped = backend.call(lambda g: clip_by_global_norm(backend.seam, g, limit), given)
     norm = np.linalg.norm(np.float64(grad))
     backend.close(clipped, np.float64(grad) * min(1.0, limit / norm))
     assert backend.dtype(clipped) == dtype
@@ -256,7 +256,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(backend, dtype, limit)
 
 
 def test_clipping_leaves_a_gradient_of_zero(backend):
-    clipped = clip_by_global_norm(bp.Run(backend.seam), backend.array(np.zeros(3)), 1.0)
+    clipped = clip_by_global_norm(backend.seam, backend.array(np.zeros(3)), 1.0)
     np.testing.assert_array_equal(backend.host(clipped), np.zeros(3))
 
 
@@ -266,7 +266,7 @@ def test_clipping_as_pytorch(library):
     p = torch.zeros(50, dtype=torch.float64, requires_grad=True)
     p.grad = torch.tensor(grad)
     torch.nn.utils.clip_grad_norm_([p], 0.5)
-    got = clip_by_global_norm(bp.Run(library("numpy").seam), grad, 0.5)
+    got = clip_by_global_norm(library("numpy").seam, grad, 0.5)
     np.testing.assert_allclose(got, p.grad.numpy(), rtol=1e-6)  # PyTorch divides by the norm + 1e-6
 
 
@@ -281,8 +281,8 @@ def test_trainer_clips():
 def test_clipping_keeps_the_direction_of_gradients_whose_squares_overflow(backend):
     grad = backend.array(np.asarray([3e30, 4e30], "float32"))
     with backend.seam.session():
-        clipped = clip_by_global_norm(bp.Run(backend.seam), grad, 5.0)
-        nothing = clip_by_global_norm(bp.Run(backend.seam), grad * 0.0, 5.0)
+        clipped = clip_by_global_norm(backend.seam, grad, 5.0)
+        nothing = clip_by_global_norm(backend.seam, grad * 0.0, 5.0)
     np.testing.assert_allclose(backend.host(clipped), [3.0, 4.0], rtol=1e-6)
     np.testing.assert_array_equal(backend.host(nothing), [0.0, 0.0])
 
@@ -301,7 +301,7 @@ def test_gradients_whose_squares_are_0_or_infinite_are_clipped_as_others(backend
         grad = (size * direction).astype(dtype)
 
         def clip(g, limit=limit):
-            return clip_by_global_norm(bp.Run(backend.seam), g, limit)
+            return clip_by_global_norm(backend.seam, g, limit)
 
         with backend.seam.session():
             clipped = backend.host(backend.call(clip, backend.array(grad)))
@@ -326,7 +326,7 @@ def test_clipping_of_what_float32_hardly_holds(backend, grad, limit):
     expected = exact * min(1.0, limit / np.linalg.norm(exact))
     given = backend.array(np.asarray(grad, "float32"))
     with backend.seam.session():
-        clipped = backend.call(lambda g: clip_by_global_norm(bp.Run(backend.seam), g, limit), given)
+        clipped = backend.call(lambda g: clip_by_global_norm(backend.seam, g, limit), given)
     found = backend.host(clipped).astype("float64")
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-38)  # XLA has no numbers below 1.2e-38
 

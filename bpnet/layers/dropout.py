@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.layer import Layer, Params, Run, kernel
+from bpnet.layer import Layer, Params, Run
 from bpnet.options import fraction
 
 
@@ -25,21 +25,12 @@ class Dropout(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        return drop(run, x, 1.0 - self.rate, None)
+        mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
+        return x * mask, mask
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
         if not need_dx:
             return None, {}
-        return dy if cache is None else drop(run, dy, 1.0 - self.rate, cache)[0], {}
-
-
-@kernel
-def drop(run: Run, x: Array, keep: float, saved: Any) -> tuple[Array, Any]:
-    """x m, and what is `saved` to have m again; where that is None, m is drawn by the run's key.
-
-    Here it is m itself.  A replacement that draws m anew each time, with the same bits, saves the key alone.
-    """
-    mask = run.keep_mask(x.shape, keep, like=x) if saved is None else saved
-    return x * mask, mask
+        return dy if cache is None else dy * cache, {}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bpnet.backends.base import Array, Backend
+from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
 from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, kernel
 from bpnet.options import number, positive
@@ -50,9 +50,9 @@ class BatchNorm(Layer):
         if run.training:
             y, *saved = batch_norm_forward(run, rows, p["scale"], p["shift"], self.epsilon)
         else:
-            y, *saved = batch_norm_apply(run, rows, p["scale"], p["shift"], p["mean"], p["var"], self.epsilon)
-            saved = [rows, *saved]
-        return run.xp.reshape(y, x.shape), tuple(saved)
+            inverse = 1.0 / run.xp.sqrt(p["var"] + self.epsilon)
+            y, saved = (rows - p["mean"]) * (p["scale"] * inverse) + p["shift"], [rows, inverse]
+        return run.xp.reshape(y, x.shape), saved
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
@@ -73,15 +73,8 @@ class BatchNorm(Layer):
         if not run.training or n == 1:
             return {}
         _, mean, var, _ = cache
-        old, new, mix = self.momentum, 1.0 - self.momentum, run.backend.fuse(_mix)
-        return {
-            "mean": mix(run.backend, p["mean"], mean, old, new),
-            "var": mix(run.backend, p["var"], var, old, new * n / (n - 1)),
-        }
-
-
-def _mix(b: Backend, running: Array, batch: Array, old: float, new: float) -> Array:
-    return old * running + new * batch
+        old, new = self.momentum, 1.0 - self.momentum
+        return {"mean": old * p["mean"] + new * mean, "var": old * p["var"] + new * n / (n - 1) * var}
 
 
 @kernel
@@ -110,12 +103,3 @@ def batch_norm_backward(
     dscale, dshift = run.sum_rows(dy * xhat), run.sum_rows(dy)
     dx = gain * (dy - (dshift + xhat * dscale) * (1.0 / dy.shape[0])) if need_dx else None
     return dx, dscale, dshift
-
-
-@kernel
-def batch_norm_apply(
-    run: Run, x: Array, scale: Array, shift: Array, mean: Array, var: Array, epsilon: float
-) -> tuple[Array, Array]:
-    """y of the rows x of (n, features) by running values, and 1 / sqrt(var + epsilon)."""
-    inverse = 1.0 / run.xp.sqrt(var + epsilon)
-    return (x - mean) * (scale * inverse) + shift, inverse

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 import bpnet as bp
+from bpnet.compiler.cuda import emit
+from bpnet.compiler.cuda.launch import width_of
 
 README = Path(bp.__file__).parent / "compiler" / "README.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
@@ -36,14 +38,22 @@ def inner_loop() -> str:
     return re.sub(r"%\.\d+", lambda m: numbers.setdefault(m[0], f"%{len(numbers)}"), found)
 
 
+def cuda() -> str:
+    """The last command's kernel as CUDA."""
+    kernel = SPACE["commands"].commands[-1].kernel
+    text = emit.source(kernel, emit.Variant(width_of(kernel)))
+    return text[text.index('extern "C"') :]
+
+
 def shown(number: int) -> str:
     """What the block of that number is to be."""
     commands = SPACE["commands"]
     made = [BLOCKS[0], SPACE["traced"].graph, commands, commands.commands[3].kernel]
-    return (str(made[number]) if number < 4 else inner_loop()).rstrip() + "\n"
+    text = str(made[number]) if number < 4 else inner_loop() if number == 4 else cuda()
+    return text.rstrip() + "\n"
 
 
-@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize("number", range(1, 6))
 def test_what_is_shown_is_what_is_made(number: int) -> None:
     if number == 4:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
@@ -51,9 +61,9 @@ def test_what_is_shown_is_what_is_made(number: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = iter(range(5))
+    numbers = iter(range(6))
     text = README.read_text(encoding="utf-8")
     README.write_text(
-        BLOCK.sub(lambda m: f"```{m[1]}\n{shown(n) if (n := next(numbers, 9)) < 5 else m[2]}```", text),
+        BLOCK.sub(lambda m: f"```{m[1]}\n{shown(n) if (n := next(numbers, 9)) < 6 else m[2]}```", text),
         encoding="utf-8",
     )
