@@ -241,3 +241,45 @@ def test_what_compiled_code_relies_on_may_not_change(jit: Any) -> None:
 def jit(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     pytest.importorskip("llvmlite")
     return lambda on: monkeypatch.setattr(bp.backends.get("numpy"), "jit", on)
+
+
+# ---- a user's layer is compiled like ours ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LayerNorm(bp.Layer):
+    """y = scale xhat + shift with xhat of mean 0 and variance 1 along each row (Ba, Kiros and Hinton 2016)."""
+
+    epsilon: float = 1e-5
+
+    def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
+        return {"scale": rng.full(in_shape[-1:], 1.0), "shift": rng.full(in_shape[-1:], 0.0)}
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        xp = run.xp
+        centred = x - xp.mean(x, axis=-1, keepdims=True)
+        inverse = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        xhat = centred * inverse
+        return xhat * p["scale"] + p["shift"], (xhat, inverse)
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
+        xp, (xhat, inverse) = run.xp, cache
+        grads = {"scale": run.sum_rows(dy * xhat), "shift": run.sum_rows(dy)}
+        g = dy * p["scale"]
+        along = xp.mean(g * xhat, axis=-1, keepdims=True)
+        return inverse * (g - xp.mean(g, axis=-1, keepdims=True) - xhat * along), grads
+
+
+def test_layer_normalization_adds_no_command(jit: Any) -> None:
+    """Its forward pass is done by the kernel of the layer before it, its derivative by that of the same layer."""
+    jit(True)
+    x, y = np.zeros((64, 32), "float32"), np.zeros(64, "int64")
+
+    def kinds(*layers: Any) -> list[str]:
+        trainer = bp.Trainer(bp.Sequential(*layers), "cross_entropy")
+        trainer.step(x, y)
+        commands = trainer._step.compiled().last[1].executable.commands.commands
+        return [type(command).__name__ for command in commands]
+
+    with_it = kinds(bp.Dense(32, "relu"), _LayerNorm(), bp.Dense(10))
+    assert with_it == kinds(bp.Dense(32, "relu"), bp.Dense(10))

@@ -288,13 +288,15 @@ class CapturedStep(Compiled):
         if self.stream is None:
             self.stream = cupy.cuda.Stream(non_blocking=True)
         ring, size = found.ring(count), len(found.commands.numbers) + 1
+        launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
+        for i, part in enumerate(_parted(arrays, count)):
+            memories = found.program.memories(found.program.arena, [*self.leaves, *part])
+            launches += found.program.calls(memories, ring.address + 8 * size * i)
         with self.stream:
             self.stream.begin_capture()
             try:
-                for i, part in enumerate(_parted(arrays, count)):
-                    memories = found.program.memories(found.program.arena, [*self.leaves, *part])
-                    for calls in found.program.calls(memories, ring.address + 8 * size * i):
-                        uninterrupted(calls)
+                for calls in launches:
+                    uninterrupted(calls)
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
                     self.stream.end_capture()

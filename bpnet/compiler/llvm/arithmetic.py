@@ -116,7 +116,26 @@ class Arithmetic:
         return self.b.bitcast(self.b.shl(self.b.add(n, self.integer(bias)), self.integer(bits)), self.kind)
 
     def exp(self, x: Any) -> Any:
-        """2**n exp(r) with |r| <= log(2) / 2, where the series converges fast; 2**n in two factors, for small ones."""
+        """2**n exp(r) with |r| <= log(2) / 2; 2**n in two factors, for small results."""
+        r, n = self._reduced(x)
+        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
+        half = self.b.ashr(n, self.integer(1))
+        first, second = self.power_of_two(half), self.power_of_two(self.b.sub(n, half))
+        return self.b.fmul(self.b.fmul(series, first), second)
+
+    def expm1(self, x: Any) -> Any:
+        """2**n (exp(r) - 1) + 2**n - 1, of which nothing is lost where n is 0."""
+        b = self.b
+        r, n = self._reduced(x)
+        series = b.fmul(r, self.polynomial(r, [1.0 / math.factorial(k + 1) for k in range(14 if self.double else 8)]))
+        half = b.ashr(n, self.integer(1))
+        other = b.sub(n, half)
+        first, second = self.power_of_two(half), self.power_of_two(other)
+        one = self.power_of_two(b.sub(self.integer(0), other))  # over the second factor
+        return b.fmul(self.intrinsic("fma", series, first, b.fsub(first, one)), second)
+
+    def _reduced(self, x: Any) -> tuple[Any, Any]:
+        """r and n with x = n log(2) + r."""
         b = self.b
         low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
         x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
@@ -127,13 +146,19 @@ class Arithmetic:
         whole = b.fsub(moved, self.real(shift))
         first, rest = _LOG_2[self.double]
         r = self.intrinsic("fma", whole, self.real(-first), x)
-        r = self.intrinsic("fma", whole, self.real(-rest), r)
-        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
-        half = b.ashr(n, self.integer(1))
-        return b.fmul(b.fmul(series, self.power_of_two(half)), self.power_of_two(b.sub(n, half)))
+        return self.intrinsic("fma", whole, self.real(-rest), r), n
 
     def log(self, x: Any) -> Any:
-        """n log(2) + log(m) with m = x / 2**n near 1, and log(m) = 2 artanh(s) with s = (m - 1) / (m + 1)."""
+        return self._log(x, None)
+
+    def log1p(self, x: Any) -> Any:
+        return self._log(self.b.fadd(x, self.real(1.0)), x)
+
+    def _log(self, x: Any, less: Any) -> Any:
+        """n log(2) + log(1 + f) with 1 + f = x / 2**n near 1, and log(1 + f) = 2 artanh(s) with s = f / (f + 2).
+
+        Where `less` is given, x is 1 + less as rounded, and `less` is f where n is 0.
+        """
         b, bits = self.b, 52 if self.double else 23
         small = b.fcmp_ordered("<", x, self.real(2.0 ** (-1022 if self.double else -126)))
         up = 54 if self.double else 25
@@ -141,9 +166,12 @@ class Arithmetic:
         low = b.bitcast(self.real(math.sqrt(0.5)), self.whole)
         n = b.ashr(b.sub(b.bitcast(y, self.whole), low), self.integer(bits))
         m = b.bitcast(b.sub(b.bitcast(y, self.whole), b.shl(n, self.integer(bits))), self.kind)
+        f = b.fsub(m, self.real(1.0))
+        if less is not None:
+            f = b.select(b.icmp_signed("==", n, self.integer(0)), less, f)
         n = b.sub(n, b.select(small, self.integer(up), self.integer(0)))
         whole = b.sitofp(n, self.kind)
-        s = b.fdiv(b.fsub(m, self.real(1.0)), b.fadd(m, self.real(1.0)))
+        s = b.fdiv(f, b.fadd(f, self.real(2.0)))
         z = b.fmul(s, s)
         series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.double else 6)])
         first, rest = _LOG_2[self.double]
@@ -152,23 +180,6 @@ class Arithmetic:
         value = b.select(b.fcmp_ordered("==", x, self.real(math.inf)), x, value)
         value = b.select(b.fcmp_ordered("==", x, self.real(0.0)), self.real(-math.inf), value)
         return b.select(b.fcmp_unordered("<", x, self.real(0.0)), self.real(math.nan), value)
-
-    def log1p(self, x: Any) -> Any:
-        """log(u) x / (u - 1) with u = 1 + x as rounded: the errors of both cancel (Kahan)."""
-        b, one = self.b, self.real(1.0)
-        u = b.fadd(x, one)
-        value = b.fmul(self.log(u), b.fdiv(x, b.fsub(u, one)))
-        value = b.select(b.fcmp_ordered("==", u, self.real(math.inf)), x, value)
-        return b.select(b.fcmp_ordered("==", u, one), x, value)
-
-    def expm1(self, x: Any) -> Any:
-        """(u - 1) x / log(u) with u = exp(x) as rounded (Kahan)."""
-        b, one = self.b, self.real(1.0)
-        u = self.exp(x)
-        less = b.fsub(u, one)
-        value = b.fmul(less, b.fdiv(x, self.log(u)))
-        plain = b.or_(b.fcmp_ordered("==", less, self.real(-1.0)), b.fcmp_ordered("==", u, self.real(math.inf)))
-        return b.select(b.fcmp_ordered("==", u, one), x, b.select(plain, less, value))
 
     def tanh(self, x: Any) -> Any:
         """-t / (t + 2) with t = exp(-2 |x|) - 1, and the sign of x."""
