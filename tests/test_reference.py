@@ -20,7 +20,7 @@ HERE = str(Path(bp.__file__).parent)
 
 
 @dataclass(frozen=True)
-class Noting(bp.Layer):
+class NotesRows(bp.Layer):
     """Hands its rows on, and notes how many came, forward and backward, and in which thread's frames."""
 
     seen: ClassVar[list[int]] = []
@@ -77,20 +77,20 @@ def test_a_step_is_short_to_read_and_its_derivative_near_the_caller(library: Any
 def test_every_step_reaches_the_layers_with_the_whole_batch(backend: Any) -> None:
     rng = np.random.default_rng(0)
     x, y = backend.array(rng.standard_normal((1100, 40)), "float32"), backend.array(rng.integers(0, 3, 1100))
-    net = bp.Sequential(bp.Dense(200, "relu"), Noting(), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3))
+    net = bp.Sequential(bp.Dense(200, "relu"), NotesRows(), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3))
     trainer = bp.Trainer(net, "cross_entropy", "adam")
     trainer.fit(x, y, epochs=2, progress=False, batch_size=1100)  # compiled where the library compiles
     with bp.reference():
-        Noting.seen.clear()
+        NotesRows.seen.clear()
         for _ in range(3):
             trainer.step(x, y, check=False)
-        assert Noting.seen == [1100, -1100] * 3
-        Noting.seen.clear()
+        assert NotesRows.seen == [1100, -1100] * 3
+        NotesRows.seen.clear()
         trainer.fit(x, y, epochs=2, batch_size=550, progress=False)
-        assert Noting.seen == [550, -550] * 4
-        Noting.seen.clear()
+        assert NotesRows.seen == [550, -550] * 4
+        NotesRows.seen.clear()
         trainer.predict(x)
-        assert Noting.seen == [1100]
+        assert NotesRows.seen == [1100]
     assert not current.reference
 
 

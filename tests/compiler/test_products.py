@@ -12,7 +12,7 @@ from bpnet.compiler.trace import trace
 
 
 @dataclass(frozen=True)
-class Affine(bp.Layer):
+class HandWrittenDense(bp.Layer):
     """y = max(x W + b, 0), as a user writes it."""
 
     units: int
@@ -35,7 +35,7 @@ class Affine(bp.Layer):
 
 
 @dataclass(frozen=True)
-class Bilinear(bp.Layer):
+class HandWrittenBilinear(bp.Layer):
     """y = (x U) (x V), entry by entry."""
 
     units: int
@@ -75,7 +75,7 @@ def commands(network: bp.Layer) -> CommandList:
 
 def test_a_dense_layer_of_the_users_is_compiled_to_the_same_commands() -> None:
     ours = bp.Sequential(bp.Dense(32, "relu"), bp.Dense(16, "relu"), bp.Dense(3))
-    theirs = bp.Sequential(Affine(32), Affine(16), bp.Dense(3))
+    theirs = bp.Sequential(HandWrittenDense(32), HandWrittenDense(16), bp.Dense(3))
     assert str(commands(theirs)) == str(commands(ours))
     assert [c.kernel for c in commands(theirs).commands if not isinstance(c, Product)] == [
         c.kernel for c in commands(ours).commands if not isinstance(c, Product)
@@ -83,7 +83,7 @@ def test_a_dense_layer_of_the_users_is_compiled_to_the_same_commands() -> None:
 
 
 def test_a_bilinear_layer_is_its_products_and_few_passes_over_memory() -> None:
-    made = commands(bp.Sequential(bp.Dense(32, "relu"), Bilinear(16), bp.Dense(3)))
+    made = commands(bp.Sequential(bp.Dense(32, "relu"), HandWrittenBilinear(16), bp.Dense(3)))
     products = sorted((c.rows, c.inner, c.columns) for c in made.commands if isinstance(c, Product))
     forward = [(64, 20, 32), (64, 32, 16), (64, 32, 16), (64, 16, 3)]
     backward = [(16, 64, 3), (64, 3, 16), *[(32, 64, 16), (64, 16, 32)] * 2, (20, 64, 32)]
