@@ -23,7 +23,7 @@ from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
 from bpnet.backends.trace import InPlace, Program, in_place
 from bpnet.compiler.graph import NotTraceableError
-from bpnet.compiler.random import fold, threshold
+from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")
@@ -45,8 +45,6 @@ MOST_BLOCKS = 128
 """Blocks of a compiled function, each of which has commands of its own."""
 WORTH_IT = 1e11
 """Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
-DRAWN = 4 * CHUNK
-"""Random numbers drawn with one key."""
 
 
 class NumpyBackend(Backend):
@@ -81,17 +79,22 @@ class NumpyBackend(Backend):
         return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
-        """Drawn 16 bits at a time by NumPy's SFC64, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
-        limit = threshold(keep, 65536)
-        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(65536 / limit, dtype)
+        """The definition's, in chunks that stay in cache, over threads."""
+        limit, state = threshold(keep), numpy.uint32(fold(key))
+        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(2**32 / limit, dtype)
 
         def draw(number: int, part: Rows) -> None:
-            start, stop = part
-            words = numpy.random.SFC64(fold((*key, number))).random_raw((stop - start + 3) // 4)
-            bits = words.view(numpy.uint16)[: stop - start]
-            numpy.multiply((bits < limit).astype(dtype), scale, out=mask[start:stop])
+            bits = numpy.arange(*part, dtype=numpy.uint32)
+            bits *= numpy.uint32(0x9E3779B9)
+            bits += state
+            shifted = numpy.empty_like(bits)
+            for shift, factor in TRIPLE32:
+                bits ^= numpy.right_shift(bits, shift, out=shifted)
+                bits *= numpy.uint32(factor)
+            bits ^= numpy.right_shift(bits, 14, out=shifted)
+            numpy.multiply(bits < limit, scale, out=mask[slice(*part)])
 
-        list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
+        list(self.map_blocks(draw, [(i, min(i + CHUNK, mask.size)) for i in range(0, mask.size, CHUNK)]))
         return mask.reshape(shape)
 
     # ---- how work is carried out --------------------------------------------------------------------------------
