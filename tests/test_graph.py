@@ -19,6 +19,7 @@ from test_interrupts import GO_ON, check_goes_on
 
 import bpnet as bp
 from bench.workloads import WORKLOADS, Task, pool, start_values
+from bpnet.backends.base import PRECISIONS
 
 BPNET = bp.__file__.removesuffix("__init__.py")
 """Where the files of the library lie."""
@@ -120,12 +121,13 @@ def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world:
     world.check_bounds()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("micro_batch", [None, 9])
-def test_all_products_of_a_captured_step_are_cublaslts(micro_batch: int | None, world: World) -> None:
-    """And a batch in parts is that as a whole, but for rounding."""
+def test_all_products_of_a_captured_step_are_cublaslts(micro_batch: int | None, precision: str, world: World) -> None:
+    """In every precision; and a batch in parts is that as a whole, but for rounding."""
     x, y = map(world.array, data(25))
     net = bp.Sequential(bp.Dense(5, "relu"), bp.Dense(4, "softmax"), bp.Dense(3))
-    plain, captured = both(world, net, micro_batch=micro_batch)
+    plain, captured = both(world, net, micro_batch=micro_batch, precision=precision)
     whole = made(world, True, net)
     for _ in range(5):
         for trainer in (plain, captured, whole):
@@ -134,7 +136,10 @@ def test_all_products_of_a_captured_step_are_cublaslts(micro_batch: int | None, 
     assert world.counts["product"] == 0
     assert world.counts["cublaslt"] > 0
     equal(world, captured, plain)
-    np.testing.assert_allclose(*(world.cupy.asnumpy(t.theta) for t in (whole, captured)), rtol=1e-4, atol=1e-5)
+    near = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 1e-2}[precision]
+    thetas = [world.cupy.asnumpy(t.theta) for t in (whole, captured)]
+    np.testing.assert_allclose(*thetas, rtol=10 * near, atol=near)
+    assert np.allclose(*thetas, rtol=0, atol=3e-6) == (precision == "float32")
 
 
 def test_without_cublaslt_steps_are_not_captured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +356,15 @@ def test_commands_of_a_step(key: str, most: int, world: World) -> None:
         trainer.step(x, y, check=False)
     assert set(spent.all) <= {"kernel", "cublaslt", "host copy"}
     assert spent.all["kernel"] + spent.all["cublaslt"] <= most
+
+
+def test_what_is_written_over_is_not_promised_to_stay(world: World) -> None:
+    """NVIDIA's compiler would read it through a cache that does not see what is written."""
+    trainer = made(world, False)
+    trainer.step(*map(world.array, data()))
+    in_place = {"sqrt(" in code: "__restrict__" in code for code in world.codes}  # Adam's kernel, and one of the others
+    assert in_place[True] is False
+    assert any("__restrict__" in code for code in world.codes)
 
 
 # ---- several steps at once -----------------------------------------------------------------------------------------
@@ -646,7 +660,7 @@ def test_a_step_that_is_broken_off_changes_nothing(
     with Spent(world, "launch") as spent:
         for _ in range(3):
             trainer.step(x, y)
-    assert spent.counts == (3,)
+    assert spent.counts[0] >= 2  # graphs may be gone where there was no memory
     trainer.step(x[:rows], y[:rows])
 
 
@@ -659,7 +673,7 @@ class Interrupts:
     def __call__(self, frame: Any, event: str, argument: Any) -> None:
         code = frame.f_code
         generates = code.co_flags & inspect.CO_GENERATOR  # whose end Python would not let an error out of
-        if code.co_filename.startswith(BPNET) and event in ("call", "c_return") and not generates:
+        if code.co_filename.startswith(BPNET) and event in ("call", "return", "c_return") and not generates:
             self.left -= 1
             if self.left < 0:
                 sys.setprofile(None)
@@ -730,23 +744,47 @@ class Looks(bp.Layer):
 
 @pytest.mark.parametrize("batch_size", [20, 4])
 def test_what_cannot_be_traced_runs_and_says_so_once(batch_size: int, world: World) -> None:
+    """A layer that can't be is called as it stands; the rest is kernels, though no graph."""
     x, y = data()
     net = bp.Sequential(bp.Dense(5, "tanh"), Looks(), bp.Dense(3))
     expected = bp.Trainer(net, "cross_entropy", bp.SGD(0.1)).build(x)
     expected.fit(x, y, epochs=3, batch_size=batch_size, progress=False)
     trainer = made(world, True, net, bp.SGD(0.1))
-    with pytest.warns(bp.errors.BpnetWarning) as told:
+    with pytest.warns(bp.errors.BpnetWarning, match="a training step is launched command by command, .*Looks") as told:
         trainer.fit(world.array(x), world.array(y), epochs=3, batch_size=batch_size, progress=False)
-    assert [str(w.message).partition(" is computed operation by operation")[0] for w in told] == ["a training step"]
-    assert "float" in str(told[0].message)
-    assert graphs(trainer) == 0
+    assert len(told) == 1
+    assert (graphs(trainer), world.counts["product"]) == (0, 0)
     np.testing.assert_allclose(world.cupy.asnumpy(trainer.theta), expected.theta, rtol=1e-4, atol=1e-5)
-    with pytest.warns(bp.errors.BpnetWarning, match="prediction is computed operation by operation"):
-        trainer.predict(world.array(x))
+    found = world.cupy.asnumpy(trainer.predict(world.array(x)))
+    np.testing.assert_allclose(found, expected.predict(x), rtol=1e-4, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer.predict(world.array(x[:7]))
         trainer.step(world.array(x[:7]), world.array(y[:7]))
+
+
+@dataclass(frozen=True)
+class Asking(bp.SGD):
+    """An optimizer that looks at a value."""
+
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, *rest: Any, **options: Any) -> Any:
+        grad = grad * min(1.0, 1.0 + float(backend.xp.sum(grad * grad)))
+        return super().update(backend, layout, theta, grad, *rest, **options)
+
+
+def test_a_step_that_cannot_be_traced_runs_as_it_stands_and_says_so_once(world: World) -> None:
+    x, y = data()
+    net = bp.Sequential(bp.Dense(4), bp.BatchNorm(), bp.Dense(3))
+    expected = bp.Trainer(net, "mse", Asking(0.1)).build(x)
+    trainer = bp.Trainer(net, "mse", Asking(0.1)).build(world.array(x))
+    target = np.eye(3, dtype="float32")[y]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected.fit(x, target, epochs=3, batch_size=20, progress=False)
+    with pytest.warns(bp.errors.BpnetWarning, match="a training step is computed operation by operation") as told:
+        trainer.fit(world.array(x), world.array(target), epochs=3, batch_size=20, progress=False)
+    assert len(told) == 1
+    assert graphs(trainer) == 0
+    np.testing.assert_allclose(world.cupy.asnumpy(trainer.theta), expected.theta, rtol=1e-4, atol=1e-5)
 
 
 @EITHER

@@ -87,6 +87,11 @@ class Symbol:
     def __le__(self, other: Any) -> "Symbol":
         return self.program.apply("less_equal", self, other)
 
+    def __eq__(self, other: object) -> bool:
+        raise NotTraceableError("a rule can't decide by a value")
+
+    __hash__ = object.__hash__
+
     @property
     def dtype(self) -> Any:
         """What `astype` takes to make numbers of truth values: there is one type of numbers only."""

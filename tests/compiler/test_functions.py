@@ -283,3 +283,27 @@ def test_layer_normalization_adds_no_command(jit: Any) -> None:
 
     with_it = kinds(bp.Dense(32, "relu"), _LayerNorm(), bp.Dense(10))
     assert with_it == kinds(bp.Dense(32, "relu"), bp.Dense(10))
+
+
+@dataclass(frozen=True)
+class _FiveTimes(bp.SGD):
+    """Gradient descent with five times the learning rate where that is exactly 0.5."""
+
+    names = {}
+
+    def elementwise(self, b: Any, theta: Any, *args: Any) -> tuple[Any, ...]:
+        grad, lr = args
+        return (theta - (5.0 if lr == 0.5 else 1.0) * lr * grad,)
+
+
+@pytest.mark.filterwarnings("ignore:a training step runs without the compiler")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_rule_that_decides_by_a_number_takes_the_right_branch(compiles: bool, jit: Any) -> None:
+    jit(compiles)
+    x, y = np.ones((4, 3), "float32"), np.zeros((4, 2), "float32")
+    found = []
+    for optimizer in (_FiveTimes(0.5), bp.SGD(2.5)):
+        trainer = bp.Trainer(bp.Dense(2), "mse", optimizer)
+        trainer.step(x, y)
+        found.append(np.array(trainer.theta))
+    np.testing.assert_array_equal(*found)

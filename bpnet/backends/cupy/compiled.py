@@ -65,6 +65,8 @@ class Compiled:
             return self.programs[kind]
         try:
             found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
+            if self.donates and found is not None and found.calls:
+                self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
         except NotTraceableError as error:
             found = None
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
@@ -106,11 +108,12 @@ class Traced:
 
         arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
         self.donated = len(leaves_of(args[0])) if donates else 0
-        commands = build(trace(flat, arguments), self.donated, ALIGNMENT)
+        traced = trace(flat, arguments)
+        commands = build(traced, self.donated, ALIGNMENT)
         self.form, precision = form
-        if precision == "bfloat16":
+        if traced.graph.real == "float32" and precision == "bfloat16":
             commands = round_factors(commands, ALIGNMENT)
-        elif precision == "tf32":
+        elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
         commands = replace(commands, commands=with_epilogues(commands.commands))
         self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
@@ -120,8 +123,8 @@ class Traced:
         self.commands, self.loss = commands, loss
         self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
-        # whether there is anything that is not compiled, and so can't be captured either
-        self.calls = any(isinstance(c, Call) for c in commands.commands)
+        self.calls = [c for c in commands.commands if isinstance(c, Call)]
+        """What is not compiled, and so can't be captured either."""
         self.scalars = [i for i, a in enumerate(arguments) if a == NUMBER]
         names = ", ".join(f"v{i}" for i in self.scalars)
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
