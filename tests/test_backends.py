@@ -17,7 +17,7 @@ from bpnet.backends import base, common_backend
 from bpnet.compiler import random
 from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, UnknownNameError
 
-SAME_BITS = ("strict", "jax", "jax-jit", "cupy")
+SAME_BITS = ("numpy", "numpy-readonly", "numpy-jit", "strict", "jax", "jax-jit", "cupy")
 """Members that draw masks by the definition; NumPy and PyTorch have generators of their own."""
 
 
