@@ -532,7 +532,9 @@ class _Bounded(bp.Adam):
 
 @dataclass(frozen=True)
 class _BoundedInPlace(_Bounded):
-    """The same, written to what the update gave, where arrays can be written to."""
+    """The same, written to what the update gave, where arrays can be written to; no symbol can."""
+
+    traceable = False
 
     def update(self, backend: Any, *args: Any, **options: Any) -> Any:
         if backend.name == "jax":
