@@ -7,7 +7,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any, NoReturn
@@ -286,13 +285,7 @@ class Trainer:
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
         plain = step, outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
-        compiles = self.optimizer.traceable or not backend.traces
-        compiled = [
-            backend.compile(function, donate=function is step)
-            if compiles or function is not step
-            else partial(step, backend)
-            for function in plain
-        ]
+        compiled = [backend.compile(function, donate=function is step) for function in plain]
         vars(self).update(  # all or nothing, whatever interrupt comes
             _built=(backend, layout),
             _known=None,
@@ -551,7 +544,8 @@ class Trainer:
         backend, xp = self.backend, self.backend.xp
         epoch = len(self.history)
         order = shuffled(self.seed, epoch, data.count) if shuffle else None
-        alone = isinstance(data, HostData) or any(map(_wants_steps, told)) or current.reference
+        alone = isinstance(data, HostData) or any(map(_wants_steps, told))
+        alone = alone or current.reference or not self.optimizer.traceable
         together = 1 if alone else backend.max_steps_per_launch
         if order is None:
             if 1 < together <= data.count // batch_size:
@@ -640,8 +634,8 @@ class Trainer:
         backend = self._built[0]
         numbers, number = self._numbers(step)
         try:
-            if current.reference:
-                plain, backend = self._plain[self._step], definitions(backend)
+            if current.reference or not self.optimizer.traceable:
+                plain, backend = self._plain[self._step], definitions(backend) if current.reference else backend
                 carry, value = plain(backend, state.now[0], x, y, weight, rows, numbers, number)
                 state.now = carry, number
                 return value
