@@ -206,73 +206,60 @@ class NumpyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
-        late = current.late
+        deferred = current.deferred
         program = _program(rule, len(arrays), len(pieces[0][2])) if pieces else None
         donate = donate and program is not None  # else the rule may fail when part of it is done
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        update = _VectorUpdate(functools.partial(rule, self), program, arrays, pieces, results)
-        if donate and late is not None:
-            late.append(update)
+        update = functools.partial(_update, functools.partial(rule, self), program, arrays, pieces, results)
+        if donate and deferred is not None:
+            deferred.append(update)
         else:
-            update.carry_out(())
+            update(())
         return results
 
 
-class _VectorUpdate:
-    """An elementwise rule for vectors: results <- rule(*arrays, *scalars), in chunks, by its program if any.
+def _update(
+    rule: Rule,
+    program: InPlace | None,
+    arrays: Sequence[Array],
+    pieces: Sequence[Piece],
+    results: Sequence[Array],
+    then: Calls,
+) -> None:
+    """results <- rule(*arrays, *scalars) of vectors, in chunks, and then these calls.
 
-    With a program the i-th result may be the i-th array.
+    All of it or nothing, whatever interrupt comes, or lack of memory.  With a program the i-th result may be the i-th
+    array.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        program: InPlace | None,
-        arrays: Sequence[Array],
-        pieces: Sequence[Piece],
-        results: Sequence[Array],
-    ) -> None:
-        self.rule, self.program, self.arrays, self.pieces, self.results = rule, program, arrays, pieces, results
-
-    def carry_out(self, then: Calls) -> None:
-        """Do it, and then these calls: all or nothing, whatever interrupt comes, or lack of memory."""
-        size, pieces, needs = self.arrays[0].size, self.pieces, 0 if self.program is None else self.program.needs
-        if size <= UPDATE_CHUNK and len(pieces) == 1:
-            scratch = _scratch(needs, self.results[0])
-            uninterrupted([*self.calls(self.arrays, pieces[0][2], self.results, scratch), *then])
-            return
-        chunks = [
-            (slice(start, min(start + UPDATE_CHUNK, stop)), scalars)
-            for first, stop, scalars in pieces
-            for start in range(first, stop, UPDATE_CHUNK)
-        ]
-
-        def share(first: int, stop: int, scratch: Array) -> Iterator[tuple[Any, ...]]:
-            for c, scalars in chunks[first:stop]:
-                some = scratch[:, : c.stop - c.start]
-                yield from self.calls([a[c] for a in self.arrays], scalars, [r[c] for r in self.results], some)
-
-        if size <= (ALONE if BLAS.awake() else CHUNK):
-            scratch = _scratch(needs, self.results[0][:UPDATE_CHUNK])
-            uninterrupted([*share(0, len(chunks), scratch), *then])
-            return
-        shares = max(2, min(8, len(chunks) // 4))
-        cuts = [len(chunks) * i // shares for i in range(shares + 1)]
-        all_scratch = _scratch(
-            shares * needs, self.results[0][:UPDATE_CHUNK], "shares"
-        )  # all that is needed, beforehand
-        Update(lambda i: list(share(cuts[i], cuts[i + 1], all_scratch[i * needs : (i + 1) * needs])), shares).carry_out(
-            then
-        )
-
-    def calls(
-        self, arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array], scratch: Array
-    ) -> Calls:
-        """What writes the results."""
-        if self.program is not None:
-            return self.program.calls(numpy, arrays, scalars, results, scratch)
-        made = self.rule(*arrays, *scalars)
+    def calls(arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array], scratch: Array) -> Calls:
+        if program is not None:
+            return program.calls(numpy, arrays, scalars, results, scratch)
+        made = rule(*arrays, *scalars)
         return [(operator.setitem, out, ..., value) for out, value in zip(results, made, strict=True)]
+
+    size, needs = arrays[0].size, 0 if program is None else program.needs
+    if size <= UPDATE_CHUNK and len(pieces) == 1:
+        uninterrupted([*calls(arrays, pieces[0][2], results, _scratch(needs, results[0])), *then])
+        return
+    chunks = [
+        (slice(start, min(start + UPDATE_CHUNK, stop)), scalars)
+        for first, stop, scalars in pieces
+        for start in range(first, stop, UPDATE_CHUNK)
+    ]
+
+    def share(first: int, stop: int, scratch: Array) -> Iterator[tuple[Any, ...]]:
+        for c, scalars in chunks[first:stop]:
+            some = scratch[:, : c.stop - c.start]
+            yield from calls([a[c] for a in arrays], scalars, [r[c] for r in results], some)
+
+    if size <= (ALONE if BLAS.awake() else CHUNK):
+        uninterrupted([*share(0, len(chunks), _scratch(needs, results[0][:UPDATE_CHUNK])), *then])
+        return
+    count = max(2, min(8, len(chunks) // 4))
+    cuts = [len(chunks) * i // count for i in range(count + 1)]
+    scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
+    Update(lambda i: list(share(cuts[i], cuts[i + 1], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
 
 
 @functools.cache
