@@ -59,17 +59,8 @@ class Symbol:
     def __getitem__(self, index: Any) -> "Symbol":
         return self.graph.slice(self, index)
 
-    def __neg__(self) -> "Symbol":
-        return self.graph.elementwise("negative", self)
-
     def __pow__(self, exponent: Any) -> "Symbol":
         return self.graph.power(self, exponent)
-
-    def __invert__(self) -> "Symbol":
-        return self.graph.elementwise("logical_not", self)
-
-    def __abs__(self) -> "Symbol":
-        return self.graph.elementwise("abs", self)
 
     def __matmul__(self, other: Any) -> "Symbol":
         return self.graph.matmul(self, other)
@@ -80,18 +71,19 @@ class Symbol:
         return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
 
 
-def _operator(op: str, reflected: bool) -> Callable[[Symbol, Any], Symbol]:
+def _operator(op: str, reflected: bool) -> Callable[..., Symbol]:
     if reflected:
         return lambda self, other: self.graph.elementwise(op, other, self)
-    return lambda self, other: self.graph.elementwise(op, self, other)
+    return lambda *operands: operands[0].graph.elementwise(op, *operands)
 
 
 _METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
 _METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
 _METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
+_METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
 for _op, _method in _METHODS.items():
     setattr(Symbol, f"__{_method}__", _operator(_op, False))
-    if OPERATIONS[_op].kind != COMPARISON:
+    if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
         setattr(Symbol, f"__r{_method}__", _operator(_op, True))
 
 
