@@ -60,8 +60,7 @@ class Engine:
         step = training_step(
             layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
         )
-        eager = backend.traces and not self.optimizer.traceable
-        self.step = backend.compile(step, donate=True, choice=False if eager else self.compile)
+        self.step = backend.compile(step, donate=True, choice=self.compile)
         plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
         self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
         compiled = self.step, self.outputs, self.scores
@@ -116,9 +115,9 @@ class Engine:
         state, backend = self.state, self.backend
         numbers, number = self.hyperparameters(state.now[1])
         try:
-            if current.reference:
-                args = (x, y, weight, rows, numbers, number)
-                carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
+            if current.reference or not self.optimizer.traceable:
+                own, args = definitions(backend) if current.reference else backend, (x, y, weight, rows)
+                carry, value = self.plain[self.step](own, state.now[0], *args, numbers, number)
                 state.now = carry, number
                 return value
             return backend.advance(self.step, state, (x, y, weight, rows, numbers, number), number)
@@ -159,13 +158,14 @@ class Engine:
         after: Callable[[int], None],
         before: Snapshot,
     ) -> dict[str, Any]:
-        """A pass over the data, after so many, of which `after` is told each step; its record.
+        """A pass over the data, after so many; `after` is called after each step.  Gives the record of the epoch.
 
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
         backend, xp = self.backend, self.backend.xp
         together = backend.max_steps_per_launch
-        if singly or data.streams or current.reference or data.count < together * batch_size:
+        singly = singly or data.streams or current.reference or not self.optimizer.traceable
+        if singly or data.count < together * batch_size:
             together = 1
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []

@@ -127,9 +127,9 @@ class Run:
         self.key = key
         self.context = backend.context() if context is None else context
 
-    def at(self, place: str) -> "Run":
-        """The same pass, seen from the child called `place`: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(place.encode())), self.context)
+    def at(self, child: str) -> "Run":
+        """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
+        return Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:

@@ -29,7 +29,7 @@ class Optimizer(Registered, kind="optimizer"):
     state_names: ClassVar[tuple[str, ...]] = ()
     """What each array of the state is called in a message."""
     traceable: ClassVar[bool] = True
-    """False where `update` decides by values, as a line search does: its steps are then not compiled as a whole."""
+    """False where `update` decides by values, as a line search does, or writes to arrays: steps run as they stand."""
     needs = ("update",)
 
     def learning_rate(self, step: int) -> float:

@@ -125,7 +125,7 @@ def training_step(
             args = backend, layout, theta, grad, state, hyperparameters
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
-            current.late = None
+            current.deferred = None
 
             def evaluate(theta: Array) -> tuple[Array, Array]:
                 value, grad, _ = gradient(p=views(backend, theta, carry[1]))

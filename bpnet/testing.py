@@ -183,9 +183,9 @@ def check_gradients(
             params, rows = arrays()
             return float(objective(subject.forward(run, params, rows)[0])[0])
 
-        slope = objective(output)[1]
-        given["dy"], before["dy"] = slope, backend.to_host(slope).copy()
-        made = subject.backward(run, p, cache, slope, True)
+        dy = objective(output)[1]
+        given["dy"], before["dy"] = dy, backend.to_host(dy).copy()
+        made = subject.backward(run, p, cache, dy, True)
         trained = {slot.name: slot.shape for slot in layout.parameters}
         wrong = backward_faults(str(subject), made, tuple(x.shape), trained)
         if not all(isinstance(fault, ShapeError) for fault in wrong):  # no dx and grads to compare
@@ -197,7 +197,7 @@ def check_gradients(
             if not numpy.array_equal(backend.to_host(a), before[name])
         ]
         faults += map(str, wrong)
-        faults = faults or _same_without_dx(backend, subject, run, p, at, slope, grads)
+        faults = faults or _same_without_dx(backend, subject, run, p, at, dy, grads)
         faults = faults or _habits(backend, subject, run, layout, p, at)
         derived = {}
         if dx is not None and tuple(dx.shape) == tuple(x.shape):
@@ -317,14 +317,12 @@ def _habits(backend: Backend, subject: Layer, run: Run, layout: Layout, p: Any, 
     return [*faults, *map(str, types)]
 
 
-def _same_without_dx(
-    backend: Backend, subject: Layer, run: Run, p: Any, x: Array, slope: Array, grads: Any
-) -> list[str]:
+def _same_without_dx(backend: Backend, subject: Layer, run: Run, p: Any, x: Array, dy: Array, grads: Any) -> list[str]:
     """Which gradients are others with need_dx=False."""
     import numpy
 
     _, cache = subject.forward(run, p, x)
-    again = dict(leaves(subject.backward(run, p, cache, slope, False)[1]))
+    again = dict(leaves(subject.backward(run, p, cache, dy, False)[1]))
     return [
         f"the gradient of {name} is another with need_dx=False"
         for name, value in leaves(grads)

@@ -312,7 +312,7 @@ class Trainer:
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed
-        callbacks : told after steps and epochs
+        callbacks : called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
@@ -323,7 +323,7 @@ class Trainer:
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
         shuffle = flag("shuffle", shuffle)
         progress = redraws(default_stream()) if progress is None else flag("progress", progress)
-        told = check_callbacks(callbacks)
+        listeners = check_callbacks(callbacks)
         data, held_out = self._prepare(named(x, y, sample_weight)), None
         if validation is not None:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
@@ -332,17 +332,17 @@ class Trainer:
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
         if progress:
-            told.insert(0, Progress())
-        singly = any(map(needs_each_step, told))
+            listeners.insert(0, Progress())
+        singly = any(map(needs_each_step, listeners))
 
         def after(step: int) -> None:
-            for callback in told:
+            for callback in listeners:
                 callback.on_step_end(self, step)
 
         self.stop = False
         begun: list[Callback] = []
         try:
-            for callback in told:
+            for callback in listeners:
                 callback.on_train_begin(self, epochs, -(-data.count // batch_size))
                 begun.append(callback)
             for _ in range(epochs):
@@ -353,7 +353,7 @@ class Trainer:
                     record |= {f"val_{name}": value for name, value in found.items()}
                 record["seconds"] = time.perf_counter() - started
                 self.history.epochs.append(record)
-                for callback in told:
+                for callback in listeners:
                     callback.on_epoch_end(self, record)
                 if self.stop:
                     break

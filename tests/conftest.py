@@ -121,21 +121,22 @@ class Library:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(*arguments) as the trainer would call it: compiled where the library compiles.
 
-        The arguments may be arrays, numbers, None, and dicts of these; `seam` is meanwhile what compiles.
+        Arguments and results may be arrays, numbers, None, and dicts and tuples of these, which reach the compiler as
+        tuples; `seam` is meanwhile what compiles.
         """
-        names = [list(a) if isinstance(a, dict) else None for a in arguments]
-        trees = [tuple(a.values()) if isinstance(a, dict) else a for a in arguments]
+        made: list[Any] = []
 
         def seen(seam: bp.backends.Backend, *values: Any) -> Any:
             own, self.seam = self.seam, seam
             try:
-                given = [v if n is None else dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)]
-                return function(*given)
+                made[:] = [function(*map(_nested, arguments, values))]
+                return _tuples(made[0])
             finally:
                 self.seam = own
 
         with self.seam.session(work=1.0):
-            return self.seam.compile(seen)(*trees)
+            result = self.seam.compile(seen)(*map(_tuples, arguments))
+        return _nested(made[0], result)
 
     @property
     def xp(self) -> Any:
@@ -145,6 +146,19 @@ class Library:
 def compiles(monkeypatch: pytest.MonkeyPatch, choice: bool) -> None:
     """Have the functions of NumPy arrays compiled from the first call on, or never, where a trainer leaves it open."""
     monkeypatch.setattr("bpnet.backends.numpy.WORTH_IT", 0.0 if choice else math.inf)
+
+
+def _tuples(tree: Any) -> Any:
+    """A tree of dicts and tuples as one of tuples."""
+    tree = tuple(tree.values()) if isinstance(tree, dict) else tree
+    return tuple(map(_tuples, tree)) if isinstance(tree, tuple) else tree
+
+
+def _nested(like: Any, values: Any) -> Any:
+    """The reverse: `values` in a tree like that."""
+    if isinstance(like, dict):
+        return dict(zip(like, map(_nested, like.values(), values), strict=True))
+    return tuple(map(_nested, like, values)) if isinstance(like, tuple) else values
 
 
 @pytest.fixture(params=MEMBERS)

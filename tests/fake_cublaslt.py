@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import bpnet as bp
-
 WORKSPACE = 32 * 2**20
-GELU = bp.GELU(approximate=True)
 
 
 def tf32(a: np.ndarray) -> np.ndarray:
@@ -63,11 +60,11 @@ class Fake:
     MatmulHeuristicResult = Result
     Epilogue = IntEnum(
         "Epilogue",
-        {"DEFAULT": 1, "RELU": 2, "BIAS": 4, "RELU_BIAS": 6, "GELU_AUX": 160, "GELU_AUX_BIAS": 164, "BGRADA": 256},
+        {"DEFAULT": 1, "RELU": 2, "BIAS": 4, "RELU_BIAS": 6},
     )
     MatmulDescAttribute = IntEnum(
         "MatmulDescAttribute",
-        {"TRANSA": 3, "TRANSB": 4, "EPILOGUE": 7, "BIAS_POINTER": 8, "EPILOGUE_AUX_POINTER": 11, "EPILOGUE_AUX_LD": 12},
+        {"TRANSA": 3, "TRANSB": 4, "EPILOGUE": 7, "BIAS_POINTER": 8},
     )
     MatrixLayoutAttribute = IntEnum("MatrixLayoutAttribute", {"BATCH_COUNT": 5, "STRIDED_BATCH_OFFSET": 6})
     MatmulPreferenceAttribute = IntEnum(
@@ -126,7 +123,7 @@ class Fake:
     matmul_desc_destroy = matrix_layout_destroy = matmul_preference_destroy = destroy
 
     def get_matmul_desc_attribute_dtype(self, attribute: int) -> Any:
-        return {3: np.int32, 4: np.int32, 7: np.uint32, 8: np.int64, 11: np.int64, 12: np.int64}[attribute]
+        return {3: np.int32, 4: np.int32, 7: np.uint32, 8: np.int64}[attribute]
 
     def get_matmul_preference_attribute_dtype(self, attribute: int) -> Any:
         return np.uint64 if attribute == 1 else np.uint32
@@ -209,15 +206,6 @@ class Fake:
         name = self.Epilogue(told[7]).name
         if name.endswith("BIAS"):
             z = z + read(self._vector(told[8], out))[:, None]
-        if name.startswith("GELU"):
-            assert told[12] % 8 == 0
-            assert told[12] >= len(out)
-            kind, _, columns, _ = self.alive[of_d]
-            write(self._columns(told[11], self._new((kind, len(out), columns, told[12]))), z)
-            with np.errstate(over="ignore"):  # exp of what is far out
-                z = GELU.value(bp.backends.get("numpy"), z)
-        if name == "BGRADA":
-            write(self._vector(told[8], out), first.sum(axis=1))
         write(out, np.fmax(z, 0.0) if "RELU" in name else z)  # 0 where z is not a number
         self.done.append(name)
         self.streams.append(stream)

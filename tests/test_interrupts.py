@@ -251,7 +251,7 @@ def test_a_lack_of_memory_leaves_one_definite_step(optimizer: Any, monkeypatch: 
     """Whichever array can't be had, in whatever thread."""
     monkeypatch.setattr("bpnet.backends.numpy.ALONE", 0)
     monkeypatch.setattr("bpnet.backends.numpy.CHUNK", 0)
-    monkeypatch.setattr("bpnet.backends.numpy.SWEPT", 1000)
+    monkeypatch.setattr("bpnet.backends.numpy.UPDATE_CHUNK", 1000)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 50)), rng.integers(0, 3, 8)
     net = bp.Sequential(bp.Dense(360, "relu"), bp.Dense(3))
@@ -272,7 +272,7 @@ def test_a_lack_of_memory_leaves_one_definite_step(optimizer: Any, monkeypatch: 
 
     for moment in range(1000):
         trainer.restore(first)
-        monkeypatch.setattr("bpnet.backends.numpy._kept", threading.local())
+        monkeypatch.setattr("bpnet.backends.numpy._memory", threading.local())
         left = moment
         monkeypatch.setattr(np, "empty", scarce)
         try:
@@ -529,7 +529,9 @@ class _Bounded(bp.Adam):
 
 @dataclass(frozen=True)
 class _BoundedInPlace(_Bounded):
-    """The same, written to what the update gave, where arrays can be written to."""
+    """The same, written to what the update gave, where arrays can be written to; no symbol can."""
+
+    traceable = False
 
     def update(self, backend: Any, *args: Any, **options: Any) -> Any:
         if backend.name == "jax":

@@ -43,7 +43,7 @@ def same(world: World, one: bp.Trainer, other: bp.Trainer) -> None:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
 @pytest.mark.parametrize("streams", [True, False])
-def test_feeding_equals_arrays_on_the_device(
+def test_streaming_equals_arrays_on_the_device(
     streams: bool, dtype: str, shuffle: bool, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Streamed from a memory-mapped file, with batches of which the last is smaller, and validation data."""
@@ -60,28 +60,28 @@ def test_feeding_equals_arrays_on_the_device(
         world.array(x), world.array(y), sample_weight=world.array(weight),
         validation=(world.array(held_x), world.array(held_y)), **options,
     )  # fmt: skip
-    here = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cuda")
+    fresh = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cuda")
     for _ in range(3):  # streams run in another order each time
-        fed = copy.deepcopy(here)
-        fed.fit(mapped, y, sample_weight=weight, validation=(held_x, held_y), **options)
-        same(world, fed, there)
-    outputs = fed.predict(mapped, batch_size=16)
+        here = copy.deepcopy(fresh)
+        here.fit(mapped, y, sample_weight=weight, validation=(held_x, held_y), **options)
+        same(world, here, there)
+    outputs = here.predict(mapped, batch_size=16)
     assert type(outputs) is np.ndarray
     np.testing.assert_array_equal(outputs, world.cupy.asnumpy(there.predict(world.array(x), batch_size=16)))
-    np.testing.assert_allclose(fed.predict(mapped), outputs, rtol=1e-6)
+    np.testing.assert_allclose(here.predict(mapped), outputs, rtol=1e-6)
     scores = there.evaluate(world.array(x), world.array(y), sample_weight=world.array(weight), batch_size=16)
-    assert fed.evaluate(mapped, y, sample_weight=weight, batch_size=16) == pytest.approx(scores, rel=1e-6)
+    assert here.evaluate(mapped, y, sample_weight=weight, batch_size=16) == pytest.approx(scores, rel=1e-6)
 
 
 @pytest.mark.parametrize("form", [lambda x: x[:, ::2], np.asfortranarray, lambda x: x.astype(">i4")])
-def test_arrays_of_any_layout_can_be_fed(form: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_any_layout_can_be_streamed(form: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "CACHED_SHARE", 0.0)
     x, y, _ = data(dtype="int64")
     x = form(x)
-    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
+    there, here = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
     there.fit(world.array(np.ascontiguousarray(x, "float32")), world.array(y), batch_size=16, progress=False)
-    fed.fit(x, y, batch_size=16, progress=False)
-    same(world, fed, there)
+    here.fit(x, y, batch_size=16, progress=False)
+    same(world, here, there)
 
 
 def test_data_that_fit_are_put_on_the_device_once(world: World) -> None:
@@ -97,15 +97,15 @@ def test_data_that_fit_are_put_on_the_device_once(world: World) -> None:
 
 
 def test_steps_on_host_arrays(world: World) -> None:
-    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
+    there, here = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
     for seed in range(5):
         x, y, _ = data(16, seed=seed)
-        losses = there.step(world.array(x), world.array(y)), fed.step(x, y, check=seed % 2 == 0)
+        losses = there.step(world.array(x), world.array(y)), here.step(x, y, check=seed % 2 == 0)
         np.testing.assert_array_equal(*map(world.cupy.asnumpy, losses))
-    same(world, fed, there)
-    fed.step(world.array(x), world.array(y))
-    assert type(fed.predict(x)) is np.ndarray
-    assert type(fed.predict(world.array(x))) is type(world.array(x))
+    same(world, here, there)
+    here.step(world.array(x), world.array(y))
+    assert type(here.predict(x)) is np.ndarray
+    assert type(here.predict(world.array(x))) is type(world.array(x))
 
 
 def test_no_step_waits_for_the_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,28 +153,28 @@ def test_numpy_as_a_device_is_where_its_arrays_are() -> None:
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_less_precise_products_of_what_is_fed(
+def test_less_precise_products_of_what_is_streamed(
     precision: str, streams: bool, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As of arrays on the device, in training and after it; a model that is loaded there goes on with them."""
     monkeypatch.setattr(loader, "CACHED_SHARE", 0.0 if streams else 0.5)
     x, y, _ = data()
     net = bp.Sequential(bp.Dense(6, "relu"), bp.Dense(3))
-    exact, there, fed = (
+    exact, there, here = (
         bp.Trainer(net, "cross_entropy", bp.SGD(0.1), precision=p, device=d)
         for p, d in (("float32", "cuda"), (precision, None), (precision, "cuda"))
     )
     there.fit(world.array(x), world.array(y), epochs=2, batch_size=16, progress=False)
-    for trainer in (exact, fed):
+    for trainer in (exact, here):
         trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
-    same(world, fed, there)
-    outputs = fed.predict(x)
+    same(world, here, there)
+    outputs = here.predict(x)
     np.testing.assert_array_equal(outputs, world.cupy.asnumpy(there.predict(world.array(x))))
     assert outputs.dtype == np.float32
-    scores = fed.evaluate(x, y)
+    scores = here.evaluate(x, y)
     assert scores == there.evaluate(world.array(x), world.array(y))
-    fed.save(tmp_path / "model.safetensors")
-    exact.parameters = fed.parameters
+    here.save(tmp_path / "model.safetensors")
+    exact.parameters = here.parameters
     assert not np.array_equal(exact.predict(x), outputs)
     assert exact.evaluate(x, y)["loss"] != scores["loss"]
     for where in ({"device": "cuda"}, {"like": world.array(x)}):
@@ -321,18 +321,18 @@ def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("feed", [True, False])
-def test_a_batch_without_room_says_what_would_fit(feed: bool, captured: bool, world: World) -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_batch_without_room_says_what_would_fit(streamed: bool, captured: bool, world: World) -> None:
     """The parameters stay as they were, the trainer goes on, and with the micro-batch that is named the batch fits."""
     x, y, _ = data(8192)
-    bx, by = (x, y) if feed else (world.array(x), world.array(y))
-    options = {"device": "cuda" if feed else None}
+    bx, by = (x, y) if streamed else (world.array(x), world.array(y))
+    options = {"device": "cuda" if streamed else None}
     trainer = bp.Trainer(NET, "cross_entropy", **options).build(bx)
     trainer._engine.step.captures = captured
     for _ in range(3):
         trainer.step(bx[:64], by[:64])
     before = [world.cupy.asnumpy(a) for a in (trainer.theta, *trainer.state)]
-    world.limit = world.used + (900_000 if feed else 600_000)
+    world.limit = world.used + (900_000 if streamed else 600_000)
     with pytest.raises(bp.errors.OutOfMemoryError) as caught:
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
@@ -470,13 +470,13 @@ def test_on_a_device_streaming_equals_arrays_there(
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     options = {"epochs": 3, "batch_size": 512, "progress": False}
-    there, fed = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
+    there, here = bp.Trainer(NET, "cross_entropy"), bp.Trainer(NET, "cross_entropy", device="cuda")
     there.fit(device.array(x), device.array(y), **options)
-    fed.fit(mapped, y, **options)
-    np.testing.assert_array_equal(device.host(fed.theta), device.host(there.theta))
-    assert fed.history["loss"] == there.history["loss"]
+    here.fit(mapped, y, **options)
+    np.testing.assert_array_equal(device.host(here.theta), device.host(there.theta))
+    assert here.history["loss"] == there.history["loss"]
     np.testing.assert_array_equal(
-        fed.predict(mapped, batch_size=512), device.host(there.predict(device.array(x), batch_size=512))
+        here.predict(mapped, batch_size=512), device.host(there.predict(device.array(x), batch_size=512))
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import bpnet as bp
 from bpnet.backends.interrupts import current
@@ -91,6 +92,16 @@ def test_every_step_reaches_the_layers_with_the_whole_batch(backend: Any) -> Non
         NotesRows.seen.clear()
         trainer.predict(x)
         assert NotesRows.seen == [1100]
+    assert not current.reference
+
+
+def test_numpy_computes_in_one_thread() -> None:
+    blas = ThreadpoolController().select(user_api="blas")
+    with threadpool_limits(2, user_api="blas"):
+        before = blas.info()
+        with bp.reference(), bp.reference():
+            assert {library["num_threads"] for library in blas.info()} <= {1}
+        assert blas.info() == before
     assert not current.reference
 
 

@@ -152,12 +152,12 @@ def reference() -> Iterator[None]:
     reached at every step, and a layer that notes what it sees does so every time.  It holds for this thread.
     """
     before = current.reference
-    try:
-        current.reference = True
-        with get("numpy").session(1):
+    with get("numpy").session(1):
+        try:
+            current.reference = True
             yield
-    finally:
-        current.reference = before
+        finally:
+            current.reference = before
 
 
 _REPLACED = (

@@ -174,7 +174,7 @@ class Backend:
         """A vector of the type of `like` for kernels to write to, of a library whose arrays can be written to."""
         return None
 
-    def store(self, place: Array, value: Array) -> None:
+    def store(self, out: Array, value: Array) -> None:
         """Write `value` to a part of what `empty_vector` gave."""
         raise NotImplementedError
 

@@ -234,9 +234,7 @@ class _Library:
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
-        # From 3.7 on, threadpoolctl's own setter does nothing in any but the first thread that used it.
-        self.set = getattr(controller, "_real_set_num_threads", controller.set_num_threads)
-        self.get = controller.get_num_threads
+        self.set, self.get = controller.set_num_threads, controller.get_num_threads
         if controller.internal_api == "openblas":  # straight to the library: this is done in every call
             for name, result in (("get", ctypes.c_int), ("set", None)):
                 function = _symbol(controller.dynlib, f"openblas_{name}_num_threads")

@@ -91,34 +91,27 @@ class _Current(threading.local):
     """Whether definitions run alone; see `bpnet.backends.reference`."""
     inside = False
     """Whether this thread is at work on one of several blocks, which is then not cut again."""
-    late: list[Any] | None = None
-    """For the update in place that a step ends with, to be done when all else is; None: it is done at once."""
+    deferred: list[Callable[[Calls], None]] | None = None
+    """For the update in place that a step ends with, to be made when all else is done; None: it is made at once."""
 
 
 current = _Current()
 
 
 def advance(step: Callable[..., tuple[Any, Any]], state: Any, count: int, *args: Any) -> Any:
-    """See `Backend.advance`; the carry is the first of `args`."""
-    late, carry, result = apart(step, *args)
-    then = ((setattr, state, "now", (carry, count)),)
-    late.carry_out(then) if late else uninterrupted(then)
-    return result
+    """See `Backend.advance`; the carry is the first of `args`.
 
-
-def apart(step: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any, Any]:
-    """step(*args) -> carry, result in two: all that it computes, and the update in place that is left to be done.
-
-    Gives that first, with `carry_out(then)`, or None where there is none, since the step made new arrays.
+    All that the step computes comes first, then the update in place with which it may end, and the new state with it.
     """
-    late: list[Any] = []
-    outer = current.late
+    outer, deferred = current.deferred, list[Callable[[Calls], None]]()
     try:
-        current.late = late
+        current.deferred = deferred
         carry, result = step(*args)
     finally:
-        current.late = outer
-    return late[0] if late else None, carry, result
+        current.deferred = outer
+    publish = ((setattr, state, "now", (carry, count)),)
+    deferred[0](publish) if deferred else uninterrupted(publish)
+    return result
 
 
 def end_sessions(outer: Session) -> None:

@@ -104,16 +104,16 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
 
 
 def dense_backward(
-    run: Any, x: Array, weight: Array, kept: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
+    run: Any, x: Array, weight: Array, saved: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     b, rows = run.backend, x.shape[0]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
-        dz = f.derivative(b, kept, dy)
+        dz = f.derivative(b, saved, dy)
         dw = _weight_gradient(run, x, dz, weight)
         return dz @ weight.T if need_dx else None, dw, run.sum_rows(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
     if len(parts) == 1:
-        dz, db = _slope(run, kept, dy, f, has_bias)
+        dz, db = _activation_gradient(run, saved, dy, f, has_bias)
         dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
         if rows > SUMMED_PRODUCTS and min(weight.shape) <= NARROW:
             dw = _weight_gradient(run, x, dz, weight)
@@ -127,7 +127,7 @@ def dense_backward(
 
     def block(number: int, part: Rows) -> tuple[Array, Array | None]:
         some = slice(*part)
-        dz, db = _slope(run, None if kept is None else kept[some], dy[some], f, has_bias)
+        dz, db = _activation_gradient(run, None if saved is None else saved[some], dy[some], f, has_bias)
         if dx is not None:
             numpy.matmul(dz, weight.T, out=dx[some])
         return x[some].T @ dz, db
@@ -149,14 +149,14 @@ def _weight_gradient(run: Any, x: Array, dz: Array, weight: Array) -> Array:
     return dw
 
 
-def _slope(run: Any, kept: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
+def _activation_gradient(run: Any, saved: Array | None, dy: Array, f: Any, sums: bool) -> tuple[Array, Array | None]:
     """dz and its sums over the rows, taken while the chunk is in cache."""
     b = run.backend
-    if kept is None:
-        return f.derivative(b, kept, dy), run.sum_rows(dy) if sums else None
+    if saved is None:
+        return f.derivative(b, saved, dy), run.sum_rows(dy) if sums else None
     dz = numpy.empty_like(dy)
     for c in chunks(*dy.shape):
-        b.evaluate(f.derivative, (kept[c], dy[c]), dz[c])
+        b.evaluate(f.derivative, (saved[c], dy[c]), dz[c])
     return dz, run.sum_rows(dz) if sums else None
 
 

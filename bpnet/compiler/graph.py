@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
 
 EXACT = 2**24
 """Whole numbers up to it are exact in float32, in which they are compared."""
@@ -59,14 +59,8 @@ class Symbol:
     def __getitem__(self, index: Any) -> "Symbol":
         return self.graph.slice(self, index)
 
-    def __neg__(self) -> "Symbol":
-        return self.graph.elementwise("negative", self)
-
     def __pow__(self, exponent: Any) -> "Symbol":
         return self.graph.power(self, exponent)
-
-    def __abs__(self) -> "Symbol":
-        return self.graph.elementwise("abs", self)
 
     def __matmul__(self, other: Any) -> "Symbol":
         return self.graph.matmul(self, other)
@@ -77,17 +71,19 @@ class Symbol:
         return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
 
 
-def _operator(op: str, reflected: bool) -> Callable[[Symbol, Any], Symbol]:
+def _operator(op: str, reflected: bool) -> Callable[..., Symbol]:
     if reflected:
         return lambda self, other: self.graph.elementwise(op, other, self)
-    return lambda self, other: self.graph.elementwise(op, self, other)
+    return lambda *operands: operands[0].graph.elementwise(op, *operands)
 
 
 _METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
 _METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
+_METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
+_METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
 for _op, _method in _METHODS.items():
     setattr(Symbol, f"__{_method}__", _operator(_op, False))
-    if OPERATIONS[_op].kind != COMPARISON:
+    if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
         setattr(Symbol, f"__r{_method}__", _operator(_op, True))
 
 
@@ -168,7 +164,8 @@ class Graph:
         shape = numpy.broadcast_shapes(*(v.shape for v in values if isinstance(v, Symbol)))
         values = [self._fitting(v, shape) if isinstance(v, Symbol) else v for v in values]
         truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
-        if truths[0] != (op == "where" or (op == "equal" and truths[-1])) or (any(truths[1:]) and op != "equal"):
+        logical = op in LOGICAL or (op in ("equal", "not_equal") and all(truths))
+        if truths != ([True] * len(values) if logical else [op == "where", *[False] * (len(values) - 1)]):
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if OPERATIONS[op].kind == COMPARISON:
             self._comparable(op, values)
@@ -201,7 +198,7 @@ class Graph:
     def _comparable(self, op: str, values: list[Any]) -> None:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
         whole = any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values)
-        if whole and not any(map(self._is_small, values)):
+        if whole and values[0] is not values[1] and not any(map(self._is_small, values)):
             raise NotTraceableError(f"{op} of whole numbers that may be large")
 
     def _is_small(self, value: Any) -> bool:
@@ -231,7 +228,7 @@ class Graph:
         if dtype == self.real and x.dtype.kind == "i":
             return self.add("copy", (x,), x.shape, dtype)  # an operand is read as a number of the kernel's type
         if dtype == numpy.bool_ and x.dtype == self.real:
-            return self.elementwise("less", self.astype(self.elementwise("equal", x, 0.0), self.real), 0.5)
+            return self.elementwise("not_equal", x, 0.0)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
     def whole(self, x: Symbol) -> Symbol:
@@ -265,7 +262,10 @@ class Graph:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
         left = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        if math.prod(left) == 1 and x.size:
+        along_rows = x.ndim > 1 and axes == (
+            x.ndim - 1,
+        )  # in one kernel with what reads it, also where there is one row
+        if math.prod(left) == 1 and x.size and not along_rows:
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
         elif axes == tuple(range(len(axes))) and op == "sum":
             rows = x if len(others) == 1 else self.reshape(x, (math.prod(x.shape[: len(axes)]), math.prod(left)))
@@ -279,6 +279,11 @@ class Graph:
 
     def matmul(self, a: Symbol, b: Symbol) -> Symbol:
         """Of matrices, and of stacks of them with as many matrices; of one matrix by each of a stack as one product."""
+        if a.ndim == 1 or b.ndim == 1:  # a vector is a row on the left, and a column on the right
+            rows = self.reshape(a, (1, -1)) if a.ndim == 1 else a
+            columns = self.reshape(b, (-1, 1)) if b.ndim == 1 else b
+            left = (*rows.shape[: -2 if a.ndim == 1 else -1], *columns.shape[columns.ndim if b.ndim == 1 else -1 :])
+            return self.reshape(self.matmul(rows, columns), left)
         if min(a.ndim, b.ndim) < 2 or a.shape[-1] != b.shape[-2] or {a.dtype, b.dtype} != {self.real}:
             raise NotTraceableError(f"the product of {a.shape} and {b.shape}")
         if b.ndim == 2 < a.ndim:
@@ -380,15 +385,16 @@ class Graph:
     def joined(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
         """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""
         axis = axis % parts[0].ndim if parts[0].ndim else axis
-        if axis:
+        parts = [part for part in parts if part.size] or list(parts[:1])
+        if axis and len(parts) > 1:
             order = (axis, *(i for i in range(parts[0].ndim) if i != axis))
             rows = self.joined([self.in_order(self.permute(part, order)) for part in parts])
             return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
-        parts = [self.in_order(part) for part in parts if part.size] or list(parts[:1])
+        parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
             copied = [self._own(part) for part in parts] if len(parts) > 1 else parts
-            self._joined[key] = self.concat(copied, axis)
+            self._joined[key] = self.concat(copied)
         return self._joined[key]
 
     def _own(self, part: Symbol) -> Symbol:
@@ -404,10 +410,10 @@ class Graph:
         x = self.add("copy", (x,), x.shape, x.dtype)
         return self.copy(x, taken) if x in taken else x
 
-    def concat(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
+    def concat(self, parts: Sequence[Symbol]) -> Symbol:
         """Parts that are each computed into memory of their own, one after the other along the first axis."""
-        if axis != 0 or any(p.dtype != self.real or p.op == "transpose" for p in parts):
-            raise NotTraceableError("concat along another axis, or of other than numbers")
+        if any(p.dtype != self.real for p in parts):
+            raise NotTraceableError(f"concat of other than {self.real} values")
         if len({p.shape[1:] for p in parts}) > 1 or parts[0].ndim == 0:
             raise NotTraceableError(f"concat of {[p.shape for p in parts]}")
         if len(parts) == 1:

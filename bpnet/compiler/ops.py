@@ -65,6 +65,10 @@ _TABLE = [
     Operation("less", 2, COMPARISON, "less", "<", "{0} < {1}", "<"),
     Operation("less_equal", 2, COMPARISON, "less_equal", "<=", "{0} <= {1}", "<="),
     Operation("equal", 2, COMPARISON, "equal", "==", "{0} == {1}", "=="),
+    Operation("not_equal", 2, COMPARISON, "not_equal", "!=", "{0} != {1}", "!="),
+    Operation("logical_and", 2, COMPARISON, "logical_and", "and_", "{0} && {1}", "&"),
+    Operation("logical_or", 2, COMPARISON, "logical_or", "or_", "{0} || {1}", "|"),
+    Operation("logical_not", 1, COMPARISON, "logical_not", "not_", "!{0}", "~"),
     *(
         Operation(f"{prefix}_{name}", 1, kind, name, joined_by=joined_by, start=start)
         for prefix, kind in (("row", ROW_REDUCTION), ("column", COLUMN_REDUCTION), ("full", FULL_REDUCTION))
@@ -96,6 +100,8 @@ def _named(*kinds: str) -> frozenset[str]:
 
 
 COMPARISONS = _named(COMPARISON)
+LOGICAL = frozenset({"logical_and", "logical_or", "logical_not"})
+"""Those of truth values."""
 POINTWISE = _named(ELEMENTWISE, COMPARISON)
 """What gives a value for each entry of its arguments."""
 ROW_REDUCTIONS = _named(ROW_REDUCTION)

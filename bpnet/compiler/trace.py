@@ -216,28 +216,15 @@ class Namespace:
     def square(self, x: Symbol) -> Symbol:
         return self.graph.elementwise("multiply", x, x)
 
+    def reciprocal(self, x: Symbol) -> Symbol:
+        return self.graph.elementwise("divide", 1.0, x)
+
     def pow(self, x: Symbol, exponent: Any) -> Symbol:
         return self.graph.power(x, exponent)
 
     def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
         x = x if min is None else self.graph.elementwise("maximum", x, min)
         return x if max is None else self.graph.elementwise("minimum", x, max)
-
-    def not_equal(self, x: Any, y: Any) -> Symbol:
-        return self.logical_not(self.graph.elementwise("equal", x, y))
-
-    def logical_not(self, x: Symbol) -> Symbol:
-        return self.graph.elementwise("less", self.astype(x, self.graph.real), 0.5)
-
-    def logical_and(self, x: Symbol, y: Symbol) -> Symbol:
-        return self._of_truths("minimum", x, y)
-
-    def logical_or(self, x: Symbol, y: Symbol) -> Symbol:
-        return self._of_truths("maximum", x, y)
-
-    def _of_truths(self, op: str, x: Symbol, y: Symbol) -> Symbol:
-        numbers = (self.astype(truth, self.graph.real) for truth in (x, y))
-        return self.graph.elementwise("greater", self.graph.elementwise(op, *numbers), 0.5)
 
     def isnan(self, x: Symbol) -> Symbol:
         return self.not_equal(x, x)

@@ -189,4 +189,4 @@ def _verify_kernel(kernel: FusedKernel) -> None:
                 _check(not wider, f"{op} has fewer entries than what it is of")
     for kind, (of, which), _, _ in kernel.results:
         truth = of == "value" and kernel.expressions[which][0] in COMPARISONS
-        _check(not truth, f"{kind} of truth values")
+        _check(not truth or kind == "store:bool", f"{kind} of truth values")

@@ -55,19 +55,19 @@ class Dense(Layer):
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if x.ndim == 2:
-            y, kept = dense_forward(run, x, p["weight"], p.get("bias"), self.function)
-            return y, (x, kept)
+            y, saved = dense_forward(run, x, p["weight"], p.get("bias"), self.function)
+            return y, (x, saved)
         rows = run.xp.reshape(x, (-1, x.shape[-1]))
-        y, kept = dense_forward(run, rows, p["weight"], p.get("bias"), self.function)
-        return run.xp.reshape(y, (*x.shape[:-1], self.units)), (rows, kept)
+        y, saved = dense_forward(run, rows, p["weight"], p.get("bias"), self.function)
+        return run.xp.reshape(y, (*x.shape[:-1], self.units)), (rows, saved)
 
     def backward(
         self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Array | None, dict[str, Any]]:
-        x, kept = cache
+        x, saved = cache
         shape = dy.shape
         rows = dy if dy.ndim == 2 else run.xp.reshape(dy, (-1, self.units))
-        dx, dw, db = dense_backward(run, x, p["weight"], kept, rows, self.function, need_dx, self.bias)
+        dx, dw, db = dense_backward(run, x, p["weight"], saved, rows, self.function, need_dx, self.bias)
         if dx is not None and len(shape) != 2:
             dx = run.xp.reshape(dx, (*shape[:-1], x.shape[1]))
         return dx, {"weight": dw, "bias": db} if self.bias else {"weight": dw}
@@ -85,10 +85,10 @@ def dense_forward(run: Run, x: Array, weight: Array, bias: Array | None, f: Acti
 
 @kernel
 def dense_backward(
-    run: Run, x: Array, weight: Array, kept: Array, dy: Array, f: Activation, need_dx: bool, has_bias: bool
+    run: Run, x: Array, weight: Array, saved: Array, dy: Array, f: Activation, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     """dL/dx (where needed), dL/dW and dL/db."""
-    dz = f.derivative(run.backend, kept, dy)
+    dz = f.derivative(run.backend, saved, dy)
     dw = run.matmul(x, dz, transpose_a=True)
     db = run.sum_rows(dz) if has_bias else None
     dx = run.matmul(dz, weight, transpose_b=True) if need_dx else None

@@ -40,8 +40,38 @@ UNARY: dict[str, Callable[..., Any]] = {
     "share": lambda xp, x: x / (1.0 + xp.sum(xp.abs(x))),
     "gram": lambda xp, x: xp.matmul(xp.matmul(x, xp.permute_dims(x, (1, 0))) / x.size, x),
     "rows twice": lambda xp, x: xp.concat([x[1:, ...], x[:1, ...]]),
+    "power": lambda xp, x: powers(xp, xp.tanh(x)),
+    "clipped": lambda xp, x: xp.clip(x, -0.5, 1.0),
+    "standardized": lambda xp, x: x / (1.0 + xp.std(x, axis=-1, keepdims=True) + xp.var(x)),
+    "band": lambda xp, x: xp.where((x > 0.0) & ~(x > 1.0) | (x < -1.0), x, 0.5 * x),
+    "rank three": lambda xp, x: xp.reshape(stacked(xp, xp.reshape(x, (x.shape[0], 1, x.shape[1]))), x.shape),
+    "vectors": lambda xp, x: x * xp.expand_dims(xp.matmul(x, xp.sum(x, axis=0)), axis=1) / (x.size * x.shape[0]),
+    "columns turned": lambda xp, x: xp.concat([x[:, 1:], x[:, :1]], axis=1),
+    "every other row": lambda xp, x: xp.concat([x[::2, ...], x[1::2, ...]]),
+    "backwards": lambda xp, x: xp.flip(x, axis=1),
+    "columns summed up": lambda xp, x: x - xp.max(xp.abs(x), axis=0) / 2.0 + xp.min(x, axis=0),
+    "pairs of rows": lambda xp, x: xp.mean(xp.expand_dims(x, axis=1) - 0.5 * xp.expand_dims(x, axis=0), axis=1),
+    "stack of products": lambda xp, x: products(xp, xp.stack([x, 0.5 * x])) / (x.size + 1.0),
     "reshaped": lambda xp, x: xp.reshape(xp.reshape(x, (-1,)) * 2.0, x.shape),
 }
+
+
+def powers(xp: Any, x: Any) -> Any:
+    return (xp.abs(x) + 0.5) ** 1.5 + xp.square(x) - xp.reciprocal(x**4 + 1.0) + (x**2 + 0.5) ** -3 + xp.pow(x, 5)
+
+
+def products(xp: Any, x: Any) -> Any:
+    """Of a stack of two matrices: each by its transpose and itself, added up."""
+    return xp.sum(xp.matmul(xp.matmul(x, xp.permute_dims(x, (0, 2, 1))), x), axis=0)
+
+
+def stacked(xp: Any, x: Any) -> Any:
+    """Of an array of three axes: reductions over the last and over the others, a product with a matrix."""
+    x = x - xp.mean(x, axis=-1, keepdims=True) + xp.mean(x, axis=(0, 1))
+    square = xp.reshape(xp.sum(x, axis=(0, 1), keepdims=True), (x.shape[2], 1))
+    return xp.where(x != 0.0, x, 1.0) + xp.matmul(x, square) / (x.size * x.shape[0])
+
+
 BINARY: dict[str, Callable[..., Any]] = {
     "sum": lambda xp, x, y: x + y,
     "difference": lambda xp, x, y: x - y,
@@ -50,6 +80,7 @@ BINARY: dict[str, Callable[..., Any]] = {
     "largest": lambda xp, x, y: xp.maximum(x, y),
     "least": lambda xp, x, y: xp.minimum(x, y),
     "chosen": lambda xp, x, y: xp.where(x <= y, x, 0.5 * y),
+    "differ": lambda xp, x, y: xp.astype((x < 0.0) != (y < 0.0), x.dtype) * xp.astype(x != y, x.dtype),
     "same": lambda xp, x, y: xp.astype((x < 0.0) == (y >= 0.0), x.dtype),
     "column of": lambda xp, x, y: x + xp.sum(y, axis=1, keepdims=True) / y.size,
     "row of": lambda xp, x, y: x * xp.sum(y, axis=0) / y.size,

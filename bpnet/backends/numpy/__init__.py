@@ -23,7 +23,7 @@ from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
 from bpnet.backends.trace import InPlace, Program, in_place
 from bpnet.compiler.graph import NotTraceableError
-from bpnet.compiler.random import fold, threshold
+from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ LEAST_WORK = 2e6
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
-SWEPT = CHUNK // 2
+UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
 COMPILED_ROWS = 8192
 """Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
@@ -45,8 +45,6 @@ MOST_BLOCKS = 128
 """Blocks of a compiled function, each of which has commands of its own."""
 WORTH_IT = 1e11
 """Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
-DRAWN = 4 * CHUNK
-"""Random numbers drawn with one key."""
 
 
 class NumpyBackend(Backend):
@@ -71,8 +69,8 @@ class NumpyBackend(Backend):
     ) -> Context:
         return Context(self, precision, grad_buffers)
 
-    def store(self, place: Array, value: Array) -> None:
-        place[...] = value
+    def store(self, out: Array, value: Array) -> None:
+        out[...] = value
 
     def memory(self, x: Array) -> tuple[int, int] | None:
         if not hasattr(os, "sysconf"):
@@ -81,17 +79,22 @@ class NumpyBackend(Backend):
         return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
-        """Drawn 16 bits at a time by NumPy's SFC64, seeded by the key; `keep` is rounded to a multiple of 2**-16."""
-        limit = threshold(keep, 65536)
-        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(65536 / limit, dtype)
+        """The definition's, in chunks that stay in cache, over threads."""
+        limit, state = threshold(keep), numpy.uint32(fold(key))
+        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(2**32 / limit, dtype)
 
         def draw(number: int, part: Rows) -> None:
-            start, stop = part
-            words = numpy.random.SFC64(fold((*key, number))).random_raw((stop - start + 3) // 4)
-            bits = words.view(numpy.uint16)[: stop - start]
-            numpy.multiply((bits < limit).astype(dtype), scale, out=mask[start:stop])
+            bits = numpy.arange(*part, dtype=numpy.uint32)
+            bits *= numpy.uint32(0x9E3779B9)
+            bits += state
+            shifted = numpy.empty_like(bits)
+            for shift, factor in TRIPLE32:
+                bits ^= numpy.right_shift(bits, shift, out=shifted)
+                bits *= numpy.uint32(factor)
+            bits ^= numpy.right_shift(bits, 14, out=shifted)
+            numpy.multiply(bits < limit, scale, out=mask[slice(*part)])
 
-        list(self.map_blocks(draw, [(i, min(i + DRAWN, mask.size)) for i in range(0, mask.size, DRAWN)]))
+        list(self.map_blocks(draw, [(i, min(i + CHUNK, mask.size)) for i in range(0, mask.size, CHUNK)]))
         return mask.reshape(shape)
 
     # ---- how work is carried out --------------------------------------------------------------------------------
@@ -205,71 +208,60 @@ class NumpyBackend(Backend):
         self, rule: Rule, outputs: int, arrays: Sequence[Array], pieces: Sequence[Piece], donate: bool
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
-        late = current.late
+        deferred = current.deferred
         program = _program(rule, len(arrays), len(pieces[0][2])) if pieces else None
         donate = donate and program is not None  # else the rule may fail when part of it is done
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
-        sweep = _Sweep(functools.partial(rule, self), program, arrays, pieces, results)
-        if donate and late is not None:
-            late.append(sweep)
+        update = functools.partial(_update, functools.partial(rule, self), program, arrays, pieces, results)
+        if donate and deferred is not None:
+            deferred.append(update)
         else:
-            sweep.carry_out(())
+            update(())
         return results
 
 
-class _Sweep:
-    """An elementwise rule swept over vectors: results <- rule(*arrays, *scalars), in chunks, by its program if any.
+def _update(
+    rule: Rule,
+    program: InPlace | None,
+    arrays: Sequence[Array],
+    pieces: Sequence[Piece],
+    results: Sequence[Array],
+    then: Calls,
+) -> None:
+    """results <- rule(*arrays, *scalars) of vectors, in chunks, and then these calls.
 
-    With a program the i-th result may be the i-th array.
+    All of it or nothing, whatever interrupt comes, or lack of memory.  With a program the i-th result may be the i-th
+    array.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        program: InPlace | None,
-        arrays: Sequence[Array],
-        pieces: Sequence[Piece],
-        results: Sequence[Array],
-    ) -> None:
-        self.rule, self.program, self.arrays, self.pieces, self.results = rule, program, arrays, pieces, results
-
-    def carry_out(self, then: Calls) -> None:
-        """Do it, and then these calls: all or nothing, whatever interrupt comes, or lack of memory."""
-        size, pieces, needs = self.arrays[0].size, self.pieces, 0 if self.program is None else self.program.needs
-        if size <= SWEPT and len(pieces) == 1:
-            scratch = _scratch(needs, self.results[0])
-            uninterrupted([*self.calls(self.arrays, pieces[0][2], self.results, scratch), *then])
-            return
-        chunks = [
-            (slice(start, min(start + SWEPT, stop)), scalars)
-            for first, stop, scalars in pieces
-            for start in range(first, stop, SWEPT)
-        ]
-
-        def share(first: int, stop: int, scratch: Array) -> Iterator[tuple[Any, ...]]:
-            for c, scalars in chunks[first:stop]:
-                some = scratch[:, : c.stop - c.start]
-                yield from self.calls([a[c] for a in self.arrays], scalars, [r[c] for r in self.results], some)
-
-        if size <= (ALONE if BLAS.awake() else CHUNK):
-            scratch = _scratch(needs, self.results[0][:SWEPT])
-            uninterrupted([*share(0, len(chunks), scratch), *then])
-            return
-        shares = max(2, min(8, len(chunks) // 4))
-        cuts = [len(chunks) * i // shares for i in range(shares + 1)]
-        all_scratch = _scratch(shares * needs, self.results[0][:SWEPT], "shares")  # all that is needed, beforehand
-        Update(lambda i: list(share(cuts[i], cuts[i + 1], all_scratch[i * needs : (i + 1) * needs])), shares).carry_out(
-            then
-        )
-
-    def calls(
-        self, arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array], scratch: Array
-    ) -> Calls:
-        """What writes the results."""
-        if self.program is not None:
-            return self.program.calls(numpy, arrays, scalars, results, scratch)
-        made = self.rule(*arrays, *scalars)
+    def calls(arrays: Sequence[Array], scalars: tuple[float, ...], results: Sequence[Array], scratch: Array) -> Calls:
+        if program is not None:
+            return program.calls(numpy, arrays, scalars, results, scratch)
+        made = rule(*arrays, *scalars)
         return [(operator.setitem, out, ..., value) for out, value in zip(results, made, strict=True)]
+
+    size, needs = arrays[0].size, 0 if program is None else program.needs
+    if size <= UPDATE_CHUNK and len(pieces) == 1:
+        uninterrupted([*calls(arrays, pieces[0][2], results, _scratch(needs, results[0])), *then])
+        return
+    chunks = [
+        (slice(start, min(start + UPDATE_CHUNK, stop)), scalars)
+        for first, stop, scalars in pieces
+        for start in range(first, stop, UPDATE_CHUNK)
+    ]
+
+    def share(first: int, stop: int, scratch: Array) -> Iterator[tuple[Any, ...]]:
+        for c, scalars in chunks[first:stop]:
+            some = scratch[:, : c.stop - c.start]
+            yield from calls([a[c] for a in arrays], scalars, [r[c] for r in results], some)
+
+    if size <= (ALONE if BLAS.awake() else CHUNK):
+        uninterrupted([*share(0, len(chunks), _scratch(needs, results[0][:UPDATE_CHUNK])), *then])
+        return
+    count = max(2, min(8, len(chunks) // 4))
+    cuts = [len(chunks) * i // count for i in range(count + 1)]
+    scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
+    Update(lambda i: list(share(cuts[i], cuts[i + 1], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
 
 
 @functools.cache
@@ -288,16 +280,16 @@ def _cut(rows: int, work: float) -> list[Rows]:
     return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
 
 
-_kept = threading.local()
+_memory = threading.local()
 
 
 def _scratch(count: int, like: Array, name: str = "scratch") -> Array:
     """Arrays for intermediate results; each thread keeps its own, since new memory is slower than arithmetic."""
-    kept = getattr(_kept, name, None)
-    if kept is None or kept.dtype != like.dtype or kept.shape[0] < count or kept.shape[1] < like.size:
-        kept = numpy.empty((count, like.size), like.dtype)
-        setattr(_kept, name, kept)
-    some = kept[:count, : like.size]
+    memory = getattr(_memory, name, None)
+    if memory is None or memory.dtype != like.dtype or memory.shape[0] < count or memory.shape[1] < like.size:
+        memory = numpy.empty((count, like.size), like.dtype)
+        setattr(_memory, name, memory)
+    some = memory[:count, : like.size]
     return some if like.ndim == 1 else some.reshape(count, *like.shape)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, suffix
-from bpnet.compiler.ops import COMPARISON, OPERATIONS
+from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
 
@@ -71,9 +71,11 @@ class Arithmetic:
 
     def operate(self, op: str, a: list[Any]) -> Any:
         operation = OPERATIONS[op]
-        if operation.kind == COMPARISON:
-            truths = suffix(a[0].type).endswith("i1")
-            return self.b.icmp_signed("==", *a) if truths else self.b.fcmp_ordered(operation.llvm, *a)
+        if operation.kind == COMPARISON and op not in LOGICAL:
+            if suffix(a[0].type).endswith("i1"):
+                return self.b.icmp_signed(operation.llvm, *a)
+            compare = self.b.fcmp_unordered if op == "not_equal" else self.b.fcmp_ordered
+            return compare(operation.llvm, *a)
         return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
 
     def copy(self, x: Any) -> Any:
@@ -152,7 +154,9 @@ class Arithmetic:
         return self._log(x, None)
 
     def log1p(self, x: Any) -> Any:
-        return self._log(self.b.fadd(x, self.real(1.0)), x)
+        one = self.real(1.0)
+        u = self.b.fadd(x, one)
+        return self.b.select(self.b.fcmp_ordered("==", u, one), x, self._log(u, x))  # which may be too small to halve
 
     def _log(self, x: Any, less: Any) -> Any:
         """n log(2) + log(1 + f) with 1 + f = x / 2**n near 1, and log(1 + f) = 2 artanh(s) with s = f / (f + 2).
