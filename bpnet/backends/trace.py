@@ -14,25 +14,7 @@ from typing import Any
 from bpnet.compiler.graph import NotTraceableError
 
 BINARY = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
-COMPARISONS = {">": "greater", ">=": "greater_equal", "<": "less", "<=": "less_equal"}
 FUNCTIONS = frozenset({"sqrt", "exp", "log", "log1p", "expm1", "tanh", "abs", "maximum", "minimum", "negative"})
-SPECIAL = frozenset({"where", "erf"})
-"""What code for a GPU has, but not NumPy without memory for truth values, or not at all."""
-
-
-class _Number:
-    """The type of numbers in a program: all that may be done with it is to hand it to `astype`."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        raise NotTraceableError("a rule can't decide by a type")
-
-    def __getattr__(self, name: str) -> Any:
-        raise NotTraceableError(f"{name} of a type")
-
-
-NUMBER = _Number()
 
 
 class Symbol:
@@ -42,11 +24,6 @@ class Symbol:
 
     def __init__(self, program: "Program", op: str, args: tuple[Any, ...] = (), scalar: bool = False) -> None:
         self.program, self.op, self.args, self.scalar = program, op, args, scalar
-
-    @property
-    def compares(self) -> bool:
-        """Whether the values are truth values."""
-        return self.op in COMPARISONS.values()
 
     def __add__(self, other: Any) -> "Symbol":
         return self.program.apply("add", self, other)
@@ -75,39 +52,19 @@ class Symbol:
     def __neg__(self) -> "Symbol":
         return self.program.apply("negative", self)
 
-    def __gt__(self, other: Any) -> "Symbol":
-        return self.program.apply("greater", self, other)
-
-    def __ge__(self, other: Any) -> "Symbol":
-        return self.program.apply("greater_equal", self, other)
-
-    def __lt__(self, other: Any) -> "Symbol":
-        return self.program.apply("less", self, other)
-
-    def __le__(self, other: Any) -> "Symbol":
-        return self.program.apply("less_equal", self, other)
-
     def __eq__(self, other: object) -> bool:
         raise NotTraceableError("a rule can't decide by a value")
 
     __hash__ = object.__hash__
-
-    @property
-    def dtype(self) -> Any:
-        """What `astype` takes to make numbers of truth values: there is one type of numbers only."""
-        return NUMBER
 
     def __bool__(self) -> bool:
         raise NotTraceableError("a rule can't decide by a value")
 
 
 class Program:
-    """The operations of a rule on `arrays` arrays and `scalars` scalars, in order, and its results.
+    """The operations of a rule on `arrays` arrays and `scalars` scalars, in order, and its results."""
 
-    The last `untouched` results (None: all) may be arrays as they came, since writing them changes no array.
-    """
-
-    def __init__(self, rule: Callable[..., Any], arrays: int, scalars: int, untouched: int | None = 0) -> None:
+    def __init__(self, rule: Callable[..., Any], arrays: int, scalars: int) -> None:
         self.steps: list[Symbol] = []
         self.known: dict[tuple[Any, ...], Symbol] = {}
         self.arrays = [Symbol(self, f"a{i}") for i in range(arrays)]
@@ -118,10 +75,9 @@ class Program:
         except Exception as error:  # whatever a rule does that arrays can and symbols can't
             raise NotTraceableError(str(error)) from error
         self.results: list[Symbol] = list(results)
-        if not all(isinstance(r, Symbol) and not r.scalar and not r.compares for r in self.results):
+        if not all(isinstance(r, Symbol) and not r.scalar for r in self.results):
             raise NotTraceableError("a result is no array of numbers")
-        written = [] if untouched is None else self.results[: len(self.results) - untouched]
-        if any(r is a for r in written for a in self.arrays):
+        if any(r is a for r in self.results for a in self.arrays):
             raise NotTraceableError("a result is an array as it came, which writing the results may change")
 
     def apply(self, op: str, *args: Any) -> Symbol:
@@ -129,9 +85,6 @@ class Program:
         for a in args:
             if not isinstance(a, Symbol) and (type(a) not in (int, float) or not math.isfinite(a)):
                 raise NotTraceableError(f"{op} of {a!r}")
-        compared = [isinstance(a, Symbol) and a.compares for a in args]
-        if any(compared[1:]) or (compared[0] != (op in ("astype", "where"))):
-            raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         key = (op, *(id(a) if isinstance(a, Symbol) else float(a) for a in args))
         if key not in self.known:
             scalar = all(a.scalar for a in args if isinstance(a, Symbol))
@@ -143,7 +96,6 @@ class Program:
 class _TracingBackend:
     def __init__(self, program: Program) -> None:
         self.xp = _TracingNamespace(program)
-        self.erf = self.xp.erf
 
     def __getattr__(self, name: str) -> Any:
         raise NotTraceableError(name)
@@ -154,67 +106,9 @@ class _TracingNamespace:
         self.program = program
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
-        if name not in FUNCTIONS | SPECIAL:
+        if name not in FUNCTIONS:
             raise NotTraceableError(name)
         return lambda *args: self.program.apply(name, *args)
-
-    def astype(self, value: Any, dtype: Any) -> Symbol:
-        """1 where a comparison holds, else 0."""
-        if dtype is not NUMBER:
-            raise NotTraceableError("astype of other than a comparison")
-        return self.program.apply("astype", value)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A program as text, for generators of code that handle one element after the other."""
-
-    prepare: str
-    """Python text of `prepare(T, *scalars)`: the numbers c0, c1, ... of type T, computed once as Python would."""
-    constants: tuple[str, ...]
-    """The names of these numbers."""
-    lines: tuple[tuple[str, str], ...]
-    """(name, expression): what is computed for each element, from arrays v0, v1, ... and the numbers."""
-    results: tuple[str, ...]
-    """The names of the results."""
-    once: tuple[tuple[str, str], ...] = ()
-    """(name, expression) of what `prepare` computes in float64 first, for code that does so itself, from s0, s1, ..."""
-    values: tuple[str, ...] = ()
-    """The numbers c0, c1, ... as expressions of these."""
-
-
-def text_of(program: Program, write: Callable[[str, Sequence[str], Callable[[float], str]], str]) -> Text:
-    """`write(op, args, constant)` is an operation in the language wanted; `constant` names a number."""
-    names = {id(a): f"v{i}" for i, a in enumerate(program.arrays)}
-    names |= {id(s): f"s{i}" for i, s in enumerate(program.scalars)}
-    signs = {name: sign for sign, name in BINARY.items()}
-    constants: dict[str, str] = {}
-    once: list[tuple[str, str]] = []
-    each = []
-
-    def constant(text: str) -> str:
-        return constants.setdefault(text, f"c{len(constants)}")
-
-    def of(value: Any) -> str:
-        text = names[id(value)] if isinstance(value, Symbol) else repr(float(value))
-        return text if isinstance(value, Symbol) and not value.scalar else constant(text)
-
-    for i, step in enumerate(program.steps):
-        if step.scalar:
-            if step.op not in signs:
-                raise NotTraceableError(f"{step.op} of scalars")
-            args = [names[id(a)] if isinstance(a, Symbol) else repr(float(a)) for a in step.args]
-            once.append((f"x{i}", f" {signs[step.op]} ".join(args)))
-        else:
-            each.append((f"x{i}", write(step.op, [of(a) for a in step.args], lambda c: constant(repr(c)))))
-        names[id(step)] = f"x{i}"
-    prepare = [
-        f"def prepare({', '.join(['T', *(f's{i}' for i in range(len(program.scalars)))])}):",
-        *(f"    {name} = {value}" for name, value in once),
-        f"    return ({''.join(f'T({text}), ' for text in constants)})",
-    ]
-    results = tuple(names[id(r)] for r in program.results)
-    return Text("\n".join(prepare), tuple(constants.values()), tuple(each), results, tuple(once), tuple(constants))
 
 
 @dataclass(frozen=True)
@@ -260,8 +154,6 @@ def in_place(program: Program) -> InPlace:
             lines.append(f"x{i} = {_scalar(step.op, args)}")
             continue
         args = ", ".join(map(of, step.args))
-        if step.op not in FUNCTIONS and step.op not in BINARY.values():
-            raise NotTraceableError(f"{step.op} needs memory of another type")
         number = results.get(id(step))
         for a in {id(a): a for a in step.args if isinstance(a, Symbol)}.values():
             if last[id(a)] == i and id(a) not in results and place[id(a)].startswith("t"):
