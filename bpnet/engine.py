@@ -5,6 +5,7 @@ What is passed in has been checked, and nobody else is at work meanwhile: both a
 
 import itertools
 import math
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
+from bpnet.compiler.commands import FIRST
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
@@ -31,6 +33,12 @@ COUNTED = 2**24
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
 of a small step."""
+
+
+class Explanation(str):
+    """Text of several lines, which looks the same at Python's prompt."""
+
+    __repr__ = str.__str__
 
 
 @dataclass(eq=False)
@@ -267,7 +275,13 @@ class Engine:
         with self.session(data.count):
             args = (self.carry, *data.whole_batch(), *self.hyperparameters(self.count))
             explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
-            return explain(self.step, args)
+            text = explain(self.step, args)
+        (theta, buffers, state), *batch, _, _ = args
+        state_names = (*getattr(self.optimizer, "state_names", ()), *("state",) * len(state))
+        given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
+        given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
+        names = [name for name, array in given if array is not None] + ["the loss"]
+        return Explanation(re.sub(r"\bmemory (\d+)", lambda found: names[int(found[1]) - FIRST], text))
 
     def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
         """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""

@@ -174,8 +174,9 @@ class Executable:
         """All that is done, in words."""
         lines = [f"{len(self.commands.commands)} commands by machine code on at most {threads} threads", ""]
         lines.append(str(self.commands))
-        lines += ["", "as the threads share them:"]
-        lines += [f"{t.tiles:>5} tiles  {t.does}" for t in self.tiled]
+        if len(self.tiled) > len(self.commands.commands) or any(t.tiles > 1 for t in self.tiled):
+            lines += ["", "as threads share them:"]
+            lines += [f"{t.tiles:>5} {'tile ' if t.tiles == 1 else 'tiles'}  {t.does}" for t in self.tiled]
         lines += [f"not compiled: {c.text}" for c in self.calls]
         return "\n".join(lines)
 
