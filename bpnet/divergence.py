@@ -108,7 +108,7 @@ class Diagnosis:
                 for _, leaf in not_finite(self.backend, layout, layout.parameters, array, own):
                     yield f"{what} of {leaf}"
             elif bool(xp.any(_broken(xp, array, own))):
-                yield what
+                yield f"{what} of {layout.network}"
         for _, leaf in not_finite(self.backend, layout, layout.parameters, after[0], before[0]):
             yield leaf
 
