@@ -763,7 +763,7 @@ def test_what_cannot_be_traced_runs_and_says_so_once(batch_size: int, world: Wor
 
 
 @dataclass(frozen=True)
-class Asking(bp.SGD):
+class _Asking(bp.SGD):
     """An optimizer that looks at a value."""
 
     def update(self, backend: Any, layout: Any, theta: Any, grad: Any, *rest: Any, **options: Any) -> Any:
@@ -774,8 +774,8 @@ class Asking(bp.SGD):
 def test_a_step_that_cannot_be_traced_runs_as_it_stands_and_says_so_once(world: World) -> None:
     x, y = data()
     net = bp.Sequential(bp.Dense(4), bp.BatchNorm(), bp.Dense(3))
-    expected = bp.Trainer(net, "mse", Asking(0.1)).build(x)
-    trainer = bp.Trainer(net, "mse", Asking(0.1)).build(world.array(x))
+    expected = bp.Trainer(net, "mse", _Asking(0.1)).build(x)
+    trainer = bp.Trainer(net, "mse", _Asking(0.1)).build(world.array(x))
     target = np.eye(3, dtype="float32")[y]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
