@@ -3,6 +3,8 @@
 x, y -> [ row blocks -> forward -> loss -> backward ] summed -> gradient vector
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

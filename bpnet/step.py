@@ -4,6 +4,8 @@ Each is made once for a network, takes the backend that shall compute it, and ma
 arrays and numbers cross its border.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

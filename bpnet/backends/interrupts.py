@@ -103,7 +103,8 @@ def advance(step: Callable[..., tuple[Any, Any]], state: Any, count: int, *args:
 
     All that the step computes comes first, then the update in place with which it may end, and the new state with it.
     """
-    outer, deferred = current.deferred, list[Callable[[Calls], None]]()
+    outer = current.deferred
+    deferred: list[Callable[[Calls], None]] = []
     try:
         current.deferred = deferred
         carry, result = step(*args)

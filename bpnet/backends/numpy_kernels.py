@@ -4,6 +4,8 @@ Rows are handled in chunks whose temporaries stay in cache.  Where a batch may n
 couples its rows, every kernel cuts its own rows into blocks over the threads and adds up what sums over rows.
 """
 
+from __future__ import annotations
+
 import math
 import operator
 from collections.abc import Callable, Iterable

@@ -3,6 +3,8 @@
 Blocks, chunks and the order of sums depend on the data alone, so results never depend on the number of threads.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
