@@ -16,6 +16,9 @@ from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS, POINTWISE, REDUC
 EXACT = 2**24
 """Whole numbers up to it are exact in float32, in which they are compared."""
 
+WIDE = 16
+"""Rows as long as that keep a processor's lanes busy, so that products by a vector need no loops of their own."""
+
 Shape = tuple[int, ...]
 Space = tuple[int, int]
 
@@ -117,12 +120,10 @@ class Graph:
         self.symbols: list[Symbol] = []
         self._known: dict[tuple[Any, ...], Symbol] = {}
         self._joined: dict[tuple[int, ...], Symbol] = {}
-        # what is computed as a part of a larger array
-        self._parts: set[Symbol] = set()
-        # how each number is computed, in Python
-        self.numbers: list[str] = []
-        # the row block to which operations belong. Those of several share no kernel: what a kernel does is not to
-        # depend on how many rows there are
+        self._parts: set[Symbol] = set()  # what is computed as a part of a larger array
+        self.numbers: list[str] = []  # how each number is computed, in Python
+        # the row block to which operations belong; those of several share no kernel, whose work is not to depend on
+        # how many rows there are
         self.block: int | None = None
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
@@ -223,10 +224,8 @@ class Graph:
         dtype = numpy.dtype(dtype)
         if dtype == x.dtype or (dtype.kind == "i" and x.dtype.kind == "i"):
             return x
-        if dtype == self.real and x.dtype == numpy.bool_:
-            return self.add("astype", (x,), x.shape, dtype)
-        if dtype == self.real and x.dtype.kind == "i":
-            return self.add("copy", (x,), x.shape, dtype)  # an operand is read as a number of the kernel's type
+        if dtype == self.real and x.dtype.kind in "bi":  # an integer operand is read as a number of the kernel's type
+            return self.add("astype" if x.dtype == numpy.bool_ else "copy", (x,), x.shape, dtype)
         if dtype == numpy.bool_ and x.dtype == self.real:
             return self.elementwise("not_equal", x, 0.0)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
@@ -241,9 +240,8 @@ class Graph:
             raise NotTraceableError(f"a power of {exponent!r}")
         if exponent < 0:
             return self.elementwise("divide", 1.0, self.power(x, -exponent))
-        whole, factors = int(exponent), []
-        if exponent != whole:
-            factors.append(self.elementwise("sqrt", x))
+        whole = int(exponent)
+        factors = [self.elementwise("sqrt", x)] if exponent != whole else []
         while whole:
             if whole % 2:
                 factors.append(x)
@@ -262,9 +260,8 @@ class Graph:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
         left = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        along_rows = x.ndim > 1 and axes == (
-            x.ndim - 1,
-        )  # in one kernel with what reads it, also where there is one row
+        # in one kernel with what reads it, also where there is one row
+        along_rows = x.ndim > 1 and axes == (x.ndim - 1,)
         if math.prod(left) == 1 and x.size and not along_rows:
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
         elif axes == tuple(range(len(axes))) and op == "sum":
@@ -280,8 +277,7 @@ class Graph:
     def matmul(self, a: Symbol, b: Symbol) -> Symbol:
         """Of matrices, and of stacks of them with as many matrices; of one matrix by each of a stack as one product."""
         if a.ndim == 1 or b.ndim == 1:  # a vector is a row on the left, and a column on the right
-            rows = self.reshape(a, (1, -1)) if a.ndim == 1 else a
-            columns = self.reshape(b, (-1, 1)) if b.ndim == 1 else b
+            rows, columns = (self.reshape(x, s) if x.ndim == 1 else x for x, s in ((a, (1, -1)), (b, (-1, 1))))
             left = (*rows.shape[: -2 if a.ndim == 1 else -1], *columns.shape[columns.ndim if b.ndim == 1 else -1 :])
             return self.reshape(self.matmul(rows, columns), left)
         if min(a.ndim, b.ndim) < 2 or a.shape[-1] != b.shape[-2] or {a.dtype, b.dtype} != {self.real}:
@@ -291,7 +287,19 @@ class Graph:
             return self.reshape(self.matmul(rows, b), (*a.shape[:-1], b.shape[1]))
         stack = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a, b = (x if x.shape[:-2] == stack else self.broadcast_to(x, (*stack, *x.shape[-2:])) for x in (a, b))
+        if not stack and 1 in (a.shape[1], b.shape[1]) and max(min(a.shape), b.shape[1]) >= WIDE:
+            return self._by_vector(a, b)
         return self.add("matmul", (a, b), (*stack, a.shape[-2], b.shape[-1]), self.real)
+
+    def _by_vector(self, a: Symbol, b: Symbol) -> Symbol:
+        """A product of or by a single column, as what others can share a kernel with: no entry is used twice."""
+        (m, k), n = a.shape, b.shape[1]
+        if k == 1:
+            return self.elementwise("multiply", self.reshape(a, (m, 1)), self.reshape(b, (1, n)))
+        if a.op == "transpose":
+            each = self.elementwise("multiply", a.args[0], self.reshape(b, (k, 1)))
+            return self.reshape(self.reduce("sum", each, 0, True), (m, 1))
+        return self.reduce("sum", self.elementwise("multiply", a, self.reshape(b, (1, k))), 1, True)
 
     def transpose(self, x: Symbol) -> Symbol:
         """x with its last two axes swapped, which products can read as it is."""
@@ -315,9 +323,8 @@ class Graph:
 
     def strided(self, x: Symbol, offset: int, strides: Shape, shape: Shape) -> Symbol:
         """Entries of x in its memory, from `offset` on and so many elements apart along each axis."""
-        real = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n != 1]
-        following = [math.prod(n for n, _ in real[i + 1 :]) for i in range(len(real))]
-        if [stride for _, stride in real] == following or 0 in shape:
+        following = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if all(n == 1 or a == b for n, a, b in zip(shape, strides, following, strict=True)) or 0 in shape:
             return self._view(x, offset if math.prod(shape) else 0, shape)
         return self.add("strided", (x, offset, strides), shape, x.dtype)
 
@@ -354,22 +361,19 @@ class Graph:
         missing = x.ndim - sum(i is not None and i is not Ellipsis for i in items)
         items[at : at + 1] = [slice(None)] * missing
         root, offset, strides = _strides(x)
-        sizes, axes = iter(x.shape), iter(strides)
-        shape, apart = [], []
+        axes, left = [], iter(zip(x.shape, strides, strict=True))
         for item in items:
             if item is None:
-                shape.append(1)
-                apart.append(0)
+                axes.append((1, 0))
                 continue
-            n, stride = next(sizes), next(axes)
+            n, stride = next(left)
             if isinstance(item, int):
                 offset += range(n)[item] * stride  # or the error that an array gives
             else:
                 some = range(n)[item]
                 offset += some.start * stride if some else 0
-                shape.append(len(some))
-                apart.append(some.step * stride)
-        return self.strided(root, offset, tuple(apart), tuple(shape))
+                axes.append((len(some), some.step * stride))
+        return self.strided(root, offset, tuple(stride for _, stride in axes), tuple(n for n, _ in axes))
 
     def take(self, x: Symbol, index: Symbol, axis: int = 0) -> Symbol:
         if index.dtype.kind != "i" or x.ndim == 0:
@@ -393,8 +397,7 @@ class Graph:
         parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
-            copied = [self._own(part) for part in parts] if len(parts) > 1 else parts
-            self._joined[key] = self.concat(copied)
+            self._joined[key] = self.concat([self._own(part) for part in parts] if len(parts) > 1 else parts)
         return self._joined[key]
 
     def _own(self, part: Symbol) -> Symbol:
