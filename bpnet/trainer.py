@@ -377,11 +377,15 @@ class Trainer:
         engine, data = self._have(), self._prepare(named(x, y, sample_weight))
         return engine.evaluate(data, self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1))
 
-    @locked("read")
+    @locked("train")
     def explain(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
-        """What a training step on a batch like x, y does: command by command, with sizes, and what isn't compiled."""
-        engine, data = self._have(), self._prepare(named(x, y, sample_weight))
-        return engine.explain(data)
+        """What a training step on a batch like x, y does: command by command, with sizes, and what isn't compiled.
+
+        The text shows itself at a prompt; in a script, print it.  Like the first step, it draws start values where
+        there are none yet.
+        """
+        data = self._prepare(named(x, y, sample_weight))
+        return (self._engine or self._start(data)).explain(data)
 
     def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).

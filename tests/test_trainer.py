@@ -639,12 +639,13 @@ def test_a_trainer_says_whether_its_steps_are_compiled(backend: Any, tmp_path: A
 def test_a_trainer_explains_a_step(backend: Any) -> None:
     x, y = map(backend.array, rows())
     trainer = bp.Trainer(bp.Sequential(bp.Dense(8, "relu"), bp.Dense(3)), "cross_entropy")
-    with pytest.raises(bp.errors.NotBuiltError, match="no parameters yet"):
-        trainer.explain(x, y)
-    trainer.build(x)
+    start = everything(backend, bp.Trainer(trainer.network, "cross_entropy").build(x))
+    text = trainer.explain(x, y)  # which builds it, as a step would
     before = everything(backend, trainer)
-    text = trainer.explain(x, y)
+    assert all(np.array_equal(a, b) for a, b in zip(before, start, strict=True))
+    assert trainer.explain(x, y) == text
     assert text.startswith(backend.seam.name)
+    assert repr(text) == str(text)
     assert trainer.step_count == 0
     assert all(np.array_equal(a, b) for a, b in zip(everything(backend, trainer), before, strict=True))
     if backend.name == "numpy-jit":
