@@ -1,5 +1,5 @@
 """Checkpoints in files."""
 
-from bpnet.files.model import OPTIONS, damaged, read_checkpoint, write_checkpoint
+from bpnet.files.model import OPTIONS, Checkpoint, damaged, read_checkpoint, write_checkpoint
 
-__all__ = ["OPTIONS", "damaged", "read_checkpoint", "write_checkpoint"]
+__all__ = ["OPTIONS", "Checkpoint", "damaged", "read_checkpoint", "write_checkpoint"]

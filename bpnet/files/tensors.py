@@ -13,7 +13,8 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from io import BufferedReader
+from typing import IO, TYPE_CHECKING, Any
 
 from bpnet.disk import open_ordinary
 from bpnet.errors import ArgumentError, FileFormatError
@@ -80,7 +81,9 @@ def read(path: str | os.PathLike[str]) -> "tuple[Tensors, dict[str, str], bool |
         digest, tensors = hashlib.sha256(blank), {}
         try:
             header = json.loads(head[8:].decode("utf-8"))
-            metadata = _texts(header.pop("__metadata__", {}))
+            metadata = header.pop("__metadata__", {})
+            if not all(isinstance(text, str) for text in metadata.values()):
+                raise FileFormatError("its metadata are not all text")
             for name, dtype, shape in _in_order(header, size - len(head)):
                 raw = _filled(file, numpy.empty(math.prod(shape) * int(dtype[2:]), numpy.uint8))
                 digest.update(raw)
@@ -92,21 +95,11 @@ def read(path: str | os.PathLike[str]) -> "tuple[Tensors, dict[str, str], bool |
     return tensors, metadata, digest.hexdigest().encode("ascii") == head[PLACE]
 
 
-def _filled(file: BinaryIO, memory: Any) -> Any:
+def _filled(file: BufferedReader, memory: Any) -> Any:
     """`memory`, with the file's next bytes in it."""
-    rest = memoryview(memory)
-    while len(rest):
-        count = file.readinto(rest)  # type: ignore[attr-defined]
-        if not count:
-            raise FileFormatError("it is cut short")
-        rest = rest[count:]
+    if file.readinto(memory) < len(memory):
+        raise FileFormatError("it is cut short")
     return memory
-
-
-def _texts(metadata: Any) -> dict[str, str]:
-    if not all(isinstance(text, str) for text in metadata.values()):
-        raise FileFormatError("its metadata are not all text")
-    return dict(metadata)
 
 
 def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[int, ...]]]:
