@@ -28,19 +28,23 @@ def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
 
 def rows_of(backend: Backend, x: Array, name: str) -> Array:
     """`x`, detached, where it is (rows, features) of floating point or whole numbers; its values aren't looked at."""
-    x = detached(backend, x, name)
+    x = numeric(backend, x, name, "float32 or float64, or whole numbers, made float32")
     if x.ndim < 2:
-        raise ShapeError(
-            f"{name} has {_axes(x.ndim)}; expected (rows, features)"
-            + (f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim == 1 else "")
-        )
+        hint = f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim else ""
+        raise ShapeError(f"{name} has {'one axis' if x.ndim else 'no axis'}; expected (rows, features){hint}")
     if x.shape[0] == 0:
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
-    if not is_float(backend, x) and not is_whole(backend, x):
-        raise DTypeError(f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, made float32")
     return x
+
+
+def numeric(backend: Backend, a: Array, name: str, expected: str) -> Array:
+    """`a`, detached, where it holds floating point or whole numbers, which an error calls `expected`."""
+    a = detached(backend, a, name)
+    if not is_float(backend, a) and not is_whole(backend, a):
+        raise DTypeError(f"{name} holds {a.dtype} values; expected {expected}")
+    return a
 
 
 def detached(backend: Backend, x: Array, name: str) -> Array:
@@ -82,22 +86,18 @@ def check_target(
     values: bool = True,
 ) -> Array:
     """`y` as targets for `loss`: labels, or values of `dtype` in the shape of the output, for so many rows of x."""
-    xp = backend.xp
-    y = detached(backend, y, name)
-    shape = loss.target_shape(out_shape)
-    floating = is_float(backend, y)
-    whole = not floating and is_whole(backend, y)
-    if not whole and not floating:
-        hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
-        raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
+    xp, shape = backend.xp, loss.target_shape(out_shape)
+    hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
+    y = numeric(backend, y, name, f"whole numbers, float32 or float64{hint}")
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
-        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
+        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], name, values)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
-        hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
+        labels = y.ndim == 1 and not loss.labels and not is_float(backend, y)
+        hint = "; for labels take the loss cross_entropy" if labels else ""
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
     y = _cast(backend, y, dtype, name, values)
     if loss.probabilities and values:
@@ -121,9 +121,7 @@ def check_weight(
     """
     if weight is None:
         return None
-    weight = detached(backend, weight, name)
-    if not is_whole(backend, weight) and not is_float(backend, weight):
-        raise DTypeError(f"{name} holds {weight.dtype} values; expected float32 or float64, or whole numbers")
+    weight = numeric(backend, weight, name, "float32 or float64, or whole numbers")
     if tuple(weight.shape) != (rows,):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({rows},)")
     xp = backend.xp
@@ -172,13 +170,13 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
 
 def _cast(backend: Backend, a: Array, dtype: Any, name: str, values: bool) -> Array:
     """`a` as finite values of `dtype`."""
-    floating = is_float(backend, a)
-    if values and floating:
+    look = values and is_float(backend, a)
+    if look:
         check_finite(backend, a, name)
     if a.dtype == dtype:
         return a
     cast = backend.xp.astype(a, dtype)
-    if values and floating:
+    if look:
         _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
     return cast
 
@@ -190,9 +188,9 @@ def _check(backend: Backend, good: Array, message: str) -> None:
         raise DataError(f"{message}, first in row {int(xp.argmin(xp.astype(rows, xp.int32)))}")
 
 
-def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, values: bool) -> Array:
+def _labels(backend: Backend, y: Array, classes: int, name: str, values: bool) -> Array:
     xp = backend.xp
-    if not whole:
+    if is_float(backend, y):
         raise DTypeError(
             f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, "
             "or give one-hot rows"
@@ -213,7 +211,3 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, va
             "(numpy.unique(labels, return_inverse=True) numbers others)"
         )
     return y
-
-
-def _axes(n: int) -> str:
-    return {0: "no axis", 1: "one axis"}.get(n, f"{n} axes")
