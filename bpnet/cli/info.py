@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bpnet import Composite, Layer, Sequential, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
-from bpnet.cli.terminal import JSON, AsJSON, printable, show, show_json
+from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
 
 EXTRAS = ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "nvmath-python")
@@ -33,7 +33,7 @@ def info(
     """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""
     result = describe_machine() if model is None else describe_model(model)
     if as_json:
-        show_json(result)
+        report(result, as_json)
     elif model is None:
         show_machine(result)
     else:

@@ -54,9 +54,12 @@ def show(*lines: str) -> None:
     typer.echo("\n".join(map(printable, lines)))
 
 
-def show_json(result: JSON) -> None:
-    """One JSON object on stdout; numbers that JSON lacks become null."""
-    typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+def report(result: JSON, as_json: bool, *lines: str) -> None:
+    """What a command found, on stdout: in words, or as one JSON object, in which numbers that JSON lacks are null."""
+    if as_json:
+        typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+    elif lines:
+        show(*lines)
 
 
 def warn(message: str) -> None:
