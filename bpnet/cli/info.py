@@ -18,12 +18,13 @@ from bpnet import Composite, Layer, Sequential, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
+from bpnet.layer import Shape
+from bpnet.layout import Layout
 
-EXTRAS = ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "nvmath-python")
-"""Packages that bpnet can use beside array libraries."""
-
-MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"}
-"""What is missed without a package."""
+MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
+    "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
+}
+"""Packages that bpnet can use beside array libraries, and what is missed without one."""
 
 
 def info(
@@ -58,7 +59,7 @@ def describe_machine() -> JSON:
         "processors": os.cpu_count(),
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
-        "extras": {name: version(name) for name in EXTRAS},
+        "extras": {name: version(name) for name in MISSED},
     }
 
 
@@ -133,13 +134,14 @@ def show_machine(result: JSON) -> None:
     show_grid(rows)
 
 
-def describe_layers(layer: Layer, in_shape: tuple[int, ...], path: str = "") -> Iterator[JSON]:
-    """Path, layer and output shape of every layer that is not made of others."""
+def describe_layers(layout: Layout, layer: Layer, in_shape: Shape, path: str = "") -> Iterator[JSON]:
+    """Path, layer, output shape and number of parameters of every layer that is not made of others."""
     if not isinstance(layer, Composite):
-        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape))}
+        size = sum(slot.size for slot in layout.parameters if slot.name.startswith(f"{path}." if path else ""))
+        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape)), "parameters": size}
         return
     for name, child in layer.children:
-        yield from describe_layers(child, in_shape, f"{path}.{name}" if path else name)
+        yield from describe_layers(layout, child, in_shape, f"{path}.{name}" if path else name)
         in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
 
 
@@ -151,17 +153,13 @@ def describe_model(model: Path) -> JSON:
         training = trainer.metadata.get(KEY, {}).get("training")
         if training is not None:
             how_trained(training)
-    layers = list(describe_layers(trainer.network, layout.in_shape))
-    for layer in layers:
-        inside = f"{layer['name']}." if layer["name"] else ""
-        layer["parameters"] = sum(slot.size for slot in layout.parameters if slot.name.startswith(inside))
     return {
         "model": str(model),
         "in_shape": list(layout.in_shape),
         "out_shape": list(layout.out_shape),
         "parameters": layout.size,
         "dtype": str(trainer.theta.dtype),
-        "layers": layers,
+        "layers": list(describe_layers(layout, trainer.network, layout.in_shape)),
         "loss_function": repr(trainer.loss),
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,

@@ -15,7 +15,7 @@ import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Provenance, read
-from bpnet.cli.preprocessing import features_of, targets_of
+from bpnet.cli.preprocessing import convert, targets_of
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, device_of, option
 from bpnet.disk import write_atomically
 from bpnet.errors import BpnetError, FileFormatError, OptionError, ShapeError, plural
@@ -98,7 +98,8 @@ def features_for(trainer: bp.Trainer, dataset: Dataset) -> Array:
     shape, expected = dataset.x.shape[1:], trainer.layout.in_shape
     if shape != expected:
         raise ShapeError(f"{dataset.name} has rows of the shape {shape}; the model was trained on {expected}")
-    return features_of(dataset, trainer.backend.to_host(trainer.theta[:1]).dtype)
+    dtype = trainer.backend.to_host(trainer.theta[:1]).dtype
+    return convert(dataset.x, dtype, f"{dataset.name} has a feature")
 
 
 def location(trainer: bp.Trainer) -> JSON:

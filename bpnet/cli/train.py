@@ -20,7 +20,7 @@ from bpnet.backends import Array, check_device
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Provenance, read, split
 from bpnet.cli.model import KEY, evaluate_rows, location, scores
-from bpnet.cli.preprocessing import Preprocessing, choose_loss, features_of, preprocess, targets_of
+from bpnet.cli.preprocessing import Preprocessing, choose_loss, convert, preprocess, targets_of
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
 from bpnet.errors import BpnetError, DataError, DivergedError, OptionError, plural, shown
 from bpnet.options import number
@@ -92,7 +92,8 @@ def train(
         network, objective, own, seed=seed, threads=threads, precision=cast(Precision, precision), device=device
     )
     trainer.classes = prep.classes
-    x, y = features_of(dataset, prep.dtype), targets_of(dataset, objective, prep.classes, prep.dtype)
+    x = convert(dataset.x, prep.dtype, f"{data} has a feature")
+    y = targets_of(dataset, objective, prep.classes, prep.dtype)
     seen = x[rows], y[rows]
     unseen = (x[held_out], y[held_out]) if len(held_out) else None
     trainer.build(seen[0])
