@@ -61,20 +61,17 @@ def replacing(name: str, mode: str, permissions: int, folder: int | None = None,
     try:
         with open(part, mode.replace("w", "x"), opener=create, **text) as file:
             yield file
-        _replace(part, name, folder)
+        for wait in (*WAITS, None):
+            try:
+                os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+                break
+            except PermissionError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
     finally:
         with suppress(OSError):  # after the replacement there is none
             os.unlink(part, dir_fd=folder)
-
-
-def _replace(part: str, name: str, folder: int | None) -> None:
-    for wait in WAITS:
-        try:
-            os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-            return
-        except PermissionError:
-            time.sleep(wait)
-    os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BufferedReader:

@@ -88,11 +88,6 @@ class Columns:
         return np.asarray(column.to_pylist(), dtype=object)  # not padded to the longest, as NumPy's text is
 
 
-def counts_rows(values: Array) -> bool:
-    """Whether values grow by one from row to row, of which there are enough that it is no accident."""
-    return len(values) >= 10 and values[0] == np.floor(values[0]) and bool(np.all(np.diff(values) == 1.0))
-
-
 def read_columns(
     path: Path, target: str | None, model: Provenance, drop: Sequence[str] | None, labelled: bool
 ) -> Dataset:
@@ -131,7 +126,7 @@ def read_columns(
         f"{columns.title(name)} of {path} counts the rows: if it is their number and no quantity, leave it out with "
         f"--drop {name!r}"
         for name, values in zip(features, x.T, strict=True)
-        if drop is not None and counts_rows(values)
+        if drop is not None and len(values) >= 10 and values[0] % 1 == 0 and np.all(np.diff(values) == 1.0)
     ]
     y = None if target is None else columns.values(target, feature=False)
     for remark in remarks:

@@ -1,11 +1,11 @@
 """bpnet info: what is installed here, or what a model file holds."""
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,16 +59,8 @@ def describe_machine() -> JSON:
         "processors": os.cpu_count(),
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
-        "extras": {name: version(name) for name in MISSED},
+        "extras": {name: next((d.version for d in metadata.distributions(name=name)), None) for name in MISSED},
     }
-
-
-def version(distribution: str) -> str | None:
-    """The installed version of a distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def describe_library(name: str) -> JSON:
@@ -90,19 +82,18 @@ def describe_library(name: str) -> JSON:
     return result
 
 
-def cupy_devices(cupy: Any) -> Iterable[str]:
-    for i in range(cupy.cuda.runtime.getDeviceCount()):
-        yield f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
-
-
 def torch_devices(torch: Any) -> Iterable[str]:
     gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
+def cuda_devices(runtime: Any) -> Iterable[str]:
+    return [f"cuda:{i} {runtime.getDeviceProperties(i)['name'].decode()}" for i in range(runtime.getDeviceCount())]
+
+
 DEVICES: dict[str, Callable[[Any], Iterable[str]]] = {
     "numpy": lambda numpy: ["cpu"],
-    "cupy": cupy_devices,
+    "cupy": lambda cupy: cuda_devices(cupy.cuda.runtime),
     "torch": torch_devices,
     "jax": lambda jax: [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
 }

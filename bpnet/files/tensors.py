@@ -104,8 +104,8 @@ def _filled(file: BufferedReader, memory: Any) -> Any:
 
 def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of the arrays in the order in which they fill `size` bytes without a gap."""
-    found = []
-    for name, entry in header.items():
+    found, place = [], 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
         if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**63 for n in (start, end, *shape)):
             raise FileFormatError(f"the array {name!r} has a shape or a place that is impossible")
@@ -113,13 +113,10 @@ def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[i
             raise FileFormatError(f"the array {name!r} holds {dtype!r} values; expected F32 or F64")
         if end - start != math.prod(shape) * int(DTYPES[dtype][2:]):
             raise FileFormatError(f"the array {name!r} has the shape {shape}, but {end - start} bytes")
-        found.append((start, end, name, DTYPES[dtype], shape))
-    found.sort()
-    place = 0
-    for start, end, name, *_ in found:
         if start != place:
             raise FileFormatError(f"the array {name!r} begins at byte {start}; expected {place}")
+        found.append((name, DTYPES[dtype], shape))
         place = end
     if place != size:
         raise FileFormatError(f"its arrays have {place} bytes, but {size} follow its header")
-    return [(name, dtype, shape) for _, _, name, dtype, shape in found]
+    return found
