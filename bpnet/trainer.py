@@ -237,7 +237,7 @@ class Trainer:
         and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
         Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
         """
-        from bpnet.files import OPTIONS, Checkpoint, write_checkpoint
+        from bpnet.files.model import OPTIONS, Checkpoint, write_checkpoint
 
         (theta, buffers, state), count = self.snapshot()
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]

@@ -68,10 +68,10 @@ def warn(message: str) -> None:
         typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
 
 
-def names(several: Iterable[str], most: int = 20) -> str:
+def names(several: Iterable[str]) -> str:
     """The names with commas between, of many the first."""
     listed = list(several)
-    return ", ".join(listed[:most]) + (f", ... ({len(listed):,} in all)" if len(listed) > most else "")
+    return ", ".join(listed[:20]) + (f", ... ({len(listed):,} in all)" if len(listed) > 20 else "")
 
 
 def reason(error: Exception) -> str:

@@ -286,9 +286,14 @@ def in_words(result: JSON, number: int) -> list[str]:
     """The result for people, which says nothing where training diverged; `number` is of the signal that ended it."""
     if result["diverged"] or not math.isfinite(result["loss"]):
         return []
-    word = terminal.STOP_SIGNALS[signal.Signals(number)] if result["interrupted"] else ""
-    said = [f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved"] if word else []
+    lines = []
+    if result["interrupted"]:
+        word = terminal.STOP_SIGNALS[signal.Signals(number)]
+        lines.append(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
     rows = plural(result["held_out_rows"] or result["training_rows"], "row")
     which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
-    said += [f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training", f"model: {result['output']}"]
-    return said + ([f"learning curves: {result['plot']}"] if "plot" in result else [])
+    lines.append(f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training")
+    lines.append(f"model: {result['output']}")
+    if "plot" in result:
+        lines.append(f"learning curves: {result['plot']}")
+    return lines
