@@ -1085,7 +1085,7 @@ def test_a_model_whose_record_of_training_is_damaged(npz, training):
     ok("train", npz, *SMALL)
     trainer = bp.load("model.safetensors")
     known = trainer.metadata[model.KEY]
-    damaged = known["training"] | training if isinstance(train, dict) and "loss" in training else training
+    damaged = known["training"] | training if isinstance(training, dict) and "loss" in training else training
     trainer.save("model.safetensors", {model.KEY: known | {"training": damaged}})
     assert "is damaged" in refused("info", "model.safetensors")
     ok("evaluate", "model.safetensors", npz)

@@ -1,5 +1,6 @@
 """What stands between the rows of a data set and a network: names of classes, scaling, and the type of the numbers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,7 @@ def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
 def scale_target(dataset: Dataset, rows: Array) -> tuple[Standardize, str | None]:
     """What brings outputs to the unit of the target, one for all of them; and what float32 can't hold."""
     mean, deviation, lost = moments(dataset.y[rows])
-    largest = float(deviation.max())
-    unit = largest * float(np.sqrt(np.square(deviation / largest).mean())) if largest else 1.0
+    unit = math.hypot(*deviation) / math.sqrt(len(deviation)) or 1.0  # which squares nothing that overflows
     if not 1e-60 <= unit <= 1e60:
         raise DataError(
             f"the target of {dataset.name} has the deviation {unit:.3g}, of which float64 can't hold the powers that "

@@ -99,7 +99,13 @@ def check_target(
         labels = y.ndim == 1 and not loss.labels and not is_float(backend, y)
         hint = "; for labels take the loss cross_entropy" if labels else ""
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
-    y = _cast(backend, y, dtype, name, values)
+    look = values and is_float(backend, y)
+    if look:
+        check_finite(backend, y, name)
+    if y.dtype != dtype:
+        y = xp.astype(y, dtype)
+        if look:
+            _check(backend, xp.isfinite(y), f"{name} has a value too large for {dtype}, the type of x")
     if loss.probabilities and values:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
         if loss.labels:
@@ -166,19 +172,6 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
     xp = backend.xp
     if not bool(xp.isfinite(xp.sum(x))):
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
-
-
-def _cast(backend: Backend, a: Array, dtype: Any, name: str, values: bool) -> Array:
-    """`a` as finite values of `dtype`."""
-    look = values and is_float(backend, a)
-    if look:
-        check_finite(backend, a, name)
-    if a.dtype == dtype:
-        return a
-    cast = backend.xp.astype(a, dtype)
-    if look:
-        _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
-    return cast
 
 
 def _check(backend: Backend, good: Array, message: str) -> None:

@@ -42,9 +42,8 @@ def out_of_memory(
     text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
     if requested is not None:
         text += f": {requested:,} bytes more were requested"
-    network = layout.network
-    smaller = "batches of {} rows" if network.couples_rows or network.updates_buffers else "micro_batch={}"
-    smaller = smaller if training else "batch_size={}"
+    whole = layout.network.couples_rows or layout.network.updates_buffers
+    smaller = ("batches of {} rows" if whole else "micro_batch={}") if training else "batch_size={}"
     if memory is None:
         return OutOfMemoryError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
     free, total = memory
