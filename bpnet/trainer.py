@@ -243,8 +243,8 @@ class Trainer:
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
         options = {name: getattr(self, name) for name in OPTIONS}
         metadata = self.metadata if metadata is None else metadata
-        about = self.layout, self.loss, self.optimizer, arrays, count, options
-        write_checkpoint(path, Checkpoint(*about, self.history.epochs, self.classes, metadata))
+        trained = self.layout, self.loss, self.optimizer, arrays, count, options
+        write_checkpoint(path, Checkpoint(*trained, self.history.epochs, self.classes, metadata))
 
     # ---- training -----------------------------------------------------------------------------------------------
 

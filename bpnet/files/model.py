@@ -65,11 +65,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`; the file is complete or not there at all.
-
-    Raises ArgumentError where its metadata is not JSON or its classes don't fit the outputs, and PathError, which is an
-    OSError, where the file can't be written.
-    """
+    """Write `checkpoint` to `path`, as `Trainer.save` says; the file is complete or not there at all."""
     path, layout = _path(path), checkpoint.layout
     theta, buffers, *state = checkpoint.vectors
     tensors = {f"optimizer.{i}": array for i, array in enumerate(state)}
@@ -135,11 +131,7 @@ def _plain(what: str, value: Any) -> Any:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint that `write_checkpoint` wrote.
-
-    Raises FileNotFoundError or another OSError where no file can be read, and FileFormatError where it is no bpnet
-    model or is damaged: a single changed bit is noticed.
-    """
+    """The checkpoint that `write_checkpoint` wrote; raises what `load` says."""
     path = _path(path)
     with damaged(path):
         description, tensors = _read(path)
