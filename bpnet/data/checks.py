@@ -11,6 +11,9 @@ from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, 
 from bpnet.layer import Shape
 from bpnet.losses import Loss
 
+NUMBERS = "whole numbers, float32 or float64"
+LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
+
 LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
@@ -18,17 +21,17 @@ LARGEST_WEIGHT = 60
 def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = backend_of(x, name)
-    x = rows_of(backend, x, name)
+    x, whole = rows_of(backend, x, name)
     with backend.session(device=backend.device(x)):
-        if not is_float(backend, x):
+        if whole:
             return backend, backend.xp.astype(x, backend.xp.float32)
         check_finite(backend, x, name)
     return backend, x
 
 
-def rows_of(backend: Backend, x: Array, name: str) -> Array:
-    """`x`, detached, where it is (rows, features) of floating point or whole numbers; its values aren't looked at."""
-    x = numeric(backend, x, name, "float32 or float64, or whole numbers, made float32")
+def rows_of(backend: Backend, x: Array, name: str) -> tuple[Array, bool]:
+    """`x`, detached, where it is (rows, features) of numbers, and whether they are whole; values aren't looked at."""
+    x, whole = numeric(backend, x, name, "float32 or float64, or whole numbers, made float32")
     if x.ndim < 2:
         hint = f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim else ""
         raise ShapeError(f"{name} has {'one axis' if x.ndim else 'no axis'}; expected (rows, features){hint}")
@@ -36,15 +39,21 @@ def rows_of(backend: Backend, x: Array, name: str) -> Array:
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
-    return x
+    return x, whole
 
 
-def numeric(backend: Backend, a: Array, name: str, expected: str) -> Array:
-    """`a`, detached, where it holds floating point or whole numbers, which an error calls `expected`."""
+def numeric(backend: Backend, a: Array, name: str, expected: str) -> tuple[Array, bool]:
+    """`a`, detached, and whether it holds whole numbers or booleans; raises DTypeError unless it does, or floats."""
     a = detached(backend, a, name)
-    if not is_float(backend, a) and not is_whole(backend, a):
+    if a.dtype in (backend.xp.float32, backend.xp.float64):
+        return a, False
+    try:
+        whole = backend.xp.isdtype(a.dtype, ("bool", "integral"))
+    except TypeError:  # a type that the standard does not know, such as that of records
+        whole = False
+    if not whole:
         raise DTypeError(f"{name} holds {a.dtype} values; expected {expected}")
-    return a
+    return a, True
 
 
 def detached(backend: Backend, x: Array, name: str) -> Array:
@@ -87,19 +96,17 @@ def check_target(
 ) -> Array:
     """`y` as targets for `loss`: labels, or values of `dtype` in the shape of the output, for so many rows of x."""
     xp, shape = backend.xp, loss.target_shape(out_shape)
-    hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
-    y = numeric(backend, y, name, f"whole numbers, float32 or float64{hint}")
+    y, whole = numeric(backend, y, name, LABELS if loss.labels else NUMBERS)
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
-        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], name, values)
+        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
-        labels = y.ndim == 1 and not loss.labels and not is_float(backend, y)
-        hint = "; for labels take the loss cross_entropy" if labels else ""
+        hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
-    look = values and is_float(backend, y)
+    look = values and not whole
     if look:
         check_finite(backend, y, name)
     if y.dtype != dtype:
@@ -127,11 +134,11 @@ def check_weight(
     """
     if weight is None:
         return None
-    weight = numeric(backend, weight, name, "float32 or float64, or whole numbers")
+    weight, whole = numeric(backend, weight, name, "float32 or float64, or whole numbers")
     if tuple(weight.shape) != (rows,):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({rows},)")
     xp = backend.xp
-    if not is_float(backend, weight):
+    if whole:
         weight = xp.astype(weight, dtype)
     elif values:
         check_finite(backend, weight, name)
@@ -154,19 +161,6 @@ def check_weight(
     return weight if weight.dtype == dtype else xp.astype(weight, dtype)
 
 
-def is_whole(backend: Backend, x: Array) -> bool:
-    """Whether the elements are whole numbers or booleans."""
-    try:
-        return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
-    except TypeError:  # a type that the standard does not know, such as that of records
-        return False
-
-
-def is_float(backend: Backend, x: Array) -> bool:
-    """Whether the elements are float32 or float64."""
-    return x.dtype in (backend.xp.float32, backend.xp.float64)
-
-
 def check_finite(backend: Backend, x: Array, name: str) -> None:
     """Raise DataError where `x` has NaN or infinity.  A finite sum tells at once that there is none."""
     xp = backend.xp
@@ -181,9 +175,9 @@ def _check(backend: Backend, good: Array, message: str) -> None:
         raise DataError(f"{message}, first in row {int(xp.argmin(xp.astype(rows, xp.int32)))}")
 
 
-def _labels(backend: Backend, y: Array, classes: int, name: str, values: bool) -> Array:
+def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, values: bool) -> Array:
     xp = backend.xp
-    if is_float(backend, y):
+    if not whole:
         raise DTypeError(
             f"{name} holds {y.dtype} values, but labels are whole numbers: convert it to an integer type, "
             "or give one-hot rows"

@@ -88,7 +88,9 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     try:
         description = _plain("the model", description) | {"metadata": _plain("metadata", checkpoint.metadata)}
         text = json.dumps(description)
-    except (ValueError, RecursionError) as error:  # such as a number of more digits than Python writes
+    except RecursionError:
+        raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
+    except ValueError as error:  # such as a number of more digits than Python writes
         raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
     with write_atomically(path) as file:
         write(file, tensors, {"bpnet": text})
@@ -99,7 +101,8 @@ def _path(path: Any) -> str:
         name = os.fspath(path)
         if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
             return name
-    raise ArgumentError(f"path is {shown(path)}; expected the name of a file")
+    given = repr(path) if isinstance(path, str) else kind_of(path)
+    raise ArgumentError(f"path is {given}; expected the name of a file")
 
 
 def _classes(classes: Any, layout: Layout) -> list[Any] | None:
