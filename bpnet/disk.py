@@ -10,7 +10,8 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, BinaryIO
+from io import BufferedReader
+from typing import IO, Any
 
 from bpnet.errors import FolderError, NoSuchPathError, PathError, path_error
 
@@ -60,23 +61,20 @@ def replacing(name: str, mode: str, permissions: int, folder: int | None = None,
     try:
         with open(part, mode.replace("w", "x"), opener=create, **text) as file:
             yield file
-        _replace(part, name, folder)
+        for wait in (*WAITS, None):
+            try:
+                os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+                break
+            except PermissionError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
     finally:
         with suppress(OSError):  # after the replacement there is none
             os.unlink(part, dir_fd=folder)
 
 
-def _replace(part: str, name: str, folder: int | None) -> None:
-    for wait in WAITS:
-        try:
-            os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-            return
-        except PermissionError:
-            time.sleep(wait)
-    os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BinaryIO:
+def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BufferedReader:
     """Open a file to be read; a FIFO, a terminal, a device or a folder raises PathError, and nothing waits for one."""
 
     def look(name: str, given: int) -> int:
@@ -84,7 +82,7 @@ def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | No
         return os.open(name, given | flags | wait_not, dir_fd=folder)
 
     _check_ordinary(name, os.stat(name, dir_fd=folder))  # since a mere look may do something to a device
-    file = open(name, "rb", buffering=0, opener=look)  # noqa: SIM115 - the caller closes it
+    file = open(name, "rb", opener=look)  # noqa: SIM115 - the caller closes it
     try:
         _check_ordinary(name, os.fstat(file.fileno()))
     except PathError:

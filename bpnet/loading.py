@@ -5,7 +5,7 @@ import os
 from bpnet.backends import backend_of, check_device, device_named, get
 from bpnet.callbacks import History
 from bpnet.errors import ArgumentError, OptionError
-from bpnet.files import damaged, read_checkpoint
+from bpnet.files.model import damaged, read_checkpoint
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 

@@ -12,7 +12,6 @@ from bpnet.backends import Array, Backend, backend_of, check_device
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, end, needs_each_step, redraws
-from bpnet.checkpoint import Checkpoint
 from bpnet.compatibility import (
     check_compile,
     check_micro_batch,
@@ -238,15 +237,14 @@ class Trainer:
         and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
         Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
         """
-        from bpnet.files import OPTIONS, write_checkpoint
+        from bpnet.files.model import OPTIONS, Checkpoint, write_checkpoint
 
-        (carry, count), to_host = self.snapshot(), self.backend.to_host
-        arrays = [to_host(array) for array in (*carry[:2], *carry[2])]
-        saved = Checkpoint(self.layout, self.loss, self.optimizer, arrays, count)
-        saved.options = {name: getattr(self, name) for name in OPTIONS}
-        saved.history, saved.classes = self.history.epochs, self.classes
-        saved.metadata = self.metadata if metadata is None else metadata
-        write_checkpoint(path, saved)
+        (theta, buffers, state), count = self.snapshot()
+        arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
+        options = {name: getattr(self, name) for name in OPTIONS}
+        metadata = self.metadata if metadata is None else metadata
+        trained = self.layout, self.loss, self.optimizer, arrays, count, options
+        write_checkpoint(path, Checkpoint(*trained, self.history.epochs, self.classes, metadata))
 
     # ---- training -----------------------------------------------------------------------------------------------
 

@@ -79,7 +79,6 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "compatibility": 9,
     "step": 9,
     "divergence": 10,
-    "checkpoint": 10,
     "callbacks": 10,
     "locking": 10,
     "files": 11,

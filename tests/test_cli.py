@@ -23,7 +23,7 @@ pytest.importorskip("typer", reason="the command line needs typer (the cli extra
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
 
 from bpnet import cli, disk
-from bpnet.cli import dataset, model, predict, terminal, train
+from bpnet.cli import dataset, model, terminal, train
 
 SMALL = ("--hidden", "16", "--epochs", "8", "--batch-size", "16", "--lr", "0.02", "--dropout", "0", "--quiet")
 
@@ -898,8 +898,8 @@ def test_predictions_that_fail_leave_the_old_file(npz, kind, monkeypatch):
         file.write(b"half" if kind == "npy" else "half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predict.np, "save", fail)
-    monkeypatch.setattr(predict.csv, "writer", fail)
+    monkeypatch.setattr(model.np, "save", fail)
+    monkeypatch.setattr(model.csv, "writer", fail)
     assert "No space left on device" in refused("predict", "model.safetensors", npz, "--output", f"p.{kind}")
     assert Path(f"p.{kind}").read_bytes() == b"old"
     assert sorted(p.name for p in Path().iterdir()) == ["blobs.npz", "model.safetensors", f"p.{kind}"]
@@ -1085,7 +1085,7 @@ def test_a_model_whose_record_of_training_is_damaged(npz, training):
     ok("train", npz, *SMALL)
     trainer = bp.load("model.safetensors")
     known = trainer.metadata[model.KEY]
-    damaged = known["training"] | training if isinstance(train, dict) and "loss" in training else training
+    damaged = known["training"] | training if isinstance(training, dict) and "loss" in training else training
     trainer.save("model.safetensors", {model.KEY: known | {"training": damaged}})
     assert "is damaged" in refused("info", "model.safetensors")
     ok("evaluate", "model.safetensors", npz)
@@ -1202,7 +1202,7 @@ def test_signals_that_come_in_numbers_lose_nothing(npz, name, monkeypatch):
     monkeypatch.setattr(train, "evaluate_rows", signalled(evaluate))
     monkeypatch.setattr(train.Interrupt, "on_step_end", signalled(end))
     monkeypatch.setattr(bp.Trainer, "save", signalled(bp.Trainer.save))
-    monkeypatch.setattr(terminal, "show_json", signalled(terminal.show_json))
+    monkeypatch.setattr(terminal, "report", signalled(terminal.report))
     result = run("train", npz, *SMALL, "--json")
     assert (result.status, result.err) == (128 + number, "")
     assert result.json["steps"] == bp.load("model.safetensors").step_count == 1

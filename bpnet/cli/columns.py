@@ -51,13 +51,6 @@ class Columns:
     def __str__(self) -> str:
         return names(name if name.strip() else self.title(name) for name in self.position) + self.hint
 
-    def check_name(self, name: str) -> None:
-        """Raise DataError where no column has the name."""
-        if name not in self.position:
-            close = get_close_matches(name, self.position, n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
-            raise DataError(f"{self.path} has no column {name!r}: {meant}it has {self}")
-
     def numbers_rows(self, name: str) -> bool:
         """Whether a column looks like row numbers, which some programs write as floats."""
         column = self.table.column(self.position[name])
@@ -78,26 +71,21 @@ class Columns:
         if kinds.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         kind = column.type
-        counts = kinds.is_integer(kind) or kinds.is_boolean(kind)
-        if not feature and (kinds.is_string(kind) or kinds.is_large_string(kind)):
-            return np.asarray(column.to_pylist(), dtype=object)  # not padded to the longest, as NumPy's text is
-        if not feature and counts:
+        whole = kinds.is_integer(kind) or kinds.is_boolean(kind)
+        if whole and not feature:
             return column.to_numpy()
-        if counts or kinds.is_floating(kind) or kinds.is_decimal(kind):
+        if whole or kinds.is_floating(kind) or kinds.is_decimal(kind):
             numbers = column.cast(float64(), safe=False).to_numpy()
             check_finite(numbers, f"{title} has NaN or infinity")
             return numbers
-        if not feature:
+        if feature:
+            raise DTypeError(
+                f"{title} has the type {kind}: a feature must be a number or a boolean, so leave it out with "
+                f"--drop {name!r}, or encode it as numbers"
+            )
+        if not (kinds.is_string(kind) or kinds.is_large_string(kind)):
             raise DTypeError(f"the target {name!r} of {self.path} has the type {kind}: expected text or numbers")
-        raise DTypeError(
-            f"{title} has the type {kind}: a feature must be a number or a boolean, so leave it out with "
-            f"--drop {name!r}, or encode it as numbers"
-        )
-
-
-def counts_rows(values: Array) -> bool:
-    """Whether values grow by one from row to row, of which there are enough that it is no accident."""
-    return len(values) >= 10 and values[0] == np.floor(values[0]) and bool(np.all(np.diff(values) == 1.0))
+        return np.asarray(column.to_pylist(), dtype=object)  # not padded to the longest, as NumPy's text is
 
 
 def read_columns(
@@ -112,7 +100,10 @@ def read_columns(
         raise OptionError(f"--drop {target} is the target, which can't be left out")
     left_out = [name for name in (target, *(drop or ())) if name is not None]
     for name in left_out:
-        columns.check_name(name)
+        if name not in columns.position:
+            close = get_close_matches(name, columns.position, n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise DataError(f"{path} has no column {name!r}: {meant}it has {columns}")
     if missing := [repr(name) for name in model.features or () if name not in columns.position]:
         these = f"column{'s' * (len(missing) > 1)} {names(missing)}"
         raise DataError(f"{path} lacks the {these} of the model{columns.hint}")
@@ -135,7 +126,7 @@ def read_columns(
         f"{columns.title(name)} of {path} counts the rows: if it is their number and no quantity, leave it out with "
         f"--drop {name!r}"
         for name, values in zip(features, x.T, strict=True)
-        if drop is not None and counts_rows(values)
+        if drop is not None and len(values) >= 10 and values[0] % 1 == 0 and np.all(np.diff(values) == 1.0)
     ]
     y = None if target is None else columns.values(target, feature=False)
     for remark in remarks:

@@ -157,4 +157,4 @@ def check_finite(values: Array, problem: str) -> None:
 def fingerprint(path: Path) -> str:
     """What a file's content is known again by."""
     with open_ordinary(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
+        return hashlib.file_digest(file, "sha256").hexdigest()

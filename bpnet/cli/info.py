@@ -1,11 +1,11 @@
 """bpnet info: what is installed here, or what a model file holds."""
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +16,15 @@ from rich.table import Table
 
 from bpnet import Composite, Layer, Sequential, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
-from bpnet.cli.terminal import JSON, AsJSON, printable, show, show_json
+from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
+from bpnet.layer import Shape
+from bpnet.layout import Layout
 
-EXTRAS = ("llvmlite", "scikit-learn", "pyarrow", "matplotlib", "nvmath-python")
-"""Packages that bpnet can use beside array libraries."""
-
-MISSED = {"nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"}
-"""What is missed without a package."""
+MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
+    "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
+}
+"""Packages that bpnet can use beside array libraries, and what is missed without one."""
 
 
 def info(
@@ -33,7 +34,7 @@ def info(
     """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""
     result = describe_machine() if model is None else describe_model(model)
     if as_json:
-        show_json(result)
+        report(result, as_json)
     elif model is None:
         show_machine(result)
     else:
@@ -58,16 +59,8 @@ def describe_machine() -> JSON:
         "processors": os.cpu_count(),
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
-        "extras": {name: version(name) for name in EXTRAS},
+        "extras": {name: next((d.version for d in metadata.distributions(name=name)), None) for name in MISSED},
     }
-
-
-def version(distribution: str) -> str | None:
-    """The installed version of a distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def describe_library(name: str) -> JSON:
@@ -89,19 +82,18 @@ def describe_library(name: str) -> JSON:
     return result
 
 
-def cupy_devices(cupy: Any) -> Iterable[str]:
-    for i in range(cupy.cuda.runtime.getDeviceCount()):
-        yield f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
-
-
 def torch_devices(torch: Any) -> Iterable[str]:
     gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
+def cuda_devices(runtime: Any) -> Iterable[str]:
+    return [f"cuda:{i} {runtime.getDeviceProperties(i)['name'].decode()}" for i in range(runtime.getDeviceCount())]
+
+
 DEVICES: dict[str, Callable[[Any], Iterable[str]]] = {
     "numpy": lambda numpy: ["cpu"],
-    "cupy": cupy_devices,
+    "cupy": lambda cupy: cuda_devices(cupy.cuda.runtime),
     "torch": torch_devices,
     "jax": lambda jax: [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
 }
@@ -133,13 +125,14 @@ def show_machine(result: JSON) -> None:
     show_grid(rows)
 
 
-def describe_layers(layer: Layer, in_shape: tuple[int, ...], path: str = "") -> Iterator[JSON]:
-    """Path, layer and output shape of every layer that is not made of others."""
+def describe_layers(layout: Layout, layer: Layer, in_shape: Shape, path: str = "") -> Iterator[JSON]:
+    """Path, layer, output shape and number of parameters of every layer that is not made of others."""
     if not isinstance(layer, Composite):
-        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape))}
+        size = sum(slot.size for slot in layout.parameters if slot.name.startswith(f"{path}." if path else ""))
+        yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape)), "parameters": size}
         return
     for name, child in layer.children:
-        yield from describe_layers(child, in_shape, f"{path}.{name}" if path else name)
+        yield from describe_layers(layout, child, in_shape, f"{path}.{name}" if path else name)
         in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
 
 
@@ -151,17 +144,13 @@ def describe_model(model: Path) -> JSON:
         training = trainer.metadata.get(KEY, {}).get("training")
         if training is not None:
             how_trained(training)
-    layers = list(describe_layers(trainer.network, layout.in_shape))
-    for layer in layers:
-        inside = f"{layer['name']}." if layer["name"] else ""
-        layer["parameters"] = sum(slot.size for slot in layout.parameters if slot.name.startswith(inside))
     return {
         "model": str(model),
         "in_shape": list(layout.in_shape),
         "out_shape": list(layout.out_shape),
         "parameters": layout.size,
         "dtype": str(trainer.theta.dtype),
-        "layers": layers,
+        "layers": list(describe_layers(layout, trainer.network, layout.in_shape)),
         "loss_function": repr(trainer.loss),
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,

@@ -1,5 +1,6 @@
 """What stands between the rows of a data set and a network: names of classes, scaling, and the type of the numbers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def choose_loss(name: str, dataset: Dataset) -> Loss:
 
 def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
     """The preprocessing for a data set of which `rows` are trained on."""
-    classes = outputs = wide = too_wide = None
+    classes = outputs = wide = None
     if loss.labels or loss.probabilities:
         classes = sorted(set(dataset.y.tolist()))
         if len(classes) < 2:
@@ -57,18 +58,15 @@ def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
             raise DataError(f"the target of {dataset.name} has {len(classes)} classes: {loss} distinguishes two")
     else:
         outputs, wide = scale_target(dataset, rows)
-    inputs = dataset.scaling
-    if inputs is None:
-        inputs, too_wide = scale_features(dataset, rows)
-    dtype = np.dtype(np.float64 if wide or too_wide else np.float32)
-    return Preprocessing(classes, inputs, outputs, wide or too_wide, dtype)
+    inputs, too_wide = (dataset.scaling, None) if dataset.scaling else scale_features(dataset, rows)
+    wide = wide or too_wide
+    return Preprocessing(classes, inputs, outputs, wide, np.dtype(np.float64 if wide else np.float32))
 
 
 def scale_target(dataset: Dataset, rows: Array) -> tuple[Standardize, str | None]:
     """What brings outputs to the unit of the target, one for all of them; and what float32 can't hold."""
     mean, deviation, lost = moments(dataset.y[rows])
-    largest = float(deviation.max())
-    unit = largest * float(np.sqrt(np.square(deviation / largest).mean())) if largest else 1.0
+    unit = math.hypot(*deviation) / math.sqrt(len(deviation)) or 1.0  # which squares nothing that overflows
     if not 1e-60 <= unit <= 1e60:
         raise DataError(
             f"the target of {dataset.name} has the deviation {unit:.3g}, of which float64 can't hold the powers that "
@@ -117,17 +115,12 @@ def moments(values: Array) -> tuple[Array, Array, Array]:
     return mean, deviation, lost
 
 
-def cast(dataset: Dataset, values: Array, dtype: Any, what: str) -> Array:
+def convert(values: Array, dtype: Any, what: str) -> Array:
     """`values` of a type; raises DataError where it can't hold them."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(values, dtype=dtype)
-    check_finite(array, f"{dataset.name} has {what} too large for {dtype}")
+    check_finite(array, f"{what} too large for {dtype}")
     return array
-
-
-def features_of(dataset: Dataset, dtype: Any) -> Array:
-    """The features as the network takes them."""
-    return cast(dataset, dataset.x, dtype, "a feature")
 
 
 def targets_of(dataset: Dataset, loss: Loss, classes: Sequence[Any] | None, dtype: Any) -> Array:
@@ -138,7 +131,7 @@ def targets_of(dataset: Dataset, loss: Loss, classes: Sequence[Any] | None, dtyp
             raise DTypeError(f"the target of {dataset.name} is text, but the model predicts numbers")
         if loss.labels and y.dtype.kind in "iub":
             return y
-        return cast(dataset, y.reshape(len(y), -1), dtype, "a target")
+        return convert(y.reshape(len(y), -1), dtype, f"{dataset.name} has a target")
     number = {name: i for i, name in enumerate(classes)}
     for value in (values := y.tolist()):
         if isinstance(value, list) or value not in number:  # numbers of several outputs are no classes either

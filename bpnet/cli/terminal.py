@@ -54,9 +54,12 @@ def show(*lines: str) -> None:
     typer.echo("\n".join(map(printable, lines)))
 
 
-def show_json(result: JSON) -> None:
-    """One JSON object on stdout; numbers that JSON lacks become null."""
-    typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+def report(result: JSON, as_json: bool, *lines: str) -> None:
+    """What a command found, on stdout: in words, or as one JSON object, in which numbers that JSON lacks are null."""
+    if as_json:
+        typer.echo(json.dumps(json.loads(json.dumps(result), parse_constant=lambda name: None)))
+    elif lines:
+        show(*lines)
 
 
 def warn(message: str) -> None:
@@ -65,10 +68,10 @@ def warn(message: str) -> None:
         typer.echo(printable(f"bpnet: {' '.join(message.split())}"), err=True)
 
 
-def names(several: Iterable[str], most: int = 20) -> str:
+def names(several: Iterable[str]) -> str:
     """The names with commas between, of many the first."""
     listed = list(several)
-    return ", ".join(listed[:most]) + (f", ... ({len(listed):,} in all)" if len(listed) > most else "")
+    return ", ".join(listed[:20]) + (f", ... ({len(listed):,} in all)" if len(listed) > 20 else "")
 
 
 def reason(error: Exception) -> str:

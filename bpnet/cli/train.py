@@ -20,7 +20,7 @@ from bpnet.backends import Array, check_device
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Provenance, read, split
 from bpnet.cli.model import KEY, evaluate_rows, location, scores
-from bpnet.cli.preprocessing import Preprocessing, choose_loss, features_of, preprocess, targets_of
+from bpnet.cli.preprocessing import Preprocessing, choose_loss, convert, preprocess, targets_of
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
 from bpnet.errors import BpnetError, DataError, DivergedError, OptionError, plural, shown
 from bpnet.options import number
@@ -72,7 +72,8 @@ def train(
     number("--validation", validation, 0.0, 1.0, closed="left")
     terminal.check_output("--output", output, DATA=data)
     if plot is not None:
-        terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib").check_format(plot)
+        curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
+        curves.check_format(plot)
         terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
 
     dataset = read(data, target, drop=drop or ())
@@ -91,10 +92,11 @@ def train(
         network, objective, own, seed=seed, threads=threads, precision=cast(Precision, precision), device=device
     )
     trainer.classes = prep.classes
-    x, y = features_of(dataset, prep.dtype), targets_of(dataset, objective, prep.classes, prep.dtype)
-    judged = held_out if len(held_out) else rows
-    x_train, y_train, x_judged, y_judged = x[rows], y[rows], x[judged], y[judged]
-    trainer.build(x_train)
+    x = convert(dataset.x, prep.dtype, f"{data} has a feature")
+    y = targets_of(dataset, objective, prep.classes, prep.dtype)
+    seen = x[rows], y[rows]
+    unseen = (x[held_out], y[held_out]) if len(held_out) else None
+    trainer.build(seen[0])
     if not (quiet or as_json):
         announce(dataset, prep, trainer, len(rows))
     classes = len(prep.classes or ())
@@ -103,13 +105,12 @@ def train(
 
     interrupt, began = Interrupt(), time.perf_counter()
     with terminal.signals_handled(interrupt.receive):
-        progress = not quiet and (sys.stderr.isatty() or not as_json)
-        each = {"epochs": epochs, "batch_size": min(batch_size, len(rows))}
-        against = (x_judged, y_judged) if len(held_out) else None
-        problems = fit(trainer, x_train, y_train, interrupt, progress, validation=against, **each)
+        callbacks = [Report(), interrupt] if not quiet and (sys.stderr.isatty() or not as_json) else [interrupt]
+        each = {"epochs": epochs, "batch_size": min(batch_size, len(rows)), "validation": unseen}
+        problems = fit(trainer, *seen, interrupt, callbacks=callbacks, **each)
         seconds = time.perf_counter() - began
         result: JSON = {
-            **judge(trainer, x_judged, y_judged, problems),
+            **judge(trainer, *(unseen or seen), problems),
             "seconds": seconds,
             **location(trainer),
             "precision": "float64" if prep.needs_float64 else precision,
@@ -130,8 +131,13 @@ def train(
         provenance = Provenance(dataset.fingerprint, validation, seed, dataset.features, dataset.target)
         outcome = save(trainer, output, dataclasses.asdict(provenance), result)
         if plot is not None and len(trainer.history):
-            draw(trainer, plot, result, problems)
-        report(result, trainer, interrupt, as_json)
+            try:
+                curves.draw(trainer.history.epochs, plot)
+                result["plot"] = str(plot)
+            except Exception as error:  # Matplotlib writes many formats, by other programs too
+                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+        with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
+            terminal.report(result | {"history": trainer.history.epochs}, as_json, *in_words(result, interrupt.number))
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -237,13 +243,10 @@ class Interrupt(bp.Callback):
         trainer.stop = trainer.stop or self.number > 0
 
 
-def fit(
-    trainer: bp.Trainer, x: Array, y: Array, interrupt: Interrupt, progress: bool, **options: Any
-) -> list[BpnetError]:
+def fit(trainer: bp.Trainer, x: Array, y: Array, interrupt: Interrupt, **options: Any) -> list[BpnetError]:
     """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
-        callbacks = [Report(), interrupt] if progress else [interrupt]
-        trainer.fit(x, y, callbacks=callbacks, progress=False, **options)
+        trainer.fit(x, y, progress=False, **options)
     except KeyboardInterrupt as error:
         interrupt.number = interrupt.number or terminal.signal_of(error)
     except BpnetError as error:
@@ -279,29 +282,18 @@ def save(trainer: bp.Trainer, output: Path, provenance: JSON, result: JSON) -> s
     return f"The model after {plural(trainer.step_count, 'step')} is in {output}"
 
 
-def draw(trainer: bp.Trainer, plot: Path, result: JSON, problems: list[BpnetError]) -> None:
-    """The learning curves; adds to the problems where they can't be drawn."""
-    from bpnet.cli.plot import draw
-
-    try:
-        draw(trainer.history.epochs, plot)
-        result["plot"] = str(plot)
-    except Exception as error:  # Matplotlib writes many formats, by other programs too
-        problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
-
-
-def report(result: JSON, trainer: bp.Trainer, interrupt: Interrupt, as_json: bool) -> None:
-    """The result on stdout, but for people not where training diverged."""
-    with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
-        if as_json:
-            terminal.show_json(result | {"history": trainer.history.epochs})
-        elif not result["diverged"] and math.isfinite(result["loss"]):
-            if result["interrupted"]:
-                word = terminal.STOP_SIGNALS[signal.Signals(interrupt.number)]
-                terminal.show(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
-            rows = plural(result["held_out_rows"] or result["training_rows"], "row")
-            which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
-            terminal.show(f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training")
-            terminal.show(f"model: {result['output']}")
-            if "plot" in result:
-                terminal.show(f"learning curves: {result['plot']}")
+def in_words(result: JSON, number: int) -> list[str]:
+    """The result for people, which says nothing where training diverged; `number` is of the signal that ended it."""
+    if result["diverged"] or not math.isfinite(result["loss"]):
+        return []
+    lines = []
+    if result["interrupted"]:
+        word = terminal.STOP_SIGNALS[signal.Signals(number)]
+        lines.append(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
+    rows = plural(result["held_out_rows"] or result["training_rows"], "row")
+    which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
+    lines.append(f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training")
+    lines.append(f"model: {result['output']}")
+    if "plot" in result:
+        lines.append(f"learning curves: {result['plot']}")
+    return lines

@@ -11,6 +11,9 @@ from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, 
 from bpnet.layer import Shape
 from bpnet.losses import Loss
 
+NUMBERS = "whole numbers, float32 or float64"
+LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
+
 LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
@@ -18,29 +21,39 @@ LARGEST_WEIGHT = 60
 def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
     backend = backend_of(x, name)
-    x = rows_of(backend, x, name)
+    x, whole = rows_of(backend, x, name)
     with backend.session(device=backend.device(x)):
-        if not is_float(backend, x):
+        if whole:
             return backend, backend.xp.astype(x, backend.xp.float32)
         check_finite(backend, x, name)
     return backend, x
 
 
-def rows_of(backend: Backend, x: Array, name: str) -> Array:
-    """`x`, detached, where it is (rows, features) of floating point or whole numbers; its values aren't looked at."""
-    x = detached(backend, x, name)
+def rows_of(backend: Backend, x: Array, name: str) -> tuple[Array, bool]:
+    """`x`, detached, where it is (rows, features) of numbers, and whether they are whole; values aren't looked at."""
+    x, whole = numeric(backend, x, name, "float32 or float64, or whole numbers, made float32")
     if x.ndim < 2:
-        raise ShapeError(
-            f"{name} has {_axes(x.ndim)}; expected (rows, features)"
-            + (f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim == 1 else "")
-        )
+        hint = f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim else ""
+        raise ShapeError(f"{name} has {'one axis' if x.ndim else 'no axis'}; expected (rows, features){hint}")
     if x.shape[0] == 0:
         raise DataError(f"{name} has no rows")
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
-    if not is_float(backend, x) and not is_whole(backend, x):
-        raise DTypeError(f"{name} holds {x.dtype} values; expected float32 or float64, or whole numbers, made float32")
-    return x
+    return x, whole
+
+
+def numeric(backend: Backend, a: Array, name: str, expected: str) -> tuple[Array, bool]:
+    """`a`, detached, and whether it holds whole numbers or booleans; raises DTypeError unless it does, or floats."""
+    a = detached(backend, a, name)
+    if a.dtype in (backend.xp.float32, backend.xp.float64):
+        return a, False
+    try:
+        whole = backend.xp.isdtype(a.dtype, ("bool", "integral"))
+    except TypeError:  # a type that the standard does not know, such as that of records
+        whole = False
+    if not whole:
+        raise DTypeError(f"{name} holds {a.dtype} values; expected {expected}")
+    return a, True
 
 
 def detached(backend: Backend, x: Array, name: str) -> Array:
@@ -82,14 +95,8 @@ def check_target(
     values: bool = True,
 ) -> Array:
     """`y` as targets for `loss`: labels, or values of `dtype` in the shape of the output, for so many rows of x."""
-    xp = backend.xp
-    y = detached(backend, y, name)
-    shape = loss.target_shape(out_shape)
-    floating = is_float(backend, y)
-    whole = not floating and is_whole(backend, y)
-    if not whole and not floating:
-        hint = ": numpy.unique(labels, return_inverse=True) numbers them" if loss.labels else ""
-        raise DTypeError(f"{name} holds {y.dtype} values; expected whole numbers, float32 or float64{hint}")
+    xp, shape = backend.xp, loss.target_shape(out_shape)
+    y, whole = numeric(backend, y, name, LABELS if loss.labels else NUMBERS)
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
@@ -99,7 +106,13 @@ def check_target(
     if tuple(y.shape[1:]) != shape:
         hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
         raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
-    y = _cast(backend, y, dtype, name, values)
+    look = values and not whole
+    if look:
+        check_finite(backend, y, name)
+    if y.dtype != dtype:
+        y = xp.astype(y, dtype)
+        if look:
+            _check(backend, xp.isfinite(y), f"{name} has a value too large for {dtype}, the type of x")
     if loss.probabilities and values:
         _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
         if loss.labels:
@@ -121,13 +134,11 @@ def check_weight(
     """
     if weight is None:
         return None
-    weight = detached(backend, weight, name)
-    if not is_whole(backend, weight) and not is_float(backend, weight):
-        raise DTypeError(f"{name} holds {weight.dtype} values; expected float32 or float64, or whole numbers")
+    weight, whole = numeric(backend, weight, name, "float32 or float64, or whole numbers")
     if tuple(weight.shape) != (rows,):
         raise ShapeError(f"{name} has the shape {tuple(weight.shape)}; expected one number per row, ({rows},)")
     xp = backend.xp
-    if not is_float(backend, weight):
+    if whole:
         weight = xp.astype(weight, dtype)
     elif values:
         check_finite(backend, weight, name)
@@ -150,37 +161,11 @@ def check_weight(
     return weight if weight.dtype == dtype else xp.astype(weight, dtype)
 
 
-def is_whole(backend: Backend, x: Array) -> bool:
-    """Whether the elements are whole numbers or booleans."""
-    try:
-        return bool(backend.xp.isdtype(x.dtype, ("bool", "integral")))
-    except TypeError:  # a type that the standard does not know, such as that of records
-        return False
-
-
-def is_float(backend: Backend, x: Array) -> bool:
-    """Whether the elements are float32 or float64."""
-    return x.dtype in (backend.xp.float32, backend.xp.float64)
-
-
 def check_finite(backend: Backend, x: Array, name: str) -> None:
     """Raise DataError where `x` has NaN or infinity.  A finite sum tells at once that there is none."""
     xp = backend.xp
     if not bool(xp.isfinite(xp.sum(x))):
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
-
-
-def _cast(backend: Backend, a: Array, dtype: Any, name: str, values: bool) -> Array:
-    """`a` as finite values of `dtype`."""
-    floating = is_float(backend, a)
-    if values and floating:
-        check_finite(backend, a, name)
-    if a.dtype == dtype:
-        return a
-    cast = backend.xp.astype(a, dtype)
-    if values and floating:
-        _check(backend, backend.xp.isfinite(cast), f"{name} has a value too large for {dtype}, the type of x")
-    return cast
 
 
 def _check(backend: Backend, good: Array, message: str) -> None:
@@ -213,7 +198,3 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, va
             "(numpy.unique(labels, return_inverse=True) numbers others)"
         )
     return y
-
-
-def _axes(n: int) -> str:
-    return {0: "no axis", 1: "one axis"}.get(n, f"{n} axes")

@@ -114,29 +114,24 @@ class StreamingLoader(Loader):
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
         arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
         cut = parts(self.count, self.largest_batch() if size is None else size)
+        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
         prefetcher: Any = None
         try:
             for start, stop in cut:
                 rows = slice(start, stop) if order is None else order[start:stop]
                 try:
                     if prefetcher is None:
-                        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
                         device = self.backend.device(self.like)
                         prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), device)
-                    batch = self._batch(prefetcher.send(stop - start, partial(self._write, arrays, rows)))
+                    x, *rest = prefetcher.send(stop - start, partial(self._write, arrays, rows))
+                    x = x if x.dtype == self.like.dtype else self.backend.xp.astype(x, self.like.dtype)
                 except self.backend.oom_errors as error:
                     text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
                     raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
-                yield batch
+                yield x, *(None if a is None else rest.pop(0) for a in (self.y, self.weight)), None
         finally:
             if prefetcher is not None:
                 prefetcher.close()
-
-    def _batch(self, sent: Sequence[Array]) -> Batch:
-        x, *rest = sent
-        y = rest.pop(0) if self.y is not None else None
-        x = x if x.dtype == self.like.dtype else self.backend.xp.astype(x, self.like.dtype)
-        return x, y, rest[0] if rest else None, None
 
     def _write(self, arrays: Sequence[Any], rows: Any, buffers: Sequence[Any]) -> None:
         """Rows of the arrays into staging buffers, gathered by several threads."""

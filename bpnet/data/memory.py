@@ -42,11 +42,10 @@ def out_of_memory(
     text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
     if requested is not None:
         text += f": {requested:,} bytes more were requested"
-    network = layout.network
-    smaller = "batches of {} rows" if network.couples_rows or network.updates_buffers else "micro_batch={}"
-    smaller = smaller if training else "batch_size={}"
+    whole = layout.network.couples_rows or layout.network.updates_buffers
+    smaller = ("batches of {} rows" if whole else "micro_batch={}") if training else "batch_size={}"
     if memory is None:
-        return OutOfMemoryError(f"{text}. Nothing was changed by it; try {smaller.format(_half(rows))}")
+        return OutOfMemoryError(f"{text}. Nothing was changed by it; try {smaller.format(_power_of_two(rows - 1))}")
     free, total = memory
     text += f"{':' if requested is None else ','} {free:,} bytes of {total:,} are free without it. "
     itemsize = int(like.dtype.itemsize)
@@ -55,11 +54,11 @@ def out_of_memory(
     else:  # what enters and leaves a layer, and what it may make in between
         widest = _values(layout.network, layout.in_shape)[1]
         fits = int(0.8 * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
-    fits = min(_half(rows), 1 << max(fits, 1).bit_length() - 1)
+    fits = _power_of_two(min(fits, rows - 1))
     hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
     return OutOfMemoryError(f"{text}Nothing was changed by it; {hint}")
 
 
-def _half(rows: int) -> int:
-    """The largest power of two below `rows`, 1 at least."""
-    return 1 << max(rows - 1, 1).bit_length() - 1
+def _power_of_two(most: int) -> int:
+    """The largest of at most `most`, and 1 at least."""
+    return 1 << max(most, 1).bit_length() - 1

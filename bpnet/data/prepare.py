@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, backend_of, common_backend, device_named
-from bpnet.data.checks import check_finite, check_rows, check_target, check_weight, is_float, rows_of
+from bpnet.data.checks import check_finite, check_rows, check_target, check_weight, rows_of
 from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layout import Layout
@@ -54,7 +54,7 @@ def prepare(
     """
     (x_name, x), *targets = given.items()
     host = backend_of(x, x_name)
-    x = rows_of(host, x, x_name)
+    x, whole = rows_of(host, x, x_name)
     common_backend({x_name: x, **dict(targets)})
     with host.session(threads, host.device(x)):
         backend, place = (host, None) if device is None else device_named(device)
@@ -68,10 +68,9 @@ def prepare(
             raise ArrayMismatchError(
                 f"{x_name} lies on {host.device(x)}, but the trainer's device is {device!r}: move {x_name} there"
             )
-        floating = is_float(host, x)
-        if floating and values:
+        if values and not whole:
             check_finite(host, x, x_name)
-        single = not floating or x.dtype == host.xp.float32
+        single = whole or x.dtype == host.xp.float32
         if isinstance(expected, Expected):
             layout, like = expected.layout, expected.like
             if not streams and (host is not backend_of(like) or host.device(x) != host.device(like)):
@@ -83,7 +82,7 @@ def prepare(
                     hint = f"bp.load(path, like={x_name}) brings a saved model there"
                     raise ArrayMismatchError(f"{error}; {hint}") from None
             check_rows(x, layout.in_shape, x_name)
-            if floating and single != (like.dtype == backend.xp.float32):
+            if not whole and single != (like.dtype == backend.xp.float32):
                 raise DTypeError(f"{x_name} holds {x.dtype} values, but {expected.name} {like.dtype}: convert {x_name}")
             dtype = like.dtype
         else:
@@ -92,7 +91,7 @@ def prepare(
         if streams:  # what is on the host has the host's type of the same name
             dtype = host.xp.finfo(host.xp.float32 if like.dtype == backend.xp.float32 else host.xp.float64).dtype
         else:
-            x = x if floating else host.xp.astype(x, dtype)
+            x = host.xp.astype(x, dtype) if whole else x
             dtype = x.dtype
         y = weight = None
         if targets:

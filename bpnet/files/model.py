@@ -7,12 +7,12 @@ whole file.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
-from bpnet.checkpoint import Checkpoint
 from bpnet.disk import write_atomically
 from bpnet.errors import (
     ArgumentError,
@@ -29,6 +29,7 @@ from bpnet.errors import (
 )
 from bpnet.files.tensors import read, write
 from bpnet.layout import Layout, Slot, layout_of
+from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import whole
 from bpnet.registry import describe, restore
@@ -41,14 +42,30 @@ if TYPE_CHECKING:
 FORMAT = 1
 OPTIONS = ("seed", "clip_norm", "precision")
 """Arguments of a trainer that its file keeps."""
+RECORDED = {"epoch", "step", "loss", "lr", "seconds"}
+"""The numbers in every epoch's record."""
+
+
+@dataclass
+class Checkpoint:
+    """A trainer as plain data on the host: what a file holds, and what a trainer is made from again."""
+
+    layout: Layout
+    """Of the network, for the shape of its input."""
+    loss: Loss
+    optimizer: Optimizer
+    vectors: list[Any]
+    """Parameters, buffers and the arrays of the optimizer's state, of NumPy."""
+    step_count: int
+    options: Mapping[str, Any]
+    """Further arguments of the trainer, by their names."""
+    history: list[dict[str, Any]]
+    classes: Sequence[Any] | None
+    metadata: Mapping[str, Any]
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`; the file is complete or not there at all.
-
-    Raises ArgumentError where its metadata is not JSON or its classes don't fit the outputs, and PathError, which is an
-    OSError, where the file can't be written.
-    """
+    """Write `checkpoint` to `path`, as `Trainer.save` says; the file is complete or not there at all."""
     path, layout = _path(path), checkpoint.layout
     theta, buffers, *state = checkpoint.vectors
     tensors = {f"optimizer.{i}": array for i, array in enumerate(state)}
@@ -65,26 +82,26 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "step_count": checkpoint.step_count,
         "history": checkpoint.history,
         "classes": _classes(checkpoint.classes, layout),
-        "metadata": _mapping(checkpoint.metadata),
     }
+    if not isinstance(checkpoint.metadata, Mapping):
+        raise ArgumentError(f"metadata is {kind_of(checkpoint.metadata)}; expected a dict")
     try:
-        text = json.dumps(_plain("the model", description))
-    except (ValueError, RecursionError) as error:  # such as a number of more digits than Python writes
+        description = _plain("the model", description) | {"metadata": _plain("metadata", checkpoint.metadata)}
+        text = json.dumps(description)
+    except RecursionError:
+        raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
+    except ValueError as error:  # such as a number of more digits than Python writes
         raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
     with write_atomically(path) as file:
         write(file, tensors, {"bpnet": text})
 
 
 def _path(path: Any) -> str:
-    try:
+    with suppress(TypeError, UnicodeEncodeError):
         name = os.fspath(path)
         if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
             return name
-        given = kind_of(path) if not isinstance(name, str) else repr(path)
-    except TypeError:
-        given = kind_of(path)
-    except UnicodeEncodeError:
-        given = repr(path)
+    given = repr(path) if isinstance(path, str) else kind_of(path)
     raise ArgumentError(f"path is {given}; expected the name of a file")
 
 
@@ -102,15 +119,6 @@ def _classes(classes: Any, layout: Layout) -> list[Any] | None:
     return names
 
 
-def _mapping(metadata: Any) -> Any:
-    if not isinstance(metadata, Mapping):
-        raise ArgumentError(f"metadata is {kind_of(metadata)}; expected a dict")
-    try:
-        return _plain("metadata", metadata)
-    except RecursionError:
-        raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
-
-
 def _plain(what: str, value: Any) -> Any:
     """`value` where JSON can hold it and give it back; raises ArgumentError."""
     if isinstance(value, Mapping):
@@ -126,11 +134,7 @@ def _plain(what: str, value: Any) -> Any:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint that `write_checkpoint` wrote.
-
-    Raises FileNotFoundError or another OSError where no file can be read, and FileFormatError where it is no bpnet
-    model or is damaged: a single changed bit is noticed.
-    """
+    """The checkpoint that `write_checkpoint` wrote; raises what `load` says."""
     path = _path(path)
     with damaged(path):
         description, tensors = _read(path)
@@ -179,9 +183,8 @@ def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
     except FileFormatError as error:
         raise FileFormatError(f"this is not a .safetensors file that can be read: {error}") from None
     except PathError as error:
-        raise FileFormatError(
-            f"this is {'a folder' if isinstance(error, FolderError) else 'no ordinary file'}"
-        ) from None
+        kind = "a folder" if isinstance(error, FolderError) else "no ordinary file"
+        raise FileFormatError(f"this is {kind}") from None
     except FileNotFoundError as error:
         raise NoSuchPathError(f"{path}: no such file") from error
     except OSError as error:
@@ -206,13 +209,8 @@ def _is_record(record: Any) -> bool:
     """Whether it has the numbers that every epoch's record has, and for its losses and accuracies numbers too."""
     if not isinstance(record, dict):
         return False
-    needed = {"epoch", "step", "loss", "lr", "seconds"}
-    numbers = {name for name in record if name in needed or name in ("val_loss", "val_accuracy")}
-    return needed <= numbers and all(_is_number(record[name]) for name in numbers)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+    numbers = [record.get(name) for name in RECORDED | (record.keys() & {"val_loss", "val_accuracy"})]
+    return all(type(n) is float or (type(n) is int and abs(n) < 2**63) for n in numbers)
 
 
 def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[numpy.ndarray[Any, Any]]":

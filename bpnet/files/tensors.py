@@ -13,7 +13,8 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from io import BufferedReader
+from typing import IO, TYPE_CHECKING, Any
 
 from bpnet.disk import open_ordinary
 from bpnet.errors import ArgumentError, FileFormatError
@@ -80,7 +81,9 @@ def read(path: str | os.PathLike[str]) -> "tuple[Tensors, dict[str, str], bool |
         digest, tensors = hashlib.sha256(blank), {}
         try:
             header = json.loads(head[8:].decode("utf-8"))
-            metadata = _texts(header.pop("__metadata__", {}))
+            metadata = header.pop("__metadata__", {})
+            if not all(isinstance(text, str) for text in metadata.values()):
+                raise FileFormatError("its metadata are not all text")
             for name, dtype, shape in _in_order(header, size - len(head)):
                 raw = _filled(file, numpy.empty(math.prod(shape) * int(dtype[2:]), numpy.uint8))
                 digest.update(raw)
@@ -92,27 +95,17 @@ def read(path: str | os.PathLike[str]) -> "tuple[Tensors, dict[str, str], bool |
     return tensors, metadata, digest.hexdigest().encode("ascii") == head[PLACE]
 
 
-def _filled(file: BinaryIO, memory: Any) -> Any:
+def _filled(file: BufferedReader, memory: Any) -> Any:
     """`memory`, with the file's next bytes in it."""
-    rest = memoryview(memory)
-    while len(rest):
-        count = file.readinto(rest)  # type: ignore[attr-defined]
-        if not count:
-            raise FileFormatError("it is cut short")
-        rest = rest[count:]
+    if file.readinto(memory) < len(memory):
+        raise FileFormatError("it is cut short")
     return memory
-
-
-def _texts(metadata: Any) -> dict[str, str]:
-    if not all(isinstance(text, str) for text in metadata.values()):
-        raise FileFormatError("its metadata are not all text")
-    return dict(metadata)
 
 
 def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, type and shape of the arrays in the order in which they fill `size` bytes without a gap."""
-    found = []
-    for name, entry in header.items():
+    found, place = [], 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
         if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**63 for n in (start, end, *shape)):
             raise FileFormatError(f"the array {name!r} has a shape or a place that is impossible")
@@ -120,13 +113,10 @@ def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[i
             raise FileFormatError(f"the array {name!r} holds {dtype!r} values; expected F32 or F64")
         if end - start != math.prod(shape) * int(DTYPES[dtype][2:]):
             raise FileFormatError(f"the array {name!r} has the shape {shape}, but {end - start} bytes")
-        found.append((start, end, name, DTYPES[dtype], shape))
-    found.sort()
-    place = 0
-    for start, end, name, *_ in found:
         if start != place:
             raise FileFormatError(f"the array {name!r} begins at byte {start}; expected {place}")
+        found.append((name, DTYPES[dtype], shape))
         place = end
     if place != size:
         raise FileFormatError(f"its arrays have {place} bytes, but {size} follow its header")
-    return [(name, dtype, shape) for _, _, name, dtype, shape in found]
+    return found
