@@ -413,7 +413,7 @@ class World:
         self.forbid("synchronise")
         self.run(lambda: all(stream.done == stream.count for stream in self.streams))
 
-    def function(self, code: str, name: str, device: int) -> Any:
+    def function(self, code: str, name: str) -> Any:
         """What CuPy makes of a text: a kernel, which runs on the host."""
 
         def launch(grid: Any, block: Any, arguments: Any) -> None:
@@ -490,7 +490,7 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))
     for made in ("_plan", "_handle"):  # nor are those kept that were made for another device
         monkeypatch.setattr(cublaslt, made, functools.cache(getattr(cublaslt, made).__wrapped__))
-    monkeypatch.setattr(program, "_function", world.function)
+    monkeypatch.setattr(program, "function", world.function)
     for module in (compiled, cublaslt, prefetch, program, seam, slots):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):

@@ -120,8 +120,8 @@ class Traced:
         loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
         if donates and (loss is None or len(self.new) != 1):
             raise NotTraceableError("a step gives more than its carry and a loss")
-        self.commands, self.loss = commands, loss
-        self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
+        self.commands = commands
+        self.program = Program(commands, None if loss is None else loss.memory)
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.calls = [c for c in commands.commands if isinstance(c, Call)]
         """What is not compiled, and so can't be captured either."""
@@ -190,8 +190,7 @@ class Traced:
         arrays = [_contiguous(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
-        memories = self.program.memories(self.program.new_arena(), arrays, results)
-        for calls in self.program.calls(memories, numbers.data.ptr):
+        for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
             uninterrupted(calls)
         self.program.workspaces.clear()  # whose memory is used again once all is done
         made = {r.memory: a for r, a in zip(self.new, results, strict=True)}
@@ -280,8 +279,8 @@ class CapturedStep(Compiled):
             calls: Calls = ((graph.graph.launch,),)
         else:
             ring.write(numbers)
-            memories = found.program.memories(found.program.arena, [*self.leaves, *map(_contiguous, arrays)])
-            computing, calls = found.program.calls(memories, ring.address)
+            given = [*self.leaves, *map(_contiguous, arrays)]
+            computing, calls = found.program.calls(ring.memory.data, found.program.arena, given)
             uninterrupted(computing)
         uninterrupted([*calls, (setattr, state, "now", (self.carry, count))])
         return list(values)
@@ -293,8 +292,8 @@ class CapturedStep(Compiled):
         ring, size = found.ring(count), len(found.commands.numbers) + 1
         launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
         for i, part in enumerate(_parted(arrays, count)):
-            memories = found.program.memories(found.program.arena, [*self.leaves, *part])
-            launches += found.program.calls(memories, ring.address + 8 * size * i)
+            numbers = ring.memory.data + 8 * size * i
+            launches += found.program.calls(numbers, found.program.arena, [*self.leaves, *part])
         with self.stream:
             self.stream.begin_capture()
             try:

@@ -21,8 +21,6 @@ from typing import Any
 import cupy
 import numpy
 
-from bpnet.errors import DeviceError
-
 WORKSPACE = 32 * 2**20
 """Bytes that an algorithm may use besides at most, as NVIDIA advises for Hopper."""
 
@@ -234,9 +232,3 @@ def _handle(device: int) -> int:
     lt, _ = bindings()  # type: ignore[misc]
     handle: int = lt.create()
     return handle
-
-
-def missing(precision: str, sizes: tuple[int, ...]) -> DeviceError:
-    """What to raise where a product can't be had in a precision that was asked for."""
-    rows, columns, inner = sizes
-    return DeviceError(f"cuBLASLt has no {precision} product of {rows} x {inner} x {columns}: use float32")

@@ -34,7 +34,6 @@ class Numbers:
         self.pinned = cupyx.empty_pinned(SLOTS * count, numpy.int64)
         self.start = self.pinned.ctypes.data
         self.memory = cupy.empty(count, numpy.int64)
-        self.address: int = self.memory.data.ptr
         self.copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]  # the slots of each half
         self.next = 0
 

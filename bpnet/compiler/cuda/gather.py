@@ -34,7 +34,7 @@ def strided_source(width: int) -> str:
     return _word(width) + _STRIDED
 
 
-def sizes(rows: int, source_rows: int, words: int) -> Sizes:
+def sizes(rows: int, words: int) -> Sizes:
     """How many threads run it: those of a line go along a row."""
     across = min(32, 1 << max(words - 1, 0).bit_length())
     down = THREADS // across
