@@ -280,7 +280,7 @@ class World:
             empty=self.empty,
             zeros=lambda shape, dtype: self.array(np.zeros(shape, dtype)),
             asarray=self.array,
-            ascontiguousarray=lambda a: a.copy(),
+            ascontiguousarray=lambda a: a if a.flags.c_contiguous else a.copy(),
             empty_like=lambda a: self.empty(a.shape, a.dtype),
             matmul=np.matmul,
             add=np.add,

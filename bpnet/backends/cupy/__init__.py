@@ -16,16 +16,13 @@ from bpnet.backends.cupy.prefetch import PinnedPrefetcher
 from bpnet.backends.cupy.slots import fetch
 from bpnet.errors import DeviceError
 
-MAX_STEPS = 8
-"""Steps of one launch."""
-
 
 class CupyBackend(Backend):
     name = "cupy"
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
-    max_steps_per_launch = MAX_STEPS
+    max_steps_per_launch = 8
 
     def get_device(self, number: int) -> Any:
         try:

@@ -8,10 +8,9 @@ the bits of the same step launched command by command.
 import contextlib
 import operator
 import warnings
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy
 from bpnet.backends.base import Array, State
 from bpnet.backends.cupy.program import ALIGNMENT, Program
 from bpnet.backends.cupy.slots import Losses, Numbers
-from bpnet.backends.interrupts import Calls, advance, uninterrupted
+from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
@@ -53,26 +52,26 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         leaves = leaves_of(args)
         found = self.find(args, leaves)
-        if found is None:
-            return self.plain(*args)
-        return found.run(leaves)
+        return self.plain(*args) if found is None else found.run(leaves)
 
     def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
         """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
         kind = (*known, *map(_kind, leaves[len(known) :]))
-        if kind in self.programs:
-            self.programs.move_to_end(kind)
-            return self.programs[kind]
+        if kind not in self.programs:
+            self.programs[kind] = self._trace(args, leaves)
+            if len(self.programs) > MAX_PROGRAMS:
+                self.programs.popitem(last=False)
+        self.programs.move_to_end(kind)
+        return self.programs[kind]
+
+    def _trace(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
         try:
-            found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
-            if self.donates and found is not None and found.calls:
-                self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
+            found = Traced(self.function, self.backend, args, leaves, self.donates)
         except NotTraceableError as error:
-            found = None
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
-        self.programs[kind] = found
-        if len(self.programs) > MAX_PROGRAMS:
-            self.programs.popitem(last=False)
+            return None
+        if self.donates and found.calls:
+            self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
         return found
 
     def explain(self, args: Sequence[Any]) -> str:
@@ -116,12 +115,10 @@ class Traced:
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
         commands = replace(commands, commands=with_epilogues(commands.commands))
-        self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
-        loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
-        if donates and (loss is None or len(self.new) != 1):
+        self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
+        if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
-        self.commands = commands
-        self.program = Program(commands, None if loss is None else loss.memory)
+        self.commands, self.program = commands, Program(commands, self.new[0].memory if donates else None)
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.calls = [c for c in commands.commands if isinstance(c, Call)]
         """What is not compiled, and so can't be captured either."""
@@ -137,7 +134,6 @@ class Traced:
         self.last: dict[int, list[int | None]] = {}
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
-        weakref.finalize(self, _retire, self.rings).atexit = False
 
     def ring(self, count: int) -> Numbers:
         """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
@@ -158,27 +154,23 @@ class Traced:
         last, self.last[count] = self.last.get(count), places
         steady = [large or (p if p == q else None) for large, p, q in zip(loose, places, last or loose, strict=True)]
         keys = [(count, *key) for key in (places, steady, loose)]
-        for key in keys:
-            if key in self.graphs:
-                self.graphs.move_to_end(key)
-                return self.graphs[key]
-        seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
-        for key, may in zip(keys, (more and keys[0] in self.recent, more and seen, seen), strict=True):
-            if may and self.captures_left:
-                buffers = {
-                    i: cupy.empty(a.shape, a.dtype)
-                    for i, (a, place) in enumerate(zip(arrays, key[1:], strict=True)) if place is None
-                }  # fmt: skip
-                self.captures_left -= 1
-                made = step.capture(self, [buffers.get(i, a) for i, a in enumerate(arrays)], count)
-                if made is None:
-                    return None
-                self.graphs[key] = Graph(made, buffers)
-                if len(self.graphs) > MAX_GRAPHS:
-                    self.graphs.popitem(last=False)
-                return self.graphs[key]
-        self.recent.extend((keys[0], keys[2]))
-        return None
+        key = next((key for key in keys if key in self.graphs), None)
+        if key is None:
+            seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
+            if not (seen and self.captures_left):
+                self.recent.extend((keys[0], keys[2]))
+                return None
+            key = keys[0] if more and keys[0] in self.recent else keys[1] if more else keys[2]
+            buffers = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if key[1 + i] is None}
+            self.captures_left -= 1
+            made = step.capture(self, [buffers.get(i, a) for i, a in enumerate(arrays)], count)
+            if made is None:
+                return None
+            self.graphs[key] = Graph(made, buffers)
+            if len(self.graphs) > MAX_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(key)
+        return self.graphs[key]
 
     def values(self, leaves: Sequence[Any]) -> list[float]:
         """The numbers that the commands read."""
@@ -187,7 +179,7 @@ class Traced:
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """Launch the commands one by one; results are new arrays."""
-        arrays = [_contiguous(leaves[i]) for i in self.arrays]
+        arrays = [cupy.ascontiguousarray(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
         for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
@@ -255,7 +247,7 @@ class CapturedStep(Compiled):
         self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]], count: int
     ) -> list[Array] | None:
         """One step or several, after which there have been `count`; None where they can't be done like this."""
-        carry = state.now[0]
+        carry, _ = state.now
         self._follow_stream()
         self._keep(carry)
         parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
@@ -264,26 +256,22 @@ class CapturedStep(Compiled):
         if found is None:
             return None
         arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
-        arrays[-1:] = shared[-1:] if len(each) > 1 else arrays[-1:]
+        if len(each) > 1:
+            arrays[-1] = shared[-1]
         graph = found.graph(arrays, len(each), self) if self.captures else None
         if graph is None and len(each) > 1:
             return None
-        values, addresses = zip(*[self.losses.next() for _ in each], strict=True)
-        ring = found.ring(len(each))
-        numbers: list[float] = []
-        for some, address in zip(leaves, addresses, strict=True):
-            numbers += [*found.values(some), address]
-        if graph is not None:
-            graph.stage(arrays)
-            ring.write(numbers)
-            calls: Calls = ((graph.graph.launch,),)
-        else:
-            ring.write(numbers)
-            given = [*self.leaves, *map(_contiguous, arrays)]
-            computing, calls = found.program.calls(ring.memory.data, found.program.arena, given)
+        values, ring = [self.losses.next() for _ in each], found.ring(len(each))
+        ring.write([n for own, loss in zip(leaves, values, strict=True) for n in (*found.values(own), loss.data.ptr)])
+        if graph is None:
+            given = [*self.leaves, *map(cupy.ascontiguousarray, arrays)]
+            computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
             uninterrupted(computing)
-        uninterrupted([*calls, (setattr, state, "now", (self.carry, count))])
-        return list(values)
+        else:
+            graph.stage(arrays)
+            writing = [(graph.graph.launch,)]
+        uninterrupted([*writing, (setattr, state, "now", (self.carry, count))])
+        return values
 
     def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Any:
         """The graph of so many steps on these arrays, which does not run yet; None where there can be none."""
@@ -331,11 +319,12 @@ class CapturedStep(Compiled):
             uninterrupted((operator.setitem, mine, ..., given) for mine, given in pairs if given is not mine)
 
 
+@dataclass(frozen=True)
 class Graph:
     """A captured graph, and the buffers to which it wants some of its arguments copied, by their numbers."""
 
-    def __init__(self, graph: Any, buffers: dict[int, Array]) -> None:
-        self.graph, self.buffers = graph, buffers
+    graph: Any
+    buffers: dict[int, Array]
 
     def stage(self, arrays: Sequence[Array]) -> None:
         """Copy what is not read where it lies."""
@@ -359,15 +348,8 @@ def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
     return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
 
 
-def _retire(rings: dict[int, Numbers]) -> None:
-    """Keep what a copy may still be under way from."""
-    Numbers.retired.extend(rings.values())
-
-
 def _kind(a: Any) -> Any:
-    if isinstance(a, cupy.ndarray):
-        return a.shape, a.dtype, a.data.device_id
-    return type(a)
+    return (a.shape, a.dtype, a.data.device_id) if isinstance(a, cupy.ndarray) else type(a)
 
 
 def _argument(a: Any) -> Any:
@@ -389,7 +371,3 @@ def _parted(arguments: Sequence[Any], count: int) -> list[Sequence[Any]]:
     *shared, rows = arguments
     size = rows.shape[0] // count
     return [(*shared, rows[i * size : (i + 1) * size]) for i in range(count)]
-
-
-def _contiguous(a: Array) -> Array:
-    return a if a.flags.c_contiguous else cupy.ascontiguousarray(a)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 import cupy
 import numpy
 
 from bpnet.backends.cupy import cublaslt
+from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
     NUMBERS,
     Call,
@@ -26,7 +28,7 @@ from bpnet.compiler.commands import (
     result_layout,
 )
 from bpnet.compiler.cuda import emit, gather
-from bpnet.compiler.cuda.launch import launch_of, most_tickets, spreads, width_of
+from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
 from bpnet.errors import DeviceError
 
@@ -78,8 +80,7 @@ class Program:
         loss = numbers + 8 * len(self.commands.numbers)
         memories = [numbers, arena.data, *(a.data for a in arrays), loss]
         made = [self._launches(command, memories) for command in self.commands.commands]
-        computing, writing = made[: self.first_writing], made[self.first_writing :]
-        return [call for some in computing for call in some], [call for some in writing for call in some]
+        return list(chain(*made[: self.first_writing])), list(chain(*made[self.first_writing :]))
 
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
@@ -110,11 +111,11 @@ class Program:
         kernel, numbers, real = command.kernel, memories[NUMBERS].ptr, numpy.dtype(command.kernel.dtype)
         arrays = [_address(memories, place) for place in (*command.operands, *command.results)]
         width = _width(command, arrays)
-        launch, spread = launch_of(command, width), spreads(kernel, command.columns, width)
+        launch = launch_of(command, width)
         indirect = frozenset(i for i, place in enumerate(command.results) if place.memory == self.loss)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
         disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
-        variant = emit.Variant(width, indirect, keys, spread, disjoint)
+        variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
         following = used + launch.scratch * real.itemsize
         workspace = self._workspace(following)
         arguments = [
@@ -144,8 +145,8 @@ class Program:
             return
         if not self._by_library(command, None, memories):
             _by_cupy(command, memories)
-        for call, *arguments in [] if epilogue is None else self._fused(epilogue, memories):
-            call(*arguments)
+        if epilogue is not None:
+            uninterrupted(self._fused(epilogue, memories))
 
     def _by_library(self, command: Product, epilogue: Fused | None, memories: Memories) -> bool:
         places, dtype, name = [command.a.place, command.b.place, command.out], command.dtype, "DEFAULT"
@@ -153,10 +154,10 @@ class Program:
             places[2:] = *epilogue.results, *epilogue.operands[1:]
             dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
             name = epilogue_name(epilogue.kernel) or name
-        a, b = _stored(command.a, command.inner), _stored(command.b, command.columns)
         problem = cublaslt.Problem(
-            *(command.rows, command.columns, command.inner), *a, *b, command.factor_dtype, dtype, command.precision,
-            name, command.accumulate, command.stack, command.a.stack_stride, command.b.stack_stride,
+            *(command.rows, command.columns, command.inner), _stored(command.a, command.inner),
+            _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
+            command.accumulate, command.stack,
         )  # fmt: skip
         first, second, out, vector = (*(_address(memories, place) for place in places), 0)[:4]
         return cublaslt.multiply(problem, (first, second, out, vector), lambda size: self._workspace(size).ptr)
@@ -213,10 +214,10 @@ def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:
     return function(code, "strided"), *sizes, (*command.shape, *command.strides, source, out)
 
 
-def _stored(matrix: Matrix, columns: int) -> tuple[bool, int]:
-    """Whether a matrix of so many columns is stored transposed, and how many elements its stored rows are apart."""
-    as_it_is = matrix.column_stride == 1 and matrix.row_stride >= columns
-    return (False, matrix.row_stride) if as_it_is else (True, matrix.column_stride)
+def _stored(matrix: Matrix, columns: int) -> cublaslt.Factor:
+    """How a matrix of so many columns is stored."""
+    transposed = matrix.column_stride != 1 or matrix.row_stride < columns
+    return transposed, matrix.column_stride if transposed else matrix.row_stride, matrix.stack_stride
 
 
 def _array(

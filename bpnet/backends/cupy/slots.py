@@ -1,6 +1,7 @@
 """What enters and leaves a captured step besides arrays: numbers by a ring of slots, losses to places of their own."""
 
 import struct
+import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,23 +20,22 @@ PAGE = 4096
 class Numbers:
     """Numbers in device memory that the host writes by one small copy, from the next of a ring of pinned slots."""
 
-    retired: ClassVar[list["Numbers"]] = []
-    """Those of steps that are gone, from which copies may still be under way."""
+    retired: ClassVar[list[tuple[Any, Any]]] = []
+    """Devices and slots of those that are gone, from which copies may still be under way."""
 
     def __init__(self, letters: str) -> None:
         """A letter for each number: d for a float64, q for a whole one."""
-        for device in {other.device.id: other.device for other in self.retired}.values():
+        for device in {device.id: device for device, _ in self.retired}.values():
             device.synchronize()
         self.retired.clear()
-        self.device: Any = cupy.cuda.Device()
-        count = len(letters)
-        self.size = 8 * count
+        self.size = 8 * len(letters)
         self.pack = struct.Struct(f"={letters}").pack_into
-        self.pinned = cupyx.empty_pinned(SLOTS * count, numpy.int64)
+        self.pinned = cupyx.empty_pinned(SLOTS * len(letters), numpy.int64)
         self.start = self.pinned.ctypes.data
-        self.memory = cupy.empty(count, numpy.int64)
+        self.memory = cupy.empty(len(letters), numpy.int64)
         self.copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]  # the slots of each half
         self.next = 0
+        weakref.finalize(self, self.retired.append, (cupy.cuda.Device(), self.pinned)).atexit = False
 
     def write(self, values: Sequence[float]) -> None:
         """Have the device hold `values` for what is launched next.
@@ -57,33 +57,27 @@ class Losses:
     """Places for 0-d results: each is handed out once, so that none is overwritten while somebody may read it."""
 
     def __init__(self, dtype: Any) -> None:
-        self.dtype, self.step = dtype, dtype.itemsize
-        self.used = PAGE
+        self.dtype, self.used = dtype, PAGE
 
-    def next(self) -> tuple[Array, int]:
-        """A 0-d array that nobody else has, and its address."""
+    def next(self) -> Array:
+        """A 0-d array that nobody else has."""
         if self.used == PAGE:
-            self.page = cupy.empty(PAGE, self.dtype)
-            self.address, self.used = self.page.data.ptr, 0
-        place = self.used
-        self.used = place + 1
-        return self.page[place], self.address + place * self.step
+            self.page, self.used = cupy.empty(PAGE, self.dtype), 0
+        self.used += 1
+        return self.page[self.used - 1]
 
 
 def fetch(scalars: Sequence[Array]) -> list[float]:
     """The values of 0-d arrays; losses of one page come by one copy."""
     pages = {id(s.base): s.base for s in scalars if _in_page(s)}
-    pages = {key: (cupy.asnumpy(page), page.data.ptr) for key, page in pages.items()}
+    copies = {key: cupy.asnumpy(page) for key, page in pages.items()}
     others = [s for s in scalars if not _in_page(s)]
     rest = iter(cupy.asnumpy(cupy.stack(others)) if others else ())
-    values = []
-    for s in scalars:
-        if _in_page(s):
-            page, address = pages[id(s.base)]
-            values.append(float(page[(s.data.ptr - address) // s.dtype.itemsize]))
-        else:
-            values.append(float(next(rest)))
-    return values
+
+    def value(s: Array) -> Any:
+        return copies[id(s.base)][(s.data.ptr - s.base.data.ptr) // s.dtype.itemsize] if _in_page(s) else next(rest)
+
+    return [float(value(s)) for s in scalars]
 
 
 def _in_page(scalar: Array) -> bool:

@@ -97,10 +97,8 @@ class _Writer:
     def prologue(self) -> Iterator[str]:
         """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
         kernel, variant = self.kernel, self.variant
-        for i in sorted(variant.indirect):
-            yield f"{STORED[self.stored[i]]}* const q{i} = *a{i};"
-        for i in range(kernel.numbers):
-            yield f"const T n{i} = (T)numbers[s{i}];"
+        yield from (f"{STORED[self.stored[i]]}* const q{i} = *a{i};" for i in sorted(variant.indirect))
+        yield from (f"const T n{i} = (T)numbers[s{i}];" for i in range(kernel.numbers))
         for m, key in enumerate(variant.keys):
             yield f"unsigned int key{m} = 0;"
             for i, number in enumerate(key):
@@ -128,20 +126,6 @@ class _Writer:
 
     def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
         return OPERATIONS[op].cuda.format(*(self.name(a, known) for a in args))
-
-    def lane(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> Iterator[str]:
-        """What computes values of lane k of the entries at (row, col), and names them in `known`."""
-        for i in sorted(i for kind, i in self.unknown(wanted, known) if kind == "value"):
-            op, _, _, *args = self.kernel.expressions[i]
-            if op == "mask":
-                m = sum(other == "mask" for other, *_ in self.kernel.expressions[:i])
-                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
-            elif op == "positions":
-                text = "(T)(col + k)"
-            else:
-                text = self.spelled(op, args, known)
-            known["value", i] = f"v{i}"
-            yield f"const auto v{i} = {text};"
 
     def unknown(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> set[Reference]:
         """The operands and expressions that these values are made of and that are not known."""
@@ -171,20 +155,37 @@ class _Writer:
         layout, dtype = self.kernel.operands[i]
         return "T" if layout == "per_row" else f"Words<{width}, {STORED[dtype]}>"
 
-    def entry(self, i: int, name: str) -> str:
-        return name if self.kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
-
     def entries(
-        self, sinks: Sequence[int], reduced: dict[int, Reference], width: int, loaded: dict[int, str]
+        self, sinks: Sequence[int], reduced: dict[int, Reference], width: int, loaded: dict[int, str] | None = None
     ) -> Iterator[str]:
-        """What is done with `width` entries whose operands are `loaded`: all is computed before anything is written."""
-        results = self.kernel.results
-        stored = [i for i in sinks if results[i][0].startswith("store")]
-        known = self.known | {("operand", i): self.entry(i, name) for i, name in loaded.items()}
+        """What is done with `width` entries at (row, col), whose operands are loaded here or before, under these names.
+
+        All is computed before anything is written.
+        """
+        kernel = self.kernel
+        stored = [i for i in sinks if kernel.results[i][0].startswith("store")]
+        wanted = [*(kernel.results[i][1] for i in sinks), *reduced.values()]
+        if loaded is None:
+            loaded = {i: f"x{i}" for i in self.read(wanted)}
+            yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
         yield from (f"Words<{width}> y{i};" for i in stored)
-        done = [*self.lane([*(results[i][1] for i in sinks), *reduced.values()], known)]
+        known = self.known.copy()
+        for i, name in loaded.items():
+            known["operand", i] = name if kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
+        done = []  # with lane k of the entries
+        for i in sorted(i for kind, i in self.unknown(wanted, known) if kind == "value"):
+            op, _, _, *args = kernel.expressions[i]
+            if op == "mask":
+                m = sum(other == "mask" for other, *_ in kernel.expressions[:i])
+                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
+            elif op == "positions":
+                text = "(T)(col + k)"
+            else:
+                text = self.spelled(op, args, known)
+            known["value", i] = f"v{i}"
+            done.append(f"const auto v{i} = {text};")
         for i in sinks:
-            kind, reference, *_ = results[i]
+            kind, reference, *_ = kernel.results[i]
             name = self.name(reference, known)
             if kind.startswith("store"):
                 done.append(f"y{i}.v[k] = {name};")
@@ -195,17 +196,9 @@ class _Writer:
                 lane = "[k]" if kind == "column_sum" else "[0]"
                 done.append(f"join(t{i}{lane}, e{i}{lane}, {name}, {_op(kind)});")
         for i, reference in reduced.items():
-            op = _op(self.kernel.expressions[i][0])
-            done.append(f"join(r{i}, f{i}, {self.name(reference, known)}, {op});")
+            done.append(f"join(r{i}, f{i}, {self.name(reference, known)}, {_op(kernel.expressions[i][0])});")
         yield from _block(f"for (int k = 0; k < {width}; ++k)", done)
         yield from (f"store<{width}>(q{i}, at, y{i});" for i in stored)
-
-    def some(self, sinks: Sequence[int], reduced: dict[int, Reference], width: int) -> Iterator[str]:
-        """The same where the operands are loaded here."""
-        wanted = [*(self.kernel.results[i][1] for i in sinks), *reduced.values()]
-        loaded = {i: f"x{i}" for i in self.read(wanted)}
-        yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
-        yield from self.entries(sinks, reduced, width, loaded)
 
     def across(
         self, start: str, stop: str, step: str, sinks: Sequence[int], reduced: dict[int, Reference]
@@ -219,7 +212,7 @@ class _Writer:
         if width > 1:
             heads[1] = f"for (long long col = {stop} - {stop} % {width} + {start}; col < {stop}; col += {step})"
         for wide, head in heads.items():
-            yield from _block(head, ["const long long at = row * columns + col;", *self.some(sinks, reduced, wide)])
+            yield from _block(head, ["const long long at = row * columns + col;", *self.entries(sinks, reduced, wide)])
 
     # ---- the three loops ----------------------------------------------------------------------------------------
 

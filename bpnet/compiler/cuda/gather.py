@@ -2,9 +2,7 @@
 
 from functools import lru_cache
 
-from bpnet.compiler.cuda.launch import MAX_BLOCKS, THREADS, Sizes
-
-INDICES = {"int32": "int", "int64": "long long"}
+from bpnet.compiler.cuda.launch import MAX_BLOCKS, STORED, THREADS, Sizes
 
 
 def _word(width: int) -> str:
@@ -19,7 +17,7 @@ def source(index_dtype: str, width: int) -> str:
 
     Numbers of rows below 0 count from the end, and those of no row give one of ones in every bit.
     """
-    return _word(width) + _GATHER.replace("<<index>>", INDICES[index_dtype])
+    return _word(width) + _GATHER.replace("<<index>>", STORED[index_dtype])
 
 
 @lru_cache

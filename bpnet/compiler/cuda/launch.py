@@ -68,17 +68,12 @@ def launch_of(command: Fused, width: int) -> Launch:
         y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
     else:
         x = min(-(-rows // down), MAX_SUMMING)
-        if spreads(kernel, columns, width):
+        if sums and columns > THREADS * width:  # more than the threads of a block can hold in registers
             x = partial_rows = max(x, -(-rows // SERIAL_ROWS))
         elif sums:
             x = min(x, max(MAX_PARTIAL // columns, 64))
     summing = y if form == "columns" else x
     return Launch(((x, y), (threads, down)), sums * summing * columns + full * x * y, partial_rows)
-
-
-def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
-    """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
-    return kernel.reduces_rows and kernel.reduces_columns and columns > THREADS * width
 
 
 def most_tickets(columns: int) -> int:
