@@ -287,9 +287,9 @@ def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
 
 
 def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers in slots not yet copied stay, and losses until they are fetched, though the device does nothing."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.SLOTS", 4)
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 6)
+    """Numbers that are not yet copied stay, and losses until they are fetched, though the device does nothing."""
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.RING", 4)
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 6)
     x, y = map(world.array, data())
     plain, captured = both(world, optimizer=bp.Adam(bp.Cosine(0.05, steps=30)))
     for trainer in (plain, captured):
@@ -553,7 +553,7 @@ class Allocator:
 @pytest.mark.parametrize("when", ["first", "captured", "replayed"])
 def test_wherever_memory_runs_out_nothing_is_changed(when: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replayed step would need none
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 1)  # or else a replayed step would need none
     batches = [tuple(map(world.array, data(6, seed=seed))) for seed in range(5)]  # copied, to memory of the graph
     net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
     options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
@@ -590,7 +590,7 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
     when: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first allocation of a group, or the second ...: then nothing was done."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replay would need none
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 1)  # or else a replay would need none
     monkeypatch.setattr(type(world.seam), "max_steps_per_launch", 2)
     x, y = map(world.array, data(12))
     options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}

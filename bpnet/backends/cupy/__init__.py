@@ -12,8 +12,8 @@ import numpy
 from bpnet.backends.base import PRECISIONS, Array, Backend, Prefetcher, Specs, State
 from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.compiled import CapturedStep, Compiled
+from bpnet.backends.cupy.device_scalars import fetch
 from bpnet.backends.cupy.prefetch import PinnedPrefetcher
-from bpnet.backends.cupy.slots import fetch
 from bpnet.errors import DeviceError
 
 

@@ -18,8 +18,8 @@ import cupy
 import numpy
 
 from bpnet.backends.base import Array, State
+from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
 from bpnet.backends.cupy.program import ALIGNMENT, Program
-from bpnet.backends.cupy.slots import Losses, Numbers
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler.bfloat16 import round_factors
@@ -127,7 +127,7 @@ class Traced:
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
             f"lambda {names}: ({''.join(f'{text}, ' for text in commands.numbers)})"
         )
-        self.rings: dict[int, Numbers] = {}
+        self.rings: dict[int, DeviceScalars] = {}
         self.graphs: OrderedDict[Any, Graph] = OrderedDict()
         self.recent: deque[Any] = deque(maxlen=2 * RECENT)
         """Where arguments of calls without a graph lay."""
@@ -135,10 +135,10 @@ class Traced:
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
 
-    def ring(self, count: int) -> Numbers:
+    def ring(self, count: int) -> DeviceScalars:
         """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
         if count not in self.rings:
-            self.rings[count] = Numbers(("d" * len(self.commands.numbers) + "q") * count)
+            self.rings[count] = DeviceScalars(("d" * len(self.commands.numbers) + "q") * count)
         return self.rings[count]
 
     def graph(self, arrays: Sequence[Array], count: int, step: "CapturedStep") -> "Graph | None":
@@ -149,11 +149,11 @@ class Traced:
         """
         if self.calls:
             return None
-        places = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
-        loose = [p if a.nbytes > SMALL else None for p, a in zip(places, arrays, strict=True)]
-        last, self.last[count] = self.last.get(count), places
-        steady = [large or (p if p == q else None) for large, p, q in zip(loose, places, last or loose, strict=True)]
-        keys = [(count, *key) for key in (places, steady, loose)]
+        lie = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
+        loose = [p if a.nbytes > SMALL else None for p, a in zip(lie, arrays, strict=True)]
+        last, self.last[count] = self.last.get(count), lie
+        steady = [large or (p if p == q else None) for large, p, q in zip(loose, lie, last or loose, strict=True)]
+        keys = [(count, *key) for key in (lie, steady, loose)]
         key = next((key for key in keys if key in self.graphs), None)
         if key is None:
             seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
@@ -161,12 +161,12 @@ class Traced:
                 self.recent.extend((keys[0], keys[2]))
                 return None
             key = keys[0] if more and keys[0] in self.recent else keys[1] if more else keys[2]
-            buffers = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if key[1 + i] is None}
+            static = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if key[1 + i] is None}
             self.captures_left -= 1
-            made = step.capture(self, [buffers.get(i, a) for i, a in enumerate(arrays)], count)
+            made = step.capture(self, [static.get(i, a) for i, a in enumerate(arrays)], count)
             if made is None:
                 return None
-            self.graphs[key] = Graph(made, buffers)
+            self.graphs[key] = Graph(made, static)
             if len(self.graphs) > MAX_GRAPHS:
                 self.graphs.popitem(last=False)
         self.graphs.move_to_end(key)
@@ -185,9 +185,8 @@ class Traced:
         for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
             uninterrupted(calls)
         self.program.workspaces.clear()  # whose memory is used again once all is done
-        made = {r.memory: a for r, a in zip(self.new, results, strict=True)}
-        given = {FIRST + k: leaves[i] for k, i in enumerate(self.arrays)}
-        found = iter([None if r is None else (made | given)[r.memory] for r in self.commands.results])
+        given = [*(leaves[i] for i in self.arrays), *results]
+        found = iter([None if r is None else given[r.memory - FIRST] for r in self.commands.results])
         return rebuilt(self.form, found) if isinstance(self.form, tuple) else next(found)
 
 
@@ -215,8 +214,6 @@ class CapturedStep(Compiled):
         self.losses: Losses
         self.launched: int | None = None
         """The stream of the last call."""
-        self.stream: Any = None
-        """The one that captures."""
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         state = State(carry, 0)
@@ -275,27 +272,25 @@ class CapturedStep(Compiled):
 
     def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Any:
         """The graph of so many steps on these arrays, which does not run yet; None where there can be none."""
-        if self.stream is None:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
         ring, size = found.ring(count), len(found.commands.numbers) + 1
         launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
         for i, part in enumerate(_parted(arrays, count)):
             numbers = ring.memory.data + 8 * size * i
             launches += found.program.calls(numbers, found.program.arena, [*self.leaves, *part])
-        with self.stream:
-            self.stream.begin_capture()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
             try:
                 for calls in launches:
                     uninterrupted(calls)
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
-                    self.stream.end_capture()
+                    stream.end_capture()
                 if not isinstance(error, Exception) or isinstance(error, MemoryError):
                     raise
                 self.captures = False
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
-            return self.stream.end_capture()
+            return stream.end_capture()
 
     def _follow_stream(self) -> None:
         """Where the caller changes the stream, wait: memory is used again in the order of one."""
@@ -321,18 +316,18 @@ class CapturedStep(Compiled):
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured graph, and the buffers to which it wants some of its arguments copied, by their numbers."""
+    """A captured graph, and its static inputs: to which it wants some of its arguments copied, by their numbers."""
 
     graph: Any
-    buffers: dict[int, Array]
+    static_inputs: dict[int, Array]
 
     def stage(self, arrays: Sequence[Array]) -> None:
         """Copy what is not read where it lies."""
-        for i, buffer in self.buffers.items():
+        for i, static in self.static_inputs.items():
             if arrays[i].flags.c_contiguous:
-                buffer.data.copy_from_device_async(arrays[i].data, buffer.nbytes)
+                static.data.copy_from_device_async(arrays[i].data, static.nbytes)
             else:
-                buffer[...] = arrays[i]
+                static[...] = arrays[i]
 
 
 def leaves_of(tree: Tree) -> list[Any]:

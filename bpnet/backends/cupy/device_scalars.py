@@ -1,4 +1,4 @@
-"""What enters and leaves a captured step besides arrays: numbers by a ring of slots, losses to places of their own."""
+"""What enters and leaves a captured step besides arrays: device scalars by a ring buffer, and losses."""
 
 import struct
 import weakref
@@ -11,17 +11,17 @@ import numpy
 
 from bpnet.backends.base import Array
 
-SLOTS = 64
+RING = 64
 """How many launches the host may be ahead of the device before it waits."""
 PAGE = 4096
 """Losses in one piece of memory."""
 
 
-class Numbers:
-    """Numbers in device memory that the host writes by one small copy, from the next of a ring of pinned slots."""
+class DeviceScalars:
+    """Numbers in device memory that the host writes by one small copy, from the next part of a pinned ring buffer."""
 
     retired: ClassVar[list[tuple[Any, Any]]] = []
-    """Devices and slots of those that are gone, from which copies may still be under way."""
+    """Devices and ring buffers of those that are gone, from which copies may still be under way."""
 
     def __init__(self, letters: str) -> None:
         """A letter for each number: d for a float64, q for a whole one."""
@@ -30,10 +30,10 @@ class Numbers:
         self.retired.clear()
         self.size = 8 * len(letters)
         self.pack = struct.Struct(f"={letters}").pack_into
-        self.pinned = cupyx.empty_pinned(SLOTS * len(letters), numpy.int64)
+        self.pinned = cupyx.empty_pinned(RING * len(letters), numpy.int64)
         self.start = self.pinned.ctypes.data
         self.memory = cupy.empty(len(letters), numpy.int64)
-        self.copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]  # the slots of each half
+        self.copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]  # all of each half
         self.next = 0
         weakref.finalize(self, self.retired.append, (cupy.cuda.Device(), self.pinned)).atexit = False
 
@@ -42,19 +42,19 @@ class Numbers:
 
         Raises struct.error, and writes nothing, where they are not of the kinds that the letters say.
         """
-        slot = self.next
-        half, place = divmod(slot, SLOTS // 2)
-        if place == 0:
+        part = self.next
+        half, number = divmod(part, RING // 2)
+        if number == 0:
             self.copied[half].synchronize()  # at once, unless the host is a whole ring ahead
-        self.pack(self.pinned, slot * self.size, *values)
-        self.memory.data.copy_from_host_async(self.start + slot * self.size, self.size)
-        if place == SLOTS // 2 - 1:
+        self.pack(self.pinned, part * self.size, *values)
+        self.memory.data.copy_from_host_async(self.start + part * self.size, self.size)
+        if number == RING // 2 - 1:
             self.copied[half].record()
-        self.next = (slot + 1) % SLOTS
+        self.next = (part + 1) % RING
 
 
 class Losses:
-    """Places for 0-d results: each is handed out once, so that none is overwritten while somebody may read it."""
+    """0-d arrays for results: each is handed out once, so that none is overwritten while somebody may read it."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype, self.used = dtype, PAGE
