@@ -61,10 +61,8 @@ class CupyBackend(Backend):
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
-        if not cublaslt.available():
-            return super().precisions(device)
-        device = cupy.cuda.Device() if device is None else device
-        return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
+        able = cublaslt.available() and int((device or cupy.cuda.Device()).compute_capability) >= 80
+        return PRECISIONS if able else super().precisions(device)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
