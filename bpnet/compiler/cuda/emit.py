@@ -64,7 +64,8 @@ class _Writer:
     def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
-        self.known: dict[Reference, str] = {}
+        self.known: dict[Reference, str] = {("number", i): f"n{i}" for i in range(kernel.numbers)}
+        self.known |= {("constant", i): f"c{i}" for i in range(kernel.constants)}
         """Names of values that are the same for the whole kernel, and of those of the row that is worked on."""
         self.column_sums = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
@@ -108,24 +109,24 @@ class _Writer:
             if layout == "scalar":
                 self.known["operand", i] = f"x{i}"
                 yield f"const T x{i} = get(p{i}[0]);"
-        for i, (op, layout, phase, *args) in enumerate(kernel.expressions):
-            if layout == "scalar" and phase == 0 and op not in ROW_REDUCTIONS:
-                yield f"const auto v{i} = {self.spelled(op, args, self.known)};"
-                self.known["value", i] = f"v{i}"
+        yield from self.the_same(("scalar",), 0)
         yield from (f"T t{i}[1] = {{nothing({_op(kernel.results[i][0])})}}, e{i}[1] = {{}};" for i in self.full)
 
     # ---- expressions --------------------------------------------------------------------------------------------
 
     def name(self, reference: Reference, known: dict[Reference, str]) -> str:
-        kind, which = reference
-        if kind == "literal":
-            return f"(T){which!r}"
-        if kind in ("number", "constant"):
-            return f"{kind[0]}{which}"
-        return known[reference]
+        return f"(T){reference[1]!r}" if reference[0] == "literal" else known[reference]
 
     def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
         return OPERATIONS[op].cuda.format(*(self.name(a, known) for a in args))
+
+    def the_same(self, layouts: tuple[str, ...], phase: int) -> Iterator[str]:
+        """What computes values that are the same for all entries, or for all of a row."""
+        for i, (op, layout, p, *args) in enumerate(self.kernel.expressions):
+            wanted = layout in layouts and p == phase and ("value", i) not in self.known
+            if wanted and op not in ROW_REDUCTIONS:
+                yield f"const auto v{i} = {self.spelled(op, args, self.known)};"
+                self.known["value", i] = f"v{i}"
 
     def unknown(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> set[Reference]:
         """The operands and expressions that these values are made of and that are not known."""
@@ -133,7 +134,7 @@ class _Writer:
         todo = list(wanted)
         while todo:
             reference = todo.pop()
-            if reference[0] not in ("operand", "value") or reference in known or reference in found:
+            if reference[0] == "literal" or reference in known or reference in found:
                 continue
             found.add(reference)
             if reference[0] == "value":
@@ -272,11 +273,7 @@ class _Writer:
         along = [i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column")]
         single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
         reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
-        for i, (op, layout, p, *args) in enumerate(kernel.expressions):
-            here = layout in ("per_row", "scalar") and p == phase
-            if here and op not in ROW_REDUCTIONS and ("value", i) not in self.known:
-                yield f"const auto v{i} = {self.spelled(op, args, self.known)};"
-                self.known["value", i] = f"v{i}"
+        yield from self.the_same(("scalar", "per_row"), phase)
         yield from (f"T r{i} = nothing({_op(kernel.expressions[i][0])}), f{i} = 0;" for i in reduced)
         if along or reduced:
             yield from self.across("(long long)threadIdx.x", "stop", "blockDim.x", along, reduced)
