@@ -4,7 +4,10 @@ Replaying gives the bits of launching the same commands one by one.
 """
 
 import inspect
+import itertools
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -794,6 +797,36 @@ def test_an_optimizer_may_go_on_with_what_it_has_updated(optimizer: Any, capture
     trainer = bp.Trainer(NETS["plain"], "cross_entropy", optimizer).build(world.array(data(1, "float64")[0]))
     trainer._engine.step.captures = capture
     check_goes_on(trainer, world.array, world.cupy.asnumpy, 5)
+
+
+def test_several_threads_may_call_a_compiled_function(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launches all of its commands before another does, since they use the same workspace."""
+    from bpnet.backends.cupy import compiled
+
+    step = world.seam.compile(lambda b, x: (b.xp.sum(x, axis=0),))
+    batches = [world.array(data(30, seed=seed)[0]) for seed in range(4)]
+    step(batches[0])
+    launching: list[int] = []
+    found: dict[int, Any] = {}
+    real = compiled.uninterrupted
+
+    def slowly(calls: Any) -> None:
+        launching.append(threading.get_ident())
+        time.sleep(0.01)
+        real(calls)
+
+    def run(number: int) -> None:
+        found[number] = step(batches[number])[0]
+
+    monkeypatch.setattr(compiled, "uninterrupted", slowly)
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for each in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            each(thread)
+    assert len([thread for thread, _ in itertools.groupby(launching)]) == 4
+    for number, x in enumerate(batches):
+        expected = world.cupy.asnumpy(x).sum(axis=0)
+        np.testing.assert_allclose(world.cupy.asnumpy(found[number]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_only_steps_that_are_repeated_are_captured(world: World) -> None:

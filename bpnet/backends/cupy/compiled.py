@@ -7,6 +7,7 @@ the bits of the same step launched command by command.
 
 import contextlib
 import operator
+import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,7 @@ class Traced:
         self.last: dict[int, list[int | None]] = {}
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
+        self.lock = threading.RLock()
 
     def ring(self, count: int) -> DeviceScalars:
         """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
@@ -181,10 +183,11 @@ class Traced:
         """Launch the commands one by one; results are new arrays."""
         arrays = [cupy.ascontiguousarray(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
-        numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
-        for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
-            uninterrupted(calls)
-        self.program.workspaces.clear()  # whose memory is used again once all is done
+        with self.lock:  # the workspace is one, whatever thread calls
+            numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+            for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
+                uninterrupted(calls)
+            self.program.workspaces.clear()  # whose memory is used again once all is done
         given = [*(leaves[i] for i in self.arrays), *results]
         found = iter([None if r is None else given[r.memory - FIRST] for r in self.commands.results])
         return rebuilt(self.form, found) if isinstance(self.form, tuple) else next(found)
