@@ -280,7 +280,7 @@ class World:
             empty=self.empty,
             zeros=lambda shape, dtype: self.array(np.zeros(shape, dtype)),
             asarray=self.array,
-            ascontiguousarray=lambda a: a.copy(),
+            ascontiguousarray=lambda a: a if a.flags.c_contiguous else a.copy(),
             empty_like=lambda a: self.empty(a.shape, a.dtype),
             matmul=np.matmul,
             add=np.add,
@@ -413,7 +413,7 @@ class World:
         self.forbid("synchronise")
         self.run(lambda: all(stream.done == stream.count for stream in self.streams))
 
-    def function(self, code: str, name: str, device: int) -> Any:
+    def function(self, code: str, name: str) -> Any:
         """What CuPy makes of a text: a kernel, which runs on the host."""
 
         def launch(grid: Any, block: Any, arguments: Any) -> None:
@@ -479,7 +479,7 @@ class Products(Fake):
 def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     """A device whose arrays bpnet takes for CuPy's; `run` runs a kernel's text, `seam` is the backend."""
     from bpnet.backends import cupy as seam
-    from bpnet.backends.cupy import compiled, cublaslt, prefetch, program, slots
+    from bpnet.backends.cupy import compiled, cublaslt, device_scalars, prefetch, program
 
     class Backend(seam.CupyBackend):
         def device(self, x: Any) -> Any:
@@ -490,12 +490,12 @@ def lent(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cublaslt, "bindings", lambda: (products, BLAS))
     for made in ("_plan", "_handle"):  # nor are those kept that were made for another device
         monkeypatch.setattr(cublaslt, made, functools.cache(getattr(cublaslt, made).__wrapped__))
-    monkeypatch.setattr(program, "_function", world.function)
-    for module in (compiled, cublaslt, prefetch, program, seam, slots):
+    monkeypatch.setattr(program, "function", world.function)
+    for module in (compiled, cublaslt, prefetch, program, seam, device_scalars):
         for name in ("cupy", "cupyx"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(world, name))
-    monkeypatch.setattr(slots.Numbers, "retired", [])  # nor those of another device
+    monkeypatch.setattr(device_scalars.DeviceScalars, "retired", [])  # nor those of another device
     world.seam = Backend(bp.backends.get("numpy").xp)
     monkeypatch.setitem(bp.backends._by_type, Device, world.seam)
     monkeypatch.setitem(bp.backends._by_name, "cupy", world.seam)

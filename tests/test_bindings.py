@@ -170,8 +170,8 @@ for precision, ta, tb, epilogue, stack, adds in cases:
     z = a.astype("d") @ b + (vector if "BIAS" in epilogue else 0.0) + (out if adds else 0.0)
     y = np.maximum(z, 0) if "RELU" in epilogue else z
     kinds = precision if precision == "bfloat16" else real, real, "float32" if precision == "float64" else precision
-    sizes, apart = (m, n, k, ta, m if ta else k, tb, k if tb else n), (stack, m * k, k * n)
-    problem = cublaslt.Problem(*sizes, *kinds, epilogue, adds, *apart)
+    factors = (ta, m if ta else k, m * k), (tb, k if tb else n, k * n)
+    problem = cublaslt.Problem(m, n, k, *factors, *kinds, epilogue, adds, stack)
     places = *(v.ctypes.data for v in (*stored, out)), vector.ctypes.data if "BIAS" in epilogue else 0
     assert cublaslt.multiply(problem, places, lambda size: ctypes.addressof(scratch)), problem
     np.testing.assert_allclose(out, y, rtol=1e-5, atol=1e-5)

@@ -56,9 +56,10 @@ def multiplied(
 ) -> bool:
     """out <- a b of matrices of any strides, or of stacks of them; whether the library had it."""
 
-    def stored(x: Any) -> tuple[bool, int]:
+    def stored(x: Any) -> tuple[bool, int, int]:
         row, column = (n // x.itemsize for n in x.strides[-2:])
-        return (False, row) if column == 1 and row >= x.shape[-1] else (True, column)
+        apart = x.strides[0] // x.itemsize if x.ndim == 3 else 0
+        return (False, row, apart) if column == 1 and row >= x.shape[-1] else (True, column, apart)
 
     def workspace(size: int) -> int:
         lt.sizes.append(size)
@@ -67,10 +68,8 @@ def multiplied(
     rows, columns, inner = a.shape[-2], b.shape[-1], a.shape[-1]
     dtype = options.pop("dtype", a.dtype.name)
     kinds = dtype, out.dtype.name, options.pop("precision", "float32"), epilogue, options.pop("accumulate", False)
-    if a.ndim == 3:
-        options |= {"stack": len(a), "a_stack_stride": a.strides[0] // a.itemsize}
-        options["b_stack_stride"] = b.strides[0] // b.itemsize
-    problem = cublaslt.Problem(rows, columns, inner, *stored(a), *stored(b), *kinds, **options)
+    stack = len(a) if a.ndim == 3 else 1
+    problem = cublaslt.Problem(rows, columns, inner, stored(a), stored(b), *kinds, stack, **options)
     place = 0 if vector is None else vector.ctypes.data
     return bool(cublaslt.multiply(problem, (a.ctypes.data, b.ctypes.data, out.ctypes.data, place), workspace))
 
@@ -148,7 +147,7 @@ def test_what_cublaslt_cannot_do_is_not_done(why: str, lt: Fake, monkeypatch: py
     a, out, vector = (on_device(np.full(size, 77, "f")) for size in ((8, 8), (8, 8), 9))
     options = {}
     if why == "no bindings":
-        monkeypatch.setattr(cublaslt, "bindings", lambda: None)
+        monkeypatch.setattr(cublaslt, "bindings", lambda: "missing")
     elif why == "none known":
         lt.lacks = {"BIAS"}
     elif why == "another type":
@@ -165,7 +164,7 @@ def test_hip_and_a_broken_installation_leave_cupys_product(monkeypatch: pytest.M
 
     runtime = SimpleNamespace(is_hip=True)
     monkeypatch.setattr(cublaslt, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
-    assert isinstance(cublaslt._loaded.__wrapped__(), str)
+    assert isinstance(cublaslt.bindings.__wrapped__(), str)
     runtime.is_hip, real = False, builtins.__import__
 
     def broken(name: str, *args: Any) -> Any:
@@ -174,7 +173,7 @@ def test_hip_and_a_broken_installation_leave_cupys_product(monkeypatch: pytest.M
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", broken)
-    assert isinstance(cublaslt._loaded.__wrapped__(), str)
+    assert isinstance(cublaslt.bindings.__wrapped__(), str)
 
 
 # ---- products of compiled functions ---------------------------------------------------------------------------------
@@ -290,7 +289,7 @@ def test_which_devices_have_every_precision(world: World, monkeypatch: pytest.Mo
     older, newer = (SimpleNamespace(compute_capability=c) for c in ("75", "80"))
     assert world.seam.precisions(older) == ("float32",)
     assert world.seam.precisions(newer) == ("float32", "tf32", "bfloat16")
-    monkeypatch.setattr(cublaslt, "bindings", lambda: None)
+    monkeypatch.setattr(cublaslt, "bindings", lambda: "missing")
     assert world.seam.precisions(newer) == world.seam.precisions(None) == ("float32",)
 
 

@@ -4,7 +4,10 @@ Replaying gives the bits of launching the same commands one by one.
 """
 
 import inspect
+import itertools
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,7 +150,7 @@ def test_without_cublaslt_steps_are_not_captured(world: World, monkeypatch: pyte
     x, y = map(world.array, data())
     usual = made(world, True)
     usual.fit(x, y, epochs=3, batch_size=20, progress=False)
-    monkeypatch.setattr("bpnet.backends.cupy.cublaslt.bindings", lambda: None)
+    monkeypatch.setattr("bpnet.backends.cupy.cublaslt.bindings", lambda: "missing")
     without = made(world, True)
     with pytest.warns(bp.errors.BpnetWarning, match="launched command by command") as told:
         without.fit(x, y, epochs=3, batch_size=20, progress=False)
@@ -287,9 +290,9 @@ def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
 
 
 def test_the_host_may_run_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers in slots not yet copied stay, and losses until they are fetched, though the device does nothing."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.SLOTS", 4)
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 6)
+    """Numbers that are not yet copied stay, and losses until they are fetched, though the device does nothing."""
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.RING", 4)
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 6)
     x, y = map(world.array, data())
     plain, captured = both(world, optimizer=bp.Adam(bp.Cosine(0.05, steps=30)))
     for trainer in (plain, captured):
@@ -553,7 +556,7 @@ class Allocator:
 @pytest.mark.parametrize("when", ["first", "captured", "replayed"])
 def test_wherever_memory_runs_out_nothing_is_changed(when: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first allocation of a step, or the second ...; then training goes on as if it had not."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replayed step would need none
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 1)  # or else a replayed step would need none
     batches = [tuple(map(world.array, data(6, seed=seed))) for seed in range(5)]  # copied, to memory of the graph
     net = bp.Sequential(bp.Dense(4, "relu"), bp.BatchNorm(), bp.Dense(4, "tanh"), bp.Dense(3))
     options = {"net": net, "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
@@ -590,7 +593,7 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
     when: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the first allocation of a group, or the second ...: then nothing was done."""
-    monkeypatch.setattr("bpnet.backends.cupy.slots.PAGE", 1)  # or else a replay would need none
+    monkeypatch.setattr("bpnet.backends.cupy.device_scalars.PAGE", 1)  # or else a replay would need none
     monkeypatch.setattr(type(world.seam), "max_steps_per_launch", 2)
     x, y = map(world.array, data(12))
     options = {"net": NETS["norm"], "optimizer": bp.AdamW(0.1), "clip_norm": 0.5}
@@ -794,6 +797,36 @@ def test_an_optimizer_may_go_on_with_what_it_has_updated(optimizer: Any, capture
     trainer = bp.Trainer(NETS["plain"], "cross_entropy", optimizer).build(world.array(data(1, "float64")[0]))
     trainer._engine.step.captures = capture
     check_goes_on(trainer, world.array, world.cupy.asnumpy, 5)
+
+
+def test_several_threads_may_call_a_compiled_function(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launches all of its commands before another does, since they use the same workspace."""
+    from bpnet.backends.cupy import compiled
+
+    step = world.seam.compile(lambda b, x: (b.xp.sum(x, axis=0),))
+    batches = [world.array(data(30, seed=seed)[0]) for seed in range(4)]
+    step(batches[0])
+    launching: list[int] = []
+    found: dict[int, Any] = {}
+    real = compiled.uninterrupted
+
+    def slowly(calls: Any) -> None:
+        launching.append(threading.get_ident())
+        time.sleep(0.01)
+        real(calls)
+
+    def run(number: int) -> None:
+        found[number] = step(batches[number])[0]
+
+    monkeypatch.setattr(compiled, "uninterrupted", slowly)
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for each in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            each(thread)
+    assert len([thread for thread, _ in itertools.groupby(launching)]) == 4
+    for number, x in enumerate(batches):
+        expected = world.cupy.asnumpy(x).sum(axis=0)
+        np.testing.assert_allclose(world.cupy.asnumpy(found[number]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_only_steps_that_are_repeated_are_captured(world: World) -> None:

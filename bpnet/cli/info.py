@@ -74,7 +74,7 @@ def describe_library(name: str) -> JSON:
         if name == "cupy":
             from bpnet.backends.cupy import cublaslt
 
-            result |= {"without_cublaslt": why} if (why := cublaslt.why_not()) else {}
+            result |= {"without_cublaslt": why} if isinstance(why := cublaslt.bindings(), str) else {}
     except ModuleNotFoundError:
         pass
     except Exception as error:  # no driver, no device, a broken installation: each library has its own errors

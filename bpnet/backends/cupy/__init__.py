@@ -12,12 +12,9 @@ import numpy
 from bpnet.backends.base import PRECISIONS, Array, Backend, Prefetcher, Specs, State
 from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.compiled import CapturedStep, Compiled
+from bpnet.backends.cupy.device_scalars import fetch
 from bpnet.backends.cupy.prefetch import PinnedPrefetcher
-from bpnet.backends.cupy.slots import fetch
 from bpnet.errors import DeviceError
-
-MAX_STEPS = 8
-"""Steps of one launch."""
 
 
 class CupyBackend(Backend):
@@ -25,7 +22,7 @@ class CupyBackend(Backend):
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
-    max_steps_per_launch = MAX_STEPS
+    max_steps_per_launch = 8
 
     def get_device(self, number: int) -> Any:
         try:
@@ -64,10 +61,8 @@ class CupyBackend(Backend):
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
-        if not cublaslt.available():
-            return super().precisions(device)
-        device = cupy.cuda.Device() if device is None else device
-        return PRECISIONS if int(device.compute_capability) >= 80 else super().precisions(device)
+        able = cublaslt.available() and int((device or cupy.cuda.Device()).compute_capability) >= 80
+        return PRECISIONS if able else super().precisions(device)
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)

@@ -7,11 +7,11 @@ the bits of the same step launched command by command.
 
 import contextlib
 import operator
+import threading
 import warnings
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ import cupy
 import numpy
 
 from bpnet.backends.base import Array, State
+from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
 from bpnet.backends.cupy.program import ALIGNMENT, Program
-from bpnet.backends.cupy.slots import Losses, Numbers
-from bpnet.backends.interrupts import Calls, advance, uninterrupted
+from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
@@ -53,26 +53,26 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         leaves = leaves_of(args)
         found = self.find(args, leaves)
-        if found is None:
-            return self.plain(*args)
-        return found.run(leaves)
+        return self.plain(*args) if found is None else found.run(leaves)
 
     def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
         """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
         kind = (*known, *map(_kind, leaves[len(known) :]))
-        if kind in self.programs:
-            self.programs.move_to_end(kind)
-            return self.programs[kind]
+        if kind not in self.programs:
+            self.programs[kind] = self._trace(args, leaves)
+            if len(self.programs) > MAX_PROGRAMS:
+                self.programs.popitem(last=False)
+        self.programs.move_to_end(kind)
+        return self.programs[kind]
+
+    def _trace(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
         try:
-            found: Traced | None = Traced(self.function, self.backend, args, leaves, self.donates)
-            if self.donates and found is not None and found.calls:
-                self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
+            found = Traced(self.function, self.backend, args, leaves, self.donates)
         except NotTraceableError as error:
-            found = None
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
-        self.programs[kind] = found
-        if len(self.programs) > MAX_PROGRAMS:
-            self.programs.popitem(last=False)
+            return None
+        if self.donates and found.calls:
+            self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
         return found
 
     def explain(self, args: Sequence[Any]) -> str:
@@ -116,12 +116,10 @@ class Traced:
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
         commands = replace(commands, commands=with_epilogues(commands.commands))
-        self.new = [r for i, r in enumerate(commands.results) if r is not None and r not in commands.arguments]
-        loss = self.new[-1] if donates and self.new and self.new[-1].shape == () else None
-        if donates and (loss is None or len(self.new) != 1):
+        self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
+        if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
-        self.commands, self.loss = commands, loss
-        self.program = Program(commands, frozenset() if loss is None else frozenset([loss.memory]))
+        self.commands, self.program = commands, Program(commands, self.new[0].memory if donates else None)
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.calls = [c for c in commands.commands if isinstance(c, Call)]
         """What is not compiled, and so can't be captured either."""
@@ -130,19 +128,19 @@ class Traced:
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
             f"lambda {names}: ({''.join(f'{text}, ' for text in commands.numbers)})"
         )
-        self.rings: dict[int, Numbers] = {}
+        self.rings: dict[int, DeviceScalars] = {}
         self.graphs: OrderedDict[Any, Graph] = OrderedDict()
         self.recent: deque[Any] = deque(maxlen=2 * RECENT)
         """Where arguments of calls without a graph lay."""
         self.last: dict[int, list[int | None]] = {}
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
-        weakref.finalize(self, _retire, self.rings).atexit = False
+        self.lock = threading.RLock()
 
-    def ring(self, count: int) -> Numbers:
+    def ring(self, count: int) -> DeviceScalars:
         """Where the numbers of `count` steps are written, and after each step's the address of its loss."""
         if count not in self.rings:
-            self.rings[count] = Numbers(("d" * len(self.commands.numbers) + "q") * count)
+            self.rings[count] = DeviceScalars(("d" * len(self.commands.numbers) + "q") * count)
         return self.rings[count]
 
     def graph(self, arrays: Sequence[Array], count: int, step: "CapturedStep") -> "Graph | None":
@@ -153,32 +151,28 @@ class Traced:
         """
         if self.calls:
             return None
-        places = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
-        loose = [p if a.nbytes > SMALL else None for p, a in zip(places, arrays, strict=True)]
-        last, self.last[count] = self.last.get(count), places
-        steady = [large or (p if p == q else None) for large, p, q in zip(loose, places, last or loose, strict=True)]
-        keys = [(count, *key) for key in (places, steady, loose)]
-        for key in keys:
-            if key in self.graphs:
-                self.graphs.move_to_end(key)
-                return self.graphs[key]
-        seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
-        for key, may in zip(keys, (more and keys[0] in self.recent, more and seen, seen), strict=True):
-            if may and self.captures_left:
-                buffers = {
-                    i: cupy.empty(a.shape, a.dtype)
-                    for i, (a, place) in enumerate(zip(arrays, key[1:], strict=True)) if place is None
-                }  # fmt: skip
-                self.captures_left -= 1
-                made = step.capture(self, [buffers.get(i, a) for i, a in enumerate(arrays)], count)
-                if made is None:
-                    return None
-                self.graphs[key] = Graph(made, buffers)
-                if len(self.graphs) > MAX_GRAPHS:
-                    self.graphs.popitem(last=False)
-                return self.graphs[key]
-        self.recent.extend((keys[0], keys[2]))
-        return None
+        lie = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
+        loose = [p if a.nbytes > SMALL else None for p, a in zip(lie, arrays, strict=True)]
+        last, self.last[count] = self.last.get(count), lie
+        steady = [large or (p if p == q else None) for large, p, q in zip(loose, lie, last or loose, strict=True)]
+        keys = [(count, *key) for key in (lie, steady, loose)]
+        key = next((key for key in keys if key in self.graphs), None)
+        if key is None:
+            seen, more = keys[2] in self.recent, self.captures_left > MAX_GRAPHS  # the last captures serve all places
+            if not (seen and self.captures_left):
+                self.recent.extend((keys[0], keys[2]))
+                return None
+            key = keys[0] if more and keys[0] in self.recent else keys[1] if more else keys[2]
+            static = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if key[1 + i] is None}
+            self.captures_left -= 1
+            made = step.capture(self, [static.get(i, a) for i, a in enumerate(arrays)], count)
+            if made is None:
+                return None
+            self.graphs[key] = Graph(made, static)
+            if len(self.graphs) > MAX_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(key)
+        return self.graphs[key]
 
     def values(self, leaves: Sequence[Any]) -> list[float]:
         """The numbers that the commands read."""
@@ -187,16 +181,15 @@ class Traced:
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """Launch the commands one by one; results are new arrays."""
-        arrays = [_contiguous(leaves[i]) for i in self.arrays]
+        arrays = [cupy.ascontiguousarray(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
-        numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
-        memories = self.program.memories(self.program.new_arena(), arrays, results)
-        for calls in self.program.calls(memories, numbers.data.ptr):
-            uninterrupted(calls)
-        self.program.workspaces.clear()  # whose memory is used again once all is done
-        made = {r.memory: a for r, a in zip(self.new, results, strict=True)}
-        given = {FIRST + k: leaves[i] for k, i in enumerate(self.arrays)}
-        found = iter([None if r is None else (made | given)[r.memory] for r in self.commands.results])
+        with self.lock:  # the workspace is one, whatever thread calls
+            numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+            for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
+                uninterrupted(calls)
+            self.program.workspaces.clear()  # whose memory is used again once all is done
+        given = [*(leaves[i] for i in self.arrays), *results]
+        found = iter([None if r is None else given[r.memory - FIRST] for r in self.commands.results])
         return rebuilt(self.form, found) if isinstance(self.form, tuple) else next(found)
 
 
@@ -224,8 +217,6 @@ class CapturedStep(Compiled):
         self.losses: Losses
         self.launched: int | None = None
         """The stream of the last call."""
-        self.stream: Any = None
-        """The one that captures."""
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         state = State(carry, 0)
@@ -256,7 +247,7 @@ class CapturedStep(Compiled):
         self, state: State, shared: Sequence[Any], each: Sequence[tuple[Any, ...]], count: int
     ) -> list[Array] | None:
         """One step or several, after which there have been `count`; None where they can't be done like this."""
-        carry = state.now[0]
+        carry, _ = state.now
         self._follow_stream()
         self._keep(carry)
         parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
@@ -265,50 +256,44 @@ class CapturedStep(Compiled):
         if found is None:
             return None
         arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
-        arrays[-1:] = shared[-1:] if len(each) > 1 else arrays[-1:]
+        if len(each) > 1:
+            arrays[-1] = shared[-1]
         graph = found.graph(arrays, len(each), self) if self.captures else None
         if graph is None and len(each) > 1:
             return None
-        values, addresses = zip(*[self.losses.next() for _ in each], strict=True)
-        ring = found.ring(len(each))
-        numbers: list[float] = []
-        for some, address in zip(leaves, addresses, strict=True):
-            numbers += [*found.values(some), address]
-        if graph is not None:
-            graph.stage(arrays)
-            ring.write(numbers)
-            calls: Calls = ((graph.graph.launch,),)
-        else:
-            ring.write(numbers)
-            memories = found.program.memories(found.program.arena, [*self.leaves, *map(_contiguous, arrays)])
-            computing, calls = found.program.calls(memories, ring.address)
+        values, ring = [self.losses.next() for _ in each], found.ring(len(each))
+        ring.write([n for own, loss in zip(leaves, values, strict=True) for n in (*found.values(own), loss.data.ptr)])
+        if graph is None:
+            given = [*self.leaves, *map(cupy.ascontiguousarray, arrays)]
+            computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
             uninterrupted(computing)
-        uninterrupted([*calls, (setattr, state, "now", (self.carry, count))])
-        return list(values)
+        else:
+            graph.stage(arrays)
+            writing = [(graph.graph.launch,)]
+        uninterrupted([*writing, (setattr, state, "now", (self.carry, count))])
+        return values
 
     def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Any:
         """The graph of so many steps on these arrays, which does not run yet; None where there can be none."""
-        if self.stream is None:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
         ring, size = found.ring(count), len(found.commands.numbers) + 1
         launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
         for i, part in enumerate(_parted(arrays, count)):
-            memories = found.program.memories(found.program.arena, [*self.leaves, *part])
-            launches += found.program.calls(memories, ring.address + 8 * size * i)
-        with self.stream:
-            self.stream.begin_capture()
+            numbers = ring.memory.data + 8 * size * i
+            launches += found.program.calls(numbers, found.program.arena, [*self.leaves, *part])
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
             try:
                 for calls in launches:
                     uninterrupted(calls)
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
-                    self.stream.end_capture()
+                    stream.end_capture()
                 if not isinstance(error, Exception) or isinstance(error, MemoryError):
                     raise
                 self.captures = False
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
-            return self.stream.end_capture()
+            return stream.end_capture()
 
     def _follow_stream(self) -> None:
         """Where the caller changes the stream, wait: memory is used again in the order of one."""
@@ -332,19 +317,20 @@ class CapturedStep(Compiled):
             uninterrupted((operator.setitem, mine, ..., given) for mine, given in pairs if given is not mine)
 
 
+@dataclass(frozen=True)
 class Graph:
-    """A captured graph, and the buffers to which it wants some of its arguments copied, by their numbers."""
+    """A captured graph, and its static inputs: to which it wants some of its arguments copied, by their numbers."""
 
-    def __init__(self, graph: Any, buffers: dict[int, Array]) -> None:
-        self.graph, self.buffers = graph, buffers
+    graph: Any
+    static_inputs: dict[int, Array]
 
     def stage(self, arrays: Sequence[Array]) -> None:
         """Copy what is not read where it lies."""
-        for i, buffer in self.buffers.items():
+        for i, static in self.static_inputs.items():
             if arrays[i].flags.c_contiguous:
-                buffer.data.copy_from_device_async(arrays[i].data, buffer.nbytes)
+                static.data.copy_from_device_async(arrays[i].data, static.nbytes)
             else:
-                buffer[...] = arrays[i]
+                static[...] = arrays[i]
 
 
 def leaves_of(tree: Tree) -> list[Any]:
@@ -360,15 +346,8 @@ def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
     return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
 
 
-def _retire(rings: dict[int, Numbers]) -> None:
-    """Keep what a copy may still be under way from."""
-    Numbers.retired.extend(rings.values())
-
-
 def _kind(a: Any) -> Any:
-    if isinstance(a, cupy.ndarray):
-        return a.shape, a.dtype, a.data.device_id
-    return type(a)
+    return (a.shape, a.dtype, a.data.device_id) if isinstance(a, cupy.ndarray) else type(a)
 
 
 def _argument(a: Any) -> Any:
@@ -390,7 +369,3 @@ def _parted(arguments: Sequence[Any], count: int) -> list[Sequence[Any]]:
     *shared, rows = arguments
     size = rows.shape[0] // count
     return [(*shared, rows[i * size : (i + 1) * size]) for i in range(count)]
-
-
-def _contiguous(a: Array) -> Array:
-    return a if a.flags.c_contiguous else cupy.ascontiguousarray(a)

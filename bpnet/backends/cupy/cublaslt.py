@@ -16,12 +16,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import cupy
 import numpy
-
-from bpnet.errors import DeviceError
 
 WORKSPACE = 32 * 2**20
 """Bytes that an algorithm may use besides at most, as NVIDIA advises for Hopper."""
@@ -38,21 +36,9 @@ COMPUTE = {
 """How products and sums are computed, by the type of the factors and the precision asked for."""
 
 
-def bindings() -> tuple[Any, Any] | None:
-    """The bindings of cuBLASLt, and of cuBLAS for its names; None where they, the library or the driver are missing."""
-    found = _loaded()
-    return None if isinstance(found, str) else found
-
-
-def why_not() -> str | None:
-    """What is missing for the bindings."""
-    found = _loaded()
-    return found if isinstance(found, str) else None
-
-
 @lru_cache(maxsize=1)
-def _loaded() -> tuple[Any, Any] | str:
-    """The bindings, or what is missing for them."""
+def bindings() -> tuple[Any, Any] | str:
+    """The bindings of cuBLASLt, and of cuBLAS for its names; or what is missing: they, the library or the driver."""
     if cupy.cuda.runtime.is_hip:
         return "cuBLASLt is for NVIDIA's devices"
     try:
@@ -67,34 +53,33 @@ def _loaded() -> tuple[Any, Any] | str:
 
 def available() -> bool:
     """Whether products can be computed here."""
-    return bindings() is not None
+    return not isinstance(bindings(), str)
+
+
+Factor = tuple[bool, int, int]
+"""Of a factor: whether it is stored transposed, how many elements its stored rows are apart, and those of a stack."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """out <- a b, or out <- out + a b, of row-major matrices, followed by an epilogue.
 
-    Of both factors: whether they are stored transposed, and how many elements their stored rows are apart.
-    `dtype` is the type of the factors and `result` that of out.  Of a `stack` of such products, the factors are so many
-    elements apart, and the results follow each other.  Epilogues: DEFAULT, nothing; BIAS, RELU and RELU_BIAS,
-    a vector of the type of out is added to every row, and then max(., 0) is taken.
+    `dtype` is the type of the factors and `result` that of out.  Of a `stack` of such products the results follow each
+    other.  Epilogues: DEFAULT, nothing; BIAS, RELU and RELU_BIAS, a vector of the type of out is added to every row,
+    and then max(., 0) is taken.
     """
 
     rows: int
     columns: int
     inner: int
-    a_transposed: bool
-    a_stride: int
-    b_transposed: bool
-    b_stride: int
+    a: Factor
+    b: Factor
     dtype: str
     result: str
     precision: str
     epilogue: str
     accumulate: bool
     stack: int = 1
-    a_stack_stride: int = 0
-    b_stack_stride: int = 0
 
 
 Places = tuple[int, int, int, int]
@@ -106,16 +91,15 @@ def multiply(problem: Problem, places: Places, workspace: Callable[[int], int]) 
 
     False, and nothing has been done, where cuBLASLt is missing or has no such product.
     """
-    if bindings() is None or (problem.dtype, problem.precision) not in COMPUTE:
+    if not available() or (problem.dtype, problem.precision) not in COMPUTE:
         return False
     if places[3] % 16:
         return False  # algorithms that read 16 bytes of a vector at a time do not say so
     aligned = tuple(min(place & -place, 256) for place in places)
     plan = _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
-    if plan is None:
-        return False
-    plan.run(places, workspace)
-    return True
+    if plan is not None:
+        plan.run(places, workspace)
+    return plan is not None
 
 
 @lru_cache(maxsize=1024)
@@ -129,46 +113,39 @@ class Plan:
     """Descriptors of one product, and the algorithm for it.  Places in memory are named anew at every call."""
 
     def __init__(self, device: int, problem: Problem) -> None:
-        self.lt, blas = bindings()  # type: ignore[misc]
+        self.lt, blas = cast(tuple[Any, Any], bindings())
         self.device, self.problem, p = device, problem, problem
         real = "float64" if p.result == "float64" else "float32"
         self.factors = numpy.array([1.0, float(p.accumulate)], real)  # alpha, beta
         self.alpha, self.beta = self.factors.ctypes.data, self.factors.ctypes.data + self.factors.itemsize
         self.description = self.lt.matmul_desc_create(blas.ComputeType[COMPUTE[p.dtype, p.precision]], KINDS[real])
-        a = (p.inner, p.rows) if p.a_transposed else (p.rows, p.inner)
-        b = (p.columns, p.inner) if p.b_transposed else (p.inner, p.columns)
-        # rows, columns and leading dimension of the columns' view: the row-major (p, q) is (q, p)
-        self.layouts = [
-            self.lt.matrix_layout_create(KINDS[kind], shape[1], shape[0], stride)
-            for kind, shape, stride in (
-                (p.dtype, b, p.b_stride), (p.dtype, a, p.a_stride), (p.result, (p.rows, p.columns), p.columns),
-            )
-        ]  # fmt: skip
-        if p.stack > 1:
-            apart = p.b_stack_stride, p.a_stack_stride, p.rows * p.columns
-            for layout, stride in zip(self.layouts, apart, strict=True):
-                self.set_layout(layout, "BATCH_COUNT", p.stack)
-                self.set_layout(layout, "STRIDED_BATCH_OFFSET", stride)
+        self.layouts: list[int] = []
         close = weakref.finalize(self, _destroy, self.lt, self.description, self.layouts)
         close.atexit = False  # the process ends with its device
-        names = self.lt.MatmulDescAttribute
-        self.set(names.TRANSA, blas.Operation.T if p.b_transposed else blas.Operation.N)
-        self.set(names.TRANSB, blas.Operation.T if p.a_transposed else blas.Operation.N)
-        self.set(names.EPILOGUE, self.lt.Epilogue[p.epilogue])
+        names: Any = self.lt.MatrixLayoutAttribute
+        for dtype, rows, columns, (transposed, stride, apart) in (
+            (p.dtype, p.inner, p.columns, p.b),
+            (p.dtype, p.rows, p.inner, p.a),
+            (p.result, p.rows, p.columns, (False, p.columns, p.rows * p.columns)),
+        ):
+            seen = (rows, columns) if transposed else (columns, rows)  # which counts in columns
+            layout = self.lt.matrix_layout_create(KINDS[dtype], *seen, stride)
+            self.layouts.append(layout)
+            if p.stack > 1:
+                self.set("matrix_layout", layout, names.BATCH_COUNT, p.stack)
+                self.set("matrix_layout", layout, names.STRIDED_BATCH_OFFSET, apart)
+        names, turned = self.lt.MatmulDescAttribute, (blas.Operation.N, blas.Operation.T)
+        self.set("matmul_desc", self.description, names.TRANSA, turned[p.b[0]])
+        self.set("matmul_desc", self.description, names.TRANSB, turned[p.a[0]])
+        self.set("matmul_desc", self.description, names.EPILOGUE, self.lt.Epilogue[p.epilogue])
         self.vector = numpy.zeros(1, numpy.int64)
         self.vector_name, self.vector_at = int(names.BIAS_POINTER), self.vector.ctypes.data
         self.lock = threading.Lock()
 
-    def set(self, attribute: Any, value: int) -> None:
-        """Set an attribute of the description."""
-        held = numpy.array([value], self.lt.get_matmul_desc_attribute_dtype(attribute))
-        self.lt.matmul_desc_set_attribute(self.description, attribute, held.ctypes.data, held.nbytes)
-
-    def set_layout(self, layout: int, name: str, value: int) -> None:
-        """Set an attribute of a matrix."""
-        attribute = self.lt.MatrixLayoutAttribute[name]
-        held = numpy.array([value], self.lt.get_matrix_layout_attribute_dtype(attribute))
-        self.lt.matrix_layout_set_attribute(layout, attribute, held.ctypes.data, held.nbytes)
+    def set(self, kind: str, descriptor: int, attribute: Any, value: int) -> None:
+        """Set an attribute of a descriptor of a kind, as the bindings call it."""
+        held = numpy.array([value], getattr(self.lt, f"get_{kind}_attribute_dtype")(attribute))
+        getattr(self.lt, f"{kind}_set_attribute")(descriptor, attribute, held.ctypes.data, held.nbytes)
 
     def point(self, vector: int) -> None:
         """Name the place of the epilogue's vector."""
@@ -183,20 +160,13 @@ class Plan:
         preference = self.lt.matmul_preference_create()
         names = self.lt.MatmulPreferenceAttribute
         try:
-            for name, value in (
-                (names.MAX_WORKSPACE_BYTES, WORKSPACE),
-                (names.MIN_ALIGNMENT_A_BYTES, of_b),
-                (names.MIN_ALIGNMENT_B_BYTES, of_a),
-                (names.MIN_ALIGNMENT_C_BYTES, of_out),
-                (names.MIN_ALIGNMENT_D_BYTES, of_out),
-            ):
-                held = numpy.array([value], self.lt.get_matmul_preference_attribute_dtype(name))
-                self.lt.matmul_preference_set_attribute(preference, name, held.ctypes.data, held.nbytes)
+            self.set("matmul_preference", preference, names.MAX_WORKSPACE_BYTES, WORKSPACE)
+            for matrix, value in zip("ABCD", (of_b, of_a, of_out, of_out), strict=True):
+                self.set("matmul_preference", preference, names[f"MIN_ALIGNMENT_{matrix}_BYTES"], value)
             self.algorithm = self.lt.MatmulHeuristicResult(1)
             count = numpy.zeros(1, numpy.int32)
-            first, second, result = self.layouts
             self.lt.matmul_algo_get_heuristic(
-                _handle(self.device), self.description, first, second, result, result, preference, 1,
+                _handle(self.lt, self.device), self.description, *self.layouts, self.layouts[-1], preference, 1,
                 self.algorithm.ptr, count.ctypes.data,
             )  # fmt: skip
         except self.lt.cuBLASLtError as error:  # which is how it says that it knows none
@@ -212,13 +182,13 @@ class Plan:
     def run(self, places: Places, workspace: Callable[[int], int]) -> None:
         """Compute the product of what lies at these addresses, on the current stream."""
         a, b, out, vector = places
-        scratch = workspace(self.scratch) if self.scratch else 0
+        scratch = workspace(self.scratch)
         first, second, result = self.layouts
         with self.lock:  # from the naming of the vector's place until the call has read it
             self.point(vector)
             self.lt.matmul(
-                _handle(self.device), self.description, self.alpha, b, first, a, second, self.beta, out, result, out,
-                result, self.algorithm.ptr, scratch, self.scratch, cupy.cuda.get_current_stream().ptr,
+                _handle(self.lt, self.device), self.description, self.alpha, b, first, a, second, self.beta,
+                out, result, out, result, self.algorithm.ptr, scratch, self.scratch, cupy.cuda.get_current_stream().ptr,
             )  # fmt: skip
 
 
@@ -229,14 +199,7 @@ def _destroy(lt: Any, description: int, layouts: list[int]) -> None:
 
 
 @lru_cache(maxsize=64)
-def _handle(device: int) -> int:
+def _handle(lt: Any, device: int) -> int:
     """The library's handle for a device, which is the current one; any number of threads may use it."""
-    lt, _ = bindings()  # type: ignore[misc]
     handle: int = lt.create()
     return handle
-
-
-def missing(precision: str, sizes: tuple[int, ...]) -> DeviceError:
-    """What to raise where a product can't be had in a precision that was asked for."""
-    rows, columns, inner = sizes
-    return DeviceError(f"cuBLASLt has no {precision} product of {rows} x {inner} x {columns}: use float32")

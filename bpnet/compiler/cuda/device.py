@@ -62,13 +62,22 @@ __device__ __forceinline__ T rounded(T total, T rest) { return total + (rest == 
 """
 
 REDUCTIONS = """
+enum { SUM, MAX, MIN };
+
+__device__ __forceinline__ T nothing(int op) { return op == SUM ? (T)0 : op == MAX ? (T)-INFINITY : (T)INFINITY; }
+
 __device__ __forceinline__ T joined(T x, T y, int op) {
-    if (op == 0) return x + y;
-    return (op == 1 ? x >= y : x <= y) || x != x ? x : y;
+    if (op == SUM) return x + y;
+    return (op == MAX ? x >= y : x <= y) || x != x ? x : y;
+}
+
+__device__ __forceinline__ void join(T& total, T& rest, T value, int op) {
+    if (op == SUM) add(total, rest, value); else total = joined(total, value, op);
 }
 
 // over the threads of a row, which all get it; every thread of the block is to come here
-__device__ __forceinline__ T along_row(T value, int op, T* part) {
+__device__ __forceinline__ T along_row(T value, int op) {
+    __shared__ T part[<<threads>>];
     if (blockDim.x == 1) return value;
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     part[me] = value;
@@ -82,24 +91,13 @@ __device__ __forceinline__ T along_row(T value, int op, T* part) {
     return whole;
 }
 
-// over the threads of a block that lie below each other, of which the first gets it
-__device__ __forceinline__ T over_rows(T value, T* part) {
+// over the threads of a block whose numbers are so far apart, of which the first gets it
+__device__ __forceinline__ T over_block(T value, int op, int apart) {
+    __shared__ T part[<<threads>>];
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     __syncthreads();
     part[me] = value;
-    for (int half = blockDim.y / 2; half; half /= 2) {
-        __syncthreads();
-        if (threadIdx.y < half) part[me] += part[me + half * blockDim.x];
-    }
-    return part[me];
-}
-
-// over all threads of a block, of which the first gets it
-__device__ __forceinline__ T over_block(T value, int op, T* part) {
-    const int me = threadIdx.y * blockDim.x + threadIdx.x;
-    __syncthreads();
-    part[me] = value;
-    for (int half = <<threads>> / 2; half; half /= 2) {
+    for (int half = <<threads>> / 2; half >= apart; half /= 2) {
         __syncthreads();
         if (me < half) part[me] = joined(part[me], part[me + half], op);
     }
@@ -118,5 +116,33 @@ __device__ __forceinline__ bool is_last(unsigned int* ticket, long long blocks) 
     __syncthreads();
     if (last) __threadfence();
     return last;
+}
+
+// what a block's threads have of N columns from col on, joined, to its row of scratch memory
+template <int N> __device__ __forceinline__ void leave(
+    const T (&total)[N], const T (&rest)[N], int op, T* to, int apart, long long col, long long columns
+) {
+    for (int k = 0; k < N; ++k) {
+        const T all = over_block(rounded(total[k], rest[k]), op, apart);
+        if (threadIdx.y * blockDim.x + threadIdx.x < apart && col < columns) to[col + k] = all;
+    }
+}
+
+// and the rows that so many blocks have left, joined by the last of them
+template <int N, typename E> __device__ __forceinline__ void collect(
+    E* out, int op, const volatile T* from, long long blocks, int apart, long long col, long long columns
+) {
+    const int me = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int k = 0; k < N; ++k) {
+        T total = nothing(op), rest = 0;
+        if (col < columns) {
+#pragma unroll 4
+            for (long long i = me / apart; i < blocks; i += <<threads>> / apart) {
+                join(total, rest, from[i * columns + col + k], op);
+            }
+        }
+        const T all = over_block(rounded(total, rest), op, apart);
+        if (me < apart && col < columns) put(out[col + k], all);
+    }
 }
 """

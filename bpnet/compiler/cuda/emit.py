@@ -11,7 +11,7 @@ that depends on the shape alone.  With OPTIONS nothing is contracted, so an oper
 the bits that it gives alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -64,13 +64,11 @@ class _Writer:
     def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
-        self.once: dict[Reference, str] = {}
-        """Values that are the same for the whole kernel, by their names."""
-        self.of_row: dict[Reference, str] = {}
-        """The same for the row that is worked on."""
+        self.known: dict[Reference, str] = {("number", i): f"n{i}" for i in range(kernel.numbers)}
+        self.known |= {("constant", i): f"c{i}" for i in range(kernel.constants)}
+        """Names of values that are the same for the whole kernel, and of those of the row that is worked on."""
         self.column_sums = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
-        self.phases = 1 + max([0, *(phase for _, _, phase, _ in kernel.results)])
 
     def text(self) -> str:
         body = {"map": self.map, "columns": self.columns, "rows": self.rows}[self.form]()
@@ -100,10 +98,8 @@ class _Writer:
     def prologue(self) -> Iterator[str]:
         """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
         kernel, variant = self.kernel, self.variant
-        for i in sorted(variant.indirect):
-            yield f"{STORED[self.stored[i]]}* const q{i} = *a{i};"
-        for i in range(kernel.numbers):
-            yield f"const T n{i} = (T)numbers[s{i}];"
+        yield from (f"{STORED[self.stored[i]]}* const q{i} = *a{i};" for i in sorted(variant.indirect))
+        yield from (f"const T n{i} = (T)numbers[s{i}];" for i in range(kernel.numbers))
         for m, key in enumerate(variant.keys):
             yield f"unsigned int key{m} = 0;"
             for i, number in enumerate(key):
@@ -111,112 +107,99 @@ class _Writer:
                 yield f"key{m} = mixed((key{m} ^ {part}) + 0x9E3779B9u);"
         for i, (layout, _) in enumerate(kernel.operands):
             if layout == "scalar":
-                self.once["operand", i] = f"x{i}"
+                self.known["operand", i] = f"x{i}"
                 yield f"const T x{i} = get(p{i}[0]);"
-        for i, (op, layout, phase, *args) in enumerate(kernel.expressions):
-            if layout == "scalar" and phase == 0 and op not in ROW_REDUCTIONS:
-                yield f"const auto v{i} = {self.spelled(op, args, {})};"
-                self.once["value", i] = f"v{i}"
-        for i in self.full:
-            yield f"T t{i} = {_NOTHING[kernel.results[i][0][5:]]}, e{i} = 0;"
+        yield from self.the_same(("scalar",), 0)
+        yield from (f"T t{i}[1] = {{nothing({_op(kernel.results[i][0])})}}, e{i}[1] = {{}};" for i in self.full)
 
     # ---- expressions --------------------------------------------------------------------------------------------
 
     def name(self, reference: Reference, known: dict[Reference, str]) -> str:
-        kind, which = reference
-        if kind == "literal":
-            return f"(T){which!r}"
-        if kind in ("number", "constant"):
-            return f"{kind[0]}{which}"
-        return known.get(reference) or self.of_row.get(reference) or self.once[reference]
+        return f"(T){reference[1]!r}" if reference[0] == "literal" else known[reference]
 
     def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
         return OPERATIONS[op].cuda.format(*(self.name(a, known) for a in args))
 
-    def lane(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> Iterator[str]:
-        """What computes values of lane k of the entries at (row, col), and names them in `known`."""
-        for i in self.needed(wanted, known):
-            op, _, _, *args = self.kernel.expressions[i]
+    def the_same(self, layouts: tuple[str, ...], phase: int) -> Iterator[str]:
+        """What computes values that are the same for all entries, or for all of a row."""
+        for i, (op, layout, p, *args) in enumerate(self.kernel.expressions):
+            wanted = layout in layouts and p == phase and ("value", i) not in self.known
+            if wanted and op not in ROW_REDUCTIONS:
+                yield f"const auto v{i} = {self.spelled(op, args, self.known)};"
+                self.known["value", i] = f"v{i}"
+
+    def unknown(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> set[Reference]:
+        """The operands and expressions that these values are made of and that are not known."""
+        found: set[Reference] = set()
+        todo = list(wanted)
+        while todo:
+            reference = todo.pop()
+            if reference[0] == "literal" or reference in known or reference in found:
+                continue
+            found.add(reference)
+            if reference[0] == "value":
+                op, _, _, *args = self.kernel.expressions[reference[1]]
+                todo += [] if op == "mask" else args
+        return found
+
+    def read(self, wanted: Sequence[Reference]) -> list[int]:
+        """The operands of which these values read an entry, or one of the row or column."""
+        return sorted(i for kind, i in self.unknown(wanted, self.known) if kind == "operand")
+
+    def load(self, i: int, width: int) -> str:
+        layout = self.kernel.operands[i][0]
+        if layout == "per_row":
+            return f"get(p{i}[row])"
+        return f"load<{width}>(p{i}, at)" if layout == "full" else f"each<{width}>(p{i}, col)"
+
+    def kind(self, i: int, width: int) -> str:
+        layout, dtype = self.kernel.operands[i]
+        return "T" if layout == "per_row" else f"Words<{width}, {STORED[dtype]}>"
+
+    def entries(
+        self, sinks: Sequence[int], reduced: dict[int, Reference], width: int, loaded: dict[int, str] | None = None
+    ) -> Iterator[str]:
+        """What is done with `width` entries at (row, col), whose operands are loaded here or before, under these names.
+
+        All is computed before anything is written.
+        """
+        kernel = self.kernel
+        stored = [i for i in sinks if kernel.results[i][0].startswith("store")]
+        wanted = [*(kernel.results[i][1] for i in sinks), *reduced.values()]
+        if loaded is None:
+            loaded = {i: f"x{i}" for i in self.read(wanted)}
+            yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
+        yield from (f"Words<{width}> y{i};" for i in stored)
+        known = self.known.copy()
+        for i, name in loaded.items():
+            known["operand", i] = name if kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
+        done = []  # with lane k of the entries
+        for i in sorted(i for kind, i in self.unknown(wanted, known) if kind == "value"):
+            op, _, _, *args = kernel.expressions[i]
             if op == "mask":
-                m = sum(other == "mask" for other, *_ in self.kernel.expressions[:i])
+                m = sum(other == "mask" for other, *_ in kernel.expressions[:i])
                 text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
             elif op == "positions":
                 text = "(T)(col + k)"
             else:
                 text = self.spelled(op, args, known)
             known["value", i] = f"v{i}"
-            yield f"const auto v{i} = {text};"
-
-    def needed(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> list[int]:
-        """The expressions that these values are made of and that are not known, in their order."""
-        found: set[int] = set()
-        todo = list(wanted)
-        while todo:
-            reference = todo.pop()
-            if reference[0] != "value" or reference[1] in found:
-                continue
-            if reference in known or reference in self.of_row or reference in self.once:
-                continue
-            found.add(reference[1])
-            op, _, _, *args = self.kernel.expressions[reference[1]]
-            todo += [] if op == "mask" else args
-        return sorted(found)
-
-    def read(self, wanted: Sequence[Reference]) -> list[int]:
-        """The operands of which these values read an entry, or one of the row or column."""
-        references = list(wanted)
-        for i in self.needed(wanted, {}):
-            op, _, _, *args = self.kernel.expressions[i]
-            references += [] if op == "mask" else args
-        found = {w for kind, w in references if kind == "operand" and ("operand", w) not in self.once}
-        return sorted(w for w in found if ("operand", w) not in self.of_row)
-
-    def load(self, i: int, width: int, at: str = "at", row: str = "row") -> str:
-        layout = self.kernel.operands[i][0]
-        if layout == "per_row":
-            return f"get(p{i}[{row}])"
-        return f"load<{width}>(p{i}, {at})" if layout == "full" else f"each<{width}>(p{i}, col)"
-
-    def kind(self, i: int, width: int) -> str:
-        layout, dtype = self.kernel.operands[i]
-        return "T" if layout == "per_row" else f"Words<{width}, {STORED[dtype]}>"
-
-    def entry(self, i: int, name: str) -> str:
-        return name if self.kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
-
-    def entries(
-        self, sinks: Sequence[int], reduced: dict[int, Reference], width: int, loaded: dict[int, str]
-    ) -> Iterator[str]:
-        """What is done with `width` entries whose operands are `loaded`: all is computed before anything is written."""
-        results = self.kernel.results
-        stored = [i for i in sinks if results[i][0].startswith("store")]
-        known: dict[Reference, str] = {("operand", i): self.entry(i, name) for i, name in loaded.items()}
-        yield from (f"Words<{width}> y{i};" for i in stored)
-        yield f"for (int k = 0; k < {width}; ++k) {{"
-        yield from _in(self.lane([*(results[i][1] for i in sinks), *reduced.values()], known))
+            done.append(f"const auto v{i} = {text};")
         for i in sinks:
-            kind, reference, *_ = results[i]
+            kind, reference, *_ = kernel.results[i]
             name = self.name(reference, known)
             if kind.startswith("store"):
-                yield f"    y{i}.v[k] = {name};"
+                done.append(f"y{i}.v[k] = {name};")
             elif kind == "column_sum" and self.variant.spread:
                 place = f"scratch[({self.column_sums.index(i)} * gridDim.x + blockIdx.x) * columns + col + k]"
-                yield f"    {place} = row == blockIdx.x ? {name} : {place} + {name};"
+                done.append(f"{place} = row == blockIdx.x ? {name} : {place} + {name};")
             else:
-                lane = "[k]" if kind == "column_sum" else ""
-                yield f"    {_JOIN[kind.partition('_')[2]].format(f't{i}{lane}', f'e{i}{lane}', name)};"
+                lane = "[k]" if kind == "column_sum" else "[0]"
+                done.append(f"join(t{i}{lane}, e{i}{lane}, {name}, {_op(kind)});")
         for i, reference in reduced.items():
-            op = self.kernel.expressions[i][0].removeprefix("row_")
-            yield f"    {_JOIN[op].format(f'r{i}', f'f{i}', self.name(reference, known))};"
-        yield "}"
+            done.append(f"join(r{i}, f{i}, {self.name(reference, known)}, {_op(kernel.expressions[i][0])});")
+        yield from _block(f"for (int k = 0; k < {width}; ++k)", done)
         yield from (f"store<{width}>(q{i}, at, y{i});" for i in stored)
-
-    def some(self, sinks: Sequence[int], reduced: dict[int, Reference], width: int) -> Iterator[str]:
-        """The same where the operands are loaded here."""
-        wanted = [*(self.kernel.results[i][1] for i in sinks), *reduced.values()]
-        loaded = {i: f"x{i}" for i in self.read(wanted)}
-        yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
-        yield from self.entries(sinks, reduced, width, loaded)
 
     def across(
         self, start: str, stop: str, step: str, sinks: Sequence[int], reduced: dict[int, Reference]
@@ -226,176 +209,126 @@ class _Writer:
         Were both in one loop, NVIDIA's compiler would take vectors apart to store them.
         """
         width = self.variant.width
-        yield f"for (long long col = {start} * {width}; col + {width} <= {stop}; col += {step} * {width}) {{"
-        yield "    const long long at = row * columns + col;"
-        yield from _in(self.some(sinks, reduced, width))
-        yield "}"
+        heads = {width: f"for (long long col = {start} * {width}; col + {width} <= {stop}; col += {step} * {width})"}
         if width > 1:
-            yield f"for (long long col = {stop} - {stop} % {width} + {start}; col < {stop}; col += {step}) {{"
-            yield "    const long long at = row * columns + col;"
-            yield from _in(self.some(sinks, reduced, 1))
-            yield "}"
+            heads[1] = f"for (long long col = {stop} - {stop} % {width} + {start}; col < {stop}; col += {step})"
+        for wide, head in heads.items():
+            yield from _block(head, ["const long long at = row * columns + col;", *self.entries(sinks, reduced, wide)])
 
     # ---- the three loops ----------------------------------------------------------------------------------------
 
     def map(self) -> Iterator[str]:
-        yield "for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;"
-        yield "     row += (long long)gridDim.y * blockDim.y) {"
         start, step = "((long long)blockIdx.x * blockDim.x + threadIdx.x)", "(long long)gridDim.x * blockDim.x"
-        yield from _in(self.across(start, "columns", step, range(len(self.kernel.results)), {}))
-        yield "}"
+        yield "const long long below = (long long)gridDim.y * blockDim.y;"
+        rows = "row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += below"
+        body = self.across(start, "columns", step, range(len(self.kernel.results)), {})
+        yield from _block(f"for (long long {rows})", body)
 
     def columns(self) -> Iterator[str]:
-        width, results = self.variant.width, self.kernel.results
-        every = range(len(results))
-        loaded = {i: f"x{i}" for i in self.read([results[i][1] for i in every])}
+        width, every = self.variant.width, range(len(self.kernel.results))
+        loaded = self.read([reference for _, reference, *_ in self.kernel.results])
+        below = [i for i in loaded if self.kernel.operands[i][0] != "per_column"]
+        once = [i for i in loaded if i not in below]
+        names = {i: f"w{i}[ahead]" if i in below else f"x{i}" for i in loaded}
         yield from (f"T t{i}[{width}] = {{}}, e{i}[{width}] = {{}};" for i in self.column_sums)
         yield f"const long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * {width};"
         yield "const long long step = (rows + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * step;"
         yield "const long long end = col >= columns ? 0 : begin + step < rows ? begin + step : rows;"
-        below = [i for i in loaded if self.kernel.operands[i][0] != "per_column"]
-        yield from (f"{self.kind(i, width)} x{i} = {{}};" for i in loaded if i not in below)
-        yield "if (col < columns) {"
-        yield from (f"    x{i} = {self.load(i, width)};" for i in loaded if i not in below)
-        yield "}"
-        yield f"for (long long top = begin + threadIdx.y; top < end; top += {PREFETCHED} * blockDim.y) {{"
-        yield from (f"    {self.kind(i, width)} w{i}[{PREFETCHED}];" for i in below)
-        yield "#pragma unroll"
-        yield f"    for (int ahead = 0; ahead < {PREFETCHED}; ++ahead) {{"
-        yield "        const long long row = top + ahead * blockDim.y;"
-        yield "        if (row < end) {"
-        yield from (f"            w{i}[ahead] = {self.load(i, width, at='row * columns + col')};" for i in below)
-        yield "        }"
-        yield "    }"
-        yield "#pragma unroll"
-        yield f"    for (int ahead = 0; ahead < {PREFETCHED}; ++ahead) {{"
-        yield "        const long long row = top + ahead * blockDim.y, at = row * columns + col;"
-        yield "        if (row < end) {"
-        names = {i: f"w{i}[ahead]" if i in below else name for i, name in loaded.items()}
-        yield from _in(self.entries(every, {}, width, names), 3)
-        yield "        }"
-        yield "    }"
-        yield "}"
+        yield from (f"{self.kind(i, width)} x{i} = {{}};" for i in once)
+        yield from _block("if (col < columns)", (f"x{i} = {self.load(i, width)};" for i in once))
+
+        def of_each_row(lines: Iterable[str]) -> Iterator[str]:
+            place = "const long long row = top + ahead * blockDim.y, at = row * columns + col;"
+            yield "#pragma unroll"
+            head = f"for (int ahead = 0; ahead < {PREFETCHED}; ++ahead)"
+            yield from _block(head, [place, *_block("if (row < end)", lines)])
+
+        rows = f"top = begin + threadIdx.y; top < end; top += {PREFETCHED} * blockDim.y"
+        yield from _block(f"for (long long {rows})", [
+            *(f"{self.kind(i, width)} w{i}[{PREFETCHED}];" for i in below),
+            *of_each_row(f"w{i}[ahead] = {self.load(i, width)};" for i in below),
+            *of_each_row(self.entries(every, {}, width, names)),
+        ])  # fmt: skip
 
     def rows(self) -> Iterator[str]:
         width, kernel = self.variant.width, self.kernel
         if not self.variant.spread:
             yield from (f"T t{i}[{width}] = {{}}, e{i}[{width}] = {{}};" for i in self.column_sums)
-        yield "__shared__ T group[<<threads>>];".replace("<<threads>>", str(THREADS))
-        yield "for (long long first = (long long)blockIdx.x * blockDim.y; first < rows;"
-        yield "     first += (long long)gridDim.x * blockDim.y) {"
-        yield "    const long long row = first + threadIdx.y;"
-        yield "    const bool there = row < rows;  // a row that is not there has no entries"
-        yield "    const long long stop = there ? columns : 0;"
+        body = [
+            "const long long row = first + threadIdx.y;",
+            "const bool there = row < rows;  // a row that is not there has no entries",
+            "const long long stop = there ? columns : 0;",
+        ]
         for i, (layout, _) in enumerate(kernel.operands):
             if layout == "per_row":
-                yield f"    const T x{i} = there ? get(p{i}[row]) : (T)0;"
-                self.of_row["operand", i] = f"x{i}"
-        for phase in range(self.phases):
-            yield from _in(self.phase(phase))
-        yield "}"
+                body.append(f"const T x{i} = there ? get(p{i}[row]) : (T)0;")
+                self.known["operand", i] = f"x{i}"
+        for phase in range(1 + max([0, *(phase for _, _, phase, _ in kernel.results)])):
+            body += self.phase(phase)
+        rows = "first = (long long)blockIdx.x * blockDim.y; first < rows; first += (long long)gridDim.x * blockDim.y"
+        yield from _block(f"for (long long {rows})", body)
 
     def phase(self, phase: int) -> Iterator[str]:
         kernel = self.kernel
         along = [i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column")]
         single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
         reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
-        for i, (op, layout, p, *args) in enumerate(kernel.expressions):
-            known = ("value", i) in self.once or ("value", i) in self.of_row
-            if layout in ("per_row", "scalar") and p == phase and op not in ROW_REDUCTIONS and not known:
-                yield f"const auto v{i} = {self.spelled(op, args, {})};"
-                self.of_row["value", i] = f"v{i}"
-        for i in reduced:
-            yield f"T r{i} = {_NOTHING[kernel.expressions[i][0][4:]]}, f{i} = 0;"
+        yield from self.the_same(("scalar", "per_row"), phase)
+        yield from (f"T r{i} = nothing({_op(kernel.expressions[i][0])}), f{i} = 0;" for i in reduced)
         if along or reduced:
             yield from self.across("(long long)threadIdx.x", "stop", "blockDim.x", along, reduced)
         for i in reduced:
-            op = kernel.expressions[i][0][4:]
-            yield f"const T v{i} = along_row(rounded(r{i}, f{i}), {_CODE[op]}, group);"
-            self.of_row["value", i] = f"v{i}"
-        if single:
-            yield "if (there && threadIdx.x == 0) {"
-            for i in single:
-                kind, reference, _, layout = kernel.results[i]
-                name = self.name(reference, {})
-                if kind.startswith("store"):
-                    yield f"    put(q{i}[{'row' if layout == 'per_row' else '0'}], {name});"
-                else:
-                    yield f"    {_JOIN[kind[5:]].format(f't{i}', f'e{i}', name)};"
-            yield "}"
+            yield f"const T v{i} = along_row(rounded(r{i}, f{i}), {_op(kernel.expressions[i][0])});"
+            self.known["value", i] = f"v{i}"
+        written = []
+        for i in single:
+            kind, reference, _, layout = kernel.results[i]
+            name = self.name(reference, self.known)
+            if kind.startswith("store"):
+                written.append(f"put(q{i}[{'row' if layout == 'per_row' else '0'}], {name});")
+            else:
+                written.append(f"join(t{i}[0], e{i}[0], {name}, {_op(kind)});")
+        if written:
+            yield from _block("if (there && threadIdx.x == 0)", written)
 
     # ---- sums of blocks -----------------------------------------------------------------------------------------
 
     def epilogue(self) -> Iterator[str]:
         """Partial results of the threads of a block, and then of all blocks, by the last of them."""
-        sums = [] if self.variant.spread else self.column_sums
-        if not (sums or self.full):
-            return
-        width, blocks = self.variant.width, "gridDim.y" if self.form == "columns" else "gridDim.x"
-        yield "__shared__ T part[<<threads>>];".replace("<<threads>>", str(THREADS))
-        yield "const int me = threadIdx.y * blockDim.x + threadIdx.x;"
-        across = "blockIdx.x * blockDim.x + threadIdx.x" if self.form == "columns" else "threadIdx.x"
-        number = "blockIdx.y" if self.form == "columns" else "blockIdx.x"
-        if sums:
-            yield f"const long long mine = ((long long){across}) * {width};"
-        for n, i in enumerate(sums):
-            yield f"for (int k = 0; k < {width}; ++k) {{"
-            yield f"    const T sum = over_rows(rounded(t{i}[k], e{i}[k]), part);"
-            yield "    if (threadIdx.y == 0 && mine < columns) {"
-            yield f"        scratch[({n}ll * {blocks} + {number}) * columns + mine + k] = sum;"
-            yield "    }"
-            yield "}"
-        every = "(long long)gridDim.x * gridDim.y"
-        start = f"{len(self.column_sums)}ll * {blocks} * columns"
-        for n, i in enumerate(self.full):
-            code = _CODE[self.kernel.results[i][0][5:]]
-            yield f"const T all{i} = over_block(rounded(t{i}, e{i}), {code}, part);"
-            yield f"if (me == 0) scratch[{start} + {n} * {every} + blockIdx.y * gridDim.x + blockIdx.x] = all{i};"
-        if sums:
-            ticket, others = ("tickets + 1 + blockIdx.x", "gridDim.y") if self.form == "columns" else (
-                "tickets + 1", "gridDim.x")  # fmt: skip
-            yield f"if (is_last({ticket}, {others})) {{"
-            yield f"    for (int k = 0; k < {width}; ++k) {{"
-            for n, i in enumerate(sums):
-                yield "        {"
-                yield "            T total = 0, rest = 0;"
-                yield "            if (mine < columns) {"
-                yield f"                const volatile T* from = scratch + {n}ll * {blocks} * columns + mine + k;"
-                yield "#pragma unroll 4"
-                yield f"                for (long long i = threadIdx.y; i < {blocks}; i += blockDim.y) {{"
-                yield "                    add(total, rest, from[i * columns]);"
-                yield "                }"
-                yield "            }"
-                yield "            const T sum = over_rows(rounded(total, rest), part);"
-                yield f"            if (threadIdx.y == 0 && mine < columns) put(q{i}[mine + k], sum);"
-                yield "        }"
-            yield "    }"
-            yield "}"
+        if self.form == "columns":
+            across, block, blocks = "blockIdx.x * blockDim.x + threadIdx.x", "blockIdx.y", "gridDim.y"
+            ticket = "tickets + 1 + blockIdx.x"
+        else:
+            across, block, blocks, ticket = "threadIdx.x", "blockIdx.x", "gridDim.x", "tickets + 1"
+        if self.column_sums and not self.variant.spread:
+            yield f"const long long mine = ((long long){across}) * {self.variant.width};"
+            yield from self.joined(self.column_sums, "scratch", block, blocks, ticket, "columns", "blockDim.x, mine")
+        scratch, every = f"scratch + {len(self.column_sums)}ll * {blocks} * columns", "(long long)gridDim.x * gridDim.y"
         if self.full:
-            yield f"if (is_last(tickets, {every})) {{"
-            for n, i in enumerate(self.full):
-                op = self.kernel.results[i][0][5:]
-                yield "    {"
-                yield f"        const volatile T* from = scratch + {start} + {n} * {every};"
-                yield f"        T total = {_NOTHING[op]}, rest = 0;"
-                yield f"        for (long long i = me; i < {every}; i += {THREADS}) {{"
-                yield "            const T value = from[i];"
-                yield f"            {_JOIN[op].format('total', 'rest', 'value')};"
-                yield "        }"
-                yield f"        const T all = over_block(rounded(total, rest), {_CODE[op]}, part);"
-                yield f"        if (me == 0) put(q{i}[0], all);"
-                yield "    }"
-            yield "}"
+            block = "blockIdx.y * gridDim.x + blockIdx.x"
+            yield from self.joined(self.full, scratch, block, every, "tickets", "1", "1, 0")
+
+    def joined(
+        self, results: Sequence[int], scratch: str, block: str, blocks: str, ticket: str, columns: str, which: str
+    ) -> Iterator[str]:
+        """Results of so many blocks, for each of which scratch memory has a row of so many columns from every block."""
+        width = 1 if columns == "1" else self.variant.width
+        ops = [_op(self.kernel.results[i][0]) for i in results]
+        rows = [f"{scratch} + {n}ll * {blocks} * {columns}" for n in range(len(results))]
+        for i, op, at in zip(results, ops, rows, strict=True):
+            yield f"leave(t{i}, e{i}, {op}, {at} + {block} * {columns}, {which}, {columns});"
+        yield from _block(f"if (is_last({ticket}, {blocks}))", (
+            f"collect<{width}>(q{i}, {op}, {at}, {blocks}, {which}, {columns});"
+            for i, op, at in zip(results, ops, rows, strict=True)
+        ))  # fmt: skip
 
 
-def _in(lines: Iterator[str], depth: int = 1) -> Iterator[str]:
-    yield from (line if line.startswith("#") else "    " * depth + line for line in lines)
+def _block(head: str, lines: Iterable[str]) -> Iterator[str]:
+    yield f"{head} {{"
+    yield from (line if line.startswith("#") else f"    {line}" for line in lines)
+    yield "}"
 
 
-_NOTHING = {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}
-_CODE = {"sum": "0", "max": "1", "min": "2"}
-_JOIN = {
-    "sum": "add({0}, {1}, {2})",
-    "max": "{0} = joined({0}, {2}, 1)",
-    "min": "{0} = joined({0}, {2}, 2)",
-}
+def _op(kind: str) -> str:
+    """What device.py calls the operation that a reduction joins by: row_max is MAX."""
+    return kind.partition("_")[2].upper()

@@ -2,17 +2,13 @@
 
 from functools import lru_cache
 
-from bpnet.compiler.cuda.launch import MAX_BLOCKS, THREADS, Sizes
-
-WORDS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned int"}
-"""Types of so many bytes, in which rows are copied."""
-INDICES = {"int32": "int", "int64": "long long"}
+from bpnet.compiler.cuda.launch import MAX_BLOCKS, STORED, THREADS, Sizes
 
 
 def _word(width: int) -> str:
-    if width > 4:
-        return f"struct alignas({width}) Word {{ unsigned int part[{width // 4}]; }};\n"
-    return f"typedef {WORDS[width]} Word;\n"
+    """The type of so many bytes in which entries are copied."""
+    part, count = ("unsigned int", width // 4) if width >= 4 else ("unsigned char", width)
+    return f"struct alignas({width}) Word {{ {part} part[{count}]; }};\n"
 
 
 @lru_cache
@@ -21,10 +17,7 @@ def source(index_dtype: str, width: int) -> str:
 
     Numbers of rows below 0 count from the end, and those of no row give one of ones in every bit.
     """
-    ones = "const Word ones = (Word)-1;"
-    if width > 4:
-        ones = f"Word ones; for (int k = 0; k < {width // 4}; ++k) ones.part[k] = 0xFFFFFFFFu;"
-    return _word(width) + _GATHER.replace("<<index>>", INDICES[index_dtype]).replace("<<ones>>", ones)
+    return _word(width) + _GATHER.replace("<<index>>", STORED[index_dtype])
 
 
 @lru_cache
@@ -34,7 +27,7 @@ def strided_source(width: int) -> str:
     return _word(width) + _STRIDED
 
 
-def sizes(rows: int, source_rows: int, words: int) -> Sizes:
+def sizes(rows: int, words: int) -> Sizes:
     """How many threads run it: those of a line go along a row."""
     across = min(32, 1 << max(words - 1, 0).bit_length())
     down = THREADS // across
@@ -46,7 +39,8 @@ extern "C" __global__ void gather(
     const long long rows, const long long source_rows, const long long words,
     const Word* __restrict__ source, const <<index>>* __restrict__ index, Word* __restrict__ out
 ) {
-    <<ones>>
+    Word ones;
+    for (auto& part : ones.part) part = -1;
     for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;
          row += (long long)gridDim.y * blockDim.y) {
         long long from = index[row];

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bpnet.compiler.commands import Fused, FusedKernel
+from bpnet.compiler.commands import Fused, FusedKernel, item_bytes
 
 THREADS = 256
 """Threads of a block."""
@@ -16,6 +16,8 @@ MAX_PARTIAL = 65536
 """Elements that the last block adds up, where one does so for all columns."""
 MIN_ROWS = 16
 """Rows that a thread sums, where there are as many: fewer would leave more to the last block."""
+COLUMN_THREADS = 32
+"""Threads of a block along a row, where it sums columns."""
 SERIAL_ROWS = 64
 """Rows that a block adds up one after the other where its columns do not fit into registers."""
 
@@ -23,7 +25,6 @@ TYPES = {"float32": "float", "float64": "double"}
 """The types that kernels compute in, as C++ calls them."""
 STORED = TYPES | {"int32": "int", "int64": "long long", "bool": "bool", "bfloat16": "bfloat16"}
 """The types of elements in memory; a bfloat16 is the upper half of a float."""
-BYTES = {"float": 4, "double": 8, "int": 4, "long long": 8, "bool": 1, "bfloat16": 2}
 
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 """(blocks along x, along y), (threads along x, along y)."""
@@ -36,20 +37,19 @@ def form_of(kernel: FusedKernel) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a command is launched: blocks and threads, elements of scratch memory, tickets, and what is left to sum.
+    """How a command is launched: blocks and threads, elements of scratch memory, and what is left to sum.
 
     `partial_rows`, where it is not 0: the column-wise sums are left as matrices of so many rows in scratch memory.
     """
 
     sizes: Sizes
     scratch: int
-    tickets: int
     partial_rows: int = 0
 
 
 def width_of(kernel: FusedKernel) -> int:
     """Elements of 16 bytes, of the type that a kernel computes in."""
-    return 16 // BYTES[TYPES[kernel.dtype]]
+    return 16 // item_bytes(kernel.dtype)
 
 
 def launch_of(command: Fused, width: int) -> Launch:
@@ -58,33 +58,25 @@ def launch_of(command: Fused, width: int) -> Launch:
     form, sums = form_of(kernel), sum(kind == "column_sum" for kind, *_ in kernel.results)
     full = sum(kind.startswith("full_") for kind, *_ in kernel.results)
     across = -(-columns // width)
+    threads = min(COLUMN_THREADS if form == "columns" else THREADS, 1 << (across - 1).bit_length())
+    down, x, y, partial_rows = THREADS // threads, -(-across // threads), 1, 0
     if form == "map":
-        threads = min(THREADS, _power(across))
-        down, most = THREADS // threads, MAX_SUMMING if full else MAX_BLOCKS
-        x = min(-(-across // threads), most)
+        most = MAX_SUMMING if full else MAX_BLOCKS
+        x = min(x, most)
         y = min(-(-rows // down), max(most // x, 1))
-        return Launch(((x, y), (threads, down)), full * x * y, 1)
-    if form == "columns":
-        threads = min(32, _power(across))
-        down, x = THREADS // threads, -(-across // threads)
+    elif form == "columns":
         y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
-        return Launch(((x, y), (threads, down)), sums * y * columns + full * x * y, 1 + x)
-    threads = min(THREADS, _power(across))
-    down = THREADS // threads
-    x = min(-(-rows // down), MAX_SUMMING)
-    if sums and spreads(kernel, columns, width):
-        x = max(x, -(-rows // SERIAL_ROWS))
-        return Launch(((x, 1), (threads, down)), sums * x * columns + full * x, 2, x)
-    if sums:
-        x = min(x, max(MAX_PARTIAL // columns, 64))
-    return Launch(((x, 1), (threads, down)), sums * x * columns + full * x, 2)
+    else:
+        x = min(-(-rows // down), MAX_SUMMING)
+        if sums and columns > THREADS * width:  # more than the threads of a block can hold in registers
+            x = partial_rows = max(x, -(-rows // SERIAL_ROWS))
+        elif sums:
+            x = min(x, max(MAX_PARTIAL // columns, 64))
+    summing = y if form == "columns" else x
+    return Launch(((x, y), (threads, down)), sums * summing * columns + full * x * y, partial_rows)
 
 
-def spreads(kernel: FusedKernel, columns: int, width: int) -> bool:
-    """Whether rows are longer than the threads of a block can hold in registers, and columns are summed up."""
-    return kernel.reduces_rows and kernel.reduces_columns and columns > THREADS * width
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
+def most_tickets(columns: int) -> int:
+    """How many tickets a kernel over so many columns may need: one for full sums, and one for each vertical line of
+    blocks that sum columns."""
+    return 2 + columns // COLUMN_THREADS
