@@ -188,8 +188,9 @@ class Graph:
             return x
         return self.broadcast_to(x, shape)
 
-    def broadcast_to(self, x: Symbol, shape: Shape) -> Symbol:
+    def broadcast_to(self, x: Symbol, shape: Sequence[int]) -> Symbol:
         """A copy of x in another shape, along whose further axes and for whose axes of one entry it is repeated."""
+        shape = tuple(shape)
         root, offset, strides = _strides(x)
         padded = (1,) * (len(shape) - x.ndim) + x.shape
         strides = (0,) * (len(shape) - x.ndim) + strides
@@ -250,12 +251,12 @@ class Graph:
             return self.add("copy", (1.0,), x.shape, self.real)
         return functools.reduce(lambda a, b: self.elementwise("multiply", a, b), factors)
 
-    def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
+    def reduce(self, op: str, x: Symbol, axis: Any = None, keepdims: bool = False) -> Symbol:
         """The "sum", "max" or "min" of x over some of its axes."""
         x = self.in_order(x)
         if x.dtype != self.real:
             raise NotTraceableError(f"{op} of {x.dtype}")
-        axes = _axes(axis, x.ndim)
+        axes = axes_of(axis, x.ndim)
         if not axes:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
@@ -307,7 +308,7 @@ class Graph:
             return x.args[0]  # type: ignore[no-any-return]
         return self.add("transpose", (x,), (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
 
-    def permute(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
+    def permute(self, x: Symbol, axes: Sequence[int]) -> Symbol:
         """x with its axes in another order."""
         axes = tuple(axis % x.ndim for axis in axes)
         if axes == tuple(range(x.ndim)):
@@ -316,6 +317,11 @@ class Graph:
             return self.transpose(x)
         root, offset, strides = _strides(x)
         return self.strided(root, offset, tuple(strides[i] for i in axes), tuple(x.shape[i] for i in axes))
+
+    def _move_axis(self, x: Symbol, source: int, target: int) -> Symbol:
+        axes = list(range(x.ndim))
+        axes.insert(target, axes.pop(source))
+        return self.permute(x, axes)
 
     def in_order(self, x: Symbol) -> Symbol:
         """x with its entries in the order of its axes."""
@@ -335,10 +341,7 @@ class Graph:
             shape = tuple(x.size // max(rest, 1) if n == -1 else n for n in shape)
         if math.prod(shape) != x.size:
             raise NotTraceableError(f"{x.shape} as {shape}")
-        x = self.in_order(x)
-        if x.op == "view":
-            return self._view(x.args[0], x.args[1], shape)
-        return x if shape == x.shape else self._view(x, 0, shape)
+        return self._view(*root_of(self.in_order(x)), shape)
 
     def _view(self, x: Symbol, offset: int, shape: Shape) -> Symbol:
         """Elements of x from `offset` on, in another shape."""
@@ -380,9 +383,7 @@ class Graph:
             raise NotTraceableError("take by other than whole numbers")
         axis = axis % x.ndim
         if axis:
-            order = (axis, *(i for i in range(x.ndim) if i != axis))
-            rows = self.take(self.in_order(self.permute(x, order)), index)
-            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+            return self._move_axis(self.take(self._move_axis(x, axis, 0), index), 0, axis)
         x = self.in_order(x)
         return self.add("take", (x, self.in_order(index)), (*index.shape, *x.shape[1:]), x.dtype)
 
@@ -391,9 +392,7 @@ class Graph:
         axis = axis % parts[0].ndim if parts[0].ndim else axis
         parts = [part for part in parts if part.size] or list(parts[:1])
         if axis and len(parts) > 1:
-            order = (axis, *(i for i in range(parts[0].ndim) if i != axis))
-            rows = self.joined([self.in_order(self.permute(part, order)) for part in parts])
-            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+            return self._move_axis(self.joined([self._move_axis(part, axis, 0) for part in parts]), 0, axis)
         parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
@@ -437,7 +436,7 @@ def _strides(x: Symbol) -> tuple[Symbol, int, Shape]:
     return root, offset, tuple(math.prod(x.shape[i + 1 :]) for i in range(x.ndim))
 
 
-def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
+def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes that are meant, counted from 0 on."""
     some = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     return tuple(sorted(range(ndim)[i] for i in some))

@@ -21,9 +21,9 @@ import numpy
 from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
+from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
-from bpnet.backends.trace import InPlace, Program, in_place
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
@@ -194,7 +194,7 @@ class NumpyBackend(Backend):
 
     def evaluate(self, rule: Rule, arrays: Sequence[Array], out: Array) -> None:
         """out <- rule(self, *arrays), without temporaries where the rule can be traced; out may be arrays[0]."""
-        program = _program(rule, len(arrays), 0)
+        program = _in_place(rule, len(arrays), 0, out.dtype, out.shape[1:])
         if program is None:
             value = rule(self, *arrays)
             if value is not out:
@@ -211,7 +211,7 @@ class NumpyBackend(Backend):
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
         deferred = current.deferred
-        program = _program(rule, len(arrays), len(pieces[0][2])) if pieces else None
+        program = _in_place(rule, len(arrays), len(pieces[0][2]), arrays[0].dtype, ()) if pieces else None
         donate = donate and program is not None  # else the rule may fail when part of it is done
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
         update = functools.partial(_update, functools.partial(rule, self), program, arrays, pieces, results)
@@ -296,10 +296,10 @@ def _scratch(count: int, like: Array, name: str = "scratch") -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(rule: Rule, arrays: int, scalars: int) -> InPlace | None:
+def _in_place(rule: Rule, arrays: int, scalars: int, dtype: Any, row: tuple[int, ...]) -> InPlace | None:
     """The rule as calls without temporaries, or None where it does something that can't be traced."""
     try:
-        return in_place(Program(rule, arrays, scalars))
+        return in_place(rule, arrays, scalars, dtype.name, row)
     except NotTraceableError:
         return None
 
