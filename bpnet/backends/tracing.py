@@ -1,16 +1,66 @@
 """The seam as a function sees it while the compiler traces it: every definition as it stands, on symbols."""
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
-from bpnet.compiler.trace import Namespace, called, reason
+from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
 
 T = TypeVar("T")
+
+Tree = Any
+"""Tuples of tuples ... of arrays, numbers and None."""
+
+
+def leaves_of(tree: Tree) -> list[Any]:
+    """What a tree holds, in order."""
+    found: list[Any] = []
+    for part in tree:
+        if isinstance(part, tuple):
+            found += leaves_of(part)
+        else:
+            found.append(part)
+    return found
+
+
+def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """A tree of the same form with the next of `leaves` in the place of each."""
+    return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
+
+
+def trace_trees(
+    function: Callable[..., Any],
+    real: Backend,
+    kind: Any,
+    args: Tree,
+    cut: Callable[[int, float], list[Rows]] = lambda rows, _: [(0, rows)],
+) -> tuple[Traced, Any, str]:
+    """function(backend, *args) of trees of arrays of this `kind` as a graph, its result as a tree of symbols or as one,
+    and the precision of its products.
+    """
+    found: list[Any] = []
+
+    def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
+        tracing = TracingBackend(graph, cut, real)
+        result = function(tracing, *rebuilt(args, iter(symbols)))
+        found.extend((result, tracing.precision))
+        return leaves_of(result if isinstance(result, tuple) else (result,))
+
+    def argument(leaf: Any) -> Argument:
+        if isinstance(leaf, kind):
+            if not leaf.dtype.isnative:
+                raise NotTraceableError("an array of another byte order")
+            return leaf.shape, leaf.dtype.name
+        if leaf is not None and type(leaf) not in (int, float):
+            raise NotTraceableError(f"{leaf!r} is passed in")
+        return None if leaf is None else NUMBER
+
+    traced = trace(on_symbols, [argument(leaf) for leaf in leaves_of(args)])
+    return traced, *found
 
 
 def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose_b: bool = False) -> Symbol:

@@ -41,10 +41,6 @@ ALONE = 2**20
 share a processor with them."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
-COMPILED_ROWS = 8192
-"""Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
-MOST_BLOCKS = 128
-"""Blocks of a compiled function, each of which has commands of its own."""
 WORTH_IT = 1e11
 """Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
 
@@ -131,7 +127,7 @@ class NumpyBackend(Backend):
             if not made and _can_compile():
                 from bpnet.backends.numpy.compiled import CompiledFunction
 
-                made.append(CompiledFunction(function, plain, donate, _cut))
+                made.append(CompiledFunction(function, plain, donate))
             return made[0] if made else None
 
         def run(state: State | None, count: int, *args: Any) -> Any:
@@ -274,12 +270,6 @@ def _can_compile() -> bool:
     except Exception:  # an installation can be broken in any way
         return False
     return hasattr(binding, "create_pass_builder")
-
-
-def _cut(rows: int, work: float) -> list[Rows]:
-    """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
-    count = min(-(-rows // COMPILED_ROWS), MOST_BLOCKS)
-    return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
 
 
 _memory = threading.local()
