@@ -5,12 +5,13 @@ with 0 read the rounded form too, which has the same sign, but for numbers below
 else reads float32, so what a network adds up from layer to layer keeps its digits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product
 from bpnet.compiler.epilogues import Span, epilogue_name, overlap, spans_read, spans_written
-from bpnet.compiler.memory import free_offset
+from bpnet.compiler.memory import arrange
 from bpnet.compiler.ops import COMPARISONS
 
 STORE = "store:bfloat16"
@@ -45,7 +46,7 @@ class _Rounding:
                 for matrix in (command.a, command.b):
                     needed.setdefault(matrix.place.memory, set()).add(matrix.place.offset)
         self.whole = {
-            a.memory: 4 * _size(a.shape)
+            a.memory: 4 * prod(a.shape)
             for a in commands.arguments
             if a is not None and all(offset % 32 == 0 for offset in needed.get(a.memory, {1}))
         }
@@ -171,17 +172,14 @@ class _Rounding:
                 if memory < 0:
                     lives.setdefault(memory, []).append(i)
         start = -(-self.commands.arena // alignment) * alignment
-        taken: list[set[tuple[int, int]]] = [set() for _ in self.made]
-        offsets, arena = {}, start
-        for memory, numbers in lives.items():
-            size = -(-self.sizes[-memory - 1] // alignment) * alignment
-            meanwhile = taken[min(numbers) : max(numbers) + 1]
-            offset = free_offset(size, set().union(*meanwhile))
-            for some in meanwhile:
-                some.add((offset, offset + size))
-            offsets[memory], arena = start + offset, max(arena, start + offset + size)
-        made = tuple(_moved(command, offsets) for command in self.made)
-        return replace(self.commands, commands=made, arena=arena)
+        offsets, size = arrange([(self.sizes[-memory - 1], steps) for memory, steps in lives.items()], alignment)
+        begins = dict(zip(lives, offsets, strict=True))
+
+        def moved(place: Place) -> Place:
+            return Place(ARENA, start + begins[place.memory] + place.offset) if place.memory < 0 else place
+
+        made = tuple(_with_places(command, moved) for command in self.made)
+        return replace(self.commands, commands=made, arena=start + size)
 
 
 def _rounding(source: Place, target: Place, size: int) -> Fused:
@@ -199,25 +197,11 @@ def _only_compared(kernel: FusedKernel, operand: int) -> bool:
     return bool(uses) and all(e[0] in COMPARISONS and ("literal", 0.0) in e[3:] for e in uses)
 
 
-def _moved(command: Command, offsets: dict[int, int]) -> Command:
-    """The command with copies at their places in the arena."""
-
-    def at(place: Place) -> Place:
-        return Place(ARENA, offsets[place.memory] + place.offset) if place.memory < 0 else place
-
-    def all_at(places: Sequence[Place]) -> Iterator[Place]:
-        return map(at, places)
-
+def _with_places(command: Command, at: Callable[[Place], Place]) -> Command:
+    """The command with its arrays at other places."""
     if isinstance(command, Fused):
-        return replace(command, operands=tuple(all_at(command.operands)), results=tuple(all_at(command.results)))
+        return replace(command, operands=tuple(map(at, command.operands)), results=tuple(map(at, command.results)))
     if isinstance(command, Product):
         a, b = (replace(m, place=at(m.place)) for m in (command.a, command.b))
         return replace(command, a=a, b=b)
     return command
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

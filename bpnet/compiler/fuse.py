@@ -85,9 +85,10 @@ class _Fuser:
 
     def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
         self.graph, self.donated, self.in_place = graph, donated, in_place
-        self.consumers = _consumers([symbol for symbol, _ in outputs])
+        symbols = [symbol for symbol, _ in outputs]
+        self.consumers = Counter([*symbols, *(a for symbol in _needed(symbols) for a in symbol.inputs)])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
-        self.parts = _parts([symbol for symbol, _ in outputs])
+        self.parts = _parts(symbols)
         # what writes over arguments comes after all that reads them
         self.last: set[Symbol] = set()
         self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
@@ -133,13 +134,12 @@ class _Fuser:
 
     def _read_of_donated(self, symbol: Symbol) -> Iterator[tuple[int, int, int]]:
         """(memory, first entry, number of entries) of all that `symbol` reads of donated memories."""
-        for a in symbol.args:
-            if isinstance(a, Symbol):
-                whole, start = root_of(a)
-                if whole.op == "memory" and whole.args[0] in self.donated:
-                    yield whole.args[0], start, a.size
-                elif a.op in POINTWISE and a not in self.stored:
-                    yield from self._read_of_donated(a)
+        for a in symbol.inputs:
+            whole, start = root_of(a)
+            if whole.op == "memory" and whole.args[0] in self.donated:
+                yield whole.args[0], start, a.size
+            elif a.op in POINTWISE and a not in self.stored:
+                yield from self._read_of_donated(a)
 
     # ---- where results go ---------------------------------------------------------------------------------------
 
@@ -176,16 +176,14 @@ class _Fuser:
         draws: set[Symbol] = set()
         for symbol in self.needed:
             if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
-                stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
+                stored.update(root_of(a)[0] for a in symbol.inputs)
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
                 if draws.intersection(symbol.args):
                     draws.add(symbol)
-                for a in symbol.args:
-                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and a in draws:
-                        stored.add(a)
-                    row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
-                    if row and rows > 1 and a.dtype == self.graph.real and a.op != "positions":
+                for a in symbol.inputs:
+                    row = rows > 1 and space_of(a)[0] == 1 < a.size and a.dtype == self.graph.real
+                    if (row and a.op != "positions") or (a in draws and space_of(a) != space_of(symbol)):
                         stored.add(a)
             elif symbol.op == "mask":
                 draws.add(symbol)
@@ -193,8 +191,7 @@ class _Fuser:
                 stored.add(symbol)
         depths: dict[Symbol, int] = {}
         for symbol in self.needed:  # nor may one kernel be too long a computation
-            inner = [depths[a] for a in symbol.args if isinstance(a, Symbol) and a not in stored]
-            depths[symbol] = 1 + max(inner, default=0)
+            depths[symbol] = 1 + max((depths[a] for a in symbol.inputs if a not in stored), default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
         return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
@@ -203,9 +200,8 @@ class _Fuser:
 
     def _leaves(self, symbol: Symbol) -> Iterator[tuple[Symbol, bool]]:
         """What the computation of `symbol` reads that is computed elsewhere, and whether entry by entry."""
-        for a in symbol.args:
-            if isinstance(a, Symbol):
-                yield from self._leaf(a)
+        for a in symbol.inputs:
+            yield from self._leaf(a)
 
     def _leaf(self, a: Symbol) -> Iterator[tuple[Symbol, bool]]:
         whole, _ = root_of(a)
@@ -269,24 +265,13 @@ def _parts(symbols: list[Symbol]) -> set[Symbol]:
     return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
 
 
-def _consumers(symbols: list[Symbol]) -> Counter[Symbol]:
-    seen: Counter[Symbol] = Counter(symbols)
-    todo = list(set(symbols))
-    while todo:
-        for a in todo.pop().args:
-            if isinstance(a, Symbol):
-                if a not in seen:
-                    todo.append(a)
-                seen[a] += 1
-    return seen
-
-
 def _needed(symbols: list[Symbol]) -> list[Symbol]:
+    """All that these depend on, and they themselves, in the graph's order."""
     found: set[Symbol] = set()
     todo = list(symbols)
     while todo:
         symbol = todo.pop()
         if symbol not in found:
             found.add(symbol)
-            todo += [a for a in symbol.args if isinstance(a, Symbol)]
+            todo += symbol.inputs
     return sorted(found, key=lambda s: s.number)

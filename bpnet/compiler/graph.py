@@ -47,6 +47,11 @@ class Symbol:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def inputs(self) -> list["Symbol"]:
+        """Those of its arguments that are symbols."""
+        return [a for a in self.args if isinstance(a, Symbol)]
+
     def __bool__(self) -> bool:
         raise NotTraceableError("a function can't decide by a value")
 
@@ -160,9 +165,10 @@ class Graph:
 
     def elementwise(self, op: str, *args: Any) -> Symbol:
         values = [self.in_order(a) if isinstance(a, Symbol) else self._constant(a) for a in args]
-        if all(not isinstance(v, Symbol) or v.op == "number" for v in values):
+        symbols = [v for v in values if isinstance(v, Symbol)]
+        if all(v.op == "number" for v in symbols):
             return self._of_numbers(op, values)
-        shape = numpy.broadcast_shapes(*(v.shape for v in values if isinstance(v, Symbol)))
+        shape = numpy.broadcast_shapes(*(v.shape for v in symbols))
         values = [self._fitting(v, shape) if isinstance(v, Symbol) else v for v in values]
         truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
         logical = op in LOGICAL or (op in ("equal", "not_equal") and all(truths))
@@ -170,12 +176,9 @@ class Graph:
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if OPERATIONS[op].kind == COMPARISON:
             self._comparable(op, values)
-            dtype: Any = numpy.bool_
-        elif any(isinstance(v, Symbol) and v.dtype != self.real for v in (values[1:] if op == "where" else values)):
+        elif any(v.dtype != self.real for v in (symbols[1:] if op == "where" else symbols)):
             raise NotTraceableError(f"{op} of other than {self.real} values")
-        else:
-            dtype = self.real
-        return self.add(op, tuple(values), shape, dtype)
+        return self.add(op, tuple(values), shape, numpy.bool_ if OPERATIONS[op].kind == COMPARISON else self.real)
 
     def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
         """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
@@ -200,14 +203,11 @@ class Graph:
     def _comparable(self, op: str, values: list[Any]) -> None:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
         whole = any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values)
-        if whole and values[0] is not values[1] and not any(map(self._is_small, values)):
-            raise NotTraceableError(f"{op} of whole numbers that may be large")
-
-    def _is_small(self, value: Any) -> bool:
-        if not isinstance(value, Symbol):
-            return abs(value) < EXACT  # type: ignore[no-any-return]
-        root, _ = root_of(value)
-        return root.dtype == self.real or root.op in ("positions", "copy")
+        if whole and values[0] is not values[1]:
+            roots = [root_of(v)[0] for v in values if isinstance(v, Symbol)]
+            small = any(r.dtype == self.real or r.op in ("positions", "copy") for r in roots)
+            if not small and all(isinstance(v, Symbol) or abs(v) >= EXACT for v in values):
+                raise NotTraceableError(f"{op} of whole numbers that may be large")
 
     def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
         if op not in SIGNS or OPERATIONS[op].kind == COMPARISON:
@@ -370,10 +370,10 @@ class Graph:
                 axes.append((1, 0))
                 continue
             n, stride = next(left)
-            if isinstance(item, int):
-                offset += range(n)[item] * stride  # or the error that an array gives
+            some = range(n)[item]  # or the error that an array gives
+            if isinstance(some, int):
+                offset += some * stride
             else:
-                some = range(n)[item]
                 offset += some.start * stride if some else 0
                 axes.append((len(some), some.step * stride))
         return self.strided(root, offset, tuple(stride for _, stride in axes), tuple(n for n, _ in axes))
@@ -401,7 +401,7 @@ class Graph:
 
     def _own(self, part: Symbol) -> Symbol:
         whole, _ = root_of(part)
-        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
+        own = whole.op in POINTWISE | REDUCTIONS | {"matmul", "take", "strided"}
         if not own or whole.size != part.size or whole in self._parts:
             whole = part = self.copy(part, self._parts)
         self._parts.add(whole)

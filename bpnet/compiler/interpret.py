@@ -22,7 +22,6 @@ from bpnet.compiler.commands import (
     item_bytes,
     result_dtype,
 )
-from bpnet.compiler.ops import OPERATIONS
 from bpnet.compiler.random import TRIPLE32, fold
 
 
@@ -48,18 +47,10 @@ class _Interpreter:
         self.numbers = [float(eval(text, {"__builtins__": {}}, names)) for text in commands.numbers]
 
     def command(self, c: Command) -> None:
-        if isinstance(c, Fused):
-            self.fused(c)
-        elif isinstance(c, RowGather):
-            self.gather(c)
-        elif isinstance(c, StridedCopy):
-            self.strided(c)
-        elif isinstance(c, Call):
-            self.call(c)
-        else:
-            self.product(c)
-            if c.epilogue is not None:
-                self.fused(c.epilogue)
+        methods: dict[type, Any] = {
+            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided, Call: self.call
+        }  # fmt: skip
+        methods[type(c)](c)
 
     def view(self, place: Place, dtype: str, count: int) -> Any:
         part = self.memories[place.memory][place.offset : place.offset + count * item_bytes(dtype)]
@@ -83,6 +74,8 @@ class _Interpreter:
             a = self.matrix(c.a, i, c.rows, c.inner, c.factor_dtype)
             made = a @ self.matrix(c.b, i, c.inner, c.columns, c.factor_dtype)
             out[...] = out + made if c.accumulate else made
+        if c.epilogue is not None:
+            self.fused(c.epilogue)
 
     def call(self, c: Call) -> None:
         given = [
@@ -129,15 +122,16 @@ class _Interpreter:
             for i, (op, layout, of_phase, *references) in enumerate(kernel.expressions):
                 if of_phase != phase:
                     continue
-                name = OPERATIONS[op].numpy
                 if op == "mask":
                     found = self.mask(next(masks), c.rows * c.columns).reshape(shapes["full"])
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
                 elif op.startswith("row_"):
-                    found = getattr(numpy, name)(value(references[0]), axis=1, keepdims=True)
+                    found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
+                elif op in ("astype", "copy"):
+                    found = value(references[0])
                 else:
-                    found = getattr(numpy, name)(*map(value, references))
+                    found = getattr(numpy, op)(*map(value, references))
                 found = found if found.dtype == numpy.bool_ and op != "astype" else found.astype(real)
                 values["value", i] = numpy.broadcast_to(found, shapes[layout])
             stored = []
@@ -146,8 +140,8 @@ class _Interpreter:
                 if of_phase == phase:
                     found = numpy.broadcast_to(value(reference), shapes[layout])
                     if not kind.startswith("store"):
-                        axis = 0 if kind == "column_sum" else None
-                        found = getattr(numpy, OPERATIONS[kind].numpy)(found, axis=axis)
+                        axis, _, reduction = kind.partition("_")
+                        found = getattr(numpy, reduction)(found, axis=0 if axis == "column" else None)
                     stored.append((place, result_dtype(kernel, result), found.reshape(-1)))
             for place, dtype, found in stored:
                 self.view(place, dtype, found.size)[...] = _rounded(found) if dtype == "bfloat16" else found

@@ -46,7 +46,7 @@ def verify_graph(graph: Graph) -> None:
     for number, symbol in enumerate(graph.symbols):
         text = str(symbol)
         _check(symbol.number == number and symbol.op in OPERATIONS, text)
-        args = [a for a in symbol.args if isinstance(a, Symbol)]
+        args = symbol.inputs
         _check(all(a.number < number and a is graph.symbols[a.number] for a in args), f"reads what comes later: {text}")
         operation, op = OPERATIONS[symbol.op], symbol.op
         if op in POINTWISE:

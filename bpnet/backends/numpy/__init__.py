@@ -62,9 +62,7 @@ class NumpyBackend(Backend):
     def empty_vector(self, size: int, like: Array) -> Array | None:
         return numpy.empty(size, like.dtype)
 
-    def context(
-        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
-    ) -> Context:
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> Context:
         return Context(self, precision, grad_buffers)
 
     def store(self, out: Array, value: Array) -> None:
