@@ -154,11 +154,8 @@ class _Outlined:
     def __init__(self, tracing: TracingBackend, part: Any) -> None:
         self.tracing, self.part = tracing, part
 
-    def forward(self, run: Any, *args: Any) -> Any:
-        return self._call("forward", run, *args)
-
-    def backward(self, run: Any, *args: Any) -> Any:
-        return self._call("backward", run, *args)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(self._call, name)
 
     def __call__(self, run: Any, *args: Any) -> Any:
         return self._call("__call__", run, *args)

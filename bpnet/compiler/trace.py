@@ -86,22 +86,19 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
     What it gives is found by a call with random numbers of these shapes.  All that is no array or number has to be the
     same in each call, since whatever reads it is compiled.
     """
-    symbols: list[Symbol] = []
-    trees = mapped(lambda leaf: _noted(leaf, symbols) if isinstance(leaf, Symbol) else leaf, trees)
+    symbols = [leaf for leaf in _leaves(trees) if isinstance(leaf, Symbol)]
+    # in whose place stands their class, since a graph need not live on
+    trees = mapped(lambda leaf: Symbol if isinstance(leaf, Symbol) else leaf, trees)
+
+    def array(leaf: Any) -> Any:
+        return library.asarray(leaf, dtype=getattr(library, graph.real.name)) if isinstance(leaf, float) else leaf
 
     def call(*arrays: Any) -> tuple[Any, list[Any], list[Any]]:
-        args, options = mapped(lambda leaf: arrays[leaf.number] if isinstance(leaf, _Given) else leaf, trees)
-        result = function(*args, **options)
-        made: list[Any] = []
-        others: list[Any] = []
-
-        def sort(leaf: Any) -> None:
-            if isinstance(leaf, float):
-                leaf = library.asarray(leaf, dtype=getattr(library, graph.real.name))
-            (made if hasattr(leaf, "dtype") else others).append(leaf)
-
-        mapped(sort, result)
-        return result, made, others
+        given = iter(arrays)
+        args, options = mapped(lambda leaf: next(given) if leaf is Symbol else leaf, trees)
+        result = mapped(array, function(*args, **options))
+        leaves = _leaves(result)
+        return result, [x for x in leaves if hasattr(x, "dtype")], [x for x in leaves if not hasattr(x, "dtype")]
 
     try:
         example, made, expected = call(*[_example(library, x) for x in symbols])
@@ -121,19 +118,7 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
         return made
 
     results = iter(graph.call(checked, text, symbols, outputs))
-    return mapped(lambda leaf: next(results) if hasattr(leaf, "dtype") or isinstance(leaf, float) else leaf, example)
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Which of the arrays that are passed to a call stands here."""
-
-    number: int
-
-
-def _noted(symbol: Symbol, symbols: list[Symbol]) -> _Given:
-    symbols.append(symbol)
-    return _Given(len(symbols) - 1)
+    return mapped(lambda leaf: next(results) if hasattr(leaf, "dtype") else leaf, example)
 
 
 def _example(library: Any, x: Symbol) -> Any:
@@ -153,6 +138,12 @@ def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {name: mapped(function, part) for name, part in tree.items()}
     return function(tree)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    mapped(found.append, tree)
+    return found
 
 
 class Namespace:

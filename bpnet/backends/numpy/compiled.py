@@ -161,9 +161,8 @@ class Executable:
 
     def _call(self, number: int) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        call, given = self.calls[number], []
-        for x in call.inputs:
-            given.append(self.values[x.slot] if isinstance(x, Number) else self._array(x))
+        call = self.calls[number]
+        given = [self.values[x.slot] if isinstance(x, Number) else self._array(x) for x in call.inputs]
         with NumpySession(None, False):
             made = call.function(*given)
         for i, out in call.outputs:
