@@ -6,7 +6,7 @@ Nothing here knows of a target: how commands are cut over threads or blocks is e
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
 
@@ -37,8 +37,7 @@ class Array:
         return f"{Place(self.memory, 0)}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an array begins: `offset` bytes into a memory."""
 
     memory: int

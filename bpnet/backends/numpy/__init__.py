@@ -161,9 +161,7 @@ class NumpyBackend(Backend):
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:
             return [(0, rows)]
-        count = max(2, -(-rows // BLOCK_ROWS))
-        cuts = [rows * i // count for i in range(count + 1)]
-        return list(itertools.pairwise(cuts))
+        return _cut(rows, max(2, -(-rows // BLOCK_ROWS)))
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
         return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
@@ -255,9 +253,14 @@ def _update(
         uninterrupted([*share(0, len(chunks), _scratch(needs, results[0][:UPDATE_CHUNK])), *then])
         return
     count = max(2, min(8, len(chunks) // 4))
-    cuts = [len(chunks) * i // count for i in range(count + 1)]
+    shares = _cut(len(chunks), count)
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
-    Update(lambda i: list(share(cuts[i], cuts[i + 1], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
+    Update(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
+
+
+def _cut(size: int, count: int) -> list[Rows]:
+    """So many parts of a size, as equal as can be."""
+    return list(itertools.pairwise(size * i // count for i in range(count + 1)))
 
 
 @functools.cache
@@ -292,14 +295,9 @@ def _in_place(rule: Rule, arrays: int, scalars: int, dtype: Any, row: tuple[int,
         return None
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next step, instead of giving it back to the system.
+# glibc gives back the free end of its memory once that is twice the largest block it has seen freed, up to 64 MB.  So
+# one such block is freed here, which was never written to and so took no memory: then what a step frees stays for the
+# next step.  Elsewhere this does nothing.
+numpy.empty(2**25 - 2**16, numpy.uint8)
 
-    glibc gives back the free end of its memory once that is twice the largest block it has seen freed, up to 64 MB.
-    So one such block is freed here, which was never written to and so took no memory.  Elsewhere this does nothing.
-    """
-    numpy.empty(2**25 - 2**16, numpy.uint8)
-
-
-_keep_freed_memory()
 BACKEND = NumpyBackend(xp)

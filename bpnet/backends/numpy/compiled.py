@@ -273,7 +273,7 @@ def _text(tree: Tree, names: Any) -> str:
 def _cut(rows: int, work: float) -> list[Rows]:
     """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
     count = min(-(-rows // COMPILED_ROWS), MOST_BLOCKS)
-    return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
+    return list(itertools.pairwise(rows * i // count for i in range(count + 1)))
 
 
 def _address(command: TiledCommand) -> int:
