@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
-from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product
-from bpnet.compiler.epilogues import Span, epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, Span
+from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.compiler.memory import arrange
 from bpnet.compiler.ops import COMPARISONS
 
@@ -60,19 +60,19 @@ class _Rounding:
         elif isinstance(command, Fused):
             command = self.comparing(command)
         for span in spans_written(command):
-            self.copies = {other: place for other, place in self.copies.items() if not overlap(other, span)}
+            self.copies = {other: place for other, place in self.copies.items() if not other.overlaps(span)}
         self.made.append(command)
 
     def rounded(self, matrix: Matrix, rows: int, columns: int) -> Matrix:
         """The same factor in its rounded form, which is made where there is none."""
-        place = self.copy_of((matrix.place.memory, matrix.place.offset, matrix.place.offset + 4 * rows * columns))
-        return replace(matrix, place=place)
+        memory, start = matrix.place
+        return replace(matrix, place=self.copy_of(Span(memory, start, start + 4 * rows * columns)))
 
     def copy_of(self, span: Span) -> Place:
         """Where the rounded form of a span lies."""
         memory, start, stop = span
         if memory in self.whole:
-            whole = self.copies.get((memory, 0, self.whole[memory])) or self.copy_of_whole(memory)
+            whole = self.copies.get(Span(memory, 0, self.whole[memory])) or self.copy_of_whole(memory)
             return Place(whole.memory, start // 2)
         if span not in self.copies:
             self.copies[span] = place = self.new((stop - start) // 2)
@@ -82,7 +82,7 @@ class _Rounding:
 
     def copy_of_whole(self, memory: int) -> Place:
         size = self.whole[memory]
-        place = self.copies[memory, 0, size] = self.whole_copies[memory] = self.new(size // 2)
+        place = self.copies[Span(memory, 0, size)] = self.whole_copies[memory] = self.new(size // 2)
         self.made.append(_rounding(Place(memory, 0), place, size // 4))
         return place
 
@@ -95,7 +95,7 @@ class _Rounding:
         for i in range(len(self.made) - 1, -1, -1):
             command = self.made[i]
             written = spans_written(command)
-            if any(overlap(span, other) for other in written):
+            if any(span.overlaps(other) for other in written):
                 if not isinstance(command, Fused) or span not in written:
                     return False
                 kind, reference, phase, layout = command.kernel.results[written.index(span)]
@@ -133,10 +133,10 @@ class _Rounding:
 
     def is_read(self, span: Span, at: int) -> bool:
         """Whether a span that a command writes is read by it (in a later phase) or a later one."""
-        if any(overlap(span, other) for other in spans_read(self.made[at])):
+        if any(span.overlaps(other) for other in spans_read(self.made[at])):
             return True
         for command in self.made[at + 1 :]:
-            if any(overlap(span, other) for other in spans_read(command)):
+            if any(span.overlaps(other) for other in spans_read(command)):
                 return True
             if span in spans_written(command):
                 return False

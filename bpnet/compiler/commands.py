@@ -281,8 +281,30 @@ class CommandList:
 
 # ---- what commands read and write -----------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str, str]
-"""Where, how many elements, of which type, in which layout."""
+
+class Span(NamedTuple):
+    """A memory, and from which byte of it to before which."""
+
+    memory: int
+    start: int
+    stop: int
+
+    def overlaps(self, other: "Span") -> bool:
+        return self.memory == other.memory and self.start < other.stop and other.start < self.stop
+
+
+class Access(NamedTuple):
+    """What a command reads or writes: so many elements from a place on, of a type, in a layout."""
+
+    place: Place
+    size: int
+    dtype: str
+    layout: str
+
+    @property
+    def span(self) -> Span:
+        memory, start = self.place
+        return Span(memory, start, start + self.size * item_bytes(self.dtype))
 
 
 def item_bytes(dtype: str) -> int:
@@ -293,21 +315,23 @@ def item_bytes(dtype: str) -> int:
 def reads(command: Command) -> list[Access]:
     """All that a command reads, in the order of its operands."""
     if isinstance(command, Fused):
-        kinds = command.kernel.operands
-        return [(p, _entries(command, k[0]), k[1], k[0]) for p, k in zip(command.operands, kinds, strict=True)]
+        operands = zip(command.operands, command.kernel.operands, strict=True)
+        return [Access(place, _entries(command, layout), dtype, layout) for place, (layout, dtype) in operands]
     if isinstance(command, Product):
-        dtype = command.factor_dtype
-        a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
-        more = command.stack - 1
-        found = [(m.place, more * m.stack_stride + _extent(m, *sizes), dtype, "matrix") for m, *sizes in (a, b)]
+        found = []
+        for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
+            strides = m.stack_stride, m.row_stride, m.column_stride
+            found.append(Access(m.place, _reach((command.stack, *shape), strides)[1], command.factor_dtype, "matrix"))
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
     if isinstance(command, StridedCopy):
-        return _reached(command)
+        first, count = _reach(command.shape, command.strides)
+        start = Place(command.source.memory, command.source.offset + first * command.itemsize)
+        return [Access(start, count * command.itemsize, "uint8", "rows")] if count else []
     if isinstance(command, Call):
-        return [(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
-    index = command.index, command.rows, command.index_dtype, "index"
-    return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
+        return [Access(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
+    index = Access(command.index, command.rows, command.index_dtype, "index")
+    return [Access(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
 
 
 def writes(command: Command) -> list[Access]:
@@ -316,15 +340,15 @@ def writes(command: Command) -> list[Access]:
         found = []
         for place, result in zip(command.results, command.kernel.results, strict=True):
             layout = result_layout(result)
-            found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
+            found.append(Access(place, _entries(command, layout), result_dtype(command.kernel, result), layout))
         return found
     if isinstance(command, Product):
-        out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
+        out = Access(command.out, command.stack * command.rows * command.columns, command.dtype, "out")
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
     if isinstance(command, Call):
-        return [(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
+        return [Access(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
     size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
-    return [(command.out, size, "uint8", "rows")]
+    return [Access(command.out, size, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:
@@ -343,16 +367,9 @@ def _entries(command: Fused, layout: str) -> int:
     return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
 
 
-def _reached(command: StridedCopy) -> list[Access]:
-    """From the first element in memory that is copied to the last."""
-    if not command.count:
-        return []
-    steps = [(n - 1) * stride for n, stride in zip(command.shape, command.strides, strict=True)]
+def _reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """The first in memory of elements so far apart along each axis, from the one that is all zeros, and how many there
+    are from it to the last, with those in between."""
+    steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
     first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
-    start = Place(command.source.memory, command.source.offset + first * command.itemsize)
-    return [(start, (last - first + 1) * command.itemsize, "uint8", "rows")]
-
-
-def _extent(matrix: Matrix, rows: int, columns: int) -> int:
-    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
-    return last + 1 if rows and columns else 0
+    return first, last - first + 1 if prod(shape) else 0

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bpnet.compiler.commands import ARENA, Access, Command, Fused, FusedKernel, Product, item_bytes, reads, writes
-
-Span = tuple[int, int, int]
-"""A memory, and from which byte of it to before which."""
+from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Product, Span, reads, writes
 
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
@@ -51,12 +48,12 @@ def _reader(commands: Sequence[Command], at: int) -> int | None:
     found = None
     for i in range(at + 1, len(commands)):
         command = commands[i]
-        reads = [span for span in spans_read(command) if overlap(span, raw)]
+        reads = [span for span in spans_read(command) if span.overlaps(raw)]
         if reads:
             if found is not None or len(reads) > 1 or not isinstance(command, Fused) or not _fits(product, command):
                 return None
             found = i
-        if any(overlap(span, raw) for span in spans_written(command)):
+        if any(span.overlaps(raw) for span in spans_written(command)):
             if found is None or (found == i and command.results[0] != product.out):  # type: ignore[union-attr]
                 return None  # it is overwritten in part, or before it is read
             break
@@ -69,10 +66,10 @@ def _reader(commands: Sequence[Command], at: int) -> int | None:
     (out,) = spans_written(kernel)  # its only one
     between = commands[at + 1 : found]
     moved = [s for c in between for s in (*spans_read(c), *spans_written(c))]
-    if any(overlap(out, span) for span in (*spans_read(product), *moved)):
+    if any(out.overlaps(span) for span in (*spans_read(product), *moved)):
         return None  # what it is written to is in use until then
     written = [s for c in between for s in spans_written(c)]
-    return None if any(overlap(s, read) for read in spans_read(kernel)[1:] for s in written) else found
+    return None if any(s.overlaps(read) for read in spans_read(kernel)[1:] for s in written) else found
 
 
 def _fits(product: Product, command: Fused) -> bool:
@@ -82,19 +79,9 @@ def _fits(product: Product, command: Fused) -> bool:
 
 def spans_read(command: Command) -> list[Span]:
     """All memory that a command reads, in the order of its operands."""
-    return list(map(_span, reads(command)))
+    return [access.span for access in reads(command)]
 
 
 def spans_written(command: Command) -> list[Span]:
     """All memory that a command writes, in the order of its results."""
-    return list(map(_span, writes(command)))
-
-
-def _span(access: Access) -> Span:
-    place, count, dtype, _ = access
-    return place.memory, place.offset, place.offset + count * item_bytes(dtype)
-
-
-def overlap(a: Span, b: Span) -> bool:
-    """Whether two have a byte in common."""
-    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+    return [access.span for access in writes(command)]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bpnet.compiler.commands import Span
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
 from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
@@ -117,27 +118,24 @@ class _Fuser:
 
     def conflicts(self) -> bool:
         """Whether something is read after it has been written over, or in another order than it is written."""
-        written = {}
-        for symbol in self.last:
-            container, offset = self.inside[symbol]
-            written[symbol] = (container.args[0], offset, symbol.size)
+        inside = {symbol: self.inside[symbol] for symbol in self.last}
+        written = {s: Span(whole.args[0], offset, offset + s.size) for s, (whole, offset) in inside.items()}
         for symbol in self.last:
             if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
                 return True  # a row is then read several times
             for read in self._read_of_donated(symbol):
-                for other, (base, start, size) in written.items():
-                    overlaps = read[0] == base and read[1] < start + size and start < read[1] + read[2]
-                    together = self.at[symbol] == self.at[other] and read[1:] == (start, size)
-                    if overlaps and not together:
+                for other, span in written.items():
+                    together = self.at[symbol] == self.at[other] and read == span
+                    if read.overlaps(span) and not together:
                         return True
         return False
 
-    def _read_of_donated(self, symbol: Symbol) -> Iterator[tuple[int, int, int]]:
-        """(memory, first entry, number of entries) of all that `symbol` reads of donated memories."""
+    def _read_of_donated(self, symbol: Symbol) -> Iterator[Span]:
+        """All that `symbol` reads of donated memories, in entries."""
         for a in symbol.inputs:
             whole, start = root_of(a)
             if whole.op == "memory" and whole.args[0] in self.donated:
-                yield whole.args[0], start, a.size
+                yield Span(whole.args[0], start, start + a.size)
             elif a.op in POINTWISE and a not in self.stored:
                 yield from self._read_of_donated(a)
 

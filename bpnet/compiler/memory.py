@@ -20,26 +20,34 @@ class Memory:
     arena: int
     """Bytes of intermediate results."""
 
+    def container(self, symbol: Symbol) -> tuple[Symbol, int]:
+        """The array that no other contains in which a whole one lies, and how many elements from its start."""
+        offset = 0
+        while symbol in self.inside:
+            symbol, start = self.inside[symbol]
+            offset += start
+        return symbol, offset
+
     def place(self, symbol: Symbol) -> Place:
         """Where the entries of a symbol lie."""
         whole, offset = root_of(symbol)
-        container, more = _container(whole, self.inside)
-        start = Place(container.args[0], container.args[1]) if container.op == "memory" else self.places[container]
-        return Place(start.memory, start.offset + (offset + more) * whole.dtype.itemsize)
+        container, more = self.container(whole)
+        memory, start = container.args if container.op == "memory" else self.places[container]
+        return Place(memory, start + (offset + more) * whole.dtype.itemsize)
 
 
 def allocate(fusion: Fusion, alignment: int) -> Memory:
     """Give everything that is stored its place; in the arena it begins at a multiple of `alignment` bytes."""
-    inside = _contained(fusion)
+    memory = Memory({}, _contained(fusion), 0)
     lives: dict[Symbol, list[int]] = {}
     for number, step in enumerate(fusion.steps):
         for symbol in (*step.symbols, *step.reads):
-            container = _container(symbol, inside)[0]
+            container, _ = memory.container(symbol)
             if container.op != "memory":
                 lives.setdefault(container, []).append(number)
     symbols = sorted(lives, key=lambda symbol: (min(lives[symbol]), symbol.number))
     offsets, arena = arrange([(s.size * s.dtype.itemsize, lives[s]) for s in symbols], alignment)
-    return Memory({s: Place(ARENA, offset) for s, offset in zip(symbols, offsets, strict=True)}, inside, arena)
+    return Memory({s: Place(ARENA, o) for s, o in zip(symbols, offsets, strict=True)}, memory.inside, arena)
 
 
 def arrange(arrays: Sequence[tuple[int, Sequence[int]]], alignment: int) -> tuple[list[int], int]:
@@ -86,11 +94,3 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
                 raise NotTraceableError("a sum that is read elsewhere too is added to")
             inside.setdefault(whole, (symbol, 0))
     return inside
-
-
-def _container(symbol: Symbol, inside: dict[Symbol, tuple[Symbol, int]]) -> tuple[Symbol, int]:
-    offset = 0
-    while symbol in inside:
-        symbol, start = inside[symbol]
-        offset += start
-    return symbol, offset

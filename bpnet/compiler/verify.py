@@ -16,6 +16,7 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Number,
+    Place,
     item_bytes,
     reads,
     writes,
@@ -83,10 +84,7 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
     for number, step in enumerate(fusion.steps):
         for symbol in (*step.symbols, *step.reads):
             if memory.place(symbol).memory == ARENA:
-                container = symbol
-                while container in memory.inside:
-                    container = memory.inside[container][0]
-                lives.setdefault(container, []).append(number)
+                lives.setdefault(memory.container(symbol)[0], []).append(number)
     spans = []
     for symbol, numbers in lives.items():
         start = memory.places[symbol].offset
@@ -116,30 +114,24 @@ def verify_commands(commands: CommandList) -> None:
             written[array.memory] = numpy.full(sizes[array.memory], array in commands.arguments)
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
-    def span(access: Access) -> tuple[int, slice]:
-        place, count, dtype, _ = access
-        size = item_bytes(dtype)
-        _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
-        end = place.offset + count * size
-        _check(place.offset >= 0 and end <= sizes[place.memory], f"outside of its memory, at {place}: {command}")
-        _check(place.offset % size == 0, f"not aligned, at {place}: {command}")
-        return place.memory, slice(place.offset, end)
-
     for command in commands.commands:
         if isinstance(command, Fused):
             _verify_fused(command, len(commands.numbers))
-        read, written_here = _read_of_others(command), writes(command)
-        for access in read:
-            memory, part = span(access)
-            _check(bool(written[memory][part].all()), f"reads {access[0]} before it is written: {command}")
-        for number, access in enumerate(written_here):
-            memory, part = span(access)
-            for other in (*read, *written_here[:number]):
-                other_memory, other_part = span(other)
-                apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = access == other and other in read
-                _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
-            written[memory][part] = True
+        read, made = _read_of_others(command), writes(command)
+        for place, _, dtype, _ in (*read, *made):
+            _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
+            _check(place.offset % item_bytes(dtype) == 0, f"not aligned, at {place}: {command}")
+        for memory, start, stop in (access.span for access in (*read, *made)):
+            inside = start >= 0 and stop <= sizes[memory]
+            _check(inside, f"outside of its memory, at {Place(memory, start)}: {command}")
+        for place, (memory, start, stop) in ((access.place, access.span) for access in read):
+            _check(bool(written[memory][start:stop].all()), f"reads {place} before it is written: {command}")
+        for number, access in enumerate(made):
+            for other in (*read, *made[:number]):
+                right = not access.span.overlaps(other.span) or (access == other and other in read)
+                _check(right, f"writes {access.place} while it reads or writes {other.place}: {command}")
+            memory, start, stop = access.span
+            written[memory][start:stop] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), f"a result that is not written: {array}")
 
@@ -155,7 +147,7 @@ def _read_of_others(command: Command) -> list[Access]:
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
         later = {phase > stored.get(access, max(phases)) for phase in phases}
-        _check(len(later) < 2, f"reads {access[0]} before and after it is written: {command}")
+        _check(len(later) < 2, f"reads {access.place} before and after it is written: {command}")
         if later == {False}:
             found.append(access)
     return found

@@ -26,7 +26,7 @@ from bpnet.compiler.commands import (
 )
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import launch_of, spreads, width_of
-from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
@@ -108,7 +108,7 @@ class Program:
         indirect = frozenset(i for i, p in enumerate(command.results) if p.memory in self.indirect)
         slot = numbers + 8 * len(self.commands.numbers)
         results = [slot if i in indirect else memories[p.memory].ptr + p.offset for i, p in enumerate(command.results)]
-        disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
+        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         return self._launch(command, operands, results, indirect, disjoint, numbers, memories[ARENA].ptr + self.scratch)
 
     def _launch(
