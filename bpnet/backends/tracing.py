@@ -6,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
-from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
 from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
 
@@ -128,18 +127,14 @@ class TracingBackend(Backend):
         if total.op == part.op == "matmul":
             return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
         terms = [*self.terms.get(total, (total,)), part]
-        together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+
+        def own(term: Symbol) -> Symbol:  # a sum of products lies where the first of them did
+            return self.graph.copy(term) if len(root_of(term)[0].args) == 3 else self.graph.own(term)
+
+        together = self.graph.concat([self.graph.reshape(own(term), (1, total.size)) for term in terms])
         found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
         self.terms[found] = terms
         return found
-
-    def _own(self, term: Symbol) -> Symbol:
-        """`term`, or a copy where it is not computed into memory of its own, which can be a part of a larger one."""
-        whole, _ = root_of(term)
-        own = whole.op in POINTWISE or whole.op in ("matmul", *REDUCTIONS)
-        if own and whole.size == term.size and len(whole.args) < 3:
-            return term
-        return self.graph.copy(term)
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""

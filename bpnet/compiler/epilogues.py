@@ -2,26 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Product, Span, reads, writes
 
+_FIRST, _ZERO = ("operand", 0), ("literal", 0.0)
+_ADD = ("add", _FIRST, ("operand", 1))
+EPILOGUES: dict[tuple[Any, ...], str] = {
+    (("full", "per_column"), _ADD): "BIAS",
+    (("full", "per_column"), _ADD, ("maximum", ("value", 0), _ZERO)): "RELU_BIAS",
+    (("full",), ("maximum", _FIRST, _ZERO)): "RELU",
+}
+"""What libraries call a kernel, by the layouts of its operands, the product first, and its operations."""
+
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
-    """What libraries call it: "BIAS", "RELU" or "RELU_BIAS"; the first operand is the product."""
+    """What libraries call it, as in EPILOGUES."""
     value = ("value", len(kernel.expressions) - 1)
     (kind, *what), *others = kernel.results
     if others or not kind.startswith("store") or what != [value, 0, "full"]:
         return None
     layouts = tuple(layout for layout, _ in kernel.operands)
-    shapes = [(op, *references) for op, _, _, *references in kernel.expressions]
-    add = ("add", ("operand", 0), ("operand", 1))
-    if layouts == ("full", "per_column") and shapes == [add]:
-        return "BIAS"
-    if layouts == ("full", "per_column") and shapes == [add, ("maximum", ("value", 0), ("literal", 0.0))]:
-        return "RELU_BIAS"
-    if layouts == ("full",) and shapes == [("maximum", ("operand", 0), ("literal", 0.0))]:
-        return "RELU"
-    return None
+    return EPILOGUES.get((layouts, *((op, *references) for op, _, _, *references in kernel.expressions)))
 
 
 def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:

@@ -6,7 +6,7 @@ wait for the end of a reduction, is one kernel.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,45 +44,28 @@ class Step:
         return f"{self.kind} over {rows} x {columns}: {computes} from {reads or 'nothing'}"
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """The steps of a graph."""
-
-    steps: tuple[Step, ...]
-    needed: tuple[Symbol, ...]
-    """All that the results depend on, in the graph's order."""
-    consumers: Counter[Symbol]
-    """How many operations and results need a symbol."""
-    stored: frozenset[Symbol]
-    """Elementwise results that are written to memory; those of products and reductions always are."""
-    read: frozenset[Symbol]
-    """What steps read from memory."""
-    results: frozenset[Symbol]
-    """What is written to the memory of a result."""
-    inside: dict[Symbol, tuple[Symbol, int]]
-    """Results as parts of larger arrays: in which, and how many elements from its start."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.steps))
-
-
-def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> Fusion:
+def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> "Fusion":
     """The steps that compute `outputs`; `donated` are memories of arguments that are written over."""
-    fuser = _Fuser(graph, outputs, donated, in_place=True)
     try:
-        fuser.arrange()
-        conflicts = fuser.conflicts()
+        fusion = Fusion(graph, outputs, donated, in_place=True)
+        if not fusion.conflicts():
+            return fusion
     except _OrderError:  # something that is not written over needs what shall be
-        conflicts = True
-    if conflicts:
-        fuser = _Fuser(graph, outputs, donated, in_place=False)
-        fuser.arrange()
-    return fuser.fusion()
+        pass
+    return Fusion(graph, outputs, donated, in_place=False)
 
 
-class _Fuser:
-    """One way to arrange a graph; `in_place`: donated memory may be written by the step that computes its new values,
-    else it is by a copy at the end."""
+class Fusion:
+    """The steps of a graph.
+
+    in_place: donated memory may be written by the step that computes its new values, else it is by a copy at the end.
+    needed: all that the results depend on, in the graph's order.
+    consumers: how many operations and results need a symbol.
+    stored: elementwise results that are written to memory; those of products and reductions always are.
+    read: what steps read from memory.
+    results: what is written to the memory of a result.
+    inside: results as parts of larger arrays: in which, and how many elements from its start.
+    """
 
     def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
         self.graph, self.donated, self.in_place = graph, donated, in_place
@@ -92,15 +75,13 @@ class _Fuser:
         self.parts = _parts(symbols)
         # what writes over arguments comes after all that reads them
         self.last: set[Symbol] = set()
-        self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
+        self.results = {result for symbol, base in outputs for result in self._result(symbol, base)}
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
         self.sites: dict[Any, int] = {}
         # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
-
-    def arrange(self) -> None:
         for symbol in self.needed:
             if symbol not in self.last:
                 self._schedule(symbol, 0)
@@ -108,13 +89,12 @@ class _Fuser:
         for symbol in self.needed:
             if symbol in self.last:
                 self._schedule(symbol, end)
-
-    def fusion(self) -> Fusion:
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
-        read = frozenset(symbol for step in self.steps for symbol in step.reads)
-        stored, results = frozenset(self.stored), frozenset(self.results)
-        return Fusion(tuple(self.steps), tuple(self.needed), self.consumers, stored, read, results, self.inside)
+        self.read = {symbol for step in self.steps for symbol in step.reads}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))
 
     def conflicts(self) -> bool:
         """Whether something is read after it has been written over, or in another order than it is written."""
@@ -263,7 +243,7 @@ def _parts(symbols: list[Symbol]) -> set[Symbol]:
     return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
 
 
-def _needed(symbols: list[Symbol]) -> list[Symbol]:
+def _needed(symbols: Iterable[Symbol]) -> list[Symbol]:
     """All that these depend on, and they themselves, in the graph's order."""
     found: set[Symbol] = set()
     todo = list(symbols)

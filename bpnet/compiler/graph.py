@@ -396,16 +396,19 @@ class Graph:
         parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
-            self._joined[key] = self.concat([self._own(part) for part in parts] if len(parts) > 1 else parts)
+            own = []
+            for part in parts if len(parts) > 1 else ():
+                own.append(self.own(part, self._parts))
+                self._parts.add(root_of(own[-1])[0])
+            self._joined[key] = self.concat(own or parts)
         return self._joined[key]
 
-    def _own(self, part: Symbol) -> Symbol:
-        whole, _ = root_of(part)
-        own = whole.op in POINTWISE | REDUCTIONS | {"matmul", "take", "strided"}
-        if not own or whole.size != part.size or whole in self._parts:
-            whole = part = self.copy(part, self._parts)
-        self._parts.add(whole)
-        return part
+    def own(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
+        """x, or a copy where it is not computed into memory of its own, which can be a part of a larger one, or that is
+        one of those `taken`."""
+        whole, _ = root_of(x)
+        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
+        return x if own and whole.size == x.size and whole not in taken else self.copy(x, taken)
 
     def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
         """A copy of x that is none of those `taken`."""
