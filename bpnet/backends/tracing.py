@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
+from bpnet.backends.base import Array, Backend, Context, Key, Rows
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
 from bpnet.compiler.random import threshold
 from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
@@ -114,9 +114,6 @@ class TracingBackend(Backend):
 
     def copy(self, x: Any) -> Any:
         return x
-
-    def fuse(self, rule: Rule) -> Rule:
-        return rule
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
         """Part by part, so that a product can be added to those before it, and that all others are one sum."""

@@ -109,7 +109,6 @@ class NumpyBackend(Backend):
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
         if choice is True and not _can_compile():
             raise MissingExtraError("compile=True with NumPy arrays", "llvmlite", "jit")
-        made: list[Any] = []
         step = functools.partial(function, self)
 
         def plain(state: State | None, count: int, *args: Any) -> Any:
@@ -121,18 +120,19 @@ class NumpyBackend(Backend):
             result = advance(step, state, count, *args)
             return state.now[0], result
 
+        @functools.cache
         def compiled_function() -> Any:
-            if not made and _can_compile():
-                from bpnet.backends.numpy.compiled import CompiledFunction
+            if not _can_compile():
+                return None
+            from bpnet.backends.numpy.compiled import CompiledFunction
 
-                made.append(CompiledFunction(function, plain, donate))
-            return made[0] if made else None
+            return CompiledFunction(function, plain, donate)
 
         def run(state: State | None, count: int, *args: Any) -> Any:
             session = current.session
             if not session.compiles:
                 return plain(state, count, *args)
-            compiled = made[0] if made else compiled_function()
+            compiled = compiled_function()
             threads, call = compiled.last
             if threads == session.threads:
                 try:
@@ -177,11 +177,11 @@ class NumpyBackend(Backend):
     def add_to(self, total: Array, part: Array) -> Array:
         if total.ndim == 0:
             return total + part
-        for _ in self.map_blocks(
-            lambda _, rows: numpy.add(total[slice(*rows)], part[slice(*rows)], out=total[slice(*rows)]),
-            [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)],
-        ):
-            pass
+
+        def add(number: int, rows: Rows) -> None:
+            total[slice(*rows)] += part[slice(*rows)]
+
+        list(self.map_blocks(add, [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)]))
         return total
 
     def evaluate(self, rule: Rule, arrays: Sequence[Array], out: Array) -> None:
