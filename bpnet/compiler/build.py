@@ -9,7 +9,6 @@ from bpnet.compiler.commands import (
     FIRST,
     Array,
     Call,
-    CallArray,
     Command,
     CommandList,
     Expression,
@@ -87,13 +86,12 @@ def _product(step: Step, memory: Memory) -> Product:
 def _call(step: Step, memory: Memory) -> Call:
     site, _, *inputs = step.symbols[0].args
 
-    def at(symbol: Symbol) -> CallArray | Number:
-        if symbol.op == "number":
-            return Number(symbol.args[0])
-        return memory.place(symbol), symbol.shape, symbol.dtype.name
+    def array(symbol: Symbol) -> Array:
+        return Array(symbol.shape, symbol.dtype.name, *memory.place(symbol))
 
-    outputs = [(symbol.args[1], (memory.place(symbol), symbol.shape, symbol.dtype.name)) for symbol in step.symbols]
-    return Call(site.function, site.text, tuple(map(at, inputs)), tuple(outputs))
+    given = [Number(s.args[0]) if s.op == "number" else array(s) for s in inputs]
+    outputs = [(symbol.args[1], array(symbol)) for symbol in step.symbols]
+    return Call(site.function, site.text, tuple(given), tuple(outputs))
 
 
 def _strided(step: Step, memory: Memory) -> StridedCopy:

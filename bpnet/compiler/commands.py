@@ -25,18 +25,6 @@ KernelResult = tuple[str, Reference, int, str]
 target rounds, "store:bfloat16"."""
 
 
-@dataclass(frozen=True)
-class Array:
-    """An array that is passed in or comes back: the memory of its own in which it lies."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    memory: int
-
-    def __str__(self) -> str:
-        return f"{Place(self.memory, 0)}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
-
-
 class Place(NamedTuple):
     """Where an array begins: `offset` bytes into a memory."""
 
@@ -46,6 +34,48 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         name = "arena" if self.memory == ARENA else f"memory {self.memory}"
         return f"{name} + {self.offset}" if self.offset or self.memory == ARENA else name
+
+
+class Span(NamedTuple):
+    """A memory, and from which byte of it to before which."""
+
+    memory: int
+    start: int
+    stop: int
+
+    def overlaps(self, other: "Span") -> bool:
+        return self.memory == other.memory and self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array that begins so many bytes into a memory: those that are passed in or come back have one of their own.
+
+    strides: how many elements apart its entries are along each axis; None: they follow each other.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    memory: int
+    offset: int = 0
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.memory, self.offset)
+
+    @property
+    def span(self) -> Span:
+        """All memory from the first of its entries to the last."""
+        first, last = 0, prod(self.shape) - 1
+        if self.strides is not None and last >= 0:
+            steps = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+            first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+        size = item_bytes(self.dtype)
+        return Span(self.memory, self.offset + first * size, self.offset + (last + 1) * size)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,11 @@ class Fused:
     constants: tuple[float, ...]
     masks: tuple[Mask, ...]
     results: tuple[Place, ...]
+
+    def shape(self, layout: str) -> tuple[int, int]:
+        """Rows and columns of an array in that layout."""
+        rows, columns = self.rows, self.columns
+        return {"full": (rows, columns), "per_row": (rows, 1), "per_column": (1, columns), "scalar": (1, 1)}[layout]
 
     def __str__(self) -> str:
         operations = [e[0] for e in self.kernel.expressions]
@@ -231,10 +266,6 @@ class StridedCopy:
         return f"strided copy of {shape}: {self.source}, to {self.out}"
 
 
-CallArray = tuple[Place, tuple[int, ...], str]
-"""An array that a call reads or writes: where it lies, its shape, and its type."""
-
-
 @dataclass(frozen=True)
 class Call:
     """A function of the library's arrays that is called as it stands, since it can't be traced.
@@ -244,11 +275,11 @@ class Call:
 
     function: Callable[..., Sequence[Any]]
     text: str
-    inputs: tuple[CallArray | Number, ...]
-    outputs: tuple[tuple[int, CallArray], ...]
+    inputs: tuple[Array | Number, ...]
+    outputs: tuple[tuple[int, Array], ...]
 
     def __str__(self) -> str:
-        places = ", ".join(str(place) for _, (place, _, _) in self.outputs)
+        places = ", ".join(str(array.place) for _, array in self.outputs)
         return f"not compiled: {self.text}; results to {places}"
 
 
@@ -282,73 +313,45 @@ class CommandList:
 # ---- what commands read and write -----------------------------------------------------------------------------------
 
 
-class Span(NamedTuple):
-    """A memory, and from which byte of it to before which."""
+def reads(command: Command) -> list[Array]:
+    """All that a command reads, in the order of its operands."""
+    if isinstance(command, Fused):
+        operands = zip(command.operands, command.kernel.operands, strict=True)
+        return [Array(command.shape(layout), dtype, *place) for place, (layout, dtype) in operands]
+    if isinstance(command, Product):
+        found = []
+        for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
+            strides = m.stack_stride, m.row_stride, m.column_stride
+            found.append(Array((command.stack, *shape), command.factor_dtype, *m.place, strides))
+        found += writes(command)[:1] if command.accumulate else []
+        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
+    if isinstance(command, StridedCopy):
+        apart = *(n * command.itemsize for n in command.strides), 1
+        return [Array((*command.shape, command.itemsize), "uint8", *command.source, apart)]
+    if isinstance(command, Call):
+        return [x for x in command.inputs if isinstance(x, Array)]
+    index = Array((command.rows,), command.index_dtype, *command.index)
+    return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
 
-    memory: int
-    start: int
-    stop: int
 
-    def overlaps(self, other: "Span") -> bool:
-        return self.memory == other.memory and self.start < other.stop and other.start < self.stop
-
-
-class Access(NamedTuple):
-    """What a command reads or writes: so many elements from a place on, of a type, in a layout."""
-
-    place: Place
-    size: int
-    dtype: str
-    layout: str
-
-    @property
-    def span(self) -> Span:
-        memory, start = self.place
-        return Span(memory, start, start + self.size * item_bytes(self.dtype))
+def writes(command: Command) -> list[Array]:
+    """All that a command writes, in the order of its results."""
+    if isinstance(command, Fused):
+        kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
+        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *place) for place, r in results]
+    if isinstance(command, Product):
+        out = Array((command.stack, command.rows, command.columns), command.dtype, *command.out)
+        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    if isinstance(command, Call):
+        return [array for _, array in command.outputs]
+    if isinstance(command, StridedCopy):
+        return [Array((*command.shape, command.itemsize), "uint8", *command.out)]
+    return [Array((command.rows, command.row_bytes), "uint8", *command.out)]
 
 
 def item_bytes(dtype: str) -> int:
     """Bytes of an element."""
     return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2}.get(dtype, 1)
-
-
-def reads(command: Command) -> list[Access]:
-    """All that a command reads, in the order of its operands."""
-    if isinstance(command, Fused):
-        operands = zip(command.operands, command.kernel.operands, strict=True)
-        return [Access(place, _entries(command, layout), dtype, layout) for place, (layout, dtype) in operands]
-    if isinstance(command, Product):
-        found = []
-        for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
-            strides = m.stack_stride, m.row_stride, m.column_stride
-            found.append(Access(m.place, _reach((command.stack, *shape), strides)[1], command.factor_dtype, "matrix"))
-        found += writes(command)[:1] if command.accumulate else []
-        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
-    if isinstance(command, StridedCopy):
-        first, count = _reach(command.shape, command.strides)
-        start = Place(command.source.memory, command.source.offset + first * command.itemsize)
-        return [Access(start, count * command.itemsize, "uint8", "rows")] if count else []
-    if isinstance(command, Call):
-        return [Access(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
-    index = Access(command.index, command.rows, command.index_dtype, "index")
-    return [Access(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
-
-
-def writes(command: Command) -> list[Access]:
-    """All that a command writes, in the order of its results."""
-    if isinstance(command, Fused):
-        found = []
-        for place, result in zip(command.results, command.kernel.results, strict=True):
-            layout = result_layout(result)
-            found.append(Access(place, _entries(command, layout), result_dtype(command.kernel, result), layout))
-        return found
-    if isinstance(command, Product):
-        out = Access(command.out, command.stack * command.rows * command.columns, command.dtype, "out")
-        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
-    if isinstance(command, Call):
-        return [Access(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
-    size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
-    return [Access(command.out, size, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:
@@ -360,16 +363,3 @@ def result_layout(result: KernelResult) -> str:
 def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
     """The type in which a result is stored."""
     return result[0].partition(":")[2] or kernel.dtype
-
-
-def _entries(command: Fused, layout: str) -> int:
-    rows, columns = command.rows, command.columns
-    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
-
-
-def _reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
-    """The first in memory of elements so far apart along each axis, from the one that is all zeros, and how many there
-    are from it to the last, with those in between."""
-    steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
-    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
-    return first, last - first + 1 if prod(shape) else 0

@@ -81,9 +81,9 @@ def _fits(product: Product, command: Fused) -> bool:
 
 def spans_read(command: Command) -> list[Span]:
     """All memory that a command reads, in the order of its operands."""
-    return [access.span for access in reads(command)]
+    return [array.span for array in reads(command)]
 
 
 def spans_written(command: Command) -> list[Span]:
     """All memory that a command writes, in the order of its results."""
-    return [access.span for access in writes(command)]
+    return [array.span for array in writes(command)]

@@ -3,20 +3,18 @@
 A fault that is found here would otherwise be a wrong number, or memory of somebody else.
 """
 
-from math import prod
 from typing import Any
 
 import numpy
 
 from bpnet.compiler.commands import (
     ARENA,
-    Access,
+    Array,
     Command,
     CommandList,
     Fused,
     FusedKernel,
     Number,
-    Place,
     item_bytes,
     reads,
     writes,
@@ -110,7 +108,7 @@ def verify_commands(commands: CommandList) -> None:
     written: dict[int, Any] = {}
     for array in (*commands.results, *commands.arguments):
         if array is not None:
-            sizes[array.memory] = prod(array.shape) * item_bytes(array.dtype)
+            sizes[array.memory] = array.span.stop
             written[array.memory] = numpy.full(sizes[array.memory], array in commands.arguments)
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
@@ -118,38 +116,38 @@ def verify_commands(commands: CommandList) -> None:
         if isinstance(command, Fused):
             _verify_fused(command, len(commands.numbers))
         read, made = _read_of_others(command), writes(command)
-        for place, _, dtype, _ in (*read, *made):
-            _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
-            _check(place.offset % item_bytes(dtype) == 0, f"not aligned, at {place}: {command}")
-        for memory, start, stop in (access.span for access in (*read, *made)):
-            inside = start >= 0 and stop <= sizes[memory]
-            _check(inside, f"outside of its memory, at {Place(memory, start)}: {command}")
-        for place, (memory, start, stop) in ((access.place, access.span) for access in read):
-            _check(bool(written[memory][start:stop].all()), f"reads {place} before it is written: {command}")
-        for number, access in enumerate(made):
+        for array in (*read, *made):
+            place, (memory, start, stop) = array.place, array.span
+            _check(memory in sizes, f"a memory that is none, {place}, of {command}")
+            _check(start >= 0 and stop <= sizes[memory], f"outside of its memory, at {place}: {command}")
+            _check(start % item_bytes(array.dtype) == 0, f"not aligned, at {place}: {command}")
+        for array in read:
+            memory, start, stop = array.span
+            _check(bool(written[memory][start:stop].all()), f"reads {array.place} before it is written: {command}")
+        for number, array in enumerate(made):
             for other in (*read, *made[:number]):
-                right = not access.span.overlaps(other.span) or (access == other and other in read)
-                _check(right, f"writes {access.place} while it reads or writes {other.place}: {command}")
-            memory, start, stop = access.span
+                right = not array.span.overlaps(other.span) or (array == other and other in read)
+                _check(right, f"writes {array.place} while it reads or writes {other.place}: {command}")
+            memory, start, stop = array.span
             written[memory][start:stop] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), f"a result that is not written: {array}")
 
 
-def _read_of_others(command: Command) -> list[Access]:
+def _read_of_others(command: Command) -> list[Array]:
     """What a command reads that others have written."""
     if not isinstance(command, Fused):
         return reads(command)
     found, kernel = [], command.kernel
     results = zip(writes(command), kernel.results, strict=True)
     stored = {w: r[2] for w, r in results if r[0].startswith("store")}
-    for i, access in enumerate(reads(command)):
+    for i, array in enumerate(reads(command)):
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
-        later = {phase > stored.get(access, max(phases)) for phase in phases}
-        _check(len(later) < 2, f"reads {access.place} before and after it is written: {command}")
+        later = {phase > stored.get(array, max(phases)) for phase in phases}
+        _check(len(later) < 2, f"reads {array.place} before and after it is written: {command}")
         if later == {False}:
-            found.append(access)
+            found.append(array)
     return found
 
 

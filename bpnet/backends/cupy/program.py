@@ -11,8 +11,8 @@ import numpy
 from bpnet.backends.cupy import cublaslt
 from bpnet.compiler.commands import (
     ARENA,
+    Array,
     Call,
-    CallArray,
     Command,
     CommandList,
     Fused,
@@ -228,9 +228,8 @@ def _gather(command: RowGather, memories: Sequence[Any]) -> tuple[Any, ...]:
     return function(code, "gather"), *gather.sizes(*sizes), (*sizes, source, index, out)
 
 
-def _whole(memories: Sequence[Any], of: CallArray) -> Any:
-    place, shape, dtype = of
-    return cupy.ndarray(shape, numpy.dtype(dtype), memories[place.memory] + place.offset)
+def _whole(memories: Sequence[Any], of: Array) -> Any:
+    return cupy.ndarray(of.shape, numpy.dtype(of.dtype), memories[of.memory] + of.offset)
 
 
 def _strided(command: StridedCopy, memories: Sequence[Any]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from bpnet.backends.threads import NumpySession, available_threads
 from bpnet.backends.tracing import Tree, leaves_of, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Call, CallArray, Command, Number
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command, Number
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
@@ -168,13 +168,12 @@ class Executable:
         for i, out in call.outputs:
             self._array(out)[...] = made[i]
 
-    def _array(self, of: CallArray) -> Any:
-        place, shape, dtype = of
-        size = math.prod(shape) * numpy.dtype(dtype).itemsize
+    def _array(self, of: Array) -> Any:
+        size = math.prod(of.shape) * numpy.dtype(of.dtype).itemsize
         if not size:
-            return numpy.empty(shape, dtype)
-        memory: Any = (ctypes.c_char * size).from_address((self.memories[place.memory] or 0) + place.offset)
-        return numpy.frombuffer(memory, dtype).reshape(shape)
+            return numpy.empty(of.shape, of.dtype)
+        memory: Any = (ctypes.c_char * size).from_address((self.memories[of.memory] or 0) + of.offset)
+        return numpy.frombuffer(memory, of.dtype).reshape(of.shape)
 
     def caller(self, args: Tree) -> Callable[..., Any]:
         """call(state, count, *args), written for these arguments: nothing else takes longer between two small steps.
