@@ -7,9 +7,8 @@ else reads float32, so what a network adds up from layer to layer keeps its digi
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 
-from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product, Span
+from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Place, Product, Span, reads
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.compiler.memory import arrange
 from bpnet.compiler.ops import COMPARISONS
@@ -46,16 +45,16 @@ class _Rounding:
                 for matrix in (command.a, command.b):
                     needed.setdefault(matrix.place.memory, set()).add(matrix.place.offset)
         self.whole = {
-            a.memory: 4 * prod(a.shape)
+            a.memory: a.span
             for a in commands.arguments
             if a is not None and all(offset % 32 == 0 for offset in needed.get(a.memory, {1}))
         }
-        """Bytes of the arguments that are rounded as a whole, since all factors in them then begin at 16 bytes."""
+        """The arguments that are rounded as a whole, since all factors in them then begin at 16 bytes."""
 
     def add(self, command: Command) -> None:
         if isinstance(command, Product):
-            a = self.rounded(command.a, command.rows, command.inner)
-            b = self.rounded(command.b, command.inner, command.columns)
+            factors = zip((command.a, command.b), reads(command)[:2], strict=True)
+            a, b = (replace(matrix, place=self.copy_of(array.span)) for matrix, array in factors)
             command = replace(command, a=a, b=b, precision="bfloat16")
         elif isinstance(command, Fused):
             command = self.comparing(command)
@@ -63,28 +62,17 @@ class _Rounding:
             self.copies = {other: place for other, place in self.copies.items() if not other.overlaps(span)}
         self.made.append(command)
 
-    def rounded(self, matrix: Matrix, rows: int, columns: int) -> Matrix:
-        """The same factor in its rounded form, which is made where there is none."""
-        memory, start = matrix.place
-        return replace(matrix, place=self.copy_of(Span(memory, start, start + 4 * rows * columns)))
-
     def copy_of(self, span: Span) -> Place:
         """Where the rounded form of a span lies."""
-        memory, start, stop = span
-        if memory in self.whole:
-            whole = self.copies.get(Span(memory, 0, self.whole[memory])) or self.copy_of_whole(memory)
-            return Place(whole.memory, start // 2)
-        if span not in self.copies:
-            self.copies[span] = place = self.new((stop - start) // 2)
-            if not self.store_with_producer(span, place):
-                self.made.append(_rounding(Place(memory, start), place, (stop - start) // 4))
-        return self.copies[span]
-
-    def copy_of_whole(self, memory: int) -> Place:
-        size = self.whole[memory]
-        place = self.copies[Span(memory, 0, size)] = self.whole_copies[memory] = self.new(size // 2)
-        self.made.append(_rounding(Place(memory, 0), place, size // 4))
-        return place
+        whole = self.whole.get(span.memory, span)
+        if whole not in self.copies:
+            size = whole.stop - whole.start
+            self.copies[whole] = place = self.new(size // 2)
+            if span.memory in self.whole:
+                self.whole_copies[span.memory] = place
+            if not self.store_with_producer(whole, place):
+                self.made.append(_rounding(Place(whole.memory, whole.start), place, size // 4))
+        return Place(self.copies[whole].memory, (span.start - whole.start) // 2)
 
     def new(self, size: int) -> Place:
         self.sizes.append(size)
