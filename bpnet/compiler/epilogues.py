@@ -33,7 +33,7 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     while i < len(made):
         product = made[i]
         if isinstance(product, Product) and product.stack == 1 and not product.accumulate and not product.epilogue:
-            reader = _reader(made, i)
+            reader = _reader(made, i, product)
             if reader is not None:
                 epilogue = made.pop(reader)
                 assert isinstance(epilogue, Fused)
@@ -42,41 +42,33 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     return tuple(made)
 
 
-def _reader(commands: Sequence[Command], at: int) -> int | None:
+def _reader(commands: Sequence[Command], at: int, product: Product) -> int | None:
     """The number of the kernel that a product can do, if it is the only reader of its result."""
-    product = commands[at]
-    assert isinstance(product, Product)
     (raw,) = spans_written(product)
-    found = None
-    for i in range(at + 1, len(commands)):
-        command = commands[i]
-        reads = [span for span in spans_read(command) if span.overlaps(raw)]
-        if reads:
-            if found is not None or len(reads) > 1 or not isinstance(command, Fused) or not _fits(product, command):
-                return None
-            found = i
+    readers: list[int] = []
+    end = None  # where it is overwritten
+    for i, command in enumerate(commands[at + 1 :], at + 1):
+        readers += [i for span in spans_read(command) if span.overlaps(raw)]
         if any(span.overlaps(raw) for span in spans_written(command)):
-            if found is None or (found == i and command.results[0] != product.out):  # type: ignore[union-attr]
-                return None  # it is overwritten in part, or before it is read
+            end = i
             break
-    else:  # what it gives stays there
-        if product.out.memory != ARENA:
-            return None
-    if found is None:
+    if len(readers) != 1 or (end is None and product.out.memory != ARENA):  # read elsewhere, or it stays there
         return None
+    (found,) = readers
     kernel = commands[found]
+    if not isinstance(kernel, Fused) or (kernel.rows, kernel.columns) != (product.rows, product.columns):
+        return None
+    if kernel.operands[0] != product.out or epilogue_name(kernel.kernel) is None:
+        return None
+    if found == end and kernel.results[0] != product.out:
+        return None  # it is overwritten in part
     (out,) = spans_written(kernel)  # its only one
     between = commands[at + 1 : found]
-    moved = [s for c in between for s in (*spans_read(c), *spans_written(c))]
-    if any(out.overlaps(span) for span in (*spans_read(product), *moved)):
+    written = [span for c in between for span in spans_written(c)]
+    used = [*spans_read(product), *written, *(span for c in between for span in spans_read(c))]
+    if any(out.overlaps(span) for span in used):
         return None  # what it is written to is in use until then
-    written = [s for c in between for s in spans_written(c)]
     return None if any(s.overlaps(read) for read in spans_read(kernel)[1:] for s in written) else found
-
-
-def _fits(product: Product, command: Fused) -> bool:
-    same = (command.rows, command.columns) == (product.rows, product.columns)
-    return same and command.operands[:1] == (product.out,) and epilogue_name(command.kernel) is not None
 
 
 def spans_read(command: Command) -> list[Span]:
