@@ -202,38 +202,41 @@ class Fusion:
         if not reduces and symbol.op not in INTO_MEMORY and symbol not in self.stored:
             return
         space = space_of(symbol.args[0] if reduces else symbol)
-        if symbol.op in INTO_MEMORY:
-            if symbol.op == "called" and symbol.args[0] in self.sites:
-                self.at[symbol] = self.sites[symbol.args[0]]
-                self.steps[self.at[symbol]].symbols.append(symbol)
-                return
-            self.sites[symbol.args[0]] = self.at[symbol] = len(self.steps)
-            self.steps.append(Step(symbol.op, space, [symbol]))
-            return
+        if symbol.op in INTO_MEMORY:  # of a call there is one step for all that it gives
+            kind, new = symbol.op, len(self.steps)
+            number = self.sites.setdefault(symbol.args[0], new) if kind == "called" else new
+        else:
+            kind, number = "fused", self._kernel(symbol, space, least)
+        if number == len(self.steps):
+            self.steps.append(Step(kind, space, []))
+        self.steps[number].symbols.append(symbol)
+        self.at[symbol] = number
+
+    def _kernel(self, symbol: Symbol, space: Space, least: int) -> int:
+        """The number of the first step whose kernel can compute `symbol`, too, or of a new one."""
+
+        def shares(step: Step) -> bool:
+            return step.kind == "fused" and step.symbols[0].block == symbol.block
+
         joined: set[int] = set()
         for leaf, entrywise in self._leaves(symbol):
             if leaf.op == "memory" or leaf.op == "concat":
                 continue
             if leaf not in self.at:
                 raise _OrderError(f"the result of {leaf.op} is read before it is known")
-            step = self.steps[self.at[leaf]]
-            row_wise = leaf.op in ROW_REDUCTIONS
-            if step.kind == "fused" and entrywise and (row_wise or leaf.op not in REDUCTIONS):
-                fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
-                if fits and step.symbols[0].block == symbol.block:
-                    least = max(least, self.at[leaf])
-                    joined.add(self.at[leaf])
-                    continue
-            least = max(least, self.at[leaf] + 1)
+            number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
+            step = self.steps[number]
+            fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
+            if shares(step) and fits and entrywise and (row_wise or leaf.op not in REDUCTIONS):
+                least = max(least, number)
+                joined.add(number)
+            else:
+                least = max(least, number + 1)
         for number in range(least, len(self.steps)):
             step = self.steps[number]
-            fits = step.space == space or number in joined
-            if step.kind == "fused" and fits and step.symbols[0].block == symbol.block:
-                step.symbols.append(symbol)
-                self.at[symbol] = number
-                return
-        self.at[symbol] = len(self.steps)
-        self.steps.append(Step("fused", space, [symbol]))
+            if shares(step) and (step.space == space or number in joined):
+                return number
+        return len(self.steps)
 
 
 def _parts(symbols: list[Symbol]) -> set[Symbol]:

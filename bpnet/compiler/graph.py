@@ -79,20 +79,14 @@ class Symbol:
         return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
 
 
-def _operator(op: str, reflected: bool) -> Callable[..., Symbol]:
-    if reflected:
-        return lambda self, other: self.graph.elementwise(op, other, self)
-    return lambda *operands: operands[0].graph.elementwise(op, *operands)
-
-
 _METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
 _METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
 _METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
 _METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
 for _op, _method in _METHODS.items():
-    setattr(Symbol, f"__{_method}__", _operator(_op, False))
+    setattr(Symbol, f"__{_method}__", lambda *operands, op=_op: operands[0].graph.elementwise(op, *operands))
     if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
-        setattr(Symbol, f"__r{_method}__", _operator(_op, True))
+        setattr(Symbol, f"__r{_method}__", lambda self, other, op=_op: self.graph.elementwise(op, other, self))
 
 
 def space_of(symbol: Symbol) -> Space:
@@ -396,12 +390,13 @@ class Graph:
         parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
-            own = []
-            for part in parts if len(parts) > 1 else ():
-                own.append(self.own(part, self._parts))
-                self._parts.add(root_of(own[-1])[0])
-            self._joined[key] = self.concat(own or parts)
+            self._joined[key] = self.concat([self._part(part) for part in parts] if len(parts) > 1 else parts)
         return self._joined[key]
+
+    def _part(self, x: Symbol) -> Symbol:
+        x = self.own(x, self._parts)
+        self._parts.add(root_of(x)[0])
+        return x
 
     def own(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
         """x, or a copy where it is not computed into memory of its own, which can be a part of a larger one, or that is
