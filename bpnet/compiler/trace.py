@@ -184,8 +184,7 @@ class Namespace:
         return self.graph.slice(x, tuple(slice(None, None, -1 if i in axes else 1) for i in range(x.ndim)))
 
     def stack(self, arrays: Sequence[Symbol], *, axis: int = 0) -> Symbol:
-        place = axis if axis >= 0 else arrays[0].ndim + 1 + axis
-        return self.concat([self.expand_dims(x, axis=place) for x in arrays], axis=place)
+        return self.concat([self.expand_dims(x, axis=axis) for x in arrays], axis=axis)
 
     def zeros_like(self, x: Symbol) -> Symbol:
         return self.full_like(x, 0.0)

@@ -11,7 +11,6 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -140,7 +139,7 @@ class Executable:
                 parts.append([])
             else:
                 parts[-1].append(command)
-        lowered = [lower(replace(self.commands, commands=tuple(part)), threads) for part in parts]
+        lowered = [lower(part, self.commands.arena, threads) for part in parts]
         self.tiled = [command for tiled, _ in lowered for command in tiled]
         self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()

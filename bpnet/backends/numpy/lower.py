@@ -5,25 +5,14 @@ Tiles of reductions depend on the shape alone, so no result depends on the numbe
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import (
-    ARENA,
-    Command,
-    CommandList,
-    Fused,
-    FusedKernel,
-    Number,
-    Place,
-    Product,
-    RowGather,
-    StridedCopy,
-)
+from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Number, Place, Product, RowGather, StridedCopy
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
 from bpnet.compiler.llvm.gather import write_gather, write_strided
@@ -67,11 +56,11 @@ class TiledCommand:
         _WRITERS[self.kind](module, name, *self.made_from)
 
 
-def lower(commands: CommandList, threads: int) -> tuple[list[TiledCommand], int]:
+def lower(commands: Sequence[Command], arena: int, threads: int) -> tuple[list[TiledCommand], int]:
     """The commands for so many threads, and the bytes of the arena with partial results, which lie at its end."""
-    lowered, size = [], commands.arena
-    for command in commands.commands:
-        one = _Lowering(commands.arena, threads)
+    lowered, size = [], arena
+    for command in commands:
+        one = _Lowering(arena, threads)
         lowered += one.lowered(command)
         size = max(size, one.end)
     return lowered, size
