@@ -225,10 +225,6 @@ class Graph:
             return self.elementwise("not_equal", x, 0.0)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
-    def whole(self, x: Symbol) -> Symbol:
-        """x, whose values are whole numbers, as such."""
-        return self.add("copy", (x,), x.shape, numpy.int64)
-
     def power(self, x: Symbol, exponent: Any) -> Symbol:
         """x**exponent for a whole number, by squares, or a half of one."""
         if type(exponent) not in (int, float) or exponent * 2 != int(exponent * 2) or abs(exponent) > 64:

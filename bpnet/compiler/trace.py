@@ -245,7 +245,8 @@ class Namespace:
         positions = self.reshape(positions, (-1, *(1,) * (x.ndim - 1 - axis)))
         is_largest = self.equal(x, self.max(x, axis=axis, keepdims=True))
         found = self.where(is_largest, positions, float(x.shape[axis]))
-        return self.graph.whole(self.min(found, axis=axis, keepdims=keepdims))
+        found = self.min(found, axis=axis, keepdims=keepdims)
+        return self.graph.add("copy", (found,), found.shape, self.int64)
 
     def argmin(self, x: Symbol, **options: Any) -> Symbol:
         return self.argmax(self.negative(x), **options)

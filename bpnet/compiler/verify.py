@@ -71,9 +71,9 @@ def verify_graph(graph: Graph) -> None:
         elif op == "concat":
             _check(symbol.size == sum(a.size for a in args), f"shapes: {text}")
         elif op == "take":
-            _check(
-                args[1].dtype.kind == "i" and symbol.shape == (*args[1].shape, *args[0].shape[1:]), f"shapes: {text}"
-            )
+            x, index = args
+            right = index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:])
+            _check(right, f"shapes or types: {text}")
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:
