@@ -168,14 +168,11 @@ class _Kernel:
     def phase(self, symbol: Symbol) -> int:
         """How many row-wise reductions have to be known before an entry of `symbol` can be computed."""
         if symbol not in self.phases:
-            mine = symbol in self.computed
+            value, mine = 0, symbol in self.computed
             if symbol.op in ROW_REDUCTIONS and mine:
                 value = self.phase(symbol.args[0]) + 1
-            elif symbol.op in POINTWISE or symbol.op == "copy":
-                inside = mine or symbol not in self.fusion.stored
-                value = max([0, *map(self.phase, symbol.inputs)]) if inside else 0
-            else:
-                value = 0
+            elif (symbol.op in POINTWISE or symbol.op == "copy") and (mine or symbol not in self.fusion.stored):
+                value = max([0, *map(self.phase, symbol.inputs)])
             self.phases[symbol] = value
         return self.phases[symbol]
 

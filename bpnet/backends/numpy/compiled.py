@@ -106,7 +106,6 @@ class Executable:
         self.result = (result,) if self.single else result
         donated = len(leaves_of((args[0],))) if donate else 0
         self.commands = commands = build(traced, donated)
-        self.numbers = commands.numbers
         # which leaves are arrays: the first lies in the memory FIRST, the others in those after it
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.kinds = [(a.shape, numpy.dtype(a.dtype)) for a in commands.arguments if a is not None]
@@ -143,7 +142,7 @@ class Executable:
         self.tiled = [command for tiled, _ in lowered for command in tiled]
         self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
-        self.values = (ctypes.c_double * max(1, len(self.numbers)))()
+        self.values = (ctypes.c_double * max(1, len(self.commands.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
         self.memories[ARENA] = -(-self.arena.ctypes.data // 64) * 64
         self.arguments: list[Any] = []
@@ -181,7 +180,7 @@ class Executable:
         """
         leaves = leaves_of(args)
         names = [f"v{i}" for i in range(len(leaves))]
-        lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.numbers)]
+        lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.commands.numbers)]
         lines += [f"if v{i} is not None: raise Changed" for i, a in enumerate(leaves) if a is None]
         for k, i in enumerate(self.arrays):
             name, shape = f"v{i}", self.kinds[k][0]
