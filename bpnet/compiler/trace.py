@@ -146,6 +146,22 @@ def _leaves(tree: Any) -> list[Any]:
     return found
 
 
+COMPOSED: dict[str, Callable[..., Symbol]] = {
+    "square": lambda xp, x: x * x,
+    "reciprocal": lambda xp, x: 1.0 / x,
+    "isnan": lambda xp, x: x != x,
+    "isfinite": lambda xp, x: x - x == 0.0,
+    "isinf": lambda xp, x: ~(xp.isfinite(x) | xp.isnan(x)),
+    "all": lambda xp, x, **options: xp.min(xp.astype(x, xp.graph.real), **options) > 0.5,
+    "any": lambda xp, x, **options: xp.max(xp.astype(x, xp.graph.real), **options) > 0.5,
+    "std": lambda xp, x, **options: xp.sqrt(xp.var(x, **options)),
+    "argmin": lambda xp, x, **options: xp.argmax(-x, **options),
+    "zeros_like": lambda xp, x: xp.full_like(x, 0.0),
+    "ones_like": lambda xp, x: xp.full_like(x, 1.0),
+}
+"""Functions of the standard that are made of others."""
+
+
 class Namespace:
     """What of the standard's namespace has symbols: what a function that is traced sees as `xp`."""
 
@@ -163,7 +179,9 @@ class Namespace:
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name in POINTWISE:
-            return lambda *args: self.graph.elementwise(name, *args)
+            return functools.partial(self.graph.elementwise, name)
+        if name in COMPOSED:
+            return functools.partial(COMPOSED[name], self)
         function = getattr(self.functions, name, None)
         if isinstance(function, ModuleType):
             return Namespace(self.graph, self.library, function)  # type: ignore[return-value]
@@ -186,37 +204,12 @@ class Namespace:
     def stack(self, arrays: Sequence[Symbol], *, axis: int = 0) -> Symbol:
         return self.concat([self.expand_dims(x, axis=axis) for x in arrays], axis=axis)
 
-    def zeros_like(self, x: Symbol) -> Symbol:
-        return self.full_like(x, 0.0)
-
-    def ones_like(self, x: Symbol) -> Symbol:
-        return self.full_like(x, 1.0)
-
     def full_like(self, x: Symbol, value: float) -> Symbol:
         return self.graph.add("copy", (float(value),), x.shape, self.graph.real)
-
-    # ---- of what others do ------------------------------------------------------------------------------------------
-
-    def square(self, x: Symbol) -> Symbol:
-        return self.multiply(x, x)
-
-    def reciprocal(self, x: Symbol) -> Symbol:
-        return self.divide(1.0, x)
 
     def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
         x = x if min is None else self.maximum(x, min)
         return x if max is None else self.minimum(x, max)
-
-    def isnan(self, x: Symbol) -> Symbol:
-        return self.not_equal(x, x)
-
-    def isfinite(self, x: Symbol) -> Symbol:
-        return self.equal(self.subtract(x, x), 0.0)
-
-    def isinf(self, x: Symbol) -> Symbol:
-        return self.logical_not(self.logical_or(self.isfinite(x), self.isnan(x)))
-
-    # ---- reductions -------------------------------------------------------------------------------------------------
 
     def mean(self, x: Symbol, **options: Any) -> Symbol:
         total = self.sum(x, **options)
@@ -226,15 +219,6 @@ class Namespace:
         off = self.subtract(x, self.mean(x, axis=axis, keepdims=True))
         total = self.sum(self.square(off), axis=axis, keepdims=keepdims)
         return self.divide(total, x.size // total.size - correction)
-
-    def std(self, x: Symbol, **options: Any) -> Symbol:
-        return self.sqrt(self.var(x, **options))
-
-    def all(self, x: Symbol, **options: Any) -> Symbol:
-        return self.greater(self.min(self.astype(x, self.graph.real), **options), 0.5)
-
-    def any(self, x: Symbol, **options: Any) -> Symbol:
-        return self.greater(self.max(self.astype(x, self.graph.real), **options), 0.5)
 
     def argmax(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
         """The first position of the largest entry along an axis."""
@@ -247,9 +231,6 @@ class Namespace:
         found = self.where(is_largest, positions, float(x.shape[axis]))
         found = self.min(found, axis=axis, keepdims=keepdims)
         return self.graph.add("copy", (found,), found.shape, self.int64)
-
-    def argmin(self, x: Symbol, **options: Any) -> Symbol:
-        return self.argmax(self.negative(x), **options)
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
         if stop > EXACT:
