@@ -11,7 +11,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from bpnet.compiler.commands import FIRST
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol
 from bpnet.compiler.ops import COMPARISONS, POINTWISE
 from bpnet.compiler.trace import NUMBER, Namespace, trace
@@ -49,9 +48,9 @@ def in_place(rule: Callable[..., Any], arrays: int, scalars: int, dtype: str, ro
     results = {r: n for n, r in enumerate(traced.results)}
     if not results.keys() <= set(steps) or len(results) < len(traced.results):
         raise NotTraceableError("a result that is none of an operation, or two that are one")
-    last = {a: i for i, step in enumerate(steps) for a in step.args if isinstance(a, Symbol)}
-    place = {s: f"v{s.args[0] - FIRST}" for s in traced.graph.symbols if s.op == "memory"}
-    last_read = {place[s]: i for s, i in last.items() if s in place}
+    last = {a: i for i, step in enumerate(steps) for a in step.inputs}
+    memories = [s for s in traced.graph.symbols if s.op == "memory"]
+    place = {s: f"v{i}" for i, s in enumerate(memories)}
     free: list[str] = []
     needs = 0
     calls: list[str] = []
@@ -67,10 +66,10 @@ def in_place(rule: Callable[..., Any], arrays: int, scalars: int, dtype: str, ro
     for i, step in enumerate(steps):
         args = ", ".join(map(text, step.args))
         number = results.get(step)
-        for a in {a for a in step.args if isinstance(a, Symbol) and a.op != "number"}:
-            if last[a] == i and a not in results and place[a].startswith("t"):
+        for a in set(step.inputs):
+            if last[a] == i and a not in results and place.get(a, "").startswith("t"):
                 free.append(place[a])
-        if number is not None and last_read.get(f"v{number}", -1) <= i:
+        if number is not None and last.get(memories[number], -1) <= i:
             target = f"r{number}"
         else:
             if not free:
