@@ -8,7 +8,7 @@ from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Product,
 
 _FIRST, _ZERO = ("operand", 0), ("literal", 0.0)
 _ADD = ("add", _FIRST, ("operand", 1))
-EPILOGUES: dict[tuple[Any, ...], str] = {
+NAMES: dict[tuple[Any, ...], str] = {
     (("full", "per_column"), _ADD): "BIAS",
     (("full", "per_column"), _ADD, ("maximum", ("value", 0), _ZERO)): "RELU_BIAS",
     (("full",), ("maximum", _FIRST, _ZERO)): "RELU",
@@ -17,13 +17,13 @@ EPILOGUES: dict[tuple[Any, ...], str] = {
 
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
-    """What libraries call it, as in EPILOGUES."""
+    """What libraries call it, as in NAMES."""
     value = ("value", len(kernel.expressions) - 1)
     (kind, *what), *others = kernel.results
     if others or not kind.startswith("store") or what != [value, 0, "full"]:
         return None
     layouts = tuple(layout for layout, _ in kernel.operands)
-    return EPILOGUES.get((layouts, *((op, *references) for op, _, _, *references in kernel.expressions)))
+    return NAMES.get((layouts, *((op, *references) for op, _, _, *references in kernel.expressions)))
 
 
 def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
