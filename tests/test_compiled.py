@@ -363,7 +363,7 @@ def test_every_loss(loss: str, name: str, monkeypatch: Any, uncompiled: Any) -> 
 
 def test_a_batch_of_several_blocks(monkeypatch: Any, uncompiled: Any) -> None:
     """Batches are cut where their arrays would take too much memory, and the gradients of the parts added up."""
-    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 64)
+    monkeypatch.setattr("bpnet.backends.numpy.compiled.COMPILED_ROWS", 64)
     same(NETWORKS["dense"], "cross_entropy", OPTIMIZERS[-1], 500, monkeypatch)
     same(NETWORKS["residual"], "mse", bp.SGD(0.05, momentum=0.9), 500, monkeypatch)
     assert not uncompiled()
@@ -759,7 +759,7 @@ def test_arrays_of_other_kinds(jit: Any, tmp_path: Path) -> None:
 
 
 def test_many_blocks(jit: Any, monkeypatch: Any, uncompiled: Any) -> None:
-    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 4)
+    monkeypatch.setattr("bpnet.backends.numpy.compiled.COMPILED_ROWS", 4)
     x, y, _ = data(NETWORKS["dense"], "cross_entropy", 1600)
     trainer = bp.Trainer(NETWORKS["dense"], "cross_entropy").build(x)
     assert trainer.predict(x).shape == (1600, 10)

@@ -319,8 +319,8 @@ def test_blocks_make_no_machine_code_and_no_deep_expressions(code: Any, monkeypa
     x, y, weight = rng.random((1_000, 8), np.float32), rng.integers(0, 3, 1_000), rng.random(1_000, np.float32)
     network = bp.Sequential(bp.Dense(16, "relu"), bp.Residual(bp.Dense(16, "tanh")), bp.Dense(3))
     right = bp.value_and_grad(network, "cross_entropy", bp.Trainer(network, "cross_entropy").build(x).theta, x, y)
-    monkeypatch.setattr("bpnet.backends.numpy.COMPILED_ROWS", 4)
-    monkeypatch.setattr("bpnet.backends.numpy.MOST_BLOCKS", 10_000)
+    monkeypatch.setattr("bpnet.backends.numpy.compiled.COMPILED_ROWS", 4)
+    monkeypatch.setattr("bpnet.backends.numpy.compiled.MOST_BLOCKS", 10_000)
     trainer = bp.Trainer(network, "cross_entropy").build(x)
     for rows in (12, 40):
         worked(trainer, x[:rows], y[:rows], weight[:rows])

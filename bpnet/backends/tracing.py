@@ -1,16 +1,65 @@
 """The seam as a function sees it while the compiler traces it: every definition as it stands, on symbols."""
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.base import Array, Backend, Context, Key, Rows, Rule
+from bpnet.backends.base import Array, Backend, Context, Key, Rows
 from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
-from bpnet.compiler.ops import POINTWISE, REDUCTIONS
 from bpnet.compiler.random import threshold
-from bpnet.compiler.trace import Namespace, called, reason
+from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
 
 T = TypeVar("T")
+
+Tree = Any
+"""Tuples of tuples ... of arrays, numbers and None."""
+
+
+def leaves_of(tree: Tree) -> list[Any]:
+    """What a tree holds, in order."""
+    found: list[Any] = []
+    for part in tree:
+        if isinstance(part, tuple):
+            found += leaves_of(part)
+        else:
+            found.append(part)
+    return found
+
+
+def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """A tree of the same form with the next of `leaves` in the place of each."""
+    return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
+
+
+def trace_trees(
+    function: Callable[..., Any],
+    real: Backend,
+    kind: Any,
+    args: Tree,
+    cut: Callable[[int, float], list[Rows]] = lambda rows, _: [(0, rows)],
+) -> tuple[Traced, Any, str]:
+    """function(backend, *args) of trees of arrays of this `kind` as a graph, its result as a tree of symbols or as one,
+    and the precision of its products.
+    """
+    found: list[Any] = []
+
+    def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
+        tracing = TracingBackend(graph, cut, real)
+        result = function(tracing, *rebuilt(args, iter(symbols)))
+        found.extend((result, tracing.precision))
+        return leaves_of(result if isinstance(result, tuple) else (result,))
+
+    def argument(leaf: Any) -> Argument:
+        if isinstance(leaf, kind):
+            if not leaf.dtype.isnative:
+                raise NotTraceableError("an array of another byte order")
+            return leaf.shape, leaf.dtype.name
+        if leaf is not None and type(leaf) not in (int, float):
+            raise NotTraceableError(f"{leaf!r} is passed in")
+        return None if leaf is None else NUMBER
+
+    traced = trace(on_symbols, [argument(leaf) for leaf in leaves_of(args)])
+    return traced, *found
 
 
 def _matmul(run: Any, a: Symbol, b: Symbol, transpose_a: bool = False, transpose_b: bool = False) -> Symbol:
@@ -66,9 +115,6 @@ class TracingBackend(Backend):
     def copy(self, x: Any) -> Any:
         return x
 
-    def fuse(self, rule: Rule) -> Rule:
-        return rule
-
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
         """Part by part, so that a product can be added to those before it, and that all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
@@ -78,18 +124,14 @@ class TracingBackend(Backend):
         if total.op == part.op == "matmul":
             return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
         terms = [*self.terms.get(total, (total,)), part]
-        together = self.graph.concat([self.graph.reshape(self._own(term), (1, total.size)) for term in terms])
+
+        def own(term: Symbol) -> Symbol:  # a sum of products lies where the first of them did
+            return self.graph.copy(term) if len(root_of(term)[0].args) == 3 else self.graph.own(term)
+
+        together = self.graph.concat([self.graph.reshape(own(term), (1, total.size)) for term in terms])
         found = self.graph.reshape(self.xp.sum(together, axis=0), total.shape)
         self.terms[found] = terms
         return found
-
-    def _own(self, term: Symbol) -> Symbol:
-        """`term`, or a copy where it is not computed into memory of its own, which can be a part of a larger one."""
-        whole, _ = root_of(term)
-        own = whole.op in POINTWISE or whole.op in ("matmul", *REDUCTIONS)
-        if own and whole.size == term.size and len(whole.args) < 3:
-            return term
-        return self.graph.copy(term)
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""
@@ -104,11 +146,8 @@ class _Outlined:
     def __init__(self, tracing: TracingBackend, part: Any) -> None:
         self.tracing, self.part = tracing, part
 
-    def forward(self, run: Any, *args: Any) -> Any:
-        return self._call("forward", run, *args)
-
-    def backward(self, run: Any, *args: Any) -> Any:
-        return self._call("backward", run, *args)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(self._call, name)
 
     def __call__(self, run: Any, *args: Any) -> Any:
         return self._call("__call__", run, *args)

@@ -5,12 +5,12 @@ with 0 read the rounded form too, which has the same sign, but for numbers below
 else reads float32, so what a network adds up from layer to layer keeps its digits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Matrix, Place, Product
-from bpnet.compiler.epilogues import Span, epilogue_name, overlap, spans_read, spans_written
-from bpnet.compiler.memory import free_offset
+from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Place, Product, Span, reads
+from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
+from bpnet.compiler.memory import arrange
 from bpnet.compiler.ops import COMPARISONS
 
 STORE = "store:bfloat16"
@@ -45,45 +45,34 @@ class _Rounding:
                 for matrix in (command.a, command.b):
                     needed.setdefault(matrix.place.memory, set()).add(matrix.place.offset)
         self.whole = {
-            a.memory: 4 * _size(a.shape)
+            a.memory: a.span
             for a in commands.arguments
             if a is not None and all(offset % 32 == 0 for offset in needed.get(a.memory, {1}))
         }
-        """Bytes of the arguments that are rounded as a whole, since all factors in them then begin at 16 bytes."""
+        """The arguments that are rounded as a whole, since all factors in them then begin at 16 bytes."""
 
     def add(self, command: Command) -> None:
         if isinstance(command, Product):
-            a = self.rounded(command.a, command.rows, command.inner)
-            b = self.rounded(command.b, command.inner, command.columns)
+            factors = zip((command.a, command.b), reads(command)[:2], strict=True)
+            a, b = (replace(matrix, place=self.copy_of(array.span)) for matrix, array in factors)
             command = replace(command, a=a, b=b, precision="bfloat16")
         elif isinstance(command, Fused):
             command = self.comparing(command)
         for span in spans_written(command):
-            self.copies = {other: place for other, place in self.copies.items() if not overlap(other, span)}
+            self.copies = {other: place for other, place in self.copies.items() if not other.overlaps(span)}
         self.made.append(command)
-
-    def rounded(self, matrix: Matrix, rows: int, columns: int) -> Matrix:
-        """The same factor in its rounded form, which is made where there is none."""
-        place = self.copy_of((matrix.place.memory, matrix.place.offset, matrix.place.offset + 4 * rows * columns))
-        return replace(matrix, place=place)
 
     def copy_of(self, span: Span) -> Place:
         """Where the rounded form of a span lies."""
-        memory, start, stop = span
-        if memory in self.whole:
-            whole = self.copies.get((memory, 0, self.whole[memory])) or self.copy_of_whole(memory)
-            return Place(whole.memory, start // 2)
-        if span not in self.copies:
-            self.copies[span] = place = self.new((stop - start) // 2)
-            if not self.store_with_producer(span, place):
-                self.made.append(_rounding(Place(memory, start), place, (stop - start) // 4))
-        return self.copies[span]
-
-    def copy_of_whole(self, memory: int) -> Place:
-        size = self.whole[memory]
-        place = self.copies[memory, 0, size] = self.whole_copies[memory] = self.new(size // 2)
-        self.made.append(_rounding(Place(memory, 0), place, size // 4))
-        return place
+        whole = self.whole.get(span.memory, span)
+        if whole not in self.copies:
+            size = whole.stop - whole.start
+            self.copies[whole] = place = self.new(size // 2)
+            if span.memory in self.whole:
+                self.whole_copies[span.memory] = place
+            if not self.store_with_producer(whole, place):
+                self.made.append(_rounding(Place(whole.memory, whole.start), place, size // 4))
+        return Place(self.copies[whole].memory, (span.start - whole.start) // 2)
 
     def new(self, size: int) -> Place:
         self.sizes.append(size)
@@ -94,7 +83,7 @@ class _Rounding:
         for i in range(len(self.made) - 1, -1, -1):
             command = self.made[i]
             written = spans_written(command)
-            if any(overlap(span, other) for other in written):
+            if any(span.overlaps(other) for other in written):
                 if not isinstance(command, Fused) or span not in written:
                     return False
                 kind, reference, phase, layout = command.kernel.results[written.index(span)]
@@ -132,10 +121,10 @@ class _Rounding:
 
     def is_read(self, span: Span, at: int) -> bool:
         """Whether a span that a command writes is read by it (in a later phase) or a later one."""
-        if any(overlap(span, other) for other in spans_read(self.made[at])):
+        if any(span.overlaps(other) for other in spans_read(self.made[at])):
             return True
         for command in self.made[at + 1 :]:
-            if any(overlap(span, other) for other in spans_read(command)):
+            if any(span.overlaps(other) for other in spans_read(command)):
                 return True
             if span in spans_written(command):
                 return False
@@ -171,17 +160,14 @@ class _Rounding:
                 if memory < 0:
                     lives.setdefault(memory, []).append(i)
         start = -(-self.commands.arena // alignment) * alignment
-        taken: list[set[tuple[int, int]]] = [set() for _ in self.made]
-        offsets, arena = {}, start
-        for memory, numbers in lives.items():
-            size = -(-self.sizes[-memory - 1] // alignment) * alignment
-            meanwhile = taken[min(numbers) : max(numbers) + 1]
-            offset = free_offset(size, set().union(*meanwhile))
-            for some in meanwhile:
-                some.add((offset, offset + size))
-            offsets[memory], arena = start + offset, max(arena, start + offset + size)
-        made = tuple(_moved(command, offsets) for command in self.made)
-        return replace(self.commands, commands=made, arena=arena)
+        offsets, size = arrange([(self.sizes[-memory - 1], steps) for memory, steps in lives.items()], alignment)
+        begins = dict(zip(lives, offsets, strict=True))
+
+        def moved(place: Place) -> Place:
+            return Place(ARENA, start + begins[place.memory] + place.offset) if place.memory < 0 else place
+
+        made = tuple(_with_places(command, moved) for command in self.made)
+        return replace(self.commands, commands=made, arena=start + size)
 
 
 def _rounding(source: Place, target: Place, size: int) -> Fused:
@@ -199,25 +185,11 @@ def _only_compared(kernel: FusedKernel, operand: int) -> bool:
     return bool(uses) and all(e[0] in COMPARISONS and ("literal", 0.0) in e[3:] for e in uses)
 
 
-def _moved(command: Command, offsets: dict[int, int]) -> Command:
-    """The command with copies at their places in the arena."""
-
-    def at(place: Place) -> Place:
-        return Place(ARENA, offsets[place.memory] + place.offset) if place.memory < 0 else place
-
-    def all_at(places: Sequence[Place]) -> Iterator[Place]:
-        return map(at, places)
-
+def _with_places(command: Command, at: Callable[[Place], Place]) -> Command:
+    """The command with its arrays at other places."""
     if isinstance(command, Fused):
-        return replace(command, operands=tuple(all_at(command.operands)), results=tuple(all_at(command.results)))
+        return replace(command, operands=tuple(map(at, command.operands)), results=tuple(map(at, command.results)))
     if isinstance(command, Product):
         a, b = (replace(m, place=at(m.place)) for m in (command.a, command.b))
         return replace(command, a=a, b=b)
     return command
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

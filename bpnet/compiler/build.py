@@ -1,7 +1,7 @@
 """From a function as a graph to its list of commands: fusion, memory, and a command for each step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from bpnet.compiler import verify
@@ -9,7 +9,6 @@ from bpnet.compiler.commands import (
     FIRST,
     Array,
     Call,
-    CallArray,
     Command,
     CommandList,
     Expression,
@@ -44,22 +43,24 @@ def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
     results: list[Array | None] = []
     free = FIRST + sum(a is not None for a in traced.arguments)
     for i, symbol in enumerate(traced.results):
-        given = traced.arguments[i] if i < donated else None
+        array = traced.arguments[i] if i < donated else None
         if symbol is None:
             results.append(None)
-        elif given is None:
-            results.append(Array(symbol.shape, symbol.dtype.name, free))
-            outputs.append((symbol, free))
+            continue
+        if array is None:
+            array = Array(symbol.shape, symbol.dtype.name, free)
             free += 1
-        elif symbol.shape != given.shape:
+        elif symbol.shape != array.shape:
             raise NotTraceableError("a result of another shape than what is given up for it")
-        else:
-            results.append(given)
-            outputs.append((symbol, given.memory))
+        results.append(array)
+        outputs.append((symbol, array.memory))
     over = frozenset(a.memory for a in traced.arguments[:donated] if a is not None)
     fusion = fuse(traced.graph, outputs, over)
     memory = allocate(fusion, alignment)
-    commands = tuple(_command(step, fusion, memory) for step in fusion.steps)
+    commands = tuple(
+        _Kernel(step, fusion, memory).command() if step.kind == "fused" else _COMMANDS[step.kind](step, memory)
+        for step in fusion.steps
+    )
     made = CommandList(commands, memory.arena, tuple(traced.graph.numbers), traced.arguments, tuple(results))
     if verify.STRICT:
         verify.verify_graph(traced.graph)
@@ -68,19 +69,8 @@ def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
     return made
 
 
-def _command(step: Step, fusion: Fusion, memory: Memory) -> Command:
-    if step.kind == "matmul":
-        return _product(step.symbols[0], memory)
-    if step.kind == "take":
-        return _gather(step.symbols[0], memory)
-    if step.kind == "called":
-        return _call(step, memory)
-    if step.kind == "strided":
-        return _strided(step.symbols[0], memory)
-    return fused(step, fusion, memory)
-
-
-def _product(symbol: Symbol, memory: Memory) -> Product:
+def _product(step: Step, memory: Memory) -> Product:
+    (symbol,) = step.symbols
     matrices = []
     for matrix in symbol.args[:2]:
         turned = matrix.op == "transpose"
@@ -96,16 +86,16 @@ def _product(symbol: Symbol, memory: Memory) -> Product:
 def _call(step: Step, memory: Memory) -> Call:
     site, _, *inputs = step.symbols[0].args
 
-    def at(symbol: Symbol) -> CallArray | Number:
-        if symbol.op == "number":
-            return Number(symbol.args[0])
-        return memory.place(symbol), symbol.shape, symbol.dtype.name
+    def array(symbol: Symbol) -> Array:
+        return Array(symbol.shape, symbol.dtype.name, *memory.place(symbol))
 
-    outputs = [(symbol.args[1], (memory.place(symbol), symbol.shape, symbol.dtype.name)) for symbol in step.symbols]
-    return Call(site.function, site.text, tuple(map(at, inputs)), tuple(outputs))
+    given = [Number(s.args[0]) if s.op == "number" else array(s) for s in inputs]
+    outputs = [(symbol.args[1], array(symbol)) for symbol in step.symbols]
+    return Call(site.function, site.text, tuple(given), tuple(outputs))
 
 
-def _strided(symbol: Symbol, memory: Memory) -> StridedCopy:
+def _strided(step: Step, memory: Memory) -> StridedCopy:
+    (symbol,) = step.symbols
     source, offset, strides = symbol.args
     place = memory.place(source)
     size = symbol.dtype.itemsize
@@ -122,16 +112,12 @@ def _strided(symbol: Symbol, memory: Memory) -> StridedCopy:
     return StridedCopy(size, sizes, apart, Place(place.memory, place.offset + offset * size), memory.place(symbol))
 
 
-def _gather(symbol: Symbol, memory: Memory) -> RowGather:
+def _gather(step: Step, memory: Memory) -> RowGather:
+    (symbol,) = step.symbols
     source, index = symbol.args
     row_bytes = source.dtype.itemsize * math.prod(source.shape[1:])
     places = memory.place(source), memory.place(index), index.dtype.name, memory.place(symbol)
     return RowGather(index.size, source.shape[0], row_bytes, *places)
-
-
-def fused(step: Step, fusion: Fusion, memory: Memory) -> Fused:
-    """The fused kernel that a step is."""
-    return _Kernel(step, fusion, memory).command()
 
 
 class _Kernel:
@@ -152,9 +138,13 @@ class _Kernel:
     def command(self) -> Fused:
         results: list[KernelResult] = []
         places = []
-        for symbol in self._results():
+        read, kept = self.fusion.read, self.fusion.results
+        for symbol in self.step.symbols:
+            if symbol.op in ROW_REDUCTIONS and symbol not in read and symbol not in kept:
+                continue  # only the kernel itself reads it
             reduces = symbol.op in REDUCTIONS and symbol.op not in ROW_REDUCTIONS
-            kind, value = (symbol.op, symbol.args[0]) if reduces else (self._store(symbol), symbol)
+            store = "store" if symbol.dtype == symbol.graph.real else f"store:{symbol.dtype.name}"
+            kind, value = (symbol.op, symbol.args[0]) if reduces else (store, symbol)
             phase = self.phase(value)
             results.append((kind, self.reference(value, phase, top=not reduces), phase, self.layout(value)))
             places.append(self.memory.place(symbol))
@@ -165,16 +155,6 @@ class _Kernel:
         rows, columns = self.step.space
         operands, numbers, constants = tuple(self.places), tuple(self.numbers), tuple(self.constants)
         return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(places))
-
-    @staticmethod
-    def _store(symbol: Symbol) -> str:
-        """How a value is stored, which is computed in the type of the graph."""
-        return "store" if symbol.dtype == symbol.graph.real else f"store:{symbol.dtype.name}"
-
-    def _results(self) -> Iterator[Symbol]:
-        """What is written to memory: all but row-wise reductions that nobody else reads."""
-        read, results = self.fusion.read, self.fusion.results
-        return (s for s in self.step.symbols if s.op not in ROW_REDUCTIONS or s in read or s in results)
 
     def layout(self, symbol: Symbol) -> str:
         """For which entries of the kernel a symbol has one of its own."""
@@ -188,14 +168,11 @@ class _Kernel:
     def phase(self, symbol: Symbol) -> int:
         """How many row-wise reductions have to be known before an entry of `symbol` can be computed."""
         if symbol not in self.phases:
-            mine = symbol in self.computed
+            value, mine = 0, symbol in self.computed
             if symbol.op in ROW_REDUCTIONS and mine:
                 value = self.phase(symbol.args[0]) + 1
-            elif symbol.op in POINTWISE or symbol.op == "copy":
-                inside = mine or symbol not in self.fusion.stored
-                value = max([0, *(self.phase(a) for a in symbol.args if isinstance(a, Symbol))]) if inside else 0
-            else:
-                value = 0
+            elif (symbol.op in POINTWISE or symbol.op == "copy") and (mine or symbol not in self.fusion.stored):
+                value = max([0, *map(self.phase, symbol.inputs)])
             self.phases[symbol] = value
         return self.phases[symbol]
 
@@ -240,3 +217,11 @@ class _Kernel:
     def _expression(self, op: str, layout: str, phase: int, *references: Any) -> Reference:
         self.expressions.append((op, layout, phase, *references))
         return "value", len(self.expressions) - 1
+
+
+_COMMANDS: dict[str, Callable[[Step, Memory], Command]] = {
+    "matmul": _product,
+    "take": _gather,
+    "called": _call,
+    "strided": _strided,
+}

@@ -6,7 +6,7 @@ Nothing here knows of a target: how commands are cut over threads or blocks is e
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
 
@@ -25,20 +25,7 @@ KernelResult = tuple[str, Reference, int, str]
 target rounds, "store:bfloat16"."""
 
 
-@dataclass(frozen=True)
-class Array:
-    """An array that is passed in or comes back: the memory of its own in which it lies."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    memory: int
-
-    def __str__(self) -> str:
-        return f"{Place(self.memory, 0)}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
-
-
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an array begins: `offset` bytes into a memory."""
 
     memory: int
@@ -47,6 +34,48 @@ class Place:
     def __str__(self) -> str:
         name = "arena" if self.memory == ARENA else f"memory {self.memory}"
         return f"{name} + {self.offset}" if self.offset or self.memory == ARENA else name
+
+
+class Span(NamedTuple):
+    """A memory, and from which byte of it to before which."""
+
+    memory: int
+    start: int
+    stop: int
+
+    def overlaps(self, other: "Span") -> bool:
+        return self.memory == other.memory and self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array that begins so many bytes into a memory: those that are passed in or come back have one of their own.
+
+    strides: how many elements apart its entries are along each axis; None: they follow each other.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    memory: int
+    offset: int = 0
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.memory, self.offset)
+
+    @property
+    def span(self) -> Span:
+        """All memory from the first of its entries to the last."""
+        first, last = 0, prod(self.shape) - 1
+        if self.strides is not None and last >= 0:
+            steps = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+            first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+        size = item_bytes(self.dtype)
+        return Span(self.memory, self.offset + first * size, self.offset + (last + 1) * size)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,11 @@ class Fused:
     constants: tuple[float, ...]
     masks: tuple[Mask, ...]
     results: tuple[Place, ...]
+
+    def shape(self, layout: str) -> tuple[int, int]:
+        """Rows and columns of an array in that layout."""
+        rows, columns = self.rows, self.columns
+        return {"full": (rows, columns), "per_row": (rows, 1), "per_column": (1, columns), "scalar": (1, 1)}[layout]
 
     def __str__(self) -> str:
         operations = [e[0] for e in self.kernel.expressions]
@@ -232,10 +266,6 @@ class StridedCopy:
         return f"strided copy of {shape}: {self.source}, to {self.out}"
 
 
-CallArray = tuple[Place, tuple[int, ...], str]
-"""An array that a call reads or writes: where it lies, its shape, and its type."""
-
-
 @dataclass(frozen=True)
 class Call:
     """A function of the library's arrays that is called as it stands, since it can't be traced.
@@ -245,11 +275,11 @@ class Call:
 
     function: Callable[..., Sequence[Any]]
     text: str
-    inputs: tuple[CallArray | Number, ...]
-    outputs: tuple[tuple[int, CallArray], ...]
+    inputs: tuple[Array | Number, ...]
+    outputs: tuple[tuple[int, Array], ...]
 
     def __str__(self) -> str:
-        places = ", ".join(str(place) for _, (place, _, _) in self.outputs)
+        places = ", ".join(str(array.place) for _, array in self.outputs)
         return f"not compiled: {self.text}; results to {places}"
 
 
@@ -282,50 +312,46 @@ class CommandList:
 
 # ---- what commands read and write -----------------------------------------------------------------------------------
 
-Access = tuple[Place, int, str, str]
-"""Where, how many elements, of which type, in which layout."""
+
+def reads(command: Command) -> list[Array]:
+    """All that a command reads, in the order of its operands."""
+    if isinstance(command, Fused):
+        operands = zip(command.operands, command.kernel.operands, strict=True)
+        return [Array(command.shape(layout), dtype, *place) for place, (layout, dtype) in operands]
+    if isinstance(command, Product):
+        found = []
+        for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
+            strides = m.stack_stride, m.row_stride, m.column_stride
+            found.append(Array((command.stack, *shape), command.factor_dtype, *m.place, strides))
+        found += writes(command)[:1] if command.accumulate else []
+        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
+    if isinstance(command, StridedCopy):
+        apart = *(n * command.itemsize for n in command.strides), 1
+        return [Array((*command.shape, command.itemsize), "uint8", *command.source, apart)]
+    if isinstance(command, Call):
+        return [x for x in command.inputs if isinstance(x, Array)]
+    index = Array((command.rows,), command.index_dtype, *command.index)
+    return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
+
+
+def writes(command: Command) -> list[Array]:
+    """All that a command writes, in the order of its results."""
+    if isinstance(command, Fused):
+        kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
+        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *place) for place, r in results]
+    if isinstance(command, Product):
+        out = Array((command.stack, command.rows, command.columns), command.dtype, *command.out)
+        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
+    if isinstance(command, Call):
+        return [array for _, array in command.outputs]
+    if isinstance(command, StridedCopy):
+        return [Array((*command.shape, command.itemsize), "uint8", *command.out)]
+    return [Array((command.rows, command.row_bytes), "uint8", *command.out)]
 
 
 def item_bytes(dtype: str) -> int:
     """Bytes of an element."""
     return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2}.get(dtype, 1)
-
-
-def reads(command: Command) -> list[Access]:
-    """All that a command reads, in the order of its operands."""
-    if isinstance(command, Fused):
-        kinds = command.kernel.operands
-        return [(p, _entries(command, k[0]), k[1], k[0]) for p, k in zip(command.operands, kinds, strict=True)]
-    if isinstance(command, Product):
-        dtype = command.factor_dtype
-        a, b = (command.a, command.rows, command.inner), (command.b, command.inner, command.columns)
-        more = command.stack - 1
-        found = [(m.place, more * m.stack_stride + _extent(m, *sizes), dtype, "matrix") for m, *sizes in (a, b)]
-        found += writes(command)[:1] if command.accumulate else []
-        return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
-    if isinstance(command, StridedCopy):
-        return _reached(command)
-    if isinstance(command, Call):
-        return [(x[0], prod(x[1]), x[2], "whole") for x in command.inputs if not isinstance(x, Number)]
-    index = command.index, command.rows, command.index_dtype, "index"
-    return [(command.source, command.source_rows * command.row_bytes, "uint8", "rows"), index]
-
-
-def writes(command: Command) -> list[Access]:
-    """All that a command writes, in the order of its results."""
-    if isinstance(command, Fused):
-        found = []
-        for place, result in zip(command.results, command.kernel.results, strict=True):
-            layout = result_layout(result)
-            found.append((place, _entries(command, layout), result_dtype(command.kernel, result), layout))
-        return found
-    if isinstance(command, Product):
-        out = command.out, command.stack * command.rows * command.columns, command.dtype, "out"
-        return [out, *([] if command.epilogue is None else writes(command.epilogue))]
-    if isinstance(command, Call):
-        return [(place, prod(shape), dtype, "whole") for _, (place, shape, dtype) in command.outputs]
-    size = command.count * command.itemsize if isinstance(command, StridedCopy) else command.rows * command.row_bytes
-    return [(command.out, size, "uint8", "rows")]
 
 
 def result_layout(result: KernelResult) -> str:
@@ -337,23 +363,3 @@ def result_layout(result: KernelResult) -> str:
 def result_dtype(kernel: FusedKernel, result: KernelResult) -> str:
     """The type in which a result is stored."""
     return result[0].partition(":")[2] or kernel.dtype
-
-
-def _entries(command: Fused, layout: str) -> int:
-    rows, columns = command.rows, command.columns
-    return {"full": rows * columns, "per_row": rows, "per_column": columns, "scalar": 1}[layout]
-
-
-def _reached(command: StridedCopy) -> list[Access]:
-    """From the first element in memory that is copied to the last."""
-    if not command.count:
-        return []
-    steps = [(n - 1) * stride for n, stride in zip(command.shape, command.strides, strict=True)]
-    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
-    start = Place(command.source.memory, command.source.offset + first * command.itemsize)
-    return [(start, (last - first + 1) * command.itemsize, "uint8", "rows")]
-
-
-def _extent(matrix: Matrix, rows: int, columns: int) -> int:
-    last = (rows - 1) * matrix.row_stride + (columns - 1) * matrix.column_stride
-    return last + 1 if rows and columns else 0

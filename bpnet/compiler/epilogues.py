@@ -2,29 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from bpnet.compiler.commands import ARENA, Access, Command, Fused, FusedKernel, Product, item_bytes, reads, writes
+from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Product, Span, reads, writes
 
-Span = tuple[int, int, int]
-"""A memory, and from which byte of it to before which."""
+_FIRST, _ZERO = ("operand", 0), ("literal", 0.0)
+_ADD = ("add", _FIRST, ("operand", 1))
+NAMES: dict[tuple[Any, ...], str] = {
+    (("full", "per_column"), _ADD): "BIAS",
+    (("full", "per_column"), _ADD, ("maximum", ("value", 0), _ZERO)): "RELU_BIAS",
+    (("full",), ("maximum", _FIRST, _ZERO)): "RELU",
+}
+"""What libraries call a kernel, by the layouts of its operands, the product first, and its operations."""
 
 
 def epilogue_name(kernel: FusedKernel) -> str | None:
-    """What libraries call it: "BIAS", "RELU" or "RELU_BIAS"; the first operand is the product."""
+    """What libraries call it, as in NAMES."""
     value = ("value", len(kernel.expressions) - 1)
     (kind, *what), *others = kernel.results
     if others or not kind.startswith("store") or what != [value, 0, "full"]:
         return None
     layouts = tuple(layout for layout, _ in kernel.operands)
-    shapes = [(op, *references) for op, _, _, *references in kernel.expressions]
-    add = ("add", ("operand", 0), ("operand", 1))
-    if layouts == ("full", "per_column") and shapes == [add]:
-        return "BIAS"
-    if layouts == ("full", "per_column") and shapes == [add, ("maximum", ("value", 0), ("literal", 0.0))]:
-        return "RELU_BIAS"
-    if layouts == ("full",) and shapes == [("maximum", ("operand", 0), ("literal", 0.0))]:
-        return "RELU"
-    return None
+    return NAMES.get((layouts, *((op, *references) for op, _, _, *references in kernel.expressions)))
 
 
 def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
@@ -34,7 +33,7 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     while i < len(made):
         product = made[i]
         if isinstance(product, Product) and product.stack == 1 and not product.accumulate and not product.epilogue:
-            reader = _reader(made, i)
+            reader = _reader(made, i, product)
             if reader is not None:
                 epilogue = made.pop(reader)
                 assert isinstance(epilogue, Fused)
@@ -43,58 +42,40 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     return tuple(made)
 
 
-def _reader(commands: Sequence[Command], at: int) -> int | None:
+def _reader(commands: Sequence[Command], at: int, product: Product) -> int | None:
     """The number of the kernel that a product can do, if it is the only reader of its result."""
-    product = commands[at]
-    assert isinstance(product, Product)
     (raw,) = spans_written(product)
-    found = None
-    for i in range(at + 1, len(commands)):
-        command = commands[i]
-        reads = [span for span in spans_read(command) if overlap(span, raw)]
-        if reads:
-            if found is not None or len(reads) > 1 or not isinstance(command, Fused) or not _fits(product, command):
-                return None
-            found = i
-        if any(overlap(span, raw) for span in spans_written(command)):
-            if found is None or (found == i and command.results[0] != product.out):  # type: ignore[union-attr]
-                return None  # it is overwritten in part, or before it is read
+    readers: list[int] = []
+    end = None  # where it is overwritten
+    for i, command in enumerate(commands[at + 1 :], at + 1):
+        readers += [i for span in spans_read(command) if span.overlaps(raw)]
+        if any(span.overlaps(raw) for span in spans_written(command)):
+            end = i
             break
-    else:  # what it gives stays there
-        if product.out.memory != ARENA:
-            return None
-    if found is None:
+    if len(readers) != 1 or (end is None and product.out.memory != ARENA):  # read elsewhere, or it stays there
         return None
+    (found,) = readers
     kernel = commands[found]
+    if not isinstance(kernel, Fused) or (kernel.rows, kernel.columns) != (product.rows, product.columns):
+        return None
+    if kernel.operands[0] != product.out or epilogue_name(kernel.kernel) is None:
+        return None
+    if found == end and kernel.results[0] != product.out:
+        return None  # it is overwritten in part
     (out,) = spans_written(kernel)  # its only one
     between = commands[at + 1 : found]
-    moved = [s for c in between for s in (*spans_read(c), *spans_written(c))]
-    if any(overlap(out, span) for span in (*spans_read(product), *moved)):
+    written = [span for c in between for span in spans_written(c)]
+    used = [*spans_read(product), *written, *(span for c in between for span in spans_read(c))]
+    if any(out.overlaps(span) for span in used):
         return None  # what it is written to is in use until then
-    written = [s for c in between for s in spans_written(c)]
-    return None if any(overlap(s, read) for read in spans_read(kernel)[1:] for s in written) else found
-
-
-def _fits(product: Product, command: Fused) -> bool:
-    same = (command.rows, command.columns) == (product.rows, product.columns)
-    return same and command.operands[:1] == (product.out,) and epilogue_name(command.kernel) is not None
+    return None if any(s.overlaps(read) for read in spans_read(kernel)[1:] for s in written) else found
 
 
 def spans_read(command: Command) -> list[Span]:
     """All memory that a command reads, in the order of its operands."""
-    return list(map(_span, reads(command)))
+    return [array.span for array in reads(command)]
 
 
 def spans_written(command: Command) -> list[Span]:
     """All memory that a command writes, in the order of its results."""
-    return list(map(_span, writes(command)))
-
-
-def _span(access: Access) -> Span:
-    place, count, dtype, _ = access
-    return place.memory, place.offset, place.offset + count * item_bytes(dtype)
-
-
-def overlap(a: Span, b: Span) -> bool:
-    """Whether two have a byte in common."""
-    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+    return [array.span for array in writes(command)]

@@ -6,10 +6,11 @@ wait for the end of a reduction, is one kernel.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bpnet.compiler.commands import Span
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
 from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
@@ -43,62 +44,44 @@ class Step:
         return f"{self.kind} over {rows} x {columns}: {computes} from {reads or 'nothing'}"
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """The steps of a graph."""
-
-    steps: tuple[Step, ...]
-    needed: tuple[Symbol, ...]
-    """All that the results depend on, in the graph's order."""
-    consumers: Counter[Symbol]
-    """How many operations and results need a symbol."""
-    stored: frozenset[Symbol]
-    """Elementwise results that are written to memory; those of products and reductions always are."""
-    read: frozenset[Symbol]
-    """What steps read from memory."""
-    results: frozenset[Symbol]
-    """What is written to the memory of a result."""
-    inside: dict[Symbol, tuple[Symbol, int]]
-    """Results as parts of larger arrays: in which, and how many elements from its start."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.steps))
-
-
-def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> Fusion:
+def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> "Fusion":
     """The steps that compute `outputs`; `donated` are memories of arguments that are written over."""
-    fuser = _Fuser(graph, outputs, donated, in_place=True)
     try:
-        fuser.arrange()
-        conflicts = fuser.conflicts()
+        fusion = Fusion(graph, outputs, donated, in_place=True)
+        if not fusion.conflicts():
+            return fusion
     except _OrderError:  # something that is not written over needs what shall be
-        conflicts = True
-    if conflicts:
-        fuser = _Fuser(graph, outputs, donated, in_place=False)
-        fuser.arrange()
-    return fuser.fusion()
+        pass
+    return Fusion(graph, outputs, donated, in_place=False)
 
 
-class _Fuser:
-    """One way to arrange a graph; `in_place`: donated memory may be written by the step that computes its new values,
-    else it is by a copy at the end."""
+class Fusion:
+    """The steps of a graph.
+
+    in_place: donated memory may be written by the step that computes its new values, else it is by a copy at the end.
+    needed: all that the results depend on, in the graph's order.
+    consumers: how many operations and results need a symbol.
+    stored: elementwise results that are written to memory; those of products and reductions always are.
+    read: what steps read from memory.
+    results: what is written to the memory of a result.
+    inside: results as parts of larger arrays: in which, and how many elements from its start.
+    """
 
     def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
         self.graph, self.donated, self.in_place = graph, donated, in_place
-        self.consumers = _consumers([symbol for symbol, _ in outputs])
+        symbols = [symbol for symbol, _ in outputs]
+        self.consumers = Counter([*symbols, *(a for symbol in _needed(symbols) for a in symbol.inputs)])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
-        self.parts = _parts([symbol for symbol, _ in outputs])
+        self.parts = _parts(symbols)
         # what writes over arguments comes after all that reads them
         self.last: set[Symbol] = set()
-        self.results = [r for symbol, base in outputs for r in self._result(symbol, base)]
+        self.results = {result for symbol, base in outputs for result in self._result(symbol, base)}
         self.needed = _needed(self.results)
         self.stored = self._stored()
         self.steps: list[Step] = []
         self.sites: dict[Any, int] = {}
         # the step that computes a symbol
         self.at: dict[Symbol, int] = {}
-
-    def arrange(self) -> None:
         for symbol in self.needed:
             if symbol not in self.last:
                 self._schedule(symbol, 0)
@@ -106,40 +89,35 @@ class _Fuser:
         for symbol in self.needed:
             if symbol in self.last:
                 self._schedule(symbol, end)
-
-    def fusion(self) -> Fusion:
         for step in self.steps:
             step.reads = {leaf for symbol in step.symbols for leaf, _ in self._leaves(symbol)} - set(step.symbols)
-        read = frozenset(symbol for step in self.steps for symbol in step.reads)
-        stored, results = frozenset(self.stored), frozenset(self.results)
-        return Fusion(tuple(self.steps), tuple(self.needed), self.consumers, stored, read, results, self.inside)
+        self.read = {symbol for step in self.steps for symbol in step.reads}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))
 
     def conflicts(self) -> bool:
         """Whether something is read after it has been written over, or in another order than it is written."""
-        written = {}
-        for symbol in self.last:
-            container, offset = self.inside[symbol]
-            written[symbol] = (container.args[0], offset, symbol.size)
+        inside = {symbol: self.inside[symbol] for symbol in self.last}
+        written = {s: Span(whole.args[0], offset, offset + s.size) for s, (whole, offset) in inside.items()}
         for symbol in self.last:
             if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
                 return True  # a row is then read several times
             for read in self._read_of_donated(symbol):
-                for other, (base, start, size) in written.items():
-                    overlaps = read[0] == base and read[1] < start + size and start < read[1] + read[2]
-                    together = self.at[symbol] == self.at[other] and read[1:] == (start, size)
-                    if overlaps and not together:
+                for other, span in written.items():
+                    together = self.at[symbol] == self.at[other] and read == span
+                    if read.overlaps(span) and not together:
                         return True
         return False
 
-    def _read_of_donated(self, symbol: Symbol) -> Iterator[tuple[int, int, int]]:
-        """(memory, first entry, number of entries) of all that `symbol` reads of donated memories."""
-        for a in symbol.args:
-            if isinstance(a, Symbol):
-                whole, start = root_of(a)
-                if whole.op == "memory" and whole.args[0] in self.donated:
-                    yield whole.args[0], start, a.size
-                elif a.op in POINTWISE and a not in self.stored:
-                    yield from self._read_of_donated(a)
+    def _read_of_donated(self, symbol: Symbol) -> Iterator[Span]:
+        """All that `symbol` reads of donated memories, in entries."""
+        for a in symbol.inputs:
+            whole, start = root_of(a)
+            if whole.op == "memory" and whole.args[0] in self.donated:
+                yield Span(whole.args[0], start, start + a.size)
+            elif a.op in POINTWISE and a not in self.stored:
+                yield from self._read_of_donated(a)
 
     # ---- where results go ---------------------------------------------------------------------------------------
 
@@ -176,16 +154,14 @@ class _Fuser:
         draws: set[Symbol] = set()
         for symbol in self.needed:
             if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
-                stored.update(root_of(a)[0] for a in symbol.args if isinstance(a, Symbol))
+                stored.update(root_of(a)[0] for a in symbol.inputs)
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
                 if draws.intersection(symbol.args):
                     draws.add(symbol)
-                for a in symbol.args:
-                    if isinstance(a, Symbol) and space_of(a) != space_of(symbol) and a in draws:
-                        stored.add(a)
-                    row = isinstance(a, Symbol) and space_of(a)[0] == 1 < a.size
-                    if row and rows > 1 and a.dtype == self.graph.real and a.op != "positions":
+                for a in symbol.inputs:
+                    row = rows > 1 and space_of(a)[0] == 1 < a.size and a.dtype == self.graph.real
+                    if (row and a.op != "positions") or (a in draws and space_of(a) != space_of(symbol)):
                         stored.add(a)
             elif symbol.op == "mask":
                 draws.add(symbol)
@@ -193,8 +169,7 @@ class _Fuser:
                 stored.add(symbol)
         depths: dict[Symbol, int] = {}
         for symbol in self.needed:  # nor may one kernel be too long a computation
-            inner = [depths[a] for a in symbol.args if isinstance(a, Symbol) and a not in stored]
-            depths[symbol] = 1 + max(inner, default=0)
+            depths[symbol] = 1 + max((depths[a] for a in symbol.inputs if a not in stored), default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
         return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
@@ -203,9 +178,8 @@ class _Fuser:
 
     def _leaves(self, symbol: Symbol) -> Iterator[tuple[Symbol, bool]]:
         """What the computation of `symbol` reads that is computed elsewhere, and whether entry by entry."""
-        for a in symbol.args:
-            if isinstance(a, Symbol):
-                yield from self._leaf(a)
+        for a in symbol.inputs:
+            yield from self._leaf(a)
 
     def _leaf(self, a: Symbol) -> Iterator[tuple[Symbol, bool]]:
         whole, _ = root_of(a)
@@ -228,38 +202,41 @@ class _Fuser:
         if not reduces and symbol.op not in INTO_MEMORY and symbol not in self.stored:
             return
         space = space_of(symbol.args[0] if reduces else symbol)
-        if symbol.op in INTO_MEMORY:
-            if symbol.op == "called" and symbol.args[0] in self.sites:
-                self.at[symbol] = self.sites[symbol.args[0]]
-                self.steps[self.at[symbol]].symbols.append(symbol)
-                return
-            self.sites[symbol.args[0]] = self.at[symbol] = len(self.steps)
-            self.steps.append(Step(symbol.op, space, [symbol]))
-            return
+        if symbol.op in INTO_MEMORY:  # of a call there is one step for all that it gives
+            kind, new = symbol.op, len(self.steps)
+            number = self.sites.setdefault(symbol.args[0], new) if kind == "called" else new
+        else:
+            kind, number = "fused", self._kernel(symbol, space, least)
+        if number == len(self.steps):
+            self.steps.append(Step(kind, space, []))
+        self.steps[number].symbols.append(symbol)
+        self.at[symbol] = number
+
+    def _kernel(self, symbol: Symbol, space: Space, least: int) -> int:
+        """The number of the first step whose kernel can compute `symbol`, too, or of a new one."""
+
+        def shares(step: Step) -> bool:
+            return step.kind == "fused" and step.symbols[0].block == symbol.block
+
         joined: set[int] = set()
         for leaf, entrywise in self._leaves(symbol):
             if leaf.op == "memory" or leaf.op == "concat":
                 continue
             if leaf not in self.at:
                 raise _OrderError(f"the result of {leaf.op} is read before it is known")
-            step = self.steps[self.at[leaf]]
-            row_wise = leaf.op in ROW_REDUCTIONS
-            if step.kind == "fused" and entrywise and (row_wise or leaf.op not in REDUCTIONS):
-                fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
-                if fits and step.symbols[0].block == symbol.block:
-                    least = max(least, self.at[leaf])
-                    joined.add(self.at[leaf])
-                    continue
-            least = max(least, self.at[leaf] + 1)
+            number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
+            step = self.steps[number]
+            fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
+            if shares(step) and fits and entrywise and (row_wise or leaf.op not in REDUCTIONS):
+                least = max(least, number)
+                joined.add(number)
+            else:
+                least = max(least, number + 1)
         for number in range(least, len(self.steps)):
             step = self.steps[number]
-            fits = step.space == space or number in joined
-            if step.kind == "fused" and fits and step.symbols[0].block == symbol.block:
-                step.symbols.append(symbol)
-                self.at[symbol] = number
-                return
-        self.at[symbol] = len(self.steps)
-        self.steps.append(Step("fused", space, [symbol]))
+            if shares(step) and (step.space == space or number in joined):
+                return number
+        return len(self.steps)
 
 
 def _parts(symbols: list[Symbol]) -> set[Symbol]:
@@ -269,24 +246,13 @@ def _parts(symbols: list[Symbol]) -> set[Symbol]:
     return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
 
 
-def _consumers(symbols: list[Symbol]) -> Counter[Symbol]:
-    seen: Counter[Symbol] = Counter(symbols)
-    todo = list(set(symbols))
-    while todo:
-        for a in todo.pop().args:
-            if isinstance(a, Symbol):
-                if a not in seen:
-                    todo.append(a)
-                seen[a] += 1
-    return seen
-
-
-def _needed(symbols: list[Symbol]) -> list[Symbol]:
+def _needed(symbols: Iterable[Symbol]) -> list[Symbol]:
+    """All that these depend on, and they themselves, in the graph's order."""
     found: set[Symbol] = set()
     todo = list(symbols)
     while todo:
         symbol = todo.pop()
         if symbol not in found:
             found.add(symbol)
-            todo += [a for a in symbol.args if isinstance(a, Symbol)]
+            todo += symbol.inputs
     return sorted(found, key=lambda s: s.number)

@@ -47,6 +47,11 @@ class Symbol:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def inputs(self) -> list["Symbol"]:
+        """Those of its arguments that are symbols."""
+        return [a for a in self.args if isinstance(a, Symbol)]
+
     def __bool__(self) -> bool:
         raise NotTraceableError("a function can't decide by a value")
 
@@ -74,20 +79,14 @@ class Symbol:
         return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
 
 
-def _operator(op: str, reflected: bool) -> Callable[..., Symbol]:
-    if reflected:
-        return lambda self, other: self.graph.elementwise(op, other, self)
-    return lambda *operands: operands[0].graph.elementwise(op, *operands)
-
-
 _METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
 _METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
 _METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
 _METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
 for _op, _method in _METHODS.items():
-    setattr(Symbol, f"__{_method}__", _operator(_op, False))
+    setattr(Symbol, f"__{_method}__", lambda *operands, op=_op: operands[0].graph.elementwise(op, *operands))
     if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
-        setattr(Symbol, f"__r{_method}__", _operator(_op, True))
+        setattr(Symbol, f"__r{_method}__", lambda self, other, op=_op: self.graph.elementwise(op, other, self))
 
 
 def space_of(symbol: Symbol) -> Space:
@@ -160,9 +159,10 @@ class Graph:
 
     def elementwise(self, op: str, *args: Any) -> Symbol:
         values = [self.in_order(a) if isinstance(a, Symbol) else self._constant(a) for a in args]
-        if all(not isinstance(v, Symbol) or v.op == "number" for v in values):
+        symbols = [v for v in values if isinstance(v, Symbol)]
+        if all(v.op == "number" for v in symbols):
             return self._of_numbers(op, values)
-        shape = numpy.broadcast_shapes(*(v.shape for v in values if isinstance(v, Symbol)))
+        shape = numpy.broadcast_shapes(*(v.shape for v in symbols))
         values = [self._fitting(v, shape) if isinstance(v, Symbol) else v for v in values]
         truths = [isinstance(v, Symbol) and v.dtype == numpy.bool_ for v in values]
         logical = op in LOGICAL or (op in ("equal", "not_equal") and all(truths))
@@ -170,12 +170,9 @@ class Graph:
             raise NotTraceableError(f"{op} of truth values, or of numbers that should be")
         if OPERATIONS[op].kind == COMPARISON:
             self._comparable(op, values)
-            dtype: Any = numpy.bool_
-        elif any(isinstance(v, Symbol) and v.dtype != self.real for v in (values[1:] if op == "where" else values)):
+        elif any(v.dtype != self.real for v in (symbols[1:] if op == "where" else symbols)):
             raise NotTraceableError(f"{op} of other than {self.real} values")
-        else:
-            dtype = self.real
-        return self.add(op, tuple(values), shape, dtype)
+        return self.add(op, tuple(values), shape, numpy.bool_ if OPERATIONS[op].kind == COMPARISON else self.real)
 
     def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
         """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
@@ -188,8 +185,9 @@ class Graph:
             return x
         return self.broadcast_to(x, shape)
 
-    def broadcast_to(self, x: Symbol, shape: Shape) -> Symbol:
+    def broadcast_to(self, x: Symbol, shape: Sequence[int]) -> Symbol:
         """A copy of x in another shape, along whose further axes and for whose axes of one entry it is repeated."""
+        shape = tuple(shape)
         root, offset, strides = _strides(x)
         padded = (1,) * (len(shape) - x.ndim) + x.shape
         strides = (0,) * (len(shape) - x.ndim) + strides
@@ -199,14 +197,11 @@ class Graph:
     def _comparable(self, op: str, values: list[Any]) -> None:
         """Whole numbers are compared as numbers of the real type, which is right where one of two is small."""
         whole = any(isinstance(v, Symbol) and v.dtype.kind == "i" for v in values)
-        if whole and values[0] is not values[1] and not any(map(self._is_small, values)):
-            raise NotTraceableError(f"{op} of whole numbers that may be large")
-
-    def _is_small(self, value: Any) -> bool:
-        if not isinstance(value, Symbol):
-            return abs(value) < EXACT  # type: ignore[no-any-return]
-        root, _ = root_of(value)
-        return root.dtype == self.real or root.op in ("positions", "copy")
+        if whole and values[0] is not values[1]:
+            roots = [root_of(v)[0] for v in values if isinstance(v, Symbol)]
+            small = any(r.dtype == self.real or r.op in ("positions", "copy") for r in roots)
+            if not small and all(isinstance(v, Symbol) or abs(v) >= EXACT for v in values):
+                raise NotTraceableError(f"{op} of whole numbers that may be large")
 
     def _of_numbers(self, op: str, values: list[Any]) -> Symbol:
         if op not in SIGNS or OPERATIONS[op].kind == COMPARISON:
@@ -230,10 +225,6 @@ class Graph:
             return self.elementwise("not_equal", x, 0.0)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
-    def whole(self, x: Symbol) -> Symbol:
-        """x, whose values are whole numbers, as such."""
-        return self.add("copy", (x,), x.shape, numpy.int64)
-
     def power(self, x: Symbol, exponent: Any) -> Symbol:
         """x**exponent for a whole number, by squares, or a half of one."""
         if type(exponent) not in (int, float) or exponent * 2 != int(exponent * 2) or abs(exponent) > 64:
@@ -250,12 +241,12 @@ class Graph:
             return self.add("copy", (1.0,), x.shape, self.real)
         return functools.reduce(lambda a, b: self.elementwise("multiply", a, b), factors)
 
-    def reduce(self, op: str, x: Symbol, axis: Any, keepdims: bool) -> Symbol:
+    def reduce(self, op: str, x: Symbol, axis: Any = None, keepdims: bool = False) -> Symbol:
         """The "sum", "max" or "min" of x over some of its axes."""
         x = self.in_order(x)
         if x.dtype != self.real:
             raise NotTraceableError(f"{op} of {x.dtype}")
-        axes = _axes(axis, x.ndim)
+        axes = axes_of(axis, x.ndim)
         if not axes:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
@@ -307,7 +298,7 @@ class Graph:
             return x.args[0]  # type: ignore[no-any-return]
         return self.add("transpose", (x,), (*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
 
-    def permute(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
+    def permute(self, x: Symbol, axes: Sequence[int]) -> Symbol:
         """x with its axes in another order."""
         axes = tuple(axis % x.ndim for axis in axes)
         if axes == tuple(range(x.ndim)):
@@ -316,6 +307,11 @@ class Graph:
             return self.transpose(x)
         root, offset, strides = _strides(x)
         return self.strided(root, offset, tuple(strides[i] for i in axes), tuple(x.shape[i] for i in axes))
+
+    def _move_axis(self, x: Symbol, source: int, target: int) -> Symbol:
+        axes = list(range(x.ndim))
+        axes.insert(target, axes.pop(source))
+        return self.permute(x, axes)
 
     def in_order(self, x: Symbol) -> Symbol:
         """x with its entries in the order of its axes."""
@@ -335,10 +331,7 @@ class Graph:
             shape = tuple(x.size // max(rest, 1) if n == -1 else n for n in shape)
         if math.prod(shape) != x.size:
             raise NotTraceableError(f"{x.shape} as {shape}")
-        x = self.in_order(x)
-        if x.op == "view":
-            return self._view(x.args[0], x.args[1], shape)
-        return x if shape == x.shape else self._view(x, 0, shape)
+        return self._view(*root_of(self.in_order(x)), shape)
 
     def _view(self, x: Symbol, offset: int, shape: Shape) -> Symbol:
         """Elements of x from `offset` on, in another shape."""
@@ -367,10 +360,10 @@ class Graph:
                 axes.append((1, 0))
                 continue
             n, stride = next(left)
-            if isinstance(item, int):
-                offset += range(n)[item] * stride  # or the error that an array gives
+            some = range(n)[item]  # or the error that an array gives
+            if isinstance(some, int):
+                offset += some * stride
             else:
-                some = range(n)[item]
                 offset += some.start * stride if some else 0
                 axes.append((len(some), some.step * stride))
         return self.strided(root, offset, tuple(stride for _, stride in axes), tuple(n for n, _ in axes))
@@ -380,9 +373,7 @@ class Graph:
             raise NotTraceableError("take by other than whole numbers")
         axis = axis % x.ndim
         if axis:
-            order = (axis, *(i for i in range(x.ndim) if i != axis))
-            rows = self.take(self.in_order(self.permute(x, order)), index)
-            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+            return self._move_axis(self.take(self._move_axis(x, axis, 0), index), 0, axis)
         x = self.in_order(x)
         return self.add("take", (x, self.in_order(index)), (*index.shape, *x.shape[1:]), x.dtype)
 
@@ -391,22 +382,24 @@ class Graph:
         axis = axis % parts[0].ndim if parts[0].ndim else axis
         parts = [part for part in parts if part.size] or list(parts[:1])
         if axis and len(parts) > 1:
-            order = (axis, *(i for i in range(parts[0].ndim) if i != axis))
-            rows = self.joined([self.in_order(self.permute(part, order)) for part in parts])
-            return self.permute(rows, tuple(int(i) for i in numpy.argsort(order)))
+            return self._move_axis(self.joined([self._move_axis(part, axis, 0) for part in parts]), 0, axis)
         parts = [self.in_order(part) for part in parts]
         key = tuple(part.number for part in parts)
         if key not in self._joined:
-            self._joined[key] = self.concat([self._own(part) for part in parts] if len(parts) > 1 else parts)
+            self._joined[key] = self.concat([self._part(part) for part in parts] if len(parts) > 1 else parts)
         return self._joined[key]
 
-    def _own(self, part: Symbol) -> Symbol:
-        whole, _ = root_of(part)
+    def _part(self, x: Symbol) -> Symbol:
+        x = self.own(x, self._parts)
+        self._parts.add(root_of(x)[0])
+        return x
+
+    def own(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
+        """x, or a copy where it is not computed into memory of its own, which can be a part of a larger one, or that is
+        one of those `taken`."""
+        whole, _ = root_of(x)
         own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
-        if not own or whole.size != part.size or whole in self._parts:
-            whole = part = self.copy(part, self._parts)
-        self._parts.add(whole)
-        return part
+        return x if own and whole.size == x.size and whole not in taken else self.copy(x, taken)
 
     def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
         """A copy of x that is none of those `taken`."""
@@ -437,7 +430,7 @@ def _strides(x: Symbol) -> tuple[Symbol, int, Shape]:
     return root, offset, tuple(math.prod(x.shape[i + 1 :]) for i in range(x.ndim))
 
 
-def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
+def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes that are meant, counted from 0 on."""
     some = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     return tuple(sorted(range(ndim)[i] for i in some))

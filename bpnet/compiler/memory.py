@@ -3,7 +3,7 @@
 Intermediate results share one arena; the place of one is free again as soon as it has been read for the last time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bpnet.compiler.commands import ARENA, Place
@@ -20,45 +20,58 @@ class Memory:
     arena: int
     """Bytes of intermediate results."""
 
+    def container(self, symbol: Symbol) -> tuple[Symbol, int]:
+        """The array that no other contains in which a whole one lies, and how many elements from its start."""
+        offset = 0
+        while symbol in self.inside:
+            symbol, start = self.inside[symbol]
+            offset += start
+        return symbol, offset
+
     def place(self, symbol: Symbol) -> Place:
         """Where the entries of a symbol lie."""
         whole, offset = root_of(symbol)
-        container, more = _container(whole, self.inside)
-        start = Place(container.args[0], container.args[1]) if container.op == "memory" else self.places[container]
-        return Place(start.memory, start.offset + (offset + more) * whole.dtype.itemsize)
+        container, more = self.container(whole)
+        memory, start = container.args if container.op == "memory" else self.places[container]
+        return Place(memory, start + (offset + more) * whole.dtype.itemsize)
 
 
 def allocate(fusion: Fusion, alignment: int) -> Memory:
     """Give everything that is stored its place; in the arena it begins at a multiple of `alignment` bytes."""
-    inside = _contained(fusion)
+    memory = Memory({}, _contained(fusion), 0)
     lives: dict[Symbol, list[int]] = {}
     for number, step in enumerate(fusion.steps):
         for symbol in (*step.symbols, *step.reads):
-            container = _container(symbol, inside)[0]
+            container, _ = memory.container(symbol)
             if container.op != "memory":
                 lives.setdefault(container, []).append(number)
-    places, arena = {}, 0
-    # what lies in the arena during each step: from which byte to before which
-    taken: list[set[tuple[int, int]]] = [set() for _ in fusion.steps]
-    for symbol, numbers in sorted(lives.items(), key=lambda item: (min(item[1]), item[0].number)):
-        size = -(-symbol.size * symbol.dtype.itemsize // alignment) * alignment
-        meanwhile = taken[min(numbers) : max(numbers) + 1]
-        offset = free_offset(size, set().union(*meanwhile))
-        for places_then in meanwhile:
-            places_then.add((offset, offset + size))
-        arena = max(arena, offset + size)
-        places[symbol] = Place(ARENA, offset)
-    return Memory(places, inside, arena)
+    symbols = sorted(lives, key=lambda symbol: (min(lives[symbol]), symbol.number))
+    offsets, arena = arrange([(s.size * s.dtype.itemsize, lives[s]) for s in symbols], alignment)
+    return Memory({s: Place(ARENA, o) for s, o in zip(symbols, offsets, strict=True)}, memory.inside, arena)
 
 
-def free_offset(size: int, taken: Iterable[tuple[int, int]]) -> int:
-    """The first byte of as many that are free."""
-    offset = 0
-    for start, end in sorted(taken):
-        if start - offset >= size:
-            break
-        offset = max(offset, end)
-    return offset
+def arrange(arrays: Sequence[tuple[int, Sequence[int]]], alignment: int) -> tuple[list[int], int]:
+    """Where arrays begin that share memory, at multiples of `alignment`, and how many bytes it has.
+
+    Each has so many bytes for itself, from the first of the steps that it is needed in to the last.
+    """
+    # what is in use during each step: from which byte to before which
+    taken: list[set[tuple[int, int]]] = [set() for _ in range(1 + max((max(steps) for _, steps in arrays), default=0))]
+    offsets: list[int] = []
+    total = 0
+    for size, steps in arrays:
+        size = -(-size // alignment) * alignment
+        meanwhile = taken[min(steps) : max(steps) + 1]
+        offset = 0
+        for start, end in sorted(set().union(*meanwhile)):
+            if start - offset >= size:
+                break
+            offset = max(offset, end)
+        for spans in meanwhile:
+            spans.add((offset, offset + size))
+        offsets.append(offset)
+        total = max(total, offset + size)
+    return offsets, total
 
 
 def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
@@ -81,11 +94,3 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
                 raise NotTraceableError("a sum that is read elsewhere too is added to")
             inside.setdefault(whole, (symbol, 0))
     return inside
-
-
-def _container(symbol: Symbol, inside: dict[Symbol, tuple[Symbol, int]]) -> tuple[Symbol, int]:
-    offset = 0
-    while symbol in inside:
-        symbol, start = inside[symbol]
-        offset += start
-    return symbol, offset

@@ -6,12 +6,12 @@ TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shifts and factors of a 32-bit integer hash of very low bias: C. Wellons, hash-prospector (2018)."""
 
 
-def threshold(keep: float, values: int = 2**32) -> int:
-    """Below which of so many `values`, all as likely, a random number lies with probability `keep`, as near as can be.
+def threshold(keep: float) -> int:
+    """Below which of 2**32 values, all as likely, a random number lies with probability `keep`, as near as can be.
 
-    1 at least and values - 1 at most, so that some are kept and some are not.
+    1 at least and 2**32 - 1 at most, so that some are kept and some are not.
     """
-    return min(max(round(keep * values), 1), values - 1)
+    return min(max(round(keep * 2**32), 1), 2**32 - 1)
 
 
 def fold(key: tuple[Any, ...]) -> int:

@@ -3,6 +3,7 @@
 Layers, losses and optimizers can't tell: they see the standard's namespace.
 """
 
+import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy
 
 from bpnet.compiler.commands import FIRST, Array
-from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol
+from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol, axes_of
 from bpnet.compiler.ops import POINTWISE
 from bpnet.errors import ArgumentError
 
@@ -85,22 +86,19 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
     What it gives is found by a call with random numbers of these shapes.  All that is no array or number has to be the
     same in each call, since whatever reads it is compiled.
     """
-    symbols: list[Symbol] = []
-    trees = mapped(lambda leaf: _noted(leaf, symbols) if isinstance(leaf, Symbol) else leaf, trees)
+    symbols = [leaf for leaf in _leaves(trees) if isinstance(leaf, Symbol)]
+    # in whose place stands their class, since a graph need not live on
+    trees = mapped(lambda leaf: Symbol if isinstance(leaf, Symbol) else leaf, trees)
+
+    def array(leaf: Any) -> Any:
+        return library.asarray(leaf, dtype=getattr(library, graph.real.name)) if isinstance(leaf, float) else leaf
 
     def call(*arrays: Any) -> tuple[Any, list[Any], list[Any]]:
-        args, options = mapped(lambda leaf: arrays[leaf.number] if isinstance(leaf, _Given) else leaf, trees)
-        result = function(*args, **options)
-        made: list[Any] = []
-        others: list[Any] = []
-
-        def sort(leaf: Any) -> None:
-            if isinstance(leaf, float):
-                leaf = library.asarray(leaf, dtype=getattr(library, graph.real.name))
-            (made if hasattr(leaf, "dtype") else others).append(leaf)
-
-        mapped(sort, result)
-        return result, made, others
+        given = iter(arrays)
+        args, options = mapped(lambda leaf: next(given) if leaf is Symbol else leaf, trees)
+        result = mapped(array, function(*args, **options))
+        leaves = _leaves(result)
+        return result, [x for x in leaves if hasattr(x, "dtype")], [x for x in leaves if not hasattr(x, "dtype")]
 
     try:
         example, made, expected = call(*[_example(library, x) for x in symbols])
@@ -120,19 +118,7 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
         return made
 
     results = iter(graph.call(checked, text, symbols, outputs))
-    return mapped(lambda leaf: next(results) if hasattr(leaf, "dtype") or isinstance(leaf, float) else leaf, example)
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Which of the arrays that are passed to a call stands here."""
-
-    number: int
-
-
-def _noted(symbol: Symbol, symbols: list[Symbol]) -> _Given:
-    symbols.append(symbol)
-    return _Given(len(symbols) - 1)
+    return mapped(lambda leaf: next(results) if hasattr(leaf, "dtype") else leaf, example)
 
 
 def _example(library: Any, x: Symbol) -> Any:
@@ -154,6 +140,28 @@ def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     return function(tree)
 
 
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    mapped(found.append, tree)
+    return found
+
+
+COMPOSED: dict[str, Callable[..., Symbol]] = {
+    "square": lambda xp, x: x * x,
+    "reciprocal": lambda xp, x: 1.0 / x,
+    "isnan": lambda xp, x: x != x,
+    "isfinite": lambda xp, x: x - x == 0.0,
+    "isinf": lambda xp, x: ~(xp.isfinite(x) | xp.isnan(x)),
+    "all": lambda xp, x, **options: xp.min(xp.astype(x, xp.graph.real), **options) > 0.5,
+    "any": lambda xp, x, **options: xp.max(xp.astype(x, xp.graph.real), **options) > 0.5,
+    "std": lambda xp, x, **options: xp.sqrt(xp.var(x, **options)),
+    "argmin": lambda xp, x, **options: xp.argmax(-x, **options),
+    "zeros_like": lambda xp, x: xp.full_like(x, 0.0),
+    "ones_like": lambda xp, x: xp.full_like(x, 1.0),
+}
+"""Functions of the standard that are made of others."""
+
+
 class Namespace:
     """What of the standard's namespace has symbols: what a function that is traced sees as `xp`."""
 
@@ -165,11 +173,15 @@ class Namespace:
         self.graph, self.library, self.functions = graph, library, part or library
         self.finfo, self.bool = numpy.finfo, numpy.dtype("bool")
         self.matmul, self.astype, self.reshape, self.take = graph.matmul, graph.astype, graph.reshape, graph.take
-        self.concat = graph.joined
+        self.permute_dims, self.matrix_transpose, self.broadcast_to = graph.permute, graph.transpose, graph.broadcast_to
+        self.concat, self.pow = graph.joined, graph.power
+        self.sum, self.max, self.min = (functools.partial(graph.reduce, op) for op in ("sum", "max", "min"))
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         if name in POINTWISE:
-            return lambda *args: self.graph.elementwise(name, *args)
+            return functools.partial(self.graph.elementwise, name)
+        if name in COMPOSED:
+            return functools.partial(COMPOSED[name], self)
         function = getattr(self.functions, name, None)
         if isinstance(function, ModuleType):
             return Namespace(self.graph, self.library, function)  # type: ignore[return-value]
@@ -177,94 +189,36 @@ class Namespace:
             raise NotTraceableError(name)
         return lambda *args, **options: called(self.graph, self.library, function, name, args, options)
 
-    def permute_dims(self, x: Symbol, axes: tuple[int, ...]) -> Symbol:
-        return self.graph.permute(x, axes)
-
-    def matrix_transpose(self, x: Symbol) -> Symbol:
-        return self.graph.transpose(x)
-
     def expand_dims(self, x: Symbol, *, axis: int = 0) -> Symbol:
         place = axis if axis >= 0 else x.ndim + 1 + axis
-        return self.graph.reshape(x, (*x.shape[:place], 1, *x.shape[place:]))
+        return self.reshape(x, (*x.shape[:place], 1, *x.shape[place:]))
 
     def squeeze(self, x: Symbol, axis: Any) -> Symbol:
-        axes = [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
-        return self.graph.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
-
-    def broadcast_to(self, x: Symbol, shape: tuple[int, ...]) -> Symbol:
-        return self.graph.broadcast_to(x, tuple(shape))
+        axes = axes_of(axis, x.ndim)
+        return self.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
     def flip(self, x: Symbol, *, axis: Any = None) -> Symbol:
-        axes = range(x.ndim) if axis is None else [i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+        axes = axes_of(axis, x.ndim)
         return self.graph.slice(x, tuple(slice(None, None, -1 if i in axes else 1) for i in range(x.ndim)))
 
     def stack(self, arrays: Sequence[Symbol], *, axis: int = 0) -> Symbol:
-        place = axis if axis >= 0 else arrays[0].ndim + 1 + axis
-        return self.concat([self.expand_dims(x, axis=place) for x in arrays], axis=place)
-
-    def zeros_like(self, x: Symbol) -> Symbol:
-        return self.full_like(x, 0.0)
-
-    def ones_like(self, x: Symbol) -> Symbol:
-        return self.full_like(x, 1.0)
+        return self.concat([self.expand_dims(x, axis=axis) for x in arrays], axis=axis)
 
     def full_like(self, x: Symbol, value: float) -> Symbol:
         return self.graph.add("copy", (float(value),), x.shape, self.graph.real)
 
-    # ---- of what others do ------------------------------------------------------------------------------------------
-
-    def square(self, x: Symbol) -> Symbol:
-        return self.graph.elementwise("multiply", x, x)
-
-    def reciprocal(self, x: Symbol) -> Symbol:
-        return self.graph.elementwise("divide", 1.0, x)
-
-    def pow(self, x: Symbol, exponent: Any) -> Symbol:
-        return self.graph.power(x, exponent)
-
     def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
-        x = x if min is None else self.graph.elementwise("maximum", x, min)
-        return x if max is None else self.graph.elementwise("minimum", x, max)
+        x = x if min is None else self.maximum(x, min)
+        return x if max is None else self.minimum(x, max)
 
-    def isnan(self, x: Symbol) -> Symbol:
-        return self.not_equal(x, x)
-
-    def isfinite(self, x: Symbol) -> Symbol:
-        return self.graph.elementwise("equal", self.graph.elementwise("subtract", x, x), 0.0)
-
-    def isinf(self, x: Symbol) -> Symbol:
-        return self.logical_not(self.logical_or(self.isfinite(x), self.isnan(x)))
-
-    # ---- reductions -------------------------------------------------------------------------------------------------
-
-    def sum(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        return self.graph.reduce("sum", x, axis, keepdims)
-
-    def max(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        return self.graph.reduce("max", x, axis, keepdims)
-
-    def min(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        return self.graph.reduce("min", x, axis, keepdims)
-
-    def mean(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        total = self.sum(x, axis=axis, keepdims=keepdims)
-        return self.graph.elementwise("divide", total, x.size // total.size)
+    def mean(self, x: Symbol, **options: Any) -> Symbol:
+        total = self.sum(x, **options)
+        return self.divide(total, x.size // total.size)
 
     def var(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
-        off = self.graph.elementwise("subtract", x, self.mean(x, axis=axis, keepdims=True))
+        off = self.subtract(x, self.mean(x, axis=axis, keepdims=True))
         total = self.sum(self.square(off), axis=axis, keepdims=keepdims)
-        return self.graph.elementwise("divide", total, x.size // total.size - correction)
-
-    def std(self, x: Symbol, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Symbol:
-        return self.graph.elementwise("sqrt", self.var(x, axis=axis, correction=correction, keepdims=keepdims))
-
-    def all(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        least = self.graph.reduce("min", self.astype(x, self.graph.real), axis, keepdims)
-        return self.graph.elementwise("greater", least, 0.5)
-
-    def any(self, x: Symbol, *, axis: Any = None, keepdims: bool = False) -> Symbol:
-        most = self.graph.reduce("max", self.astype(x, self.graph.real), axis, keepdims)
-        return self.graph.elementwise("greater", most, 0.5)
+        return self.divide(total, x.size // total.size - correction)
 
     def argmax(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
         """The first position of the largest entry along an axis."""
@@ -272,13 +226,11 @@ class Namespace:
         if x.shape[axis] > EXACT:
             raise NotTraceableError(f"argmax over axis {axis} of {x.shape}")
         positions = self.graph.add("positions", (), x.shape[axis : axis + 1], self.graph.real)
-        positions = self.graph.reshape(positions, (-1, *(1,) * (x.ndim - 1 - axis)))
-        is_largest = self.graph.elementwise("equal", x, self.max(x, axis=axis, keepdims=True))
-        found = self.graph.elementwise("where", is_largest, positions, float(x.shape[axis]))
-        return self.graph.whole(self.min(found, axis=axis, keepdims=keepdims))
-
-    def argmin(self, x: Symbol, *, axis: int, keepdims: bool = False) -> Symbol:
-        return self.argmax(self.graph.elementwise("negative", x), axis=axis, keepdims=keepdims)
+        positions = self.reshape(positions, (-1, *(1,) * (x.ndim - 1 - axis)))
+        is_largest = self.equal(x, self.max(x, axis=axis, keepdims=True))
+        found = self.where(is_largest, positions, float(x.shape[axis]))
+        found = self.min(found, axis=axis, keepdims=keepdims)
+        return self.graph.add("copy", (found,), found.shape, self.int64)
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
         if stop > EXACT:

@@ -3,14 +3,13 @@
 A fault that is found here would otherwise be a wrong number, or memory of somebody else.
 """
 
-from math import prod
 from typing import Any
 
 import numpy
 
 from bpnet.compiler.commands import (
     ARENA,
-    Access,
+    Array,
     Command,
     CommandList,
     Fused,
@@ -46,7 +45,7 @@ def verify_graph(graph: Graph) -> None:
     """Every operation is in the table, on as many symbols as it takes, all before it, of fitting shapes and types."""
     for number, symbol in enumerate(graph.symbols):
         _check(symbol.number == number and symbol.op in OPERATIONS, "no operation", symbol)
-        args = [a for a in symbol.args if isinstance(a, Symbol)]
+        args = symbol.inputs
         _check(all(a.number < number and a is graph.symbols[a.number] for a in args), "reads what comes later", symbol)
         operation, op = OPERATIONS[symbol.op], symbol.op
         if op in POINTWISE:
@@ -72,7 +71,8 @@ def verify_graph(graph: Graph) -> None:
         elif op == "concat":
             _check(symbol.size == sum(a.size for a in args), "shapes", symbol)
         elif op == "take":
-            _check(args[1].dtype.kind == "i" and symbol.shape == (*args[1].shape, *args[0].shape[1:]), "shapes", symbol)
+            x, index = args
+            _check(index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:]), "shapes", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:
@@ -81,10 +81,7 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
     for number, step in enumerate(fusion.steps):
         for symbol in (*step.symbols, *step.reads):
             if memory.place(symbol).memory == ARENA:
-                container = symbol
-                while container in memory.inside:
-                    container = memory.inside[container][0]
-                lives.setdefault(container, []).append(number)
+                lives.setdefault(memory.container(symbol)[0], []).append(number)
     spans = []
     for symbol, numbers in lives.items():
         start = memory.places[symbol].offset
@@ -110,52 +107,46 @@ def verify_commands(commands: CommandList) -> None:
     written: dict[int, Any] = {}
     for array in (*commands.results, *commands.arguments):
         if array is not None:
-            sizes[array.memory] = prod(array.shape) * item_bytes(array.dtype)
+            sizes[array.memory] = array.span.stop
             written[array.memory] = numpy.full(sizes[array.memory], array in commands.arguments)
     written[ARENA] = numpy.zeros(commands.arena, bool)
-
-    def span(access: Access) -> tuple[int, slice]:
-        place, count, dtype, _ = access
-        size = item_bytes(dtype)
-        _check(place.memory in sizes, "a memory that is none", place, command)
-        end = place.offset + count * size
-        _check(place.offset >= 0 and end <= sizes[place.memory], "outside of its memory", place, command)
-        _check(place.offset % size == 0, "not aligned", place, command)
-        return place.memory, slice(place.offset, end)
 
     for command in commands.commands:
         if isinstance(command, Fused):
             _verify_fused(command, len(commands.numbers))
         read, written_here = _read_of_others(command), writes(command)
-        for access in read:
-            memory, part = span(access)
-            _check(bool(written[memory][part].all()), "reads before it is written", access[0], command)
-        for number, access in enumerate(written_here):
-            memory, part = span(access)
+        for array in (*read, *written_here):
+            memory, start, stop = array.span
+            _check(memory in sizes, "a memory that is none", array.place, command)
+            _check(start >= 0 and stop <= sizes[memory], "outside of its memory", array.place, command)
+            _check(start % item_bytes(array.dtype) == 0, "not aligned", array.place, command)
+        for array in read:
+            memory, start, stop = array.span
+            _check(bool(written[memory][start:stop].all()), "reads before it is written", array.place, command)
+        for number, array in enumerate(written_here):
             for other in (*read, *written_here[:number]):
-                other_memory, other_part = span(other)
-                apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
-                entrywise = access == other and other in read
-                _check(apart or entrywise, "writes while it reads or writes", access[0], other[0], command)
-            written[memory][part] = True
+                right = not array.span.overlaps(other.span) or (array == other and other in read)
+                _check(right, "writes while it reads or writes", array.place, other.place, command)
+            memory, start, stop = array.span
+            written[memory][start:stop] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), "a result that is not written", array)
 
 
-def _read_of_others(command: Command) -> list[Access]:
+def _read_of_others(command: Command) -> list[Array]:
     """What a command reads that others have written."""
     if not isinstance(command, Fused):
         return reads(command)
     found, kernel = [], command.kernel
     results = zip(writes(command), kernel.results, strict=True)
     stored = {w: r[2] for w, r in results if r[0].startswith("store")}
-    for i, access in enumerate(reads(command)):
+    for i, array in enumerate(reads(command)):
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
-        later = {phase > stored.get(access, max(phases)) for phase in phases}
-        _check(len(later) < 2, "reads before and after it is written", access[0], command)
+        later = {phase > stored.get(array, max(phases)) for phase in phases}
+        _check(len(later) < 2, "reads before and after it is written", array.place, command)
         if later == {False}:
-            found.append(access)
+            found.append(array)
     return found
 
 

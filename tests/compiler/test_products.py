@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 import bpnet as bp
 from bpnet.backends.tracing import TracingBackend
 from bpnet.backpropagation import loss_and_gradient
+from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import CommandList, Product
+from bpnet.compiler.interpret import interpret
 from bpnet.compiler.trace import trace
+from bpnet.compiler.verify import verify_commands
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,13 @@ def test_a_bilinear_layer_is_its_products_and_few_passes_over_memory() -> None:
     dense = commands(bp.Sequential(bp.Dense(32, "relu"), bp.Dense(16), bp.Dense(3)))
     fused = [sum(not isinstance(c, Product) for c in some.commands) for some in (made, dense)]
     assert fused[0] <= fused[1] + 2, "the product of both, and the derivatives of both"
+
+
+def test_all_matrices_of_a_stack_are_rounded() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 8, 16), np.float32), rng.random((3, 16, 8), np.float32)
+    traced = trace(lambda graph, s: [graph.matmul(s[0] * 2.0, s[1])], [(a.shape, "float32"), (b.shape, "float32")])
+    commands = round_factors(build(traced))
+    verify_commands(commands)
+    (found,) = interpret(commands, [a, b])
+    np.testing.assert_allclose(found, 2.0 * a @ b, rtol=0.01)

@@ -10,7 +10,7 @@ import operator
 import threading
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,13 +22,12 @@ from bpnet.backends.base import Array, State
 from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
 from bpnet.backends.cupy.program import ALIGNMENT, Program
 from bpnet.backends.interrupts import advance, uninterrupted
-from bpnet.backends.tracing import TracingBackend
+from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
-from bpnet.compiler.trace import NUMBER, trace
 from bpnet.errors import BpnetWarning
 
 MAX_PROGRAMS = 8
@@ -37,9 +36,6 @@ MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
 """Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
 SMALL = 2**20
 """Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
-
-Tree = Any
-"""Tuples of tuples ... of arrays, numbers and None."""
 
 
 class Compiled:
@@ -98,19 +94,9 @@ class Traced:
     def __init__(
         self, function: Callable[..., Any], backend: Any, args: Sequence[Any], leaves: list[Any], donates: bool
     ) -> None:
-        form: list[Any] = []
-
-        def flat(graph: Any, symbols: list[Any]) -> list[Any]:
-            tracing = TracingBackend(graph, lambda rows, _: [(0, rows)], backend)
-            result = function(tracing, *rebuilt(args, iter(symbols)))
-            form.extend((result, tracing.precision))
-            return leaves_of(result) if isinstance(result, tuple) else [result]
-
-        arguments = [(a.shape, a.dtype.name) if isinstance(a, cupy.ndarray) else _argument(a) for a in leaves]
+        traced, self.form, precision = trace_trees(function, backend, cupy.ndarray, args)
         self.donated = len(leaves_of(args[0])) if donates else 0
-        traced = trace(flat, arguments)
         commands = build(traced, self.donated, ALIGNMENT)
-        self.form, precision = form
         if traced.graph.real == "float32" and precision == "bfloat16":
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
@@ -123,7 +109,7 @@ class Traced:
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.calls = [c for c in commands.commands if isinstance(c, Call)]
         """What is not compiled, and so can't be captured either."""
-        self.scalars = [i for i, a in enumerate(arguments) if a == NUMBER]
+        self.scalars = [i for i, a in enumerate(leaves) if type(a) in (int, float)]
         names = ", ".join(f"v{i}" for i in self.scalars)
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
             f"lambda {names}: ({''.join(f'{text}, ' for text in commands.numbers)})"
@@ -333,29 +319,8 @@ class Graph:
                 static[...] = arrays[i]
 
 
-def leaves_of(tree: Tree) -> list[Any]:
-    """What a tree holds, in order."""
-    found: list[Any] = []
-    for part in tree:
-        found += leaves_of(part) if isinstance(part, tuple) else (part,)
-    return found
-
-
-def rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
-    """A tree of the same form with the next of `leaves` in the place of each."""
-    return tuple([rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree])
-
-
 def _kind(a: Any) -> Any:
     return (a.shape, a.dtype, a.data.device_id) if isinstance(a, cupy.ndarray) else type(a)
-
-
-def _argument(a: Any) -> Any:
-    if a is None:
-        return None
-    if type(a) in (int, float):
-        return NUMBER
-    raise NotTraceableError(f"{a!r} is passed in")
 
 
 def _in_tf32(command: Command) -> Command:

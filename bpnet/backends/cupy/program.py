@@ -13,6 +13,7 @@ from bpnet.backends.cupy import cublaslt
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
     NUMBERS,
+    Array,
     Call,
     Command,
     CommandList,
@@ -24,12 +25,14 @@ from bpnet.compiler.commands import (
     Product,
     RowGather,
     StridedCopy,
+    reads,
     result_dtype,
     result_layout,
+    writes,
 )
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
-from bpnet.compiler.epilogues import epilogue_name, overlap, spans_read, spans_written
+from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
 
 ALIGNMENT = 256
@@ -93,10 +96,10 @@ class Program:
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, *x) for x in command.inputs]
+        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, x) for x in command.inputs]
         made = command.function(*given)
         for i, out in command.outputs:
-            _array(memories, *out)[...] = made[i]
+            _array(memories, out)[...] = made[i]
 
     def _workspace(self, size: int) -> Any:
         """Memory for a command while it runs, the same for all: they run one after the other."""
@@ -114,7 +117,7 @@ class Program:
         launch = launch_of(command, width)
         indirect = frozenset(i for i, place in enumerate(command.results) if place.memory == self.loss)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        disjoint = not any(overlap(r, w) for r in spans_read(command) for w in spans_written(command))
+        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
         following = used + launch.scratch * real.itemsize
         workspace = self._workspace(following)
@@ -167,13 +170,7 @@ def _by_cupy(command: Product, memories: Memories) -> None:
     rows, columns, inner = command.rows, command.columns, command.inner
     if command.precision != "float32":
         raise DeviceError(f"cuBLASLt has no {command.precision} product of {rows} x {inner} x {columns}: use float32")
-    c = Matrix(command.out, columns, 1, rows * columns)
-    a, b, out = (
-        _array(
-            memories, m.place, (command.stack, *shape), command.dtype, (m.stack_stride, m.row_stride, m.column_stride)
-        )
-        for m, shape in ((command.a, (rows, inner)), (command.b, (inner, columns)), (c, (rows, columns)))
-    )
+    a, b, out = (_array(memories, array) for array in (*reads(command)[:2], *writes(command)[:1]))
     if command.accumulate:
         out += cupy.matmul(a, b)
     else:
@@ -220,12 +217,10 @@ def _stored(matrix: Matrix, columns: int) -> cublaslt.Factor:
     return transposed, matrix.column_stride if transposed else matrix.row_stride, matrix.stack_stride
 
 
-def _array(
-    memories: Memories, place: Place, shape: Sequence[int], dtype: str, strides: Sequence[int] | None = None
-) -> Any:
-    """What lies at a place, as CuPy sees it; strides are in elements."""
-    real, memory = numpy.dtype(dtype), memories[place.memory] + place.offset
-    return cupy.ndarray(shape, real, memory, strides and tuple(n * real.itemsize for n in strides))
+def _array(memories: Memories, array: Array) -> Any:
+    """An array as CuPy sees it."""
+    real, memory = numpy.dtype(array.dtype), memories[array.memory] + array.offset
+    return cupy.ndarray(array.shape, real, memory, array.strides and tuple(n * real.itemsize for n in array.strides))
 
 
 @cupy.memoize(for_each_device=True)  # type: ignore[untyped-decorator]

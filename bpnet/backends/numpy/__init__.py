@@ -21,9 +21,9 @@ import numpy
 from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
+from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import Job, NumpySession, Update, available_threads
-from bpnet.backends.trace import InPlace, Program, in_place
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
@@ -41,10 +41,6 @@ ALONE = 2**20
 share a processor with them."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
-COMPILED_ROWS = 8192
-"""Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
-MOST_BLOCKS = 128
-"""Blocks of a compiled function, each of which has commands of its own."""
 WORTH_IT = 1e11
 """Floating-point operations of a trainer from which on its functions are compiled: one or two seconds of work."""
 
@@ -66,9 +62,7 @@ class NumpyBackend(Backend):
     def empty_vector(self, size: int, like: Array) -> Array | None:
         return numpy.empty(size, like.dtype)
 
-    def context(
-        self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None, network: Any = None
-    ) -> Context:
+    def context(self, precision: str = "float32", grad_buffers: dict[int, Array] | None = None) -> Context:
         return Context(self, precision, grad_buffers)
 
     def store(self, out: Array, value: Array) -> None:
@@ -115,7 +109,6 @@ class NumpyBackend(Backend):
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
         if choice is True and not _can_compile():
             raise MissingExtraError("compile=True with NumPy arrays", "llvmlite", "jit")
-        made: list[Any] = []
         step = functools.partial(function, self)
 
         def plain(state: State | None, count: int, *args: Any) -> Any:
@@ -127,18 +120,19 @@ class NumpyBackend(Backend):
             result = advance(step, state, count, *args)
             return state.now[0], result
 
+        @functools.cache
         def compiled_function() -> Any:
-            if not made and _can_compile():
-                from bpnet.backends.numpy.compiled import CompiledFunction
+            if not _can_compile():
+                return None
+            from bpnet.backends.numpy.compiled import CompiledFunction
 
-                made.append(CompiledFunction(function, plain, donate, _cut))
-            return made[0] if made else None
+            return CompiledFunction(function, plain, donate)
 
         def run(state: State | None, count: int, *args: Any) -> Any:
             session = current.session
             if not session.compiles:
                 return plain(state, count, *args)
-            compiled = made[0] if made else compiled_function()
+            compiled = compiled_function()
             threads, call = compiled.last
             if threads == session.threads:
                 try:
@@ -167,9 +161,7 @@ class NumpyBackend(Backend):
     def blocks(self, rows: int, work: float) -> list[Rows]:
         if rows <= WHOLE or rows * work < LEAST_WORK or current.inside:
             return [(0, rows)]
-        count = max(2, -(-rows // BLOCK_ROWS))
-        cuts = [rows * i // count for i in range(count + 1)]
-        return list(itertools.pairwise(cuts))
+        return _cut(rows, max(2, -(-rows // BLOCK_ROWS)))
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
         return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
@@ -185,16 +177,16 @@ class NumpyBackend(Backend):
     def add_to(self, total: Array, part: Array) -> Array:
         if total.ndim == 0:
             return total + part
-        for _ in self.map_blocks(
-            lambda _, rows: numpy.add(total[slice(*rows)], part[slice(*rows)], out=total[slice(*rows)]),
-            [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)],
-        ):
-            pass
+
+        def add(number: int, rows: Rows) -> None:
+            total[slice(*rows)] += part[slice(*rows)]
+
+        list(self.map_blocks(add, [(i, i + 4 * CHUNK) for i in range(0, total.size, 4 * CHUNK)]))
         return total
 
     def evaluate(self, rule: Rule, arrays: Sequence[Array], out: Array) -> None:
         """out <- rule(self, *arrays), without temporaries where the rule can be traced; out may be arrays[0]."""
-        program = _program(rule, len(arrays), 0)
+        program = _in_place(rule, len(arrays), 0, out.dtype, out.shape[1:])
         if program is None:
             value = rule(self, *arrays)
             if value is not out:
@@ -211,7 +203,7 @@ class NumpyBackend(Backend):
     ) -> tuple[Array, ...]:
         """In chunks that stay in cache, over threads; without temporaries where it can be traced."""
         deferred = current.deferred
-        program = _program(rule, len(arrays), len(pieces[0][2])) if pieces else None
+        program = _in_place(rule, len(arrays), len(pieces[0][2]), arrays[0].dtype, ()) if pieces else None
         donate = donate and program is not None  # else the rule may fail when part of it is done
         results = tuple(arrays[:outputs]) if donate else tuple(numpy.empty_like(a) for a in arrays[:outputs])
         update = functools.partial(_update, functools.partial(rule, self), program, arrays, pieces, results)
@@ -261,9 +253,14 @@ def _update(
         uninterrupted([*share(0, len(chunks), _scratch(needs, results[0][:UPDATE_CHUNK])), *then])
         return
     count = max(2, min(8, len(chunks) // 4))
-    cuts = [len(chunks) * i // count for i in range(count + 1)]
+    shares = _cut(len(chunks), count)
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
-    Update(lambda i: list(share(cuts[i], cuts[i + 1], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
+    Update(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
+
+
+def _cut(size: int, count: int) -> list[Rows]:
+    """So many parts of a size, as equal as can be."""
+    return list(itertools.pairwise(size * i // count for i in range(count + 1)))
 
 
 @functools.cache
@@ -274,12 +271,6 @@ def _can_compile() -> bool:
     except Exception:  # an installation can be broken in any way
         return False
     return hasattr(binding, "create_pass_builder")
-
-
-def _cut(rows: int, work: float) -> list[Rows]:
-    """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
-    count = min(-(-rows // COMPILED_ROWS), MOST_BLOCKS)
-    return list(itertools.pairwise([rows * i // count for i in range(count + 1)]))
 
 
 _memory = threading.local()
@@ -296,22 +287,17 @@ def _scratch(count: int, like: Array, name: str = "scratch") -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(rule: Rule, arrays: int, scalars: int) -> InPlace | None:
+def _in_place(rule: Rule, arrays: int, scalars: int, dtype: Any, row: tuple[int, ...]) -> InPlace | None:
     """The rule as calls without temporaries, or None where it does something that can't be traced."""
     try:
-        return in_place(Program(rule, arrays, scalars))
+        return in_place(rule, arrays, scalars, dtype.name, row)
     except NotTraceableError:
         return None
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next step, instead of giving it back to the system.
+# glibc gives back the free end of its memory once that is twice the largest block it has seen freed, up to 64 MB.  So
+# one such block is freed here, which was never written to and so took no memory: then what a step frees stays for the
+# next step.  Elsewhere this does nothing.
+numpy.empty(2**25 - 2**16, numpy.uint8)
 
-    glibc gives back the free end of its memory once that is twice the largest block it has seen freed, up to 64 MB.
-    So one such block is freed here, which was never written to and so took no memory.  Elsewhere this does nothing.
-    """
-    numpy.empty(2**25 - 2**16, numpy.uint8)
-
-
-_keep_freed_memory()
 BACKEND = NumpyBackend(xp)

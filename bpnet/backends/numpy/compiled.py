@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 import logging
 import math
 import os
@@ -10,7 +11,6 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -19,38 +19,23 @@ from bpnet.backends import get
 from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
 from bpnet.backends.threads import NumpySession, available_threads
-from bpnet.backends.tracing import TracingBackend
+from bpnet.backends.tracing import Tree, leaves_of, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Call, CallArray, Command, Number
-from bpnet.compiler.graph import Graph, NotTraceableError
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command, Number
+from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
-from bpnet.compiler.trace import NUMBER, Argument, trace
 from bpnet.errors import BpnetWarning
 
+COMPILED_ROWS = 8192
+"""Most rows in a block of a compiled function, where there are not MOST_BLOCKS larger ones."""
+MOST_BLOCKS = 128
+"""Blocks of a compiled function, each of which has commands of its own."""
 MOST_EXECUTABLES = 32
 """Most that a function keeps; of the others, one is compiled again when it is needed."""
 
 log = logging.getLogger("bpnet")
-Tree = Any
-"""Tuples of tuples ... of arrays, numbers and None."""
-
-
-def leaves_of(tree: Tree) -> list[Any]:
-    """What a tree holds, in order."""
-    found: list[Any] = []
-    for part in tree:
-        if isinstance(part, tuple):
-            found += leaves_of(part)
-        else:
-            found.append(part)
-    return found
-
-
-def rebuilt(tree: Tree, leaves: Any) -> Tree:
-    """A tree of the same form with the next of `leaves` in the place of each."""
-    return tuple(rebuilt(part, leaves) if isinstance(part, tuple) else next(leaves) for part in tree)
 
 
 class Changed(Exception):
@@ -64,14 +49,8 @@ class CompiledFunction:
     `count` (see `Backend.advance`).
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        plain: Callable[..., Any],
-        donate: bool,
-        cut: Callable[[int, float], list[Rows]],
-    ) -> None:
-        self.function, self.plain, self.donate, self.cut = function, plain, donate, cut
+    def __init__(self, function: Callable[..., Any], plain: Callable[..., Any], donate: bool) -> None:
+        self.function, self.plain, self.donate = function, plain, donate
         self.changed = Changed
         self.reason = ""
         """Why something was not compiled, where something was not."""
@@ -85,8 +64,15 @@ class CompiledFunction:
 
         With others it raises `changed`.
         """
+        leaves = leaves_of(args)
+        key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
         with self.lock:
-            return self._find(threads, leaves_of(args), args)
+            call = self.executables.pop(key, None) or self._compile(args, threads)
+            if len(self.executables) == MOST_EXECUTABLES:
+                self.executables.popitem(last=False)
+            self.executables[key] = call
+            self.last = (0 if call is self.plain else threads), call
+            return call
 
     def explain(self, threads: int, args: Any) -> str:
         """What is done for arguments like these, command by command, and with how many tiles for the threads."""
@@ -94,21 +80,9 @@ class CompiledFunction:
         made = getattr(call, "executable", None)
         return f"every operation as it stands, since {self.reason}" if made is None else made.text(threads)
 
-    def _find(self, threads: int, leaves: list[Any], args: Any) -> Callable[..., Any]:
-        key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
-        call = self.executables.pop(key, None)
-        if call is None:
-            call = self._compile(args, leaves, threads)
-            if len(self.executables) == MOST_EXECUTABLES:
-                self.executables.popitem(last=False)
-        self.executables[key] = call
-        self.last = (0 if call is self.plain else threads), call
-        return call
-
-    def _compile(self, args: Any, leaves: list[Any], threads: int) -> Callable[..., Any]:
-        most = min(threads, available_threads())
+    def _compile(self, args: Any, threads: int) -> Callable[..., Any]:
         try:
-            return Executable(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
+            return Executable(self.function, args, self.donate, min(threads, available_threads())).caller(args)
         except NotTraceableError as error:
             if not self.reason:
                 what = "a training step" if self.donate else "a prediction"
@@ -123,49 +97,23 @@ class CompiledFunction:
 
 
 class Executable:
-    """The commands of a function for arguments like `leaves`, and the memory that they work in."""
+    """The commands of a function for arguments like `args`, and the memory that they work in."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: Tree,
-        leaves: list[Any],
-        donate: bool,
-        cut: Callable[[int, float], list[Rows]],
-        threads: int,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], args: Tree, donate: bool, threads: int) -> None:
         self.donate = donate
-        shape: list[Any] = []
-
-        def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
-            result = function(TracingBackend(graph, cut, get("numpy")), *rebuilt(args, iter(symbols)))
-            shape.append(result)
-            return leaves_of(result if isinstance(result, tuple) else (result,))
-
-        traced = trace(on_symbols, [_argument(a) for a in leaves])
-        self.result = shape[0] if isinstance(shape[0], tuple) else (shape[0],)
-        self.single = not isinstance(shape[0], tuple)
+        traced, result, _ = trace_trees(function, get("numpy"), numpy.ndarray, args, _cut)
+        self.single = not isinstance(result, tuple)
+        self.result = (result,) if self.single else result
         donated = len(leaves_of((args[0],))) if donate else 0
         self.commands = commands = build(traced, donated)
-        self.numbers = commands.numbers
         # which leaves are arrays: the first lies in the memory FIRST, the others in those after it
-        self.arrays = [i for i, a in enumerate(leaves) if isinstance(a, numpy.ndarray)]
-        self.kinds = [(leaves[i].shape, leaves[i].dtype) for i in self.arrays]
+        self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
+        self.kinds = [(a.shape, numpy.dtype(a.dtype)) for a in commands.arguments if a is not None]
         # weak references to the arrays whose places are known
         self.known: list[Any] = [_nothing] * len(self.arrays)
         # how many arrays are donated: the first ones
         self.writable = sum(i < donated for i in self.arrays)
-        self.new: list[tuple[Any, Any]] = []
-        # new: shape and type of new arrays; returned: for every leaf of the result, a new array or one passed in
-        self.returned: list[tuple[str, int]] = []
-        for i, array in enumerate(commands.results):
-            if array is None:
-                self.returned.append(("none", 0))
-            elif array.memory < FIRST + len(self.arrays):
-                self.returned.append(("argument", i))
-            else:
-                self.returned.append(("new", len(self.new)))
-                self.new.append((array.shape, numpy.dtype(array.dtype)))
+        self.new = [a for a in commands.results if a is not None and a not in commands.arguments]
         self._prepare(threads)
         self.lock: Any = threading.Lock()
         _LOCKED.add(self)
@@ -190,11 +138,11 @@ class Executable:
                 parts.append([])
             else:
                 parts[-1].append(command)
-        lowered = [lower(replace(self.commands, commands=tuple(part)), threads) for part in parts]
+        lowered = [lower(part, self.commands.arena, threads) for part in parts]
         self.tiled = [command for tiled, _ in lowered for command in tiled]
         self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
-        self.values = (ctypes.c_double * max(1, len(self.numbers)))()
+        self.values = (ctypes.c_double * max(1, len(self.commands.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
         self.memories[ARENA] = -(-self.arena.ctypes.data // 64) * 64
         self.arguments: list[Any] = []
@@ -211,71 +159,66 @@ class Executable:
 
     def _call(self, number: int) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        call, given = self.calls[number], []
-        for x in call.inputs:
-            given.append(self.values[x.slot] if isinstance(x, Number) else self._array(x))
+        call = self.calls[number]
+        given = [self.values[x.slot] if isinstance(x, Number) else self._array(x) for x in call.inputs]
         with NumpySession(None, False):
             made = call.function(*given)
         for i, out in call.outputs:
             self._array(out)[...] = made[i]
 
-    def _array(self, of: CallArray) -> Any:
-        place, shape, dtype = of
-        size = math.prod(shape) * numpy.dtype(dtype).itemsize
+    def _array(self, of: Array) -> Any:
+        size = math.prod(of.shape) * numpy.dtype(of.dtype).itemsize
         if not size:
-            return numpy.empty(shape, dtype)
-        memory: Any = (ctypes.c_char * size).from_address((self.memories[place.memory] or 0) + place.offset)
-        return numpy.frombuffer(memory, dtype).reshape(shape)
+            return numpy.empty(of.shape, of.dtype)
+        memory: Any = (ctypes.c_char * size).from_address((self.memories[of.memory] or 0) + of.offset)
+        return numpy.frombuffer(memory, of.dtype).reshape(of.shape)
 
-    def caller(self, args: Tree, leaves: list[Any]) -> Callable[..., Any]:
+    def caller(self, args: Tree) -> Callable[..., Any]:
         """call(state, count, *args), written for these arguments: nothing else takes longer between two small steps.
 
         The executable does not hold it, so that one that is no longer needed goes away at once, and its memory with it.
         """
+        leaves = leaves_of(args)
         names = [f"v{i}" for i in range(len(leaves))]
-        lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.numbers)]
-        for i, (name, a) in enumerate(zip(names, leaves, strict=True)):
-            if isinstance(a, numpy.ndarray):
-                k = self.arrays.index(i)
-                place = (
-                    f"known[{k}] = nothing; memories[{FIRST + k}] = addressof(view({name})); known[{k}] = ref({name})"
-                )
-                same = f"type({name}) is ndarray and {name}.dtype is kinds[{k}][1] and {name}.shape == {a.shape}"
-                common = f"{same} and {name}.flags.carray" if a.size else "False"  # in order, aligned, writeable
-                lines.append(f"if {name} is None or {name} is not known[{k}]():")  # what has died is None too
-                lines.append(f"    if {common}: {place}")
-                lines.append(f"    else: {name} = locate({k}, {name})")
-            elif a is None:
-                lines.append(f"if {name} is not None: raise Changed")
+        lines = [f"values[{slot}] = {text}" for slot, text in enumerate(self.commands.numbers)]
+        lines += [f"if v{i} is not None: raise Changed" for i, a in enumerate(leaves) if a is None]
+        for k, i in enumerate(self.arrays):
+            name, shape = f"v{i}", self.kinds[k][0]
+            place = f"known[{k}] = nothing; memories[{FIRST + k}] = addressof(view({name})); known[{k}] = ref({name})"
+            same = f"type({name}) is ndarray and {name}.dtype is kinds[{k}][1] and {name}.shape == {shape}"
+            common = f"{same} and {name}.flags.carray" if 0 not in shape else "False"  # in order, aligned, writeable
+            lines.append(f"if {name} is None or {name} is not known[{k}]():")  # what has died is None too
+            lines.append(f"    if {common}: {place}")
+            lines.append(f"    else: {name} = locate({k}, {name})")
         scalars = {}
-        for k, (shape, dtype) in enumerate(self.new):
-            at = FIRST + len(self.arrays) + k
-            if shape:
-                lines.append(f"new{k} = empty({shape!r}, {dtype.name}); memories[{at}] = addressof(view(new{k}))")
+        for k, array in enumerate(self.new):
+            if array.shape:
+                new = f"new{k} = empty({array.shape!r}, {array.dtype})"
+                lines.append(f"{new}; memories[{array.memory}] = addressof(view(new{k}))")
             else:  # read from a place that stays, which is quicker
-                scalars[k] = numpy.empty((), dtype)
-                self.memories[at] = scalars[k].ctypes.data
-        lines = [
-            "with executable.lock:  # the memory is one, whatever thread calls",
-            *(f"    {line}" for line in lines),
-        ]
-        results = [{"none": "None", "new": f"new{i}", "argument": f"v{i}"}[kind] for kind, i in self.returned]
+                scalars[k] = numpy.empty((), array.dtype)
+                self.memories[array.memory] = scalars[k].ctypes.data
         for i in range(len(self.calls)):
-            lines.append(f"    run(tables[{i}]); call_{i}()")
+            lines.append(f"run(tables[{i}]); call_{i}()")
+        results = ["None" if a is None else f"v{i}" for i, a in enumerate(self.commands.results)]
+        for k, array in enumerate(self.new):
+            results[self.commands.results.index(array)] = f"new{k}"
         if self.donate:
             carry = _text((self.result[0],), iter(results))[1:-3]
             if any(f"new{k}," in carry + "," for k in scalars):
                 raise NotTraceableError("a number in place of what is donated")
-            lines.append(f"    run(table, state, ({carry}, count))")
+            lines.append(f"run(table, state, ({carry}, count))")
         else:
-            lines.append("    run(table)")
-        lines += [f"    new{k} = scalar{k}[()]" for k in scalars]
-        lines.append(f"return {results[0] if self.single else _text(self.result, iter(results))}")
+            lines.append("run(table)")
+        lines += [f"new{k} = scalar{k}[()]" for k in scalars]
         following = iter(names)
-        unpacked = [f"{_text(a, following)} = a{i}" for i, a in enumerate(args)]
-        source = "\n    ".join(
-            [f"def call(state, count, {', '.join(f'a{i}' for i in range(len(args)))}):", *unpacked, *lines]
-        )
+        source = [
+            f"def call(state, count, {', '.join(f'a{i}' for i in range(len(args)))}):",
+            *(f"{_text(a, following)} = a{i}" for i, a in enumerate(args)),
+            "with executable.lock:  # the memory is one, whatever thread calls",
+            *(f"    {line}" for line in lines),
+            f"return {results[0] if self.single else _text(self.result, iter(results))}",
+        ]
         space: dict[str, Any] = {
             "executable": self, "known": self.known, "nothing": _nothing, "locate": self._locate, "kinds": self.kinds,
             "values": self.values, "memories": self.memories, "table": self.tables[-1], "tables": self.tables,
@@ -285,7 +228,7 @@ class Executable:
             **{f"scalar{k}": place for k, place in scalars.items()},
             **{f"call_{i}": functools.partial(self._call, i) for i in range(len(self.calls))},
         }  # fmt: skip
-        exec(source, space)  # text made above of names chosen there
+        exec("\n    ".join(source), space)  # text made above of names chosen there
         call: Any = space.pop("call")
         call.executable = self  # for whoever wants to know what is done
         return call  # type: ignore[no-any-return]
@@ -324,17 +267,10 @@ def _text(tree: Tree, names: Any) -> str:
     return f"({''.join(f'{_text(part, names)}, ' for part in tree)})" if isinstance(tree, tuple) else next(names)
 
 
-def _argument(leaf: Any) -> Argument:
-    """An argument as the compiler knows it."""
-    if isinstance(leaf, numpy.ndarray):
-        if not leaf.dtype.isnative:
-            raise NotTraceableError("an array of another byte order")
-        return leaf.shape, leaf.dtype.name
-    if leaf is None:
-        return None
-    if type(leaf) in (int, float):
-        return NUMBER
-    raise NotTraceableError(f"{leaf!r} is passed in")
+def _cut(rows: int, work: float) -> list[Rows]:
+    """The blocks of a compiled function: as few as memory allows, since it cuts everything else by itself."""
+    count = min(-(-rows // COMPILED_ROWS), MOST_BLOCKS)
+    return list(itertools.pairwise(rows * i // count for i in range(count + 1)))
 
 
 def _address(command: TiledCommand) -> int:

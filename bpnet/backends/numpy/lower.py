@@ -5,25 +5,14 @@ Tiles of reductions depend on the shape alone, so no result depends on the numbe
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import (
-    ARENA,
-    Command,
-    CommandList,
-    Fused,
-    FusedKernel,
-    Matrix,
-    Number,
-    Place,
-    Product,
-    RowGather,
-    StridedCopy,
-)
+from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Number, Place, Product, RowGather, StridedCopy
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
 from bpnet.compiler.llvm.gather import write_gather, write_strided
@@ -67,11 +56,11 @@ class TiledCommand:
         _WRITERS[self.kind](module, name, *self.made_from)
 
 
-def lower(commands: CommandList, threads: int) -> tuple[list[TiledCommand], int]:
+def lower(commands: Sequence[Command], arena: int, threads: int) -> tuple[list[TiledCommand], int]:
     """The commands for so many threads, and the bytes of the arena with partial results, which lie at its end."""
-    lowered, size = [], commands.arena
-    for command in commands.commands:
-        one = _Lowering(commands.arena, threads)
+    lowered, size = [], arena
+    for command in commands:
+        one = _Lowering(arena, threads)
         lowered += one.lowered(command)
         size = max(size, one.end)
     return lowered, size
@@ -89,25 +78,22 @@ class _Lowering:
         self.end, self.threads = _multiple(end, LINE), threads
 
     def lowered(self, command: Command) -> list[TiledCommand]:
-        if isinstance(command, Product):
-            return [self._product(command)]
-        if isinstance(command, RowGather):
-            return [self._gather(command)]
-        if isinstance(command, StridedCopy):
-            return [self._strided(command)]
-        assert isinstance(command, Fused)  # calls are not for the thread pool
-        return self._fused(command)
+        if isinstance(command, Fused):
+            return self._fused(command)
+        one: dict[type, Any] = {Product: self._product, RowGather: self._gather, StridedCopy: self._strided}
+        return [one[type(command)](command)]  # calls are not for the thread pool
 
     def _product(self, c: Product) -> TiledCommand:
         down, across = self._product_tiles(c)
         count = -(-c.columns // across)
-        matrices = (*_matrix(c.a), *_matrix(c.b), *_place(c.out), c.columns, int(c.accumulate))
+        a, b = ((*m.place, m.row_stride, m.column_stride) for m in (c.a, c.b))
         tiles = -(-c.rows // down) * count
-        arguments: tuple[int, ...] = (c.rows, c.columns, c.inner, down, across, count, *matrices)
+        sizes = (c.rows, c.columns, c.inner, down, across, count)
+        arguments = (*sizes, *a, *b, *c.out, c.columns, int(c.accumulate))
         if c.stack == 1:
             return TiledCommand("product", (c.dtype,), arguments, tiles, c)
-        arguments = (*arguments, tiles, c.a.stack_stride, c.b.stack_stride)
-        return TiledCommand("product", (c.dtype, True), arguments, c.stack * tiles, c)
+        stack = (tiles, c.a.stack_stride, c.b.stack_stride)
+        return TiledCommand("product", (c.dtype, True), (*arguments, *stack), c.stack * tiles, c)
 
     def _product_tiles(self, c: Product) -> tuple[int, int]:
         """Rows and columns of a tile: a result does not depend on how it is cut, so threads may decide.
@@ -131,14 +117,13 @@ class _Lowering:
 
     def _gather(self, c: RowGather) -> TiledCommand:
         step = max(1, min(c.rows, TILE * 4 // max(c.row_bytes, 1)))
-        places = (*_place(c.source), *_place(c.index), *_place(c.out))
-        arguments = (c.rows, step, c.row_bytes, c.source_rows, *places)
+        arguments = (c.rows, step, c.row_bytes, c.source_rows, *c.source, *c.index, *c.out)
         return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), c)
 
     def _strided(self, c: StridedCopy) -> TiledCommand:
         rows = math.prod(c.shape[:-1])
         step = max(1, min(rows, TILE // max(c.shape[-1], 1)))
-        arguments = (*c.shape, *c.strides, step, *_place(c.source), *_place(c.out))
+        arguments = (*c.shape, *c.strides, step, *c.source, *c.out)
         return TiledCommand("strided", (c.itemsize,), arguments, -(-rows // step) if c.count else 0, c)
 
     def _fused(self, c: Fused) -> list[TiledCommand]:
@@ -156,12 +141,15 @@ class _Lowering:
                 place = self._partial(kernel.dtype, kind, _strips(rows, down), columns, place, after)
             elif not kind.startswith("store"):
                 place = self._partial(kernel.dtype, kind, tiles, 1, place, after)
-            results += _place(place)
-        operands = [n for place in c.operands for n in _place(place)]
-        constants = [struct.unpack("q", struct.pack("d", value))[0] for value in c.constants]
-        masks = [n for mask in c.masks for n in (mask.threshold, *(w for part in mask.key for w in _word(part)))]
+            results += place
+        constants = struct.unpack(f"{len(c.constants)}q", struct.pack(f"{len(c.constants)}d", *c.constants))
+        masks: list[int] = []
+        for mask in c.masks:
+            masks.append(mask.threshold)
+            for part in mask.key:  # whether it is the slot of a number, and that or the part itself
+                masks += (1, part.slot) if isinstance(part, Number) else (0, part)
         sizes = (rows, columns, down, across, -(-columns // across))
-        arguments = (*sizes, *operands, *c.numbers, *constants, *masks, *results)
+        arguments = (*sizes, *chain(*c.operands), *c.numbers, *constants, *masks, *results)
         long = columns > STRIP * vector_bytes() // SIZES[kernel.dtype]
         return [TiledCommand("fused", (kernel, long), arguments, tiles, c), *reversed(after)]
 
@@ -177,22 +165,9 @@ class _Lowering:
             place = self._partial(dtype, kind, _strips(rows, down), columns, place, after)
         part = Place(ARENA, self.end)
         self.end = _multiple(self.end + count * width * SIZES[dtype], LINE)
-        arguments = (rows, columns, down, columns, 1, *_place(part), *_place(place))
+        arguments = (rows, columns, down, columns, 1, *part, *place)
         after.append(TiledCommand("fused", (kernel, not by_columns), arguments, -(-rows // down), text))
         return part
-
-
-def _place(place: Place) -> tuple[int, int]:
-    return place.memory, place.offset
-
-
-def _matrix(matrix: Matrix) -> tuple[int, int, int, int]:
-    return *_place(matrix.place), matrix.row_stride, matrix.column_stride
-
-
-def _word(part: int | Number) -> tuple[int, int]:
-    """Whether a part of a key is the slot of a number, and that or the part itself."""
-    return (1, part.slot) if isinstance(part, Number) else (0, part)
 
 
 def _rows_of_a_tile(rows: int, columns: int, sums: bool) -> int:
