@@ -79,25 +79,29 @@ class Function:
         """A whole number as a value."""
         return ir.Constant(I64, value) if isinstance(value, int) else value
 
+    def blocks(self, *names: str) -> list[Value]:
+        """New blocks of instructions, to be filled in any order."""
+        return [self.b.append_basic_block(name) for name in names]
+
+    def phi(self, incoming: Value, block: Value) -> Value:
+        """A value that depends on the block from which one came: `incoming` from that one."""
+        phi = self.b.phi(incoming.type)
+        phi.add_incoming(incoming, block)
+        return phi
+
     @contextmanager
     def loop(self, start: Any, stop: Any, step: Any = 1, carry: Sequence[Value] = ()) -> Iterator["Loop"]:
         """for index in range(start, stop, step); `carry` are values that each turn replaces by `loop.next`."""
         b, start, stop, step = self.b, self.number(start), self.number(stop), self.number(step)
-        before = b.block
-        head, body, end = (b.append_basic_block(name) for name in ("head", "body", "end"))
+        before, (head, body, end) = b.block, self.blocks("head", "body", "end")
         b.branch(head)
         b.position_at_end(head)
-        index = b.phi(I64)
-        index.add_incoming(start, before)
-        carried = [b.phi(value.type) for value in carry]
-        for phi, value in zip(carried, carry, strict=True):
-            phi.add_incoming(value, before)
+        index, *carried = (self.phi(value, before) for value in (start, *carry))
         b.cbranch(b.icmp_signed("<", index, stop), body, end)
         b.position_at_end(body)
         loop = Loop(index, carried)
         yield loop
-        index.add_incoming(b.add(index, step), b.block)
-        for phi, value in zip(carried, loop.next, strict=True):
+        for phi, value in zip((index, *carried), (b.add(index, step), *loop.next), strict=True):
             phi.add_incoming(value, b.block)
         b.branch(head)
         b.position_at_end(end)
@@ -106,48 +110,61 @@ class Function:
         """Where the element `index` lies."""
         return self.b.gep(pointer, [self.number(index)])
 
-    def product(self, x: Value, y: Any) -> Value:
-        return self.b.mul(x, self.number(y))
+    def entry(self, matrix: Value, row: Any, row_stride: Any, column: Any, column_stride: Any = None) -> Value:
+        """Where an entry of a matrix lies, whose rows and columns are so many elements apart (None: one)."""
+        along = column if column_stride is None else self.product(column, column_stride)
+        return self.at(matrix, self.sum(self.product(row, row_stride), along))
 
-    def sum(self, x: Value, y: Any) -> Value:
-        return self.b.add(x, self.number(y))
+    def product(self, x: Any, y: Any) -> Value:
+        return self.b.mul(self.number(x), self.number(y))
+
+    def sum(self, x: Any, y: Any) -> Value:
+        return self.b.add(self.number(x), self.number(y))
+
+    def ceil_div(self, x: Value, y: Any) -> Value:
+        """How many parts of `y` it takes for `x`."""
+        more = self.sum(x, y - 1) if isinstance(y, int) else self.sum(self.sum(x, y), -1)
+        return self.b.sdiv(more, self.number(y))
+
+    def round_down(self, x: Value, unit: int) -> Value:
+        """The largest multiple of `unit`, a power of two, up to x."""
+        return self.b.and_(x, self.number(-unit))
+
+    def compare(self, x: Any, sign: str, y: Any) -> Value:
+        return self.b.icmp_signed(sign, self.number(x), self.number(y))
 
     def least(self, x: Any, y: Any) -> Value:
-        x, y = self.number(x), self.number(y)
-        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+        return self.b.select(self.compare(x, "<", y), self.number(x), self.number(y))
 
     def most(self, x: Any, y: Any) -> Value:
-        x, y = self.number(x), self.number(y)
-        return self.b.select(self.b.icmp_signed(">", x, y), x, y)
+        return self.b.select(self.compare(x, ">", y), self.number(x), self.number(y))
 
-    def load(self, pointer: Value, lanes: int, align: int) -> Value:
-        """A vector of `lanes` elements."""
-        kind = ir.VectorType(pointer.type.pointee, lanes)
-        return self.b.load(self.b.bitcast(pointer, Pointer(kind)), align=align)
+    def load(self, pointer: Value, lanes: int, align: int, mask: Value = None) -> Value:
+        """A vector of `lanes` elements; those that `mask` does not choose are zero, and nothing is read for them."""
+        kind = vector(pointer.type.pointee, lanes)
+        place = self.b.bitcast(pointer, Pointer(kind))
+        if mask is None:
+            return self.b.load(place, align=align)
+        arguments = [place, ir.Constant(I32, align), mask, constant(pointer.type.pointee, 0, lanes)]
+        return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, arguments)
 
-    def store(self, vector: Value, pointer: Value, align: int) -> None:
-        self.b.store(vector, self.b.bitcast(pointer, Pointer(vector.type)), align=align)
+    def store(self, value: Value, pointer: Value, align: int, mask: Value = None) -> None:
+        """Store a vector, or those of its lanes that `mask` chooses."""
+        place = self.b.bitcast(pointer, Pointer(value.type))
+        if mask is None:
+            self.b.store(value, place, align=align)
+        else:
+            arguments = [value, place, ir.Constant(I32, align), mask]
+            self.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
         """Which lanes of a vector are among the first `count`, which is less than 2**31."""
-        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        return self.b.icmp_signed("<", numbers, self.splat(self.b.trunc(count, I32), lanes))
-
-    def load_some(self, pointer: Value, lanes: Value, align: int) -> Value:
-        """A vector of the lanes chosen by `first_lanes`; the others are zero, and nothing is read for them."""
-        kind = ir.VectorType(pointer.type.pointee, lanes.type.count)
-        zero = ir.Constant(kind, [0] * kind.count)
-        place = self.b.bitcast(pointer, Pointer(kind))
-        return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, [place, ir.Constant(I32, align), lanes, zero])
-
-    def store_some(self, vector: Value, pointer: Value, lanes: Value, align: int) -> None:
-        """Store those lanes of a vector that `first_lanes` chose."""
-        place = self.b.bitcast(pointer, Pointer(vector.type))
-        name = f"masked.store.{suffix(vector.type)}.p0"
-        self.intrinsic(name, VOID, [vector, place, ir.Constant(I32, align), lanes])
+        return self.b.icmp_signed("<", constant(I32, list(range(lanes))), self.splat(self.b.trunc(count, I32), lanes))
 
     def splat(self, x: Value, lanes: int) -> Value:
-        """A vector of `lanes` times x."""
+        """A vector of `lanes` times x; x where that is one."""
+        if lanes == 1:
+            return x
         kind = ir.VectorType(x.type, lanes)
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
         return self.shuffle(one, ir.Constant(kind, ir.Undefined), [0] * lanes)
@@ -182,12 +199,50 @@ class Function:
         return self.b.call(known, list(arguments))
 
 
+class Kernel(Function):
+    """What the thread pool calls: kernel(arguments, tile, bases, scratch), of TYPES.  Arguments are read in order."""
+
+    TYPES = (Pointer(I64), I64, Pointer(BYTES), BYTES)
+
+    def __init__(self, module: ir.Module, name: str) -> None:
+        super().__init__(module, name, self.TYPES, public=True)
+        self.given, self.tile, self.bases, self.scratch = self.arguments
+        self.count = 0
+
+    def argument(self) -> Value:
+        self.count += 1
+        return self.b.load(self.at(self.given, self.count - 1))
+
+    def place(self, memory: Value, offset: Value, kind: Any = I8) -> Value:
+        """Where elements of a kind lie, so many bytes into a memory."""
+        return self.b.bitcast(self.at(self.b.load(self.at(self.bases, memory)), offset), Pointer(kind))
+
+    def operand(self, kind: Any = I8) -> Value:
+        """The place that the next two arguments name."""
+        return self.place(self.argument(), self.argument(), kind)
+
+
 class Loop:
     """One turn of a loop: its index, what it carries from turn to turn, and what the next turn shall find there."""
 
     def __init__(self, index: Value, values: list[Value]) -> None:
         self.index, self.values = index, values
         self.next: list[Value] = []
+
+
+def vector(kind: Any, lanes: int) -> Any:
+    """The type of so many lanes of a kind."""
+    return ir.VectorType(kind, lanes) if lanes > 1 else kind
+
+
+def lanes_of(value: Value) -> int:
+    return value.type.count if isinstance(value.type, ir.VectorType) else 1
+
+
+def constant(kind: Any, value: Any, lanes: int = 1) -> Value:
+    """`lanes` times the value, or a list of values, one for each lane."""
+    values = value if isinstance(value, list) else [value] * lanes
+    return ir.Constant(vector(kind, len(values)), values if len(values) > 1 else values[0])
 
 
 def suffix(kind: Any) -> str:

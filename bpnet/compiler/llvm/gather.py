@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I8, I64, SIZES, VOID, Function, Pointer
+from bpnet.compiler.llvm.builder import I1, I8, I64, SIZES, VOID, Kernel
 
 ROWS_AHEAD, LINES_AHEAD = 16, 8
 """How many rows ahead, and how many cache lines of a row, are prefetched, since rows lie anywhere."""
@@ -17,33 +17,31 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
     numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
     which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
     """
-    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
-    b, (arguments, tile, bases, _) = f.b, f.arguments
-    rows, step, size, count, *where = (b.load(f.at(arguments, i)) for i in range(10))
-    data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
-    numbers = b.bitcast(index, Pointer(ir.IntType(8 * SIZES[dtype])))
+    f = Kernel(module, name)
+    b = f.b
+    rows, step, size, count = (f.argument() for _ in range(4))
+    data, numbers, target = (f.operand(kind) for kind in (I8, ir.IntType(8 * SIZES[dtype]), I8))
 
     def place(row: Any) -> tuple[Any, Any]:
         """Where a row lies, and whether there is one."""
         number = b.load(f.at(numbers, row))
         number = b.sext(number, I64) if SIZES[dtype] < 8 else number
-        number = b.select(b.icmp_signed("<", number, f.number(0)), b.add(number, count), number)
+        number = b.select(f.compare(number, "<", 0), b.add(number, count), number)
         return f.at(data, b.mul(number, size)), b.icmp_unsigned("<", number, count)
 
-    first = b.mul(tile, step)
+    first = b.mul(f.tile, step)
     last = f.least(rows, b.add(first, step))
     with f.loop(first, last) as row:
-        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
+        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), f.sum(last, -1)))
         with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
             f.prefetch(f.at(ahead, line.index))
         to = f.at(target, b.mul(row.index, size))
         start, there = place(row.index)
-        plain = ir.Constant(ir.IntType(1), 0)
         with b.if_else(there) as (copied, filled):
             with copied:
-                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
+                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, ir.Constant(I1, 0)])
             with filled:
-                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
+                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, ir.Constant(I1, 0)])
     b.ret_void()
 
 
@@ -53,14 +51,13 @@ def write_strided(module: ir.Module, name: str, itemsize: int) -> None:
     `arguments`: entries along each axis, elements between them, rows (along the last axis) of a tile, and (memory,
     bytes into it) of the array and the result.
     """
-    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
-    b, (arguments, tile, bases, _) = f.b, f.arguments
-    given = [b.load(f.at(arguments, i)) for i in range(13)]
-    (*sizes, along), (*strides, apart), step = given[:4], given[4:8], given[8]
-    kind = Pointer(ir.IntType(8 * itemsize))
-    source, target = (b.bitcast(f.at(b.load(f.at(bases, given[i])), given[i + 1]), kind) for i in (9, 11))
+    f = Kernel(module, name)
+    b = f.b
+    (*sizes, along), (*strides, apart) = ([f.argument() for _ in range(4)] for _ in range(2))
+    step = f.argument()
+    source, target = (f.operand(ir.IntType(8 * itemsize)) for _ in range(2))
     rows = b.mul(b.mul(sizes[0], sizes[1]), sizes[2])
-    first = b.mul(tile, step)
+    first = b.mul(f.tile, step)
     with f.loop(first, f.least(rows, b.add(first, step))) as row:
         left, start = row.index, f.number(0)
         for size, stride in zip(sizes[::-1], strides[::-1], strict=True):

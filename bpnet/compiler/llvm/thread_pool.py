@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function, Pointer
+from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function, Kernel, Pointer
 from bpnet.compiler.llvm.jit import callable_at, compiled
 from bpnet.compiler.llvm.products import Blocking
 
@@ -30,49 +30,55 @@ PATIENCE = 30_000
 TILES = 2**32
 
 
-_KERNEL = ir.FunctionType(VOID, [Pointer(I64), I64, Pointer(BYTES), BYTES])
-
-
 def _field(f: Function, commands: Any, index: Any, field: int) -> Any:
     return f.b.load(f.at(commands, f.sum(f.product(index, 4), field)))
 
 
 def _call(f: Function, commands: Any, index: Any, tile: Any, bases: Any, scratch: Any) -> None:
     b = f.b
-    function = b.inttoptr(_field(f, commands, index, 0), Pointer(_KERNEL))
+    function = b.inttoptr(_field(f, commands, index, 0), Pointer(ir.FunctionType(VOID, Kernel.TYPES)))
     arguments = b.inttoptr(_field(f, commands, index, 1), Pointer(I64))
     b.call(function, [arguments, tile, bases, scratch])
 
 
-def _look(f: Function, place: Any) -> Any:
-    return f.b.load_atomic(place, "seq_cst", 8)
+def _get(f: Function, pool: Any, field: int) -> Any:
+    return f.b.load_atomic(f.at(pool, field), "seq_cst", 8)
 
 
-def _set(f: Function, place: Any, value: Any) -> None:
-    f.b.store_atomic(f.number(value), place, "seq_cst", 8)
+def _set(f: Function, pool: Any, field: int, value: Any) -> None:
+    f.b.store_atomic(f.number(value), f.at(pool, field), "seq_cst", 8)
 
 
-def _pause(f: Function) -> None:
-    """Tell the processor that this is waiting."""
-    if f.module.triple.startswith(("x86", "i386", "i686", "amd64")):
-        f.intrinsic("x86.sse2.pause", VOID, [])
-
-
-def _yield(f: Function, count: Any) -> None:
-    """Every 64th time, let another thread have the processor, where the system has POSIX's call for that."""
-    if os.name != "posix":
-        return
-    b = f.b
-    with b.if_then(b.icmp_signed("==", b.and_(count, f.number(63)), f.number(63))):
-        known = f.module.globals.get("sched_yield")
-        known = known or ir.Function(f.module, ir.FunctionType(I32, []), "sched_yield")
-        b.call(known, [])
+def _add(f: Function, pool: Any, field: int, value: int) -> None:
+    f.b.atomic_rmw("add", f.at(pool, field), f.number(value), "seq_cst")
 
 
 def _take(f: Function, pool: Any, state: Any) -> Any:
     """Whether the tile of `state` is now this thread's."""
     b = f.b
     return b.extract_value(b.cmpxchg(f.at(pool, STATE), state, f.sum(state, 1), "seq_cst", "seq_cst"), 1)
+
+
+def _pause(f: Function, turn: Any) -> None:
+    """Tell the processor that this is waiting; every 64th turn, where there is POSIX, let another thread have it."""
+    b = f.b
+    if f.module.triple.startswith(("x86", "i386", "i686", "amd64")):
+        f.intrinsic("x86.sse2.pause", VOID, [])
+    if os.name == "posix":
+        with b.if_then(f.compare(b.and_(turn, f.number(63)), "==", 63)):
+            known = f.module.globals.get("sched_yield")
+            b.call(known or ir.Function(f.module, ir.FunctionType(I32, []), "sched_yield"), [])
+
+
+def _wait(f: Function, pool: Any, field: int, value: Any, before: Any, wait: Any, end: Any) -> None:
+    """Wait in the block `wait`, to which `before` leads, until the field has this value, and go on in `end`."""
+    f.b.position_at_end(wait)
+    turn = f.phi(f.number(0), before)
+    _pause(f, turn)
+    done = f.compare(_get(f, pool, field), "==", value)
+    turn.add_incoming(f.sum(turn, 1), f.b.block)
+    f.b.cbranch(done, end, wait)
+    f.b.position_at_end(end)
 
 
 def write_run(module: ir.Module, name: str) -> None:
@@ -93,48 +99,30 @@ def write_run(module: ir.Module, name: str) -> None:
         b.store(admitted, f.at(pool, ADMITTED))
     with f.loop(0, count) as i:
         tiles = _field(f, commands, i.index, 2)
-        with b.if_else(b.or_(alone, b.icmp_signed("==", tiles, f.number(1)))) as (by_itself, together):
+        with b.if_else(b.or_(alone, f.compare(tiles, "==", 1))) as (by_itself, together):
             with by_itself, f.loop(0, tiles) as tile:
                 _call(f, commands, i.index, tile.index, bases, scratch)
             with together:
-                _set(f, f.at(pool, DONE), 0)
-                _set(f, f.at(pool, STATE), f.product(f.sum(i.index, 1), TILES))
-                head, mine, other, wait, end = (
-                    b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end")
-                )
+                _set(f, pool, DONE, 0)
+                _set(f, pool, STATE, f.product(f.sum(i.index, 1), TILES))
+                head, mine, other, wait, end = f.blocks("head", "mine", "other", "wait", "end")
                 b.branch(head)
                 b.position_at_end(head)
-                state = _look(f, f.at(pool, STATE))
+                state = _get(f, pool, STATE)
                 tile = b.and_(state, f.number(TILES - 1))
-                b.cbranch(b.icmp_signed("<", tile, tiles), mine, wait)
+                b.cbranch(f.compare(tile, "<", tiles), mine, wait)
                 b.position_at_end(mine)
                 b.cbranch(_take(f, pool, state), other, head)
                 b.position_at_end(other)
                 _call(f, commands, i.index, tile, bases, scratch)
-                b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
+                _add(f, pool, DONE, 1)
                 b.branch(head)
-                b.position_at_end(wait)
-                turn = b.phi(I64)
-                turn.add_incoming(f.number(0), head)
-                _pause(f)
-                _yield(f, turn)
-                done = b.icmp_signed("==", _look(f, f.at(pool, DONE)), tiles)
-                turn.add_incoming(f.sum(turn, 1), b.block)
-                b.cbranch(done, end, wait)
-                b.position_at_end(end)
+                _wait(f, pool, DONE, tiles, head, wait, end)
     with b.if_then(b.not_(alone)):
-        _set(f, f.at(pool, STATE), 0)
-        wait, end, before = b.append_basic_block("wait"), b.append_basic_block("end"), b.block
+        _set(f, pool, STATE, 0)
+        before, (wait, end) = b.block, f.blocks("wait", "end")
         b.branch(wait)
-        b.position_at_end(wait)  # the list may be gone once this function has returned
-        turn = b.phi(I64)
-        turn.add_incoming(f.number(0), before)
-        _pause(f)
-        _yield(f, turn)
-        done = b.icmp_signed("==", _look(f, f.at(pool, BUSY)), f.number(0))
-        turn.add_incoming(f.sum(turn, 1), b.block)
-        b.cbranch(done, end, wait)
-        b.position_at_end(end)
+        _wait(f, pool, BUSY, 0, before, wait, end)  # the list may be gone once this function has returned
     b.ret_void()
 
 
@@ -142,19 +130,17 @@ def write_help(module: ir.Module, name: str) -> None:
     """help(pool, scratch, patience, number): take tiles until there were none for so many looks, as worker `number`."""
     f = Function(module, name, [Pointer(I64), BYTES, I64, I64], public=True)
     b, (pool, scratch, patience, number) = f.b, f.arguments
-    head, there, ours, take, work, leave, idle, end = (
-        b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
-    )
     before = b.block
+    names = ("head", "there", "ours", "take", "work", "leave", "idle", "end")
+    head, there, ours, take, work, leave, idle, end = f.blocks(*names)
     b.branch(head)
     b.position_at_end(head)
-    turns = b.phi(I64)
-    turns.add_incoming(f.number(0), before)
-    b.cbranch(b.icmp_unsigned("<", _look(f, f.at(pool, STATE)), f.number(TILES)), idle, there)
+    turns = f.phi(f.number(0), before)
+    b.cbranch(b.icmp_unsigned("<", _get(f, pool, STATE), f.number(TILES)), idle, there)
 
     b.position_at_end(there)  # whoever runs the list waits for BUSY before it goes away
-    b.atomic_rmw("add", f.at(pool, BUSY), f.number(1), "seq_cst")
-    state = _look(f, f.at(pool, STATE))
+    _add(f, pool, BUSY, 1)
+    state = _get(f, pool, STATE)
     b.cbranch(b.icmp_unsigned("<", state, f.number(TILES)), leave, ours)
 
     b.position_at_end(ours)
@@ -162,30 +148,29 @@ def write_help(module: ir.Module, name: str) -> None:
     bases = b.inttoptr(b.load(f.at(pool, BASES)), Pointer(BYTES))
     index = b.sub(b.lshr(state, f.number(32)), f.number(1))
     tile = b.and_(state, f.number(TILES - 1))
-    admitted = b.icmp_signed("<", number, b.load(f.at(pool, ADMITTED)))
-    b.cbranch(b.and_(admitted, b.icmp_signed("<", tile, _field(f, commands, index, 2))), take, leave)
+    admitted = f.compare(number, "<", b.load(f.at(pool, ADMITTED)))
+    b.cbranch(b.and_(admitted, f.compare(tile, "<", _field(f, commands, index, 2))), take, leave)
 
     b.position_at_end(take)
     b.cbranch(_take(f, pool, state), work, leave)
 
     b.position_at_end(work)
     _call(f, commands, index, tile, bases, scratch)
-    b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
+    _add(f, pool, DONE, 1)
     b.branch(leave)
 
     b.position_at_end(leave)
     useful = b.phi(I64)
     for block, value in ((there, 1), (ours, 1), (take, 0), (work, 0)):
         useful.add_incoming(f.number(value), block)
-    b.atomic_rmw("sub", f.at(pool, BUSY), f.number(1), "seq_cst")
-    turns.add_incoming(b.select(b.icmp_signed("==", useful, f.number(0)), f.number(0), f.sum(turns, 1)), b.block)
+    _add(f, pool, BUSY, -1)
+    turns.add_incoming(b.select(f.compare(useful, "==", 0), f.number(0), f.sum(turns, 1)), b.block)
     b.branch(head)
 
     b.position_at_end(idle)
-    _pause(f)
-    _yield(f, turns)
+    _pause(f, turns)
     turns.add_incoming(f.sum(turns, 1), b.block)
-    b.cbranch(b.icmp_signed("<", turns, patience), head, end)
+    b.cbranch(f.compare(turns, "<", patience), head, end)
     b.position_at_end(end)
     b.ret_void()
 
