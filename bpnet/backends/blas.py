@@ -67,14 +67,14 @@ class Blas:
         if self.shared is None:
             from threadpoolctl import ThreadpoolController
 
-            found = ThreadpoolController().select(user_api="blas").lib_controllers
-            openmp = [getattr(c, "threading_layer", "") == "openmp" for c in found]
-            self.each = [_Library(c) for c, each in zip(found, openmp, strict=True) if each]
-            shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
-            mine = [c for c in found if any("numpy" in part for part in Path(c.filepath).parts[-3:])] or found
-            for library in shared:
-                if [library.controller] == mine and library.controller.internal_api == "openblas":
-                    self.batches = _batches(library)
+            found = [_Library(c) for c in ThreadpoolController().select(user_api="blas").lib_controllers]
+            mine = [
+                c for c in found if any("numpy" in part for part in Path(c.controller.filepath).parts[-3:])
+            ] or found
+            self.each = [c for c in found if c.each]
+            shared = [c for c in found if not c.each]
+            if len(mine) == 1 and not mine[0].each and mine[0].controller.internal_api == "openblas":
+                self.batches = _batches(mine[0])
             self.shared = shared  # last: what an interrupt kept from being found is looked for again
 
     def hold(self, session: Any, own: Limits) -> None:
@@ -158,16 +158,11 @@ class _Batch:
                 alone.add(i)
                 continue
             (ta, lda), (tb, ldb), ldc = a, b, down // size
-            if 2 * rows >= columns:
-                for first, last in _cuts(rows, inner * columns):
-                    found.append(
-                        (i, first * left[0], 0, first * down, ta, tb, last - first, columns, inner, lda, ldb, ldc)
-                    )
-            else:
-                for first, last in _cuts(columns, inner * rows):
-                    found.append(
-                        (i, 0, first * right[1], first * along, ta, tb, rows, last - first, inner, lda, ldb, ldc)
-                    )
+            by_rows = 2 * rows >= columns
+            for first, last in _cuts(rows, inner * columns) if by_rows else _cuts(columns, inner * rows):
+                offsets = (first * left[0], 0, first * down) if by_rows else (0, first * right[1], first * along)
+                sizes = (last - first, columns) if by_rows else (rows, last - first)
+                found.append((i, *offsets, ta, tb, *sizes, inner, lda, ldb, ldc))
         return _Pieces(self, alone, found)
 
 
@@ -234,6 +229,7 @@ class _Library:
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
+        self.each = getattr(controller, "threading_layer", "") == "openmp"  # thread has a number of its own
         self.set, self.get = controller.set_num_threads, controller.get_num_threads
         if controller.internal_api == "openblas":  # straight to the library: this is done in every call
             for name, result in (("get", ctypes.c_int), ("set", None)):

@@ -18,7 +18,7 @@ import numpy
 from bpnet.backends import get
 from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
-from bpnet.backends.threads import NumpySession, available_threads
+from bpnet.backends.threads import available_threads
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
@@ -214,7 +214,7 @@ class Executable:
         call, given = self.calls[number], []
         for x in call.inputs:
             given.append(self.values[x.slot] if isinstance(x, Number) else self._array(x))
-        with NumpySession(None, False):
+        with get("numpy").session():
             made = call.function(*given)
         for i, out in call.outputs:
             self._array(out)[...] = made[i]
