@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -144,18 +144,22 @@ class _Batch:
 
     def __init__(self, blas: "_Library", function: Any, integer: Any, real: Any) -> None:
         self.blas, self.function, self.integer, self.real = blas, function, integer, real
-        self.pieces = lru_cache(maxsize=256)(self._pieces)
+        self.pieces = lru_cache(maxsize=256)(partial(_Pieces, self))
 
-    def _pieces(self, forms: tuple[Form, ...]) -> "_Pieces":
-        """How products of these forms are cut."""
-        size = ctypes.sizeof(self.real)
-        alone: set[int] = set()
+
+class _Pieces:
+    """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
+
+    def __init__(self, batch: _Batch, forms: tuple[Form, ...]) -> None:
+        size = ctypes.sizeof(batch.real)
+        self.alone: set[int] = set()
+        """Products that are left to NumPy."""
         found: list[tuple[int, ...]] = []
         for i, ((rows, inner), (_, columns), left, right, (down, along), fit) in enumerate(forms):
             a, b = _read((rows, inner), left, size), _read((inner, columns), right, size)
             writable = along == size and down >= columns * size and down % size == 0
             if rows * inner * columns <= SMALL or a is None or b is None or not writable or not fit:
-                alone.add(i)
+                self.alone.add(i)
                 continue
             (ta, lda), (tb, ldb), ldc = a, b, down // size
             by_rows = 2 * rows >= columns
@@ -163,26 +167,18 @@ class _Batch:
                 offsets = (first * left[0], 0, first * down) if by_rows else (0, first * right[1], first * along)
                 sizes = (last - first, columns) if by_rows else (rows, last - first)
                 found.append((i, *offsets, ta, tb, *sizes, inner, lda, ldb, ldc))
-        return _Pieces(self, alone, found)
-
-
-class _Pieces:
-    """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
-
-    def __init__(self, batch: _Batch, alone: set[int], found: list[tuple[int, ...]]) -> None:
-        self.alone, self.count, n = alone, len(found), len(found)
+        self.count = n = len(found)
         self.sizes = [piece[6:9] for piece in found]
         """Rows, columns and inner size of every piece."""
         if not found:
             return
         self.function, self.pointers = batch.function, ctypes.c_void_p * n
         self.places = [piece[:4] for piece in found]
-        ta, tb, rows, columns, inner, lda, ldb, ldc = zip(*(piece[4:] for piece in found), strict=True)
         enums, integers, reals = ctypes.c_int * n, batch.integer * n, batch.real * n
-        one, nothing = reals(*[1.0] * n), reals()
-        self.before = (ROW_MAJOR, enums(*ta), enums(*tb), integers(*rows), integers(*columns), integers(*inner), one)
-        self.lda, self.ldb_and_beta = integers(*lda), (integers(*ldb), nothing)
-        self.after = integers(*ldc), n, integers(*[1] * n)
+        transposed, table = zip(*(p[4:6] for p in found), strict=True), zip(*(p[6:] for p in found), strict=True)
+        *lengths, lda, ldb, ldc = (integers(*values) for values in table)
+        self.before = (ROW_MAJOR, *(enums(*values) for values in transposed), *lengths, reals(*[1.0] * n))
+        self.lda, self.ldb_and_beta, self.after = lda, (ldb, reals()), (ldc, n, integers(*[1] * n))
 
     def compute(self, products: Sequence[Product]) -> None:
         at = [[] if i in self.alone else [m.ctypes.data for m in product] for i, product in enumerate(products)]

@@ -192,11 +192,8 @@ class Function:
 
     def intrinsic(self, name: str, result: Any, arguments: Sequence[Value]) -> Value:
         """A call of one of LLVM's own functions."""
-        full = f"llvm.{name}"
-        known = self.module.globals.get(full)
-        if known is None:
-            known = ir.Function(self.module, ir.FunctionType(result, [a.type for a in arguments]), full)
-        return self.b.call(known, list(arguments))
+        kind = ir.FunctionType(result, [a.type for a in arguments])
+        return self.b.call(self.module.declare_intrinsic(f"llvm.{name}", (), kind), list(arguments))
 
 
 class Kernel(Function):
@@ -247,8 +244,4 @@ def constant(kind: Any, value: Any, lanes: int = 1) -> Value:
 
 def suffix(kind: Any) -> str:
     """How LLVM's functions name a type: f32, v16f32."""
-    if isinstance(kind, ir.VectorType):
-        return f"v{kind.count}{suffix(kind.element)}"
-    if isinstance(kind, ir.IntType):
-        return f"i{kind.width}"
-    return "f32" if isinstance(kind, ir.FloatType) else "f64"
+    return str(f"v{kind.count}{suffix(kind.element)}" if isinstance(kind, ir.VectorType) else kind.intrinsic_name)
