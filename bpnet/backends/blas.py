@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class Blas:
         self.found: Limits = []
         self.shared: list[_Library] | None = None
         self.each: list[_Library] = []
-        self.batches: dict[Any, _Batch] = {}
+        self.cut: dict[Any, Cut] = {}
+        """By the type of products, how they are cut; a type that BLAS takes no batches of is missing."""
         self.used = -math.inf
 
     def awake(self) -> bool:
@@ -74,7 +75,7 @@ class Blas:
             self.each = [c for c in found if c.each]
             shared = [c for c in found if not c.each]
             if len(mine) == 1 and not mine[0].each and mine[0].controller.internal_api == "openblas":
-                self.batches = _batches(mine[0])
+                self.cut = _batches(mine[0])
             self.shared = shared  # last: what an interrupt kept from being found is looked for again
 
     def hold(self, session: Any, own: Limits) -> None:
@@ -108,22 +109,22 @@ class Blas:
 
     def multiply(self, products: Sequence[Product], threads: int) -> None:
         """Compute every product, the large ones on so many threads; the result does not depend on their number."""
-        batch = self.batches.get(products[0][2].dtype)
-        pieces = None if batch is None else batch.pieces(tuple([_form(*product) for product in products]))
+        cut = self.cut.get(products[0][2].dtype)
+        pieces = None if cut is None else cut(tuple([_form(*product) for product in products]))
         for i, (a, b, out) in enumerate(products):
             if pieces is None or i in pieces.alone:
                 numpy.matmul(a, b, out=out)
-        if batch is None or pieces is None or not pieces.count:
+        if pieces is None or not pieces.count:
             return
         several = min(threads, pieces.count)
         if several > 1 and len(self.open) == 1:
             with self.lock:
                 if len(self.open) == 1:  # other sessions rely on the one thread
                     try:
-                        batch.blas.set(several)
+                        pieces.library.set(several)
                         pieces.compute(products)
                     finally:
-                        batch.blas.set(1)
+                        pieces.library.set(1)
                         self.used = time.monotonic()
                     return
         pieces.compute(products)
@@ -132,6 +133,7 @@ class Blas:
 Pair = tuple[int, int]
 Form = tuple[Pair, Pair, Pair, Pair, Pair, bool]
 """Shapes of a and out, strides of a, b and out, and whether BLAS can do with their numbers."""
+Cut = Callable[[tuple[Form, ...]], "_Pieces"]
 
 
 def _form(a: Array, b: Array, out: Array) -> Form:
@@ -139,19 +141,11 @@ def _form(a: Array, b: Array, out: Array) -> Form:
     return a.shape, out.shape, a.strides, b.strides, out.strides, fit
 
 
-class _Batch:
-    """OpenBLAS's function for several products of one float type."""
-
-    def __init__(self, blas: "_Library", function: Any, integer: Any, real: Any) -> None:
-        self.blas, self.function, self.integer, self.real = blas, function, integer, real
-        self.pieces = lru_cache(maxsize=256)(partial(_Pieces, self))
-
-
 class _Pieces:
     """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
 
-    def __init__(self, batch: _Batch, forms: tuple[Form, ...]) -> None:
-        size = ctypes.sizeof(batch.real)
+    def __init__(self, library: "_Library", function: Any, integer: Any, real: Any, forms: tuple[Form, ...]) -> None:
+        size = ctypes.sizeof(real)
         self.alone: set[int] = set()
         """Products that are left to NumPy."""
         found: list[tuple[int, ...]] = []
@@ -172,9 +166,9 @@ class _Pieces:
         """Rows, columns and inner size of every piece."""
         if not found:
             return
-        self.function, self.pointers = batch.function, ctypes.c_void_p * n
+        self.library, self.function, self.pointers = library, function, ctypes.c_void_p * n
         self.places = [piece[:4] for piece in found]
-        enums, integers, reals = ctypes.c_int * n, batch.integer * n, batch.real * n
+        enums, integers, reals = ctypes.c_int * n, integer * n, real * n
         transposed, table = zip(*(p[4:6] for p in found), strict=True), zip(*(p[6:] for p in found), strict=True)
         *lengths, lda, ldb, ldc = (integers(*values) for values in table)
         self.before = (ROW_MAJOR, *(enums(*values) for values in transposed), *lengths, reals(*[1.0] * n))
@@ -187,9 +181,9 @@ class _Pieces:
         self.function(*self.before, pointers(*a), self.lda, pointers(*b), *self.ldb_and_beta, pointers(*c), *self.after)
 
 
-def _batches(library: "_Library") -> dict[Any, _Batch]:
-    """The library's functions for several products, by type; none where it is too old to have them."""
-    found: dict[Any, _Batch] = {}
+def _batches(library: "_Library") -> dict[Any, Cut]:
+    """By type, how products are cut for the library's functions for several; none where it is too old for these."""
+    found: dict[Any, Cut] = {}
     configuration = _symbol(library.controller.dynlib, "openblas_get_config")
     if configuration is None:
         return found
@@ -200,7 +194,7 @@ def _batches(library: "_Library") -> dict[Any, _Batch]:
         if function is not None:
             function.restype = None
             function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, integer, ctypes.c_void_p]
-            found[numpy.dtype(dtype)] = _Batch(library, function, integer, real)
+            found[numpy.dtype(dtype)] = lru_cache(maxsize=256)(partial(_Pieces, library, function, integer, real))
     return found
 
 

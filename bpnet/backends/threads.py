@@ -36,13 +36,13 @@ class NumpySession(NoWarnings):
         self.threads = threads or current.session.threads or available_threads()
         self.own: Limits = []
 
-    def change(self) -> None:
-        super().change()
+    def __enter__(self) -> None:
+        super().__enter__()
         BLAS.hold(self, self.own)
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         BLAS.release(self, self.own)
-        super().leave()
+        super().__exit__()
 
     def restore(self) -> None:
         BLAS.release(self, self.own)

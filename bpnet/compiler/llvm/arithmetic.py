@@ -14,7 +14,7 @@ from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
 
-def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
+def as_operand(b: Function, value: Any, dtype: str, real: Any) -> Any:
     """What was loaded as a kernel computes with it: whole numbers become numbers of its type, truth values bits."""
     if dtype in REALS:
         return value
@@ -23,7 +23,7 @@ def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
     return b.sitofp(value, vector(real, lanes_of(value)))
 
 
-def as_stored(b: Any, value: Any, dtype: str) -> Any:
+def as_stored(b: Function, value: Any, dtype: str) -> Any:
     """The other way round: what a kernel has computed as it is stored."""
     if dtype in REALS:
         return value
@@ -31,7 +31,7 @@ def as_stored(b: Any, value: Any, dtype: str) -> Any:
     return b.zext(value, target) if dtype == "bool" else b.fptosi(value, target)
 
 
-def triple32(b: Any, x: Any) -> Any:
+def triple32(b: Function, x: Any) -> Any:
     """See `bpnet.compiler.random.TRIPLE32`."""
 
     def word(n: int) -> Any:
@@ -42,22 +42,22 @@ def triple32(b: Any, x: Any) -> Any:
     return b.xor(x, b.lshr(x, word(14)))
 
 
-def operate(f: Function, op: str, args: list[Any], real: Any) -> Any:
+def operate(b: Function, op: str, args: list[Any], real: Any) -> Any:
     """One operation on values or vectors."""
-    return Arithmetic(f, lanes_of(args[0]), real).operate(op, args)
+    return Arithmetic(b, lanes_of(args[0]), real).operate(op, args)
 
 
 class Arithmetic:
     """Operations on one kind of value: numbers of a type, or vectors of them."""
 
-    def __init__(self, f: Function, lanes: int, real: Any) -> None:
-        self.f, self.b, self.double = f, f.b, isinstance(real, ir.DoubleType)
+    def __init__(self, b: Function, lanes: int, real: Any) -> None:
+        self.b, self.double = b, isinstance(real, ir.DoubleType)
         self.real, self.integer = (partial(constant, kind, lanes=lanes) for kind in (real, I64 if self.double else I32))
         self.kind, self.whole = self.real(0.0).type, self.integer(0).type
         self.bits, self.least = (52, -1022) if self.double else (23, -126)  # of a fraction; exponent of normal numbers
 
     def intrinsic(self, name: str, *args: Any) -> Any:
-        return self.f.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
+        return self.b.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
 
     def operate(self, op: str, a: list[Any]) -> Any:
         operation = OPERATIONS[op]
@@ -66,6 +66,8 @@ class Arithmetic:
                 return self.b.icmp_signed(operation.llvm, *a)
             compare = self.b.fcmp_unordered if op == "not_equal" else self.b.fcmp_ordered
             return compare(operation.llvm, *a)
+        if operation.llvm in ("sqrt", "fabs"):
+            return self.intrinsic(operation.llvm, *a)
         return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
 
     def copy(self, x: Any) -> Any:
@@ -81,12 +83,6 @@ class Arithmetic:
 
     def number_of_truth(self, x: Any) -> Any:
         return self.b.select(x, self.real(1.0), self.real(0.0))
-
-    def sqrt(self, x: Any) -> Any:
-        return self.intrinsic("sqrt", x)
-
-    def fabs(self, x: Any) -> Any:
-        return self.intrinsic("fabs", x)
 
     def sign(self, x: Any) -> Any:
         b, zero = self.b, self.real(0.0)

@@ -87,92 +87,92 @@ class _ProductWriter:
         s = self.blocking
         f = self.function(f"micro_kernel{wide}", [I64, *[self.pointer] * 3, I64, I1, self.pointer, I64, I64])
         f.function.attributes.add("noinline")
-        b, (kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches) = f.b, f.arguments
+        kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches = f.arguments
         zero = constant(self.real, 0.0, s.lanes)
 
         def turn(sums: list[Any], k: Any) -> list[Any]:
-            column, row = f.at(left, f.product(k, s.mr)), f.at(right, f.product(k, wide * s.lanes))
-            vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
+            column, row = f.at(left, f.mul(k, s.mr)), f.at(right, f.mul(k, wide * s.lanes))
+            vectors = [f.load_vector(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
             following, made = iter(sums), []
             for i in range(s.mr):
-                x = f.splat(b.load(f.at(column, i)), s.lanes)
+                x = f.splat(f.load(f.at(column, i)), s.lanes)
                 made += [self.multiply_add(f, x, v, next(following)) for v in vectors]
             return made
 
         for i in range(s.mr):
-            self.prefetch(f, f.at(c, f.product(row_stride, i)), 0, wide * s.lanes, to_write=True)
+            self.prefetch(f, f.at(c, f.mul(row_stride, i)), 0, wide * s.lanes, to_write=True)
         most = f.round_down(kc, UNROLLED)
-        with f.loop(0, most, UNROLLED, carry=[f.number(0), prefetch_from, *[zero] * (s.mr * wide)]) as k:
+        with f.loop(0, most, UNROLLED, carry=[0, prefetch_from, *[zero] * (s.mr * wide)]) as k:
             due, place, *sums = k.values  # Bresenham's way to spread `prefetches` evenly
-            due = b.add(due, f.product(prefetches, UNROLLED))
+            due = f.add(due, f.mul(prefetches, UNROLLED))
             now = f.compare(due, ">=", most)
-            with b.if_then(now):
+            with f.if_then(now):
                 self.prefetch(f, place, 0, s.prefetched)
-            k.next += [b.select(now, b.sub(due, most), due), b.select(now, f.at(place, prefetch_stride), place)]
+            k.next += [f.select(now, f.sub(due, most), due), f.select(now, f.at(place, prefetch_stride), place)]
             for t in range(UNROLLED):
-                sums = turn(sums, f.sum(k.index, t))
+                sums = turn(sums, f.add(k.index, t))
             k.next += sums
         with f.loop(most, kc, carry=k.values[2:]) as rest:
             rest.next += turn(rest.values, rest.index)
-        with b.if_else(add) as (more, new):
+        with f.if_else(add) as (more, new):
             for block, adds in ((more, True), (new, False)):
                 with block:
                     for (i, v), value in zip(itertools.product(range(s.mr), range(wide)), rest.values, strict=True):
-                        place = f.at(f.at(c, f.product(row_stride, i)), v * s.lanes)
-                        value = b.fadd(f.load(place, s.lanes, s.size), value) if adds else value
-                        f.store(value, place, s.size)
-        b.ret_void()
+                        place = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
+                        value = f.fadd(f.load_vector(place, s.lanes, s.size), value) if adds else value
+                        f.store_vector(value, place, s.size)
+        f.ret_void()
         return f.function
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
         if not builder.fuses():
-            return f.b.fadd(f.b.fmul(x, y), z)
+            return f.fadd(f.fmul(x, y), z)
         return f.intrinsic(f"fma.{suffix(x.type)}", x.type, [x, y, z])
 
     def write_pack_a(self) -> Any:
         """to[p][k][i] <- a[p MR + i][k], with zeros where a has no more rows; its rows or its columns lie together."""
         mr, size = self.blocking.mr, self.blocking.size
         f = self.function("pack_a", [I64, I64, self.pointer, I64, I64, self.pointer])
-        b, (rows, kc, a, row_stride, column_stride, to) = f.b, f.arguments
+        rows, kc, a, row_stride, column_stride, to = f.arguments
         by_rows = f.compare(column_stride, "==", 1)
-        by_columns = b.and_(f.compare(row_stride, "==", 1), b.not_(by_rows))
+        by_columns = f.and_(f.compare(row_stride, "==", 1), f.not_(by_rows))
         together = mr * PANELS
-        most = b.select(by_columns, f.round_down(rows, together), f.number(0))
+        most = f.select(by_columns, f.round_down(rows, together), 0)
         with f.loop(0, most, together) as p, f.loop(0, kc) as k:  # a longer part of a column at a time
             source = f.entry(a, k.index, column_stride, p.index)
-            self.prefetch(f, source, f.product(column_stride, AHEAD), together)
+            self.prefetch(f, source, f.mul(column_stride, AHEAD), together)
             for q in range(PANELS):
-                column = f.load(f.at(source, q * mr), mr, size)
-                f.store(column, f.entry(to, f.sum(p.index, q * mr), kc, k.index, mr), size)
+                column = f.load_vector(f.at(source, q * mr), mr, size)
+                f.store_vector(column, f.entry(to, f.add(p.index, q * mr), kc, k.index, mr), size)
         with f.loop(most, rows, mr) as p:
-            left = b.sub(rows, p.index)
+            left = f.sub(rows, p.index)
             whole = f.compare(left, ">=", mr)
-            cases = [(b.and_(whole, by_rows), "transposed"), (b.and_(whole, by_columns), "vectors")]
-            source, target = f.at(a, b.mul(p.index, row_stride)), f.at(to, b.mul(p.index, kc))
+            cases = [(f.and_(whole, by_rows), "transposed"), (f.and_(whole, by_columns), "vectors")]
+            source, target = f.at(a, f.mul(p.index, row_stride)), f.at(to, f.mul(p.index, kc))
             self.pack_panel(f, cases, (left, kc), source, (row_stride, column_stride), target, (mr, mr, size))
-        b.ret_void()
+        f.ret_void()
         return f.function
 
     def write_pack_b(self) -> Any:
         """to[k][j] <- b[k][j] for `columns` columns, with zeros up to `padded`; rows or columns lie together."""
         lanes, size = self.blocking.lanes, self.blocking.size
         f = self.function("pack_b", [I64, I64, I64, self.pointer, I64, I64, self.pointer])
-        b, (columns, padded, kc, matrix, row_stride, column_stride, to) = f.b, f.arguments
+        columns, padded, kc, matrix, row_stride, column_stride, to = f.arguments
         rows_lie_together = f.compare(column_stride, "==", 1)
-        by_rows = b.and_(rows_lie_together, f.compare(columns, "==", padded))
-        with b.if_then(by_rows), f.loop(0, kc) as k:
-            source, target = f.at(matrix, b.mul(k.index, row_stride)), f.at(to, b.mul(k.index, padded))
-            self.prefetch(f, source, f.product(row_stride, AHEAD), self.blocking.nr)
+        by_rows = f.and_(rows_lie_together, f.compare(columns, "==", padded))
+        with f.if_then(by_rows), f.loop(0, kc) as k:
+            source, target = f.at(matrix, f.mul(k.index, row_stride)), f.at(to, f.mul(k.index, padded))
+            self.prefetch(f, source, f.mul(row_stride, AHEAD), self.blocking.nr)
             with f.loop(0, columns, lanes) as v:
-                f.store(f.load(f.at(source, v.index), lanes, size), f.at(target, v.index), lanes * size)
-        with f.loop(b.select(by_rows, padded, f.number(0)), padded, lanes) as v:
-            left = b.sub(columns, v.index)
-            by_columns = b.and_(f.compare(left, ">=", lanes), f.compare(row_stride, "==", 1))
+                f.store_vector(f.load_vector(f.at(source, v.index), lanes, size), f.at(target, v.index), lanes * size)
+        with f.loop(f.select(by_rows, padded, 0), padded, lanes) as v:
+            left = f.sub(columns, v.index)
+            by_columns = f.and_(f.compare(left, ">=", lanes), f.compare(row_stride, "==", 1))
             cases = [(rows_lie_together, "vectors of what is left"), (by_columns, "transposed")]
-            source, target = f.at(matrix, b.mul(v.index, column_stride)), f.at(to, v.index)
+            source, target = f.at(matrix, f.mul(v.index, column_stride)), f.at(to, v.index)
             strides, pitch = (column_stride, row_stride), (lanes, padded, lanes * size)
             self.pack_panel(f, cases, (left, kc), source, strides, target, pitch)
-        b.ret_void()
+        f.ret_void()
         return f.function
 
     def pack_panel(
@@ -183,31 +183,31 @@ class _ProductWriter:
         `strides`: those of i and of k; `panel`: its width, and elements from row to row, aligned to so many bytes.
         `cases`: two conditions, each with how it is then done; where none holds, one entry after the other.
         """
-        b, (left, kc), (of_i, of_k), (width, pitch, align), size = f.b, sizes, strides, panel, self.blocking.size
+        (left, kc), (of_i, of_k), (width, pitch, align), size = sizes, strides, panel, self.blocking.size
 
         def one(k: Any, i: Any) -> None:
-            b.store(b.load(f.entry(matrix, i, of_i, k, of_k)), f.entry(to, k, pitch, i))
+            f.store(f.load(f.entry(matrix, i, of_i, k, of_k)), f.entry(to, k, pitch, i))
 
         def pack(how: str) -> None:
             if how == "transposed":
                 most = f.round_down(kc, width)
                 with f.loop(0, most, width) as k:
-                    vectors = [f.load(f.entry(matrix, i, of_i, k.index), width, size) for i in range(width)]
+                    vectors = [f.load_vector(f.entry(matrix, i, of_i, k.index), width, size) for i in range(width)]
                     for q, vector in enumerate(f.transposed(vectors)):
-                        f.store(vector, f.at(to, f.product(f.sum(k.index, q), pitch)), align)
+                        f.store_vector(vector, f.at(to, f.mul(f.add(k.index, q), pitch)), align)
                 with f.loop(most, kc) as k, f.loop(0, width) as i:
                     one(k.index, i.index)
             else:
                 mask = None if how == "vectors" else f.first_lanes(left, width)
                 with f.loop(0, kc) as k:
-                    vector = f.load(f.at(matrix, b.mul(k.index, of_k)), width, size, mask)
-                    f.store(vector, f.at(to, f.product(k.index, pitch)), align)
+                    vector = f.load_vector(f.at(matrix, f.mul(k.index, of_k)), width, size, mask)
+                    f.store_vector(vector, f.at(to, f.mul(k.index, pitch)), align)
 
         (first, first_way), (second, second_way) = cases
-        with b.if_else(first) as (in_first, others):
+        with f.if_else(first) as (in_first, others):
             with in_first:
                 pack(first_way)
-            with others, b.if_else(second) as (in_second, rest):
+            with others, f.if_else(second) as (in_second, rest):
                 with in_second:
                     pack(second_way)
                 with rest, f.loop(0, kc) as k:
@@ -215,69 +215,69 @@ class _ProductWriter:
                     with f.loop(0, some) as i:
                         one(k.index, i.index)
                     with f.loop(some, width) as i:
-                        b.store(constant(self.real, 0.0), f.entry(to, k.index, pitch, i.index))
+                        f.store(constant(self.real, 0.0), f.entry(to, k.index, pitch, i.index))
 
     def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
         """Prefetch what is read a few turns from now: it is too far away for the processor to guess."""
         for first in range(0, elements, 64 // self.blocking.size):
-            f.prefetch(f.at(source, f.sum(f.number(distance), first)), to_write)
+            f.prefetch(f.at(source, f.add(distance, first)), to_write)
 
     def write_block(self) -> Any:
         """c <- a b, or c + a b, for at most MR rows and NR columns, whose a and b are packed."""
         s = self.blocking
         matrices = [*[self.pointer] * 3, I64, I1, self.pointer]
         f = self.function("block", [I64, I64, I64, *matrices, self.pointer, I64, I64])
-        b, (rows, columns, kc, left, right, c, row_stride, add, edge, *prefetch) = f.b, f.arguments
+        rows, columns, kc, left, right, c, row_stride, add, edge, *prefetch = f.arguments
         vectors = f.ceil_div(columns, s.lanes)
-        whole = b.and_(f.compare(columns, "==", f.product(vectors, s.lanes)), f.compare(rows, "==", s.mr))
-        place, stride = b.select(whole, c, edge), b.select(whole, row_stride, f.number(s.nr))
+        whole = f.and_(f.compare(columns, "==", f.mul(vectors, s.lanes)), f.compare(rows, "==", s.mr))
+        place, stride = f.select(whole, c, edge), f.select(whole, row_stride, s.nr)
         (done,) = f.blocks("done")
-        choice = b.switch(vectors, done)
+        choice = f.switch(vectors, done)
         for wide, micro_kernel in enumerate(self.micro_kernels, 1):
             (case,) = f.blocks("case")
             choice.add_case(f.number(wide), case)
-            b.position_at_end(case)
-            b.call(micro_kernel, [kc, left, right, place, stride, b.and_(add, whole), *prefetch])
-            b.branch(done)
-        b.position_at_end(done)
-        with b.if_then(b.not_(whole)), f.loop(0, columns, s.lanes) as v:
-            some = f.first_lanes(b.sub(columns, v.index), s.lanes)
+            f.position_at_end(case)
+            f.call(micro_kernel, [kc, left, right, place, stride, f.and_(add, whole), *prefetch])
+            f.branch(done)
+        f.position_at_end(done)
+        with f.if_then(f.not_(whole)), f.loop(0, columns, s.lanes) as v:
+            some = f.first_lanes(f.sub(columns, v.index), s.lanes)
             with f.loop(0, rows) as r:
-                x = f.load(f.entry(edge, r.index, s.nr, v.index), s.lanes, s.size)
+                x = f.load_vector(f.entry(edge, r.index, s.nr, v.index), s.lanes, s.size)
                 to = f.entry(c, r.index, row_stride, v.index)
-                with b.if_else(add) as (more, new):
+                with f.if_else(add) as (more, new):
                     with more:
-                        f.store(b.fadd(f.load(to, s.lanes, s.size, some), x), to, s.size, some)
+                        f.store_vector(f.fadd(f.load_vector(to, s.lanes, s.size, some), x), to, s.size, some)
                     with new:
-                        f.store(x, to, s.size, some)
-        b.ret_void()
+                        f.store_vector(x, to, s.size, some)
+        f.ret_void()
         return f.function
 
     def write_unpacked(self) -> Any:
         """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
         f = self.function("unpacked", [I64, I64, I64, *[self.pointer, I64, I64], *[self.pointer, I64] * 2, I1])
-        b, size = f.b, self.blocking.size
+        size = self.blocking.size
         rows, columns, kc, a, a_row_stride, a_column_stride, right, b_row_stride, c, c_row_stride, add = f.arguments
         with f.loop(0, rows) as row:
-            left, target = f.at(a, b.mul(row.index, a_row_stride)), f.at(c, b.mul(row.index, c_row_stride))
-            first: Any = f.number(0)
+            left, target = f.at(a, f.mul(row.index, a_row_stride)), f.at(c, f.mul(row.index, c_row_stride))
+            first: Any = 0
             for wide, lanes in ((8, self.blocking.lanes), (1, self.blocking.lanes), (1, 1)):
-                last = b.add(first, f.round_down(b.sub(columns, first), wide * lanes))
+                last = f.add(first, f.round_down(f.sub(columns, first), wide * lanes))
                 with f.loop(first, last, wide * lanes) as column:
                     with f.loop(0, kc, carry=[constant(self.real, 0.0, lanes)] * wide) as k:
                         source = f.entry(right, k.index, b_row_stride, column.index)
                         if wide > 1:
-                            self.prefetch(f, source, f.product(b_row_stride, AHEAD), wide * lanes)
-                        x = f.splat(b.load(f.at(left, b.mul(k.index, a_column_stride))), lanes)
+                            self.prefetch(f, source, f.mul(b_row_stride, AHEAD), wide * lanes)
+                        x = f.splat(f.load(f.at(left, f.mul(k.index, a_column_stride))), lanes)
                         for v in range(wide):
-                            y = f.load(f.at(source, v * lanes), lanes, size)
+                            y = f.load_vector(f.at(source, v * lanes), lanes, size)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = f.at(target, f.sum(column.index, v * lanes))
-                        old = f.load(place, lanes, size)
-                        f.store(b.select(add, b.fadd(old, k.values[v]), k.values[v]), place, size)
+                        place = f.at(target, f.add(column.index, v * lanes))
+                        old = f.load_vector(place, lanes, size)
+                        f.store_vector(f.select(add, f.fadd(old, k.values[v]), k.values[v]), place, size)
                 first = last
-        b.ret_void()
+        f.ret_void()
         return f.function
 
     def prefetching(self, f: Function, calls: Any, kc: Any, strides: list[Any], rows: bool) -> list[Any]:
@@ -286,108 +286,104 @@ class _ProductWriter:
 
         `strides`: how far apart its columns (of b) or `rows` (of a) are, and its entries in the direction of KC.
         """
-        b, strip, (beside, along) = f.b, f.number(self.blocking.prefetched), strides
-        strips, share = f.ceil_div(kc, self.blocking.prefetched), f.ceil_div(kc, calls)
-        others = [along, b.mul(share, along), share, calls]
-        if rows:  # a call prefetches all of one row
-            together = [strip, beside, strips, f.number(self.blocking.mc_tall)]
-        else:  # one strip of every column
-            together = [beside, strip, f.number(self.blocking.nr), strips]
+        strip, (beside, along) = self.blocking.prefetched, strides
+        strips, share = f.ceil_div(kc, strip), f.ceil_div(kc, calls)
+        others = [along, f.mul(share, along), share, calls]
+        of_row, of_columns = [strip, beside, strips, self.blocking.mc_tall], [beside, strip, self.blocking.nr, strips]
+        together = of_row if rows else of_columns  # a call prefetches all of one row, or one strip of every column
         along_kc = f.compare(along, "==", 1)
-        return [b.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
+        return [f.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
 
     def product(self, name: str, stacked: bool) -> None:
         s = self.blocking
         f = Kernel(self.module, name)
-        b, tile = f.b, f.tile
+        tile = f.tile
         given = {name: f.argument() for name in (*ARGUMENTS, *(STACK if stacked else ()))}
         if stacked:
-            number, tile = b.sdiv(tile, given["tiles"]), b.srem(tile, given["tiles"])
-            given["c_stack_stride"] = b.mul(given["rows"], given["columns"])
+            number, tile = f.sdiv(tile, given["tiles"]), f.srem(tile, given["tiles"])
+            given["c_stack_stride"] = f.mul(given["rows"], given["columns"])
         a_strides, b_strides = ([given[f"{m}_row_stride"], given[f"{m}_column_stride"]] for m in ("a", "b"))
 
         def place(matrix: str) -> Any:
             start = f.place(given[f"{matrix}_base"], given[f"{matrix}_offset"], self.real)
-            return f.at(start, b.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
+            return f.at(start, f.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
 
-        first_row = b.mul(b.sdiv(tile, given["across"]), given["tile_rows"])
-        first_column = b.mul(b.srem(tile, given["across"]), given["tile_columns"])
-        rows = f.least(given["tile_rows"], b.sub(given["rows"], first_row))
-        columns = f.least(given["tile_columns"], b.sub(given["columns"], first_column))
-        left = f.at(place("a"), b.mul(first_row, a_strides[0]))
-        right = f.at(place("b"), b.mul(first_column, b_strides[1]))
+        first_row = f.mul(f.sdiv(tile, given["across"]), given["tile_rows"])
+        first_column = f.mul(f.srem(tile, given["across"]), given["tile_columns"])
+        rows = f.least(given["tile_rows"], f.sub(given["rows"], first_row))
+        columns = f.least(given["tile_columns"], f.sub(given["columns"], first_column))
+        left = f.at(place("a"), f.mul(first_row, a_strides[0]))
+        right = f.at(place("b"), f.mul(first_column, b_strides[1]))
         c = f.entry(place("c"), first_row, given["c_row_stride"], first_column)
-        packed_b = b.bitcast(f.scratch, self.pointer)
+        packed_b = f.bitcast(f.scratch, self.pointer)
         packed_a = f.at(packed_b, s.kc * s.nc)
         # where a block of results goes that is larger than what is left of c
         edge = f.at(packed_a, s.kc * s.mc)
 
         most_kc = f.ceil_div(given["inner"], f.ceil_div(given["inner"], s.kc))
-        most_kc = f.round_down(f.sum(most_kc, 7), 8)  # blocks of one size, but for the last
+        most_kc = f.round_down(f.add(most_kc, 7), 8)  # blocks of one size, but for the last
 
         def block(k: Any) -> tuple[Any, ...]:
             """Of those from k on: how many, whether they are added to c, and where their parts of a and b lie."""
-            add = b.or_(f.compare(given["add"], "!=", 0), f.compare(k, ">", 0))
-            left_k, right_k = f.at(left, b.mul(k, a_strides[1])), f.at(right, b.mul(k, b_strides[0]))
-            return f.least(most_kc, b.sub(given["inner"], k)), add, left_k, right_k
+            add = f.or_(f.compare(given["add"], "!=", 0), f.compare(k, ">", 0))
+            left_k, right_k = f.at(left, f.mul(k, a_strides[1])), f.at(right, f.mul(k, b_strides[0]))
+            return f.least(most_kc, f.sub(given["inner"], k)), add, left_k, right_k
 
-        few = b.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
-        with b.if_then(few), f.loop(0, given["inner"], most_kc) as k:
+        few = f.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
+        with f.if_then(few), f.loop(0, given["inner"], most_kc) as k:
             kc, add, left_k, right_k = block(k.index)
             places = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
-            b.call(self.unpacked, [rows, columns, kc, *places, add])
+            f.call(self.unpacked, [rows, columns, kc, *places, add])
 
         # few rows are packed at once, and a packed part of b is then used once
         once = f.compare(rows, "<=", s.mc)
-        most = b.select(few, f.number(0), columns)
-        most_columns = b.select(once, columns, f.number(s.nc))
-        group = b.select(once, f.number(s.mc), f.number(s.mc_tall))
+        most = f.select(few, 0, columns)
+        most_columns = f.select(once, columns, s.nc)
+        group = f.select(once, s.mc, s.mc_tall)
         with f.loop(0, most, most_columns) as jc, f.loop(0, given["inner"], most_kc) as k:
-            width = f.least(most_columns, b.sub(columns, jc.index))
+            width = f.least(most_columns, f.sub(columns, jc.index))
             kc, add, left_k, right_k = block(k.index)
             panels = f.ceil_div(width, s.nr)
-            calls = b.mul(panels, b.sdiv(group, f.number(s.mr)))
+            calls = f.mul(panels, f.sdiv(group, s.mr))
             prefetch_a = self.prefetching(f, calls, kc, a_strides, rows=True)
             with f.loop(0, rows, group) as ig:
-                height = f.least(group, b.sub(rows, ig.index))
-                source = f.at(left_k, b.mul(ig.index, a_strides[0]))
-                b.call(self.pack_a, [height, kc, source, *a_strides, packed_a])
+                height = f.least(group, f.sub(rows, ig.index))
+                source = f.at(left_k, f.mul(ig.index, a_strides[0]))
+                f.call(self.pack_a, [height, kc, source, *a_strides, packed_a])
                 calls = f.ceil_div(height, s.mr)
                 prefetch_b = self.prefetching(f, calls, kc, b_strides[::-1], rows=False)
-                first, last = f.compare(ig.index, "==", 0), f.compare(b.add(ig.index, group), ">=", rows)
-                next_row = b.select(last, f.number(0), b.add(ig.index, group))
-                next_k = b.select(last, b.add(k.index, kc), k.index)
+                first, last = f.compare(ig.index, "==", 0), f.compare(f.add(ig.index, group), ">=", rows)
+                next_row = f.select(last, 0, f.add(ig.index, group))
+                next_k = f.select(last, f.add(k.index, kc), k.index)
                 next_left = f.entry(left, next_row, a_strides[0], next_k, a_strides[1])
                 any_left = f.compare(next_k, "<", given["inner"])
-                with f.loop(0, b.mul(calls, panels), carry=[f.number(0)] * 2) as n:
+                with f.loop(0, f.mul(calls, panels), carry=[0, 0]) as n:
                     i, j = n.values
-                    below, beside = f.sum(i, s.mr), f.sum(j, s.nr)
+                    below, beside = f.add(i, s.mr), f.add(j, s.nr)
                     bottom, at_end = f.compare(below, ">=", height), f.compare(beside, ">=", width)
-                    top, begin = b.select(bottom, f.number(0), below), b.select(at_end, f.number(0), beside)
-                    n.next = [
-                        b.select(first, top, b.select(at_end, below, i)),
-                        b.select(first, b.select(bottom, beside, j), begin),
-                    ]
-                    some = f.least(s.nr, b.sub(width, j))
-                    column = b.add(jc.index, j)
-                    panel = f.at(packed_b, b.mul(b.select(once, f.number(0), j), kc))
-                    with b.if_then(b.and_(first, f.compare(i, "==", 0))):
-                        padded = f.product(f.ceil_div(some, s.lanes), s.lanes)
-                        source = f.at(right_k, b.mul(column, b_strides[1]))
-                        b.call(self.pack_b, [some, padded, kc, source, *b_strides, panel])
-                    next_right = f.at(right_k, f.product(f.sum(column, s.nr), b_strides[1]))
-                    rights = b.and_(first, f.compare(beside, "<", width))
-                    prefetch_from = b.select(rights, next_right, next_left)
+                    top, begin = f.select(bottom, 0, below), f.select(at_end, 0, beside)
+                    n.next += [f.select(first, top, f.select(at_end, below, i))]
+                    n.next += [f.select(first, f.select(bottom, beside, j), begin)]
+                    some = f.least(s.nr, f.sub(width, j))
+                    column = f.add(jc.index, j)
+                    panel = f.at(packed_b, f.mul(f.select(once, 0, j), kc))
+                    with f.if_then(f.and_(first, f.compare(i, "==", 0))):
+                        padded = f.mul(f.ceil_div(some, s.lanes), s.lanes)
+                        source = f.at(right_k, f.mul(column, b_strides[1]))
+                        f.call(self.pack_b, [some, padded, kc, source, *b_strides, panel])
+                    next_right = f.at(right_k, f.mul(f.add(column, s.nr), b_strides[1]))
+                    rights = f.and_(first, f.compare(beside, "<", width))
+                    prefetch_from = f.select(rights, next_right, next_left)
                     prefetch_stride, prefetch_call_stride, prefetches, most_calls = (
-                        b.select(rights, x, y) for x, y in zip(prefetch_b, prefetch_a, strict=True)
+                        f.select(rights, x, y) for x, y in zip(prefetch_b, prefetch_a, strict=True)
                     )
-                    prefetches = b.select(b.or_(rights, any_left), prefetches, f.number(0))
-                    row, turn = b.add(ig.index, i), b.sdiv(i, f.number(s.mr))
+                    prefetches = f.select(f.or_(rights, any_left), prefetches, 0)
+                    row, turn = f.add(ig.index, i), f.sdiv(i, s.mr)
                     results = f.entry(c, row, given["c_row_stride"], column)
-                    turn = b.select(rights, turn, n.index)
-                    prefetches = b.select(f.compare(turn, "<", most_calls), prefetches, f.number(0))
-                    sizes = [f.least(s.mr, b.sub(height, i)), some, kc]
-                    places = [f.at(packed_a, b.mul(i, kc)), panel, results, given["c_row_stride"], add, edge]
-                    prefetch_from = f.at(prefetch_from, b.mul(turn, prefetch_call_stride))
-                    b.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
-        b.ret_void()
+                    turn = f.select(rights, turn, n.index)
+                    prefetches = f.select(f.compare(turn, "<", most_calls), prefetches, 0)
+                    sizes = [f.least(s.mr, f.sub(height, i)), some, kc]
+                    places = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add, edge]
+                    prefetch_from = f.at(prefetch_from, f.mul(turn, prefetch_call_stride))
+                    f.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
+        f.ret_void()
