@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -78,12 +79,6 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
     def load(self, ptr: Any, name: str = "", align: Any = None, typ: Any = None) -> Any:
         return super().load(ptr, name, align, typ or getattr(ptr.type, "pointee", None))
 
-    def load_atomic(self, ptr: Any, ordering: str, align: Any, name: str = "", typ: Any = None) -> Any:
-        return super().load_atomic(ptr, ordering, align, name, typ or ptr.type.pointee)
-
-    def gep(self, ptr: Any, indices: Any, inbounds: bool = False, name: str = "", source_etype: Any = None) -> Any:
-        return super().gep(ptr, indices, inbounds, name, source_etype or ptr.type.pointee)
-
     def number(self, value: Any) -> Value:
         """A whole number as a value."""
         return ir.Constant(I64, value) if isinstance(value, int) else value
@@ -116,7 +111,7 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
 
     def at(self, pointer: Value, index: Any) -> Value:
         """Where the element `index` lies."""
-        return self.gep(pointer, [self.number(index)])
+        return self.gep(pointer, [self.number(index)], source_etype=pointer.type.pointee)
 
     def entry(self, matrix: Value, row: Any, row_stride: Any, column: Any, column_stride: Any = None) -> Value:
         """Where an entry of a matrix lies, whose rows and columns are so many elements apart (None: one)."""
@@ -221,12 +216,13 @@ class Kernel(Function):
         return self.place(self.argument(), self.argument(), kind)
 
 
+@dataclass
 class Loop:
     """One turn of a loop: its index, what it carries from turn to turn, and what the next turn shall find there."""
 
-    def __init__(self, index: Value, values: list[Value]) -> None:
-        self.index, self.values = index, values
-        self.next: list[Value] = []
+    index: Value
+    values: list[Value]
+    next: list[Value] = field(default_factory=list)
 
 
 def vector(kind: Any, lanes: int) -> Any:

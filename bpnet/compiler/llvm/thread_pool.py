@@ -41,7 +41,7 @@ def _call(f: Function, commands: Any, index: Any, tile: Any, bases: Any, scratch
 
 
 def _get(f: Function, pool: Any, field: int) -> Any:
-    return f.load_atomic(f.at(pool, field), "seq_cst", 8)
+    return f.load_atomic(f.at(pool, field), "seq_cst", 8, typ=I64)
 
 
 def _set(f: Function, pool: Any, field: int, value: Any) -> None:
