@@ -14,7 +14,7 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key
-from bpnet.backends.interrupts import Quiet
+from bpnet.backends.interrupts import NoWarnings
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
@@ -44,7 +44,7 @@ class Rng:
     def __init__(self, seed: int) -> None:
         import numpy
 
-        with Quiet():  # NumPy turns a warning off while it seeds, and on again if nothing interrupts it
+        with NoWarnings():  # NumPy turns a warning off while it seeds, and on again if nothing interrupts it
             self._generator = numpy.random.default_rng(whole("seed", seed, 0))
 
     def uniform(self, shape: Shape, limit: float) -> Any:

@@ -70,12 +70,12 @@ def test_the_number_of_threads_changes_no_bit_of_a_product(size: tuple[int, int,
 
 
 def test_no_piece_is_so_small_that_openblas_crashes() -> None:
-    if not BLAS.batches:
+    if not BLAS.cut:
         pytest.skip("NumPy's BLAS has no products in batches")
-    batch = next(iter(BLAS.batches.values()))
+    cut = next(iter(BLAS.cut.values()))
     for rows, inner, columns in [(3, 600, 600), (600, 600, 3), (5, 1000, 1000), (101, 100, 100), (100, 100, 100)]:
         form = ((rows, inner), (rows, columns), (inner * 4, 4), (columns * 4, 4), (columns * 4, 4), True)
-        pieces = batch.pieces((form,))
+        pieces = cut((form,))
         assert all(np.prod(size, dtype=float) > SMALL for size in pieces.sizes)
 
 

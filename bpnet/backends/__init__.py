@@ -84,9 +84,8 @@ def device_named(name: Any) -> tuple[Backend, Any]:
         raise ArgumentError(f"device is {kind_of(name)}; expected 'cuda', or 'cuda:1' for the second of several")
     kind, colon, number = name.partition(":")
     if kind not in DEVICES:
-        meant = (
-            "cuda" if kind.lower() in ("cuda", "cupy", "gpu") else ALIASES.get(kind.lower()) or closest(kind, DEVICES)
-        )
+        library = ALIASES.get(kind.lower(), kind)
+        meant = "cuda" if library.lower() == "cupy" else closest(library, DEVICES)
         meant = f"{meant}:{number}" if meant == "cuda" and number.isdecimal() else meant
         raise UnknownNameError("device", name, DEVICES, meant)
     if colon and not (number.isdecimal() and len(number) < 10):
@@ -110,8 +109,7 @@ def backend_of(array: Array, name: str = "x") -> Backend:
     kind = type(array)
     found = _by_type.get(kind)
     if found is None:
-        found = _find(array, name)
-        _by_type[kind] = found
+        found = _by_type[kind] = _find(array, name)
     return found
 
 
@@ -125,12 +123,8 @@ def _find(array: Array, name: str) -> Backend:
             kind = type(array).__name__
             raise ArrayMismatchError(f"{name} is a {kind}, which is not a plain array: pass numpy.asarray({name})")
         return get("numpy")
-    for test, library in (
-        (array_api_compat.is_torch_array, "torch"),
-        (array_api_compat.is_jax_array, "jax"),
-        (array_api_compat.is_cupy_array, "cupy"),
-    ):
-        if test(array):
+    for library in ("torch", "jax", "cupy"):
+        if getattr(array_api_compat, f"is_{library}_array")(array):
             return get(library)
     if not array_api_compat.is_array_api_obj(array):
         known = [f"{name}.{method}()" for method in ("to_numpy", "toarray") if hasattr(array, method)]

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
-from bpnet.backends.interrupts import Quiet
+from bpnet.backends.interrupts import NoWarnings
 from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import DeviceError, OptionError
 
@@ -264,7 +264,7 @@ class Backend:
 
         By default NumPy's warnings are off, since a library without a file of its own may compute with NumPy.
         """
-        return Quiet()
+        return NoWarnings()
 
     def blocks(self, rows: int, work: float) -> list[Rows]:
         """The row blocks of a batch of `rows` rows, each row costing about `work` floating-point operations.
@@ -382,20 +382,13 @@ def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
 
 
 _ERF_T = (
-    9.60497373987051638749e0,
-    9.00260197203842689217e1,
-    2.23200534594684319226e3,
-    7.00332514112805075473e3,
+    9.60497373987051638749e0, 9.00260197203842689217e1, 2.23200534594684319226e3, 7.00332514112805075473e3,
     5.55923013010394962768e4,
-)
+)  # fmt: skip
 _ERF_U = (
-    1.0,
-    3.35617141647503099647e1,
-    5.21357949780152679795e2,
-    4.59432382970980127987e3,
-    2.26290000613890934246e4,
+    1.0, 3.35617141647503099647e1, 5.21357949780152679795e2, 4.59432382970980127987e3, 2.26290000613890934246e4,
     4.92673942608635921086e4,
-)
+)  # fmt: skip
 _ERFC_P = (
     2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.46321056442269912687e0, 4.86371970985681366614e1,
     1.96520832956077098242e2, 5.26445194995477358631e2, 9.34528527171957607540e2, 1.02755188689515710272e3,

@@ -11,8 +11,8 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Blas:
         self.found: Limits = []
         self.shared: list[_Library] | None = None
         self.each: list[_Library] = []
-        self.batches: dict[Any, _Batch] = {}
+        self.cut: dict[Any, Cut] = {}
+        """By the type of products, how they are cut; a type that BLAS takes no batches of is missing."""
         self.used = -math.inf
 
     def awake(self) -> bool:
@@ -67,14 +68,14 @@ class Blas:
         if self.shared is None:
             from threadpoolctl import ThreadpoolController
 
-            found = ThreadpoolController().select(user_api="blas").lib_controllers
-            openmp = [getattr(c, "threading_layer", "") == "openmp" for c in found]
-            self.each = [_Library(c) for c, each in zip(found, openmp, strict=True) if each]
-            shared = [_Library(c) for c, each in zip(found, openmp, strict=True) if not each]
-            mine = [c for c in found if any("numpy" in part for part in Path(c.filepath).parts[-3:])] or found
-            for library in shared:
-                if [library.controller] == mine and library.controller.internal_api == "openblas":
-                    self.batches = _batches(library)
+            found = [_Library(c) for c in ThreadpoolController().select(user_api="blas").lib_controllers]
+            mine = [
+                c for c in found if any("numpy" in part for part in Path(c.controller.filepath).parts[-3:])
+            ] or found
+            self.each = [c for c in found if c.each]
+            shared = [c for c in found if not c.each]
+            if len(mine) == 1 and not mine[0].each and mine[0].controller.internal_api == "openblas":
+                self.cut = _batches(mine[0])
             self.shared = shared  # last: what an interrupt kept from being found is looked for again
 
     def hold(self, session: Any, own: Limits) -> None:
@@ -108,22 +109,22 @@ class Blas:
 
     def multiply(self, products: Sequence[Product], threads: int) -> None:
         """Compute every product, the large ones on so many threads; the result does not depend on their number."""
-        batch = self.batches.get(products[0][2].dtype)
-        pieces = None if batch is None else batch.pieces(tuple([_form(*product) for product in products]))
+        cut = self.cut.get(products[0][2].dtype)
+        pieces = None if cut is None else cut(tuple([_form(*product) for product in products]))
         for i, (a, b, out) in enumerate(products):
             if pieces is None or i in pieces.alone:
                 numpy.matmul(a, b, out=out)
-        if batch is None or pieces is None or not pieces.count:
+        if pieces is None or not pieces.count:
             return
         several = min(threads, pieces.count)
         if several > 1 and len(self.open) == 1:
             with self.lock:
                 if len(self.open) == 1:  # other sessions rely on the one thread
                     try:
-                        batch.blas.set(several)
+                        pieces.library.set(several)
                         pieces.compute(products)
                     finally:
-                        batch.blas.set(1)
+                        pieces.library.set(1)
                         self.used = time.monotonic()
                     return
         pieces.compute(products)
@@ -132,6 +133,7 @@ class Blas:
 Pair = tuple[int, int]
 Form = tuple[Pair, Pair, Pair, Pair, Pair, bool]
 """Shapes of a and out, strides of a, b and out, and whether BLAS can do with their numbers."""
+Cut = Callable[[tuple[Form, ...]], "_Pieces"]
 
 
 def _form(a: Array, b: Array, out: Array) -> Form:
@@ -139,55 +141,38 @@ def _form(a: Array, b: Array, out: Array) -> Form:
     return a.shape, out.shape, a.strides, b.strides, out.strides, fit
 
 
-class _Batch:
-    """OpenBLAS's function for several products of one float type."""
+class _Pieces:
+    """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
 
-    def __init__(self, blas: "_Library", function: Any, integer: Any, real: Any) -> None:
-        self.blas, self.function, self.integer, self.real = blas, function, integer, real
-        self.pieces = lru_cache(maxsize=256)(self._pieces)
-
-    def _pieces(self, forms: tuple[Form, ...]) -> "_Pieces":
-        """How products of these forms are cut."""
-        size = ctypes.sizeof(self.real)
-        alone: set[int] = set()
+    def __init__(self, library: "_Library", function: Any, integer: Any, real: Any, forms: tuple[Form, ...]) -> None:
+        size = ctypes.sizeof(real)
+        self.alone: set[int] = set()
+        """Products that are left to NumPy."""
         found: list[tuple[int, ...]] = []
         for i, ((rows, inner), (_, columns), left, right, (down, along), fit) in enumerate(forms):
             a, b = _read((rows, inner), left, size), _read((inner, columns), right, size)
             writable = along == size and down >= columns * size and down % size == 0
             if rows * inner * columns <= SMALL or a is None or b is None or not writable or not fit:
-                alone.add(i)
+                self.alone.add(i)
                 continue
             (ta, lda), (tb, ldb), ldc = a, b, down // size
-            if 2 * rows >= columns:
-                for first, last in _cuts(rows, inner * columns):
-                    found.append(
-                        (i, first * left[0], 0, first * down, ta, tb, last - first, columns, inner, lda, ldb, ldc)
-                    )
-            else:
-                for first, last in _cuts(columns, inner * rows):
-                    found.append(
-                        (i, 0, first * right[1], first * along, ta, tb, rows, last - first, inner, lda, ldb, ldc)
-                    )
-        return _Pieces(self, alone, found)
-
-
-class _Pieces:
-    """How products of certain forms are cut: all that BLAS is told of them, but for where they lie in memory."""
-
-    def __init__(self, batch: _Batch, alone: set[int], found: list[tuple[int, ...]]) -> None:
-        self.alone, self.count, n = alone, len(found), len(found)
+            by_rows = 2 * rows >= columns
+            for first, last in _cuts(rows, inner * columns) if by_rows else _cuts(columns, inner * rows):
+                offsets = (first * left[0], 0, first * down) if by_rows else (0, first * right[1], first * along)
+                sizes = (last - first, columns) if by_rows else (rows, last - first)
+                found.append((i, *offsets, ta, tb, *sizes, inner, lda, ldb, ldc))
+        self.count = n = len(found)
         self.sizes = [piece[6:9] for piece in found]
         """Rows, columns and inner size of every piece."""
         if not found:
             return
-        self.function, self.pointers = batch.function, ctypes.c_void_p * n
+        self.library, self.function, self.pointers = library, function, ctypes.c_void_p * n
         self.places = [piece[:4] for piece in found]
-        ta, tb, rows, columns, inner, lda, ldb, ldc = zip(*(piece[4:] for piece in found), strict=True)
-        enums, integers, reals = ctypes.c_int * n, batch.integer * n, batch.real * n
-        one, nothing = reals(*[1.0] * n), reals()
-        self.before = (ROW_MAJOR, enums(*ta), enums(*tb), integers(*rows), integers(*columns), integers(*inner), one)
-        self.lda, self.ldb_and_beta = integers(*lda), (integers(*ldb), nothing)
-        self.after = integers(*ldc), n, integers(*[1] * n)
+        enums, integers, reals = ctypes.c_int * n, integer * n, real * n
+        transposed, table = zip(*(p[4:6] for p in found), strict=True), zip(*(p[6:] for p in found), strict=True)
+        *lengths, lda, ldb, ldc = (integers(*values) for values in table)
+        self.before = (ROW_MAJOR, *(enums(*values) for values in transposed), *lengths, reals(*[1.0] * n))
+        self.lda, self.ldb_and_beta, self.after = lda, (ldb, reals()), (ldc, n, integers(*[1] * n))
 
     def compute(self, products: Sequence[Product]) -> None:
         at = [[] if i in self.alone else [m.ctypes.data for m in product] for i, product in enumerate(products)]
@@ -196,9 +181,9 @@ class _Pieces:
         self.function(*self.before, pointers(*a), self.lda, pointers(*b), *self.ldb_and_beta, pointers(*c), *self.after)
 
 
-def _batches(library: "_Library") -> dict[Any, _Batch]:
-    """The library's functions for several products, by type; none where it is too old to have them."""
-    found: dict[Any, _Batch] = {}
+def _batches(library: "_Library") -> dict[Any, Cut]:
+    """By type, how products are cut for the library's functions for several; none where it is too old for these."""
+    found: dict[Any, Cut] = {}
     configuration = _symbol(library.controller.dynlib, "openblas_get_config")
     if configuration is None:
         return found
@@ -209,7 +194,7 @@ def _batches(library: "_Library") -> dict[Any, _Batch]:
         if function is not None:
             function.restype = None
             function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 13, integer, ctypes.c_void_p]
-            found[numpy.dtype(dtype)] = _Batch(library, function, integer, real)
+            found[numpy.dtype(dtype)] = lru_cache(maxsize=256)(partial(_Pieces, library, function, integer, real))
     return found
 
 
@@ -234,6 +219,7 @@ class _Library:
 
     def __init__(self, controller: Any) -> None:
         self.controller = controller
+        self.each = getattr(controller, "threading_layer", "") == "openmp"  # thread has a number of its own
         self.set, self.get = controller.set_num_threads, controller.get_num_threads
         if controller.internal_api == "openblas":  # straight to the library: this is done in every call
             for name, result in (("get", ctypes.c_int), ("set", None)):

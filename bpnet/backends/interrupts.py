@@ -15,7 +15,6 @@ from itertools import starmap
 from operator import call
 from typing import Any, TypeVar
 
-Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 Calls = Iterable[tuple[Any, ...]]
@@ -30,8 +29,9 @@ def uninterrupted(calls: Calls) -> None:
 class Session:
     """What holds in this thread for the time of a public call; sessions may be nested.
 
-    A session is the `current.session` before it changes anything, and what `restore` restores may be restored again.
-    So one whose end was kept by an interrupt is ended by the one around it, or by `ends_sessions`.
+    A session notes what it is to restore, becomes the `current.session`, and then changes it; what `restore` restores
+    may be restored again.  So one whose end was kept by an interrupt is ended by the one around it, or by
+    `ends_sessions`.
     """
 
     threads = 0
@@ -43,33 +43,28 @@ class Session:
     outer: "Session"
 
     def __enter__(self) -> None:
-        self.look()
         self.outer = current.session
         current.session = self
-        self.change()
 
     def __exit__(self, *_: object) -> None:
-        end_sessions(self.outer)
-
-    def look(self) -> None:
-        """Note what is to be restored."""
-
-    def change(self) -> None:
-        """Make it hold."""
+        if current.session is self:
+            self.restore()
+            current.session = self.outer
+        else:
+            end_sessions(self.outer)
 
     def restore(self) -> None:
-        """Restore what `look` noted."""
+        """Restore what was before."""
 
 
-class Quiet(Session):
+class NoWarnings(Session):
     """NumPy's warnings are off."""
 
-    def look(self) -> None:
+    def __enter__(self) -> None:
         import numpy
 
         self.before, self.errors = copy_context(), numpy.errstate(all="ignore")
-
-    def change(self) -> None:
+        super().__enter__()
         self.errors.__enter__()
 
     def __exit__(self, *_: object) -> None:

@@ -80,12 +80,9 @@ class JaxBackend(Backend):
 
         Such a one is given a copy, until one of its kind has come without.
         """
-        known = getattr(step, "_cache_size", None)
-        if known is None:  # it was not compiled
-            return super().advance(step, state, args, count)
-        seen = self.seen.setdefault(step, set())
+        known = getattr(step, "_cache_size", None)  # None: it was not compiled
         kind = tuple([None if a is None else getattr(a, "aval", type(a)) for a in args])
-        if kind in seen:
+        if known is None or kind in (seen := self.seen.setdefault(step, set())):
             return super().advance(step, state, args, count)
         size = known()
         given = State(jax.tree.map(self.copy, state.now[0]), 0)

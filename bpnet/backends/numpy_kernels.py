@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy
@@ -21,10 +21,10 @@ CHUNK = 65536
 """Elements of an array that are handled at a time, so that temporaries stay in cache."""
 
 
-def chunks(rows: int, width: int, first: int = 0) -> list[slice]:
-    """Slices of rows of about CHUNK elements."""
+def chunks(block: Rows, width: int) -> list[slice]:
+    """Slices of the block's rows of about CHUNK elements."""
     step = max(CHUNK // max(width, 1), 1)
-    return [slice(start, min(start + step, first + rows)) for start in range(first, first + rows, step)]
+    return [slice(start, min(start + step, block[1])) for start in range(*block, step)]
 
 
 def by_chunks(rule: Callable[..., Any], b: Any, *args: Any) -> Array:
@@ -35,11 +35,14 @@ def by_chunks(rule: Callable[..., Any], b: Any, *args: Any) -> Array:
     result = numpy.empty_like(like)
 
     def block(number: int, part: Rows) -> None:
-        for c in chunks(part[1] - part[0], like.size // like.shape[0], part[0]):
+        for c in chunks(part, like.size // like.shape[0]):
             result[c] = rule(b, *(a[c] if isinstance(a, numpy.ndarray) and a.ndim else a for a in args))
 
     list(b.map_blocks(block, b.blocks(like.shape[0], 10.0 * like.size / like.shape[0])))
     return result
+
+
+_total = partial(by_halves, add=operator.add)
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +64,9 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
         return left @ right
     backend = run.backend
     if sums_rows and len(parts := backend.blocks(inner, 2.0 * rows * columns)) > 1:
-        return by_halves(backend.map_blocks(lambda _, part: left[:, slice(*part)] @ right[slice(*part)], parts), _add)
+        return by_halves(
+            backend.map_blocks(lambda _, part: left[:, slice(*part)] @ right[slice(*part)], parts), operator.iadd
+        )
     out = numpy.empty((rows, columns), a.dtype)
 
     def block(number: int, part: Rows) -> None:
@@ -73,11 +78,6 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
 
 def sum_rows(run: Any, x: Array) -> Array:
     return numpy.add.reduce(x, axis=0) if x.shape[0] <= SUMMED else NotImplemented
-
-
-def _add(total: Array, part: Array) -> Array:
-    total += part
-    return total
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
@@ -95,7 +95,7 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any)
     def block(number: int, part: Rows) -> None:
         some = slice(*part)
         b.multiply([(x[some], weight, z[some])])
-        for c in chunks(part[1] - part[0], units, part[0]):
+        for c in chunks(part, units):
             if bias is not None:
                 z[c] += bias
             part_of_z = z[c]
@@ -114,9 +114,9 @@ def dense_backward(
         dw = _weight_gradient(run, x, dz, weight)
         return dz @ weight.T if need_dx else None, dw, run.sum_rows(dz) if has_bias else None
     f, parts = shared(f), b.blocks(rows, 4.0 * weight.size)
+    dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
     if len(parts) == 1:
         dz, db = _activation_gradient(run, saved, dy, f, has_bias)
-        dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
         if rows > SUMMED_PRODUCTS and min(weight.shape) <= NARROW:
             dw = _weight_gradient(run, x, dz, weight)
             if dx is not None:
@@ -125,7 +125,6 @@ def dense_backward(
         dw = run.context.grad_buffer(weight)
         b.multiply([(x.T, dz, dw)] if dx is None else [(x.T, dz, dw), (dz, weight.T, dx)])
         return dx, dw, db
-    dx = numpy.empty((rows, weight.shape[0]), dy.dtype) if need_dx else None
 
     def block(number: int, part: Rows) -> tuple[Array, Array | None]:
         some = slice(*part)
@@ -157,13 +156,9 @@ def _activation_gradient(run: Any, saved: Array | None, dy: Array, f: Any, sums:
     if saved is None:
         return f.derivative(b, saved, dy), run.sum_rows(dy) if sums else None
     dz = numpy.empty_like(dy)
-    for c in chunks(*dy.shape):
+    for c in chunks((0, dy.shape[0]), dy.shape[1]):
         b.evaluate(f.derivative, (saved[c], dy[c]), dz[c])
     return dz, run.sum_rows(dz) if sums else None
-
-
-def _total(parts: Iterable[Array]) -> Array:
-    return by_halves(parts, operator.add)
 
 
 def batch_norm_forward(
@@ -177,7 +172,7 @@ def batch_norm_forward(
 
     def centre(number: int, part: Rows) -> Array:
         sums = []
-        for c in chunks(part[1] - part[0], width, part[0]):
+        for c in chunks(part, width):
             centred = numpy.subtract(x[c], mean, out=xhat[c])
             sums.append(numpy.stack([run.sum_rows(centred), run.sum_rows(centred * centred)]))
         return _total(sums)
@@ -188,7 +183,7 @@ def batch_norm_forward(
     inverse = 1.0 / numpy.sqrt(var + epsilon)
 
     def normal(number: int, part: Rows) -> None:
-        for c in chunks(part[1] - part[0], width, part[0]):
+        for c in chunks(part, width):
             xhat[c] -= off
             xhat[c] *= inverse
             numpy.multiply(xhat[c], scale, out=y[c])
@@ -205,7 +200,7 @@ def batch_norm_backward(
     parts = b.blocks(n, 10.0 * width)
 
     def sums(number: int, part: Rows) -> Array:
-        some = chunks(part[1] - part[0], width, part[0])
+        some = chunks(part, width)
         return _total(numpy.stack([run.sum_rows(dy[c] * xhat[c]), run.sum_rows(dy[c])]) for c in some)
 
     dscale, dshift = _total(b.map_blocks(sums, parts))
@@ -215,7 +210,7 @@ def batch_norm_backward(
     along, offset = dscale * (-1.0 / n), dshift * (-1.0 / n)
 
     def derive(number: int, part: Rows) -> None:
-        for c in chunks(part[1] - part[0], width, part[0]):
+        for c in chunks(part, width):
             numpy.multiply(xhat[c], along, out=dx[c])
             dx[c] += offset
             dx[c] += dy[c]
@@ -252,13 +247,8 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
     return numpy.add.reduce(numpy.where(share > 0.0, loss * share, 0.0)), e
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
-    "matmul": matmul,
-    "sum_rows": sum_rows,
-    "dense_forward": dense_forward,
-    "dense_backward": dense_backward,
-    "elementwise_loss": elementwise_loss,
-    "softmax_cross_entropy": softmax_cross_entropy,
-    "batch_norm_forward": batch_norm_forward,
-    "batch_norm_backward": batch_norm_backward,
-}
+_KERNELS: tuple[Callable[..., Any], ...] = (
+    matmul, sum_rows, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy, batch_norm_forward,
+    batch_norm_backward,
+)  # fmt: skip
+KERNELS = {kernel.__name__: kernel for kernel in _KERNELS}

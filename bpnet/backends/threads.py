@@ -12,7 +12,7 @@ import numpy
 
 from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS, Limits
-from bpnet.backends.interrupts import Calls, Quiet, current, uninterrupted
+from bpnet.backends.interrupts import Calls, NoWarnings, Session, current, uninterrupted
 
 TRIES = 16
 """How often an update in place is resumed after interrupts before it counts as broken."""
@@ -24,58 +24,49 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class NumpySession(Quiet):
-    """One public call: its threads, BLAS at one, and no floating-point warnings (divergence is reported by name).
+class NumpySession(NoWarnings):
+    """One public call that computes with NumPy: its threads, BLAS at one, and no floating-point warnings.
 
-    A call that `compiles` computes with neither BLAS nor NumPy, until a session within it says that it does.
+    Divergence is reported by name.
     """
 
-    __slots__ = ("compiles", "held", "holds", "own", "threads")
+    held = True
 
-    def __init__(self, threads: int | None, compiles: bool) -> None:
-        self.threads, self.compiles = threads or 0, compiles
+    def __init__(self, threads: int | None) -> None:
+        self.threads = threads or current.session.threads or available_threads()
+        self.own: Limits = []
 
     def __enter__(self) -> None:
-        outer = self.outer = current.session
-        self.threads = self.threads or outer.threads or available_threads()
-        self.holds = not (self.compiles or outer.held)
-        self.held = self.holds or outer.held
-        if self.holds:
-            self.own: Limits = []
-            self.look()
-        current.session = self
-        if self.holds:
-            self.change()
-            BLAS.hold(self, self.own)
+        super().__enter__()
+        BLAS.hold(self, self.own)
 
     def __exit__(self, *_: object) -> None:
-        if not self.holds and current.session is self:
-            current.session = self.outer
-            return
-        if self.holds:
-            BLAS.release(self, self.own)
+        BLAS.release(self, self.own)
         super().__exit__()
 
     def restore(self) -> None:
-        if self.holds:
-            BLAS.release(self, self.own)
-            super().restore()
+        BLAS.release(self, self.own)
+        super().restore()
 
 
-class Job:
-    """Blocks claimed one by one by helper threads and the caller, results handed out in the order of the blocks.
+class ThreadsSession(Session):
+    """The threads of a public call, where nothing more is to hold than does already.
 
-    The caller may be interrupted at any moment, helpers never are.  So it waits for these alone, and takes no lock.
+    As of one that `compiles`: it computes with neither BLAS nor NumPy, until a session within it says that it does.
     """
 
-    def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
-        self.function, self.blocks = function, blocks
-        self.left = list(range(len(blocks) - 1, -1, -1))
-        """Blocks that nobody has claimed, the next one last."""
-        self.done: dict[int, Any] = {}
-        self.came: list[None] = []
-        self.went: list[None] = []
-        """An entry for each helper: it came before it claimed anything, and went when it was through with that."""
+    def __init__(self, threads: int | None, compiles: bool) -> None:
+        outer = current.session
+        self.threads = threads or outer.threads or available_threads()
+        self.compiles, self.held = compiles, outer.held
+
+
+class _Shares:
+    """What helper threads and the caller do together, by shares that they claim one by one."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.left = count, list(range(count - 1, -1, -1))
+        """Shares that nobody has claimed, the next one last."""
         self.news: SimpleQueue[None] = SimpleQueue()
         """An entry for whatever helpers did that the caller may wait for."""
 
@@ -85,45 +76,64 @@ class Job:
         except IndexError:
             return None
 
+    def start_helpers(self) -> None:
+        """As many as the session allows."""
+        helpers = min(current.session.threads, self.count) - 1
+        if helpers > 0 and not current.inside:
+            _pool.start(helpers, self.work)
+
     def work(self) -> None:
-        """What a helper does: blocks until none is left."""
+        """What a helper does: shares until none is left."""
+        raise NotImplementedError
+
+
+class ParallelMap(_Shares):
+    """A function of blocks of rows, whose results are handed out in the order of the blocks.
+
+    The caller may be interrupted at any moment, helpers never are.  So it waits for these alone, and takes no lock.
+    """
+
+    def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
+        super().__init__(len(blocks))
+        self.function, self.blocks = function, blocks
+        self.done: dict[int, tuple[Any, BaseException | None]] = {}
+        self.came: list[None] = []
+        self.went: list[None] = []
+        """An entry for each helper: it came before it claimed anything, and went when it was through with that."""
+
+    def work(self) -> None:
         self.came.append(None)
         while (number := self.claim()) is not None:
-            try:
-                self.run(number)
-            except BaseException as error:  # as what a layer of the user's raises
-                self.done[number] = _Failure(error)
+            self.run(number, BaseException)  # as what a layer of the user's raises
             self.news.put(None)
         self.went.append(None)
         self.news.put(None)
 
-    def run(self, number: int) -> None:
-        outer = current.inside
+    def run(self, number: int, caught: type[BaseException] = Exception) -> None:
+        outer, error = current.inside, None
         try:
             current.inside = True
-            result: Any = self.function(number, self.blocks[number])
-        except Exception as error:  # raised in the order of the blocks
-            result = _Failure(error)
+            result = self.function(number, self.blocks[number])
+        except caught as failure:  # raised in the order of the blocks
+            result, error = None, failure
         finally:
             current.inside = outer
-        self.done[number] = result
+        self.done[number] = result, error
 
     def results(self) -> Generator[Any, None, None]:
-        """The results in order; the caller works too, with as many helpers as its session allows."""
-        helpers = min(current.session.threads, len(self.blocks)) - 1
+        """The results in order; the caller works too."""
         try:
-            if helpers > 0 and not current.inside:
-                _pool.start(helpers, self.work)
-            for wanted in range(len(self.blocks)):
+            self.start_helpers()
+            for wanted in range(self.count):
                 while wanted not in self.done:
                     mine = self.claim()
                     if mine is not None:
                         self.run(mine)
                     else:
                         self.news.get()
-                result = self.done.pop(wanted)
-                if isinstance(result, _Failure):
-                    raise result.error
+                result, error = self.done.pop(wanted)
+                if error is not None:
+                    raise error
                 yield result
         finally:  # after an error, or where the caller stopped early, nobody claims more or goes on writing
             self.left.clear()
@@ -131,31 +141,20 @@ class Job:
                 self.news.get()
 
 
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class Update:
-    """Shares of an update in place, for helper threads and the caller; `calls(i)` are what the i-th share does.
+class ParallelUpdate(_Shares):
+    """An update in place; `calls(i)` are what its i-th share does.
 
     Once begun it is done to its end, and an interrupt waits for that.
     """
 
     def __init__(self, calls: Callable[[int], Calls], count: int) -> None:
-        self.calls, self.count = calls, count
-        self.left = list(range(count))
-        self.done: list[Any] = []
+        super().__init__(count)
+        self.calls = calls
+        self.done: list[BaseException | None] = []
         """An entry for each share that is done: None, or the error that ended it in a helper."""
-        self.news: SimpleQueue[None] = SimpleQueue()
 
     def work(self) -> None:
-        """What a helper does."""
-        while True:
-            try:
-                mine = self.left.pop()
-            except IndexError:
-                return
+        while (mine := self.claim()) is not None:
             try:
                 uninterrupted(self.calls(mine))
             except BaseException as error:
@@ -167,13 +166,13 @@ class Update:
     def carry_out(self, then: Calls) -> None:
         """All shares, and then these calls."""
         mine: list[int] = []
-        helpers = min(current.session.threads, self.count) - 1
+        started = False
         caught: BaseException | None = None
         for _ in range(TRIES):
             try:
-                if helpers > 0 and not current.inside:
-                    _pool.start(helpers, self.work)
-                    helpers = 0
+                if not started:
+                    self.start_helpers()
+                    started = True
                 while self.left or mine:
                     if not mine:
                         mine.extend(map(call, [self.left.pop]))  # claimed and noted in one
@@ -229,10 +228,9 @@ def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
 def _in_child() -> None:
     """After a fork: the other threads are gone, and with them whatever they held."""
     _pool.forget()
-    mine, session = [], current.session
-    while isinstance(session, NumpySession):
-        mine.append(session)
-        session = session.outer
+    mine = [current.session]
+    while hasattr(mine[-1], "outer"):
+        mine.append(mine[-1].outer)
     BLAS.forget(mine)
 
 

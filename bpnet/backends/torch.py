@@ -22,12 +22,10 @@ def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activat
 def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
     """Where a sum is to be in parts, in calls of their own: one call for all takes PyTorch many times as long."""
     left, right = a.mT if transpose_a else a, b.mT if transpose_b else b
-    rows = a.shape[0]
-    if not transpose_a or transpose_b or a.ndim != 2 or b.ndim != 2 or rows <= 8 * SUMMED_PRODUCTS:
+    rows, step = a.shape[0], 4 * SUMMED_PRODUCTS
+    sums_rows = transpose_a and not transpose_b and a.ndim == b.ndim == 2
+    if not sums_rows or rows <= 2 * step or min(a.shape[1], b.shape[1]) > NARROW:
         return torch.matmul(left, right)
-    if min(a.shape[1], b.shape[1]) > NARROW:
-        return torch.matmul(left, right)
-    step = 4 * SUMMED_PRODUCTS
     return by_halves((left[:, i : i + step] @ b[i : i + step] for i in range(0, rows, step)), operator.add)
 
 
@@ -51,10 +49,9 @@ def batch_norm_forward(
 class NoGrad(Session):
     """PyTorch records no gradients."""
 
-    def look(self) -> None:
+    def __enter__(self) -> None:
         self.before = torch.is_grad_enabled()
-
-    def change(self) -> None:
+        super().__enter__()
         torch.set_grad_enabled(False)
 
     def restore(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Rows
-from bpnet.backends.interrupts import Quiet
+from bpnet.backends.interrupts import NoWarnings
 from bpnet.data.memory import bytes_per_row
 from bpnet.errors import OutOfMemoryError, plural
 from bpnet.layout import Layout
@@ -40,7 +40,7 @@ def row_order(seed: int, epoch: int, count: int, shuffle: bool) -> Any:
 
     if not shuffle:
         return numpy.arange(count)
-    with Quiet():  # as in Rng
+    with NoWarnings():  # as in Rng
         return numpy.random.default_rng((seed, epoch)).permutation(count)
 
 

@@ -23,7 +23,7 @@ from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
-from bpnet.backends.threads import Job, NumpySession, Update, available_threads
+from bpnet.backends.threads import NumpySession, ParallelMap, ParallelUpdate, ThreadsSession, available_threads
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.random import TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
@@ -101,7 +101,8 @@ class NumpyBackend(Backend):
         if current.reference:
             return nullcontext()
         pays = work >= WORTH_IT and _can_compile() if choice == "auto" else bool(choice)
-        return NumpySession(threads, work > 0.0 and pays)
+        compiles = work > 0.0 and pays
+        return ThreadsSession(threads, compiles) if compiles or current.session.held else NumpySession(threads)
 
     def compile(
         self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
@@ -113,7 +114,7 @@ class NumpyBackend(Backend):
 
         def plain(state: State | None, count: int, *args: Any) -> Any:
             if not current.session.held:
-                with NumpySession(None, False):
+                with NumpySession(None):
                     return plain(state, count, *args)
             if state is None:
                 return step(*args)
@@ -164,7 +165,7 @@ class NumpyBackend(Backend):
         return _cut(rows, max(2, -(-rows // BLOCK_ROWS)))
 
     def map_blocks(self, function: Callable[[int, Rows], T], blocks: Sequence[Rows]) -> Generator[T, None, None]:
-        return Job(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
+        return ParallelMap(function, blocks).results() if len(blocks) > 1 else super().map_blocks(function, blocks)
 
     def multiply(self, products: Sequence[Product]) -> None:
         """out <- a @ b of every (a, b, out), the products cut over BLAS's threads by their shapes."""
@@ -255,7 +256,8 @@ def _update(
     count = max(2, min(8, len(chunks) // 4))
     shares = _cut(len(chunks), count)
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
-    Update(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count).carry_out(then)
+    update = ParallelUpdate(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count)
+    update.carry_out(then)
 
 
 def _cut(size: int, count: int) -> list[Rows]:

@@ -18,7 +18,7 @@ import numpy
 from bpnet.backends import get
 from bpnet.backends.base import Rows
 from bpnet.backends.numpy.lower import TiledCommand, lower
-from bpnet.backends.threads import NumpySession, available_threads
+from bpnet.backends.threads import available_threads
 from bpnet.backends.tracing import Tree, leaves_of, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
@@ -161,7 +161,7 @@ class Executable:
         """Call what is not compiled, and put what it gives where others read it."""
         call = self.calls[number]
         given = [self.values[x.slot] if isinstance(x, Number) else self._array(x) for x in call.inputs]
-        with NumpySession(None, False):
+        with get("numpy").session():
             made = call.function(*given)
         for i, out in call.outputs:
             self._array(out)[...] = made[i]

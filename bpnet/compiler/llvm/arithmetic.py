@@ -4,70 +4,60 @@ Each function is good to a few units in the last place, and hands on what is not
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, suffix
+from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, constant, lanes_of, suffix, vector
 from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
 
-def constant(real: Any, value: Any, lanes: int) -> Any:
-    values = value if isinstance(value, list) else [value] * lanes
-    return ir.Constant(ir.VectorType(real, lanes), values) if lanes > 1 else ir.Constant(real, values[0])
-
-
-def as_operand(b: Any, value: Any, dtype: str, real: Any) -> Any:
+def as_operand(b: Function, value: Any, dtype: str, real: Any) -> Any:
     """What was loaded as a kernel computes with it: whole numbers become numbers of its type, truth values bits."""
     if dtype in REALS:
         return value
     if dtype == "bool":
         return b.icmp_signed("!=", value, ir.Constant(value.type, None))
-    target = ir.VectorType(real, value.type.count) if isinstance(value.type, ir.VectorType) else real
-    return b.sitofp(value, target)
+    return b.sitofp(value, vector(real, lanes_of(value)))
 
 
-def as_stored(b: Any, value: Any, dtype: str) -> Any:
+def as_stored(b: Function, value: Any, dtype: str) -> Any:
     """The other way round: what a kernel has computed as it is stored."""
     if dtype in REALS:
         return value
-    kind = ir.IntType(8 * SIZES[dtype])
-    target = ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
+    target = vector(ir.IntType(8 * SIZES[dtype]), lanes_of(value))
     return b.zext(value, target) if dtype == "bool" else b.fptosi(value, target)
 
 
-def triple32(b: Any, x: Any, word: Callable[[int], Any]) -> Any:
+def triple32(b: Function, x: Any) -> Any:
     """See `bpnet.compiler.random.TRIPLE32`."""
+
+    def word(n: int) -> Any:
+        return constant(I32, n, lanes_of(x))
+
     for shift, factor in TRIPLE32:
         x = b.mul(b.xor(x, b.lshr(x, word(shift))), word(factor))
     return b.xor(x, b.lshr(x, word(14)))
 
 
-def operate(f: Function, op: str, args: list[Any], real: Any) -> Any:
+def operate(b: Function, op: str, args: list[Any], real: Any) -> Any:
     """One operation on values or vectors."""
-    return Arithmetic(f, args[0].type, real).operate(op, args)
+    return Arithmetic(b, lanes_of(args[0]), real).operate(op, args)
 
 
 class Arithmetic:
     """Operations on one kind of value: numbers of a type, or vectors of them."""
 
-    def __init__(self, f: Function, kind: Any, real: Any) -> None:
-        self.f, self.b, self.double = f, f.b, isinstance(real, ir.DoubleType)
-        self.lanes = kind.count if isinstance(kind, ir.VectorType) else 1
-        self.kind = ir.VectorType(real, self.lanes) if self.lanes > 1 else real
-        whole = I64 if self.double else I32
-        self.whole = ir.VectorType(whole, self.lanes) if self.lanes > 1 else whole
-
-    def real(self, x: float) -> Any:
-        return ir.Constant(self.kind, [x] * self.lanes if self.lanes > 1 else x)
-
-    def integer(self, n: int) -> Any:
-        return ir.Constant(self.whole, [n] * self.lanes if self.lanes > 1 else n)
+    def __init__(self, b: Function, lanes: int, real: Any) -> None:
+        self.b, self.double = b, isinstance(real, ir.DoubleType)
+        self.real, self.integer = (partial(constant, kind, lanes=lanes) for kind in (real, I64 if self.double else I32))
+        self.kind, self.whole = self.real(0.0).type, self.integer(0).type
+        self.bits, self.least = (52, -1022) if self.double else (23, -126)  # of a fraction; exponent of normal numbers
 
     def intrinsic(self, name: str, *args: Any) -> Any:
-        return self.f.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
+        return self.b.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
 
     def operate(self, op: str, a: list[Any]) -> Any:
         operation = OPERATIONS[op]
@@ -76,30 +66,23 @@ class Arithmetic:
                 return self.b.icmp_signed(operation.llvm, *a)
             compare = self.b.fcmp_unordered if op == "not_equal" else self.b.fcmp_ordered
             return compare(operation.llvm, *a)
+        if operation.llvm in ("sqrt", "fabs"):
+            return self.intrinsic(operation.llvm, *a)
         return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
 
     def copy(self, x: Any) -> Any:
         return x
 
-    def maximum(self, x: Any, y: Any) -> Any:
-        return self._chosen(">=", x, y)
-
-    def minimum(self, x: Any, y: Any) -> Any:
-        return self._chosen("<=", x, y)
-
-    def _chosen(self, sign: str, x: Any, y: Any) -> Any:
+    def maximum(self, x: Any, y: Any, sign: str = ">=") -> Any:
         """x where it compares so with y or is not a number, else y, which may be none."""
         b = self.b
         return b.select(b.or_(b.fcmp_ordered(sign, x, y), b.fcmp_unordered("uno", x, x)), x, y)
 
+    def minimum(self, x: Any, y: Any) -> Any:
+        return self.maximum(x, y, "<=")
+
     def number_of_truth(self, x: Any) -> Any:
         return self.b.select(x, self.real(1.0), self.real(0.0))
-
-    def sqrt(self, x: Any) -> Any:
-        return self.intrinsic("sqrt", x)
-
-    def fabs(self, x: Any) -> Any:
-        return self.intrinsic("fabs", x)
 
     def sign(self, x: Any) -> Any:
         b, zero = self.b, self.real(0.0)
@@ -114,62 +97,55 @@ class Arithmetic:
 
     def power_of_two(self, n: Any) -> Any:
         """2**n for whole n within the exponents of normal numbers."""
-        bits, bias = (52, 1023) if self.double else (23, 127)
-        return self.b.bitcast(self.b.shl(self.b.add(n, self.integer(bias)), self.integer(bits)), self.kind)
+        biased = self.b.add(n, self.integer(1 - self.least))
+        return self.b.bitcast(self.b.shl(biased, self.integer(self.bits)), self.kind)
 
     def exp(self, x: Any) -> Any:
         """2**n exp(r) with |r| <= log(2) / 2; 2**n in two factors, for small results."""
-        r, n = self._reduced(x)
+        r, first, second, _ = self._reduced(x)
         series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
-        half = self.b.ashr(n, self.integer(1))
-        first, second = self.power_of_two(half), self.power_of_two(self.b.sub(n, half))
         return self.b.fmul(self.b.fmul(series, first), second)
 
     def expm1(self, x: Any) -> Any:
         """2**n (exp(r) - 1) + 2**n - 1, of which nothing is lost where n is 0."""
-        b = self.b
-        r, n = self._reduced(x)
+        b, (r, first, second, other) = self.b, self._reduced(x)
         series = b.fmul(r, self.polynomial(r, [1.0 / math.factorial(k + 1) for k in range(14 if self.double else 8)]))
-        half = b.ashr(n, self.integer(1))
-        other = b.sub(n, half)
-        first, second = self.power_of_two(half), self.power_of_two(other)
         one = self.power_of_two(b.sub(self.integer(0), other))  # over the second factor
         return b.fmul(self.intrinsic("fma", series, first, b.fsub(first, one)), second)
 
-    def _reduced(self, x: Any) -> tuple[Any, Any]:
-        """r and n with x = n log(2) + r."""
+    def _reduced(self, x: Any) -> tuple[Any, Any, Any, Any]:
+        """r, 2**(n - m), 2**m and m with x = n log(2) + r and m about n / 2."""
         b = self.b
         low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
         x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
         x = b.select(b.fcmp_ordered(">", x, self.real(high)), self.real(high), x)
-        shift = 1.5 * 2.0 ** (52 if self.double else 23)  # adding it leaves the nearest whole number in the last bits
+        shift = 1.5 * 2.0**self.bits  # adding it leaves the nearest whole number in the last bits
         moved = self.intrinsic("fma", x, self.real(1.0 / math.log(2.0)), self.real(shift))
         n = b.sub(b.bitcast(moved, self.whole), b.bitcast(self.real(shift), self.whole))
         whole = b.fsub(moved, self.real(shift))
         first, rest = _LOG_2[self.double]
         r = self.intrinsic("fma", whole, self.real(-first), x)
-        return self.intrinsic("fma", whole, self.real(-rest), r), n
-
-    def log(self, x: Any) -> Any:
-        return self._log(x, None)
+        r = self.intrinsic("fma", whole, self.real(-rest), r)
+        half = b.ashr(n, self.integer(1))
+        other = b.sub(n, half)
+        return r, self.power_of_two(half), self.power_of_two(other), other
 
     def log1p(self, x: Any) -> Any:
         one = self.real(1.0)
         u = self.b.fadd(x, one)
-        return self.b.select(self.b.fcmp_ordered("==", u, one), x, self._log(u, x))  # which may be too small to halve
+        return self.b.select(self.b.fcmp_ordered("==", u, one), x, self.log(u, x))  # which may be too small to halve
 
-    def _log(self, x: Any, less: Any) -> Any:
+    def log(self, x: Any, less: Any = None) -> Any:
         """n log(2) + log(1 + f) with 1 + f = x / 2**n near 1, and log(1 + f) = 2 artanh(s) with s = f / (f + 2).
 
         Where `less` is given, x is 1 + less as rounded, and `less` is f where n is 0.
         """
-        b, bits = self.b, 52 if self.double else 23
-        small = b.fcmp_ordered("<", x, self.real(2.0 ** (-1022 if self.double else -126)))
-        up = 54 if self.double else 25
+        b, bits, up = self.b, self.integer(self.bits), self.bits + 2
+        small = b.fcmp_ordered("<", x, self.real(2.0**self.least))
         y = b.select(small, b.fmul(x, self.real(2.0**up)), x)
         low = b.bitcast(self.real(math.sqrt(0.5)), self.whole)
-        n = b.ashr(b.sub(b.bitcast(y, self.whole), low), self.integer(bits))
-        m = b.bitcast(b.sub(b.bitcast(y, self.whole), b.shl(n, self.integer(bits))), self.kind)
+        n = b.ashr(b.sub(b.bitcast(y, self.whole), low), bits)
+        m = b.bitcast(b.sub(b.bitcast(y, self.whole), b.shl(n, bits)), self.kind)
         f = b.fsub(m, self.real(1.0))
         if less is not None:
             f = b.select(b.icmp_signed("==", n, self.integer(0)), less, f)

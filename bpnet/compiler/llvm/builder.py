@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -21,19 +22,6 @@ class Pointer(ir.PointerType):  # type: ignore[misc]  # llvmlite has no types
 
     def __hash__(self) -> int:
         return hash((Pointer, self.pointee))
-
-
-class _Builder(ir.IRBuilder):  # type: ignore[misc]
-    """llvmlite's, with the types of what pointers point to."""
-
-    def load(self, ptr: Any, name: str = "", align: Any = None, typ: Any = None) -> Any:
-        return super().load(ptr, name, align, typ or getattr(ptr.type, "pointee", None))
-
-    def load_atomic(self, ptr: Any, ordering: str, align: Any, name: str = "", typ: Any = None) -> Any:
-        return super().load_atomic(ptr, ordering, align, name, typ or ptr.type.pointee)
-
-    def gep(self, ptr: Any, indices: Any, inbounds: bool = False, name: str = "", source_etype: Any = None) -> Any:
-        return super().gep(ptr, indices, inbounds, name, source_etype or ptr.type.pointee)
 
 
 I1, I8, I32, I64, VOID = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
@@ -64,96 +52,122 @@ def many_registers() -> bool:
     return vector_bytes() == 64 or llvm.get_host_cpu_name().startswith(("apple", "neoverse", "cortex"))
 
 
-class Function:
-    """A function being written: its arguments, and an LLVM builder with loops and vectors."""
+def _taking_numbers(name: str) -> Any:
+    """A method of llvmlite's builder that may be given Python's whole numbers."""
+    method = getattr(ir.IRBuilder, name)
+    return lambda f, *arguments: method(f, *map(f.number, arguments))
+
+
+class Function(ir.IRBuilder):  # type: ignore[misc]
+    """A function being written: llvmlite's builder with loops and vectors, which knows what pointers point to.
+
+    Whole numbers may be given as Python's where values are computed of them, and as indices.
+    """
+
+    add, sub, mul, and_, sdiv, srem, udiv, urem, lshr, select, icmp_signed, icmp_unsigned = map(
+        _taking_numbers,
+        ("add", "sub", "mul", "and_", "sdiv", "srem", "udiv", "urem", "lshr", "select", "icmp_signed", "icmp_unsigned"),
+    )
 
     def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False) -> None:
-        self.module = module
-        self.function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+        function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
         if not public:
-            self.function.linkage = "internal"
-        self.arguments = self.function.args
-        self.b = _Builder(self.function.append_basic_block("entry"))
+            function.linkage = "internal"
+        self.arguments = function.args
+        super().__init__(function.append_basic_block("entry"))
+
+    def load(self, ptr: Any, name: str = "", align: Any = None, typ: Any = None) -> Any:
+        return super().load(ptr, name, align, typ or getattr(ptr.type, "pointee", None))
 
     def number(self, value: Any) -> Value:
         """A whole number as a value."""
         return ir.Constant(I64, value) if isinstance(value, int) else value
 
+    def blocks(self, *names: str) -> list[Value]:
+        """New blocks of instructions, to be filled in any order."""
+        return [self.append_basic_block(name) for name in names]
+
+    def phi_from(self, incoming: Any, block: Value) -> Value:
+        """A value that depends on the block from which one came: `incoming` from that one."""
+        phi = self.phi(self.number(incoming).type)
+        phi.add_incoming(self.number(incoming), block)
+        return phi
+
     @contextmanager
-    def loop(self, start: Any, stop: Any, step: Any = 1, carry: Sequence[Value] = ()) -> Iterator["Loop"]:
+    def loop(self, start: Any, stop: Any, step: Any = 1, carry: Sequence[Any] = ()) -> Iterator["Loop"]:
         """for index in range(start, stop, step); `carry` are values that each turn replaces by `loop.next`."""
-        b, start, stop, step = self.b, self.number(start), self.number(stop), self.number(step)
-        before = b.block
-        head, body, end = (b.append_basic_block(name) for name in ("head", "body", "end"))
-        b.branch(head)
-        b.position_at_end(head)
-        index = b.phi(I64)
-        index.add_incoming(start, before)
-        carried = [b.phi(value.type) for value in carry]
-        for phi, value in zip(carried, carry, strict=True):
-            phi.add_incoming(value, before)
-        b.cbranch(b.icmp_signed("<", index, stop), body, end)
-        b.position_at_end(body)
+        before, (head, body, end) = self.block, self.blocks("head", "body", "end")
+        self.branch(head)
+        self.position_at_end(head)
+        index, *carried = (self.phi_from(value, before) for value in (start, *carry))
+        self.cbranch(self.compare(index, "<", stop), body, end)
+        self.position_at_end(body)
         loop = Loop(index, carried)
         yield loop
-        index.add_incoming(b.add(index, step), b.block)
-        for phi, value in zip(carried, loop.next, strict=True):
-            phi.add_incoming(value, b.block)
-        b.branch(head)
-        b.position_at_end(end)
+        for phi, value in zip((index, *carried), (self.add(index, step), *loop.next), strict=True):
+            phi.add_incoming(value, self.block)
+        self.branch(head)
+        self.position_at_end(end)
 
     def at(self, pointer: Value, index: Any) -> Value:
         """Where the element `index` lies."""
-        return self.b.gep(pointer, [self.number(index)])
+        return self.gep(pointer, [self.number(index)], source_etype=pointer.type.pointee)
 
-    def product(self, x: Value, y: Any) -> Value:
-        return self.b.mul(x, self.number(y))
+    def entry(self, matrix: Value, row: Any, row_stride: Any, column: Any, column_stride: Any = None) -> Value:
+        """Where an entry of a matrix lies, whose rows and columns are so many elements apart (None: one)."""
+        along = column if column_stride is None else self.mul(column, column_stride)
+        return self.at(matrix, self.add(self.mul(row, row_stride), along))
 
-    def sum(self, x: Value, y: Any) -> Value:
-        return self.b.add(x, self.number(y))
+    def ceil_div(self, x: Value, y: Any) -> Value:
+        """How many parts of `y` it takes for `x`."""
+        more = self.add(x, y - 1) if isinstance(y, int) else self.add(self.add(x, y), -1)
+        return self.sdiv(more, y)
+
+    def round_down(self, x: Value, unit: int) -> Value:
+        """The largest multiple of `unit`, a power of two, up to x."""
+        return self.and_(x, -unit)
+
+    def compare(self, x: Any, sign: str, y: Any) -> Value:
+        return self.icmp_signed(sign, x, y)
 
     def least(self, x: Any, y: Any) -> Value:
-        x, y = self.number(x), self.number(y)
-        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+        return self.select(self.compare(x, "<", y), x, y)
 
     def most(self, x: Any, y: Any) -> Value:
-        x, y = self.number(x), self.number(y)
-        return self.b.select(self.b.icmp_signed(">", x, y), x, y)
+        return self.select(self.compare(x, ">", y), x, y)
 
-    def load(self, pointer: Value, lanes: int, align: int) -> Value:
-        """A vector of `lanes` elements."""
-        kind = ir.VectorType(pointer.type.pointee, lanes)
-        return self.b.load(self.b.bitcast(pointer, Pointer(kind)), align=align)
+    def load_vector(self, pointer: Value, lanes: int, align: int, mask: Value = None) -> Value:
+        """A vector of `lanes` elements; those that `mask` does not choose are zero, and nothing is read for them."""
+        kind = vector(pointer.type.pointee, lanes)
+        place = self.bitcast(pointer, Pointer(kind))
+        if mask is None:
+            return self.load(place, align=align)
+        arguments = [place, ir.Constant(I32, align), mask, constant(pointer.type.pointee, 0, lanes)]
+        return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, arguments)
 
-    def store(self, vector: Value, pointer: Value, align: int) -> None:
-        self.b.store(vector, self.b.bitcast(pointer, Pointer(vector.type)), align=align)
+    def store_vector(self, value: Value, pointer: Value, align: int, mask: Value = None) -> None:
+        """Store a vector, or those of its lanes that `mask` chooses."""
+        place = self.bitcast(pointer, Pointer(value.type))
+        if mask is None:
+            self.store(value, place, align=align)
+        else:
+            arguments = [value, place, ir.Constant(I32, align), mask]
+            self.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
         """Which lanes of a vector are among the first `count`, which is less than 2**31."""
-        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        return self.b.icmp_signed("<", numbers, self.splat(self.b.trunc(count, I32), lanes))
-
-    def load_some(self, pointer: Value, lanes: Value, align: int) -> Value:
-        """A vector of the lanes chosen by `first_lanes`; the others are zero, and nothing is read for them."""
-        kind = ir.VectorType(pointer.type.pointee, lanes.type.count)
-        zero = ir.Constant(kind, [0] * kind.count)
-        place = self.b.bitcast(pointer, Pointer(kind))
-        return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, [place, ir.Constant(I32, align), lanes, zero])
-
-    def store_some(self, vector: Value, pointer: Value, lanes: Value, align: int) -> None:
-        """Store those lanes of a vector that `first_lanes` chose."""
-        place = self.b.bitcast(pointer, Pointer(vector.type))
-        name = f"masked.store.{suffix(vector.type)}.p0"
-        self.intrinsic(name, VOID, [vector, place, ir.Constant(I32, align), lanes])
+        return self.icmp_signed("<", constant(I32, list(range(lanes))), self.splat(self.trunc(count, I32), lanes))
 
     def splat(self, x: Value, lanes: int) -> Value:
-        """A vector of `lanes` times x."""
+        """A vector of `lanes` times x; x where that is one."""
+        if lanes == 1:
+            return x
         kind = ir.VectorType(x.type, lanes)
-        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
+        one = self.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
         return self.shuffle(one, ir.Constant(kind, ir.Undefined), [0] * lanes)
 
     def shuffle(self, x: Value, y: Value, order: Sequence[int]) -> Value:
-        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+        return self.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
 
     def transposed(self, rows: Sequence[Value]) -> list[Value]:
         """n vectors of n lanes, as a matrix, transposed: blocks of 1, 2, 4, ... change places across the diagonal."""
@@ -171,29 +185,61 @@ class Function:
     def prefetch(self, pointer: Value, to_write: bool = False) -> None:
         """Ask for the line of memory at `pointer`, into the first cache."""
         kind = [ir.Constant(I32, n) for n in (int(to_write), 3, 1)]
-        self.intrinsic("prefetch.p0", VOID, [self.b.bitcast(pointer, BYTES), *kind])
+        self.intrinsic("prefetch.p0", VOID, [self.bitcast(pointer, BYTES), *kind])
 
     def intrinsic(self, name: str, result: Any, arguments: Sequence[Value]) -> Value:
         """A call of one of LLVM's own functions."""
-        full = f"llvm.{name}"
-        known = self.module.globals.get(full)
-        if known is None:
-            known = ir.Function(self.module, ir.FunctionType(result, [a.type for a in arguments]), full)
-        return self.b.call(known, list(arguments))
+        kind = ir.FunctionType(result, [a.type for a in arguments])
+        return self.call(self.module.declare_intrinsic(f"llvm.{name}", (), kind), list(arguments))
 
 
+class Kernel(Function):
+    """What the thread pool calls: kernel(arguments, tile, bases, scratch), of TYPES.  Arguments are read in order."""
+
+    TYPES = (Pointer(I64), I64, Pointer(BYTES), BYTES)
+
+    def __init__(self, module: ir.Module, name: str) -> None:
+        super().__init__(module, name, self.TYPES, public=True)
+        self.given, self.tile, self.bases, self.scratch = self.arguments
+        self.count = 0
+
+    def argument(self) -> Value:
+        self.count += 1
+        return self.load(self.at(self.given, self.count - 1))
+
+    def place(self, memory: Value, offset: Value, kind: Any = I8) -> Value:
+        """Where elements of a kind lie, so many bytes into a memory."""
+        return self.bitcast(self.at(self.load(self.at(self.bases, memory)), offset), Pointer(kind))
+
+    def operand(self, kind: Any = I8) -> Value:
+        """The place that the next two arguments name."""
+        return self.place(self.argument(), self.argument(), kind)
+
+
+@dataclass
 class Loop:
     """One turn of a loop: its index, what it carries from turn to turn, and what the next turn shall find there."""
 
-    def __init__(self, index: Value, values: list[Value]) -> None:
-        self.index, self.values = index, values
-        self.next: list[Value] = []
+    index: Value
+    values: list[Value]
+    next: list[Value] = field(default_factory=list)
+
+
+def vector(kind: Any, lanes: int) -> Any:
+    """The type of so many lanes of a kind."""
+    return ir.VectorType(kind, lanes) if lanes > 1 else kind
+
+
+def lanes_of(value: Value) -> int:
+    return value.type.count if isinstance(value.type, ir.VectorType) else 1
+
+
+def constant(kind: Any, value: Any, lanes: int = 1) -> Value:
+    """`lanes` times the value, or a list of values, one for each lane."""
+    values = value if isinstance(value, list) else [value] * lanes
+    return ir.Constant(vector(kind, len(values)), values if len(values) > 1 else values[0])
 
 
 def suffix(kind: Any) -> str:
     """How LLVM's functions name a type: f32, v16f32."""
-    if isinstance(kind, ir.VectorType):
-        return f"v{kind.count}{suffix(kind.element)}"
-    if isinstance(kind, ir.IntType):
-        return f"i{kind.width}"
-    return "f32" if isinstance(kind, ir.FloatType) else "f64"
+    return str(f"v{kind.count}{suffix(kind.element)}" if isinstance(kind, ir.VectorType) else kind.intrinsic_name)

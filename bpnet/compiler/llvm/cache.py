@@ -60,11 +60,8 @@ def cache_folder() -> str | None:
     chosen = _absolute("BPNET_CACHE_DIR")
     if chosen:
         return chosen
-    variable, parts = "XDG_CACHE_HOME", (".cache",)
-    if sys.platform == "win32":
-        variable, parts = "LOCALAPPDATA", ("AppData", "Local")
-    elif sys.platform == "darwin":
-        variable, parts = "", ("Library", "Caches")
+    systems = {"win32": ("LOCALAPPDATA", "AppData", "Local"), "darwin": ("", "Library", "Caches")}
+    variable, *parts = systems.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
     home = os.path.expanduser("~")
     found = _absolute(variable) or (os.path.join(home, *parts) if os.path.isabs(home) else None)
     return found and os.path.join(found, "bpnet")

@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I8, I64, SIZES, VOID, Function, Pointer
+from bpnet.compiler.llvm.builder import I1, I8, I64, SIZES, VOID, Kernel
 
 ROWS_AHEAD, LINES_AHEAD = 16, 8
 """How many rows ahead, and how many cache lines of a row, are prefetched, since rows lie anywhere."""
@@ -17,34 +17,31 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
     numbers and the result.  Numbers below 0 count from the end.  Those that name no row give one of ones in every bit,
     which is no number, or a label of no class: there is nobody to raise an error, and no value would be right.
     """
-    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
-    b, (arguments, tile, bases, _) = f.b, f.arguments
-    rows, step, size, count, *where = (b.load(f.at(arguments, i)) for i in range(10))
-    data, index, target = (f.at(b.load(f.at(bases, where[2 * i])), where[2 * i + 1]) for i in range(3))
-    numbers = b.bitcast(index, Pointer(ir.IntType(8 * SIZES[dtype])))
+    f = Kernel(module, name)
+    rows, step, size, count = (f.argument() for _ in range(4))
+    data, numbers, target = (f.operand(kind) for kind in (I8, ir.IntType(8 * SIZES[dtype]), I8))
 
     def place(row: Any) -> tuple[Any, Any]:
         """Where a row lies, and whether there is one."""
-        number = b.load(f.at(numbers, row))
-        number = b.sext(number, I64) if SIZES[dtype] < 8 else number
-        number = b.select(b.icmp_signed("<", number, f.number(0)), b.add(number, count), number)
-        return f.at(data, b.mul(number, size)), b.icmp_unsigned("<", number, count)
+        number = f.load(f.at(numbers, row))
+        number = f.sext(number, I64) if SIZES[dtype] < 8 else number
+        number = f.select(f.compare(number, "<", 0), f.add(number, count), number)
+        return f.at(data, f.mul(number, size)), f.icmp_unsigned("<", number, count)
 
-    first = b.mul(tile, step)
-    last = f.least(rows, b.add(first, step))
+    first = f.mul(f.tile, step)
+    last = f.least(rows, f.add(first, step))
     with f.loop(first, last) as row:
-        ahead, _ = place(f.least(f.sum(row.index, ROWS_AHEAD), b.sub(last, f.number(1))))
+        ahead, _ = place(f.least(f.add(row.index, ROWS_AHEAD), f.add(last, -1)))
         with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
             f.prefetch(f.at(ahead, line.index))
-        to = f.at(target, b.mul(row.index, size))
+        to = f.at(target, f.mul(row.index, size))
         start, there = place(row.index)
-        plain = ir.Constant(ir.IntType(1), 0)
-        with b.if_else(there) as (copied, filled):
+        with f.if_else(there) as (copied, filled):
             with copied:
-                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, plain])
+                f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, ir.Constant(I1, 0)])
             with filled:
-                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, plain])
-    b.ret_void()
+                f.intrinsic("memset.p0.i64", VOID, [to, ir.Constant(I8, -1), size, ir.Constant(I1, 0)])
+    f.ret_void()
 
 
 def write_strided(module: ir.Module, name: str, itemsize: int) -> None:
@@ -53,20 +50,18 @@ def write_strided(module: ir.Module, name: str, itemsize: int) -> None:
     `arguments`: entries along each axis, elements between them, rows (along the last axis) of a tile, and (memory,
     bytes into it) of the array and the result.
     """
-    f = Function(module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
-    b, (arguments, tile, bases, _) = f.b, f.arguments
-    given = [b.load(f.at(arguments, i)) for i in range(13)]
-    (*sizes, along), (*strides, apart), step = given[:4], given[4:8], given[8]
-    kind = Pointer(ir.IntType(8 * itemsize))
-    source, target = (b.bitcast(f.at(b.load(f.at(bases, given[i])), given[i + 1]), kind) for i in (9, 11))
-    rows = b.mul(b.mul(sizes[0], sizes[1]), sizes[2])
-    first = b.mul(tile, step)
-    with f.loop(first, f.least(rows, b.add(first, step))) as row:
-        left, start = row.index, f.number(0)
+    f = Kernel(module, name)
+    (*sizes, along), (*strides, apart) = ([f.argument() for _ in range(4)] for _ in range(2))
+    step = f.argument()
+    source, target = (f.operand(ir.IntType(8 * itemsize)) for _ in range(2))
+    rows = f.mul(f.mul(sizes[0], sizes[1]), sizes[2])
+    first = f.mul(f.tile, step)
+    with f.loop(first, f.least(rows, f.add(first, step))) as row:
+        left, start = row.index, 0
         for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
-            start = b.add(start, b.mul(b.srem(left, size), stride))
-            left = b.sdiv(left, size)
-        start, to = f.at(source, start), f.at(target, b.mul(row.index, along))
+            start = f.add(start, f.mul(f.srem(left, size), stride))
+            left = f.sdiv(left, size)
+        start, to = f.at(source, start), f.at(target, f.mul(row.index, along))
         with f.loop(0, along) as entry:
-            b.store(b.load(f.at(start, b.mul(entry.index, apart))), f.at(to, entry.index))
-    b.ret_void()
+            f.store(f.load(f.at(start, f.mul(entry.index, apart))), f.at(to, entry.index))
+    f.ret_void()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 from llvmlite import binding as llvm
 from llvmlite import ir
 
@@ -74,8 +75,6 @@ def _machine() -> Any:
 @lru_cache(maxsize=1)
 def _identity() -> tuple[str, ...]:
     """All besides the key and the texts here that decides about the machine code."""
-    import llvmlite
-
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     return llvmlite.__version__, *processor, llvm.get_default_triple()
 

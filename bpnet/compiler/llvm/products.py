@@ -6,23 +6,13 @@ An entry of the result is a sum over blocks of at most KC products, in order, wh
 result is cut into tiles; so it never depends on the number of threads, nor on other rows.
 """
 
+import itertools
 from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import (
-    BYTES,
-    I1,
-    I64,
-    REALS,
-    SIZES,
-    Function,
-    Pointer,
-    fuses,
-    many_registers,
-    suffix,
-    vector_bytes,
-)
+from bpnet.compiler.llvm import builder
+from bpnet.compiler.llvm.builder import I1, I64, REALS, SIZES, Function, Kernel, Pointer, constant, suffix
 
 KC = {"float32": 256, "float64": 192}
 """Most products that are added up in registers before they are added to the result."""
@@ -48,9 +38,9 @@ class Blocking:
 
     def __init__(self, dtype: str) -> None:
         self.size = SIZES[dtype]
-        self.lanes = vector_bytes() // self.size
+        self.lanes = builder.vector_bytes() // self.size
         self.kc = KC[dtype]
-        self.mr, self.vectors = (8, 3) if many_registers() else (4, 3)
+        self.mr, self.vectors = (8, 3) if builder.many_registers() else (4, 3)
         self.nr = self.vectors * self.lanes
         self.nc = self.nr * 11
         # most rows that are packed at once
@@ -76,7 +66,6 @@ class _ProductWriter:
     def __init__(self, module: ir.Module, dtype: str) -> None:
         self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
         self.pointer = Pointer(self.real)
-        self.vector = ir.VectorType(self.real, self.blocking.lanes)
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
         self.pack_b = self.write_pack_b()
@@ -98,216 +87,197 @@ class _ProductWriter:
         s = self.blocking
         f = self.function(f"micro_kernel{wide}", [I64, *[self.pointer] * 3, I64, I1, self.pointer, I64, I64])
         f.function.attributes.add("noinline")
-        b, (kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches) = f.b, f.arguments
-        zero = ir.Constant(self.vector, [0.0] * s.lanes)
+        kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches = f.arguments
+        zero = constant(self.real, 0.0, s.lanes)
 
         def turn(sums: list[Any], k: Any) -> list[Any]:
-            column, row = f.at(left, f.product(k, s.mr)), f.at(right, f.product(k, wide * s.lanes))
-            vectors = [f.load(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
-            one_by_one = iter(sums)
-            made = []
+            column, row = f.at(left, f.mul(k, s.mr)), f.at(right, f.mul(k, wide * s.lanes))
+            vectors = [f.load_vector(f.at(row, v * s.lanes), s.lanes, s.lanes * s.size) for v in range(wide)]
+            following, made = iter(sums), []
             for i in range(s.mr):
-                x = f.splat(b.load(f.at(column, i)), s.lanes)
-                made += [self.multiply_add(f, x, v, next(one_by_one)) for v in vectors]
+                x = f.splat(f.load(f.at(column, i)), s.lanes)
+                made += [self.multiply_add(f, x, v, next(following)) for v in vectors]
             return made
 
         for i in range(s.mr):
-            self.prefetch(f, f.at(c, f.product(row_stride, i)), 0, wide * s.lanes, to_write=True)
-        most = b.and_(kc, f.number(-UNROLLED))
-        with f.loop(0, most, UNROLLED, carry=[f.number(0), prefetch_from, *[zero] * (s.mr * wide)]) as k:
+            self.prefetch(f, f.at(c, f.mul(row_stride, i)), 0, wide * s.lanes, to_write=True)
+        most = f.round_down(kc, UNROLLED)
+        with f.loop(0, most, UNROLLED, carry=[0, prefetch_from, *[zero] * (s.mr * wide)]) as k:
             due, place, *sums = k.values  # Bresenham's way to spread `prefetches` evenly
-            due = b.add(due, f.product(prefetches, UNROLLED))
-            now = b.icmp_signed(">=", due, most)
-            with b.if_then(now):
+            due = f.add(due, f.mul(prefetches, UNROLLED))
+            now = f.compare(due, ">=", most)
+            with f.if_then(now):
                 self.prefetch(f, place, 0, s.prefetched)
-            k.next += [b.select(now, b.sub(due, most), due), b.select(now, f.at(place, prefetch_stride), place)]
+            k.next += [f.select(now, f.sub(due, most), due), f.select(now, f.at(place, prefetch_stride), place)]
             for t in range(UNROLLED):
-                sums = turn(sums, f.sum(k.index, t))
+                sums = turn(sums, f.add(k.index, t))
             k.next += sums
         with f.loop(most, kc, carry=k.values[2:]) as rest:
             rest.next += turn(rest.values, rest.index)
-        with b.if_else(add) as (more, new):
+        with f.if_else(add) as (more, new):
             for block, adds in ((more, True), (new, False)):
                 with block:
-                    for i in range(s.mr):
-                        for v in range(wide):
-                            place = f.at(f.at(c, f.product(row_stride, i)), v * s.lanes)
-                            value = rest.values[i * wide + v]
-                            old = f.load(place, s.lanes, s.size) if adds else None
-                            f.store(b.fadd(old, value) if adds else value, place, s.size)
-        b.ret_void()
+                    for (i, v), value in zip(itertools.product(range(s.mr), range(wide)), rest.values, strict=True):
+                        place = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
+                        value = f.fadd(f.load_vector(place, s.lanes, s.size), value) if adds else value
+                        f.store_vector(value, place, s.size)
+        f.ret_void()
         return f.function
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
-        if not fuses():
-            return f.b.fadd(f.b.fmul(x, y), z)
+        if not builder.fuses():
+            return f.fadd(f.fmul(x, y), z)
         return f.intrinsic(f"fma.{suffix(x.type)}", x.type, [x, y, z])
 
     def write_pack_a(self) -> Any:
         """to[p][k][i] <- a[p MR + i][k], with zeros where a has no more rows; its rows or its columns lie together."""
         mr, size = self.blocking.mr, self.blocking.size
         f = self.function("pack_a", [I64, I64, self.pointer, I64, I64, self.pointer])
-        b, (rows, kc, a, row_stride, column_stride, to) = f.b, f.arguments
-        by_rows = b.icmp_signed("==", column_stride, f.number(1))
-        by_columns = b.and_(b.icmp_signed("==", row_stride, f.number(1)), b.not_(by_rows))
+        rows, kc, a, row_stride, column_stride, to = f.arguments
+        by_rows = f.compare(column_stride, "==", 1)
+        by_columns = f.and_(f.compare(row_stride, "==", 1), f.not_(by_rows))
         together = mr * PANELS
-        most = b.select(by_columns, b.and_(rows, f.number(-together)), f.number(0))
+        most = f.select(by_columns, f.round_down(rows, together), 0)
         with f.loop(0, most, together) as p, f.loop(0, kc) as k:  # a longer part of a column at a time
-            source = f.at(a, b.add(p.index, b.mul(k.index, column_stride)))
-            self.prefetch(f, source, f.product(column_stride, AHEAD), together)
+            source = f.entry(a, k.index, column_stride, p.index)
+            self.prefetch(f, source, f.mul(column_stride, AHEAD), together)
             for q in range(PANELS):
-                column = f.load(f.at(source, q * mr), mr, size)
-                place = b.add(b.mul(f.sum(p.index, q * mr), kc), f.product(k.index, mr))
-                f.store(column, f.at(to, place), size)
+                column = f.load_vector(f.at(source, q * mr), mr, size)
+                f.store_vector(column, f.entry(to, f.add(p.index, q * mr), kc, k.index, mr), size)
         with f.loop(most, rows, mr) as p:
-            source, target = f.at(a, b.mul(p.index, row_stride)), f.at(to, b.mul(p.index, kc))
-            left = b.sub(rows, p.index)
-            whole = b.icmp_signed(">=", left, f.number(mr))
-
-            def one(k: Any, i: Any, source: Any = source, target: Any = target) -> None:
-                x = b.load(f.at(source, b.add(b.mul(i, row_stride), b.mul(k, column_stride))))
-                b.store(x, f.at(target, b.add(f.product(k, mr), i)))
-
-            with b.if_else(b.and_(whole, by_rows)) as (rowwise, other):
-                with rowwise:
-                    most = b.and_(kc, f.number(-mr))
-                    with f.loop(0, most, mr) as k:
-                        rows_of_a = [f.at(source, b.add(f.product(row_stride, i), k.index)) for i in range(mr)]
-                        some = [f.load(row, mr, size) for row in rows_of_a]
-                        for q, column in enumerate(f.transposed(some)):
-                            f.store(column, f.at(target, f.product(f.sum(k.index, q), mr)), size)
-                    with f.loop(most, kc) as k, f.loop(0, mr) as i:
-                        one(k.index, i.index)
-                with other, b.if_else(b.and_(whole, by_columns)) as (columnwise, rest):
-                    with columnwise, f.loop(0, kc) as k:
-                        column = f.load(f.at(source, b.mul(k.index, column_stride)), mr, size)
-                        f.store(column, f.at(target, f.product(k.index, mr)), size)
-                    with rest, f.loop(0, kc) as k:
-                        with f.loop(0, f.least(left, mr)) as i:
-                            one(k.index, i.index)
-                        with f.loop(f.least(left, mr), mr) as i:
-                            zero = ir.Constant(self.real, 0.0)
-                            b.store(zero, f.at(target, b.add(f.product(k.index, mr), i.index)))
-        b.ret_void()
+            left = f.sub(rows, p.index)
+            whole = f.compare(left, ">=", mr)
+            cases = [(f.and_(whole, by_rows), "transposed"), (f.and_(whole, by_columns), "vectors")]
+            source, target = f.at(a, f.mul(p.index, row_stride)), f.at(to, f.mul(p.index, kc))
+            self.pack_panel(f, cases, (left, kc), source, (row_stride, column_stride), target, (mr, mr, size))
+        f.ret_void()
         return f.function
-
-    def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
-        """Prefetch what is read a few turns from now: it is too far away for the processor to guess."""
-        for first in range(0, elements, 64 // self.blocking.size):
-            f.prefetch(f.at(source, f.sum(f.number(distance), first)), to_write)
 
     def write_pack_b(self) -> Any:
         """to[k][j] <- b[k][j] for `columns` columns, with zeros up to `padded`; rows or columns lie together."""
         lanes, size = self.blocking.lanes, self.blocking.size
         f = self.function("pack_b", [I64, I64, I64, self.pointer, I64, I64, self.pointer])
-        b, (columns, padded, kc, matrix, row_stride, column_stride, to) = f.b, f.arguments
-        by_rows = b.and_(b.icmp_signed("==", column_stride, f.number(1)), b.icmp_signed("==", columns, padded))
-        with b.if_then(by_rows), f.loop(0, kc) as k:
-            source, target = f.at(matrix, b.mul(k.index, row_stride)), f.at(to, b.mul(k.index, padded))
-            self.prefetch(f, source, f.product(row_stride, AHEAD), self.blocking.nr)
+        columns, padded, kc, matrix, row_stride, column_stride, to = f.arguments
+        rows_lie_together = f.compare(column_stride, "==", 1)
+        by_rows = f.and_(rows_lie_together, f.compare(columns, "==", padded))
+        with f.if_then(by_rows), f.loop(0, kc) as k:
+            source, target = f.at(matrix, f.mul(k.index, row_stride)), f.at(to, f.mul(k.index, padded))
+            self.prefetch(f, source, f.mul(row_stride, AHEAD), self.blocking.nr)
             with f.loop(0, columns, lanes) as v:
-                f.store(f.load(f.at(source, v.index), lanes, size), f.at(target, v.index), lanes * size)
-        with f.loop(b.select(by_rows, padded, f.number(0)), padded, lanes) as v:
-            source, target = f.at(matrix, b.mul(v.index, column_stride)), f.at(to, v.index)
-            left = b.sub(columns, v.index)
-            whole = b.icmp_signed(">=", left, f.number(lanes))
-
-            def one(k: Any, j: Any, source: Any = source, target: Any = target) -> None:
-                x = b.load(f.at(source, b.add(b.mul(j, column_stride), b.mul(k, row_stride))))
-                b.store(x, f.at(target, b.add(b.mul(k, padded), j)))
-
-            by_columns = b.and_(whole, b.icmp_signed("==", row_stride, f.number(1)))
-            with b.if_else(b.icmp_signed("==", column_stride, f.number(1))) as (rowwise, other):
-                with rowwise:
-                    some = f.first_lanes(left, lanes)
-                    with f.loop(0, kc) as k:
-                        row = f.load_some(f.at(source, b.mul(k.index, row_stride)), some, size)
-                        f.store(row, f.at(target, b.mul(k.index, padded)), lanes * size)
-                with other, b.if_else(by_columns) as (columnwise, rest):
-                    with columnwise:
-                        most = b.and_(kc, f.number(-lanes))
-                        with f.loop(0, most, lanes) as k:
-                            some = [
-                                f.load(f.at(source, b.add(f.product(column_stride, j), k.index)), lanes, size)
-                                for j in range(lanes)
-                            ]
-                            for q, row in enumerate(f.transposed(some)):
-                                f.store(row, f.at(target, b.mul(f.sum(k.index, q), padded)), lanes * size)
-                        with f.loop(most, kc) as k, f.loop(0, lanes) as j:
-                            one(k.index, j.index)
-                    with rest, f.loop(0, kc) as k:
-                        with f.loop(0, f.least(left, lanes)) as j:
-                            one(k.index, j.index)
-                        with f.loop(f.least(left, lanes), lanes) as j:
-                            b.store(ir.Constant(self.real, 0.0), f.at(target, b.add(b.mul(k.index, padded), j.index)))
-        b.ret_void()
+                f.store_vector(f.load_vector(f.at(source, v.index), lanes, size), f.at(target, v.index), lanes * size)
+        with f.loop(f.select(by_rows, padded, 0), padded, lanes) as v:
+            left = f.sub(columns, v.index)
+            by_columns = f.and_(f.compare(left, ">=", lanes), f.compare(row_stride, "==", 1))
+            cases = [(rows_lie_together, "vectors of what is left"), (by_columns, "transposed")]
+            source, target = f.at(matrix, f.mul(v.index, column_stride)), f.at(to, v.index)
+            strides, pitch = (column_stride, row_stride), (lanes, padded, lanes * size)
+            self.pack_panel(f, cases, (left, kc), source, strides, target, pitch)
+        f.ret_void()
         return f.function
+
+    def pack_panel(
+        self, f: Function, cases: list[tuple[Any, str]], sizes: Any, matrix: Any, strides: Any, to: Any, panel: Any
+    ) -> None:
+        """to[k][i] <- matrix[k][i] for i up to the panel's width, with zeros from the first of `sizes` on.
+
+        `strides`: those of i and of k; `panel`: its width, and elements from row to row, aligned to so many bytes.
+        `cases`: two conditions, each with how it is then done; where none holds, one entry after the other.
+        """
+        (left, kc), (of_i, of_k), (width, pitch, align), size = sizes, strides, panel, self.blocking.size
+
+        def one(k: Any, i: Any) -> None:
+            f.store(f.load(f.entry(matrix, i, of_i, k, of_k)), f.entry(to, k, pitch, i))
+
+        def pack(how: str) -> None:
+            if how == "transposed":
+                most = f.round_down(kc, width)
+                with f.loop(0, most, width) as k:
+                    vectors = [f.load_vector(f.entry(matrix, i, of_i, k.index), width, size) for i in range(width)]
+                    for q, vector in enumerate(f.transposed(vectors)):
+                        f.store_vector(vector, f.at(to, f.mul(f.add(k.index, q), pitch)), align)
+                with f.loop(most, kc) as k, f.loop(0, width) as i:
+                    one(k.index, i.index)
+            else:
+                mask = None if how == "vectors" else f.first_lanes(left, width)
+                with f.loop(0, kc) as k:
+                    vector = f.load_vector(f.at(matrix, f.mul(k.index, of_k)), width, size, mask)
+                    f.store_vector(vector, f.at(to, f.mul(k.index, pitch)), align)
+
+        (first, first_way), (second, second_way) = cases
+        with f.if_else(first) as (in_first, others):
+            with in_first:
+                pack(first_way)
+            with others, f.if_else(second) as (in_second, rest):
+                with in_second:
+                    pack(second_way)
+                with rest, f.loop(0, kc) as k:
+                    some = f.least(left, width)
+                    with f.loop(0, some) as i:
+                        one(k.index, i.index)
+                    with f.loop(some, width) as i:
+                        f.store(constant(self.real, 0.0), f.entry(to, k.index, pitch, i.index))
+
+    def prefetch(self, f: Function, source: Any, distance: Any, elements: int, to_write: bool = False) -> None:
+        """Prefetch what is read a few turns from now: it is too far away for the processor to guess."""
+        for first in range(0, elements, 64 // self.blocking.size):
+            f.prefetch(f.at(source, f.add(distance, first)), to_write)
 
     def write_block(self) -> Any:
         """c <- a b, or c + a b, for at most MR rows and NR columns, whose a and b are packed."""
         s = self.blocking
         matrices = [*[self.pointer] * 3, I64, I1, self.pointer]
         f = self.function("block", [I64, I64, I64, *matrices, self.pointer, I64, I64])
-        b, (rows, columns, kc, left, right, c, row_stride, add, edge, *prefetch) = f.b, f.arguments
-        vectors = b.sdiv(f.sum(columns, s.lanes - 1), f.number(s.lanes))
-        whole = b.icmp_signed("==", columns, f.product(vectors, s.lanes))
-        whole = b.and_(whole, b.icmp_signed("==", rows, f.number(s.mr)))
-        place, stride = b.select(whole, c, edge), b.select(whole, row_stride, f.number(s.nr))
-        done = b.append_basic_block("done")
-        choice = b.switch(vectors, done)
+        rows, columns, kc, left, right, c, row_stride, add, edge, *prefetch = f.arguments
+        vectors = f.ceil_div(columns, s.lanes)
+        whole = f.and_(f.compare(columns, "==", f.mul(vectors, s.lanes)), f.compare(rows, "==", s.mr))
+        place, stride = f.select(whole, c, edge), f.select(whole, row_stride, s.nr)
+        (done,) = f.blocks("done")
+        choice = f.switch(vectors, done)
         for wide, micro_kernel in enumerate(self.micro_kernels, 1):
-            case = b.append_basic_block("case")
+            (case,) = f.blocks("case")
             choice.add_case(f.number(wide), case)
-            b.position_at_end(case)
-            b.call(micro_kernel, [kc, left, right, place, stride, b.and_(add, whole), *prefetch])
-            b.branch(done)
-        b.position_at_end(done)
-        with b.if_then(b.not_(whole)), f.loop(0, columns, s.lanes) as v:
-            some = f.first_lanes(b.sub(columns, v.index), s.lanes)
+            f.position_at_end(case)
+            f.call(micro_kernel, [kc, left, right, place, stride, f.and_(add, whole), *prefetch])
+            f.branch(done)
+        f.position_at_end(done)
+        with f.if_then(f.not_(whole)), f.loop(0, columns, s.lanes) as v:
+            some = f.first_lanes(f.sub(columns, v.index), s.lanes)
             with f.loop(0, rows) as r:
-                x = f.load(f.at(edge, b.add(f.product(r.index, s.nr), v.index)), s.lanes, s.size)
-                to = f.at(c, b.add(b.mul(r.index, row_stride), v.index))
-                with b.if_else(add) as (more, new):
+                x = f.load_vector(f.entry(edge, r.index, s.nr, v.index), s.lanes, s.size)
+                to = f.entry(c, r.index, row_stride, v.index)
+                with f.if_else(add) as (more, new):
                     with more:
-                        f.store_some(b.fadd(f.load_some(to, some, s.size), x), to, some, s.size)
+                        f.store_vector(f.fadd(f.load_vector(to, s.lanes, s.size, some), x), to, s.size, some)
                     with new:
-                        f.store_some(x, to, some, s.size)
-        b.ret_void()
+                        f.store_vector(x, to, s.size, some)
+        f.ret_void()
         return f.function
 
     def write_unpacked(self) -> Any:
         """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
         f = self.function("unpacked", [I64, I64, I64, *[self.pointer, I64, I64], *[self.pointer, I64] * 2, I1])
-        b, (rows, columns, kc, a, a_row_stride, a_column_stride, right, b_row_stride, c, c_row_stride, add) = (
-            f.b,
-            f.arguments,
-        )
         size = self.blocking.size
+        rows, columns, kc, a, a_row_stride, a_column_stride, right, b_row_stride, c, c_row_stride, add = f.arguments
         with f.loop(0, rows) as row:
-            left, target = f.at(a, b.mul(row.index, a_row_stride)), f.at(c, b.mul(row.index, c_row_stride))
-            first: Any = f.number(0)
+            left, target = f.at(a, f.mul(row.index, a_row_stride)), f.at(c, f.mul(row.index, c_row_stride))
+            first: Any = 0
             for wide, lanes in ((8, self.blocking.lanes), (1, self.blocking.lanes), (1, 1)):
-                kind = ir.VectorType(self.real, lanes) if lanes > 1 else self.real
-                zero = ir.Constant(kind, [0.0] * lanes if lanes > 1 else 0.0)
-                last = b.add(first, b.and_(b.sub(columns, first), f.number(-wide * lanes)))
+                last = f.add(first, f.round_down(f.sub(columns, first), wide * lanes))
                 with f.loop(first, last, wide * lanes) as column:
-                    with f.loop(0, kc, carry=[zero] * wide) as k:
-                        source = f.at(right, b.add(b.mul(k.index, b_row_stride), column.index))
+                    with f.loop(0, kc, carry=[constant(self.real, 0.0, lanes)] * wide) as k:
+                        source = f.entry(right, k.index, b_row_stride, column.index)
                         if wide > 1:
-                            self.prefetch(f, source, f.product(b_row_stride, AHEAD), wide * lanes)
-                        x = b.load(f.at(left, b.mul(k.index, a_column_stride)))
-                        x = f.splat(x, lanes) if lanes > 1 else x
+                            self.prefetch(f, source, f.mul(b_row_stride, AHEAD), wide * lanes)
+                        x = f.splat(f.load(f.at(left, f.mul(k.index, a_column_stride))), lanes)
                         for v in range(wide):
-                            place = f.at(source, v * lanes)
-                            y = f.load(place, lanes, size) if lanes > 1 else b.load(place)
+                            y = f.load_vector(f.at(source, v * lanes), lanes, size)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = b.bitcast(f.at(target, f.sum(column.index, v * lanes)), Pointer(kind))
-                        old = b.load(place, align=size)
-                        value = b.select(add, b.fadd(old, k.values[v]), k.values[v])
-                        b.store(value, place, align=size)
+                        place = f.at(target, f.add(column.index, v * lanes))
+                        old = f.load_vector(place, lanes, size)
+                        f.store_vector(f.select(add, f.fadd(old, k.values[v]), k.values[v]), place, size)
                 first = last
-        b.ret_void()
+        f.ret_void()
         return f.function
 
     def prefetching(self, f: Function, calls: Any, kc: Any, strides: list[Any], rows: bool) -> list[Any]:
@@ -316,117 +286,104 @@ class _ProductWriter:
 
         `strides`: how far apart its columns (of b) or `rows` (of a) are, and its entries in the direction of KC.
         """
-        b, strip, (beside, along) = f.b, f.number(self.blocking.prefetched), strides
-        strips = b.sdiv(f.sum(kc, self.blocking.prefetched - 1), strip)
-        share = b.sdiv(b.sub(b.add(kc, calls), f.number(1)), calls)
-        others = [along, b.mul(share, along), share, calls]
-        if rows:  # a call prefetches all of one row
-            together = [strip, beside, strips, f.number(self.blocking.mc_tall)]
-        else:  # one strip of every column
-            together = [beside, strip, f.number(self.blocking.nr), strips]
-        along_kc = b.icmp_signed("==", along, f.number(1))
-        return [b.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
+        strip, (beside, along) = self.blocking.prefetched, strides
+        strips, share = f.ceil_div(kc, strip), f.ceil_div(kc, calls)
+        others = [along, f.mul(share, along), share, calls]
+        of_row, of_columns = [strip, beside, strips, self.blocking.mc_tall], [beside, strip, self.blocking.nr, strips]
+        together = of_row if rows else of_columns  # a call prefetches all of one row, or one strip of every column
+        along_kc = f.compare(along, "==", 1)
+        return [f.select(along_kc, x, y) for x, y in zip(together, others, strict=True)]
 
     def product(self, name: str, stacked: bool) -> None:
         s = self.blocking
-        f = Function(self.module, name, [Pointer(I64), I64, Pointer(BYTES), BYTES], public=True)
-        b, (arguments, tile, bases, scratch) = f.b, f.arguments
-        names = (*ARGUMENTS, *(STACK if stacked else ()))
-        given = {name: b.load(f.at(arguments, i)) for i, name in enumerate(names)}
-        number = f.number(0)
+        f = Kernel(self.module, name)
+        tile = f.tile
+        given = {name: f.argument() for name in (*ARGUMENTS, *(STACK if stacked else ()))}
         if stacked:
-            number, tile = b.sdiv(tile, given["tiles"]), b.srem(tile, given["tiles"])
-            given["c_stack_stride"] = b.mul(given["rows"], given["columns"])
-
+            number, tile = f.sdiv(tile, given["tiles"]), f.srem(tile, given["tiles"])
+            given["c_stack_stride"] = f.mul(given["rows"], given["columns"])
         a_strides, b_strides = ([given[f"{m}_row_stride"], given[f"{m}_column_stride"]] for m in ("a", "b"))
 
         def place(matrix: str) -> Any:
-            memory = b.load(f.at(bases, given[f"{matrix}_base"]))
-            start = b.bitcast(f.at(memory, given[f"{matrix}_offset"]), self.pointer)
-            return f.at(start, b.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
+            start = f.place(given[f"{matrix}_base"], given[f"{matrix}_offset"], self.real)
+            return f.at(start, f.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
 
-        first_row = b.mul(b.sdiv(tile, given["across"]), given["tile_rows"])
-        first_column = b.mul(b.srem(tile, given["across"]), given["tile_columns"])
-        rows = f.least(given["tile_rows"], b.sub(given["rows"], first_row))
-        columns = f.least(given["tile_columns"], b.sub(given["columns"], first_column))
-        left = f.at(place("a"), b.mul(first_row, a_strides[0]))
-        right = f.at(place("b"), b.mul(first_column, b_strides[1]))
-        c = f.at(place("c"), b.add(b.mul(first_row, given["c_row_stride"]), first_column))
-        packed_b = b.bitcast(scratch, self.pointer)
+        first_row = f.mul(f.sdiv(tile, given["across"]), given["tile_rows"])
+        first_column = f.mul(f.srem(tile, given["across"]), given["tile_columns"])
+        rows = f.least(given["tile_rows"], f.sub(given["rows"], first_row))
+        columns = f.least(given["tile_columns"], f.sub(given["columns"], first_column))
+        left = f.at(place("a"), f.mul(first_row, a_strides[0]))
+        right = f.at(place("b"), f.mul(first_column, b_strides[1]))
+        c = f.entry(place("c"), first_row, given["c_row_stride"], first_column)
+        packed_b = f.bitcast(f.scratch, self.pointer)
         packed_a = f.at(packed_b, s.kc * s.nc)
         # where a block of results goes that is larger than what is left of c
         edge = f.at(packed_a, s.kc * s.mc)
 
-        blocks = b.sdiv(f.sum(given["inner"], s.kc - 1), f.number(s.kc))
-        most_kc = b.sdiv(b.sub(b.add(given["inner"], blocks), f.number(1)), blocks)
-        most_kc = b.and_(f.sum(most_kc, 7), f.number(-8))  # blocks of one size, but for the last
-        few = b.icmp_signed("<=", given["rows"], f.number(UNPACKED_ROWS))
-        few = b.and_(few, b.icmp_signed("==", b_strides[1], f.number(1)))
-        with b.if_then(few), f.loop(0, given["inner"], most_kc) as k:
-            kc = f.least(most_kc, b.sub(given["inner"], k.index))
-            add = b.or_(b.icmp_signed("!=", given["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
-            some_left = f.at(left, b.mul(k.index, a_strides[1]))
-            some_right = f.at(right, b.mul(k.index, b_strides[0]))
-            sizes = [rows, columns, kc]
-            places = [some_left, *a_strides, some_right, b_strides[0], c, given["c_row_stride"]]
-            b.call(self.unpacked, [*sizes, *places, add])
+        most_kc = f.ceil_div(given["inner"], f.ceil_div(given["inner"], s.kc))
+        most_kc = f.round_down(f.add(most_kc, 7), 8)  # blocks of one size, but for the last
+
+        def block(k: Any) -> tuple[Any, ...]:
+            """Of those from k on: how many, whether they are added to c, and where their parts of a and b lie."""
+            add = f.or_(f.compare(given["add"], "!=", 0), f.compare(k, ">", 0))
+            left_k, right_k = f.at(left, f.mul(k, a_strides[1])), f.at(right, f.mul(k, b_strides[0]))
+            return f.least(most_kc, f.sub(given["inner"], k)), add, left_k, right_k
+
+        few = f.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
+        with f.if_then(few), f.loop(0, given["inner"], most_kc) as k:
+            kc, add, left_k, right_k = block(k.index)
+            places = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
+            f.call(self.unpacked, [rows, columns, kc, *places, add])
 
         # few rows are packed at once, and a packed part of b is then used once
-        once = b.icmp_signed("<=", rows, f.number(s.mc))
-        most = b.select(few, f.number(0), columns)
-        most_columns = b.select(once, columns, f.number(s.nc))
-        group = b.select(once, f.number(s.mc), f.number(s.mc_tall))
+        once = f.compare(rows, "<=", s.mc)
+        most = f.select(few, 0, columns)
+        most_columns = f.select(once, columns, s.nc)
+        group = f.select(once, s.mc, s.mc_tall)
         with f.loop(0, most, most_columns) as jc, f.loop(0, given["inner"], most_kc) as k:
-            width = f.least(most_columns, b.sub(columns, jc.index))
-            kc = f.least(most_kc, b.sub(given["inner"], k.index))
-            panels = b.sdiv(f.sum(width, s.nr - 1), f.number(s.nr))
-            add = b.or_(b.icmp_signed("!=", given["add"], f.number(0)), b.icmp_signed(">", k.index, f.number(0)))
-            left_k = f.at(left, b.mul(k.index, a_strides[1]))
-            right_k = f.at(right, b.mul(k.index, b_strides[0]))
-            calls = b.mul(panels, b.sdiv(group, f.number(s.mr)))
+            width = f.least(most_columns, f.sub(columns, jc.index))
+            kc, add, left_k, right_k = block(k.index)
+            panels = f.ceil_div(width, s.nr)
+            calls = f.mul(panels, f.sdiv(group, s.mr))
             prefetch_a = self.prefetching(f, calls, kc, a_strides, rows=True)
             with f.loop(0, rows, group) as ig:
-                height = f.least(group, b.sub(rows, ig.index))
-                source = f.at(left_k, b.mul(ig.index, a_strides[0]))
-                b.call(self.pack_a, [height, kc, source, *a_strides, packed_a])
-                calls = b.sdiv(f.sum(height, s.mr - 1), f.number(s.mr))
+                height = f.least(group, f.sub(rows, ig.index))
+                source = f.at(left_k, f.mul(ig.index, a_strides[0]))
+                f.call(self.pack_a, [height, kc, source, *a_strides, packed_a])
+                calls = f.ceil_div(height, s.mr)
                 prefetch_b = self.prefetching(f, calls, kc, b_strides[::-1], rows=False)
-                first = b.icmp_signed("==", ig.index, f.number(0))
-                last = b.icmp_signed(">=", b.add(ig.index, group), rows)
-                next_row = b.select(last, f.number(0), b.add(ig.index, group))
-                next_k = b.select(last, b.add(k.index, kc), k.index)
-                next_left = f.at(left, b.add(b.mul(next_row, a_strides[0]), b.mul(next_k, a_strides[1])))
-                any_left = b.icmp_signed("<", next_k, given["inner"])
-                with f.loop(0, b.mul(calls, panels), carry=[f.number(0)] * 2) as n:
+                first, last = f.compare(ig.index, "==", 0), f.compare(f.add(ig.index, group), ">=", rows)
+                next_row = f.select(last, 0, f.add(ig.index, group))
+                next_k = f.select(last, f.add(k.index, kc), k.index)
+                next_left = f.entry(left, next_row, a_strides[0], next_k, a_strides[1])
+                any_left = f.compare(next_k, "<", given["inner"])
+                with f.loop(0, f.mul(calls, panels), carry=[0, 0]) as n:
                     i, j = n.values
-                    below, beside = f.sum(i, s.mr), f.sum(j, s.nr)
-                    bottom, at_end = b.icmp_signed(">=", below, height), b.icmp_signed(">=", beside, width)
-                    top, begin = b.select(bottom, f.number(0), below), b.select(at_end, f.number(0), beside)
-                    n.next = [
-                        b.select(first, top, b.select(at_end, below, i)),
-                        b.select(first, b.select(bottom, beside, j), begin),
-                    ]
-                    some = f.least(s.nr, b.sub(width, j))
-                    vectors = b.sdiv(f.sum(some, s.lanes - 1), f.number(s.lanes))
-                    column = b.add(jc.index, j)
-                    panel = f.at(packed_b, b.mul(b.select(once, f.number(0), j), kc))
-                    with b.if_then(b.and_(first, b.icmp_signed("==", i, f.number(0)))):
-                        source = f.at(right_k, b.mul(column, b_strides[1]))
-                        sizes = [some, f.product(vectors, s.lanes), kc]
-                        b.call(self.pack_b, [*sizes, source, *b_strides, panel])
-                    next_right = f.at(right_k, b.mul(f.sum(column, s.nr), b_strides[1]))
-                    rights = b.and_(first, b.icmp_signed("<", f.sum(j, s.nr), width))
-                    prefetch_from = b.select(rights, next_right, next_left)
+                    below, beside = f.add(i, s.mr), f.add(j, s.nr)
+                    bottom, at_end = f.compare(below, ">=", height), f.compare(beside, ">=", width)
+                    top, begin = f.select(bottom, 0, below), f.select(at_end, 0, beside)
+                    n.next += [f.select(first, top, f.select(at_end, below, i))]
+                    n.next += [f.select(first, f.select(bottom, beside, j), begin)]
+                    some = f.least(s.nr, f.sub(width, j))
+                    column = f.add(jc.index, j)
+                    panel = f.at(packed_b, f.mul(f.select(once, 0, j), kc))
+                    with f.if_then(f.and_(first, f.compare(i, "==", 0))):
+                        padded = f.mul(f.ceil_div(some, s.lanes), s.lanes)
+                        source = f.at(right_k, f.mul(column, b_strides[1]))
+                        f.call(self.pack_b, [some, padded, kc, source, *b_strides, panel])
+                    next_right = f.at(right_k, f.mul(f.add(column, s.nr), b_strides[1]))
+                    rights = f.and_(first, f.compare(beside, "<", width))
+                    prefetch_from = f.select(rights, next_right, next_left)
                     prefetch_stride, prefetch_call_stride, prefetches, most_calls = (
-                        b.select(rights, x, y) for x, y in zip(prefetch_b, prefetch_a, strict=True)
+                        f.select(rights, x, y) for x, y in zip(prefetch_b, prefetch_a, strict=True)
                     )
-                    prefetches = b.select(b.or_(rights, any_left), prefetches, f.number(0))
-                    row, turn = b.add(ig.index, i), b.sdiv(i, f.number(s.mr))
-                    results = f.at(c, b.add(b.mul(row, given["c_row_stride"]), column))
-                    turn = b.select(rights, turn, n.index)
-                    prefetches = b.select(b.icmp_signed("<", turn, most_calls), prefetches, f.number(0))
-                    sizes = [f.least(s.mr, b.sub(height, i)), some, kc]
-                    places = [f.at(packed_a, b.mul(i, kc)), panel, results, given["c_row_stride"], add, edge]
-                    prefetch_from = f.at(prefetch_from, b.mul(turn, prefetch_call_stride))
-                    b.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
-        b.ret_void()
+                    prefetches = f.select(f.or_(rights, any_left), prefetches, 0)
+                    row, turn = f.add(ig.index, i), f.sdiv(i, s.mr)
+                    results = f.entry(c, row, given["c_row_stride"], column)
+                    turn = f.select(rights, turn, n.index)
+                    prefetches = f.select(f.compare(turn, "<", most_calls), prefetches, 0)
+                    sizes = [f.least(s.mr, f.sub(height, i)), some, kc]
+                    places = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add, edge]
+                    prefetch_from = f.at(prefetch_from, f.mul(turn, prefetch_call_stride))
+                    f.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
+        f.ret_void()

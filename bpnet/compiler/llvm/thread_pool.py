@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function, Pointer
+from bpnet.compiler.llvm.builder import BYTES, I32, I64, REALS, VOID, Function, Kernel, Pointer
 from bpnet.compiler.llvm.jit import callable_at, compiled
 from bpnet.compiler.llvm.products import Blocking
 
@@ -25,54 +25,57 @@ STATE, DONE, COMMANDS, BASES, ADMITTED, BUSY, SIZE = 0, 16, 32, 33, 34, 48, 64
 STATE: 2**32 times the number of the command at hand (0: none), plus its next tile.  DONE: its tiles that are done.
 ADMITTED: how many workers may take part.  BUSY: workers that may be reading the list.
 """
-PATIENCE = 30_000
-"""Looks at the state after which an idle worker goes to sleep: about a millisecond."""
+SPINS = 30_000
+"""Looks at the state after which an idle worker goes to sleep, about a millisecond."""
 TILES = 2**32
 
 
-_KERNEL = ir.FunctionType(VOID, [Pointer(I64), I64, Pointer(BYTES), BYTES])
-
-
 def _field(f: Function, commands: Any, index: Any, field: int) -> Any:
-    return f.b.load(f.at(commands, f.sum(f.product(index, 4), field)))
+    return f.load(f.at(commands, f.add(f.mul(index, 4), field)))
 
 
 def _call(f: Function, commands: Any, index: Any, tile: Any, bases: Any, scratch: Any) -> None:
-    b = f.b
-    function = b.inttoptr(_field(f, commands, index, 0), Pointer(_KERNEL))
-    arguments = b.inttoptr(_field(f, commands, index, 1), Pointer(I64))
-    b.call(function, [arguments, tile, bases, scratch])
+    function = f.inttoptr(_field(f, commands, index, 0), Pointer(ir.FunctionType(VOID, Kernel.TYPES)))
+    arguments = f.inttoptr(_field(f, commands, index, 1), Pointer(I64))
+    f.call(function, [arguments, tile, bases, scratch])
 
 
-def _look(f: Function, place: Any) -> Any:
-    return f.b.load_atomic(place, "seq_cst", 8)
+def _get(f: Function, pool: Any, field: int) -> Any:
+    return f.load_atomic(f.at(pool, field), "seq_cst", 8, typ=I64)
 
 
-def _set(f: Function, place: Any, value: Any) -> None:
-    f.b.store_atomic(f.number(value), place, "seq_cst", 8)
+def _set(f: Function, pool: Any, field: int, value: Any) -> None:
+    f.store_atomic(f.number(value), f.at(pool, field), "seq_cst", 8)
 
 
-def _pause(f: Function) -> None:
-    """Tell the processor that this is waiting."""
-    if f.module.triple.startswith(("x86", "i386", "i686", "amd64")):
-        f.intrinsic("x86.sse2.pause", VOID, [])
-
-
-def _yield(f: Function, count: Any) -> None:
-    """Every 64th time, let another thread have the processor, where the system has POSIX's call for that."""
-    if os.name != "posix":
-        return
-    b = f.b
-    with b.if_then(b.icmp_signed("==", b.and_(count, f.number(63)), f.number(63))):
-        known = f.module.globals.get("sched_yield")
-        known = known or ir.Function(f.module, ir.FunctionType(I32, []), "sched_yield")
-        b.call(known, [])
+def _add(f: Function, pool: Any, field: int, value: int) -> None:
+    f.atomic_rmw("add", f.at(pool, field), f.number(value), "seq_cst")
 
 
 def _take(f: Function, pool: Any, state: Any) -> Any:
     """Whether the tile of `state` is now this thread's."""
-    b = f.b
-    return b.extract_value(b.cmpxchg(f.at(pool, STATE), state, f.sum(state, 1), "seq_cst", "seq_cst"), 1)
+    return f.extract_value(f.cmpxchg(f.at(pool, STATE), state, f.add(state, 1), "seq_cst", "seq_cst"), 1)
+
+
+def _pause(f: Function, turn: Any) -> None:
+    """Tell the processor that this is waiting; every 64th turn, where there is POSIX, let another thread have it."""
+    if f.module.triple.startswith(("x86", "i386", "i686", "amd64")):
+        f.intrinsic("x86.sse2.pause", VOID, [])
+    if os.name == "posix":
+        with f.if_then(f.compare(f.and_(turn, 63), "==", 63)):
+            known = f.module.globals.get("sched_yield")
+            f.call(known or ir.Function(f.module, ir.FunctionType(I32, []), "sched_yield"), [])
+
+
+def _wait(f: Function, pool: Any, field: int, value: Any, before: Any, wait: Any, end: Any) -> None:
+    """Wait in the block `wait`, to which `before` leads, until the field has this value, and go on in `end`."""
+    f.position_at_end(wait)
+    turn = f.phi_from(0, before)
+    _pause(f, turn)
+    done = f.compare(_get(f, pool, field), "==", value)
+    turn.add_incoming(f.add(turn, 1), f.block)
+    f.cbranch(done, end, wait)
+    f.position_at_end(end)
 
 
 def write_run(module: ir.Module, name: str) -> None:
@@ -82,112 +85,91 @@ def write_run(module: ir.Module, name: str) -> None:
     of what the pool shares, or 0 to be alone; and how many workers may take part.
     """
     f = Function(module, name, [Pointer(I64)], public=True)
-    b, (table,) = f.b, f.arguments
-    commands, count, bases, scratch, pool, admitted = (b.load(f.at(table, i)) for i in range(6))
-    commands, pool = (b.inttoptr(address, Pointer(I64)) for address in (commands, pool))
-    bases, scratch = b.inttoptr(bases, Pointer(BYTES)), b.inttoptr(scratch, BYTES)
-    alone = b.icmp_unsigned("==", b.ptrtoint(pool, I64), f.number(0))
-    with b.if_then(b.not_(alone)):
-        b.store(b.ptrtoint(commands, I64), f.at(pool, COMMANDS))
-        b.store(b.ptrtoint(bases, I64), f.at(pool, BASES))
-        b.store(admitted, f.at(pool, ADMITTED))
+    (table,) = f.arguments
+    commands, count, bases, scratch, pool, admitted = (f.load(f.at(table, i)) for i in range(6))
+    commands, pool = (f.inttoptr(address, Pointer(I64)) for address in (commands, pool))
+    bases, scratch = f.inttoptr(bases, Pointer(BYTES)), f.inttoptr(scratch, BYTES)
+    alone = f.icmp_unsigned("==", f.ptrtoint(pool, I64), 0)
+    with f.if_then(f.not_(alone)):
+        f.store(f.ptrtoint(commands, I64), f.at(pool, COMMANDS))
+        f.store(f.ptrtoint(bases, I64), f.at(pool, BASES))
+        f.store(admitted, f.at(pool, ADMITTED))
     with f.loop(0, count) as i:
         tiles = _field(f, commands, i.index, 2)
-        with b.if_else(b.or_(alone, b.icmp_signed("==", tiles, f.number(1)))) as (by_itself, together):
+        with f.if_else(f.or_(alone, f.compare(tiles, "==", 1))) as (by_itself, together):
             with by_itself, f.loop(0, tiles) as tile:
                 _call(f, commands, i.index, tile.index, bases, scratch)
             with together:
-                _set(f, f.at(pool, DONE), 0)
-                _set(f, f.at(pool, STATE), f.product(f.sum(i.index, 1), TILES))
-                head, mine, other, wait, end = (
-                    b.append_basic_block(n) for n in ("head", "mine", "other", "wait", "end")
-                )
-                b.branch(head)
-                b.position_at_end(head)
-                state = _look(f, f.at(pool, STATE))
-                tile = b.and_(state, f.number(TILES - 1))
-                b.cbranch(b.icmp_signed("<", tile, tiles), mine, wait)
-                b.position_at_end(mine)
-                b.cbranch(_take(f, pool, state), other, head)
-                b.position_at_end(other)
+                _set(f, pool, DONE, 0)
+                _set(f, pool, STATE, f.mul(f.add(i.index, 1), TILES))
+                head, mine, other, wait, end = f.blocks("head", "mine", "other", "wait", "end")
+                f.branch(head)
+                f.position_at_end(head)
+                state = _get(f, pool, STATE)
+                tile = f.and_(state, TILES - 1)
+                f.cbranch(f.compare(tile, "<", tiles), mine, wait)
+                f.position_at_end(mine)
+                f.cbranch(_take(f, pool, state), other, head)
+                f.position_at_end(other)
                 _call(f, commands, i.index, tile, bases, scratch)
-                b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
-                b.branch(head)
-                b.position_at_end(wait)
-                turn = b.phi(I64)
-                turn.add_incoming(f.number(0), head)
-                _pause(f)
-                _yield(f, turn)
-                done = b.icmp_signed("==", _look(f, f.at(pool, DONE)), tiles)
-                turn.add_incoming(f.sum(turn, 1), b.block)
-                b.cbranch(done, end, wait)
-                b.position_at_end(end)
-    with b.if_then(b.not_(alone)):
-        _set(f, f.at(pool, STATE), 0)
-        wait, end, before = b.append_basic_block("wait"), b.append_basic_block("end"), b.block
-        b.branch(wait)
-        b.position_at_end(wait)  # the list may be gone once this function has returned
-        turn = b.phi(I64)
-        turn.add_incoming(f.number(0), before)
-        _pause(f)
-        _yield(f, turn)
-        done = b.icmp_signed("==", _look(f, f.at(pool, BUSY)), f.number(0))
-        turn.add_incoming(f.sum(turn, 1), b.block)
-        b.cbranch(done, end, wait)
-        b.position_at_end(end)
-    b.ret_void()
+                _add(f, pool, DONE, 1)
+                f.branch(head)
+                _wait(f, pool, DONE, tiles, head, wait, end)
+    with f.if_then(f.not_(alone)):
+        _set(f, pool, STATE, 0)
+        before, (wait, end) = f.block, f.blocks("wait", "end")
+        f.branch(wait)
+        _wait(f, pool, BUSY, 0, before, wait, end)  # the list may be gone once this function has returned
+    f.ret_void()
 
 
 def write_help(module: ir.Module, name: str) -> None:
-    """help(pool, scratch, patience, number): take tiles until there were none for so many looks, as worker `number`."""
+    """help(pool, scratch, spins, number): take tiles until there were none for so many looks, as worker `number`."""
     f = Function(module, name, [Pointer(I64), BYTES, I64, I64], public=True)
-    b, (pool, scratch, patience, number) = f.b, f.arguments
-    head, there, ours, take, work, leave, idle, end = (
-        b.append_basic_block(n) for n in ("head", "there", "ours", "take", "work", "leave", "idle", "end")
-    )
-    before = b.block
-    b.branch(head)
-    b.position_at_end(head)
-    turns = b.phi(I64)
-    turns.add_incoming(f.number(0), before)
-    b.cbranch(b.icmp_unsigned("<", _look(f, f.at(pool, STATE)), f.number(TILES)), idle, there)
+    pool, scratch, spins, number = f.arguments
+    before = f.block
+    names = ("head", "there", "ours", "take", "work", "leave", "idle", "end")
+    head, there, ours, take, work, leave, idle, end = f.blocks(*names)
+    f.branch(head)
+    f.position_at_end(head)
+    turns = f.phi_from(0, before)
+    f.cbranch(f.icmp_unsigned("<", _get(f, pool, STATE), TILES), idle, there)
 
-    b.position_at_end(there)  # whoever runs the list waits for BUSY before it goes away
-    b.atomic_rmw("add", f.at(pool, BUSY), f.number(1), "seq_cst")
-    state = _look(f, f.at(pool, STATE))
-    b.cbranch(b.icmp_unsigned("<", state, f.number(TILES)), leave, ours)
+    f.position_at_end(there)  # whoever runs the list waits for BUSY before it goes away
+    _add(f, pool, BUSY, 1)
+    state = _get(f, pool, STATE)
+    f.cbranch(f.icmp_unsigned("<", state, TILES), leave, ours)
 
-    b.position_at_end(ours)
-    commands = b.inttoptr(b.load(f.at(pool, COMMANDS)), Pointer(I64))
-    bases = b.inttoptr(b.load(f.at(pool, BASES)), Pointer(BYTES))
-    index = b.sub(b.lshr(state, f.number(32)), f.number(1))
-    tile = b.and_(state, f.number(TILES - 1))
-    admitted = b.icmp_signed("<", number, b.load(f.at(pool, ADMITTED)))
-    b.cbranch(b.and_(admitted, b.icmp_signed("<", tile, _field(f, commands, index, 2))), take, leave)
+    f.position_at_end(ours)
+    commands = f.inttoptr(f.load(f.at(pool, COMMANDS)), Pointer(I64))
+    bases = f.inttoptr(f.load(f.at(pool, BASES)), Pointer(BYTES))
+    index = f.sub(f.lshr(state, 32), 1)
+    tile = f.and_(state, TILES - 1)
+    admitted = f.compare(number, "<", f.load(f.at(pool, ADMITTED)))
+    f.cbranch(f.and_(admitted, f.compare(tile, "<", _field(f, commands, index, 2))), take, leave)
 
-    b.position_at_end(take)
-    b.cbranch(_take(f, pool, state), work, leave)
+    f.position_at_end(take)
+    f.cbranch(_take(f, pool, state), work, leave)
 
-    b.position_at_end(work)
+    f.position_at_end(work)
     _call(f, commands, index, tile, bases, scratch)
-    b.atomic_rmw("add", f.at(pool, DONE), f.number(1), "seq_cst")
-    b.branch(leave)
+    _add(f, pool, DONE, 1)
+    f.branch(leave)
 
-    b.position_at_end(leave)
-    useful = b.phi(I64)
+    f.position_at_end(leave)
+    useful = f.phi(I64)
     for block, value in ((there, 1), (ours, 1), (take, 0), (work, 0)):
         useful.add_incoming(f.number(value), block)
-    b.atomic_rmw("sub", f.at(pool, BUSY), f.number(1), "seq_cst")
-    turns.add_incoming(b.select(b.icmp_signed("==", useful, f.number(0)), f.number(0), f.sum(turns, 1)), b.block)
-    b.branch(head)
+    _add(f, pool, BUSY, -1)
+    turns.add_incoming(f.select(f.compare(useful, "==", 0), 0, f.add(turns, 1)), f.block)
+    f.branch(head)
 
-    b.position_at_end(idle)
-    _pause(f)
-    _yield(f, turns)
-    turns.add_incoming(f.sum(turns, 1), b.block)
-    b.cbranch(b.icmp_signed("<", turns, patience), head, end)
-    b.position_at_end(end)
-    b.ret_void()
+    f.position_at_end(idle)
+    _pause(f, turns)
+    turns.add_incoming(f.add(turns, 1), f.block)
+    f.cbranch(f.compare(turns, "<", spins), head, end)
+    f.position_at_end(end)
+    f.ret_void()
 
 
 class ThreadPool:
@@ -268,7 +250,7 @@ class _Worker:
             self.called.get()
             self.awake = True
             while self.awake:
-                self.help(self.memory.ctypes.data, _aligned(scratch), PATIENCE, self.number)
+                self.help(self.memory.ctypes.data, _aligned(scratch), SPINS, self.number)
                 self.awake = False
                 self.awake = self.number < self.pool.at_work  # nobody is woken in the midst of a list
 
