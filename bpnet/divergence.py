@@ -138,7 +138,7 @@ def not_finite(
     xp = backend.xp
     wrong = ~xp.isfinite(vector) if before is None else _broken(xp, vector, before)
     for slot in slots:
-        if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
+        if bool(xp.any(wrong[slot.part])):
             depth, layer = 0, layout.network
             while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
                 layer = dict(layer.children)[slot.path[depth]]

@@ -30,6 +30,11 @@ class Slot:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @cached_property
+    def part(self) -> slice:
+        """Of the vector."""
+        return slice(self.offset, self.offset + self.size)
+
     @property
     def name(self) -> str:
         return ".".join(self.path)
@@ -70,8 +75,7 @@ class Layout:
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             if vector is not None:
                 for slot in slots:
-                    part = vector[slot.offset : slot.offset + slot.size]
-                    _place(tree, slot.path, backend.xp.reshape(part, slot.shape))
+                    _place(tree, slot.path, backend.xp.reshape(vector[slot.part], slot.shape))
         return tree
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
@@ -84,8 +88,7 @@ class Layout:
         parts = []
         for slot in self.buffers:
             value = _at(tree, slot.path, None)
-            own = old[slot.offset : slot.offset + slot.size]
-            parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
+            parts.append(old[slot.part] if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def start(self, seed: int) -> tuple[Any, Any]:
@@ -98,7 +101,7 @@ class Layout:
             for slot in slots:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
-                vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
+                vector[slot.part] = numpy.reshape(value, slot.size)
         return theta, buffers
 
 
