@@ -12,8 +12,9 @@ from typing import Any
 from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current, ends_sessions
-from bpnet.data.checks import check_rows, check_target, check_weight, check_x, detached
+from bpnet.data.checks import detached
 from bpnet.data.loader import take_rows
+from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import GradBuffer, Layout, layout_of
@@ -133,26 +134,26 @@ def value_and_grad(
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """
-    loss, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
-    network = check_layer("network", network)
+    criterion, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
+    network, training = check_layer("network", network), flag("training", training)
     common_backend({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
-    training = flag("training", training)
-    backend, x = check_x(x)
+
+    def fitting(x: Array) -> Layout:
+        check_network(network, x, criterion)
+        return layout_of(network, tuple(x.shape[1:]))
+
+    data = prepare(named(x, y, sample_weight), criterion, fitting)
+    backend, layout, x = data.backend, data.layout, data.x
     with backend.session(device=backend.device(x)):
-        check_network(network, x, loss)
-        layout = layout_of(network, tuple(x.shape[1:]))
-        check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
         network.check_type(*type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
-        y = check_target(backend, loss, layout.out_shape, x.shape[0], x.dtype, y)
-        weight = check_weight(backend, x.shape[0], x.dtype, sample_weight)
         backend = definitions(backend) if current.reference else backend
-        p = layout.views(backend, theta, buffers)
-        value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
+        p, batch = layout.views(backend, theta, buffers), (x, data.y, data.weight)
+        value, grad, _ = loss_and_gradient(backend, layout, criterion, p, *batch, key=(seed, 0), training=training)
     return value, grad
 
 

@@ -22,6 +22,8 @@ from bpnet.registry import Registered, instance
 Shape = tuple[int, ...]
 Params = Mapping[str, Any]
 """A layer's parameters and buffers by name; of a composite, its children's by theirs."""
+Derivatives = tuple[Array | None, dict[str, Any]]
+"""dL/dx, None where nobody needs it, and dL/dp by name."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,10 +208,8 @@ class Layer(Registered, kind="layer"):
         """The output for the rows `x`, and the cache that backward needs."""
         raise NotImplementedError
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
-        """From dL/dy: dL/dx (None where not needed) and dL/dp by name."""
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        """From dL/dy: dL/dx, and dL/dp by name."""
         raise NotImplementedError
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:

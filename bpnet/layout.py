@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
@@ -87,7 +88,7 @@ class Layout:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""
         parts = []
         for slot in self.buffers:
-            value = _at(tree, slot.path, None)
+            value = _at(tree, slot.path)
             parts.append(old[slot.part] if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
@@ -128,7 +129,7 @@ class GradBuffer:
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
         slots = zip(self.layout.parameters, self.views, strict=True)
-        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path, None) is not view]
+        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path) is not view]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector
@@ -136,7 +137,7 @@ class GradBuffer:
 
 def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
     """The array for `slot`; raises ShapeError where a layer of the user's gave none, or one of another shape."""
-    value = _at(tree, slot.path, None)
+    value = _at(tree, slot.path)
     shape = getattr(value, "shape", None)
     if shape == slot.shape:
         return value
@@ -174,18 +175,15 @@ def _layout_of(network: Layer, in_shape: Shape) -> Layout:
         shape = tuple(int(n) for n in getattr(leaf.value, "shape", ()))
         decay = leaf.trainable and (len(shape) >= 2 if leaf.decay is None else leaf.decay)
         leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
-    trained = [slot for trainable, slot in leaves if trainable]
-    parameters = _place_slots([s for s in trained if s.decay] + [s for s in trained if not s.decay])
-    buffers = _place_slots([slot for trainable, slot in leaves if not trainable])
-    return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
+    trained = sorted((slot for trainable, slot in leaves if trainable), key=lambda slot: not slot.decay)
+    buffers = [slot for trainable, slot in leaves if not trainable]
+    return Layout(network, in_shape, out_shape, _placed(trained), _placed(buffers), tuple(groups))
 
 
-def _place_slots(slots: list[Slot]) -> tuple[Slot, ...]:
-    placed, offset = [], 0
-    for slot in slots:
-        placed.append(Slot(slot.path, slot.shape, offset, slot.decay))
-        offset += slot.size
-    return tuple(placed)
+def _placed(slots: list[Slot]) -> tuple[Slot, ...]:
+    """One after the other."""
+    offsets = accumulate((slot.size for slot in slots), initial=0)
+    return tuple(replace(slot, offset=offset) for slot, offset in zip(slots, offsets, strict=False))
 
 
 def _walk(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -203,12 +201,10 @@ def _place(tree: dict[str, Any], path: Path, value: Any) -> None:
     tree[path[-1]] = value
 
 
-_REQUIRED = object()
-
-
-def _at(tree: Mapping[str, Any], path: Path, default: Any = _REQUIRED) -> Any:
+def _at(tree: Mapping[str, Any], path: Path) -> Any:
+    """What lies there, or None."""
     for name in path:
-        if default is not _REQUIRED and name not in tree:
-            return default
+        if name not in tree:
+            return None
         tree = tree[name]
     return tree

@@ -151,7 +151,6 @@ class Trainer:
     def _start(self, data: Loader) -> Engine:
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
-        check_options(data.backend, data.like, self.network, self.loss, self.optimizer, self.clip_norm)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 
@@ -242,11 +241,10 @@ class Trainer:
 
         (carry, count), to_host = self.snapshot(), self.backend.to_host
         arrays = [to_host(array) for array in (*carry[:2], *carry[2])]
-        saved = Checkpoint(self.layout, self.loss, self.optimizer, arrays, count)
-        saved.options = {name: getattr(self, name) for name in OPTIONS}
-        saved.history, saved.classes = self.history.epochs, self.classes
-        saved.metadata = self.metadata if metadata is None else metadata
-        write_checkpoint(path, saved)
+        options = {name: getattr(self, name) for name in OPTIONS}
+        metadata = self.metadata if metadata is None else metadata
+        training = self.layout, self.loss, self.optimizer, arrays, count
+        write_checkpoint(path, Checkpoint(*training, options, self.history.epochs, self.classes, metadata))
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -265,19 +263,24 @@ class Trainer:
         try:  # as `locked("train")`, which takes a tenth of the time of a small step
             with own.lock:
                 own.count, own.thread = own.count + 1, get_ident()
-                if check is False and sample_weight is None and engine is not None:
-                    known = engine.known_batch
-                    if known is not None and kind(x, y) == known[0]:
-                        _, backend, device, cost = known
-                        with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
-                            return engine.advance(x, y, None, None)
-                return self._step(x, y, sample_weight, flag("check", check))
+                known = None if engine is None or sample_weight is not None else engine.known_batch
+                if known is None or engine is None or kind(x, y) != known[0]:
+                    return self._step(x, y, sample_weight, flag("check", check))
+                _, backend, device, cost = known
+                computing = backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile)
+                if check is not False and flag("check", check):
+                    with backend.session(self.threads, device):
+                        engine.check_values(x, y)
+                        with computing:
+                            return engine.checked_step(x, y, None, None)
+                with computing:
+                    return engine.advance(x, y, None, None)
         except BaseException:
             end_sessions(outer)
             raise
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
-        """A step on a batch that is to be looked at, or is of another kind than the last."""
+        """A step on a batch of another kind than the last."""
         backend = backend_of(x)
         device = backend.device(x)
         with backend.session(self.threads, device):

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
-from bpnet.layer import Composite, Layer, Params, Rng, Run, Shape, check_layer
+from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, check_layer
 from bpnet.layers.activation import Activation, Identity
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
@@ -62,9 +62,7 @@ class Sequential(Composite):
             caches.append(cache)
         return x, caches
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         children, grads = self.children, {}
         first = 0
         if not need_dx:  # nothing below the first layer with parameters wants a gradient
@@ -110,9 +108,7 @@ class Residual(Composite):
         y, cache = (run.backend.outline(self.inner) if run.backend.traces else self.inner).forward(at, p["inner"], x)
         return x + y, (cache,)
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         at = run.at("inner") if self.inner.stochastic else run
         inner = run.backend.outline(self.inner) if run.backend.traces else self.inner
         dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)

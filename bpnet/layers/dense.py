@@ -7,7 +7,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Params, Rng, Run, Shape, kernel
+from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape, kernel
 from bpnet.layers.activation import Activation
 from bpnet.options import flag, whole
 from bpnet.registry import resolve
@@ -61,9 +61,7 @@ class Dense(Layer):
         y, saved = dense_forward(run, rows, p["weight"], p.get("bias"), self.function)
         return run.xp.reshape(y, (*x.shape[:-1], self.units)), (rows, saved)
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         x, saved = cache
         shape = dy.shape
         rows = dy if dy.ndim == 2 else run.xp.reshape(dy, (-1, self.units))

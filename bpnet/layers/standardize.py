@@ -7,7 +7,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
-from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.options import flag, number
 
 Values = float | tuple[float, ...]
@@ -57,9 +57,7 @@ class Standardize(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return x * p["scale"] + p["mean"] if self.invert else (x - p["mean"]) / p["scale"], None
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         if not need_dx:
             return None, {}
         return dy * p["scale"] if self.invert else dy / p["scale"], {}
