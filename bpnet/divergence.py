@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, Backend
-from bpnet.data.loader import take_rows
+from bpnet.data.loader import Batch, take_rows
 from bpnet.errors import DivergedError
 from bpnet.layer import Composite, Layer, Params, Run
 from bpnet.layers.composition import Sequential
@@ -60,14 +60,13 @@ class Diagnosis:
     seed: int
     precision: str
 
-    def diverged(
-        self, good: Snapshot, after: Snapshot, value: Array, x: Array, y: Array | None, rows: Array | None
-    ) -> DivergedError:
+    def diverged(self, good: Snapshot, after: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`."""
         backend, layout = self.backend, self.layout
         (theta, buffers, state), step = good[0], after[1]
         loss_is_finite = math.isfinite(float(value))
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
+        x, y, _, rows = batch
         x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
         run = Run(backend, True, (self.seed, step, 0), backend.context(self.precision))
         p = layout.views(backend, theta, buffers)

@@ -179,10 +179,9 @@ class Engine:
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
         backend, xp = self.backend, self.backend.xp
-        together = backend.max_steps_per_launch
         singly = singly or data.streams or current.reference or not self.optimizer.traceable
-        if singly or data.count < together * batch_size:
-            together = 1
+        together = 1 if singly else backend.max_steps_per_launch
+        together = together if data.count >= together * batch_size else 1
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
         totals: list[Array] = []
@@ -238,13 +237,12 @@ class Engine:
             f"{self.count + 1}"
         )
 
-    def _diverged(self, good: Snapshot, value: Array, batch: tuple[Any, ...]) -> DivergedError:
+    def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
         left = self.state.now
         self.restore(good)
-        x, y, _, rows = batch
         with self.looking():
-            return self.diagnosis.diverged(self.state.now, left, value, x, y, rows)
+            return self.diagnosis.diverged(self.state.now, left, value, batch)
 
     def not_a_number(self, what: str, x: Array | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""

@@ -217,6 +217,11 @@ class Layer(Registered, kind="layer"):
         return {}
 
 
+def _of_a_child(name: str) -> Any:
+    """Whether a child of a composite says so of itself."""
+    return cached_property(lambda composite: any(getattr(layer, name) for _, layer in composite.children))
+
+
 class Composite(Layer):
     """A layer made of layers, each with a name; parameters, gradients and buffers nest under these names."""
 
@@ -227,17 +232,9 @@ class Composite(Layer):
         """(name, layer) in the order of the forward pass."""
         raise NotImplementedError
 
-    @cached_property
-    def couples_rows(self) -> bool:  # type: ignore[override]
-        return any(layer.couples_rows for _, layer in self.children)
-
-    @cached_property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return any(layer.stochastic for _, layer in self.children)
-
-    @cached_property
-    def trainable(self) -> bool:  # type: ignore[override]
-        return any(layer.trainable for _, layer in self.children)
+    couples_rows = _of_a_child("couples_rows")
+    stochastic = _of_a_child("stochastic")
+    trainable = _of_a_child("trainable")
 
     @cached_property
     def updates_buffers(self) -> bool:

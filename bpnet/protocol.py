@@ -5,7 +5,7 @@ Layers, losses and optimizers are tried once, on two rows of ones on the host, s
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -28,19 +28,18 @@ MOST = 1_000_000
 def check_network(network: Layer, x: Any, loss: Loss, optimizer: Optimizer | None = None) -> None:
     """Raise where a user's own layer, loss or optimizer does not keep to the protocol for rows like `x`."""
     single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
-    _check(network, tuple(int(n) for n in x.shape[1:]), loss, optimizer, "float32" if single else "float64")
+    in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
+    _check(network_faults, network, in_shape, dtype)
+    if not _own(loss):
+        _check(_loss_faults, loss, tuple(network.out_shape(in_shape)), dtype)
+    if optimizer is not None and not _own(optimizer):
+        _check(_optimizer_faults, optimizer, dtype)
 
 
 @lru_cache(maxsize=64)
-def _check(network: Layer, in_shape: Shape, loss: Loss, optimizer: Optimizer | None, dtype: str) -> None:
-    """The same for a type of numbers that nothing promotes."""
-    faults = network_faults(network, in_shape, dtype)
-    if not faults and not _own(loss):
-        faults = _loss_faults(loss, network.out_shape(in_shape), dtype)
-    if not faults and optimizer is not None and not _own(optimizer):
-        faults = _optimizer_faults(optimizer, dtype)
-    if faults:
-        raise faults[0]
+def _check(find: Callable[..., Faults], *args: Any) -> None:
+    for fault in find(*args):
+        raise fault
 
 
 def _own(thing: Layer | Loss | Optimizer) -> bool:

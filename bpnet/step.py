@@ -111,17 +111,15 @@ def training_step(
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        x, y, weight, rows, hyperparameters, number = args
-        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
-        gradient = partial(
-            loss_and_gradient, backend, layout, loss, **batch, grad_buffers=grad_buffers, precision=precision
-        )
+        batch, (hyperparameters, number) = args[:4], args[4:]
+        options: dict[str, Any] = {"grad_buffers": grad_buffers, "precision": precision, "micro_batch": micro_batch}
+        gradient = partial(loss_and_gradient, backend, layout, loss, batch=batch, key=(seed, number), **options)
         value, grad, taken = gradient(p=views(backend, theta, buffers))
         grad = grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
+        args = backend, layout, theta, grad, state, hyperparameters
         if own:
-            args = backend, layout, theta, grad, state, hyperparameters
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.deferred = None
@@ -130,7 +128,7 @@ def training_step(
                 value, grad, _ = gradient(p=views(backend, theta, carry[1]))
                 return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
 
-            theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
+            theta, state = optimizer.update(*args, evaluate)
         return (theta, buffers, state), value
 
     return step

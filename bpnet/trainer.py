@@ -151,6 +151,7 @@ class Trainer:
     def _start(self, data: Loader) -> Engine:
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
+        check_options(data.backend, data.like, self.network, self.loss, self.optimizer, self.clip_norm)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 

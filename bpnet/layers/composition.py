@@ -63,10 +63,11 @@ class Sequential(Composite):
         return x, caches
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        children, grads = self.children, {}
-        first = 0
+        children, first = self.children, 0
+        grads: dict[str, Any] = {}
         if not need_dx:  # nothing below the first layer with parameters wants a gradient
             while first < len(children) - 1 and not (p[children[first][0]] and children[first][1].trainable):
+                grads[children[first][0]] = {}
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
             name, layer = children[i]
@@ -74,8 +75,6 @@ class Sequential(Composite):
             layer = run.backend.outline(layer) if run.backend.traces else layer
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
-        for name, _ in children[:first]:
-            grads[name] = {}
         return (dy if need_dx else None), grads
 
 
