@@ -20,6 +20,7 @@ from bpnet.options import whole
 from bpnet.registry import Registered, instance
 
 Shape = tuple[int, ...]
+Path = tuple[str, ...]
 Params = Mapping[str, Any]
 """A layer's parameters and buffers by name; of a composite, its children's by theirs."""
 Derivatives = tuple[Array | None, dict[str, Any]]
@@ -251,14 +252,17 @@ class Composite(Layer):
         return {name: values for name, values in taken.items() if values}
 
 
-def leaves(tree: Params, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested dict with its name, which has a point between the names of each level."""
+def walk(tree: Params, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value of a nested dict with its path; what is a dict itself comes before what is in it."""
     for name, value in tree.items():
-        at = f"{path}.{name}" if path else name
+        yield (*path, name), value
         if isinstance(value, Mapping):
-            yield from leaves(value, at)
-        else:
-            yield at, value
+            yield from walk(value, (*path, name))
+
+
+def leaves(tree: Params) -> Iterator[tuple[str, Any]]:
+    """Every value that is no dict, with its name, which has a point between the names of each level."""
+    return ((".".join(map(str, path)), value) for path, value in walk(tree) if not isinstance(value, Mapping))
 
 
 def check_layer(what: str, layer: Any) -> Layer:

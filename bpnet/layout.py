@@ -4,7 +4,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -12,10 +12,8 @@ from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
+from bpnet.layer import Layer, Leaf, Params, Path, Rng, Shape, ShapeRng, check_layer, walk
 from bpnet.options import whole
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,8 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
 def _layout_of(network: Layer, in_shape: Shape) -> Layout:
     out_shape = network.out_shape(in_shape)
     leaves, groups = [], []
-    for path, value in _walk(network.init(ShapeRng(), in_shape)):
-        if value is None:
+    for path, value in walk(network.init(ShapeRng(), in_shape)):
+        if isinstance(value, Mapping):
             groups.append(path)
             continue
         leaf = value if isinstance(value, Leaf) else Leaf(value)
@@ -184,15 +182,6 @@ def _placed(slots: list[Slot]) -> tuple[Slot, ...]:
     """One after the other."""
     offsets = accumulate((slot.size for slot in slots), initial=0)
     return tuple(replace(slot, offset=offset) for slot, offset in zip(slots, offsets, strict=False))
-
-
-def _walk(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield (*path, name), None
-            yield from _walk(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
 def _place(tree: dict[str, Any], path: Path, value: Any) -> None:

@@ -5,7 +5,7 @@ defined, so a user's own layer can be saved and loaded too.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar, cast
@@ -61,15 +61,21 @@ class Registered:
         """
         for option in fields(self):  # type: ignore[arg-type]
             declares = [c for c in type(self).__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()]
-            parts = [getattr(self, option.name)]
-            while parts:
-                part = parts.pop(0)
-                if isinstance(part, tuple):
-                    parts[:0] = part
-                elif isinstance(part, Registered):
+            what, ours = f"{option.name} of {self}", declares[-1].__module__.startswith("bpnet.")
+            for part in _parts(getattr(self, option.name)):
+                if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
-                elif isinstance(part, float) and declares[-1].__module__.startswith("bpnet."):
-                    check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
+                elif isinstance(part, float) and ours:
+                    check_range(what, part, dtype, smallest, largest)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What is in nested tuples, in their order."""
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for part in value:
+        yield from _parts(part)
 
 
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
