@@ -85,8 +85,7 @@ class Engine:
 
     @property
     def count(self) -> int:
-        count: int = self.state.now[1]
-        return count
+        return self.state.now[1]
 
     def snapshot(self) -> Snapshot:
         return copied(self.backend, self.carry), self.count
@@ -280,7 +279,7 @@ class Engine:
             explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
             text = explain(self.step, args)
         (theta, buffers, state), *batch, _, _ = args
-        state_names = (*getattr(self.optimizer, "state_names", ()), *("state",) * len(state))
+        state_names = (*self.optimizer.state_names, *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
         given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
         names = [name for name, array in given if array is not None] + ["the loss"]
@@ -335,13 +334,11 @@ class Engine:
             ) from error
 
 
-def kind(*arrays: Any) -> tuple[Any, ...] | None:
+def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
     """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
     try:
-        if len(arrays) == 1:
-            (x,) = arrays
+        if y is None:
             return type(x), x.dtype, x.shape, x.device
-        x, y = arrays
         return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
     except AttributeError:
         return None

@@ -113,8 +113,8 @@ class Trainer:
     def __repr__(self) -> str:
         size = "no parameters yet"
         if self._engine is not None:
-            backend, layout = self._engine.backend, self._engine.layout
-            size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
+            parameters, steps = plural(self.layout.size, "parameter"), plural(self.step_count, "step")
+            size = f"{parameters} ({self.backend.name}), {steps} done"
         return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
 
     @locked("read")

@@ -49,9 +49,7 @@ class Sequential(Composite):
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         params = {}
         for name, layer in self.children:
-            out_shape = layer.out_shape(in_shape)
-            params[name] = layer.init(rng, in_shape)
-            in_shape = out_shape
+            in_shape, params[name] = layer.out_shape(in_shape), layer.init(rng, in_shape)
         return params
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:

@@ -48,11 +48,8 @@ class Standardize(Layer):
         return in_shape
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        n = in_shape[-1:]
-        return {
-            "mean": Leaf(rng.given(n, self.mean), trainable=False),
-            "scale": Leaf(rng.given(n, self.scale), trainable=False),
-        }
+        values = {"mean": self.mean, "scale": self.scale}
+        return {name: Leaf(rng.given(in_shape[-1:], v), trainable=False) for name, v in values.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return x * p["scale"] + p["mean"] if self.invert else (x - p["mean"]) / p["scale"], None
