@@ -31,7 +31,7 @@ class Slot:
 
     @cached_property
     def part(self) -> slice:
-        """Of the vector."""
+        """Where it lies in the vector."""
         return slice(self.offset, self.offset + self.size)
 
     @property
