@@ -12,8 +12,9 @@ from typing import Any
 from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current, ends_sessions
-from bpnet.data.checks import check_rows, check_target, check_weight, check_x, detached
-from bpnet.data.loader import take_rows
+from bpnet.data.checks import detached
+from bpnet.data.loader import Batch, take_rows
+from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import GradBuffer, Layout, layout_of
@@ -29,10 +30,7 @@ def loss_and_gradient(
     layout: Layout,
     loss: Loss,
     p: Params,
-    x: Array,
-    y: Array,
-    weight: Array | None,
-    rows: Array | None = None,
+    batch: Batch,
     key: tuple[Any, ...] = (0, 0),
     training: bool = True,
     grad_buffers: list[GradBuffer] | None = None,
@@ -43,13 +41,13 @@ def loss_and_gradient(
 ) -> tuple[Array, Array, Mapping[str, Any]]:
     """The loss of a batch, its gradient as one vector, and the new values of the buffers.
 
-    The batch is x, y, weight, or where `rows` is given, those rows of them.  `grad_buffers` keeps the memory of
-    gradients from one call to the next, for a caller who is then done with the last one.  `precision` is that of
-    products.  `micro_batch` is the most rows of a block, where rows may be parted.
+    `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who is then done with the last
+    one.  `precision` is that of products.  `micro_batch` is the most rows of a block, where rows may be parted.
 
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
+    x, y, weight, rows = batch
     if total is None:
         count = x.shape[0] if rows is None else rows.shape[0]
         total = float(count)
@@ -64,7 +62,7 @@ def loss_and_gradient(
         if len(parts) > 1:
             options = {"key": key, "training": training, "precision": precision, "total": total}
             one_block = partial(loss_and_gradient, backend, layout, loss, p, **options)
-            return _sum_of_blocks(backend, one_block, (x, y, weight), rows, parts, grad_buffers)
+            return _sum_of_blocks(backend, one_block, batch, parts, grad_buffers)
     if rows is not None:
         x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
     buffer = None
@@ -87,8 +85,7 @@ def loss_and_gradient(
 def _sum_of_blocks(
     backend: Backend,
     one_block: Callable[..., tuple[Array, Array, Any]],
-    arrays: tuple[Array | None, ...],
-    rows: Array | None,
+    batch: Batch,
     parts: Sequence[Rows],
     grad_buffers: list[GradBuffer] | None,
 ) -> tuple[Array, Array, Mapping[str, Any]]:
@@ -99,8 +96,8 @@ def _sum_of_blocks(
             own = [pool.pop()]
         except IndexError:
             own = []
-        batch = take_rows(backend, arrays, part, rows)
-        value, grad, _ = one_block(*batch, grad_buffers=own, block=number)
+        x, y, weight = take_rows(backend, batch[:3], part, batch[3])
+        value, grad, _ = one_block((x, y, weight, None), grad_buffers=own, block=number)
         return value, grad, own
 
     def add(some: tuple[Array, Array, list[GradBuffer]], more: tuple[Array, Array, list[GradBuffer]]) -> Any:
@@ -133,26 +130,26 @@ def value_and_grad(
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """
-    loss, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
-    network = check_layer("network", network)
+    criterion, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
+    network, training = check_layer("network", network), flag("training", training)
     common_backend({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
-    training = flag("training", training)
-    backend, x = check_x(x)
+
+    def fitting(x: Array) -> Layout:
+        check_network(network, x, criterion)
+        return layout_of(network, tuple(x.shape[1:]))
+
+    data = prepare(named(x, y, sample_weight), criterion, fitting)
+    backend, layout, x = data.backend, data.layout, data.x
     with backend.session(device=backend.device(x)):
-        check_network(network, x, loss)
-        layout = layout_of(network, tuple(x.shape[1:]))
-        check_rows(x, layout.in_shape)
         theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
         network.check_type(*type_of(backend, x))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
-        y = check_target(backend, loss, layout.out_shape, x.shape[0], x.dtype, y)
-        weight = check_weight(backend, x.shape[0], x.dtype, sample_weight)
         backend = definitions(backend) if current.reference else backend
-        p = layout.views(backend, theta, buffers)
-        value, grad, _ = loss_and_gradient(backend, layout, loss, p, x, y, weight, key=(seed, 0), training=training)
+        p, batch = layout.views(backend, theta, buffers), data.whole_batch()
+        value, grad, _ = loss_and_gradient(backend, layout, criterion, p, batch, (seed, 0), training)
     return value, grad
 
 

@@ -111,11 +111,8 @@ class History:
 
 def describe(record: Record) -> str:
     """A record in one line."""
-    shown = [f"epoch {record['epoch']:>3}"]
-    for name in ("loss", "val_loss", "val_accuracy"):
-        if name in record:
-            shown.append(f"{name} {record[name]:#.4g}")
-    return "  ".join([*shown, f"{record['seconds']:.2f} s"])
+    values = [f"{name} {record[name]:#.4g}" for name in ("loss", "val_loss", "val_accuracy") if name in record]
+    return "  ".join([f"epoch {record['epoch']:>3}", *values, f"{record['seconds']:.2f} s"])
 
 
 def unrecorded(text: str, name: str, names: Collection[str]) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, Backend
-from bpnet.data.loader import take_rows
+from bpnet.data.loader import Batch, take_rows
 from bpnet.errors import DivergedError
-from bpnet.layer import Composite, Layer, Params, Run
+from bpnet.layer import Composite, Layer, Params, Path, Run
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Path, Slot
+from bpnet.layout import Layout, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.protocol import titled
@@ -60,19 +60,18 @@ class Diagnosis:
     seed: int
     precision: str
 
-    def diverged(
-        self, good: Snapshot, after: Snapshot, value: Array, x: Array, y: Array | None, rows: Array | None
-    ) -> DivergedError:
+    def diverged(self, good: Snapshot, after: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`."""
         backend, layout = self.backend, self.layout
         (theta, buffers, state), step = good[0], after[1]
         loss_is_finite = math.isfinite(float(value))
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
+        x, y, _, rows = batch
         x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
         run = Run(backend, True, (self.seed, step, 0), backend.context(self.precision))
         p = layout.views(backend, theta, buffers)
-        infinite = dict(not_finite(backend, layout, layout.parameters, theta))
-        changed = dict(not_finite(backend, layout, layout.buffers, after[0][1], buffers))
+        infinite = self._not_finite(layout.parameters, theta)
+        changed = self._not_finite(layout.buffers, after[0][1], buffers)
         if infinite and loss_is_finite:  # then those are as they were meant
             where = next(iter(changed.values()), None)
         else:
@@ -105,19 +104,33 @@ class Diagnosis:
         for name, array, own in zip(names, after[2], before[2], strict=False):
             what = f"{type(optimizer).__name__}'s {name}"
             if array.shape == after[0].shape:
-                for _, leaf in not_finite(self.backend, layout, layout.parameters, array, own):
-                    yield f"{what} of {leaf}"
+                yield from (f"{what} of {leaf}" for leaf in self._not_finite(layout.parameters, array, own).values())
             elif bool(xp.any(_broken(xp, array, own))):
                 yield f"{what} of {layout.network}"
-        for _, leaf in not_finite(self.backend, layout, layout.parameters, after[0], before[0]):
-            yield leaf
+        yield from self._not_finite(layout.parameters, after[0], before[0]).values()
+
+    def _not_finite(self, slots: Iterable[Slot], vector: Array, before: Array | None = None) -> dict[Path, str]:
+        """By its path, what to call every leaf of the vector whose values are not all finite.
+
+        With `before`, what was infinite in that does not count.
+        """
+        xp, found = self.backend.xp, {}
+        wrong = ~xp.isfinite(vector) if before is None else _broken(xp, vector, before)
+        for slot in slots:
+            if bool(xp.any(wrong[slot.part])):
+                depth, layer = 0, self.layout.network
+                while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
+                    layer = dict(layer.children)[slot.path[depth]]
+                    depth += 1
+                where = titled(".".join(slot.path[:depth]), layer)
+                found[slot.path] = f"{'.'.join(slot.path[depth:])} of {where}"
+        return found
 
     def not_a_number(self, what: str, carry: Carry, x: Array | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
         backend, layout = self.backend, self.layout
         theta, buffers, _ = carry
-        leaves = dict(not_finite(backend, layout, layout.parameters, theta))
-        leaves |= not_finite(backend, layout, layout.buffers, buffers)
+        leaves = self._not_finite(layout.parameters, theta) | self._not_finite(layout.buffers, buffers)
         where = next(iter(leaves.values()), "what comes of it")
         if x is not None:
             run, p = Run(backend, context=backend.context(self.precision)), layout.views(backend, theta, buffers)
@@ -126,24 +139,6 @@ class Diagnosis:
             f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
             "are, to values of a smaller scale"
         )
-
-
-def not_finite(
-    backend: Backend, layout: Layout, slots: Iterable[Slot], vector: Array, before: Array | None = None
-) -> Iterator[tuple[Path, str]]:
-    """The path of every leaf of the vector whose values are not all finite, and what to call it.
-
-    With `before`, what was infinite in that does not count.
-    """
-    xp = backend.xp
-    wrong = ~xp.isfinite(vector) if before is None else _broken(xp, vector, before)
-    for slot in slots:
-        if bool(xp.any(wrong[slot.offset : slot.offset + slot.size])):
-            depth, layer = 0, layout.network
-            while isinstance(layer, Composite) and slot.path[depth] in dict(layer.children):
-                layer = dict(layer.children)[slot.path[depth]]
-                depth += 1
-            yield slot.path, f"{'.'.join(slot.path[depth:])} of {titled('.'.join(slot.path[:depth]), layer)}"
 
 
 def first_not_finite(

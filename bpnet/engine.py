@@ -17,6 +17,7 @@ from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
 from bpnet.compiler.commands import FIRST
+from bpnet.data.checks import check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
@@ -72,6 +73,7 @@ class Engine:
         plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
         self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
         compiled = self.step, self.outputs, self.scores
+        self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
         self.plain: dict[Any, Any] = dict(zip(compiled, (step, *plain), strict=True))  # what `bp.reference` runs
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -83,8 +85,7 @@ class Engine:
 
     @property
     def count(self) -> int:
-        count: int = self.state.now[1]
-        return count
+        return self.state.now[1]
 
     def snapshot(self) -> Snapshot:
         return copied(self.backend, self.carry), self.count
@@ -142,6 +143,11 @@ class Engine:
             return None
         return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
 
+    def check_values(self, x: Array, y: Array) -> None:
+        """Raise where a batch of a kind that fits has values that can't be used."""
+        check_finite(self.backend, detached(self.backend, x, "x"), "x")
+        check_target(self.backend, self.loss, self.layout.out_shape, x.shape[0], x.dtype, y)
+
     def checked_step(self, *batch: Any) -> Array:
         """One step, and a look at what came of it."""
         state, good = self.state, self.good
@@ -149,7 +155,8 @@ class Engine:
             good = self.good = self.snapshot()
         value = self.advance(*batch)
         due = state.now[1] - good[1] >= CHECKED
-        if not is_finite_step(self.backend, value, vectors(self.carry) if due else [self.carry[0]], good[0]):
+        carry = state.now[0]
+        if not is_finite_step(self.backend, value, vectors(carry) if due else [carry[0]], good[0]):
             raise self._diverged(good, value, batch)
         if due:
             self.good = self.snapshot()
@@ -171,10 +178,9 @@ class Engine:
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
         backend, xp = self.backend, self.backend.xp
-        together = backend.max_steps_per_launch
         singly = singly or data.streams or current.reference or not self.optimizer.traceable
-        if singly or data.count < together * batch_size:
-            together = 1
+        together = 1 if singly else backend.max_steps_per_launch
+        together = together if data.count >= together * batch_size else 1
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
         totals: list[Array] = []
@@ -230,21 +236,17 @@ class Engine:
             f"{self.count + 1}"
         )
 
-    def _diagnosis(self) -> Diagnosis:
-        return Diagnosis(self.backend, self.layout, self.loss, self.optimizer, self.seed, self.precision)
-
-    def _diverged(self, good: Snapshot, value: Array, batch: tuple[Any, ...]) -> DivergedError:
+    def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
         left = self.state.now
         self.restore(good)
-        x, y, _, rows = batch
         with self.looking():
-            return self._diagnosis().diverged(self.state.now, left, value, x, y, rows)
+            return self.diagnosis.diverged(self.state.now, left, value, batch)
 
     def not_a_number(self, what: str, x: Array | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
         with self.looking():
-            return self._diagnosis().not_a_number(what, self.carry, x)
+            return self.diagnosis.not_a_number(what, self.carry, x)
 
     def check_nan(self) -> None:
         """Raise where a parameter is NaN, and the library may keep that from the output; looks once at the same."""
@@ -277,7 +279,7 @@ class Engine:
             explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
             text = explain(self.step, args)
         (theta, buffers, state), *batch, _, _ = args
-        state_names = (*getattr(self.optimizer, "state_names", ()), *("state",) * len(state))
+        state_names = (*self.optimizer.state_names, *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
         given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
         names = [name for name, array in given if array is not None] + ["the loss"]
@@ -332,13 +334,11 @@ class Engine:
             ) from error
 
 
-def kind(*arrays: Any) -> tuple[Any, ...] | None:
+def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
     """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
     try:
-        if len(arrays) == 1:
-            (x,) = arrays
+        if y is None:
             return type(x), x.dtype, x.shape, x.device
-        x, y = arrays
         return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
     except AttributeError:
         return None

@@ -20,8 +20,11 @@ from bpnet.options import whole
 from bpnet.registry import Registered, instance
 
 Shape = tuple[int, ...]
+Path = tuple[str, ...]
 Params = Mapping[str, Any]
 """A layer's parameters and buffers by name; of a composite, its children's by theirs."""
+Derivatives = tuple[Array | None, dict[str, Any]]
+"""dL/dx, None where nobody needs it, and dL/dp by name."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,15 +209,18 @@ class Layer(Registered, kind="layer"):
         """The output for the rows `x`, and the cache that backward needs."""
         raise NotImplementedError
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
-        """From dL/dy: dL/dx (None where not needed) and dL/dp by name."""
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        """From dL/dy: dL/dx, and dL/dp by name."""
         raise NotImplementedError
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """New values of the buffers after a training step, from what forward saw."""
         return {}
+
+
+def _of_a_child(name: str) -> Any:
+    """Whether a child of a composite says so of itself."""
+    return cached_property(lambda composite: any(getattr(layer, name) for _, layer in composite.children))
 
 
 class Composite(Layer):
@@ -227,17 +233,9 @@ class Composite(Layer):
         """(name, layer) in the order of the forward pass."""
         raise NotImplementedError
 
-    @cached_property
-    def couples_rows(self) -> bool:  # type: ignore[override]
-        return any(layer.couples_rows for _, layer in self.children)
-
-    @cached_property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return any(layer.stochastic for _, layer in self.children)
-
-    @cached_property
-    def trainable(self) -> bool:  # type: ignore[override]
-        return any(layer.trainable for _, layer in self.children)
+    couples_rows = _of_a_child("couples_rows")
+    stochastic = _of_a_child("stochastic")
+    trainable = _of_a_child("trainable")
 
     @cached_property
     def updates_buffers(self) -> bool:
@@ -254,14 +252,17 @@ class Composite(Layer):
         return {name: values for name, values in taken.items() if values}
 
 
-def leaves(tree: Params, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested dict with its name, which has a point between the names of each level."""
+def walk(tree: Params, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value of a nested dict with its path; what is a dict itself comes before what is in it."""
     for name, value in tree.items():
-        at = f"{path}.{name}" if path else name
+        yield (*path, name), value
         if isinstance(value, Mapping):
-            yield from leaves(value, at)
-        else:
-            yield at, value
+            yield from walk(value, (*path, name))
+
+
+def leaves(tree: Params) -> Iterator[tuple[str, Any]]:
+    """Every value that is no dict, with its name, which has a point between the names of each level."""
+    return ((".".join(map(str, path)), value) for path, value in walk(tree) if not isinstance(value, Mapping))
 
 
 def check_layer(what: str, layer: Any) -> Layer:

@@ -4,17 +4,16 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.layer import Layer, Leaf, Params, Rng, Shape, ShapeRng, check_layer
+from bpnet.layer import Layer, Leaf, Params, Path, Rng, Shape, ShapeRng, check_layer, walk
 from bpnet.options import whole
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Slot:
     @cached_property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @cached_property
+    def part(self) -> slice:
+        """Where it lies in the vector."""
+        return slice(self.offset, self.offset + self.size)
 
     @property
     def name(self) -> str:
@@ -70,8 +74,7 @@ class Layout:
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             if vector is not None:
                 for slot in slots:
-                    part = vector[slot.offset : slot.offset + slot.size]
-                    _place(tree, slot.path, backend.xp.reshape(part, slot.shape))
+                    _place(tree, slot.path, backend.xp.reshape(vector[slot.part], slot.shape))
         return tree
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
@@ -83,9 +86,8 @@ class Layout:
         """The vector of buffers with the values that `tree` has, the others as in `old`."""
         parts = []
         for slot in self.buffers:
-            value = _at(tree, slot.path, None)
-            own = old[slot.offset : slot.offset + slot.size]
-            parts.append(own if value is None else backend.xp.reshape(value, (slot.size,)))
+            value = _at(tree, slot.path)
+            parts.append(old[slot.part] if value is None else backend.xp.reshape(value, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def start(self, seed: int) -> tuple[Any, Any]:
@@ -98,7 +100,7 @@ class Layout:
             for slot in slots:
                 value = _at(tree, slot.path)
                 value = value.value if isinstance(value, Leaf) else value
-                vector[slot.offset : slot.offset + slot.size] = numpy.reshape(value, slot.size)
+                vector[slot.part] = numpy.reshape(value, slot.size)
         return theta, buffers
 
 
@@ -125,7 +127,7 @@ class GradBuffer:
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
         slots = zip(self.layout.parameters, self.views, strict=True)
-        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path, None) is not view]
+        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path) is not view]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector
@@ -133,7 +135,7 @@ class GradBuffer:
 
 def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
     """The array for `slot`; raises ShapeError where a layer of the user's gave none, or one of another shape."""
-    value = _at(tree, slot.path, None)
+    value = _at(tree, slot.path)
     shape = getattr(value, "shape", None)
     if shape == slot.shape:
         return value
@@ -163,35 +165,23 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
 def _layout_of(network: Layer, in_shape: Shape) -> Layout:
     out_shape = network.out_shape(in_shape)
     leaves, groups = [], []
-    for path, value in _walk(network.init(ShapeRng(), in_shape)):
-        if value is None:
+    for path, value in walk(network.init(ShapeRng(), in_shape)):
+        if isinstance(value, Mapping):
             groups.append(path)
             continue
         leaf = value if isinstance(value, Leaf) else Leaf(value)
         shape = tuple(int(n) for n in getattr(leaf.value, "shape", ()))
         decay = leaf.trainable and (len(shape) >= 2 if leaf.decay is None else leaf.decay)
         leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
-    trained = [slot for trainable, slot in leaves if trainable]
-    parameters = _place_slots([s for s in trained if s.decay] + [s for s in trained if not s.decay])
-    buffers = _place_slots([slot for trainable, slot in leaves if not trainable])
-    return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
+    trained = sorted((slot for trainable, slot in leaves if trainable), key=lambda slot: not slot.decay)
+    buffers = [slot for trainable, slot in leaves if not trainable]
+    return Layout(network, in_shape, out_shape, _placed(trained), _placed(buffers), tuple(groups))
 
 
-def _place_slots(slots: list[Slot]) -> tuple[Slot, ...]:
-    placed, offset = [], 0
-    for slot in slots:
-        placed.append(Slot(slot.path, slot.shape, offset, slot.decay))
-        offset += slot.size
-    return tuple(placed)
-
-
-def _walk(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield (*path, name), None
-            yield from _walk(value, (*path, name))
-        else:
-            yield (*path, name), value
+def _placed(slots: list[Slot]) -> tuple[Slot, ...]:
+    """One after the other."""
+    offsets = accumulate((slot.size for slot in slots), initial=0)
+    return tuple(replace(slot, offset=offset) for slot, offset in zip(slots, offsets, strict=False))
 
 
 def _place(tree: dict[str, Any], path: Path, value: Any) -> None:
@@ -200,12 +190,10 @@ def _place(tree: dict[str, Any], path: Path, value: Any) -> None:
     tree[path[-1]] = value
 
 
-_REQUIRED = object()
-
-
-def _at(tree: Mapping[str, Any], path: Path, default: Any = _REQUIRED) -> Any:
+def _at(tree: Mapping[str, Any], path: Path) -> Any:
+    """What lies there, or None."""
     for name in path:
-        if default is not _REQUIRED and name not in tree:
-            return default
+        if name not in tree:
+            return None
         tree = tree[name]
     return tree

@@ -61,6 +61,8 @@ class ElementwiseLoss(Loss):
     """
 
     needs = ("value", "derivative")
+    boundary: ClassVar[float | None] = None
+    """The output above which the prediction is a target above 1/2; a row is right where all its outputs are."""
 
     def value(self, b: Backend, output: Array, target: Array) -> Array:
         """l(output, target) of every element, by elementwise operations."""
@@ -75,6 +77,12 @@ class ElementwiseLoss(Loss):
         if weight is not None:  # of a row that doesn't count, the target is as good as an output that is not finite
             output = run.xp.where(factor > 0.0, output, target)
         return elementwise_loss(run, self, output, target, factor)
+
+    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
+        if self.boundary is None:
+            return None
+        same = (output > self.boundary) == (target > 0.5)
+        return run.xp.astype(run.xp.all(same, axis=tuple(range(1, output.ndim))), output.dtype)
 
 
 @kernel
@@ -111,6 +119,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
     names = {"binary_cross_entropy": {}}
     probabilities = True
+    boundary = 0.5
 
     def value(self, b: Backend, output: Array, target: Array) -> Array:
         xp = b.xp
@@ -119,9 +128,6 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
     def derivative(self, b: Backend, output: Array, target: Array) -> Array:
         return (output - target) / b.xp.maximum(output * (1.0 - output), 1e-12)
-
-    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
-        return _same_side(run, output, target, 0.5)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class BinaryCrossEntropyWithLogits(ElementwiseLoss):
 
     names = {"binary_cross_entropy_with_logits": {}}
     probabilities = True
+    boundary = 0.0
     logits = True
 
     def value(self, b: Backend, output: Array, target: Array) -> Array:
@@ -144,9 +151,6 @@ class BinaryCrossEntropyWithLogits(ElementwiseLoss):
 
     def derivative(self, b: Backend, output: Array, target: Array) -> Array:
         return sigmoid(b, output) - target
-
-    def correct(self, run: Run, output: Array, target: Array) -> Array | None:
-        return _same_side(run, output, target, 0.0)
 
 
 @dataclass(frozen=True)
@@ -200,10 +204,3 @@ def softmax_cross_entropy(run: Run, z: Array, target: Array, weight: Array | Non
     if weight is not None:  # 0 times what is not finite is of a row that doesn't count
         value, dz = xp.where(factor > 0.0, value, 0.0), xp.where(factor > 0.0, dz, 0.0)
     return xp.sum(value), dz
-
-
-def _same_side(run: Run, output: Array, target: Array, boundary: float) -> Array:
-    """1 for rows all of whose outputs lie on their target's side of the boundary."""
-    xp = run.xp
-    same = (output > boundary) == (target > 0.5)
-    return xp.astype(xp.all(same, axis=tuple(range(1, output.ndim))), output.dtype)

@@ -219,9 +219,12 @@ def clip_by_global_norm(backend: Backend, grad: Array, limit: float) -> Array:
     """`grad` scaled down, where needed, to a Euclidean norm of at most `limit` (Pascanu, Mikolov and Bengio 2013).
 
     It is divided by its largest entry first (or by a number that has an inverse), so that no square overflows, nor
-    limit / norm underflows.
+    limit / norm underflows.  A limit beyond the numbers of its type is none.
     """
-    xp, smallest = backend.xp, float(backend.xp.finfo(grad.dtype).smallest_normal)
+    xp, info = backend.xp, backend.xp.finfo(grad.dtype)
+    if limit > float(info.max):
+        return grad
+    smallest = float(info.smallest_normal)
     largest = xp.minimum(xp.maximum(xp.max(xp.abs(grad)), smallest), 0.5 / smallest)
     part = grad / largest
     root = xp.sqrt(xp.sum(part * part))

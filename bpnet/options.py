@@ -58,11 +58,9 @@ def choice(what: str, value: Any, known: Sequence[str]) -> str:
 
 def flag(what: str, value: Any) -> bool:
     """`value` as True or False; raises OptionError."""
-    if value is True or value is False:
-        return bool(value)
-    if type(value).__name__ in ("bool", "bool_"):  # NumPy's
-        return bool(value)
-    raise OptionError(f"{what} is {shown(value)}; expected True or False")
+    if type(value).__name__ not in ("bool", "bool_"):  # Python's, and what NumPy calls its own
+        raise OptionError(f"{what} is {shown(value)}; expected True or False")
+    return bool(value)
 
 
 def check_range(what: str, value: float, dtype: str, smallest: float, largest: float) -> None:

@@ -1,11 +1,11 @@
 """Whether what a user writes keeps to the protocol: what its methods take and give, of which shapes.
 
-Layers and losses are tried once for a network, on two rows of ones on the host, so that no training step pays for it.
+Layers, losses and optimizers are tried once, on two rows of ones on the host, so that no training step pays for it.
 """
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -15,11 +15,11 @@ from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind
 from bpnet.layer import Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layers.dense import Dense
-from bpnet.layout import layout_of
+from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
 
-Shapes = Mapping[str, Shape]
+Faults = list[BpnetError]
 
 MOST = 1_000_000
 """Of how many values, parameters and rows together, a layer is tried; what is wrong with a larger one a step shows."""
@@ -29,20 +29,27 @@ def check_network(network: Layer, x: Any, loss: Loss, optimizer: Optimizer | Non
     """Raise where a user's own layer, loss or optimizer does not keep to the protocol for rows like `x`."""
     single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
     in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
-    _check_layers(network, in_shape, dtype)
-    for fault in _loss_faults(loss, network.out_shape(in_shape), dtype):
-        raise fault
-    if optimizer is not None:
-        _check_optimizer(optimizer, dtype)
+    _check(network_faults, network, in_shape, dtype)
+    if not _own(loss):
+        _check(_loss_faults, loss, tuple(network.out_shape(in_shape)), dtype)
+    if optimizer is not None and not _own(optimizer):
+        _check(_optimizer_faults, optimizer, dtype)
 
 
 @lru_cache(maxsize=64)
-def _check_layers(network: Layer, in_shape: Shape, dtype: str) -> None:
-    for fault in network_faults(network, in_shape, dtype):
+def _check(find: Callable[..., Faults], *args: Any) -> None:
+    for fault in find(*args):
         raise fault
 
 
-def network_faults(network: Layer, in_shape: Shape, dtype: str) -> list[BpnetError]:
+def _own(thing: Layer | Loss | Optimizer) -> bool:
+    return type(thing).__module__.startswith("bpnet.")
+
+
+# ---- layers ---------------------------------------------------------------------------------------------------------
+
+
+def network_faults(network: Layer, in_shape: Shape, dtype: str) -> Faults:
     """What is wrong with the layers in `network` that are not bpnet's, the first layer first."""
     parts = _parts(network, in_shape)
     return [fault for path, layer, shape in parts for fault in _layer_faults(titled(path, layer), layer, shape, dtype)]
@@ -50,20 +57,14 @@ def network_faults(network: Layer, in_shape: Shape, dtype: str) -> list[BpnetErr
 
 def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str, Layer, Shape]]:
     """Every layer that is not bpnet's, with its path and the shape of the rows that come in."""
-    if type(layer) is Sequential:
-        for name, child in layer.children:
+    if type(layer) in (Sequential, Residual):
+        for name, child in layer.children:  # type: ignore[attr-defined]
             yield from _parts(child, in_shape, f"{path}.{name}" if path else name)
             in_shape = tuple(child.out_shape(in_shape))
-    elif type(layer) is Residual:
-        yield from _parts(layer.inner, in_shape, f"{path}.inner" if path else "inner")
     elif type(layer) is Dense:
         yield from _parts(layer.function, layer.out_shape(in_shape), path)
     elif not _own(layer):
         yield path, layer, in_shape
-
-
-def _own(thing: Layer | Loss | Optimizer) -> bool:
-    return type(thing).__module__.startswith("bpnet.")
 
 
 def titled(path: str, layer: Layer) -> str:
@@ -71,11 +72,10 @@ def titled(path: str, layer: Layer) -> str:
     return f"layer {path!r}, {layer}" if path else str(layer)
 
 
-def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list[BpnetError]:
-    for name in ("out_shape", "init", "forward", "backward"):
-        fault = signature_fault(where, layer, name)
-        if fault is not None:
-            return [fault]
+def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> Faults:
+    found = _signature_faults(where, layer, Layer, "out_shape", "init", "forward", "backward")
+    if found:
+        return found
     out_shape: Any = layer.out_shape(in_shape)
     if not isinstance(out_shape, tuple | list) or not all(hasattr(n, "__index__") for n in out_shape):
         raise ArgumentError(f"{where}: out_shape gave {out_shape!r}; expected a tuple of whole numbers")
@@ -84,67 +84,65 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> list
     if not isinstance(start, Mapping):
         return [ArgumentError(f"{where}: init gave {_given(start)}; expected a dict of start values by name")]
     layout = layout_of(layer, in_shape, trains=False)
-    trained = {slot.name: slot.shape for slot in layout.parameters}
-    kept = {slot.name: slot.shape for slot in layout.buffers}
-    if trained and not layer.trainable:
-        given = f"trainable is False, but init gives {', '.join(trained)} to be trained"
+    if layout.parameters and not layer.trainable:
+        names = ", ".join(slot.name for slot in layout.parameters)
+        given = f"trainable is False, but init gives {names} to be trained"
         return [ArgumentError(f"{where}: {given}; expected Leaf(value, trainable=False), and no gradients of backward")]
     if layout.size + layout.buffer_size + math.prod(x_shape) + math.prod(y_shape) > MOST:
         return []
-    found: list[BpnetError] = []
     run = Run(get("numpy"), True, (0, 0, 0))
     x, dy = (run.xp.ones(shape, dtype=dtype) for shape in (x_shape, y_shape))
     with suppress(Exception), run.backend.session():  # it may need another library or other rows: a step shows that
         p = layout.views(run.backend, *(run.backend.from_host(v, x.dtype) for v in layout.start(0)))
         made: Any = layer.forward(run, p, x)
-        found = forward_faults(where, made, x_shape, y_shape) or type_faults(where, dtype, {"output": made[0]})
+        found = forward_faults(where, made, x_shape, y_shape, dtype)
         for need_dx in () if found else (True, False):
-            back: Any = layer.backward(run, p, made[1], dy, need_dx)
             called = where if need_dx else f"{where}, with need_dx=False"
-            found = found or backward_faults(called, back, x_shape, trained, need_dx)
-            found = found or type_faults(called, dtype, derivatives(*back))
-        if kept and not found:
-            found = _buffer_faults(where, layer.update_buffers(run, p, made[1]), kept)
+            back = layer.backward(run, p, made[1], dy, need_dx)
+            found = found or backward_faults(called, back, x_shape, layout, dtype, need_dx)
+        if layout.buffers and not found:
+            found = _buffer_faults(where, layer.update_buffers(run, p, made[1]), layout)
     return found
 
 
-def signature_fault(where: str, thing: Any, name: str) -> BpnetError | None:
-    """What is wrong with how a method of a user's can be called."""
-    base = Layer if isinstance(thing, Layer) else Loss
-    wanted = inspect.signature(getattr(base, name))
-    try:
-        inspect.signature(getattr(thing, name)).bind(*list(wanted.parameters)[1:])
-    except ValueError:  # it is compiled, and does not say
-        return None
-    except TypeError as error:
-        plain = ", ".join(str(p.replace(annotation=p.empty)) for p in wanted.parameters.values())
-        return ArgumentError(f"{where}: {name} can't be called as {name}({plain}): {error}")
-    return None
+def _signature_faults(where: str, thing: Any, base: type, *names: str) -> Faults:
+    """Which methods of a user's can't be called as those of the base."""
+    found: Faults = []
+    for name in names:
+        wanted = inspect.signature(getattr(base, name)).parameters.values()
+        plain = [p.replace(annotation=p.empty) for p in wanted]
+        with suppress(ValueError):  # of a method that is compiled, and does not say
+            try:
+                inspect.signature(getattr(thing, name)).bind(*plain[1:])
+            except TypeError as error:
+                called = f"{name}({', '.join(map(str, plain))})"
+                found.append(ArgumentError(f"{where}: {name} can't be called as {called}: {error}"))
+    return found
 
 
-def forward_faults(where: str, made: Any, x_shape: Shape, y_shape: Shape) -> list[BpnetError]:
+def forward_faults(where: str, made: Any, x_shape: Shape, y_shape: Shape, dtype: str) -> Faults:
     """What is wrong with a result of forward for an x of `x_shape`, the output being declared to be of `y_shape`."""
-    if fault := _no_pair(f"{where}: forward", made, "y, cache"):
-        return [fault]
+    if not_two := _not_two(f"{where}: forward", made, "y, cache"):
+        return not_two
     shape = _shape_of(made[0])
     if shape is None:
         return [ArgumentError(f"{where}: forward gave {_given(made[0])} as y; expected an array")]
     if shape[:1] != x_shape[:1]:
         return [ShapeError(f"{where}: forward makes {shape} of {x_shape}; expected as many rows")]
     if shape == y_shape:
-        return []
+        return _type_faults(where, dtype, {"output": made[0]})
     declared = f"but out_shape says {y_shape[1:]}: define out_shape(self, in_shape) so that it gives what forward does"
     return [ShapeError(f"{where}: forward turns rows of {x_shape[1:]} into {shape[1:]}, {declared}")]
 
 
-def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need_dx: bool = True) -> list[BpnetError]:
-    """What is wrong with a result of backward, the trainable parameters being those of `trained`."""
-    if fault := _no_pair(f"{where}: backward", made, "dx, grads"):
-        return [fault]
+def backward_faults(where: str, made: Any, x_shape: Shape, layout: Layout, dtype: str, need_dx: bool = True) -> Faults:
+    """What is wrong with a result of backward, the trainable parameters being those of `layout`."""
+    if not_two := _not_two(f"{where}: backward", made, "dx, grads"):
+        return not_two
     dx, grads = made
     if not isinstance(grads, Mapping):
         return [ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name")]
-    have, wrong = dict(leaves(grads)), []
+    have, trained, wrong = dict(leaves(grads)), {slot.name: slot.shape for slot in layout.parameters}, []
     if dx is None and need_dx:
         wrong.append("backward gave None for dx although need_dx was True")
     elif need_dx and _shape_of(dx) != x_shape:
@@ -157,13 +155,14 @@ def backward_faults(where: str, made: Any, x_shape: Shape, trained: Shapes, need
             wrong.append(f"backward gave a gradient for {name}, which is no trainable parameter: they are {known}")
         elif _shape_of(have[name]) != trained[name]:
             wrong.append(f"the gradient of {name} {_has(have[name])}; expected {trained[name]}")
-    return [ShapeError(f"{where}: {text}") for text in wrong]
+    derivatives = {"dx": dx, **{f"gradient of {name}": value for name, value in have.items()}}
+    return [ShapeError(f"{where}: {text}") for text in wrong] or _type_faults(where, dtype, derivatives)
 
 
-def _buffer_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
+def _buffer_faults(where: str, made: Any, layout: Layout) -> Faults:
     if not isinstance(made, Mapping):
         return [ArgumentError(f"{where}: update_buffers gave {_given(made)}; expected a dict of buffers by name")]
-    wrong = []
+    kept, wrong = {slot.name: slot.shape for slot in layout.buffers}, []
     for name, value in leaves(made):
         if name not in kept:
             wrong.append(f"update_buffers gave {name}, which is no buffer: they are {', '.join(kept)}")
@@ -172,7 +171,65 @@ def _buffer_faults(where: str, made: Any, kept: Shapes) -> list[BpnetError]:
     return [ShapeError(f"{where}: {text}") for text in wrong]
 
 
-def type_faults(where: str, dtype: str, made: Mapping[str, Any]) -> list[BpnetError]:
+# ---- losses and optimizers ------------------------------------------------------------------------------------------
+
+
+def _loss_faults(loss: Loss, out_shape: Shape, dtype: str) -> Faults:
+    found, shape = _signature_faults(str(loss), loss, Loss, "__call__"), (2, *out_shape)
+    if found or math.prod(shape) > MOST:
+        return found
+    run = Run(get("numpy"), True, (0, 0, 0))
+    with suppress(Exception), run.backend.session():  # as above: it may want other targets
+        target = run.xp.full((2, *loss.target_shape(out_shape)), 0.5, dtype=dtype)
+        if loss.labels:
+            target = run.xp.zeros(2, dtype=run.xp.int64)
+        found = loss_faults(loss, loss(run, run.xp.full(shape, 0.5, dtype=dtype), target, None, 2.0), shape, dtype)
+    return found
+
+
+def loss_faults(loss: Loss, made: Any, shape: Shape, dtype: str) -> Faults:
+    """What is wrong with a result of a loss for an output of `shape`."""
+    if not_two := _not_two(str(loss), made, "value, d_output"):
+        return not_two
+    if _shape_of(made[0]) != ():
+        return [ShapeError(f"{loss}: the value {_has(made[0])}; expected (), a sum over rows and outputs")]
+    if _shape_of(made[1]) != shape:
+        return [ShapeError(f"{loss}: d_output {_has(made[1])}; expected that of the output, {shape}")]
+    return _type_faults(str(loss), dtype, {"d_output": made[1]})
+
+
+def _optimizer_faults(optimizer: Optimizer, dtype: str) -> Faults:
+    """What is wrong with what an optimizer gives for nine parameters: theta and its state anew, of shapes as before."""
+    found: Faults = []
+    backend, layout = get("numpy"), layout_of(Dense(3), (2,))
+    with suppress(Exception), backend.session():  # as above: it may need other parameters
+        theta: Any = backend.xp.ones(layout.size, dtype=dtype)
+        state, numbers = optimizer.init(backend, theta), optimizer.hyperparameters(0.1, 1)
+        if type(optimizer).update is ElementwiseOptimizer.update:
+            made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
+            if not isinstance(made, tuple) or len(made) != 1 + len(state):
+                given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
+                wanted = ", ".join(("theta", *optimizer.state_names[: len(state)]))
+                return [ArgumentError(f"{optimizer}: elementwise gave {given}; expected the tuple ({wanted},)")]
+        else:
+            made = optimizer.update(
+                backend, layout, theta, theta, state, numbers, lambda at: (0.5 * backend.xp.sum(at * at), at)
+            )
+            if not_two := _not_two(f"{optimizer}: update", made, "theta, state"):
+                return not_two
+            made = made[0], *made[1]
+        names = ["theta", *(f"state {i}" for i in range(len(state)))]
+        for name, old, new in zip(names, (theta, *state), made, strict=False):
+            if _shape_of(new) != _shape_of(old):
+                found.append(ShapeError(f"{optimizer}: {name} {_has(new)} after a step; expected {_shape_of(old)}"))
+        found = found or _type_faults(str(optimizer), dtype, dict(zip(names, made, strict=False)))
+    return found
+
+
+# ---- what was given, against what was expected ----------------------------------------------------------------------
+
+
+def _type_faults(where: str, dtype: str, made: Mapping[str, Any]) -> Faults:
     """Which results are of another type than x and the parameters, which are of `dtype`."""
     return [
         DTypeError(
@@ -184,82 +241,12 @@ def type_faults(where: str, dtype: str, made: Mapping[str, Any]) -> list[BpnetEr
     ]
 
 
-def derivatives(dx: Any, grads: Mapping[str, Any]) -> dict[str, Any]:
-    """What backward gave, by what a message calls it."""
-    return {"dx": dx, **{f"gradient of {name}": value for name, value in leaves(grads)}}
-
-
-def _loss_faults(loss: Loss, out_shape: Shape, dtype: str) -> list[BpnetError]:
-    if _own(loss):
-        return []
-    fault = signature_fault(str(loss), loss, "__call__")
-    if fault is not None:
-        return [fault]
-    shape = (2, *out_shape)
-    if math.prod(shape) > MOST:
-        return []
-    found: list[BpnetError] = []
-    run = Run(get("numpy"), True, (0, 0, 0))
-    with suppress(Exception), run.backend.session():  # as above: it may want other targets
-        target = run.xp.full((2, *loss.target_shape(out_shape)), 0.5, dtype=dtype)
-        if loss.labels:
-            target = run.xp.zeros(2, dtype=run.xp.int64)
-        made: Any = loss(run, run.xp.full(shape, 0.5, dtype=dtype), target, None, 2.0)
-        found = loss_faults(loss, made, shape) or type_faults(str(loss), dtype, {"d_output": made[1]})
-    return found
-
-
-def loss_faults(loss: Loss, made: Any, shape: Shape) -> list[BpnetError]:
-    """What is wrong with a result of a loss for an output of `shape`."""
-    if fault := _no_pair(str(loss), made, "value, d_output"):
-        return [fault]
-    if _shape_of(made[0]) != ():
-        return [ShapeError(f"{loss}: the value {_has(made[0])}; expected (), a sum over rows and outputs")]
-    if _shape_of(made[1]) != shape:
-        return [ShapeError(f"{loss}: d_output {_has(made[1])}; expected that of the output, {shape}")]
-    return []
-
-
-@lru_cache(maxsize=64)
-def _check_optimizer(optimizer: Optimizer, dtype: str) -> None:
-    for fault in [] if _own(optimizer) else optimizer_faults(optimizer, dtype):
-        raise fault
-
-
-def optimizer_faults(optimizer: Optimizer, dtype: str) -> list[BpnetError]:
-    """What is wrong with what an optimizer gives for nine parameters: theta and its state anew, of shapes as before."""
-    found: list[BpnetError] = []
-    backend, layout, elementwise = get("numpy"), layout_of(Dense(3), (2,)), ElementwiseOptimizer.update
-    with suppress(Exception), backend.session():  # as above: it may need other parameters
-        theta: Any = backend.xp.ones(layout.size, dtype=dtype)
-        state, numbers = optimizer.init(backend, theta), optimizer.hyperparameters(0.1, 1)
-        if type(optimizer).update is elementwise:
-            made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
-            if not isinstance(made, tuple) or len(made) != 1 + len(state):
-                given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
-                wanted = ", ".join(("theta", *optimizer.state_names[: len(state)]))
-                return [ArgumentError(f"{optimizer}: elementwise gave {given}; expected the tuple ({wanted},)")]
-        else:
-            made = optimizer.update(
-                backend, layout, theta, theta, state, numbers, lambda at: (0.5 * backend.xp.sum(at * at), at)
-            )
-            if fault := _no_pair(f"{optimizer}: update", made, "theta, state"):
-                return [fault]
-            made = made[0], *made[1]
-        names = ["theta", *(f"state {i}" for i in range(len(state)))]
-        for name, old, new in zip(names, (theta, *state), made, strict=False):
-            if _shape_of(new) != _shape_of(old):
-                found.append(ShapeError(f"{optimizer}: {name} {_has(new)} after a step; expected {_shape_of(old)}"))
-        found = found or type_faults(str(optimizer), dtype, dict(zip(names, made, strict=False)))
-    return found
-
-
-def _no_pair(who: str, made: Any, wanted: str) -> BpnetError | None:
+def _not_two(who: str, made: Any, wanted: str) -> Faults:
     several = isinstance(made, tuple | list)
     if several and len(made) == 2:
-        return None
+        return []
     given = plural(len(made), "thing") if several else "None" if made is None else "one thing"
-    return ArgumentError(f"{who} gave {given}; expected the two of `return {wanted}`")
+    return [ArgumentError(f"{who} gave {given}; expected the two of `return {wanted}`")]
 
 
 def _given(value: Any) -> str:

@@ -5,10 +5,10 @@ defined, so a user's own layer can be saved and loaded too.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
 from bpnet.options import check_range
@@ -61,15 +61,21 @@ class Registered:
         """
         for option in fields(self):  # type: ignore[arg-type]
             declares = [c for c in type(self).__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()]
-            parts = [getattr(self, option.name)]
-            while parts:
-                part = parts.pop(0)
-                if isinstance(part, tuple):
-                    parts[:0] = part
-                elif isinstance(part, Registered):
+            what, ours = f"{option.name} of {self}", declares[-1].__module__.startswith("bpnet.")
+            for part in _parts(getattr(self, option.name)):
+                if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
-                elif isinstance(part, float) and declares[-1].__module__.startswith("bpnet."):
-                    check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
+                elif isinstance(part, float) and ours:
+                    check_range(what, part, dtype, smallest, largest)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What is in nested tuples, in their order."""
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for part in value:
+        yield from _parts(part)
 
 
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
@@ -90,9 +96,7 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     if value not in known:
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if _default(cls)))
     cls, options = known[value]
-    made = cls(**options)
-    assert isinstance(made, base)
-    return made
+    return cast(S, cls(**options))
 
 
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
@@ -141,13 +145,6 @@ def describe(value: Any) -> Any:
     return value
 
 
-def _define(name: str) -> None:
-    """Import the module of bpnet's own class `name`, if there is one: modules are loaded when they are asked for."""
-    package = importlib.import_module("bpnet")
-    if name in package.__all__:
-        getattr(package, name)
-
-
 def restore(value: Any) -> Any:
     """The object that `describe` described; raises FileFormatError where a class or option is not known."""
     if isinstance(value, list):
@@ -158,8 +155,9 @@ def restore(value: Any) -> Any:
     if kind not in _classes:
         raise FileFormatError(f"the file describes an unknown kind of object: {kind!r}")
     name, options = value[kind], {k: restore(v) for k, v in value.items() if k != kind}
-    if name not in _classes[kind]:
-        _define(name)
+    package = importlib.import_module("bpnet")
+    if name in package.__all__:
+        getattr(package, name)  # which imports the module that defines it
     if name not in _classes[kind]:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"

@@ -6,9 +6,9 @@ arrays and numbers cross its border.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
@@ -22,6 +22,8 @@ from bpnet.layout import GradBuffer, Layout
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
 from bpnet.options import whole
+
+T = TypeVar("T")
 
 Carry = tuple[Array, Array, tuple[Array, ...]]
 """What goes from step to step: parameters, buffers, the optimizer's state."""
@@ -107,36 +109,41 @@ def training_step(
     """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
     grad_buffers: list[GradBuffer] | None = [] if own else None
 
-    def clipped(backend: Backend, grad: Array) -> Array:
-        if clip_norm is None or clip_norm > float(backend.xp.finfo(grad.dtype).max):
-            return grad
-        return clip_by_global_norm(backend, grad, clip_norm)
-
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        x, y, weight, rows, hyperparameters, number = args
-        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
-        gradient = partial(
-            loss_and_gradient, backend, layout, loss, **batch, grad_buffers=grad_buffers, precision=precision
-        )
+        batch, (hyperparameters, number) = args[:4], args[4:]
+        options: dict[str, Any] = {"grad_buffers": grad_buffers, "precision": precision, "micro_batch": micro_batch}
+        gradient = partial(loss_and_gradient, backend, layout, loss, batch=batch, key=(seed, number), **options)
         value, grad, taken = gradient(p=views(backend, theta, buffers))
-        grad = grad if clip_norm is None else clipped(backend, grad)
+        grad = grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
         if taken:
             buffers = layout.join_buffers(backend, taken, buffers)
+        args = backend, layout, theta, grad, state, hyperparameters
         if own:
-            args = backend, layout, theta, grad, state, hyperparameters
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.deferred = None
 
             def evaluate(theta: Array) -> tuple[Array, Array]:
                 value, grad, _ = gradient(p=views(backend, theta, carry[1]))
-                return value, clipped(backend, grad)
+                return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
 
-            theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
+            theta, state = optimizer.update(*args, evaluate)
         return (theta, buffers, state), value
 
     return step
+
+
+def _of_blocks(
+    function: Callable[..., T], backend: Backend, layout: Layout, precision: str, p: Params, *arrays: Array | None
+) -> list[T]:
+    """function(run, output, *rows) of every block of rows of the arrays, the first of which is the network's input."""
+
+    def block(number: int, part: Rows) -> T:
+        run, rows = Run(backend, context=backend.context(precision)), take_rows(backend, arrays, part, None)
+        return function(run, backend.outline(layout.network).forward(run, p, rows[0])[0], *rows)
+
+    return list(backend.map_blocks(block, backend.blocks(arrays[0].shape[0], 2.0 * layout.size)))  # type: ignore[union-attr]
 
 
 def outputs(
@@ -147,18 +154,13 @@ def outputs(
     The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
     """
 
+    def of_block(run: Run, output: Array, x: Array) -> tuple[Array, Array]:
+        return output, run.xp.sum(x) + run.xp.sum(output)
+
     def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
-        p = views(backend, theta, buffers)
-
-        def block(number: int, part: Rows) -> tuple[Array, Array]:
-            (bx,) = take_rows(backend, (x,), part, None)
-            run = Run(backend, context=backend.context(precision))
-            output = backend.outline(layout.network).forward(run, p, bx)[0]
-            return output, backend.xp.sum(bx) + backend.xp.sum(output)
-
-        parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-        result, total = parts[0][0], backend.total((total for _, total in parts), backend.add_to)
-        return result if len(parts) == 1 else backend.xp.concat([part for part, _ in parts]), total
+        found = _of_blocks(of_block, backend, layout, precision, views(backend, theta, buffers), x)
+        results, totals = zip(*found, strict=True)
+        return results[0] if len(results) == 1 else backend.xp.concat(results), backend.total(totals, backend.add_to)
 
     return function
 
@@ -176,23 +178,18 @@ def scores(
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None, Array | None]:
-        p, xp = views(backend, theta, buffers), backend.xp
+        def of_block(run: Run, output: Array, x: Array, y: Array, weight: Array | None) -> tuple[Array | None, ...]:
+            value, right = loss(run, output, y, weight, total)[0], loss.correct(run, output, y)
+            if right is None:
+                return value, None, None
+            if weight is None:
+                return value, run.xp.sum(right), None
+            return value, run.xp.sum(right * weight), run.xp.sum(weight)
 
-        def block(number: int, part: Rows) -> tuple[Array, Array | None, Array | None]:
-            run = Run(backend, context=backend.context(precision))
-            bx, by, bw = take_rows(backend, (x, y, weight), part, None)
-            output = backend.outline(layout.network).forward(run, p, bx)[0]
-            value, right = loss(run, output, by, bw, total)[0], loss.correct(run, output, by)
-            if right is None or bw is None:
-                return value, None if right is None else xp.sum(right), None
-            return value, xp.sum(right * bw), xp.sum(bw)
-
-        parts = list(backend.map_blocks(block, backend.blocks(x.shape[0], 2.0 * layout.size)))
-
-        def total_of(some: Sequence[Array | None]) -> Array | None:
-            return None if some[0] is None else backend.total(some, backend.add_to)
-
-        values, rights, counted = zip(*parts, strict=True)
-        return total_of(values), total_of(rights), total_of(counted)
+        found = _of_blocks(of_block, backend, layout, precision, views(backend, theta, buffers), x, y, weight)
+        value, right, counted = (
+            None if some[0] is None else backend.total(some, backend.add_to) for some in zip(*found, strict=True)
+        )
+        return value, right, counted
 
     return function

@@ -112,8 +112,8 @@ class Trainer:
     def __repr__(self) -> str:
         size = "no parameters yet"
         if self._engine is not None:
-            backend, layout = self._engine.backend, self._engine.layout
-            size = f"{plural(layout.size, 'parameter')} ({backend.name}), {plural(self.step_count, 'step')} done"
+            parameters, steps = plural(self.layout.size, "parameter"), plural(self.step_count, "step")
+            size = f"{parameters} ({self.backend.name}), {steps} done"
         return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
 
     @locked("read")
@@ -263,19 +263,24 @@ class Trainer:
         try:  # as `locked("train")`, which takes a tenth of the time of a small step
             with own.lock:
                 own.count, own.thread = own.count + 1, get_ident()
-                if check is False and sample_weight is None and engine is not None:
-                    known = engine.known_batch
-                    if known is not None and kind(x, y) == known[0]:
-                        _, backend, device, cost = known
-                        with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
-                            return engine.advance(x, y, None, None)
-                return self._step(x, y, sample_weight, flag("check", check))
+                known = None if engine is None or sample_weight is not None else engine.known_batch
+                if known is None or engine is None or kind(x, y) != known[0]:
+                    return self._step(x, y, sample_weight, flag("check", check))
+                _, backend, device, cost = known
+                computing = backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile)
+                if check is not False and flag("check", check):
+                    with backend.session(self.threads, device):
+                        engine.check_values(x, y)
+                        with computing:
+                            return engine.checked_step(x, y, None, None)
+                with computing:
+                    return engine.advance(x, y, None, None)
         except BaseException:
             end_sessions(outer)
             raise
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
-        """A step on a batch that is to be looked at, or is of another kind than the last."""
+        """A step on a batch of another kind than the last."""
         backend = backend_of(x)
         device = backend.device(x)
         with backend.session(self.threads, device):

@@ -24,20 +24,9 @@ class AnyArray(Protocol):
 
 
 ActivationName = Literal[
-    "elu",
-    "gelu",
-    "gelu_tanh",
-    "identity",
-    "leaky_relu",
-    "linear",
-    "relu",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "softplus",
-    "swish",
-    "tanh",
-]
+    "elu", "gelu", "gelu_tanh", "identity", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
+    "swish", "tanh",
+]  # fmt: skip
 """Names of activations."""
 
 LossName = Literal[

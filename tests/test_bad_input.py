@@ -465,6 +465,41 @@ def test_the_same_errors_on_every_library(backend: Any) -> None:
         expect(error, pattern, call)
 
 
+@pytest.mark.parametrize(
+    ("loss", "y", "bad", "pattern"),
+    [
+        ("cross_entropy", np.arange(6) % 3, np.arange(6), "label 5, but the network has 3 outputs"),
+        ("cross_entropy", np.arange(6) % 3, np.arange(6) - 3, "label -3, but the network has 3 outputs"),
+        ("cross_entropy", np.eye(6, 3), np.eye(6, 3), "row of y does not add up to 1.*first in row 3"),
+        ("mse", np.ones((6, 3)), np.full((6, 3), np.nan), "y has NaN or infinity, first in row 0"),
+        ("binary_cross_entropy", np.ones((6, 3)), np.full((6, 3), 2.0), "y has a value outside 0"),
+    ],
+)
+def test_values_of_a_batch_like_the_last_are_looked_at(loss: str, y: Any, bad: Any, pattern: str, backend: Any) -> None:
+    good = y.copy()
+    if y.dtype == float and loss == "cross_entropy":
+        good[3:, 0] = 1.0
+    x = np.random.default_rng(0).standard_normal((6, 4))
+    nan = x.copy()
+    nan[2, 1] = np.nan
+    x, nan, good, bad = (backend.array(a) for a in (x, nan, good, bad))
+    trainer = bp.Trainer(bp.Dense(3, "identity" if loss == "cross_entropy" else "sigmoid"), loss)
+    for _ in range(2):
+        trainer.step(x, good)
+    before = backend.host(trainer.theta).copy()
+    for _ in range(2):
+        with pytest.raises(DataError, match=pattern):
+            trainer.step(x, bad)
+        with pytest.raises(DataError, match="x has NaN or infinity, first in row 2"):
+            trainer.step(nan, good)
+    with pytest.raises(OptionError, match="check is 'no'"):
+        trainer.step(x, good, check="no")
+    assert trainer.step_count == 2
+    assert np.array_equal(backend.host(trainer.theta), before)
+    assert np.isfinite(float(trainer.step(x, good, check=np.True_)))
+    assert np.isfinite(float(trainer.step(x, good)))
+
+
 def test_half_precision_is_named(library: Any) -> None:
     torch = library("torch").module
     x = torch.tensor(X)

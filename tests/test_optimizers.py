@@ -438,7 +438,7 @@ def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(bac
             p = trainer.layout.views(backend.seam, backend.array(theta))
             batch = backend.array(x), backend.array(y), None, None
             with backend.seam.session():
-                made = loss_and_gradient(backend.seam, trainer.layout, trainer.loss, p, *batch, (3, step))
+                made = loss_and_gradient(backend.seam, trainer.layout, trainer.loss, p, batch, (3, step))
             return float(made[0]), backend.host(made[1])
 
         value, grad = at(theta)

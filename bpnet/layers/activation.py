@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from bpnet.backends.base import Array, Backend
-from bpnet.layer import Layer, Params, Run
+from bpnet.layer import Derivatives, Layer, Params, Run
 from bpnet.options import flag, fraction, positive
 
 
@@ -39,9 +39,7 @@ class Activation(Layer):
         y = run.backend.fuse(self.value)(run.backend, x)
         return y, self.saved(x, y)
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         return (run.backend.fuse(self.derivative)(run.backend, cache, dy) if need_dx else None), {}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
-from bpnet.layer import Composite, Layer, Params, Rng, Run, Shape, check_layer
+from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, check_layer
 from bpnet.layers.activation import Activation, Identity
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
@@ -49,9 +49,7 @@ class Sequential(Composite):
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         params = {}
         for name, layer in self.children:
-            out_shape = layer.out_shape(in_shape)
-            params[name] = layer.init(rng, in_shape)
-            in_shape = out_shape
+            in_shape, params[name] = layer.out_shape(in_shape), layer.init(rng, in_shape)
         return params
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
@@ -62,13 +60,12 @@ class Sequential(Composite):
             caches.append(cache)
         return x, caches
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
-        children, grads = self.children, {}
-        first = 0
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        children, first = self.children, 0
+        grads: dict[str, Any] = {}
         if not need_dx:  # nothing below the first layer with parameters wants a gradient
             while first < len(children) - 1 and not (p[children[first][0]] and children[first][1].trainable):
+                grads[children[first][0]] = {}
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
             name, layer = children[i]
@@ -76,8 +73,6 @@ class Sequential(Composite):
             layer = run.backend.outline(layer) if run.backend.traces else layer
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
-        for name, _ in children[:first]:
-            grads[name] = {}
         return (dy if need_dx else None), grads
 
 
@@ -110,9 +105,7 @@ class Residual(Composite):
         y, cache = (run.backend.outline(self.inner) if run.backend.traces else self.inner).forward(at, p["inner"], x)
         return x + y, (cache,)
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         at = run.at("inner") if self.inner.stochastic else run
         inner = run.backend.outline(self.inner) if run.backend.traces else self.inner
         dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Params, Rng, Run, Shape, kernel
+from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape, kernel
 from bpnet.layers.activation import Activation
 from bpnet.options import flag, whole
 from bpnet.registry import resolve
@@ -54,22 +54,16 @@ class Dense(Layer):
         return weight | {"bias": rng.full((self.units,), 0.0)} if self.bias else weight
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        if x.ndim == 2:
-            y, saved = dense_forward(run, x, p["weight"], p.get("bias"), self.function)
-            return y, (x, saved)
-        rows = run.xp.reshape(x, (-1, x.shape[-1]))
+        rows = x if x.ndim == 2 else run.xp.reshape(x, (-1, x.shape[-1]))
         y, saved = dense_forward(run, rows, p["weight"], p.get("bias"), self.function)
-        return run.xp.reshape(y, (*x.shape[:-1], self.units)), (rows, saved)
+        return (y if x.ndim == 2 else run.xp.reshape(y, (*x.shape[:-1], self.units))), (rows, saved)
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         x, saved = cache
-        shape = dy.shape
         rows = dy if dy.ndim == 2 else run.xp.reshape(dy, (-1, self.units))
         dx, dw, db = dense_backward(run, x, p["weight"], saved, rows, self.function, need_dx, self.bias)
-        if dx is not None and len(shape) != 2:
-            dx = run.xp.reshape(dx, (*shape[:-1], x.shape[1]))
+        if dx is not None and dy.ndim != 2:
+            dx = run.xp.reshape(dx, (*dy.shape[:-1], x.shape[1]))
         return dx, {"weight": dw, "bias": db} if self.bias else {"weight": dw}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.layer import Layer, Params, Run
+from bpnet.layer import Derivatives, Layer, Params, Run
 from bpnet.options import fraction
 
 
@@ -28,9 +28,7 @@ class Dropout(Layer):
         mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
         return x * mask, mask
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         if not need_dx:
             return None, {}
         return dy if cache is None else dy * cache, {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.layer import Layer, Params, Run, Shape
+from bpnet.layer import Derivatives, Layer, Params, Run, Shape
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,5 @@ class Flatten(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return run.xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))), x.shape
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         return (run.xp.reshape(dy, cache) if need_dx else None), {}

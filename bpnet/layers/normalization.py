@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape, kernel
+from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape, kernel
 from bpnet.options import number, positive
 
 
@@ -54,9 +54,7 @@ class BatchNorm(Layer):
             y, saved = (rows - p["mean"]) * (p["scale"] * inverse) + p["shift"], [rows, inverse]
         return run.xp.reshape(y, x.shape), saved
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         rows = run.xp.reshape(dy, (-1, dy.shape[-1]))
         dx: Array | None
         if run.training:

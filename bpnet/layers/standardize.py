@@ -7,7 +7,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
-from bpnet.layer import Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.options import flag, number
 
 Values = float | tuple[float, ...]
@@ -48,18 +48,13 @@ class Standardize(Layer):
         return in_shape
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        n = in_shape[-1:]
-        return {
-            "mean": Leaf(rng.given(n, self.mean), trainable=False),
-            "scale": Leaf(rng.given(n, self.scale), trainable=False),
-        }
+        values = {"mean": self.mean, "scale": self.scale}
+        return {name: Leaf(rng.given(in_shape[-1:], v), trainable=False) for name, v in values.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return x * p["scale"] + p["mean"] if self.invert else (x - p["mean"]) / p["scale"], None
 
-    def backward(
-        self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True
-    ) -> tuple[Array | None, dict[str, Any]]:
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         if not need_dx:
             return None, {}
         return dy * p["scale"] if self.invert else dy / p["scale"], {}

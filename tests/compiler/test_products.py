@@ -72,7 +72,7 @@ def commands(network: bp.Layer) -> CommandList:
         theta, x, y = symbols
         backend = TracingBackend(graph, lambda rows, work: [(0, rows)])
         p = layout.views(backend, theta)
-        return list(loss_and_gradient(backend, layout, loss, p, x, y, None)[:2])
+        return list(loss_and_gradient(backend, layout, loss, p, (x, y, None, None))[:2])
 
     arrays = [((layout.size,), "float32"), ((64, 20), "float32"), ((64, 3), "float32")]
     return build(trace(gradient, arrays), 0)
