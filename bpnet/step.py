@@ -7,7 +7,6 @@ arrays and numbers cross its border.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from bpnet.backends import Array, Backend
@@ -90,48 +89,62 @@ class Views:
         return p
 
 
-def training_step(
+Gradient = Callable[..., tuple[Array, Array, Array | None]]
+"""gradient(backend, theta, buffers, x, y, weight, rows, number) -> loss, its clipped gradient, new buffers if any."""
+
+
+def batch_gradient(
     layout: Layout,
     views: Views,
     loss: Loss,
-    optimizer: Optimizer,
     seed: int,
     clip_norm: float | None,
     precision: str = "float32",
     micro_batch: int | None = None,
-) -> Callable[..., tuple[Carry, Array]]:
+    grad_buffers: list[GradBuffer] | None = None,
+) -> Gradient:
+    """The gradient of a batch, for a step whose `number` counts from 1: see `Gradient`.
+
+    `grad_buffers`, where there are any, is memory that gradients may be written to in every step.
+    """
+
+    def gradient(
+        backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Any, rows: Any, number: Any
+    ) -> tuple[Array, Array, Array | None]:
+        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
+        p = views(backend, theta, buffers)
+        value, grad, taken = loss_and_gradient(
+            backend, layout, loss, p, **batch, grad_buffers=grad_buffers, precision=precision
+        )
+        grad = grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
+        return value, grad, layout.join_buffers(backend, taken, buffers) if taken else None
+
+    return gradient
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether its update is one elementwise function, which may write to its arrays; others may read on, and keep."""
+    return getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
+
+
+def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> Callable[..., tuple[Carry, Array]]:
     """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
     `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
-
-    own = getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
-    """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
-    grad_buffers: list[GradBuffer] | None = [] if own else None
+    elementwise = is_elementwise(optimizer)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        x, y, weight, rows, hyperparameters, number = args
-        batch = {"x": x, "y": y, "weight": weight, "rows": rows, "key": (seed, number), "micro_batch": micro_batch}
-        gradient = partial(
-            loss_and_gradient, backend, layout, loss, **batch, grad_buffers=grad_buffers, precision=precision
-        )
-        value, grad, taken = gradient(p=views(backend, theta, buffers))
-        grad = grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
-        if taken:
-            buffers = layout.join_buffers(backend, taken, buffers)
-        if own:
-            args = backend, layout, theta, grad, state, hyperparameters
+        *batch, hyperparameters, number = args
+        value, grad, updated = gradient(backend, theta, buffers, *batch, number)
+        args = backend, layout, theta, grad, state, hyperparameters
+        if elementwise:
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.deferred = None
-
-            def evaluate(theta: Array) -> tuple[Array, Array]:
-                value, grad, _ = gradient(p=views(backend, theta, carry[1]))
-                return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
-
-            theta, state = optimizer.update(backend, layout, theta, grad, state, hyperparameters, evaluate)
-        return (theta, buffers, state), value
+            theta, state = optimizer.update(*args, lambda at: gradient(backend, at, buffers, *batch, number)[:2])
+        return (theta, buffers if updated is None else updated, state), value
 
     return step
 

@@ -462,6 +462,30 @@ def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(bac
     assert float(trainer.state[0]) == 0.0
 
 
+def test_an_update_that_decides_by_values_leaves_the_gradient_compiled(backend, uncompiled):
+    """Its own operations run as they stand, and each call of the network is one of compiled code where there is any."""
+    calls = []
+
+    @dataclass(frozen=True)
+    class Noted(bp.Dense):
+        def forward(self, run, p, x):
+            calls.append(x)
+            return super().forward(run, p, x)
+
+    x, y = backend.array(np.ones((20, 3))), backend.array(np.ones((20, 2)))
+    network = bp.Sequential(Noted(4, "tanh"), bp.Dense(2))
+    trainer = bp.Trainer(network, "mse", _LineSearch())
+    text = trainer.explain(x, y)
+    for _ in range(3):
+        trainer.step(x, y)
+    if backend.name in ("numpy-jit", "jax-jit"):
+        assert text.endswith("not compiled: update of _LineSearch(lr=8.0), which says so by its `traceable`")
+        calls.clear()
+        trainer.step(x, y)
+        assert not calls
+        assert not uncompiled()
+
+
 @dataclass(frozen=True)
 class _Overflows(bp.Optimizer):
     lr: float = 1.0
