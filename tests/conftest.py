@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 # JAX reads these when it is imported: double precision, and products as exact as the other libraries' on any processor.
@@ -179,3 +180,23 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def library() -> Callable[[str], Library]:
     """Library by the name of a member of `backend`, for a test in which two meet; skips as `backend` does."""
     return Library
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What was called as it stands in the midst of what is compiled; where nothing is, a warning is an error."""
+    found: list[str] = []
+    if find_spec("llvmlite") is None:
+        return lambda: found
+    from bpnet.backends.numpy import compiled
+    from bpnet.compiler.commands import Call
+
+    build = compiled.build
+
+    def recorded(*args: Any) -> Any:
+        commands = build(*args)
+        found.extend(str(command) for command in commands.commands if isinstance(command, Call))
+        return commands
+
+    monkeypatch.setattr(compiled, "build", recorded)
+    return lambda: found

@@ -14,7 +14,7 @@ pytest.importorskip("llvmlite", reason="llvmlite is not installed")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the system has no mprotect")
 
 GUARDED = """
-import ctypes, faulthandler, logging, mmap, sys
+import ctypes, faulthandler, mmap, sys, warnings
 import numpy as np, bpnet as bp
 
 faulthandler.enable()
@@ -35,13 +35,7 @@ def guarded(a, last=True):
     KEPT.append(memory)  # what is forbidden stays so: nothing else shall come to lie there
     return made
 
-class Refuses(logging.Handler):
-    def emit(self, record):
-        if "not compiled" in record.getMessage():
-            sys.exit(record.getMessage())
-
-logging.getLogger("bpnet").setLevel("DEBUG")
-logging.getLogger("bpnet").addHandler(Refuses())
+warnings.simplefilter("error", bp.errors.BpnetWarning)  # as of what is not compiled
 seam = bp.backends.get("numpy")
 rng = np.random.default_rng(0)
 

@@ -33,9 +33,10 @@ class VerificationError(Exception):
     """A stage of the compiler made something that can't be right."""
 
 
-def _check(right: bool, what: str) -> None:
+def _check(right: bool, what: str, *of: Any) -> None:
+    """Raise an error that says what is wrong of which operations or commands, unless it is right."""
     if not right:
-        raise VerificationError(what)
+        raise VerificationError(f"{what}: {', '.join(map(str, of))}" if of else what)
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------
@@ -44,37 +45,34 @@ def _check(right: bool, what: str) -> None:
 def verify_graph(graph: Graph) -> None:
     """Every operation is in the table, on as many symbols as it takes, all before it, of fitting shapes and types."""
     for number, symbol in enumerate(graph.symbols):
-        text = str(symbol)
-        _check(symbol.number == number and symbol.op in OPERATIONS, text)
+        _check(symbol.number == number and symbol.op in OPERATIONS, "no operation", symbol)
         args = [a for a in symbol.args if isinstance(a, Symbol)]
-        _check(all(a.number < number and a is graph.symbols[a.number] for a in args), f"reads what comes later: {text}")
+        _check(all(a.number < number and a is graph.symbols[a.number] for a in args), "reads what comes later", symbol)
         operation, op = OPERATIONS[symbol.op], symbol.op
         if op in POINTWISE:
-            _check(len(symbol.args) == operation.arity, f"takes {operation.arity}: {text}")
-            _check(numpy.broadcast_shapes(*(a.shape for a in args)) == symbol.shape, f"shapes: {text}")
+            _check(len(symbol.args) == operation.arity, f"takes {operation.arity}", symbol)
+            _check(numpy.broadcast_shapes(*(a.shape for a in args)) == symbol.shape, "shapes", symbol)
             truth = operation.kind == COMPARISON
-            _check(symbol.dtype == (numpy.bool_ if truth else graph.real), f"the type of the result: {text}")
+            _check(symbol.dtype == (numpy.bool_ if truth else graph.real), "the type of the result", symbol)
             numbers = args[1:] if op == "where" else [] if truth or op == "astype" else args
-            _check(all(a.dtype == graph.real for a in numbers), f"types: {text}")
+            _check(all(a.dtype == graph.real for a in numbers), "types", symbol)
         elif op in REDUCTIONS:
             (x,) = args
             shape = {"row": (*x.shape[:-1], 1), "column": (*(1,) * (x.ndim - 1), *x.shape[-1:]), "full": (1,) * x.ndim}
-            _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, f"shapes or types: {text}")
+            _check(symbol.shape == shape[op.partition("_")[0]] and symbol.dtype == x.dtype, "shapes or types", symbol)
         elif op == "matmul":
             a, b, *total = args
-            _check(a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], f"shapes: {text}")
-            _check(all(s.shape == (*a.shape[:-1], b.shape[-1]) for s in (symbol, *total)), f"shapes: {text}")
-            _check({s.dtype for s in (symbol, *args)} == {graph.real}, f"types: {text}")
+            _check(a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], "shapes", symbol)
+            _check(all(s.shape == (*a.shape[:-1], b.shape[-1]) for s in (symbol, *total)), "shapes", symbol)
+            _check({s.dtype for s in (symbol, *args)} == {graph.real}, "types", symbol)
         elif op == "view":
-            _check(symbol.args[1] + symbol.size <= args[0].size, f"beyond the end: {text}")
+            _check(symbol.args[1] + symbol.size <= args[0].size, "beyond the end", symbol)
         elif op == "transpose":
-            _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, f"shapes: {text}")
+            _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, "shapes", symbol)
         elif op == "concat":
-            _check(symbol.size == sum(a.size for a in args), f"shapes: {text}")
+            _check(symbol.size == sum(a.size for a in args), "shapes", symbol)
         elif op == "take":
-            _check(
-                args[1].dtype.kind == "i" and symbol.shape == (*args[1].shape, *args[0].shape[1:]), f"shapes: {text}"
-            )
+            _check(args[1].dtype.kind == "i" and symbol.shape == (*args[1].shape, *args[0].shape[1:]), "shapes", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:
@@ -93,11 +91,11 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
         spans.append((start, start + symbol.size * symbol.dtype.itemsize, min(numbers), max(numbers), symbol))
     spans.sort(key=lambda span: span[:2])
     for i, (start, end, first, last, symbol) in enumerate(spans):
-        _check(start >= 0 and end <= memory.arena, f"outside the arena: {symbol}")
+        _check(start >= 0 and end <= memory.arena, "outside the arena", symbol)
         for other_start, _, other_first, other_last, other in spans[i + 1 :]:
             if other_start >= end:
                 break
-            _check(last < other_first or other_last < first, f"share memory while both are needed: {symbol}, {other}")
+            _check(last < other_first or other_last < first, "share memory while both are needed", symbol, other)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -119,10 +117,10 @@ def verify_commands(commands: CommandList) -> None:
     def span(access: Access) -> tuple[int, slice]:
         place, count, dtype, _ = access
         size = item_bytes(dtype)
-        _check(place.memory in sizes, f"a memory that is none, {place}, of {command}")
+        _check(place.memory in sizes, "a memory that is none", place, command)
         end = place.offset + count * size
-        _check(place.offset >= 0 and end <= sizes[place.memory], f"outside of its memory, at {place}: {command}")
-        _check(place.offset % size == 0, f"not aligned, at {place}: {command}")
+        _check(place.offset >= 0 and end <= sizes[place.memory], "outside of its memory", place, command)
+        _check(place.offset % size == 0, "not aligned", place, command)
         return place.memory, slice(place.offset, end)
 
     for command in commands.commands:
@@ -131,17 +129,17 @@ def verify_commands(commands: CommandList) -> None:
         read, written_here = _read_of_others(command), writes(command)
         for access in read:
             memory, part = span(access)
-            _check(bool(written[memory][part].all()), f"reads {access[0]} before it is written: {command}")
+            _check(bool(written[memory][part].all()), "reads before it is written", access[0], command)
         for number, access in enumerate(written_here):
             memory, part = span(access)
             for other in (*read, *written_here[:number]):
                 other_memory, other_part = span(other)
                 apart = memory != other_memory or part.stop <= other_part.start or other_part.stop <= part.start
                 entrywise = access == other and other in read
-                _check(apart or entrywise, f"writes {access[0]} while it reads or writes {other[0]}: {command}")
+                _check(apart or entrywise, "writes while it reads or writes", access[0], other[0], command)
             written[memory][part] = True
     for array in commands.results:
-        _check(array is None or bool(written[array.memory].all()), f"a result that is not written: {array}")
+        _check(array is None or bool(written[array.memory].all()), "a result that is not written", array)
 
 
 def _read_of_others(command: Command) -> list[Access]:
@@ -155,7 +153,7 @@ def _read_of_others(command: Command) -> list[Access]:
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
         later = {phase > stored.get(access, max(phases)) for phase in phases}
-        _check(len(later) < 2, f"reads {access[0]} before and after it is written: {command}")
+        _check(len(later) < 2, "reads before and after it is written", access[0], command)
         if later == {False}:
             found.append(access)
     return found
