@@ -111,7 +111,7 @@ class CompiledFunction:
             return Executable(self.function, args, leaves, self.donate, self.cut, most).caller(args, leaves)
         except NotTraceableError as error:
             if not self.reason:
-                what = "a training step" if self.donate else "a prediction"
+                what = "a training step" if self.donate else "a prediction or gradient"
                 text = f"{what} runs without the compiler, operation by operation: {error}"
                 warnings.warn(text, BpnetWarning, stacklevel=2)
             self.reason = f"it can't be compiled: {error}"
