@@ -142,9 +142,9 @@ class Engine:
         try:
             args = x, y, weight, rows, numbers, number
             if current.reference:
-                return Backend.advance(
-                    backend, partial(self.plain[self.step], definitions(backend)), state, args, number
-                )
+                carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
+                state.now = carry, number
+                return value
             advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
             return advance(self.step, state, args, number)
         except backend.oom_errors as error:
