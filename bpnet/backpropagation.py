@@ -5,7 +5,7 @@ x, y -> [ row blocks -> forward -> loss -> backward ] summed -> gradient vector
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Layer, Params, Run, check_layer
 from bpnet.layout import GradBuffer, Layout, layout_of
 from bpnet.losses import Loss
+from bpnet.optimizers import clip_by_global_norm
 from bpnet.options import flag, whole
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
@@ -27,27 +28,37 @@ from bpnet.typing import AnyArray, LossName
 
 def loss_and_gradient(
     backend: Backend,
+    theta: Array,
+    buffers: Array,
+    x: Array,
+    y: Array | None,
+    weight: Array | None,
+    rows: Array | None,
+    number: Any,
+    *,
     layout: Layout,
     loss: Loss,
-    p: Params,
-    batch: Batch,
-    key: tuple[Any, ...] = (0, 0),
+    views: Callable[[Backend, Array, Array], Params] | None = None,
+    seed: int = 0,
     training: bool = True,
-    grad_buffers: list[GradBuffer] | None = None,
     precision: str = "float32",
     micro_batch: int | None = None,
+    clip_norm: float | None = None,
+    grad_buffers: list[GradBuffer] | None = None,
     block: int = 0,
     total: Any = None,
-) -> tuple[Array, Array, Mapping[str, Any]]:
-    """The loss of a batch, its gradient as one vector, and the new values of the buffers.
+) -> tuple[Array, Array, Array | None]:
+    """The loss of a batch, its gradient with respect to `theta`, clipped, and new buffers, if the network has any.
 
-    `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who is then done with the last
-    one.  `precision` is that of products.  `micro_batch` is the most rows of a block, where rows may be parted.
+    `rows` are those of the arrays to take (None: all), and `number` is the step's, from which masks are drawn.  `views`
+    is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is the most rows of a block,
+    where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who
+    is then done with the last one.
 
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
-    x, y, weight, rows = batch
+    p = (views or layout.views)(backend, theta, buffers)
     if total is None:
         count = x.shape[0] if rows is None else rows.shape[0]
         total = float(count)
@@ -60,26 +71,29 @@ def loss_and_gradient(
             pieces = -(-count // micro_batch)
             parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
         if len(parts) > 1:
-            options = {"key": key, "training": training, "precision": precision, "total": total}
-            one_block = partial(loss_and_gradient, backend, layout, loss, p, **options)
-            return _sum_of_blocks(backend, one_block, batch, parts, grad_buffers)
+            options: dict[str, Any] = {"seed": seed, "training": training, "precision": precision, "total": total}
+            options |= {"layout": layout, "loss": loss, "views": lambda *_: p}
+            one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
+            value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
+            return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
     buffer = None
     if backend.writable:
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, x)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
-    run = Run(backend, training, (*key, block), context)
+    run = Run(backend, training, (seed, number, block), context)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)
     value, dy = measure(run, output, y, weight, total)
     _, grads = part.backward(run, p, cache, dy, False)
-    new = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
-    if buffer is None:
-        return value, layout.join(backend, grads), new
-    if grad_buffers is not None:
+    updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
+    grad = layout.join(backend, grads) if buffer is None else buffer.join(grads)
+    if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
-    return value, buffer.join(grads), new
+    if clip_norm is not None:
+        grad = clip_by_global_norm(backend, grad, clip_norm)
+    return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None
 
 
 def _sum_of_blocks(
@@ -88,7 +102,7 @@ def _sum_of_blocks(
     batch: Batch,
     parts: Sequence[Rows],
     grad_buffers: list[GradBuffer] | None,
-) -> tuple[Array, Array, Mapping[str, Any]]:
+) -> tuple[Array, Array]:
     pool = [] if grad_buffers is None else grad_buffers
 
     def block(number: int, part: Rows) -> tuple[Array, Array, list[GradBuffer]]:
@@ -97,7 +111,7 @@ def _sum_of_blocks(
         except IndexError:
             own = []
         x, y, weight = take_rows(backend, batch[:3], part, batch[3])
-        value, grad, _ = one_block((x, y, weight, None), grad_buffers=own, block=number)
+        value, grad, _ = one_block(x, y, weight, None, grad_buffers=own, block=number)
         return value, grad, own
 
     def add(some: tuple[Array, Array, list[GradBuffer]], more: tuple[Array, Array, list[GradBuffer]]) -> Any:
@@ -107,7 +121,7 @@ def _sum_of_blocks(
 
     value, grad, own = backend.total(backend.map_blocks(block, parts), add, len(parts))
     pool.extend(own)
-    return value, grad, {}
+    return value, grad
 
 
 @ends_sessions
@@ -148,8 +162,8 @@ def value_and_grad(
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
             buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
         backend = definitions(backend) if current.reference else backend
-        p, batch = layout.views(backend, theta, buffers), data.whole_batch()
-        value, grad, _ = loss_and_gradient(backend, layout, criterion, p, batch, (seed, 0), training)
+        options: dict[str, Any] = {"layout": layout, "loss": criterion, "seed": seed, "training": training}
+        value, grad, _ = loss_and_gradient(backend, theta, buffers, *data.whole_batch(), 0, **options)
     return value, grad
 
 

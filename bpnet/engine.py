@@ -16,6 +16,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
+from bpnet.backpropagation import loss_and_gradient
 from bpnet.compiler.commands import FIRST
 from bpnet.data.checks import check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
@@ -25,7 +26,17 @@ from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.step import Carry, Snapshot, Views, copied, outputs, scores, training_step, vectors
+from bpnet.step import (
+    Carry,
+    Snapshot,
+    Views,
+    copied,
+    is_elementwise,
+    outputs,
+    scores,
+    training_step,
+    vectors,
+)
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
@@ -66,15 +77,21 @@ class Engine:
 
     def __post_init__(self) -> None:
         layout, views, backend = self.layout, Views(self.layout), self.backend
-        step = training_step(
-            layout, views, self.loss, self.optimizer, self.seed, self.clip_norm, self.precision, self.micro_batch
-        )
-        self.step = backend.compile(step, donate=True, choice=self.compile)
+        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm"
+        options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
+        options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
+        gradient = partial(loss_and_gradient, **options)
+        step = training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
         self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
-        compiled = self.step, self.outputs, self.scores
+        if self.optimizer.traceable:
+            self.step = backend.compile(step, donate=True, choice=self.compile)
+        else:
+            self.gradient = compiled = backend.compile(gradient, choice=self.compile)
+            self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
+        functions = self.step, self.outputs, self.scores
+        self.plain: dict[Any, Any] = dict(zip(functions, (step, *plain), strict=True))  # what `bp.reference` runs
         self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
-        self.plain: dict[Any, Any] = dict(zip(compiled, (step, *plain), strict=True))  # what `bp.reference` runs
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -124,12 +141,13 @@ class Engine:
         state, backend = self.state, self.backend
         numbers, number = self.hyperparameters(state.now[1])
         try:
-            if current.reference or not self.optimizer.traceable:
-                own, args = definitions(backend) if current.reference else backend, (x, y, weight, rows)
-                carry, value = self.plain[self.step](own, state.now[0], *args, numbers, number)
+            args = x, y, weight, rows, numbers, number
+            if current.reference:
+                carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
                 state.now = carry, number
                 return value
-            return backend.advance(self.step, state, (x, y, weight, rows, numbers, number), number)
+            advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
+            return advance(self.step, state, args, number)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
 
@@ -274,16 +292,24 @@ class Engine:
 
     def explain(self, data: Loader) -> str:
         """What a step on all rows of the data does."""
-        with self.session(data.count):
-            args = (self.carry, *data.whole_batch(), *self.hyperparameters(self.count))
-            explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
-            text = explain(self.step, args)
-        (theta, buffers, state), *batch, _, _ = args
+        (theta, buffers, state), batch = self.carry, data.whole_batch()
         state_names = (*self.optimizer.state_names, *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
+        hyperparameters, number = self.hyperparameters(self.count)
+        function, args = self.step, (self.carry, *batch, hyperparameters, number)
+        last = ["the loss"]
+        if not self.optimizer.traceable:
+            function, args = self.gradient, (theta, buffers, *batch, number)
+            given, last = given[:2], ["the loss", "the gradient"]
+        with self.session(data.count):
+            explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
+            text = explain(function, args)
         given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
-        names = [name for name, array in given if array is not None] + ["the loss"]
-        return Explanation(re.sub(r"\bmemory (\d+)", lambda found: names[int(found[1]) - FIRST], text))
+        names = [name for name, array in given if array is not None] + last
+        text = re.sub(r"\bmemory (\d+)", lambda found: names[int(found[1]) - FIRST], text)
+        if not self.optimizer.traceable:
+            text += f"\nnot compiled: update of {self.optimizer}, which says so by its `traceable`"
+        return Explanation(text)
 
     def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
         """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""

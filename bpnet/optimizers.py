@@ -29,7 +29,10 @@ class Optimizer(Registered, kind="optimizer"):
     state_names: ClassVar[tuple[str, ...]] = ()
     """What each array of the state is called in a message."""
     traceable: ClassVar[bool] = True
-    """False where `update` decides by values, as a line search does, or writes to arrays: steps run as they stand."""
+    """False where `update` decides by values, as a line search does, or writes to arrays.
+
+    It is then called as it stands; the gradient is compiled all the same, and so is what `evaluate` computes.
+    """
     needs = ("update",)
 
     def learning_rate(self, step: int) -> float:

@@ -7,20 +7,18 @@ arrays and numbers cross its border.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from bpnet.backends import Array, Backend
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current
-from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Params, Run
-from bpnet.layout import GradBuffer, Layout
+from bpnet.layout import Layout
 from bpnet.losses import Loss
-from bpnet.optimizers import ElementwiseOptimizer, Optimizer, clip_by_global_norm
+from bpnet.optimizers import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
 
 T = TypeVar("T")
@@ -90,46 +88,33 @@ class Views:
         return p
 
 
-def training_step(
-    layout: Layout,
-    views: Views,
-    loss: Loss,
-    optimizer: Optimizer,
-    seed: int,
-    clip_norm: float | None,
-    precision: str = "float32",
-    micro_batch: int | None = None,
-) -> Callable[..., tuple[Carry, Array]]:
+Gradient = Callable[..., tuple[Array, Array, Array | None]]
+"""gradient(backend, theta, buffers, x, y, weight, rows, number) -> loss, its gradient, new buffers if there are any."""
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether its update is one elementwise function, which may write to its arrays; others may read on, and keep."""
+    return getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
+
+
+def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> Callable[..., tuple[Carry, Array]]:
     """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
     `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
-
-    own = getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
-    """Whether a step ends in one elementwise function, which may write to its arrays; others may read on, and keep."""
-    grad_buffers: list[GradBuffer] | None = [] if own else None
+    elementwise = is_elementwise(optimizer)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         theta, buffers, state = carry
-        batch, (hyperparameters, number) = args[:4], args[4:]
-        options: dict[str, Any] = {"grad_buffers": grad_buffers, "precision": precision, "micro_batch": micro_batch}
-        gradient = partial(loss_and_gradient, backend, layout, loss, batch=batch, key=(seed, number), **options)
-        value, grad, taken = gradient(p=views(backend, theta, buffers))
-        grad = grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
-        if taken:
-            buffers = layout.join_buffers(backend, taken, buffers)
+        *batch, hyperparameters, number = args
+        value, grad, updated = gradient(backend, theta, buffers, *batch, number)
         args = backend, layout, theta, grad, state, hyperparameters
-        if own:
+        if elementwise:
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.deferred = None
-
-            def evaluate(theta: Array) -> tuple[Array, Array]:
-                value, grad, _ = gradient(p=views(backend, theta, carry[1]))
-                return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
-
-            theta, state = optimizer.update(*args, evaluate)
-        return (theta, buffers, state), value
+            theta, state = optimizer.update(*args, lambda at: gradient(backend, at, buffers, *batch, number)[:2])
+        return (theta, buffers if updated is None else updated, state), value
 
     return step
 

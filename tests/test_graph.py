@@ -361,6 +361,42 @@ def test_commands_of_a_step(key: str, most: int, world: World) -> None:
     assert spent.all["kernel"] + spent.all["cublaslt"] <= most
 
 
+@dataclass(frozen=True)
+class _Halves(bp.Optimizer):
+    """Steepest descent that halves its step until the loss falls."""
+
+    lr: float = 8.0
+    traceable: ClassVar = False
+
+    def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, numbers: Any, evaluate: Any) -> Any:
+        (rate,), before = numbers, float(evaluate(theta)[0])
+        while float(evaluate(theta - rate * grad)[0]) > before:
+            rate = 0.5 * rate
+        return theta - rate * grad, state
+
+
+def test_an_update_that_decides_by_values_leaves_the_gradient_compiled(world: World) -> None:
+    calls: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Noted(bp.Dense):
+        def forward(self, run: bp.Run, p: Any, x: Any) -> Any:
+            calls.append(x)
+            return super().forward(run, p, x)
+
+    x, y = map(world.array, data())
+    network = bp.Sequential(Noted(5, "tanh"), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(3))
+    trainers = [bp.Trainer(network, "cross_entropy", _Halves(), compile=c).build(x) for c in (False, "auto")]
+    for _ in range(3):
+        values = [float(trainer.step(x, y)) for trainer in trainers]
+        assert values[1] == pytest.approx(values[0], rel=1e-5)
+    for a, b in zip(*[state(world, trainer) for trainer in trainers], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    calls.clear()
+    trainers[1].step(x, y)
+    assert not calls
+
+
 def test_what_is_written_over_is_not_promised_to_stay(world: World) -> None:
     """NVIDIA's compiler would read it through a cache that does not see what is written."""
     trainer = made(world, False)

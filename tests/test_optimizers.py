@@ -435,10 +435,10 @@ def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(bac
         trainer.step(backend.array(x), backend.array(y))
 
         def at(theta, step=step):
-            p = trainer.layout.views(backend.seam, backend.array(theta))
-            batch = backend.array(x), backend.array(y), None, None
+            arrays = backend.array(theta), trainer.buffers, backend.array(x), backend.array(y), None, None
+            options = {"layout": trainer.layout, "loss": trainer.loss, "seed": 3}
             with backend.seam.session():
-                made = loss_and_gradient(backend.seam, trainer.layout, trainer.loss, p, batch, (3, step))
+                made = loss_and_gradient(backend.seam, *arrays, step, **options)
             return float(made[0]), backend.host(made[1])
 
         value, grad = at(theta)
@@ -460,6 +460,30 @@ def test_an_optimizer_may_ask_for_the_loss_again_and_keep_state_of_any_shape(bac
         np.testing.assert_array_equal(backend.host(a), backend.host(b))
     trainer.restore(before)
     assert float(trainer.state[0]) == 0.0
+
+
+def test_an_update_that_decides_by_values_leaves_the_gradient_compiled(backend, uncompiled):
+    """Its own operations run as they stand, and each call of the network is one of compiled code where there is any."""
+    calls = []
+
+    @dataclass(frozen=True)
+    class Noted(bp.Dense):
+        def forward(self, run, p, x):
+            calls.append(x)
+            return super().forward(run, p, x)
+
+    x, y = backend.array(np.ones((20, 3))), backend.array(np.ones((20, 2)))
+    network = bp.Sequential(Noted(4, "tanh"), bp.Dense(2))
+    trainer = bp.Trainer(network, "mse", _LineSearch())
+    text = trainer.explain(x, y)
+    for _ in range(3):
+        trainer.step(x, y)
+    if backend.name in ("numpy-jit", "jax-jit"):
+        assert text.endswith("not compiled: update of _LineSearch(lr=8.0), which says so by its `traceable`")
+        calls.clear()
+        trainer.step(x, y)
+        assert not calls
+        assert not uncompiled()
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ def commands(network: bp.Layer) -> CommandList:
     def gradient(graph: Any, symbols: Any) -> Any:
         theta, x, y = symbols
         backend = TracingBackend(graph, lambda rows, work: [(0, rows)])
-        p = layout.views(backend, theta)
-        return list(loss_and_gradient(backend, layout, loss, p, (x, y, None, None))[:2])
+        return list(loss_and_gradient(backend, theta, None, x, y, None, None, 1, layout=layout, loss=loss)[:2])
 
     arrays = [((layout.size,), "float32"), ((64, 20), "float32"), ((64, 3), "float32")]
     return build(trace(gradient, arrays), 0)

@@ -85,7 +85,7 @@ class CompiledFunction:
             return Executable(self.function, args, self.donate, min(threads, available_threads())).caller(args)
         except NotTraceableError as error:
             if not self.reason:
-                what = "a training step" if self.donate else "a prediction"
+                what = "a training step" if self.donate else "a prediction or gradient"
                 text = f"{what} runs without the compiler, operation by operation: {error}"
                 warnings.warn(text, BpnetWarning, stacklevel=2)
             self.reason = f"it can't be compiled: {error}"
