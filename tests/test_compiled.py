@@ -4,6 +4,7 @@ The members "numpy-jit" of the other tests' fixture run everything else compiled
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import subprocess
@@ -241,6 +242,40 @@ def test_products_of_every_shape(inner: int, dtype: str, jit: Any, uncompiled: A
             a, b = rng.standard_normal((rows, inner)), rng.standard_normal((inner, columns))
             check_product(a.astype(dtype), b.astype(dtype))
     assert not uncompiled()
+
+
+@DTYPES
+@pytest.mark.parametrize("inner", [1, 3, 64, 256, 257, 600])
+@pytest.mark.parametrize("relu", [False, True])
+def test_products_add_a_bias_and_take_the_positive_part(relu: bool, inner: int, dtype: str, jit: Any) -> None:
+    """The same bits as when that is done by itself, however many threads there are; what is no number stays none."""
+    rng = np.random.default_rng(0)
+
+    def layer(s: Any, a: Any, b: Any, bias: Any) -> Any:
+        z = a @ b + bias
+        return s.xp.maximum(z, 0.0) if relu else z
+
+    def by_parts(s: Any, a: Any, b: Any, bias: Any) -> Any:
+        product = a @ b
+        z = product + bias
+        return (s.xp.maximum(z, 0.0) if relu else z), product
+
+    for rows, columns in itertools.product([*SIZES, 300], SIZES):
+        shapes = (rows, inner), (inner, columns), (columns,)
+        a, b, bias = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+        a[-1, -1], bias[-1] = np.nan, np.inf
+        alone = compiled(by_parts, a, b, bias)[0]
+        assert np.all(np.isnan(alone[-1]))
+        for threads in (1, 2, 3):
+            np.testing.assert_array_equal(compiled(layer, a, b, bias, threads=threads), alone)
+
+
+def test_epilogues_are_part_of_products(jit: Any) -> None:
+    x, y = np.ones((64, 784), np.float32), np.zeros(64, np.int64)
+    network = bp.Sequential(bp.Dense(512, "relu"), bp.Dense(512, "relu"), bp.Dense(10))
+    text = bp.Trainer(network, "cross_entropy", compile=True).explain(x, y)
+    assert "12 commands" in text
+    assert text.count(", and fused kernel over 64 x 512: add maximum") >= 2
 
 
 @DTYPES

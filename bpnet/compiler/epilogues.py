@@ -1,6 +1,6 @@
 """Epilogues: elementwise kernels that a matrix product can do on its result before it is stored."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,19 @@ def epilogue_name(kernel: FusedKernel) -> str | None:
     return NAMES.get((layouts, *((op, *references) for op, _, _, *references in kernel.expressions)))
 
 
-def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
-    """The commands, in which products do what elementwise kernels did, where nobody else reads their results."""
+def with_epilogues(
+    commands: Sequence[Command], known: Container[str | None] = tuple(NAMES.values())
+) -> tuple[Command, ...]:
+    """The commands, in which products do what elementwise kernels did, where nobody else reads their results.
+
+    `known`: the names of the epilogues that the target has.
+    """
     made = list(commands)
     i = 0
     while i < len(made):
         product = made[i]
         if isinstance(product, Product) and product.stack == 1 and not product.accumulate and not product.epilogue:
-            reader = _reader(made, i, product)
+            reader = _reader(made, i, product, known)
             if reader is not None:
                 epilogue = made.pop(reader)
                 assert isinstance(epilogue, Fused)
@@ -42,7 +47,7 @@ def with_epilogues(commands: Sequence[Command]) -> tuple[Command, ...]:
     return tuple(made)
 
 
-def _reader(commands: Sequence[Command], at: int, product: Product) -> int | None:
+def _reader(commands: Sequence[Command], at: int, product: Product, known: Container[str | None]) -> int | None:
     """The number of the kernel that a product can do, if it is the only reader of its result."""
     (raw,) = spans_written(product)
     readers: list[int] = []
@@ -58,7 +63,7 @@ def _reader(commands: Sequence[Command], at: int, product: Product) -> int | Non
     kernel = commands[found]
     if not isinstance(kernel, Fused) or (kernel.rows, kernel.columns) != (product.rows, product.columns):
         return None
-    if kernel.operands[0] != product.out or epilogue_name(kernel.kernel) is None:
+    if kernel.operands[0] != product.out or epilogue_name(kernel.kernel) not in known:
         return None
     if found == end and kernel.results[0] != product.out:
         return None  # it is overwritten in part

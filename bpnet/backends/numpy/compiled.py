@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -23,8 +24,10 @@ from bpnet.backends.tracing import Tree, leaves_of, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command, Number
+from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
+from bpnet.compiler.llvm.products import EPILOGUES
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
 from bpnet.errors import BpnetWarning
 
@@ -105,7 +108,8 @@ class Executable:
         self.single = not isinstance(result, tuple)
         self.result = (result,) if self.single else result
         donated = len(leaves_of((args[0],))) if donate else 0
-        self.commands = commands = build(traced, donated)
+        commands = build(traced, donated)
+        self.commands = commands = replace(commands, commands=with_epilogues(commands.commands, EPILOGUES[1:]))
         # which leaves are arrays: the first lies in the memory FIRST, the others in those after it
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.kinds = [(a.shape, numpy.dtype(a.dtype)) for a in commands.arguments if a is not None]

@@ -13,10 +13,11 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Number, Place, Product, RowGather, StridedCopy
+from bpnet.compiler.epilogues import epilogue_name
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
 from bpnet.compiler.llvm.gather import write_gather, write_strided
-from bpnet.compiler.llvm.products import Blocking, write_product
+from bpnet.compiler.llvm.products import EPILOGUES, Blocking, write_product
 
 LINE = 64
 """Bytes to whose multiples partial results are aligned."""
@@ -89,7 +90,11 @@ class _Lowering:
         a, b = ((*m.place, m.row_stride, m.column_stride) for m in (c.a, c.b))
         tiles = -(-c.rows // down) * count
         sizes = (c.rows, c.columns, c.inner, down, across, count)
-        arguments = (*sizes, *a, *b, *c.out, c.columns, int(c.accumulate))
+        out, bias, epilogue = c.out, c.out, None
+        if c.epilogue is not None:
+            out, bias, epilogue = c.epilogue.results[0], c.epilogue.operands[1], epilogue_name(c.epilogue.kernel)
+        ending = int(c.accumulate), *bias, EPILOGUES.index(epilogue)
+        arguments = (*sizes, *a, *b, *out, c.columns, *ending)
         if c.stack == 1:
             return TiledCommand("product", (c.dtype,), arguments, tiles, c)
         stack = (tiles, c.a.stack_stride, c.b.stack_stride)

@@ -7,11 +7,13 @@ result is cut into tiles; so it never depends on the number of threads, nor on o
 """
 
 import itertools
+import math
 from typing import Any
 
 from llvmlite import ir
 
 from bpnet.compiler.llvm import builder
+from bpnet.compiler.llvm.arithmetic import operate
 from bpnet.compiler.llvm.builder import I1, I64, REALS, SIZES, Function, Kernel, Pointer, constant, suffix
 
 KC = {"float32": 256, "float64": 192}
@@ -27,10 +29,13 @@ UNROLLED = 4
 ARGUMENTS = (
     *("rows", "columns", "inner", "tile_rows", "tile_columns", "across"),
     *(f"{matrix}_{what}" for matrix in ("a", "b") for what in ("base", "offset", "row_stride", "column_stride")),
-    *("c_base", "c_offset", "c_row_stride", "add"),
+    *("c_base", "c_offset", "c_row_stride", "add", "bias_base", "bias_offset", "epilogue"),
 )
 """What a product is given, whole numbers: sizes, tiles, and where each matrix lies: which memory, how many bytes into
-it, and how many elements its rows and columns are apart; `add`: c <- c + a b, else c <- a b."""
+it, and how many elements its rows and columns are apart; `add`: c <- c + a b, else c <- a b; `epilogue`: of EPILOGUES.
+"""
+EPILOGUES = (None, "BIAS", "RELU_BIAS")
+"""What is done to entries of c when they are complete: nothing, a vector is added to each row, and then relu."""
 
 
 class Blocking:
@@ -66,6 +71,8 @@ class _ProductWriter:
     def __init__(self, module: ir.Module, dtype: str) -> None:
         self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
         self.pointer = Pointer(self.real)
+        # whether there is an epilogue, a vector that is added to every row, and what is taken at least
+        self.epilogue = I1, self.pointer, self.real
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
         self.pack_b = self.write_pack_b()
@@ -80,14 +87,15 @@ class _ProductWriter:
         return f
 
     def write_micro_kernel(self, wide: int) -> Any:
-        """c <- a b, or c + a b, for MR rows and `wide` vectors of columns; a and b are packed.
+        """c <- a b, or c + a b, for MR rows and `wide` vectors of columns, and the epilogue; a and b are packed.
 
         Meanwhile so many `prefetches`, `prefetch_stride` elements apart, bring what is packed next into the cache.
         """
         s = self.blocking
-        f = self.function(f"micro_kernel{wide}", [I64, *[self.pointer] * 3, I64, I1, self.pointer, I64, I64])
+        matrices, prefetch = [*[self.pointer] * 3, I64, I1], [self.pointer, I64, I64]
+        f = self.function(f"micro_kernel{wide}", [I64, *matrices, *self.epilogue, *prefetch])
         f.function.attributes.add("noinline")
-        kc, left, right, c, row_stride, add, prefetch_from, prefetch_stride, prefetches = f.arguments
+        kc, left, right, c, row_stride, add, *epilogue, prefetch_from, prefetch_stride, prefetches = f.arguments
         zero = constant(self.real, 0.0, s.lanes)
 
         def turn(sums: list[Any], k: Any) -> list[Any]:
@@ -121,8 +129,17 @@ class _ProductWriter:
                         place = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
                         value = f.fadd(f.load_vector(place, s.lanes, s.size), value) if adds else value
                         f.store_vector(value, place, s.size)
+        with f.if_then(epilogue[0]):
+            for v, i in itertools.product(range(wide), range(s.mr)):
+                self.finish(f, f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes), v * s.lanes, s.lanes, epilogue)
         f.ret_void()
         return f.function
+
+    def finish(self, f: Function, place: Any, column: Any, lanes: int, epilogue: list[Any], mask: Any = None) -> None:
+        """z <- max(z + bias, least) for a vector of c, which begins at `column` of the bias."""
+        (_, bias, least), size = epilogue, self.blocking.size
+        z, shift = (f.load_vector(at, lanes, size, mask) for at in (place, f.at(bias, column)))
+        f.store_vector(operate(f, "maximum", [f.fadd(z, shift), f.splat(least, lanes)], self.real), place, size, mask)
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
         if not builder.fuses():
@@ -223,11 +240,12 @@ class _ProductWriter:
             f.prefetch(f.at(source, f.add(distance, first)), to_write)
 
     def write_block(self) -> Any:
-        """c <- a b, or c + a b, for at most MR rows and NR columns, whose a and b are packed."""
+        """c <- a b, or c + a b, and the epilogue, for at most MR rows and NR columns, whose a and b are packed."""
         s = self.blocking
-        matrices = [*[self.pointer] * 3, I64, I1, self.pointer]
+        matrices = [*[self.pointer] * 3, I64, I1, *self.epilogue, self.pointer]
         f = self.function("block", [I64, I64, I64, *matrices, self.pointer, I64, I64])
-        rows, columns, kc, left, right, c, row_stride, add, edge, *prefetch = f.arguments
+        rows, columns, kc, left, right, c, row_stride, add, finishes, bias, least, edge, *prefetch = f.arguments
+        epilogue = [finishes, bias, least]
         vectors = f.ceil_div(columns, s.lanes)
         whole = f.and_(f.compare(columns, "==", f.mul(vectors, s.lanes)), f.compare(rows, "==", s.mr))
         place, stride = f.select(whole, c, edge), f.select(whole, row_stride, s.nr)
@@ -237,7 +255,8 @@ class _ProductWriter:
             (case,) = f.blocks("case")
             choice.add_case(f.number(wide), case)
             f.position_at_end(case)
-            f.call(micro_kernel, [kc, left, right, place, stride, f.and_(add, whole), *prefetch])
+            in_place = f.and_(add, whole), f.and_(finishes, whole), bias, least
+            f.call(micro_kernel, [kc, left, right, place, stride, *in_place, *prefetch])
             f.branch(done)
         f.position_at_end(done)
         with f.if_then(f.not_(whole)), f.loop(0, columns, s.lanes) as v:
@@ -250,14 +269,17 @@ class _ProductWriter:
                         f.store_vector(f.fadd(f.load_vector(to, s.lanes, s.size, some), x), to, s.size, some)
                     with new:
                         f.store_vector(x, to, s.size, some)
+                with f.if_then(finishes):
+                    self.finish(f, to, v.index, s.lanes, epilogue, some)
         f.ret_void()
         return f.function
 
     def write_unpacked(self) -> Any:
-        """c <- a b, or c + a b, for few rows of a, which are not worth a copy of b: its rows lie together."""
-        f = self.function("unpacked", [I64, I64, I64, *[self.pointer, I64, I64], *[self.pointer, I64] * 2, I1])
-        size = self.blocking.size
-        rows, columns, kc, a, a_row_stride, a_column_stride, right, b_row_stride, c, c_row_stride, add = f.arguments
+        """c <- a b, or c + a b, and the epilogue, for few rows of a, too few to pack b, whose rows lie together."""
+        matrices = [self.pointer, I64, I64, self.pointer, I64, self.pointer, I64]
+        f, size = self.function("unpacked", [I64, I64, I64, *matrices, I1, *self.epilogue]), self.blocking.size
+        rows, columns, kc, a, a_row_stride, a_column_stride, right, b_row_stride, c, c_row_stride, *last = f.arguments
+        add, *epilogue = last
         with f.loop(0, rows) as row:
             left, target = f.at(a, f.mul(row.index, a_row_stride)), f.at(c, f.mul(row.index, c_row_stride))
             first: Any = 0
@@ -276,6 +298,8 @@ class _ProductWriter:
                         place = f.at(target, f.add(column.index, v * lanes))
                         old = f.load_vector(place, lanes, size)
                         f.store_vector(f.select(add, f.fadd(old, k.values[v]), k.values[v]), place, size)
+                        with f.if_then(epilogue[0]):
+                            self.finish(f, place, f.add(column.index, v * lanes), lanes, epilogue)
                 first = last
         f.ret_void()
         return f.function
@@ -323,17 +347,23 @@ class _ProductWriter:
         most_kc = f.ceil_div(given["inner"], f.ceil_div(given["inner"], s.kc))
         most_kc = f.round_down(f.add(most_kc, 7), 8)  # blocks of one size, but for the last
 
+        bias = f.at(f.place(given["bias_base"], given["bias_offset"], self.real), first_column)
+        relu, any_epilogue = f.compare(given["epilogue"], "==", 2), f.compare(given["epilogue"], "!=", 0)
+        least = f.select(relu, constant(self.real, 0.0), constant(self.real, -math.inf))
+
         def block(k: Any) -> tuple[Any, ...]:
-            """Of those from k on: how many, whether they are added to c, and where their parts of a and b lie."""
+            """Of those from k on: how many, whether they are added to c, whether they are the last and an epilogue
+            follows, and where their parts of a and b lie."""
             add = f.or_(f.compare(given["add"], "!=", 0), f.compare(k, ">", 0))
-            left_k, right_k = f.at(left, f.mul(k, a_strides[1])), f.at(right, f.mul(k, b_strides[0]))
-            return f.least(most_kc, f.sub(given["inner"], k)), add, left_k, right_k
+            kc = f.least(most_kc, f.sub(given["inner"], k))
+            finishes = f.and_(any_epilogue, f.compare(f.add(k, kc), ">=", given["inner"]))
+            return kc, add, finishes, f.at(left, f.mul(k, a_strides[1])), f.at(right, f.mul(k, b_strides[0]))
 
         few = f.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
         with f.if_then(few), f.loop(0, given["inner"], most_kc) as k:
-            kc, add, left_k, right_k = block(k.index)
+            kc, add, finishes, left_k, right_k = block(k.index)
             places = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
-            f.call(self.unpacked, [rows, columns, kc, *places, add])
+            f.call(self.unpacked, [rows, columns, kc, *places, add, finishes, bias, least])
 
         # few rows are packed at once, and a packed part of b is then used once
         once = f.compare(rows, "<=", s.mc)
@@ -342,7 +372,7 @@ class _ProductWriter:
         group = f.select(once, s.mc, s.mc_tall)
         with f.loop(0, most, most_columns) as jc, f.loop(0, given["inner"], most_kc) as k:
             width = f.least(most_columns, f.sub(columns, jc.index))
-            kc, add, left_k, right_k = block(k.index)
+            kc, add, finishes, left_k, right_k = block(k.index)
             panels = f.ceil_div(width, s.nr)
             calls = f.mul(panels, f.sdiv(group, s.mr))
             prefetch_a = self.prefetching(f, calls, kc, a_strides, rows=True)
@@ -383,7 +413,8 @@ class _ProductWriter:
                     turn = f.select(rights, turn, n.index)
                     prefetches = f.select(f.compare(turn, "<", most_calls), prefetches, 0)
                     sizes = [f.least(s.mr, f.sub(height, i)), some, kc]
-                    places = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add, edge]
+                    places = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add]
+                    places += [finishes, f.at(bias, column), least, edge]
                     prefetch_from = f.at(prefetch_from, f.mul(turn, prefetch_call_stride))
                     f.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
         f.ret_void()
