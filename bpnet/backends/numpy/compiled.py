@@ -70,10 +70,13 @@ class CompiledFunction:
         leaves = leaves_of(args)
         key = threads, *[(a.shape, a.dtype) if isinstance(a, numpy.ndarray) else a is None for a in leaves]
         with self.lock:
-            call = self.executables.pop(key, None) or self._compile(args, threads)
-            if len(self.executables) == MOST_EXECUTABLES:
-                self.executables.popitem(last=False)
-            self.executables[key] = call
+            if key not in self.executables:
+                call = self._compile(args, threads)
+                if len(self.executables) == MOST_EXECUTABLES:
+                    self.executables.popitem(last=False)
+                self.executables[key] = call
+            self.executables.move_to_end(key)
+            call = self.executables[key]
             self.last = (0 if call is self.plain else threads), call
             return call
 
