@@ -9,10 +9,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-# JAX reads these when it is imported: double precision, and products as exact as the other libraries' on any processor.
+# JAX reads these when it is imported: double precision, products as exact as the other libraries' on any processor, and
+# programs that are soon compiled, since most run once.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np
 import pytest

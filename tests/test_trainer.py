@@ -353,6 +353,8 @@ def test_the_scale_of_weights_does_not_matter(backend: Any, kind: str, scale: fl
     """Of weights whose sum is no number of their type, nor they themselves any of the type of x."""
     if backend.name == "jax-jit" and scale < np.finfo(kind).tiny:
         pytest.skip("JAX takes such numbers for 0")
+    if backend.name == "jax-jit" and kind != dtype:
+        pytest.skip("each kind of weights once, since JAX compiles it all again")
     x, y = rows(dtype=dtype)
     weight = np.array([1.0, 2, 4, 5] * 12)
     trainers, found = [], []
