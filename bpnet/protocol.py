@@ -109,8 +109,8 @@ def _signature_faults(where: str, thing: Any, base: type, *names: str) -> Faults
     """Which methods of a user's can't be called as those of the base."""
     found: Faults = []
     for name in names:
-        wanted = inspect.signature(getattr(base, name)).parameters.values()
-        plain = [p.replace(annotation=p.empty) for p in wanted]
+        expected = inspect.signature(getattr(base, name)).parameters.values()
+        plain = [p.replace(annotation=p.empty) for p in expected]
         with suppress(ValueError):  # of a method that is compiled, and does not say
             try:
                 inspect.signature(getattr(thing, name)).bind(*plain[1:])
@@ -209,8 +209,8 @@ def _optimizer_faults(optimizer: Optimizer, dtype: str) -> Faults:
             made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
             if not isinstance(made, tuple) or len(made) != 1 + len(state):
                 given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
-                wanted = ", ".join(("theta", *optimizer.state_names[: len(state)]))
-                return [ArgumentError(f"{optimizer}: elementwise gave {given}; expected the tuple ({wanted},)")]
+                expected = ", ".join(("theta", *optimizer.state_names[: len(state)]))
+                return [ArgumentError(f"{optimizer}: elementwise gave {given}; expected the tuple ({expected},)")]
         else:
             made = optimizer.update(
                 backend, layout, theta, theta, state, numbers, lambda at: (0.5 * backend.xp.sum(at * at), at)
@@ -241,12 +241,12 @@ def _type_faults(where: str, dtype: str, made: Mapping[str, Any]) -> Faults:
     ]
 
 
-def _not_two(who: str, made: Any, wanted: str) -> Faults:
+def _not_two(who: str, made: Any, expected: str) -> Faults:
     several = isinstance(made, tuple | list)
     if several and len(made) == 2:
         return []
     given = plural(len(made), "thing") if several else "None" if made is None else "one thing"
-    return [ArgumentError(f"{who} gave {given}; expected the two of `return {wanted}`")]
+    return [ArgumentError(f"{who} gave {given}; expected the two of `return {expected}`")]
 
 
 def _given(value: Any) -> str:

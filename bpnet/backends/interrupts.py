@@ -38,7 +38,7 @@ class Session:
     """How many threads may be used; 0: no session is open that says so."""
     compiles = False
     """Whether compiled functions are run."""
-    held = False
+    limits_blas = False
     """Whether BLAS is held at one thread."""
     outer: "Session"
 

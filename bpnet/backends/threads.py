@@ -30,7 +30,7 @@ class NumpySession(NoWarnings):
     Divergence is reported by name.
     """
 
-    held = True
+    limits_blas = True
 
     def __init__(self, threads: int | None) -> None:
         self.threads = threads or current.session.threads or available_threads()
@@ -58,7 +58,7 @@ class ThreadsSession(Session):
     def __init__(self, threads: int | None, compiles: bool) -> None:
         outer = current.session
         self.threads = threads or outer.threads or available_threads()
-        self.compiles, self.held = compiles, outer.held
+        self.compiles, self.limits_blas = compiles, outer.limits_blas
 
 
 class _Shares:
@@ -124,14 +124,14 @@ class ParallelMap(_Shares):
         """The results in order; the caller works too."""
         try:
             self.start_helpers()
-            for wanted in range(self.count):
-                while wanted not in self.done:
+            for number in range(self.count):
+                while number not in self.done:
                     mine = self.claim()
                     if mine is not None:
                         self.run(mine)
                     else:
                         self.news.get()
-                result, error = self.done.pop(wanted)
+                result, error = self.done.pop(number)
                 if error is not None:
                     raise error
                 yield result

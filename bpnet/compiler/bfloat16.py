@@ -8,7 +8,7 @@ else reads float32, so what a network adds up from layer to layer keeps its digi
 from collections.abc import Callable
 from dataclasses import replace
 
-from bpnet.compiler.commands import ARENA, Command, CommandList, Fused, FusedKernel, Place, Product, Span, reads
+from bpnet.compiler.commands import ARENA, Address, Command, CommandList, Fused, FusedKernel, Product, Span, reads
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.compiler.memory import arrange
 from bpnet.compiler.ops import COMPARISONS
@@ -33,9 +33,9 @@ class _Rounding:
     def __init__(self, commands: CommandList) -> None:
         self.commands = commands
         self.made: list[Command] = []
-        self.copies: dict[Span, Place] = {}
+        self.copies: dict[Span, Address] = {}
         """Where the rounded form of a span of float32 lies, until that is written to."""
-        self.whole_copies: dict[int, Place] = {}
+        self.whole_copies: dict[int, Address] = {}
         """Those of whole arguments, by their memory."""
         self.sizes: list[int] = []
         """Bytes of each copy."""
@@ -43,7 +43,7 @@ class _Rounding:
         for command in commands.commands:
             if isinstance(command, Product):
                 for matrix in (command.a, command.b):
-                    needed.setdefault(matrix.place.memory, set()).add(matrix.place.offset)
+                    needed.setdefault(matrix.address.memory, set()).add(matrix.address.offset)
         self.whole = {
             a.memory: a.span
             for a in commands.arguments
@@ -54,31 +54,31 @@ class _Rounding:
     def add(self, command: Command) -> None:
         if isinstance(command, Product):
             factors = zip((command.a, command.b), reads(command)[:2], strict=True)
-            a, b = (replace(matrix, place=self.copy_of(array.span)) for matrix, array in factors)
+            a, b = (replace(matrix, address=self.copy_of(array.span)) for matrix, array in factors)
             command = replace(command, a=a, b=b, precision="bfloat16")
         elif isinstance(command, Fused):
             command = self.comparing(command)
         for span in spans_written(command):
-            self.copies = {other: place for other, place in self.copies.items() if not other.overlaps(span)}
+            self.copies = {other: address for other, address in self.copies.items() if not other.overlaps(span)}
         self.made.append(command)
 
-    def copy_of(self, span: Span) -> Place:
+    def copy_of(self, span: Span) -> Address:
         """Where the rounded form of a span lies."""
         whole = self.whole.get(span.memory, span)
         if whole not in self.copies:
             size = whole.stop - whole.start
-            self.copies[whole] = place = self.new(size // 2)
+            self.copies[whole] = address = self.new(size // 2)
             if span.memory in self.whole:
-                self.whole_copies[span.memory] = place
-            if not self.store_with_producer(whole, place):
-                self.made.append(_rounding(Place(whole.memory, whole.start), place, size // 4))
-        return Place(self.copies[whole].memory, (span.start - whole.start) // 2)
+                self.whole_copies[span.memory] = address
+            if not self.store_with_producer(whole, address):
+                self.made.append(_rounding(Address(whole.memory, whole.start), address, size // 4))
+        return Address(self.copies[whole].memory, (span.start - whole.start) // 2)
 
-    def new(self, size: int) -> Place:
+    def new(self, size: int) -> Address:
         self.sizes.append(size)
-        return Place(-len(self.sizes), 0)
+        return Address(-len(self.sizes), 0)
 
-    def store_with_producer(self, span: Span, place: Place) -> bool:
+    def store_with_producer(self, span: Span, address: Address) -> bool:
         """Have the kernel that stores a span store it rounded, too; False where no kernel does."""
         for i in range(len(self.made) - 1, -1, -1):
             command = self.made[i]
@@ -91,18 +91,18 @@ class _Rounding:
                     return False
                 results = (*command.kernel.results, (STORE, reference, phase, layout))
                 kernel = replace(command.kernel, results=results)
-                self.made[i] = replace(command, kernel=kernel, results=(*command.results, place))
+                self.made[i] = replace(command, kernel=kernel, results=(*command.results, address))
                 return True
         return False
 
     def comparing(self, command: Fused) -> Fused:
         """The kernel, which reads rounded what it only compares with 0."""
         kernel = command.kernel
-        operands, places = list(kernel.operands), list(command.operands)
+        operands, addresses = list(kernel.operands), list(command.operands)
         for i, span in enumerate(spans_read(command)):
             if span in self.copies and _only_compared(kernel, i):
-                operands[i], places[i] = (operands[i][0], "bfloat16"), self.copies[span]
-        return replace(command, kernel=replace(kernel, operands=tuple(operands)), operands=tuple(places))
+                operands[i], addresses[i] = (operands[i][0], "bfloat16"), self.copies[span]
+        return replace(command, kernel=replace(kernel, operands=tuple(operands)), operands=tuple(addresses))
 
     def drop_unread(self) -> None:
         """Take out results in float32 that nobody reads."""
@@ -138,19 +138,19 @@ class _Rounding:
             if rounds and isinstance(command, Fused) and (epilogue_name(command.kernel) or "").endswith("BIAS"):
                 kernel = command.kernel
                 operands = kernel.operands[0], ("per_column", "bfloat16")
-                place = self.bias(command)
+                address = self.bias(command)
                 command = replace(
-                    command, kernel=replace(kernel, operands=operands), operands=(command.operands[0], place)
+                    command, kernel=replace(kernel, operands=operands), operands=(command.operands[0], address)
                 )
             self.made.append(command)
 
-    def bias(self, command: Fused) -> Place:
+    def bias(self, command: Fused) -> Address:
         memory, offset = command.operands[1].memory, command.operands[1].offset
         if memory in self.whole_copies and offset % 32 == 0:
-            return Place(self.whole_copies[memory].memory, offset // 2)
-        place = self.new(2 * command.columns)
-        self.made.append(_rounding(command.operands[1], place, command.columns))
-        return place
+            return Address(self.whole_copies[memory].memory, offset // 2)
+        address = self.new(2 * command.columns)
+        self.made.append(_rounding(command.operands[1], address, command.columns))
+        return address
 
     def result(self, alignment: int) -> CommandList:
         """The commands, with the copies put behind the arena, where their memory is used again."""
@@ -163,14 +163,14 @@ class _Rounding:
         offsets, size = arrange([(self.sizes[-memory - 1], steps) for memory, steps in lives.items()], alignment)
         begins = dict(zip(lives, offsets, strict=True))
 
-        def moved(place: Place) -> Place:
-            return Place(ARENA, start + begins[place.memory] + place.offset) if place.memory < 0 else place
+        def moved(address: Address) -> Address:
+            return Address(ARENA, start + begins[address.memory] + address.offset) if address.memory < 0 else address
 
-        made = tuple(_with_places(command, moved) for command in self.made)
+        made = tuple(_with_addresses(command, moved) for command in self.made)
         return replace(self.commands, commands=made, arena=start + size)
 
 
-def _rounding(source: Place, target: Place, size: int) -> Fused:
+def _rounding(source: Address, target: Address, size: int) -> Fused:
     operand = (("full", "float32"),)
     kernel = FusedKernel("float32", operand, 0, 0, (), ((STORE, ("operand", 0), 0, "full"),))
     return Fused(kernel, 1, size, (source,), (), (), (), (target,))
@@ -185,11 +185,11 @@ def _only_compared(kernel: FusedKernel, operand: int) -> bool:
     return bool(uses) and all(e[0] in COMPARISONS and ("literal", 0.0) in e[3:] for e in uses)
 
 
-def _with_places(command: Command, at: Callable[[Place], Place]) -> Command:
-    """The command with its arrays at other places."""
+def _with_addresses(command: Command, at: Callable[[Address], Address]) -> Command:
+    """The command with its arrays at other addresses."""
     if isinstance(command, Fused):
         return replace(command, operands=tuple(map(at, command.operands)), results=tuple(map(at, command.results)))
     if isinstance(command, Product):
-        a, b = (replace(m, place=at(m.place)) for m in (command.a, command.b))
+        a, b = (replace(m, address=at(m.address)) for m in (command.a, command.b))
         return replace(command, a=a, b=b)
     return command

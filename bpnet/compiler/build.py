@@ -7,6 +7,7 @@ from typing import Any
 from bpnet.compiler import verify
 from bpnet.compiler.commands import (
     FIRST,
+    Address,
     Array,
     Call,
     Command,
@@ -18,7 +19,6 @@ from bpnet.compiler.commands import (
     Mask,
     Matrix,
     Number,
-    Place,
     Product,
     Reference,
     RowGather,
@@ -77,17 +77,17 @@ def _product(step: Step, memory: Memory) -> Product:
         matrix = matrix.args[0] if turned else matrix
         rows, columns = matrix.shape[-2:]
         down, along = (1, columns) if turned else (columns, 1)
-        matrices.append(Matrix(memory.place(matrix), down, along, rows * columns))
+        matrices.append(Matrix(memory.address(matrix), down, along, rows * columns))
     (a, b), (rows, columns), inner = matrices, symbol.shape[-2:], symbol.args[0].shape[-1]
     accumulate, stack = len(symbol.args) == 3, math.prod(symbol.shape[:-2])
-    return Product(symbol.dtype.name, rows, columns, inner, a, b, memory.place(symbol), accumulate, stack)
+    return Product(symbol.dtype.name, rows, columns, inner, a, b, memory.address(symbol), accumulate, stack)
 
 
 def _call(step: Step, memory: Memory) -> Call:
     site, _, *inputs = step.symbols[0].args
 
     def array(symbol: Symbol) -> Array:
-        return Array(symbol.shape, symbol.dtype.name, *memory.place(symbol))
+        return Array(symbol.shape, symbol.dtype.name, *memory.address(symbol))
 
     given = [Number(s.args[0]) if s.op == "number" else array(s) for s in inputs]
     outputs = [(symbol.args[1], array(symbol)) for symbol in step.symbols]
@@ -97,7 +97,7 @@ def _call(step: Step, memory: Memory) -> Call:
 def _strided(step: Step, memory: Memory) -> StridedCopy:
     (symbol,) = step.symbols
     source, offset, strides = symbol.args
-    place = memory.place(source)
+    address = memory.address(source)
     size = symbol.dtype.itemsize
     axes: list[tuple[int, int]] = []
     for n, stride in zip(symbol.shape, strides, strict=True):  # axes that follow each other are one
@@ -109,15 +109,17 @@ def _strided(step: Step, memory: Memory) -> StridedCopy:
         raise NotTraceableError(f"a copy along {len(axes)} axes")
     axes = [(1, 0)] * (4 - len(axes)) + axes
     sizes, apart = (tuple(some) for some in zip(*axes, strict=True))
-    return StridedCopy(size, sizes, apart, Place(place.memory, place.offset + offset * size), memory.place(symbol))
+    return StridedCopy(
+        size, sizes, apart, Address(address.memory, address.offset + offset * size), memory.address(symbol)
+    )
 
 
 def _gather(step: Step, memory: Memory) -> RowGather:
     (symbol,) = step.symbols
     source, index = symbol.args
     row_bytes = source.dtype.itemsize * math.prod(source.shape[1:])
-    places = memory.place(source), memory.place(index), index.dtype.name, memory.place(symbol)
-    return RowGather(index.size, source.shape[0], row_bytes, *places)
+    addresses = memory.address(source), memory.address(index), index.dtype.name, memory.address(symbol)
+    return RowGather(index.size, source.shape[0], row_bytes, *addresses)
 
 
 class _Kernel:
@@ -127,7 +129,7 @@ class _Kernel:
         self.step, self.fusion, self.memory = step, fusion, memory
         self.computed = set(step.symbols)
         self.operands: list[tuple[str, str]] = []
-        self.places: list[Place] = []
+        self.addresses: list[Address] = []
         self.numbers: list[int] = []
         self.constants: dict[float, int] = {}
         self.expressions: list[Expression] = []
@@ -137,7 +139,7 @@ class _Kernel:
 
     def command(self) -> Fused:
         results: list[KernelResult] = []
-        places = []
+        addresses = []
         read, kept = self.fusion.read, self.fusion.results
         for symbol in self.step.symbols:
             if symbol.op in ROW_REDUCTIONS and symbol not in read and symbol not in kept:
@@ -147,14 +149,14 @@ class _Kernel:
             kind, value = (symbol.op, symbol.args[0]) if reduces else (store, symbol)
             phase = self.phase(value)
             results.append((kind, self.reference(value, phase, top=not reduces), phase, self.layout(value)))
-            places.append(self.memory.place(symbol))
+            addresses.append(self.memory.address(symbol))
         kernel = FusedKernel(
             self.step.symbols[0].graph.real.name, tuple(self.operands), len(self.numbers), len(self.constants),
             tuple(self.expressions), tuple(results),
         )  # fmt: skip
         rows, columns = self.step.space
-        operands, numbers, constants = tuple(self.places), tuple(self.numbers), tuple(self.constants)
-        return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(places))
+        operands, numbers, constants = tuple(self.addresses), tuple(self.numbers), tuple(self.constants)
+        return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(addresses))
 
     def layout(self, symbol: Symbol) -> str:
         """For which entries of the kernel a symbol has one of its own."""
@@ -202,7 +204,7 @@ class _Kernel:
         computed = symbol.op in POINTWISE or symbol.op == "copy" or symbol.op in GENERATORS
         if not computed or (symbol in self.fusion.stored and not (mine and (top or self.phase(symbol) == phase))):
             self.operands.append((self.layout(symbol), root_of(symbol)[0].dtype.name))
-            self.places.append(self.memory.place(symbol))
+            self.addresses.append(self.memory.address(symbol))
             return "operand", len(self.operands) - 1
         if symbol.op == "mask":
             threshold, *key = symbol.args

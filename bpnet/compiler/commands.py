@@ -25,7 +25,7 @@ KernelResult = tuple[str, Reference, int, str]
 target rounds, "store:bfloat16"."""
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where an array begins: `offset` bytes into a memory."""
 
     memory: int
@@ -61,8 +61,8 @@ class Array:
     strides: tuple[int, ...] | None = None
 
     @property
-    def place(self) -> Place:
-        return Place(self.memory, self.offset)
+    def address(self) -> Address:
+        return Address(self.memory, self.offset)
 
     @property
     def span(self) -> Span:
@@ -75,7 +75,7 @@ class Array:
         return Span(self.memory, self.offset + first * size, self.offset + (last + 1) * size)
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
+        return f"{self.address}: {self.dtype} {' x '.join(map(str, self.shape)) or 'scalar'}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Mask:
 class FusedKernel:
     """What a kernel does to each entry of its rows and columns, from which code is made.
 
-    No sizes and no places are in it, so that equal kernels share their code.  A layout says for which entries an array
+    It has no sizes and no addresses, so that equal kernels share their code.  A layout says for which entries an array
     or a value has one of its own: "full": each entry, "per_row": each row, "per_column": each column, "scalar": all.
 
     operands: (layout, type) of each array that is read.
@@ -162,11 +162,11 @@ class Fused:
     kernel: FusedKernel
     rows: int
     columns: int
-    operands: tuple[Place, ...]
+    operands: tuple[Address, ...]
     numbers: tuple[int, ...]
     constants: tuple[float, ...]
     masks: tuple[Mask, ...]
-    results: tuple[Place, ...]
+    results: tuple[Address, ...]
 
     def shape(self, layout: str) -> tuple[int, int]:
         """Rows and columns of an array in that layout."""
@@ -184,7 +184,7 @@ class Fused:
 class Matrix:
     """A matrix in memory: how many elements its rows and its columns are apart."""
 
-    place: Place
+    address: Address
     row_stride: int
     column_stride: int
     stack_stride: int = 0
@@ -206,7 +206,7 @@ class Product:
     inner: int
     a: Matrix
     b: Matrix
-    out: Place
+    out: Address
     accumulate: bool
     stack: int = 1
     precision: str = "float32"
@@ -220,7 +220,7 @@ class Product:
     def __str__(self) -> str:
         sign = "added to" if self.accumulate else "to"
         turned = [m.column_stride != 1 for m in (self.a, self.b)]
-        a, b = (f"{m.place}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
+        a, b = (f"{m.address}{' transposed' if t else ''}" for m, t in zip((self.a, self.b), turned, strict=True))
         count = f"{self.stack} products" if self.stack > 1 else "product"
         text = f"{count} {self.rows} x {self.inner} x {self.columns}: {a} by {b}, {sign} {self.out}"
         return text if self.epilogue is None else f"{text}, and {self.epilogue}"
@@ -234,10 +234,10 @@ class RowGather:
     rows: int
     source_rows: int
     row_bytes: int
-    source: Place
-    index: Place
+    source: Address
+    index: Address
     index_dtype: str
-    out: Place
+    out: Address
 
     def __str__(self) -> str:
         return f"row gather of {self.rows} of {self.source_rows} rows: {self.source} by {self.index}, to {self.out}"
@@ -253,8 +253,8 @@ class StridedCopy:
     itemsize: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    source: Place
-    out: Place
+    source: Address
+    out: Address
 
     @property
     def count(self) -> int:
@@ -279,8 +279,8 @@ class Call:
     outputs: tuple[tuple[int, Array], ...]
 
     def __str__(self) -> str:
-        places = ", ".join(str(array.place) for _, array in self.outputs)
-        return f"not compiled: {self.text}; results to {places}"
+        addresses = ", ".join(str(array.address) for _, array in self.outputs)
+        return f"not compiled: {self.text}; results to {addresses}"
 
 
 Command = Fused | Product | RowGather | StridedCopy | Call
@@ -317,12 +317,12 @@ def reads(command: Command) -> list[Array]:
     """All that a command reads, in the order of its operands."""
     if isinstance(command, Fused):
         operands = zip(command.operands, command.kernel.operands, strict=True)
-        return [Array(command.shape(layout), dtype, *place) for place, (layout, dtype) in operands]
+        return [Array(command.shape(layout), dtype, *address) for address, (layout, dtype) in operands]
     if isinstance(command, Product):
         found = []
         for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
             strides = m.stack_stride, m.row_stride, m.column_stride
-            found.append(Array((command.stack, *shape), command.factor_dtype, *m.place, strides))
+            found.append(Array((command.stack, *shape), command.factor_dtype, *m.address, strides))
         found += writes(command)[:1] if command.accumulate else []
         return found + ([] if command.epilogue is None else reads(command.epilogue)[1:])
     if isinstance(command, StridedCopy):
@@ -338,7 +338,7 @@ def writes(command: Command) -> list[Array]:
     """All that a command writes, in the order of its results."""
     if isinstance(command, Fused):
         kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
-        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *place) for place, r in results]
+        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *address) for address, r in results]
     if isinstance(command, Product):
         out = Array((command.stack, command.rows, command.columns), command.dtype, *command.out)
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]

@@ -1,21 +1,21 @@
 """Memory: where every array lies that is stored.
 
-Intermediate results share one arena; the place of one is free again as soon as it has been read for the last time.
+Intermediate results share one arena; the address of one is free again as soon as it has been read for the last time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bpnet.compiler.commands import ARENA, Place
+from bpnet.compiler.commands import ARENA, Address
 from bpnet.compiler.fuse import Fusion
 from bpnet.compiler.graph import NotTraceableError, Symbol, root_of
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Places of whole arrays, and of those that are parts of others: in which, and how many elements from its start."""
+    """Addresses of whole arrays; and for those that are parts of others, in which, how many elements from its start."""
 
-    places: dict[Symbol, Place]
+    addresses: dict[Symbol, Address]
     inside: dict[Symbol, tuple[Symbol, int]]
     arena: int
     """Bytes of intermediate results."""
@@ -28,16 +28,16 @@ class Memory:
             offset += start
         return symbol, offset
 
-    def place(self, symbol: Symbol) -> Place:
+    def address(self, symbol: Symbol) -> Address:
         """Where the entries of a symbol lie."""
         whole, offset = root_of(symbol)
         container, more = self.container(whole)
-        memory, start = container.args if container.op == "memory" else self.places[container]
-        return Place(memory, start + (offset + more) * whole.dtype.itemsize)
+        memory, start = container.args if container.op == "memory" else self.addresses[container]
+        return Address(memory, start + (offset + more) * whole.dtype.itemsize)
 
 
 def allocate(fusion: Fusion, alignment: int) -> Memory:
-    """Give everything that is stored its place; in the arena it begins at a multiple of `alignment` bytes."""
+    """Give everything that is stored its address; in the arena it begins at a multiple of `alignment` bytes."""
     memory = Memory({}, _contained(fusion), 0)
     lives: dict[Symbol, list[int]] = {}
     for number, step in enumerate(fusion.steps):
@@ -47,7 +47,7 @@ def allocate(fusion: Fusion, alignment: int) -> Memory:
                 lives.setdefault(container, []).append(number)
     symbols = sorted(lives, key=lambda symbol: (min(lives[symbol]), symbol.number))
     offsets, arena = arrange([(s.size * s.dtype.itemsize, lives[s]) for s in symbols], alignment)
-    return Memory({s: Place(ARENA, o) for s, o in zip(symbols, offsets, strict=True)}, memory.inside, arena)
+    return Memory({s: Address(ARENA, o) for s, o in zip(symbols, offsets, strict=True)}, memory.inside, arena)
 
 
 def arrange(arrays: Sequence[tuple[int, Sequence[int]]], alignment: int) -> tuple[list[int], int]:
@@ -84,7 +84,7 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
             for part in symbol.args:
                 whole, start = root_of(part)
                 if whole in inside or start or whole.size != part.size or whole not in computed:
-                    raise NotTraceableError("parts that have a place elsewhere are joined")
+                    raise NotTraceableError("parts that have a address elsewhere are joined")
                 inside[whole] = (symbol, offset)
                 offset += part.size
         elif symbol.op == "matmul" and len(symbol.args) == 3:  # added to where the sum is

@@ -80,11 +80,11 @@ def verify_memory(fusion: Fusion, memory: Memory) -> None:
     lives: dict[Symbol, list[int]] = {}
     for number, step in enumerate(fusion.steps):
         for symbol in (*step.symbols, *step.reads):
-            if memory.place(symbol).memory == ARENA:
+            if memory.address(symbol).memory == ARENA:
                 lives.setdefault(memory.container(symbol)[0], []).append(number)
     spans = []
     for symbol, numbers in lives.items():
-        start = memory.places[symbol].offset
+        start = memory.addresses[symbol].offset
         spans.append((start, start + symbol.size * symbol.dtype.itemsize, min(numbers), max(numbers), symbol))
     spans.sort(key=lambda span: span[:2])
     for i, (start, end, first, last, symbol) in enumerate(spans):
@@ -117,16 +117,16 @@ def verify_commands(commands: CommandList) -> None:
         read, written_here = _read_of_others(command), writes(command)
         for array in (*read, *written_here):
             memory, start, stop = array.span
-            _check(memory in sizes, "a memory that is none", array.place, command)
-            _check(start >= 0 and stop <= sizes[memory], "outside of its memory", array.place, command)
-            _check(start % item_bytes(array.dtype) == 0, "not aligned", array.place, command)
+            _check(memory in sizes, "a memory that is none", array.address, command)
+            _check(start >= 0 and stop <= sizes[memory], "outside of its memory", array.address, command)
+            _check(start % item_bytes(array.dtype) == 0, "not aligned", array.address, command)
         for array in read:
             memory, start, stop = array.span
-            _check(bool(written[memory][start:stop].all()), "reads before it is written", array.place, command)
+            _check(bool(written[memory][start:stop].all()), "reads before it is written", array.address, command)
         for number, array in enumerate(written_here):
             for other in (*read, *written_here[:number]):
                 right = not array.span.overlaps(other.span) or (array == other and other in read)
-                _check(right, "writes while it reads or writes", array.place, other.place, command)
+                _check(right, "writes while it reads or writes", array.address, other.address, command)
             memory, start, stop = array.span
             written[memory][start:stop] = True
     for array in commands.results:
@@ -144,7 +144,7 @@ def _read_of_others(command: Command) -> list[Array]:
         phases = [e[2] for e in kernel.expressions if ("operand", i) in e[3:]]
         phases += [r[2] for r in kernel.results if r[1] == ("operand", i)]
         later = {phase > stored.get(array, max(phases)) for phase in phases}
-        _check(len(later) < 2, "reads before and after it is written", array.place, command)
+        _check(len(later) < 2, "reads before and after it is written", array.address, command)
         if later == {False}:
             found.append(array)
     return found

@@ -18,7 +18,7 @@ from test_activations import Case, check_far_out, exact
 from test_sums import error
 
 import bpnet as bp
-from bpnet.compiler.commands import Fused, FusedKernel, Place, RowGather
+from bpnet.compiler.commands import Address, Fused, FusedKernel, RowGather
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
 from bpnet.optimizers import clip_by_global_norm
@@ -94,8 +94,8 @@ def shifted(world: World, a: Any) -> Any:
 def ran(world: World, function: Function, arguments: Sequence[Any], wide: bool = True) -> tuple[list[Any], list[Any]]:
     """What a function gives on the stand-in for a device, and its commands."""
     step = world.seam.compile(function)
-    place = world.array if wide else lambda a: shifted(world, a)
-    given = [place(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    address = world.array if wide else lambda a: shifted(world, a)
+    given = [address(a) if isinstance(a, np.ndarray) else a for a in arguments]
     found = step(*given)
     (traced,) = step.programs.values()
     results = [world.cupy.asnumpy(a) for a in (found if isinstance(found, tuple) else (found,))]
@@ -305,16 +305,16 @@ def test_rows_are_gathered(dtype: str, index: str, columns: int, world: World) -
 
 
 def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
-    """As the loss of a captured step, whose place is another at every launch."""
+    """As the loss of a captured step, whose address is another at every launch."""
     kernel = FusedKernel("float32", (("full", "float32"),), 0, 0, (), (("full_sum", ("operand", 0), 0, "full"),))
-    command = Fused(kernel, 30, 5, (Place(2, 0),), (), (), (), (Place(3, 0),))
+    command = Fused(kernel, 30, 5, (Address(2, 0),), (), (), (), (Address(3, 0),))
     code = emit.source(kernel, emit.Variant(1, frozenset([0])))
     x, out = world.array(np.ones((30, 5), "f")), world.array(np.zeros(3, "f"))
     launch = launch_of(command, 1)
     scratch, tickets = world.cupy.empty(launch.scratch, "f"), world.array(np.zeros(most_tickets(5), "u4"))
     address = world.array(np.array([out.data.ptr + 4]))
-    places = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
-    world.function(code, "fused")(*launch.sizes, (30, 5, *places))
+    addresses = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
+    world.function(code, "fused")(*launch.sizes, (30, 5, *addresses))
     np.testing.assert_array_equal(world.cupy.asnumpy(out), [0.0, 150.0, 0.0])
     compiled(code)
 

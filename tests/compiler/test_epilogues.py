@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpnet.compiler.commands import ARENA, FIRST, Command, Fused, FusedKernel, Matrix, Place, Product, RowGather
+from bpnet.compiler.commands import ARENA, FIRST, Address, Command, Fused, FusedKernel, Matrix, Product, RowGather
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written, with_epilogues
 
 N = 3
 SIZE = 8 * N * N
 """Bytes of a matrix; all are N x N."""
-X, W, BIAS, OUT = (Place(FIRST + i, 0) for i in range(4))
+X, W, BIAS, OUT = (Address(FIRST + i, 0) for i in range(4))
 """Arguments, and a result."""
-RAW, OTHER, THIRD = (Place(ARENA, i * SIZE) for i in range(3))
+RAW, OTHER, THIRD = (Address(ARENA, i * SIZE) for i in range(3))
 
 Z = ("operand", 0)
 KERNELS = {
@@ -32,13 +32,13 @@ KERNELS = {
 }
 
 
-def kernel(name: str, out: Place, *operands: Place) -> Fused:
+def kernel(name: str, out: Address, *operands: Address) -> Fused:
     layouts, expressions = KERNELS[name]
     made = FusedKernel("float64", layouts, 0, 0, expressions, (("store", ("value", len(expressions) - 1), 0, "full"),))
     return Fused(made, N, N, operands, (), (), (), (out,))
 
 
-def product(out: Place, a: Place = X, b: Place = W, accumulate: bool = False) -> Product:
+def product(out: Address, a: Address = X, b: Address = W, accumulate: bool = False) -> Product:
     return Product("float64", N, N, N, Matrix(a, N, 1), Matrix(b, 1, N), out, accumulate)
 
 
@@ -47,9 +47,9 @@ def carried_out(commands: Sequence[Command]) -> dict[int, Any]:
     rng = np.random.default_rng(0)
     memories = {i: np.round(4 * rng.standard_normal(2 * N * N)) for i in range(ARENA, FIRST + 5)}
 
-    def at(place: Place) -> Any:
-        start = place.offset // 8
-        return memories[place.memory][start : start + N * N].reshape(N, N)
+    def at(address: Address) -> Any:
+        start = address.offset // 8
+        return memories[address.memory][start : start + N * N].reshape(N, N)
 
     def stored(command: Fused, values: list[Any]) -> None:
         (_, expressions), names = KERNELS[epilogue_name(command.kernel) or NAMES[command.kernel]], []
@@ -69,7 +69,7 @@ def carried_out(commands: Sequence[Command]) -> dict[int, Any]:
         if isinstance(command, Fused):
             stored(command, operands(command))
         elif isinstance(command, Product):
-            z = at(command.a.place) @ at(command.b.place).T + (at(command.out) if command.accumulate else 0.0)
+            z = at(command.a.address) @ at(command.b.address).T + (at(command.out) if command.accumulate else 0.0)
             if command.epilogue is None:
                 at(command.out)[...] = z
             else:
@@ -90,7 +90,7 @@ def same(commands: Sequence[Command]) -> int:
 
 @pytest.mark.parametrize("name", ["BIAS", "RELU", "RELU_BIAS"])
 @pytest.mark.parametrize("out", [OUT, RAW, OTHER], ids=["result", "in place", "elsewhere"])
-def test_what_a_product_can_do_it_does(name: str, out: Place) -> None:
+def test_what_a_product_can_do_it_does(name: str, out: Address) -> None:
     """Also where others are done in between."""
     after = kernel(name, out, RAW, *[BIAS] * ("BIAS" in name))
     commands = [product(RAW), after, kernel("square", OUT, out)]
@@ -111,16 +111,16 @@ def test_what_a_product_can_do_it_does(name: str, out: Place) -> None:
         [product(RAW), kernel("RELU", OTHER, RAW), product(OUT, OTHER, RAW)],
         [product(RAW), kernel("RELU", OTHER, RAW), product(RAW, accumulate=True), kernel("sum", OUT, RAW, OTHER)],
         [product(RAW), product(RAW, X, X, accumulate=True), kernel("RELU", OUT, RAW)],
-        [product(OUT), kernel("RELU", Place(FIRST + 4, 0), OUT)],
+        [product(OUT), kernel("RELU", Address(FIRST + 4, 0), OUT)],
         [product(RAW), kernel("BIAS", X, RAW, BIAS)],
         [product(RAW), kernel("square", BIAS, X), kernel("BIAS", OUT, RAW, BIAS)],
         [
             *(kernel("square", OTHER, X), product(RAW)),
-            *(kernel("sum", OUT, X, OTHER), kernel("RELU", OTHER, RAW), product(Place(FIRST + 4, 0), OTHER)),
+            *(kernel("sum", OUT, X, OTHER), kernel("RELU", OTHER, RAW), product(Address(FIRST + 4, 0), OTHER)),
         ],
         [product(RAW), kernel("square", OUT, X), kernel("RELU", OUT, RAW)],
         [product(RAW), kernel("square", RAW, X), kernel("RELU", OUT, RAW)],
-        [product(RAW), kernel("BIAS", Place(ARENA, 8), RAW, BIAS), kernel("square", OUT, Place(ARENA, 8))],
+        [product(RAW), kernel("BIAS", Address(ARENA, 8), RAW, BIAS), kernel("square", OUT, Address(ARENA, 8))],
         [product(RAW), kernel("BIAS", OUT, BIAS, RAW)],
         [product(RAW), kernel("BIAS", OUT, RAW, RAW)],
         [replace(product(RAW), stack=2), kernel("RELU", OUT, RAW)],
@@ -136,8 +136,8 @@ def test_what_a_product_can_do_it_does(name: str, out: Place) -> None:
         "a result itself",
         "written to a factor",
         "the bias changes in between",
-        "its place is read in between",
-        "its place is written in between",
+        "its address is read in between",
+        "its address is written in between",
         "overwritten in between",
         "in part in place",
         "the product is the bias",
@@ -183,7 +183,7 @@ def test_memory_that_is_read_and_written() -> None:
     assert [stop for _, _, stop in spans_written(command)] == [24, 4, 16]
 
 
-PLACES = [RAW, OTHER, THIRD, Place(ARENA, SIZE // 2 // 8 * 8), OUT, Place(FIRST + 4, 0)]
+ADDRESSES = [RAW, OTHER, THIRD, Address(ARENA, SIZE // 2 // 8 * 8), OUT, Address(FIRST + 4, 0)]
 
 
 @st.composite
@@ -191,7 +191,7 @@ def lists(draw: Any) -> list[Command]:
     """Commands that read what was written before, wherever that is, and nothing of what was written over since."""
     written, made = [X, W, BIAS], []
     for _ in range(draw(st.integers(2, 7))):
-        out = draw(st.sampled_from(PLACES))
+        out = draw(st.sampled_from(ADDRESSES))
         same_bytes = [p for p in written if p.memory == out.memory and abs(p.offset - out.offset) < SIZE]
         name = draw(st.sampled_from(["product", "product", *KERNELS]))
         # no product writes to a factor, and no kernel to a part of an operand

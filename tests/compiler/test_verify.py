@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, CommandList, Fused, Place
+from bpnet.compiler.commands import ARENA, Address, CommandList, Fused
 from bpnet.compiler.fuse import fuse
 from bpnet.compiler.graph import Graph
 from bpnet.compiler.memory import Memory, allocate
@@ -56,10 +56,10 @@ WRONG: dict[str, tuple[str, Callable[[CommandList], CommandList]]] = {
     "order": ("before it is written", lambda c: replace(c, commands=c.commands[::-1])),
     "left out": ("not written", lambda c: replace(c, commands=c.commands[:-1])),
     "small arena": ("outside of its memory", lambda c: replace(c, arena=c.arena - 64)),
-    "outside": ("outside of its memory", lambda c: changed(c, 0, out=Place(ARENA, c.arena))),
-    "no memory": ("a memory that is none", lambda c: changed(c, 0, out=Place(9, 0))),
-    "alignment": ("not aligned", lambda c: changed(c, 0, out=Place(ARENA, 2))),
-    "product in place": ("while it reads", lambda c: changed(c, 2, out=c.commands[2].b.place)),  # type: ignore[union-attr]
+    "outside": ("outside of its memory", lambda c: changed(c, 0, out=Address(ARENA, c.arena))),
+    "no memory": ("a memory that is none", lambda c: changed(c, 0, out=Address(9, 0))),
+    "alignment": ("not aligned", lambda c: changed(c, 0, out=Address(ARENA, 2))),
+    "product in place": ("while it reads", lambda c: changed(c, 2, out=c.commands[2].b.address)),  # type: ignore[union-attr]
     "too few operands": ("not given what", lambda c: changed(c, 1, operands=())),
     "a number that is none": ("a number that is none", lambda c: changed(kernel_with(c, numbers=1), 1, numbers=(0,))),
     "an early phase": ("before it is known", lambda c: kernel_with(c, expressions=late(c))),
@@ -94,6 +94,6 @@ def test_arrays_that_share_memory_while_both_are_needed_are_found() -> None:
     memory = allocate(fusion, 64)
     verify_memory(fusion, memory)
     with pytest.raises(VerificationError, match="share memory"):
-        verify_memory(fusion, Memory(dict.fromkeys(memory.places, Place(ARENA, 0)), memory.inside, memory.arena))
+        verify_memory(fusion, Memory(dict.fromkeys(memory.addresses, Address(ARENA, 0)), memory.inside, memory.arena))
     with pytest.raises(VerificationError, match="outside the arena"):
         verify_memory(fusion, replace(memory, arena=0))

@@ -82,35 +82,35 @@ class Problem:
     stack: int = 1
 
 
-Places = tuple[int, int, int, int]
+Addresses = tuple[int, int, int, int]
 """Addresses of a, b, out and the epilogue's vector (0: none)."""
 
 
-def multiply(problem: Problem, places: Places, workspace: Callable[[int], int]) -> bool:
+def multiply(problem: Problem, addresses: Addresses, workspace: Callable[[int], int]) -> bool:
     """Compute it on the current stream; `workspace(size)` gives the address of so much memory for it.
 
     False, and nothing has been done, where cuBLASLt is missing or has no such product.
     """
     if not available() or (problem.dtype, problem.precision) not in COMPUTE:
         return False
-    if places[3] % 16:
+    if addresses[3] % 16:
         return False  # algorithms that read 16 bytes of a vector at a time do not say so
-    aligned = tuple(min(place & -place, 256) for place in places)
+    aligned = tuple(min(place & -place, 256) for place in addresses)
     plan = _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
     if plan is not None:
-        plan.run(places, workspace)
+        plan.run(addresses, workspace)
     return plan is not None
 
 
 @lru_cache(maxsize=1024)
-def _plan(device: int, problem: Problem, aligned: Places) -> "Plan | None":
+def _plan(device: int, problem: Problem, aligned: Addresses) -> "Plan | None":
     """How a product is computed on memory aligned to so many bytes; None where the library knows no way."""
     plan = Plan(device, problem)
     return plan if plan.find(aligned) else None
 
 
 class Plan:
-    """Descriptors of one product, and the algorithm for it.  Places in memory are named anew at every call."""
+    """Descriptors of one product, and the algorithm for it.  Addresses are given anew at every call."""
 
     def __init__(self, device: int, problem: Problem) -> None:
         self.lt, blas = cast(tuple[Any, Any], bindings())
@@ -148,12 +148,12 @@ class Plan:
         getattr(self.lt, f"{kind}_set_attribute")(descriptor, attribute, held.ctypes.data, held.nbytes)
 
     def point(self, vector: int) -> None:
-        """Name the place of the epilogue's vector."""
+        """Give the address of the epilogue's vector."""
         if vector:
             self.vector[0] = vector
             self.lt.matmul_desc_set_attribute(self.description, self.vector_name, self.vector_at, 8)
 
-    def find(self, aligned: Places) -> bool:
+    def find(self, aligned: Addresses) -> bool:
         """Ask the library's heuristic for the algorithm, for memory aligned to so many bytes; whether there is one."""
         of_a, of_b, of_out, of_vector = aligned
         self.point(of_vector)  # whose alignment it reads from the address
@@ -179,12 +179,12 @@ class Plan:
         self.scratch = int(self.algorithm.workspace_size)
         return True
 
-    def run(self, places: Places, workspace: Callable[[int], int]) -> None:
+    def run(self, addresses: Addresses, workspace: Callable[[int], int]) -> None:
         """Compute the product of what lies at these addresses, on the current stream."""
-        a, b, out, vector = places
+        a, b, out, vector = addresses
         scratch = workspace(self.scratch)
         first, second, result = self.layouts
-        with self.lock:  # from the naming of the vector's place until the call has read it
+        with self.lock:  # from when the vector's address is given until the call has read it
             self.point(vector)
             self.lt.matmul(
                 _handle(self.lt, self.device), self.description, self.alpha, b, first, a, second, self.beta,

@@ -13,6 +13,7 @@ from bpnet.backends.cupy import cublaslt
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
     NUMBERS,
+    Address,
     Array,
     Call,
     Command,
@@ -21,7 +22,6 @@ from bpnet.compiler.commands import (
     FusedKernel,
     Matrix,
     Number,
-    Place,
     Product,
     RowGather,
     StridedCopy,
@@ -112,10 +112,10 @@ class Program:
     def _fused(self, command: Fused, memories: Memories, used: int = 0) -> Calls:
         """What launches a kernel; so many bytes of the workspace are `used` by others."""
         kernel, numbers, real = command.kernel, memories[NUMBERS].ptr, numpy.dtype(command.kernel.dtype)
-        arrays = [_address(memories, place) for place in (*command.operands, *command.results)]
+        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
         width = _width(command, arrays)
         launch = launch_of(command, width)
-        indirect = frozenset(i for i, place in enumerate(command.results) if place.memory == self.loss)
+        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
@@ -133,7 +133,7 @@ class Program:
             size = launch.partial_rows * command.columns * real.itemsize
             sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
             for n, result in enumerate(sums):
-                partial = Place(len(memories), used + n * size)
+                partial = Address(len(memories), used + n * size)
                 shape = launch.partial_rows, command.columns
                 again = Fused(_column_sum(kernel.dtype), *shape, (partial,), (), (), (), (result,))
                 calls += self._fused(again, [*memories, workspace], following)
@@ -152,9 +152,9 @@ class Program:
             uninterrupted(self._fused(epilogue, memories))
 
     def _by_library(self, command: Product, epilogue: Fused | None, memories: Memories) -> bool:
-        places, dtype, name = [command.a.place, command.b.place, command.out], command.dtype, "DEFAULT"
+        addresses, dtype, name = [command.a.address, command.b.address, command.out], command.dtype, "DEFAULT"
         if epilogue is not None:
-            places[2:] = *epilogue.results, *epilogue.operands[1:]
+            addresses[2:] = *epilogue.results, *epilogue.operands[1:]
             dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
             name = epilogue_name(epilogue.kernel) or name
         problem = cublaslt.Problem(
@@ -162,7 +162,7 @@ class Program:
             _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
             command.accumulate, command.stack,
         )  # fmt: skip
-        first, second, out, vector = (*(_address(memories, place) for place in places), 0)[:4]
+        first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
         return cublaslt.multiply(problem, (first, second, out, vector), lambda size: self._workspace(size).ptr)
 
 
@@ -192,12 +192,12 @@ def _column_sum(dtype: str) -> FusedKernel:
     return FusedKernel(dtype, (("full", dtype),), 0, 0, (), (("column_sum", ("operand", 0), 0, "full"),))
 
 
-def _address(memories: Memories, place: Place) -> int:
-    return int(memories[place.memory].ptr) + place.offset
+def _pointer(memories: Memories, address: Address) -> int:
+    return int(memories[address.memory].ptr) + address.offset
 
 
 def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
-    source, index, out = (_address(memories, place) for place in (command.source, command.index, command.out))
+    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
     width = math.gcd(source | out | command.row_bytes, 16)
     sizes = command.rows, command.source_rows, command.row_bytes // width
     code = gather.source(command.index_dtype, width)
@@ -205,7 +205,7 @@ def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
 
 
 def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:
-    source, out = (_address(memories, place) for place in (command.source, command.out))
+    source, out = (_pointer(memories, address) for address in (command.source, command.out))
     *rows, along = command.shape
     code, sizes = gather.strided_source(command.itemsize), gather.sizes(math.prod(rows), along)
     return function(code, "strided"), *sizes, (*command.shape, *command.strides, source, out)

@@ -102,7 +102,7 @@ class NumpyBackend(Backend):
             return nullcontext()
         pays = work >= WORTH_IT and _can_compile() if choice == "auto" else bool(choice)
         compiles = work > 0.0 and pays
-        return ThreadsSession(threads, compiles) if compiles or current.session.held else NumpySession(threads)
+        return ThreadsSession(threads, compiles) if compiles or current.session.limits_blas else NumpySession(threads)
 
     def compile(
         self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
@@ -113,7 +113,7 @@ class NumpyBackend(Backend):
         step = functools.partial(function, self)
 
         def plain(state: State | None, count: int, *args: Any) -> Any:
-            if not current.session.held:
+            if not current.session.limits_blas:
                 with NumpySession(None):
                     return plain(state, count, *args)
             if state is None:
@@ -155,7 +155,7 @@ class NumpyBackend(Backend):
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         made: Any = step
-        if current.session.held and not current.session.compiles:
+        if current.session.limits_blas and not current.session.compiles:
             return advance(made.step, state, count, state.now[0], *args)
         return made.func(state, count, state.now[0], *args)[1]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import ARENA, Command, Fused, FusedKernel, Number, Place, Product, RowGather, StridedCopy
+from bpnet.compiler.commands import ARENA, Address, Command, Fused, FusedKernel, Number, Product, RowGather, StridedCopy
 from bpnet.compiler.epilogues import epilogue_name
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
@@ -87,7 +87,7 @@ class _Lowering:
     def _product(self, c: Product) -> TiledCommand:
         down, across = self._product_tiles(c)
         count = -(-c.columns // across)
-        a, b = ((*m.place, m.row_stride, m.column_stride) for m in (c.a, c.b))
+        a, b = ((*m.address, m.row_stride, m.column_stride) for m in (c.a, c.b))
         tiles = -(-c.rows // down) * count
         sizes = (c.rows, c.columns, c.inner, down, across, count)
         out, bias, epilogue = c.out, c.out, None
@@ -141,12 +141,12 @@ class _Lowering:
         tiles = -(-rows // down) * -(-columns // across)
         results: list[int] = []
         after: list[TiledCommand] = []
-        for (kind, *_), place in zip(kernel.results, c.results, strict=True):
+        for (kind, *_), address in zip(kernel.results, c.results, strict=True):
             if kind == "column_sum":
-                place = self._partial(kernel.dtype, kind, _strips(rows, down), columns, place, after)
+                address = self._partial(kernel.dtype, kind, _strips(rows, down), columns, address, after)
             elif not kind.startswith("store"):
-                place = self._partial(kernel.dtype, kind, tiles, 1, place, after)
-            results += place
+                address = self._partial(kernel.dtype, kind, tiles, 1, address, after)
+            results += address
         constants = struct.unpack(f"{len(c.constants)}q", struct.pack(f"{len(c.constants)}d", *c.constants))
         masks: list[int] = []
         for mask in c.masks:
@@ -158,19 +158,21 @@ class _Lowering:
         long = columns > STRIP * vector_bytes() // SIZES[kernel.dtype]
         return [TiledCommand("fused", (kernel, long), arguments, tiles, c), *reversed(after)]
 
-    def _partial(self, dtype: str, kind: str, count: int, width: int, place: Place, after: list[TiledCommand]) -> Place:
+    def _partial(
+        self, dtype: str, kind: str, count: int, width: int, address: Address, after: list[TiledCommand]
+    ) -> Address:
         """Where `count` parts of a result go; the kernels that make it of them are put into `after`, the last first."""
         if count == 1:
-            return place
+            return address
         by_columns = kind == "column_sum"
         rows, columns, down = (count, width, max(TILE // width // STRIP, 1) * STRIP) if by_columns else (1, count, 1)
         kernel = FusedKernel(dtype, (("full", dtype),), 0, 0, (), ((kind, ("operand", 0), 0, "full"),))
-        text = f"{kind} of {count} partial results, to {place}"
+        text = f"{kind} of {count} partial results, to {address}"
         if by_columns:
-            place = self._partial(dtype, kind, _strips(rows, down), columns, place, after)
-        part = Place(ARENA, self.end)
+            address = self._partial(dtype, kind, _strips(rows, down), columns, address, after)
+        part = Address(ARENA, self.end)
         self.end = _multiple(self.end + count * width * SIZES[dtype], LINE)
-        arguments = (rows, columns, down, columns, 1, *part, *place)
+        arguments = (rows, columns, down, columns, 1, *part, *address)
         after.append(TiledCommand("fused", (kernel, not by_columns), arguments, -(-rows // down), text))
         return part
 

@@ -123,15 +123,15 @@ class _Writer:
     def the_same(self, layouts: tuple[str, ...], phase: int) -> Iterator[str]:
         """What computes values that are the same for all entries, or for all of a row."""
         for i, (op, layout, p, *args) in enumerate(self.kernel.expressions):
-            wanted = layout in layouts and p == phase and ("value", i) not in self.known
-            if wanted and op not in ROW_REDUCTIONS:
+            needed = layout in layouts and p == phase and ("value", i) not in self.known
+            if needed and op not in ROW_REDUCTIONS:
                 yield f"const auto v{i} = {self.spelled(op, args, self.known)};"
                 self.known["value", i] = f"v{i}"
 
-    def unknown(self, wanted: Sequence[Reference], known: dict[Reference, str]) -> set[Reference]:
+    def unknown(self, needed: Sequence[Reference], known: dict[Reference, str]) -> set[Reference]:
         """The operands and expressions that these values are made of and that are not known."""
         found: set[Reference] = set()
-        todo = list(wanted)
+        todo = list(needed)
         while todo:
             reference = todo.pop()
             if reference[0] == "literal" or reference in known or reference in found:
@@ -142,9 +142,9 @@ class _Writer:
                 todo += [] if op == "mask" else args
         return found
 
-    def read(self, wanted: Sequence[Reference]) -> list[int]:
+    def read(self, needed: Sequence[Reference]) -> list[int]:
         """The operands of which these values read an entry, or one of the row or column."""
-        return sorted(i for kind, i in self.unknown(wanted, self.known) if kind == "operand")
+        return sorted(i for kind, i in self.unknown(needed, self.known) if kind == "operand")
 
     def load(self, i: int, width: int) -> str:
         layout = self.kernel.operands[i][0]
@@ -165,16 +165,16 @@ class _Writer:
         """
         kernel = self.kernel
         stored = [i for i in sinks if kernel.results[i][0].startswith("store")]
-        wanted = [*(kernel.results[i][1] for i in sinks), *reduced.values()]
+        needed = [*(kernel.results[i][1] for i in sinks), *reduced.values()]
         if loaded is None:
-            loaded = {i: f"x{i}" for i in self.read(wanted)}
+            loaded = {i: f"x{i}" for i in self.read(needed)}
             yield from (f"const {self.kind(i, width)} x{i} = {self.load(i, width)};" for i in loaded)
         yield from (f"Words<{width}> y{i};" for i in stored)
         known = self.known.copy()
         for i, name in loaded.items():
             known["operand", i] = name if kernel.operands[i][0] == "per_row" else f"get({name}.v[k])"
         done = []  # with lane k of the entries
-        for i in sorted(i for kind, i in self.unknown(wanted, known) if kind == "value"):
+        for i in sorted(i for kind, i in self.unknown(needed, known) if kind == "value"):
             op, _, _, *args = kernel.expressions[i]
             if op == "mask":
                 m = sum(other == "mask" for other, *_ in kernel.expressions[:i])

@@ -139,19 +139,19 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
     def load_vector(self, pointer: Value, lanes: int, align: int, mask: Value = None) -> Value:
         """A vector of `lanes` elements; those that `mask` does not choose are zero, and nothing is read for them."""
         kind = vector(pointer.type.pointee, lanes)
-        place = self.bitcast(pointer, Pointer(kind))
+        typed = self.bitcast(pointer, Pointer(kind))
         if mask is None:
-            return self.load(place, align=align)
-        arguments = [place, ir.Constant(I32, align), mask, constant(pointer.type.pointee, 0, lanes)]
+            return self.load(typed, align=align)
+        arguments = [typed, ir.Constant(I32, align), mask, constant(pointer.type.pointee, 0, lanes)]
         return self.intrinsic(f"masked.load.{suffix(kind)}.p0", kind, arguments)
 
     def store_vector(self, value: Value, pointer: Value, align: int, mask: Value = None) -> None:
         """Store a vector, or those of its lanes that `mask` chooses."""
-        place = self.bitcast(pointer, Pointer(value.type))
+        typed = self.bitcast(pointer, Pointer(value.type))
         if mask is None:
-            self.store(value, place, align=align)
+            self.store(value, typed, align=align)
         else:
-            arguments = [value, place, ir.Constant(I32, align), mask]
+            arguments = [value, typed, ir.Constant(I32, align), mask]
             self.intrinsic(f"masked.store.{suffix(value.type)}.p0", VOID, arguments)
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
@@ -207,13 +207,13 @@ class Kernel(Function):
         self.count += 1
         return self.load(self.at(self.given, self.count - 1))
 
-    def place(self, memory: Value, offset: Value, kind: Any = I8) -> Value:
+    def pointer(self, memory: Value, offset: Value, kind: Any = I8) -> Value:
         """Where elements of a kind lie, so many bytes into a memory."""
         return self.bitcast(self.at(self.load(self.at(self.bases, memory)), offset), Pointer(kind))
 
     def operand(self, kind: Any = I8) -> Value:
-        """The place that the next two arguments name."""
-        return self.place(self.argument(), self.argument(), kind)
+        """A pointer to where the next two arguments name."""
+        return self.pointer(self.argument(), self.argument(), kind)
 
 
 @dataclass

@@ -195,8 +195,8 @@ class _Total:
         self.nothing = constant(real, OPERATIONS[op].start, lanes)
         with f.goto_entry_block():
             self.part, self.total, self.rest = (f.alloca(self.nothing.type) for _ in range(3))
-        for place in (self.part, self.total, self.rest):
-            f.store(self.nothing, place)
+        for address in (self.part, self.total, self.rest):
+            f.store(self.nothing, address)
 
     def add(self, value: Any, mask: Any = None) -> None:
         """Add a value, or those of its lanes that `mask` chooses."""
@@ -211,7 +211,7 @@ class _Total:
             return
         self.ends = True
         f = self.f
-        part, old, rest = (f.load(place) for place in (self.part, self.total, self.rest))
+        part, old, rest = (f.load(address) for address in (self.part, self.total, self.rest))
         new = f.fadd(old, part)
         arrived = f.fsub(new, old)
         left = f.fadd(f.fsub(old, f.fsub(new, arrived)), f.fsub(part, arrived))
@@ -284,8 +284,8 @@ class _Scope:
                 dtype = self.w.stored[i]
                 self._store(as_stored(self.f, value, dtype), self.w.targets[i], layout, dtype)
             elif kind == "column_sum":
-                place = self.w.strips[i], "per_column", self.w.kernel.dtype
-                self._store(self.f.fadd(self._load(*place), value), *place)
+                strip = self.w.strips[i], "per_column", self.w.kernel.dtype
+                self._store(self.f.fadd(self._load(*strip), value), *strip)
             else:
                 self.w.totals[i].add(value, self.mask)
 

@@ -21,7 +21,7 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
     rows, step, size, count = (f.argument() for _ in range(4))
     data, numbers, target = (f.operand(kind) for kind in (I8, ir.IntType(8 * SIZES[dtype]), I8))
 
-    def place(row: Any) -> tuple[Any, Any]:
+    def pointer(row: Any) -> tuple[Any, Any]:
         """Where a row lies, and whether there is one."""
         number = f.load(f.at(numbers, row))
         number = f.sext(number, I64) if SIZES[dtype] < 8 else number
@@ -31,11 +31,11 @@ def write_gather(module: ir.Module, name: str, dtype: str) -> None:
     first = f.mul(f.tile, step)
     last = f.least(rows, f.add(first, step))
     with f.loop(first, last) as row:
-        ahead, _ = place(f.least(f.add(row.index, ROWS_AHEAD), f.add(last, -1)))
+        ahead, _ = pointer(f.least(f.add(row.index, ROWS_AHEAD), f.add(last, -1)))
         with f.loop(0, f.least(size, LINES_AHEAD * 64), 64) as line:
             f.prefetch(f.at(ahead, line.index))
         to = f.at(target, f.mul(row.index, size))
-        start, there = place(row.index)
+        start, there = pointer(row.index)
         with f.if_else(there) as (copied, filled):
             with copied:
                 f.intrinsic("memcpy.p0.p0.i64", VOID, [to, start, size, ir.Constant(I1, 0)])

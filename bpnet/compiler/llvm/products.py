@@ -111,12 +111,12 @@ class _ProductWriter:
             self.prefetch(f, f.at(c, f.mul(row_stride, i)), 0, wide * s.lanes, to_write=True)
         most = f.round_down(kc, UNROLLED)
         with f.loop(0, most, UNROLLED, carry=[0, prefetch_from, *[zero] * (s.mr * wide)]) as k:
-            due, place, *sums = k.values  # Bresenham's way to spread `prefetches` evenly
+            due, pointer, *sums = k.values  # Bresenham's way to spread `prefetches` evenly
             due = f.add(due, f.mul(prefetches, UNROLLED))
             now = f.compare(due, ">=", most)
             with f.if_then(now):
-                self.prefetch(f, place, 0, s.prefetched)
-            k.next += [f.select(now, f.sub(due, most), due), f.select(now, f.at(place, prefetch_stride), place)]
+                self.prefetch(f, pointer, 0, s.prefetched)
+            k.next += [f.select(now, f.sub(due, most), due), f.select(now, f.at(pointer, prefetch_stride), pointer)]
             for t in range(UNROLLED):
                 sums = turn(sums, f.add(k.index, t))
             k.next += sums
@@ -126,20 +126,20 @@ class _ProductWriter:
             for block, adds in ((more, True), (new, False)):
                 with block:
                     for (i, v), value in zip(itertools.product(range(s.mr), range(wide)), rest.values, strict=True):
-                        place = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
-                        value = f.fadd(f.load_vector(place, s.lanes, s.size), value) if adds else value
-                        f.store_vector(value, place, s.size)
+                        pointer = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
+                        value = f.fadd(f.load_vector(pointer, s.lanes, s.size), value) if adds else value
+                        f.store_vector(value, pointer, s.size)
         with f.if_then(epilogue[0]):
             for v, i in itertools.product(range(wide), range(s.mr)):
                 self.finish(f, f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes), v * s.lanes, s.lanes, epilogue)
         f.ret_void()
         return f.function
 
-    def finish(self, f: Function, place: Any, column: Any, lanes: int, epilogue: list[Any], mask: Any = None) -> None:
+    def finish(self, f: Function, pointer: Any, column: Any, lanes: int, epilogue: list[Any], mask: Any = None) -> None:
         """z <- max(z + bias, least) for a vector of c, which begins at `column` of the bias."""
         (_, bias, least), size = epilogue, self.blocking.size
-        z, shift = (f.load_vector(at, lanes, size, mask) for at in (place, f.at(bias, column)))
-        f.store_vector(operate(f, "maximum", [f.fadd(z, shift), f.splat(least, lanes)], self.real), place, size, mask)
+        z, shift = (f.load_vector(at, lanes, size, mask) for at in (pointer, f.at(bias, column)))
+        f.store_vector(operate(f, "maximum", [f.fadd(z, shift), f.splat(least, lanes)], self.real), pointer, size, mask)
 
     def multiply_add(self, f: Function, x: Any, y: Any, z: Any) -> Any:
         if not builder.fuses():
@@ -248,7 +248,7 @@ class _ProductWriter:
         epilogue = [finishes, bias, least]
         vectors = f.ceil_div(columns, s.lanes)
         whole = f.and_(f.compare(columns, "==", f.mul(vectors, s.lanes)), f.compare(rows, "==", s.mr))
-        place, stride = f.select(whole, c, edge), f.select(whole, row_stride, s.nr)
+        pointer, stride = f.select(whole, c, edge), f.select(whole, row_stride, s.nr)
         (done,) = f.blocks("done")
         choice = f.switch(vectors, done)
         for wide, micro_kernel in enumerate(self.micro_kernels, 1):
@@ -256,7 +256,7 @@ class _ProductWriter:
             choice.add_case(f.number(wide), case)
             f.position_at_end(case)
             in_place = f.and_(add, whole), f.and_(finishes, whole), bias, least
-            f.call(micro_kernel, [kc, left, right, place, stride, *in_place, *prefetch])
+            f.call(micro_kernel, [kc, left, right, pointer, stride, *in_place, *prefetch])
             f.branch(done)
         f.position_at_end(done)
         with f.if_then(f.not_(whole)), f.loop(0, columns, s.lanes) as v:
@@ -295,11 +295,11 @@ class _ProductWriter:
                             y = f.load_vector(f.at(source, v * lanes), lanes, size)
                             k.next.append(self.multiply_add(f, x, y, k.values[v]))
                     for v in range(wide):
-                        place = f.at(target, f.add(column.index, v * lanes))
-                        old = f.load_vector(place, lanes, size)
-                        f.store_vector(f.select(add, f.fadd(old, k.values[v]), k.values[v]), place, size)
+                        pointer = f.at(target, f.add(column.index, v * lanes))
+                        old = f.load_vector(pointer, lanes, size)
+                        f.store_vector(f.select(add, f.fadd(old, k.values[v]), k.values[v]), pointer, size)
                         with f.if_then(epilogue[0]):
-                            self.finish(f, place, f.add(column.index, v * lanes), lanes, epilogue)
+                            self.finish(f, pointer, f.add(column.index, v * lanes), lanes, epilogue)
                 first = last
         f.ret_void()
         return f.function
@@ -328,17 +328,17 @@ class _ProductWriter:
             given["c_stack_stride"] = f.mul(given["rows"], given["columns"])
         a_strides, b_strides = ([given[f"{m}_row_stride"], given[f"{m}_column_stride"]] for m in ("a", "b"))
 
-        def place(matrix: str) -> Any:
-            start = f.place(given[f"{matrix}_base"], given[f"{matrix}_offset"], self.real)
+        def pointer(matrix: str) -> Any:
+            start = f.pointer(given[f"{matrix}_base"], given[f"{matrix}_offset"], self.real)
             return f.at(start, f.mul(number, given[f"{matrix}_stack_stride"])) if stacked else start
 
         first_row = f.mul(f.sdiv(tile, given["across"]), given["tile_rows"])
         first_column = f.mul(f.srem(tile, given["across"]), given["tile_columns"])
         rows = f.least(given["tile_rows"], f.sub(given["rows"], first_row))
         columns = f.least(given["tile_columns"], f.sub(given["columns"], first_column))
-        left = f.at(place("a"), f.mul(first_row, a_strides[0]))
-        right = f.at(place("b"), f.mul(first_column, b_strides[1]))
-        c = f.entry(place("c"), first_row, given["c_row_stride"], first_column)
+        left = f.at(pointer("a"), f.mul(first_row, a_strides[0]))
+        right = f.at(pointer("b"), f.mul(first_column, b_strides[1]))
+        c = f.entry(pointer("c"), first_row, given["c_row_stride"], first_column)
         packed_b = f.bitcast(f.scratch, self.pointer)
         packed_a = f.at(packed_b, s.kc * s.nc)
         # where a block of results goes that is larger than what is left of c
@@ -347,7 +347,7 @@ class _ProductWriter:
         most_kc = f.ceil_div(given["inner"], f.ceil_div(given["inner"], s.kc))
         most_kc = f.round_down(f.add(most_kc, 7), 8)  # blocks of one size, but for the last
 
-        bias = f.at(f.place(given["bias_base"], given["bias_offset"], self.real), first_column)
+        bias = f.at(f.pointer(given["bias_base"], given["bias_offset"], self.real), first_column)
         relu, any_epilogue = f.compare(given["epilogue"], "==", 2), f.compare(given["epilogue"], "!=", 0)
         least = f.select(relu, constant(self.real, 0.0), constant(self.real, -math.inf))
 
@@ -362,8 +362,8 @@ class _ProductWriter:
         few = f.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
         with f.if_then(few), f.loop(0, given["inner"], most_kc) as k:
             kc, add, finishes, left_k, right_k = block(k.index)
-            places = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
-            f.call(self.unpacked, [rows, columns, kc, *places, add, finishes, bias, least])
+            operands = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
+            f.call(self.unpacked, [rows, columns, kc, *operands, add, finishes, bias, least])
 
         # few rows are packed at once, and a packed part of b is then used once
         once = f.compare(rows, "<=", s.mc)
@@ -413,8 +413,8 @@ class _ProductWriter:
                     turn = f.select(rights, turn, n.index)
                     prefetches = f.select(f.compare(turn, "<", most_calls), prefetches, 0)
                     sizes = [f.least(s.mr, f.sub(height, i)), some, kc]
-                    places = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add]
-                    places += [finishes, f.at(bias, column), least, edge]
+                    operands = [f.at(packed_a, f.mul(i, kc)), panel, results, given["c_row_stride"], add]
+                    operands += [finishes, f.at(bias, column), least, edge]
                     prefetch_from = f.at(prefetch_from, f.mul(turn, prefetch_call_stride))
-                    f.call(self.block, [*sizes, *places, prefetch_from, prefetch_stride, prefetches])
+                    f.call(self.block, [*sizes, *operands, prefetch_from, prefetch_stride, prefetches])
         f.ret_void()
