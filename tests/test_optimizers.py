@@ -467,13 +467,13 @@ def test_an_update_that_decides_by_values_leaves_the_gradient_compiled(backend, 
     calls = []
 
     @dataclass(frozen=True)
-    class Called(bp.Dense):
+    class CountsCalls(bp.Dense):
         def forward(self, run, p, x):
             calls.append(x)
             return super().forward(run, p, x)
 
     x, y = backend.array(np.ones((20, 3))), backend.array(np.ones((20, 2)))
-    network = bp.Sequential(Called(4, "tanh"), bp.Dense(2))
+    network = bp.Sequential(CountsCalls(4, "tanh"), bp.Dense(2))
     trainer = bp.Trainer(network, "mse", _LineSearch())
     text = trainer.explain(x, y)
     for _ in range(3):
