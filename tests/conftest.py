@@ -1,8 +1,11 @@
 """The array libraries that the tests run on, behind one fixture: `backend`."""
 
+import atexit
 import importlib
 import math
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +18,12 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one of the processes of a run has compiled serves all
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="bpnet-jax-")
+    os.environ |= dict.fromkeys(
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"), "0"
+    )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import numpy as np
 import pytest
