@@ -300,9 +300,10 @@ class Engine:
         last = ["the loss"]
         if not self.optimizer.traceable:
             function, args = self.gradient, (theta, buffers, *batch, number)
-            given, last = given[:2], ["the loss", "the gradient"]
+            given, last = given[:2], ["the loss", "the gradient", "the buffers"]
         with self.session(data.count):
-            explain = self.backend.explain if self.compile is not False else partial(Backend.explain, self.backend)
+            plain = self.compile is False or current.reference
+            explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
             text = explain(function, args)
         given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
         names = [name for name, array in given if array is not None] + last

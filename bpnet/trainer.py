@@ -21,6 +21,7 @@ from bpnet.compatibility import (
     layout_for,
     warn_of_probabilities,
 )
+from bpnet.data.checks import detached
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, named, prepare, validation_data
 from bpnet.engine import Engine, kind
@@ -267,13 +268,13 @@ class Trainer:
                 if known is None or engine is None or kind(x, y) != known[0]:
                     return self._step(x, y, sample_weight, flag("check", check))
                 _, backend, device, cost = known
-                computing = backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile)
+                work = (engine.state.now[1] + 1) * cost
                 if check is not False and flag("check", check):
                     with backend.session(self.threads, device):
                         engine.check_values(x, y)
-                        with computing:
+                        with backend.session(self.threads, device, work, self.compile):
                             return engine.checked_step(x, y, None, None)
-                with computing:
+                with backend.session(self.threads, device, work, self.compile):
                     return engine.advance(x, y, None, None)
         except BaseException:
             end_sessions(outer)
@@ -282,7 +283,7 @@ class Trainer:
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
         """A step on a batch of another kind than the last."""
         backend = backend_of(x)
-        device = backend.device(x)
+        device = backend.device(detached(backend, x, "x"))
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
@@ -421,7 +422,7 @@ class Trainer:
     def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
         engine, backend = self._have(), backend_of(x)
-        device = backend.device(x)
+        device = backend.device(detached(backend, x, "x"))
         with backend.session(self.threads, device):
             data = self._prepare({"x": x}, values=False)
             if size is None and data.x is x and not data.streams:

@@ -79,15 +79,6 @@ def worst(actual: Any, expected: Any, tolerance: tuple[float, float]) -> float:
     return float(np.max(np.abs(actual - expected) / (atol + rtol * np.abs(expected))))
 
 
-def test_the_network_has_every_layer() -> None:
-    def kinds(layer: Any) -> set[type]:
-        return {type(layer)}.union(*(kinds(child) for _, child in getattr(layer, "children", ())))
-
-    every = {getattr(bp, name) for name in bp.__all__}
-    layers = {c for c in every if isinstance(c, type) and issubclass(c, bp.Layer)}
-    assert kinds(EVERY_LAYER) == layers - {bp.Layer, bp.Composite, bp.Activation}
-
-
 @EITHER
 @DTYPES
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -463,6 +463,49 @@ def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str
     equal(world, captured, plain)
 
 
+def test_threads_may_ask_for_programs_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more kinds than are kept."""
+    function = world.seam.compile(lambda b, x: x + 1.0)
+    arrays = [world.array(np.zeros((1, n), "float32")) for n in range(1, 13)]
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            for _ in range(20):
+                for array in arrays:
+                    function.find((array,), [array])
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_calls_of_other_streams_have_tickets_of_their_own(world: World) -> None:
+    """They may overlap, and tickets tell which block of threads is the last."""
+    function = world.seam.compile(lambda b, x: b.xp.sum(x, axis=0))
+    x = world.array(np.ones((5000, 7), "float32"))
+    found, tickets = [], []
+    for stream in (world.cuda.Stream(), world.cuda.Stream()):
+        with stream:
+            found.append(function(x))
+        (program,) = function.programs.values()
+        tickets.append(program.program.tickets)
+        stream.synchronize()
+    assert tickets[0].data.ptr != tickets[1].data.ptr
+    for each in found:
+        np.testing.assert_array_equal(world.cupy.asnumpy(each), np.full(7, 5000.0))
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.usefixtures("kept")
 def test_who_may_be_told_late_does_not_part_the_steps(shuffle: bool, world: World) -> None:

@@ -99,6 +99,18 @@ LAYERS = {
 }  # fmt: skip
 
 
+def kinds(layer: bp.Layer) -> set[type]:
+    """Those of all layers that it is made of, its activation among them."""
+    parts = [child for _, child in getattr(layer, "children", ())]
+    return {type(layer)}.union(*(kinds(part) for part in parts))
+
+
+def test_every_layer_has_a_case() -> None:
+    every = {c for c in (getattr(bp, name) for name in bp.__all__) if isinstance(c, type) and issubclass(c, bp.Layer)}
+    layers = {layer for layer in every if not issubclass(layer, bp.Activation)} - {bp.Layer, bp.Composite}
+    assert layers <= set().union(*(kinds(case.layer) for case in LAYERS.values()))
+
+
 @pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> Case:
     return LAYERS[request.param]
@@ -139,6 +151,15 @@ def passes(lib, case: Case, p, x, dy):
 
     with lib.seam.session():
         return lib.call(both, p, x, dy)
+
+
+def test_a_saved_one_comes_back(case, tmp_path):
+    x = np.random.default_rng(0).standard_normal(case.shape).astype("float32")
+    trainer = bp.Trainer(bp.Sequential(case.layer, bp.Dense(2)), "mse").build(x)
+    trainer.save(tmp_path / "model")
+    loaded = bp.load(tmp_path / "model")
+    assert loaded.network == trainer.network
+    np.testing.assert_array_equal(loaded.predict(x), trainer.predict(x))
 
 
 def test_derivatives_by_finite_differences(case):

@@ -473,7 +473,7 @@ def test_an_update_that_decides_by_values_leaves_the_gradient_compiled(backend, 
             return super().forward(run, p, x)
 
     x, y = backend.array(np.ones((20, 3))), backend.array(np.ones((20, 2)))
-    network = bp.Sequential(CountsCalls(4, "tanh"), bp.Dense(2))
+    network = bp.Sequential(CountsCalls(4, "tanh"), bp.BatchNorm(), bp.Dense(2))
     trainer = bp.Trainer(network, "mse", _LineSearch())
     text = trainer.explain(x, y)
     for _ in range(3):

@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import bpnet as bp
+from bpnet.backends.blas import BLAS
 
 NETWORKS = {
     "dense": bp.Sequential(bp.Dense(64, "relu"), bp.Dense(10)),
@@ -110,6 +111,29 @@ def test_a_layer_that_couples_rows_sees_the_whole_batch() -> None:
 
 
 # ---- BLAS -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CountsSessions(bp.Dense):
+    """Notes how many sessions limit BLAS: products have all its threads where it is one."""
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        OPEN.append(len(BLAS.open))
+        return super().forward(run, p, x)
+
+
+OPEN: list[int] = []
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_step_is_one_session(check: bool) -> None:
+    """On a batch like the last, and on others."""
+    x, y = data(64)
+    trainer = bp.Trainer(bp.Sequential(_CountsSessions(10)), "cross_entropy", compile=False)
+    OPEN.clear()
+    for rows in (64, 64, 64, 32, 32):
+        trainer.step(x[:rows], y[:rows], check=check)
+    assert set(OPEN) == {1}
 
 
 @pytest.mark.usefixtures("two_blas_threads")

@@ -134,19 +134,22 @@ class _Rounding:
         """Epilogues whose result is rounded take their bias in the same form."""
         before, self.made = self.made, []
         for command in before:
-            rounds = isinstance(command, Fused) and [r[0] for r in command.kernel.results] == [STORE]
-            if rounds and isinstance(command, Fused) and (epilogue_name(command.kernel) or "").endswith("BIAS"):
-                kernel = command.kernel
-                operands = kernel.operands[0], ("per_column", "bfloat16")
-                address = self.bias(command)
-                command = replace(
-                    command, kernel=replace(kernel, operands=operands), operands=(command.operands[0], address)
-                )
+            if isinstance(command, Fused) and self.is_epilogue(command):
+                operands = command.kernel.operands[0], ("per_column", "bfloat16")
+                addresses = command.operands[0], self.bias(command)
+                command = replace(command, kernel=replace(command.kernel, operands=operands), operands=addresses)
             self.made.append(command)
+
+    def is_epilogue(self, command: Fused) -> bool:
+        """Whether it adds a bias to a product, and its result is rounded."""
+        rounds = [kind for kind, *_ in command.kernel.results] == [STORE]
+        biased = rounds and (epilogue_name(command.kernel) or "").endswith("BIAS")
+        return biased and any(isinstance(c, Product) and c.out == command.operands[0] for c in self.made)
 
     def bias(self, command: Fused) -> Address:
         memory, offset = command.operands[1].memory, command.operands[1].offset
-        if memory in self.whole_copies and offset % 32 == 0:
+        written = {span.memory for command in self.made for span in spans_written(command)}
+        if memory in self.whole_copies and self.whole_copies[memory].memory in written and offset % 32 == 0:
             return Address(self.whole_copies[memory].memory, offset // 2)
         address = self.new(2 * command.columns)
         self.made.append(_rounding(command.operands[1], address, command.columns))

@@ -65,8 +65,7 @@ def build(traced: Traced, donated: int = 0, alignment: int = 64) -> CommandList:
     if verify.STRICT:
         verify.verify_graph(traced.graph)
         verify.verify_memory(fusion, memory)
-        verify.verify_commands(made)
-    return made
+    return verify.verified(made)
 
 
 def _product(step: Step, memory: Memory) -> Product:

@@ -37,7 +37,7 @@ class Address(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A memory, and from which byte of it to before which."""
+    """A memory, and from which byte (or entry) of it to before which."""
 
     memory: int
     start: int

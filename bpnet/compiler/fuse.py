@@ -64,6 +64,7 @@ class Fusion:
     stored: elementwise results that are written to memory; those of products and reductions always are.
     read: what steps read from memory.
     results: what is written to the memory of a result.
+    draws: what random numbers are drawn for, entry by entry.
     inside: results as parts of larger arrays: in which, and how many elements from its start.
     """
 
@@ -77,6 +78,7 @@ class Fusion:
         self.last: set[Symbol] = set()
         self.results = {result for symbol, base in outputs for result in self._result(symbol, base)}
         self.needed = _needed(self.results)
+        self.draws: set[Symbol] = set()
         self.stored = self._stored()
         self.steps: list[Step] = []
         self.sites: dict[Any, int] = {}
@@ -151,7 +153,7 @@ class Fusion:
         """Elementwise results that are written to memory; those of products and reductions always are."""
         stored = set(self.results)
         # for the entries of which random numbers are drawn: then for no other entries
-        draws: set[Symbol] = set()
+        draws = self.draws
         for symbol in self.needed:
             if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
                 stored.update(root_of(a)[0] for a in symbol.inputs)
@@ -219,6 +221,7 @@ class Fusion:
             return step.kind == "fused" and step.symbols[0].block == symbol.block
 
         joined: set[int] = set()
+        draws = not self.draws.isdisjoint((symbol, *symbol.inputs))
         for leaf, entrywise in self._leaves(symbol):
             if leaf.op == "memory" or leaf.op == "concat":
                 continue
@@ -226,7 +229,7 @@ class Fusion:
                 raise _OrderError(f"the result of {leaf.op} is read before it is known")
             number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
             step = self.steps[number]
-            fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1)
+            fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1 and not draws)
             if shares(step) and fits and entrywise and (row_wise or leaf.op not in REDUCTIONS):
                 least = max(least, number)
                 joined.add(number)

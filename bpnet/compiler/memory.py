@@ -84,7 +84,7 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
             for part in symbol.args:
                 whole, start = root_of(part)
                 if whole in inside or start or whole.size != part.size or whole not in computed:
-                    raise NotTraceableError("parts that have a address elsewhere are joined")
+                    raise NotTraceableError("parts that have an address elsewhere are joined")
                 inside[whole] = (symbol, offset)
                 offset += part.size
         elif symbol.op == "matmul" and len(symbol.args) == 3:  # added to where the sum is

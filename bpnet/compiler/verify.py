@@ -32,6 +32,13 @@ class VerificationError(Exception):
     """A stage of the compiler made something that can't be right."""
 
 
+def verified(commands: CommandList) -> CommandList:
+    """The commands, verified where all are."""
+    if STRICT:
+        verify_commands(commands)
+    return commands
+
+
 def _check(right: bool, what: str, *of: Any) -> None:
     """Raise an error that says what is wrong of which operations or commands, unless it is right."""
     if not right:

@@ -286,6 +286,76 @@ def test_layer_normalization_adds_no_command(jit: Any) -> None:
     assert with_it == kinds(bp.Dense(32, "tanh"), bp.Dense(10))
 
 
+@pytest.mark.parametrize("features", [32, 1000, 2048])
+def test_layer_normalization_is_two_launches_and_two(features: int, world: Any) -> None:
+    """With its column-wise sums over many rows, whatever is before it; and it equals NumPy's."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((512, 5), dtype="float32"), rng.integers(0, 10, 512)
+
+    def launched(*layers: Any) -> tuple[int, Any]:
+        trainer = bp.Trainer(bp.Sequential(*layers), "cross_entropy", "sgd")
+        batch = world.array(x), world.array(y)
+        trainer.step(*batch, check=False)
+        before = world.counts["kernel"]
+        trainer._engine.step.captures = False
+        trainer.step(*batch, check=False)
+        return world.counts["kernel"] - before, trainer
+
+    with_it, trainer = launched(bp.Dense(features, "tanh"), _LayerNorm(), bp.Dense(10))
+    assert with_it - launched(bp.Dense(features, "tanh"), bp.Dense(10))[0] <= 2 + 2
+    plain = bp.Trainer(trainer.network, "cross_entropy", "sgd", compile=False)
+    for _ in range(2):
+        plain.step(x, y)
+    np.testing.assert_allclose(world.cupy.asnumpy(trainer.theta), plain.theta, rtol=1e-4, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class _AddsAndClips(bp.Layer):
+    """max(x + b, 0), as an epilogue does it, where no product is."""
+
+    def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
+        return {"b": rng.full(in_shape, 0.25)}
+
+    def forward(self, run: Any, p: Any, x: Any) -> tuple[Any, Any]:
+        y = run.xp.maximum(x + p["b"], 0.0)
+        return y, y
+
+    def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
+        dx = dy * run.xp.astype(cache > 0.0, dy.dtype)
+        return dx, {"b": run.sum_rows(dx)}
+
+
+def test_a_bias_is_rounded_before_it_is_read(world: Any) -> None:
+    """That of a product alone, and no other is read rounded."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 16), dtype="float32"), rng.integers(0, 8, 40)
+    network = bp.Sequential(_AddsAndClips(), bp.Dense(8))
+    rounded = bp.Trainer(network, "cross_entropy", "sgd", precision="bfloat16")
+    exact = bp.Trainer(network, "cross_entropy", "sgd")
+    for _ in range(3):
+        found, expected = float(rounded.step(world.array(x), world.array(y))), float(exact.step(x, y))
+        assert found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("network", "features"),
+    [
+        (bp.Sequential(bp.Dense(1, "relu"), bp.Dropout(0.5), bp.Dense(3)), 17),
+        (bp.Sequential(bp.Dropout(0.5), bp.BatchNorm(), bp.Dense(3)), 1),
+        (bp.Sequential(bp.Dense(9), bp.Softmax(), bp.Dense(1), bp.Dropout(0.5), bp.Dense(3)), 17),
+    ],
+)
+def test_masks_of_one_column(network: Any, features: int, jit: Any, world: Any) -> None:
+    """They have an entry for each row, and so are not drawn in kernels of wider rows."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((45, features), dtype="float32"), rng.integers(0, 3, 45)
+    trainers = [bp.Trainer(network, "cross_entropy", "adam", seed=1, compile=way) for way in (False, True, "auto")]
+    for _ in range(3):
+        plain, compiled = (float(trainer.step(x, y)) for trainer in trainers[:2])
+        on_device = float(trainers[2].step(world.array(x), world.array(y)))
+        assert [compiled, on_device] == pytest.approx([plain] * 2, rel=1e-5)
+
+
 @dataclass(frozen=True)
 class _FiveTimes(bp.SGD):
     """Gradient descent with five times the learning rate where that is exactly 0.5."""

@@ -6,6 +6,7 @@ the bits of the same step launched command by command.
 """
 
 import contextlib
+import logging
 import operator
 import threading
 import warnings
@@ -23,12 +24,15 @@ from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
 from bpnet.backends.cupy.program import ALIGNMENT, Program
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
+from bpnet.compiler import verify
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.errors import BpnetWarning
+
+log = logging.getLogger("bpnet")
 
 MAX_PROGRAMS = 8
 """Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
@@ -45,6 +49,7 @@ class Compiled:
         self.function, self.backend, self.plain = function, backend, partial(function, backend)
         self.donates = donates
         self.programs: OrderedDict[Any, Traced | None] = OrderedDict()
+        self.lock = threading.RLock()
 
     def __call__(self, *args: Any) -> Any:
         leaves = leaves_of(args)
@@ -54,18 +59,26 @@ class Compiled:
     def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
         """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
         kind = (*known, *map(_kind, leaves[len(known) :]))
-        if kind not in self.programs:
-            self.programs[kind] = self._trace(args, leaves)
-            if len(self.programs) > MAX_PROGRAMS:
-                self.programs.popitem(last=False)
-        self.programs.move_to_end(kind)
-        return self.programs[kind]
+        with self.lock:
+            if kind not in self.programs:
+                self.programs[kind] = self._trace(args, leaves)
+                if len(self.programs) > MAX_PROGRAMS:
+                    self.programs.popitem(last=False)
+            self.programs.move_to_end(kind)
+            return self.programs[kind]
 
     def _trace(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
         try:
             found = Traced(self.function, self.backend, args, leaves, self.donates)
         except NotTraceableError as error:
             self.say(f"is computed operation by operation, since it can't be compiled: {error}")
+            return None
+        except MemoryError:
+            raise
+        except Exception:  # a fault here is no reason for a user's training to end
+            if verify.STRICT:
+                raise
+            log.warning("not compiled, which is a fault of bpnet", exc_info=True)
             return None
         if self.donates and found.calls:
             self.say(f"is launched command by command, since not all of it can be captured: {found.calls[0].text}")
@@ -85,7 +98,11 @@ class Compiled:
         """Tell the user once."""
         if not getattr(self, "said", False):
             self.said = True
-            warnings.warn(f"{'a training step' if self.donates else 'a prediction'} {what}", BpnetWarning, stacklevel=2)
+            warnings.warn(
+                f"{'a training step' if self.donates else 'a prediction or gradient'} {what}",
+                BpnetWarning,
+                stacklevel=2,
+            )
 
 
 class Traced:
@@ -101,7 +118,7 @@ class Traced:
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
-        commands = replace(commands, commands=with_epilogues(commands.commands))
+        commands = verify.verified(replace(commands, commands=with_epilogues(commands.commands)))
         self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
         if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
@@ -171,6 +188,7 @@ class Traced:
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         with self.lock:  # the workspace is one, whatever thread calls
             numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+            self.program.follow(cupy.cuda.get_current_stream().ptr, threading.get_ident())
             for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
                 uninterrupted(calls)
             self.program.workspaces.clear()  # whose memory is used again once all is done

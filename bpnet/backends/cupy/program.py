@@ -57,6 +57,7 @@ class Program:
         self.commands, self.loss = commands, loss
         columns = [c.columns for c in commands.commands if isinstance(c, Fused)]
         self.tickets = cupy.zeros(most_tickets(max(columns, default=0)), numpy.uint32)
+        self.launched_by: Any = None
         self.workspaces: list[Any] = []
         """Memory that commands need while they run, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -73,6 +74,11 @@ class Program:
     def new_arena(self) -> Any:
         """Memory of intermediate results, which may be freed once the commands have been launched."""
         return cupy.empty(self.commands.arena, numpy.uint8)
+
+    def follow(self, *launched_by: int) -> None:
+        """Have tickets of their own for calls from another stream or thread, which may overlap with the last ones."""
+        if launched_by != self.launched_by:
+            self.launched_by, self.tickets = launched_by, cupy.zeros(self.tickets.shape, self.tickets.dtype)
 
     def calls(self, numbers: Any, arena: Any, arrays: Sequence[Any]) -> tuple[Calls, Calls]:
         """What launches all commands, in order: those before any writes to an argument, and the rest.
@@ -132,11 +138,10 @@ class Program:
         if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
             size = launch.partial_rows * command.columns * real.itemsize
             sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
-            for n, result in enumerate(sums):
-                partial = Address(len(memories), used + n * size)
-                shape = launch.partial_rows, command.columns
-                again = Fused(_column_sum(kernel.dtype), *shape, (partial,), (), (), (), (result,))
-                calls += self._fused(again, [*memories, workspace], following)
+            partial = tuple(Address(len(memories), used + n * size) for n in range(len(sums)))
+            adding, shape = _column_sums(kernel.dtype, len(sums)), (launch.partial_rows, command.columns)
+            again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
+            calls += self._fused(again, [*memories, workspace], following)
         return calls
 
     # ---- products -----------------------------------------------------------------------------------------------
@@ -188,8 +193,9 @@ def _width(command: Fused, arrays: Sequence[int]) -> int:
 
 
 @lru_cache
-def _column_sum(dtype: str) -> FusedKernel:
-    return FusedKernel(dtype, (("full", dtype),), 0, 0, (), (("column_sum", ("operand", 0), 0, "full"),))
+def _column_sums(dtype: str, count: int) -> FusedKernel:
+    sums = tuple(("column_sum", ("operand", i), 0, "full") for i in range(count))
+    return FusedKernel(dtype, (("full", dtype),) * count, 0, 0, (), sums)
 
 
 def _pointer(memories: Memories, address: Address) -> int:

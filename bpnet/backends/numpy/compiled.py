@@ -112,7 +112,8 @@ class Executable:
         self.result = (result,) if self.single else result
         donated = len(leaves_of((args[0],))) if donate else 0
         commands = build(traced, donated)
-        self.commands = commands = replace(commands, commands=with_epilogues(commands.commands, EPILOGUES[1:]))
+        commands = replace(commands, commands=with_epilogues(commands.commands, EPILOGUES[1:]))
+        self.commands = commands = verify.verified(commands)
         # which leaves are arrays: the first lies in the memory FIRST, the others in those after it
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
         self.kinds = [(a.shape, numpy.dtype(a.dtype)) for a in commands.arguments if a is not None]
@@ -127,7 +128,9 @@ class Executable:
 
     def text(self, threads: int) -> str:
         """All that is done, in words."""
-        lines = [f"{len(self.commands.commands)} commands by machine code on at most {threads} threads", ""]
+        made, calls = len(self.commands.commands), len(self.calls)
+        apart = f", {calls} of them not compiled" if calls else ""
+        lines = [f"{made} commands by machine code on at most {threads} threads{apart}", ""]
         lines.append(str(self.commands))
         if len(self.tiled) > len(self.commands.commands) or any(t.tiles > 1 for t in self.tiled):
             lines += ["", "as threads share them:"]
