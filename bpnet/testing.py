@@ -78,6 +78,15 @@ class GradientReport:
             else:
                 text = f"{one.library}'s {one.name} against its definition: error {one.error:.1e}"
             lines.append(f"  {'ok' if one.error <= self.tolerance else 'WRONG':5} {text}")
+        wrong = {check.name for check in self.checks if not check.error <= self.tolerance}
+        first, *names = dict.fromkeys(check.name for check in self.checks) or [
+            ""
+        ]  # x; parameters from the last layer on
+        right = len(names) + 1 - len(wrong)
+        if first in wrong and 0 < right < len(names) and wrong == {first, *names[right:]}:
+            lines.append(
+                f"  all before {names[right - 1]} is wrong, and nothing from there on: is dx of its layer right?"
+            )
         return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """`check_gradients` finds planted errors and reports them readably; `gradient` is what it says, whole or in blocks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -445,3 +446,23 @@ def test_parameters_that_are_used_twice_get_both_gradients(backend, units):
     below, _ = bp.value_and_grad(network, "mse", theta - step * along, x, y)
     slope = (float(above) - float(below)) / (2 * step)
     assert float(backend.xp.sum(grad * along)) == pytest.approx(slope, rel=1e-4)
+
+
+@dataclass(frozen=True)
+class _PassesTooMuch(bp.Layer):
+    """y = s x, with a dx that is wrong."""
+
+    def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
+        return {"s": rng.full(in_shape, 1.0)}
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        return x * p["s"], x
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return 1.01 * dy * p["s"], {"s": run.sum_rows(dy * cache)}
+
+
+def test_a_wrong_dx_is_looked_for_where_it_arises() -> None:
+    network = bp.Sequential(bp.Dense(3), _PassesTooMuch(), bp.Dense(2))
+    with pytest.raises(GradientError, match=r"all before 1\.s is wrong, and nothing from there on: is dx of its layer"):
+        bp.check_gradients(network, np.random.default_rng(0).standard_normal((4, 3)))
