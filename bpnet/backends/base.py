@@ -8,7 +8,7 @@ from itertools import starmap
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import NoWarnings
-from bpnet.compiler.random import TRIPLE32, fold, threshold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
 from bpnet.errors import DeviceError, OptionError
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ class Backend:
         """
         xp, limit = self.xp, threshold(keep)
         count = xp.arange(math.prod(shape), dtype=xp.uint32, device=device)
-        bits = self._hashed(count * self._uint32(0x9E3779B9, device) + self._folded(key, device), device)
+        bits = self._hashed(count * self._uint32(GOLDEN, device) + self._folded(key, device), device)
         kept = bits < self._uint32(limit, device)
         return xp.reshape(xp.astype(kept, dtype), shape) * (2**32 / limit)
 

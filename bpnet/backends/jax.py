@@ -10,6 +10,7 @@ import jax.numpy as xp
 import numpy
 
 from bpnet.backends.base import Array, Backend, Key, State
+from bpnet.compiler.random import GOLDEN
 from bpnet.errors import DTypeError
 
 
@@ -61,7 +62,7 @@ class JaxBackend(Backend):
         state = self._uint32(0, device)
         for part in key:
             word = self._uint32(part & 0xFFFFFFFF if isinstance(part, int) else part, device)
-            state = self._hashed((state ^ word) + self._uint32(0x9E3779B9, device), device)
+            state = self._hashed((state ^ word) + self._uint32(GOLDEN, device), device)
         return state
 
     def erf(self, x: Array) -> Array:

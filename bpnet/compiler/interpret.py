@@ -21,7 +21,7 @@ from bpnet.compiler.commands import (
     reads,
     writes,
 )
-from bpnet.compiler.random import TRIPLE32, fold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
 
 
 def interpret(commands: CommandList, arguments: Sequence[Any]) -> list[Any]:
@@ -127,7 +127,7 @@ class _Interpreter:
 
     def mask(self, mask: Mask, count: int) -> Any:
         key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
-        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(0x9E3779B9) + numpy.uint32(key)
+        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(key)
         for shift, factor in TRIPLE32:
             x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
         kept = (x ^ (x >> numpy.uint32(14))) < mask.threshold

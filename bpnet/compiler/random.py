@@ -5,6 +5,9 @@ from typing import Any
 TRIPLE32 = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 """Shifts and factors of a 32-bit integer hash of very low bias: C. Wellons, hash-prospector (2018)."""
 
+GOLDEN = 0x9E3779B9
+"""2**32 over the golden ratio, which parts neighbouring numbers before they are hashed."""
+
 
 def threshold(keep: float) -> int:
     """Below which of 2**32 values, all as likely, a random number lies with probability `keep`, as near as can be.
@@ -18,7 +21,7 @@ def fold(key: tuple[Any, ...]) -> int:
     """One 32-bit number out of a key's parts, each mixed in by the triple32 hash."""
     state = 0
     for part in key:
-        state = _mix((state ^ part & 0xFFFFFFFF) + 0x9E3779B9)
+        state = _mix((state ^ part & 0xFFFFFFFF) + GOLDEN)
     return state
 
 

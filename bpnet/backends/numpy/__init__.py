@@ -25,7 +25,7 @@ from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import NumpySession, ParallelMap, ParallelUpdate, ThreadsSession, available_threads
 from bpnet.compiler.graph import NotTraceableError
-from bpnet.compiler.random import TRIPLE32, fold, threshold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
 from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")
@@ -76,13 +76,12 @@ class NumpyBackend(Backend):
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """The definition's, in chunks that stay in cache, over threads."""
-        limit, state = threshold(keep), numpy.uint32(fold(key))
+        limit, state = threshold(keep), fold(key)
         mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(2**32 / limit, dtype)
 
         def draw(number: int, part: Rows) -> None:
-            bits = numpy.arange(*part, dtype=numpy.uint32)
-            bits *= numpy.uint32(0x9E3779B9)
-            bits += state
+            begin = numpy.uint32((part[0] * GOLDEN + state) & 0xFFFFFFFF)
+            bits = _multiples(CHUNK)[: part[1] - part[0]] + begin
             shifted = numpy.empty_like(bits)
             for shift, factor in TRIPLE32:
                 bits ^= numpy.right_shift(bits, shift, out=shifted)
@@ -258,6 +257,11 @@ def _update(
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
     update = ParallelUpdate(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count)
     update.carry_out(then)
+
+
+@functools.lru_cache(maxsize=1)
+def _multiples(count: int) -> Array:
+    return numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN)
 
 
 def _cut(size: int, count: int) -> list[Rows]:

@@ -16,6 +16,7 @@ from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, operate, triple32
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, Kernel, Pointer, constant, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.random import GOLDEN
 
 SINGLE = ("per_row", "scalar")
 """Layouts of what is the same all along a row."""
@@ -104,7 +105,7 @@ class _KernelWriter:
             is_slot, part = f.compare(f.argument(), "!=", 0), f.argument()
             changing = f.fptoui(self._number(f.select(is_slot, part, 0)), I64)
             word = f.trunc(f.select(is_slot, changing, part), I32)
-            state = triple32(f, f.add(f.xor(state, word), constant(I32, 0x9E3779B9)))
+            state = triple32(f, f.add(f.xor(state, word), constant(I32, GOLDEN)))
         scale = f.fdiv(ir.Constant(ir.DoubleType(), 2.0**32), f.sitofp(threshold, ir.DoubleType()))
         return state, f.trunc(threshold, I32), self._real(scale)
 
@@ -293,7 +294,7 @@ class _Scope:
         """As `Backend.keep_mask`, by the number of the entry."""
         f, lanes = self.f, self.lanes
         count = f.add(f.splat(f.trunc(self.index["full"], I32), lanes), constant(I32, list(range(lanes))))
-        bits = triple32(f, f.add(f.mul(count, constant(I32, 0x9E3779B9, lanes)), f.splat(key, lanes)))
+        bits = triple32(f, f.add(f.mul(count, constant(I32, GOLDEN, lanes)), f.splat(key, lanes)))
         kept = f.icmp_unsigned("<", bits, f.splat(threshold, lanes))
         return f.select(kept, f.splat(scale, lanes), constant(self.w.real, 0.0, lanes))
 

@@ -129,9 +129,9 @@ class _ProductWriter:
                         pointer = f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes)
                         value = f.fadd(f.load_vector(pointer, s.lanes, s.size), value) if adds else value
                         f.store_vector(value, pointer, s.size)
-        with f.if_then(epilogue[0]):
-            for v, i in itertools.product(range(wide), range(s.mr)):
-                self.finish(f, f.at(f.at(c, f.mul(row_stride, i)), v * s.lanes), v * s.lanes, s.lanes, epilogue)
+        with f.if_then(epilogue[0]), f.loop(0, s.mr) as row:
+            for v in range(wide):
+                self.finish(f, f.entry(c, row.index, row_stride, v * s.lanes), v * s.lanes, s.lanes, epilogue)
         f.ret_void()
         return f.function
 
