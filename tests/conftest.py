@@ -1,6 +1,7 @@
 """The array libraries that the tests run on, behind one fixture: `backend`."""
 
 import atexit
+import gc
 import importlib
 import math
 import os
@@ -33,6 +34,7 @@ from fake_cupy import world  # noqa: F401 - a fixture
 import bpnet as bp
 from bpnet.compiler import verify
 
+gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes long
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
