@@ -17,7 +17,6 @@ from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
-from bpnet.compiler.commands import FIRST
 from bpnet.data.checks import check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
@@ -292,6 +291,8 @@ class Engine:
 
     def explain(self, data: Loader) -> str:
         """What a step on all rows of the data does."""
+        from bpnet.compiler.commands import FIRST
+
         (theta, buffers, state), batch = self.carry, data.whole_batch()
         state_names = (*self.optimizer.state_names, *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
