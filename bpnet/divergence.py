@@ -135,8 +135,9 @@ class Diagnosis:
         if x is not None:
             run, p = Run(backend, context=backend.context(self.precision)), layout.views(backend, theta, buffers)
             where = first_not_finite(run, layout.network, p, x, leaves) or where
+        though = "" if x is None else ", though x is finite"
         return DivergedError(
-            f"{what} is NaN, though x is finite: {where} is not finite. Go back to parameters that are, or where all "
+            f"{what} is NaN{though}: {where} is not finite. Go back to parameters that are, or where all "
             "are, to values of a smaller scale"
         )
 

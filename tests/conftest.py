@@ -30,13 +30,19 @@ import numpy as np
 import pytest
 from cuda_on_host import host  # noqa: F401 - a fixture
 from fake_cupy import world  # noqa: F401 - a fixture
+from support import substitute
 
 import bpnet as bp
 from bpnet.compiler import verify
 
+SUBSTITUTED = substitute.missing() == ""
+"""Whether CuPy runs on the substitute for a device."""
+if SUBSTITUTED:
+    substitute.install()
 gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes long
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
+ON_SUBSTITUTE = {f"test_{of}.py" for of in ("activations", "layers", "losses", "optimizers", "trainer", "substitute")}
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),
@@ -62,6 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests for a device, the substitute runs those of the mathematics; all of them where they are asked for."""
+    if SUBSTITUTED and "gpu" not in config.option.markexpr:
+        skip = pytest.mark.skip(reason="on the substitute for a device only by `pytest -m gpu`")
+        for item in items:
+            if item.get_closest_marker("gpu") and item.path.name not in ON_SUBSTITUTE:
+                item.add_marker(skip)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many tests were skipped for which reason, a line each."""
     reasons = Counter(str(r.longrepr[2]).removeprefix("Skipped: ") for r in terminalreporter.getreports("skipped"))
@@ -72,7 +87,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def has_device() -> bool:
-    """Whether CuPy finds a CUDA device."""
+    """Whether CuPy finds a CUDA device, and no substitute for one."""
+    if SUBSTITUTED:
+        return False
     try:
         return bool(importlib.import_module("cupy").is_available())
     except ImportError:
@@ -89,7 +106,7 @@ class Library:
         except ModuleNotFoundError:
             pytest.skip(f"{module.partition('.')[0]} is not installed")
         if name == "cupy" and not self.module.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip(f"no CUDA device, and {substitute.missing()}")
         self.name = name
         self._make = getattr(self.module, maker)
         if name.startswith("strict"):  # nor what a compiler can't do: shapes that depend on values

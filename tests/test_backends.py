@@ -12,6 +12,7 @@ from pathlib import Path
 import mpmath
 import numpy as np
 import pytest
+from conftest import SUBSTITUTED
 
 import bpnet as bp
 from bpnet.backends import base, common_backend
@@ -106,6 +107,8 @@ def test_erf(backend, dtype, rtol, atol):
 
 def test_the_library_as_a_default_backend_gives_the_same(backend):
     """What a backend overrides equals the definition in standard operations, run on the same library."""
+    if SUBSTITUTED and backend.name == "cupy":
+        pytest.skip("the substitute for a device has no scans")
     plain = base.Backend(backend.xp)
     rng = np.random.default_rng(0)
     z = backend.array(rng.standard_normal(50) * 3.0)

@@ -201,6 +201,8 @@ class Astray(bp.Layer):
         return dy * p["a"], grads
 
 
+@pytest.mark.filterwarnings("ignore:a training step is launched command by command")
+@pytest.mark.filterwarnings("ignore:a training step is launched command by command")
 @pytest.mark.parametrize("turn", [0, 1, 2])
 def test_gradients_in_each_others_places_arrive_where_they_belong(turn: int, backend: Any) -> None:
     if backend.name.startswith("jax"):

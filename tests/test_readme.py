@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import has_device
 
 import bpnet as bp
 
@@ -22,8 +23,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 def test_a_block_runs_alone(number: int, tmp_path: Path) -> None:
     code = BLOCKS[number]
     for module in re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE):
-        found = pytest.importorskip(module, reason=f"{module} is not installed")
-        if module == "cupy" and not found.is_available():
+        pytest.importorskip(module, reason=f"{module} is not installed")
+        if module == "cupy" and not has_device():
             pytest.skip("no CUDA device")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

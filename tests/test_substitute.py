@@ -1,0 +1,146 @@
+"""Real CuPy on a substitute for a device: what a step launches, allocates and waits for, and the rules of capture.
+
+The substitute (`support/substitute.py`) computes every kernel and product on the host, in the order in which they are
+given.  It can't tell how long anything takes, nor which products the real cuBLASLt has.
+"""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SUBSTITUTED
+from support import substitute
+
+import bpnet as bp
+from bench.workloads import WORKLOADS, Task, pool, start_values
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not SUBSTITUTED, reason=f"no substitute: {substitute.missing()}")]
+
+
+@pytest.fixture
+def cupy(library: Any) -> Any:
+    pytest.importorskip("nvmath.bindings.cublasLt", reason="nvmath-python is not installed")
+    return library("cupy").module
+
+
+class Spent:
+    """What is done while this holds, by the names of `device.cpp`."""
+
+    def __enter__(self) -> "Spent":
+        self.before = Counter(substitute.counts())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.counts = dict(Counter(substitute.counts()) - self.before)
+
+
+def workload(key: str, cupy: Any) -> tuple[Any, ...]:
+    """A trainer, and batches of 64 rows, on the device and on the host."""
+    from bench.contenders.bpnet_trainer import trainer_for
+
+    of = WORKLOADS[key]
+    task = Task(of, "float32", 64, 1, "cuda", of.timing, start_values(of, "float32"))
+    x, y = (a[0] for a in pool(of, 64, "float32"))
+    return trainer_for(task), (cupy.asarray(x), cupy.asarray(y)), (x, y)
+
+
+@pytest.mark.parametrize(("key", "most"), [("a", 12), ("c", 36), ("d", 8), ("e", 9)])
+def test_a_captured_step_is_one_launch(key: str, most: int, cupy: Any) -> None:
+    """Of few nodes, all kernels and products of cuBLASLt; in steady state nothing is allocated, and nobody waits."""
+    trainer, batch, host = workload(key, cupy)
+    with Spent() as first:
+        trainer.step(*batch, check=False)
+    with Spent() as second:
+        trainer.step(*batch, check=False)
+    assert first.counts["kernel"] + first.counts["product"] <= most
+    assert first.counts.get("product of cuBLAS", 0) == 0
+    nodes = {name.removeprefix("node: "): count for name, count in second.counts.items() if name.startswith("node: ")}
+    assert sum(nodes.values()) <= most
+    assert set(nodes) <= {"kernel", "product"}
+    with Spent() as steady:
+        for _ in range(3):
+            trainer.step(*batch, check=False)
+    assert steady.counts == {"graph launch": 3, "copy to device": 3}  # of the numbers that change from step to step
+    plain, _, _ = workload(key, cupy)
+    for _ in range(5):
+        plain.step(*host)
+    np.testing.assert_allclose(trainer.theta.get(), plain.theta, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["a", "d"])
+def test_a_step_command_by_command_allocates_nothing_more(key: str, cupy: Any) -> None:
+    """What it needs lies in CuPy's pool from the first on."""
+    trainer, batch, _ = workload(key, cupy)
+    trainer.build(batch[0])
+    trainer._engine.step.captures = False
+    for _ in range(2):
+        trainer.step(*batch, check=False)
+    with Spent() as spent:
+        trainer.step(*batch, check=False)
+    assert set(spent.counts) == {"kernel", "product", "copy to device"}
+
+
+def test_predictions_and_scores_equal_those_of_numpy(cupy: Any) -> None:
+    trainer, (x, y), host = workload("a", cupy)
+    plain, _, _ = workload("a", cupy)
+    trainer.step(x, y)
+    plain.step(*host)
+    np.testing.assert_allclose(trainer.predict(x).get(), plain.predict(host[0]), rtol=1e-4, atol=1e-5)
+    assert trainer.evaluate(x, y) == pytest.approx(plain.evaluate(*host), rel=1e-4)
+
+
+def test_what_may_not_be_captured(cupy: Any) -> None:
+    """As CUDA's documentation has it."""
+    x, size = cupy.ones(4), 2**20
+    spoils = {
+        "waiting": lambda stream: stream.synchronize(),
+        "memory": lambda stream: cupy.empty(size + len(spoiled)),
+        "a value": lambda stream: float(x[0]),
+    }
+    spoiled: list[str] = []
+    for name, spoil in spoils.items():
+        cupy.get_default_memory_pool().free_all_blocks()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            with pytest.raises(Exception, match=r"cudaErrorStreamCapture|not permitted|capturing"):
+                spoil(stream)
+            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # CuPy refuses some of it beforehand
+                stream.end_capture()
+        spoiled.append(name)
+    assert spoiled == [*spoils]
+
+
+def test_cuda_streams_of_the_user(cupy: Any) -> None:
+    """Steps on streams by turns are those of one stream."""
+    trainer, batch, _ = workload("d", cupy)
+    other, _, _ = workload("d", cupy)
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for i in range(6):
+        trainer.step(*batch, check=False)
+        with streams[i % 2]:
+            other.step(*batch, check=False)
+    np.testing.assert_array_equal(trainer.theta.get(), other.theta.get())
+
+
+def test_kernels_that_do_not_compile_are_named() -> None:
+    import cupy
+
+    with pytest.raises(RuntimeError, match="undeclared_name"):
+        cupy.RawModule(code='extern "C" __global__ void f() { undeclared_name(); }').get_function("f")
+
+
+def test_every_trainer_computes(cupy: Any) -> None:
+    """Dropout, batch normalization, weights and clipping from one seed, as NumPy without the compiler."""
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.standard_normal((96, 7), dtype="float32"), rng.integers(0, 3, 96), rng.random(96, np.float32)
+    net = bp.Sequential(bp.Dense(20, "gelu"), bp.BatchNorm(), bp.Dropout(0.2), bp.Residual(bp.Dense(20)), bp.Dense(3))
+    found = []
+    for array in (cupy.asarray, np.asarray):
+        trainer = bp.Trainer(net, "cross_entropy", "adamw", clip_norm=0.5, seed=3, compile="auto")
+        trainer.fit(array(x), array(y), sample_weight=array(weight), epochs=3, batch_size=16, progress=False)
+        found.append((cupy.asnumpy(trainer.theta), trainer.history["loss"]))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
