@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ def missing() -> str:
     for tool in ("g++", "nm"):
         if shutil.which(tool) is None:
             return f"its substitute needs {tool}"
-    if find_spec("cupy") is None:
-        return "CuPy is not installed"
+    try:
+        version("cupy-cuda13x")
+    except PackageNotFoundError:
+        return "its substitute is for cupy-cuda13x"
+    if "cudaMalloc" not in _symbols(_runtime(), "tT", "cuda"):
+        return "CuPy's runtime has no names of its functions"
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -52,16 +57,14 @@ def install() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault("CUPY_ACCELERATORS", "")
     os.environ["CUPY_CACHE_DIR"] = str(folder)  # not the user's: images are names of files here
-    backends = Path(find_spec("cupy_backends").submodule_search_locations[0])  # type: ignore[union-attr,index]
-    libraries = _build(folder, _symbols(next((backends / "cuda/libs").glob("cublas*.so")), "U", "cublas"))
+    blas = next(_runtime().parents[1].glob("libs/cublas*.so"))
+    libraries = _build(folder, _symbols(blas, "U", "cublas"))
     device, *_ = (ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in libraries)
-    from cupy_backends.cuda.api import runtime
-
-    _redirect(Path(runtime.__file__), device)
     from cupy.cuda import compiler
 
+    _redirect(_runtime(), device)
     compiler._NVRTCProgram = functools.partial(_Program, folder)
-    compiler._get_arch = lambda: "90"
+    compiler._get_arch, compiler._get_nvrtc_version = (lambda: "90"), (lambda: (13, 0))
 
 
 def counts() -> dict[str, int]:
@@ -69,6 +72,11 @@ def counts() -> dict[str, int]:
     device = ctypes.CDLL("libcuda.so.1")
     device.sub_counts.restype = ctypes.c_char_p
     return {name: int(n) for name, _, n in (line.rpartition(" ") for line in device.sub_counts().decode().splitlines())}
+
+
+def _runtime() -> Path:
+    """CuPy's module of CUDA's runtime."""
+    return Path(find_spec("cupy_backends.cuda.api.runtime").origin)  # type: ignore[union-attr,arg-type]
 
 
 def _symbols(path: Path, kinds: str, prefix: str) -> dict[str, int]:
