@@ -181,7 +181,7 @@ def test_batches_from_elsewhere_are_copied(weighted: bool, world: World) -> None
 
 
 @pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
+def large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays of more than 200 bytes, such as x, are no longer small."""
     monkeypatch.setattr("bpnet.backends.cupy.compiled.SMALL", 200)
 
@@ -969,7 +969,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32"])
+@DTYPES
 @pytest.mark.parametrize(
     ("net", "loss", "target", "optimizer"),
     CASES,
