@@ -13,24 +13,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, testing, typing
+    from bpnet import backends, errors, initializers, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
-    from bpnet.layers.activation import (
+    from bpnet.layers.activations import Activation
+    from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
+    from bpnet.layers.activations.others import Identity, LogSoftmax, Sine, Softmax
+    from bpnet.layers.activations.parametric import Parametric, PReLU
+    from bpnet.layers.activations.rectifiers import (
+        CELU,
         ELU,
-        GELU,
-        Activation,
-        Identity,
+        SELU,
         LeakyReLU,
         ReLU,
-        Sigmoid,
-        SiLU,
-        Softmax,
+        ReLU6,
         Softplus,
-        Tanh,
+        Softshrink,
+        SquaredReLU,
     )
+    from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.composition import Residual, Sequential
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import Dropout
@@ -51,17 +54,19 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
+    from bpnet.unit_variance import lsuv
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
+    "CELU", "ELU", "GELU", "SELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
-    "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of", "load", "reference",
-    "testing", "typing", "value_and_grad",
+    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "HardSigmoid", "HardSwish",
+    "HardTanh", "History", "Identity", "Layer", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss",
+    "MeanSquaredError", "Mish", "Optimizer", "PReLU", "Parametric", "Progress", "ReLU", "ReLU6", "Residual", "Rng",
+    "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign",
+    "SquaredReLU", "Standardize", "Tanh", "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors",
+    "initializers", "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -69,7 +74,12 @@ _HOMES = {
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
-    "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
+    "bpnet.layers.activations": "Activation",
+    "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
+    "bpnet.layers.activations.others": "Identity LogSoftmax Sine Softmax",
+    "bpnet.layers.activations.parametric": "Parametric PReLU",
+    "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
+    "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
     "bpnet.layers.composition": "Residual Sequential",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "Dropout",
@@ -84,6 +94,7 @@ _HOMES = {
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
+    "bpnet.unit_variance": "lsuv",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
