@@ -64,10 +64,10 @@ class Rng:
 
     def truncated_normal(self, shape: Shape, deviation: float) -> Any:
         """Normally, around zero, drawn again until within two widths, which are chosen so that `deviation` is left."""
-        values = self._generator.normal(0.0, width := deviation / TRUNCATED, shape)
-        while (beyond := abs(values) > 2.0 * width).any():
-            values[beyond] = self._generator.normal(0.0, width, int(beyond.sum()))
-        return values
+        found = self._generator.normal(0.0, width := deviation / TRUNCATED, shape)
+        while (beyond := abs(found) > 2.0 * width).any():
+            found[beyond] = self._generator.normal(0.0, width, int(beyond.sum()))
+        return found
 
     def orthogonal(self, shape: Shape) -> Any:
         """A matrix evenly among those with orthonormal columns, or rows where these are fewer (Mezzadri 2007).

@@ -3,17 +3,13 @@ r"""What an activation is: y = f(z), and by the chain rule dL/dz = dL/dy f'(z); 
 The catalogue is in `activations`.  Each is a layer too, so it can stand alone in a network.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from bpnet.backends import get
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, GradientError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, kind_of
 from bpnet.layer import Derivatives, Layer, Params, Run
-
-Pair = Callable[[Any, Array], Array]
-"""A function of a namespace of the Array API and an array."""
+from bpnet.slopes import Elementwise, check_slope
 
 
 class Activation(Layer):
@@ -72,8 +68,8 @@ def softmax(b: Backend, z: Array) -> Array:
 class _Own(Activation):
     """y = function(xp, z), y' = slope(xp, z): see `Activation`."""
 
-    function: Pair
-    slope: Pair
+    function: Elementwise
+    slope: Elementwise
 
     saves = "input"
 
@@ -82,7 +78,7 @@ class _Own(Activation):
             if not callable(getattr(self, name)):
                 given = kind_of(getattr(self, name))
                 raise ArgumentError(f"the {name} of an Activation is {given}; expected a function of (xp, z)")
-        _check_pair(self.function, self.slope)
+        check_slope(self.function, self.slope)
 
     def __repr__(self) -> str:
         return f"Activation({', '.join(getattr(f, '__name__', repr(f)) for f in (self.function, self.slope))})"
@@ -92,36 +88,3 @@ class _Own(Activation):
 
     def derivative(self, b: Backend, z: Array, dy: Array) -> Array:
         return dy * self.slope(b.xp, z)
-
-
-STEPS = (1e-4, 1e-5, 1e-6)
-"""Half-widths of the differences; the one that agrees best counts, since a kink or rounding spoils some of them."""
-
-
-def _check_pair(function: Pair, slope: Pair) -> None:
-    """Raise where `slope` is not the derivative of `function` at some points, at which both are numbers."""
-    backend = get("numpy")
-    xp = backend.xp
-    z = xp.linspace(-6.1, 6.3, 82)  # at none of the places where kinks usually are
-    with backend.session():
-        try:
-            derived, *ends = slope(xp, z), *(function(xp, z + h) for step in STEPS for h in (step, -step))
-        except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise ArgumentError(
-                f"the functions of an Activation are called with (xp, z), which fails: {told}"
-            ) from error
-        for made in (derived, *ends):
-            if getattr(made, "shape", None) != z.shape:
-                given = kind_of(made) if getattr(made, "shape", None) is None else f"of shape {made.shape}"
-                raise ShapeError(f"a function of an Activation gave what is {given} for z of shape {z.shape}")
-        measured = [(up - down) / (2.0 * h) for h, up, down in zip(STEPS, ends[::2], ends[1::2], strict=True)]
-        off = xp.min(xp.stack([xp.abs(derived - m) / xp.maximum(xp.abs(m), 1.0) for m in measured]), axis=0)
-        known = xp.isfinite(measured[-1]) & xp.isfinite(ends[-1])
-        wrong = known & ~(off < 1e-5)  # so is a slope that is no number
-        if not xp.any(known):
-            raise GradientError("the function of an Activation is finite nowhere from -6 to 6")
-        if xp.any(wrong):
-            i = int(xp.argmax(xp.astype(wrong, xp.int8)))
-            says = f"its slope there is {float(derived[i]):.6g}, but differences of the function say"
-            raise GradientError(f"Activation at z = {float(z[i]):.6g}: {says} {float(measured[1][i]):.6g}")
