@@ -43,7 +43,9 @@ def lsuv(trainer: Trainer, x: AnyArray, *, tolerance: float = 0.1, tries: int = 
             made[name] = backend.from_host(rng.orthogonal(tuple(weight.shape)), weight.dtype, backend.device(weight))
             for _ in range(tries):
                 z = run.matmul(x, made[name])
-                variance = float(xp.var(z if bias is None else z + bias))
+                z, share = z if bias is None else z + bias, 1.0 / math.prod(z.shape)
+                centred = z - xp.sum(z) * share
+                variance = float(xp.sum(centred * centred)) * share
                 if abs(variance - 1.0) <= tolerance:
                     break
                 if not (math.isfinite(variance) and variance > 0.0):

@@ -172,9 +172,10 @@ def test_names_stand_for_the_default_options(name):
 
 
 def test_derivative_by_finite_differences(case):
-    x = np.random.default_rng(0).standard_normal((5, 4)) * 2.0
-    for layer in (case.layer, bp.Dense(3, case.layer)):
-        report = bp.check_gradients(layer, x)
+    """One row, one column, many of either, and rows of two axes."""
+    rng, shapes = np.random.default_rng(0), [(5, 4), (1, 3), (7, 1), (50, 2), (2, 40), (2, 3, 4)]
+    for layer, shape in [(bp.Dense(3, case.layer), (5, 4)), *((case.layer, shape) for shape in shapes)]:
+        report = bp.check_gradients(layer, rng.standard_normal(shape) * 2.0)
         assert report.ok
         assert max(check.error for check in report.checks) < 1e-8
 
@@ -194,13 +195,14 @@ def test_value_and_derivative_as_pytorch(case, library):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_same_on_every_library(backend, dtype, library):
+def test_same_on_every_library(backend, dtype, library, uncompiled):
     rng, cases = np.random.default_rng(2), ACTIVATIONS.values()
     z = np.round(rng.standard_normal((6, 4)) * 200.0).astype(dtype) / 64  # whose products with 30 are exact
     dy, alphas = rng.standard_normal((6, 4)).astype(dtype), [alpha_of(case, 4) for case in cases]
     given = backend.array(z), backend.array(dy)
     typed = [None if a is None else backend.array(a.astype(dtype)) for a in alphas]
     made = passes(backend, cases, *given, typed)
+    assert not uncompiled()
     expected = passes(library("numpy"), cases, np.float64(z), np.float64(dy), alphas)
     for name, got, want in zip(ACTIVATIONS, made, expected, strict=True):
         for a, e in zip(got, want, strict=True):
@@ -391,8 +393,9 @@ def test_functions_that_do_not_agree_are_refused(function, slope, error, message
         bp.Activation(function, slope)
 
 
-def test_functions_may_have_kinks_and_be_defined_on_one_side():
+def test_functions_may_have_kinks_large_values_and_be_defined_on_one_side():
     bp.Activation(lambda xp, z: xp.log(z), lambda xp, z: 1.0 / z)
+    bp.Activation(lambda xp, z: 1e9 + xp.sin(z), lambda xp, z: xp.cos(z))
     bp.Activation(lambda xp, z: xp.maximum(z, 0.5), lambda xp, z: xp.astype(z > 0.5, z.dtype))
 
 

@@ -18,7 +18,6 @@ from bpnet.errors import (
     ShapeError,
     UnknownNameError,
 )
-from bpnet.registry import catalogue
 from bpnet.typing import InitializerName
 
 N, UNITS = 300, 500
@@ -46,10 +45,9 @@ def weight(kernel_init: Any, shape: tuple[int, int] = (N, UNITS), **options: Any
     return bp.Dense(shape[1], kernel_init=kernel_init, **options).init(bp.Rng(0), shape[:1])["weight"]
 
 
-def test_every_initializer_is_tested_and_known_to_type_checkers() -> None:
+def test_every_initializer_is_tested() -> None:
     names = set(get_args(InitializerName))
     assert names == {*UNIFORM, *NORMAL, "zeros", "ones", "orthogonal"}
-    assert names == {n for n, (cls, _) in catalogue(init.Initializer).items() if cls.__module__.startswith("bpnet.")}
 
 
 @pytest.mark.parametrize("name", UNIFORM)
@@ -157,9 +155,9 @@ def test_ntk_starts_as_the_same_function_with_normal_weights() -> None:
 # ---- layer-sequential unit variance ---------------------------------------------------------------------------------
 
 
-X = np.random.default_rng(0).standard_normal((60, 5)) * [1, 2, 3, 40, 500]
+X = np.random.default_rng(0).standard_normal((60, 16)) * np.geomspace(1.0, 500.0, 16)
 INNER = bp.Sequential(bp.Dense(16, "prelu", ntk=True), bp.BatchNorm(), bp.Dense(16))
-NETWORK = bp.Sequential(bp.Dense(16, "relu"), bp.Residual(INNER), bp.Dense(2, "tanh"))
+NETWORK = bp.Sequential(bp.Dense(16, "relu"), bp.Residual(INNER), bp.Dense(16, "tanh"))  # few shapes for JAX
 
 
 def started(x: Any) -> bp.Trainer:

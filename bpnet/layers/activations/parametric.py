@@ -21,6 +21,7 @@ from bpnet.typing import ActivationName
 class _Parametric(Activation):
     """`curve` and `slopes` are f and its derivatives; `value` and `derivative` are those where alpha starts."""
 
+    saves = "input"
     alpha: float
     shared: bool
 
@@ -43,8 +44,6 @@ class _Parametric(Activation):
         dx, each = self.slopes(run.backend, cache, dy, p["alpha"])
         total = run.sum_rows(xp.reshape(each, (-1, dy.shape[-1] if dy.ndim > 1 else 1)))
         return (dx if need_dx else None), {"alpha": xp.sum(total) if p["alpha"].ndim == 0 else total}
-
-    saves = "input"
 
     def value(self, b: Backend, z: Array) -> Array:
         return self.curve(b, z, self.alpha)[0]
