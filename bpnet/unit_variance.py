@@ -38,7 +38,9 @@ def lsuv(trainer: Trainer, x: AnyArray, *, tolerance: float = 0.1, tries: int = 
     names, made = {id(_at(p, slot.path)): slot.name for slot in layout.parameters}, {}
 
     def tuned(run: Run, x: Array, weight: Array, bias: Array | None, f: Activation) -> tuple[Array, Array]:
-        xp, name = run.xp, names[id(weight)]
+        xp, name = run.xp, names.get(id(weight))
+        if name is None:  # of a layer that makes it of other parameters
+            return KERNELS["dense_forward"](run, x, weight, bias, f)  # type: ignore[no-any-return]
         if name not in made:
             made[name] = backend.from_host(rng.orthogonal(tuple(weight.shape)), weight.dtype, backend.device(weight))
             for _ in range(tries):
@@ -51,8 +53,7 @@ def lsuv(trainer: Trainer, x: AnyArray, *, tolerance: float = 0.1, tries: int = 
                 if not (math.isfinite(variance) and variance > 0.0):
                     raise DataError(f"what {name} makes of x has the variance {variance:g}; expected rows that differ")
                 made[name] = made[name] / math.sqrt(variance)
-        made_of_it: tuple[Array, Array] = KERNELS["dense_forward"](run, x, made[name], bias, f)
-        return made_of_it
+        return KERNELS["dense_forward"](run, x, made[name], bias, f)  # type: ignore[no-any-return]
 
     with backend.session(trainer.threads, backend.device(theta)):
         rows = trainer._prepare({"x": x}).whole_batch()[0]
