@@ -219,6 +219,15 @@ def test_functions_are_exact_to_a_few_units_in_the_last_place(name: str, dtype: 
 
 
 @DTYPES
+def test_sines_of_one_number_a_row_are_those_of_vectors(dtype: str, jit: Any) -> None:
+    x = np.array([0.0, -0.0, 1.0, -3e4, 2.5e5, -7e9, 1e20, np.finfo(dtype).max, np.inf, np.nan], dtype)
+    found = compiled(lambda b, x: b.xp.sin(b.xp.max(x, axis=-1, keepdims=True)) * b.xp.cos(x), x[:, None])[:, 0]
+    expected = compiled(lambda b, x: b.xp.sin(x) * b.xp.cos(x), x[None])[0]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+
+
+@DTYPES
 def test_functions_of_what_is_not_finite(dtype: str, jit: Any) -> None:
     x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45 if dtype == "float32" else 5e-324, -1.0, 1000.0]], dtype)
     for name in ("exp", "log", "log1p", "expm1", "tanh", "sin", "cos", "sqrt", "abs", "sign"):
