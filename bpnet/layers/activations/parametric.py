@@ -12,14 +12,16 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
 from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape
 from bpnet.layers.activation import Activation
-from bpnet.layers.activations.gates import Mish
 from bpnet.options import flag, number
 from bpnet.registry import resolve
 from bpnet.typing import ActivationName
 
 
 class _Parametric(Activation):
-    """`curve` and `slopes` are f and its derivatives; `value` and `derivative` are those where alpha starts."""
+    """`curve`, `along_z` and `along_alpha` are f and its derivatives.
+
+    `value` and `derivative` are those where alpha starts.
+    """
 
     saves = "input"
     alpha: float
@@ -29,27 +31,32 @@ class _Parametric(Activation):
         return {"alpha": rng.full(() if self.shared else in_shape[-1:], self.alpha)}
 
     def curve(self, b: Backend, z: Array, alpha: Any) -> tuple[Array, Any]:
-        """y = f(z, alpha), and what `slopes` is given."""
+        """y = f(z, alpha), and what its derivatives read."""
         raise NotImplementedError
 
-    def slopes(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> tuple[Array, Array]:
-        """dL/dz, and dL/dy df/dalpha entry by entry."""
+    def along_z(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> Array:
+        """dL/dz = dL/dy df/dz."""
+        raise NotImplementedError
+
+    def along_alpha(self, b: Backend, saved: Any, dy: Array) -> Array:
+        """dL/dy df/dalpha, entry by entry."""
         raise NotImplementedError
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return self.curve(run.backend, x, p["alpha"])
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        xp = run.xp
-        dx, each = self.slopes(run.backend, cache, dy, p["alpha"])
+        xp, alpha = run.xp, p["alpha"]
+        each = self.along_alpha(run.backend, cache, dy)
         total = run.sum_rows(xp.reshape(each, (-1, dy.shape[-1] if dy.ndim > 1 else 1)))
-        return (dx if need_dx else None), {"alpha": xp.sum(total) if p["alpha"].ndim == 0 else total}
+        dx = self.along_z(run.backend, cache, dy, alpha) if need_dx else None
+        return dx, {"alpha": xp.sum(total) if alpha.ndim == 0 else total}
 
     def value(self, b: Backend, z: Array) -> Array:
         return self.curve(b, z, self.alpha)[0]
 
     def derivative(self, b: Backend, z: Array, dy: Array) -> Array:
-        return self.slopes(b, self.curve(b, z, self.alpha)[1], dy, self.alpha)[0]
+        return self.along_z(b, self.curve(b, z, self.alpha)[1], dy, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,11 @@ class PReLU(_Parametric):
         xp = b.xp
         return xp.maximum(z, 0.0) + alpha * xp.minimum(z, 0.0), z
 
-    def slopes(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> tuple[Array, Array]:
-        xp = b.xp
-        return xp.where(saved > 0.0, dy, alpha * dy), dy * xp.minimum(saved, 0.0)
+    def along_z(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> Array:
+        return b.xp.where(saved > 0.0, dy, alpha * dy)
+
+    def along_alpha(self, b: Backend, saved: Any, dy: Array) -> Array:
+        return dy * b.xp.minimum(saved, 0.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Parametric(_Parametric):
     alpha: float = 1.0
     shared: bool = False
 
-    names = {"parametric_mish": {"inner": Mish()}, "parametric_selu": {"inner": "selu"}}
+    names = {"parametric_mish": {"inner": "mish"}, "parametric_selu": {"inner": "selu"}}
 
     def __post_init__(self) -> None:
         if type(self.function).init is not Layer.init:
@@ -106,8 +115,10 @@ class Parametric(_Parametric):
         f = self.function.value(b, z)
         return (1.0 - alpha) * z + alpha * f, (z, f)
 
-    def slopes(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> tuple[Array, Array]:
-        z, f = saved
+    def along_z(self, b: Backend, saved: Any, dy: Array, alpha: Any) -> Array:
         inner = self.function
-        dz = (1.0 - alpha) * dy + inner.derivative(b, inner.saved(z, f), alpha * dy)
-        return dz, dy * (f - z)
+        return (1.0 - alpha) * dy + inner.derivative(b, inner.saved(*saved), alpha * dy)
+
+    def along_alpha(self, b: Backend, saved: Any, dy: Array) -> Array:
+        z, f = saved
+        return dy * (f - z)
