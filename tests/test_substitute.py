@@ -128,7 +128,7 @@ def test_cuda_streams_of_the_user(cupy: Any) -> None:
 def test_kernels_that_do_not_compile_are_named() -> None:
     import cupy
 
-    with pytest.raises(RuntimeError, match="undeclared_name"):
+    with pytest.raises(cupy.cuda.compiler.CompileException, match="undeclared_name"):
         cupy.RawModule(code='extern "C" __global__ void f() { undeclared_name(); }').get_function("f")
 
 

@@ -18,10 +18,13 @@ from typing import Any
 
 import cupy
 import numpy
+from cupy.cuda.compiler import CompileException
 
 from bpnet.backends.base import Array, State
+from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
-from bpnet.backends.cupy.program import ALIGNMENT, Program
+from bpnet.backends.cupy.program import ALIGNMENT, CaptureRefusedError, Program
+from bpnet.backends.cupy.verdicts import CAPTURE, KERNELS, off, usable
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler import verify
@@ -54,10 +57,20 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         leaves = leaves_of(args)
         found = self.find(args, leaves)
-        return self.plain(*args) if found is None else found.run(leaves)
+        if found is not None:
+            try:
+                return found.run(leaves)
+            except CompileException as error:
+                self.give_up(found, error)
+        return self.plain(*args)
 
     def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
-        """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
+        """The program for arguments like these, the first of `known` kinds; None where they have none.
+
+        So it is where the function can't be traced for them, or kernels can't be used on the device.
+        """
+        if not usable(KERNELS):
+            return None
         kind = (*known, *map(_kind, leaves[len(known) :]))
         with self.lock:
             if kind not in self.programs:
@@ -65,7 +78,15 @@ class Compiled:
                 if len(self.programs) > MAX_PROGRAMS:
                     self.programs.popitem(last=False)
             self.programs.move_to_end(kind)
-            return self.programs[kind]
+            found = self.programs[kind]
+            return None if found is None or found.broken else found
+
+    def give_up(self, found: "Traced", error: Exception) -> None:
+        """Use it no more: a kernel that does not compile is no reason for a user's training to end."""
+        if verify.STRICT:
+            raise error
+        found.broken = True
+        log.warning("a kernel does not compile, which is a fault of bpnet: %s", error)
 
     def _trace(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
         try:
@@ -88,7 +109,8 @@ class Compiled:
         """What is done for arguments like these, command by command."""
         found = self.find(args, leaves_of(args))
         if found is None:
-            return "every operation as it stands, since it can't be compiled"
+            why = off().get(KERNELS)
+            return f"every operation as it stands, since {f'{KERNELS} are {why}' if why else 'it can not be compiled'}"
         captured = "captured as a CUDA graph from the second call on" if self.donates else "launched one by one"
         if found.calls:
             captured = "launched one by one, since not all can be captured"
@@ -138,6 +160,8 @@ class Traced:
         self.last: dict[int, list[int | None]] = {}
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
+        self.broken = False
+        """Whether a kernel of it does not compile."""
         self.lock = threading.RLock()
 
     def ring(self, count: int) -> DeviceScalars:
@@ -152,7 +176,9 @@ class Traced:
         One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
         but small ones: the others are copied to it.
         """
-        if self.calls:
+        if self.calls or self.program.by_cupy:
+            if self.program.by_cupy and cublaslt.available():
+                step.say("is launched command by command, since cuBLASLt lacks one of its products")
             return None
         lie = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
         loose = [p if a.nbytes > SMALL else None for p, a in zip(lie, arrays, strict=True)]
@@ -262,14 +288,18 @@ class CapturedStep(Compiled):
         arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
         if len(each) > 1:
             arrays[-1] = shared[-1]
-        graph = found.graph(arrays, len(each), self) if self.captures else None
+        graph = found.graph(arrays, len(each), self) if self.captures and usable(CAPTURE) else None
         if graph is None and len(each) > 1:
             return None
         values, ring = [self.losses.next() for _ in each], found.ring(len(each))
         ring.write([n for own, loss in zip(leaves, values, strict=True) for n in (*found.values(own), loss.data.ptr)])
         if graph is None:
             given = [*self.leaves, *map(cupy.ascontiguousarray, arrays)]
-            computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
+            try:
+                computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
+            except CompileException as error:
+                self.give_up(found, error)
+                return None
             uninterrupted(computing)
         else:
             graph.stage(arrays)
@@ -294,6 +324,8 @@ class CapturedStep(Compiled):
                     stream.end_capture()
                 if not isinstance(error, Exception) or isinstance(error, MemoryError):
                     raise
+                if isinstance(error, CaptureRefusedError):
+                    return None
                 self.captures = False
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
