@@ -71,7 +71,11 @@ def multiplied(
     stack = len(a) if a.ndim == 3 else 1
     problem = cublaslt.Problem(rows, columns, inner, stored(a), stored(b), *kinds, stack, **options)
     place = 0 if vector is None else vector.ctypes.data
-    return bool(cublaslt.multiply(problem, (a.ctypes.data, b.ctypes.data, out.ctypes.data, place), workspace))
+    addresses = a.ctypes.data, b.ctypes.data, out.ctypes.data, place
+    plan = cublaslt.plan(problem, addresses)
+    if plan is not None:
+        plan.run(addresses, workspace(plan.scratch))
+    return plan is not None
 
 
 @DTYPES
@@ -288,7 +292,13 @@ def test_products_added_up_need_no_memory_of_their_own(world: World, products: A
 
 
 def test_which_devices_have_every_precision(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    older, newer = (SimpleNamespace(compute_capability=c) for c in ("75", "80"))
+    class Older(type(world.seam.get_device(0))):
+        compute_capability = "75"
+
+    class Newer(Older):
+        compute_capability = "80"
+
+    older, newer = Older(), Newer()
     assert world.seam.precisions(older) == ("float32",)
     assert world.seam.precisions(newer) == ("float32", "tf32", "bfloat16")
     monkeypatch.setattr(cublaslt, "bindings", lambda: "missing")

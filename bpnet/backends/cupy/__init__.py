@@ -63,7 +63,7 @@ class CupyBackend(Backend):
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
-        device = device or cupy.cuda.Device()
+        device = cupy.cuda.Device() if device is None else device
         if not cublaslt.available() or int(device.compute_capability) < 80:
             return super().precisions(device)
         verdicts.first_use(device.id)
