@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, variant
+from bpnet.backends import Array, Backend, backend_of, get, variant
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.backends.techniques import Finding, brief, difference
 from bpnet.backpropagation import loss_and_gradient
@@ -116,8 +116,7 @@ class _Place:
     """A library on a device, and its definitions on the host, which draw the same masks."""
 
     def __init__(self, backend: Backend, device: Any) -> None:
-        import array_api_compat.numpy as host
-
+        host = get("numpy").xp
         self.backend, self.device = backend, device
         like = backend.from_host(0.0, backend.xp.float32, device)
 

@@ -6,6 +6,7 @@ something slower does the same.  So a fault of ours costs speed, and no result.
 """
 
 import hashlib
+import importlib
 import json
 import logging
 import threading
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import cupy
 
-from bpnet import __version__
 from bpnet.backends.cupy import cublaslt
 from bpnet.backends.techniques import Finding
 from bpnet.compiler.llvm import cache as disk
@@ -137,7 +137,8 @@ def tell(number: int, found: Mapping[str, str]) -> None:
 def describe(number: int) -> str:
     """A device and the versions on which a verdict about it depends, in words."""
     name, driver, runtime, own, lt = _identity(number)[1:6]
-    return f"cuda:{number} {name} (driver {driver}, CUDA {runtime}, CuPy {own}, cuBLASLt {lt}, bpnet {__version__})"
+    ours = importlib.import_module("bpnet").__version__
+    return f"cuda:{number} {name} (driver {driver}, CUDA {runtime}, CuPy {own}, cuBLASLt {lt}, bpnet {ours})"
 
 
 def _known_or_found() -> dict[str, str]:
