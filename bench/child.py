@@ -103,7 +103,8 @@ class Session:
                 self.stacks = [(contender.put(x[i : i + k]), contender.put(y[i : i + k])) for i in places]
             del x, y
         self.before = reset_peak_memory()
-        return {"seconds": estimate(lambda steps: self._run(mode, steps), len(self.data), seconds / 2)}
+        steps = 1 if self.task.device == "cpu" else len(self.data)  # of which each may have a graph of its own
+        return {"seconds": estimate(lambda count: self._run(mode, count), steps, seconds / 2)}
 
     def run(self, mode: str, steps: int, warm: int) -> dict[str, Any]:
         """Time this many steps, after a few that wake the threads and fill the caches."""
@@ -152,8 +153,8 @@ class Session:
 def estimate(run: Callable[[int], float], steps: int, seconds: float) -> float:
     """Seconds of a step, where `run` gives those of so many: by runs ever longer, until one agrees with that before.
 
-    The first steps compile, those after them may be captured as graphs, batch by batch, and tell little of the rest: so
-    a run that counts has at least so many `steps` and `seconds`, and all of them together take about LONGEST at most.
+    The first steps compile or are captured as graphs, and tell little of the rest.  A run that counts has at least so
+    many `steps` and `seconds`; all of them together take about LONGEST at most.
     """
     count, before, spent = 1, math.inf, 0.0
     while True:

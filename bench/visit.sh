@@ -8,14 +8,15 @@
 # Exit status: 1 where a stage failed or found a fault.
 set -u
 mkdir -p "${1:?usage: bench/visit.sh FOLDER [SECONDS [WHEELS]]}"
-out=$(cd "$1" && pwd) end=$((SECONDS + ${2:-540})) wheels=${3:+$(cd "$3" && pwd)} python=${PYTHON:-python3} failed=0
+out=$(cd "$1" && pwd) total=${2:-540} end=$((SECONDS + ${2:-540})) wheels=${3:+$(cd "$3" && pwd)} python=${PYTHON:-python3} failed=0
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 wheels=${wheels:-$PWD/.wheels} scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export out python PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 
-stage() { # NAME SECONDS COMMAND...: for no longer than that, and never beyond the end
-    local name=$1 most=$2 left=$((end - SECONDS - 4)) begun=$SECONDS status='"not run"'
+stage() { # NAME SECONDS COMMAND...: for no longer than that, in a visit of 540 seconds, and never beyond the end
+    local name=$1 most left=$((end - SECONDS - 4)) begun=$SECONDS status='"not run"'
+    most=$(share "$2")
     shift 2
     if ((left >= 2)); then
         printf '\n==== %s\n' "$name" >>"$out/log.txt"
@@ -27,9 +28,14 @@ stage() { # NAME SECONDS COMMAND...: for no longer than that, and never beyond t
         tee -a "$out/stages.jsonl"
 }
 
-within() { # MOST: so many seconds, or those that are left but for the time that it takes to stop
-    local left=$((end - SECONDS - 15))
-    echo $((left < 1 ? 1 : left < $1 ? left : $1))
+share() { # SECONDS: of a longer visit more in proportion
+    echo $((total > 540 ? $1 * total / 540 : $1))
+}
+
+within() { # SECONDS: so many, or those that are left but for the time that it takes to stop
+    local left=$((end - SECONDS - 15)) most
+    most=$(share "$1")
+    echo $((left < 1 ? 1 : left < most ? left : most))
 }
 
 run_tests() { # PROCESSES FILES...: those for a device, by any pytest, without any plugin that happens to be installed
@@ -62,7 +68,7 @@ if [ -n "${REHEARSE:-}" ]; then # pytest installs the substitute by itself
     short=(--workload d --batch 8 --rounds 3 --seconds 0.01) crossing=("${short[@]}")
 fi
 
-stage machine 20 bash -c 'nvidia-smi; "$python" -m pip list --disable-pip-version-check | grep -iE "cupy|cuda|nvmath|numpy|torch|jax|pytest|array|llvmlite"
+stage machine 20 bash -c 'nvidia-smi; "$python" -m bpnet info; "$python" -m pip list --disable-pip-version-check | grep -iE "cupy|cuda|nvmath|numpy|torch|jax|pytest|array|llvmlite"
     "$python" -m bench.first_minute "$out/first-minute.jsonl" --part machine'
 stage check 45 bash -c '"$python" -m bpnet check --device cuda:0 --json >"$out/check.json"'
 stage first-minute 100 "$python" -m bench.first_minute "$out/first-minute.jsonl" $small
