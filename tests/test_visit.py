@@ -77,7 +77,8 @@ def test_tests_are_recorded_one_by_one(tmp_path: Path) -> None:
     )
     (tmp_path / "test_unreadable.py").write_text("import a_module_that_is_not_there\n")
     record = tmp_path / "tests.jsonl"
-    options = "-c /dev/null --rootdir . -p bench.recorder -p no:cacheprovider --continue-on-collection-errors -q"
+    (tmp_path / "empty.ini").touch()
+    options = "-c empty.ini --rootdir . -p bench.recorder -p no:cacheprovider --continue-on-collection-errors -q"
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "pytest", *options.split(), "--record", record, "--share", f"{number}/2"],
