@@ -12,7 +12,7 @@ out=$(cd "$1" && pwd) total=${2:-540} end=$((SECONDS + ${2:-540})) wheels=${3:+$
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 wheels=${wheels:-$PWD/.wheels} scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export out python PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+export out python PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 
 stage() { # NAME SECONDS COMMAND...: for no longer than that, in a visit of 540 seconds, and never beyond the end
     local name=$1 most left=$((end - SECONDS - 4)) begun=$SECONDS status='"not run"'
@@ -57,7 +57,7 @@ export -f run_tests
 if compgen -G "$wheels/*.whl" >/dev/null; then
     stage wheels 60 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" \
         "$wheels"/*.whl
-    PYTHONPATH=$scratch/site:$PWD
+    PYTHONPATH=$scratch/site:$PYTHONPATH
 fi
 export plain=$PYTHONPATH small='' processes=8
 short=(--suite short) crossing=(--workload a --batch 1 --batch 32 --batch 512 --batch 8192 --batch 65536)

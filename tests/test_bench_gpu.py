@@ -393,7 +393,8 @@ def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) ->
     both = [run_of(where, batch, speed) for where, batch, speed in (("cpu", 1, 8.0), ("cuda", 1, 2.0))]
     both += [run_of(where, batch, speed) for where, batch, speed in (("cpu", 16, 8.0), ("cuda", 16, 32.0))]
     with_gpu = {"machine": machine | {"date": "2026-01-02", "gpu": "Some GPU"}, "threads": 2, "cases": both}
-    for name, run in (("alone", alone), ("gpu", with_gpu)):
+    (results / "2026-01-02-some-gpu").mkdir()  # a visit
+    for name, run in (("alone", alone), ("2026-01-02-some-gpu/short", with_gpu)):
         (results / f"{name}.json").write_text(json.dumps(run))
     readme.write(results, page)
     text = page.read_text()
