@@ -61,15 +61,6 @@ MEMBERS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that writes the file reads its name
-def pytest_configure(config: pytest.Config) -> None:
-    """All the tests for a device keep their figures, unless another file was asked for."""
-    option = config.option
-    every = option.markexpr == "gpu" and not option.keyword and config.args_source == config.ArgsSource.TESTPATHS
-    if every and getattr(option, "xmlpath", "no such plugin") is None and has_device():
-        config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the tests for a device, the substitute runs those of the mathematics; all of them where they are asked for."""
     if SUBSTITUTED and "gpu" not in config.option.markexpr:
@@ -212,6 +203,26 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def library() -> Callable[[str], Library]:
     """Library by the name of a member of `backend`, for a test in which two meet; skips as `backend` does."""
     return Library
+
+
+@pytest.fixture
+def device(library: Callable[[str], Library]) -> Library:
+    """CuPy with cuBLASLt, without which nothing is captured."""
+    found = library("cupy")
+    if why := without_cublaslt():
+        pytest.skip(why)
+    return found
+
+
+def without_cublaslt() -> str:
+    """Why there is no cuBLASLt, empty if there is; where an NVIDIA device is, it must not be missing."""
+    cublaslt = importlib.import_module("bpnet.backends.cupy.cublaslt")
+    why = cublaslt.bindings()
+    if not isinstance(why, str):
+        return ""
+    if has_device() and not cublaslt.cupy.cuda.runtime.is_hip:
+        pytest.fail(f"there is a CUDA device, but no cuBLASLt ({why}): pip install 'bpnet-xp[cuda13]'")
+    return f"no cuBLASLt: {why}"
 
 
 @pytest.fixture

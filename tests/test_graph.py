@@ -991,13 +991,6 @@ def test_everything_equals_numpy(net: Any, loss: str, target: str, optimizer: st
 # ---- on a device ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def device(library: Callable[[str], Any]) -> Any:
-    """CuPy with a device, and what captured products need."""
-    pytest.importorskip("nvmath.bindings.cublasLt", reason="nvmath-python is not installed")
-    return library("cupy")
-
-
 def on_device(device: Any, capture: bool, x: Any, *args: Any, **options: Any) -> Any:
     trainer = bp.Trainer(*args, **options).build(x)
     trainer._engine.step.captures = capture

@@ -118,10 +118,12 @@ def test_cuda_streams_of_the_user(cupy: Any) -> None:
     trainer, batch, _ = workload("d", cupy)
     other, _, _ = workload("d", cupy)
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    cupy.cuda.Device().synchronize()  # the batch is there: these streams wait for no other
     for i in range(6):
         trainer.step(*batch, check=False)
         with streams[i % 2]:
             other.step(*batch, check=False)
+    cupy.cuda.Device().synchronize()
     np.testing.assert_array_equal(trainer.theta.get(), other.theta.get())
 
 
