@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +192,9 @@ def _products(precision: str, rows: int, inputs: int, units: int) -> dict[str, f
             vector.data.ptr if "BIAS" in kinds[-1] or "BGRAD" in kinds[-1] else 0,
         )
 
-        def work(problem: Any = problem, places: Any = places) -> bool:
-            return cublaslt.multiply(problem, places, lambda size: workspace.data.ptr)
-
         try:
-            found[name] = device_us(work, 20) if work() else None
+            plan = cublaslt.plan(problem, places)
+            found[name] = None if plan is None else device_us(partial(plan.run, places, workspace.data.ptr), 20)
         except Exception as error:  # another may go
             found[name] = None
             found[f"{name}: {type(error).__name__}: {error}"] = None

@@ -109,6 +109,8 @@ class Library:
         if name == "strict-device":  # a second device, which refuses to meet arrays of the first
             self._make = partial(self._make, device=self.module.Device("device1"))
         self.seam: bp.backends.Backend = bp.backends.backend_of(self._make(np.zeros(1)))
+        with self.seam.session():  # a device is checked at its first use
+            pass
         self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
 
     def __repr__(self) -> str:

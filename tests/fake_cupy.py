@@ -266,7 +266,7 @@ class World:
             Event=kinds["Event"],
             MemoryPool=kinds["Pool"],
             Device=lambda _=None: device,
-            get_current_stream=lambda: self.current[-1],
+            get_current_stream=lambda number=None: self.current[-1],
             get_allocator=lambda: self.allocators[-1],
             using_allocator=self.using_allocator,
             runtime=SimpleNamespace(

@@ -182,6 +182,15 @@ def test_what_a_visit_found_is_shown_and_the_rest_not_run(tmp_path: Path) -> Non
             {"test": "tests/test_graph.py::test_b", "outcome": "failed"},
             {"test": "tests/test_layers.py::test_c", "outcome": "skipped"},
         ],
+        "check.json": [
+            {
+                "findings": [
+                    {"name": "product tf32 BIAS", "ok": True, "refused": "", "error": 3e-4},
+                    {"name": "product tf32 BIAS", "ok": False, "refused": "the library has none", "error": None},
+                    {"name": "fused kernels", "ok": False, "refused": "", "error": 0.5},
+                ]
+            }
+        ],
         "short.json": [{"cases": [of_case | {"subject": "bpnet-cupy", "contenders": lines}]}],
     }
     for name, values in files.items():
@@ -193,6 +202,8 @@ def test_what_a_visit_found_is_shown_and_the_rest_not_run(tmp_path: Path) -> Non
         "| machine | the device, its driver, and the libraries | well, 3 s |",
         "ended with status 1, 20 s |",
         "its time was over, 60 s |",
+        "| product tf32 BIAS | 1 | 1 | 0 | 3.0e-04 |",
+        "| fused kernels | 0 | 0 | 1 |  |",
         "| float32 | 3.0e-03 **too far** | 0.0001 | 2 |",
         "| (a) 128 float32 | 91.0 | not run | 18.0 |",
         "| not run | 7.25 | not run | none |  |",

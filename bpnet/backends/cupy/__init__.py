@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from threading import get_ident
+from typing import Any, ClassVar
 
 import array_api_compat.cupy as xp
 import cupy
@@ -17,9 +18,14 @@ from bpnet.backends.cupy.prefetch import PinnedPrefetcher
 from bpnet.backends.techniques import Finding
 from bpnet.errors import DeviceError
 
+PER_THREAD = 2
+"""The stream that is another in each thread."""
+
 
 class CupyBackend(Backend):
     name = "cupy"
+    streams: ClassVar[dict[int, tuple[int, int]]] = {}
+    """By the number of a device, the stream of the last session there, and the thread where each has its own."""
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
@@ -85,10 +91,19 @@ class CupyBackend(Backend):
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
-        """CuPy computes on the current device, so that of the data is made it; at its first use it is checked."""
-        current = cupy.cuda.Device(None if device is None else device.id)
-        verdicts.first_use(current.id)
-        return current  # type: ignore[no-any-return]
+        """CuPy computes on the current device, so that of the data is made it; at its first use it is checked.
+
+        Memory is used again in the order of one stream: where the last session there was on another, all is waited for.
+        """
+        current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
+        number: int = current.id  # type: ignore[attr-defined]
+        verdicts.first_use(number)
+        stream = cupy.cuda.get_current_stream(number).ptr
+        follows = stream, get_ident() if stream == PER_THREAD else 0
+        if self.streams.setdefault(number, follows) != follows:
+            current.synchronize()  # type: ignore[attr-defined]
+            self.streams[number] = follows
+        return current
 
     # ---- checks -------------------------------------------------------------------------------------------------
 

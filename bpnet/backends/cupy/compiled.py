@@ -41,8 +41,11 @@ MAX_PROGRAMS = 8
 """Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
 MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
 """Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
-SMALL = 2**20
-"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
+SMALL = 2**25
+"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time.
+
+A device copies so many in some tens of microseconds, less than the host takes to launch a step command by command.
+"""
 
 
 class Compiled:
@@ -245,8 +248,6 @@ class CapturedStep(Compiled):
         self.kind: list[Any] = []
         """And of what kind they are."""
         self.losses: Losses
-        self.launched: int | None = None
-        """The stream of the last call."""
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         state = State(carry, 0)
@@ -278,7 +279,6 @@ class CapturedStep(Compiled):
     ) -> list[Array] | None:
         """One step or several, after which there have been `count`; None where they can't be done like this."""
         carry, _ = state.now
-        self._follow_stream()
         self._keep(carry)
         parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
         leaves = [[*self.leaves, *leaves_of(args)] for args in parts]
@@ -330,14 +330,6 @@ class CapturedStep(Compiled):
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
             return stream.end_capture()
-
-    def _follow_stream(self) -> None:
-        """Where the caller changes the stream, wait: memory is used again in the order of one."""
-        stream = cupy.cuda.get_current_stream().ptr
-        if stream != self.launched:
-            if self.launched is not None:
-                cupy.cuda.Device().synchronize()
-            self.launched = stream
 
     def _keep(self, carry: Any) -> None:
         """Keep the carry, or where there is one copy it there."""
