@@ -127,6 +127,19 @@ def test_cuda_streams_of_the_user(cupy: Any) -> None:
     np.testing.assert_array_equal(trainer.theta.get(), other.theta.get())
 
 
+def test_a_call_on_another_stream_waits_for_the_last(cupy: Any) -> None:
+    """A training on the default stream, and predictions on another, which read what it leaves."""
+    trainer, (x, y), _ = workload("d", cupy)
+    for _ in range(3):
+        trainer.step(x, y, check=False)
+    waits = []
+    for stream in (cupy.cuda.Stream.null, cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.null):
+        with stream, Spent() as spent:
+            trainer.step(x, y, check=False)
+        waits.append(spent.counts.get("device synchronise", 0))
+    assert waits == [0, 1, 1]
+
+
 def test_kernels_that_do_not_compile_are_named() -> None:
     import cupy
 
