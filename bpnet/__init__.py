@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.checking import BackendReport, check_backend
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activations import Activation
     from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
@@ -59,20 +60,22 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "SELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "HardSigmoid", "HardSwish",
-    "HardTanh", "History", "Identity", "Layer", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss",
-    "MeanSquaredError", "Mish", "Optimizer", "PReLU", "Parametric", "Progress", "ReLU", "ReLU6", "Residual", "Rng",
-    "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign",
-    "SquaredReLU", "Standardize", "Tanh", "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors",
-    "initializers", "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "SELU", "SGD", "Activation", "Adam", "AdamW", "BackendReport", "BatchNorm",
+    "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy",
+    "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport",
+    "HardSigmoid", "HardSwish", "HardTanh", "History", "Identity", "Layer", "Layout", "Leaf", "LeakyReLU", "LogSigmoid",
+    "LogSoftmax", "Loss", "MeanSquaredError", "Mish", "Optimizer", "PReLU", "Parametric", "Progress", "ReLU", "ReLU6",
+    "Residual", "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink",
+    "Softsign", "SquaredReLU", "Standardize", "Tanh", "Trainer", "WarmUp", "__version__", "backends", "check_backend",
+    "check_gradients", "errors", "initializers", "layout_of", "load", "lsuv", "reference", "testing", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.checking": "BackendReport check_backend",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activations": "Activation",
     "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
