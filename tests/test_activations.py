@@ -144,17 +144,19 @@ def alpha_of(case: Case, width: int) -> Any:
     return None if start is None else np.asarray(start + 0.1 * np.arange(1.0, start.size + 1.0).reshape(start.shape))
 
 
+def both_passes(run, layer, z, dy, alpha):
+    p = {} if alpha is None else {"alpha": alpha}
+    y, cache = layer.forward(run, p, z)
+    dz, grads = layer.backward(run, p, cache, dy)
+    return y, dz, grads.get("alpha")
+
+
 def passes(lib, cases, z, dy, alphas):
     """Of each case y, dL/dz and dL/dalpha, None where there is none: as one function, which may be compiled."""
 
     def all_of_them(z, dy, *alphas):
-        run, made = bp.Run(lib.seam, True), []
-        for case, alpha in zip(cases, alphas, strict=True):
-            p = {} if alpha is None else {"alpha": alpha}
-            y, cache = case.layer.forward(run, p, z)
-            dz, grads = case.layer.backward(run, p, cache, dy)
-            made.append((y, dz, grads.get("alpha")))
-        return tuple(made)
+        run = bp.Run(lib.seam, True)
+        return tuple([both_passes(run, c.layer, z, dy, a) for c, a in zip(cases, alphas, strict=True)])
 
     return lib.call(all_of_them, z, dy, *alphas)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cuda_on_host import compiled
 from fake_cupy import World
-from test_activations import ACTIVATIONS
+from test_activations import ACTIVATIONS, alpha_of, both_passes
 from test_interrupts import GO_ON, check_goes_on
 
 import bpnet as bp
@@ -917,7 +917,9 @@ def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
 # ---- everything there is --------------------------------------------------------------------------------------------
 
 LAYERS = {
-    **{name: bp.Dense(6, case.layer) for name, case in ACTIVATIONS.items()},
+    # of which the derivative reads nothing, the output and the input; with a row's sums; and with parameters
+    **{name: bp.Dense(6, name) for name in ("identity", "relu", "sigmoid", "gelu", "softmax", "prelu")},
+    "parametric, shared": bp.Dense(6, bp.Parametric("mish", shared=True)),
     "activation alone": bp.Sequential(bp.Softmax(), bp.Tanh()),
     "no bias": bp.Dense(6, "gelu", bias=False),
     "batch norm": bp.BatchNorm(),
@@ -984,6 +986,33 @@ def test_everything_equals_numpy(net: Any, loss: str, target: str, optimizer: st
         np.testing.assert_allclose(world.cupy.asnumpy(ours), theirs, **near)
     assert rated == pytest.approx(rating, rel=near["rtol"])
     assert world.counts["product"] == 0
+    for code in world.codes:
+        compiled(code)
+
+
+@DTYPES
+def test_every_activation_equals_numpys(dtype: str, world: World) -> None:
+    """As one function, whose kernels are for NVIDIA's compiler too."""
+    rng, cases = np.random.default_rng(2), ACTIVATIONS.values()
+    z, dy = (np.round(rng.standard_normal((6, 4)) * 200.0).astype(dtype) / 64 for _ in range(2))
+    alphas = [None if a is None else a.astype(dtype) for a in (alpha_of(case, 4) for case in cases)]
+
+    def every(b: Any, z: Any, dy: Any, *alphas: Any) -> Any:
+        return tuple(
+            made
+            for case, alpha in zip(cases, alphas, strict=True)
+            for made in both_passes(bp.Run(b, True), case.layer, z, dy, alpha)
+            if made is not None
+        )
+
+    given = [None if a is None else world.array(a) for a in (z, dy, *alphas)]
+    found = world.seam.compile(every)(*given)
+    expected = every(bp.backends.get("numpy"), *(None if a is None else np.float64(a) for a in (z, dy, *alphas)))
+    for ours, theirs in zip(found, expected, strict=True):
+        near = 1e-12 if dtype == "float64" else 3e-6
+        np.testing.assert_allclose(
+            world.cupy.asnumpy(ours), theirs, rtol=near, atol=3.0 * near * np.max(np.abs(theirs), initial=1.0)
+        )
     for code in world.codes:
         compiled(code)
 
