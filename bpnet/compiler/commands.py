@@ -105,7 +105,8 @@ class FusedKernel:
     constants: how many numbers it is given with the command, as 1/n; only 0, 1, -1, 2 and 0.5 are code.
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
     result per row.  The phase of an expression is that in which it is computed: each phase goes along the row once, and
-    has the row-wise reductions of those before it.  A value that several phases need is computed in each.
+    has the row-wise reductions of those before it.  A value that several phases need is computed in each.  In kernels
+    that columns.py makes, whose phases go down the columns, a "column_sum" is an expression with a result per column.
     results: what is stored, and what is reduced over rows or over everything.
 
     An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
@@ -127,7 +128,14 @@ class FusedKernel:
     @property
     def reduces_columns(self) -> bool:
         """Whether there are column-wise sums."""
-        return any(kind == "column_sum" for kind, *_ in self.results)
+        return any(what[0] == "column_sum" for what in (*self.results, *self.expressions))
+
+    @property
+    def goes_down_again(self) -> bool:
+        """Whether it has to know column-wise sums before it goes down its columns once more."""
+        sums = any(e[0] == "column_sum" and e[2] > 0 for e in self.expressions)
+        again = any(phase > 0 and layout == "full" for _, _, phase, layout in self.results)
+        return not self.reduces_rows and (sums or again)
 
     @property
     def flat(self) -> bool:

@@ -106,6 +106,8 @@ class _Interpreter:
                     found = self.mask(next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
+                elif op == "column_sum":
+                    found = numpy.broadcast_to(value(references[0]), (c.rows, c.columns)).sum(axis=0, keepdims=True)
                 elif op.startswith("row_"):
                     found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
                 elif op in ("astype", "copy"):

@@ -27,7 +27,9 @@ from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
+from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
+from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
 from bpnet.errors import BpnetWarning
@@ -118,7 +120,8 @@ class Traced:
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
-        commands = verify.verified(replace(commands, commands=with_epilogues(commands.commands)))
+        together = in_phases(with_epilogues(commands.commands), MOST_ROWS_AGAIN)
+        commands = verify.verified(replace(commands, commands=together))
         self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
         if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
