@@ -58,6 +58,11 @@ class Program:
         columns = [c.columns for c in commands.commands if isinstance(c, Fused)]
         self.tickets = cupy.zeros(most_tickets(max(columns, default=0)), numpy.uint32)
         self.launched_by: Any = None
+        self.memories_of = [_memories_of(command) for command in commands.commands]
+        self.prepared: list[tuple[Any, int, Calls]] = [((), 0, [])] * len(commands.commands)
+        """Of each command, where all that it is given lay last, bytes of the workspace, and what launches it there."""
+        self.needed = 0
+        """Bytes of the workspace that kernels have been given since this was last set to 0."""
         self.workspaces: list[Any] = []
         """Memory that commands need while they run, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -88,8 +93,21 @@ class Program:
         """
         loss = numbers + 8 * len(self.commands.numbers)
         memories = [numbers, arena.data, *(a.data for a in arrays), loss]
-        made = [self._launches(command, memories) for command in self.commands.commands]
+        made = [self._prepared(number, memories) for number in range(len(self.commands.commands))]
         return list(chain(*made[: self.first_writing])), list(chain(*made[self.first_writing :]))
+
+    def _prepared(self, number: int, memories: Memories) -> Calls:
+        """What launches a command, prepared once as long as its arrays stay where they are."""
+        command = self.commands.commands[number]
+        if not isinstance(command, Fused | RowGather | StridedCopy):
+            return self._launches(command, memories)
+        places = [self.tickets.data.ptr, *[memories[m].ptr for m in self.memories_of[number]]]
+        seen, needed, calls = self.prepared[number]
+        if seen != (self._scratch(needed), *places):
+            self.needed = 0
+            calls = self._launches(command, memories)
+            self.prepared[number] = (self._scratch(self.needed), *places), self.needed, calls
+        return calls
 
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
@@ -113,11 +131,15 @@ class Program:
             self.workspaces.append(cupy.empty(size, numpy.uint8))
         return self.workspaces[-1].data
 
+    def _scratch(self, size: int) -> int:
+        """The address of so much memory of the workspace; 0 where none is needed."""
+        return int(self._workspace(size).ptr) if size else 0
+
     # ---- fused kernels ------------------------------------------------------------------------------------------
 
     def _fused(self, command: Fused, memories: Memories, used: int = 0) -> Calls:
         """What launches a kernel; so many bytes of the workspace are `used` by others."""
-        kernel, numbers, real = command.kernel, memories[NUMBERS].ptr, numpy.dtype(command.kernel.dtype)
+        kernel, real = command.kernel, numpy.dtype(command.kernel.dtype)
         arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
         width = _width(command, arrays)
         launch = launch_of(command, width)
@@ -126,9 +148,10 @@ class Program:
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
         following = used + launch.scratch * real.itemsize
-        workspace = self._workspace(following)
+        self.needed = max(self.needed, following)
+        numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
         arguments = [
-            *(command.rows, command.columns), *arrays, workspace.ptr + used, self.tickets.data.ptr, numbers,
+            *(command.rows, command.columns), *arrays, self._scratch(following) + used, self.tickets.data.ptr, numbers,
             *map(numpy.int32, command.numbers), *map(real.type, command.constants),
         ]  # fmt: skip
         for mask in command.masks:
@@ -141,7 +164,7 @@ class Program:
             partial = tuple(Address(len(memories), used + n * size) for n in range(len(sums)))
             adding, shape = _column_sums(kernel.dtype, len(sums)), (launch.partial_rows, command.columns)
             again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
-            calls += self._fused(again, [*memories, workspace], following)
+            calls += self._fused(again, [*memories, self._workspace(following)], following)
         return calls
 
     # ---- products -----------------------------------------------------------------------------------------------
@@ -169,6 +192,15 @@ class Program:
         )  # fmt: skip
         first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
         return cublaslt.multiply(problem, (first, second, out, vector), lambda size: self._workspace(size).ptr)
+
+
+def _memories_of(command: Command) -> tuple[int, ...]:
+    """The memories that a command reads or writes."""
+    found = {span.memory for span in (*spans_read(command), *spans_written(command))}
+    if isinstance(command, Fused):
+        parts = [part for mask in command.masks for part in mask.key]
+        found |= {NUMBERS for _ in (*command.numbers, *(p for p in parts if not isinstance(p, int)))}
+    return tuple(sorted(found))
 
 
 def _by_cupy(command: Product, memories: Memories) -> None:
