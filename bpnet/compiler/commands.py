@@ -189,6 +189,16 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Fused kernels of one row each that are one launch: none reads or writes what another writes."""
+
+    parts: tuple[Fused, ...]
+
+    def __str__(self) -> str:
+        return f"together: {'; and '.join(map(str, self.parts))}"
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A matrix in memory: how many elements its rows and its columns are apart."""
 
@@ -291,7 +301,7 @@ class Call:
         return f"not compiled: {self.text}; results to {addresses}"
 
 
-Command = Fused | Product | RowGather | StridedCopy | Call
+Command = Fused | Together | Product | RowGather | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -323,6 +333,8 @@ class CommandList:
 
 def reads(command: Command) -> list[Array]:
     """All that a command reads, in the order of its operands."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in reads(part)]
     if isinstance(command, Fused):
         operands = zip(command.operands, command.kernel.operands, strict=True)
         return [Array(command.shape(layout), dtype, *address) for address, (layout, dtype) in operands]
@@ -344,6 +356,8 @@ def reads(command: Command) -> list[Array]:
 
 def writes(command: Command) -> list[Array]:
     """All that a command writes, in the order of its results."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in writes(part)]
     if isinstance(command, Fused):
         kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
         return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *address) for address, r in results]

@@ -17,6 +17,7 @@ from bpnet.compiler.commands import (
     Product,
     RowGather,
     StridedCopy,
+    Together,
     item_bytes,
     reads,
     writes,
@@ -46,7 +47,8 @@ class _Interpreter:
 
     def command(self, c: Command) -> None:
         methods: dict[type, Any] = {
-            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided, Call: self.call
+            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided,
+            Call: self.call, Together: self.together,
         }  # fmt: skip
         methods[type(c)](c)
 
@@ -82,6 +84,10 @@ class _Interpreter:
         index = numpy.where(index < 0, index.astype(numpy.int64) + c.source_rows, index)
         there = (index >= 0) & (index < c.source_rows)
         self.view(writes(c)[0])[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
+
+    def together(self, c: Together) -> None:
+        for part in c.parts:
+            self.command(part)
 
     def fused(self, c: Fused) -> None:
         kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)

@@ -15,6 +15,7 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Number,
+    Together,
     item_bytes,
     reads,
     writes,
@@ -119,8 +120,9 @@ def verify_commands(commands: CommandList) -> None:
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     for command in commands.commands:
-        if isinstance(command, Fused):
-            _verify_fused(command, len(commands.numbers))
+        for part in command.parts if isinstance(command, Together) else (command,):
+            if isinstance(part, Fused):
+                _verify_fused(part, len(commands.numbers))
         read, written_here = _read_of_others(command), writes(command)
         for array in (*read, *written_here):
             memory, start, stop = array.span

@@ -32,6 +32,7 @@ from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
 log = logging.getLogger("bpnet")
@@ -120,7 +121,7 @@ class Traced:
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
-        together = in_phases(with_epilogues(commands.commands), MOST_ROWS_AGAIN)
+        together = side_by_side(in_phases(with_epilogues(commands.commands), MOST_ROWS_AGAIN))
         commands = verify.verified(replace(commands, commands=together))
         self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
         if donates and [r.shape for r in self.new] != [()]:

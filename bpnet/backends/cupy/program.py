@@ -25,13 +25,14 @@ from bpnet.compiler.commands import (
     Product,
     RowGather,
     StridedCopy,
+    Together,
     reads,
     result_dtype,
     result_layout,
     writes,
 )
 from bpnet.compiler.cuda import emit, gather
-from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
+from bpnet.compiler.cuda.launch import THREADS, blocks_of_part, launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
 
@@ -99,7 +100,7 @@ class Program:
     def _prepared(self, number: int, memories: Memories) -> Calls:
         """What launches a command, prepared once as long as its arrays stay where they are."""
         command = self.commands.commands[number]
-        if not isinstance(command, Fused | RowGather | StridedCopy):
+        if not isinstance(command, Fused | Together | RowGather | StridedCopy):
             return self._launches(command, memories)
         places = [self.tickets.data.ptr, *[memories[m].ptr for m in self.memories_of[number]]]
         seen, needed, calls = self.prepared[number]
@@ -112,6 +113,8 @@ class Program:
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
             return self._fused(command, memories)
+        if isinstance(command, Together):
+            return [self._together(command, memories)]
         if isinstance(command, RowGather):
             return [_gather(command, memories)]
         if isinstance(command, StridedCopy):
@@ -141,23 +144,13 @@ class Program:
         """What launches a kernel; so many bytes of the workspace are `used` by others."""
         kernel, real = command.kernel, numpy.dtype(command.kernel.dtype)
         arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
-        width = _width(command, arrays)
-        launch = launch_of(command, width)
-        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
-        variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
+        launch = launch_of(command, _width(command, arrays))
         following = used + launch.scratch * real.itemsize
         self.needed = max(self.needed, following)
-        numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
-        arguments = [
-            *(command.rows, command.columns), *arrays, self._scratch(following) + used, self.tickets.data.ptr, numbers,
-            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
-        ]  # fmt: skip
-        for mask in command.masks:
-            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, tuple(arguments))]
+        variant, arguments = self._arguments(
+            command, memories, self._scratch(following) + used, launch.partial_rows > 0
+        )
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, arguments)]
         if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
             size = launch.partial_rows * command.columns * real.itemsize
             sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
@@ -166,6 +159,36 @@ class Program:
             again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
             calls += self._fused(again, [*memories, self._workspace(following)], following)
         return calls
+
+    def _together(self, command: Together, memories: Memories) -> tuple[Any, ...]:
+        """What launches kernels over vectors as one."""
+        variants, blocks, given = [], [], []
+        for part in command.parts:
+            variant, arguments = self._arguments(part, memories)
+            variants.append(variant)
+            blocks.append(blocks_of_part(part, variant.width))
+            given += [blocks[-1], *arguments]
+        text = emit.source_together(tuple(part.kernel for part in command.parts), tuple(variants))
+        return function(text, "fused"), (sum(blocks), 1), (THREADS, 1), tuple(given)
+
+    def _arguments(
+        self, command: Fused, memories: Memories, scratch: int = 0, spread: bool = False
+    ) -> tuple[emit.Variant, tuple[Any, ...]]:
+        """How a kernel is written for arrays where they lie, and what it is given."""
+        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
+        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
+        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
+        real = numpy.dtype(command.kernel.dtype)
+        numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
+        arguments = [
+            *(command.rows, command.columns), *arrays, scratch, self.tickets.data.ptr, numbers,
+            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
+        ]  # fmt: skip
+        for mask in command.masks:
+            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+        return emit.Variant(_width(command, arrays), indirect, keys, spread, disjoint), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -197,9 +220,9 @@ class Program:
 def _memories_of(command: Command) -> tuple[int, ...]:
     """The memories that a command reads or writes."""
     found = {span.memory for span in (*spans_read(command), *spans_written(command))}
-    if isinstance(command, Fused):
-        parts = [part for mask in command.masks for part in mask.key]
-        found |= {NUMBERS for _ in (*command.numbers, *(p for p in parts if not isinstance(p, int)))}
+    for part in command.parts if isinstance(command, Together) else (command,):
+        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+            found.add(NUMBERS)
     return tuple(sorted(found))
 
 

@@ -23,6 +23,7 @@ from bpnet.compiler.ops import COMPARISONS, OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler."""
+_FUSED = f'extern "C" __global__ void __launch_bounds__({THREADS}) fused'
 PREFETCHED = 4
 """Rows that a thread which sums reads before it computes with any of them, so that memory is never waited for idly."""
 
@@ -57,11 +58,30 @@ def source(kernel: FusedKernel, variant: Variant) -> str:
     return _Writer(kernel, variant).text()
 
 
+@lru_cache(maxsize=256)
+def source_together(kernels: tuple[FusedKernel, ...], variants: tuple[Variant, ...]) -> str:
+    """The text of kernels over one row each as one, whose parameters are for each of them the number of its blocks, and
+    then those that `source` says: so many blocks do the first, so many the second ..."""
+    writers = [_Writer(kernel, variant, part=True) for kernel, variant in zip(kernels, variants, strict=True)]
+    functions, parameters, calls = [], [], []
+    for i, writer in enumerate(writers):
+        functions.append(writer.function(f"__device__ __forceinline__ void part{i}"))
+        own = [text.rpartition(" ") for text in ", ".join(writer.parameters()).split(", ")]
+        parameters += [f"const long long n{i}", *(f"{kind} {name}_{i}" for kind, _, name in own)]
+        given = ", ".join(["block", f"n{i}", *(f"{name}_{i}" for *_, name in own)])
+        calls += [f"if (block < n{i}) return part{i}({given});", f"block -= n{i};"]
+    body = "".join(f"    {line}\n" for line in ("long long block = blockIdx.x;", *calls[:-1]))
+    given = ",\n    ".join(parameters)
+    return f"{writers[0].head()}\n{''.join(functions)}{_FUSED}(\n    {given}\n) {{\n{body}}}\n"
+
+
 # ---- the text --------------------------------------------------------------------------------------------------------
 
 
 class _Writer:
-    def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
+    def __init__(self, kernel: FusedKernel, variant: Variant, part: bool = False) -> None:
+        """`part`: whether only some blocks do it, which is told its number among them, and how many they are."""
+        self.part = part
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.known: dict[Reference, str] = {("number", i): f"n{i}" for i in range(kernel.numbers)}
@@ -71,14 +91,20 @@ class _Writer:
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
 
     def text(self) -> str:
+        return f"{self.head()}\n{self.function(_FUSED)}"
+
+    def head(self) -> str:
+        """The functions that it calls."""
+        head = COMMON + REDUCTIONS if self.form != "map" or self.full else COMMON
+        return head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
+
+    def function(self, head: str) -> str:
+        """The kernel, or what does a part of one."""
         body = {"map": self.map, "columns": self.columns, "rows": self.rows}[self.form]()
         lines = [*self.prologue(), *body, *self.epilogue()]
-        head = COMMON + REDUCTIONS if self.form != "map" or self.full else COMMON
-        head = head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
-        parameters = ",\n    ".join(self.parameters())
-        return f'{head}\nextern "C" __global__ void __launch_bounds__({THREADS}) fused(\n    {parameters}\n) {{\n' + (
-            "".join(f"    {line}\n" for line in lines) + "}\n"
-        )
+        first = ["const long long block, const long long blocks"] if self.part else []
+        parameters = ",\n    ".join([*first, *self.parameters()])
+        return f"{head}(\n    {parameters}\n) {{\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
     def parameters(self) -> Iterator[str]:
         kernel, variant = self.kernel, self.variant
@@ -220,7 +246,8 @@ class _Writer:
     # ---- the three loops ----------------------------------------------------------------------------------------
 
     def map(self) -> Iterator[str]:
-        start, step = "((long long)blockIdx.x * blockDim.x + threadIdx.x)", "(long long)gridDim.x * blockDim.x"
+        block, blocks = ("block", "blocks") if self.part else ("(long long)blockIdx.x", "(long long)gridDim.x")
+        start, step = f"({block} * blockDim.x + threadIdx.x)", f"{blocks} * blockDim.x"
         yield "const long long below = (long long)gridDim.y * blockDim.y;"
         rows = "row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += below"
         body = self.across(start, "columns", step, range(len(self.kernel.results)), {})

@@ -84,6 +84,11 @@ def launch_of(command: Fused, width: int) -> Launch:
     return Launch(((x, y), (threads, down)), sums * summing * columns + full * x * y, partial_rows)
 
 
+def blocks_of_part(command: Fused, width: int) -> int:
+    """How many blocks of THREADS threads along x run a kernel over a vector that is launched with others."""
+    return min(-(-command.columns // (width * THREADS)), MAX_BLOCKS)
+
+
 def most_tickets(columns: int) -> int:
     """How many tickets a kernel over so many columns may need: one for full sums, and one for each vertical line of
     blocks that sum columns."""
