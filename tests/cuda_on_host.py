@@ -46,7 +46,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             ways = [
                 f'extern "C" bool launch_{name}(Three grid, Three block, void** given, char* stacks) {{ '
                 f"return call(grid, block, {name}, given, stacks); }}\n"
-                for name in re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", code)
+                for name in re.findall(r"__global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(", code)
             ]
             path.write_text(f'#include "{THREADS.name}"\n' + code + "".join(ways))
             subprocess.run([*command, "-shared", path.name, "-o", f"{path.stem}.so"], cwd=folder, check=True)

@@ -189,16 +189,6 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Together:
-    """Fused kernels of one row each that are one launch: none reads or writes what another writes."""
-
-    parts: tuple[Fused, ...]
-
-    def __str__(self) -> str:
-        return f"together: {'; and '.join(map(str, self.parts))}"
-
-
-@dataclass(frozen=True)
 class Matrix:
     """A matrix in memory: how many elements its rows and its columns are apart."""
 
@@ -299,6 +289,17 @@ class Call:
     def __str__(self) -> str:
         addresses = ", ".join(str(array.address) for _, array in self.outputs)
         return f"not compiled: {self.text}; results to {addresses}"
+
+
+@dataclass(frozen=True)
+class Together:
+    """Fused kernels of one row each, or gathers of the same rows, that are one launch: none reads or writes what
+    another writes."""
+
+    parts: tuple[Fused | RowGather, ...]
+
+    def __str__(self) -> str:
+        return f"together: {'; and '.join(map(str, self.parts))}"
 
 
 Command = Fused | Together | Product | RowGather | StridedCopy | Call

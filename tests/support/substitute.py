@@ -160,7 +160,7 @@ class _Program:
         name = hashlib.sha256(self.source.encode()).hexdigest()[:32]
         path = self.folder / f"{name}.so"
         if not path.exists():
-            kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", self.source)
+            kernels = re.findall(r"__global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(", self.source)
             ways = "".join(f"\nKERNEL({kernel})" for kernel in kernels)
             build = Path(tempfile.mkdtemp(dir=self.folder))
             (build / "kernel.cpp").write_text(f'#include "kernel.hpp"\n{self.source}{ways}\n')

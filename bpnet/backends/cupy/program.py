@@ -114,9 +114,10 @@ class Program:
         if isinstance(command, Fused):
             return self._fused(command, memories)
         if isinstance(command, Together):
-            return [self._together(command, memories)]
+            gathers = [part for part in command.parts if isinstance(part, RowGather)]
+            return [_gather(gathers, memories) if gathers else self._together(command, memories)]
         if isinstance(command, RowGather):
-            return [_gather(command, memories)]
+            return [_gather([command], memories)]
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
         return [(self._call if isinstance(command, Call) else self._multiply, command, memories)]
@@ -162,13 +163,14 @@ class Program:
 
     def _together(self, command: Together, memories: Memories) -> tuple[Any, ...]:
         """What launches kernels over vectors as one."""
+        parts = [part for part in command.parts if isinstance(part, Fused)]
         variants, blocks, given = [], [], []
-        for part in command.parts:
+        for part in parts:
             variant, arguments = self._arguments(part, memories)
             variants.append(variant)
             blocks.append(blocks_of_part(part, variant.width))
             given += [blocks[-1], *arguments]
-        text = emit.source_together(tuple(part.kernel for part in command.parts), tuple(variants))
+        text = emit.source_together(tuple(part.kernel for part in parts), tuple(variants))
         return function(text, "fused"), (sum(blocks), 1), (THREADS, 1), tuple(given)
 
     def _arguments(
@@ -257,12 +259,16 @@ def _pointer(memories: Memories, address: Address) -> int:
     return int(memories[address.memory].ptr) + address.offset
 
 
-def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
-    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
-    width = math.gcd(source | out | command.row_bytes, 16)
-    sizes = command.rows, command.source_rows, command.row_bytes // width
-    code = gather.source(command.index_dtype, width)
-    return function(code, "gather"), *gather.sizes(command.rows, sizes[-1]), (*sizes, source, index, out)
+def _gather(commands: Sequence[RowGather], memories: Memories) -> tuple[Any, ...]:
+    """What launches gathers of the same rows as one."""
+    rows, index, widths, given, words = commands[0].rows, commands[0].index, [], [], 1
+    for command in commands:
+        source, out = _pointer(memories, command.source), _pointer(memories, command.out)
+        widths.append(math.gcd(source | out | command.row_bytes, 16))
+        given += [command.source_rows, command.row_bytes // widths[-1], source, out]
+        words = max(words, command.row_bytes // widths[-1])
+    code = gather.source(commands[0].index_dtype, tuple(widths))
+    return function(code, "gather"), *gather.sizes(rows, words), (rows, _pointer(memories, index), *given)
 
 
 def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:

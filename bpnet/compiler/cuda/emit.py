@@ -72,7 +72,8 @@ def source_together(kernels: tuple[FusedKernel, ...], variants: tuple[Variant, .
         calls += [f"if (block < n{i}) return part{i}({given});", f"block -= n{i};"]
     body = "".join(f"    {line}\n" for line in ("long long block = blockIdx.x;", *calls[:-1]))
     given = ",\n    ".join(parameters)
-    return f"{writers[0].head()}\n{''.join(functions)}{_FUSED}(\n    {given}\n) {{\n{body}}}\n"
+    head = _FUSED.replace(f"({THREADS})", f"({THREADS}, 2)")  # or else registers are spared where memory then serves
+    return f"{writers[0].head()}\n{''.join(functions)}{head}(\n    {given}\n) {{\n{body}}}\n"
 
 
 # ---- the text --------------------------------------------------------------------------------------------------------
