@@ -82,6 +82,26 @@ def test_a_step_command_by_command_allocates_nothing_more(key: str, cupy: Any) -
     assert set(spent.counts) == {"kernel", "product", "copy to device"}
 
 
+@pytest.mark.parametrize("rows", [250, 8 * 32])
+def test_a_fit_copies_the_order_of_rows_and_the_numbers(rows: int, cupy: Any) -> None:
+    """Nothing else, with weights and a smaller last batch: a launch does all full batches, and another the last."""
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.standard_normal((rows, 7), dtype="f"), rng.integers(0, 3, rows), rng.random(rows, dtype="f")
+    data, seen = [cupy.asarray(a) for a in (x, y, weight)], []
+
+    class Counting(bp.Callback):
+        def on_epoch_end(self, trainer: Any, record: Any) -> None:
+            seen.append(Counter(substitute.counts()))
+
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(8, "relu"), bp.Dense(3)), "cross_entropy", seed=0)
+    trainer.fit(*data[:2], sample_weight=data[2], epochs=6, batch_size=32, progress=False, callbacks=[Counting()])
+    spent, launches = seen[-1] - seen[-2], 1 if rows % 32 == 0 else 2
+    assert spent["graph launch"] == launches
+    assert (spent["copy to device"], spent["malloc"]) == (1 + launches, 0)
+    assert spent["copy"] <= launches  # of the order, where it has come to lie elsewhere
+    assert spent["kernel"] <= 9  # of what an epoch looks at in the end
+
+
 def test_predictions_and_scores_equal_those_of_numpy(cupy: Any) -> None:
     trainer, (x, y), host = workload("a", cupy)
     plain, _, _ = workload("a", cupy)

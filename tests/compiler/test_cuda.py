@@ -149,6 +149,33 @@ def test_every_variant_was_among_them(world: World) -> None:
     assert {width for code in world.codes for width in re.findall(r"load<(\d)>", code)} == {"1", "4"}
 
 
+def standardized_columns(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Sums of columns, then of what these make of the columns, and entries that need both."""
+    xp = b.xp
+    z = x + c
+    mean = xp.mean(z, axis=0)
+    d = z - mean
+    scale = v / xp.sqrt(xp.mean(d * d, axis=0) + 0.25)
+    mask = xp.astype(scale > 0.5, x.dtype)
+    return d * scale * s * r + mask, 0.5 * mean, scale
+
+
+@pytest.mark.parametrize(
+    ("shape", "again", "dtype"), [((37, 24), 1, "float64"), ((40, 1041), 1, "float32"), ((700, 4), 3, "float32")]
+)
+def test_columns_whose_sums_are_known_first(
+    shape: tuple[int, int], again: int, dtype: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One launch, which goes down few rows again; of many each sum is one, the last block of which goes on with it."""
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.MOST_ROWS_AGAIN", 100)
+    arguments = operands(shape, dtype)
+    found, commands = ran(world, standardized_columns, arguments)
+    near(found, by_numpy(standardized_columns, arguments), dtype)
+    assert len(commands) == again
+    for code in world.codes:
+        compiled(code)
+
+
 @pytest.mark.parametrize("labels", ["int32", "int64"])
 @pytest.mark.parametrize("shape", [(1, 2), (300, 10), (70, 33), (5, 1000), (4, 3000)])
 @DTYPES
