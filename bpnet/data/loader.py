@@ -88,13 +88,11 @@ class Loader:
 
     def sizes(self, size: int, order: Any = None) -> list[float]:
         """The weight of each batch, that of a row being 1 where none is given; takes nothing of a device's time."""
-        import numpy
-
-        starts = [start for start, _ in parts(self.count, size)]
+        batches = parts(self.count, size)
         if self.weight is None:
-            return [min(size, self.count - start) for start in starts]
+            return [stop - start for start, stop in batches]
         weight = self.host_weight if order is None else self.host_weight[order]
-        return numpy.add.reduceat(weight, starts).tolist()  # type: ignore[no-any-return]
+        return [float(weight[start:stop].sum()) for start, stop in batches]
 
     def whole_batch(self) -> Batch:
         """All rows as one batch."""
