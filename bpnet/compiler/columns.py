@@ -71,7 +71,8 @@ def _together(first: Fused, second: Fused, later: Sequence[Command], most_rows: 
     if not depends or any(layout == "per_row" for layout, _ in second.kernel.operands if not again):
         return None
     new = writes(second)
-    kept = [n for n, (array, _) in enumerate(written) if _is_needed(array.span, second, known, new, later)]
+    read = [*spans_read(first), *(span for i, span in enumerate(spans_read(second)) if i not in known)]
+    kept = [n for n, (array, _) in enumerate(written) if _is_needed(array.span, read, spans_written(second), later)]
     for array in new:
         if any(array.span.overlaps(written[n][0].span) for n in kept):
             return None
@@ -103,17 +104,15 @@ def _all_of(array: Array) -> Any:
     return array.span, array.dtype
 
 
-def _is_needed(
-    span: Span, second: Fused, known: dict[int, Reference], new: Sequence[Array], later: Sequence[Command]
-) -> bool:
-    """Whether what lies there is read by a kernel, but for what it knows otherwise, or by a later command."""
-    if span.memory != ARENA or any(span.overlaps(s) for i, s in enumerate(spans_read(second)) if i not in known):
+def _is_needed(span: Span, read: Sequence[Span], written: Sequence[Span], later: Sequence[Command]) -> bool:
+    """Whether what lies there is read by a kernel that reads and writes so much, or by a later command."""
+    if span.memory != ARENA or any(map(span.overlaps, read)):
         return True
 
     def covered(by: Sequence[Span]) -> bool:
         return any(s.memory == span.memory and s.start <= span.start and span.stop <= s.stop for s in by)
 
-    if covered([array.span for array in new]):
+    if covered(written):
         return False
     for command in later:
         if any(span.overlaps(s) for s in spans_read(command)):

@@ -9,7 +9,7 @@ import pytest
 from conftest import compiles
 from cuda_on_host import compiled
 from fake_cupy import World
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import bpnet as bp
@@ -137,7 +137,14 @@ def arrays(shape: tuple[int, int], dtype: str, seed: int) -> list[Any]:
     return [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
 
 
+READ_AGAIN = Program(
+    (("tanh", 0, 0), ("centred columns", 0, 0), ("centred columns", 1, 0), ("quotient", 3, 2), ("row of", 4, 0)), 1
+)
+"""Of which a kernel stores entries that it reads again in its next phase, and nobody else does."""
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
+@example(READ_AGAIN, (2, 3), 0, "float32")
 @given(programs(), SHAPES, st.integers(0, 5), st.sampled_from(["float32", "float64"]))
 def test_the_interpreter_gives_what_eager_numpy_gives(program: Program, shape: Any, seed: int, dtype: str) -> None:
     """Also where the commands write over the carry, which is donated, and where kernels are joined for a GPU."""
