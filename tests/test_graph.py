@@ -891,12 +891,12 @@ def test_several_threads_may_call_a_compiled_function(world: World, monkeypatch:
     step = world.seam.compile(lambda b, x: (b.xp.sum(x, axis=0),))
     batches = [world.array(data(30, seed=seed)[0]) for seed in range(4)]
     step(batches[0])
-    launching: list[int] = []
+    launching: list[threading.Thread] = []
     found: dict[int, Any] = {}
     real = compiled.uninterrupted
 
     def slowly(calls: Any) -> None:
-        launching.append(threading.get_ident())
+        launching.append(threading.current_thread())  # whose number another may have after it
         time.sleep(0.01)
         real(calls)
 

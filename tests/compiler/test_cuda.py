@@ -383,6 +383,21 @@ def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int,
     check_launch(*gather.sizes(rows, columns))
 
 
+@pytest.mark.parametrize(("columns", "width"), [(1, 1), (3, 1), (256, 4), (10**9, 4)])
+def test_strips_of_columns_have_a_block_each(columns: int, width: int) -> None:
+    """Of 32 bytes of a row, or the whole row, and all of its threads down the rows."""
+    expressions = ("column_sum", "per_column", 0, ("value", 1)), ("subtract", "full", 1, ("value", 1), ("value", 2))
+    results = (("store", ("value", 3), 1, "full"),)
+    kernel = FusedKernel("float32", KERNEL.operands, 0, 0, (*KERNEL.expressions, *expressions), results)
+    assert form_of(kernel) == "columns"
+    made = launch_of(Fused(kernel, 100, columns, (), (), (), (), ()), width)
+    check_launch(*made.sizes)
+    (across, down), (threads, _) = made.sizes
+    assert (down, made.scratch) == (1, 0)
+    assert columns <= across * threads * width < columns + 2 * threads * width
+    assert threads * width <= 8
+
+
 @pytest.mark.parametrize(("form", "loads", "stores"), [("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)])
 @DTYPES
 def test_sixteen_bytes_are_read_and_written_at_a_time(form: str, loads: int, stores: int, dtype: str) -> None:
