@@ -104,17 +104,25 @@ class Program:
         return list(chain(*made[: self.first_writing])), list(chain(*made[self.first_writing :]))
 
     def _prepared(self, number: int, memories: Memories) -> Calls:
-        """What launches a command, prepared once as long as its arrays stay where they are."""
+        """What launches a command, prepared once as long as its arrays stay where they are.
+
+        What is kept holds no memory, so that it is free again: None stands for the memories.
+        """
         command = self.commands.commands[number]
-        if not isinstance(command, Fused | Together | RowGather | StridedCopy):
+        if isinstance(command, Call):
             return self._launches(command, memories)
-        places = [self.tickets.data.ptr, *[memories[m].ptr for m in self.memories_of[number]]]
+        places = [self.tickets.data.ptr, len(cublaslt.refused), *[memories[m].ptr for m in self.memories_of[number]]]
         seen, needed, calls = self.prepared[number]
         if seen != (self._scratch(needed), *places):
             self.needed = 0
-            calls = self._launches(command, memories)
+            made = self._launches(command, memories)
+            plans = [part for call in made for part in call if isinstance(part, cublaslt.Plan)]
+            self.needed = max([self.needed, *(plan.scratch for plan in plans)])
+            calls = [tuple([None if part is memories else part for part in call]) for call in made]
             self.prepared[number] = (self._scratch(self.needed), *places), self.needed, calls
-        return calls
+        if not isinstance(command, Product):
+            return calls
+        return [tuple([memories if part is None else part for part in call]) for call in calls]
 
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
