@@ -227,13 +227,21 @@ def compiler_log(rows: int, architecture: str) -> str:
     return ", ".join(re.findall(r"Used \d+ registers|\d+ bytes spill \w+", log))
 
 
+def compiled(rows: int) -> Any:
+    """The kernel on the current device."""
+    import cupy
+
+    kernel = cupy.RawModule(code=source(rows), options=OPTIONS).get_function("train")
+    kernel.max_dynamic_shared_size_bytes = shared_bytes(rows)
+    return kernel
+
+
 def rows_a_second(rows: int) -> float:
     """On the device at hand."""
     import cupy
 
     tile = 64
-    kernel: Any = cupy.RawModule(code=source(tile), options=OPTIONS).get_function("train")
-    kernel.max_dynamic_shared_size_bytes = shared_bytes(tile)
+    kernel = compiled(tile)
     blocks = cupy.cuda.Device().attributes["MultiProcessorCount"]
     x, y, w = (cupy.random.random(size, dtype="f") for size in ((rows, WIDTH), (rows, OUTPUTS), WEIGHTS))
     out, losses, scale = cupy.empty((blocks, WEIGHTS), "f"), cupy.empty(blocks, "f"), cupy.float32(1 / rows / OUTPUTS)

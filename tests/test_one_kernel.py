@@ -1,12 +1,9 @@
-"""The prototype of a whole network as one kernel computes, on the host, what bpnet computes."""
+"""The prototype of a whole network as one kernel computes what bpnet computes; without a device, on its substitute."""
 
-import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import aligned
 
 import bpnet as bp
 from bench import one_kernel
@@ -16,24 +13,22 @@ NETWORK = bp.Sequential(
 )
 
 
-def test_loss_and_gradient_are_those_of_the_network(host: Callable[..., None]) -> None:
+@pytest.mark.gpu
+def test_loss_and_gradient_are_those_of_the_network(library: Any) -> None:
     """Of three tiles, the last of which is not full, by two blocks."""
-    tile, blocks = 32, 2
+    cupy, tile, blocks = library("cupy").module, 32, 2
     rng, rows = np.random.default_rng(0), 2 * tile + 5
     x, y = (rng.standard_normal((rows, n)) for n in (one_kernel.WIDTH, one_kernel.OUTPUTS))
     theta = bp.Trainer(NETWORK, "mse").build(x).theta
     expected, gradient = bp.value_and_grad(NETWORK, "mse", theta, x, y)
-    given = [aligned(a.astype("f")) for a in (x, y, theta)]
-    gradients, losses = (
-        aligned(np.full((blocks, one_kernel.WEIGHTS), np.nan, "f")),
-        aligned(np.full(blocks, np.nan, "f")),
-    )
-    addresses: list[Any] = [ctypes.c_void_p(a.ctypes.data) for a in (*given, gradients, losses)]
-    scale = 1.0 / y.size
-    arguments = [ctypes.c_longlong(rows), *addresses, ctypes.c_float(scale)]
-    host(one_kernel.source(tile), "train", ((blocks, 1), (one_kernel.THREADS, 1)), *arguments)
-    np.testing.assert_allclose(losses.sum() * scale, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradients.sum(axis=0), gradient, rtol=1e-3, atol=1e-6 * np.abs(gradient).max())
+    gradients, losses = cupy.full((blocks, one_kernel.WEIGHTS), np.nan, "f"), cupy.full(blocks, np.nan, "f")
+    kernel, size = one_kernel.compiled(tile), one_kernel.shared_bytes(tile)
+    given = [cupy.asarray(a.astype("f")) for a in (x, y, theta)]
+    scale = np.float32(1.0 / y.size)
+    kernel((blocks,), (one_kernel.THREADS,), (rows, *given, gradients, losses, scale), shared_mem=size)
+    np.testing.assert_allclose(losses.get().sum() * scale, expected, rtol=1e-5)
+    near = 1e-6 * np.abs(gradient).max()
+    np.testing.assert_allclose(gradients.get().sum(axis=0), gradient, rtol=1e-3, atol=near)
 
 
 def test_it_fits_a_multiprocessor() -> None:
