@@ -7,11 +7,12 @@ real memory.
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import by_nvrtc, compiled
+from cuda_on_host import ARCHITECTURES, compiled, machine_code
 from fake_cupy import World, check_launch, raw
 from test_activations import ACTIVATIONS as CASES
 from test_activations import Case, check_far_out, exact
@@ -356,23 +357,23 @@ def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int,
     check_launch(*gather.sizes(rows, columns))
 
 
-@pytest.mark.parametrize(("form", "loads", "stores"), [("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)])
-@DTYPES
-def test_sixteen_bytes_are_read_and_written_at_a_time(form: str, loads: int, stores: int, dtype: str) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sixteen_bytes_are_read_and_written_at_a_time(architecture: str, tmp_path: Path) -> None:
     """By kernels with column-wise sums of four rows before anything is written; and from a cache that does not see what
     is written meanwhile only where nothing is."""
-    kernel = kernel_of(form, int(form == "columns"))
-    operands = tuple((layout, dtype) for layout, _ in kernel.operands)
-    kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
-    for disjoint in (False, True):
-        variant = emit.Variant(width_of(kernel), disjoint=disjoint)
-        nvrtc, program = by_nvrtc(emit.source(kernel, variant), "compute_90")
-        text = nvrtc.getPTX(program).decode()
-        wide = re.findall(r"(ld|st)\.global(?:\.nc)?\.(?:v4\.[fub]32|v2\.[fub]64)", text)
-        assert (wide.count("ld"), wide.count("st")) == (loads, stores)
-        if form == "columns":
-            assert wide == ["ld"] * loads + ["st"] * stores
-        assert ("ld.global.nc" in text) == disjoint
+    expected, codes = {}, []
+    for form, loads, stores in (("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)):
+        for dtype, disjoint in (("float32", False), ("float32", True), ("float64", True)):
+            kernel = kernel_of(form, int(form == "columns"))
+            operands = tuple((layout, dtype) for layout, _ in kernel.operands)
+            kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
+            code, name = emit.source(kernel, emit.Variant(width_of(kernel), disjoint=disjoint)), f"k{len(codes)}"
+            codes.append(f"namespace of_{name} {{\n{code.replace(' fused(', f' {name}(')}}}\n")
+            load = "LDG.E.128.CONSTANT" if disjoint else "LDG.E.128"
+            expected[name] = [load] * loads + ["STG.E.128"] * stores
+    found = machine_code("".join(codes), architecture, tmp_path)
+    for name, instructions in expected.items():
+        assert [i for i in found[name] if re.match(r"(LD|ST)G\.E\.128", i)] == instructions
 
 
 def test_equal_kernels_share_their_text_whatever_their_sizes() -> None:
