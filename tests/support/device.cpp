@@ -342,20 +342,30 @@ void write(void* p, int kind, int64_t i, double value) {
     }
 }
 
+// A matrix of columns as rows of numbers, rounded as TensorFloat-32 is if wished.
+std::vector<double> unpacked(const void* p, int kind, int64_t leading, bool transposed, int64_t rows, int64_t columns, bool tf32) {
+    std::vector<double> values(rows * columns);
+    for (int64_t i = 0; i < rows; ++i) for (int64_t j = 0; j < columns; ++j) {
+        double value = read(p, kind, transposed ? i * leading + j : j * leading + i);
+        values[i * columns + j] = tf32 ? rounded((float)value, 13) : value;
+    }
+    return values;
+}
+
 void product(
     bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const void* a, int kind_a, int64_t lda, const void* b,
     int kind_b, int64_t ldb, double beta, void* c, int kind_c, int64_t ldc, bool tf32, int epilogue, const void* bias
 ) {
-    for (int64_t j = 0; j < n; ++j) for (int64_t i = 0; i < m; ++i) {
-        double sum = 0.0;
-        for (int64_t l = 0; l < k; ++l) {
-            double x = read(a, kind_a, ta ? i * lda + l : l * lda + i), y = read(b, kind_b, tb ? l * ldb + j : j * ldb + l);
-            sum += tf32 ? (double)rounded((float)x, 13) * rounded((float)y, 13) : x * y;
+    std::vector<double> x = unpacked(a, kind_a, lda, !ta, k, m, tf32), y = unpacked(b, kind_b, ldb, tb, k, n, tf32), sums(m);
+    for (int64_t j = 0; j < n; ++j) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (int64_t l = 0; l < k; ++l) for (int64_t i = 0; i < m; ++i) sums[i] += x[l * m + i] * y[l * n + j];
+        for (int64_t i = 0; i < m; ++i) {
+            double sum = alpha * sums[i] + (beta != 0.0 ? beta * read(c, kind_c, j * ldc + i) : 0.0);
+            if (epilogue & BIAS) sum += read(bias, kind_c, i);
+            if (epilogue & RELU) sum = std::fmax(sum, 0.0);
+            write(c, kind_c, j * ldc + i, sum);
         }
-        sum = alpha * sum + (beta != 0.0 ? beta * read(c, kind_c, j * ldc + i) : 0.0);
-        if (epilogue & BIAS) sum += read(bias, kind_c, i);
-        if (epilogue & RELU) sum = std::fmax(sum, 0.0);
-        write(c, kind_c, j * ldc + i, sum);
     }
 }
 }  // namespace
@@ -473,6 +483,34 @@ int cublasGemmStridedBatchedEx(
 ) {
     return gemm(h, ta, tb, m, n, k, alpha, a, kind_a, lda, apart_a, b, kind_b, ldb, apart_b, beta, c, kind_c, ldc, apart_c,
         stack, kind_c == R_64F ? R_64F : R_32F);
+}
+
+}  // extern "C"
+
+// ---- CUB, as CuPy's own reductions call it
+
+extern "C" {
+
+size_t sub_cub_device_reduce_get_workspace_size() { return 4096; }
+size_t sub_cub_device_segmented_reduce_get_workspace_size() { return 4096; }
+void sub_cub_device_segmented_reduce(
+    void*, size_t&, const void* x, void* y, int segments, int size, void* stream, int op, int type
+) {
+    int kind = type == 9 ? R_32F : R_64F;
+    if (op > 2 || type < 9 || type > 10) std::fprintf(stderr, "no such reduction\n"), std::abort();
+    submit(stream, "reduction of CUB", "", [=] {
+        for (int64_t i = 0; i < segments; ++i) {
+            double all = op == 0 ? 0.0 : read(x, kind, i * size);
+            for (int64_t k = i * size; k < (i + 1) * size; ++k) {
+                double value = read(x, kind, k);
+                all = op == 0 ? all + value : op == 1 ? std::min(all, value) : std::max(all, value);
+            }
+            write(y, kind, i, all);
+        }
+    });
+}
+void sub_cub_device_reduce(void* scratch, size_t& size, const void* x, void* y, int count, void* stream, int op, int type) {
+    sub_cub_device_segmented_reduce(scratch, size, x, y, 1, count, stream, op, type);
 }
 
 }  // extern "C"
