@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import ARCHITECTURES, compiled, machine_code
+from cuda_on_host import ARCHITECTURES, by_nvrtc, compiled, machine_code
 from fake_cupy import World, check_launch, raw
 from test_activations import ACTIVATIONS as CASES
 from test_activations import Case, check_far_out, exact
@@ -208,6 +208,33 @@ def test_what_is_not_finite_is_handed_on(dtype: str, shape: tuple[int, int], wor
         found, _ = ran(world, function, [x])
         for f, e in zip(found, by_numpy(function, [x]), strict=True):
             np.testing.assert_array_equal(f, e)
+
+
+@DTYPES
+def test_what_ieee_754_rounds_exactly_has_its_bits(dtype: str, world: World) -> None:
+    """Of subnormal numbers too; and NVIDIA's compiler is told nothing else: no contraction, flush or approximation."""
+    rng, tiny = np.random.default_rng(0), np.finfo(dtype).smallest_normal
+    x = (rng.standard_normal((40, 8)) * np.where(np.arange(8) % 2, 4.0 * tiny, 1.0)).astype(dtype)
+    y = rng.standard_normal((40, 8)).astype(dtype)
+
+    def function(b: Any, x: Any, y: Any) -> Any:
+        return x * y + x, x / (y * 7.0) - x, b.xp.sqrt(b.xp.abs(x) / 3.0)
+
+    found, _ = ran(world, function, [x, y])
+    three, seven = np.array(3.0, dtype), np.array(7.0, dtype)
+    for f, e in zip(found, (x * y + x, x / (y * seven) - x, np.sqrt(np.abs(x) / three)), strict=True):
+        np.testing.assert_array_equal(f, e)
+    assert np.sum(np.abs(found[0]) < tiny) > 10
+    (code,) = world.codes
+    nvrtc, program = by_nvrtc(code, "compute_90")
+    used = set(
+        re.findall(
+            r"\b((?:add|sub|mul|div|sqrt|fma|mad|rcp|abs|neg)[.\w]*\.f(?:32|64))\b", nvrtc.getPTX(program).decode()
+        )
+    )
+    bits = dtype[-2:]
+    assert used <= {f"{op}.f{bits}" for op in ("add.rn", "sub.rn", "mul.rn", "div.rn", "sqrt.rn", "abs", "neg")}, used
+    assert {f"div.rn.f{bits}", f"sqrt.rn.f{bits}", f"mul.rn.f{bits}"} <= used
 
 
 @pytest.mark.parametrize("kind", ["equal", "random", "alternating"])
