@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import ARCHITECTURES, by_nvrtc, compiled, machine_code
-from fake_cupy import World, check_launch, raw
+from support.nvrtc import ARCHITECTURES, by_nvrtc, compiled, machine_code
+from support.world import World, raw
 from test_activations import ACTIVATIONS as CASES
 from test_activations import Case, check_far_out, exact
 from test_sums import error
@@ -93,7 +93,7 @@ def shifted(world: World, a: Any) -> Any:
 
 
 def ran(world: World, function: Function, arguments: Sequence[Any], wide: bool = True) -> tuple[list[Any], list[Any]]:
-    """What a function gives on the stand-in for a device, and its commands."""
+    """What a function gives on the substitute for a device, and its commands."""
     step = world.seam.compile(function)
     address = world.array if wide else lambda a: shifted(world, a)
     given = [address(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -334,6 +334,8 @@ def test_rows_are_gathered(dtype: str, index: str, columns: int, world: World) -
 
 def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     """As the loss of a captured step, whose address is another at every launch."""
+    from bpnet.backends.cupy import program
+
     kernel = FusedKernel("float32", (("full", "float32"),), 0, 0, (), (("full_sum", ("operand", 0), 0, "full"),))
     command = Fused(kernel, 30, 5, (Address(2, 0),), (), (), (), (Address(3, 0),))
     code = emit.source(kernel, emit.Variant(1, frozenset([0])))
@@ -342,7 +344,7 @@ def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     scratch, tickets = world.cupy.empty(launch.scratch, "f"), world.array(np.zeros(most_tickets(5), "u4"))
     address = world.array(np.array([out.data.ptr + 4]))
     addresses = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
-    world.function(code, "fused")(*launch.sizes, (30, 5, *addresses))
+    program.function(code, "fused")(*launch.sizes, (30, 5, *addresses))
     np.testing.assert_array_equal(world.cupy.asnumpy(out), [0.0, 150.0, 0.0])
     compiled(code)
 
@@ -365,6 +367,14 @@ def kernel_of(form: str, sums: int) -> FusedKernel:
     last = ("value", len(expressions) - 1), int(form == "rows"), "full"
     results = [("store", *last), *[("column_sum", *last)] * sums, ("full_sum", *last)]
     return FusedKernel("float32", KERNEL.operands, 0, 0, expressions, tuple(results))
+
+
+def check_launch(grid: tuple[int, int], block: tuple[int, int]) -> None:
+    """That devices take so many blocks and threads, and that sums can halve the threads down to one."""
+    assert 1 <= grid[0] < 2**31
+    assert 1 <= grid[1] < 2**16
+    assert block[0] * block[1] <= 1024
+    assert all(size > 0 and size & (size - 1) == 0 for size in block)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ JUMP = b"\x48\xb8%b\xff\xe0"
 """mov rax, target; jmp rax"""
 
 
+@functools.cache  # what is installed is found afterwards
 def missing() -> str:
     """Why it can't be installed; empty if it can."""
     if not sys.platform.startswith("linux") or os.uname().machine != "x86_64":
