@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.checking import BackendReport, check_backend
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import (
         ELU,
@@ -55,19 +56,20 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
+    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BackendReport", "BatchNorm", "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
     "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
     "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
     "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of", "load", "reference",
-    "testing", "typing", "value_and_grad",
+    "Trainer", "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors", "layout_of", "load",
+    "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.checking": "BackendReport check_backend",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
     "bpnet.layers.composition": "Residual Sequential",

@@ -122,6 +122,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     pytest.importorskip("nvmath.bindings.cublasLt", reason="nvmath-python is not installed")
     import cupy
 
+    from bpnet.backends.cupy import verdicts
+
+    monkeypatch.setattr(verdicts, "_off", {0: {}})  # the device has been checked
     late = ctypes.CDLL("libcuda.so.1").sub_late
     world = World(cupy, monkeypatch)
     cupy.cuda.set_allocator(world.malloc)
