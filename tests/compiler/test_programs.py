@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import compiles
-from cuda_on_host import compiled
-from fake_cupy import World
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.nvrtc import compiled
+from support.world import World
 
 import bpnet as bp
 from bpnet.backends.tracing import TracingBackend

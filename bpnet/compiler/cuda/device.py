@@ -104,17 +104,20 @@ __device__ __forceinline__ T over_block(T value, int op, int apart) {
     return part[me];
 }
 
-// whether this block is the last of so many to come here; what the others wrote before is then there to be read
+// whether this block is the last of so many to come here; what the others wrote before is then there to be read.  The
+// fences of one thread, between barriers and the ticket, speak for its block, as in NVIDIA's own barrier of a grid
 __device__ __forceinline__ bool is_last(unsigned int* ticket, long long blocks) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) {
+        __threadfence();
         last = atomicAdd(ticket, 1u) == blocks - 1;
-        if (last) *ticket = 0;
+        if (last) {
+            __threadfence();
+            *ticket = 0;
+        }
     }
     __syncthreads();
-    if (last) __threadfence();
     return last;
 }
 

@@ -7,8 +7,8 @@ columns   column-wise sums: a thread goes down the columns of one vector, again 
 rows      row-wise reductions: a group of threads goes along a row, once more than there are reductions to wait for
 
 Sums of a block's threads are put into scratch memory, and the block that is the last to do so adds them up, in an order
-that depends on the shape alone.  With OPTIONS nothing is contracted, so an operation that IEEE 754 rounds exactly gives
-the bits that it gives alone.
+that depends on the shape alone.  With OPTIONS nothing is contracted, and subnormal numbers are not taken for 0, so an
+operation that IEEE 754 rounds exactly gives the bits that it gives alone, and on a CPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,8 @@ from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
 from bpnet.compiler.ops import COMPARISONS, OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""For NVIDIA's compiler."""
+"""For NVIDIA's compiler, which by itself rounds divisions and roots as IEEE 754 has it and keeps subnormal numbers;
+what could be saved there is arithmetic, and kernels wait for memory."""
 _FUSED = f'extern "C" __global__ void __launch_bounds__({THREADS}) fused'
 PREFETCHED = 4
 """Rows that a thread which sums reads before it computes with any of them, so that memory is never waited for idly."""
