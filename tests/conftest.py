@@ -28,9 +28,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one of the processes o
 
 import numpy as np
 import pytest
-from cuda_on_host import host  # noqa: F401 - a fixture
-from fake_cupy import world  # noqa: F401 - a fixture
 from support import substitute
+from support.world import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.compiler import verify
