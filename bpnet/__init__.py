@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends, errors, testing, typing
     from bpnet.backends import reference
-    from bpnet.backpropagation import value_and_grad
+    from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import (
@@ -42,10 +42,28 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import (
         BinaryCrossEntropy,
         BinaryCrossEntropyWithLogits,
+        BinaryFocal,
+        CosineSimilarity,
         CrossEntropy,
         ElementwiseLoss,
+        Focal,
+        Gamma,
+        GaussianNLL,
+        Head,
+        Heads,
+        Hinge,
+        Huber,
+        KLDivergence,
+        LogCosh,
         Loss,
+        MeanAbsoluteError,
         MeanSquaredError,
+        Poisson,
+        Quantile,
+        RowLoss,
+        SquaredHinge,
+        Triplet,
+        Tweedie,
     )
     from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
@@ -56,17 +74,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
-    "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of", "load", "reference",
-    "testing", "typing", "value_and_grad",
+    "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite", "Constant", "Cosine", "CosineSimilarity",
+    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten",
+    "Focal", "Gamma", "GaussianNLL", "GradientReport", "Head", "Heads", "Hinge", "History", "Huber", "Identity",
+    "KLDivergence", "Layer", "Layout", "Leaf", "LeakyReLU", "LogCosh", "Loss", "MeanAbsoluteError",
+    "MeanSquaredError", "Optimizer", "Poisson", "Progress", "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run",
+    "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "SquaredHinge", "Standardize", "Tanh",
+    "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of",
+    "load", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
-    "bpnet.backends": "reference",
-    "bpnet.backpropagation": "value_and_grad",
+    "bpnet.backends": "reference", "row_losses",
+    "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
@@ -78,8 +98,9 @@ _HOMES = {
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
-    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits CrossEntropy ElementwiseLoss Loss "
-    "MeanSquaredError",
+    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
+    "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
+    "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
     "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",

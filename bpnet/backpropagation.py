@@ -12,7 +12,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current, ends_sessions
-from bpnet.data.checks import detached
+from bpnet.data.checks import check_target, check_x, detached
 from bpnet.data.loader import Batch, take_rows
 from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
@@ -65,6 +65,7 @@ def loss_and_gradient(
         if weight is not None:
             total = xp.sum(weight if rows is None else xp.take(weight, rows))
             total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight: no loss, not NaN
+        total = loss.total(total)
         couples = network.couples_rows or network.updates_buffers
         parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
         if micro_batch is not None and not couples and max(stop - start for start, stop in parts) > micro_batch:
@@ -165,6 +166,22 @@ def value_and_grad(
         options: dict[str, Any] = {"layout": layout, "loss": criterion, "seed": seed, "training": training}
         value, grad, _ = loss_and_gradient(backend, theta, buffers, *data.whole_batch(), 0, **options)
     return value, grad
+
+
+@ends_sessions
+def row_losses(loss: LossName | Loss, output: AnyArray, target: AnyArray) -> Array:
+    """The loss of every row of a network's output for its target, a vector: elsewhere the reduction "none".
+
+    Their mean is the loss of all, or by its `reduction` their sum.  Raises ArrayMismatchError, ShapeError, DTypeError
+    or DataError on unfit arguments.
+    """
+    criterion = resolve(Loss, "loss", loss)
+    common_backend({"output": output, "target": target})
+    backend, output = check_x(output, "output")
+    with backend.session(device=backend.device(output)):
+        shape = tuple(output.shape)
+        target = check_target(backend, criterion, shape[1:], shape[0], output.dtype, target, "target", "output")
+        return criterion.rows(Run(backend), output, target)
 
 
 def type_of(backend: Backend, x: Array) -> tuple[str, float, float]:

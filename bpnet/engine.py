@@ -218,6 +218,7 @@ class Engine:
                 self._repeat(data.batches(batch_size, order), before)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        mean = mean if self.loss.reduction == "mean" else sum(values)
         lr = self.optimizer.learning_rate(self.count - 1)
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
@@ -335,7 +336,7 @@ class Engine:
         backend = self.backend
         with self.session(data.count):
             self.check_nan()
-            total = data.total_weight()
+            total = self.loss.total(data.total_weight())
             size = min(data.largest_batch() if size is None else size, COUNTED)
             found = [self.forward(self.scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
             values, rights, counted = zip(*found, strict=True)

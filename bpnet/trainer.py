@@ -287,7 +287,7 @@ class Trainer:
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
-            if data.x is x and data.y is y and not data.streams:  # nor need the next of this kind be converted
+            if data.x is x and data.y is y and data.weight is None and not data.streams:  # nor convert the next
                 engine.known_batch = kind(x, y), backend, device, engine.cost(data.count)
             with engine.session(data.count):
                 batch = data.whole_batch()

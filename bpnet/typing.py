@@ -30,8 +30,10 @@ ActivationName = Literal[
 """Names of activations."""
 
 LossName = Literal[
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "mean_squared_error", "mse"
-]
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_focal", "cosine_similarity", "cross_entropy",
+    "focal", "gamma", "gaussian_nll", "hinge", "huber", "kl_divergence", "log_cosh", "mae", "mean_absolute_error",
+    "mean_squared_error", "mse", "poisson", "quantile", "squared_hinge", "triplet", "tweedie",
+]  # fmt: skip
 """Names of losses."""
 
 OptimizerName = Literal["adam", "adamw", "sgd"]

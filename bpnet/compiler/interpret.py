@@ -106,6 +106,8 @@ class _Interpreter:
                     found = self.mask(next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
+                elif op == "table":
+                    found = numpy.asarray(references)[None]
                 elif op.startswith("row_"):
                     found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
                 elif op in ("astype", "copy"):

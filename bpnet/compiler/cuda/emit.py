@@ -19,7 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler."""
@@ -75,6 +75,9 @@ class _Writer:
         lines = [*self.prologue(), *body, *self.epilogue()]
         head = COMMON + REDUCTIONS if self.form == "rows" or self.column_sums or self.full else COMMON
         head = head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
+        for i, (op, _, _, *values) in enumerate(self.kernel.expressions):
+            if op == "table":
+                head += f"static __device__ const T table{i}[] = {{{', '.join(f'(T){v!r}' for v in values)}}};\n"
         parameters = ",\n    ".join(self.parameters())
         return f'{head}\nextern "C" __global__ void __launch_bounds__({THREADS}) fused(\n    {parameters}\n) {{\n' + (
             "".join(f"    {line}\n" for line in lines) + "}\n"
@@ -139,7 +142,7 @@ class _Writer:
             found.add(reference)
             if reference[0] == "value":
                 op, _, _, *args = self.kernel.expressions[reference[1]]
-                todo += [] if op == "mask" else args
+                todo += [] if op in GENERATORS else args
         return found
 
     def read(self, needed: Sequence[Reference]) -> list[int]:
@@ -181,6 +184,8 @@ class _Writer:
                 text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
             elif op == "positions":
                 text = "(T)(col + k)"
+            elif op == "table":
+                text = f"table{i}[col + k]"
             else:
                 text = self.spelled(op, args, known)
             known["value", i] = f"v{i}"
