@@ -81,11 +81,11 @@ __all__ = [
     "MeanSquaredError", "Optimizer", "Poisson", "Progress", "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run",
     "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "SquaredHinge", "Standardize", "Tanh",
     "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of",
-    "load", "reference", "testing", "typing", "value_and_grad",
+    "load", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
-    "bpnet.backends": "reference", "row_losses",
+    "bpnet.backends": "reference",
     "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.layer": "Composite Layer Leaf Rng Run",

@@ -1,5 +1,6 @@
 """Every loss: right by finite differences, by PyTorch's autograd, for extreme outputs, with weights, and in blocks."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import GradientError, ShapeError, UnknownNameError
+from bpnet.errors import DataError, GradientError, OptionError, ShapeError, UnknownNameError
 
 ROWS = 6
 
@@ -239,9 +240,25 @@ def test_every_loss_of_the_catalogue_is_in_the_table():
     [
         ("mse", bp.MeanSquaredError()),
         ("mean_squared_error", bp.MeanSquaredError()),
+        ("mae", bp.MeanAbsoluteError()),
+        ("mean_absolute_error", bp.MeanAbsoluteError()),
+        ("huber", bp.Huber(1.0)),
+        ("log_cosh", bp.LogCosh()),
+        ("quantile", bp.Quantile((0.5,))),
+        ("poisson", bp.Poisson()),
+        ("gamma", bp.Gamma()),
+        ("tweedie", bp.Tweedie(1.5)),
+        ("gaussian_nll", bp.GaussianNLL()),
         ("binary_cross_entropy", bp.BinaryCrossEntropy()),
         ("binary_cross_entropy_with_logits", bp.BinaryCrossEntropyWithLogits()),
+        ("binary_focal", bp.BinaryFocal(2.0)),
+        ("hinge", bp.Hinge()),
+        ("squared_hinge", bp.SquaredHinge()),
         ("cross_entropy", bp.CrossEntropy()),
+        ("kl_divergence", bp.KLDivergence()),
+        ("focal", bp.Focal(2.0)),
+        ("cosine_similarity", bp.CosineSimilarity()),
+        ("triplet", bp.Triplet(1.0)),
     ],
 )
 def test_names(name, loss):
@@ -752,6 +769,185 @@ def test_the_derivative_of_a_users_elementwise_loss_is_proven():
 
     with pytest.raises(GradientError):
         bp.check_gradients(bp.Dense(2), x, x[:, :2], loss=_Doubled(0.3))
+
+
+# ---- options, targets, and what becomes of rows ---------------------------------------------------------------------
+
+
+def test_the_loss_of_each_row(case, weight, library):
+    """Whose mean or sum is that of all."""
+    lib = library("numpy")
+    rows = bp.row_losses(case.loss, case.output, case.target)
+    assert rows.shape == (ROWS,)
+    by_row = np.ones(ROWS) if weight is None else weight
+    value, slope = evaluate(lib, case.loss, case.output, case.target, weight)
+    np.testing.assert_allclose(value, np.sum(rows * by_row) / np.sum(by_row), rtol=1e-12)
+    summed = dataclasses.replace(case.loss, reduction="sum") if not isinstance(case.loss, bp.Heads) else case.loss
+    if summed is not case.loss:
+        assert "reduction='sum'" in repr(summed)
+        assert "reduction" not in repr(case.loss)
+        total, slopes = evaluate(lib, case.loss, case.output, case.target, weight, summed.total(1e9))
+        np.testing.assert_allclose(total, np.sum(rows * by_row), rtol=1e-12)
+        np.testing.assert_allclose(slopes, slope * np.sum(by_row), rtol=1e-12, atol=1e-300)
+
+
+def test_the_loss_of_each_row_is_of_the_library_of_the_output(backend):
+    output, target = np.array([[1.0], [3.0]]), np.array([[0.5], [0.0]])
+    rows = bp.row_losses("mse", backend.array(output), backend.array(target))
+    np.testing.assert_allclose(backend.host(rows), [0.25, 9.0], rtol=1e-14)
+
+
+@dataclass(frozen=True)
+class _Cubed(bp.Loss):
+    def __call__(self, run, output, target, weight, total):
+        error = run.xp.abs(output - target)
+        return run.xp.sum(error**3) / total, 3.0 * error * (output - target) / total
+
+
+def test_a_users_loss_has_rows_too():
+    np.testing.assert_allclose(bp.row_losses(_Cubed(), np.array([[1.0], [3.0]]), np.zeros((2, 1))), [1.0, 27.0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_trainer_reduces_as_the_loss_says(library, reduction):
+    backend, x, y = library("numpy"), draw(8, 3), chances(8, 2)
+    trainer = bp.Trainer(bp.Dense(2), bp.Huber(reduction=reduction), bp.SGD(0.0)).build(backend.array(x))
+    rows = bp.row_losses("huber", backend.host(trainer.predict(backend.array(x))), y)
+    wanted = np.mean(rows) if reduction == "mean" else np.sum(rows)
+    given = backend.array(x), backend.array(y)
+    assert trainer.evaluate(*given, batch_size=3)["loss"] == pytest.approx(wanted, rel=1e-12)
+    assert trainer.fit(*given, batch_size=3, progress=False)["loss"][0] == pytest.approx(wanted, rel=1e-12)
+    value, _ = bp.value_and_grad(trainer.network, trainer.loss, trainer.theta, *given)
+    assert float(value) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rows_with_an_ignored_label_are_as_if_they_were_not_there(tmp_path):
+    x, y = draw(9, 3), np.array([0, 1, -1, 2, 2, -1, 1, 0, 1])
+    there, weight = y >= 0, np.arange(1.0, 10.0)
+    loss, results = bp.CrossEntropy(ignore_index=-1), []
+    for some, w in ((slice(None), None), (there, None), (slice(None), weight), (there, weight)):
+        given = x[some], y[some]
+        w = None if w is None else w[some]
+        trainer = bp.Trainer(bp.Dense(3), loss, bp.SGD(0.5))
+        trainer.fit(*given, sample_weight=w, epochs=2, shuffle=False, progress=False)
+        trainer.step(*given, w)
+        trainer.step(*given, w)
+        results.append((trainer.theta.copy(), trainer.evaluate(*given, sample_weight=w)))
+    for (theta, scores), (again, others) in (results[:2], results[2:]):
+        np.testing.assert_allclose(theta, again, rtol=1e-10)
+        assert scores == pytest.approx(others, rel=1e-10)
+    trainer.save(tmp_path / "model.safetensors")
+    assert bp.load(tmp_path / "model.safetensors").loss == loss
+    with pytest.raises(DataError, match="no row counts: y has the label -1, which is ignored"):
+        trainer.fit(x[:2], np.array([-1, -1]))
+
+
+def test_an_ignored_label_counts_nowhere_on_any_library(backend):
+    x, y = backend.array(np.eye(3)), backend.array(np.array([0, -1, 1]))
+    trainer = bp.Trainer(bp.Dense(3), bp.CrossEntropy(ignore_index=-1)).build(x)
+    trainer.parameters = {"weight": x * 2.0, "bias": backend.array(np.zeros(3))}
+    value, _ = bp.value_and_grad(trainer.network, trainer.loss, trainer.theta, x, y)
+    norm = math.log(2.0 + math.exp(2.0))
+    assert float(value) == pytest.approx(((norm - 2.0) + norm) / 2.0, rel=1e-12)
+
+
+def test_logit_adjustment_trains_towards_classes_however_rare():
+    """Of one input, so that only the shares of the classes matter: plain logits are these, adjusted ones equal."""
+    x, y = np.ones((10, 1)), np.array([0] * 8 + [1] * 2)
+    for loss, expected in ((bp.CrossEntropy(), math.log(4.0)), (bp.CrossEntropy(class_prior=(0.8, 0.2)), 0.0)):
+        trainer = bp.Trainer(bp.Dense(2), loss, bp.SGD(1.0))
+        trainer.fit(x, y, epochs=300, progress=False)
+        z = trainer.predict(x[:1])[0]
+        assert z[0] - z[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_heads_train_as_their_losses_say(tmp_path):
+    x, y = draw(ROWS, 5), LOSSES["heads"].target
+    trainer = bp.Trainer(bp.Dense(8), LOSSES["heads"].loss, bp.SGD(0.01)).build(x)
+    before = trainer.evaluate(x, y)["loss"]
+    trainer.fit(x, y, epochs=20, progress=False)
+    assert trainer.evaluate(x, y)["loss"] < before
+    trainer.save(tmp_path / "model.safetensors")
+    assert bp.load(tmp_path / "model.safetensors").loss == trainer.loss
+
+
+BAD_TARGETS = {  # the loss, the outputs, targets, and the error
+    "poisson": ("poisson", 1, [[1.0], [2.0], [-1.5]], r"y has a value that Poisson\(\) does not take, which needs "
+                r"targets of at least 0, first in row 2: -1.5"),
+    "tweedie": ("tweedie", 1, [[0.0], [-2.0], [1.0]], r"Tweedie\(power=1.5\).* of at least 0, first in row 1: -2"),
+    "gamma": ("gamma", 2, [[1.0, 2.0], [3.0, 0.0], [1, 1]], r"Gamma\(\).* above 0, first in row 1: 0"),
+    "hinge": ("hinge", 1, [[1.0], [-1.0], [1.0]], r"outside 0 ... 1, first in row 1: -1"),
+    "kl": ("kl_divergence", 2, [[1.0, 0.0], [0.5, 0.6], [0, 1]], r"does not add up to 1 .* first in row 1"),
+    "ignored": (bp.CrossEntropy(ignore_index=-1), 3, [0, -2, 1], "the label -2, but the network has 3 outputs"),
+    "label of a head": (bp.Heads(bp.Head("mse", 1), bp.Head("cross_entropy", 3)), 4, [[1, 0.0], [1, 2.5], [1, 1]],
+                        r"column 1 of y has a label other than 0 ... 2, first in row 1: 2.5"),
+    "value of a head": (bp.Heads(bp.Head("mse", 1), bp.Head("gamma", 1)), 2, [[1, 1.0], [1, 2.5], [1, -1]],
+                        r"y from column 1 on has a value that Gamma\(\) .* first in row 2: -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TARGETS)
+def test_targets_that_a_loss_does_not_take(backend, name):
+    loss, outputs, target, message = BAD_TARGETS[name]
+    trainer = bp.Trainer(bp.Dense(outputs), loss)
+    with pytest.raises(DataError, match=message):
+        trainer.fit(backend.array(np.ones((3, 2))), backend.array(np.array(target)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        (bp.Quantile((0.1, 0.9)), (3,)), (bp.GaussianNLL(), (3,)), (bp.GaussianNLL(), (2, 2)), (bp.Triplet(), (3,)),
+        (bp.Triplet(), (2, 4)), (bp.CosineSimilarity(), (2, 2)), (bp.Focal(), (1,)), (bp.KLDivergence(), (1,)),
+        (bp.CrossEntropy(class_weight=(1.0, 2.0)), (3,)), (bp.CrossEntropy(class_prior=(0.5, 0.5)), (3,)),
+        (bp.BinaryCrossEntropyWithLogits(pos_weight=(1.0, 2.0)), (3,)), (bp.Heads(bp.Head("mse", 2)), (3,)),
+    ],
+)  # fmt: skip
+def test_outputs_that_a_loss_does_not_take(loss, outputs):
+    with pytest.raises(ShapeError, match=str(outputs[0])):
+        loss.target_shape(outputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bp.Huber(0.0), "delta is 0.0"),
+        (lambda: bp.Huber(reduction="none"), "reduction is 'none'; expected 'mean' or 'sum'"),
+        (lambda: bp.Quantile(()), "quantiles is ()"),
+        (lambda: bp.Quantile((0.9, 0.1)), "expected different ones, the smallest first"),
+        (lambda: bp.Quantile((0.1, 1.0)), r"quantiles\[1\] is 1.0"),
+        (lambda: bp.Quantile(0.5), "quantiles is 0.5; expected several numbers"),
+        (lambda: bp.Tweedie(2.0), r"power is 2.0; expected a number in \(1, 2\)"),
+        (lambda: bp.Triplet(-1.0), "margin is -1.0"),
+        (lambda: bp.Focal(-1.0), "gamma is -1.0"),
+        (lambda: bp.BinaryFocal(alpha=1.0), "alpha is 1.0"),
+        (lambda: bp.CrossEntropy(label_smoothing=1.0), "label_smoothing is 1.0"),
+        (lambda: bp.CrossEntropy(class_weight=(1.0, -1.0)), r"class_weight\[1\] is -1.0"),
+        (lambda: bp.CrossEntropy(class_prior=(1.0, 0.0)), r"class_prior\[1\] is 0.0"),
+        (lambda: bp.CrossEntropy(ignore_index=0.5), "ignore_index is 0.5"),
+        (lambda: bp.BinaryCrossEntropyWithLogits(pos_weight=(1.0, 0.0)), r"pos_weight\[1\] is 0.0"),
+        (lambda: bp.Heads(), r"Heads\(\) has no heads"),
+        (lambda: bp.Head("mse", 0), "outputs is 0"),
+        (lambda: bp.Head(bp.Heads(bp.Head("mse", 1)), 1), "the loss of a Head is Heads itself"),
+    ],
+)
+def test_options_of_a_loss_that_can_not_be(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_what_an_output_says_of_the_target(backend):
+    """In the target's own unit."""
+    output = np.array([[0.5, -1.0, 2.0, 0.25]])
+    e = np.exp(output)
+    for loss, wanted in (
+        (bp.MeanSquaredError(), output), (bp.Poisson(), e), (bp.Gamma(), e), (bp.Tweedie(), e),
+        (bp.CrossEntropy(class_prior=(0.1, 0.2, 0.3, 0.4)), e / e.sum()), (bp.Focal(), e / e.sum()),
+        (bp.BinaryCrossEntropyWithLogits(), e / (1.0 + e)), (bp.BinaryFocal(), e / (1.0 + e)),
+        (bp.GaussianNLL(), output[:, :2]), (bp.Quantile((0.1, 0.6)), output[:, 1::2]), (bp.Hinge(), output),
+    ):  # fmt: skip
+        found = loss.prediction(backend.seam, backend.array(output))
+        np.testing.assert_allclose(backend.host(found), wanted, rtol=1e-14, err_msg=str(loss))
 
 
 # ---- what else a loss knows -----------------------------------------------------------------------------------------
