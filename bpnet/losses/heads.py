@@ -14,8 +14,12 @@ from bpnet.options import number, whole
 from bpnet.registry import Registered, resolve
 
 
+class _Part(Registered, kind="head"):
+    """The family of what files call heads."""
+
+
 @dataclass(frozen=True)
-class Head(Registered, kind="head"):
+class Head(_Part):
     """One of the losses of `Heads`: of so many `outputs`, counting `weight` times."""
 
     loss: Loss
