@@ -872,7 +872,7 @@ def test_heads_train_as_their_losses_say(tmp_path):
 
 
 BAD_TARGETS = {  # the loss, the outputs, targets, and the error
-    "poisson": ("poisson", 1, [[1.0], [2.0], [-1.5]], r"that Poisson\(\) does not take.* at least 0, first in row 2: -1.5"),
+    "poisson": ("poisson", 1, [[1.0], [2.0], [-1.5]], r"Poisson\(\) does not take.* at least 0, first in row 2: -1.5"),
     "tweedie": ("tweedie", 1, [[0.0], [-2.0], [1.0]], r"Tweedie\(power=1.5\).* of at least 0, first in row 1: -2"),
     "gamma": ("gamma", 2, [[1.0, 2.0], [3.0, 0.0], [1, 1]], r"Gamma\(\).* above 0, first in row 1: 0"),
     "hinge": ("hinge", 1, [[1.0], [-1.0], [1.0]], r"outside 0 ... 1, first in row 1: -1"),
