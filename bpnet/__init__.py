@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, testing, typing
+    from bpnet import backends, errors, metrics, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
@@ -81,7 +81,7 @@ __all__ = [
     "MeanSquaredError", "Optimizer", "Poisson", "Progress", "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run",
     "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "SquaredHinge", "Standardize", "Tanh",
     "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of",
-    "load", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "load", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {

@@ -23,8 +23,8 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "arra
 MATHEMATICS = [
     name
     for name in MODULES
-    if name.startswith("bpnet.layers")
-    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "step")
+    if name.split(".")[1]
+    in ("layer", "layers", "losses", "metrics", "optimizers", "schedules", "layout", "backpropagation", "step")
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
@@ -71,6 +71,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "layers": 5,
     "schedules": 5,
     "losses": 6,
+    "metrics": 6.5,
     "optimizers": 6,
     "data": 7,
     "protocol": 7,
@@ -83,6 +84,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "locking": 10,
     "files": 11,
     "engine": 11,
+    "fitting": 11.5,
     "trainer": 12,
     "loading": 13,
     "cli": 14,

@@ -38,6 +38,8 @@ class Loss(Registered, kind="loss"):
     positive: ClassVar[bool] = False
     logits: ClassVar[bool] = False
     """Whether outputs are logits, of which the loss makes probabilities itself."""
+    predicts: ClassVar[bool] = True
+    """Whether an output says what the target is, so that the two can be compared: see `prediction`."""
     boundary: ClassVar[float | None] = None
     """The output above which the prediction is a target above 1/2; a row is right where all its outputs are."""
 

@@ -51,6 +51,7 @@ class Heads(Loss):
 
     heads: tuple[Head, ...]
     star = "heads"
+    predicts = False
 
     def __init__(self, *heads: Head, reduction: str = "mean") -> None:
         if not heads:
@@ -80,7 +81,8 @@ class Heads(Loss):
             raise ShapeError(f"the heads have {outputs} outputs together, but the network gives {out_shape} per row")
         return (sum(head.targets for head in self.heads),)
 
-    def _of_heads(self, run: Run, output: Array, target: Array) -> list[tuple[Head, Array, Array]]:
+    def of_heads(self, run: Run, output: Array, target: Array) -> list[tuple[Head, Array, Array]]:
+        """Every head, with its part of the output, and of the target as its loss takes it."""
         found = []
         for head, mine, wanted in self.parts:
             some, y = output[:, mine], target[:, wanted]
@@ -91,12 +93,12 @@ class Heads(Loss):
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         values, slopes = [], []
-        for head, some, y in self._of_heads(run, output, target):
+        for head, some, y in self.of_heads(run, output, target):
             value, dy = head.loss(run, some, y, weight, total)
             values.append(value * head.weight)
             slopes.append(dy * head.weight)
         return sum(values[1:], values[0]), run.xp.concat(slopes, axis=1) if len(slopes) > 1 else slopes[0]
 
     def rows(self, run: Run, output: Array, target: Array) -> Array:
-        found = [head.loss.rows(run, some, y) * head.weight for head, some, y in self._of_heads(run, output, target)]
+        found = [head.loss.rows(run, some, y) * head.weight for head, some, y in self.of_heads(run, output, target)]
         return sum(found[1:], found[0])

@@ -128,6 +128,10 @@ class Quantile(RowLoss):
 
     def prediction(self, b: Backend, output: Array) -> Array:
         """The quantile that is nearest to the median, for each target."""
-        nearest = min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5))
+        return self.quantile(b, output, min(self.quantiles, key=lambda q: abs(q - 0.5)))
+
+    def quantile(self, b: Backend, output: Array, q: float) -> Array:
+        """The outputs for the quantile q, one for each target."""
         count = len(self.quantiles)
-        return b.xp.reshape(output, (output.shape[0], output.shape[1] // count, count))[:, :, nearest]
+        each = b.xp.reshape(output, (output.shape[0], output.shape[1] // count, count))
+        return each[:, :, self.quantiles.index(q)]

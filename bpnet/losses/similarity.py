@@ -59,6 +59,7 @@ class Triplet(RowLoss):
     margin: float = 1.0
 
     names = {"triplet": {}}
+    predicts = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
