@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Softplus,
         Tanh,
     )
+    from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.composition import Residual, Sequential
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import Dropout
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Tweedie,
     )
     from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
+    from bpnet.penalties import L1, L2, Orthogonality, Penalty
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
@@ -73,15 +75,16 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite", "Constant", "Cosine", "CosineSimilarity",
-    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten",
-    "Focal", "Gamma", "GaussianNLL", "GradientReport", "Head", "Heads", "Hinge", "History", "Huber", "Identity",
-    "KLDivergence", "Layer", "Layout", "Leaf", "LeakyReLU", "LogCosh", "Loss", "MeanAbsoluteError",
-    "MeanSquaredError", "Optimizer", "Poisson", "Progress", "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run",
-    "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "SquaredHinge", "Standardize", "Tanh",
-    "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of",
-    "load", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "ELU", "GELU", "L1", "L2", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BatchNorm",
+    "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite", "Constant",
+    "Cosine", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
+    "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL", "GradientReport", "Head", "Heads", "Hinge",
+    "History", "Huber", "Identity", "KLDivergence", "Layer", "Layout", "Leaf", "LeakyReLU", "LogCosh", "Loss",
+    "MeanAbsoluteError", "MeanSquaredError", "Optimizer", "Orthogonality", "Penalty", "Poisson", "Progress",
+    "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax",
+    "Softplus", "SquaredHinge", "Standardize", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__",
+    "backends", "check_gradients", "errors", "layout_of", "load", "metrics", "reference", "row_losses", "testing",
+    "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -90,6 +93,7 @@ _HOMES = {
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
+    "bpnet.layers.activity": "ActivityPenalty",
     "bpnet.layers.composition": "Residual Sequential",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "Dropout",
@@ -102,6 +106,7 @@ _HOMES = {
     "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
     "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
     "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
+    "bpnet.penalties": "L1 L2 Orthogonality Penalty",
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",

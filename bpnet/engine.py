@@ -26,6 +26,7 @@ from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.metrics import Metric, Statistics
 from bpnet.optimizers import Optimizer
+from bpnet.penalties import Penalty
 from bpnet.step import (
     Carry,
     Snapshot,
@@ -64,6 +65,7 @@ class Engine:
     optimizer: Optimizer
     seed: int
     clip_norm: float | None
+    penalties: tuple[Penalty, ...]
     threads: int | None
     precision: str
     micro_batch: int | None
@@ -78,7 +80,9 @@ class Engine:
 
     def __post_init__(self) -> None:
         layout, views, backend = self.layout, Views(self.layout), self.backend
-        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm"
+        for penalty in self.penalties:
+            penalty.slots(layout)  # or the error that there are none
+        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm", "penalties"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         gradient = partial(loss_and_gradient, **options)

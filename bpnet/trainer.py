@@ -33,6 +33,7 @@ from bpnet.losses import Loss
 from bpnet.metrics import Metric, check_metrics
 from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
+from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.step import Carry, Snapshot, check_snapshot, start
 from bpnet.typing import AnyArray, LossName, MetricName, OptimizerName, Precision
@@ -51,6 +52,7 @@ class Trainer:
     optimizer : a name ("adam", "adamw", "sgd") or an `Optimizer`
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
+    penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
@@ -85,6 +87,7 @@ class Trainer:
         *,
         seed: int = 0,
         clip_norm: float | None = None,
+        penalties: Sequence[Penalty] = (),
         threads: int | None = None,
         precision: Precision = "float32",
         device: str | None = None,
@@ -96,6 +99,7 @@ class Trainer:
         self.optimizer = resolve(Optimizer, "optimizer", optimizer)
         self.seed = whole("seed", seed, 0)
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
+        self.penalties = check_penalties(penalties)
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
@@ -149,13 +153,23 @@ class Trainer:
     def _start(self, data: Loader) -> Engine:
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
-        check_options(data.backend, data.like, self.network, self.loss, self.optimizer, self.clip_norm)
+        check_options(data.backend, data.like, self)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 
     def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> Engine:
-        check_options(backend, carry[0], self.network, self.loss, self.optimizer, self.clip_norm)
-        names = ("loss", "optimizer", "seed", "clip_norm", "threads", "precision", "micro_batch", "compile")
+        check_options(backend, carry[0], self)
+        names = (
+            "loss",
+            "optimizer",
+            "seed",
+            "clip_norm",
+            "penalties",
+            "threads",
+            "precision",
+            "micro_batch",
+            "compile",
+        )
         options = {name: getattr(self, name) for name in names}
         self._engine = engine = Engine(backend, layout, State(carry, step_count), **options)
         return engine
@@ -340,10 +354,8 @@ class Trainer:
         if progress:
             listeners.insert(0, Progress())
         self.stop = False
-        run_epochs(
-            self, engine, data, held_out, epochs=epochs, batch_size=batch_size, shuffle=shuffle, metrics=metrics,
-            listeners=listeners,
-        )  # fmt: skip
+        more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners}
+        run_epochs(self, engine, data, held_out, epochs=epochs, batch_size=batch_size, **more)
         return self.history
 
     # ---- use ----------------------------------------------------------------------------------------------------

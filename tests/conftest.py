@@ -43,7 +43,8 @@ gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 ON_SUBSTITUTE = {
-    f"test_{of}.py" for of in ("activations", "layers", "losses", "metrics", "optimizers", "trainer", "substitute")
+    f"test_{of}.py"
+    for of in ("activations", "layers", "losses", "metrics", "optimizers", "penalties", "trainer", "substitute")
 }
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),

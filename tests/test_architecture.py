@@ -24,7 +24,18 @@ MATHEMATICS = [
     name
     for name in MODULES
     if name.split(".")[1]
-    in ("layer", "layers", "losses", "metrics", "optimizers", "schedules", "layout", "backpropagation", "step")
+    in (
+        "layer",
+        "layers",
+        "losses",
+        "metrics",
+        "optimizers",
+        "penalties",
+        "schedules",
+        "layout",
+        "backpropagation",
+        "step",
+    )
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
@@ -72,6 +83,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "schedules": 5,
     "losses": 6,
     "metrics": 6.5,
+    "penalties": 6,
     "optimizers": 6,
     "data": 7,
     "protocol": 7,
