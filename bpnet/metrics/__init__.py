@@ -1,6 +1,6 @@
 """Metrics: how good predictions are, in numbers that people compare; computed where the data lie, batch by batch."""
 
-from bpnet.metrics.base import Metric, Statistics, check_metrics, larger_is_better
+from bpnet.metrics.base import Metric, Statistics, check_metrics, larger_is_better, total
 from bpnet.metrics.classification import (
     Accuracy,
     BalancedAccuracy,
@@ -20,5 +20,5 @@ from bpnet.metrics.regression import MAE, MAPE, R2, RMSE, Pinball
 __all__ = [
     "MAE", "MAPE", "R2", "RMSE", "Accuracy", "AveragePrecision", "BalancedAccuracy", "Brier", "CalibrationError",
     "ConfusionMatrix", "FBeta", "LogLoss", "Metric", "OfHead", "Pinball", "Precision", "Recall", "RocAuc", "Spearman",
-    "Statistics", "TopKAccuracy", "check_metrics", "larger_is_better",
+    "Statistics", "TopKAccuracy", "check_metrics", "larger_is_better", "total",
 ]  # fmt: skip
