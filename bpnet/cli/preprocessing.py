@@ -11,7 +11,7 @@ from bpnet import CrossEntropy, Loss, MeanSquaredError, Standardize
 from bpnet.backends import Array
 from bpnet.cli.dataset import Dataset, check_finite
 from bpnet.cli.terminal import names
-from bpnet.errors import DataError, DTypeError
+from bpnet.errors import DataError, DTypeError, OptionError
 from bpnet.registry import resolve
 
 LOST = 1e-4
