@@ -76,7 +76,7 @@ def tweedie(f, o, t):
 def focal_of_two(f, o, t):
     """As torchvision has it, with twice its alpha."""
     q = t * (-o).sigmoid() + (1.0 - t) * o.sigmoid()
-    return (0.5 * t + 1.5 * (1.0 - t)) * q**1.7 * f.binary_cross_entropy_with_logits(o, t, reduction="none")
+    return (0.6 * t + 1.4 * (1.0 - t)) * q**1.7 * f.binary_cross_entropy_with_logits(o, t, reduction="none")
 
 
 def focal(f, o, t):
@@ -161,11 +161,12 @@ LOSSES = {
     "squared hinge": Case(
         bp.SquaredHinge(), draw(ROWS, 3), BITS, by_hand(lambda f, o, t: f.relu(1.0 - (2.0 * t - 1.0) * o) ** 2)
     ),
-    "binary focal": Case(bp.BinaryFocal(1.7, 0.25), 2 * draw(ROWS, 3), BITS, by_hand(focal_of_two)),
-    "binary focal, soft": Case(bp.BinaryFocal(1.7, 0.25), draw(ROWS, 3), chances(ROWS, 3), by_hand(focal_of_two)),
+    "binary focal": Case(bp.BinaryFocal(1.7, 0.3), 2 * draw(ROWS, 3), BITS, by_hand(focal_of_two)),
+    "binary focal, soft": Case(bp.BinaryFocal(1.7, 0.3), draw(ROWS, 3), chances(ROWS, 3), by_hand(focal_of_two)),
     "focal, labels": Case(bp.Focal(1.7), draw(ROWS, 4), LABELS, lambda f, o, t: focal(f, o, f.one_hot(t.long(), 4))),
     "focal, soft": Case(bp.Focal(1.7), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, focal),
     "kl, soft": Case(bp.KLDivergence(), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, kl),
+    "kl, not quite adding up": Case(bp.KLDivergence(), draw(ROWS, 4), 0.9995 * ONE_HOT, kl),
     "kl, one-hot": Case(bp.KLDivergence(), draw(ROWS, 4), ONE_HOT, kl),
     "cosine": Case(
         bp.CosineSimilarity(), draw(ROWS, 3), chances(ROWS, 3), lambda f, o, t: 1.0 - f.cosine_similarity(o, t)
