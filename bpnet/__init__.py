@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.checking import BackendReport, check_backend
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import (
         ELU,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "L1", "L2", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BatchNorm",
+    "ELU", "GELU", "L1", "L2", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BackendReport", "BatchNorm",
     "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite", "Constant",
     "Cosine", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
     "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL", "GradientReport", "Head", "Heads", "Hinge",
@@ -83,14 +84,15 @@ __all__ = [
     "MeanAbsoluteError", "MeanSquaredError", "Optimizer", "Orthogonality", "Penalty", "Poisson", "Progress",
     "Quantile", "ReLU", "Residual", "Rng", "RowLoss", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax",
     "Softplus", "SquaredHinge", "Standardize", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__",
-    "backends", "check_gradients", "errors", "layout_of", "load", "metrics", "reference", "row_losses", "testing",
-    "typing", "value_and_grad",
+    "backends", "check_backend", "check_gradients", "errors", "layout_of", "load", "metrics", "reference",
+    "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.checking": "BackendReport check_backend",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
     "bpnet.layers.activity": "ActivityPenalty",

@@ -71,6 +71,7 @@ class Fake:
         "MatmulPreferenceAttribute",
         {
             "MAX_WORKSPACE_BYTES": 1,
+            "REDUCTION_SCHEME_MASK": 3,
             **{f"MIN_ALIGNMENT_{m}_BYTES": i for m, i in zip("ABCD", range(5, 9), strict=True)},
         },
     )

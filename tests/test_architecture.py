@@ -43,6 +43,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
+    "bpnet.checking": {"_compared", "_steps"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
@@ -98,6 +99,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "engine": 11,
     "fitting": 11.5,
     "trainer": 12,
+    "checking": 13,
     "loading": 13,
     "cli": 14,
     "__main__": 15,

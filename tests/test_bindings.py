@@ -173,7 +173,7 @@ for precision, ta, tb, epilogue, stack, adds in cases:
     factors = (ta, m if ta else k, m * k), (tb, k if tb else n, k * n)
     problem = cublaslt.Problem(m, n, k, *factors, *kinds, epilogue, adds, stack)
     places = *(v.ctypes.data for v in (*stored, out)), vector.ctypes.data if "BIAS" in epilogue else 0
-    assert cublaslt.multiply(problem, places, lambda size: ctypes.addressof(scratch)), problem
+    cublaslt.plan(problem, places).run(places, ctypes.addressof(scratch))
     np.testing.assert_allclose(out, y, rtol=1e-5, atol=1e-5)
     done += 1
 cublaslt._plan.cache_clear()

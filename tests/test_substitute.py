@@ -118,17 +118,32 @@ def test_cuda_streams_of_the_user(cupy: Any) -> None:
     trainer, batch, _ = workload("d", cupy)
     other, _, _ = workload("d", cupy)
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    cupy.cuda.Device().synchronize()  # the batch is there: these streams wait for no other
     for i in range(6):
         trainer.step(*batch, check=False)
         with streams[i % 2]:
             other.step(*batch, check=False)
+    cupy.cuda.Device().synchronize()
     np.testing.assert_array_equal(trainer.theta.get(), other.theta.get())
+
+
+def test_a_call_on_another_stream_waits_for_the_last(cupy: Any) -> None:
+    """A training on the default stream, and predictions on another, which read what it leaves."""
+    trainer, (x, y), _ = workload("d", cupy)
+    for _ in range(3):
+        trainer.step(x, y, check=False)
+    waits = []
+    for stream in (cupy.cuda.Stream.null, cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.null):
+        with stream, Spent() as spent:
+            trainer.step(x, y, check=False)
+        waits.append(spent.counts.get("device synchronise", 0))
+    assert waits == [0, 1, 1]
 
 
 def test_kernels_that_do_not_compile_are_named() -> None:
     import cupy
 
-    with pytest.raises(RuntimeError, match="undeclared_name"):
+    with pytest.raises(cupy.cuda.compiler.CompileException, match="undeclared_name"):
         cupy.RawModule(code='extern "C" __global__ void f() { undeclared_name(); }').get_function("f")
 
 

@@ -30,6 +30,8 @@ class Dense(Layer):
     activation: ActivationName | Activation = "identity"
     bias: bool = True
 
+    example = (5, "relu")
+
     def __post_init__(self) -> None:
         self._set(units=whole("units", self.units, 1, 2**31 - 1), bias=flag("bias", self.bias))
         _ = self.function

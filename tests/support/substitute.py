@@ -167,6 +167,8 @@ class _Program:
             command = [*KERNELS, *self.folders(), "-shared", "-o", str(build / "kernel.so"), str(build / "kernel.cpp")]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(done.stderr[:4000])
+                from cupy.cuda.compiler import CompileException
+
+                raise CompileException(done.stderr[:4000], self.source, str(build), options, "g++")
             os.replace(build / "kernel.so", path)
         return str(path).encode() + b"\0", None

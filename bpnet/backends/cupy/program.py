@@ -1,7 +1,9 @@
 """A list of commands on a CUDA device: kernels compiled, memory set aside, and what launches each command."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import cupy
 import numpy
 
-from bpnet.backends.cupy import cublaslt
+from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
     NUMBERS,
@@ -35,6 +37,8 @@ from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
 
+log = logging.getLogger("bpnet")
+
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
 
@@ -58,6 +62,8 @@ class Program:
         columns = [c.columns for c in commands.commands if isinstance(c, Fused)]
         self.tickets = cupy.zeros(most_tickets(max(columns, default=0)), numpy.uint32)
         self.launched_by: Any = None
+        self.by_cupy = False
+        """Whether a product is CuPy's, which can't be captured."""
         self.workspaces: list[Any] = []
         """Memory that commands need while they run, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -98,7 +104,7 @@ class Program:
             return [_gather(command, memories)]
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call if isinstance(command, Call) else self._multiply, command, memories)]
+        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
@@ -146,29 +152,54 @@ class Program:
 
     # ---- products -----------------------------------------------------------------------------------------------
 
-    def _multiply(self, command: Product, memories: Memories) -> None:
-        """Launch a product: by cuBLASLt, or else by CuPy, which knows no other precision and can't be captured."""
-        epilogue = command.epilogue
-        if epilogue is not None and self._by_library(command, epilogue, memories):
-            return
-        if not self._by_library(command, None, memories):
-            _by_cupy(command, memories)
-        if epilogue is not None:
-            uninterrupted(self._fused(epilogue, memories))
+    def _products(self, command: Product, memories: Memories) -> Calls:
+        """What launches a product: cuBLASLt with its epilogue; or without, and then the epilogue's kernel; or CuPy.
 
-    def _by_library(self, command: Product, epilogue: Fused | None, memories: Memories) -> bool:
-        addresses, dtype, name = [command.a.address, command.b.address, command.out], command.dtype, "DEFAULT"
+        CuPy knows no other precision, and its product can't be captured.
+        """
+        epilogue, (problem, addresses) = command.epilogue, _problem(command, memories)
+        usable = verdicts.usable(f"product {problem.arithmetic} {problem.epilogue}")
+        plan = cublaslt.plan(problem, addresses) if usable else None
+        if plan is not None:
+            return [(self._multiply, plan, addresses, self._workspace(plan.scratch).ptr, command, memories)]
         if epilogue is not None:
-            addresses[2:] = *epilogue.results, *epilogue.operands[1:]
-            dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
-            name = epilogue_name(epilogue.kernel) or name
-        problem = cublaslt.Problem(
-            *(command.rows, command.columns, command.inner), _stored(command.a, command.inner),
-            _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
-            command.accumulate, command.stack,
-        )  # fmt: skip
-        first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
-        return cublaslt.multiply(problem, (first, second, out, vector), lambda size: self._workspace(size).ptr)
+            return [*self._products(replace(command, epilogue=None), memories), *self._fused(epilogue, memories)]
+        self.by_cupy = True
+        return [(_by_cupy, command, memories)]
+
+    def _multiply(
+        self, plan: cublaslt.Plan, addresses: cublaslt.Addresses, workspace: int, command: Product, memories: Memories
+    ) -> None:
+        """Launch what has been planned; what the library then refuses is done by other means, now and later."""
+        try:
+            plan.run(addresses, workspace)
+        except plan.lt.cuBLASLtError as error:
+            cublaslt.refused.add(plan.problem)
+            log.warning("cuBLASLt refuses a product that it had planned, %s: %s", plan.problem, error)
+            if cupy.cuda.get_current_stream().is_capturing():
+                raise CaptureRefusedError from error
+            uninterrupted(self._products(command, memories))
+
+
+class CaptureRefusedError(Exception):
+    """A product was refused while it was captured: what stands in its place can be captured anew."""
+
+
+def _problem(command: Product, memories: Memories) -> tuple[cublaslt.Problem, cublaslt.Addresses]:
+    """A product, with its epilogue if it has one, as cuBLASLt is asked for it."""
+    epilogue = command.epilogue
+    addresses, dtype, name = [command.a.address, command.b.address, command.out], command.dtype, "DEFAULT"
+    if epilogue is not None:
+        addresses[2:] = *epilogue.results, *epilogue.operands[1:]
+        dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
+        name = epilogue_name(epilogue.kernel) or name
+    problem = cublaslt.Problem(
+        *(command.rows, command.columns, command.inner), _stored(command.a, command.inner),
+        _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
+        command.accumulate, command.stack,
+    )  # fmt: skip
+    first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
+    return problem, (first, second, out, vector)
 
 
 def _by_cupy(command: Product, memories: Memories) -> None:
