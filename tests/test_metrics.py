@@ -186,6 +186,8 @@ def test_as_scikit_learn_has_it(library, kind, weight, batch_size):
 def test_on_every_library(backend, kind, uncompiled):
     if backend.name == "jax":
         pytest.skip("metrics on JAX are tested compiled: eager, JAX compiles every operation again")
+    if kind in ("tags", "three", "two") and backend.name in ("numpy-jit", "jax-jit", "cupy"):
+        pytest.skip("compiled, they are as classes and one output")
     check(backend, kind, WEIGHT, groups=1)  # others differ by what comes of the same sums
     assert not uncompiled()
 

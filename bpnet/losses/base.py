@@ -47,8 +47,9 @@ class Loss(Registered, kind="loss"):
         self._check(reduction=lambda what, value: choice(what, value, ("mean", "sum")))
 
     def __repr__(self) -> str:
-        shown = [f for f in fields(self) if f.name != "reduction" or self.reduction != "mean"]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+        """The options that are not as they are without a word."""
+        shown = [f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         """sum over rows of weight l(output, target) / total, and its derivative with respect to `output`.
