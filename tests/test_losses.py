@@ -66,7 +66,7 @@ def pinball(f, o, t):
 
 
 def gaussian(f, o, t):
-    return f.gaussian_nll_loss(o[:, :2], t, o[:, 2:].exp(), eps=1e-300, reduction="none")
+    return f.gaussian_nll_loss(o[:, ::2], t, o[:, 1::2].exp(), eps=1e-300, reduction="none")
 
 
 def tweedie(f, o, t):
@@ -963,7 +963,7 @@ def test_what_an_output_says_of_the_target(library):
         (bp.MeanSquaredError(), output), (bp.Poisson(), e), (bp.Gamma(), e), (bp.Tweedie(), e),
         (bp.CrossEntropy(class_prior=(0.1, 0.2, 0.3, 0.4)), e / e.sum()), (bp.Focal(), e / e.sum()),
         (bp.BinaryCrossEntropyWithLogits(), e / (1.0 + e)), (bp.BinaryFocal(), e / (1.0 + e)),
-        (bp.GaussianNLL(), output[:, :2]), (bp.Quantile((0.1, 0.6)), output[:, 1::2]), (bp.Hinge(), output),
+        (bp.GaussianNLL(), output[:, ::2]), (bp.Quantile((0.1, 0.6)), output[:, 1::2]), (bp.Hinge(), output),
     ):  # fmt: skip
         found = loss.prediction(backend.seam, backend.array(output))
         np.testing.assert_allclose(backend.host(found), wanted, rtol=1e-14, err_msg=str(loss))

@@ -138,17 +138,21 @@ class RowLoss(Loss):
     needs = ("row_values",)
 
     def row_values(self, run: Run, output: Array, target: Array) -> tuple[Array, Array]:
-        """l(output, target) of every row, of the shape (rows, 1), and its derivative with respect to `output`."""
+        """Numbers, of the shape (rows, ..., 1), that add up to l(output, target) of every row; and dl/doutput.
+
+        The derivative has the entries of `output` in their order, in its shape or another of as many axes as the
+        numbers have: so both come of one fused kernel where a loss sees its outputs in groups.
+        """
         raise NotImplementedError
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         xp, (values, dy) = run.xp, self.row_values(run, output, target)
-        if weight is None:
-            scale = 1.0 / total  # before the sum, which may be too large
-            return xp.sum(values * scale), dy * scale
-        each, factor = (row_weights(run, like, weight, total, 1) for like in (values, dy))
-        value = xp.sum(xp.where(each > 0.0, values * each, 0.0))
-        return value, xp.where(factor > 0.0, dy * factor, 0.0)  # 0 times what is not finite does not count
+        factor = row_weights(run, values, weight, total, 1)  # before the sum, which may be too large
+        values, dy = values * factor, dy * factor
+        if weight is not None:  # 0 times what is not finite is of a row that doesn't count
+            values, dy = xp.where(factor > 0.0, values, 0.0), xp.where(factor > 0.0, dy, 0.0)
+        return xp.sum(values), xp.reshape(dy, output.shape)
 
     def rows(self, run: Run, output: Array, target: Array) -> Array:
-        return run.xp.reshape(self.row_values(run, output, target)[0], (output.shape[0],))
+        values = run.xp.reshape(self.row_values(run, output, target)[0], (output.shape[0], -1))
+        return run.xp.sum(values, axis=1)

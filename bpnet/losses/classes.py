@@ -101,7 +101,7 @@ class CrossEntropy(ClassLoss):
         return softmax_cross_entropy(run, *self._terms(run, output, target), weight, total)
 
     def rows(self, run: Run, output: Array, target: Array) -> Array:
-        return row_cross_entropy(run, *self._terms(run, output, target))
+        return run.xp.reshape(row_cross_entropy(run, *self._terms(run, output, target)), (output.shape[0],))
 
 
 def one_hot(run: Run, labels: Array, like: Array) -> Array:
@@ -111,13 +111,14 @@ def one_hot(run: Run, labels: Array, like: Array) -> Array:
 
 
 def row_cross_entropy(run: Run, z: Array, target: Array) -> Array:
-    """The cross-entropy of every row."""
+    """The cross-entropy of every row, of the shape (rows, 1)."""
     xp = run.xp
     target = one_hot(run, target, z) if target.ndim == 1 else target
     shifted = z - xp.max(z, axis=1, keepdims=True)
     along = target * shifted
-    norm = xp.sum(target, axis=1) * xp.log(xp.sum(xp.exp(shifted), axis=1))
-    return norm - xp.sum(xp.where(along <= 0.0, along, 0.0), axis=1)
+    along = xp.where(along <= 0.0, along, 0.0)  # 0 times -inf is of a class that is switched off
+    mass, norm = (xp.sum(x, axis=1, keepdims=True) for x in (target, xp.exp(shifted)))
+    return mass * xp.log(norm) - xp.sum(along, axis=1, keepdims=True)
 
 
 @kernel
@@ -155,8 +156,7 @@ class KLDivergence(RowLoss, ClassLoss):
         least = float(xp.finfo(output.dtype).smallest_normal)
         entropy = xp.sum(target * xp.log(xp.maximum(target, least)), axis=1, keepdims=True)
         mass = xp.sum(target, axis=1, keepdims=True)
-        cross = xp.expand_dims(row_cross_entropy(run, output, target), axis=1)
-        return cross + entropy, softmax(run.backend, output) * mass - target
+        return row_cross_entropy(run, output, target) + entropy, softmax(run.backend, output) * mass - target
 
 
 @dataclass(frozen=True, repr=False)

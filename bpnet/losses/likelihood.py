@@ -96,9 +96,9 @@ class GaussianNLL(RowLoss):
     """l = mean over targets of (s + (t - m)**2 exp(-s)) / 2, of a mean m and the logarithm s of a variance.
 
     dl/dm = (m - t) exp(-s), dl/ds = (1 - (t - m)**2 exp(-s)) / 2, over the number of targets; log(2 pi) / 2 is left
-    out.  A row of the output has the means of all targets, then the logarithms of their variances: twice as many
-    outputs as targets.  Any number is the logarithm of a variance, so no activation or smallest variance is needed
-    (Nix and Weigend 1994; Kendall and Gal 2017).
+    out.  A row of the output has two numbers for each target in turn: (m_0, s_0, m_1, s_1, ...).  Any number is the
+    logarithm of a variance, so no activation or smallest variance is needed (Nix and Weigend 1994; Kendall and Gal
+    2017).
     """
 
     names = {"gaussian_nll": {}}
@@ -112,15 +112,16 @@ class GaussianNLL(RowLoss):
         return (out_shape[0] // 2,)
 
     def row_values(self, run: Run, output: Array, target: Array) -> tuple[Array, Array]:
-        xp, width = run.xp, output.shape[1] // 2
-        mean, s = output[:, :width], output[:, width:]
-        error, root = mean - target, xp.exp(-0.5 * s)
+        xp, (rows, width) = run.xp, output.shape
+        pairs, is_mean = xp.reshape(output, (rows, width // 2, 2)), run.backend.constants((1.0, 0.0), output) > 0.5
+        mean = xp.sum(xp.where(is_mean, pairs, 0.0), axis=2, keepdims=True)
+        s = xp.sum(xp.where(is_mean, 0.0, pairs), axis=2, keepdims=True)
+        error, root = mean - xp.expand_dims(target, axis=2), xp.exp(-0.5 * s)
         ratio = xp.where(error == 0.0, 0.0, error * root)  # 0 times infinity is 0, twice
         square = ratio * ratio
-        dmean, ds = xp.where(error == 0.0, 0.0, ratio * root), 0.5 - 0.5 * square
-        value = 0.5 * xp.mean(s + square, axis=1, keepdims=True)
-        return value, xp.concat([dmean, ds], axis=1) * (1.0 / width)
+        slope = xp.where(is_mean, xp.where(error == 0.0, 0.0, ratio * root), 0.5 - 0.5 * square) * (2.0 / width)
+        return (s + square) * (1.0 / width), slope
 
     def prediction(self, b: Backend, output: Array) -> Array:
         """The means."""
-        return output[:, : output.shape[1] // 2]
+        return b.xp.reshape(output, (output.shape[0], output.shape[1] // 2, 2))[:, :, 0]

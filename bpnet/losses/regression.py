@@ -123,8 +123,8 @@ class Quantile(RowLoss):
         error = xp.expand_dims(target, axis=2) - xp.reshape(output, shape)
         above = xp.astype(error > 0.0, output.dtype)
         slope = above * (-q) + xp.astype(error < 0.0, output.dtype) * (1.0 - q)
-        value = xp.reshape(xp.maximum(q * error, (q - 1.0) * error), (rows, width))
-        return xp.mean(value, axis=1, keepdims=True), xp.reshape(slope, (rows, width)) * (1.0 / width)
+        value = xp.sum(xp.maximum(q * error, (q - 1.0) * error), axis=2, keepdims=True)
+        return value * (1.0 / width), slope * (1.0 / width)
 
     def prediction(self, b: Backend, output: Array) -> Array:
         """The quantile that is nearest to the median, for each target."""
