@@ -74,6 +74,13 @@ def rows_that_are_stored(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
     return t * e + x, e * s, xp.sum(y * v, axis=1), y + e
 
 
+def known_numbers(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Tables that are part of the code."""
+    xp, q = b.xp, b.constants([0.5 - 0.25 * (k % 7) for k in range(x.shape[1])], x)
+    t = x * q + xp.sum(x * q, axis=1, keepdims=True) * r
+    return t, xp.sum(t * q, axis=0), q * c, xp.sum(t * q)
+
+
 FORMS = {
     f.__name__: f for f in (elementwise, full_sums, column_sums, row_sums, row_and_column_sums, rows_that_are_stored)
 }
@@ -137,6 +144,14 @@ def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dt
         assert len(commands) == 1
     for code in world.codes:
         compiled(code)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 24), (3, 2000)])
+@DTYPES
+def test_tables_of_known_numbers(dtype: str, shape: tuple[int, int], world: World) -> None:
+    arguments = operands(shape, dtype)
+    found, _ = ran(world, known_numbers, arguments)
+    near(found, by_numpy(known_numbers, arguments), dtype)
 
 
 def test_every_variant_was_among_them(world: World) -> None:
