@@ -144,6 +144,7 @@ class Engine:
     def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
         state, backend = self.state, self.backend
+        backend.follow(state)
         numbers, number = self.hyperparameters(state.now[1])
         try:
             args = x, y, weight, rows, numbers, number
@@ -164,6 +165,7 @@ class Engine:
             each = [self.hyperparameters(self.count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
+        self.backend.follow(self.state)
         return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
 
     def check_values(self, x: Array, y: Array) -> None:
@@ -283,6 +285,7 @@ class Engine:
 
     def forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
         """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
+        self.backend.follow(self.state)
         theta, buffers, _ = self.state.now[0]
         try:
             if current.reference:

@@ -84,10 +84,12 @@ def by_halves(parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T
 class State:
     """What a trainer's steps move on: `now` is the carry and the number of steps that made it, replaced as one."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "stream")
 
     def __init__(self, carry: Any, count: int) -> None:
         self.now = carry, count
+        self.stream: Any = None
+        """Of a library with streams, that on which it was last used."""
 
 
 class Context:
@@ -329,6 +331,9 @@ class Backend:
         if choice is True:
             raise OptionError(f"compile is True, but steps on {self.name} arrays can't be compiled: leave it out")
         return partial(function, self)
+
+    def follow(self, state: State) -> None:
+        """Have what is launched next come after all that has been launched for the state, by whomever."""
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         """state.now, result <- (carry, count), result by step(carry, *args), which is compiled; gives the result.

@@ -230,7 +230,7 @@ class Program:
         try:
             plan.run(addresses, workspace)
         except plan.lt.cuBLASLtError as error:
-            cublaslt.refused.add(plan.problem)
+            cublaslt.refused.add((plan.device, plan.problem))
             log.warning("cuBLASLt refuses a product that it had planned, %s: %s", plan.problem, error)
             if cupy.cuda.get_current_stream().is_capturing():
                 raise CaptureRefusedError from error
