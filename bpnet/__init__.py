@@ -31,11 +31,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Softplus,
         Tanh,
     )
-    from bpnet.layers.composition import Residual, Sequential
+    from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
-    from bpnet.layers.dropout import Dropout
-    from bpnet.layers.flatten import Flatten
-    from bpnet.layers.normalization import BatchNorm
+    from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
+    from bpnet.layers.flatten import Flatten, Reshape
+    from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
+    from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
+    from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
     from bpnet.loading import load
@@ -55,13 +58,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
-    "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of", "load", "reference",
-    "testing", "typing", "value_and_grad",
+    "ELU", "GELU", "GLU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BatchNorm", "Bilinear",
+    "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy",
+    "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GaussianNoise", "GeGLU",
+    "GradientReport", "GroupNorm", "History", "Identity", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "Loss",
+    "MeanSquaredError", "Optimizer", "Parallel", "Progress", "RMSNorm", "ReLU", "Reshape", "Residual", "Rng", "Run",
+    "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Softmax", "Softplus", "SpectralNorm",
+    "Standardize", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients",
+    "errors", "layout_of", "load", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -70,11 +74,14 @@ _HOMES = {
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
-    "bpnet.layers.composition": "Residual Sequential",
+    "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
-    "bpnet.layers.dropout": "Dropout",
-    "bpnet.layers.flatten": "Flatten",
-    "bpnet.layers.normalization": "BatchNorm",
+    "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
+    "bpnet.layers.flatten": "Flatten Reshape",
+    "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
+    "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
+    "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
+    "bpnet.layers.scale": "Scale",
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",

@@ -46,6 +46,46 @@ def standardize_back(t, p, x, run=None):
     return p["mean"].detach() + p["scale"].detach() * x
 
 
+def layer_norm(t, p, x, run=None):
+    return t.nn.functional.layer_norm(x, x.shape[-1:], p["scale"], p["shift"], eps=1e-3)
+
+
+def group_norm(t, p, x, run=None):  # PyTorch's features are the second axis
+    y = t.nn.functional.group_norm(t.movedim(x, -1, 1), 2, p["scale"], p["shift"], eps=1e-3)
+    return t.movedim(y, 1, -1)
+
+
+def noise(t, p, x, run):
+    return x + 0.3 * t.tensor(run.normal(tuple(x.shape), like=np.zeros(1)))
+
+
+def alpha_dropout(t, p, x, run):  # as PyTorch's source has it, with our mask
+    kept, low = t.tensor(run.keep_mask(tuple(x.shape), 0.75, like=np.zeros(1))) * 0.75, -1.7580993408473766
+    a = ((low**2 * 0.25 + 1) * 0.75) ** -0.5
+    return a * (x * kept + low * (1 - kept)) - a * low * 0.25
+
+
+def glu(gate):
+    """x W + b times the gate of x V + c; PyTorch's own `glu` is of both side by side."""
+
+    def oracle(t, p, x, run=None):
+        z = t.nn.functional.linear(x, p["gate_weight"].T, p.get("gate_bias"))
+        return dense(t, p, x) * gate(t, z)
+
+    return oracle
+
+
+def weight_norm(t, p, x, run=None):
+    weight = t._weight_norm(p["inner"]["weight"], p["length"], p["inner"]["weight"].ndim - 1)
+    return dense(t, p["inner"] | {"weight": weight}, x)
+
+
+def spectral_norm(t, p, x, run=None):
+    weight = p["inner"]["weight"]
+    s = p["left"].detach() @ weight @ p["right"].detach()
+    return dense(t, p["inner"] | {"weight": weight / s}, x)
+
+
 def network(t, p, x, run):
     x = t.tanh(dense(t, p["1"], x.reshape(x.shape[0], -1)))
     x = batch_norm(t, p["2"], x, run)
@@ -86,6 +126,36 @@ LAYERS = {
         bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
         lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
     ),
+    "layer norm": Case(bp.LayerNorm(epsilon=1e-3), (6, 4), layer_norm),
+    "layer norm of rows of 2 axes": Case(bp.LayerNorm(epsilon=1e-3), (3, 2, 4), layer_norm),
+    "rms norm": Case(
+        bp.RMSNorm(epsilon=1e-3), (6, 4), lambda t, p, x, run: t.nn.functional.rms_norm(x, (4,), p["scale"], eps=1e-3)
+    ),
+    "group norm": Case(bp.GroupNorm(2, epsilon=1e-3), (6, 4), group_norm),
+    "group norm of rows of 2 axes": Case(bp.GroupNorm(2, epsilon=1e-3), (3, 2, 4), group_norm),
+    "scale": Case(bp.Scale(0.5), (6, 4), lambda t, p, x, run: x * p["scale"]),
+    "scale of rows of 2 axes": Case(bp.Scale(), (3, 2, 4), lambda t, p, x, run: x * p["scale"]),
+    "reshape": Case(bp.Reshape((2, -1)), (6, 4), lambda t, p, x, run: x.reshape(6, 2, 2)),
+    "alpha dropout": Case(bp.AlphaDropout(0.25), (6, 4), alpha_dropout),
+    "gaussian noise": Case(bp.GaussianNoise(0.3), (6, 4), noise),
+    "glu": Case(bp.GLU(3), (6, 4), glu(lambda t, z: t.sigmoid(z))),
+    "swiglu": Case(bp.SwiGLU(3, bias=False), (6, 4), glu(lambda t, z: t.nn.functional.silu(z))),
+    "geglu of rows of 2 axes": Case(bp.GeGLU(3), (3, 2, 4), glu(lambda t, z: t.nn.functional.gelu(z))),
+    "bilinear": Case(bp.Bilinear(3), (6, 4), glu(lambda t, z: z)),
+    "weight norm": Case(bp.WeightNorm(bp.Dense(3)), (6, 4), weight_norm),
+    "spectral norm": Case(bp.SpectralNorm(bp.Dense(3)), (6, 4), spectral_norm),
+    "concatenated branches": Case(
+        bp.Parallel("identity", bp.Dense(3)), (6, 4), lambda t, p, x, run: t.cat([x, dense(t, p["1"], x)], -1)
+    ),
+    "added branches": Case(
+        bp.Parallel(bp.Dense(3), bp.Dense(3, "tanh"), join="add"), (6, 4),
+        lambda t, p, x, run: dense(t, p["0"], x) + t.tanh(dense(t, p["1"], x)),
+    ),
+    "multiplied branches": Case(
+        bp.Parallel(bp.Dense(4), "tanh", "identity", join="multiply"), (6, 4),
+        lambda t, p, x, run: dense(t, p["0"], x) * t.tanh(x) * x,
+    ),
+    "shared": Case(bp.Shared(bp.Dense(3), "encoder"), (6, 4), lambda t, p, x, run: dense(t, p["inner"], x)),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
     "sequential": Case(
         bp.Sequential(bp.Dense(4), bp.Dense(3)), (6, 4), lambda t, p, x, run: dense(t, p["1"], dense(t, p["0"], x))

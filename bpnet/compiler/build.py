@@ -27,7 +27,7 @@ from bpnet.compiler.commands import (
 from bpnet.compiler.fuse import Fusion, Step, fuse
 from bpnet.compiler.graph import NotTraceableError, Symbol, root_of, space_of
 from bpnet.compiler.memory import Memory, allocate
-from bpnet.compiler.ops import GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, POINTWISE, RANDOM, REDUCTIONS, ROW_REDUCTIONS
 from bpnet.compiler.trace import Traced
 
 LITERALS = (0.0, 1.0, -1.0, 2.0, 0.5)
@@ -205,11 +205,11 @@ class _Kernel:
             self.operands.append((self.layout(symbol), root_of(symbol)[0].dtype.name))
             self.addresses.append(self.memory.address(symbol))
             return "operand", len(self.operands) - 1
-        if symbol.op == "mask":
+        if symbol.op in RANDOM:
             threshold, *key = symbol.args
             parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in key]
             self.masks.append(Mask(threshold, tuple(parts)))
-            return self._expression("mask", "full", 0, len(parts))
+            return self._expression(symbol.op, "full", 0, len(parts))
         if symbol.op == "positions":
             return self._expression("positions", "per_column", 0)
         args = tuple(self.reference(a, phase) for a in symbol.args)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, RANDOM, ROW_REDUCTIONS
 
 NUMBERS, ARENA, FIRST = 0, 1, 2
 """Memories: numbers that change from call to call, the arena of intermediate results, and the first argument; the
@@ -18,7 +18,8 @@ Reference = tuple[str, Any]
 """("operand", i), ("value", i) of the i-th expression, ("number", i), ("constant", i), or ("literal", x)."""
 
 Expression = tuple[Any, ...]
-"""(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts."""
+"""(operation, layout, phase, *references); of what is drawn, as a mask is, the one reference is the number of parts of
+its key."""
 
 KernelResult = tuple[str, Reference, int, str]
 """(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
@@ -87,7 +88,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Mask:
-    """A keep-mask: an entry is kept where its random bits are below `threshold`."""
+    """Random bits for each entry: of a keep-mask, one is kept where they are below `threshold`."""
 
     threshold: int
     key: tuple[int | Number, ...]
@@ -133,7 +134,7 @@ class FusedKernel:
     def flat(self) -> bool:
         """Whether rows and columns don't matter, so that it may go over rows x columns entries as one row."""
         plain = all(layout in ("full", "scalar") for layout, _ in self.operands)
-        positions = any(e[0] in GENERATORS and e[0] != "mask" for e in self.expressions)
+        positions = any(e[0] in GENERATORS - RANDOM for e in self.expressions)
         return plain and not (self.reduces_rows or self.reduces_columns or positions)
 
     def __str__(self) -> str:
@@ -145,7 +146,7 @@ class FusedKernel:
 
         lines = [f"in{i}: {layout} {dtype}" for i, (layout, dtype) in enumerate(self.operands)]
         for i, (op, layout, phase, *references) in enumerate(self.expressions):
-            given = "" if op == "mask" else ", ".join(map(text, references))
+            given = "" if op in RANDOM else ", ".join(map(text, references))
             lines.append(f"t{i} = {op}({given})  {layout}{f', phase {phase}' if phase else ''}")
         for i, (kind, reference, phase, layout) in enumerate(self.results):
             lines.append(f"out{i} = {kind}({text(reference)})  {layout}{f', phase {phase}' if phase else ''}")
@@ -156,7 +157,7 @@ class FusedKernel:
 class Fused:
     """A fused kernel over rows x columns.
 
-    `numbers` are slots of those that change from call to call; `masks` belong to the "mask" expressions, in order.
+    `numbers` are slots of those that change from call to call; `masks` belong to the expressions of RANDOM, in order.
     """
 
     kernel: FusedKernel

@@ -75,7 +75,7 @@ _TABLE = [
     Operation("full_max", 1, FULL_REDUCTION, joined_by="maximum", start=-math.inf),
     Operation("full_min", 1, FULL_REDUCTION, joined_by="minimum", start=math.inf),
     Operation("copy", 1, STRUCTURE, "copy", "{0}"),
-    *(Operation(name, 0, GENERATOR) for name in ("mask", "positions")),
+    *(Operation(name, 0, GENERATOR) for name in ("mask", "uniform", "positions")),
     *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "called")),
     *(Operation(name, 1, STRUCTURE) for name in ("view", "transpose", "strided")),
     *(Operation(name, 2, STRUCTURE) for name in ("take", "matmul")),
@@ -95,6 +95,8 @@ POINTWISE = _named(ELEMENTWISE, COMPARISON)
 ROW_REDUCTIONS = _named(ROW_REDUCTION)
 REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
+RANDOM = frozenset({"mask", "uniform"})
+"""What is drawn for each entry: a keep-mask, and a number between 0 and 1 (see `Backend.uniform`)."""
 INTO_MEMORY = frozenset({"matmul", "take", "strided", "called"})
 """What is a command of its own, with its result in memory."""
 COSTLY = frozenset(operation.name for operation in _TABLE if operation.costly)

@@ -22,7 +22,7 @@ from bpnet.compiler.commands import (
 from bpnet.compiler.fuse import Fusion
 from bpnet.compiler.graph import Graph, Symbol
 from bpnet.compiler.memory import Memory
-from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS
+from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, RANDOM, REDUCTIONS
 
 STRICT = False
 """Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""
@@ -166,7 +166,7 @@ def _verify_fused(command: Fused, numbers: int) -> None:
     )
     slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.key if isinstance(p, Number))]
     _check(all(0 <= slot < numbers for slot in slots), f"a number that is none: {command}")
-    masks = [e[3] for e in kernel.expressions if e[0] == "mask"]
+    masks = [e[3] for e in kernel.expressions if e[0] in RANDOM]
     _check(masks == [len(mask.key) for mask in command.masks], f"not given the masks of its kernel: {command}")
     _verify_kernel(kernel)
 
@@ -175,7 +175,7 @@ def _verify_kernel(kernel: FusedKernel) -> None:
     limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
     for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
         _check(op in POINTWISE or op in GENERATORS or op.startswith("row_") or op == "copy", f"no operation: {op}")
-        for kind, which in references if op != "mask" else ():
+        for kind, which in references if op not in RANDOM else ():
             _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
             if kind == "value":
                 before, inner, earlier, *_ = kernel.expressions[which]

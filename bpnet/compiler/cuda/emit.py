@@ -19,7 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import OPERATIONS, RANDOM, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler."""
@@ -139,7 +139,7 @@ class _Writer:
             found.add(reference)
             if reference[0] == "value":
                 op, _, _, *args = self.kernel.expressions[reference[1]]
-                todo += [] if op == "mask" else args
+                todo += [] if op in RANDOM else args
         return found
 
     def read(self, needed: Sequence[Reference]) -> list[int]:
@@ -176,9 +176,11 @@ class _Writer:
         done = []  # with lane k of the entries
         for i in sorted(i for kind, i in self.unknown(needed, known) if kind == "value"):
             op, _, _, *args = kernel.expressions[i]
-            if op == "mask":
-                m = sum(other == "mask" for other, *_ in kernel.expressions[:i])
-                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
+            if op in RANDOM:
+                m = sum(other in RANDOM for other, *_ in kernel.expressions[:i])
+                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m})"
+                mask, uniform = f"{text} < limit{m} ? scale{m} : (T)0", f"((T)({text} >> 9) + (T)0.5) * (T)0x1p-23"
+                text = mask if op == "mask" else uniform
             elif op == "positions":
                 text = "(T)(col + k)"
             else:

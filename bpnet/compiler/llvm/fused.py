@@ -15,7 +15,7 @@ from llvmlite import ir
 from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, operate, triple32
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, Kernel, Pointer, constant, vector_bytes
-from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
 from bpnet.compiler.random import GOLDEN
 
 SINGLE = ("per_row", "scalar")
@@ -57,7 +57,7 @@ class _KernelWriter:
             self.once["number", i] = self._real(self._number(f.argument()))
         for i in range(kernel.constants):
             self.once["constant", i] = self._real(f.bitcast(f.argument(), ir.DoubleType()))
-        self.keys = {i: self._key(args[0]) for i, (op, _, _, *args) in enumerate(kernel.expressions) if op == "mask"}
+        self.keys = {i: self._key(args[0]) for i, (op, _, _, *args) in enumerate(kernel.expressions) if op in RANDOM}
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.targets = [f.operand(_kind(dtype)) for dtype in self.stored]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
@@ -267,8 +267,8 @@ class _Scope:
             layout, dtype = w.kernel.operands[which]
             return as_operand(f, self._load(w.operands[which], layout, dtype), dtype, w.real)
         op, _, _, *args = w.kernel.expressions[which]
-        if op == "mask":
-            return self._mask(*w.keys[which])
+        if op in RANDOM:
+            return self._drawn(op, *w.keys[which])
         if op == "positions":
             start = f.splat(f.sitofp(self.index["per_column"], w.real), self.lanes)
             return f.fadd(start, constant(w.real, [float(i) for i in range(self.lanes)]))
@@ -290,11 +290,14 @@ class _Scope:
             else:
                 self.w.totals[i].add(value, self.mask)
 
-    def _mask(self, key: Any, threshold: Any, scale: Any) -> Any:
-        """As `Backend.keep_mask`, by the number of the entry."""
+    def _drawn(self, op: str, key: Any, threshold: Any, scale: Any) -> Any:
+        """As `Backend.keep_mask` and `uniform`, by the number of the entry."""
         f, lanes = self.f, self.lanes
         count = f.add(f.splat(f.trunc(self.index["full"], I32), lanes), constant(I32, list(range(lanes))))
         bits = triple32(f, f.add(f.mul(count, constant(I32, GOLDEN, lanes)), f.splat(key, lanes)))
+        if op == "uniform":
+            upper = f.sitofp(f.lshr(bits, constant(I32, 9, lanes)), constant(self.w.real, 0.5, lanes).type)
+            return f.fmul(f.fadd(upper, constant(self.w.real, 0.5, lanes)), constant(self.w.real, 2.0**-23, lanes))
         kept = f.icmp_unsigned("<", bits, f.splat(threshold, lanes))
         return f.select(kept, f.splat(scale, lanes), constant(self.w.real, 0.0, lanes))
 
