@@ -12,7 +12,17 @@ from typing import Any
 
 from bpnet.compiler.commands import Span
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
-from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, RANDOM, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import (
+    COSTLY,
+    GENERATORS,
+    INTO_MEMORY,
+    JOINS,
+    LOOKS,
+    POINTWISE,
+    RANDOM,
+    REDUCTIONS,
+    ROW_REDUCTIONS,
+)
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""
@@ -117,7 +127,8 @@ class Fusion:
         for a in symbol.inputs:
             whole, start = root_of(a)
             if whole.op == "memory" and whole.args[0] in self.donated:
-                yield Span(whole.args[0], start, start + a.size)
+                size = (space_of(a)[0] - 1) * a.args[2] + a.shape[-1] if a.op == "window" else a.size
+                yield Span(whole.args[0], start, start + size)
             elif a.op in POINTWISE and a not in self.stored:
                 yield from self._read_of_donated(a)
 
@@ -155,7 +166,7 @@ class Fusion:
         # for the entries of which random numbers are drawn: then for no other entries
         draws = self.draws
         for symbol in self.needed:
-            if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
+            if symbol.op in INTO_MEMORY | JOINS | LOOKS | {"transpose", "copy"}:
                 stored.update(root_of(a)[0] for a in symbol.inputs)
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
@@ -174,7 +185,7 @@ class Fusion:
             depths[symbol] = 1 + max((depths[a] for a in symbol.inputs if a not in stored), default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
-        return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
+        return {s for s in stored if s.op in POINTWISE | GENERATORS | {"copy", "place"}}
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -187,7 +198,7 @@ class Fusion:
         whole, _ = root_of(a)
         if whole.op == "transpose":
             yield from self._leaf(whole.args[0])
-        elif whole.op == "concat":
+        elif whole.op in JOINS:
             for part in whole.args:
                 yield from ((leaf, False) for leaf, _ in self._leaf(part))
             yield whole, False
@@ -223,7 +234,7 @@ class Fusion:
         joined: set[int] = set()
         draws = not self.draws.isdisjoint((symbol, *symbol.inputs))
         for leaf, entrywise in self._leaves(symbol):
-            if leaf.op == "memory" or leaf.op == "concat":
+            if leaf.op == "memory" or leaf.op in JOINS:
                 continue
             if leaf not in self.at:
                 raise _OrderError(f"the result of {leaf.op} is read before it is known")
@@ -246,7 +257,7 @@ def _parts(symbols: list[Symbol]) -> set[Symbol]:
     """What is computed as a part of a larger array that something else reads; a result may be one that nothing does."""
     results = [root_of(symbol)[0] for symbol in symbols]
     start = [part for r in results for part in (r.args if r.op == "concat" else (r,))]
-    return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
+    return {root_of(part)[0] for symbol in _needed(start) if symbol.op in JOINS for part in symbol.args}
 
 
 def _needed(symbols: Iterable[Symbol]) -> list[Symbol]:
