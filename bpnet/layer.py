@@ -6,6 +6,7 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -256,9 +257,9 @@ class Composite(Layer):
         """(name, layer) in the order of the forward pass."""
         raise NotImplementedError
 
-    def child_shapes(self, in_shape: Shape) -> tuple[Shape, ...]:
+    def child_shapes(self, in_shape: Shape) -> Iterator[Shape]:
         """Of each child, the shape of its input rows, where those of the composite have `in_shape`."""
-        return (in_shape,) * len(self.children)
+        return itertools.repeat(in_shape, len(self.children))
 
     couples_rows = _of_a_child("couples_rows")
     stochastic = _of_a_child("stochastic")

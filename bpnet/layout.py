@@ -231,7 +231,7 @@ class _SharedPlaces:
         first, same = self.firsts.setdefault(params.name, (path, params))
         if first == path:
             return
-        self.moved[path] = first
+        self.moved.setdefault(path, first)
         what, where = f"shared under the name {params.name!r}", f"at {'.'.join(first)!r} and {'.'.join(path)!r}"
         if same.layer != params.layer:
             raise OptionError(f"two layers are {what}, {same.layer} and {params.layer}: give one another name")

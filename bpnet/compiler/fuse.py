@@ -31,8 +31,16 @@ Outputs = Sequence[tuple[Symbol, int]]
 """Results: a symbol, and the memory that it is written to."""
 
 
+ATTEMPTS = 8
+"""How often fusion is tried with more results computed apart, before all of them are."""
+
+
 class _OrderError(NotTraceableError):
-    """A step would read what a later one computes."""
+    """A step would read a symbol that a later one computes."""
+
+    def __init__(self, symbol: Symbol) -> None:
+        super().__init__(f"the result of {symbol.op} is read before it is known")
+        self.symbol = symbol
 
 
 @dataclass
@@ -55,20 +63,30 @@ class Step:
 
 
 def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> "Fusion":
-    """The steps that compute `outputs`; `donated` are memories of arguments that are written over."""
-    try:
-        fusion = Fusion(graph, outputs, donated, in_place=True)
-        if not fusion.conflicts():
-            return fusion
-    except _OrderError:  # something that is not written over needs what shall be
-        pass
-    return Fusion(graph, outputs, donated, in_place=False)
+    """The steps that compute `outputs`; `donated` are memories of arguments that are written over.
+
+    Those whose new values can't be written there at once are computed apart, and copied at the end.
+    """
+    apart: set[Symbol] = set()
+    for _ in range(ATTEMPTS):
+        try:
+            fusion = Fusion(graph, outputs, donated, apart)
+            found = fusion.conflicts()
+            if not found:
+                return fusion
+        except _OrderError as error:  # something that is not written over needs what shall be
+            found = {error.symbol}
+        if found <= apart:
+            break
+        apart |= found
+    return Fusion(graph, outputs, donated, None)
 
 
 class Fusion:
     """The steps of a graph.
 
-    in_place: donated memory may be written by the step that computes its new values, else it is by a copy at the end.
+    apart: new values that are not written to donated memory by the step that computes them, but by a copy at the end;
+    None: all are.
     needed: all that the results depend on, in the graph's order.
     consumers: how many operations and results need a symbol.
     stored: elementwise results that are written to memory; those of products and reductions always are.
@@ -78,8 +96,8 @@ class Fusion:
     inside: results as parts of larger arrays: in which, and how many elements from its start.
     """
 
-    def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
-        self.graph, self.donated, self.in_place = graph, donated, in_place
+    def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], apart: set[Symbol] | None) -> None:
+        self.graph, self.donated, self.apart = graph, donated, apart
         symbols = [symbol for symbol, _ in outputs]
         self.consumers = Counter([*symbols, *(a for symbol in _needed(symbols) for a in symbol.inputs)])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
@@ -108,19 +126,20 @@ class Fusion:
     def __str__(self) -> str:
         return "\n".join(map(str, self.steps))
 
-    def conflicts(self) -> bool:
-        """Whether something is read after it has been written over, or in another order than it is written."""
+    def conflicts(self) -> set[Symbol]:
+        """What reads something after it has been written over, or in another order than it is written."""
+        found: set[Symbol] = set()
         inside = {symbol: self.inside[symbol] for symbol in self.last}
         written = {s: Span(whole.args[0], offset, offset + s.size) for s, (whole, offset) in inside.items()}
         for symbol in self.last:
             if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
-                return True  # a row is then read several times
+                found.add(symbol)  # a row is then read several times
             for read in self._read_of_donated(symbol):
                 for other, span in written.items():
                     together = self.at[symbol] == self.at[other] and read == span
                     if read.overlaps(span) and not together:
-                        return True
-        return False
+                        found.add(symbol)
+        return found
 
     def _read_of_donated(self, symbol: Symbol) -> Iterator[Span]:
         """All that `symbol` reads of donated memories, in entries."""
@@ -153,7 +172,7 @@ class Fusion:
         whole, _ = root_of(symbol)
         free = whole.size == symbol.size and whole not in self.inside and whole not in self.parts
         if free and base in self.donated:
-            free = self.in_place and whole.op in POINTWISE
+            free = self.apart is not None and whole not in self.apart and whole.op in POINTWISE
         if free and (whole.op in POINTWISE or whole.op in INTO_MEMORY | REDUCTIONS):
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
@@ -237,7 +256,7 @@ class Fusion:
             if leaf.op == "memory" or leaf.op in JOINS:
                 continue
             if leaf not in self.at:
-                raise _OrderError(f"the result of {leaf.op} is read before it is known")
+                raise _OrderError(leaf)
             number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
             step = self.steps[number]
             fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1 and not draws)

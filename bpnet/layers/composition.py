@@ -1,6 +1,7 @@
 """Layers made of layers.  The chain rule through a sequence is: each layer's backward, last first."""
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import accumulate
@@ -44,8 +45,10 @@ class Sequential(Composite):
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), layer) for i, layer in enumerate(self.layers))
 
-    def child_shapes(self, in_shape: Shape) -> tuple[Shape, ...]:
-        return tuple(accumulate(self.layers[:-1], lambda shape, layer: layer.out_shape(shape), initial=in_shape))
+    def child_shapes(self, in_shape: Shape) -> Iterator[Shape]:
+        for layer in self.layers:
+            yield in_shape
+            in_shape = tuple(layer.out_shape(in_shape))
 
     def out_shape(self, in_shape: Shape) -> Shape:
         for layer in self.layers:

@@ -230,7 +230,7 @@ class GroupNorm(Layer):
     def _grouped(self, run: Run, x: Array) -> Array:
         """A row for each group of each row of x."""
         xp, places = run.xp, math.prod(x.shape[1:-1])
-        if places > 1:
+        if places > 1 and self.groups > 1:
             x = xp.reshape(x, (x.shape[0], places, self.groups, x.shape[-1] // self.groups))
             x = xp.permute_dims(x, (0, 2, 1, 3))
         return xp.reshape(x, (x.shape[0] * self.groups, -1))
@@ -238,7 +238,7 @@ class GroupNorm(Layer):
     def _as_rows(self, run: Run, grouped: Array, shape: Shape) -> Array:
         """The inverse: rows of features, for x of the `shape`."""
         xp, places = run.xp, math.prod(shape[1:-1])
-        if places > 1:
+        if places > 1 and self.groups > 1:
             grouped = xp.reshape(grouped, (shape[0], self.groups, places, shape[-1] // self.groups))
             grouped = xp.permute_dims(grouped, (0, 2, 1, 3))
         return xp.reshape(grouped, (-1, shape[-1]))

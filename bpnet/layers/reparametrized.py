@@ -156,11 +156,15 @@ class SpectralNorm(Reparametrized):
         xp, v = run.xp, p["right"]
         w = xp.reshape(p["inner"]["weight"], (-1, v.shape[0]))
         for _ in range(self.iterations):
-            u = xp.sum(w * v, axis=1)
-            u = u / xp.sqrt(xp.sum(u * u))
-            v = run.sum_rows(w * xp.reshape(u, (-1, 1)))
-            v = v / xp.sqrt(xp.sum(v * v))
+            u = _unit(xp, xp.sum(w * v, axis=1))
+            v = _unit(xp, run.sum_rows(w * xp.reshape(u, (-1, 1))))
         return taken | {"left": u, "right": v}
+
+
+def _unit(xp: Any, v: Array) -> Array:
+    """v / |v|."""
+    row = xp.reshape(v, (1, -1))
+    return xp.reshape(row / xp.sqrt(xp.sum(row * row, axis=-1, keepdims=True)), v.shape)
 
 
 STARTING = 15
