@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import (
         ELU,
@@ -61,17 +62,19 @@ __all__ = [
     "ELU", "GELU", "GLU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BatchNorm", "Bilinear",
     "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy",
     "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GaussianNoise", "GeGLU",
-    "GradientReport", "GroupNorm", "History", "Identity", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "Loss",
-    "MeanSquaredError", "Optimizer", "Parallel", "Progress", "RMSNorm", "ReLU", "Reshape", "Residual", "Rng", "Run",
-    "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Softmax", "Softplus", "SpectralNorm",
-    "Standardize", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients",
-    "errors", "layout_of", "load", "reference", "testing", "typing", "value_and_grad",
+    "GradientReport", "GroupNorm", "History", "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf",
+    "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Parallel", "Progress", "RMSNorm", "ReLU", "Reshape",
+    "Residual", "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Softmax", "Softplus",
+    "SpectralNorm", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__",
+    "backends", "check_gradients", "errors", "inspect", "layout_of", "load", "reference", "testing", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",

@@ -6,6 +6,7 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import importlib
 import itertools
 import math
 import zlib
@@ -240,6 +241,10 @@ class Layer(Registered, kind="layer"):
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """New values of the buffers after a training step, from what forward saw."""
         return {}
+
+    def summary(self, x: Any) -> Any:
+        """A table of the layers in this one, for rows like those of `x`: see `bpnet.Summary`."""
+        return importlib.import_module("bpnet.inspection").summarized(self, x)
 
 
 def _of_a_child(name: str) -> Any:

@@ -84,6 +84,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "files": 11,
     "engine": 11,
     "trainer": 12,
+    "inspection": 13,
     "loading": 13,
     "cli": 14,
     "__main__": 15,
