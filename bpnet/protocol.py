@@ -141,7 +141,8 @@ def backward_faults(where: str, made: Any, x_shape: Shape, layout: Layout, dtype
     dx, grads = made
     if not isinstance(grads, Mapping):
         return [ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name")]
-    have, trained, wrong = dict(leaves(grads)), {slot.name: slot.shape for slot in layout.parameters}, []
+    trained = {".".join(path): slot.shape for slot in layout.parameters for path in (slot.path, *slot.also)}
+    have, wrong = dict(leaves(grads)), []
     if dx is None and need_dx:
         wrong.append("backward gave None for dx although need_dx was True")
     elif need_dx and _shape_of(dx) != x_shape:

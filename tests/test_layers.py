@@ -501,6 +501,13 @@ def test_a_shared_layer_has_its_parameters_once(backend, tmp_path):
     backend.close(loaded.predict(backend.array(x)), backend.host(trainer.predict(backend.array(x))))
 
 
+def test_derivatives_of_a_network_that_shares_are_checked():
+    encoder = bp.Shared(bp.Dense(4, "tanh"), "encoder")
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    report = bp.check_gradients(bp.Sequential(encoder, bp.Residual(encoder), encoder), x, directions=1)
+    assert [check.name for check in report.checks] == ["x", "0.inner.weight", "0.inner.bias"]
+
+
 def test_shared_parameters_are_set_in_all_places_alike():
     encoder = bp.Shared(bp.Dense(3), "encoder")
     trainer = bp.Trainer(bp.Sequential(encoder, encoder), "mse").build(np.ones((2, 3)))
