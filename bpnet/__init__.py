@@ -13,25 +13,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, testing, typing
+    from bpnet import backends, errors, initializers, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
-    from bpnet.layers.activation import (
+    from bpnet.layers.activations import Activation
+    from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
+    from bpnet.layers.activations.others import Identity, LogSoftmax, Sine, Softmax
+    from bpnet.layers.activations.parametric import Parametric, PReLU
+    from bpnet.layers.activations.rectifiers import (
+        CELU,
         ELU,
-        GELU,
-        Activation,
-        Identity,
+        SELU,
         LeakyReLU,
         ReLU,
-        Sigmoid,
-        SiLU,
-        Softmax,
+        ReLU6,
         Softplus,
-        Tanh,
+        Softshrink,
+        SquaredReLU,
     )
+    from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -55,19 +58,21 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
+    from bpnet.unit_variance import lsuv
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "GLU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BatchNorm", "Bilinear",
+    "CELU", "ELU", "GELU", "GLU", "SELU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BatchNorm", "Bilinear",
     "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy",
     "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GaussianNoise", "GeGLU",
-    "GradientReport", "GroupNorm", "History", "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf",
-    "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Parallel", "Progress", "RMSNorm", "ReLU", "Reshape",
-    "Residual", "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Softmax", "Softplus",
-    "SpectralNorm", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__",
-    "backends", "check_gradients", "errors", "inspect", "layout_of", "load", "reference", "testing", "typing",
-    "value_and_grad",
+    "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "History", "Identity", "Inspection", "Layer",
+    "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss", "MeanSquaredError", "Mish",
+    "Optimizer", "PReLU", "Parallel", "Parametric", "Progress", "RMSNorm", "ReLU", "ReLU6", "Reshape", "Residual",
+    "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
+    "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer",
+    "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients", "errors", "initializers", "inspect",
+    "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -76,7 +81,12 @@ _HOMES = {
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
-    "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
+    "bpnet.layers.activations": "Activation",
+    "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
+    "bpnet.layers.activations.others": "Identity LogSoftmax Sine Softmax",
+    "bpnet.layers.activations.parametric": "Parametric PReLU",
+    "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
+    "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
@@ -94,6 +104,7 @@ _HOMES = {
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
+    "bpnet.unit_variance": "lsuv",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

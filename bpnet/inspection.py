@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bpnet.backends import Array, Backend, definitions, variant
@@ -17,8 +17,9 @@ from bpnet.data.prepare import named
 from bpnet.engine import Engine
 from bpnet.errors import ArgumentError, kind_of
 from bpnet.layer import Layer, Params, Run, Shape, check_layer, leaves
-from bpnet.layers.activation import Activation, Identity
-from bpnet.layers.dense import Dense, dense_forward
+from bpnet.layers.activation import Activation
+from bpnet.layers.activations.others import Identity
+from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
@@ -367,6 +368,5 @@ def _pre_activation(call: Call) -> Array | None:
         return x
     if not isinstance(layer, Dense) or isinstance(layer.function, Identity):
         return None
-    xp, p = call.run.xp, call.p
-    z, _ = dense_forward(call.run, xp.reshape(x, (-1, x.shape[-1])), p["weight"], p.get("bias"), Identity())
-    return xp.reshape(z, call.y.shape)
+    p = {name: value for name, value in call.p.items() if name != "activation"}
+    return replace(layer, activation="identity").forward(call.run, p, x)[0]

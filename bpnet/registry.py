@@ -136,10 +136,20 @@ def _default(cls: type[Registered]) -> bool:
 
 
 def describe(value: Any) -> Any:
-    """A Registered object as JSON values, from which `restore` makes an equal."""
+    """A Registered object as JSON values, from which `restore` makes an equal.
+
+    Raises ArgumentError where an option is a function, which no file holds.
+    """
     if isinstance(value, Registered):
-        options = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}  # type: ignore[arg-type]
-        return {value.kind: type(value).__name__, **options}
+        base = type(value).__mro__[1].__name__
+        options = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # type: ignore[arg-type]
+        for name, option in options.items():
+            if callable(option) and not isinstance(option, Registered):
+                raise ArgumentError(
+                    f"{value} can't be saved, since its {name} is a function and files hold no code: write a class of "
+                    f"your own, a frozen dataclass that derives from bp.{base}"
+                )
+        return {value.kind: type(value).__name__, **{name: describe(option) for name, option in options.items()}}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
     return value

@@ -16,10 +16,8 @@ from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve
+from bpnet.slopes import STEPS
 from bpnet.typing import AnyArray, LossName
-
-STEPS = (1e-4, 1e-5, 1e-6)
-"""Half-widths of the differences; the one that agrees best counts, since a kink or rounding spoils some of them."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, check_layer
-from bpnet.layers.activation import Activation, Identity
+from bpnet.layers.activation import Activation
+from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten

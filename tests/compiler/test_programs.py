@@ -31,6 +31,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "log1p": lambda xp, x: xp.log1p(xp.abs(x)),
     "expm1": lambda xp, x: xp.expm1(xp.minimum(x, 2.0)),
     "tanh": lambda xp, x: xp.tanh(x),
+    "waves": lambda xp, x: xp.sin(x) + xp.cos(0.5 * x),
     "scale": lambda xp, x: 0.7 * x + 3.0,
     "relu": lambda xp, x: x * xp.astype(x > 0.0, x.dtype),
     "softmax": lambda xp, x: xp.exp(x - xp.max(x, axis=-1, keepdims=True)),
