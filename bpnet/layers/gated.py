@@ -49,16 +49,19 @@ class GLU(Composite):
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         (at_v, value), (at_f, gate) = (called(run, name, layer) for name, layer in self.children)
-        v, v_cache = value.forward(at_v, p["value"], x)
-        f, f_cache = gate.forward(at_f, p["gate"], x)
-        return v * f, (v_cache, f_cache, v, f)
+        rows = run.xp.reshape(x, (-1, x.shape[-1]))
+        v, v_cache = value.forward(at_v, p["value"], rows)
+        f, f_cache = gate.forward(at_f, p["gate"], rows)
+        return run.xp.reshape(v * f, (*x.shape[:-1], self.units)), (v_cache, f_cache, v, f, x.shape)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         (at_v, value), (at_f, gate) = (called(run, name, layer) for name, layer in self.children)
-        v_cache, f_cache, v, f = cache
+        v_cache, f_cache, v, f, shape = cache
+        dy = run.xp.reshape(dy, v.shape)
         dx, of_value = value.backward(at_v, p["value"], v_cache, dy * f, need_dx)
         more, of_gate = gate.backward(at_f, p["gate"], f_cache, dy * v, need_dx)
-        return (dx + more if need_dx else None), {"value": of_value, "gate": of_gate}  # type: ignore[operator]
+        grads = {"value": of_value, "gate": of_gate}
+        return (None if dx is None or more is None else run.xp.reshape(dx + more, shape)), grads
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         return super().update_buffers(run, p, cache[:2])
