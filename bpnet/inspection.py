@@ -8,8 +8,9 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, definitions, variant
 from bpnet.backends.tracing import TracingBackend
-from bpnet.compiler.graph import Graph, Symbol, root_of
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
+from bpnet.compiler.symbols import Symbol, root_of
 from bpnet.compiler.trace import mapped
 from bpnet.data.checks import check_x
 from bpnet.data.loader import Loader

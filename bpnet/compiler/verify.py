@@ -20,9 +20,10 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.fuse import Fusion
-from bpnet.compiler.graph import Graph, Symbol, space_of
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.memory import Memory
 from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, RANDOM, REDUCTIONS
+from bpnet.compiler.symbols import Symbol, space_of
 
 STRICT = False
 """Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""

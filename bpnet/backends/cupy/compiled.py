@@ -29,7 +29,7 @@ from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
 from bpnet.errors import BpnetWarning
 
 log = logging.getLogger("bpnet")
