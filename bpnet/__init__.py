@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activations import Activation
@@ -63,22 +64,23 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "SELU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BatchNorm", "Bilinear",
-    "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy",
-    "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GaussianNoise", "GeGLU",
-    "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "History", "Identity", "Inspection", "Layer",
-    "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss", "MeanSquaredError", "Mish",
-    "Optimizer", "PReLU", "Parallel", "Parametric", "Progress", "RMSNorm", "ReLU", "ReLU6", "Reshape", "Residual",
-    "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
-    "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer",
-    "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients", "errors", "initializers", "inspect",
-    "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "GLU", "SELU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BackendReport",
+    "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant",
+    "Cosine", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten",
+    "GaussianNoise", "GeGLU", "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "History",
+    "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss",
+    "MeanSquaredError", "Mish", "Optimizer", "PReLU", "Parallel", "Parametric", "Progress", "RMSNorm", "ReLU", "ReLU6",
+    "Reshape", "Residual", "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
+    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "Summary", "SwiGLU",
+    "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors",
+    "initializers", "inspect", "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.checking": "BackendReport check_backend",
     "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activations": "Activation",

@@ -26,6 +26,8 @@ class Registered:
     """Names that stand for this class, each with the options it implies; without any, the class's own name does."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Methods that a subclass must define."""
+    example: ClassVar[tuple[Any, ...]] = ()
+    """Arguments of an example, fit for rows of 12 features, where options have no defaults."""
     star: ClassVar[str | None] = None
     """The option that the constructor takes as `*args`, if one is."""
 
@@ -86,6 +88,19 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found
+
+
+def examples(base: type[S]) -> dict[str, S]:
+    """An example of everything in bpnet's own catalogue that derives from `base`, by its name."""
+    package = importlib.import_module("bpnet")
+    for name in package.__all__:
+        getattr(package, name)  # which imports the module that defines it
+    named = catalogue(base).items()
+    return {
+        name: cast(S, cls(*cls.example, **options))
+        for name, (cls, options) in named
+        if cls.__module__.startswith("bpnet.")
+    }
 
 
 def resolve(base: type[S], what: str, value: "str | S") -> S:

@@ -144,17 +144,19 @@ def alpha_of(case: Case, width: int) -> Any:
     return None if start is None else np.asarray(start + 0.1 * np.arange(1.0, start.size + 1.0).reshape(start.shape))
 
 
+def both_passes(run, layer, z, dy, alpha):
+    p = {} if alpha is None else {"alpha": alpha}
+    y, cache = layer.forward(run, p, z)
+    dz, grads = layer.backward(run, p, cache, dy)
+    return y, dz, grads.get("alpha")
+
+
 def passes(lib, cases, z, dy, alphas):
     """Of each case y, dL/dz and dL/dalpha, None where there is none: as one function, which may be compiled."""
 
     def all_of_them(z, dy, *alphas):
-        run, made = bp.Run(lib.seam, True), []
-        for case, alpha in zip(cases, alphas, strict=True):
-            p = {} if alpha is None else {"alpha": alpha}
-            y, cache = case.layer.forward(run, p, z)
-            dz, grads = case.layer.backward(run, p, cache, dy)
-            made.append((y, dz, grads.get("alpha")))
-        return tuple(made)
+        run = bp.Run(lib.seam, True)
+        return tuple([both_passes(run, c.layer, z, dy, a) for c, a in zip(cases, alphas, strict=True)])
 
     return lib.call(all_of_them, z, dy, *alphas)
 
@@ -183,7 +185,8 @@ def test_derivative_by_finite_differences(case):
 def test_value_and_derivative_as_pytorch(case, library):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
-    z = np.concatenate([[[0.0] * 7], rng.standard_normal((30, 7)) * 3.0])  # at 0 too, where some have a kink
+    kinks = [[0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0], [6.0] * 7]
+    z = np.concatenate([kinks, rng.standard_normal((30, 7)) * 3.0])
     dy, alpha = rng.standard_normal(z.shape), alpha_of(case, 7)
     given = [torch.tensor(a, requires_grad=True) for a in (z, alpha) if a is not None]
     out = case.torch(torch.nn.functional, *given)
@@ -285,6 +288,19 @@ def test_softmax_of_large_logits_is_exact_and_silent(backend):
     expected = [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0], [0, 0, 1]]
     np.testing.assert_allclose(backend.host(y), expected, rtol=1e-15, atol=1e-100)
     np.testing.assert_allclose(backend.host(dz), np.zeros_like(z), atol=1e-15)
+
+
+def test_log_softmax_of_large_logits_and_of_classes_switched_off(backend):
+    rows = [[1e4, -1e4, 0.0], [-1e4] * 3, [1e30, 1e30, -1e30], [0.0, 709.0, 1000.0], [1.0, -np.inf, 1.0]]
+    z, dy = backend.array(np.array(rows)), backend.array(np.array([[1.0, 2.0, 3.0]] * 5))
+    ((y, dz, _),) = passes(backend, [ACTIVATIONS["log_softmax"]], z, dy, [None])
+    half, third = -np.log(2.0), -np.log(3.0)
+    expected = [[0, -2e4, -1e4], [third] * 3, [half, half, -2e30], [-1000, -291, 0], [half, -np.inf, half]]
+    np.testing.assert_allclose(backend.host(y), expected, rtol=1e-15)
+    slopes = np.array([[1, 2, 3]] * 5) - 6.0 * np.array(
+        [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0], [0, np.exp(-291.0), 1], [0.5, 0, 0.5]]
+    )
+    np.testing.assert_allclose(backend.host(dz), slopes, atol=1e-15)
 
 
 def test_softmax_of_classes_switched_off_and_of_logits_apart_by_more_than_the_largest_number(backend):

@@ -32,6 +32,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
+    "bpnet.checking": {"_compared", "_steps"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
@@ -86,6 +87,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "files": 11,
     "engine": 11,
     "trainer": 12,
+    "checking": 13,
     "inspection": 13,
     "loading": 13,
     "unit_variance": 13,

@@ -39,6 +39,7 @@ class Sequential(Composite):
 
     layers: tuple[Layer, ...]
     star = "layers"
+    example = ("tanh", Dense(5))
 
     def __init__(self, *layers: Layer | str) -> None:
         if not layers:
@@ -96,6 +97,8 @@ class Residual(Composite):
     """y = x + f(x); dL/dx = dL/dy + J_f^T dL/dy (He et al. 2016).  f keeps the shape; its name is "inner"."""
 
     inner: Layer
+
+    example = (Dense(12, "tanh"),)
 
     def __post_init__(self) -> None:
         self._set(inner=named_layer("the inner layer of Residual", self.inner))

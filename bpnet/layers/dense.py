@@ -41,6 +41,8 @@ class Dense(Layer):
     bias_init: InitializerName | Initializer = "zeros"
     ntk: bool = False
 
+    example = (5, "relu")
+
     def __post_init__(self) -> None:
         self._set(units=whole("units", self.units, 1, 2**31 - 1))
         self._check(bias=flag, ntk=flag)

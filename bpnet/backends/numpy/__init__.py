@@ -47,6 +47,7 @@ WORTH_IT = 1e11
 
 class NumpyBackend(Backend):
     name = "numpy"
+    fused = repeated = "compiled code"
     writable = True
     kernels: ClassVar = KERNELS
 
