@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, initializers, testing, typing
+    from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
-    from bpnet.backpropagation import value_and_grad
+    from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         SquaredReLU,
     )
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
+    from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -50,12 +51,31 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import (
         BinaryCrossEntropy,
         BinaryCrossEntropyWithLogits,
+        BinaryFocal,
+        CosineSimilarity,
         CrossEntropy,
         ElementwiseLoss,
+        Focal,
+        Gamma,
+        GaussianNLL,
+        Head,
+        Heads,
+        Hinge,
+        Huber,
+        KLDivergence,
+        LogCosh,
         Loss,
+        MeanAbsoluteError,
         MeanSquaredError,
+        Poisson,
+        Quantile,
+        RowLoss,
+        SquaredHinge,
+        Triplet,
+        Tweedie,
     )
     from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
+    from bpnet.penalties import L1, L2, Orthogonality, Penalty
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
@@ -64,21 +84,24 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "SELU", "SGD", "Activation", "Adam", "AdamW", "AlphaDropout", "BackendReport",
-    "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant",
-    "Cosine", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten",
-    "GaussianNoise", "GeGLU", "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "History",
-    "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Loss",
-    "MeanSquaredError", "Mish", "Optimizer", "PReLU", "Parallel", "Parametric", "Progress", "RMSNorm", "ReLU", "ReLU6",
-    "Reshape", "Residual", "Rng", "Run", "Scale", "Schedule", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
-    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "Summary", "SwiGLU",
-    "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors",
-    "initializers", "inspect", "layout_of", "load", "lsuv", "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW",
+    "AlphaDropout", "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+    "BinaryFocal", "Callback", "Composite", "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense",
+    "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL",
+    "GaussianNoise", "GeGLU", "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads",
+    "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf",
+    "LeakyReLU", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish",
+    "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Progress", "Quantile",
+    "RMSNorm", "ReLU", "ReLU6", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "Sequential",
+    "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm",
+    "SquaredHinge", "SquaredReLU", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie",
+    "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "initializers",
+    "inspect", "layout_of", "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
-    "bpnet.backpropagation": "value_and_grad",
+    "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.checking": "BackendReport check_backend",
     "bpnet.inspection": "Inspection Summary inspect",
@@ -89,6 +112,7 @@ _HOMES = {
     "bpnet.layers.activations.parametric": "Parametric PReLU",
     "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
     "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
+    "bpnet.layers.activity": "ActivityPenalty",
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
@@ -100,9 +124,11 @@ _HOMES = {
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
-    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits CrossEntropy ElementwiseLoss Loss "
-    "MeanSquaredError",
+    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
+    "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
+    "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
     "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
+    "bpnet.penalties": "L1 L2 Orthogonality Penalty",
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
