@@ -78,7 +78,8 @@ def loss_and_gradient(
             options |= {"layout": layout, "loss": loss, "views": lambda *_: p}
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
-            value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
+            if penalties:
+                value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
@@ -98,7 +99,8 @@ def loss_and_gradient(
     grad = layout.join_gradients(backend, grads) if buffer is None else buffer.join(grads)
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
-    value, grad = with_penalties(backend, layout, penalties, theta, value, grad)  # those of a block are none
+    if penalties:  # of the whole batch: a block is given none
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None

@@ -85,7 +85,7 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in _classes[base.kind].items():
         if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
-            for alias, options in (cls.names or ({name: {}} if _default(cls) else {})).items():
+            for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found
 
