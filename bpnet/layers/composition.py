@@ -148,7 +148,7 @@ class Parallel(Composite):
     branches: tuple[Layer, ...]
     join: Literal["concat", "add", "multiply"]
     star = "branches"
-    example = (Identity(), Dense(20, "tanh"))
+    example = (Identity(), Dense(20))
 
     def __init__(self, *branches: Layer | str, join: Literal["concat", "add", "multiply"] = "concat") -> None:
         if not branches:
@@ -228,7 +228,7 @@ class Shared(Composite):
     inner: Layer
     name: str
 
-    example = (Dense(20, "tanh"), "shared")
+    example = (Dense(20, "relu"), "shared")
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
