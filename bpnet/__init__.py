@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.checking import BackendReport, check_backend
+    from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activations import Activation
     from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
@@ -36,11 +37,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     )
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.activity import ActivityPenalty
-    from bpnet.layers.composition import Residual, Sequential
+    from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
-    from bpnet.layers.dropout import Dropout
-    from bpnet.layers.flatten import Flatten
-    from bpnet.layers.normalization import BatchNorm
+    from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
+    from bpnet.layers.flatten import Flatten, Reshape
+    from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
+    from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
+    from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
     from bpnet.loading import load
@@ -80,17 +84,19 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BackendReport",
-    "BatchNorm", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite",
-    "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
-    "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL", "GradientReport", "HardSigmoid", "HardSwish",
-    "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "KLDivergence", "Layer", "Layout", "Leaf",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW",
+    "AlphaDropout", "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+    "BinaryFocal", "Callback", "Composite", "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense",
+    "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL",
+    "GaussianNoise", "GeGLU", "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads",
+    "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf",
     "LeakyReLU", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish",
-    "Optimizer", "Orthogonality", "PReLU", "Parametric", "Penalty", "Poisson", "Progress", "Quantile", "ReLU", "ReLU6",
-    "Residual", "Rng", "RowLoss", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
-    "Softshrink", "Softsign", "SquaredHinge", "SquaredReLU", "Standardize", "Tanh", "Trainer", "Triplet", "Tweedie",
-    "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors", "initializers", "layout_of",
-    "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Progress", "Quantile",
+    "RMSNorm", "ReLU", "ReLU6", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "Sequential",
+    "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm",
+    "SquaredHinge", "SquaredReLU", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie",
+    "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "initializers",
+    "inspect", "layout_of", "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -98,6 +104,7 @@ _HOMES = {
     "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.checking": "BackendReport check_backend",
+    "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activations": "Activation",
     "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
@@ -106,11 +113,14 @@ _HOMES = {
     "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
     "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
     "bpnet.layers.activity": "ActivityPenalty",
-    "bpnet.layers.composition": "Residual Sequential",
+    "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
-    "bpnet.layers.dropout": "Dropout",
-    "bpnet.layers.flatten": "Flatten",
-    "bpnet.layers.normalization": "BatchNorm",
+    "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
+    "bpnet.layers.flatten": "Flatten Reshape",
+    "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
+    "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
+    "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
+    "bpnet.layers.scale": "Scale",
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",

@@ -165,7 +165,7 @@ def _layer(layer: Layer) -> tuple[Any, Any]:
         updates = layer.update_buffers(run, p, cache)
         results = [y, dx]
         if layout.parameters:
-            results.append(layout.join(b, grads))
+            results.append(layout.join_gradients(b, grads))
         return [*results, layout.join_buffers(b, updates, buffers)] if updates else results
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:

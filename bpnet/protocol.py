@@ -12,8 +12,7 @@ from typing import Any
 
 from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layer import Layer, Run, Shape, ShapeRng, leaves
-from bpnet.layers.composition import Residual, Sequential
+from bpnet.layer import Composite, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -57,10 +56,9 @@ def network_faults(network: Layer, in_shape: Shape, dtype: str) -> Faults:
 
 def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str, Layer, Shape]]:
     """Every layer that is not bpnet's, with its path and the shape of the rows that come in."""
-    if type(layer) in (Sequential, Residual):
-        for name, child in layer.children:  # type: ignore[attr-defined]
-            yield from _parts(child, in_shape, f"{path}.{name}" if path else name)
-            in_shape = tuple(child.out_shape(in_shape))
+    if isinstance(layer, Composite) and _own(layer):
+        for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
+            yield from _parts(child, tuple(shape), f"{path}.{name}" if path else name)
     elif type(layer) is Dense:
         yield from _parts(layer.function, layer.out_shape(in_shape), path)
     elif not _own(layer):
@@ -142,7 +140,8 @@ def backward_faults(where: str, made: Any, x_shape: Shape, layout: Layout, dtype
     dx, grads = made
     if not isinstance(grads, Mapping):
         return [ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name")]
-    have, trained, wrong = dict(leaves(grads)), {slot.name: slot.shape for slot in layout.parameters}, []
+    trained = {".".join(path): slot.shape for slot in layout.parameters for path in (slot.path, *slot.also)}
+    have, wrong = dict(leaves(grads)), []
     if dx is None and need_dx:
         wrong.append("backward gave None for dx although need_dx was True")
     elif need_dx and _shape_of(dx) != x_shape:

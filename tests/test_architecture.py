@@ -102,6 +102,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "fitting": 11.5,
     "trainer": 12,
     "checking": 13,
+    "inspection": 13,
     "loading": 13,
     "unit_variance": 13,
     "cli": 14,

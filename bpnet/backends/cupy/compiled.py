@@ -34,7 +34,7 @@ from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
 from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
