@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends, errors, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
-    from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import (
         ELU,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.normalization import BatchNorm
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
+    from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
     from bpnet.losses import (
         BinaryCrossEntropy,
@@ -47,27 +48,72 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Loss,
         MeanSquaredError,
     )
-    from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
-    from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
+    from bpnet.minimize import minimize
+    from bpnet.optimizers import (
+        LAMB,
+        LARS,
+        LBFGS,
+        SAM,
+        SGD,
+        Accumulate,
+        AdaBelief,
+        Adadelta,
+        Adafactor,
+        Adagrad,
+        Adam,
+        Adamax,
+        AdamW,
+        Clip,
+        ElementwiseOptimizer,
+        ExponentialAverage,
+        Grouped,
+        Lion,
+        Muon,
+        NAdam,
+        Optimizer,
+        Prodigy,
+        RAdam,
+        RMSprop,
+        ScheduleFreeAdamW,
+        StochasticAverage,
+    )
+    from bpnet.schedules import (
+        Constant,
+        Cosine,
+        CosineRestarts,
+        CosLog,
+        Epochs,
+        Exponential,
+        FlatCosine,
+        OneCycle,
+        Polynomial,
+        Schedule,
+        StepDecay,
+        WarmUp,
+    )
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
-    "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_gradients", "errors", "layout_of", "load", "reference",
-    "testing", "typing", "value_and_grad",
+    "ELU", "GELU", "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "Activation", "AdaBelief", "Adadelta",
+    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "BatchNorm", "BinaryCrossEntropy",
+    "BinaryCrossEntropyWithLogits", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
+    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Epochs",
+    "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "GradientReport", "Grouped", "History", "Identity",
+    "Layer", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "Loss", "MeanSquaredError", "Muon", "NAdam",
+    "OneCycle", "Optimizer", "Polynomial", "Prodigy", "Progress", "RAdam", "RMSprop", "ReLU", "ReduceOnPlateau",
+    "Residual", "Rng", "Run", "Schedule", "ScheduleFreeAdamW", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
+    "Standardize", "StepDecay", "StochasticAverage", "Tanh", "Trainer", "WarmUp", "__version__", "backends",
+    "check_gradients", "errors", "find_learning_rate", "layout_of", "load", "minimize", "reference", "testing",
+    "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
-    "bpnet.callbacks": "Callback EarlyStopping History Progress",
+    "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
     "bpnet.layers.composition": "Residual Sequential",
@@ -78,10 +124,15 @@ _HOMES = {
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
+    "bpnet.learning_rate": "LearningRateCurve find_learning_rate",
     "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits CrossEntropy ElementwiseLoss Loss "
     "MeanSquaredError",
-    "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
-    "bpnet.schedules": "Constant Cosine Schedule WarmUp",
+    "bpnet.minimize": "minimize",
+    "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
+    "Clip ElementwiseOptimizer ExponentialAverage Grouped Lion Muon NAdam Optimizer Prodigy RAdam RMSprop "
+    "ScheduleFreeAdamW StochasticAverage",
+    "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
+    "Polynomial Schedule StepDecay WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
 }

@@ -22,6 +22,7 @@ from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
+from bpnet.layer import Params
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
@@ -68,6 +69,7 @@ class Engine:
     micro_batch: int | None
     compile: bool | str
 
+    lr_scale: float = 1.0  # by which every learning rate is multiplied
     known_batch: tuple[Any, ...] | None = None  # what `Trainer.step` took last as it came: kind, backend, device, cost
     known_inputs: tuple[Any, ...] | None = None  # the same of `Trainer.predict`
     good: Snapshot | None = None  # where checked steps go back to
@@ -90,6 +92,7 @@ class Engine:
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
         functions = self.step, self.outputs, self.scores
         self.plain: dict[Any, Any] = dict(zip(functions, (step, *plain), strict=True))  # what `bp.reference` runs
+        self.scheduled = self.optimizer  # with the length of an epoch in its schedules, once that is known
         self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -102,6 +105,20 @@ class Engine:
     @property
     def count(self) -> int:
         return self.state.now[1]
+
+    def evaluated(self) -> Array:
+        """The parameters to predict with."""
+        theta, _, state = self.carry
+        with self.looking():
+            return self.optimizer.evaluation(self.backend, self.layout, theta, state)
+
+    def set_parameters(self, tree: Params) -> None:
+        """Go on from other parameters, which may be anybody's arrays."""
+        backend, ((_, buffers, state), count) = self.backend, self.state.now
+        with self.looking():
+            theta = backend.copy(backend.detach(self.layout.join(backend, tree)))
+            state = self.optimizer.restart(backend, self.layout, theta, state)
+        self.state.now = (theta, buffers, state), count
 
     def snapshot(self) -> Snapshot:
         return copied(self.backend, self.carry), self.count
@@ -133,7 +150,7 @@ class Engine:
 
     def hyperparameters(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.optimizer.hyperparameters(self.optimizer.learning_rate(step), step + 1), step + 1
+        return self.scheduled.numbers(step, self.lr_scale), step + 1
 
     def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
@@ -218,7 +235,7 @@ class Engine:
                 self._repeat(data.batches(batch_size, order), before)
         sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
-        lr = self.optimizer.learning_rate(self.count - 1)
+        lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
 
@@ -269,7 +286,7 @@ class Engine:
         """Raise where a parameter is NaN, and the library may keep that from the output; looks once at the same."""
         now = self.state.now
         if self.backend.drops_nan and self.without_nan is not now:
-            if has_nan(self.backend, vectors((*now[0][:2], ()))):
+            if has_nan(self.backend, vectors((self.evaluated(), now[0][1], ()))):
                 raise self.not_a_number("what the network gives", None)
             self.without_nan = now
 
@@ -281,7 +298,8 @@ class Engine:
 
     def forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
         """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
-        theta, buffers, _ = self.state.now[0]
+        theta, buffers, state = self.state.now[0]
+        theta = self.optimizer.evaluation(self.backend, self.layout, theta, state)
         try:
             if current.reference:
                 return self.plain[function](definitions(self.backend), theta, buffers, x, *args)

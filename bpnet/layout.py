@@ -4,7 +4,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -76,6 +76,14 @@ class Layout:
                 for slot in slots:
                     _place(tree, slot.path, backend.xp.reshape(vector[slot.part], slot.shape))
         return tree
+
+    def split(self, backend: Backend, vector: Array) -> list[Array]:
+        """A view of every parameter in a vector like theta."""
+        return [backend.xp.reshape(vector[slot.part], slot.shape) for slot in self.parameters]
+
+    def part(self, names: Collection[str]) -> "Layout":
+        """The layout of those parameters alone, one after the other."""
+        return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
@@ -159,6 +167,12 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
+
+
+def layout_of_array(shape: Shape) -> Layout:
+    """The layout of one array that is no network's: optimizers take it as a leaf called x, which does not decay."""
+    slot = Slot(("x",), tuple(shape), 0)
+    return Layout(Layer(), (), slot.shape, (slot,), (), ())
 
 
 @lru_cache(maxsize=64)

@@ -78,6 +78,16 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
+def parts_of(value: Any, base: type[S]) -> Iterator[S]:
+    """`value` and all in its options, and in theirs, that is an instance of `base`."""
+    for part in _parts(value):
+        if isinstance(part, Registered):
+            if isinstance(part, base):
+                yield part
+            for option in fields(part):  # type: ignore[arg-type]
+                yield from parts_of(getattr(part, option.name), base)
+
+
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}

@@ -31,8 +31,9 @@ from bpnet.layout import Layout
 from bpnet.locking import TrainingLock, locked
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import choice, flag, number, whole
+from bpnet.options import choice, flag, not_negative, number, whole
 from bpnet.registry import resolve
+from bpnet.schedules import in_epochs
 from bpnet.step import Carry, Snapshot, check_snapshot, start
 from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
 
@@ -50,7 +51,7 @@ class Trainer:
     ----------
     network : a layer, most often `Sequential(...)`
     loss : a name ("cross_entropy", "mse", ...) or a `Loss`
-    optimizer : a name ("adam", "adamw", "sgd") or an `Optimizer`
+    optimizer : a name ("adam", "adamw", "sgd", ...) or an `Optimizer`
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
@@ -121,7 +122,7 @@ class Trainer:
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
         engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot())
+        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot(), engine.lr_scale)
         return rest | {"history": History(list(self.history)), "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -155,11 +156,11 @@ class Trainer:
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 
-    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> Engine:
+    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:
         check_options(backend, carry[0], self.network, self.loss, self.optimizer, self.clip_norm)
         names = ("loss", "optimizer", "seed", "clip_norm", "threads", "precision", "micro_batch", "compile")
         options = {name: getattr(self, name) for name in names}
-        self._engine = engine = Engine(backend, layout, State(carry, step_count), **options)
+        self._engine = engine = Engine(backend, layout, State(carry, count), lr_scale=lr_scale, **options)
         return engine
 
     def _have(self) -> Engine:
@@ -207,16 +208,26 @@ class Trainer:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The trained parameters, nested by layer: {"0": {"weight": ..., "bias": ...}, ...}.  Assignable."""
-        return self.layout.views(self.backend, self.theta)
+        """What the network predicts with, nested by layer: {"0": {"weight": ..., "bias": ...}, ...}.  Assignable.
+
+        It is `theta`, but where the optimizer averages, as `ExponentialAverage` does, the average.
+        """
+        return self.layout.views(self.backend, self._have().evaluated())
 
     @parameters.setter
     @locked("set")
     def parameters(self, tree: Mapping[str, Any]) -> None:
-        engine = self._have()
-        backend, ((_, *rest), count) = engine.backend, engine.state.now
         check_parameters(tree, self.parameters)
-        engine.state.now = (backend.copy(backend.detach(engine.layout.join(backend, tree))), *rest), count
+        self._have().set_parameters(tree)
+
+    @property
+    def lr_scale(self) -> float:
+        """A factor of every learning rate, at first 1: `ReduceOnPlateau` sets it, and you may.  Kept in files."""
+        return self._have().lr_scale
+
+    @lr_scale.setter
+    def lr_scale(self, factor: float) -> None:
+        self._have().lr_scale = not_negative("lr_scale", factor)
 
     @locked("read")
     def snapshot(self) -> Snapshot:
@@ -243,9 +254,9 @@ class Trainer:
         (theta, buffers, state), count = self.snapshot()
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
         options = {name: getattr(self, name) for name in OPTIONS}
+        trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
-        trained = self.layout, self.loss, self.optimizer, arrays, count, options
-        write_checkpoint(path, Checkpoint(*trained, self.history.epochs, self.classes, metadata))
+        write_checkpoint(path, Checkpoint(*trained, metadata, self.lr_scale))
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -332,6 +343,7 @@ class Trainer:
         if validation is not None:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
         engine, evaluated = self._engine or self._start(data), self.micro_batch or max(batch_size, LEAST_EVALUATED)
+        engine.scheduled = in_epochs(self.optimizer, -(-data.count // batch_size))
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()

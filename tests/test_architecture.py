@@ -23,7 +23,7 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "arra
 MATHEMATICS = [
     name
     for name in MODULES
-    if name.startswith("bpnet.layers")
+    if name.startswith(("bpnet.layers", "bpnet.optimizers"))
     or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "step")
 ]
 
@@ -78,6 +78,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "testing": 9,
     "compatibility": 9,
     "step": 9,
+    "minimize": 9,
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,
@@ -85,6 +86,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "engine": 11,
     "trainer": 12,
     "loading": 13,
+    "learning_rate": 13,
     "cli": 14,
     "__main__": 15,
 }

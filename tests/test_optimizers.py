@@ -61,9 +61,9 @@ def run(lib, layout, optimizer, theta, gradients, donate=False):
 
     with lib.seam.session():
         step = lib.seam.compile(update)
-        carry = theta, optimizer.init(lib.seam, theta)
+        carry = theta, optimizer.init(lib.seam, layout, theta)
         for i, grad in enumerate(gradients):
-            carry = step(carry, lib.array(grad), optimizer.hyperparameters(optimizer.learning_rate(i), i + 1))
+            carry = step(carry, lib.array(grad), optimizer.numbers(i))
     return carry
 
 
@@ -146,7 +146,7 @@ def test_only_what_is_donated_is_written_to(case, layout, library):
     state = run(lib, layout, case.optimizer, theta, [first])[1]
     given = (theta, second, *state)
     before = [a.copy() for a in given]
-    args = lib.seam, layout, theta, second, state, case.optimizer.hyperparameters(0.01, 2)
+    args = lib.seam, layout, theta, second, state, case.optimizer.numbers(1)
     kept = case.optimizer.update(*args)
     for a, b in zip(given, before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -162,8 +162,8 @@ def test_any_number_of_threads_gives_the_same_bits(case, library):
     results = []
     for threads in (1, 2, 5):
         with lib.seam.session(threads):
-            state = case.optimizer.init(lib.seam, theta)
-            numbers = case.optimizer.hyperparameters(0.01, 1)
+            state = case.optimizer.init(lib.seam, LARGE, theta)
+            numbers = case.optimizer.numbers(0)
             moved, state = case.optimizer.update(lib.seam, LARGE, theta, gradients[0], state, numbers)
             results.append(np.concatenate([moved, *state]))
     np.testing.assert_array_equal(results[0], results[1])
@@ -367,7 +367,7 @@ def test_a_schedule_of_numpy_numbers_changes_no_type(backend, kind, tmp_path):
 class _Remembers(bp.SGD):
     """Keeps the parameters of one step before."""
 
-    def init(self, backend, theta):
+    def init(self, backend, layout, theta):
         return (backend.xp.zeros_like(theta),)
 
     def elementwise(self, b, theta, before, grad, lr):
@@ -407,7 +407,7 @@ class _LineSearch(bp.Optimizer):
     state_names = ("evaluations", "gradients")
     traceable = False
 
-    def init(self, backend, theta):
+    def init(self, backend, layout, theta):
         like = {"dtype": theta.dtype, "device": backend.device(theta)}
         return backend.xp.zeros((), **like), backend.xp.zeros((3, theta.shape[0]), **like)
 
@@ -491,7 +491,7 @@ class _Overflows(bp.Optimizer):
     lr: float = 1.0
     state_names = ("scale",)
 
-    def init(self, backend, theta):
+    def init(self, backend, layout, theta):
         return (backend.xp.ones((), dtype=theta.dtype, device=backend.device(theta)),)
 
     def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate):
@@ -587,7 +587,7 @@ class _LooksAround(bp.SGD):
 
     change: Callable[..., Any] = _with_the_next
 
-    def init(self, backend, theta):
+    def init(self, backend, layout, theta):
         return (backend.xp.zeros_like(theta),)
 
     def update(self, backend, layout, theta, grad, state, *args, **options):

@@ -1,0 +1,280 @@
+"""What is put around another optimizer: clipping, accumulation, averages of its parameters, sharpness."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import ArgumentError, OptionError
+from bpnet.layout import Layout
+from bpnet.optimizers.base import Evaluate, Optimizer, State
+from bpnet.optimizers.clipping import clip_by_global_norm, norm
+from bpnet.options import flag, fraction, positive, whole
+from bpnet.registry import resolve
+
+
+class Around(Optimizer):
+    """Base of them: all is that of `optimizer` but what a subclass says.
+
+    The state is the subclass's own arrays, one for each of `own_names`, then those of `optimizer`; its hyperparameters
+    are (own, those of `optimizer`).
+    """
+
+    optimizer: Any
+    own_names: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self._set(optimizer=resolve(Optimizer, "optimizer", self.optimizer))
+
+    @property
+    def lr(self) -> Any:  # type: ignore[override]
+        return self.optimizer.lr
+
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]
+        traceable: bool = self.optimizer.traceable
+        return traceable
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return *self.own_names, *self.optimizer.state_names
+
+    def learning_rate(self, step: int) -> float:
+        rate: float = self.optimizer.learning_rate(self.inner_step(step))
+        return rate
+
+    def inner_step(self, step: int) -> int:
+        """How many steps `optimizer` has done before."""
+        return step
+
+    def own_numbers(self, step: int) -> tuple[Any, ...]:
+        """The subclass's own hyperparameters of a step, the first being 0."""
+        return ()
+
+    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
+        return self.own_numbers(step), self.optimizer.numbers(self.inner_step(step), lr_scale)
+
+    def own_init(self, backend: Backend, theta: Array) -> State:
+        """The subclass's own state."""
+        return tuple(backend.xp.zeros_like(theta) for _ in self.own_names)
+
+    def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
+        return *self.own_init(backend, theta), *self.optimizer.init(backend, layout, theta)
+
+    def gradient(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, own: Any, evaluate: Evaluate | None
+    ) -> Array:
+        """The gradient that `optimizer` is to see in the place of `grad`, given the own hyperparameters."""
+        return grad
+
+    def update(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, state: State,
+        hyperparameters: tuple[Any, ...], evaluate: Evaluate | None = None,
+    ) -> tuple[Array, State]:  # fmt: skip
+        own, inner = hyperparameters
+        count = len(self.own_names)
+
+        def seen(at: Array) -> tuple[Array, Array]:
+            assert evaluate is not None
+            value, grad = evaluate(at)
+            return value, self.gradient(backend, layout, at, grad, own, evaluate)
+
+        grad = self.gradient(backend, layout, theta, grad, own, evaluate)
+        args = grad, state[count:], inner, None if evaluate is None else seen
+        theta, rest = self.optimizer.update(backend, layout, theta, *args)
+        return theta, (*state[:count], *rest)
+
+    def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
+        return self.optimizer.evaluation(backend, layout, theta, state[len(self.own_names) :])
+
+    def restart(self, backend: Backend, layout: Layout, theta: Array, state: State) -> State:
+        own, inner = state[: len(self.own_names)], state[len(self.own_names) :]
+        return *self.own_restart(backend, theta, own), *self.optimizer.restart(backend, layout, theta, inner)
+
+    def own_restart(self, backend: Backend, theta: Array, own: State) -> State:
+        """The subclass's own state where theta has been set."""
+        return own
+
+
+@dataclass(frozen=True)
+class Clip(Around):
+    """The gradient bounded: each entry to +-`value`, each leaf to a norm of `leaf_norm`, all of it to one of `norm`.
+
+        bp.Clip(bp.Adam(), norm=1.0)
+
+    Bounds are applied in that order; None is none.  A gradient that is too long keeps its direction (Pascanu, Mikolov
+    and Bengio 2013), but one whose entries are bounded does not.  `Trainer(clip_norm=...)` is `norm` for any optimizer.
+    """
+
+    optimizer: Any
+    value: float | None = None
+    leaf_norm: float | None = None
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = {name: getattr(self, name) for name in ("value", "leaf_norm", "norm")}
+        if all(limit is None for limit in limits.values()):
+            raise OptionError("Clip bounds nothing: give it value=, leaf_norm= or norm=")
+        self._check(**{name: positive for name, limit in limits.items() if limit is not None})
+
+    def gradient(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, own: Any, evaluate: Evaluate | None
+    ) -> Array:
+        if self.value is not None:
+            grad = backend.xp.minimum(backend.xp.maximum(grad, -self.value), self.value)
+        if self.leaf_norm is not None:
+            limit = self.leaf_norm
+            grad = backend.concat([clip_by_global_norm(backend, grad[s.part], limit) for s in layout.parameters])
+        return grad if self.norm is None else clip_by_global_norm(backend, grad, self.norm)
+
+
+@dataclass(frozen=True)
+class Accumulate(Around):
+    """A step of `optimizer` after every `steps` batches, along the mean of their gradients, and none in between.
+
+    Schedules of `optimizer` count its own steps.  Buffers, such as running statistics, are updated by every batch.
+    Where a large batch merely does not fit in memory, `Trainer(micro_batch=...)` is simpler.
+    """
+
+    optimizer: Any
+    steps: int
+
+    own_names = ("mean gradient",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(steps=whole)
+
+    def inner_step(self, step: int) -> int:
+        return step // self.steps
+
+    def own_numbers(self, step: int) -> tuple[Any, ...]:
+        """1.0 where the optimizer is to do a step, else 0.0."""
+        return (float((step + 1) % self.steps == 0),)
+
+    def update(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, state: State,
+        hyperparameters: tuple[Any, ...], evaluate: Evaluate | None = None,
+    ) -> tuple[Array, State]:  # fmt: skip
+        xp, ((due,), _) = backend.xp, hyperparameters
+        mean = state[0] + grad / self.steps
+        if type(due) is float and not due:  # else only values tell, and the step is computed in any case
+            return theta, (mean, *state[1:])
+        moved, (_, *rest) = super().update(backend, layout, theta, mean, state, hyperparameters, evaluate)
+        is_due = xp.zeros_like(theta[:1]) + due > 0.5
+
+        def chosen(new: Array, old: Array) -> Array:
+            return xp.reshape(xp.where(is_due, new, old), old.shape)
+
+        kept = [chosen(new, old) for new, old in zip(rest, state[1:], strict=True)]
+        return chosen(moved, theta), (chosen(xp.zeros_like(mean), mean), *kept)
+
+
+class Average(Around):
+    """Base of what predicts with an average of the parameters: a <- (1 - w) a + w theta after each step.
+
+    `predict`, `evaluate` and `parameters` of a trainer are of the average, its `theta` is what is trained; both are
+    saved.  The running statistics of batch normalisation are of passes with theta, and differ a little from those of a.
+    """
+
+    own_names = ("average of the parameters",)
+
+    def weight(self, step: int) -> float:
+        """w after the step, the first being 0."""
+        raise NotImplementedError
+
+    def own_numbers(self, step: int) -> tuple[Any, ...]:
+        return (self.weight(step),)
+
+    def own_init(self, backend: Backend, theta: Array) -> State:
+        return (backend.copy(theta),)
+
+    def update(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, state: State,
+        hyperparameters: tuple[Any, ...], evaluate: Evaluate | None = None,
+    ) -> tuple[Array, State]:  # fmt: skip
+        ((w,), _) = hyperparameters
+        theta, (average, *rest) = super().update(backend, layout, theta, grad, state, hyperparameters, evaluate)
+        return theta, ((1.0 - w) * average + w * theta, *rest)
+
+    def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
+        return state[0]
+
+    def own_restart(self, backend: Backend, theta: Array, own: State) -> State:
+        return self.own_init(backend, theta)
+
+
+@dataclass(frozen=True)
+class ExponentialAverage(Average):
+    """The network predicts with a running mean of its parameters (Polyak and Juditsky 1992).
+
+        a <- decay a + (1 - decay) theta after each step of `optimizer`, a being theta after the first.
+
+    See `Average` for what that means for a trainer.
+    """
+
+    optimizer: Any
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(decay=fraction)
+
+    def weight(self, step: int) -> float:
+        return 1.0 - self.decay if step else 1.0
+
+
+@dataclass(frozen=True)
+class StochasticAverage(Average):
+    """The network predicts with the mean of its parameters at several steps: SWA (Izmailov et al. 2018).
+
+    The mean is of those after start + every, start + 2 every, ... steps of `optimizer`, where one epoch is a good
+    `every`, with a learning rate that stays high; before, it is theta.
+
+    See `Average` for what that means for a trainer.
+    """
+
+    optimizer: Any
+    start: int
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(start=whole("start", self.start, 0), every=whole("every", self.every))
+
+    def weight(self, step: int) -> float:
+        count, between = divmod(step + 1 - self.start, self.every)
+        if count < 1:
+            return 1.0
+        return 0.0 if between else 1.0 / count
+
+
+@dataclass(frozen=True)
+class SAM(Around):
+    """Sharpness-aware minimisation (Foret et al. 2021): the gradient is that uphill of theta, at a distance of `rho`.
+
+        g <- gradient at theta + rho g / |g|,       then a step of `optimizer` from theta along that.
+
+    With `adaptive` (Kwon et al. 2021) the distance is in units of theta: theta + rho theta**2 g / |theta g|.  A step
+    costs two passes through the network.
+    """
+
+    optimizer: Any = "sgd"
+    rho: float = 0.05
+    adaptive: bool = False
+
+    names = {"sam": {}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(rho=positive, adaptive=flag)
+
+    def gradient(
+        self, backend: Backend, layout: Layout, theta: Array, grad: Array, own: Any, evaluate: Evaluate | None
+    ) -> Array:
+        if evaluate is None:
+            raise ArgumentError("SAM asks for the gradient again: pass `evaluate`, as a trainer and bp.minimize do")
+        uphill = theta * grad if self.adaptive else grad
+        length = norm(backend, uphill)
+        step = self.rho / backend.xp.where(length > 0.0, length, 1.0) * (theta * uphill if self.adaptive else uphill)
+        return evaluate(theta + step)[1]
