@@ -104,7 +104,7 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     known = catalogue(base)
     if value not in known:
-        raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if _default(cls)))
+        raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
     cls, options = known[value]
     return cast(S, cls(**options))
 
@@ -140,7 +140,7 @@ def _check_methods(cls: type[Registered]) -> None:
                 raise ArgumentError(f"the {cls.kind} {cls.__name__} has no {name}: define it, as {owner.__name__} says")
 
 
-def _default(cls: type[Registered]) -> bool:
+def has_defaults(cls: type[Registered]) -> bool:
     """Whether a name alone is enough to make one."""
     return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))  # type: ignore[arg-type]
 

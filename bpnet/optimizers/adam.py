@@ -14,7 +14,7 @@ from bpnet.schedules import Schedule, or_schedule, rate
 
 
 @dataclass(frozen=True)
-class Moments(Optimizer):
+class _Moments(Optimizer):
     """What has a running mean of the gradient, m, and one of its size, v.
 
     It has `beta1`, which may be a schedule, `beta2` and `epsilon`; the corrections by 1 - beta1**t are then of the
@@ -62,7 +62,7 @@ class Moments(Optimizer):
 
 
 @dataclass(frozen=True)
-class Adam(Moments, ElementwiseOptimizer):
+class Adam(_Moments, ElementwiseOptimizer):
     """Adam (Kingma and Ba 2015): along m, a running mean of the gradient g, over the root of v, a running mean of g**2.
 
     Both start at 0, and so are too small after t steps by the factors that m_hat and v_hat divide by:
@@ -120,7 +120,7 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True)
-class NAdam(Moments, ElementwiseOptimizer):
+class NAdam(_Moments, ElementwiseOptimizer):
     """Adam with Nesterov's look ahead (Dozat 2016): the step is along the mean as it will be after the next gradient.
 
         mu_t = beta1 (1 - 0.96**(t momentum_decay) / 2),        M_t = mu_1 mu_2 ... mu_t,
@@ -177,7 +177,7 @@ def _products(beta1: float, decay: float, count: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class RAdam(Moments, ElementwiseOptimizer):
+class RAdam(_Moments, ElementwiseOptimizer):
     """Adam that is rectified while v is known from few gradients only (Liu et al. 2020).
 
         rho_inf = 2 / (1 - beta2) - 1,     rho_t = rho_inf - 2 t beta2**t / (1 - beta2**t),
@@ -209,7 +209,7 @@ class RAdam(Moments, ElementwiseOptimizer):
 
 
 @dataclass(frozen=True)
-class Adamax(Moments, ElementwiseOptimizer):
+class Adamax(_Moments, ElementwiseOptimizer):
     """Adam with the largest gradient, which fades, in the place of a root (Kingma and Ba 2015, algorithm 2).
 
         u <- max(beta2 u, |g| + epsilon),       theta <- theta - lr m_hat / u,
@@ -235,7 +235,7 @@ class Adamax(Moments, ElementwiseOptimizer):
 
 
 @dataclass(frozen=True)
-class AdaBelief(Moments, ElementwiseOptimizer):
+class AdaBelief(_Moments, ElementwiseOptimizer):
     """Adam that steps far where gradients are as expected, however large they are (Zhuang et al. 2020).
 
         s <- beta2 s + (1 - beta2) (g - m)**2 + epsilon,       s_hat = s / (1 - beta2**t),

@@ -123,11 +123,13 @@ class Grouped(Optimizer):
 
     def _parts(self, layout: Layout) -> list[Part | None]:
         """Of `optimizer`, and of each group."""
-        slots: list[list[Slot]] = [[] for _ in self._members]
-        for slot in layout.parameters:
-            fits = (i for i, (pattern, _) in enumerate(self.groups, 1) if fnmatchcase(slot.name, pattern))
-            slots[next(fits, 0)].append(slot)
-        return [part_of(layout, some) for some in slots]
+
+        def group(slot: Slot) -> int:
+            return next((i for i, (pattern, _) in enumerate(self.groups, 1) if fnmatchcase(slot.name, pattern)), 0)
+
+        return [
+            part_of(layout, [slot for slot in layout.parameters if group(slot) == i]) for i in range(len(self._members))
+        ]
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         names = [slot.name for slot in layout.parameters]
@@ -163,10 +165,11 @@ class Grouped(Optimizer):
         each = self._each(layout, state)
         parts = [part for _, part, _, _ in each]
         before = [part.of(backend, theta) for part in parts]
-        after = list(before)
+        after: list[Array] = []
         kept: State = ()
         for k, (i, part, member, own) in enumerate(each):
             if member is None:
+                after.append(before[k])
                 continue
 
             def at(values: Array, k: int = k, part: Part = part) -> tuple[Array, Array]:
@@ -176,7 +179,8 @@ class Grouped(Optimizer):
 
             grads = part.of(backend, grad)
             args = backend, part.layout, before[k], grads, own, hyperparameters[i], None if evaluate is None else at
-            after[k], own = member.update(*args)
+            values, own = member.update(*args)
+            after.append(values)
             kept += own
         return together(backend, parts, after), kept
 

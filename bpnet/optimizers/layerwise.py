@@ -5,7 +5,7 @@ from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.layout import Layout
-from bpnet.optimizers.adam import Moments
+from bpnet.optimizers.adam import _Moments
 from bpnet.optimizers.base import Evaluate, Optimizer, State
 from bpnet.optimizers.clipping import norm
 from bpnet.options import flag, fraction, not_negative, positive
@@ -64,7 +64,7 @@ class LARS(Optimizer):
 
 
 @dataclass(frozen=True)
-class LAMB(Moments):
+class LAMB(_Moments):
     """Adam with steps in proportion to the size of each leaf (You et al. 2020), for batches of many thousand rows.
 
         u = m_hat / (sqrt(v_hat) + epsilon) + weight_decay theta,

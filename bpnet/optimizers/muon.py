@@ -26,7 +26,7 @@ class Muon(Optimizer):
         m <- momentum m + (1 - momentum) g,           u = (1 - momentum) g + momentum m, or m without `nesterov`,
         W <- (1 - lr weight_decay) W - lr sqrt(max(1, columns / rows)) U V^T,
 
-    where U S V^T is u, nearly: of X = u / (|u| + epsilon) it is found by `iterations` times
+    where U S V^T is u, nearly: of X = u / max(|u|, epsilon) it is found by `iterations` times
 
         A = X X^T,       X <- a X + (b A + c A A) X       with (a, b, c) = (3.4445, -4.775, 2.0315),
 
@@ -128,7 +128,7 @@ class Muon(Optimizer):
 def orthogonalised(backend: Backend, x: Array, iterations: int, epsilon: float) -> Array:
     """About U V^T of a matrix x = U S V^T, as `Muon` says; its smaller side is that of the products X X^T."""
     xp, (a, b, c) = backend.xp, COEFFICIENTS
-    x = x / (norm(backend, x) + epsilon)
+    x = x / xp.maximum(norm(backend, x), epsilon)
     tall = x.shape[0] > x.shape[1]
     x = xp.matrix_transpose(x) if tall else x
     for _ in range(iterations):
