@@ -67,15 +67,18 @@ def in_torch(make: Callable[..., Any], transposed: bool = False, **options: Any)
         {"params": [part], "weight_decay": decay if slot.decay and decoupled else 0.0}
         for part, slot in zip(parts, LAYOUT.parameters, strict=True)
     ]
-    oracle = make(torch.optim)(groups, **options)
-    for part in parts:  # NAdam keeps a product in float32, which is no option
-        oracle.state[part]["mu_product"] = torch.ones((), dtype=torch.float64)
-    for grad in GRADIENTS:
-        for part, slot in zip(parts, LAYOUT.parameters, strict=True):
-            part.grad = of(grad, slot)
-            if slot.decay and not decoupled:
-                part.data *= 1.0 - options["lr"] * decay
-        oracle.step()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of a product that NAdam keeps
+    try:
+        oracle = make(torch.optim)(groups, **options)
+        for grad in GRADIENTS:
+            for part, slot in zip(parts, LAYOUT.parameters, strict=True):
+                part.grad = of(grad, slot)
+                if slot.decay and not decoupled:
+                    part.data *= 1.0 - options["lr"] * decay
+            oracle.step()
+    finally:
+        torch.set_default_dtype(before)
     return np.concatenate(
         [(part.T if transposed and part.ndim == 2 else part).detach().numpy().reshape(-1) for part in parts]
     )
@@ -130,7 +133,7 @@ def test_as_pytorch(name: str) -> None:
 def test_muon_as_pytorch(match_rms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Newton-Schulz iterations are in bfloat16, which the oracle is kept from here; and it has matrices alone."""
     torch: Any = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     hidden = ("1.weight", "2.weight")
     adjusted = "match_rms_adamw" if match_rms else "original"
     options = {"lr": [0.02], "momentum": [0.95, 0.5], "nesterov": [True, False], "weight_decay": [0.0, 0.3],

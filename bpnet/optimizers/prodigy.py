@@ -51,7 +51,7 @@ class Prodigy(Optimizer):
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         xp, like = backend.xp, {"dtype": theta.dtype, "device": backend.device(theta)}
         zeros = [xp.zeros_like(theta) for _ in range(3)]
-        return *zeros, backend.copy(theta), xp.full((), self.initial, **like), xp.zeros((), **like)
+        return *zeros, backend.copy(theta), xp.full((1,), self.initial, **like), xp.zeros((1,), **like)
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """lr with Adam's correction."""

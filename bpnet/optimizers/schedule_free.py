@@ -41,7 +41,7 @@ class ScheduleFreeAdamW(Optimizer):
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         xp, like = backend.xp, {"dtype": theta.dtype, "device": backend.device(theta)}
-        return backend.copy(theta), xp.zeros_like(theta), xp.zeros((), **like), xp.zeros((), **like)
+        return backend.copy(theta), xp.zeros_like(theta), xp.zeros((1,), **like), xp.zeros((1,), **like)
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """lr, and for Adam's correction the root c of 1 - beta2**t, and epsilon c."""
