@@ -169,10 +169,13 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
     return layout if layout.network is network else replace(layout, network=network)
 
 
+_NO_NETWORK = Layer()
+
+
 def layout_of_array(shape: Shape) -> Layout:
     """The layout of one array that is no network's: optimizers take it as a leaf called x, which does not decay."""
     slot = Slot(("x",), tuple(shape), 0)
-    return Layout(Layer(), (), slot.shape, (slot,), (), ())
+    return Layout(_NO_NETWORK, (), slot.shape, (slot,), (), ())
 
 
 @lru_cache(maxsize=64)
