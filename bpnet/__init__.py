@@ -31,11 +31,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Softplus,
         Tanh,
     )
-    from bpnet.layers.composition import Residual, Sequential
+    from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
-    from bpnet.layers.dropout import Dropout
-    from bpnet.layers.flatten import Flatten
-    from bpnet.layers.normalization import BatchNorm
+    from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
+    from bpnet.layers.flatten import Flatten, Reshape
+    from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
+    from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
+    from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
     from bpnet.learning_rate import LearningRateCurve, find_learning_rate
@@ -66,6 +69,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Clip,
         ElementwiseOptimizer,
         ExponentialAverage,
+        GradientNoise,
         Grouped,
         Lion,
         Muon,
@@ -97,17 +101,18 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "Activation", "AdaBelief", "Adadelta",
-    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "BatchNorm", "BinaryCrossEntropy",
+    "ELU", "GELU", "GLU", "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "Activation", "AdaBelief", "Adadelta",
+    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout", "BatchNorm", "Bilinear", "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
     "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Epochs",
-    "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "GradientReport", "Grouped", "History", "Identity",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "Loss", "MeanSquaredError", "Muon", "NAdam",
-    "OneCycle", "Optimizer", "Polynomial", "Prodigy", "Progress", "RAdam", "RMSprop", "ReLU", "ReduceOnPlateau",
-    "Residual", "Rng", "Run", "Schedule", "ScheduleFreeAdamW", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
-    "Standardize", "StepDecay", "StochasticAverage", "Tanh", "Trainer", "WarmUp", "__version__", "backends",
-    "check_gradients", "errors", "find_learning_rate", "layout_of", "load", "minimize", "reference", "testing",
-    "typing", "value_and_grad",
+    "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "GaussianNoise", "GeGLU", "GradientNoise",
+    "GradientReport", "GroupNorm", "Grouped", "History", "Identity", "Layer", "LayerNorm", "Layout", "Leaf",
+    "LeakyReLU", "LearningRateCurve", "Lion", "Loss", "MeanSquaredError", "Muon", "NAdam", "OneCycle", "Optimizer",
+    "Parallel", "Polynomial", "Prodigy", "Progress", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReduceOnPlateau",
+    "Reshape", "Residual", "Rng", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU",
+    "Sigmoid", "Softmax", "Softplus", "SpectralNorm", "Standardize", "StepDecay", "StochasticAverage", "SwiGLU",
+    "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients", "errors",
+    "find_learning_rate", "layout_of", "load", "minimize", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -116,11 +121,14 @@ _HOMES = {
     "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
-    "bpnet.layers.composition": "Residual Sequential",
+    "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
-    "bpnet.layers.dropout": "Dropout",
-    "bpnet.layers.flatten": "Flatten",
-    "bpnet.layers.normalization": "BatchNorm",
+    "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
+    "bpnet.layers.flatten": "Flatten Reshape",
+    "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
+    "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
+    "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
+    "bpnet.layers.scale": "Scale",
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
@@ -129,7 +137,7 @@ _HOMES = {
     "MeanSquaredError",
     "bpnet.minimize": "minimize",
     "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
-    "Clip ElementwiseOptimizer ExponentialAverage Grouped Lion Muon NAdam Optimizer Prodigy RAdam RMSprop "
+    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam RMSprop "
     "ScheduleFreeAdamW StochasticAverage",
     "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
     "Polynomial Schedule StepDecay WarmUp",

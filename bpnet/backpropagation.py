@@ -88,7 +88,7 @@ def loss_and_gradient(
     value, dy = measure(run, output, y, weight, total)
     _, grads = part.backward(run, p, cache, dy, False)
     updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
-    grad = layout.join(backend, grads) if buffer is None else buffer.join(grads)
+    grad = layout.join_gradients(backend, grads) if buffer is None else buffer.join(grads)
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
     if clip_norm is not None:

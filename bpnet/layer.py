@@ -6,6 +6,7 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,14 @@ class Leaf:
     decay: bool | None = None
 
 
+class SharedParams(dict[str, Any]):
+    """Start values of a layer that has the same ones wherever it stands in a network under the same name."""
+
+    def __init__(self, name: str, layer: "Layer", values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.name, self.layer = name, layer
+
+
 class Rng:
     """Draws start values on the host, so one seed gives one start on every library."""
 
@@ -70,6 +79,10 @@ class Rng:
 
         return numpy.broadcast_to(numpy.asarray(values, dtype=numpy.float64), shape)
 
+    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
+        """What `compute` makes of other start values."""
+        return compute()
+
 
 class ShapeRng(Rng):
     """Draws nothing: stands in where only the shapes of start values are wanted."""
@@ -85,6 +98,9 @@ class ShapeRng(Rng):
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def given(self, shape: Shape, values: Any) -> Any:
+        return self.full(shape, 0.0)
+
+    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
         return self.full(shape, 0.0)
 
     def uniform(self, shape: Shape, limit: float) -> Any:
@@ -179,6 +195,14 @@ class Run:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
 
+    def uniform(self, shape: Shape, like: Array) -> Array:
+        """Evenly drawn from 0 ... 1, without the ends, of the type and device of `like`; the same whenever asked."""
+        return self.backend.uniform(self.key, tuple(shape), like.dtype, self.backend.device(like))
+
+    def normal(self, shape: Shape, like: Array) -> Array:
+        """Drawn from the normal distribution, of the type and device of `like`; the same whenever it is asked."""
+        return self.backend.normal(self.key, tuple(shape), like.dtype, self.backend.device(like))
+
 
 class Layer(Registered, kind="layer"):
     """Base of all layers.  Subclasses are frozen dataclasses; writing one takes the four methods below."""
@@ -232,6 +256,10 @@ class Composite(Layer):
     def children(self) -> tuple[tuple[str, Layer], ...]:
         """(name, layer) in the order of the forward pass."""
         raise NotImplementedError
+
+    def child_shapes(self, in_shape: Shape) -> Iterator[Shape]:
+        """Of each child, the shape of its input rows, where those of the composite have `in_shape`."""
+        return itertools.repeat(in_shape, len(self.children))
 
     couples_rows = _of_a_child("couples_rows")
     stochastic = _of_a_child("stochastic")

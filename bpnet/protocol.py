@@ -12,9 +12,9 @@ from typing import Any
 
 from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layer import Layer, Run, Shape, ShapeRng, leaves
-from bpnet.layers.composition import Residual, Sequential
+from bpnet.layer import Composite, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
+from bpnet.layers.gated import GLU
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
@@ -59,11 +59,10 @@ def network_faults(network: Layer, in_shape: Shape, dtype: str) -> Faults:
 
 def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str, Layer, Shape]]:
     """Every layer that is not bpnet's, with its path and the shape of the rows that come in."""
-    if type(layer) in (Sequential, Residual):
-        for name, child in layer.children:  # type: ignore[attr-defined]
-            yield from _parts(child, in_shape, f"{path}.{name}" if path else name)
-            in_shape = tuple(child.out_shape(in_shape))
-    elif type(layer) is Dense:
+    if isinstance(layer, Composite) and _own(layer):
+        for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
+            yield from _parts(child, tuple(shape), f"{path}.{name}" if path else name)
+    elif isinstance(layer, Dense | GLU) and _own(layer):
         yield from _parts(layer.function, layer.out_shape(in_shape), path)
     elif not _own(layer):
         yield path, layer, in_shape

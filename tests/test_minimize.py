@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, DivergedError, DTypeError, OptionError, ShapeError
 
 GOAL = np.array([1.0, -1.0, 1.0, 1.0, 1.0])
 START = np.array([-1.0, 10.0, 1.0, 0.0, 0.0])

@@ -51,6 +51,7 @@ OTHERS = [
     bp.SAM(bp.SGD(0.1, 0.9), rho=0.1),
     bp.SAM(bp.Adam(0.01), rho=0.1, adaptive=True),
     bp.Clip(bp.Adam(0.01), value=1.0, leaf_norm=0.7, norm=0.5),
+    bp.GradientNoise(bp.SGD(0.1), seed=3),
     bp.Accumulate(bp.AdamW(0.01), 2),
     bp.ExponentialAverage(bp.Adam(0.01), 0.9),
     bp.StochasticAverage(bp.SGD(0.1), start=1, every=2),

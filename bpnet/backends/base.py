@@ -222,10 +222,35 @@ class Backend:
         `keep` is rounded to a multiple of 2**-32, and 1/keep is of the rounded value.
         """
         xp, limit = self.xp, threshold(keep)
+        kept = self._bits(key, shape, device) < self._uint32(limit, device)
+        return xp.astype(kept, dtype) * (2**32 / limit)
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+        """Numbers evenly drawn from 0 ... 1: (k + 1/2) / 2**23 for the upper 23 bits k of `keep_mask`'s bits.
+
+        They are the same on every library, exact in float32, and neither 0 nor 1.
+        """
+        upper = self._bits(key, shape, device) >> self._uint32(9, device)
+        return (self.xp.astype(upper, dtype) + 0.5) * 2.0**-23
+
+    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+        r"""Numbers drawn from the normal distribution: \(\sqrt 2\) times the inverse of erf at 2 u - 1, u of `uniform`.
+
+        By the polynomials of M. Giles, Approximating the erfinv function (2010), with an error of 1e-6 of a deviation
+        at most; none lies further out than 5.4 deviations.
+        """
+        xp, u = self.xp, self.uniform(key, shape, dtype, device)
+        x = 2.0 * u - 1.0
+        w = -xp.log((2.0 - 2.0 * u) * (2.0 * u))  # of 1 - x**2
+        near, far = _polynomial(w - 2.5, _ERFINV_NEAR), _polynomial(xp.sqrt(w) - 3.0, _ERFINV_FAR)
+        return xp.where(w < 5.0, near, far) * x * _ROOT_2
+
+    def _bits(self, key: Key, shape: tuple[int, ...], device: Any) -> Array:
+        """32 random bits for each entry of `shape`, as a uint32."""
+        xp = self.xp
         count = xp.arange(math.prod(shape), dtype=xp.uint32, device=device)
         bits = self._hashed(count * self._uint32(GOLDEN, device) + self._folded(key, device), device)
-        kept = bits < self._uint32(limit, device)
-        return xp.reshape(xp.astype(kept, dtype), shape) * (2**32 / limit)
+        return xp.reshape(bits, shape)
 
     def _uint32(self, value: Any, device: Any) -> Array:
         return self.xp.asarray(value, dtype=self.xp.uint32, device=device)
@@ -381,6 +406,15 @@ def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
     return value
 
 
+_ROOT_2 = math.sqrt(2.0)
+_ERFINV_NEAR = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+    0.246640727, 1.50140941,
+)  # fmt: skip
+_ERFINV_FAR = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+    1.00167406, 2.83297682,
+)  # fmt: skip
 _ERF_T = (
     9.60497373987051638749e0, 9.00260197203842689217e1, 2.23200534594684319226e3, 7.00332514112805075473e3,
     5.55923013010394962768e4,

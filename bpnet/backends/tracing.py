@@ -135,9 +135,15 @@ class TracingBackend(Backend):
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""
+        return self._drawn("mask", threshold(keep), key, shape, dtype)
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+        return self._drawn("uniform", 1, key, shape, dtype)
+
+    def _drawn(self, op: str, limit: int, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
             raise NotTraceableError("a key of random numbers that is computed")
-        return self.graph.add("mask", (threshold(keep), *key), tuple(shape), dtype)
+        return self.graph.add(op, (limit, *key), tuple(shape), dtype)
 
 
 class _Outlined:

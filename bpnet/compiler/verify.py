@@ -20,9 +20,9 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.fuse import Fusion
-from bpnet.compiler.graph import Graph, Symbol
+from bpnet.compiler.graph import Graph, Symbol, space_of
 from bpnet.compiler.memory import Memory
-from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS
+from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, RANDOM, REDUCTIONS
 
 STRICT = False
 """Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""
@@ -73,6 +73,13 @@ def verify_graph(graph: Graph) -> None:
             _check({s.dtype for s in (symbol, *args)} == {graph.real}, "types", symbol)
         elif op == "view":
             _check(symbol.args[1] + symbol.size <= args[0].size, "beyond the end", symbol)
+        elif op == "window":
+            (rows, columns), (_, offset, apart) = space_of(symbol), symbol.args
+            _check(1 < columns < apart and rows > 1, "no window", symbol)
+            _check(offset + (rows - 1) * apart + columns <= args[0].size, "beyond the end", symbol)
+        elif op == "beside":
+            _check(all(a.op == "place" and a.shape[:-1] == symbol.shape[:-1] for a in args), "shapes", symbol)
+            _check(sum(a.shape[-1] for a in args) == symbol.shape[-1], "shapes", symbol)
         elif op == "transpose":
             _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, "shapes", symbol)
         elif op == "concat":
@@ -128,16 +135,24 @@ def verify_commands(commands: CommandList) -> None:
             _check(start >= 0 and stop <= sizes[memory], "outside of its memory", array.address, command)
             _check(start % item_bytes(array.dtype) == 0, "not aligned", array.address, command)
         for array in read:
-            memory, start, stop = array.span
-            _check(bool(written[memory][start:stop].all()), "reads before it is written", array.address, command)
+            _check(bool(_bytes_of(array, written).all()), "reads before it is written", array.address, command)
         for number, array in enumerate(written_here):
             for other in (*read, *written_here[:number]):
-                right = not array.span.overlaps(other.span) or (array == other and other in read)
+                right = not array.overlaps(other) or (array == other and other in read)
                 _check(right, "writes while it reads or writes", array.address, other.address, command)
-            memory, start, stop = array.span
-            written[memory][start:stop] = True
+            _bytes_of(array, written)[...] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), "a result that is not written", array)
+
+
+def _bytes_of(array: Array, memories: dict[int, Any]) -> Any:
+    """Of each byte of an array, what the memories have for it."""
+    memory, start, stop = array.span
+    size = item_bytes(array.dtype)
+    if array.strides is None or start == stop:
+        return memories[memory][start:stop]
+    strides = [stride * size for stride in array.strides]
+    return numpy.ndarray((*array.shape, size), bool, memories[memory], array.offset, (*strides, 1))
 
 
 def _read_of_others(command: Command) -> list[Array]:
@@ -166,7 +181,7 @@ def _verify_fused(command: Fused, numbers: int) -> None:
     )
     slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.key if isinstance(p, Number))]
     _check(all(0 <= slot < numbers for slot in slots), f"a number that is none: {command}")
-    masks = [e[3] for e in kernel.expressions if e[0] == "mask"]
+    masks = [e[3] for e in kernel.expressions if e[0] in RANDOM]
     _check(masks == [len(mask.key) for mask in command.masks], f"not given the masks of its kernel: {command}")
     _verify_kernel(kernel)
 
@@ -175,7 +190,7 @@ def _verify_kernel(kernel: FusedKernel) -> None:
     limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
     for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
         _check(op in POINTWISE or op in GENERATORS or op.startswith("row_") or op == "copy", f"no operation: {op}")
-        for kind, which in references if op != "mask" else ():
+        for kind, which in references if op not in RANDOM else ():
             _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
             if kind == "value":
                 before, inner, earlier, *_ = kernel.expressions[which]

@@ -3,7 +3,8 @@
 from bpnet.optimizers.adafactor import Adafactor
 from bpnet.optimizers.adam import AdaBelief, Adam, Adamax, AdamW, NAdam, RAdam
 from bpnet.optimizers.adaptive import Adadelta, Adagrad, RMSprop
-from bpnet.optimizers.around import SAM, Accumulate, Around, Average, Clip, ExponentialAverage, StochasticAverage
+from bpnet.optimizers.around import SAM, Accumulate, Around, Clip, GradientNoise
+from bpnet.optimizers.averages import Average, ExponentialAverage, StochasticAverage
 from bpnet.optimizers.base import ElementwiseOptimizer, Evaluate, Optimizer, State
 from bpnet.optimizers.clipping import clip_by_global_norm
 from bpnet.optimizers.groups import Grouped
@@ -16,7 +17,7 @@ from bpnet.optimizers.sgd import SGD, Lion
 
 __all__ = [
     "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam",
-    "AdamW", "Adamax", "Around", "Average", "Clip", "ElementwiseOptimizer", "Evaluate", "ExponentialAverage", "Grouped",
+    "AdamW", "Adamax", "Around", "Average", "Clip", "ElementwiseOptimizer", "Evaluate", "ExponentialAverage", "GradientNoise", "Grouped",
     "Lion", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop", "ScheduleFreeAdamW", "State",
     "StochasticAverage", "clip_by_global_norm",
 ]  # fmt: skip

@@ -128,7 +128,8 @@ class Program:
         following = used + launch.scratch * real.itemsize
         workspace = self._workspace(following)
         arguments = [
-            *(command.rows, command.columns), *arrays, workspace.ptr + used, self.tickets.data.ptr, numbers,
+            *(command.rows, command.columns), *arrays, *command.strides,
+            *(workspace.ptr + used, self.tickets.data.ptr, numbers),
             *map(numpy.int32, command.numbers), *map(real.type, command.constants),
         ]  # fmt: skip
         for mask in command.masks:
@@ -187,8 +188,9 @@ def _width(command: Fused, arrays: Sequence[int]) -> int:
     kernel = command.kernel
     width = width_of(kernel)
     layouts = *(layout for layout, _ in kernel.operands), *map(result_layout, kernel.results)
-    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout == "full")
+    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout in ("full", "window"))
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
+    fits = fits and not any(stride % width for stride in command.strides)
     return width if fits and aligned else 1
 
 
