@@ -137,8 +137,8 @@ _HOMES = {
     "MeanSquaredError",
     "bpnet.minimize": "minimize",
     "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
-    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam RMSprop "
-    "ScheduleFreeAdamW StochasticAverage",
+    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam "
+    "RMSprop ScheduleFreeAdamW StochasticAverage",
     "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
     "Polynomial Schedule StepDecay WarmUp",
     "bpnet.testing": "GradientReport check_gradients",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet.layout import layout_of_array
 
 DECAY = {"weight_decay": [0.0, 0.03]}
 BETAS = {"beta1": [0.9, 0.7], "beta2": [0.999, 0.9], "epsilon": [1e-8, 1e-2]}
@@ -154,6 +155,38 @@ def test_muon_as_pytorch(match_rms: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
         rest = bp.SGD(0.1)
         check(bp.Muon(**some, match_rms=match_rms, rest=rest), in_torch(both, transposed=True, decoupled=True))
+
+
+@pytest.mark.parametrize(("history", "lr"), [(1, 1.0), (3, 1.0), (10, 0.3), (10, 1.0)])
+def test_lbfgs_as_pytorch(history: int, lr: float) -> None:
+    """On a function whose curvatures differ by a factor of 1000, after every one of the steps."""
+    torch: Any = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    matrix, curvature = rng.standard_normal((40, 12)), np.logspace(-1, 2, 12)
+
+    def value_and_gradient(x: Any) -> tuple[Any, Any]:
+        z = matrix @ x
+        value = np.sum(np.logaddexp(0.0, z)) + np.sum(curvature * x**2 / 2.0 + x**4 / 4.0)
+        return value, matrix.T @ (1.0 / (1.0 + np.exp(-z))) + curvature * x + x**3
+
+    start = 3.0 * rng.standard_normal(12)
+    x = torch.tensor(start, requires_grad=True)
+    options = {"max_iter": 1, "max_eval": 10**6, "line_search_fn": "strong_wolfe", "history_size": history}
+    oracle = torch.optim.LBFGS([x], lr=lr, tolerance_grad=0.0, **options)
+
+    def closure() -> Any:
+        value, gradient = value_and_gradient(x.detach().numpy())
+        x.grad = torch.tensor(gradient)
+        return torch.tensor(value)
+
+    backend, optimizer, layout = bp.backends.get("numpy"), bp.LBFGS(lr, history=history), layout_of_array((12,))
+    theta, state = start, bp.LBFGS(history=history).init(backend, layout, start)
+    for i in range(STEPS):
+        gradient = value_and_gradient(theta)[1]
+        numbers = optimizer.numbers(i)
+        theta, state = optimizer.update(backend, layout, theta, gradient, state, numbers, value_and_gradient)
+        oracle.step(closure)
+        np.testing.assert_allclose(theta, x.detach().numpy(), rtol=1e-10, atol=1e-10, err_msg=f"step {i}")
 
 
 class Both:

@@ -17,7 +17,7 @@ from bpnet.optimizers.sgd import SGD, Lion
 
 __all__ = [
     "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam",
-    "AdamW", "Adamax", "Around", "Average", "Clip", "ElementwiseOptimizer", "Evaluate", "ExponentialAverage", "GradientNoise", "Grouped",
-    "Lion", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop", "ScheduleFreeAdamW", "State",
-    "StochasticAverage", "clip_by_global_norm",
+    "AdamW", "Adamax", "Around", "Average", "Clip", "ElementwiseOptimizer", "Evaluate", "ExponentialAverage",
+    "GradientNoise", "Grouped", "Lion", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop",
+    "ScheduleFreeAdamW", "State", "StochasticAverage", "clip_by_global_norm",
 ]  # fmt: skip
