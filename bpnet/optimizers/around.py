@@ -16,37 +16,37 @@ NOISE = 0x6E6F6973
 
 
 class Around(Optimizer):
-    """Base of them: all is that of `optimizer` but what a subclass says.
+    """Base of them: all is that of `base` but what a subclass says.
 
-    The state is the subclass's own arrays, one for each of `own_names`, then those of `optimizer`; its hyperparameters
-    are (own, those of `optimizer`).
+    The state is the subclass's own arrays, one for each of `own_names`, then those of `base`; its hyperparameters
+    are (own, those of `base`).
     """
 
-    optimizer: Any
+    base: Any
     own_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        self._set(optimizer=resolve(Optimizer, "optimizer", self.optimizer))
+        self._set(base=resolve(Optimizer, "base", self.base))
 
     @property
     def lr(self) -> Any:  # type: ignore[override]
-        return self.optimizer.lr
+        return self.base.lr
 
     @property
     def traceable(self) -> bool:  # type: ignore[override]
-        traceable: bool = self.optimizer.traceable
+        traceable: bool = self.base.traceable
         return traceable
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        return *self.own_names, *self.optimizer.state_names
+        return *self.own_names, *self.base.state_names
 
     def learning_rate(self, step: int) -> float:
-        rate: float = self.optimizer.learning_rate(self.inner_step(step))
+        rate: float = self.base.learning_rate(self.inner_step(step))
         return rate
 
     def inner_step(self, step: int) -> int:
-        """How many steps `optimizer` has done before."""
+        """How many steps `base` has done before."""
         return step
 
     def own_numbers(self, step: int) -> tuple[Any, ...]:
@@ -54,19 +54,19 @@ class Around(Optimizer):
         return ()
 
     def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
-        return self.own_numbers(step), self.optimizer.numbers(self.inner_step(step), lr_scale)
+        return self.own_numbers(step), self.base.numbers(self.inner_step(step), lr_scale)
 
     def own_init(self, backend: Backend, theta: Array) -> State:
         """The subclass's own state."""
         return tuple(backend.xp.zeros_like(theta) for _ in self.own_names)
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
-        return *self.own_init(backend, theta), *self.optimizer.init(backend, layout, theta)
+        return *self.own_init(backend, theta), *self.base.init(backend, layout, theta)
 
     def gradient(
         self, backend: Backend, layout: Layout, theta: Array, grad: Array, own: Any, evaluate: Evaluate | None
     ) -> Array:
-        """The gradient that `optimizer` is to see in the place of `grad`, given the own hyperparameters."""
+        """The gradient that `base` is to see in the place of `grad`, given the own hyperparameters."""
         return grad
 
     def update(
@@ -83,15 +83,15 @@ class Around(Optimizer):
 
         grad = self.gradient(backend, layout, theta, grad, own, evaluate)
         args = grad, state[count:], inner, None if evaluate is None else seen
-        theta, rest = self.optimizer.update(backend, layout, theta, *args)
+        theta, rest = self.base.update(backend, layout, theta, *args)
         return theta, (*state[:count], *rest)
 
     def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
-        return self.optimizer.evaluation(backend, layout, theta, state[len(self.own_names) :])
+        return self.base.evaluation(backend, layout, theta, state[len(self.own_names) :])
 
     def restart(self, backend: Backend, layout: Layout, theta: Array, state: State) -> State:
         own, inner = state[: len(self.own_names)], state[len(self.own_names) :]
-        return *self.own_restart(backend, theta, own), *self.optimizer.restart(backend, layout, theta, inner)
+        return *self.own_restart(backend, theta, own), *self.base.restart(backend, layout, theta, inner)
 
     def own_restart(self, backend: Backend, theta: Array, own: State) -> State:
         """The subclass's own state where theta has been set."""
@@ -108,7 +108,7 @@ class Clip(Around):
     and Bengio 2013), but one whose entries are bounded does not.  `Trainer(clip_norm=...)` is `norm` for any optimizer.
     """
 
-    optimizer: Any
+    base: Any
     value: float | None = None
     leaf_norm: float | None = None
     norm: float | None = None
@@ -133,13 +133,13 @@ class Clip(Around):
 
 @dataclass(frozen=True)
 class Accumulate(Around):
-    """A step of `optimizer` after every `steps` batches, along the mean of their gradients, and none in between.
+    """A step of `base` after every `steps` batches, along the mean of their gradients, and none in between.
 
-    Schedules of `optimizer` count its own steps.  Buffers, such as running statistics, are updated by every batch.
+    Schedules of `base` count its own steps.  Buffers, such as running statistics, are updated by every batch.
     Where a large batch merely does not fit in memory, `Trainer(micro_batch=...)` is simpler.
     """
 
-    optimizer: Any
+    base: Any
     steps: int
 
     own_names = ("mean gradient",)
@@ -182,7 +182,7 @@ class GradientNoise(Around):
     t being 0 in the first step.  The same `seed` draws the same noise on every library, compiled or not.
     """
 
-    optimizer: Any
+    base: Any
     eta: float = 0.3
     gamma: float = 0.55
     seed: int = 0
@@ -208,13 +208,13 @@ class GradientNoise(Around):
 class SAM(Around):
     """Sharpness-aware minimisation (Foret et al. 2021): the gradient is that uphill of theta, at a distance of `rho`.
 
-        g <- gradient at theta + rho g / |g|,       then a step of `optimizer` from theta along that.
+        g <- gradient at theta + rho g / |g|,       then a step of `base` from theta along that.
 
     With `adaptive` (Kwon et al. 2021) the distance is in units of theta: theta + rho theta**2 g / |theta g|.  A step
     costs two passes through the network.
     """
 
-    optimizer: Any = "sgd"
+    base: Any = "sgd"
     rho: float = 0.05
     adaptive: bool = False
 

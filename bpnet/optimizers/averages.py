@@ -48,12 +48,12 @@ class Average(Around):
 class ExponentialAverage(Average):
     """The network predicts with a running mean of its parameters (Polyak and Juditsky 1992).
 
-        a <- decay a + (1 - decay) theta after each step of `optimizer`, a being theta after the first.
+        a <- decay a + (1 - decay) theta after each step of `base`, a being theta after the first.
 
     See `Average` for what that means for a trainer.
     """
 
-    optimizer: Any
+    base: Any
     decay: float = 0.999
 
     def __post_init__(self) -> None:
@@ -68,13 +68,13 @@ class ExponentialAverage(Average):
 class StochasticAverage(Average):
     """The network predicts with the mean of its parameters at several steps: SWA (Izmailov et al. 2018).
 
-    The mean is of those after start + every, start + 2 every, ... steps of `optimizer`, where one epoch is a good
+    The mean is of those after start + every, start + 2 every, ... steps of `base`, where one epoch is a good
     `every`, with a learning rate that stays high; before, it is theta.
 
     See `Average` for what that means for a trainer.
     """
 
-    optimizer: Any
+    base: Any
     start: int
     every: int = 1
 

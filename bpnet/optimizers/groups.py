@@ -59,22 +59,22 @@ def part_of(layout: Layout, slots: Sequence[Slot]) -> Part | None:
 
 @dataclass(frozen=True)
 class Grouped(Optimizer):
-    """`optimizer`, but for leaves by name: with other options, by another optimizer, or frozen.
+    """`base`, but for leaves by name: with other options, by another optimizer, or frozen.
 
         bp.Grouped(bp.AdamW(1e-3), groups={"*.bias": {"lr": 1e-4}, "0.*": None, "9.weight": bp.SGD(0.1)})
 
     A leaf is in the first group whose pattern fits its name, as `trainer.layout` has it: "0.weight".  In a pattern *
-    stands for any text, ? for a character, [ab] for a or b.  A group has options that replace those of `optimizer`, an
+    stands for any text, ? for a character, [ab] for a or b.  A group has options that replace those of `base`, an
     optimizer of its own, or None: then its leaves stay as they are.  Each group is an optimizer with a state of its
     own, which sees no other parameters; so norms, as of `Clip` inside, are those of the group.
     """
 
-    optimizer: Optimizer
+    base: Optimizer
     groups: Any
     """As given; kept as pairs of a pattern and an optimizer, or None."""
 
     def __post_init__(self) -> None:
-        self._set(optimizer=resolve(Optimizer, "optimizer", self.optimizer))
+        self._set(base=resolve(Optimizer, "base", self.base))
         pairs = self.groups.items() if isinstance(self.groups, Mapping) else self.groups
         if not isinstance(self.groups, Mapping | list | tuple) or not all(
             isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
@@ -92,16 +92,16 @@ class Grouped(Optimizer):
         if not isinstance(value, Mapping):
             other: Optimizer = resolve(Optimizer, what, value)
             return other
-        known = [f.name for f in fields(self.optimizer)]  # type: ignore[arg-type]
+        known = [f.name for f in fields(self.base)]  # type: ignore[arg-type]
         for name in value:
             if name not in known:
-                raise OptionError(f"{what} has the option {name!r}; {self.optimizer} has {', '.join(known)}")
-        changed: Optimizer = replace(self.optimizer, **value)  # type: ignore[type-var]
+                raise OptionError(f"{what} has the option {name!r}; {self.base} has {', '.join(known)}")
+        changed: Optimizer = replace(self.base, **value)  # type: ignore[type-var]
         return changed
 
     @property
     def lr(self) -> Any:  # type: ignore[override]
-        return self.optimizer.lr
+        return self.base.lr
 
     @property
     def traceable(self) -> bool:  # type: ignore[override]
@@ -109,20 +109,20 @@ class Grouped(Optimizer):
 
     @property
     def _members(self) -> tuple[Optimizer | None, ...]:
-        return self.optimizer, *(optimizer for _, optimizer in self.groups)
+        return self.base, *(optimizer for _, optimizer in self.groups)
 
     @property
     def state_names(self) -> tuple[str, ...]:
         return tuple(name for member in self._members if member is not None for name in member.state_names)
 
     def learning_rate(self, step: int) -> float:
-        return self.optimizer.learning_rate(step)
+        return self.base.learning_rate(step)
 
     def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
         return tuple(() if member is None else member.numbers(step, lr_scale) for member in self._members)
 
     def _parts(self, layout: Layout) -> list[Part | None]:
-        """Of `optimizer`, and of each group."""
+        """Of `base`, and of each group."""
 
         def group(slot: Slot) -> int:
             return next((i for i, (pattern, _) in enumerate(self.groups, 1) if fnmatchcase(slot.name, pattern)), 0)
