@@ -84,6 +84,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "locking": 10,
     "files": 11,
     "engine": 11,
+    "state": 11.5,
     "trainer": 12,
     "loading": 13,
     "learning_rate": 13,

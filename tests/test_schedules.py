@@ -170,7 +170,7 @@ def test_a_schedule_may_give_only_what_the_option_may_be():
     x = np.ones((4, 2))
     trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(0.1, momentum=_TooMuch()))
     trainer.step(x, x[:, :1])
-    with pytest.raises(OptionError, match="the momentum of the schedule is 1.0; expected a number in"):
+    with pytest.raises(OptionError, match="the momentum of the schedule is 1"):
         trainer.step(x, x[:, :1])
 
 
@@ -269,7 +269,8 @@ def test_a_learning_rate_is_found_and_nothing_changed(backend, built):
     if backend.name == "jax":
         pytest.skip("on JAX a trainer compiles: the member jax-jit")
     rng = np.random.default_rng(0)
-    x, y = (backend.array(a.astype("float32")) for a in rng.standard_normal((2, 40, 2)))
+    values = rng.standard_normal((40, 2)).astype("float32")
+    x, y = backend.array(values), backend.array(values @ np.float32([[1.0, 2.0], [-1.0, 1.0]]))
     trainer = bp.Trainer(bp.Dense(2), "mse", bp.Grouped(bp.SGD(0.01, 0.9), {"bias": {"lr": 0.1}}), seed=1)
     if built:
         trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
@@ -277,7 +278,7 @@ def test_a_learning_rate_is_found_and_nothing_changed(backend, built):
     curve = bp.find_learning_rate(trainer, x, y, low=1e-4, high=100.0, steps=61, batch_size=16)
     assert np.diff(np.log10(curve.rates)) == pytest.approx(0.1)
     assert len(curve.rates) == len(curve.losses) == len(curve.smoothed) < 61, "the loss grows beyond bounds"
-    assert 1e-3 < curve.suggestion < 1.0
+    assert 1e-3 < curve.suggestion < 0.3
     assert curve == bp.find_learning_rate(trainer, x, y, low=1e-4, high=100.0, steps=61, batch_size=16)
     if not built:
         assert "no parameters yet" in repr(trainer)

@@ -28,15 +28,15 @@ class Part:
 
 @lru_cache(maxsize=64)
 def _part(layout: Layout, names: tuple[str, ...]) -> Part:
-    runs: list[slice] = []
+    found: list[slice] = []
     for slot in layout.parameters:
         if slot.name not in names:
             continue
-        if runs and runs[-1].stop == slot.part.start:
-            runs[-1] = slice(runs[-1].start, slot.part.stop)
+        if found and found[-1].stop == slot.part.start:
+            found[-1] = slice(found[-1].start, slot.part.stop)
         else:
-            runs.append(slot.part)
-    return Part(layout.part(names), tuple(runs))
+            found.append(slot.part)
+    return Part(layout.part(names), tuple(found))
 
 
 def together(backend: Backend, parts: Sequence[Part], vectors: Sequence[Array]) -> Array:
