@@ -277,7 +277,10 @@ def or_schedule(check: Callable[[str, Any], float]) -> Callable[[str, Any], floa
 
     def checked(what: str, value: Any) -> float | Schedule:
         if isinstance(value, type) or callable(value):
-            return instance(Schedule, what, value, "a number, or a bpnet schedule such as Cosine(1e-3, steps=1000)")
+            made = instance(Schedule, what, value, "a number, or a bpnet schedule such as Cosine(1e-3, steps=1000)")
+            if isinstance(made, Constant):  # what others give is known when they are asked
+                check(what, made.lr)
+            return made
         return check(what, value)
 
     return checked
