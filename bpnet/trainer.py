@@ -75,6 +75,7 @@ class Trainer(HasState):
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
     classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
+    lr_scale : a factor of the learning rate, 1 at the start; assignable
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
     network, loss, optimizer, and all other arguments : as they were given, names resolved to objects

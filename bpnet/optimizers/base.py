@@ -8,6 +8,7 @@ Most work on every element alone; such a one is written as one method of its own
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
@@ -20,7 +21,7 @@ State = tuple[Array, ...]
 Evaluate = Callable[[Array], tuple[Array, Array]]
 """evaluate(theta) -> loss, gradient on the batch of this step, with the same dropout masks, whenever it is called."""
 
-SCHEDULABLE = {"weight_decay": not_negative, "momentum": fraction, "beta1": fraction}
+SCHEDULABLE = {"momentum": fraction, "beta1": fraction, "weight_decay": not_negative}
 """Options besides the learning rate that may be schedules, where an optimizer has them, and what their values must be.
 
 `hyperparameters` and `elementwise` (or `update`, which begins with `at_step`) see the number of the step in its place.
@@ -65,9 +66,11 @@ class Optimizer(Registered, kind="optimizer"):
 
         `lr_scale` is a factor of every learning rate, from outside.
         """
+        lr = self.learning_rate(step) * lr_scale
+        if not self._scheduled:
+            return self.hyperparameters(lr, step + 1)
         now = self._at(step)
-        own = now.hyperparameters(self.learning_rate(step) * lr_scale, step + 1)
-        return (*own, *(getattr(now, name) for name in self._scheduled))
+        return (*now.hyperparameters(lr, step + 1), *(now._value(name, lr) for name in self._scheduled))
 
     def at_step(self, hyperparameters: tuple[Any, ...]) -> tuple[Self, tuple[Any, ...]]:
         """The optimizer with the numbers of a step in the place of schedules, and the other hyperparameters."""
@@ -77,10 +80,15 @@ class Optimizer(Registered, kind="optimizer"):
         values = hyperparameters[-len(names) :]
         return self._with(**dict(zip(names, values, strict=True))), hyperparameters[: -len(names)]
 
-    @property
+    @cached_property
     def _scheduled(self) -> tuple[str, ...]:
-        """The options, but for the learning rate, that are schedules."""
+        """The options, besides the learning rate, of which `update` is given the number of the step."""
         return tuple(name for name in SCHEDULABLE if isinstance(getattr(self, name, None), Schedule))
+
+    def _value(self, name: str, lr: float) -> float:
+        """That number, the optimizer being that of the step."""
+        value: float = getattr(self, name)
+        return value
 
     def _at(self, step: int) -> Self:
         """The optimizer with the numbers of a step in the place of schedules, its learning rate apart."""
@@ -136,18 +144,16 @@ class ElementwiseOptimizer(Optimizer):
         """elementwise(b, theta, *state, grad, *hyperparameters) -> theta, *state, by elementwise operations."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def _scheduled(self) -> tuple[str, ...]:
-        """But for the weight decay, which is in its factor."""
-        return tuple(name for name in super()._scheduled if name != "weight_decay")
+        """As of `Optimizer`, and last the weight decay, where there is any: its number is `decay_factor`."""
+        names = tuple(name for name in ("momentum", "beta1") if isinstance(getattr(self, name, None), Schedule))
+        return (*names, "weight_decay") if self.weight_decay else names
 
-    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
-        """As `Optimizer.numbers`, and last, where there is weight decay, `decay_factor`: 1 - lr weight_decay."""
-        found = super().numbers(step, lr_scale)
-        if not self.weight_decay:
-            return found
-        decay = not_negative("the weight_decay of the schedule", at(self.weight_decay, step))
-        return (*found, 1.0 - self.learning_rate(step) * lr_scale * decay)
+    def _value(self, name: str, lr: float) -> float:
+        """decay_factor is 1 - lr weight_decay."""
+        value = super()._value(name, lr)
+        return 1.0 - lr * value if name == "weight_decay" else value
 
     def update(
         self,
@@ -169,13 +175,14 @@ class ElementwiseOptimizer(Optimizer):
         if self.weight_decay:
             pieces = [(0, decaying, hyperparameters), (decaying, size, (*hyperparameters[:-1], 1.0))]
             pieces = [piece for piece in pieces if piece[0] < piece[1]]
-        theta, *moved = backend.map_vector(self.apply, 1 + len(state), (theta, *state, grad), pieces, donate)
+        rule = self.apply if self._scheduled else self.elementwise
+        theta, *moved = backend.map_vector(rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
     def apply(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
         """apply(b, theta, *state, grad, *numbers) -> theta, *state: weight decay, then `elementwise`."""
-        if self.weight_decay:
-            *rest, decay_factor = args
-            theta, args = decay_factor * theta, tuple(rest)
         now, args = self.at_step(args)
+        if self.weight_decay:
+            decay_factor: Any = now.weight_decay
+            theta = decay_factor * theta
         return now.elementwise(b, theta, *args)
