@@ -150,7 +150,7 @@ class Engine:
 
     def hyperparameters(self, step: int) -> tuple[Any, int]:
         """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.scheduled.numbers(step, self.lr_scale), step + 1
+        return self.scheduled.hyperparameters_at(step, self.lr_scale), step + 1
 
     def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""

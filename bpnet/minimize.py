@@ -64,7 +64,7 @@ def minimize(
             def known(at: Array, here: tuple[Array, Array, Array] = here) -> tuple[Array, Array]:
                 return here[1:] if at is here[0] else evaluate(at)
 
-            theta, state = rule.update(backend, layout, theta, here[2], state, rule.numbers(step), known)
+            theta, state = rule.update(backend, layout, theta, here[2], state, rule.hyperparameters_at(step), known)
         end = rule.evaluation(backend, layout, theta, state)
         if not bool(xp.all(xp.isfinite(end))):
             raise DivergedError("the minimisation diverged: its end is not finite; try a smaller learning rate")

@@ -205,9 +205,9 @@ def _optimizer_faults(optimizer: Optimizer, dtype: str) -> Faults:
     backend, layout = get("numpy"), layout_of(Dense(3), (2,))
     with suppress(Exception), backend.session():  # as above: it may need other parameters
         theta: Any = backend.xp.ones(layout.size, dtype=dtype)
-        state, numbers = optimizer.init(backend, layout, theta), optimizer.numbers(0)
+        state, numbers = optimizer.init(backend, layout, theta), optimizer.hyperparameters_at(0)
         if type(optimizer).update is ElementwiseOptimizer.update:
-            made: Any = optimizer.apply(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
+            made: Any = optimizer.elementwise_step(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
             if not isinstance(made, tuple) or len(made) != 1 + len(state):
                 given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
                 expected = ", ".join(("theta", *optimizer.state_names[: len(state)]))

@@ -45,7 +45,7 @@ def test_clipping_by_hand():
     bounded *= min(1.0, 1.5 / np.linalg.norm(bounded))
     backend, optimizer = bp.backends.get("numpy"), bp.Clip(bp.SGD(1.0), value=0.7, leaf_norm=0.9, norm=1.5)
     with backend.session():
-        found, _ = optimizer.update(backend, LAYOUT, theta, g, (), optimizer.numbers(0))
+        found, _ = optimizer.update(backend, LAYOUT, theta, g, (), optimizer.hyperparameters_at(0))
     np.testing.assert_allclose(found, theta - bounded, rtol=1e-12)
     assert np.linalg.norm(bounded) == pytest.approx(1.5)
 
@@ -93,7 +93,7 @@ def test_noise_is_that_of_its_seed_and_fades():
     noise = []
     for seed, step in ((0, 0), (0, 99), (1, 0), (0, 0)):
         optimizer = bp.GradientNoise(bp.SGD(1.0), eta=0.04, gamma=0.5, seed=seed)
-        noise.append(optimizer.update(backend, layout, zero, zero, (), optimizer.numbers(step))[0])
+        noise.append(optimizer.update(backend, layout, zero, zero, (), optimizer.hyperparameters_at(step))[0])
     assert np.std(noise[0]) == pytest.approx(0.2, rel=0.02)
     assert np.std(noise[1]) == pytest.approx(0.2 / 100**0.25, rel=0.02)
     assert abs(np.mean(noise[0])) < 0.2 * 4.0 / layout.size**0.5
@@ -301,7 +301,7 @@ def test_who_needs_the_loss_again_says_so(optimizer):
     theta = start()
     state = optimizer.init(backend, LAYOUT, theta)
     with pytest.raises(ArgumentError, match="pass `evaluate`, as a trainer and"):
-        optimizer.update(backend, LAYOUT, theta, theta, state, optimizer.numbers(0))
+        optimizer.update(backend, LAYOUT, theta, theta, state, optimizer.hyperparameters_at(0))
 
 
 @dataclass(frozen=True)

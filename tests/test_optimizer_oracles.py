@@ -38,7 +38,7 @@ def ours(optimizer: bp.Optimizer) -> Any:
     with backend.session():
         theta, state = THETA, optimizer.init(backend, LAYOUT, THETA)
         for i, grad in enumerate(GRADIENTS):
-            theta, state = optimizer.update(backend, LAYOUT, theta, grad, state, optimizer.numbers(i))
+            theta, state = optimizer.update(backend, LAYOUT, theta, grad, state, optimizer.hyperparameters_at(i))
         return optimizer.evaluation(backend, LAYOUT, theta, state)
 
 
@@ -183,7 +183,7 @@ def test_lbfgs_as_pytorch(history: int, lr: float) -> None:
     theta, state = start, bp.LBFGS(history=history).init(backend, layout, start)
     for i in range(STEPS):
         gradient = value_and_gradient(theta)[1]
-        numbers = optimizer.numbers(i)
+        numbers = optimizer.hyperparameters_at(i)
         theta, state = optimizer.update(backend, layout, theta, gradient, state, numbers, value_and_gradient)
         oracle.step(closure)
         np.testing.assert_allclose(theta, x.detach().numpy(), rtol=1e-10, atol=1e-10, err_msg=f"step {i}")

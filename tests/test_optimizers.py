@@ -99,7 +99,7 @@ def run_all(lib, layout, optimizers, theta, gradients, donate=False):
         step = lib.seam.compile(update)
         carries = tuple((theta, optimizer.init(lib.seam, layout, theta)) for optimizer in optimizers)
         for i, grad in enumerate(gradients):
-            carries = step(carries, lib.array(grad), tuple(optimizer.numbers(i) for optimizer in optimizers))
+            carries = step(carries, lib.array(grad), tuple(optimizer.hyperparameters_at(i) for optimizer in optimizers))
     return carries
 
 
@@ -181,7 +181,7 @@ def test_only_what_is_donated_is_written_to(layout, library):
         state = run(lib, layout, optimizer, start, [first])[1]
         given = (start, second, *state)
         before = [a.copy() for a in given]
-        args = lib.seam, layout, start, second, state, optimizer.numbers(1)
+        args = lib.seam, layout, start, second, state, optimizer.hyperparameters_at(1)
         with lib.seam.session():
             kept = optimizer.update(*args)
             for a, b in zip(given, before, strict=True):
@@ -200,7 +200,9 @@ def test_any_number_of_threads_gives_the_same_bits(library):
         for threads in (1, 2, 5):
             with lib.seam.session(threads):
                 state = optimizer.init(lib.seam, LARGE, theta)
-                moved, state = optimizer.update(lib.seam, LARGE, theta, gradients[0], state, optimizer.numbers(0))
+                moved, state = optimizer.update(
+                    lib.seam, LARGE, theta, gradients[0], state, optimizer.hyperparameters_at(0)
+                )
                 results.append(np.concatenate([moved, *state]))
         np.testing.assert_array_equal(results[0], results[1])
         np.testing.assert_array_equal(results[0], results[2])

@@ -152,7 +152,7 @@ def test_one_cycle_of_momentum_as_pytorch():
     optimizer = bp.Adam(bp.OneCycle(0.1, 30), beta1=bp.OneCycle(0.85, 30, start=0.95, final=0.95))
     theta, state = start, optimizer.init(backend, layout, start)
     for step, grad in enumerate(gradients):
-        theta, state = optimizer.update(backend, layout, theta, grad, state, optimizer.numbers(step))
+        theta, state = optimizer.update(backend, layout, theta, grad, state, optimizer.hyperparameters_at(step))
         parameter.grad = torch.tensor(grad)
         oracle.step()
         if step < 29:

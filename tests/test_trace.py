@@ -30,8 +30,8 @@ def rules() -> list[Any]:
     found += [pytest.param(f.derivative, 2, (), id=f"{f} derivative") for f in ACTIVATIONS]
     for optimizer in OPTIMIZERS:
         state = optimizer.init(bp.backends.get("numpy"), bp.layout_of(bp.Dense(1, bias=False), (1,)), np.zeros(1))
-        numbers = optimizer.numbers(6)
-        found.append(pytest.param(optimizer.apply, 2 + len(state), numbers, id=str(optimizer)))
+        numbers = optimizer.hyperparameters_at(6)
+        found.append(pytest.param(optimizer.elementwise_step, 2 + len(state), numbers, id=str(optimizer)))
     return found
 
 

@@ -49,12 +49,12 @@ class Around(Optimizer):
         """How many steps `base` has done before."""
         return step
 
-    def own_numbers(self, step: int) -> tuple[Any, ...]:
+    def own_hyperparameters(self, step: int) -> tuple[Any, ...]:
         """The subclass's own hyperparameters of a step, the first being 0."""
         return ()
 
-    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
-        return self.own_numbers(step), self.base.numbers(self.inner_step(step), lr_scale)
+    def hyperparameters_at(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
+        return self.own_hyperparameters(step), self.base.hyperparameters_at(self.inner_step(step), lr_scale)
 
     def own_init(self, backend: Backend, theta: Array) -> State:
         """The subclass's own state."""
@@ -151,7 +151,7 @@ class Accumulate(Around):
     def inner_step(self, step: int) -> int:
         return step // self.steps
 
-    def own_numbers(self, step: int) -> tuple[Any, ...]:
+    def own_hyperparameters(self, step: int) -> tuple[Any, ...]:
         """1.0 where the optimizer is to do a step, else 0.0."""
         return (float((step + 1) % self.steps == 0),)
 
@@ -192,7 +192,7 @@ class GradientNoise(Around):
         self._check(eta=positive, gamma=not_negative)
         self._set(seed=whole("seed", self.seed, 0))
 
-    def own_numbers(self, step: int) -> tuple[Any, ...]:
+    def own_hyperparameters(self, step: int) -> tuple[Any, ...]:
         """The deviation, and the step, of which the noise is drawn."""
         return (self.eta / (1.0 + step) ** self.gamma) ** 0.5, step
 

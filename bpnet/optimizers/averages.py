@@ -23,7 +23,7 @@ class Average(Around):
         """w after the step, the first being 0."""
         raise NotImplementedError
 
-    def own_numbers(self, step: int) -> tuple[Any, ...]:
+    def own_hyperparameters(self, step: int) -> tuple[Any, ...]:
         return (self.weight(step),)
 
     def own_init(self, backend: Backend, theta: Array) -> State:

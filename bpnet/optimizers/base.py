@@ -61,7 +61,7 @@ class Optimizer(Registered, kind="optimizer"):
         """
         return (lr,)
 
-    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
+    def hyperparameters_at(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
         """What `update` is given: the hyperparameters of the step, the first being 0, then the values of schedules.
 
         `lr_scale` is a factor of every learning rate, from outside.
@@ -175,12 +175,12 @@ class ElementwiseOptimizer(Optimizer):
         if self.weight_decay:
             pieces = [(0, decaying, hyperparameters), (decaying, size, (*hyperparameters[:-1], 1.0))]
             pieces = [piece for piece in pieces if piece[0] < piece[1]]
-        rule = self.apply if self._scheduled else self.elementwise
+        rule = self.elementwise_step if self._scheduled else self.elementwise
         theta, *moved = backend.map_vector(rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
-    def apply(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
-        """apply(b, theta, *state, grad, *numbers) -> theta, *state: weight decay, then `elementwise`."""
+    def elementwise_step(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
+        """elementwise_step(b, theta, *state, grad, *numbers) -> theta, *state: weight decay, then `elementwise`."""
         now, args = self.at_step(args)
         if self.weight_decay:
             decay_factor: Any = now.weight_decay

@@ -118,8 +118,8 @@ class Grouped(Optimizer):
     def learning_rate(self, step: int) -> float:
         return self.base.learning_rate(step)
 
-    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
-        return tuple(() if member is None else member.numbers(step, lr_scale) for member in self._members)
+    def hyperparameters_at(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
+        return tuple(() if member is None else member.hyperparameters_at(step, lr_scale) for member in self._members)
 
     def _parts(self, layout: Layout) -> list[Part | None]:
         """Of `base`, and of each group."""

@@ -67,8 +67,8 @@ class Muon(Optimizer):
     def state_names(self) -> tuple[str, ...]:
         return "momentum m", *self.rest.state_names
 
-    def numbers(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
-        return super().numbers(step, lr_scale), self.rest.numbers(step, lr_scale)
+    def hyperparameters_at(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
+        return super().hyperparameters_at(step, lr_scale), self.rest.hyperparameters_at(step, lr_scale)
 
     def parts(self, layout: Layout) -> tuple[Part | None, Part | None]:
         """The hidden matrices, and the rest."""
