@@ -567,7 +567,7 @@ class _Mean(bp.Adam):
     """Adam, whose state is also a running mean of the parameters."""
 
     def init(self, backend: Any, layout: Any, theta: Any) -> Any:
-        return (*super().init(backend, theta), backend.copy(theta))
+        return (*super().init(backend, layout, theta), backend.copy(theta))
 
     def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
         theta, moments = super().update(backend, layout, theta, grad, state[:2], *args, **options)
