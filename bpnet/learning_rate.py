@@ -9,6 +9,7 @@ from bpnet.data.prepare import named
 from bpnet.errors import OptionError
 from bpnet.locking import locked
 from bpnet.options import number, positive, whole
+from bpnet.schedules import in_epochs
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
@@ -60,19 +61,23 @@ def find_learning_rate(
     before = trainer._engine
     data = trainer._prepare(named(x, y, sample_weight))
     engine = before or trainer._start(data)
-    own = engine.lr_scale, engine.scheduled.learning_rate(engine.count)
-    snapshot = engine.snapshot()
-    if not own[1]:
-        raise OptionError("the optimizer's learning rate is 0: give it another, which will be multiplied")
+    own, snapshot = (engine.lr_scale, engine.scheduled), engine.snapshot()
     rates: list[float] = []
     losses: list[float] = []
     means: list[float] = []
     mean = 0.0
     try:
+        engine.scheduled = in_epochs(trainer.optimizer, -(-data.count // batch_size))
         with engine.session(min(batch_size, data.count), steps):
             for batch in _batches(trainer.seed, data, batch_size, steps):
                 rate = low * (high / low) ** (len(rates) / (steps - 1))
-                engine.lr_scale = rate / engine.scheduled.learning_rate(engine.count)
+                usual = engine.scheduled.learning_rate(engine.count)
+                if not usual:
+                    raise OptionError(
+                        f"the optimizer's learning rate of step {engine.count + 1} is 0: give it another, which will "
+                        "be multiplied"
+                    )
+                engine.lr_scale = rate / usual
                 (loss,) = engine.backend.fetch([engine.advance(*batch)])
                 if not math.isfinite(loss):
                     break
@@ -83,7 +88,7 @@ def find_learning_rate(
                 if loss > DIVERGED * min(means):
                     break
     finally:
-        engine.lr_scale = own[0]
+        engine.lr_scale, engine.scheduled = own
         engine.restore(snapshot)
         trainer._engine = before
     return LearningRateCurve(tuple(rates), tuple(losses), tuple(means))

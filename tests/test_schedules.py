@@ -292,8 +292,9 @@ def test_a_learning_rate_is_found_and_nothing_changed(backend, built):
 def test_what_a_learning_rate_can_not_be_found_with():
     x = np.ones((4, 2))
     find = partial(bp.find_learning_rate, x=x, y=x[:, :1])
-    with pytest.raises(OptionError, match="the optimizer's learning rate is 0"):
+    with pytest.raises(OptionError, match="the optimizer's learning rate of step 1 is 0"):
         find(bp.Trainer(bp.Dense(1), "mse", bp.SGD(0.0)))
+    assert find(bp.Trainer(bp.Dense(1), "mse", bp.SGD(bp.Epochs(bp.Exponential(0.1, 0.5))))).suggestion > 1e-3
     for options in ({"low": 0.0}, {"low": 1.0, "high": 0.5}, {"steps": 1}, {"batch_size": 0}):
         with pytest.raises(OptionError):
             find(bp.Trainer(bp.Dense(1), "mse"), **options)
