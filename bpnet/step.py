@@ -119,6 +119,8 @@ def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> C
                 return begin[1:] if at is begin[0] else gradient(backend, at, buffers, *batch, number)[:2]
 
             theta, state = optimizer.update(*args, evaluate)
+            if not backend.traces:  # NumPy makes numbers of arrays without axes
+                state = tuple([backend.xp.asarray(array) for array in state])
         return (theta, buffers if updated is None else updated, state), value
 
     return step

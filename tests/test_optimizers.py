@@ -535,6 +535,34 @@ def test_state_of_another_shape_that_is_no_longer_finite_is_named(backend):
         trainer.fit(x, y, epochs=3, batch_size=4, progress=False)
 
 
+@dataclass(frozen=True)
+class _Slower(bp.SGD):
+    """Steps of lr / t, t being its state."""
+
+    state_names = ("steps t",)
+
+    def init(self, backend, layout, theta):
+        return (backend.xp.zeros((), dtype=theta.dtype, device=backend.device(theta)),)
+
+    def update(self, backend, layout, theta, grad, state, hyperparameters, evaluate=None):
+        t = state[0] + 1.0
+        return theta - self.lr / t * grad, (t,)
+
+
+def test_state_without_axes_is_compiled_after_steps_that_were_not(library, monkeypatch, uncompiled):
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    x, thetas = np.ones((4, 3)), []
+    for first in (False, True):
+        trainer = bp.Trainer(bp.Dense(2), "mse", _Slower())
+        for compiled in (first, True, True):
+            compiles(monkeypatch, compiled)
+            trainer.step(x, x[:, :2])
+            assert isinstance(trainer.state[0], np.ndarray)
+        thetas.append(trainer.theta)
+    np.testing.assert_allclose(*thetas, rtol=1e-14)
+    assert not uncompiled()
+
+
 def test_a_users_optimizer_or_loss_without_its_methods_is_refused():
     @dataclass(frozen=True)
     class _Nothing(bp.ElementwiseOptimizer):
