@@ -26,6 +26,9 @@ from bpnet.layer import Params
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
+from bpnet.options import fraction
+from bpnet.registry import parts_of
+from bpnet.schedules import Schedule, in_epochs
 from bpnet.step import (
     Carry,
     Snapshot,
@@ -81,7 +84,8 @@ class Engine:
         names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
-        gradient = partial(loss_and_gradient, **options)
+        self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
+        gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
         step = training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
         self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
@@ -92,8 +96,10 @@ class Engine:
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
         functions = self.step, self.outputs, self.scores
         self.plain: dict[Any, Any] = dict(zip(functions, (step, *plain), strict=True))  # what `bp.reference` runs
-        self.scheduled = self.optimizer  # with the length of an epoch in its schedules, once that is known
-        self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
+        # with the length of an epoch in their schedules, once that is known
+        self.scheduled, self.of_layers = self.optimizer, self.schedules
+        parts = self.loss, self.optimizer, self.seed, self.precision, self.values
+        self.diagnosis = Diagnosis(backend, layout, *parts)
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -148,22 +154,33 @@ class Engine:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def hyperparameters(self, step: int) -> tuple[Any, int]:
-        """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.scheduled.hyperparameters_at(step, self.lr_scale), step + 1
+    def hyperparameters(self, step: int) -> tuple[Any, Any]:
+        """What the optimizer makes of the number of the step after so many; that number, and those of schedules."""
+        own = self.scheduled.hyperparameters_at(step, self.lr_scale)
+        return own, (step + 1, *self.values(step).values()) if self.schedules else step + 1
+
+    def values(self, step: int) -> dict[Schedule, float]:
+        """What the schedules of layers give for the step after so many."""
+        pairs = zip(self.schedules, self.of_layers, strict=True)
+        return {own: fraction("the rate of the schedule", bound(step)) for own, bound in pairs}
+
+    def set_epoch(self, steps: int) -> None:
+        """That an epoch has so many steps, to schedules that count them."""
+        self.scheduled, self.of_layers = in_epochs((self.optimizer, self.schedules), steps)
 
     def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
         state, backend = self.state, self.backend
         numbers, number = self.hyperparameters(state.now[1])
+        count = state.now[1] + 1
         try:
             args = x, y, weight, rows, numbers, number
             if current.reference:
                 carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
-                state.now = carry, number
+                state.now = carry, count
                 return value
             advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
-            return advance(self.step, state, args, number)
+            return advance(self.step, state, args, count)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
 

@@ -19,6 +19,7 @@ from bpnet.backends.interrupts import NoWarnings
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
+from bpnet.schedules import Schedule
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -137,18 +138,32 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "training", "xp")
+    __slots__ = ("backend", "context", "key", "training", "values", "xp")
 
-    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,), context: Any = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        training: bool = False,
+        key: Key = (0,),
+        context: Any = None,
+        values: Mapping[Schedule, Any] | None = None,
+    ) -> None:
         self.backend = backend
         self.xp = backend.xp
         self.training = training
         self.key = key
         self.context = backend.context() if context is None else context
+        self.values = values or {}
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
+        return Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
+
+    def value(self, option: Any) -> Any:
+        """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""
+        if not isinstance(option, Schedule):
+            return option
+        return self.values[option] if option in self.values else option(max(int(self.key[1]) - 1, 0))
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:

@@ -9,7 +9,6 @@ from bpnet.data.prepare import named
 from bpnet.errors import OptionError
 from bpnet.locking import locked
 from bpnet.options import number, positive, whole
-from bpnet.schedules import in_epochs
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
@@ -61,13 +60,13 @@ def find_learning_rate(
     before = trainer._engine
     data = trainer._prepare(named(x, y, sample_weight))
     engine = before or trainer._start(data)
-    own, snapshot = (engine.lr_scale, engine.scheduled), engine.snapshot()
+    own, snapshot = (engine.lr_scale, engine.scheduled, engine.of_layers), engine.snapshot()
     rates: list[float] = []
     losses: list[float] = []
     means: list[float] = []
     mean = 0.0
     try:
-        engine.scheduled = in_epochs(trainer.optimizer, -(-data.count // batch_size))
+        engine.set_epoch(-(-data.count // batch_size))
         with engine.session(min(batch_size, data.count), steps):
             for batch in _batches(trainer.seed, data, batch_size, steps):
                 rate = low * (high / low) ** (len(rates) / (steps - 1))
@@ -88,7 +87,7 @@ def find_learning_rate(
                 if loss > DIVERGED * min(means):
                     break
     finally:
-        engine.lr_scale, engine.scheduled = own
+        engine.lr_scale, engine.scheduled, engine.of_layers = own
         engine.restore(snapshot)
         trainer._engine = before
     return LearningRateCurve(tuple(rates), tuple(losses), tuple(means))

@@ -32,7 +32,6 @@ from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
-from bpnet.schedules import in_epochs
 from bpnet.state import HasState
 from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
@@ -266,7 +265,7 @@ class Trainer(HasState):
         if validation is not None:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
         engine, evaluated = self._engine or self._start(data), self.micro_batch or max(batch_size, LEAST_EVALUATED)
-        engine.scheduled = in_epochs(self.optimizer, -(-data.count // batch_size))
+        engine.set_epoch(-(-data.count // batch_size))
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()

@@ -69,7 +69,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "layer": 3,
     "layout": 4,
     "layers": 5,
-    "schedules": 5,
+    "schedules": 2.5,
     "losses": 6,
     "optimizers": 6,
     "data": 7,

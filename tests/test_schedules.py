@@ -174,6 +174,50 @@ def test_a_schedule_may_give_only_what_the_option_may_be():
         trainer.step(x, x[:, :1])
 
 
+@dataclass(frozen=True)
+class NotesRates(bp.Dropout):
+    """Dropout that notes when it is called, and the share that it drops."""
+
+    seen = []
+
+    def forward(self, run, p, x):
+        y, mask = super().forward(run, p, x)
+        if run.training:
+            self.seen.append(None if run.backend.traces else 1.0 - np.mean(np.asarray(mask) > 0.0))
+        return y, mask
+
+
+def test_dropout_follows_a_schedule(backend):
+    """In a step that is compiled once; the masks are those of the seed on every library."""
+    if backend.name == "jax":
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 500)).astype("float32"), rng.standard_normal((60, 2)).astype("float32")
+    net = bp.Sequential(NotesRates(bp.Epochs(bp.Polynomial(0.8, 4))), bp.Dense(2))
+    found = []
+    for arrays in ((x, y), (backend.array(x), backend.array(y))):
+        trainer = bp.Trainer(net, "mse", bp.SGD(0.01), compile="auto" if found else False)
+        NotesRates.seen.clear()
+        trainer.fit(*arrays, epochs=4, batch_size=30, shuffle=False, progress=False)
+        found.append(trainer.theta)
+        if len(found) == 1 or not (trainer.backend.traces or backend.name in ("numpy-jit", "cupy")):
+            assert NotesRates.seen == pytest.approx([0.8 * (1.0 - step / 8) for step in range(8)], abs=0.02)
+    if backend.name in ("numpy-jit", "jax-jit"):
+        assert len(NotesRates.seen) <= 2
+    backend.close(found[1], np.float64(found[0]))
+    np.testing.assert_array_equal(backend.host(trainer.predict(arrays[0])).shape, (60, 2))
+
+
+def test_a_rate_of_dropout_is_below_1():
+    with pytest.raises(OptionError, match="rate is 1"):
+        bp.Dropout(bp.Constant(1.0))
+    trainer = bp.Trainer(bp.Sequential(bp.Dropout(_TooMuch()), bp.Dense(1)), "mse", "sgd")
+    trainer.step(np.ones((4, 2)), np.ones((4, 1)))
+    with pytest.raises(OptionError, match="the rate of the schedule is 1"):
+        trainer.step(np.ones((4, 2)), np.ones((4, 1)))
+    assert bp.check_gradients(bp.Dropout(bp.Cosine(0.5, 10)), np.ones((6, 4)))
+
+
 # ---- epochs ---------------------------------------------------------------------------------------------------------
 
 
