@@ -181,7 +181,7 @@ def _run_on(device: str, options: argparse.Namespace, result: dict[str, Any]) ->
     limit = None if device == "cpu" else options.limit or suite.limit
     spent = weighed = 0.0  # on the cases so far, and their contenders
     if device == "cuda" and cases:
-        result["roof"] = roof.measured()
+        result["roof"] = roof.measured(min(roof.PATIENCE, limit / 4) if limit else roof.PATIENCE)
         print(roof.text(result["roof"]), flush=True)
         if limit:
             result["limit_s"] = limit

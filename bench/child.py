@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +25,8 @@ from bench.workloads import WORKLOADS, Array, Task
 CHECKED_STEPS = 3
 CHECKED_ROWS = 256  # of the predictions
 QUEUED_STEPS = 8
+AGREE, LONGEST = 1.2, 1.0
+"""Estimates of a step's time agree up to this ratio, and are made for about so many seconds."""
 
 
 class Session:
@@ -87,8 +91,8 @@ class Session:
             device.release()
         return answer
 
-    def prepare(self, mode: str) -> dict[str, Any]:
-        """Get ready to be timed in this mode; tells about how many seconds one step takes."""
+    def prepare(self, mode: str, seconds: float) -> dict[str, Any]:
+        """Get ready to be timed in this mode, by turns of so many seconds; tells about how many one step takes."""
         if self.contender is None:
             self.contender = contender = make(self.entry, self.task)
             x, y = self._pool()
@@ -99,11 +103,8 @@ class Session:
                 self.stacks = [(contender.put(x[i : i + k]), contender.put(y[i : i + k])) for i in places]
             del x, y
         self.before = reset_peak_memory()
-        self._run(mode, 1)
-        seconds = self._run(mode, 1)
-        if seconds < 0.1:
-            seconds = self._run(mode, 10) / 10
-        return {"seconds": seconds}
+        steps = 1 if self.task.device == "cpu" else len(self.data)  # of which each may have a graph of its own
+        return {"seconds": estimate(lambda count: self._run(mode, count), steps, seconds / 2)}
 
     def run(self, mode: str, steps: int, warm: int) -> dict[str, Any]:
         """Time this many steps, after a few that wake the threads and fill the caches."""
@@ -147,6 +148,24 @@ class Session:
         peak = peak_memory()
         answer = {"peak": peak, "above": max(0, peak - self.before) if self.before else None}
         return answer | ({"device": device.peak()} if self.task.device == "cuda" else {})
+
+
+def estimate(run: Callable[[int], float], steps: int, seconds: float) -> float:
+    """Seconds of a step, where `run` gives those of so many: by runs ever longer, until one agrees with that before.
+
+    The first steps compile or are captured as graphs, and tell little of the rest.  A run that counts has at least so
+    many `steps` and `seconds`; all of them together take about LONGEST at most.
+    """
+    count, before, spent = 1, math.inf, 0.0
+    while True:
+        taken = run(count)
+        now, spent = taken / count, spent + taken
+        alike = count >= steps and taken >= seconds and max(now, before) <= AGREE * min(now, before)
+        if alike or (spent > LONGEST and before < math.inf):
+            return now
+        before = now
+        if count < steps or taken < seconds:
+            count *= 2
 
 
 def rest(quiet: float = 0.025, limit: float = 0.5) -> None:

@@ -252,7 +252,7 @@ def _rounds(
         if plan.left() == 0.0:
             lines[child.name].status, lines[child.name].reason = "not run", "the time for all cases was over"
             continue
-        answer = child.ask("prepare", mode=mode)
+        answer = child.ask("prepare", mode=mode, seconds=plan.seconds)
         if "seconds" not in answer:
             ((lines[child.name].status, lines[child.name].reason),) = answer.items()
             continue

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import picture
+from bench import picture, visit
 from bench.report import (
     FASTEST,
     MODES,
@@ -29,8 +29,8 @@ from bench.report import (
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-TABLES = "TABLES.md"
-"""The page with every table, beside the results."""
+TABLES, PAGE = "TABLES.md", "README.md"
+"""Beside the results: the page with every table, and that about the runs and the machines."""
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEADLINES = (("a", 128), ("a", 8192), ("b", 512), ("c", 2048), ("d", 32))
 """README's rows, where they were measured; others take the place of those that were not."""
@@ -45,7 +45,8 @@ def gather(folder: Path, gpu: bool = False) -> list[Record]:
     The machine of the latest run comes last; those whose environment had libraries take other machine code come first.
     """
     runs = []
-    for path in sorted(folder.glob("*.json")):
+    of_visits = [path for name in ("short", "crossing") for path in folder.glob(f"*/{name}.json")]
+    for path in sorted([*folder.glob("*.json"), *of_visits]):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "cases" in result and bool(result["machine"].get("gpu")) == gpu:
             runs.append(result)
@@ -219,6 +220,9 @@ def write(folder: Path = RESULTS, readme: Path = README) -> None:
     body = "\n\n".join(parts)
     readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
     tables.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
+    page = folder / PAGE
+    if page.exists():
+        page.write_text(visit.filled(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
     print(f"wrote {readme} and {tables}, and beside it {', '.join(name for name, result in found.items() if result)}")
 
 

@@ -13,24 +13,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, testing, typing
+    from bpnet import backends, errors, initializers, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
+    from bpnet.checking import BackendReport, check_backend
+    from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
-    from bpnet.layers.activation import (
+    from bpnet.layers.activations import Activation
+    from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
+    from bpnet.layers.activations.others import Identity, LogSoftmax, Sine, Softmax
+    from bpnet.layers.activations.parametric import Parametric, PReLU
+    from bpnet.layers.activations.rectifiers import (
+        CELU,
         ELU,
-        GELU,
-        Activation,
-        Identity,
+        SELU,
         LeakyReLU,
         ReLU,
-        Sigmoid,
-        SiLU,
-        Softmax,
+        ReLU6,
         Softplus,
-        Tanh,
+        Softshrink,
+        SquaredReLU,
     )
+    from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -97,30 +102,41 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     )
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
+    from bpnet.unit_variance import lsuv
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "GLU", "LAMB", "LARS", "LBFGS", "SAM", "SGD", "Accumulate", "Activation", "AdaBelief", "Adadelta",
-    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout", "BatchNorm", "Bilinear", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
-    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Epochs",
-    "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "GaussianNoise", "GeGLU", "GradientNoise",
-    "GradientReport", "GroupNorm", "Grouped", "History", "Identity", "Layer", "LayerNorm", "Layout", "Leaf",
-    "LeakyReLU", "LearningRateCurve", "Lion", "Loss", "MeanSquaredError", "Muon", "NAdam", "OneCycle", "Optimizer",
-    "Parallel", "Polynomial", "Prodigy", "Progress", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReduceOnPlateau",
-    "Reshape", "Residual", "Rng", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU",
-    "Sigmoid", "Softmax", "Softplus", "SpectralNorm", "Standardize", "StepDecay", "StochasticAverage", "SwiGLU",
-    "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_gradients", "errors",
-    "find_learning_rate", "layout_of", "load", "minimize", "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "GLU", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout", "BackendReport",
+    "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Clip", "Composite",
+    "Constant", "CosLog", "Cosine", "CosineRestarts", "CrossEntropy", "Dense", "Dropout", "EarlyStopping",
+    "ElementwiseLoss", "ElementwiseOptimizer", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten",
+    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
+    "HardTanh", "History", "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
+    "LearningRateCurve", "Lion", "LogSigmoid", "LogSoftmax", "Loss", "MeanSquaredError", "Mish", "Muon", "NAdam",
+    "OneCycle", "Optimizer", "PReLU", "Parallel", "Parametric", "Polynomial", "Prodigy", "Progress", "RAdam",
+    "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "Run", "Scale",
+    "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
+    "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage",
+    "Summary", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
+    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
+    "minimize", "reference", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
     "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
+    "bpnet.checking": "BackendReport check_backend",
+    "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
-    "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
+    "bpnet.layers.activations": "Activation",
+    "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
+    "bpnet.layers.activations.others": "Identity LogSoftmax Sine Softmax",
+    "bpnet.layers.activations.parametric": "Parametric PReLU",
+    "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
+    "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
@@ -143,6 +159,7 @@ _HOMES = {
     "Polynomial Schedule StepDecay WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
+    "bpnet.unit_variance": "lsuv",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -9,7 +9,8 @@ from bpnet.backpropagation import type_of
 from bpnet.data.checks import check_like
 from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown
 from bpnet.layer import Layer, Params, leaves
-from bpnet.layers.activation import Sigmoid, Softmax
+from bpnet.layers.activations.others import Softmax
+from bpnet.layers.activations.sigmoids import Sigmoid
 from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import BinaryCrossEntropyWithLogits, Loss

@@ -230,46 +230,41 @@ class Engine:
         """
         backend, xp = self.backend, self.backend.xp
         singly = singly or data.streams or current.reference or not self.optimizer.traceable
-        together = 1 if singly else backend.max_steps_per_launch
-        together = together if data.count >= together * batch_size else 1
+        together, whole = 1 if singly else backend.max_steps_per_launch, data.count // batch_size
+        if whole < together:
+            together = max(whole, 1) if shuffle else 1  # in their order, few batches are read where they lie
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
-        totals: list[Array] = []
         with self.session(min(batch_size, data.count), -(-data.count // batch_size)):
-            for i, (loss, bw, rows) in enumerate(self._steps(data, batch_size, order, together)):
+            for i, loss in enumerate(self._steps(data, batch_size, order, together)):
                 losses.append(loss)
-                if bw is not None:
-                    totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 after(i + 1)
+            sizes = data.sizes(batch_size, order)  # while a device computes
             with self.looking():
                 arrays = vectors(self.carry)
-                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays], *totals])
-            values, sizes = known[: len(losses)], known[len(losses) + len(arrays) :]
+                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays]])
+            values = known[: len(losses)]
             finite = all(map(math.isfinite, values)) and (
                 all(map(math.isfinite, known)) or is_finite_step(backend, losses[-1], arrays, before[0])
             )
             if not finite:
                 self._repeat(data.batches(batch_size, order), before)
-        sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
 
-    def _steps(
-        self, data: Loader, batch_size: int, order: Any, together: int
-    ) -> Iterator[tuple[Array, Array | None, Array | None]]:
-        """Do the steps of an epoch, `together` by one launch where the backend can: their losses, weights and rows."""
+    def _steps(self, data: Loader, batch_size: int, order: Any, together: int) -> Iterator[Array]:
+        """Do the steps of an epoch, `together` by one launch where the backend can: their losses."""
         for x, y, weight, rows in data.batches(together * batch_size, order):
             if together == 1:
-                yield self.advance(x, y, weight, rows), weight, rows
+                yield self.advance(x, y, weight, rows)
                 continue
             assert rows is not None
             full = rows.shape[0] == together * batch_size
             losses = self.run_steps(x, y, weight, rows, together) if full else None
             for i, (first, last) in enumerate(parts(rows.shape[0], batch_size)):
-                some = rows[first:last]
-                yield self.advance(x, y, weight, some) if losses is None else losses[i], weight, some
+                yield self.advance(x, y, weight, rows[first:last]) if losses is None else losses[i]
 
     # ---- divergence ---------------------------------------------------------------------------------------------
 
@@ -348,13 +343,17 @@ class Engine:
             text += f"\nnot compiled: update of {self.optimizer}, which says so by its `traceable`"
         return Explanation(text)
 
-    def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
-        """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""
+    def predict(self, data: Loader, size: int | None, check: bool) -> tuple[list[Array], float]:
+        """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs.
+
+        Without `check` there is no sum, and nobody waits for a device unless the data stream through it.
+        """
         results: list[Array] = []
         totals: list[Array] = []
         to_host = self.backend.to_host
         with self.session(data.count):
-            self.check_nan()
+            if check:
+                self.check_nan()
             for x, *_ in data.batches(size):
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
@@ -363,7 +362,7 @@ class Engine:
                 totals.append(total)
             if data.streams:
                 results[-1] = to_host(results[-1])
-            return results, sum(self.backend.fetch(totals))
+            return results, sum(self.backend.fetch(totals)) if check else 0.0
 
     def evaluate(self, data: Loader, size: int | None) -> dict[str, float]:
         """The loss, and for a loss of classes the accuracy; raises DivergedError where the loss is NaN."""

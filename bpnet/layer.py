@@ -6,6 +6,7 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import importlib
 import itertools
 import math
 import zlib
@@ -51,6 +52,10 @@ class SharedParams(dict[str, Any]):
         self.name, self.layer = name, layer
 
 
+TRUNCATED = 0.87962566103423978
+"""Standard deviation of a standard normal variable that is within -2 ... 2."""
+
+
 class Rng:
     """Draws start values on the host, so one seed gives one start on every library."""
 
@@ -67,6 +72,29 @@ class Rng:
     def normal(self, shape: Shape, deviation: float) -> Any:
         """Normally, around zero."""
         return self._generator.normal(0.0, deviation, shape)
+
+    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
+        """Normally, around zero, drawn again until within two widths, which are chosen so that `deviation` is left."""
+        found = self._generator.normal(0.0, width := deviation / TRUNCATED, shape)
+        while (beyond := abs(found) > 2.0 * width).any():
+            found[beyond] = self._generator.normal(0.0, width, int(beyond.sum()))
+        return found
+
+    def orthogonal(self, shape: Shape) -> Any:
+        """A matrix evenly among those with orthonormal columns, or rows where these are fewer (Mezzadri 2007).
+
+        Axes before the last count as rows.
+        """
+        import numpy
+
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        q, r = numpy.linalg.qr(self._generator.normal(0.0, 1.0, (max(rows, columns), min(rows, columns))))
+        q = q * numpy.where(numpy.diagonal(r) < 0.0, -1.0, 1.0)
+        return (q.T if rows < columns else q).reshape(shape)
+
+    def scaled(self, values: Any, factor: float) -> Any:
+        """Values that were drawn, times a factor."""
+        return values * factor
 
     def full(self, shape: Shape, value: float) -> Any:
         """The same value everywhere."""
@@ -109,6 +137,15 @@ class ShapeRng(Rng):
 
     def normal(self, shape: Shape, deviation: float) -> Any:
         return self.full(shape, 0.0)
+
+    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
+        return self.full(shape, 0.0)
+
+    def orthogonal(self, shape: Shape) -> Any:
+        return self.full(shape, 0.0)
+
+    def scaled(self, values: Any, factor: float) -> Any:
+        return values
 
 
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -255,6 +292,10 @@ class Layer(Registered, kind="layer"):
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """New values of the buffers after a training step, from what forward saw."""
         return {}
+
+    def summary(self, x: Any) -> Any:
+        """A table of the layers in this one, for rows like those of `x`: see `bpnet.Summary`."""
+        return importlib.import_module("bpnet.inspection").summarized(self, x)
 
 
 def _of_a_child(name: str) -> Any:

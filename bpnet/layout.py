@@ -11,8 +11,9 @@ from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
 from typing import Any
 
+from bpnet.backends import backend_of
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of, plural
 from bpnet.layer import Layer, Leaf, Params, Path, Rng, Shape, ShapeRng, SharedParams, check_layer, walk
 from bpnet.options import whole
 
@@ -87,6 +88,19 @@ class Layout:
     def part(self, names: Collection[str]) -> "Layout":
         """The layout of those parameters alone, one after the other."""
         return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
+
+    def unpack(self, vector: Array, buffers: bool = False) -> dict[str, Array]:
+        """What lies in a vector laid out like the parameters (or the buffers), as a gradient is, by name.
+
+        {"0.weight": an array of the shape of that weight, ...}; what is shared comes by the name of its first place.
+        Raises ShapeError where the vector has another size.
+        """
+        slots, size = (self.buffers, self.buffer_size) if buffers else (self.parameters, self.size)
+        backend = backend_of(vector, "vector")
+        if tuple(vector.shape) != (size,):
+            of = plural(size, "buffer value" if buffers else "parameter")
+            raise ShapeError(f"vector has the shape {tuple(vector.shape)}; expected ({size},), for {of}")
+        return {slot.name: backend.xp.reshape(vector[slot.part], slot.shape) for slot in slots}
 
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
         """The vector of a nested dict of parameter arrays: the inverse of `views`.

@@ -14,7 +14,6 @@ from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import Composite, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
-from bpnet.layers.gated import GLU
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
@@ -62,7 +61,7 @@ def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str,
     if isinstance(layer, Composite) and _own(layer):
         for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
             yield from _parts(child, tuple(shape), f"{path}.{name}" if path else name)
-    elif isinstance(layer, Dense | GLU) and _own(layer):
+    elif type(layer) is Dense:
         yield from _parts(layer.function, layer.out_shape(in_shape), path)
     elif not _own(layer):
         yield path, layer, in_shape
@@ -143,7 +142,8 @@ def backward_faults(where: str, made: Any, x_shape: Shape, layout: Layout, dtype
     dx, grads = made
     if not isinstance(grads, Mapping):
         return [ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name")]
-    have, trained, wrong = dict(leaves(grads)), {slot.name: slot.shape for slot in layout.parameters}, []
+    trained = {".".join(path): slot.shape for slot in layout.parameters for path in (slot.path, *slot.also)}
+    have, wrong = dict(leaves(grads)), []
     if dx is None and need_dx:
         wrong.append("backward gave None for dx although need_dx was True")
     elif need_dx and _shape_of(dx) != x_shape:

@@ -26,6 +26,8 @@ class Registered:
     """Names that stand for this class, each with the options it implies; without any, the class's own name does."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Methods that a subclass must define."""
+    example: ClassVar[tuple[Any, ...]] = ()
+    """Arguments of an example, fit for rows of 12 features, where options have no defaults."""
     star: ClassVar[str | None] = None
     """The option that the constructor takes as `*args`, if one is."""
 
@@ -98,6 +100,19 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     return found
 
 
+def examples(base: type[S]) -> dict[str, S]:
+    """An example of everything in bpnet's own catalogue that derives from `base`, by its name."""
+    package = importlib.import_module("bpnet")
+    for name in package.__all__:
+        getattr(package, name)  # which imports the module that defines it
+    named = catalogue(base).items()
+    return {
+        name: cast(S, cls(*cls.example, **options))
+        for name, (cls, options) in named
+        if cls.__module__.startswith("bpnet.")
+    }
+
+
 def resolve(base: type[S], what: str, value: "str | S") -> S:
     """An instance of `base` from a name or an instance; raises UnknownNameError with a suggestion, or ArgumentError."""
     if not isinstance(value, str):
@@ -146,10 +161,20 @@ def has_defaults(cls: type[Registered]) -> bool:
 
 
 def describe(value: Any) -> Any:
-    """A Registered object as JSON values, from which `restore` makes an equal."""
+    """A Registered object as JSON values, from which `restore` makes an equal.
+
+    Raises ArgumentError where an option is a function, which no file holds.
+    """
     if isinstance(value, Registered):
-        options = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}  # type: ignore[arg-type]
-        return {value.kind: type(value).__name__, **options}
+        base = type(value).__mro__[1].__name__
+        options = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # type: ignore[arg-type]
+        for name, option in options.items():
+            if callable(option) and not isinstance(option, Registered):
+                raise ArgumentError(
+                    f"{value} can't be saved, since its {name} is a function and files hold no code: write a class of "
+                    f"your own, a frozen dataclass that derives from bp.{base}"
+                )
+        return {value.kind: type(value).__name__, **{name: describe(option) for name, option in options.items()}}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
     return value

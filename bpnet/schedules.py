@@ -33,6 +33,8 @@ class Constant(Schedule):
 
     lr: float
 
+    example = (0.1,)
+
     def __post_init__(self) -> None:
         self._check(lr=not_negative)
 
@@ -50,6 +52,8 @@ class Cosine(Schedule):
     lr: float
     steps: int
     final: float = 0.0
+
+    example = (0.1, 100)
 
     def __post_init__(self) -> None:
         self._check(lr=not_negative, final=not_negative, steps=whole)
@@ -220,6 +224,8 @@ class WarmUp(Schedule):
 
     lr: float | Schedule
     steps: int
+
+    example = (0.1, 10)
 
     def __post_init__(self) -> None:
         self._check(lr=rate, steps=whole)

@@ -325,13 +325,13 @@ class Trainer(HasState):
         data = self._prepare(named(x, y, sample_weight))
         return (self._engine or self._start(data)).explain(data)
 
-    def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyArray, *, batch_size: int | None = None, check: bool = True) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
-        parameters that are; one that is infinite is a result.
+        parameters that are; one that is infinite is a result.  `check=False` looks at no value, and waits for none.
         """
-        outer, own, engine = current.session, self._lock, self._have()
+        outer, own, engine, check = current.session, self._lock, self._have(), check is True or flag("check", check)
         count, known = own.count, engine.known_inputs
         if own.lock.locked() and own.thread != get_ident():
             raise own.refused("predict")
@@ -339,11 +339,12 @@ class Trainer(HasState):
             if batch_size is None and known is not None and kind(x) == known[0]:
                 _, backend, device, cost = known
                 with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
-                    engine.check_nan()
+                    if check:
+                        engine.check_nan()
                     result, total = engine.forward(engine.outputs, x)
-                    (total,) = backend.fetch((total,))
+                    (total,) = backend.fetch((total,)) if check else (0.0,)
             else:
-                result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size)
+                result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size, check)
             if not math.isfinite(total):
                 self._check_outputs(x, result)
         except BaseException:
@@ -353,21 +354,20 @@ class Trainer(HasState):
             raise own.refused("predict")
         return result
 
-    def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
-        """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
+    def _predict(self, x: Array, size: int | None, check: bool) -> tuple[Array, float]:
+        """The outputs for rows of another kind than the last, or batch by batch; the sum of all, where it is wanted."""
         engine, backend = self._have(), backend_of(x)
         device = backend.device(detached(backend, x, "x"))
         with backend.session(self.threads, device):
             data = self._prepare({"x": x}, values=False)
             if size is None and data.x is x and not data.streams:
                 engine.known_inputs = kind(x), backend, device, engine.cost(data.count)
-            results, total = engine.predict(data, size)
+            results, total = engine.predict(data, size, check)
             return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
-        backend = backend_of(x)
-        xp = backend.xp
+        xp = (backend := backend_of(x)).xp
         with backend.session(device=backend.device(x)):
             self._prepare({"x": x})  # which looks at its values
             wrong = xp.any(xp.reshape(xp.isnan(result), (result.shape[0], -1)), axis=1)

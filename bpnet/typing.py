@@ -24,10 +24,18 @@ class AnyArray(Protocol):
 
 
 ActivationName = Literal[
-    "elu", "gelu", "gelu_tanh", "identity", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
-    "swish", "tanh",
+    "celu", "elu", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish", "hard_tanh", "identity", "leaky_relu", "linear",
+    "log_sigmoid", "log_softmax", "mish", "parametric_mish", "parametric_selu", "prelu", "relu", "relu6", "selu",
+    "sigmoid", "silu", "sine", "softmax", "softplus", "softshrink", "softsign", "squared_relu", "swish", "tanh",
 ]  # fmt: skip
 """Names of activations."""
+
+InitializerName = Literal[
+    "glorot_normal", "glorot_truncated_normal", "glorot_uniform", "he_normal", "he_truncated_normal", "he_uniform",
+    "lecun_normal", "lecun_truncated_normal", "lecun_uniform", "normal", "ones", "orthogonal", "siren", "torch",
+    "uniform", "zeros",
+]  # fmt: skip
+"""Names of initializers."""
 
 LossName = Literal[
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "mean_squared_error", "mse"

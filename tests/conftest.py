@@ -28,9 +28,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one of the processes o
 
 import numpy as np
 import pytest
-from cuda_on_host import host  # noqa: F401 - a fixture
-from fake_cupy import world  # noqa: F401 - a fixture
 from support import substitute
+from support.world import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.compiler import verify
@@ -42,7 +41,9 @@ if SUBSTITUTED:
 gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes long
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
-ON_SUBSTITUTE = {f"test_{of}.py" for of in ("activations", "layers", "losses", "optimizers", "trainer", "substitute")}
+ON_SUBSTITUTE = {
+    f"test_{of}.py" for of in ("activations", "layers", "losses", "optimizers", "trainer", "substitute", "verdicts")
+}
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),
@@ -57,15 +58,6 @@ MAKERS = {  # the library's module, and its function that makes an array of a Nu
 MEMBERS = [
     pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in MAKERS if name != "strict-device"
 ]
-
-
-@pytest.hookimpl(tryfirst=True)  # before the plugin that writes the file reads its name
-def pytest_configure(config: pytest.Config) -> None:
-    """All the tests for a device keep their figures, unless another file was asked for."""
-    option = config.option
-    every = option.markexpr == "gpu" and not option.keyword and config.args_source == config.ArgsSource.TESTPATHS
-    if every and getattr(option, "xmlpath", "no such plugin") is None and has_device():
-        config.option.xmlpath = str(config.rootpath / "bench" / "results" / "gpu-tests.xml")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -116,6 +108,8 @@ class Library:
         if name == "strict-device":  # a second device, which refuses to meet arrays of the first
             self._make = partial(self._make, device=self.module.Device("device1"))
         self.seam: bp.backends.Backend = bp.backends.backend_of(self._make(np.zeros(1)))
+        with self.seam.session():  # a device is checked at its first use
+            pass
         self.dtypes = {dtype: getattr(self.xp, dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
 
     def __repr__(self) -> str:
@@ -210,6 +204,26 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def library() -> Callable[[str], Library]:
     """Library by the name of a member of `backend`, for a test in which two meet; skips as `backend` does."""
     return Library
+
+
+@pytest.fixture
+def device(library: Callable[[str], Library]) -> Library:
+    """CuPy with cuBLASLt, without which nothing is captured."""
+    found = library("cupy")
+    if why := without_cublaslt():
+        pytest.skip(why)
+    return found
+
+
+def without_cublaslt() -> str:
+    """Why there is no cuBLASLt, empty if there is; where an NVIDIA device is, it must not be missing."""
+    cublaslt = importlib.import_module("bpnet.backends.cupy.cublaslt")
+    why = cublaslt.bindings()
+    if not isinstance(why, str):
+        return ""
+    if has_device() and not cublaslt.cupy.cuda.runtime.is_hip:
+        pytest.fail(f"there is a CUDA device, but no cuBLASLt ({why}): pip install 'bpnet-xp[cuda13]'")
+    return f"no cuBLASLt: {why}"
 
 
 @pytest.fixture

@@ -29,9 +29,10 @@ MATHEMATICS = [
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
     "bpnet.backends.base": {"Backend.to_host", "Prefetcher.send"},
-    "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
+    "bpnet.layer": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
+    "bpnet.checking": {"_compared", "_steps"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
@@ -67,6 +68,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "registry": 2,
     "backends": 2,
     "layer": 3,
+    "initializers": 4,
+    "slopes": 4,
     "layout": 4,
     "layers": 5,
     "schedules": 2.5,
@@ -86,8 +89,11 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "engine": 11,
     "state": 11.5,
     "trainer": 12,
+    "checking": 13,
+    "inspection": 13,
     "loading": 13,
     "learning_rate": 13,
+    "unit_variance": 13,
     "cli": 14,
     "__main__": 15,
 }

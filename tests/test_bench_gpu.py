@@ -10,9 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
-from fake_cupy import World
+from support.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
@@ -131,7 +132,7 @@ def fake_gpu(standing_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bpnet-cupy", "floor-cupy", "torch"):
         monkeypatch.setitem(ALL, name, standing_in())
     found = {"copy_gb_per_second": 2900.0, "tflops": {"float32": 50.0, "tf32": 400.0, "bfloat16": 700.0}}
-    monkeypatch.setattr(roof, "measured", lambda: found)
+    monkeypatch.setattr(roof, "measured", lambda patience: found)
     monkeypatch.setattr(command, "accelerator", lambda: "Some GPU")
 
 
@@ -265,9 +266,9 @@ def test_several_steps_of_bpnet_are_its_steps(world: World) -> None:
     launches = []
     for _ in range(4):
         expected = [single.loss(single.step(single.put(a), single.put(b))) for a, b in zip(x, y, strict=True)]
-        before = world.counts["launch"]
+        before = world.counts["graph launch"]
         losses = several.several(*stack)
-        launches.append(world.counts["launch"] - before)
+        launches.append(world.counts["graph launch"] - before)
         several.wait(losses)
         np.testing.assert_allclose(several.losses(losses), expected, rtol=1e-5)
     assert launches[-1] == 1
@@ -296,26 +297,16 @@ def test_a_run_with_a_gpu_keeps_its_figures_unasked(monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "own.json").exists()
 
 
-ALL_TESTS = {"markexpr": "gpu", "keyword": "", "xmlpath": None, "source": "TESTPATHS", "there": True}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{}, {"markexpr": ""}, {"keyword": "one"}, {"xmlpath": "own.xml"}, {"source": "ARGS"}, {"there": False}],
-)
-def test_tests_of_a_device_keep_their_figures_unasked(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import conftest
-
-    given = ALL_TESTS | change
-    monkeypatch.setattr(conftest, "has_device", lambda: given["there"])
-    sources = pytest.Config.ArgsSource
-    config = SimpleNamespace(
-        option=SimpleNamespace(**given), rootpath=ROOT, ArgsSource=sources, args_source=sources[given["source"]]
-    )
-    conftest.pytest_configure(config)
-    assert config.option.xmlpath == (given["xmlpath"] if change else str(ROOT / "bench/results/gpu-tests.xml"))
-    del config.option.xmlpath
-    conftest.pytest_configure(config)  # without the plugin that writes it
+@pytest.mark.parametrize("there", [True, False])
+def test_a_device_without_cublaslt_fails_its_tests(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    monkeypatch.setattr(conftest, "has_device", lambda: there)
+    monkeypatch.setattr("bpnet.backends.cupy.cublaslt.bindings", lambda: "no module named nvmath")
+    if not there:
+        assert "no module named nvmath" in conftest.without_cublaslt()
+        return
+    with pytest.raises(pytest.fail.Exception, match="there is a CUDA device, but no cuBLASLt"):
+        conftest.without_cublaslt()
 
 
 @pytest.mark.parametrize("update", [False, True])
@@ -402,7 +393,8 @@ def test_a_machine_with_a_gpu_has_a_part_of_readme_of_its_own(tmp_path: Path) ->
     both = [run_of(where, batch, speed) for where, batch, speed in (("cpu", 1, 8.0), ("cuda", 1, 2.0))]
     both += [run_of(where, batch, speed) for where, batch, speed in (("cpu", 16, 8.0), ("cuda", 16, 32.0))]
     with_gpu = {"machine": machine | {"date": "2026-01-02", "gpu": "Some GPU"}, "threads": 2, "cases": both}
-    for name, run in (("alone", alone), ("gpu", with_gpu)):
+    (results / "2026-01-02-some-gpu").mkdir()  # a visit
+    for name, run in (("alone", alone), ("2026-01-02-some-gpu/short", with_gpu)):
         (results / f"{name}.json").write_text(json.dumps(run))
     readme.write(results, page)
     text = page.read_text()

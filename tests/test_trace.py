@@ -8,7 +8,7 @@ import pytest
 import bpnet as bp
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.backends.numpy.in_place import in_place
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
 
 ACTIVATIONS = [
     bp.Sigmoid(),

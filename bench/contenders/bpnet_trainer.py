@@ -122,9 +122,7 @@ class Bpnet(Contender):
         rows = self.rows[count, size]
         x, y = (a.reshape(count * size, *a.shape[2:]) for a in (x, y))
         losses = self.trainer._engine.run_steps(x, y, None, rows, count)
-        if losses is None:  # the first time it only looks where they lie
-            losses = self.trainer._engine.run_steps(x, y, None, rows, count)
-        if losses is None:
+        if losses is None:  # as the first time, when products are planned too, which a capture can't
             parts = [rows[i : i + size] for i in range(0, count * size, size)]
             losses = [self.trainer._engine.advance(x, y, None, part) for part in parts]
         return losses

@@ -5,11 +5,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import starmap
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import NoWarnings
 from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
 from bpnet.errors import DeviceError, OptionError
+
+if TYPE_CHECKING:
+    from bpnet.backends.techniques import Finding
 
 T = TypeVar("T")
 
@@ -112,6 +115,8 @@ class Backend:
     """Whether arrays can be written to, so that kernels may be given memory for what they compute."""
     drops_nan = False
     """Whether products followed by an activation may make a number of what is none."""
+    fused = repeated = "operations"
+    """What computes a function that `compile` made, and a step that is done again, in the words of a check."""
     max_steps_per_launch = 1
     """Most training steps that `run_steps` does."""
     oom_errors: ClassVar[tuple[type[Exception], ...]] = (MemoryError,)
@@ -212,6 +217,27 @@ class Backend:
     def prefetcher(self, specs: Specs, rows: int, batches: int, device: Any = None) -> "Prefetcher":
         """A way for so many batches of at most `rows` rows from the host to the device."""
         return Prefetcher(self, specs, device)
+
+    # ---- checks: see `bpnet.checking` ----------------------------------------------------------------------------
+
+    def techniques(self) -> Iterable["Finding"]:
+        """What this library has in the place of definitions on the current device, each tried."""
+        return ()
+
+    def instead_of(self, technique: str) -> str:
+        """What is used where a technique is switched off; empty where it can't be."""
+        return ""
+
+    def everything_on(self) -> AbstractContextManager[None]:
+        """While techniques are checked, none of them is switched off."""
+        return NoWarnings()
+
+    def switch_off(self, findings: Sequence["Finding"]) -> None:
+        """Use from now on what has been found right, and nothing else."""
+
+    def describe(self, device: Any) -> str:
+        """A device in words, with the versions on which what it computes depends."""
+        return str(device)
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Context, Key, Rows
-from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.random import threshold
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of
 from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
 
 T = TypeVar("T")

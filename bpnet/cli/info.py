@@ -123,6 +123,10 @@ def show_machine(result: JSON) -> None:
     rows += [("BLAS", in_words(blas)) for blas in result["blas"]]
     rows += [(name, in_words(known or {}) or f"not installed{MISSED.get(name, '')}") for name, known in several.items()]
     show_grid(rows)
+    for known in result["backends"].values():
+        if "without_cublaslt" in known:
+            missed = f"cuBLASLt can't be used, {known['without_cublaslt']}: CUDA graphs, tf32 and bfloat16 need it"
+            Console().print(printable(missed), style="red", highlight=False, markup=False)
 
 
 def describe_layers(layout: Layout, layer: Layer, in_shape: Shape, path: str = "") -> Iterator[JSON]:

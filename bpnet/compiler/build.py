@@ -25,9 +25,9 @@ from bpnet.compiler.commands import (
     StridedCopy,
 )
 from bpnet.compiler.fuse import Fusion, Step, fuse
-from bpnet.compiler.graph import NotTraceableError, Symbol, root_of, space_of
 from bpnet.compiler.memory import Memory, allocate
 from bpnet.compiler.ops import GENERATORS, POINTWISE, RANDOM, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of, space_of
 from bpnet.compiler.trace import Traced
 
 LITERALS = (0.0, 1.0, -1.0, 2.0, 0.5)

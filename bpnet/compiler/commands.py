@@ -118,7 +118,8 @@ class FusedKernel:
     constants: how many numbers it is given with the command, as 1/n; only 0, 1, -1, 2 and 0.5 are code.
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
     result per row.  The phase of an expression is that in which it is computed: each phase goes along the row once, and
-    has the row-wise reductions of those before it.  A value that several phases need is computed in each.
+    has the row-wise reductions of those before it.  A value that several phases need is computed in each.  In kernels
+    that columns.py makes, whose phases go down the columns, a "column_sum" is an expression with a result per column.
     results: what is stored, and what is reduced over rows or over everything.
 
     An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
@@ -140,7 +141,14 @@ class FusedKernel:
     @property
     def reduces_columns(self) -> bool:
         """Whether there are column-wise sums."""
-        return any(kind == "column_sum" for kind, *_ in self.results)
+        return any(what[0] == "column_sum" for what in (*self.results, *self.expressions))
+
+    @property
+    def goes_down_again(self) -> bool:
+        """Whether it has to know column-wise sums before it goes down its columns once more."""
+        sums = any(e[0] == "column_sum" and e[2] > 0 for e in self.expressions)
+        again = any(phase > 0 and layout == "full" for _, _, phase, layout in self.results)
+        return not self.reduces_rows and (sums or again)
 
     @property
     def flat(self) -> bool:
@@ -306,7 +314,18 @@ class Call:
         return f"not compiled: {self.text}; results to {addresses}"
 
 
-Command = Fused | Product | RowGather | StridedCopy | Call
+@dataclass(frozen=True)
+class Together:
+    """Fused kernels of one row each, or gathers of the same rows, that are one launch: none reads or writes what
+    another writes."""
+
+    parts: tuple[Fused | RowGather, ...]
+
+    def __str__(self) -> str:
+        return f"together: {'; and '.join(map(str, self.parts))}"
+
+
+Command = Fused | Together | Product | RowGather | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -338,6 +357,8 @@ class CommandList:
 
 def reads(command: Command) -> list[Array]:
     """All that a command reads, in the order of its operands."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in reads(part)]
     if isinstance(command, Fused):
         operands = zip(command.operands, command.kernel.operands, command.row_strides[0], strict=True)
         return [Array(command.shape(of), dtype, *a, _apart(stride)) for a, (of, dtype), stride in operands]
@@ -359,6 +380,8 @@ def reads(command: Command) -> list[Array]:
 
 def writes(command: Command) -> list[Array]:
     """All that a command writes, in the order of its results."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in writes(part)]
     if isinstance(command, Fused):
         kernel = command.kernel
         results = zip(command.results, kernel.results, command.row_strides[1], strict=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpnet.compiler.commands import Span
-from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.ops import (
     COSTLY,
     GENERATORS,
@@ -23,6 +23,7 @@ from bpnet.compiler.ops import (
     REDUCTIONS,
     ROW_REDUCTIONS,
 )
+from bpnet.compiler.symbols import NotTraceableError, Space, Symbol, root_of, space_of
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""

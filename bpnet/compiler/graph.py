@@ -13,93 +13,13 @@ from typing import Any
 import numpy
 
 from bpnet.compiler.ops import COMPARISON, LOGICAL, LOOKS, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.symbols import NotTraceableError, Shape, Symbol, axes_of, root_of, strides_of
 
 EXACT = 2**24
 """Whole numbers up to it are exact in float32, in which they are compared."""
 
 WIDE = 16
 """Rows as long as that keep a processor's lanes busy, so that products by a vector need no loops of their own."""
-
-Shape = tuple[int, ...]
-Space = tuple[int, int]
-
-
-class NotTraceableError(Exception):
-    """A function does something that has no symbol; it then runs as it stands."""
-
-
-class Symbol:
-    """An array in a graph: an operation on others, and the shape and type of its result.
-
-    Python's operators on it are added below, from the table of operations.
-    """
-
-    __array_ufunc__ = None
-
-    def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], shape: Shape, dtype: Any, number: int) -> None:
-        self.graph, self.op, self.args, self.shape, self.dtype, self.number = graph, op, args, shape, dtype, number
-        self.block = graph.block
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def inputs(self) -> list["Symbol"]:
-        """Those of its arguments that are symbols."""
-        return [a for a in self.args if isinstance(a, Symbol)]
-
-    def __bool__(self) -> bool:
-        raise NotTraceableError("a function can't decide by a value")
-
-    @property
-    def T(self) -> "Symbol":
-        return self.graph.transpose(self)
-
-    mT = T
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> "Symbol":
-        return self.graph.slice(self, index)
-
-    def __pow__(self, exponent: Any) -> "Symbol":
-        return self.graph.power(self, exponent)
-
-    def __matmul__(self, other: Any) -> "Symbol":
-        return self.graph.matmul(self, other)
-
-    def __str__(self) -> str:
-        shape = " x ".join(map(str, self.shape)) or "scalar"
-        args = ", ".join(f"%{a.number}" if isinstance(a, Symbol) else str(a) for a in self.args)
-        return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
-
-
-_METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
-_METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
-_METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
-_METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
-for _op, _method in _METHODS.items():
-    setattr(Symbol, f"__{_method}__", lambda *operands, op=_op: operands[0].graph.elementwise(op, *operands))
-    if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
-        setattr(Symbol, f"__r{_method}__", lambda self, other, op=_op: self.graph.elementwise(op, other, self))
-
-
-def space_of(symbol: Symbol) -> Space:
-    """Rows and columns of the fused kernel that computes the entries of `symbol`."""
-    if symbol.ndim < 2:
-        return 1, symbol.size
-    return math.prod(symbol.shape[:-1]), symbol.shape[-1]
-
-
-def root_of(symbol: Symbol) -> tuple[Symbol, int]:
-    """What a view or window looks at, and how many elements into it."""
-    return (symbol.args[0], symbol.args[1]) if symbol.op in LOOKS else (symbol, 0)
 
 
 class CallSite:
@@ -190,7 +110,7 @@ class Graph:
     def broadcast_to(self, x: Symbol, shape: Sequence[int]) -> Symbol:
         """A copy of x in another shape, along whose further axes and for whose axes of one entry it is repeated."""
         shape = tuple(shape)
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         padded = (1,) * (len(shape) - x.ndim) + x.shape
         strides = (0,) * (len(shape) - x.ndim) + strides
         repeated = (n == 1 < m for n, m in zip(padded, shape, strict=True))
@@ -308,7 +228,7 @@ class Graph:
             return x
         if axes == (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2):
             return self.transpose(x)
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         return self.strided(root, offset, tuple(strides[i] for i in axes), tuple(x.shape[i] for i in axes))
 
     def _move_axis(self, x: Symbol, source: int, target: int) -> Symbol:
@@ -318,7 +238,7 @@ class Graph:
 
     def in_order(self, x: Symbol) -> Symbol:
         """x with its entries in the order of its axes, one after the other."""
-        return self.strided(*_strides(x), x.shape) if x.op in ("transpose", "window") else x
+        return self.strided(*strides_of(x), x.shape) if x.op in ("transpose", "window") else x
 
     def by_rows(self, x: Symbol) -> Symbol:
         """x with the entries of a row one after the other, as fused kernels read it."""
@@ -374,7 +294,7 @@ class Graph:
         at = items.index(Ellipsis) if Ellipsis in items else len(items)
         missing = x.ndim - sum(i is not None and i is not Ellipsis for i in items)
         items[at : at + 1] = [slice(None)] * missing
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         axes, left = [], iter(zip(x.shape, strides, strict=True))
         for item in items:
             if item is None:
@@ -452,23 +372,6 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.symbols))
-
-
-def _strides(x: Symbol) -> tuple[Symbol, int, Shape]:
-    """What holds the entries of x, where the first of them lies in it, and how many elements apart along each axis."""
-    if x.op == "transpose":
-        root, offset, strides = _strides(x.args[0])
-        return root, offset, (*strides[:-2], strides[-1], strides[-2])
-    root, offset = root_of(x)
-    if x.op == "window":
-        return root, offset, (*(math.prod(x.shape[i + 1 : -1]) * x.args[2] for i in range(x.ndim - 1)), 1)
-    return root, offset, tuple(math.prod(x.shape[i + 1 :]) for i in range(x.ndim))
-
-
-def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
-    """The axes that are meant, counted from 0 on."""
-    some = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    return tuple(sorted(range(ndim)[i] for i in some))
 
 
 def _identity(value: Any) -> Any:

@@ -17,6 +17,7 @@ from bpnet.compiler.commands import (
     Product,
     RowGather,
     StridedCopy,
+    Together,
     item_bytes,
     reads,
     writes,
@@ -47,7 +48,8 @@ class _Interpreter:
 
     def command(self, c: Command) -> None:
         methods: dict[type, Any] = {
-            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided, Call: self.call
+            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided,
+            Call: self.call, Together: self.together,
         }  # fmt: skip
         methods[type(c)](c)
 
@@ -84,6 +86,10 @@ class _Interpreter:
         there = (index >= 0) & (index < c.source_rows)
         self.view(writes(c)[0])[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
 
+    def together(self, c: Together) -> None:
+        for part in c.parts:
+            self.command(part)
+
     def fused(self, c: Fused) -> None:
         kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)
         operands, masks = reads(c), iter(c.masks)
@@ -107,6 +113,8 @@ class _Interpreter:
                     found = self.drawn(op, next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
+                elif op == "column_sum":
+                    found = numpy.broadcast_to(value(references[0]), (c.rows, c.columns)).sum(axis=0, keepdims=True)
                 elif op.startswith("row_"):
                     found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
                 elif op in ("astype", "copy"):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from bpnet.compiler.commands import ARENA, Address
 from bpnet.compiler.fuse import Fusion
-from bpnet.compiler.graph import NotTraceableError, Symbol, root_of
 from bpnet.compiler.ops import JOINS
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ _TABLE = [
     Operation("log1p", 1, ELEMENTWISE, "log1p", "log1p({0})", costly=True),
     Operation("expm1", 1, ELEMENTWISE, "expm1", "expm1({0})", costly=True),
     Operation("tanh", 1, ELEMENTWISE, "tanh", "tanh({0})", costly=True),
+    Operation("sin", 1, ELEMENTWISE, "sin", "sin({0})", costly=True),
+    Operation("cos", 1, ELEMENTWISE, "cos", "cos({0})", costly=True),
     Operation("erf", 1, ELEMENTWISE, cuda="erf({0})", costly=True),  # NumPy and LLVM use `Backend.erf`, its definition
     # These two hand on what is not a number, as the libraries of C and of processors do not.
     Operation("maximum", 2, ELEMENTWISE, "maximum", "{0} >= {1} || {0} != {0} ? {0} : {1}"),

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, check_layer
-from bpnet.layers.activation import Activation, Identity
+from bpnet.layers.activation import Activation
+from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
@@ -23,6 +24,12 @@ def named_layer(what: str, layer: Any) -> Layer:
     return resolve(Activation, "activation", layer) if isinstance(layer, str) else check_layer(what, layer)
 
 
+def called(run: Run, name: str, layer: Layer) -> tuple[Run, Layer]:
+    """A child as its parent calls it: the pass as seen from it, and the layer, or what stands for it under tracing."""
+    at = run.at(name) if layer.stochastic else run
+    return at, run.backend.outline(layer) if run.backend.traces else layer
+
+
 @dataclass(frozen=True, init=False, repr=False)
 class Sequential(Composite):
     """One layer after another: y = f_k(... f_2(f_1(x))); dL/dx = J_1^T ( ... (J_k^T dL/dy)).
@@ -32,6 +39,7 @@ class Sequential(Composite):
 
     layers: tuple[Layer, ...]
     star = "layers"
+    example = ("tanh", Dense(5))
 
     def __init__(self, *layers: Layer | str) -> None:
         if not layers:
@@ -63,9 +71,9 @@ class Sequential(Composite):
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         caches = []
-        for name, layer in self.children:
-            at = run.at(name) if layer.stochastic else run
-            x, cache = (run.backend.outline(layer) if run.backend.traces else layer).forward(at, p[name], x)
+        for name, child in self.children:
+            at, layer = called(run, name, child)
+            x, cache = layer.forward(at, p[name], x)
             caches.append(cache)
         return x, caches
 
@@ -77,9 +85,8 @@ class Sequential(Composite):
                 grads[children[first][0]] = {}
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
-            name, layer = children[i]
-            at = run.at(name) if layer.stochastic else run
-            layer = run.backend.outline(layer) if run.backend.traces else layer
+            name, child = children[i]
+            at, layer = called(run, name, child)
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
         return (dy if need_dx else None), grads
@@ -90,6 +97,8 @@ class Residual(Composite):
     """y = x + f(x); dL/dx = dL/dy + J_f^T dL/dy (He et al. 2016).  f keeps the shape; its name is "inner"."""
 
     inner: Layer
+
+    example = (Dense(12, "tanh"),)
 
     def __post_init__(self) -> None:
         self._set(inner=named_layer("the inner layer of Residual", self.inner))
@@ -110,21 +119,14 @@ class Residual(Composite):
         return {"inner": self.inner.init(rng, in_shape)}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        at = run.at("inner") if self.inner.stochastic else run
-        y, cache = (run.backend.outline(self.inner) if run.backend.traces else self.inner).forward(at, p["inner"], x)
+        at, inner = called(run, "inner", self.inner)
+        y, cache = inner.forward(at, p["inner"], x)
         return x + y, (cache,)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        at = run.at("inner") if self.inner.stochastic else run
-        inner = run.backend.outline(self.inner) if run.backend.traces else self.inner
+        at, inner = called(run, "inner", self.inner)
         dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)
         return (dy + dx if need_dx else None), {"inner": grads}
-
-
-def called(run: Run, name: str, layer: Layer) -> tuple[Run, Layer]:
-    """A child as its parent calls it: the pass as seen from it, and the layer, or what stands for it under tracing."""
-    at = run.at(name) if layer.stochastic else run
-    return at, run.backend.outline(layer) if run.backend.traces else layer
 
 
 @dataclass(frozen=True, init=False, repr=False)

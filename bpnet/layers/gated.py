@@ -1,79 +1,70 @@
 """Gated units: one linear function of the input is multiplied by an activation of another."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from bpnet.backends.base import Array
-from bpnet.errors import ShapeError
-from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape
-from bpnet.layers.activation import Activation, Identity
-from bpnet.layers.dense import dense_backward, dense_forward
-from bpnet.options import flag, whole
-from bpnet.registry import resolve
-from bpnet.typing import ActivationName
+from bpnet.initializers import Initializer
+from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape
+from bpnet.layers.activation import Activation
+from bpnet.layers.composition import called
+from bpnet.layers.dense import Dense
+from bpnet.typing import ActivationName, InitializerName
 
 
 @dataclass(frozen=True)
-class GLU(Layer):
+class GLU(Composite):
     r"""y = v f(z) with v = x W + b and z = x V + c, entry by entry: a gated linear unit (Dauphin et al. 2017).
 
-    x is of (..., n) features, W and V are of (n, units), b and c of (units,).  With dv = dL/dy f(z) and
-    dz = dL/dy v f'(z), the chain rule gives, with sums over rows,
+    x is of (..., n) features, W and V are of (n, units), b and c of (units,).  By the product rule what goes back into
+    v is dL/dv = dL/dy f(z), and into f(z) dL/dy v; from there on both are `Dense` layers, "value" and "gate", so
 
-        dL/dW = x^T dv,  dL/db = sum dv,  dL/dV = x^T dz,  dL/dc = sum dz,    dL/dx = dv W^T + dz V^T.
+        dL/dx = dL/dv W^T + dL/dz V^T.
 
     The gate f is the sigmoid here; others are those of Shazeer (2020): `SwiGLU`, `GeGLU`, and `Bilinear` without one.
-    In the parameters W and b are "weight" and "bias", V and c "gate_weight" and "gate_bias".  Weights start uniformly
-    within sqrt(6 / (n + units)) (Glorot and Bengio 2010), biases at 0.
+    The other options are those of `Dense`, for both.
     """
 
     units: int
     activation: ActivationName | Activation = "sigmoid"
     bias: bool = True
+    kernel_init: InitializerName | Initializer = "glorot_uniform"
+    bias_init: InitializerName | Initializer = "zeros"
 
     def __post_init__(self) -> None:
-        self._set(units=whole("units", self.units, 1, 2**31 - 1), bias=flag("bias", self.bias))
-        _ = self.function
+        gate = self.children[1][1]
+        self._set(units=gate.units, bias=gate.bias)  # type: ignore[attr-defined]
 
     @cached_property
-    def function(self) -> Activation:
-        """The activation f."""
-        return resolve(Activation, "activation", self.activation)
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        rest = self.bias, self.kernel_init, self.bias_init
+        return ("value", Dense(self.units, "identity", *rest)), ("gate", Dense(self.units, self.activation, *rest))
 
     def out_shape(self, in_shape: Shape) -> Shape:
-        if not in_shape:
-            name = type(self).__name__
-            raise ShapeError(f"{name} needs rows of features, but x has one axis: make it (rows, features)")
-        return (*in_shape[:-1], self.units)
+        return self.children[0][1].out_shape(in_shape)
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        n = in_shape[-1]
-        limit = math.sqrt(6.0 / (n + self.units))
-        start = {name: rng.uniform((n, self.units), limit) for name in ("weight", "gate_weight")}
-        if self.bias:
-            start |= {name: rng.full((self.units,), 0.0) for name in ("bias", "gate_bias")}
-        return start
+        return {name: layer.init(rng, in_shape) for name, layer in self.children}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        (at_v, value), (at_f, gate) = (called(run, name, layer) for name, layer in self.children)
         rows = run.xp.reshape(x, (-1, x.shape[-1]))
-        v, _ = dense_forward(run, rows, p["weight"], p.get("bias"), LINEAR)
-        gate, saved = dense_forward(run, rows, p["gate_weight"], p.get("gate_bias"), self.function)
-        return run.xp.reshape(v * gate, (*x.shape[:-1], self.units)), (rows, v, gate, saved)
+        v, v_cache = value.forward(at_v, p["value"], rows)
+        f, f_cache = gate.forward(at_f, p["gate"], rows)
+        return run.xp.reshape(v * f, (*x.shape[:-1], self.units)), (v_cache, f_cache, v, f, x.shape)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        x, v, gate, saved = cache
-        rows, bias = run.xp.reshape(dy, v.shape), self.bias
-        dx, dw, db = dense_backward(run, x, p["weight"], None, rows * gate, LINEAR, need_dx, bias)
-        more, dg, dc = dense_backward(run, x, p["gate_weight"], saved, rows * v, self.function, need_dx, bias)
-        grads = {"weight": dw, "gate_weight": dg} | ({"bias": db, "gate_bias": dc} if bias else {})
-        if dx is None or more is None:
-            return None, grads
-        return run.xp.reshape(dx + more, (*dy.shape[:-1], x.shape[1])), grads
+        (at_v, value), (at_f, gate) = (called(run, name, layer) for name, layer in self.children)
+        v_cache, f_cache, v, f, shape = cache
+        dy = run.xp.reshape(dy, v.shape)
+        dx, of_value = value.backward(at_v, p["value"], v_cache, dy * f, need_dx)
+        more, of_gate = gate.backward(at_f, p["gate"], f_cache, dy * v, need_dx)
+        grads = {"value": of_value, "gate": of_gate}
+        return (None if dx is None or more is None else run.xp.reshape(dx + more, shape)), grads
 
-
-LINEAR = Identity()
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+        return super().update_buffers(run, p, cache[:2])
 
 
 @dataclass(frozen=True)

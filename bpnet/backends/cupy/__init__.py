@@ -1,8 +1,9 @@
 """CuPy, on CUDA and ROCm devices.  Importing it needs no device; making an array does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from threading import get_ident
+from typing import Any, ClassVar
 
 import array_api_compat.cupy as xp
 import cupy
@@ -10,18 +11,25 @@ import cupyx.scipy.special
 import numpy
 
 from bpnet.backends.base import PRECISIONS, Array, Backend, Prefetcher, Specs, State
-from bpnet.backends.cupy import cublaslt
+from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.cupy.compiled import CapturedStep, Compiled
 from bpnet.backends.cupy.device_scalars import fetch
 from bpnet.backends.cupy.prefetch import PinnedPrefetcher
+from bpnet.backends.techniques import Finding
 from bpnet.errors import DeviceError
+
+PER_THREAD = 2
+"""The stream that is another in each thread."""
 
 
 class CupyBackend(Backend):
     name = "cupy"
+    streams: ClassVar[dict[int, tuple[int, int]]] = {}
+    """By the number of a device, the stream of the last session there, and the thread where each has its own."""
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
+    fused, repeated = verdicts.KERNELS, verdicts.CAPTURE
     max_steps_per_launch = 8
 
     def get_device(self, number: int) -> Any:
@@ -61,8 +69,12 @@ class CupyBackend(Backend):
 
     def precisions(self, device: Any) -> tuple[str, ...]:
         """All of them by cuBLASLt on devices that have tensor cores for them, of compute capability 8.0 and newer."""
-        able = cublaslt.available() and int((device or cupy.cuda.Device()).compute_capability) >= 80
-        return PRECISIONS if able else super().precisions(device)
+        device = cupy.cuda.Device() if device is None else device
+        if not cublaslt.available() or int(device.compute_capability) < 80:
+            return super().precisions(device)
+        verdicts.first_use(device.id)
+        with device:
+            return tuple(p for p in PRECISIONS if p == "float32" or verdicts.usable(f"product {p} DEFAULT"))
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
         return fetch(scalars)
@@ -72,14 +84,45 @@ class CupyBackend(Backend):
 
     def prefetcher(self, specs: Specs, rows: int, batches: int, device: Any = None) -> Prefetcher:
         """Through memory that the device reads by itself, while it computes."""
+        if not verdicts.usable(verdicts.STREAMING):
+            return super().prefetcher(specs, rows, batches, device)
         return PinnedPrefetcher(specs, rows, batches)
 
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
-        """CuPy computes on the current device, so that of the data is made it."""
+        """CuPy computes on the current device, so that of the data is made it; at its first use it is checked.
+
+        Memory is used again in the order of one stream: where the last session there was on another, all is waited for.
+        """
         current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
+        number: int = current.id  # type: ignore[attr-defined]
+        verdicts.first_use(number)
+        stream = cupy.cuda.get_current_stream(number).ptr
+        follows = stream, get_ident() if stream == PER_THREAD else 0
+        if self.streams.setdefault(number, follows) != follows:
+            current.synchronize()  # type: ignore[attr-defined]
+            self.streams[number] = follows
         return current
+
+    # ---- checks -------------------------------------------------------------------------------------------------
+
+    def techniques(self) -> Iterable[Finding]:
+        from bpnet.backends.cupy.techniques import thorough
+
+        return thorough()
+
+    def instead_of(self, technique: str) -> str:
+        return verdicts.instead_of(technique)
+
+    def everything_on(self) -> AbstractContextManager[None]:
+        return verdicts.everything_on()
+
+    def switch_off(self, findings: Sequence[Finding]) -> None:
+        verdicts.switch_off(verdicts.faults(findings))
+
+    def describe(self, device: Any) -> str:
+        return verdicts.describe(device.id)
 
     def erf(self, x: Array) -> Array:
         return cupyx.scipy.special.erf(x)

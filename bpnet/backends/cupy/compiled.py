@@ -18,18 +18,24 @@ from typing import Any
 
 import cupy
 import numpy
+from cupy.cuda.compiler import CompileException
 
 from bpnet.backends.base import Array, State
+from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
-from bpnet.backends.cupy.program import ALIGNMENT, Program
+from bpnet.backends.cupy.program import ALIGNMENT, CaptureRefusedError, Program
+from bpnet.backends.cupy.verdicts import CAPTURE, KERNELS, off, usable
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
+from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
+from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
+from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
 log = logging.getLogger("bpnet")
@@ -38,8 +44,11 @@ MAX_PROGRAMS = 8
 """Kinds of arguments (shapes, types, and which are None) of which a function keeps programs."""
 MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
 """Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
-SMALL = 2**20
-"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time."""
+SMALL = 2**25
+"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time.
+
+A device copies so many in some tens of microseconds, less than the host takes to launch a step command by command.
+"""
 
 
 class Compiled:
@@ -54,10 +63,20 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         leaves = leaves_of(args)
         found = self.find(args, leaves)
-        return self.plain(*args) if found is None else found.run(leaves)
+        if found is not None:
+            try:
+                return found.run(leaves)
+            except CompileException as error:
+                self.give_up(found, error)
+        return self.plain(*args)
 
     def find(self, args: Sequence[Any], leaves: list[Any], known: Sequence[Any] = ()) -> "Traced | None":
-        """The program for arguments like these, the first of `known` kinds; None where it can't be traced for them."""
+        """The program for arguments like these, the first of `known` kinds; None where they have none.
+
+        So it is where the function can't be traced for them, or kernels can't be used on the device.
+        """
+        if not usable(KERNELS):
+            return None
         kind = (*known, *map(_kind, leaves[len(known) :]))
         with self.lock:
             if kind not in self.programs:
@@ -65,7 +84,15 @@ class Compiled:
                 if len(self.programs) > MAX_PROGRAMS:
                     self.programs.popitem(last=False)
             self.programs.move_to_end(kind)
-            return self.programs[kind]
+            found = self.programs[kind]
+            return None if found is None or found.broken else found
+
+    def give_up(self, found: "Traced", error: Exception) -> None:
+        """Use it no more: a kernel that does not compile is no reason for a user's training to end."""
+        if verify.STRICT:
+            raise error
+        found.broken = True
+        log.warning("a kernel does not compile, which is a fault of bpnet: %s", error)
 
     def _trace(self, args: Sequence[Any], leaves: list[Any]) -> "Traced | None":
         try:
@@ -88,7 +115,8 @@ class Compiled:
         """What is done for arguments like these, command by command."""
         found = self.find(args, leaves_of(args))
         if found is None:
-            return "every operation as it stands, since it can't be compiled"
+            why = off().get(KERNELS)
+            return f"every operation as it stands, since {f'{KERNELS} are {why}' if why else 'it can not be compiled'}"
         captured = "captured as a CUDA graph from the second call on" if self.donates else "launched one by one"
         if found.calls:
             captured = "launched one by one, since not all can be captured"
@@ -118,7 +146,8 @@ class Traced:
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
-        commands = verify.verified(replace(commands, commands=with_epilogues(commands.commands)))
+        together = side_by_side(in_phases(with_epilogues(commands.commands), MOST_ROWS_AGAIN))
+        commands = verify.verified(replace(commands, commands=together))
         self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
         if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
@@ -138,6 +167,8 @@ class Traced:
         self.last: dict[int, list[int | None]] = {}
         """Where those of the last call of so many steps lay."""
         self.captures_left = MAX_CAPTURES
+        self.broken = False
+        """Whether a kernel of it does not compile."""
         self.lock = threading.RLock()
 
     def ring(self, count: int) -> DeviceScalars:
@@ -152,7 +183,9 @@ class Traced:
         One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
         but small ones: the others are copied to it.
         """
-        if self.calls:
+        if self.calls or self.program.by_cupy:
+            if self.program.by_cupy and cublaslt.available():
+                step.say("is launched command by command, since cuBLASLt lacks one of its products")
             return None
         lie = [a.data.ptr if a.flags.c_contiguous else None for a in arrays]
         loose = [p if a.nbytes > SMALL else None for p, a in zip(lie, arrays, strict=True)]
@@ -187,7 +220,8 @@ class Traced:
         arrays = [cupy.ascontiguousarray(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         with self.lock:  # the workspace is one, whatever thread calls
-            numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+            values = self.values(leaves)
+            numbers = cupy.asarray(numpy.array(values)) if values else self.program.tickets  # which nobody reads
             self.program.follow(cupy.cuda.get_current_stream().ptr, threading.get_ident())
             for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
                 uninterrupted(calls)
@@ -219,8 +253,6 @@ class CapturedStep(Compiled):
         self.kind: list[Any] = []
         """And of what kind they are."""
         self.losses: Losses
-        self.launched: int | None = None
-        """The stream of the last call."""
 
     def __call__(self, carry: Any, *args: Any) -> tuple[Any, Array]:
         state = State(carry, 0)
@@ -252,7 +284,6 @@ class CapturedStep(Compiled):
     ) -> list[Array] | None:
         """One step or several, after which there have been `count`; None where they can't be done like this."""
         carry, _ = state.now
-        self._follow_stream()
         self._keep(carry)
         parts = [(*part, *own) for part, own in zip(_parted(shared, len(each)), each, strict=True)]
         leaves = [[*self.leaves, *leaves_of(args)] for args in parts]
@@ -262,14 +293,18 @@ class CapturedStep(Compiled):
         arrays = [leaves[0][i] for i in found.arrays[len(self.leaves) :]]
         if len(each) > 1:
             arrays[-1] = shared[-1]
-        graph = found.graph(arrays, len(each), self) if self.captures else None
+        graph = found.graph(arrays, len(each), self) if self.captures and usable(CAPTURE) else None
         if graph is None and len(each) > 1:
             return None
         values, ring = [self.losses.next() for _ in each], found.ring(len(each))
         ring.write([n for own, loss in zip(leaves, values, strict=True) for n in (*found.values(own), loss.data.ptr)])
         if graph is None:
             given = [*self.leaves, *map(cupy.ascontiguousarray, arrays)]
-            computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
+            try:
+                computing, writing = found.program.calls(ring.memory.data, found.program.arena, given)
+            except CompileException as error:
+                self.give_up(found, error)
+                return None
             uninterrupted(computing)
         else:
             graph.stage(arrays)
@@ -294,18 +329,12 @@ class CapturedStep(Compiled):
                     stream.end_capture()
                 if not isinstance(error, Exception) or isinstance(error, MemoryError):
                     raise
+                if isinstance(error, CaptureRefusedError):
+                    return None
                 self.captures = False
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
             return stream.end_capture()
-
-    def _follow_stream(self) -> None:
-        """Where the caller changes the stream, wait: memory is used again in the order of one."""
-        stream = cupy.cuda.get_current_stream().ptr
-        if stream != self.launched:
-            if self.launched is not None:
-                cupy.cuda.Device().synchronize()
-            self.launched = stream
 
     def _keep(self, carry: Any) -> None:
         """Keep the carry, or where there is one copy it there."""

@@ -13,7 +13,6 @@ C^T = B^T A^T: the second factor goes first, and nothing is copied.
 import logging
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -23,6 +22,9 @@ import numpy
 
 WORKSPACE = 32 * 2**20
 """Bytes that an algorithm may use besides at most, as NVIDIA advises for Hopper."""
+
+COMPUTE_TYPE = 2
+"""The reduction scheme of split-K in which parts of a sum lie in the workspace, in the type in which it is computed."""
 
 KINDS = {"float32": 0, "float64": 1, "bfloat16": 14}
 """Types of elements as cudaDataType numbers them."""
@@ -81,32 +83,38 @@ class Problem:
     accumulate: bool
     stack: int = 1
 
+    @property
+    def arithmetic(self) -> str:
+        """The precision, that of float64 data by their own name."""
+        return "float64" if self.dtype == "float64" else self.precision
+
 
 Addresses = tuple[int, int, int, int]
 """Addresses of a, b, out and the epilogue's vector (0: none)."""
 
 
-def multiply(problem: Problem, addresses: Addresses, workspace: Callable[[int], int]) -> bool:
-    """Compute it on the current stream; `workspace(size)` gives the address of so much memory for it.
+def plan(problem: Problem, addresses: Addresses) -> "Plan | None":
+    """How a product of what lies at these addresses is computed; None where cuBLASLt is missing or has none for it.
 
-    False, and nothing has been done, where cuBLASLt is missing or has no such product.
+    The library's heuristic is asked here, which may not be done while a stream is captured.
     """
     if not available() or (problem.dtype, problem.precision) not in COMPUTE:
-        return False
+        return None
     if addresses[3] % 16:
-        return False  # algorithms that read 16 bytes of a vector at a time do not say so
+        return None  # algorithms that read 16 bytes of a vector at a time do not say so
     aligned = tuple(min(place & -place, 256) for place in addresses)
-    plan = _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
-    if plan is not None:
-        plan.run(addresses, workspace)
-    return plan is not None
+    return None if problem in refused else _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
+
+
+refused: set[Problem] = set()
+"""Those that the library planned, and then would not compute."""
 
 
 @lru_cache(maxsize=1024)
 def _plan(device: int, problem: Problem, aligned: Addresses) -> "Plan | None":
     """How a product is computed on memory aligned to so many bytes; None where the library knows no way."""
-    plan = Plan(device, problem)
-    return plan if plan.find(aligned) else None
+    made = Plan(device, problem)
+    return made if made.find(aligned) else None
 
 
 class Plan:
@@ -161,6 +169,8 @@ class Plan:
         names = self.lt.MatmulPreferenceAttribute
         try:
             self.set("matmul_preference", preference, names.MAX_WORKSPACE_BYTES, WORKSPACE)
+            if self.problem.result == "bfloat16":  # parts of a sum are added up unrounded
+                self.set("matmul_preference", preference, names.REDUCTION_SCHEME_MASK, COMPUTE_TYPE)
             for matrix, value in zip("ABCD", (of_b, of_a, of_out, of_out), strict=True):
                 self.set("matmul_preference", preference, names[f"MIN_ALIGNMENT_{matrix}_BYTES"], value)
             self.algorithm = self.lt.MatmulHeuristicResult(1)
@@ -176,19 +186,19 @@ class Plan:
             self.lt.matmul_preference_destroy(preference)
         if not count[0] or self.algorithm.state:
             return False
-        self.scratch = int(self.algorithm.workspace_size)
+        self.scratch, self.algorithm_at = int(self.algorithm.workspace_size), int(self.algorithm.ptr)
         return True
 
-    def run(self, addresses: Addresses, workspace: Callable[[int], int]) -> None:
-        """Compute the product of what lies at these addresses, on the current stream."""
+    def run(self, addresses: Addresses, workspace: int) -> None:
+        """Compute the product of what lies at these addresses, on the current stream, with `scratch` bytes besides."""
         a, b, out, vector = addresses
-        scratch = workspace(self.scratch)
         first, second, result = self.layouts
         with self.lock:  # from when the vector's address is given until the call has read it
             self.point(vector)
             self.lt.matmul(
                 _handle(self.lt, self.device), self.description, self.alpha, b, first, a, second, self.beta,
-                out, result, out, result, self.algorithm.ptr, scratch, self.scratch, cupy.cuda.get_current_stream().ptr,
+                out, result, out, result, self.algorithm_at, workspace, self.scratch,
+                cupy.cuda.get_current_stream().ptr,
             )  # fmt: skip
 
 

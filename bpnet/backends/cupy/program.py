@@ -1,7 +1,9 @@
 """A list of commands on a CUDA device: kernels compiled, memory set aside, and what launches each command."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import cupy
 import numpy
 
-from bpnet.backends.cupy import cublaslt
+from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
     NUMBERS,
@@ -25,15 +27,18 @@ from bpnet.compiler.commands import (
     Product,
     RowGather,
     StridedCopy,
+    Together,
     reads,
     result_dtype,
     result_layout,
     writes,
 )
 from bpnet.compiler.cuda import emit, gather
-from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
+from bpnet.compiler.cuda.launch import THREADS, blocks_of_part, launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
+
+log = logging.getLogger("bpnet")
 
 ALIGNMENT = 256
 """Bytes to whose multiples intermediate results are aligned, as those of CuPy's allocator are."""
@@ -58,6 +63,13 @@ class Program:
         columns = [c.columns for c in commands.commands if isinstance(c, Fused)]
         self.tickets = cupy.zeros(most_tickets(max(columns, default=0)), numpy.uint32)
         self.launched_by: Any = None
+        self.memories_of = [_memories_of(command) for command in commands.commands]
+        self.prepared: list[tuple[Any, int, Calls]] = [((), 0, [])] * len(commands.commands)
+        """Of each command, where all that it is given lay last, bytes of the workspace, and what launches it there."""
+        self.needed = 0
+        """Bytes of the workspace that kernels have been given since this was last set to 0."""
+        self.by_cupy = False
+        """Whether a product is CuPy's, which can't be captured."""
         self.workspaces: list[Any] = []
         """Memory that commands need while they run, the largest last; a graph may use the others."""
         arguments = {a.memory for a in commands.arguments if a is not None}
@@ -88,17 +100,41 @@ class Program:
         """
         loss = numbers + 8 * len(self.commands.numbers)
         memories = [numbers, arena.data, *(a.data for a in arrays), loss]
-        made = [self._launches(command, memories) for command in self.commands.commands]
+        made = [self._prepared(number, memories) for number in range(len(self.commands.commands))]
         return list(chain(*made[: self.first_writing])), list(chain(*made[self.first_writing :]))
+
+    def _prepared(self, number: int, memories: Memories) -> Calls:
+        """What launches a command, prepared once as long as its arrays stay where they are.
+
+        What is kept holds no memory, so that it is free again: None stands for the memories.
+        """
+        command = self.commands.commands[number]
+        if isinstance(command, Call):
+            return self._launches(command, memories)
+        places = [self.tickets.data.ptr, len(cublaslt.refused), *[memories[m].ptr for m in self.memories_of[number]]]
+        seen, needed, calls = self.prepared[number]
+        if seen != (self._scratch(needed), *places):
+            self.needed = 0
+            made = self._launches(command, memories)
+            plans = [part for call in made for part in call if isinstance(part, cublaslt.Plan)]
+            self.needed = max([self.needed, *(plan.scratch for plan in plans)])
+            calls = [tuple([None if part is memories else part for part in call]) for call in made]
+            self.prepared[number] = (self._scratch(self.needed), *places), self.needed, calls
+        if not isinstance(command, Product):
+            return calls
+        return [tuple([memories if part is None else part for part in call]) for call in calls]
 
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
             return self._fused(command, memories)
+        if isinstance(command, Together):
+            gathers = [part for part in command.parts if isinstance(part, RowGather)]
+            return [_gather(gathers, memories) if gathers else self._together(command, memories)]
         if isinstance(command, RowGather):
-            return [_gather(command, memories)]
+            return [_gather([command], memories)]
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call if isinstance(command, Call) else self._multiply, command, memories)]
+        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
@@ -113,63 +149,122 @@ class Program:
             self.workspaces.append(cupy.empty(size, numpy.uint8))
         return self.workspaces[-1].data
 
+    def _scratch(self, size: int) -> int:
+        """The address of so much memory of the workspace; 0 where none is needed."""
+        return int(self._workspace(size).ptr) if size else 0
+
     # ---- fused kernels ------------------------------------------------------------------------------------------
 
     def _fused(self, command: Fused, memories: Memories, used: int = 0) -> Calls:
         """What launches a kernel; so many bytes of the workspace are `used` by others."""
-        kernel, numbers, real = command.kernel, memories[NUMBERS].ptr, numpy.dtype(command.kernel.dtype)
+        kernel, real = command.kernel, numpy.dtype(command.kernel.dtype)
         arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
-        width = _width(command, arrays)
-        launch = launch_of(command, width)
-        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
-        variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
+        launch = launch_of(command, _width(command, arrays))
         following = used + launch.scratch * real.itemsize
-        workspace = self._workspace(following)
-        arguments = [
-            *(command.rows, command.columns), *arrays, *command.strides,
-            *(workspace.ptr + used, self.tickets.data.ptr, numbers),
-            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
-        ]  # fmt: skip
-        for mask in command.masks:
-            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, tuple(arguments))]
+        self.needed = max(self.needed, following)
+        variant, arguments = self._arguments(
+            command, memories, self._scratch(following) + used, launch.partial_rows > 0
+        )
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, arguments)]
         if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
             size = launch.partial_rows * command.columns * real.itemsize
             sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
             partial = tuple(Address(len(memories), used + n * size) for n in range(len(sums)))
             adding, shape = _column_sums(kernel.dtype, len(sums)), (launch.partial_rows, command.columns)
             again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
-            calls += self._fused(again, [*memories, workspace], following)
+            calls += self._fused(again, [*memories, self._workspace(following)], following)
         return calls
+
+    def _together(self, command: Together, memories: Memories) -> tuple[Any, ...]:
+        """What launches kernels over vectors as one."""
+        parts = [part for part in command.parts if isinstance(part, Fused)]
+        variants, blocks, given = [], [], []
+        for part in parts:
+            variant, arguments = self._arguments(part, memories)
+            variants.append(variant)
+            blocks.append(blocks_of_part(part, variant.width))
+            given += [blocks[-1], *arguments]
+        text = emit.source_together(tuple(part.kernel for part in parts), tuple(variants))
+        return function(text, "fused"), (sum(blocks), 1), (THREADS, 1), tuple(given)
+
+    def _arguments(
+        self, command: Fused, memories: Memories, scratch: int = 0, spread: bool = False
+    ) -> tuple[emit.Variant, tuple[Any, ...]]:
+        """How a kernel is written for arrays where they lie, and what it is given."""
+        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
+        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
+        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
+        real = numpy.dtype(command.kernel.dtype)
+        numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
+        arguments = [
+            *(command.rows, command.columns), *arrays, *command.strides, scratch, self.tickets.data.ptr, numbers,
+            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
+        ]  # fmt: skip
+        for mask in command.masks:
+            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+        return emit.Variant(_width(command, arrays), indirect, keys, spread, disjoint), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
-    def _multiply(self, command: Product, memories: Memories) -> None:
-        """Launch a product: by cuBLASLt, or else by CuPy, which knows no other precision and can't be captured."""
-        epilogue = command.epilogue
-        if epilogue is not None and self._by_library(command, epilogue, memories):
-            return
-        if not self._by_library(command, None, memories):
-            _by_cupy(command, memories)
-        if epilogue is not None:
-            uninterrupted(self._fused(epilogue, memories))
+    def _products(self, command: Product, memories: Memories) -> Calls:
+        """What launches a product: cuBLASLt with its epilogue; or without, and then the epilogue's kernel; or CuPy.
 
-    def _by_library(self, command: Product, epilogue: Fused | None, memories: Memories) -> bool:
-        addresses, dtype, name = [command.a.address, command.b.address, command.out], command.dtype, "DEFAULT"
+        CuPy knows no other precision, and its product can't be captured.
+        """
+        epilogue, (problem, addresses) = command.epilogue, _problem(command, memories)
+        usable = verdicts.usable(f"product {problem.arithmetic} {problem.epilogue}")
+        plan = cublaslt.plan(problem, addresses) if usable else None
+        if plan is not None:
+            return [(self._multiply, plan, addresses, self._workspace(plan.scratch).ptr, command, memories)]
         if epilogue is not None:
-            addresses[2:] = *epilogue.results, *epilogue.operands[1:]
-            dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
-            name = epilogue_name(epilogue.kernel) or name
-        problem = cublaslt.Problem(
-            *(command.rows, command.columns, command.inner), _stored(command.a, command.inner),
-            _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
-            command.accumulate, command.stack,
-        )  # fmt: skip
-        first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
-        return cublaslt.multiply(problem, (first, second, out, vector), lambda size: self._workspace(size).ptr)
+            return [*self._products(replace(command, epilogue=None), memories), *self._fused(epilogue, memories)]
+        self.by_cupy = True
+        return [(_by_cupy, command, memories)]
+
+    def _multiply(
+        self, plan: cublaslt.Plan, addresses: cublaslt.Addresses, workspace: int, command: Product, memories: Memories
+    ) -> None:
+        """Launch what has been planned; what the library then refuses is done by other means, now and later."""
+        try:
+            plan.run(addresses, workspace)
+        except plan.lt.cuBLASLtError as error:
+            cublaslt.refused.add(plan.problem)
+            log.warning("cuBLASLt refuses a product that it had planned, %s: %s", plan.problem, error)
+            if cupy.cuda.get_current_stream().is_capturing():
+                raise CaptureRefusedError from error
+            uninterrupted(self._products(command, memories))
+
+
+class CaptureRefusedError(Exception):
+    """A product was refused while it was captured: what stands in its place can be captured anew."""
+
+
+def _problem(command: Product, memories: Memories) -> tuple[cublaslt.Problem, cublaslt.Addresses]:
+    """A product, with its epilogue if it has one, as cuBLASLt is asked for it."""
+    epilogue = command.epilogue
+    addresses, dtype, name = [command.a.address, command.b.address, command.out], command.dtype, "DEFAULT"
+    if epilogue is not None:
+        addresses[2:] = *epilogue.results, *epilogue.operands[1:]
+        dtype = result_dtype(epilogue.kernel, epilogue.kernel.results[0])
+        name = epilogue_name(epilogue.kernel) or name
+    problem = cublaslt.Problem(
+        *(command.rows, command.columns, command.inner), _stored(command.a, command.inner),
+        _stored(command.b, command.columns), command.factor_dtype, dtype, command.precision, name,
+        command.accumulate, command.stack,
+    )  # fmt: skip
+    first, second, out, vector = (*(_pointer(memories, address) for address in addresses), 0)[:4]
+    return problem, (first, second, out, vector)
+
+
+def _memories_of(command: Command) -> tuple[int, ...]:
+    """The memories that a command reads or writes."""
+    found = {span.memory for span in (*spans_read(command), *spans_written(command))}
+    for part in command.parts if isinstance(command, Together) else (command,):
+        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+            found.add(NUMBERS)
+    return tuple(sorted(found))
 
 
 def _by_cupy(command: Product, memories: Memories) -> None:
@@ -204,12 +299,16 @@ def _pointer(memories: Memories, address: Address) -> int:
     return int(memories[address.memory].ptr) + address.offset
 
 
-def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
-    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
-    width = math.gcd(source | out | command.row_bytes, 16)
-    sizes = command.rows, command.source_rows, command.row_bytes // width
-    code = gather.source(command.index_dtype, width)
-    return function(code, "gather"), *gather.sizes(command.rows, sizes[-1]), (*sizes, source, index, out)
+def _gather(commands: Sequence[RowGather], memories: Memories) -> tuple[Any, ...]:
+    """What launches gathers of the same rows as one."""
+    rows, index, widths, given, words = commands[0].rows, commands[0].index, [], [], 1
+    for command in commands:
+        source, out = _pointer(memories, command.source), _pointer(memories, command.out)
+        widths.append(math.gcd(source | out | command.row_bytes, 16))
+        given += [command.source_rows, command.row_bytes // widths[-1], source, out]
+        words = max(words, command.row_bytes // widths[-1])
+    code = gather.source(commands[0].index_dtype, tuple(widths))
+    return function(code, "gather"), *gather.sizes(rows, words), (rows, _pointer(memories, index), *given)
 
 
 def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:

@@ -166,6 +166,14 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
         one = self.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
         return self.shuffle(one, ir.Constant(kind, ir.Undefined), [0] * lanes)
 
+    def lane(self, x: Value, index: Value) -> Value:
+        """One lane of a vector; x where that is one."""
+        return self.extract_element(x, index) if lanes_of(x) > 1 else x
+
+    def with_lane(self, x: Value, value: Value, index: Value) -> Value:
+        """The vector x with another value in one lane."""
+        return self.insert_element(x, value, index) if lanes_of(x) > 1 else value
+
     def shuffle(self, x: Value, y: Value, order: Sequence[int]) -> Value:
         return self.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
 
