@@ -71,6 +71,8 @@ class CosineRestarts(Schedule):
     growth: int = 1
     final: float = 0.0
 
+    example = (0.1, 100)
+
     def __post_init__(self) -> None:
         self._check(lr=not_negative, final=not_negative, steps=whole, growth=whole)
 
@@ -91,6 +93,8 @@ class FlatCosine(Schedule):
     steps: int
     flat: float = 0.5
     final: float = 0.0
+
+    example = (0.1, 100)
 
     def __post_init__(self) -> None:
         self._check(lr=not_negative, final=not_negative, steps=whole, flat=fraction)
@@ -113,6 +117,8 @@ class CosLog(Schedule):
     steps: int
     cycles: int = 4
 
+    example = (0.1, 100)
+
     def __post_init__(self) -> None:
         self._check(lr=not_negative, steps=whole, cycles=whole)
 
@@ -134,6 +140,8 @@ class OneCycle(Schedule):
     warm_up: float = 0.3
     start: float | None = None
     final: float | None = None
+
+    example = (0.1, 100)
 
     def __post_init__(self) -> None:
         self._check(lr=not_negative, steps=whole, warm_up=fraction)
@@ -158,6 +166,8 @@ class StepDecay(Schedule):
     lr: float
     steps: Any
     factor: float = 0.1
+
+    example = (0.1, 100)
 
     def __post_init__(self) -> None:
         self._check(lr=not_negative, factor=positive)
@@ -187,6 +197,8 @@ class Exponential(Schedule):
     steps: int = 1
     final: float = 0.0
 
+    example = (0.1, 0.5)
+
     def __post_init__(self) -> None:
         self._check(lr=not_negative, factor=positive, steps=whole, final=not_negative)
 
@@ -206,6 +218,8 @@ class Polynomial(Schedule):
     steps: int
     power: float = 1.0
     final: float = 0.0
+
+    example = (0.1, 100)
 
     def __post_init__(self) -> None:
         self._check(lr=not_negative, steps=whole, power=positive, final=not_negative)
@@ -246,6 +260,8 @@ class Epochs(Schedule):
 
     lr: Schedule
     length: int | None = None
+
+    example = (Cosine(0.1, 3),)
 
     def __post_init__(self) -> None:
         self._set(lr=instance(Schedule, "lr", self.lr, "a bpnet schedule such as Cosine(1e-3, 20)"))

@@ -113,6 +113,8 @@ class Clip(Around):
     leaf_norm: float | None = None
     norm: float | None = None
 
+    example = ("sgd", 1.0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         limits = {name: getattr(self, name) for name in ("value", "leaf_norm", "norm")}
@@ -142,6 +144,7 @@ class Accumulate(Around):
     base: Any
     steps: int
 
+    example = ("sgd", 2)
     own_names = ("mean gradient",)
 
     def __post_init__(self) -> None:
@@ -186,6 +189,8 @@ class GradientNoise(Around):
     eta: float = 0.3
     gamma: float = 0.55
     seed: int = 0
+
+    example = ("sgd",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,6 +56,8 @@ class ExponentialAverage(Average):
     base: Any
     decay: float = 0.999
 
+    example = ("sgd",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check(decay=fraction)
@@ -77,6 +79,8 @@ class StochasticAverage(Average):
     base: Any
     start: int
     every: int = 1
+
+    example = ("sgd", 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,6 +73,8 @@ class Grouped(Optimizer):
     groups: Any
     """As given; kept as pairs of a pattern and an optimizer, or None."""
 
+    example = ("sgd", (("*.bias", None),))
+
     def __post_init__(self) -> None:
         self._set(base=resolve(Optimizer, "base", self.base))
         pairs = self.groups.items() if isinstance(self.groups, Mapping) else self.groups
