@@ -23,6 +23,8 @@ class Prodigy(Optimizer):
 
     where theta0 is the start, d0 = `initial` the first d, and beta3 = sqrt(beta2).  With `safe_warm_up` s grows by
     d**2 / d0 g, so that small rates at the beginning don't make d large.
+
+    The way theta0 - theta is added up from the steps: in float32 the difference would lose the first of them.
     """
 
     lr: float | Schedule = 1.0
@@ -39,7 +41,7 @@ class Prodigy(Optimizer):
         "first moment m",
         "second moment v",
         "weighted gradients s",
-        "start theta0",
+        "way theta0 - theta",
         "distance d",
         "numerator r",
     )
@@ -51,7 +53,7 @@ class Prodigy(Optimizer):
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         xp, like = backend.xp, {"dtype": theta.dtype, "device": backend.device(theta)}
         zeros = [xp.zeros_like(theta) for _ in range(3)]
-        return *zeros, backend.copy(theta), xp.full((1,), self.initial, **like), xp.zeros((1,), **like)
+        return *zeros, xp.zeros_like(theta), xp.full((1,), self.initial, **like), xp.zeros((1,), **like)
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """lr with Adam's correction."""
@@ -61,20 +63,19 @@ class Prodigy(Optimizer):
         self, backend: Backend, layout: Layout, theta: Array, grad: Array, state: State,
         hyperparameters: tuple[Any, ...], evaluate: Evaluate | None = None,
     ) -> tuple[Array, State]:  # fmt: skip
-        xp, (m, v, s, start, d, r) = backend.xp, state
+        xp, (m, v, s, way, d, r) = backend.xp, state
         now, (lr,) = self.at_step(hyperparameters)
         a, beta3 = d * lr, self.beta2**0.5
         scaled = d * grad
         m = self.beta1 * m + (1.0 - self.beta1) * scaled
         v = self.beta2 * v + (1.0 - self.beta2) * scaled * scaled
         s = beta3 * s + (d if self.safe_warm_up else a) / self.initial * scaled
-        r = beta3 * r + d / self.initial * a * xp.sum(grad * (start - theta))
+        r = beta3 * r + d / self.initial * a * xp.sum(grad * way)
         length = xp.sum(xp.abs(s))
         d = xp.maximum(d, self.growth * r / xp.where(length > 0.0, length, 1.0))
         step = a * m / (xp.sqrt(v) + d * self.epsilon)
-        moved = theta - step
         if self.weight_decay and layout.decaying:
             n = layout.decaying
-            decayed = moved[:n] - a * now.weight_decay * theta[:n]
-            moved = backend.concat([decayed, moved[n:]]) if n < layout.size else decayed
-        return moved, (m, v, s, start, d, r)
+            decayed = step[:n] + a * now.weight_decay * theta[:n]
+            step = backend.concat([decayed, step[n:]]) if n < layout.size else decayed
+        return theta - step, (m, v, s, way + step, d, r)
