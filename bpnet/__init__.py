@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, initializers, testing, typing
+    from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
-    from bpnet.backpropagation import value_and_grad
+    from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
     from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         SquaredReLU,
     )
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
+    from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -51,10 +52,28 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import (
         BinaryCrossEntropy,
         BinaryCrossEntropyWithLogits,
+        BinaryFocal,
+        CosineSimilarity,
         CrossEntropy,
         ElementwiseLoss,
+        Focal,
+        Gamma,
+        GaussianNLL,
+        Head,
+        Heads,
+        Hinge,
+        Huber,
+        KLDivergence,
+        LogCosh,
         Loss,
+        MeanAbsoluteError,
         MeanSquaredError,
+        Poisson,
+        Quantile,
+        RowLoss,
+        SquaredHinge,
+        Triplet,
+        Tweedie,
     )
     from bpnet.minimize import minimize
     from bpnet.optimizers import (
@@ -86,6 +105,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         ScheduleFreeAdamW,
         StochasticAverage,
     )
+    from bpnet.penalties import L1, L2, Orthogonality, Penalty
     from bpnet.schedules import (
         Constant,
         Cosine,
@@ -107,27 +127,30 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout", "BackendReport",
-    "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Callback", "Clip", "Composite",
-    "Constant", "CosLog", "Cosine", "CosineRestarts", "CrossEntropy", "Dense", "Dropout", "EarlyStopping",
-    "ElementwiseLoss", "ElementwiseOptimizer", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten",
-    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
-    "HardTanh", "History", "Identity", "Inspection", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
-    "LearningRateCurve", "Lion", "LogSigmoid", "LogSoftmax", "Loss", "MeanSquaredError", "Mish", "Muon", "NAdam",
-    "OneCycle", "Optimizer", "PReLU", "Parallel", "Parametric", "Polynomial", "Prodigy", "Progress", "RAdam",
-    "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "Run", "Scale",
-    "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
-    "Softshrink", "Softsign", "SpectralNorm", "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage",
-    "Summary", "SwiGLU", "Tanh", "Trainer", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
-    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
-    "minimize", "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate",
+    "Activation", "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
+    "AlphaDropout", "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+    "BinaryFocal", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
+    "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
+    "ElementwiseOptimizer", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma",
+    "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid",
+    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence",
+    "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
+    "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish", "Muon", "NAdam", "OneCycle", "Optimizer",
+    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
+    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
+    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
+    "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp",
+    "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "find_learning_rate",
+    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses",
+    "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
-    "bpnet.backpropagation": "value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
+    "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.checking": "BackendReport check_backend",
     "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
@@ -137,6 +160,7 @@ _HOMES = {
     "bpnet.layers.activations.parametric": "Parametric PReLU",
     "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
     "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
+    "bpnet.layers.activity": "ActivityPenalty",
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
@@ -149,14 +173,16 @@ _HOMES = {
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
     "bpnet.learning_rate": "LearningRateCurve find_learning_rate",
-    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits CrossEntropy ElementwiseLoss Loss "
-    "MeanSquaredError",
     "bpnet.minimize": "minimize",
     "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
     "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam "
     "RMSprop ScheduleFreeAdamW StochasticAverage",
     "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
     "Polynomial Schedule StepDecay WarmUp",
+    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
+    "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
+    "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
+    "bpnet.penalties": "L1 L2 Orthogonality Penalty",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
     "bpnet.unit_variance": "lsuv",

@@ -13,7 +13,7 @@ from bpnet.backends.interrupts import ends_sessions
 from bpnet.backends.techniques import Finding, brief, difference
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import detached
-from bpnet.errors import BpnetWarning
+from bpnet.errors import BpnetWarning, ShapeError
 from bpnet.layer import Layer, Run
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layers.dense import Dense
@@ -165,7 +165,7 @@ def _layer(layer: Layer) -> tuple[Any, Any]:
         updates = layer.update_buffers(run, p, cache)
         results = [y, dx]
         if layout.parameters:
-            results.append(layout.join(b, grads))
+            results.append(layout.join_gradients(b, grads))
         return [*results, layout.join_buffers(b, updates, buffers)] if updates else results
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
@@ -187,8 +187,14 @@ def _loss(loss: Loss) -> tuple[Any, Any]:
         return [*loss(run, output, target, None, float(output.shape[0])), *loss(run, output, target, weight, 7.0)]
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
-        target = rng.uniform(0.1, 0.9, (rows, *loss.target_shape((FEATURES,))))
-        return rng.uniform(0.1, 0.9, (rows, FEATURES)), target, rng.uniform(0.5, 1.5, rows)
+        shape: tuple[int, ...] = (FEATURES,)
+        try:
+            wanted = loss.target_shape(shape)
+        except ShapeError:  # it is of three vectors
+            shape = 3, FEATURES // 3
+            wanted = loss.target_shape(shape)
+        target = rng.uniform(0.1, 0.9, (rows, *wanted))
+        return rng.uniform(0.1, 0.9, (rows, *shape)), target, rng.uniform(0.5, 1.5, rows)
 
     return value, arguments
 

@@ -9,12 +9,12 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, definitions
-from bpnet.backends.base import State
+from bpnet.backends import Array, Backend, definitions, get
+from bpnet.backends.base import State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import check_finite, check_target, detached
@@ -25,8 +25,10 @@ from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Params
 from bpnet.layout import Layout
 from bpnet.losses import Loss
+from bpnet.metrics import Metric, Statistics
 from bpnet.optimizers import Optimizer
 from bpnet.options import fraction
+from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs
 from bpnet.step import (
@@ -67,6 +69,7 @@ class Engine:
     optimizer: Optimizer
     seed: int
     clip_norm: float | None
+    penalties: tuple[Penalty, ...]
     threads: int | None
     precision: str
     micro_batch: int | None
@@ -78,24 +81,27 @@ class Engine:
     good: Snapshot | None = None  # where checked steps go back to
     checked: Any = None  # the state that the last one left: it may have been set since
     without_nan: Any = None  # the state that was found to have none
+    scoring: dict[tuple[Metric, ...], Callable[..., Any]] = field(default_factory=dict)  # by what it gives besides
 
     def __post_init__(self) -> None:
         layout, views, backend = self.layout, Views(self.layout), self.backend
-        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm"
+        for penalty in self.penalties:
+            penalty.slots(layout)  # or the error that there are none
+        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm", "penalties"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
         step = training_step(layout, self.optimizer, gradient)
-        plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
-        self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
+        plain = outputs(layout, views, self.precision)
+        self.outputs = backend.compile(plain, choice=self.compile)
         if self.optimizer.traceable:
             self.step = backend.compile(step, donate=True, choice=self.compile)
         else:
             self.gradient = compiled = backend.compile(gradient, choice=self.compile)
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
-        functions = self.step, self.outputs, self.scores
-        self.plain: dict[Any, Any] = dict(zip(functions, (step, *plain), strict=True))  # what `bp.reference` runs
+        self.plain: dict[Any, Any] = {self.step: step, self.outputs: plain}  # what `bp.reference` runs
+        self.views = views
         # with the length of an epoch in their schedules, once that is known
         self.scheduled, self.of_layers = self.optimizer, self.schedules
         parts = self.loss, self.optimizer, self.seed, self.precision, self.values
@@ -250,6 +256,7 @@ class Engine:
             if not finite:
                 self._repeat(data.batches(batch_size, order), before)
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        mean = mean if self.loss.reduction == "mean" else sum(values)
         lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
@@ -364,34 +371,70 @@ class Engine:
                 results[-1] = to_host(results[-1])
             return results, sum(self.backend.fetch(totals)) if check else 0.0
 
-    def evaluate(self, data: Loader, size: int | None) -> dict[str, float]:
-        """The loss, and for a loss of classes the accuracy; raises DivergedError where the loss is NaN."""
-        backend = self.backend
+    def scores(self, metrics: tuple[Metric, ...]) -> Callable[..., Any]:
+        """The compiled function of that name with these metrics."""
+        if metrics not in self.scoring:
+            plain = scores(self.layout, self.views, self.loss, self.precision, metrics)
+            self.scoring[metrics] = self.backend.compile(plain, choice=self.compile)
+            self.plain[self.scoring[metrics]] = plain
+        return self.scoring[metrics]
+
+    def evaluate(self, data: Loader, size: int | None, metrics: tuple[Metric, ...] = ()) -> dict[str, Any]:
+        """The loss, for a loss of classes the accuracy, and metrics; raises DivergedError where the loss is NaN."""
+        backend, function = self.backend, self.scores(metrics)
+        found: list[Any] = []
+        lots: list[Any] = []  # of the metrics' statistics
         with self.session(data.count):
             self.check_nan()
-            total = data.total_weight()
+            total = self.loss.total(data.total_weight())
             size = min(data.largest_batch() if size is None else size, COUNTED)
-            found = [self.forward(self.scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
+            for x, y, weight, _ in data.batches(size):
+                *numbers, statistics = self.forward(function, x, y, weight, total)
+                found.append(numbers)
+                if lots:  # while this batch is computed
+                    lots[-1] = self._on_host(lots[-1])
+                lots.append(statistics)
             values, rights, counted = zip(*found, strict=True)
             losses = backend.fetch(values)
-            result = {"loss": sum(losses)}
+            result: dict[str, Any] = {"loss": sum(losses)}
             if math.isnan(result["loss"]):
                 first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
                 raise self.not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
             if rights[0] is not None:
                 rows = data.count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
-        return result
+            return result | self._results(metrics, [*lots[:-1], self._on_host(lots[-1])])
 
-    def validate(self, data: Loader, size: int, before: Snapshot) -> dict[str, float]:
-        """The same after an epoch; where the loss is NaN, go back to `before`."""
+    def _on_host(self, statistics: tuple[Statistics, ...]) -> list[Statistics]:
+        """Of each metric, in float64."""
+        to_host = self.backend.to_host
+        return [tuple(to_host(array).astype("float64") for array in some) for some in statistics]
+
+    def _results(self, metrics: tuple[Metric, ...], lots: list[list[Statistics]]) -> dict[str, Any]:
+        """The metrics, by name, from the statistics of each batch."""
+        host, found = get("numpy"), {}
+        with host.session():
+            for metric, some in zip(metrics, zip(*lots, strict=True), strict=True):
+                sums = by_halves(some, partial(metric.combine, host))
+                found[metric.key] = metric.result(host.xp, self.loss, *sums)
+        return found
+
+    def validate(
+        self,
+        data: Loader,
+        size: int,
+        before: Snapshot,
+        metrics: tuple[Metric, ...] = (),
+        which: str = "validation",
+    ) -> dict[str, Any]:
+        """The same after an epoch; where the loss is NaN, go back to `before`.  `which` data is for the error."""
         try:
-            return self.evaluate(data, size)
+            return self.evaluate(data, size, metrics)
         except DivergedError as error:
             step = self.count
             self.restore(before)
             raise DivergedError(
-                f"training diverged at step {step} or before, as the validation data show: {error}. "
+                f"training diverged at step {step} or before, as the {which} data show: {error}. "
                 f"{what_was_kept(self.backend, self.state.now)}"
             ) from error
 

@@ -23,6 +23,7 @@ from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
 from bpnet.locking import locked
+from bpnet.penalties import with_penalties
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
@@ -287,7 +288,10 @@ class LayerInspection:
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Table):
-    """The layers of a trainer's network in one step, each before those that it is made of, and the `loss`."""
+    """The layers of a trainer's network in one step, each before those that it is made of, and the `loss`.
+
+    Penalties on parameters are in the loss, but in no layer's gradients.
+    """
 
     loss: float
     layers: tuple[LayerInspection, ...]
@@ -332,11 +336,16 @@ def inspect(trainer: Trainer, x: AnyArray, y: AnyArray, sample_weight: AnyArray 
         theta, buffers, _ = engine.carry
         p = engine.layout.views(backend, theta, buffers)
         run = Run(backend, True, (engine.seed, engine.count + 1, 0))
+        total = engine.loss.total(float(data.count) if weight is None else backend.xp.sum(weight))
+        run.terms, run.share = [], (weight, total)
         network = backend.outline(engine.layout.network)
         output, cache = network.forward(run, p, batch_x)
-        total = float(data.count) if weight is None else backend.xp.sum(weight)
         value, dy = engine.loss(run, output, batch_y, weight, total)
-        network.backward(run, p, cache, dy)
+        for term in run.terms:
+            value = value + term
+        _, grads = network.backward(run, p, cache, dy)
+        grad = engine.layout.join_gradients(backend, grads)
+        value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad)
         found = [_seen(call) for call in watch.calls]
         squares = [backend.xp.sum(a * a) for arrays in found for a in arrays.values()]
         loss, *norms = backend.fetch([value, *squares])

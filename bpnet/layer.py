@@ -175,7 +175,7 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "training", "values", "xp")
+    __slots__ = ("backend", "context", "key", "share", "terms", "training", "values", "xp")
 
     def __init__(
         self,
@@ -191,10 +191,24 @@ class Run:
         self.key = key
         self.context = backend.context() if context is None else context
         self.values = values or {}
+        self.terms: list[Array] | None = None
+        """What layers add to the loss of these rows, where there is one; each is a number."""
+        self.share: tuple[Array | None, Any] = (None, 1.0)
+        """The weights of these rows (None: all 1), and that of the whole batch."""
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
+        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
+        run.terms, run.share = self.terms, self.share
+        return run
+
+    def shared(self, x: Array) -> Array:
+        """x times the share that its row has in the batch, 0 for a row of no weight, whatever it has."""
+        weight, total = self.share
+        if weight is None:
+            return x * (1.0 / total)
+        factor = self.xp.reshape(weight, (weight.shape[0],) + (1,) * (x.ndim - 1)) * (1.0 / total)
+        return self.xp.where(factor > 0.0, x * factor, 0.0)
 
     def value(self, option: Any) -> Any:
         """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""

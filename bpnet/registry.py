@@ -6,7 +6,7 @@ defined, so a user's own layer can be saved and loaded too.
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -94,7 +94,7 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in _classes[base.kind].items():
-        if issubclass(cls, base) and is_dataclass(cls) and not name.startswith("_"):
+        if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found

@@ -179,7 +179,7 @@ def check_gradients(
             """The quantity, and its derivative with respect to the output."""
             if loss is None:
                 return backend.xp.sum(output * r), r
-            return criterion(run, output, target, None, float(shape[0]))
+            return criterion(run, output, target, None, criterion.total(float(shape[0])))
 
         if loss is not None:
             of_loss = f"the loss {criterion}"

@@ -38,9 +38,18 @@ InitializerName = Literal[
 """Names of initializers."""
 
 LossName = Literal[
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "mean_squared_error", "mse"
-]
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_focal", "cosine_similarity", "cross_entropy",
+    "focal", "gamma", "gaussian_nll", "hinge", "huber", "kl_divergence", "log_cosh", "mae", "mean_absolute_error",
+    "mean_squared_error", "mse", "poisson", "quantile", "squared_hinge", "triplet", "tweedie",
+]  # fmt: skip
 """Names of losses."""
+
+MetricName = Literal[
+    "accuracy", "average_precision", "balanced_accuracy", "brier", "calibration_error", "confusion_matrix", "f0.5",
+    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "precision_score", "r2", "recall", "rmse", "roc_auc",
+    "spearman", "top_k_accuracy",
+]  # fmt: skip
+"""Names of metrics."""
 
 OptimizerName = Literal[
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "amsgrad", "lamb", "lars", "lbfgs",

@@ -42,8 +42,11 @@ gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 ON_SUBSTITUTE = {
-    f"test_{of}.py" for of in ("activations", "layers", "losses", "optimizers", "trainer", "substitute", "verdicts")
-}
+    f"test_{of}.py"
+    for of in (
+        "activations", "layers", "losses", "metrics", "optimizers", "penalties", "trainer", "substitute", "verdicts",
+    )
+}  # fmt: skip
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),

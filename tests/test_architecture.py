@@ -23,8 +23,19 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "arra
 MATHEMATICS = [
     name
     for name in MODULES
-    if name.startswith(("bpnet.layers", "bpnet.optimizers"))
-    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "step")
+    if name.split(".")[1]
+    in (
+        "layer",
+        "layers",
+        "losses",
+        "metrics",
+        "optimizers",
+        "penalties",
+        "schedules",
+        "layout",
+        "backpropagation",
+        "step",
+    )
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
@@ -74,6 +85,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "layers": 5,
     "schedules": 2.5,
     "losses": 6,
+    "metrics": 6.5,
+    "penalties": 6,
     "optimizers": 6,
     "data": 7,
     "protocol": 7,
@@ -88,6 +101,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "files": 11,
     "engine": 11,
     "state": 11.5,
+    "fitting": 11.5,
     "trainer": 12,
     "checking": 13,
     "inspection": 13,

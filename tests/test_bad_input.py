@@ -659,7 +659,7 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: fresh(loss=bp.Adam()), ArgumentError, "loss is of type Adam; expected a name or a bpnet loss"),
         (lambda: fresh(loss="crossentropy"), UnknownNameError,
          "unknown loss 'crossentropy': did you mean 'cross_entropy'"),
-        (lambda: fresh(loss="hinge"), UnknownNameError, "unknown loss 'hinge': known are .*cross_entropy.* mse"),
+        (lambda: fresh(loss="ctc"), UnknownNameError, "unknown loss 'ctc': known are .*cross_entropy.* mse"),
         (lambda: fresh(optimizer="adm"), UnknownNameError,
          r"unknown optimizer 'adm': did you mean 'adam'\? known are adabelief, .*, sgd"),
         (lambda: fresh(optimizer=bp.Adam), ArgumentError,

@@ -77,6 +77,9 @@ OPERATIONS: dict[str, Any] = {
     "labels": lambda b, x, row, labels: hot(b, x, labels),
     "the best label": lambda b, x, row, labels: b.xp.astype(b.xp.argmax(x, axis=1) == labels, x.dtype),
     "rows by number": lambda b, x, row, labels: b.xp.take(x, labels, axis=0) * 2.0,
+    "known numbers": lambda b, x, row, labels: (
+        x * b.constants([0.1 * k - 1.0 for k in range(x.shape[1])], x) + b.constants([0.3] * x.shape[1], x)
+    ),
     "some rows": lambda b, x, row, labels: b.xp.sum(x[1:4, ...], axis=0) + b.xp.reshape(x, (-1,))[: row.shape[0]],
     "cross-entropy": lambda b, x, row, labels: softmax_cross_entropy(Run(b), x, labels, None, 7.0),
 }

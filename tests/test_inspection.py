@@ -145,6 +145,16 @@ def test_what_is_called_twice_is_seen_twice():
     np.testing.assert_allclose(seen["5.1.inner"].grads["weight"], seen["5.1.inner"].x.T @ seen["5.1.inner"].dy)
 
 
+def test_the_loss_is_that_of_the_step_with_all_that_is_added_to_it():
+    net = bp.Sequential(bp.Flatten(), bp.Dense(4, "tanh"), bp.ActivityPenalty(l2=0.1), bp.Dense(3))
+    trainer = bp.Trainer(net, "cross_entropy", bp.SGD(0.1), penalties=[bp.L2(0.01)]).build(X)
+    weights = np.arange(1.0, 7.0)
+    seen = bp.inspect(trainer, X, Y, weights)
+    assert seen.loss == pytest.approx(float(trainer.step(X, Y, weights)), rel=1e-12)
+    added = seen["2"].dx - seen["2"].dy
+    np.testing.assert_allclose(added, 0.1 * seen["2"].x * weights[:, None] / np.sum(weights), rtol=1e-9)
+
+
 def test_what_can_not_be_inspected_is_refused():
     with pytest.raises(ArgumentError, match="expected a bpnet Trainer"):
         bp.inspect(NET, X, Y)

@@ -130,6 +130,7 @@ LAYERS = {
     "dropout of rows of 2 axes": Case(bp.Dropout(0.25), (3, 2, 4), dropout),
     "dropout of nothing": Case(bp.Dropout(0.0), (6, 4), lambda t, p, x, run: x),
     "dropout, predicting": Case(bp.Dropout(0.25), (6, 4), lambda t, p, x, run: x, training=False),
+    "activity penalty": Case(bp.ActivityPenalty(0.1, 0.2), (6, 4), lambda t, p, x, run: x),
     "flatten": Case(bp.Flatten(), (3, 2, 2), lambda t, p, x, run: x.reshape(3, 4)),
     "batch norm": Case(bp.BatchNorm(epsilon=1e-3), (6, 4), batch_norm),
     "batch norm of rows of 2 axes": Case(bp.BatchNorm(epsilon=1e-3), (3, 2, 4), batch_norm),

@@ -116,6 +116,9 @@ class TracingBackend(Backend):
     def copy(self, x: Any) -> Any:
         return x
 
+    def constants(self, values: Sequence[float], like: Any) -> Any:
+        return self.graph.table(values)
+
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
         """Part by part, so that a product can be added to those before it, and that all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from bpnet.compiler.ops import GENERATORS, RANDOM, ROW_REDUCTIONS
+from bpnet.compiler.ops import BY_COLUMN, GENERATORS, ROW_REDUCTIONS
 
 NUMBERS, ARENA, FIRST = 0, 1, 2
 """Memories: numbers that change from call to call, the arena of intermediate results, and the first argument; the
@@ -19,7 +19,7 @@ Reference = tuple[str, Any]
 
 Expression = tuple[Any, ...]
 """(operation, layout, phase, *references); of what is drawn, as a mask is, the one reference is the number of parts of
-its key."""
+its key, and those of "table" are the numbers that it has for each column."""
 
 KernelResult = tuple[str, Reference, int, str]
 """(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
@@ -155,7 +155,7 @@ class FusedKernel:
         """Whether rows and columns don't matter, so that it may go over rows x columns entries as one row."""
         plain = all(layout in ("full", "scalar") for layout, _ in self.operands)
         plain = plain and not any(layout == "window" for *_, layout in self.results)
-        positions = any(e[0] in GENERATORS - RANDOM for e in self.expressions)
+        positions = any(e[0] in BY_COLUMN for e in self.expressions)
         return plain and not (self.reduces_rows or self.reduces_columns or positions)
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ class FusedKernel:
 
         lines = [f"in{i}: {layout} {dtype}" for i, (layout, dtype) in enumerate(self.operands)]
         for i, (op, layout, phase, *references) in enumerate(self.expressions):
-            given = "" if op in RANDOM else ", ".join(map(text, references))
+            given = "" if op in GENERATORS else ", ".join(map(text, references))
             lines.append(f"t{i} = {op}({given})  {layout}{f', phase {phase}' if phase else ''}")
         for i, (kind, reference, phase, layout) in enumerate(self.results):
             lines.append(f"out{i} = {kind}({text(reference)})  {layout}{f', phase {phase}' if phase else ''}")

@@ -67,6 +67,12 @@ class Graph:
             self.numbers.append(text)
         return self.add("number", (self.numbers.index(text),), (), self.real)
 
+    def table(self, values: Sequence[float]) -> Symbol:
+        """A vector of numbers that are known: each kernel that reads it has them in its code."""
+        known = tuple(self._constant(value) for value in values)
+        op, args = ("table", known) if len(known) > 1 else ("copy", known)
+        return self.add(op, args, (len(known),), self.real)
+
     def call(
         self, function: Callable[..., Sequence[Any]], text: str, inputs: Sequence[Symbol], outputs: Sequence[Any]
     ) -> list[Symbol]:

@@ -115,6 +115,8 @@ class _Interpreter:
                     found = numpy.arange(c.columns)[None]
                 elif op == "column_sum":
                     found = numpy.broadcast_to(value(references[0]), (c.rows, c.columns)).sum(axis=0, keepdims=True)
+                elif op == "table":
+                    found = numpy.asarray(references)[None]
                 elif op.startswith("row_"):
                     found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
                 elif op in ("astype", "copy"):

@@ -77,7 +77,7 @@ _TABLE = [
     Operation("full_max", 1, FULL_REDUCTION, joined_by="maximum", start=-math.inf),
     Operation("full_min", 1, FULL_REDUCTION, joined_by="minimum", start=math.inf),
     *(Operation(name, 1, STRUCTURE, "copy", "{0}") for name in ("copy", "place")),
-    *(Operation(name, 0, GENERATOR) for name in ("mask", "uniform", "positions")),
+    *(Operation(name, 0, GENERATOR) for name in ("mask", "uniform", "positions", "table")),
     *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "beside", "called")),
     *(Operation(name, 1, STRUCTURE) for name in ("view", "window", "transpose", "strided")),
     *(Operation(name, 2, STRUCTURE) for name in ("take", "matmul")),
@@ -99,6 +99,8 @@ REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
 RANDOM = frozenset({"mask", "uniform"})
 """What is drawn for each entry: a keep-mask, and a number between 0 and 1 (see `Backend.uniform`)."""
+BY_COLUMN = GENERATORS - RANDOM
+"""Those that make a value for each column: its number, or the one that a table of known numbers has there."""
 INTO_MEMORY = frozenset({"matmul", "take", "strided", "called"})
 """What is a command of its own, with its result in memory."""
 LOOKS = frozenset({"view", "window"})

@@ -202,7 +202,7 @@ def _verify_kernel(kernel: FusedKernel) -> None:
     limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
     for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
         _check(op in POINTWISE or op in GENERATORS | ROW_REDUCTIONS | {"copy", "column_sum"}, f"no operation: {op}")
-        for kind, which in references if op not in RANDOM else ():
+        for kind, which in references if op not in GENERATORS else ():
             _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
             if kind == "value":
                 before, inner, earlier, *_ = kernel.expressions[which]

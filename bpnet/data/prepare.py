@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpnet.backends import Array, backend_of, common_backend, device_named
-from bpnet.data.checks import check_finite, check_rows, check_target, check_weight, rows_of
+from bpnet.data.checks import check_finite, check_rows, check_target, check_weight, ignored_rows, rows_of
 from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layout import Layout
@@ -99,6 +99,8 @@ def prepare(
             y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, x_name, values)
         if targets[1:]:
             weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values)
+        if targets:
+            weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:
             return StreamingLoader(backend, layout, x, y, weight, like, threads)
         return Loader(host, layout, x, y, weight)

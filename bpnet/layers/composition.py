@@ -12,6 +12,7 @@ from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, check_layer
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
+from bpnet.layers.activity import ActivityPenalty
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
@@ -147,6 +148,7 @@ class Parallel(Composite):
     branches: tuple[Layer, ...]
     join: Literal["concat", "add", "multiply"]
     star = "branches"
+    example = (Identity(), Dense(20, "tanh"))
 
     def __init__(self, *branches: Layer | str, join: Literal["concat", "add", "multiply"] = "concat") -> None:
         if not branches:
@@ -226,6 +228,8 @@ class Shared(Composite):
     inner: Layer
     name: str
 
+    example = (Dense(20, "tanh"), "shared")
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise OptionError(f"name is {shown(self.name)}; expected a text, by which the parameters are shared")
@@ -255,6 +259,6 @@ class Shared(Composite):
 def last_activation(layer: Layer) -> Layer:
     """What the outputs of `layer` come out of: an activation, that of a dense layer, or another layer."""
     if isinstance(layer, Sequential):
-        parts = [part for part in layer.layers if not isinstance(part, Dropout | Flatten | Identity)]
+        parts = [part for part in layer.layers if not isinstance(part, ActivityPenalty | Dropout | Flatten | Identity)]
         return last_activation(parts[-1] if parts else layer.layers[-1])
     return layer.function if isinstance(layer, Dense) else layer

@@ -34,6 +34,8 @@ class Reshape(Layer):
 
     shape: Sequence[int]
 
+    example = ((2, -1),)
+
     def __post_init__(self) -> None:
         if isinstance(self.shape, str | bytes) or not hasattr(self.shape, "__iter__"):
             given = kind_of(self.shape)

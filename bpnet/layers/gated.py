@@ -32,6 +32,8 @@ class GLU(Composite):
     kernel_init: InitializerName | Initializer = "glorot_uniform"
     bias_init: InitializerName | Initializer = "zeros"
 
+    example = (20,)
+
     def __post_init__(self) -> None:
         gate = self.children[1][1]
         self._set(units=gate.units, bias=gate.bias)  # type: ignore[attr-defined]

@@ -214,6 +214,8 @@ class GroupNorm(Layer):
     groups: int
     epsilon: float = 1e-5
 
+    example = (2,)
+
     def __post_init__(self) -> None:
         self._check(groups=whole, epsilon=positive)
 

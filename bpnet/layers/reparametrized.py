@@ -9,6 +9,7 @@ from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
 from bpnet.layer import Composite, Derivatives, Layer, Leaf, Params, Rng, Run, Shape, check_layer
 from bpnet.layers.composition import called
+from bpnet.layers.dense import Dense
 from bpnet.options import whole
 
 
@@ -16,6 +17,8 @@ class Reparametrized(Composite):
     """Base of layers that have another, called "inner", compute with a weight that they make of its own."""
 
     inner: Layer
+
+    example = (Dense(20),)
 
     def __post_init__(self) -> None:
         self._set(inner=check_layer(f"the inner layer of {type(self).__name__}", self.inner))

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from support.nvrtc import ARCHITECTURES, by_nvrtc, compiled, machine_code
 from support.world import World, raw
-from test_activations import ACTIVATIONS as CASES
-from test_activations import Case, check_far_out, exact
 from test_sums import error
 
 import bpnet as bp
@@ -72,6 +70,13 @@ def rows_that_are_stored(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
     t = xp.mean(x * e * r, axis=1, keepdims=True)
     y = xp.exp(x - t)
     return t * e + x, e * s, xp.sum(y * v, axis=1), y + e
+
+
+def known_numbers(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Tables that are part of the code."""
+    xp, q = b.xp, b.constants([0.5 - 0.25 * (k % 7) for k in range(x.shape[1])], x)
+    t = x * q + xp.sum(x * q, axis=1, keepdims=True) * r
+    return t, xp.sum(t * q, axis=0), q * c, xp.sum(t * q)
 
 
 FORMS = {
@@ -137,6 +142,14 @@ def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dt
         assert len(commands) == 1
     for code in world.codes:
         compiled(code)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 24), (3, 2000)])
+@DTYPES
+def test_tables_of_known_numbers(dtype: str, shape: tuple[int, int], world: World) -> None:
+    arguments = operands(shape, dtype)
+    found, _ = ran(world, known_numbers, arguments)
+    near(found, by_numpy(known_numbers, arguments), dtype)
 
 
 def test_every_variant_was_among_them(world: World) -> None:
@@ -288,18 +301,6 @@ def test_sums_of_many_are_as_good_as_pairwise(shape: tuple[int, int], kind: str,
     for found, axis, count in ((columns, 0, shape[0]), (rows[:, 0], 1, shape[1]), (full, None, x.size)):
         assert error(found, x, axis) <= 4.0 + math.log2(count) / 2.0
     assert error(others, x, 0) <= 4.0 + math.log2(shape[0]) / 2.0
-
-
-@pytest.mark.parametrize("case", [c for c in CASES.values() if c.exact and c.layer != bp.Identity()])
-@DTYPES
-def test_values_and_slopes_of_any_input(dtype: str, case: Case, world: World) -> None:
-    z = exact(case, dtype)[0]
-
-    def function(b: Any, z: Any, dy: Any) -> Any:
-        y = case.layer.value(b, z)
-        return y, case.layer.derivative(b, case.layer.saved(z, y), dy)
-
-    check_far_out(case, dtype, *ran(world, function, [z, np.ones_like(z)])[0])
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e-30])

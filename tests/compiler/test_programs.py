@@ -105,6 +105,12 @@ BINARY: dict[str, Callable[..., Any]] = {
 }
 
 
+KNOWN: dict[str, Callable[..., Any]] = {
+    "known numbers": lambda seam, x: x * seam.constants([0.3 * k - 0.5 for k in range(x.shape[1])], x),
+}
+"""Of a backend and an array."""
+
+
 @dataclass(frozen=True)
 class Program:
     """Operations, each on values before it; the first two are the arguments x and y, the results the last ones."""
@@ -116,8 +122,10 @@ class Program:
         """carry * number + what comes of x and y, and more results."""
         values = [x, y]
         for name, i, j in self.steps:
-            value = UNARY[name](seam.xp, values[i]) if name in UNARY else BINARY[name](seam.xp, values[i], values[j])
-            values.append(value)
+            if name in BINARY:
+                values.append(BINARY[name](seam.xp, values[i], values[j]))
+            else:
+                values.append(UNARY[name](seam.xp, values[i]) if name in UNARY else KNOWN[name](seam, values[i]))
         return (carry * number + values[-1], *values[-1 - self.results : -1])
 
 
@@ -126,7 +134,9 @@ def programs(draw: Any) -> Program:
     steps = []
     for number in range(draw(st.integers(1, 8))):
         earlier = st.integers(max(0, number - 2), number + 1)
-        steps.append((draw(st.sampled_from([*UNARY, *BINARY])), draw(earlier), draw(st.integers(0, number + 1))))
+        steps.append(
+            (draw(st.sampled_from([*UNARY, *BINARY, *KNOWN])), draw(earlier), draw(st.integers(0, number + 1)))
+        )
     return Program(tuple(steps), draw(st.integers(0, min(2, len(steps) - 1))))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, KernelResult, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import COMPARISONS, OPERATIONS, RANDOM, ROW_REDUCTIONS
+from bpnet.compiler.ops import COMPARISONS, GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler, which by itself rounds divisions and roots as IEEE 754 has it and keeps subnormal numbers;
@@ -64,10 +64,11 @@ def source(kernel: FusedKernel, variant: Variant) -> str:
 def source_together(kernels: tuple[FusedKernel, ...], variants: tuple[Variant, ...]) -> str:
     """The text of kernels over one row each as one, whose parameters are for each of them the number of its blocks, and
     then those that `source` says: so many blocks do the first, so many the second ..."""
-    writers = [_Writer(kernel, variant, part=True) for kernel, variant in zip(kernels, variants, strict=True)]
+    pairs = enumerate(zip(kernels, variants, strict=True))
+    writers = [_Writer(kernel, variant, f"part{i}") for i, (kernel, variant) in pairs]
     functions, parameters, calls = [], [], []
     for i, writer in enumerate(writers):
-        functions.append(writer.function(f"__device__ __forceinline__ void part{i}"))
+        functions.append(writer.tables() + writer.function(f"__device__ __forceinline__ void {writer.part}"))
         own = [text.rpartition(" ") for text in ", ".join(writer.parameters()).split(", ")]
         parameters += [f"const long long n{i}", *(f"{kind} {name}_{i}" for kind, _, name in own)]
         given = ", ".join(["block", f"n{i}", *(f"{name}_{i}" for *_, name in own)])
@@ -82,8 +83,8 @@ def source_together(kernels: tuple[FusedKernel, ...], variants: tuple[Variant, .
 
 
 class _Writer:
-    def __init__(self, kernel: FusedKernel, variant: Variant, part: bool = False) -> None:
-        """`part`: whether only some blocks do it, which is told its number among them, and how many they are."""
+    def __init__(self, kernel: FusedKernel, variant: Variant, part: str = "") -> None:
+        """`part`: its name where only some blocks do it, which is told its number among them, and how many they are."""
         self.part = part
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
@@ -96,7 +97,13 @@ class _Writer:
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
 
     def text(self) -> str:
-        return f"{self.head()}\n{self.function(_FUSED)}"
+        return f"{self.head()}\n{self.tables()}{self.function(_FUSED)}"
+
+    def tables(self) -> str:
+        """The numbers that it knows of each column."""
+        known = [(i, values) for i, (op, _, _, *values) in enumerate(self.kernel.expressions) if op == "table"]
+        lines = (f"{self.part}table{i}[] = {{{', '.join(f'(T){v!r}' for v in values)}}};\n" for i, values in known)
+        return "".join(f"static __device__ const T {line}" for line in lines)
 
     def head(self) -> str:
         """The functions that it calls."""
@@ -171,7 +178,7 @@ class _Writer:
             found.add(reference)
             if reference[0] == "value":
                 op, _, _, *args = self.kernel.expressions[reference[1]]
-                todo += [] if op in RANDOM else args
+                todo += [] if op in GENERATORS else args
         return found
 
     def read(self, needed: Sequence[Reference]) -> list[int]:
@@ -217,6 +224,8 @@ class _Writer:
                 text = mask if op == "mask" else uniform
             elif op == "positions":
                 text = "(T)(col + k)"
+            elif op == "table":
+                text = f"{self.part}table{i}[col + k]"
             else:
                 text = self.spelled(op, args, known)
             known["value", i] = f"v{i}"

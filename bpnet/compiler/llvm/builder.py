@@ -248,6 +248,21 @@ def constant(kind: Any, value: Any, lanes: int = 1) -> Value:
     return ir.Constant(vector(kind, len(values)), values if len(values) > 1 else values[0])
 
 
+class _Table(ir.ArrayType):  # type: ignore[misc]
+    """Numbers in a row, a pointer to which points to the first."""
+
+    def as_pointer(self, addrspace: int = 0) -> Pointer:
+        return Pointer(self.element)
+
+
+def table(module: ir.Module, kind: Any, values: Sequence[float]) -> Value:
+    """Where numbers lie that are part of the code."""
+    found = ir.GlobalVariable(module, _Table(kind, len(values)), module.get_unique_name("table"))
+    found.linkage, found.global_constant = "internal", True
+    found.initializer = ir.Constant(found.value_type, list(values))
+    return found
+
+
 def suffix(kind: Any) -> str:
     """How LLVM's functions name a type: f32, v16f32."""
     return str(f"v{kind.count}{suffix(kind.element)}" if isinstance(kind, ir.VectorType) else kind.intrinsic_name)
