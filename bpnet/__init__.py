@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
-    from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
     from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
+    from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
     from bpnet.losses import (
         BinaryCrossEntropy,
@@ -74,9 +75,51 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Triplet,
         Tweedie,
     )
-    from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
+    from bpnet.minimize import minimize
+    from bpnet.optimizers import (
+        LAMB,
+        LARS,
+        LBFGS,
+        SAM,
+        SGD,
+        Accumulate,
+        AdaBelief,
+        Adadelta,
+        Adafactor,
+        Adagrad,
+        Adam,
+        Adamax,
+        AdamW,
+        Clip,
+        ElementwiseOptimizer,
+        ExponentialAverage,
+        GradientNoise,
+        Grouped,
+        Lion,
+        Muon,
+        NAdam,
+        Optimizer,
+        Prodigy,
+        RAdam,
+        RMSprop,
+        ScheduleFreeAdamW,
+        StochasticAverage,
+    )
     from bpnet.penalties import L1, L2, Orthogonality, Penalty
-    from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
+    from bpnet.schedules import (
+        Constant,
+        Cosine,
+        CosineRestarts,
+        CosLog,
+        Epochs,
+        Exponential,
+        FlatCosine,
+        OneCycle,
+        Polynomial,
+        Schedule,
+        StepDecay,
+        WarmUp,
+    )
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -84,25 +127,30 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate",
+    "Activation", "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
     "AlphaDropout", "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
-    "BinaryFocal", "Callback", "Composite", "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense",
-    "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "Focal", "Gamma", "GaussianNLL",
-    "GaussianNoise", "GeGLU", "GradientReport", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads",
-    "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf",
-    "LeakyReLU", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish",
-    "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Progress", "Quantile",
-    "RMSNorm", "ReLU", "ReLU6", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "Sequential",
-    "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm",
-    "SquaredHinge", "SquaredReLU", "Standardize", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie",
-    "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "initializers",
-    "inspect", "layout_of", "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "BinaryFocal", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
+    "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
+    "ElementwiseOptimizer", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma",
+    "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid",
+    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence",
+    "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
+    "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish", "Muon", "NAdam", "OneCycle", "Optimizer",
+    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
+    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
+    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
+    "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp",
+    "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "find_learning_rate",
+    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses",
+    "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
+    "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
     "bpnet.backpropagation": "row_losses value_and_grad",
-    "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.checking": "BackendReport check_backend",
     "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
@@ -124,12 +172,17 @@ _HOMES = {
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
+    "bpnet.learning_rate": "LearningRateCurve find_learning_rate",
+    "bpnet.minimize": "minimize",
+    "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
+    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam "
+    "RMSprop ScheduleFreeAdamW StochasticAverage",
+    "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
+    "Polynomial Schedule StepDecay WarmUp",
     "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
     "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
     "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
-    "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
     "bpnet.penalties": "L1 L2 Orthogonality Penalty",
-    "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
     "bpnet.unit_variance": "lsuv",

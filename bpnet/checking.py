@@ -207,14 +207,14 @@ def _optimizer(optimizer: Optimizer) -> tuple[Any, Any]:
     layout = layout_of(Sequential(Dense(5, "tanh"), Dense(3)), (FEATURES,))
 
     def update(b: Backend, theta: Any, grads: Any, first: Any, second: Any) -> Sequence[Any]:
-        state = optimizer.init(b, theta)
+        state = optimizer.init(b, layout, theta)
         for grad, numbers in zip(grads, (first, second), strict=True):
             theta, state = optimizer.update(b, layout, theta, grad, state, numbers, lambda at: (b.xp.sum(at * at), at))
         return [theta, *state]
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
         theta, *grads = (rng.standard_normal(layout.size) for _ in range(3))
-        numbers = [optimizer.hyperparameters(optimizer.learning_rate(n), n + 1) for n in range(2)]
+        numbers = [optimizer.hyperparameters_at(n) for n in range(2)]
         return theta, tuple(grads), *numbers
 
     return update, arguments

@@ -20,6 +20,7 @@ from bpnet.backends.interrupts import NoWarnings
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
+from bpnet.schedules import Schedule
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -174,14 +175,22 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "share", "terms", "training", "xp")
+    __slots__ = ("backend", "context", "key", "share", "terms", "training", "values", "xp")
 
-    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,), context: Any = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        training: bool = False,
+        key: Key = (0,),
+        context: Any = None,
+        values: Mapping[Schedule, Any] | None = None,
+    ) -> None:
         self.backend = backend
         self.xp = backend.xp
         self.training = training
         self.key = key
         self.context = backend.context() if context is None else context
+        self.values = values or {}
         self.terms: list[Array] | None = None
         """What layers add to the loss of these rows, where there is one; each is a number."""
         self.share: tuple[Array | None, Any] = (None, 1.0)
@@ -189,7 +198,7 @@ class Run:
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
-        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
+        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
         run.terms, run.share = self.terms, self.share
         return run
 
@@ -200,6 +209,12 @@ class Run:
             return x * (1.0 / total)
         factor = self.xp.reshape(weight, (weight.shape[0],) + (1,) * (x.ndim - 1)) * (1.0 / total)
         return self.xp.where(factor > 0.0, x * factor, 0.0)
+
+    def value(self, option: Any) -> Any:
+        """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""
+        if not isinstance(option, Schedule):
+            return option
+        return self.values[option] if option in self.values else option(max(int(self.key[1]) - 1, 0))
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:

@@ -5,7 +5,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
@@ -84,6 +84,10 @@ class Layout:
                     for path in (slot.path, *slot.also):
                         _place(tree, path, view)
         return tree
+
+    def part(self, names: Collection[str]) -> "Layout":
+        """The layout of those parameters alone, one after the other."""
+        return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
 
     def unpack(self, vector: Array, buffers: bool = False) -> dict[str, Array]:
         """What lies in a vector laid out like the parameters (or the buffers), as a gradient is, by name.
@@ -205,6 +209,15 @@ def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
+
+
+_NO_NETWORK = Layer()
+
+
+def layout_of_array(shape: Shape) -> Layout:
+    """The layout of one array that is no network's: optimizers take it as a leaf called x, which does not decay."""
+    slot = Slot(("x",), tuple(shape), 0)
+    return Layout(_NO_NETWORK, (), slot.shape, (slot,), (), ())
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
+from bpnet.registry import parts_of
 
 Faults = list[BpnetError]
 
@@ -31,8 +32,9 @@ def check_network(network: Layer, x: Any, loss: Loss, optimizer: Optimizer | Non
     _check(network_faults, network, in_shape, dtype)
     if not _own(loss):
         _check(_loss_faults, loss, tuple(network.out_shape(in_shape)), dtype)
-    if optimizer is not None and not _own(optimizer):
-        _check(_optimizer_faults, optimizer, dtype)
+    for part in () if optimizer is None else parts_of(optimizer, Optimizer):
+        if not _own(part):
+            _check(_optimizer_faults, part, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -203,9 +205,9 @@ def _optimizer_faults(optimizer: Optimizer, dtype: str) -> Faults:
     backend, layout = get("numpy"), layout_of(Dense(3), (2,))
     with suppress(Exception), backend.session():  # as above: it may need other parameters
         theta: Any = backend.xp.ones(layout.size, dtype=dtype)
-        state, numbers = optimizer.init(backend, theta), optimizer.hyperparameters(0.1, 1)
+        state, numbers = optimizer.init(backend, layout, theta), optimizer.hyperparameters_at(0)
         if type(optimizer).update is ElementwiseOptimizer.update:
-            made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
+            made: Any = optimizer.elementwise_step(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
             if not isinstance(made, tuple) or len(made) != 1 + len(state):
                 given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
                 expected = ", ".join(("theta", *optimizer.state_names[: len(state)]))

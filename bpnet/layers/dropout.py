@@ -7,26 +7,32 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.layer import Derivatives, Layer, Params, Run
 from bpnet.options import fraction, not_negative
+from bpnet.schedules import Schedule, or_schedule
 
 
 @dataclass(frozen=True)
 class Dropout(Layer):
     """y = x m while training, y = x otherwise; m is 0 with probability `rate`, else 1 / (1 - rate).
 
-    The derivative is dL/dx = dL/dy m.  Srivastava et al. (2014); scaled while training, prediction needs nothing.
+    The derivative is dL/dx = dL/dy m.  Srivastava et al. (2014); scaled while training, prediction needs nothing.  The
+    rate may be a schedule, such as Epochs(FlatCosine(0.3, 50)).
     """
 
-    rate: float = 0.5
+    rate: float | Schedule = 0.5
 
     stochastic = True
 
     def __post_init__(self) -> None:
-        self._check(rate=fraction)
+        self._check(rate=or_schedule(fraction))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
+        if isinstance(self.rate, Schedule):
+            keep = 1.0 - run.value(self.rate)
+            mask = run.xp.astype(run.uniform(x.shape, like=x) < keep, x.dtype) * (1.0 / keep)
+        else:
+            mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
         return x * mask, mask
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
