@@ -31,17 +31,7 @@ from bpnet.options import fraction
 from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs
-from bpnet.step import (
-    Carry,
-    Snapshot,
-    Views,
-    copied,
-    is_elementwise,
-    outputs,
-    scores,
-    training_step,
-    vectors,
-)
+from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
