@@ -446,7 +446,7 @@ def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str
             assert told.seen == [(i % 19 + 1, i + 1) for i in [*range(38), *range(19)]]
         else:
             assert told.seen == [19, 38, 19]
-    more, waits = (2, 8) if weighted else (1, 5)  # copies of the data's, and for checks and losses
+    more, waits = (1, 9) if weighted else (1, 5)  # copies of the data's, and for checks and losses
     assert launches == [(0, 19 + more, waits), (19, 19 + more, waits), (5, 5 + more, waits)]
     assert (graphs(each), graphs(captured)) == (2, 3)
     equal(world, each, plain)

@@ -124,6 +124,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 CALLED = {"cumsum", "sort", "searchsorted", "concat called"}
 """Those that have a part which is called as it stands."""
+SORTS = {"cumsum", "sort", "searchsorted"}
+"""Of these, what CuPy does by libraries that need a device."""
 
 
 def executable(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -145,7 +147,7 @@ def test_a_function_of_arrays_is_compiled(name: str) -> None:
     assert any(isinstance(c, Call) for c in made.commands.commands) == (name in CALLED)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in SORTS])
 def test_a_function_of_arrays_is_compiled_for_cuda(name: str, world: Any) -> None:
     from bpnet.backends.cupy.compiled import Compiled
 
