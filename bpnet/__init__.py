@@ -35,7 +35,9 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.composition import Residual, Sequential
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import Dropout
+    from bpnet.layers.embedding import Embedding
     from bpnet.layers.flatten import Flatten
+    from bpnet.layers.inputs import Inputs
     from bpnet.layers.normalization import BatchNorm
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
@@ -58,7 +60,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BackendReport", "BatchNorm", "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Flatten", "GradientReport", "History", "Identity",
+    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding", "Flatten", "GradientReport", "History",
+    "Identity", "Inputs",
     "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
     "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
     "Trainer", "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors", "layout_of", "load",
@@ -75,7 +78,9 @@ _HOMES = {
     "bpnet.layers.composition": "Residual Sequential",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "Dropout",
+    "bpnet.layers.embedding": "Embedding",
     "bpnet.layers.flatten": "Flatten",
+    "bpnet.layers.inputs": "Inputs",
     "bpnet.layers.normalization": "BatchNorm",
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",

@@ -27,14 +27,14 @@ from bpnet.data.prepare import Expected, named, prepare, validation_data
 from bpnet.engine import Engine, kind
 from bpnet.errors import BuiltError, NotBuiltError, plural
 from bpnet.layer import Layer, check_layer
-from bpnet.layout import Layout
+from bpnet.layout import Layout, arranged
 from bpnet.locking import TrainingLock, locked
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.registry import resolve
 from bpnet.step import Carry, Snapshot, check_snapshot, start
-from bpnet.typing import AnyArray, LossName, OptimizerName, Precision
+from bpnet.typing import AnyArray, AnyInput, LossName, OptimizerName, Precision
 
 LEAST_EVALUATED = 8192
 """Rows of held-out data that are evaluated at a time, where batches are smaller."""
@@ -133,7 +133,7 @@ class Trainer:
     # ---- state --------------------------------------------------------------------------------------------------
 
     @locked("train")
-    def build(self, x: AnyArray) -> "Trainer":
+    def build(self, x: AnyInput) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         The first `fit` or `step` does so by itself.  Raises ShapeError where a layer or the loss does not fit,
@@ -249,7 +249,7 @@ class Trainer:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
+    def step(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
@@ -282,8 +282,7 @@ class Trainer:
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
         """A step on a batch of another kind than the last."""
-        backend = backend_of(x)
-        device = backend.device(detached(backend, x, "x"))
+        backend, device = self._place(x)
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
@@ -296,12 +295,12 @@ class Trainer:
     @locked("train")
     def fit(
         self,
-        x: AnyArray,
+        x: AnyInput,
         y: AnyArray,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[AnyArray] | None = None,
+        validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         callbacks: Sequence[Callback] = (),
@@ -311,7 +310,8 @@ class Trainer:
 
         Parameters
         ----------
-        x : (rows, ...) float32 or float64; whole numbers become float32
+        x : (rows, ...) float32 or float64; whole numbers become float32, but where the network begins with an
+            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
@@ -371,7 +371,7 @@ class Trainer:
 
     @locked("read")
     def evaluate(
-        self, x: AnyArray, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
+        self, x: AnyInput, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
     ) -> dict[str, float]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
@@ -382,7 +382,7 @@ class Trainer:
         return engine.evaluate(data, self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1))
 
     @locked("train")
-    def explain(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
+    def explain(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
         """What a training step on a batch like x, y does: command by command, with sizes, and what isn't compiled.
 
         The text shows itself at a prompt; in a script, print it.  Like the first step, it draws start values where
@@ -391,7 +391,7 @@ class Trainer:
         data = self._prepare(named(x, y, sample_weight))
         return (self._engine or self._start(data)).explain(data)
 
-    def predict(self, x: AnyArray, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyInput, *, batch_size: int | None = None) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
@@ -421,30 +421,35 @@ class Trainer:
 
     def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
-        engine, backend = self._have(), backend_of(x)
-        device = backend.device(detached(backend, x, "x"))
+        engine, (backend, device), codes = self._have(), self._place(x), self.network.takes is not None
         with backend.session(self.threads, device):
-            data = self._prepare({"x": x}, values=False)
-            if size is None and data.x is x and not data.streams:
+            data = self._prepare({"x": x}, values=codes)
+            if size is None and data.x is x and not data.streams and not codes:
                 engine.known_inputs = kind(x), backend, device, engine.cost(data.count)
             results, total = engine.predict(data, size)
             return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
-        backend = backend_of(x)
+        backend, device = self._place(x)
         xp = backend.xp
-        with backend.session(device=backend.device(x)):
+        with backend.session(device=device):
             self._prepare({"x": x})  # which looks at its values
             wrong = xp.any(xp.reshape(xp.isnan(result), (result.shape[0], -1)), axis=1)
             if bool(xp.any(wrong)):
                 first = int(xp.argmax(xp.astype(wrong, xp.int32)))
-                row = self._prepare({"x": x[first : first + 1, ...]}).whole_batch()[0]
+                row = self._prepare({"x": x}, values=False).rows(first, first + 1)
                 raise self._have().not_a_number("what the network gives", row)
+
+    def _place(self, x: Any) -> tuple[Backend, Any]:
+        """The backend and the device of x, or of the first of its arrays."""
+        _, what, array, _ = arranged(self.network.takes, x, "x")[0]
+        backend = backend_of(array, what)
+        return backend, backend.device(detached(backend, array, what))
 
     def _prepare(self, given: Mapping[str, Any], expected: Expected | None = None, values: bool = True) -> Loader:
         """x, y and weight as batches: see `prepare`."""
         fits: Any = expected or partial(layout_for, self.network, self.loss, self.optimizer, self.micro_batch)
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
-        return prepare(given, self.loss, fits, device=self.device, threads=self.threads, values=values)
+        return prepare(given, self.network, self.loss, fits, device=self.device, threads=self.threads, values=values)

@@ -80,6 +80,24 @@ def sum_rows(run: Any, x: Array) -> Array:
     return numpy.add.reduce(x, axis=0) if x.shape[0] <= SUMMED else NotImplemented
 
 
+def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
+    """Neighbours of a number are added up by pairs, the sums again, until one row of each number is left."""
+    order = numpy.argsort(index, kind="stable")
+    index, rows = index[order], rows[order]
+    begins = numpy.concatenate([[True], index[1:] != index[:-1]])
+    place = numpy.arange(index.size)  # of a row among those of its number
+    place -= numpy.maximum.accumulate(numpy.where(begins, place, 0))
+    while (odd := place & 1 == 1).any():
+        second = numpy.flatnonzero(odd)
+        rows[second - 1] += rows[second]
+        first = ~odd
+        index, rows, place = index[first], rows[first], place[first] >> 1
+    gradient = run.context.grad_buffer(table)
+    gradient[...] = 0.0
+    gradient[index] = rows
+    return gradient
+
+
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
@@ -248,7 +266,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 
 _KERNELS: tuple[Callable[..., Any], ...] = (
-    matmul, sum_rows, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy, batch_norm_forward,
+    matmul, sum_rows, scatter_add, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy, batch_norm_forward,
     batch_norm_backward,
 )  # fmt: skip
 KERNELS = {kernel.__name__: kernel for kernel in _KERNELS}

@@ -73,12 +73,17 @@ def _sum_rows(run: Any, x: Symbol) -> Symbol:
     return run.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
 
+def _scatter_add(run: Any, table: Symbol, index: Symbol, rows: Symbol) -> Symbol:
+    """A command of its own."""
+    return run.backend.graph.scatter_add(table.shape[0], index, rows)  # type: ignore[no-any-return]
+
+
 class TracingBackend(Backend):
     """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
 
     name = "numpy"
     traces = True
-    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows}
+    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows, "scatter_add": _scatter_add}
     precision = "float32"
     """That of the products, as the last context says."""
 

@@ -244,6 +244,31 @@ class RowGather:
 
 
 @dataclass(frozen=True)
+class RowScatterAdd:
+    """out[j] <- the sum of source[i] over all i with index[i] = j, for each of `out_rows` rows j.
+
+    Numbers below 0 count from the end, and those of no row are left out.  The rows of a number are added up in their
+    order, at most SUMMED of them one after the other, and then these sums, so it depends on `index` alone how.
+    """
+
+    dtype: str
+    rows: int
+    out_rows: int
+    columns: int
+    source: Address
+    index: Address
+    index_dtype: str
+    out: Address
+
+    def __str__(self) -> str:
+        return f"row scatter-add of {self.rows} rows to {self.out_rows}: {self.source} by {self.index}, to {self.out}"
+
+
+SUMMED = 64
+"""Rows that a scatter-add adds up one after the other."""
+
+
+@dataclass(frozen=True)
 class StridedCopy:
     """out <- entries of an array, of `itemsize` bytes, so many `strides` elements apart along each of four axes.
 
@@ -283,7 +308,7 @@ class Call:
         return f"not compiled: {self.text}; results to {addresses}"
 
 
-Command = Fused | Product | RowGather | StridedCopy | Call
+Command = Fused | Product | RowGather | RowScatterAdd | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -330,6 +355,9 @@ def reads(command: Command) -> list[Array]:
         return [Array((*command.shape, command.itemsize), "uint8", *command.source, apart)]
     if isinstance(command, Call):
         return [x for x in command.inputs if isinstance(x, Array)]
+    if isinstance(command, RowScatterAdd):
+        index = Array((command.rows,), command.index_dtype, *command.index)
+        return [Array((command.rows, command.columns), command.dtype, *command.source), index]
     index = Array((command.rows,), command.index_dtype, *command.index)
     return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
 
@@ -344,6 +372,8 @@ def writes(command: Command) -> list[Array]:
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
     if isinstance(command, Call):
         return [array for _, array in command.outputs]
+    if isinstance(command, RowScatterAdd):
+        return [Array((command.out_rows, command.columns), command.dtype, *command.out)]
     if isinstance(command, StridedCopy):
         return [Array((*command.shape, command.itemsize), "uint8", *command.out)]
     return [Array((command.rows, command.row_bytes), "uint8", *command.out)]

@@ -377,6 +377,12 @@ class Graph:
         x = self.in_order(x)
         return self.add("take", (x, self.in_order(index)), (*index.shape, *x.shape[1:]), x.dtype)
 
+    def scatter_add(self, count: int, index: Symbol, rows: Symbol) -> Symbol:
+        """`count` rows, each the sum of those of `rows` that have its number in `index`."""
+        if index.dtype.kind != "i" or index.shape != rows.shape[:1] or rows.ndim != 2 or rows.dtype != self.real:
+            raise NotTraceableError("scatter_add of other than rows by their whole numbers")
+        return self.add("scatter_add", (self.in_order(rows), index), (count, rows.shape[1]), self.real)
+
     def joined(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
         """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""
         axis = axis % parts[0].ndim if parts[0].ndim else axis
@@ -398,7 +404,9 @@ class Graph:
         """x, or a copy where it is not computed into memory of its own, which can be a part of a larger one, or that is
         one of those `taken`."""
         whole, _ = root_of(x)
-        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
+        own = (
+            whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "scatter_add", "strided")
+        )
         return x if own and whole.size == x.size and whole not in taken else self.copy(x, taken)
 
     def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:

@@ -16,6 +16,7 @@ from bpnet.compiler.commands import (
     Number,
     Product,
     RowGather,
+    RowScatterAdd,
     StridedCopy,
     item_bytes,
     reads,
@@ -46,7 +47,8 @@ class _Interpreter:
 
     def command(self, c: Command) -> None:
         methods: dict[type, Any] = {
-            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided, Call: self.call
+            Fused: self.fused, Product: self.product, RowGather: self.gather, RowScatterAdd: self.scatter_add,
+            StridedCopy: self.strided, Call: self.call,
         }  # fmt: skip
         methods[type(c)](c)
 
@@ -82,6 +84,13 @@ class _Interpreter:
         index = numpy.where(index < 0, index.astype(numpy.int64) + c.source_rows, index)
         there = (index >= 0) & (index < c.source_rows)
         self.view(writes(c)[0])[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
+
+    def scatter_add(self, c: RowScatterAdd) -> None:
+        source, index = map(self.view, reads(c))
+        index = numpy.where(index < 0, index.astype(numpy.int64) + c.out_rows, index)
+        there, total = (index >= 0) & (index < c.out_rows), numpy.zeros((c.out_rows, c.columns), c.dtype)
+        numpy.add.at(total, index[there], source[there])
+        self.view(writes(c)[0])[...] = total
 
     def fused(self, c: Fused) -> None:
         kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)

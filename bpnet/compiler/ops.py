@@ -78,7 +78,7 @@ _TABLE = [
     *(Operation(name, 0, GENERATOR) for name in ("mask", "positions")),
     *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "called")),
     *(Operation(name, 1, STRUCTURE) for name in ("view", "transpose", "strided")),
-    *(Operation(name, 2, STRUCTURE) for name in ("take", "matmul")),
+    *(Operation(name, 2, STRUCTURE) for name in ("take", "scatter_add", "matmul")),
 ]
 OPERATIONS = {operation.name: operation for operation in _TABLE}
 
@@ -95,7 +95,7 @@ POINTWISE = _named(ELEMENTWISE, COMPARISON)
 ROW_REDUCTIONS = _named(ROW_REDUCTION)
 REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
-INTO_MEMORY = frozenset({"matmul", "take", "strided", "called"})
+INTO_MEMORY = frozenset({"matmul", "take", "scatter_add", "strided", "called"})
 """What is a command of its own, with its result in memory."""
 COSTLY = frozenset(operation.name for operation in _TABLE if operation.costly)
 SIGNS = {operation.name: operation.python for operation in _TABLE if operation.python}

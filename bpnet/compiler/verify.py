@@ -80,6 +80,10 @@ def verify_graph(graph: Graph) -> None:
         elif op == "take":
             x, index = args
             _check(index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:]), "shapes", symbol)
+        elif op == "scatter_add":
+            rows, index = args
+            _check(index.dtype.kind == "i" and index.shape == rows.shape[:1], "shapes", symbol)
+            _check(symbol.shape[1:] == rows.shape[1:] and symbol.dtype == rows.dtype == graph.real, "shapes", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:

@@ -26,13 +26,14 @@ from bpnet.compiler.commands import (
     Number,
     Product,
     RowGather,
+    RowScatterAdd,
     StridedCopy,
     reads,
     result_dtype,
     result_layout,
     writes,
 )
-from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
@@ -102,6 +103,8 @@ class Program:
             return self._fused(command, memories)
         if isinstance(command, RowGather):
             return [_gather(command, memories)]
+        if isinstance(command, RowScatterAdd):
+            return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
         return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
@@ -239,6 +242,15 @@ def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
     sizes = command.rows, command.source_rows, command.row_bytes // width
     code = gather.source(command.index_dtype, width)
     return function(code, "gather"), *gather.sizes(command.rows, sizes[-1]), (*sizes, source, index, out)
+
+
+def _scatter_add(command: RowScatterAdd, memories: Memories) -> Calls:
+    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
+    code, by_rows = scatter.source(command.dtype, command.index_dtype), command.rows < command.out_rows
+    count = command.out_rows * command.columns
+    zeros = [(function(code, "zero"), *scatter.zero_sizes(count), (count, out))] if by_rows else []
+    sizes = command.rows, command.out_rows, command.columns, int(by_rows)
+    return [*zeros, (function(code, "scatter_add"), *scatter.sizes(command), (*sizes, source, index, out))]
 
 
 def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:
