@@ -16,7 +16,7 @@ from bpnet.data.checks import detached
 from bpnet.data.loader import Batch, take_rows
 from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
-from bpnet.layer import InShape, Input, Layer, Params, Run, check_layer, each_array, row_count
+from bpnet.layer import Input, InShape, Layer, Params, Run, check_layer, each_array, row_count
 from bpnet.layout import GradBuffer, Layout, arranged, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import clip_by_global_norm
@@ -143,7 +143,8 @@ def value_and_grad(
     """The loss of `network` with parameters `theta` on the batch x, y, and its gradient with respect to `theta`.
 
     `theta` (and `buffers`, for a network that has any) are vectors laid out by `bp.layout_of(network, x.shape[1:])`;
-    the gradient is a vector like theta.  x is a dict or tuple of arrays where the network takes several.  `training=False` leaves dropout out and takes running statistics.
+    the gradient is a vector like theta.  Where the network takes several arrays, x is a dict or a tuple of them.
+    `training=False` leaves dropout out and takes running statistics.
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """

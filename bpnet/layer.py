@@ -26,7 +26,7 @@ InShape = Any
 """A Shape, or where a network takes several arrays, Shapes."""
 Input = Any
 """The rows of an array, or a tuple of such, of several arrays in their order."""
-Takes = int | tuple[tuple[str, Any], ...] | None
+Takes = int | tuple[tuple[str, int | None], ...] | None
 """What a layer's input is to be: None, numbers; n, whole numbers from 0 to n - 1, as they come; or several arrays, each
 with its name and what it is to be."""
 Path = tuple[str, ...]
@@ -284,7 +284,7 @@ class Composite(Layer):
         raise NotImplementedError
 
     @cached_property
-    def takes(self) -> Takes:  # type: ignore[override]
+    def takes(self) -> Takes:
         """What the first child takes."""
         return self.children[0][1].takes if self.children else None
 

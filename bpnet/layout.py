@@ -163,7 +163,7 @@ def layout_of(network: Layer, in_shape: Any, trains: bool = True) -> Layout:
     return layout if layout.network is network else replace(layout, network=network)
 
 
-def arranged(takes: Takes, given: Any, what: str) -> list[tuple[str, str, Any, Takes]]:
+def arranged(takes: Takes, given: Any, what: str) -> list[tuple[str, str, Any, int | None]]:
     """What was given for a network's input, array by array: its name, what an error calls it, itself, what it is to be.
 
     Of one array the name is empty.  Raises ArgumentError where it should be several and is not, and ShapeError where

@@ -140,14 +140,13 @@ def outputs(
     """
 
     takes = layout.network.takes
-    several = isinstance(takes, tuple)
-    # which arrays of x are of real numbers: of whole numbers none is not finite
-    real = [i for i, (_, kind) in enumerate(takes if several else ((0, takes),)) if kind is None]
+    # which arrays of x are of whole numbers, none of which is not finite
+    codes = [kind is not None for _, kind in takes] if isinstance(takes, tuple) else [takes is not None]
 
     def of_block(run: Run, output: Array, x: Input) -> tuple[Array, Array]:
         total = run.xp.sum(output)
-        for i in real:
-            total = run.xp.sum(x[i] if several else x) + total
+        for array, is_codes in zip(x if isinstance(x, tuple) else (x,), codes, strict=True):
+            total = total if is_codes else run.xp.sum(array) + total
         return output, total
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Input) -> tuple[Array, Array]:

@@ -266,7 +266,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 
 _KERNELS: tuple[Callable[..., Any], ...] = (
-    matmul, sum_rows, scatter_add, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy, batch_norm_forward,
-    batch_norm_backward,
+    matmul, sum_rows, scatter_add, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy,
+    batch_norm_forward, batch_norm_backward,
 )  # fmt: skip
 KERNELS = {kernel.__name__: kernel for kernel in _KERNELS}

@@ -126,7 +126,8 @@ def _scatter_add(step: Step, memory: Memory) -> RowScatterAdd:
     (symbol,) = step.symbols
     rows, index = symbol.args
     addresses = memory.address(rows), memory.address(index), index.dtype.name, memory.address(symbol)
-    return RowScatterAdd(symbol.dtype.name, rows.shape[0], *symbol.shape, *addresses)
+    count, columns = symbol.shape
+    return RowScatterAdd(symbol.dtype.name, rows.shape[0], count, columns, *addresses)
 
 
 class _Kernel:

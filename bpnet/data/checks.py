@@ -20,11 +20,17 @@ LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
 
-def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
-    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
+def check_x(x: Array, name: str = "x", codes: int | None = None) -> tuple[Backend, Array]:
+    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32.
+
+    With `codes` it is whole numbers up to it instead.
+    """
     backend = backend_of(x, name)
-    x, whole = rows_of(backend, x, name)
+    x, whole = rows_of(backend, x, name, codes)
     with backend.session(device=backend.device(x)):
+        if codes is not None:
+            check_codes(backend, x, codes, name)
+            return backend, backend.xp.astype(x, code_type(backend, x))
         if whole:
             return backend, backend.xp.astype(x, backend.xp.float32)
         check_finite(backend, x, name)

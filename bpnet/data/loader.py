@@ -69,7 +69,7 @@ class Loader:
     ) -> None:
         self.backend, self.layout, self.x, self.y, self.weight = backend, layout, x, y, weight
         self.count = int(row_count(x))
-        self.like = like
+        self.like, self.device = like, backend.device(like)
         """An array of the library, device and type that is computed with."""
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
@@ -80,7 +80,7 @@ class Loader:
                 yield x, y, weight, None
             return
         index = self.backend.xp.int64 if self.count >= 2**31 else self.backend.xp.int32
-        rows = self.backend.from_host(order, index, self.backend.device(self.like))
+        rows = self.backend.from_host(order, index, self.device)
         for start, stop in parts(self.count, size):
             yield self.x, self.y, self.weight, rows[start:stop]
 
@@ -131,8 +131,7 @@ class StreamingLoader(Loader):
                 rows = slice(start, stop) if order is None else order[start:stop]
                 try:
                     if prefetcher is None:
-                        device = self.backend.device(self.like)
-                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), device)
+                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)
                     sent = prefetcher.send(stop - start, partial(self._write, arrays, rows))
                     x, rest = sent[: len(self.inputs)], list(sent[len(self.inputs) :])
                     pairs, astype = zip(x, self.types, strict=True), self.backend.xp.astype
@@ -140,8 +139,8 @@ class StreamingLoader(Loader):
                 except self.backend.oom_errors as error:
                     text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
                     raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
-                whole = x if isinstance(self.x, tuple) else x[0]
-                yield whole, *(None if a is None else rest.pop(0) for a in (self.y, self.weight)), None
+                y, weight = (None if a is None else rest.pop(0) for a in (self.y, self.weight))
+                yield (x if isinstance(self.x, tuple) else x[0]), y, weight, None
         finally:
             if prefetcher is not None:
                 prefetcher.close()
@@ -207,6 +206,6 @@ class StreamingLoader(Loader):
     def _empty(self, a: Any, dtype: Any) -> Array | None:
         """Memory on the device for what is in `a`."""
         xp = self.backend.xp
-        one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.backend.device(self.like))
+        one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.device)
         vector = self.backend.empty_vector(math.prod(a.shape), one)
         return None if vector is None else xp.reshape(vector, tuple(a.shape))

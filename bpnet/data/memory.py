@@ -5,8 +5,8 @@ import math
 from bpnet.backends import Array, Backend
 from bpnet.errors import OutOfMemoryError, plural
 from bpnet.layer import InShape, Layer
-from bpnet.layers.inputs import Inputs
 from bpnet.layers.composition import Residual, Sequential
+from bpnet.layers.inputs import Inputs
 from bpnet.layout import Layout
 
 

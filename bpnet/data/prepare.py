@@ -71,8 +71,8 @@ def prepare(
     common_backend({one.what: one.x for one in inputs} | dict(targets))
     for one in inputs[1:]:
         if one.x.shape[0] != first.x.shape[0]:
-            rows = plural(first.x.shape[0], "row")
-            raise ShapeError(f"{first.what} has {rows}, but {one.what} {one.x.shape[0]}: expected as many")
+            have = plural(first.x.shape[0], "row")
+            raise ShapeError(f"{first.what} has {have}, but {one.what} {one.x.shape[0]}: expected as many")
     with host.session(threads, host.device(first.x)):
         backend, place = (host, None) if device is None else device_named(device)
         streams = backend is not host
@@ -130,7 +130,8 @@ def prepare(
         x = x if isinstance(takes, tuple) else x[0]
         y = weight = None
         if targets:
-            rows, (y_name, y) = first.x.shape[0], targets[0]
+            y_name, y = targets[0]
+            rows = int(first.x.shape[0])
             y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, first.what, values)
         if targets[1:]:
             weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
-from bpnet.layer import Composite, Derivatives, InShape, Input, Layer, Params, Rng, Run, Shape, Takes
+from bpnet.layer import Composite, Derivatives, Input, InShape, Layer, Params, Rng, Run, Shape, Takes
 from bpnet.layers.composition import named_layer
 
 Branch = Layer | str
@@ -46,6 +46,11 @@ class Inputs(Composite):
         ):
             expected = "one branch or more, each with a name of its own, which is text without a point"
             raise OptionError(f"the branches of Inputs are called {shown(names)}; expected {expected}")
+        several = [n for n, layer in pairs if isinstance(layer, Layer) and isinstance(layer.takes, tuple)]
+        if several:
+            raise OptionError(
+                f"the branch {several[0]!r} of Inputs takes several arrays itself; expected all in one Inputs"
+            )
         self._set(branches=tuple((n, named_layer(f"the branch {n!r} of Inputs", layer)) for n, layer in pairs))
 
     def __repr__(self) -> str:
@@ -62,8 +67,8 @@ class Inputs(Composite):
         return self.branches
 
     @cached_property
-    def takes(self) -> Takes:  # type: ignore[override]
-        return tuple((name, layer.takes) for name, layer in self.branches)
+    def takes(self) -> Takes:
+        return tuple((name, layer.takes) for name, layer in self.branches)  # type: ignore[misc]
 
     def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
         """Of each branch, the shape of its input rows."""

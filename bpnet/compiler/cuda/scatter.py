@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from bpnet.compiler.commands import RowScatterAdd
+from bpnet.compiler.commands import SUMMED, RowScatterAdd
 from bpnet.compiler.cuda.launch import MAX_BLOCKS, STORED, THREADS, TYPES, Sizes
 
 
@@ -15,6 +15,7 @@ def source(dtype: str, index_dtype: str) -> str:
     row are zero already, else the number itself.
     """
     types = {"<<T>>": TYPES[dtype], "<<index>>": STORED[index_dtype], "<<together>>": str(THREADS)}
+    types |= {"<<summed>>": str(SUMMED)}
     text = _SCATTER_ADD
     for name, kind in types.items():
         text = text.replace(name, kind)
@@ -52,10 +53,11 @@ extern "C" __global__ void scatter_add(
     __shared__ long long numbers[<<together>>];
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     const long long owners = by_rows ? rows : out_rows;
-    for (long long above = (long long)blockIdx.y * blockDim.y; above < owners; above += (long long)gridDim.y * blockDim.y) {
+    const long long down = (long long)gridDim.y * blockDim.y, across = (long long)gridDim.x * blockDim.x;
+    for (long long above = (long long)blockIdx.y * blockDim.y; above < owners; above += down) {
         const long long owner = above + threadIdx.y;
         const long long mine = owner >= owners ? -2 : by_rows ? number_of(index[owner], out_rows) : owner;
-        for (long long left = (long long)blockIdx.x * blockDim.x; left < columns; left += (long long)gridDim.x * blockDim.x) {
+        for (long long left = (long long)blockIdx.x * blockDim.x; left < columns; left += across) {
             const long long column = left + threadIdx.x;
             const bool inside = column < columns && mine >= 0;
             <<T>> part = 0, total = 0;
@@ -64,14 +66,14 @@ extern "C" __global__ void scatter_add(
             for (long long start = 0; start < rows; start += <<together>>) {
                 const int some = rows - start < <<together>> ? (int)(rows - start) : <<together>>;
                 __syncthreads();
-                for (int k = me; k < some; k += blockDim.x * blockDim.y) numbers[k] = number_of(index[start + k], out_rows);
+                for (int k = me; k < some; k += <<together>>) numbers[k] = number_of(index[start + k], out_rows);
                 __syncthreads();
                 if (!inside) continue;
                 for (int k = 0; k < some; ++k) {
                     if (numbers[k] != mine) continue;
                     first = first < 0 ? start + k : first;
                     part += source[(start + k) * columns + column];
-                    if (++added == 64) {
+                    if (++added == <<summed>>) {
                         total += part;
                         part = 0;
                         added = 0;

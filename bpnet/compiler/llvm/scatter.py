@@ -1,5 +1,6 @@
 """Sums of rows by their numbers as machine code: which rows have a number, as a chain, and then the sum of each."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -46,14 +47,16 @@ def write_scatter_add(module: ir.Module, name: str, dtype: str) -> None:
     first = f.mul(f.tile, step)
     with f.loop(first, f.least(count, f.add(first, step))) as number, f.loop(0, columns, lanes) as column:
         mask = f.first_lanes(f.sub(columns, column.index), lanes)
-        start = f.sext(f.load(f.at(firsts, number.index)), I64)
-        total = _chain_sum(f, start, following, lambda row, c=column: f.load_vector(  # type: ignore[misc]
-            f.entry(source, row, columns, c.index), lanes, size, mask), zero)  # fmt: skip
+
+        def load(row: Any) -> Any:
+            return f.load_vector(f.entry(source, row, columns, column.index), lanes, size, mask)
+
+        total = _chain_sum(f, f.sext(f.load(f.at(firsts, number.index)), I64), following, load, zero)
         f.store_vector(total, f.entry(target, number.index, columns, column.index), size, mask)
     f.ret_void()
 
 
-def _chain_sum(f: Kernel, start: Any, following: Any, load: Any, zero: Any) -> Any:
+def _chain_sum(f: Kernel, start: Any, following: Any, load: Callable[[Any], Any], zero: Any) -> Any:
     """The sum of `load(row)` along the chain that begins at row `start`: at most SUMMED one after the other."""
     before, (head, body, end) = f.block, f.blocks("head", "body", "end")
     f.branch(head)
