@@ -176,10 +176,10 @@ def arranged(takes: Takes, given: Any, what: str) -> list[tuple[str, str, Any, i
             )
         return [("", what, given, takes)]
     names = [name for name, _ in takes]
+    if isinstance(given, tuple) and all(isinstance(part, tuple) and part and type(part[0]) is str for part in given):
+        given = dict(given)  # shapes as a layout has them
     if isinstance(given, tuple) and names == [str(i) for i in range(len(names))]:
         have, said = {str(i): part for i, part in enumerate(given)}, [f"{what}[{i}]" for i in range(len(given))]
-    elif isinstance(given, tuple) and all(isinstance(p, tuple) and p and isinstance(p[0], str) for p in given):
-        return arranged(takes, dict(given), what)  # as a layout has it
     elif isinstance(given, Mapping):
         have, said = dict(given), [f"{what}[{name!r}]" for name in given]
     else:

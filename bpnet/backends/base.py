@@ -54,6 +54,19 @@ LEVELS = 3
 """Partial sums that are held at a time where they are large."""
 
 
+GROUPED = 2**22
+"""Most elements of the tables in which groups of rows are added up, before these are."""
+
+
+def groups_of(rows: int, table: int) -> int:
+    """Into how many groups rows are parted that are added up by their numbers to a table of so many elements.
+
+    So that a library that adds up the rows of a number one after the other does so of SUMMED at most, where the table
+    is small, and there may be many of a number.
+    """
+    return max(1, min(-(-rows // SUMMED), GROUPED // table))
+
+
 def by_halves(parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
     """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts).
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, State
+from bpnet.backends.base import Array, Backend, Key, State, groups_of
 from bpnet.compiler.random import GOLDEN
 from bpnet.errors import DTypeError
 
@@ -19,10 +19,15 @@ def sum_rows(run: Any, x: Array) -> Array:
 
 
 def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
-    """XLA's, which adds in the order of the rows on a processor; on other devices it does in whatever order."""
+    """XLA's, which adds in the order of the rows on a processor; on other devices it does in whatever order.
+
+    Of a small table there are several, each for a group of rows.
+    """
     if jax.default_backend() != "cpu":
         return NotImplemented
-    return xp.zeros(table.shape, rows.dtype).at[index].add(rows)
+    (count, width), groups = table.shape, groups_of(index.shape[0], table.size)
+    group = xp.arange(index.shape[0]) // -(-index.shape[0] // groups)
+    return xp.sum(xp.zeros((groups, count, width), rows.dtype).at[group, index].add(rows), axis=0)
 
 
 def _kind_of(a: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import array_api_compat.torch as xp
 import torch
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
+from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves, groups_of
 from bpnet.backends.interrupts import Session
 from bpnet.compiler.random import fold
 
@@ -34,8 +34,15 @@ def sum_rows(run: Any, x: Array) -> Array:
 
 
 def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
-    """What PyTorch's own embeddings call, which adds in the order of the rows, on a GPU too (`index_add` does not)."""
-    return torch.ops.aten.embedding_dense_backward(rows, index, table.shape[0], -1, False)
+    """What PyTorch's own embeddings call, which adds in the same order each time, on a GPU too (`index_add` does not).
+
+    It adds all rows of a number one after the other, so of a small table there are several, each for a group of rows.
+    """
+    (count, width), groups = table.shape, groups_of(index.shape[0], table.numel())
+    if groups > 1:
+        index = torch.arange(index.shape[0], device=index.device) // -(-index.shape[0] // groups) * count + index
+    total = torch.ops.aten.embedding_dense_backward(rows, index, groups * count, -1, False)
+    return total if groups == 1 else torch.sum(total.reshape(groups, count, width), dim=0)
 
 
 def batch_norm_forward(

@@ -14,11 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpnet import Composite, Layer, Sequential, __version__, backends
+from bpnet import Composite, Inputs, Layer, Sequential, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
-from bpnet.layer import Shape
+from bpnet.files.model import plain_shape
+from bpnet.layer import InShape
 from bpnet.layout import Layout
 
 MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
@@ -129,14 +130,15 @@ def show_machine(result: JSON) -> None:
             Console().print(printable(missed), style="red", highlight=False, markup=False)
 
 
-def describe_layers(layout: Layout, layer: Layer, in_shape: Shape, path: str = "") -> Iterator[JSON]:
+def describe_layers(layout: Layout, layer: Layer, in_shape: InShape, path: str = "") -> Iterator[JSON]:
     """Path, layer, output shape and number of parameters of every layer that is not made of others."""
     if not isinstance(layer, Composite):
         size = sum(slot.size for slot in layout.parameters if slot.name.startswith(f"{path}." if path else ""))
         yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape)), "parameters": size}
         return
     for name, child in layer.children:
-        yield from describe_layers(layout, child, in_shape, f"{path}.{name}" if path else name)
+        shape = dict(in_shape)[name] if isinstance(layer, Inputs) else in_shape
+        yield from describe_layers(layout, child, shape, f"{path}.{name}" if path else name)
         in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
 
 
@@ -150,7 +152,7 @@ def describe_model(model: Path) -> JSON:
             how_trained(training)
     return {
         "model": str(model),
-        "in_shape": list(layout.in_shape),
+        "in_shape": plain_shape(layout.in_shape),
         "out_shape": list(layout.out_shape),
         "parameters": layout.size,
         "dtype": str(trainer.theta.dtype),

@@ -118,10 +118,13 @@ def prepare(
             own = real and not streams
             like = real[0].x if own else backend.from_host(0.0, dtype, place if streams else host.device(first.x))
             layout = expected(shapes if isinstance(takes, tuple) else shapes[0][1], like)
-        types = [like.dtype if one.codes is None else code_type(backend, one.x) for one in inputs]
+        types = [like.dtype if one.codes is None else code_type(host, one.x) for one in inputs]
         dtype = like.dtype
         if streams:  # what is on the host has the host's type of the same name
-            types = [getattr(backend.xp, code_type(host, one.x).name) if one.codes else dtype for one in inputs]
+            for i, one in enumerate(inputs):
+                if one.codes is not None:
+                    wide = code_type(host, one.x) == host.xp.int64
+                    types[i] = backend.from_host(0, backend.xp.int64 if wide else backend.xp.int32, place).dtype
             dtype = host.xp.finfo(host.xp.float32 if like.dtype == backend.xp.float32 else host.xp.float64).dtype
         else:
             pairs, astype = zip(inputs, types, strict=True), host.xp.astype

@@ -78,7 +78,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "network": describe(layout.network),
         "loss": describe(checkpoint.loss),
         "optimizer": describe(checkpoint.optimizer),
-        "in_shape": _in_shape(layout.in_shape),
+        "in_shape": plain_shape(layout.in_shape),
         **checkpoint.options,
         "step_count": checkpoint.step_count,
         "history": checkpoint.history,
@@ -97,7 +97,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         write(file, tensors, {"bpnet": text})
 
 
-def _in_shape(in_shape: InShape) -> Any:
+def plain_shape(in_shape: InShape) -> Any:
     """As JSON has it: a list of numbers, or for several arrays a list by the name of each."""
     several = in_shape and isinstance(in_shape[0], tuple)
     return {name: list(shape) for name, shape in in_shape} if several else list(in_shape)

@@ -10,6 +10,7 @@ from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Composite, Derivatives, Input, InShape, Layer, Params, Rng, Run, Shape, Takes
 from bpnet.layers.composition import named_layer
+from bpnet.layers.dense import Dense
 
 Branch = Layer | str
 
@@ -34,6 +35,7 @@ class Inputs(Composite):
 
     branches: tuple[tuple[str, Layer], ...]
     star = "branches"
+    example = ("identity", Dense(5))
 
     def __init__(self, *branches: Branch | tuple[str, Branch], **named: Branch) -> None:
         pairs = [b if isinstance(b, tuple) and len(b) == 2 else (str(i), b) for i, b in enumerate(branches)]
@@ -69,6 +71,10 @@ class Inputs(Composite):
     @cached_property
     def takes(self) -> Takes:
         return tuple((name, layer.takes) for name, layer in self.branches)  # type: ignore[misc]
+
+    @cached_property
+    def updates_buffers(self) -> bool:
+        return any(layer.updates_buffers for _, layer in self.branches)
 
     def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
         """Of each branch, the shape of its input rows."""
