@@ -121,13 +121,13 @@ class TracingBackend(Backend):
         return x
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
-        """Part by part, so that a product can be added to those before it, and that all others are one sum."""
+        """Part by part, so that products, and sums of rows, are added to those before, and all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
             return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
         if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
             return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
-        if total.op == part.op == "matmul":
-            return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
+        if total.op == part.op and part.op in ("matmul", "scatter_add"):
+            return self.graph.add(part.op, (*part.args, total), part.shape, part.dtype)
         terms = [*self.terms.get(total, (total,)), part]
 
         def own(term: Symbol) -> Symbol:  # a sum of products lies where the first of them did

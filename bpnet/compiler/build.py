@@ -124,10 +124,10 @@ def _gather(step: Step, memory: Memory) -> RowGather:
 
 def _scatter_add(step: Step, memory: Memory) -> RowScatterAdd:
     (symbol,) = step.symbols
-    rows, index = symbol.args
+    rows, index, *total = symbol.args
     addresses = memory.address(rows), memory.address(index), index.dtype.name, memory.address(symbol)
     count, columns = symbol.shape
-    return RowScatterAdd(symbol.dtype.name, rows.shape[0], count, columns, *addresses)
+    return RowScatterAdd(symbol.dtype.name, rows.shape[0], count, columns, *addresses, bool(total))
 
 
 class _Kernel:

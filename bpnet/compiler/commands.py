@@ -245,7 +245,7 @@ class RowGather:
 
 @dataclass(frozen=True)
 class RowScatterAdd:
-    """out[j] <- the sum of source[i] over all i with index[i] = j, for each of `out_rows` rows j.
+    """out[j] <- the sum of source[i] over all i with index[i] = j, for each of `out_rows` rows j; or out[j] plus that.
 
     Numbers below 0 count from the end, and those of no row are left out.  The rows of a number are added up in their
     order, at most SUMMED of them one after the other, and then these sums, so it depends on `index` alone how.
@@ -259,9 +259,11 @@ class RowScatterAdd:
     index: Address
     index_dtype: str
     out: Address
+    accumulate: bool
 
     def __str__(self) -> str:
-        return f"row scatter-add of {self.rows} rows to {self.out_rows}: {self.source} by {self.index}, to {self.out}"
+        text = f"row scatter-add of {self.rows} rows to {self.out_rows}: {self.source} by {self.index}"
+        return f"{text}, {'added to' if self.accumulate else 'to'} {self.out}"
 
 
 SUMMED = 64
@@ -357,7 +359,8 @@ def reads(command: Command) -> list[Array]:
         return [x for x in command.inputs if isinstance(x, Array)]
     if isinstance(command, RowScatterAdd):
         index = Array((command.rows,), command.index_dtype, *command.index)
-        return [Array((command.rows, command.columns), command.dtype, *command.source), index]
+        total = writes(command) if command.accumulate else []
+        return [Array((command.rows, command.columns), command.dtype, *command.source), index, *total]
     index = Array((command.rows,), command.index_dtype, *command.index)
     return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
 

@@ -86,11 +86,11 @@ class _Interpreter:
         self.view(writes(c)[0])[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
 
     def scatter_add(self, c: RowScatterAdd) -> None:
-        source, index = map(self.view, reads(c))
+        (source, index), out = map(self.view, reads(c)[:2]), self.view(writes(c)[0])
         index = numpy.where(index < 0, index.astype(numpy.int64) + c.out_rows, index)
         there, total = (index >= 0) & (index < c.out_rows), numpy.zeros((c.out_rows, c.columns), c.dtype)
         numpy.add.at(total, index[there], source[there])
-        self.view(writes(c)[0])[...] = total
+        out[...] = out + total if c.accumulate else total
 
     def fused(self, c: Fused) -> None:
         kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)

@@ -81,9 +81,10 @@ def verify_graph(graph: Graph) -> None:
             x, index = args
             _check(index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:]), "shapes", symbol)
         elif op == "scatter_add":
-            rows, index = args
+            rows, index, *total = args
             _check(index.dtype.kind == "i" and index.shape == rows.shape[:1], "shapes", symbol)
-            _check(symbol.shape[1:] == rows.shape[1:] and symbol.dtype == rows.dtype == graph.real, "shapes", symbol)
+            _check(symbol.shape[1:] == rows.shape[1:] and all(s.shape == symbol.shape for s in total), "shapes", symbol)
+            _check({s.dtype for s in (symbol, rows, *total)} == {graph.real}, "types", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:

@@ -313,15 +313,17 @@ def test_rows_are_added_up_by_their_numbers(dtype: str, index: str, columns: int
     numbers = np.array([3, 0, 19, 3, -1, -20, entries, -entries - 1, 10**6] * 40, index)
 
     def function(b: Any, table: Any, numbers: Any, rows: Any) -> Any:
-        total = bp.Run(b, True).scatter_add(table, numbers, rows)
-        return total, total * 2.0
+        run = bp.Run(b, True)
+        total = run.scatter_add(table, numbers, rows)
+        more = b.add_to(run.scatter_add(table, numbers, rows * 2.0), run.scatter_add(table, numbers, rows))
+        return total, total * 2.0, more
 
     table = np.zeros((entries, columns), dtype)
-    (found, twice), commands = ran(world, function, [table, numbers, rows])
+    (found, twice, more), commands = ran(world, function, [table, numbers, rows])
     expected, there = np.zeros((entries, columns)), (numbers >= -entries) & (numbers < entries)
     np.add.at(expected, numbers[there], rows[there].astype("float64"))
-    near([found, twice], [expected, 2.0 * expected], dtype)
-    assert sum(isinstance(c, RowScatterAdd) for c in commands) == 1
+    near([found, twice, more], [expected, 2.0 * expected, 3.0 * expected], dtype)
+    assert [c.accumulate for c in commands if isinstance(c, RowScatterAdd)] == [False, False, True]
     again, _ = ran(world, function, [table, numbers, rows])
     np.testing.assert_array_equal(again[0], found)
     compiled(scatter.source(dtype, index))
@@ -378,7 +380,7 @@ def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int,
     assert most_tickets(columns) <= max(2, 1 + columns)
     check_launch(*gather.sizes(rows, columns))
     at = Address(2, 0)
-    check_launch(*scatter.sizes(RowScatterAdd("float32", rows, 10**6, columns, at, at, "int32", at)))
+    check_launch(*scatter.sizes(RowScatterAdd("float32", rows, 10**6, columns, at, at, "int32", at, False)))
     check_launch(*scatter.zero_sizes(rows * columns))
 
 

@@ -248,8 +248,12 @@ def _scatter_add(command: RowScatterAdd, memories: Memories) -> Calls:
     source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
     code, by_rows = scatter.source(command.dtype, command.index_dtype), command.rows < command.out_rows
     count = command.out_rows * command.columns
-    zeros = [(function(code, "zero"), *scatter.zero_sizes(count), (count, out))] if by_rows else []
-    sizes = command.rows, command.out_rows, command.columns, int(by_rows)
+    zeros = (
+        [(function(code, "zero"), *scatter.zero_sizes(count), (count, out))]
+        if by_rows and not command.accumulate
+        else []
+    )
+    sizes = command.rows, command.out_rows, command.columns, int(by_rows), int(command.accumulate)
     return [*zeros, (function(code, "scatter_add"), *scatter.sizes(command), (*sizes, source, index, out))]
 
 

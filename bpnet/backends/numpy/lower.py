@@ -149,7 +149,7 @@ class _Lowering:
         chains = (c.rows, c.out_rows, *c.index, *firsts, *following)
         each = c.columns * -(-(c.rows + c.out_rows) // c.out_rows)  # elements that are read and written for a number
         step = max(1, min(c.out_rows, TILE // max(each, 1)))
-        sums = (c.out_rows, step, c.columns, *c.source, *firsts, *following, *c.out)
+        sums = (c.out_rows, step, c.columns, *c.source, *firsts, *following, *c.out, int(c.accumulate))
         return [
             TiledCommand("chains", (c.index_dtype,), chains, 1, f"which rows have a number, for the {c}"),
             TiledCommand("scatter_add", (c.dtype,), sums, -(-c.out_rows // step), c),

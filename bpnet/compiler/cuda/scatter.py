@@ -8,7 +8,7 @@ from bpnet.compiler.cuda.launch import MAX_BLOCKS, STORED, THREADS, TYPES, Sizes
 
 @lru_cache
 def source(dtype: str, index_dtype: str) -> str:
-    """The text of zero (count, out) and scatter_add (rows, out_rows, columns, by_rows, source, index, out).
+    """The text of zero (count, out) and scatter_add (rows, out_rows, columns, by_rows, accumulate, source, index, out).
 
     Each number's sum has one owner, which goes through the numbers of all rows in their order, so that the sum is the
     same in each run: with `by_rows` the first row of a number, where there are more numbers than rows and those of no
@@ -48,6 +48,7 @@ __device__ long long number_of(const <<index>> index, const long long out_rows) 
 
 extern "C" __global__ void scatter_add(
     const long long rows, const long long out_rows, const long long columns, const long long by_rows,
+    const long long accumulate,
     const <<T>>* __restrict__ source, const <<index>>* __restrict__ index, <<T>>* __restrict__ out
 ) {
     __shared__ long long numbers[<<together>>];
@@ -80,7 +81,10 @@ extern "C" __global__ void scatter_add(
                     }
                 }
             }
-            if (inside && (!by_rows || first == owner)) out[mine * columns + column] = total + part;
+            if (inside && (!by_rows || first == owner)) {
+                <<T>>* to = out + mine * columns + column;
+                *to = accumulate ? *to + (total + part) : total + part;
+            }
         }
     }
 }

@@ -37,12 +37,12 @@ def write_scatter_add(module: ir.Module, name: str, dtype: str) -> None:
     """scatter_add(arguments, tile, bases, scratch): for each number the sum of its rows, along the chain of them.
 
     `arguments`: numbers, numbers of a tile, columns, and (memory, bytes into it) of the rows, of the first row of each
-    number, of the row that follows each, and of the result.
+    number, of the row that follows each, and of the result; whether they are added to that.
     """
     f, size = Kernel(module, name), SIZES[dtype]
     count, step, columns = (f.argument() for _ in range(3))
     source, firsts, following, target = (f.operand(kind) for kind in (REALS[dtype], I32, I32, REALS[dtype]))
-    lanes = vector_bytes() // size
+    accumulates, lanes = f.compare(f.argument(), "!=", 0), vector_bytes() // size
     zero = constant(REALS[dtype], 0.0, lanes)
     first = f.mul(f.tile, step)
     with f.loop(first, f.least(count, f.add(first, step))) as number, f.loop(0, columns, lanes) as column:
@@ -52,7 +52,9 @@ def write_scatter_add(module: ir.Module, name: str, dtype: str) -> None:
             return f.load_vector(f.entry(source, row, columns, column.index), lanes, size, mask)
 
         total = _chain_sum(f, f.sext(f.load(f.at(firsts, number.index)), I64), following, load, zero)
-        f.store_vector(total, f.entry(target, number.index, columns, column.index), size, mask)
+        out = f.entry(target, number.index, columns, column.index)
+        before = f.load_vector(out, lanes, size, f.and_(mask, f.splat(accumulates, lanes)))
+        f.store_vector(f.fadd(before, total), out, size, mask)
     f.ret_void()
 
 
