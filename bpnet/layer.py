@@ -210,14 +210,14 @@ class Run:
         index, rows = xp.take(index, order), xp.take(rows, order, axis=0)
         step = 1
         while step < index.shape[0]:
-            same = xp.astype(index[step:] == index[:-step], rows.dtype)
-            rows = xp.concat([rows[:step, :], rows[step:, :] + rows[:-step, :] * same[:, None]])
+            same = (index[step:] == index[:-step])[:, None]
+            rows = xp.concat([rows[:step, :], rows[step:, :] + xp.where(same, rows[:-step, :], 0.0)])
             step *= 2
         numbers = xp.arange(count, dtype=index.dtype, device=device)
         last = xp.searchsorted(index, numbers, side="right") - 1
         last = xp.maximum(last, xp.zeros_like(last))
-        found = xp.astype(xp.take(index, last) == numbers, rows.dtype)
-        return xp.take(rows, last, axis=0) * found[:, None]
+        found = (xp.take(index, last) == numbers)[:, None]
+        return xp.where(found, xp.take(rows, last, axis=0), 0.0)
 
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""

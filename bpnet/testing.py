@@ -10,7 +10,7 @@ from bpnet.backends import Array, Backend, backend_of, common_backend, definitio
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError, plural
-from bpnet.layer import Input, Layer, Run, check_layer, each_array, leaves, row_count
+from bpnet.layer import Input, InShape, Layer, Run, check_layer, each_array, leaves, row_count
 from bpnet.layout import Layout, arranged, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
@@ -137,7 +137,7 @@ def check_gradients(
     compare = partial(_compare, host=host, directions=directions, tolerance=tolerance)
     shapes = [tuple(array.shape[1:]) for _, array, _ in inputs]
     names = [name for name, _ in subject.takes] if isinstance(subject.takes, tuple) else []
-    layout = layout_of(subject, dict(zip(names, shapes, strict=True)) if several else shapes[0], trains=False)
+    in_shape: InShape = tuple(zip(names, shapes, strict=True)) if several else shapes[0]
     shape, device, who = tuple(inputs[0][1].shape), backend.device(inputs[0][1]), str(subject)
     real = {what: tuple(array.shape) for what, array, codes in inputs if codes is None}
 
@@ -153,7 +153,8 @@ def check_gradients(
             raise GradientError(str(report))
         return report
 
-    judged(who, network_faults(subject, layout.in_shape, "float64"))
+    judged(who, network_faults(subject, in_shape, "float64"))
+    layout = layout_of(subject, in_shape, trains=False)
     y_shape = (shape[0], *layout.out_shape)
 
     def own(values: Any) -> Array:
