@@ -8,7 +8,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, check_device
+from bpnet.backends import Array, Backend, check_device
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, end, needs_each_step, redraws
@@ -21,13 +21,12 @@ from bpnet.compatibility import (
     layout_for,
     warn_of_probabilities,
 )
-from bpnet.data.checks import detached
 from bpnet.data.loader import Loader
-from bpnet.data.prepare import Expected, named, prepare, validation_data
+from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
 from bpnet.engine import Engine, kind
 from bpnet.errors import BuiltError, NotBuiltError, plural
 from bpnet.layer import Layer, check_layer
-from bpnet.layout import Layout, arranged
+from bpnet.layout import Layout
 from bpnet.locking import TrainingLock, locked
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
@@ -282,7 +281,7 @@ class Trainer:
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
         """A step on a batch of another kind than the last."""
-        backend, device = self._place(x)
+        backend, device = place_of(self.network, x)
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
@@ -421,7 +420,7 @@ class Trainer:
 
     def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
-        engine, (backend, device), codes = self._have(), self._place(x), self.network.takes is not None
+        engine, (backend, device), codes = self._have(), place_of(self.network, x), self.network.takes is not None
         with backend.session(self.threads, device):
             data = self._prepare({"x": x}, values=codes)
             if size is None and data.x is x and not data.streams and not codes:
@@ -431,7 +430,7 @@ class Trainer:
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
-        backend, device = self._place(x)
+        backend, device = place_of(self.network, x)
         xp = backend.xp
         with backend.session(device=device):
             self._prepare({"x": x})  # which looks at its values
@@ -440,12 +439,6 @@ class Trainer:
                 first = int(xp.argmax(xp.astype(wrong, xp.int32)))
                 row = self._prepare({"x": x}, values=False).rows(first, first + 1)
                 raise self._have().not_a_number("what the network gives", row)
-
-    def _place(self, x: Any) -> tuple[Backend, Any]:
-        """The backend and the device of x, or of the first of its arrays."""
-        _, what, array, _ = arranged(self.network.takes, x, "x")[0]
-        backend = backend_of(array, what)
-        return backend, backend.device(detached(backend, array, what))
 
     def _prepare(self, given: Mapping[str, Any], expected: Expected | None = None, values: bool = True) -> Loader:
         """x, y and weight as batches: see `prepare`."""

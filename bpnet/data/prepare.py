@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends import Array, backend_of, common_backend, device_named
+from bpnet.backends import Array, Backend, backend_of, common_backend, device_named
 from bpnet.data.checks import (
     check_codes,
     check_finite,
@@ -12,6 +12,7 @@ from bpnet.data.checks import (
     check_target,
     check_weight,
     code_type,
+    detached,
     rows_of,
 )
 from bpnet.data.loader import Loader, StreamingLoader
@@ -44,6 +45,13 @@ def validation_data(validation: Any) -> dict[str, Any]:
     if len(validation) not in (2, 3):
         raise ShapeError(f"validation has {plural(len(validation), 'part')}; expected (x, y) or (x, y, sample_weight)")
     return {f"validation[{i}]": part for i, part in enumerate(validation) if i < 2 or part is not None}
+
+
+def place_of(network: Layer, x: Any) -> tuple[Backend, Any]:
+    """The backend and the device of x, or of the first of its arrays."""
+    _, what, array, _ = arranged(network.takes, x, "x")[0]
+    backend = backend_of(array, what)
+    return backend, backend.device(detached(backend, array, what))
 
 
 def prepare(
