@@ -115,9 +115,10 @@ def gpu(folder: Path) -> str:
     way = f"Parameters after {EQUAL_STEPS} steps, how far from NumPy's as a share of their way from the start:"
     times = "Microseconds of a training step: of the device alone, of each of eight in one launch, and of the host:"
     none = "Microseconds of cuBLASLt's products, rows x inputs x units (none: it has no such product on this device):"
+    tried = "Problems on which each technique was tried, against its definition:"
     checked = ["`bpnet check`", "right", "refused", "wrong", "largest difference that is right"]
     tables = {
-        "Problems on which each technique was tried against its definition:": [checked, *_checked(place / "check.json")],
+        tried: [checked, *_checked(place / "check.json")],
         way: [["precision", "apart", "allowed", "graphs"], *_equal(facts)],
         times: [["workload, rows", "device", "of eight, on an eighth of the rows", "host"], *_steps(facts)],
         none: [["precision, shape", *PRODUCTS], *_products(facts)],
@@ -216,7 +217,8 @@ def _checked(path: Path) -> list[list[str]]:
         some = [f for f in findings if f["name"] == name]
         right, refused = [f for f in some if f["ok"]], [f for f in some if f["refused"]]
         largest = f"{max(f['error'] for f in right):.1e}" if right else ""
-        rows.append([name, *(str(n) for n in (len(right), len(refused), len(some) - len(right) - len(refused))), largest])
+        counts = len(right), len(refused), len(some) - len(right) - len(refused)
+        rows.append([name, *map(str, counts), largest])
     return rows
 
 

@@ -13,25 +13,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
-    from bpnet import backends, errors, testing, typing
+    from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
-    from bpnet.backpropagation import value_and_grad
+    from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks import Callback, EarlyStopping, History, Progress
     from bpnet.checking import BackendReport, check_backend
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
-    from bpnet.layers.activation import (
+    from bpnet.layers.activations import Activation
+    from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
+    from bpnet.layers.activations.others import Identity, LogSoftmax, Sine, Softmax
+    from bpnet.layers.activations.parametric import Parametric, PReLU
+    from bpnet.layers.activations.rectifiers import (
+        CELU,
         ELU,
-        GELU,
-        Activation,
-        Identity,
+        SELU,
         LeakyReLU,
         ReLU,
-        Sigmoid,
-        SiLU,
-        Softmax,
+        ReLU6,
         Softplus,
-        Tanh,
+        Softshrink,
+        SquaredReLU,
     )
+    from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
+    from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.composition import Residual, Sequential
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import Dropout
@@ -45,36 +49,66 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.losses import (
         BinaryCrossEntropy,
         BinaryCrossEntropyWithLogits,
+        BinaryFocal,
+        CosineSimilarity,
         CrossEntropy,
         ElementwiseLoss,
+        Focal,
+        Gamma,
+        GaussianNLL,
+        Head,
+        Heads,
+        Hinge,
+        Huber,
+        KLDivergence,
+        LogCosh,
         Loss,
+        MeanAbsoluteError,
         MeanSquaredError,
+        Poisson,
+        Quantile,
+        RowLoss,
+        SquaredHinge,
+        Triplet,
+        Tweedie,
     )
     from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
+    from bpnet.penalties import L1, L2, Orthogonality, Penalty
     from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
+    from bpnet.unit_variance import lsuv
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ELU", "GELU", "SGD", "Activation", "Adam", "AdamW", "BackendReport", "BatchNorm", "BinaryCrossEntropy",
-    "BinaryCrossEntropyWithLogits", "Callback", "Composite", "Constant", "Cosine", "CrossEntropy", "Dense", "Dropout",
-    "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding", "Flatten", "GradientReport", "History",
-    "Identity", "Inputs",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "Loss", "MeanSquaredError", "Optimizer", "Progress", "ReLU", "Residual",
-    "Rng", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Standardize", "Tanh",
-    "Trainer", "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors", "layout_of", "load",
-    "reference", "testing", "typing", "value_and_grad",
+    "CELU", "ELU", "GELU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BackendReport",
+    "BatchNorm", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite",
+    "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
+    "ElementwiseOptimizer", "Embedding", "Flatten", "Focal", "Gamma", "GaussianNLL", "GradientReport", "HardSigmoid",
+    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "KLDivergence",
+    "Layer", "Layout", "Leaf", "LeakyReLU", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MeanAbsoluteError",
+    "MeanSquaredError", "Mish", "Optimizer", "Orthogonality", "PReLU", "Parametric", "Penalty", "Poisson", "Progress",
+    "Quantile", "ReLU", "ReLU6", "Residual", "Rng", "RowLoss", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid",
+    "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SquaredHinge", "SquaredReLU", "Standardize", "Tanh",
+    "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors",
+    "initializers", "layout_of", "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
-    "bpnet.backpropagation": "value_and_grad",
+    "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.checking": "BackendReport check_backend",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
-    "bpnet.layers.activation": "ELU GELU Activation Identity LeakyReLU ReLU Sigmoid SiLU Softmax Softplus Tanh",
+    "bpnet.layers.activations": "Activation",
+    "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
+    "bpnet.layers.activations.others": "Identity LogSoftmax Sine Softmax",
+    "bpnet.layers.activations.parametric": "Parametric PReLU",
+    "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
+    "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
+    "bpnet.layers.activity": "ActivityPenalty",
     "bpnet.layers.composition": "Residual Sequential",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "Dropout",
@@ -85,12 +119,15 @@ _HOMES = {
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
-    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits CrossEntropy ElementwiseLoss Loss "
-    "MeanSquaredError",
+    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
+    "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
+    "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
     "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
+    "bpnet.penalties": "L1 L2 Orthogonality Penalty",
     "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
+    "bpnet.unit_variance": "lsuv",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -12,7 +12,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, common_backend, definitions
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import current, ends_sessions
-from bpnet.data.checks import detached
+from bpnet.data.checks import check_target, check_x, detached
 from bpnet.data.loader import Batch, take_rows
 from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
@@ -21,6 +21,7 @@ from bpnet.layout import GradBuffer, Layout, arranged, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import clip_by_global_norm
 from bpnet.options import flag, whole
+from bpnet.penalties import Penalty, check_penalties, with_penalties
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.typing import AnyArray, AnyInput, LossName
@@ -44,6 +45,7 @@ def loss_and_gradient(
     precision: str = "float32",
     micro_batch: int | None = None,
     clip_norm: float | None = None,
+    penalties: Sequence[Penalty] = (),
     grad_buffers: list[GradBuffer] | None = None,
     block: int = 0,
     total: Any = None,
@@ -64,9 +66,9 @@ def loss_and_gradient(
         total = float(count)
         if weight is not None:
             total = xp.sum(weight if rows is None else xp.take(weight, rows))
-            total = xp.maximum(
-                total, float(xp.finfo(theta.dtype).smallest_normal)
-            )  # rows of no weight: no loss, not NaN
+            least = float(xp.finfo(theta.dtype).smallest_normal)
+            total = xp.maximum(total, least)  # rows of no weight: no loss, not NaN
+        total = loss.total(total)
         couples = network.couples_rows or network.updates_buffers
         parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
         if micro_batch is not None and not couples and max(stop - start for start, stop in parts) > micro_batch:
@@ -77,6 +79,7 @@ def loss_and_gradient(
             options |= {"layout": layout, "loss": loss, "views": lambda *_: p}
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
+            value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x = each_array(lambda a: xp.take(a, rows, axis=0), x)
@@ -86,14 +89,18 @@ def loss_and_gradient(
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
     run = Run(backend, training, (seed, number, block), context)
+    run.terms, run.share = ([] if training else None), (weight, total)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)
     value, dy = measure(run, output, y, weight, total)
+    for term in run.terms or ():
+        value = value + term
     _, grads = part.backward(run, p, cache, dy, False)
     updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
     grad = layout.join(backend, grads) if buffer is None else buffer.join(grads)
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
+    value, grad = with_penalties(backend, layout, penalties, theta, value, grad)  # those of a block are none
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None
@@ -137,6 +144,7 @@ def value_and_grad(
     *,
     sample_weight: AnyArray | None = None,
     buffers: AnyArray | None = None,
+    penalties: Sequence[Penalty] = (),
     seed: int = 0,
     training: bool = True,
 ) -> tuple[Array, Array]:
@@ -168,8 +176,25 @@ def value_and_grad(
             buffers = check_vector(backend, buffers, layout.buffer_size, like.dtype, "buffers")
         backend = definitions(backend) if current.reference else backend
         options: dict[str, Any] = {"layout": layout, "loss": criterion, "seed": seed, "training": training}
+        options |= {"penalties": check_penalties(penalties)}
         value, grad, _ = loss_and_gradient(backend, theta, buffers, *data.whole_batch(), 0, **options)
     return value, grad
+
+
+@ends_sessions
+def row_losses(loss: LossName | Loss, output: AnyArray, target: AnyArray) -> Array:
+    """The loss of every row of a network's output for its target, a vector: elsewhere the reduction "none".
+
+    Their mean is the loss of all, or by its `reduction` their sum.  Raises ArrayMismatchError, ShapeError, DTypeError
+    or DataError on unfit arguments.
+    """
+    criterion = resolve(Loss, "loss", loss)
+    common_backend({"output": output, "target": target})
+    backend, output = check_x(output, "output")
+    with backend.session(device=backend.device(output)):
+        shape = tuple(output.shape)
+        target = check_target(backend, criterion, shape[1:], shape[0], output.dtype, target, "target", "output")
+        return criterion.rows(Run(backend), output, target)
 
 
 def type_of(backend: Backend, x: Array) -> tuple[str, float, float]:

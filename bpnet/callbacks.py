@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from bpnet.errors import ArgumentError, OptionError, RecordError, UnknownNameError, closest, kind_of, shown
+from bpnet.metrics import larger_is_better
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class History:
 
 def describe(record: Record) -> str:
     """A record in one line."""
-    values = [f"{name} {record[name]:#.4g}" for name in ("loss", "val_loss", "val_accuracy") if name in record]
+    shown = [name for name, value in record.items() if isinstance(value, float) and name not in ("lr", "seconds")]
+    values = [f"{name} {record[name]:#.4g}" for name in shown]
     return "  ".join([f"epoch {record['epoch']:>3}", *values, f"{record['seconds']:.2f} s"])
 
 
@@ -125,7 +127,8 @@ def unrecorded(text: str, name: str, names: Collection[str]) -> str:
 class EarlyStopping(Callback):
     """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
 
-    A quantity whose name ends in "accuracy" is better when larger, any other when smaller.
+    Which is better, larger or smaller, is what the metric of that name says; of any other quantity smaller is, unless
+    its name ends in "accuracy".
     """
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
@@ -135,7 +138,7 @@ class EarlyStopping(Callback):
             )
         self.monitor, self.patience = monitor, whole("patience", patience, 1)
         self.min_delta = number("min_delta", min_delta, 0.0, math.inf, closed="left")
-        self.sign = -1.0 if monitor.endswith("accuracy") else 1.0
+        self.sign = -1.0 if larger_is_better(monitor) else 1.0
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         self.best, self.waited = math.inf, 0

@@ -2,20 +2,24 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backpropagation import type_of
 from bpnet.data.checks import check_like
 from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown
 from bpnet.layer import InShape, Layer, Params, leaves
-from bpnet.layers.activation import Sigmoid, Softmax
+from bpnet.layers.activations.others import Softmax
+from bpnet.layers.activations.sigmoids import Sigmoid
 from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
 from bpnet.optimizers import Optimizer
 from bpnet.options import check_range
 from bpnet.protocol import check_network
+
+if TYPE_CHECKING:
+    from bpnet.trainer import Trainer
 
 
 def check_compile(choice: Any) -> bool | str:
@@ -66,14 +70,12 @@ def check_precision(precision: str, backend: Backend, like: Array) -> None:
         )
 
 
-def check_options(
-    backend: Backend, like: Array, network: Layer, loss: Loss, optimizer: Optimizer, clip_norm: float | None
-) -> None:
-    """Raise OptionError where an option is too small or too large for the type of `like`."""
+def check_options(backend: Backend, like: Array, trainer: "Trainer") -> None:
+    """Raise OptionError where an option of a trainer is too small or too large for the type of `like`."""
     numbers = type_of(backend, like)
-    for part in (network, loss, optimizer):
+    for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
         part.check_type(*numbers)
-    check_range("clip_norm", min(clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
+    check_range("clip_norm", min(trainer.clip_norm or 0.0, 1.0), *numbers)  # one that is large changes no gradient
 
 
 def check_parameters(tree: Any, own: Params) -> None:

@@ -9,12 +9,12 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, definitions
-from bpnet.backends.base import State
+from bpnet.backends import Array, Backend, definitions, get
+from bpnet.backends.base import State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import check_codes, check_finite, check_target, detached
@@ -25,7 +25,9 @@ from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Input, row_count
 from bpnet.layout import Layout
 from bpnet.losses import Loss
+from bpnet.metrics import Metric, Statistics
 from bpnet.optimizers import Optimizer
+from bpnet.penalties import Penalty
 from bpnet.step import (
     Carry,
     Snapshot,
@@ -64,6 +66,7 @@ class Engine:
     optimizer: Optimizer
     seed: int
     clip_norm: float | None
+    penalties: tuple[Penalty, ...]
     threads: int | None
     precision: str
     micro_batch: int | None
@@ -74,23 +77,26 @@ class Engine:
     good: Snapshot | None = None  # where checked steps go back to
     checked: Any = None  # the state that the last one left: it may have been set since
     without_nan: Any = None  # the state that was found to have none
+    scoring: dict[tuple[Metric, ...], Callable[..., Any]] = field(default_factory=dict)  # by what it gives besides
 
     def __post_init__(self) -> None:
         layout, views, backend = self.layout, Views(self.layout), self.backend
-        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm"
+        for penalty in self.penalties:
+            penalty.slots(layout)  # or the error that there are none
+        names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm", "penalties"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         gradient = partial(loss_and_gradient, **options)
         step = training_step(layout, self.optimizer, gradient)
-        plain = outputs(layout, views, self.precision), scores(layout, views, self.loss, self.precision)
-        self.outputs, self.scores = (backend.compile(function, choice=self.compile) for function in plain)
+        plain = outputs(layout, views, self.precision)
+        self.outputs = backend.compile(plain, choice=self.compile)
         if self.optimizer.traceable:
             self.step = backend.compile(step, donate=True, choice=self.compile)
         else:
             self.gradient = compiled = backend.compile(gradient, choice=self.compile)
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
-        functions = self.step, self.outputs, self.scores
-        self.plain: dict[Any, Any] = dict(zip(functions, (step, *plain), strict=True))  # what `bp.reference` runs
+        self.plain: dict[Any, Any] = {self.step: step, self.outputs: plain}  # what `bp.reference` runs
+        self.views = views
         self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -201,46 +207,42 @@ class Engine:
         """
         backend, xp = self.backend, self.backend.xp
         singly = singly or data.streams or current.reference or not self.optimizer.traceable
-        together = 1 if singly else backend.max_steps_per_launch
-        together = together if data.count >= together * batch_size else 1
+        together, whole = 1 if singly else backend.max_steps_per_launch, data.count // batch_size
+        if whole < together:
+            together = max(whole, 1) if shuffle else 1  # in their order, few batches are read where they lie
         order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
         losses: list[Array] = []
-        totals: list[Array] = []
         with self.session(min(batch_size, data.count), -(-data.count // batch_size)):
-            for i, (loss, bw, rows) in enumerate(self._steps(data, batch_size, order, together)):
+            for i, loss in enumerate(self._steps(data, batch_size, order, together)):
                 losses.append(loss)
-                if bw is not None:
-                    totals.append(xp.sum(bw if rows is None else xp.take(bw, rows)))
                 after(i + 1)
+            sizes = data.sizes(batch_size, order)  # while a device computes
             with self.looking():
                 arrays = vectors(self.carry)
-                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays], *totals])
-            values, sizes = known[: len(losses)], known[len(losses) + len(arrays) :]
+                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays]])
+            values = known[: len(losses)]
             finite = all(map(math.isfinite, values)) and (
                 all(map(math.isfinite, known)) or is_finite_step(backend, losses[-1], arrays, before[0])
             )
             if not finite:
                 self._repeat(data.batches(batch_size, order), before)
-        sizes = sizes or [min(batch_size, data.count - i * batch_size) for i in range(len(values))]
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
+        mean = mean if self.loss.reduction == "mean" else sum(values)
         lr = self.optimizer.learning_rate(self.count - 1)
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
 
-    def _steps(
-        self, data: Loader, batch_size: int, order: Any, together: int
-    ) -> Iterator[tuple[Array, Array | None, Array | None]]:
-        """Do the steps of an epoch, `together` by one launch where the backend can: their losses, weights and rows."""
+    def _steps(self, data: Loader, batch_size: int, order: Any, together: int) -> Iterator[Array]:
+        """Do the steps of an epoch, `together` by one launch where the backend can: their losses."""
         for x, y, weight, rows in data.batches(together * batch_size, order):
             if together == 1:
-                yield self.advance(x, y, weight, rows), weight, rows
+                yield self.advance(x, y, weight, rows)
                 continue
             assert rows is not None
             full = rows.shape[0] == together * batch_size
             losses = self.run_steps(x, y, weight, rows, together) if full else None
             for i, (first, last) in enumerate(parts(rows.shape[0], batch_size)):
-                some = rows[first:last]
-                yield self.advance(x, y, weight, some) if losses is None else losses[i], weight, some
+                yield self.advance(x, y, weight, rows[first:last]) if losses is None else losses[i]
 
     # ---- divergence ---------------------------------------------------------------------------------------------
 
@@ -322,13 +324,17 @@ class Engine:
             text += f"\nnot compiled: update of {self.optimizer}, which says so by its `traceable`"
         return Explanation(text)
 
-    def predict(self, data: Loader, size: int | None) -> tuple[list[Array], float]:
-        """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs."""
+    def predict(self, data: Loader, size: int | None, check: bool) -> tuple[list[Array], float]:
+        """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs.
+
+        Without `check` there is no sum, and nobody waits for a device unless the data stream through it.
+        """
         results: list[Array] = []
         totals: list[Array] = []
         to_host = self.backend.to_host
         with self.session(data.count):
-            self.check_nan()
+            if check:
+                self.check_nan()
             for x, *_ in data.batches(size):
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
@@ -337,36 +343,72 @@ class Engine:
                 totals.append(total)
             if data.streams:
                 results[-1] = to_host(results[-1])
-            return results, sum(self.backend.fetch(totals))
+            return results, sum(self.backend.fetch(totals)) if check else 0.0
 
-    def evaluate(self, data: Loader, size: int | None) -> dict[str, float]:
-        """The loss, and for a loss of classes the accuracy; raises DivergedError where the loss is NaN."""
-        backend = self.backend
+    def scores(self, metrics: tuple[Metric, ...]) -> Callable[..., Any]:
+        """The compiled function of that name with these metrics."""
+        if metrics not in self.scoring:
+            plain = scores(self.layout, self.views, self.loss, self.precision, metrics)
+            self.scoring[metrics] = self.backend.compile(plain, choice=self.compile)
+            self.plain[self.scoring[metrics]] = plain
+        return self.scoring[metrics]
+
+    def evaluate(self, data: Loader, size: int | None, metrics: tuple[Metric, ...] = ()) -> dict[str, Any]:
+        """The loss, for a loss of classes the accuracy, and metrics; raises DivergedError where the loss is NaN."""
+        backend, function = self.backend, self.scores(metrics)
+        found: list[Any] = []
+        lots: list[Any] = []  # of the metrics' statistics
         with self.session(data.count):
             self.check_nan()
-            total = data.total_weight()
+            total = self.loss.total(data.total_weight())
             size = min(data.largest_batch() if size is None else size, COUNTED)
-            found = [self.forward(self.scores, x, y, weight, total) for x, y, weight, _ in data.batches(size)]
+            for x, y, weight, _ in data.batches(size):
+                *numbers, statistics = self.forward(function, x, y, weight, total)
+                found.append(numbers)
+                if lots:  # while this batch is computed
+                    lots[-1] = self._on_host(lots[-1])
+                lots.append(statistics)
             values, rights, counted = zip(*found, strict=True)
             losses = backend.fetch(values)
-            result = {"loss": sum(losses)}
+            result: dict[str, Any] = {"loss": sum(losses)}
             if math.isnan(result["loss"]):
                 first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
                 raise self.not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
             if rights[0] is not None:
                 rows = data.count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
-        return result
+            return result | self._results(metrics, [*lots[:-1], self._on_host(lots[-1])])
 
-    def validate(self, data: Loader, size: int, before: Snapshot) -> dict[str, float]:
-        """The same after an epoch; where the loss is NaN, go back to `before`."""
+    def _on_host(self, statistics: tuple[Statistics, ...]) -> list[Statistics]:
+        """Of each metric, in float64."""
+        to_host = self.backend.to_host
+        return [tuple(to_host(array).astype("float64") for array in some) for some in statistics]
+
+    def _results(self, metrics: tuple[Metric, ...], lots: list[list[Statistics]]) -> dict[str, Any]:
+        """The metrics, by name, from the statistics of each batch."""
+        host, found = get("numpy"), {}
+        with host.session():
+            for metric, some in zip(metrics, zip(*lots, strict=True), strict=True):
+                sums = by_halves(some, partial(metric.combine, host))
+                found[metric.key] = metric.result(host.xp, self.loss, *sums)
+        return found
+
+    def validate(
+        self,
+        data: Loader,
+        size: int,
+        before: Snapshot,
+        metrics: tuple[Metric, ...] = (),
+        which: str = "validation",
+    ) -> dict[str, Any]:
+        """The same after an epoch; where the loss is NaN, go back to `before`.  `which` data is for the error."""
         try:
-            return self.evaluate(data, size)
+            return self.evaluate(data, size, metrics)
         except DivergedError as error:
             step = self.count
             self.restore(before)
             raise DivergedError(
-                f"training diverged at step {step} or before, as the validation data show: {error}. "
+                f"training diverged at step {step} or before, as the {which} data show: {error}. "
                 f"{what_was_kept(self.backend, self.state.now)}"
             ) from error
 

@@ -60,6 +60,10 @@ class Leaf:
     decay: bool | None = None
 
 
+TRUNCATED = 0.87962566103423978
+"""Standard deviation of a standard normal variable that is within -2 ... 2."""
+
+
 class Rng:
     """Draws start values on the host, so one seed gives one start on every library."""
 
@@ -76,6 +80,29 @@ class Rng:
     def normal(self, shape: Shape, deviation: float) -> Any:
         """Normally, around zero."""
         return self._generator.normal(0.0, deviation, shape)
+
+    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
+        """Normally, around zero, drawn again until within two widths, which are chosen so that `deviation` is left."""
+        found = self._generator.normal(0.0, width := deviation / TRUNCATED, shape)
+        while (beyond := abs(found) > 2.0 * width).any():
+            found[beyond] = self._generator.normal(0.0, width, int(beyond.sum()))
+        return found
+
+    def orthogonal(self, shape: Shape) -> Any:
+        """A matrix evenly among those with orthonormal columns, or rows where these are fewer (Mezzadri 2007).
+
+        Axes before the last count as rows.
+        """
+        import numpy
+
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        q, r = numpy.linalg.qr(self._generator.normal(0.0, 1.0, (max(rows, columns), min(rows, columns))))
+        q = q * numpy.where(numpy.diagonal(r) < 0.0, -1.0, 1.0)
+        return (q.T if rows < columns else q).reshape(shape)
+
+    def scaled(self, values: Any, factor: float) -> Any:
+        """Values that were drawn, times a factor."""
+        return values * factor
 
     def full(self, shape: Shape, value: float) -> Any:
         """The same value everywhere."""
@@ -112,6 +139,15 @@ class ShapeRng(Rng):
     def normal(self, shape: Shape, deviation: float) -> Any:
         return self.full(shape, 0.0)
 
+    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
+        return self.full(shape, 0.0)
+
+    def orthogonal(self, shape: Shape) -> Any:
+        return self.full(shape, 0.0)
+
+    def scaled(self, values: Any, factor: float) -> Any:
+        return values
+
 
 KERNELS: dict[str, Callable[..., Any]] = {}
 """The definitions of all kernels, by name."""
@@ -140,7 +176,7 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "training", "xp")
+    __slots__ = ("backend", "context", "key", "share", "terms", "training", "xp")
 
     def __init__(self, backend: Backend, training: bool = False, key: Key = (0,), context: Any = None) -> None:
         self.backend = backend
@@ -148,10 +184,24 @@ class Run:
         self.training = training
         self.key = key
         self.context = backend.context() if context is None else context
+        self.terms: list[Array] | None = None
+        """What layers add to the loss of these rows, where there is one; each is a number."""
+        self.share: tuple[Array | None, Any] = (None, 1.0)
+        """The weights of these rows (None: all 1), and that of the whole batch."""
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
-        return Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
+        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
+        run.terms, run.share = self.terms, self.share
+        return run
+
+    def shared(self, x: Array) -> Array:
+        """x times the share that its row has in the batch, 0 for a row of no weight, whatever it has."""
+        weight, total = self.share
+        if weight is None:
+            return x * (1.0 / total)
+        factor = self.xp.reshape(weight, (weight.shape[0],) + (1,) * (x.ndim - 1)) * (1.0 / total)
+        return self.xp.where(factor > 0.0, x * factor, 0.0)
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:

@@ -34,6 +34,22 @@ fraction = partial(number, low=0.0, high=1.0, closed="left")
 """As `number`, in (0, inf), [0, inf) and [0, 1)."""
 
 
+def numbers(what: str, values: Any, low: float, high: float, closed: str = "both") -> tuple[float, ...]:
+    """At least one number, each as `number` has it, as a tuple; raises OptionError."""
+    several = list(values) if isinstance(values, Sequence) or hasattr(values, "__array__") else []
+    if isinstance(values, str | bytes) or not several:
+        raise OptionError(f"{what} is {shown(values)}; expected several numbers, such as (0.5, 1.5)")
+    return tuple([number(f"{what}[{i}]", value, low, high, closed) for i, value in enumerate(several)])
+
+
+def number_or_numbers(
+    what: str, value: Any, low: float, high: float, closed: str = "both"
+) -> float | tuple[float, ...]:
+    """One number, or at least one of several as a tuple; raises OptionError."""
+    several = (isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0) and not isinstance(value, str | bytes)
+    return numbers(what, value, low, high, closed) if several else number(what, value, low, high, closed)
+
+
 def whole(what: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """`value` as an int of at least `least`, and at most `most`; raises OptionError."""
     try:

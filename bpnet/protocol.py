@@ -101,7 +101,7 @@ def _layer_faults(where: str, layer: Layer, in_shape: InShape, dtype: str) -> Fa
     x, dy = (run.xp.ones(shape, dtype=dtype) for shape in (x_shape, y_shape))
     x = x if layer.takes is None else run.xp.zeros(x_shape, dtype="int32")
     with suppress(Exception), run.backend.session():  # it may need another library or other rows: a step shows that
-        p = layout.views(run.backend, *(run.backend.from_host(v, x.dtype) for v in layout.start(0)))
+        p = layout.views(run.backend, *(run.backend.from_host(v, dy.dtype) for v in layout.start(0)))
         made: Any = layer.forward(run, p, x)
         found = forward_faults(where, made, x_shape, y_shape, dtype)
         for need_dx in () if found else (True, False):

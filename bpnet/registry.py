@@ -6,7 +6,7 @@ defined, so a user's own layer can be saved and loaded too.
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -84,8 +84,8 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in _classes[base.kind].items():
-        if issubclass(cls, base) and is_dataclass(cls) and not name.startswith("_"):
-            for alias, options in (cls.names or {name: {}}).items():
+        if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
+            for alias, options in (cls.names or ({name: {}} if _default(cls) else {})).items():
                 found[alias] = (cls, options)
     return found
 
@@ -151,10 +151,20 @@ def _default(cls: type[Registered]) -> bool:
 
 
 def describe(value: Any) -> Any:
-    """A Registered object as JSON values, from which `restore` makes an equal."""
+    """A Registered object as JSON values, from which `restore` makes an equal.
+
+    Raises ArgumentError where an option is a function, which no file holds.
+    """
     if isinstance(value, Registered):
-        options = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.init}  # type: ignore[arg-type]
-        return {value.kind: type(value).__name__, **options}
+        base = type(value).__mro__[1].__name__
+        options = {f.name: getattr(value, f.name) for f in fields(value) if f.init}  # type: ignore[arg-type]
+        for name, option in options.items():
+            if callable(option) and not isinstance(option, Registered):
+                raise ArgumentError(
+                    f"{value} can't be saved, since its {name} is a function and files hold no code: write a class of "
+                    f"your own, a frozen dataclass that derives from bp.{base}"
+                )
+        return {value.kind: type(value).__name__, **{name: describe(option) for name, option in options.items()}}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
     return value

@@ -6,7 +6,8 @@ arrays and numbers cross its border.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from bpnet.backends import Array, Backend
@@ -18,6 +19,7 @@ from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Input, Params, Run, row_count
 from bpnet.layout import Layout
 from bpnet.losses import Loss
+from bpnet.metrics import Metric, Statistics
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
 
@@ -158,30 +160,41 @@ def outputs(
 
 
 def scores(
-    layout: Layout, views: Views, loss: Loss, precision: str = "float32"
-) -> Callable[..., tuple[Array, Array | None, Array | None]]:
+    layout: Layout, views: Views, loss: Loss, precision: str = "float32", metrics: Sequence[Metric] = ()
+) -> Callable[..., tuple[Array, Array | None, Array | None, tuple[Statistics, ...]]]:
     """scores(backend, theta, buffers, x, y, weight, total): these rows' share of the loss, and what is right of them.
 
     That is the weight of the rows for which the prediction is right, and of all rows, added up in the same order, so
     that their ratio is no more than 1; without weights the number of those rows, and None.  For a loss without classes
-    both are None.
+    both are None.  Then the statistics of each of the metrics.
     """
+
+    def statistics(run: Run, output: Array, y: Array, weight: Array | None) -> tuple[Statistics, ...]:
+        if not metrics:
+            return ()
+        rows = output.shape[0]
+        each = run.xp.ones_like(run.xp.reshape(output, (rows, -1))[:, 0]) if weight is None else weight
+        return tuple([metric.statistics(run, loss, output, y, each) for metric in metrics])
 
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Input, y: Array, weight: Array | None, total: Any
-    ) -> tuple[Array, Array | None, Array | None]:
-        def of_block(run: Run, output: Array, x: Input, y: Array, weight: Array | None) -> tuple[Array | None, ...]:
+    ) -> tuple[Array, Array | None, Array | None, tuple[Statistics, ...]]:
+        def of_block(run: Run, output: Array, x: Input, y: Array, weight: Array | None) -> tuple[Any, ...]:
             value, right = loss(run, output, y, weight, total)[0], loss.correct(run, output, y)
+            found = statistics(run, output, y, weight)
             if right is None:
-                return value, None, None
+                return value, None, None, found
             if weight is None:
-                return value, run.xp.sum(right), None
-            return value, run.xp.sum(right * weight), run.xp.sum(weight)
+                return value, run.xp.sum(right), None, found
+            return value, run.xp.sum(right * weight), run.xp.sum(weight), found
 
-        found = _of_blocks(of_block, backend, layout, precision, views(backend, theta, buffers), x, y, weight)
-        value, right, counted = (
-            None if some[0] is None else backend.total(some, backend.add_to) for some in zip(*found, strict=True)
-        )
-        return value, right, counted
+        blocks = _of_blocks(of_block, backend, layout, precision, views(backend, theta, buffers), x, y, weight)
+        *numbers, each = zip(*blocks, strict=True)
+        value, right, counted = (None if some[0] is None else backend.total(some, backend.add_to) for some in numbers)
+        joined = [
+            backend.total(some, partial(metric.combine, backend))
+            for metric, some in zip(metrics, zip(*each, strict=True), strict=True)
+        ]
+        return value, right, counted, tuple(joined)
 
     return function

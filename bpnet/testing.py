@@ -16,10 +16,8 @@ from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve
+from bpnet.slopes import STEPS
 from bpnet.typing import AnyArray, AnyInput, LossName
-
-STEPS = (1e-4, 1e-5, 1e-6)
-"""Half-widths of the differences; the one that agrees best counts, since a kink or rounding spoils some of them."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def check_gradients(
             """The quantity, and its derivative with respect to the output."""
             if loss is None:
                 return backend.xp.sum(output * r), r
-            return criterion(run, output, target, None, float(shape[0]))
+            return criterion(run, output, target, None, criterion.total(float(shape[0])))
 
         if loss is not None:
             of_loss = f"the loss {criterion}"

@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from threading import get_ident
@@ -11,7 +10,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, check_device
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
-from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, end, needs_each_step, redraws
+from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, redraws
 from bpnet.compatibility import (
     check_compile,
     check_micro_batch,
@@ -25,18 +24,18 @@ from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
 from bpnet.engine import Engine, kind
 from bpnet.errors import BuiltError, NotBuiltError, plural
+from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout
 from bpnet.locking import TrainingLock, locked
 from bpnet.losses import Loss
+from bpnet.metrics import Metric, check_metrics
 from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
+from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.step import Carry, Snapshot, check_snapshot, start
-from bpnet.typing import AnyArray, AnyInput, LossName, OptimizerName, Precision
-
-LEAST_EVALUATED = 8192
-"""Rows of held-out data that are evaluated at a time, where batches are smaller."""
+from bpnet.typing import AnyArray, AnyInput, LossName, MetricName, OptimizerName, Precision
 
 
 class Trainer:
@@ -52,6 +51,7 @@ class Trainer:
     optimizer : a name ("adam", "adamw", "sgd") or an `Optimizer`
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
+    penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
     threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
@@ -86,6 +86,7 @@ class Trainer:
         *,
         seed: int = 0,
         clip_norm: float | None = None,
+        penalties: Sequence[Penalty] = (),
         threads: int | None = None,
         precision: Precision = "float32",
         device: str | None = None,
@@ -97,6 +98,7 @@ class Trainer:
         self.optimizer = resolve(Optimizer, "optimizer", optimizer)
         self.seed = whole("seed", seed, 0)
         self.clip_norm = None if clip_norm is None else number("clip_norm", clip_norm, 0.0, math.inf, closed="neither")
+        self.penalties = check_penalties(penalties)
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
@@ -150,13 +152,23 @@ class Trainer:
     def _start(self, data: Loader) -> Engine:
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
-        check_options(data.backend, data.like, self.network, self.loss, self.optimizer, self.clip_norm)
+        check_options(data.backend, data.like, self)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 
     def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> Engine:
-        check_options(backend, carry[0], self.network, self.loss, self.optimizer, self.clip_norm)
-        names = ("loss", "optimizer", "seed", "clip_norm", "threads", "precision", "micro_batch", "compile")
+        check_options(backend, carry[0], self)
+        names = (
+            "loss",
+            "optimizer",
+            "seed",
+            "clip_norm",
+            "penalties",
+            "threads",
+            "precision",
+            "micro_batch",
+            "compile",
+        )
         options = {name: getattr(self, name) for name in names}
         self._engine = engine = Engine(backend, layout, State(carry, step_count), **options)
         return engine
@@ -285,7 +297,7 @@ class Trainer:
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
-            if data.x is x and data.y is y and not data.streams:  # nor need the next of this kind be converted
+            if data.x is x and data.y is y and data.weight is None and not data.streams:  # nor convert the next
                 engine.known_batch = kind(x, y), backend, device, engine.cost(data.count)
             with engine.session(data.count):
                 batch = data.whole_batch()
@@ -302,6 +314,7 @@ class Trainer:
         validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
         shuffle: bool = True,
+        metrics: Sequence[MetricName | Metric] = (),
         callbacks: Sequence[Callback] = (),
         progress: bool | None = None,
     ) -> History:
@@ -315,6 +328,8 @@ class Trainer:
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed
+        metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
+            pass over them, as "accuracy", and of the validation data as "val_accuracy"
         callbacks : called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
 
@@ -330,55 +345,39 @@ class Trainer:
         data, held_out = self._prepare(named(x, y, sample_weight)), None
         if validation is not None:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
-        engine, evaluated = self._engine or self._start(data), self.micro_batch or max(batch_size, LEAST_EVALUATED)
+        metrics = check_metrics(metrics, self.loss, data.layout.out_shape)
+        engine = self._engine or self._start(data)
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
         if progress:
             listeners.insert(0, Progress())
-        singly = any(map(needs_each_step, listeners))
-
-        def after(step: int) -> None:
-            for callback in listeners:
-                callback.on_step_end(self, step)
-
         self.stop = False
-        begun: list[Callback] = []
-        try:
-            for callback in listeners:
-                callback.on_train_begin(self, epochs, -(-data.count // batch_size))
-                begun.append(callback)
-            for _ in range(epochs):
-                started, before = time.perf_counter(), engine.snapshot()
-                record = engine.epoch(data, batch_size, len(self.history), shuffle, singly, after, before)
-                if held_out is not None:
-                    found = engine.validate(held_out, evaluated, before)
-                    record |= {f"val_{name}": value for name, value in found.items()}
-                record["seconds"] = time.perf_counter() - started
-                self.history.epochs.append(record)
-                for callback in listeners:
-                    callback.on_epoch_end(self, record)
-                if self.stop:
-                    break
-        except BaseException as error:
-            end(begun, self, error)
-            raise
-        end(begun, self)
+        more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners}
+        run_epochs(self, engine, data, held_out, epochs=epochs, batch_size=batch_size, **more)
         return self.history
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
     @locked("read")
     def evaluate(
-        self, x: AnyInput, y: AnyArray, *, sample_weight: AnyArray | None = None, batch_size: int | None = None
-    ) -> dict[str, float]:
+        self,
+        x: AnyInput,
+        y: AnyArray,
+        *,
+        sample_weight: AnyArray | None = None,
+        batch_size: int | None = None,
+        metrics: Sequence[MetricName | Metric] = (),
+    ) -> dict[str, Any]:
         """The loss over the rows, and for a loss of classes the accuracy: the share (by weight) of rows that are right.
 
-        `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where the loss is NaN, as from
-        parameters that are; one that is infinite is a result.
+        `metrics` are names or objects of `bpnet.metrics`, given besides.  `batch_size` bounds the rows that are
+        computed at a time.  Raises DivergedError where the loss is NaN, as from parameters that are; one that is
+        infinite is a result.
         """
         engine, data = self._have(), self._prepare(named(x, y, sample_weight))
-        return engine.evaluate(data, self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1))
+        size = self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1)
+        return engine.evaluate(data, size, check_metrics(metrics, self.loss, engine.layout.out_shape))
 
     @locked("train")
     def explain(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
@@ -390,13 +389,13 @@ class Trainer:
         data = self._prepare(named(x, y, sample_weight))
         return (self._engine or self._start(data)).explain(data)
 
-    def predict(self, x: AnyInput, *, batch_size: int | None = None) -> Array:
+    def predict(self, x: AnyInput, *, batch_size: int | None = None, check: bool = True) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
-        parameters that are; one that is infinite is a result.
+        parameters that are; one that is infinite is a result.  `check=False` looks at no value, and waits for none.
         """
-        outer, own, engine = current.session, self._lock, self._have()
+        outer, own, engine, check = current.session, self._lock, self._have(), check is True or flag("check", check)
         count, known = own.count, engine.known_inputs
         if own.lock.locked() and own.thread != get_ident():
             raise own.refused("predict")
@@ -404,11 +403,12 @@ class Trainer:
             if batch_size is None and known is not None and kind(x) == known[0]:
                 _, backend, device, cost = known
                 with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
-                    engine.check_nan()
+                    if check:
+                        engine.check_nan()
                     result, total = engine.forward(engine.outputs, x)
-                    (total,) = backend.fetch((total,))
+                    (total,) = backend.fetch((total,)) if check else (0.0,)
             else:
-                result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size)
+                result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size, check)
             if not math.isfinite(total):
                 self._check_outputs(x, result)
         except BaseException:
@@ -418,14 +418,14 @@ class Trainer:
             raise own.refused("predict")
         return result
 
-    def _predict(self, x: Array, size: int | None) -> tuple[Array, float]:
-        """The outputs for rows of another kind than the last, or batch by batch, and the sum of rows and outputs."""
+    def _predict(self, x: Array, size: int | None, check: bool) -> tuple[Array, float]:
+        """The outputs for rows of another kind than the last, or batch by batch; the sum of all, where it is wanted."""
         engine, (backend, device), codes = self._have(), place_of(self.network, x), self.network.takes is not None
         with backend.session(self.threads, device):
-            data = self._prepare({"x": x}, values=codes)
+            data = self._prepare({"x": x}, values=codes and check)
             if size is None and data.x is x and not data.streams and not codes:
                 engine.known_inputs = kind(x), backend, device, engine.cost(data.count)
-            results, total = engine.predict(data, size)
+            results, total = engine.predict(data, size, check)
             return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
     def _check_outputs(self, x: Array, result: Array) -> None:

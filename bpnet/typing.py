@@ -28,15 +28,32 @@ AnyInput = AnyArray | Mapping[str, AnyArray] | tuple[AnyArray, ...]
 """What a network is given: an array, or for one that takes several a dict or a tuple of them."""
 
 ActivationName = Literal[
-    "elu", "gelu", "gelu_tanh", "identity", "leaky_relu", "linear", "relu", "sigmoid", "silu", "softmax", "softplus",
-    "swish", "tanh",
+    "celu", "elu", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish", "hard_tanh", "identity", "leaky_relu", "linear",
+    "log_sigmoid", "log_softmax", "mish", "parametric_mish", "parametric_selu", "prelu", "relu", "relu6", "selu",
+    "sigmoid", "silu", "sine", "softmax", "softplus", "softshrink", "softsign", "squared_relu", "swish", "tanh",
 ]  # fmt: skip
 """Names of activations."""
 
+InitializerName = Literal[
+    "glorot_normal", "glorot_truncated_normal", "glorot_uniform", "he_normal", "he_truncated_normal", "he_uniform",
+    "lecun_normal", "lecun_truncated_normal", "lecun_uniform", "normal", "ones", "orthogonal", "siren", "torch",
+    "uniform", "zeros",
+]  # fmt: skip
+"""Names of initializers."""
+
 LossName = Literal[
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "mean_squared_error", "mse"
-]
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_focal", "cosine_similarity", "cross_entropy",
+    "focal", "gamma", "gaussian_nll", "hinge", "huber", "kl_divergence", "log_cosh", "mae", "mean_absolute_error",
+    "mean_squared_error", "mse", "poisson", "quantile", "squared_hinge", "triplet", "tweedie",
+]  # fmt: skip
 """Names of losses."""
+
+MetricName = Literal[
+    "accuracy", "average_precision", "balanced_accuracy", "brier", "calibration_error", "confusion_matrix", "f0.5",
+    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "precision_score", "r2", "recall", "rmse", "roc_auc",
+    "spearman", "top_k_accuracy",
+]  # fmt: skip
+"""Names of metrics."""
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 """Names of optimizers."""

@@ -28,9 +28,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one of the processes o
 
 import numpy as np
 import pytest
-from cuda_on_host import host  # noqa: F401 - a fixture
-from fake_cupy import world  # noqa: F401 - a fixture
 from support import substitute
+from support.world import world  # noqa: F401 - a fixture
 
 import bpnet as bp
 from bpnet.compiler import verify
@@ -43,8 +42,11 @@ gc.set_threshold(100_000)  # to look through all that JAX and PyTorch hold takes
 verify.STRICT = True  # whatever the tests compile is checked, and no fault of the compiler is passed over
 
 ON_SUBSTITUTE = {
-    f"test_{of}.py" for of in ("activations", "layers", "losses", "optimizers", "trainer", "substitute", "verdicts")
-}
+    f"test_{of}.py"
+    for of in (
+        "activations", "layers", "losses", "metrics", "optimizers", "penalties", "trainer", "substitute", "verdicts",
+    )
+}  # fmt: skip
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
     "numpy": ("numpy", "array"),
     "numpy-readonly": ("numpy", "array"),

@@ -23,13 +23,24 @@ LIBRARIES = {"numpy", "cupy", "cupyx", "torch", "jax", "array_api_compat", "arra
 MATHEMATICS = [
     name
     for name in MODULES
-    if name.startswith("bpnet.layers")
-    or name.partition(".")[2] in ("layer", "losses", "optimizers", "schedules", "layout", "backpropagation", "step")
+    if name.split(".")[1]
+    in (
+        "layer",
+        "layers",
+        "losses",
+        "metrics",
+        "optimizers",
+        "penalties",
+        "schedules",
+        "layout",
+        "backpropagation",
+        "step",
+    )
 ]
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
     "bpnet.backends.base": {"Backend.to_host", "Prefetcher.send"},
-    "bpnet.layer": {"Rng.__init__", "Rng.full", "Rng.given", "ShapeRng.full"},
+    "bpnet.layer": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
     "bpnet.checking": {"_compared", "_steps"},
@@ -68,10 +79,14 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "registry": 2,
     "backends": 2,
     "layer": 3,
+    "initializers": 4,
+    "slopes": 4,
     "layout": 4,
     "layers": 5,
     "schedules": 5,
     "losses": 6,
+    "metrics": 6.5,
+    "penalties": 6,
     "optimizers": 6,
     "data": 7,
     "protocol": 7,
@@ -84,9 +99,11 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "locking": 10,
     "files": 11,
     "engine": 11,
+    "fitting": 11.5,
     "trainer": 12,
     "checking": 13,
     "loading": 13,
+    "unit_variance": 13,
     "cli": 14,
     "__main__": 15,
 }

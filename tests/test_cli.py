@@ -1026,6 +1026,7 @@ def test_losses_that_do_not_fit_the_target(npz):
     assert "cross_entropy needs classes" in refused("train", "numbers.npz", "--loss", "cross_entropy")
     np.savez("words.npz", x=np.ones((9, 2)), y=np.array(list("abcabcabc")))
     assert "mse needs numbers" in refused("train", "words.npz", "--loss", "mse")
+    assert "--loss is poisson, which is for programs" in refused("train", "numbers.npz", "--loss", "poisson")
 
 
 def test_files_that_are_no_models(npz):

@@ -1,4 +1,4 @@
-"""Products by cuBLASLt: what its descriptors say gives what NumPy gives, on bindings that NumPy plays."""
+"""Products by cuBLASLt: what NVIDIA's bindings are given makes a substitute for the library give what NumPy gives."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import compiled
-from fake_cublaslt import BLAS, Fake, bfloat16, tf32
-from fake_cupy import World
+from support import substitute
+from support.nvrtc import compiled
+from support.world import World
 from test_activations import ACTIVATIONS
 
 import bpnet as bp
@@ -20,26 +20,56 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 EPILOGUES = ("DEFAULT", "BIAS", "RELU", "RELU_BIAS")
 
 
+class Products:
+    """What is asked of cuBLASLt: `lacks` are epilogues of which its heuristic is to know no product, `asked` those that
+    it was asked for, `done` those that were computed; `sizes` of the workspaces."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lacks: set[str] = set()
+        self.asked: list[str] = []
+        self.done: list[str] = []
+        self.sizes: list[int] = []
+        find, run = cublaslt.Plan.find, cublaslt.Plan.run
+
+        def found(plan: Any, aligned: Any) -> Any:
+            self.asked.append(plan.problem.epilogue)
+            return plan.problem.epilogue not in self.lacks and find(plan, aligned)
+
+        def ran(plan: Any, *args: Any) -> None:
+            run(plan, *args)
+            self.done.append(plan.problem.epilogue)
+
+        monkeypatch.setattr(cublaslt.Plan, "find", found)
+        monkeypatch.setattr(cublaslt.Plan, "run", ran)
+
+
 @pytest.fixture
-def lt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """The fake bindings, in the place of the real ones, on host memory."""
-    fake = Fake()
-    fake.stream, fake.sizes = 0x5EED, []
-    cuda = SimpleNamespace(
-        runtime=SimpleNamespace(getDevice=lambda: 0, is_hip=False),
-        get_current_stream=lambda: SimpleNamespace(ptr=fake.stream),
-    )
-    monkeypatch.setattr(cublaslt, "cupy", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(cublaslt, "bindings", lambda: (fake, BLAS))
-    forget()
-    yield fake
-    forget()
-
-
-def forget() -> None:
-    """Let every plan and handle go."""
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[Products]:
+    if substitute.missing():
+        pytest.skip(f"no substitute for a device: {substitute.missing()}")
+    if not cublaslt.available():
+        pytest.skip("nvmath-python is not installed")
     cublaslt._plan.cache_clear()
-    cublaslt._handle.cache_clear()
+    yield Products(monkeypatch)
+    cublaslt._plan.cache_clear()
+
+
+@pytest.fixture
+def lt(products: Products) -> Products:
+    """The same, for memory of NumPy's: that of the substitute is the host's."""
+    return products
+
+
+def tf32(a: np.ndarray) -> np.ndarray:
+    """float32 values rounded to 11 significant bits."""
+    bits = a.view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def bfloat16(a: np.ndarray) -> np.ndarray:
+    """float32 values rounded to 8 significant bits."""
+    bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def on_device(a: np.ndarray) -> np.ndarray:
@@ -52,7 +82,7 @@ def on_device(a: np.ndarray) -> np.ndarray:
 
 
 def multiplied(
-    lt: Fake, a: Any, b: Any, out: Any, epilogue: str = "DEFAULT", vector: Any = None, **options: Any
+    lt: Products, a: Any, b: Any, out: Any, epilogue: str = "DEFAULT", vector: Any = None, **options: Any
 ) -> bool:
     """out <- a b of matrices of any strides, or of stacks of them; whether the library had it."""
 
@@ -63,7 +93,7 @@ def multiplied(
 
     def workspace(size: int) -> int:
         lt.sizes.append(size)
-        return int(lt.scratch)
+        return 512
 
     rows, columns, inner = a.shape[-2], b.shape[-1], a.shape[-1]
     dtype = options.pop("dtype", a.dtype.name)
@@ -84,7 +114,7 @@ def multiplied(
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_a_product_and_its_epilogue(
-    accumulate: bool, epilogue: str, m: int, k: int, n: int, transposed: tuple[bool, bool], dtype: str, lt: Fake
+    accumulate: bool, epilogue: str, m: int, k: int, n: int, transposed: tuple[bool, bool], dtype: str, lt: Products
 ) -> None:
     """Of whole matrices, and of some whose rows are apart."""
     rng = np.random.default_rng(0)
@@ -107,7 +137,7 @@ def test_a_product_and_its_epilogue(
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_stacks_of_products(transposed: bool, lt: Fake) -> None:
+def test_stacks_of_products(transposed: bool, lt: Products) -> None:
     """Of which a factor may be the same for all."""
     rng = np.random.default_rng(0)
     a, b = on_device(rng.standard_normal((5, 3, 4))), on_device(rng.standard_normal((4, 2)))
@@ -120,7 +150,7 @@ def test_stacks_of_products(transposed: bool, lt: Fake) -> None:
     np.testing.assert_allclose(out, a @ b, rtol=1e-14, atol=1e-14)
 
 
-def test_a_product_is_planned_once(lt: Fake) -> None:
+def test_a_product_is_planned_once(lt: Products) -> None:
     """And used for other places in memory, but not for such as are less aligned."""
     x, eye = on_device(np.arange(400, dtype="float32")), on_device(np.eye(4, dtype="float32"))
     for start, plans in ((0, 1), (64, 1), (128, 1), (1, 2), (3, 2), (2, 3), (4, 4)):
@@ -130,24 +160,38 @@ def test_a_product_is_planned_once(lt: Fake) -> None:
         assert (start, len(lt.asked)) == (start, plans)
 
 
-def test_every_call_names_the_current_stream_and_takes_a_workspace(lt: Fake) -> None:
+def test_every_call_names_the_current_stream_and_takes_a_workspace(lt: Products, world: World) -> None:
     a, out = on_device(np.eye(4)), on_device(np.zeros((4, 4)))
-    for lt.stream, lt.scratch in ((5, 512), (5, 512), (9, 1024), (5, 512)):
-        multiplied(lt, a, a, out)
-    assert lt.streams == [5, 5, 9, 5]
-    assert lt.sizes == [4096] * 4
+    for _ in range(3):
+        out[...] = 0.0
+        with world.cuda.Stream(non_blocking=True) as stream:
+            multiplied(lt, a, a, out)
+        assert not out.any()
+        assert (stream.done, world.cuda.Stream.null.done) == (False, True)
+        stream.synchronize()
+        np.testing.assert_array_equal(out, a)
+    assert lt.sizes == [4096] * 3
 
 
-def test_what_is_forgotten_is_destroyed(lt: Fake) -> None:
+def test_what_is_forgotten_is_destroyed(lt: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, alive = cublaslt.bindings()[0], []
+
+    def counted(kind: str) -> None:
+        create, destroy = (getattr(library, f"{kind}_{verb}") for verb in ("create", "destroy"))
+        monkeypatch.setattr(library, f"{kind}_create", lambda *args: (made := create(*args), alive.append(made))[0])
+        monkeypatch.setattr(library, f"{kind}_destroy", lambda made: (alive.remove(made), destroy(made)))
+
+    for kind in ("matmul_desc", "matrix_layout", "matmul_preference"):
+        counted(kind)
     a = on_device(np.eye(4))
     multiplied(lt, a, a, on_device(np.zeros((4, 4))))
-    assert len(lt.alive) == 1 + 1 + 3  # the handle; a description and its layouts
+    assert len(alive) == 1 + 3  # a description and its layouts
     cublaslt._plan.cache_clear()
-    assert list(lt.alive.values()) == ["handle"]
+    assert not alive
 
 
 @pytest.mark.parametrize("why", ["no bindings", "another type", "another precision", "vector", "none known"])
-def test_what_cublaslt_cannot_do_is_not_done(why: str, lt: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cublaslt_cannot_do_is_not_done(why: str, lt: Products, monkeypatch: pytest.MonkeyPatch) -> None:
     a, out, vector = (on_device(np.full(size, 77, "f")) for size in ((8, 8), (8, 8), 9))
     options = {}
     if why == "no bindings":
@@ -183,12 +227,6 @@ def test_hip_and_a_broken_installation_leave_cupys_product(monkeypatch: pytest.M
 # ---- products of compiled functions ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def products(world: World) -> Any:
-    """The bindings that the stand-in for a device computes products with."""
-    return cublaslt.bindings()[0]
-
-
 def layer(rows: int, n: int, units: int, dtype: str, seed: int = 0) -> tuple[Any, ...]:
     """Rows, a weight, a bias, and a derivative with respect to the output."""
     rng = np.random.default_rng(seed)
@@ -216,7 +254,7 @@ def forward(function: Any, has_bias: bool = True) -> Callable[..., Any]:
 
 
 def compared(world: World, function: Callable[..., Any], arguments: Any, rtol: float | None = None) -> None:
-    """On the stand-in for a device, compiled, and by NumPy's definitions in double precision."""
+    """On the substitute for a device, compiled, and by NumPy's definitions in double precision."""
     numpy = bp.backends.Backend(bp.backends.get("numpy").xp)
     expected = function(numpy, *(a.astype("float64") for a in arguments))
     found = world.seam.compile(function)(*map(world.array, arguments))
@@ -241,7 +279,7 @@ def test_the_dense_layer_equals_its_definition(
     first = {bp.ReLU(): "RELU_BIAS" if has_bias else "RELU", bp.Identity(): "BIAS" if has_bias else "DEFAULT"}
     assert products.done == ["DEFAULT"] * 12 + [first.get(function, "DEFAULT")]  # others have a kernel anyhow
     assert world.counts["kernel"] - before == (function not in first)
-    assert world.counts["product"] == 0
+    assert world.counts["product of cuBLAS"] == 0
 
 
 @pytest.mark.parametrize("function", [bp.ReLU(), bp.Tanh(), bp.Identity()], ids=str)
@@ -253,7 +291,7 @@ def test_without_some_epilogues_the_rest_is_done_apart(
     compared(world, dense(function), layer(9, 12, 16, "float32"))
     compared(world, forward(function), layer(9, 12, 16, "float32")[:3])
     assert not lacks.intersection(products.done)
-    assert (world.counts["product"] > 0) == ("DEFAULT" in lacks)
+    assert (world.counts["product of cuBLAS"] > 0) == ("DEFAULT" in lacks)
 
 
 @DTYPES
@@ -322,7 +360,7 @@ def not_finite(compile: Any, to_device: Any, to_host: Any, function: Any) -> Non
 @pytest.mark.parametrize("function", [bp.ReLU(), bp.Identity()], ids=str)
 def test_what_is_not_finite_reaches_the_gradient(function: Any, world: World) -> None:
     not_finite(world.seam.compile, world.array, world.cupy.asnumpy, function)
-    assert world.counts["cublaslt"] == 3
+    assert world.counts["product"] == 3
 
 
 # ---- precision ------------------------------------------------------------------------------------------------------
@@ -334,7 +372,7 @@ ROUNDED = pytest.mark.parametrize("precision", ROUND)
 
 
 @ROUNDED
-def test_products_in_another_precision_are_those_of_rounded_factors(precision: str, lt: Fake) -> None:
+def test_products_in_another_precision_are_those_of_rounded_factors(precision: str, lt: Products) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((9, 12)).astype("f"), rng.standard_normal((12, 16)).astype("f")
     expected = (ROUND[precision](a).astype("d") @ ROUND[precision](b)).astype("f")

@@ -1,4 +1,4 @@
-"""A training step on CuPy: compiled, captured as a CUDA graph and replayed, on a stand-in for a device, and on one.
+"""A training step on CuPy: compiled, captured as a CUDA graph and replayed, on a substitute for a device, and on one.
 
 Replaying gives the bits of launching the same commands one by one.
 """
@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from cuda_on_host import compiled
-from fake_cupy import World
-from test_activations import ACTIVATIONS
+from support.nvrtc import compiled
+from support.world import Spent, World
+from test_activations import ACTIVATIONS, alpha_of, both_passes
 from test_interrupts import GO_ON, check_goes_on
 
 import bpnet as bp
@@ -86,20 +86,10 @@ def graphs(trainer: bp.Trainer) -> int:
     return sum(len(found.graphs) for found in trainer._engine.step.programs.values() if found is not None)
 
 
-class Spent:
-    """How often each of `names` was counted while this holds."""
-
-    def __init__(self, world: World, *names: str) -> None:
-        self.world, self.names = world, names
-
-    def __enter__(self) -> "Spent":
-        self.before = dict(self.world.counts)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.all = {name: count - self.before[name] for name, count in self.world.counts.items()}
-        self.all = {name: count for name, count in self.all.items() if count}
-        self.counts = tuple(self.all.get(name, 0) for name in self.names)
+@pytest.fixture
+def singly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch for every step."""
+    monkeypatch.setattr(type(world.seam), "max_steps_per_launch", 1)
 
 
 # ---- the same bits --------------------------------------------------------------------------------------------------
@@ -108,6 +98,7 @@ class Spent:
 @DTYPES
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", NETS)
+@pytest.mark.usefixtures("singly")
 def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world: World) -> None:
     """With schedules, bias correction, dropout, clipping and weights, batches by rows of which the last is smaller."""
     x, y = map(world.array, data(dtype=dtype))
@@ -115,10 +106,10 @@ def test_replaying_equals_launching(net: str, optimizer: str, dtype: str, world:
     plain, captured = both(world, NETS[net], OPTIMIZERS[optimizer], clip_norm=0.5, dtype=dtype)
     launches = []
     for trainer in (plain, captured):
-        with Spent(world, "launch") as spent:
+        with Spent(world, "graph launch") as spent:
             trainer.fit(x, y, epochs=4, batch_size=20, sample_weight=weight, progress=False)
         launches.append(*spent.counts)
-    assert (graphs(plain), graphs(captured)) == (0, 2)
+    assert graphs(plain) == 0 < graphs(captured) <= 4  # for the rows of each batch where they lie, or for any
     assert launches == [0, 10]
     equal(world, captured, plain)
     world.check_bounds()
@@ -136,8 +127,8 @@ def test_all_products_of_a_captured_step_are_cublaslts(micro_batch: int | None, 
         for trainer in (plain, captured, whole):
             trainer.step(x, y)
     assert graphs(captured) == 1
-    assert world.counts["product"] == 0
-    assert world.counts["cublaslt"] > 0
+    assert world.counts["product of cuBLAS"] == 0
+    assert world.counts["product"] > 0
     equal(world, captured, plain)
     near = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 1e-2}[precision]
     thetas = [world.cupy.asnumpy(t.theta) for t in (whole, captured)]
@@ -154,7 +145,7 @@ def test_without_cublaslt_steps_are_not_captured(world: World, monkeypatch: pyte
     without = made(world, True)
     without.fit(x, y, epochs=3, batch_size=20, progress=False)
     assert graphs(without) == 0
-    assert world.counts["product"] > 0
+    assert world.counts["product of cuBLAS"] > 0
     for a, b in zip(state(world, usual), state(world, without), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -197,7 +188,7 @@ def kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("small", [2**20, 200])
-@pytest.mark.usefixtures("kept")
+@pytest.mark.usefixtures("kept", "singly")
 def test_a_data_set_is_read_where_it_lies_and_may_move(
     small: int, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +200,7 @@ def test_a_data_set_is_read_where_it_lies_and_may_move(
     for trainer in (plain, captured):
         copies = []
         for some in ((x, y), (x, y), other, other, (x, y), other):
-            with Spent(world, "launch", "device copy") as spent:
+            with Spent(world, "graph launch", "device copy") as spent:
                 trainer.fit(*some, batch_size=16, progress=False)
             copies.append(spent.counts)
     # of the rows, and of x and y where they are small and have moved
@@ -226,7 +217,7 @@ def test_large_batches_that_come_by_turns_are_read_where_they_lie(world: World) 
     plain, captured = both(world)
     for trainer in (plain, captured):
         for i in range(12):
-            with Spent(world, "launch", "device copy") as spent:
+            with Spent(world, "graph launch", "device copy") as spent:
                 trainer.step(*batches[i % 3], check=False)
     assert spent.counts == (1, 0)
     assert graphs(captured) == 3
@@ -279,7 +270,7 @@ def test_memory_is_used_in_the_order_of_one_stream(world: World) -> None:
         plain.step(x, y, check=False)
     world.synchronise()
     for i in range(12):
-        with world.cuda.Stream() if i % 2 else world.current[0]:
+        with world.cuda.Stream() if i % 2 else world.cuda.Stream.null:
             captured.step(x, y, check=False)
     equal(world, captured, plain)
 
@@ -307,7 +298,7 @@ def test_nothing_waits_inside_a_step(world: World) -> None:
     with Spent(world) as spent:
         for some in rows:
             trainer._engine.advance(x, y, None, some)
-    assert spent.all == {"launch": 64, "device copy": 64, "host copy": 64, "event wait": 2}
+    assert spent.all == {"graph launch": 64, "device copy": 64, "copy to device": 64, "synchronise event": 2}
 
 
 def test_steps_without_a_graph_wait_for_nothing_either(world: World) -> None:
@@ -317,12 +308,12 @@ def test_steps_without_a_graph_wait_for_nothing_either(world: World) -> None:
     with Spent(world) as spent:
         for _ in range(3):
             trainer.step(x, y, check=False)
-    assert set(spent.all) == {"host copy", "kernel", "cublaslt"}
-    assert spent.all["host copy"] == 3
+    assert set(spent.all) == {"copy to device", "kernel", "product"}
+    assert spent.all["copy to device"] == 3
 
 
 def test_a_replay_is_few_calls(world: World) -> None:
-    """Python's and C's functions that the step itself calls; what the stand-in does below them is not counted."""
+    """Python's and C's functions that the step itself calls; what CuPy does below them is not counted."""
     x, y = map(world.array, data(16))
     trainer = made(world, True)
     for _ in range(3):
@@ -355,8 +346,8 @@ def test_commands_of_a_step(key: str, most: int, world: World) -> None:
     trainer.step(x, y, check=False)
     with Spent(world) as spent:
         trainer.step(x, y, check=False)
-    assert set(spent.all) <= {"kernel", "cublaslt", "host copy"}
-    assert spent.all["kernel"] + spent.all["cublaslt"] <= most
+    assert set(spent.all) <= {"kernel", "product", "copy to device"}
+    assert spent.all["kernel"] + spent.all["product"] <= most
 
 
 @dataclass(frozen=True)
@@ -448,14 +439,15 @@ def test_eight_steps_are_one_launch_unless_each_is_told(net: str, optimizer: str
         for epochs in (2, 1):  # in the first, graphs are captured; and then the carry comes from elsewhere
             trainer.restore(start)
             how = {"epochs": epochs, "batch_size": 8, "sample_weight": weight, "callbacks": [told]}
-            with Spent(world, "launch", "host copy", "synchronise") as spent:
+            with Spent(world, "graph launch", "copy to device", "synchronise") as spent:
                 trainer.fit(x, y, progress=False, **how)
         launches.append(spent.counts)
         if isinstance(told, Steps):
             assert told.seen == [(i % 19 + 1, i + 1) for i in [*range(38), *range(19)]]
         else:
             assert told.seen == [19, 38, 19]
-    assert launches == [(0, 19, 0), (19, 19, 0), (5, 5, 0)]
+    more, waits = (2, 8) if weighted else (1, 5)  # copies of the data's, and for checks and losses
+    assert launches == [(0, 19 + more, waits), (19, 19 + more, waits), (5, 5 + more, waits)]
     assert (graphs(each), graphs(captured)) == (2, 3)
     equal(world, each, plain)
     equal(world, captured, plain)
@@ -512,7 +504,7 @@ def test_who_may_be_told_late_does_not_part_the_steps(shuffle: bool, world: Worl
     (plain, captured), told = both(world), Late()
     for trainer, callbacks in (plain, []), (captured, [told]):
         how = {"epochs": 3, "batch_size": 4, "shuffle": shuffle, "callbacks": callbacks}
-        with Spent(world, "launch") as spent:
+        with Spent(world, "graph launch") as spent:
             trainer.fit(x, y, progress=trainer is captured, **how)
     assert [step for step, _ in told.seen] == 3 * list(range(1, 20))
     assert spent.counts[0] <= 6 + 5 + 2 * 5  # eight steps were done first, then all alike captured
@@ -607,7 +599,7 @@ def test_parameters_that_are_no_numbers_are_told_of_whatever_a_product_makes_of_
     trainer.restore(good)
     each = []
     for _ in range(3):
-        with Spent(world, "operation", "to host") as spent:
+        with Spent(world, "operation", "copy to host") as spent:
             trainer.predict(x)
         each.append(spent.counts)
     assert each[0] > each[1] == each[2]
@@ -649,7 +641,7 @@ def test_wherever_memory_runs_out_nothing_is_changed(when: str, world: World, mo
             trainer.step(*batch)
         start, failed = state(world, trainer), False
         try:
-            with world.using_allocator(Allocator(world, times)):
+            with world.cuda.using_allocator(Allocator(world, times)):
                 trainer._engine.advance(*batches[before], None, None)
         except bp.errors.OutOfMemoryError:
             failed = True
@@ -683,7 +675,7 @@ def test_where_memory_runs_out_for_a_group_its_steps_are_done_one_by_one(
 
         def limited(*args: Any, trainer: Any = trainer, seen: list[bool] = seen, times: int = times) -> Any:
             start = state(world, trainer)
-            with world.using_allocator(Allocator(world, times)):
+            with world.cuda.using_allocator(Allocator(world, times)):
                 found = real(*args)
             seen.append(found is None)
             if found is None:
@@ -736,7 +728,7 @@ def test_a_step_that_is_broken_off_changes_nothing(
         trainer.step(x[:rows], y[:rows])
     monkeypatch.setattr(Faulty, "error", None)
     unchanged(world, trainer, before)
-    with Spent(world, "launch") as spent:
+    with Spent(world, "graph launch") as spent:
         for _ in range(3):
             trainer.step(x, y)
     assert spent.counts[0] >= 2  # graphs may be gone where there was no memory
@@ -832,7 +824,7 @@ def test_what_cannot_be_traced_runs_and_says_so_once(batch_size: int, world: Wor
     with pytest.warns(bp.errors.BpnetWarning, match="a training step is launched command by command, .*Looks") as told:
         trainer.fit(world.array(x), world.array(y), epochs=3, batch_size=batch_size, progress=False)
     assert len(told) == 1
-    assert (graphs(trainer), world.counts["product"]) == (0, 0)
+    assert (graphs(trainer), world.counts["product of cuBLAS"]) == (0, 0)
     np.testing.assert_allclose(world.cupy.asnumpy(trainer.theta), expected.theta, rtol=1e-4, atol=1e-5)
     found = world.cupy.asnumpy(trainer.predict(world.array(x)))
     np.testing.assert_allclose(found, expected.predict(x), rtol=1e-4, atol=1e-5)
@@ -882,12 +874,12 @@ def test_several_threads_may_call_a_compiled_function(world: World, monkeypatch:
     step = world.seam.compile(lambda b, x: (b.xp.sum(x, axis=0),))
     batches = [world.array(data(30, seed=seed)[0]) for seed in range(4)]
     step(batches[0])
-    launching: list[int] = []
+    launching: list[threading.Thread] = []
     found: dict[int, Any] = {}
     real = compiled.uninterrupted
 
     def slowly(calls: Any) -> None:
-        launching.append(threading.get_ident())
+        launching.append(threading.current_thread())  # whose number another may have after it
         time.sleep(0.01)
         real(calls)
 
@@ -911,13 +903,15 @@ def test_only_steps_that_are_repeated_are_captured(world: World) -> None:
     for _ in range(3):
         trainer.evaluate(x, y)
         trainer.predict(x)
-    assert world.counts["launch"] == 0
+    assert world.counts["graph launch"] == 0
 
 
 # ---- everything there is --------------------------------------------------------------------------------------------
 
 LAYERS = {
-    **{name: bp.Dense(6, case.layer) for name, case in ACTIVATIONS.items()},
+    # of which the derivative reads nothing, the output and the input; with a row's sums; and with parameters
+    **{name: bp.Dense(6, name) for name in ("identity", "relu", "sigmoid", "gelu", "softmax", "prelu")},
+    "parametric, shared": bp.Dense(6, bp.Parametric("mish", shared=True)),
     "activation alone": bp.Sequential(bp.Softmax(), bp.Tanh()),
     "no bias": bp.Dense(6, "gelu", bias=False),
     "batch norm": bp.BatchNorm(),
@@ -983,8 +977,31 @@ def test_everything_equals_numpy(net: Any, loss: str, target: str, optimizer: st
         assert ours.dtype == dtype
         np.testing.assert_allclose(world.cupy.asnumpy(ours), theirs, **near)
     assert rated == pytest.approx(rating, rel=near["rtol"])
-    assert world.counts["product"] == 0
+    assert world.counts["product of cuBLAS"] == 0
     for code in world.codes:
+        compiled(code)
+
+
+@DTYPES
+def test_every_activation_equals_numpys(dtype: str, world: World) -> None:
+    """A few as one function; in float32 for NVIDIA's compiler too, which takes a second for each."""
+    rng, near = np.random.default_rng(2), 1e-12 if dtype == "float64" else 3e-6
+    z, dy = (np.round(rng.standard_normal((6, 4)) * 200.0).astype(dtype) / 64 for _ in range(2))
+    every_case = list(ACTIVATIONS.values())
+    for cases in (every_case[i : i + 4] for i in range(0, len(every_case), 4)):
+        alphas = [None if a is None else a.astype(dtype) for a in (alpha_of(case, 4) for case in cases)]
+
+        def every(b: Any, z: Any, dy: Any, *alphas: Any, cases: Any = cases) -> Any:
+            run = bp.Run(b, True)
+            made = (both_passes(run, c.layer, z, dy, a) for c, a in zip(cases, alphas, strict=True))
+            return tuple(result for results in made for result in results if result is not None)
+
+        found = world.seam.compile(every)(*(None if a is None else world.array(a) for a in (z, dy, *alphas)))
+        expected = every(bp.backends.get("numpy"), *(None if a is None else np.float64(a) for a in (z, dy, *alphas)))
+        for ours, theirs in zip(found, expected, strict=True):
+            off = 3.0 * near * np.max(np.abs(theirs), initial=1.0)
+            np.testing.assert_allclose(world.cupy.asnumpy(ours), theirs, rtol=near, atol=off)
+    for code in world.codes if dtype == "float32" else ():
         compiled(code)
 
 

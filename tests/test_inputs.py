@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import World
+from support.world import World
 
 import bpnet as bp
 from bpnet.data import loader

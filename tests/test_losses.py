@@ -1,5 +1,7 @@
 """Every loss: right by finite differences, by PyTorch's autograd, for extreme outputs, with weights, and in blocks."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import GradientError, ShapeError, UnknownNameError
+from bpnet.data.checks import ignored_rows
+from bpnet.errors import DataError, GradientError, OptionError, ShapeError, UnknownNameError
 
 ROWS = 6
 
@@ -43,6 +46,81 @@ def labelled(f, o, t):
     return cross(f, o, t.long())
 
 
+def by_hand(formula):
+    """Of a loss that PyTorch does not have: its formula, of every output, for PyTorch to differentiate."""
+    return lambda f, o, t: formula(f, o, t).flatten(1).mean(1)
+
+
+def named(name, **options):
+    """PyTorch's function of that name, of every output."""
+    return by_hand(lambda f, o, t: getattr(f, name)(o, t, reduction="none", **options))
+
+
+def log_cosh(f, o, t):
+    return o - t + f.softplus(-2.0 * (o - t)) - math.log(2.0)
+
+
+def pinball(f, o, t):
+    q, e = torch_like(o, QUANTILES), t[:, :, None] - o.reshape(ROWS, -1, len(QUANTILES))
+    return (q * f.relu(e) + (1.0 - q) * f.relu(-e)).flatten(1)
+
+
+def gaussian(f, o, t):
+    return f.gaussian_nll_loss(o[:, ::2], t, o[:, 1::2].exp(), eps=1e-300, reduction="none")
+
+
+def tweedie(f, o, t):
+    return (0.7 * o).exp() / 0.7 + t * (-0.3 * o).exp() / 0.3
+
+
+def focal_of_two(f, o, t):
+    """As torchvision has it, with twice its alpha."""
+    q = t * (-o).sigmoid() + (1.0 - t) * o.sigmoid()
+    return (0.6 * t + 1.4 * (1.0 - t)) * q**1.7 * f.binary_cross_entropy_with_logits(o, t, reduction="none")
+
+
+def focal(f, o, t):
+    log_p = f.log_softmax(o, 1)
+    return -(t * (1.0 - log_p.exp()) ** 1.7 * log_p).sum(1)
+
+
+def kl(f, o, t):
+    return f.kl_div(f.log_softmax(o, 1), t, reduction="none").sum(1)
+
+
+def cross_with(**options):
+    def oracle(f, o, t):
+        given = {k: torch_like(o, v) if isinstance(v, tuple) else v for k, v in options.items()}
+        return f.cross_entropy(o, t.long() if t.ndim == 1 else t, reduction="none", **given)
+
+    return oracle
+
+
+def adjusted(f, o, t):
+    return cross(f, o + 0.8 * torch_like(o, SHARES).log(), t.long())
+
+
+def weighted_binary(f, o, t):
+    return f.binary_cross_entropy_with_logits(o, t, pos_weight=torch_like(o, (0.5, 1.0, 3.0)), reduction="none").mean(1)
+
+
+def triplet(f, o, t):
+    return f.triplet_margin_loss(o[:, 0], o[:, 1], o[:, 2], margin=0.7, eps=0.0, reduction="none")
+
+
+def headed(f, o, t):
+    of_class = f.cross_entropy(o[:, :4], t[:, 0].long(), reduction="none")
+    return of_class + 0.25 * ((o[:, 4:6] - t[:, 1:3]) ** 2).mean(1) + 2.0 * gaussian_of_one(f, o[:, 6:], t[:, 3:])
+
+
+def gaussian_of_one(f, o, t):
+    return f.gaussian_nll_loss(o[:, :1], t, o[:, 1:].exp(), eps=1e-300, reduction="none").mean(1)
+
+
+def torch_like(o, values):
+    return o.new_tensor(values)
+
+
 def draw(*shape):
     return np.random.default_rng(len(shape)).standard_normal(shape)
 
@@ -54,6 +132,8 @@ def chances(*shape):
 LABELS = np.array([2, 0, 1, 3, 3, 0], dtype=np.int32)
 ONE_HOT = np.eye(4)[LABELS]
 BITS = (chances(ROWS, 3) > 0.5).astype(float)
+COUNTS = np.floor(5.0 * chances(ROWS, 3)) * BITS
+QUANTILES, SHARES, CLASSES = (0.1, 0.5, 0.75), (0.4, 0.3, 0.2, 0.1), (0.5, 1.0, 2.0, 0.25)
 
 LOSSES = {
     "mse": Case(bp.MeanSquaredError(), draw(ROWS, 3), chances(ROWS, 3), squared),
@@ -67,6 +147,65 @@ LOSSES = {
     "cross entropy, one-hot": Case(bp.CrossEntropy(), 3 * draw(ROWS, 4), ONE_HOT, cross),
     "cross entropy, soft": Case(bp.CrossEntropy(), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, cross),
     "cross entropy, not quite adding up": Case(bp.CrossEntropy(), draw(ROWS, 4), 0.9995 * ONE_HOT, cross),
+    "mae": Case(bp.MeanAbsoluteError(), draw(ROWS, 3), chances(ROWS, 3), named("l1_loss")),
+    "mae of 2 axes": Case(bp.MeanAbsoluteError(), draw(ROWS, 2, 3), chances(ROWS, 2, 3), named("l1_loss")),
+    "huber": Case(bp.Huber(0.7), 2 * draw(ROWS, 3), chances(ROWS, 3), named("huber_loss", delta=0.7)),
+    "log cosh": Case(bp.LogCosh(), 2 * draw(ROWS, 3), chances(ROWS, 3), by_hand(log_cosh)),
+    "quantiles": Case(bp.Quantile(QUANTILES), draw(ROWS, 6), chances(ROWS, 2), by_hand(pinball)),
+    "median": Case(bp.Quantile(), draw(ROWS, 2), chances(ROWS, 2), by_hand(lambda f, o, t: 0.5 * (o - t).abs())),
+    "poisson": Case(bp.Poisson(), draw(ROWS, 3), COUNTS, named("poisson_nll_loss", log_input=True, full=False)),
+    "gamma": Case(bp.Gamma(), draw(ROWS, 3), COUNTS + 0.5, by_hand(lambda f, o, t: o + t * (-o).exp())),
+    "tweedie": Case(bp.Tweedie(1.3), draw(ROWS, 3), COUNTS, by_hand(tweedie)),
+    "gaussian": Case(bp.GaussianNLL(), draw(ROWS, 4), chances(ROWS, 2), by_hand(gaussian)),
+    "hinge": Case(bp.Hinge(), draw(ROWS, 3), BITS, by_hand(lambda f, o, t: f.relu(1.0 - (2.0 * t - 1.0) * o))),
+    "squared hinge": Case(
+        bp.SquaredHinge(), draw(ROWS, 3), BITS, by_hand(lambda f, o, t: f.relu(1.0 - (2.0 * t - 1.0) * o) ** 2)
+    ),
+    "binary focal": Case(bp.BinaryFocal(1.7, 0.3), 2 * draw(ROWS, 3), BITS, by_hand(focal_of_two)),
+    "binary focal, soft": Case(bp.BinaryFocal(1.7, 0.3), draw(ROWS, 3), chances(ROWS, 3), by_hand(focal_of_two)),
+    "focal, labels": Case(bp.Focal(1.7), draw(ROWS, 4), LABELS, lambda f, o, t: focal(f, o, f.one_hot(t.long(), 4))),
+    "focal, soft": Case(bp.Focal(1.7), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, focal),
+    "kl, soft": Case(bp.KLDivergence(), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, kl),
+    "kl, not quite adding up": Case(bp.KLDivergence(), draw(ROWS, 4), 0.9995 * ONE_HOT, kl),
+    "kl, one-hot": Case(bp.KLDivergence(), draw(ROWS, 4), ONE_HOT, kl),
+    "cosine": Case(
+        bp.CosineSimilarity(), draw(ROWS, 3), chances(ROWS, 3), lambda f, o, t: 1.0 - f.cosine_similarity(o, t)
+    ),
+    "triplet": Case(bp.Triplet(0.7), draw(ROWS, 3, 4), np.zeros((ROWS, 1)), triplet),
+    "cross entropy, smooth": Case(
+        bp.CrossEntropy(label_smoothing=0.1), draw(ROWS, 4), LABELS, cross_with(label_smoothing=0.1)
+    ),
+    "cross entropy, weighted classes": Case(
+        bp.CrossEntropy(label_smoothing=0.1, class_weight=CLASSES),
+        draw(ROWS, 4),
+        LABELS,
+        cross_with(label_smoothing=0.1, weight=CLASSES),
+    ),
+    "cross entropy, weighted and soft": Case(
+        bp.CrossEntropy(class_weight=CLASSES), draw(ROWS, 4), 0.9 * ONE_HOT + 0.025, cross_with(weight=CLASSES)
+    ),
+    "cross entropy, ignoring": Case(
+        bp.CrossEntropy(label_smoothing=0.1, ignore_index=-1),
+        draw(ROWS, 4),
+        np.where(LABELS == 3, -1, LABELS),
+        cross_with(label_smoothing=0.1, ignore_index=-1),
+    ),
+    "cross entropy, adjusted": Case(bp.CrossEntropy(class_prior=SHARES, tau=0.8), draw(ROWS, 4), LABELS, adjusted),
+    "bce of logits, weighted": Case(
+        bp.BinaryCrossEntropyWithLogits(pos_weight=(0.5, 1.0, 3.0)), 3 * draw(ROWS, 3), BITS, weighted_binary
+    ),
+    "bce of logits, smooth": Case(
+        bp.BinaryCrossEntropyWithLogits(label_smoothing=0.1),
+        draw(ROWS, 3),
+        BITS,
+        lambda f, o, t: binary_logits(f, o, 0.9 * t + 0.05),
+    ),
+    "heads": Case(
+        bp.Heads(bp.Head("cross_entropy", 4), bp.Head("mse", 2, weight=0.25), bp.Head("gaussian_nll", 2, 2.0)),
+        draw(ROWS, 8),
+        np.concatenate([LABELS[:, None], chances(ROWS, 3)], axis=1),
+        headed,
+    ),
 }
 WEIGHT = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 1.5])
 
@@ -87,6 +226,12 @@ def evaluate(lib, loss, output, target, weight=None, total=None):
         return lib.call(lambda o, t, w: loss(bp.Run(lib.seam), o, t, w, total), output, target, weight)
 
 
+def compiled_if_jax(lib):
+    """Skip what takes long on JAX where it compiles every operation alone, and is tested compiled as a whole."""
+    if lib.name == "jax":
+        pytest.skip("on JAX, all losses and trainers are tested compiled: the member jax-jit")
+
+
 def as_type(a, dtype):
     return a.astype(dtype) if a is not None and a.dtype.kind == "f" else a
 
@@ -95,7 +240,7 @@ def test_every_loss_of_the_catalogue_is_in_the_table():
     public = [getattr(bp, name) for name in bp.__all__]
     assert {type(c.loss) for c in LOSSES.values()} == {
         c for c in public if isinstance(c, type) and issubclass(c, bp.Loss)
-    } - {bp.Loss, bp.ElementwiseLoss}
+    } - {bp.Loss, bp.ElementwiseLoss, bp.RowLoss}
 
 
 @pytest.mark.parametrize(
@@ -103,9 +248,25 @@ def test_every_loss_of_the_catalogue_is_in_the_table():
     [
         ("mse", bp.MeanSquaredError()),
         ("mean_squared_error", bp.MeanSquaredError()),
+        ("mae", bp.MeanAbsoluteError()),
+        ("mean_absolute_error", bp.MeanAbsoluteError()),
+        ("huber", bp.Huber(1.0)),
+        ("log_cosh", bp.LogCosh()),
+        ("quantile", bp.Quantile((0.5,))),
+        ("poisson", bp.Poisson()),
+        ("gamma", bp.Gamma()),
+        ("tweedie", bp.Tweedie(1.5)),
+        ("gaussian_nll", bp.GaussianNLL()),
         ("binary_cross_entropy", bp.BinaryCrossEntropy()),
         ("binary_cross_entropy_with_logits", bp.BinaryCrossEntropyWithLogits()),
+        ("binary_focal", bp.BinaryFocal(2.0)),
+        ("hinge", bp.Hinge()),
+        ("squared_hinge", bp.SquaredHinge()),
         ("cross_entropy", bp.CrossEntropy()),
+        ("kl_divergence", bp.KLDivergence()),
+        ("focal", bp.Focal(2.0)),
+        ("cosine_similarity", bp.CosineSimilarity()),
+        ("triplet", bp.Triplet(1.0)),
     ],
 )
 def test_names(name, loss):
@@ -121,7 +282,7 @@ def test_derivative_by_finite_differences(case):
     activation = "sigmoid" if isinstance(case.loss, bp.BinaryCrossEntropy) else "identity"
     net = bp.Dense(case.output.shape[-1], activation)
     x = draw(*case.output.shape[:-1], 5)
-    assert bp.check_gradients(net, x, case.target, loss=case.loss).ok
+    assert bp.check_gradients(net, x, case.target, loss=case.loss, tolerance=1e-7).ok
 
 
 def test_value_and_slope_as_pytorch(case, weight, library):
@@ -136,20 +297,58 @@ def test_value_and_slope_as_pytorch(case, weight, library):
     library("numpy").close(slope, output.grad.numpy())
 
 
-@pytest.mark.parametrize(("dtype", "weight"), [("float64", None), ("float64", WEIGHT), ("float32", WEIGHT)])
-def test_same_on_every_library(case, weight, backend, dtype, library):
-    given = [as_type(a, dtype) for a in (case.output, case.target, weight)]
-    arrays = [None if a is None else backend.array(a) for a in given]
-    value, slope = evaluate(backend, case.loss, *arrays)
-    expected = evaluate(library("numpy"), case.loss, *[as_type(a, "float64") for a in given])
-    for got, want in zip((value, slope), expected, strict=True):
-        backend.close(got, want)
-        assert backend.dtype(got) == dtype
-        assert backend.seam.device(got) == backend.seam.device(arrays[0])
-    assert tuple(value.shape) == ()
-    for a, before in zip(arrays, given, strict=True):
-        if a is not None:
-            np.testing.assert_array_equal(backend.host(a), before)
+class Together:
+    """All losses of the table in one function, compiled as a trainer's would be, since compiling one alone costs most
+    of the time; `cases` are those of which it is."""
+
+    def __init__(self, lib, cases=None):
+        self.lib, self.cases = lib, list((cases or LOSSES).values())
+        self.compiled = lib.seam.compile(self._all)
+
+    def _all(self, seam, outputs, targets, weight, total):
+        run = bp.Run(seam)
+        given = zip(self.cases, outputs, targets, strict=True)
+        return tuple(case.loss(run, output, target, weight, total) for case, output, target in given)
+
+    def __call__(self, outputs, weight, dtype):
+        """Value and slope of every case, for NumPy arrays."""
+        lib, total = self.lib, float(ROWS if weight is None else np.sum(weight))
+        outputs = tuple(lib.array(o, dtype) for o in outputs)
+        targets = tuple(lib.array(as_type(case.target, dtype)) for case in self.cases)
+        weight = None if weight is None else lib.array(weight, dtype)
+        before = [lib.host(a) for a in (*outputs, *targets)]
+        with lib.seam.session(work=1.0):
+            found = self.compiled(outputs, targets, weight, total)
+        for a, kept in zip((*outputs, *targets), before, strict=True):
+            np.testing.assert_array_equal(lib.host(a), kept)
+        for (value, slope), output in zip(found, outputs, strict=True):
+            assert tuple(value.shape) == ()
+            assert lib.dtype(value) == lib.dtype(slope) == dtype
+            assert lib.seam.device(slope) == lib.seam.device(output)
+        return found
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("float64", None), ("float32", WEIGHT)])
+def test_same_on_every_library(weight, backend, dtype, library, uncompiled):
+    """Also for outputs so large, where they are no probabilities, that squares and exponentials overflow."""
+    compiled_if_jax(backend)
+    together, reference = Together(backend), Together(library("numpy"))
+    for scale in (1.0, 1e4, 1e30):
+        far = [1.0 if isinstance(case.loss, bp.BinaryCrossEntropy) else scale for case in together.cases]
+        outputs = [as_type(case.output, dtype) * f for case, f in zip(together.cases, far, strict=True)]
+        found = together(outputs, weight, dtype)
+        like = "float64" if scale == 1.0 else dtype  # where it overflows is a matter of the type
+        expected = reference([as_type(o, like) for o in outputs], weight, like)
+        for name, results, wanted in zip(LOSSES, found, expected, strict=True):
+            for got, want in zip(results, wanted, strict=True):
+                got, want = backend.host(got), np.asarray(want)
+                assert not np.any(np.isnan(got)), name
+                finite = np.isfinite(want)
+                np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
+                rtol, floor = (1e-12, 0.0) if dtype == "float64" else (1.3e-6, 1e-5)
+                atol = max(floor, rtol * np.max(np.abs(want[finite]), initial=0.0))
+                np.testing.assert_allclose(got[finite], want[finite], rtol=rtol, atol=atol, err_msg=name)
+    assert not uncompiled()
 
 
 def test_stays_on_the_device_of_the_output(case, weight, library):
@@ -230,6 +429,115 @@ def test_cross_entropy_of_extreme_logits(backend, dtype):
             np.testing.assert_allclose(backend.host(slope)[0], share, rtol=4 * eps, atol=4 * eps)
 
 
+def _log1pexp(z):
+    return mpmath.log1p(mpmath.exp(z))
+
+
+FORMULAS = {  # of one output and one target: the loss, targets, and its value by mpmath
+    "mae": (bp.MeanAbsoluteError(), (0.25, -3.0), lambda z, t: abs(z - t)),
+    "huber": (bp.Huber(), (0.25,), lambda z, t: (z - t) ** 2 / 2 if abs(z - t) < 1 else abs(z - t) - mpmath.mpf(1) / 2),
+    "log cosh": (bp.LogCosh(), (0.0, 0.25), lambda z, t: mpmath.log(mpmath.cosh(z - t))),
+    "quantile": (bp.Quantile((0.25,)), (0.125,), lambda z, t: max((t - z) / 4, (z - t) * 3 / 4)),
+    "poisson": (bp.Poisson(), (0.0, 3.0, 1e10), lambda z, t: mpmath.exp(z) - t * z),
+    "gamma": (bp.Gamma(), (0.5, 1e10), lambda z, t: z + t * mpmath.exp(-z)),
+    "tweedie": (bp.Tweedie(), (0.0, 3.0), lambda z, t: 2 * mpmath.exp(z / 2) + 2 * t * mpmath.exp(-z / 2)),
+    "hinge": (bp.Hinge(), (0.0, 1.0), lambda z, t: max(0, 1 - (2 * t - 1) * z)),
+    "squared hinge": (bp.SquaredHinge(), (0.0, 1.0), lambda z, t: max(0, 1 - (2 * t - 1) * z) ** 2),
+    "weighted": (
+        bp.BinaryCrossEntropyWithLogits(pos_weight=3.0), (0.0, 0.25, 1.0),
+        lambda z, t: 3 * t * _log1pexp(-z) + (1 - t) * _log1pexp(z),
+    ),
+    "binary focal": (
+        bp.BinaryFocal(1.5), (0.0, 0.25, 1.0),
+        lambda z, t: (t / (1 + mpmath.exp(z)) + (1 - t) / (1 + mpmath.exp(-z))) ** mpmath.mpf(1.5)
+        * (_log1pexp(z) - t * z),
+    ),
+}  # fmt: skip
+FAR = [0.0, -0.0, 5e-324, 1e-300, 1e-8, 0.37, 3.1, 17.0, 88.0, 300.0, 746.0, 1e4, 1e20, 1e30]
+
+
+def slope_by_mpmath(f, z, t):
+    h = mpmath.mpf(10) ** -25 * max(1, abs(z))
+    return (f(z + h, t) - f(z - h, t)) / (2 * h)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_extreme_outputs_of_one_target(library, name, dtype):
+    loss, targets, formula = FORMULAS[name]
+    lib, largest = library("numpy"), float(np.finfo(dtype).max)
+    z = np.array(sorted({s * v for v in FAR for s in (-1, 1)}), dtype)
+    for target in targets:
+        output, wanted = z[:, None], np.full((len(z), 1), target, dtype)
+        with lib.seam.session():
+            run = bp.Run(lib.seam)
+            values, slopes = loss.rows(run, output, wanted), loss(run, output, wanted, None, 1.0)[1][:, 0]
+        with mpmath.workdps(100):
+            t = mpmath.mpf(float(wanted[0, 0]))
+            for v, *found in zip(z.tolist(), values.tolist(), slopes.tolist(), strict=True):
+                exact = formula(mpmath.mpf(v), t), slope_by_mpmath(formula, mpmath.mpf(v), t)
+                for got, want in zip(found, exact, strict=True):
+                    if abs(want) > largest:
+                        assert got == math.copysign(math.inf, want), (v, target)
+                    else:
+                        assert abs(got - want) <= max(1e-6 * abs(want), 8 * np.finfo(dtype).eps), (v, target)
+
+
+ROWS_OF_SEVERAL = {  # the loss, its outputs, targets, and the value of a row by mpmath
+    "focal": (
+        bp.Focal(1.5), [[1e4, -1e4, 0], [1e30, -1e30, 3], [0, 0, 0], [0.2, 17, -36], [88, 89, 710]], [0, 1, 2],
+        lambda z, t: -((1 - _share(z, t)) ** mpmath.mpf(1.5)) * mpmath.log(_share(z, t)),
+    ),
+    "kl": (
+        bp.KLDivergence(), [[1e4, -1e4, 0], [1e30, -1e30, 3], [0, 0, 0], [0.2, 17, -36]],
+        [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]],
+        lambda z, t: sum(p * (mpmath.log(p) - mpmath.log(_share(z, k))) for k, p in enumerate(t) if p),
+    ),
+    "gaussian": (
+        bp.GaussianNLL(), [[0.5, -1e4], [0.5, 1e4], [0.25, -1e4], [1e20, 1e4], [1e30, 0], [3, -1e30], [2, 1e-8]],
+        [[0.25]], lambda z, t: (z[1] + (t[0] - z[0]) ** 2 * mpmath.exp(-z[1])) / 2,
+    ),
+    "cosine": (
+        bp.CosineSimilarity(), [[1e30, 1e30, 1], [1e4, -1e20, 0], [1e-6, 1e-7, 0], [0.1, -0.0, 0.3]], [[3, 0.5, -1e20]],
+        lambda z, t: 1 - sum(a * b for a, b in zip(z, t, strict=True)) / _long(z) / _long(t),
+    ),
+}  # fmt: skip
+
+
+def _share(z, k):
+    return 1 / sum(mpmath.exp(other - z[k]) for other in z)
+
+
+def _long(z):
+    return mpmath.sqrt(sum(v * v for v in z))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ROWS_OF_SEVERAL)
+def test_extreme_rows(library, name, dtype):
+    loss, outputs, targets, formula = ROWS_OF_SEVERAL[name]
+    lib, eps, largest = library("numpy"), np.finfo(dtype).eps, float(np.finfo(dtype).max)
+    for target in targets:
+        given = np.array([target] * len(outputs), np.int64 if isinstance(target, int) else dtype)
+        z = np.array(outputs, dtype)
+        with lib.seam.session():
+            run = bp.Run(lib.seam)
+            values, slopes = loss.rows(run, z, given), loss(run, z, given, None, 1.0)[1]
+        with mpmath.workdps(100):
+            t = target if isinstance(target, int) else [mpmath.mpf(v) for v in given[0].tolist()]
+            for row, value, slope in zip(z.tolist(), values.tolist(), slopes.tolist(), strict=True):
+                at = [mpmath.mpf(v) for v in row]
+                exact = [formula(at, t)]
+                for k in range(len(at)):
+                    of = lambda v, _, k=k: formula([*at[:k], v, *at[k + 1 :]], t)  # noqa: E731, B023
+                    exact.append(slope_by_mpmath(of, at[k], t))
+                for got, want in zip([value, *slope], exact, strict=True):
+                    if abs(want) > largest:
+                        assert got == math.copysign(math.inf, want), row
+                    else:
+                        assert abs(got - want) <= max(1e-6 * abs(want), 8 * eps), (row, got, want)
+
+
 def outside_a_session(lib, loss, output, target):
     """No session quietens a warning of overflow here, and eager: it would fail the test."""
     return loss(bp.Run(lib.seam), output, target, None, 1.0)
@@ -300,6 +608,7 @@ def test_binary_cross_entropy_of_infinite_logits(backend, dtype):
 
 def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
     """In everything that a trainer does with it."""
+    compiled_if_jax(backend)
     x, y = backend.array(np.ones((2, 2))), backend.array(np.array([0, 2]))
     hot = backend.array(np.eye(3)[[0, 2]])
     trainer = bp.Trainer(bp.Dense(3), "cross_entropy", bp.SGD(0.1)).build(x)
@@ -333,17 +642,20 @@ def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
     np.testing.assert_array_equal(backend.host(steep.theta), kept)
 
 
-def test_rows_of_no_weight_cost_nothing_whatever_their_output(case, backend):
+def test_rows_of_no_weight_cost_nothing_whatever_their_output(backend):
     """WEIGHT has one such row."""
-    target, weight = backend.array(case.target), backend.array(WEIGHT)
-    wanted = [backend.host(a) for a in evaluate(backend, case.loss, backend.array(case.output), target, weight)]
-    output = case.output.copy()
-    row = output[2].reshape(-1)
-    for values in ((np.inf, 1.0), (-np.inf, 1.0), (np.inf, -np.inf), (1e308, -1e308), (np.nan, np.inf)):
-        row[0], row[-1] = values
-        found = evaluate(backend, case.loss, backend.array(output), target, weight)
-        for got, want in zip(found, wanted, strict=True):
-            np.testing.assert_array_equal(backend.host(got), want)
+    compiled_if_jax(backend)
+    together, large = Together(backend), float(np.finfo("float32").max)
+    outputs = [case.output for case in together.cases]
+    wanted = [backend.host(a) for pair in together(outputs, WEIGHT, "float32") for a in pair]
+    for values in ((np.inf, 1.0), (-np.inf, 1.0), (np.inf, -np.inf), (large, -large), (np.nan, np.inf)):
+        changed = [output.copy() for output in outputs]
+        for output in changed:
+            row = output[2].reshape(-1)
+            row[0], row[-1] = values
+        found = [backend.host(a) for pair in together(changed, WEIGHT, "float32") for a in pair]
+        for i, (got, want) in enumerate(zip(found, wanted, strict=True)):
+            np.testing.assert_array_equal(got, want, err_msg=list(LOSSES)[i // 2])
 
 
 @pytest.mark.parametrize("name", ["mse", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy"])
@@ -351,6 +663,7 @@ def test_rows_of_no_weight_cost_nothing_whatever_their_output(case, backend):
 def test_a_trainer_overlooks_what_a_row_of_no_weight_gives(name, hot, backend):
     if not hot and name != "cross_entropy":
         pytest.skip("it has no labels")
+    compiled_if_jax(backend)
     net = bp.Dense(2, "sigmoid" if name == "binary_cross_entropy" else "identity")
     y = backend.array(np.eye(2)[[1, 0, 0]] if hot else np.array([1, 0, 0]))
     weight, results = backend.array(np.array([1.0, 2.0, 0.0])), []
@@ -470,6 +783,192 @@ def test_the_derivative_of_a_users_elementwise_loss_is_proven():
         bp.check_gradients(bp.Dense(2), x, x[:, :2], loss=_Doubled(0.3))
 
 
+# ---- options, targets, and what becomes of rows ---------------------------------------------------------------------
+
+
+def test_the_loss_of_each_row(case, weight, library):
+    """Whose mean or sum is that of all."""
+    lib = library("numpy")
+    rows = bp.row_losses(case.loss, case.output, case.target)
+    assert rows.shape == (ROWS,)
+    by_row = np.ones(ROWS) if weight is None else weight
+    value, slope = evaluate(lib, case.loss, case.output, case.target, weight)
+    np.testing.assert_allclose(value, np.sum(rows * by_row) / np.sum(by_row), rtol=1e-12)
+    summed = dataclasses.replace(case.loss, reduction="sum") if not isinstance(case.loss, bp.Heads) else case.loss
+    if summed is not case.loss:
+        assert "reduction='sum'" in repr(summed)
+        assert "reduction" not in repr(case.loss)
+        total, slopes = evaluate(lib, case.loss, case.output, case.target, weight, summed.total(1e9))
+        np.testing.assert_allclose(total, np.sum(rows * by_row), rtol=1e-12)
+        np.testing.assert_allclose(slopes, slope * np.sum(by_row), rtol=1e-12, atol=1e-300)
+
+
+def test_the_loss_of_each_row_is_of_the_library_of_the_output(backend):
+    output, target = np.array([[1.0], [3.0]]), np.array([[0.5], [0.0]])
+    rows = bp.row_losses("mse", backend.array(output), backend.array(target))
+    np.testing.assert_allclose(backend.host(rows), [0.25, 9.0], rtol=1e-14)
+
+
+@dataclass(frozen=True)
+class _Cubed(bp.Loss):
+    def __call__(self, run, output, target, weight, total):
+        error = run.xp.abs(output - target)
+        return run.xp.sum(error**3) / total, 3.0 * error * (output - target) / total
+
+
+def test_a_users_loss_has_rows_too():
+    np.testing.assert_allclose(bp.row_losses(_Cubed(), np.array([[1.0], [3.0]]), np.zeros((2, 1))), [1.0, 27.0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_trainer_reduces_as_the_loss_says(library, reduction):
+    backend, x, y = library("numpy"), draw(8, 3), chances(8, 2)
+    trainer = bp.Trainer(bp.Dense(2), bp.Huber(reduction=reduction), bp.SGD(0.0)).build(backend.array(x))
+    rows = bp.row_losses("huber", backend.host(trainer.predict(backend.array(x))), y)
+    wanted = np.mean(rows) if reduction == "mean" else np.sum(rows)
+    given = backend.array(x), backend.array(y)
+    assert trainer.evaluate(*given, batch_size=3)["loss"] == pytest.approx(wanted, rel=1e-12)
+    assert trainer.fit(*given, batch_size=3, progress=False)["loss"][0] == pytest.approx(wanted, rel=1e-12)
+    value, _ = bp.value_and_grad(trainer.network, trainer.loss, trainer.theta, *given)
+    assert float(value) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rows_with_an_ignored_label_are_as_if_they_were_not_there(tmp_path):
+    x, y = draw(9, 3), np.array([0, 1, -1, 2, 2, -1, 1, 0, 1])
+    there, weight = y >= 0, np.arange(1.0, 10.0)
+    loss, results = bp.CrossEntropy(ignore_index=-1), []
+    for some, w in ((slice(None), None), (there, None), (slice(None), weight), (there, weight)):
+        given = x[some], y[some]
+        w = None if w is None else w[some]
+        trainer = bp.Trainer(bp.Dense(3), loss, bp.SGD(0.5))
+        trainer.fit(*given, sample_weight=w, epochs=2, shuffle=False, progress=False)
+        trainer.step(*given, w)
+        trainer.step(*given, w)
+        results.append((trainer.theta.copy(), trainer.evaluate(*given, sample_weight=w)))
+    for (theta, scores), (again, others) in (results[:2], results[2:]):
+        np.testing.assert_allclose(theta, again, rtol=1e-10)
+        assert scores == pytest.approx(others, rel=1e-10)
+    trainer.save(tmp_path / "model.safetensors")
+    assert bp.load(tmp_path / "model.safetensors").loss == loss
+    with pytest.raises(DataError, match="no row counts: y has the label -1, which is ignored"):
+        trainer.fit(x[:2], np.array([-1, -1]))
+
+
+def test_an_ignored_label_is_a_weight_of_zero(backend):
+    y, weight = backend.array(np.array([0, -1, 1])), backend.array(np.array([2.0, 3.0, 4.0]))
+    for given, wanted in ((None, [1.0, 0.0, 1.0]), (weight, [2.0, 0.0, 4.0])):
+        loss, dtype = bp.CrossEntropy(ignore_index=-1), weight.dtype
+        found = ignored_rows(backend.seam, loss, dtype, y, given, "y", True)
+        np.testing.assert_array_equal(backend.host(found), wanted)
+
+
+def test_logit_adjustment_trains_towards_classes_however_rare():
+    """Of one input, so that only the shares of the classes matter: plain logits are these, adjusted ones equal."""
+    x, y = np.ones((10, 1)), np.array([0] * 8 + [1] * 2)
+    for loss, expected in ((bp.CrossEntropy(), math.log(4.0)), (bp.CrossEntropy(class_prior=(0.8, 0.2)), 0.0)):
+        trainer = bp.Trainer(bp.Dense(2), loss, bp.SGD(1.0))
+        trainer.fit(x, y, epochs=300, progress=False)
+        z = trainer.predict(x[:1])[0]
+        assert z[0] - z[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_heads_train_as_their_losses_say(tmp_path):
+    x, y = draw(ROWS, 5), LOSSES["heads"].target
+    trainer = bp.Trainer(bp.Dense(8), LOSSES["heads"].loss, bp.SGD(0.01)).build(x)
+    before = trainer.evaluate(x, y)["loss"]
+    trainer.fit(x, y, epochs=20, progress=False)
+    assert trainer.evaluate(x, y)["loss"] < before
+    trainer.save(tmp_path / "model.safetensors")
+    assert bp.load(tmp_path / "model.safetensors").loss == trainer.loss
+
+
+BAD_TARGETS = {  # the loss, the outputs, targets, and the error
+    "poisson": ("poisson", 1, [[1.0], [2.0], [-1.5]], r"Poisson\(\) does not take.* at least 0, first in row 2: -1.5"),
+    "tweedie": ("tweedie", 1, [[0.0], [-2.0], [1.0]], r"Tweedie\(\).* of at least 0, first in row 1: -2"),
+    "gamma": ("gamma", 2, [[1.0, 2.0], [3.0, 0.0], [1, 1]], r"Gamma\(\).* above 0, first in row 1: 0"),
+    "hinge": ("hinge", 1, [[1.0], [-1.0], [1.0]], r"outside 0 ... 1, first in row 1: -1"),
+    "kl": ("kl_divergence", 2, [[1.0, 0.0], [0.5, 0.6], [0, 1]], r"does not add up to 1 .* first in row 1"),
+    "ignored": (bp.CrossEntropy(ignore_index=-1), 3, [0, -2, 1], "the label -2, but the network has 3 outputs"),
+    "label of a head": (bp.Heads(bp.Head("mse", 1), bp.Head("cross_entropy", 3)), 4, [[1, 0.0], [1, 2.5], [1, 1]],
+                        r"column 1 of y has a label other than 0 ... 2, first in row 1: 2.5"),
+    "value of a head": (bp.Heads(bp.Head("mse", 1), bp.Head("gamma", 1)), 2, [[1, 1.0], [1, 2.5], [1, -1]],
+                        r"y from column 1 on has a value that Gamma\(\) .* first in row 2: -1"),
+}  # fmt: skip
+
+
+def refuses(lib, name):
+    loss, outputs, target, message = BAD_TARGETS[name]
+    trainer = bp.Trainer(bp.Dense(outputs), loss)
+    with pytest.raises(DataError, match=message):
+        trainer.fit(lib.array(np.ones((3, 2))), lib.array(np.array(target)))
+
+
+@pytest.mark.parametrize("name", BAD_TARGETS)
+def test_targets_that_a_loss_does_not_take(library, name):
+    refuses(library("numpy"), name)
+
+
+def test_a_target_is_named_on_every_library(backend):
+    refuses(backend, "poisson")
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        (bp.Quantile((0.1, 0.9)), (3,)), (bp.GaussianNLL(), (3,)), (bp.GaussianNLL(), (2, 2)), (bp.Triplet(), (3,)),
+        (bp.Triplet(), (2, 4)), (bp.CosineSimilarity(), (2, 2)), (bp.Focal(), (1,)), (bp.KLDivergence(), (1,)),
+        (bp.CrossEntropy(class_weight=(1.0, 2.0)), (3,)), (bp.CrossEntropy(class_prior=(0.5, 0.5)), (3,)),
+        (bp.BinaryCrossEntropyWithLogits(pos_weight=(1.0, 2.0)), (3,)), (bp.Heads(bp.Head("mse", 2)), (3,)),
+    ],
+)  # fmt: skip
+def test_outputs_that_a_loss_does_not_take(loss, outputs):
+    with pytest.raises(ShapeError, match=str(outputs[0])):
+        loss.target_shape(outputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bp.Huber(0.0), "delta is 0.0"),
+        (lambda: bp.Huber(reduction="none"), "reduction is 'none'; expected 'mean' or 'sum'"),
+        (lambda: bp.Quantile(()), "quantiles is ()"),
+        (lambda: bp.Quantile((0.9, 0.1)), "expected different ones, the smallest first"),
+        (lambda: bp.Quantile((0.1, 1.0)), r"quantiles\[1\] is 1.0"),
+        (lambda: bp.Quantile(0.5), "quantiles is 0.5; expected several numbers"),
+        (lambda: bp.Tweedie(2.0), r"power is 2.0; expected a number in \(1, 2\)"),
+        (lambda: bp.Triplet(-1.0), "margin is -1.0"),
+        (lambda: bp.Focal(-1.0), "gamma is -1.0"),
+        (lambda: bp.BinaryFocal(alpha=1.0), "alpha is 1.0"),
+        (lambda: bp.CrossEntropy(label_smoothing=1.0), "label_smoothing is 1.0"),
+        (lambda: bp.CrossEntropy(class_weight=(1.0, -1.0)), r"class_weight\[1\] is -1.0"),
+        (lambda: bp.CrossEntropy(class_prior=(1.0, 0.0)), r"class_prior\[1\] is 0.0"),
+        (lambda: bp.CrossEntropy(ignore_index=0.5), "ignore_index is 0.5"),
+        (lambda: bp.BinaryCrossEntropyWithLogits(pos_weight=(1.0, 0.0)), r"pos_weight\[1\] is 0.0"),
+        (lambda: bp.Heads(), r"Heads\(\) has no heads"),
+        (lambda: bp.Head("mse", 0), "outputs is 0"),
+        (lambda: bp.Head(bp.Heads(bp.Head("mse", 1)), 1), "the loss of a Head is Heads itself"),
+    ],
+)
+def test_options_of_a_loss_that_can_not_be(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_what_an_output_says_of_the_target(library):
+    """In the target's own unit."""
+    backend = library("numpy")
+    output = np.array([[0.5, -1.0, 2.0, 0.25]])
+    e = np.exp(output)
+    for loss, wanted in (
+        (bp.MeanSquaredError(), output), (bp.Poisson(), e), (bp.Gamma(), e), (bp.Tweedie(), e),
+        (bp.CrossEntropy(class_prior=(0.1, 0.2, 0.3, 0.4)), e / e.sum()), (bp.Focal(), e / e.sum()),
+        (bp.BinaryCrossEntropyWithLogits(), e / (1.0 + e)), (bp.BinaryFocal(), e / (1.0 + e)),
+        (bp.GaussianNLL(), output[:, ::2]), (bp.Quantile((0.1, 0.6)), output[:, 1::2]), (bp.Hinge(), output),
+    ):  # fmt: skip
+        found = loss.prediction(backend.seam, backend.array(output))
+        np.testing.assert_allclose(backend.host(found), wanted, rtol=1e-14, err_msg=str(loss))
+
+
 # ---- what else a loss knows -----------------------------------------------------------------------------------------
 
 
@@ -502,6 +1001,7 @@ def test_cross_entropy_needs_one_output_a_class(shape):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "int64"])
 def test_labels_of_any_whole_type_name_every_class(backend, dtype):
+    compiled_if_jax(backend)
     x, labels = np.random.default_rng(0).standard_normal((4, 3)), np.asarray([0, 1, 2, 100])
     net = bp.Dense(300)
     trainer = bp.Trainer(net, "cross_entropy").build(backend.array(x))

@@ -168,7 +168,7 @@ def flipped(name: str, number: int) -> Any:
 FLIPPED = {
     "dense_backward": ("bpnet.layers.dense", 1, bp.Dense(3), None),
     "batch_norm_backward": ("bpnet.layers.normalization", 1, bp.BatchNorm(), None),
-    "softmax_cross_entropy": ("bpnet.losses", 1, bp.Dense(3), "cross_entropy"),
+    "softmax_cross_entropy": ("bpnet.losses.classes", 1, bp.Dense(3), "cross_entropy"),
 }
 """Where a kernel is used, which of its results is turned, and a layer and a loss that use it."""
 

@@ -6,6 +6,7 @@ given.  It can't tell how long anything takes, nor which products the real cuBLA
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,34 @@ def workload(key: str, cupy: Any) -> tuple[Any, ...]:
     return trainer_for(task), (cupy.asarray(x), cupy.asarray(y)), (x, y)
 
 
-@pytest.mark.parametrize(("key", "most"), [("a", 12), ("c", 36), ("d", 8), ("e", 9)])
+@pytest.fixture
+def cub(cupy: Any) -> Iterator[None]:
+    """CuPy sums by CUB, as it does unless it is told otherwise."""
+    from cupy import _core
+
+    before = _core.get_routine_accelerators(), _core.get_reduction_accelerators()
+    for set_accelerators in (_core.set_routine_accelerators, _core.set_reduction_accelerators):
+        set_accelerators(["cub"])
+    yield
+    _core.set_routine_accelerators(before[0])
+    _core.set_reduction_accelerators(before[1])
+
+
+@pytest.mark.usefixtures("cub")
+def test_cupys_own_sums_are_counted(cupy: Any) -> None:
+    x = cupy.asarray(np.arange(12, dtype="float32").reshape(3, 4))
+    with Spent() as spent:
+        found = [x.sum(), x.sum(axis=1), x.max(axis=1)]
+    assert spent.counts["reduction of CUB"] == 3
+    for f, e in zip(found, [66.0, [6.0, 22.0, 38.0], [3.0, 7.0, 11.0]], strict=True):
+        np.testing.assert_array_equal(f.get(), e)
+
+
+@pytest.mark.parametrize(("key", "most"), [("a", 12), ("c", 19), ("d", 8), ("e", 9)])
+@pytest.mark.usefixtures("cub")
 def test_a_captured_step_is_one_launch(key: str, most: int, cupy: Any) -> None:
-    """Of few nodes, all kernels and products of cuBLASLt; in steady state nothing is allocated, and nobody waits."""
+    """Of few nodes, all kernels of ours and products of cuBLASLt, whatever CuPy sums by; in steady state nothing is
+    allocated, and nobody waits."""
     trainer, batch, host = workload(key, cupy)
     with Spent() as first:
         trainer.step(*batch, check=False)
@@ -82,18 +108,43 @@ def test_a_step_command_by_command_allocates_nothing_more(key: str, cupy: Any) -
     assert set(spent.counts) == {"kernel", "product", "copy to device"}
 
 
+@pytest.mark.parametrize("rows", [250, 8 * 32])
+def test_a_fit_copies_the_order_of_rows_and_the_numbers(rows: int, cupy: Any) -> None:
+    """Nothing else, with weights and a smaller last batch: a launch does all full batches, and another the last."""
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.standard_normal((rows, 7), dtype="f"), rng.integers(0, 3, rows), rng.random(rows, dtype="f")
+    data, seen = [cupy.asarray(a) for a in (x, y, weight)], []
+
+    class Counting(bp.Callback):
+        def on_epoch_end(self, trainer: Any, record: Any) -> None:
+            seen.append(Counter(substitute.counts()))
+
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(8, "relu"), bp.Dense(3)), "cross_entropy", seed=0)
+    trainer.fit(*data[:2], sample_weight=data[2], epochs=6, batch_size=32, progress=False, callbacks=[Counting()])
+    spent, launches = seen[-1] - seen[-2], 1 if rows % 32 == 0 else 2
+    assert spent["graph launch"] == launches
+    assert (spent["copy to device"], spent["malloc"]) == (1 + launches, 0)
+    assert spent["copy"] <= launches  # of the order, where it has come to lie elsewhere
+    assert spent["kernel"] <= 9  # of what an epoch looks at in the end
+
+
 def test_predictions_and_scores_equal_those_of_numpy(cupy: Any) -> None:
     trainer, (x, y), host = workload("a", cupy)
     plain, _, _ = workload("a", cupy)
     trainer.step(x, y)
     plain.step(*host)
-    np.testing.assert_allclose(trainer.predict(x).get(), plain.predict(host[0]), rtol=1e-4, atol=1e-5)
+    expected = plain.predict(host[0])
+    np.testing.assert_allclose(trainer.predict(x).get(), expected, rtol=1e-4, atol=1e-5)
+    with Spent() as spent:
+        found = trainer.predict(x, check=False)
+    assert set(spent.counts) == {"kernel", "product"}, "nobody waits"
+    np.testing.assert_allclose(found.get(), expected, rtol=1e-4, atol=1e-5)
     assert trainer.evaluate(x, y) == pytest.approx(plain.evaluate(*host), rel=1e-4)
 
 
 def test_what_may_not_be_captured(cupy: Any) -> None:
-    """As CUDA's documentation has it."""
-    x, size = cupy.ones(4), 2**20
+    """As CUDA's documentation has it; but in CuPy's own, relaxed mode, memory may be allocated."""
+    x, size, runtime = cupy.ones(4), 2**20, cupy.cuda.runtime
     spoils = {
         "waiting": lambda stream: stream.synchronize(),
         "memory": lambda stream: cupy.empty(size + len(spoiled)),
@@ -104,13 +155,17 @@ def test_what_may_not_be_captured(cupy: Any) -> None:
         cupy.get_default_memory_pool().free_all_blocks()
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
-            stream.begin_capture()
+            stream.begin_capture(runtime.streamCaptureModeGlobal)
             with pytest.raises(Exception, match=r"cudaErrorStreamCapture|not permitted|capturing"):
                 spoil(stream)
-            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # CuPy refuses some of it beforehand
+            with contextlib.suppress(runtime.CUDARuntimeError):  # CuPy refuses some of it beforehand
                 stream.end_capture()
         spoiled.append(name)
     assert spoiled == [*spoils]
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        spoils["memory"](stream)
+        stream.end_capture()
 
 
 def test_cuda_streams_of_the_user(cupy: Any) -> None:
@@ -125,6 +180,19 @@ def test_cuda_streams_of_the_user(cupy: Any) -> None:
             other.step(*batch, check=False)
     cupy.cuda.Device().synchronize()
     np.testing.assert_array_equal(trainer.theta.get(), other.theta.get())
+
+
+def test_a_call_on_another_stream_waits_for_the_last(cupy: Any) -> None:
+    """A training on the default stream, and predictions on another, which read what it leaves."""
+    trainer, (x, y), _ = workload("d", cupy)
+    for _ in range(3):
+        trainer.step(x, y, check=False)
+    waits = []
+    for stream in (cupy.cuda.Stream.null, cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.null):
+        with stream, Spent() as spent:
+            trainer.step(x, y, check=False)
+        waits.append(spent.counts.get("device synchronise", 0))
+    assert waits == [0, 1, 1]
 
 
 def test_kernels_that_do_not_compile_are_named() -> None:

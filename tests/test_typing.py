@@ -12,8 +12,9 @@ import pytest
 
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
+from bpnet.initializers import Initializer
 from bpnet.registry import catalogue
-from bpnet.typing import ActivationName, LossName, OptimizerName, Precision
+from bpnet.typing import ActivationName, InitializerName, LossName, OptimizerName, Precision
 
 ROOT = Path(bp.__file__).parent.parent
 
@@ -57,6 +58,11 @@ def rows(a: bp.typing.AnyArray) -> int:
 
 rows(x), rows(y > 0), rows(x[1:])
 
+own = bp.Activation(lambda xp, z: xp.sin(z), lambda xp, z: xp.cos(z))
+bp.Dense(3, own, kernel_init="he_normal", bias_init=bp.initializers.Constant(0.1)), bp.Dense(3, "prelu", ntk=True)
+started: bp.Trainer = bp.lsuv(trainer, x, tolerance=0.01)
+
+bp.Dense(3, kernel_init="he_norm")  # Argument "kernel_init" to "Dense" has incompatible type "Literal['he_norm']"
 bp.Dense(3, "rleu")  # Argument 2 to "Dense" has incompatible type "Literal['rleu']"
 bp.Dense("3")  # Argument 1 to "Dense" has incompatible type "str"; expected "int"
 bp.Trainer(net, "crossentropy")  # Argument 2 to "Trainer" has incompatible type "Literal['crossentropy']"
@@ -119,7 +125,13 @@ def test_what_a_type_checker_says_to_a_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "names"), [(bp.Activation, ActivationName), (bp.Loss, LossName), (bp.Optimizer, OptimizerName)]
+    ("base", "names"),
+    [
+        (bp.Activation, ActivationName),
+        (Initializer, InitializerName),
+        (bp.Loss, LossName),
+        (bp.Optimizer, OptimizerName),
+    ],
 )
 def test_a_type_checker_knows_the_names_of_the_catalogue(base: type, names: object) -> None:
     ours = {name for name, (cls, _) in catalogue(base).items() if cls.__module__.startswith("bpnet.")}

@@ -188,6 +188,10 @@ class Backend:
         """A copy of `x`."""
         return self.xp.asarray(x, copy=True)
 
+    def constants(self, values: Sequence[float], like: Array) -> Array:
+        """A vector of numbers that are known beforehand, such as options, of the type and device of `like`."""
+        return self.xp.asarray(values, dtype=like.dtype, device=self.device(like))
+
     def empty_vector(self, size: int, like: Array) -> Array | None:
         """A vector of the type of `like` for kernels to write to, of a library whose arrays can be written to."""
         return None

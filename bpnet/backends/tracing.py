@@ -75,7 +75,10 @@ def _sum_rows(run: Any, x: Symbol) -> Symbol:
 
 def _scatter_add(run: Any, table: Symbol, index: Symbol, rows: Symbol) -> Symbol:
     """A command of its own."""
-    return run.backend.graph.scatter_add(table.shape[0], index, rows)  # type: ignore[no-any-return]
+    graph: Graph = run.backend.graph
+    if index.dtype.kind != "i" or index.shape != rows.shape[:1] or rows.ndim != 2 or rows.dtype != graph.real:
+        raise NotTraceableError("scatter_add of other than rows by their whole numbers")
+    return graph.add("scatter_add", (graph.in_order(rows), index), (table.shape[0], rows.shape[1]), graph.real)
 
 
 class TracingBackend(Backend):
@@ -119,6 +122,9 @@ class TracingBackend(Backend):
 
     def copy(self, x: Any) -> Any:
         return x
+
+    def constants(self, values: Sequence[float], like: Any) -> Any:
+        return self.graph.table(values)
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
         """Part by part, so that products, and sums of rows, are added to those before, and all others are one sum."""

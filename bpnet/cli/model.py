@@ -130,8 +130,8 @@ def answers(output: Array, trainer: bp.Trainer) -> list[Any]:
     loss, single = trainer.loss, output.shape[1:] == (1,)
     if loss.labels:
         which = output.argmax(axis=-1)
-    elif loss.probabilities and single:
-        which = output[:, 0] > (0.5 if isinstance(loss, bp.BinaryCrossEntropy) else 0.0)
+    elif loss.boundary is not None and single:
+        which = output[:, 0] > loss.boundary
     else:
         return list((output[:, 0] if single else output).tolist())
     numbers = which.astype(np.int64).tolist()

@@ -11,7 +11,7 @@ from bpnet import CrossEntropy, Loss, MeanSquaredError, Standardize
 from bpnet.backends import Array
 from bpnet.cli.dataset import Dataset, check_finite
 from bpnet.cli.terminal import names
-from bpnet.errors import DataError, DTypeError
+from bpnet.errors import DataError, DTypeError, OptionError
 from bpnet.registry import resolve
 
 LOST = 1e-4
@@ -39,7 +39,12 @@ def choose_loss(name: str, dataset: Dataset) -> Loss:
     if name == "auto":
         return MeanSquaredError() if kind == "f" else CrossEntropy()
     loss = resolve(Loss, "loss", name)
-    wants_classes = loss.labels or loss.probabilities
+    wants_classes = loss.labels or loss.boundary is not None
+    if not wants_classes and not isinstance(loss, MeanSquaredError):
+        raise OptionError(
+            f"--loss is {name}, which is for programs in Python: here numbers are predicted by mse, classes by "
+            "cross_entropy or focal, and two classes also by binary_cross_entropy, hinge and the like"
+        )
     if wants_classes and kind == "f":
         raise DTypeError(f"the target of {dataset.name} holds numbers of type {dataset.y.dtype}: {name} needs classes")
     if not wants_classes and kind in "UO":
@@ -50,7 +55,7 @@ def choose_loss(name: str, dataset: Dataset) -> Loss:
 def preprocess(dataset: Dataset, loss: Loss, rows: Array) -> Preprocessing:
     """The preprocessing for a data set of which `rows` are trained on."""
     classes = outputs = wide = None
-    if loss.labels or loss.probabilities:
+    if loss.labels or loss.boundary is not None:
         classes = sorted(set(dataset.y.tolist()))
         if len(classes) < 2:
             raise DataError(f"the target of {dataset.name} has the single class {classes[0]!r}: expected at least two")

@@ -221,6 +221,8 @@ class _Kernel:
             return self._expression("mask", "full", 0, len(parts))
         if symbol.op == "positions":
             return self._expression("positions", "per_column", 0)
+        if symbol.op == "table":
+            return self._expression("table", "per_column", 0, *symbol.args)
         args = tuple(self.reference(a, phase) for a in symbol.args)
         return self._expression(symbol.op, self.layout(symbol), phase, *args)
 

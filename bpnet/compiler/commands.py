@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from bpnet.compiler.ops import GENERATORS, ROW_REDUCTIONS
+from bpnet.compiler.ops import BY_COLUMN, GENERATORS, ROW_REDUCTIONS
 
 NUMBERS, ARENA, FIRST = 0, 1, 2
 """Memories: numbers that change from call to call, the arena of intermediate results, and the first argument; the
@@ -18,7 +18,8 @@ Reference = tuple[str, Any]
 """("operand", i), ("value", i) of the i-th expression, ("number", i), ("constant", i), or ("literal", x)."""
 
 Expression = tuple[Any, ...]
-"""(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts."""
+"""(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts, and those of
+"table" are the numbers that it has for each column."""
 
 KernelResult = tuple[str, Reference, int, str]
 """(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
@@ -105,7 +106,8 @@ class FusedKernel:
     constants: how many numbers it is given with the command, as 1/n; only 0, 1, -1, 2 and 0.5 are code.
     expressions: each on what stands before it.  A row-wise reduction ("row_sum", "row_max", "row_min") is one with a
     result per row.  The phase of an expression is that in which it is computed: each phase goes along the row once, and
-    has the row-wise reductions of those before it.  A value that several phases need is computed in each.
+    has the row-wise reductions of those before it.  A value that several phases need is computed in each.  In kernels
+    that columns.py makes, whose phases go down the columns, a "column_sum" is an expression with a result per column.
     results: what is stored, and what is reduced over rows or over everything.
 
     An operand may lie where a result is stored: entry by entry, all read it in phases up to that in which the result is
@@ -127,13 +129,20 @@ class FusedKernel:
     @property
     def reduces_columns(self) -> bool:
         """Whether there are column-wise sums."""
-        return any(kind == "column_sum" for kind, *_ in self.results)
+        return any(what[0] == "column_sum" for what in (*self.results, *self.expressions))
+
+    @property
+    def goes_down_again(self) -> bool:
+        """Whether it has to know column-wise sums before it goes down its columns once more."""
+        sums = any(e[0] == "column_sum" and e[2] > 0 for e in self.expressions)
+        again = any(phase > 0 and layout == "full" for _, _, phase, layout in self.results)
+        return not self.reduces_rows and (sums or again)
 
     @property
     def flat(self) -> bool:
         """Whether rows and columns don't matter, so that it may go over rows x columns entries as one row."""
         plain = all(layout in ("full", "scalar") for layout, _ in self.operands)
-        positions = any(e[0] in GENERATORS and e[0] != "mask" for e in self.expressions)
+        positions = any(e[0] in BY_COLUMN for e in self.expressions)
         return plain and not (self.reduces_rows or self.reduces_columns or positions)
 
     def __str__(self) -> str:
@@ -145,7 +154,7 @@ class FusedKernel:
 
         lines = [f"in{i}: {layout} {dtype}" for i, (layout, dtype) in enumerate(self.operands)]
         for i, (op, layout, phase, *references) in enumerate(self.expressions):
-            given = "" if op == "mask" else ", ".join(map(text, references))
+            given = "" if op in GENERATORS else ", ".join(map(text, references))
             lines.append(f"t{i} = {op}({given})  {layout}{f', phase {phase}' if phase else ''}")
         for i, (kind, reference, phase, layout) in enumerate(self.results):
             lines.append(f"out{i} = {kind}({text(reference)})  {layout}{f', phase {phase}' if phase else ''}")
@@ -310,7 +319,18 @@ class Call:
         return f"not compiled: {self.text}; results to {addresses}"
 
 
-Command = Fused | Product | RowGather | RowScatterAdd | StridedCopy | Call
+@dataclass(frozen=True)
+class Together:
+    """Fused kernels of one row each, or gathers of the same rows, that are one launch: none reads or writes what
+    another writes."""
+
+    parts: tuple[Fused | RowGather, ...]
+
+    def __str__(self) -> str:
+        return f"together: {'; and '.join(map(str, self.parts))}"
+
+
+Command = Fused | Together | Product | RowGather | RowScatterAdd | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -342,6 +362,8 @@ class CommandList:
 
 def reads(command: Command) -> list[Array]:
     """All that a command reads, in the order of its operands."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in reads(part)]
     if isinstance(command, Fused):
         operands = zip(command.operands, command.kernel.operands, strict=True)
         return [Array(command.shape(layout), dtype, *address) for address, (layout, dtype) in operands]
@@ -367,6 +389,8 @@ def reads(command: Command) -> list[Array]:
 
 def writes(command: Command) -> list[Array]:
     """All that a command writes, in the order of its results."""
+    if isinstance(command, Together):
+        return [array for part in command.parts for array in writes(part)]
     if isinstance(command, Fused):
         kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
         return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *address) for address, r in results]

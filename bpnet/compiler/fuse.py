@@ -12,7 +12,7 @@ from typing import Any
 
 from bpnet.compiler.commands import Span
 from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
-from bpnet.compiler.ops import COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import BY_COLUMN, COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""
@@ -163,7 +163,7 @@ class Fusion:
                     draws.add(symbol)
                 for a in symbol.inputs:
                     row = rows > 1 and space_of(a)[0] == 1 < a.size and a.dtype == self.graph.real
-                    if (row and a.op != "positions") or (a in draws and space_of(a) != space_of(symbol)):
+                    if (row and a.op not in BY_COLUMN) or (a in draws and space_of(a) != space_of(symbol)):
                         stored.add(a)
             elif symbol.op == "mask":
                 draws.add(symbol)

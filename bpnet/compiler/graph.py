@@ -145,6 +145,12 @@ class Graph:
             self.numbers.append(text)
         return self.add("number", (self.numbers.index(text),), (), self.real)
 
+    def table(self, values: Sequence[float]) -> Symbol:
+        """A vector of numbers that are known: each kernel that reads it has them in its code."""
+        known = tuple(self._constant(value) for value in values)
+        op, args = ("table", known) if len(known) > 1 else ("copy", known)
+        return self.add(op, args, (len(known),), self.real)
+
     def call(
         self, function: Callable[..., Sequence[Any]], text: str, inputs: Sequence[Symbol], outputs: Sequence[Any]
     ) -> list[Symbol]:
@@ -376,12 +382,6 @@ class Graph:
             return self._move_axis(self.take(self._move_axis(x, axis, 0), index), 0, axis)
         x = self.in_order(x)
         return self.add("take", (x, self.in_order(index)), (*index.shape, *x.shape[1:]), x.dtype)
-
-    def scatter_add(self, count: int, index: Symbol, rows: Symbol) -> Symbol:
-        """`count` rows, each the sum of those of `rows` that have its number in `index`."""
-        if index.dtype.kind != "i" or index.shape != rows.shape[:1] or rows.ndim != 2 or rows.dtype != self.real:
-            raise NotTraceableError("scatter_add of other than rows by their whole numbers")
-        return self.add("scatter_add", (self.in_order(rows), index), (count, rows.shape[1]), self.real)
 
     def joined(self, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
         """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""

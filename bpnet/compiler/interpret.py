@@ -18,6 +18,7 @@ from bpnet.compiler.commands import (
     RowGather,
     RowScatterAdd,
     StridedCopy,
+    Together,
     item_bytes,
     reads,
     writes,
@@ -48,7 +49,7 @@ class _Interpreter:
     def command(self, c: Command) -> None:
         methods: dict[type, Any] = {
             Fused: self.fused, Product: self.product, RowGather: self.gather, RowScatterAdd: self.scatter_add,
-            StridedCopy: self.strided, Call: self.call,
+            StridedCopy: self.strided, Call: self.call, Together: self.together,
         }  # fmt: skip
         methods[type(c)](c)
 
@@ -92,6 +93,10 @@ class _Interpreter:
         numpy.add.at(total, index[there], source[there])
         out[...] = out + total if c.accumulate else total
 
+    def together(self, c: Together) -> None:
+        for part in c.parts:
+            self.command(part)
+
     def fused(self, c: Fused) -> None:
         kernel, real = c.kernel, numpy.dtype(c.kernel.dtype)
         operands, masks = reads(c), iter(c.masks)
@@ -115,6 +120,10 @@ class _Interpreter:
                     found = self.mask(next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
+                elif op == "column_sum":
+                    found = numpy.broadcast_to(value(references[0]), (c.rows, c.columns)).sum(axis=0, keepdims=True)
+                elif op == "table":
+                    found = numpy.asarray(references)[None]
                 elif op.startswith("row_"):
                     found = getattr(numpy, op.removeprefix("row_"))(value(references[0]), axis=1, keepdims=True)
                 elif op in ("astype", "copy"):

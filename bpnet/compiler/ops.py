@@ -52,6 +52,8 @@ _TABLE = [
     Operation("log1p", 1, ELEMENTWISE, "log1p", "log1p({0})", costly=True),
     Operation("expm1", 1, ELEMENTWISE, "expm1", "expm1({0})", costly=True),
     Operation("tanh", 1, ELEMENTWISE, "tanh", "tanh({0})", costly=True),
+    Operation("sin", 1, ELEMENTWISE, "sin", "sin({0})", costly=True),
+    Operation("cos", 1, ELEMENTWISE, "cos", "cos({0})", costly=True),
     Operation("erf", 1, ELEMENTWISE, cuda="erf({0})", costly=True),  # NumPy and LLVM use `Backend.erf`, its definition
     # These two hand on what is not a number, as the libraries of C and of processors do not.
     Operation("maximum", 2, ELEMENTWISE, "maximum", "{0} >= {1} || {0} != {0} ? {0} : {1}"),
@@ -75,7 +77,7 @@ _TABLE = [
     Operation("full_max", 1, FULL_REDUCTION, joined_by="maximum", start=-math.inf),
     Operation("full_min", 1, FULL_REDUCTION, joined_by="minimum", start=math.inf),
     Operation("copy", 1, STRUCTURE, "copy", "{0}"),
-    *(Operation(name, 0, GENERATOR) for name in ("mask", "positions")),
+    *(Operation(name, 0, GENERATOR) for name in ("mask", "positions", "table")),
     *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "called")),
     *(Operation(name, 1, STRUCTURE) for name in ("view", "transpose", "strided")),
     *(Operation(name, 2, STRUCTURE) for name in ("take", "scatter_add", "matmul")),
@@ -95,6 +97,8 @@ POINTWISE = _named(ELEMENTWISE, COMPARISON)
 ROW_REDUCTIONS = _named(ROW_REDUCTION)
 REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
+BY_COLUMN = GENERATORS - {"mask"}
+"""Those that make a value for each column: its number, or the one that a table of known numbers has there."""
 INTO_MEMORY = frozenset({"matmul", "take", "scatter_add", "strided", "called"})
 """What is a command of its own, with its result in memory."""
 COSTLY = frozenset(operation.name for operation in _TABLE if operation.costly)

@@ -15,6 +15,7 @@ from bpnet.compiler.commands import (
     Fused,
     FusedKernel,
     Number,
+    Together,
     item_bytes,
     reads,
     writes,
@@ -22,7 +23,7 @@ from bpnet.compiler.commands import (
 from bpnet.compiler.fuse import Fusion
 from bpnet.compiler.graph import Graph, Symbol
 from bpnet.compiler.memory import Memory
-from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS
+from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
 
 STRICT = False
 """Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""
@@ -124,8 +125,9 @@ def verify_commands(commands: CommandList) -> None:
     written[ARENA] = numpy.zeros(commands.arena, bool)
 
     for command in commands.commands:
-        if isinstance(command, Fused):
-            _verify_fused(command, len(commands.numbers))
+        for part in command.parts if isinstance(command, Together) else (command,):
+            if isinstance(part, Fused):
+                _verify_fused(part, len(commands.numbers))
         read, written_here = _read_of_others(command), writes(command)
         for array in (*read, *written_here):
             memory, start, stop = array.span
@@ -179,14 +181,14 @@ def _verify_fused(command: Fused, numbers: int) -> None:
 def _verify_kernel(kernel: FusedKernel) -> None:
     limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
     for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
-        _check(op in POINTWISE or op in GENERATORS or op.startswith("row_") or op == "copy", f"no operation: {op}")
-        for kind, which in references if op != "mask" else ():
+        _check(op in POINTWISE or op in GENERATORS | ROW_REDUCTIONS | {"copy", "column_sum"}, f"no operation: {op}")
+        for kind, which in references if op not in GENERATORS else ():
             _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
             if kind == "value":
                 before, inner, earlier, *_ = kernel.expressions[which]
-                known = earlier + before.startswith("row_")
-                _check(known <= phase, f"{op} reads a row-wise reduction before it is known")
-                wider = inner == "full" and layout != "full" and not op.startswith("row_")
+                known = earlier + (before in REDUCTIONS)
+                _check(known <= phase, f"{op} reads a reduction before it is known")
+                wider = inner == "full" and layout != "full" and op not in REDUCTIONS
                 _check(not wider, f"{op} has fewer entries than what it is of")
     for kind, (of, which), _, _ in kernel.results:
         truth = of == "value" and kernel.expressions[which][0] in COMPARISONS

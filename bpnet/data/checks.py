@@ -9,7 +9,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, backend_of, common_backend
 from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
-from bpnet.losses import Loss
+from bpnet.losses import Heads, Loss
 
 NUMBERS = "whole numbers, float32 or float64"
 LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
@@ -138,7 +138,7 @@ def check_target(
     if y.ndim == 0 or y.shape[0] != rows:
         raise ShapeError(f"{x_name} has {plural(rows, 'row')}, but {name} has {y.shape[0] if y.ndim else 'no axis'}")
     if loss.labels and (y.ndim == 1 or tuple(y.shape[1:]) == (1,)):
-        return _labels(backend, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
+        return _labels(backend, loss, y if y.ndim == 1 else xp.reshape(y, (rows,)), shape[0], whole, name, values)
     if y.ndim == 1 and shape == (1,):
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
@@ -151,15 +151,35 @@ def check_target(
         y = xp.astype(y, dtype)
         if look:
             _check(backend, xp.isfinite(y), f"{name} has a value too large for {dtype}, the type of x")
-    if loss.probabilities and values:
-        _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1")
-        if loss.labels:
-            _check(
-                backend,
-                xp.abs(xp.sum(y, axis=1) - 1.0) < 1e-3,
-                f"a row of {name} does not add up to 1 (expected one-hot rows, or probabilities of the classes)",
-            )
+    if values:
+        _check_targets(backend, loss, y, name)
     return y
+
+
+def _check_targets(backend: Backend, loss: Loss, y: Array, name: str) -> None:
+    """Raise DataError where a target is none that the loss, or one of several, knows what to do with."""
+    xp = backend.xp
+    if isinstance(loss, Heads):
+        for head, _, wanted in loss.parts:
+            some, where = y[:, wanted], f"column {wanted.start} of {name}"
+            if head.loss.labels:
+                good = (some >= 0.0) & (some < float(head.outputs)) & (some == xp.floor(some))
+                _check(backend, good, f"{where} has a label other than 0 ... {head.outputs - 1}", some)
+            else:
+                _check_targets(backend, head.loss, some, f"{name} from {where.removesuffix(f' of {name}')} on")
+        return
+    if loss.probabilities:
+        _check(backend, (y >= 0.0) & (y <= 1.0), f"{name} has a value outside 0 ... 1", y)
+    elif loss.positive or loss.least > -math.inf:
+        least = max(loss.least, 0.0) if loss.positive else loss.least
+        good, bound = (y > least, f"above {least:g}") if loss.positive else (y >= least, f"of at least {least:g}")
+        _check(backend, good, f"{name} has a value that {loss} does not take, which needs targets {bound}", y)
+    if loss.distributions:
+        _check(
+            backend,
+            xp.abs(xp.sum(y, axis=1) - 1.0) < 1e-3,
+            f"a row of {name} does not add up to 1 (expected one-hot rows, or probabilities of the classes)",
+        )
 
 
 def check_weight(
@@ -199,6 +219,20 @@ def check_weight(
     return weight if weight.dtype == dtype else xp.astype(weight, dtype)
 
 
+def ignored_rows(
+    backend: Backend, loss: Loss, dtype: Any, y: Array, weight: Array | None, name: str, values: bool
+) -> Array | None:
+    """The weights of rows, 0 where the loss ignores the label."""
+    ignored, xp = getattr(loss, "ignore_index", None), backend.xp
+    if ignored is None or y.ndim != 1:
+        return weight
+    counts = xp.astype(y != ignored, dtype)
+    weight = counts if weight is None else weight * counts
+    if values and not bool(xp.any(weight > 0.0)):
+        raise DataError(f"no row counts: {name} has the label {ignored}, which is ignored, wherever there is a weight")
+    return weight
+
+
 def check_finite(backend: Backend, x: Array, name: str) -> None:
     """Raise DataError where `x` has NaN or infinity.  A finite sum tells at once that there is none."""
     xp = backend.xp
@@ -206,14 +240,20 @@ def check_finite(backend: Backend, x: Array, name: str) -> None:
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
 
 
-def _check(backend: Backend, good: Array, message: str) -> None:
+def _check(backend: Backend, good: Array, message: str, values: Array | None = None) -> None:
+    """Raise DataError unless all are good, with the first row that has one that isn't, and of `values` that one."""
     xp = backend.xp
     rows = xp.all(good, axis=tuple(range(1, good.ndim))) if good.ndim > 1 else good
-    if not bool(xp.all(rows)):
-        raise DataError(f"{message}, first in row {int(xp.argmin(xp.astype(rows, xp.int32)))}")
+    if bool(xp.all(rows)):
+        return
+    row, found = int(xp.argmin(xp.astype(rows, xp.int32))), ""
+    if values is not None:
+        fine, given = (backend.to_host(a[row : row + 1, ...]).reshape(-1).tolist() for a in (good, values))
+        found = f": {given[fine.index(False)]:g}"
+    raise DataError(f"{message}, first in row {row}{found}")
 
 
-def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, values: bool) -> Array:
+def _labels(backend: Backend, loss: Loss, y: Array, classes: int, whole: bool, name: str, values: bool) -> Array:
     xp = backend.xp
     if not whole:
         raise DTypeError(
@@ -226,7 +266,10 @@ def _labels(backend: Backend, y: Array, classes: int, whole: bool, name: str, va
         y = xp.astype(y, xp.int64 if bits == 64 else xp.int32)
     if not values:
         return y
-    low, high = int(xp.min(y)), int(xp.max(y))
+    ignored, known = getattr(loss, "ignore_index", None), y
+    if ignored is not None:
+        known = xp.where(y == ignored, xp.zeros_like(y), y)
+    low, high = int(xp.min(known)), int(xp.max(known))
     if low < 0 and unsigned:  # too large for the signed type of as many bits, where it wraps
         low += 2**bits
     if not 0 <= low <= high < classes:

@@ -7,7 +7,7 @@ are put there once.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from bpnet.backends import Array, Backend, get
@@ -84,6 +84,20 @@ class Loader:
         for start, stop in parts(self.count, size):
             yield self.x, self.y, self.weight, rows[start:stop]
 
+    @cached_property
+    def host_weight(self) -> Any:
+        """The weight of each row as NumPy has it, in double precision."""
+        assert self.weight is not None
+        return self.backend.to_host(self.weight).astype("float64")
+
+    def sizes(self, size: int, order: Any = None) -> list[float]:
+        """The weight of each batch, that of a row being 1 where none is given; takes nothing of a device's time."""
+        batches = parts(self.count, size)
+        if self.weight is None:
+            return [stop - start for start, stop in batches]
+        weight = self.host_weight if order is None else self.host_weight[order]
+        return [float(weight[start:stop].sum()) for start, stop in batches]
+
     def whole_batch(self) -> Batch:
         """All rows as one batch."""
         return self.x, self.y, self.weight, None
@@ -113,6 +127,11 @@ class StreamingLoader(Loader):
     """
 
     streams = True
+
+    @cached_property
+    def host_weight(self) -> Any:
+        assert self.weight is not None
+        return self.weight.astype("float64")
 
     def __init__(
         self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, types: Any, threads: int | None

@@ -13,6 +13,7 @@ from bpnet.data.checks import (
     check_weight,
     code_type,
     detached,
+    ignored_rows,
     rows_of,
 )
 from bpnet.data.loader import Loader, StreamingLoader
@@ -146,6 +147,8 @@ def prepare(
             y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, first.what, values)
         if targets[1:]:
             weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values)
+        if targets:
+            weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:
             return StreamingLoader(backend, layout, x, y, weight, like, types, threads)
         return Loader(host, layout, x, y, weight, like)

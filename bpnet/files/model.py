@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bpnet.files.tensors import Tensors
 
 FORMAT = 1
-OPTIONS = ("seed", "clip_norm", "precision")
+OPTIONS = ("seed", "clip_norm", "precision", "penalties")
 """Arguments of a trainer that its file keeps."""
 RECORDED = {"epoch", "step", "loss", "lr", "seconds"}
 """The numbers in every epoch's record."""
@@ -79,7 +79,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "loss": describe(checkpoint.loss),
         "optimizer": describe(checkpoint.optimizer),
         "in_shape": plain_shape(layout.in_shape),
-        **checkpoint.options,
+        **{name: describe(value) for name, value in checkpoint.options.items()},
         "step_count": checkpoint.step_count,
         "history": checkpoint.history,
         "classes": _classes(checkpoint.classes, layout),
@@ -159,7 +159,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             optimizer,
             _vectors(tensors, layout, optimizer),
             whole("step_count", description["step_count"], 0, 2**31 - 1),
-            {name: description[name] for name in OPTIONS},
+            {
+                name: restore(description.get(name, ())) if name == "penalties" else description[name]
+                for name in OPTIONS
+            },
             history,
             _classes(description["classes"], layout),
             metadata,

@@ -7,7 +7,9 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
 from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, check_layer
-from bpnet.layers.activation import Activation, Identity
+from bpnet.layers.activation import Activation
+from bpnet.layers.activations.others import Identity
+from bpnet.layers.activity import ActivityPenalty
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
@@ -118,6 +120,6 @@ class Residual(Composite):
 def last_activation(layer: Layer) -> Layer:
     """What the outputs of `layer` come out of: an activation, that of a dense layer, or another layer."""
     if isinstance(layer, Sequential):
-        parts = [part for part in layer.layers if not isinstance(part, Dropout | Flatten | Identity)]
+        parts = [part for part in layer.layers if not isinstance(part, ActivityPenalty | Dropout | Flatten | Identity)]
         return last_activation(parts[-1] if parts else layer.layers[-1])
     return layer.function if isinstance(layer, Dense) else layer

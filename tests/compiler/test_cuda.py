@@ -7,12 +7,13 @@ real memory.
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_on_host import by_nvrtc, compiled
-from fake_cupy import World, check_launch, raw
+from support.nvrtc import ARCHITECTURES, by_nvrtc, compiled, machine_code
+from support.world import World, raw
 from test_activations import ACTIVATIONS as CASES
 from test_activations import Case, check_far_out, exact
 from test_sums import error
@@ -73,6 +74,13 @@ def rows_that_are_stored(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
     return t * e + x, e * s, xp.sum(y * v, axis=1), y + e
 
 
+def known_numbers(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Tables that are part of the code."""
+    xp, q = b.xp, b.constants([0.5 - 0.25 * (k % 7) for k in range(x.shape[1])], x)
+    t = x * q + xp.sum(x * q, axis=1, keepdims=True) * r
+    return t, xp.sum(t * q, axis=0), q * c, xp.sum(t * q)
+
+
 FORMS = {
     f.__name__: f for f in (elementwise, full_sums, column_sums, row_sums, row_and_column_sums, rows_that_are_stored)
 }
@@ -92,7 +100,7 @@ def shifted(world: World, a: Any) -> Any:
 
 
 def ran(world: World, function: Function, arguments: Sequence[Any], wide: bool = True) -> tuple[list[Any], list[Any]]:
-    """What a function gives on the stand-in for a device, and its commands."""
+    """What a function gives on the substitute for a device, and its commands."""
     step = world.seam.compile(function)
     address = world.array if wide else lambda a: shifted(world, a)
     given = [address(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -131,11 +139,19 @@ def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dt
     near(found, by_numpy(FORMS[name], arguments), dtype)
     forms = {"elementwise": "map", "full_sums": "map", "column_sums": "columns"}
     if min(shape) > 1:  # or else these are sums of everything
-        assert forms.get(name, "rows") in {form_of(c.kernel) for c in commands}
+        assert forms.get(name, "rows") in {form_of(c.kernel) for c in commands if isinstance(c, Fused)}
     if name in forms:
         assert len(commands) == 1
     for code in world.codes:
         compiled(code)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 24), (3, 2000)])
+@DTYPES
+def test_tables_of_known_numbers(dtype: str, shape: tuple[int, int], world: World) -> None:
+    arguments = operands(shape, dtype)
+    found, _ = ran(world, known_numbers, arguments)
+    near(found, by_numpy(known_numbers, arguments), dtype)
 
 
 def test_every_variant_was_among_them(world: World) -> None:
@@ -147,6 +163,33 @@ def test_every_variant_was_among_them(world: World) -> None:
             seen.append({code for code in world.codes if "scratch[(0 * gridDim.x" in code})
     assert any(seen)
     assert {width for code in world.codes for width in re.findall(r"load<(\d)>", code)} == {"1", "4"}
+
+
+def standardized_columns(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
+    """Sums of columns, then of what these make of the columns, and entries that need both."""
+    xp = b.xp
+    z = x + c
+    mean = xp.mean(z, axis=0)
+    d = z - mean
+    scale = v / xp.sqrt(xp.mean(d * d, axis=0) + 0.25)
+    mask = xp.astype(scale > 0.5, x.dtype)
+    return d * scale * s * r + mask, 0.5 * mean, scale
+
+
+@pytest.mark.parametrize(
+    ("shape", "again", "dtype"), [((37, 24), 1, "float64"), ((40, 1041), 1, "float32"), ((700, 4), 3, "float32")]
+)
+def test_columns_whose_sums_are_known_first(
+    shape: tuple[int, int], again: int, dtype: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One launch, which goes down few rows again; of many each sum is one, the last block of which goes on with it."""
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.MOST_ROWS_AGAIN", 100)
+    arguments = operands(shape, dtype)
+    found, commands = ran(world, standardized_columns, arguments)
+    near(found, by_numpy(standardized_columns, arguments), dtype)
+    assert len(commands) == again
+    for code in world.codes:
+        compiled(code)
 
 
 @pytest.mark.parametrize("labels", ["int32", "int64"])
@@ -167,7 +210,7 @@ def test_labels_are_compared_with_positions(dtype: str, shape: tuple[int, int], 
     expected = by_numpy(function, [z, y])
     near(found[:2], expected[:2], dtype)
     np.testing.assert_array_equal(found[2], expected[2])
-    assert shape[0] == 1 or any(form_of(c.kernel) == "rows" for c in commands)
+    assert shape[0] == 1 or any(form_of(c.kernel) == "rows" for c in commands if isinstance(c, Fused))
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -207,6 +250,33 @@ def test_what_is_not_finite_is_handed_on(dtype: str, shape: tuple[int, int], wor
         found, _ = ran(world, function, [x])
         for f, e in zip(found, by_numpy(function, [x]), strict=True):
             np.testing.assert_array_equal(f, e)
+
+
+@DTYPES
+def test_what_ieee_754_rounds_exactly_has_its_bits(dtype: str, world: World) -> None:
+    """Of subnormal numbers too; and NVIDIA's compiler is told nothing else: no contraction, flush or approximation."""
+    rng, tiny = np.random.default_rng(0), np.finfo(dtype).smallest_normal
+    x = (rng.standard_normal((40, 8)) * np.where(np.arange(8) % 2, 4.0 * tiny, 1.0)).astype(dtype)
+    y = rng.standard_normal((40, 8)).astype(dtype)
+
+    def function(b: Any, x: Any, y: Any) -> Any:
+        return x * y + x, x / (y * 7.0) - x, b.xp.sqrt(b.xp.abs(x) / 3.0)
+
+    found, _ = ran(world, function, [x, y])
+    three, seven = np.array(3.0, dtype), np.array(7.0, dtype)
+    for f, e in zip(found, (x * y + x, x / (y * seven) - x, np.sqrt(np.abs(x) / three)), strict=True):
+        np.testing.assert_array_equal(f, e)
+    assert np.sum(np.abs(found[0]) < tiny) > 10
+    (code,) = world.codes
+    nvrtc, program = by_nvrtc(code, "compute_90")
+    used = set(
+        re.findall(
+            r"\b((?:add|sub|mul|div|sqrt|fma|mad|rcp|abs|neg)[.\w]*\.f(?:32|64))\b", nvrtc.getPTX(program).decode()
+        )
+    )
+    bits = dtype[-2:]
+    assert used <= {f"{op}.f{bits}" for op in ("add.rn", "sub.rn", "mul.rn", "div.rn", "sqrt.rn", "abs", "neg")}, used
+    assert {f"div.rn.f{bits}", f"sqrt.rn.f{bits}", f"mul.rn.f{bits}"} <= used
 
 
 @pytest.mark.parametrize("kind", ["equal", "random", "alternating"])
@@ -327,10 +397,13 @@ def test_rows_are_added_up_by_their_numbers(dtype: str, index: str, columns: int
     again, _ = ran(world, function, [table, numbers, rows])
     np.testing.assert_array_equal(again[0], found)
     compiled(scatter.source(dtype, index))
+    compiled(scatter.zero_source(dtype))
 
 
 def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     """As the loss of a captured step, whose address is another at every launch."""
+    from bpnet.backends.cupy import program
+
     kernel = FusedKernel("float32", (("full", "float32"),), 0, 0, (), (("full_sum", ("operand", 0), 0, "full"),))
     command = Fused(kernel, 30, 5, (Address(2, 0),), (), (), (), (Address(3, 0),))
     code = emit.source(kernel, emit.Variant(1, frozenset([0])))
@@ -339,7 +412,7 @@ def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     scratch, tickets = world.cupy.empty(launch.scratch, "f"), world.array(np.zeros(most_tickets(5), "u4"))
     address = world.array(np.array([out.data.ptr + 4]))
     addresses = (x.data.ptr, address.data.ptr, scratch.data.ptr, tickets.data.ptr, 0)
-    world.function(code, "fused")(*launch.sizes, (30, 5, *addresses))
+    program.function(code, "fused")(*launch.sizes, (30, 5, *addresses))
     np.testing.assert_array_equal(world.cupy.asnumpy(out), [0.0, 150.0, 0.0])
     compiled(code)
 
@@ -364,6 +437,14 @@ def kernel_of(form: str, sums: int) -> FusedKernel:
     return FusedKernel("float32", KERNEL.operands, 0, 0, expressions, tuple(results))
 
 
+def check_launch(grid: tuple[int, int], block: tuple[int, int]) -> None:
+    """That devices take so many blocks and threads, and that sums can halve the threads down to one."""
+    assert 1 <= grid[0] < 2**31
+    assert 1 <= grid[1] < 2**16
+    assert block[0] * block[1] <= 1024
+    assert all(size > 0 and size & (size - 1) == 0 for size in block)
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "width"),
     [(1, 10**9, 4), (10**9, 1, 1), (10**8, 3, 1), (262144, 4096, 4), (3, 10, 2), (1, 1, 1), (2**31, 8, 4)],
@@ -384,23 +465,38 @@ def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int,
     check_launch(*scatter.zero_sizes(rows * columns))
 
 
-@pytest.mark.parametrize(("form", "loads", "stores"), [("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)])
-@DTYPES
-def test_sixteen_bytes_are_read_and_written_at_a_time(form: str, loads: int, stores: int, dtype: str) -> None:
+@pytest.mark.parametrize(("columns", "width"), [(1, 1), (3, 1), (256, 4), (10**9, 4)])
+def test_strips_of_columns_have_a_block_each(columns: int, width: int) -> None:
+    """Of 32 bytes of a row, or the whole row, and all of its threads down the rows."""
+    expressions = ("column_sum", "per_column", 0, ("value", 1)), ("subtract", "full", 1, ("value", 1), ("value", 2))
+    results = (("store", ("value", 3), 1, "full"),)
+    kernel = FusedKernel("float32", KERNEL.operands, 0, 0, (*KERNEL.expressions, *expressions), results)
+    assert form_of(kernel) == "columns"
+    made = launch_of(Fused(kernel, 100, columns, (), (), (), (), ()), width)
+    check_launch(*made.sizes)
+    (across, down), (threads, _) = made.sizes
+    assert (down, made.scratch) == (1, 0)
+    assert columns <= across * threads * width < columns + 2 * threads * width
+    assert threads * width <= 8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sixteen_bytes_are_read_and_written_at_a_time(architecture: str, tmp_path: Path) -> None:
     """By kernels with column-wise sums of four rows before anything is written; and from a cache that does not see what
     is written meanwhile only where nothing is."""
-    kernel = kernel_of(form, int(form == "columns"))
-    operands = tuple((layout, dtype) for layout, _ in kernel.operands)
-    kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
-    for disjoint in (False, True):
-        variant = emit.Variant(width_of(kernel), disjoint=disjoint)
-        nvrtc, program = by_nvrtc(emit.source(kernel, variant), "compute_90")
-        text = nvrtc.getPTX(program).decode()
-        wide = re.findall(r"(ld|st)\.global(?:\.nc)?\.(?:v4\.[fub]32|v2\.[fub]64)", text)
-        assert (wide.count("ld"), wide.count("st")) == (loads, stores)
-        if form == "columns":
-            assert wide == ["ld"] * loads + ["st"] * stores
-        assert ("ld.global.nc" in text) == disjoint
+    expected, codes = {}, []
+    for form, loads, stores in (("map", 2, 1), ("columns", 8, 4), ("rows", 3, 1)):
+        for dtype, disjoint in (("float32", False), ("float32", True), ("float64", True)):
+            kernel = kernel_of(form, int(form == "columns"))
+            operands = tuple((layout, dtype) for layout, _ in kernel.operands)
+            kernel = FusedKernel(dtype, operands, 0, 0, kernel.expressions, kernel.results)
+            code, name = emit.source(kernel, emit.Variant(width_of(kernel), disjoint=disjoint)), f"k{len(codes)}"
+            codes.append(f"namespace of_{name} {{\n{code.replace(' fused(', f' {name}(')}}}\n")
+            load = "LDG.E.128.CONSTANT" if disjoint else "LDG.E.128"
+            expected[name] = [load] * loads + ["STG.E.128"] * stores
+    found = machine_code("".join(codes), architecture, tmp_path)
+    for name, instructions in expected.items():
+        assert [i for i in found[name] if re.match(r"(LD|ST)G\.E\.128", i)] == instructions
 
 
 def test_equal_kernels_share_their_text_whatever_their_sizes() -> None:

@@ -1,5 +1,6 @@
 // CUDA's runtime, driver, cuBLASLt and cuBLAS for a device that is the host: memory is the host's, and work is done at
-// once, in the order in which it is given.  The rules of stream capture are enforced as CUDA's documentation has them.
+// once, in the order in which it is given; or late (sub_late): when somebody waits for it, streams in an order drawn at
+// random as far as events allow.  The rules of stream capture are enforced as CUDA's documentation has them.
 //
 // What real CuPy calls of the runtime is redirected to here: cudaXyz to sub_cudaXyz (see substitute.py).
 
@@ -11,9 +12,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -28,13 +31,24 @@ enum Error {
 using Work = std::function<void()>;
 struct Node { std::string kind, name; Work work; };
 using Graph = std::vector<Node>;
-struct Stream { bool nonblocking = false, capturing = false, invalid = false; Graph nodes; };
-struct Event { bool recorded = false, captured = false; };
+struct Mark { struct Stream* stream = nullptr; long number = 0; };  // how much of a stream's work
+struct Item { std::vector<Mark> after; Work work; };
+struct Stream {
+    bool nonblocking = false, capturing = false, invalid = false, relaxed = false;
+    Graph nodes;
+    std::deque<Item> queue = {};
+    long given = 0, done = 0;
+};
+struct Event { Mark at; bool captured = false; };
 
 std::recursive_mutex mutex;
 std::map<std::string, long> counts;
 Stream legacy;
 std::set<Stream*> streams;
+
+bool late = false;
+std::mt19937 dice;
+std::map<const char*, size_t> pinned;
 
 Stream* stream_of(void* s) { return (uintptr_t)s < 3 ? &legacy : (Stream*)s; }
 
@@ -42,8 +56,8 @@ void invalidate() {
     for (Stream* s : streams) s->invalid |= s->capturing;
 }
 
-bool any_capture() {
-    return std::any_of(streams.begin(), streams.end(), [](Stream* s) { return s->capturing; });
+bool any_capture(bool relaxed) {
+    return std::any_of(streams.begin(), streams.end(), [=](Stream* s) { return s->capturing && (relaxed || !s->relaxed); });
 }
 
 // The legacy stream waits for all that block on it, which a captured one can't be waited for.
@@ -56,6 +70,47 @@ int implicit(Stream* s) {
     return found ? CAPTURE_IMPLICIT : DONE;
 }
 
+bool reached(Mark mark) { return !mark.stream || mark.stream->done >= mark.number; }
+
+// Have streams run until that much is done, one that can at a time.
+void run_until(Mark mark) {
+    while (!reached(mark)) {
+        std::vector<Stream*> ready;
+        auto look = [&](Stream* s) {
+            if (s->queue.empty()) return;
+            const std::vector<Mark>& after = s->queue.front().after;
+            if (std::all_of(after.begin(), after.end(), reached)) ready.push_back(s);
+        };
+        look(&legacy);
+        for (Stream* s : streams) look(s);
+        Stream* s = ready.at(dice() % ready.size());
+        Work work = std::move(s->queue.front().work);
+        s->queue.pop_front();
+        work();
+        ++s->done;
+    }
+}
+
+// What is done once all is that was given to the stream before, and to those for which it waits by itself.
+Mark enqueue(Stream* s, Work work, Mark event = {}) {
+    std::vector<Mark> after = {event};
+    if (s == &legacy) {
+        for (Stream* other : streams) if (!other->nonblocking) after.push_back({other, other->given});
+    } else if (!s->nonblocking) {
+        after.push_back({&legacy, legacy.given});
+    }
+    s->queue.push_back({after, std::move(work)});
+    Mark mark = {s, ++s->given};
+    if (!late) run_until(mark);
+    return mark;
+}
+
+void finish() {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    run_until({&legacy, legacy.given});
+    for (Stream* s : streams) run_until({s, s->given});
+}
+
 int submit(void* stream, const char* kind, const std::string& name, Work work) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     Stream* s = stream_of(stream);
@@ -66,15 +121,14 @@ int submit(void* stream, const char* kind, const std::string& name, Work work) {
         return DONE;
     }
     ++counts[kind];
-    work();
-    return DONE;
+    return enqueue(s, std::move(work)), DONE;
 }
 
-// What may not be done while any stream is captured.
-int unsafe(const char* what) {
+// What may not be done while any stream is captured; or but in relaxed mode, which is CuPy's.
+int unsafe(const char* what, bool ever = false) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     ++counts[what];
-    if (!any_capture()) return DONE;
+    if (!any_capture(ever)) return DONE;
     invalidate();
     return CAPTURE_UNSUPPORTED;
 }
@@ -94,6 +148,11 @@ const char* sub_counts() {
     text.clear();
     for (auto& [name, n] : counts) text += name + " " + std::to_string(n) + "\n";
     return text.c_str();
+}
+
+void sub_late(int on, unsigned seed) {
+    finish();
+    late = on, dice.seed(seed);
 }
 
 // ---- the runtime: devices and memory
@@ -131,15 +190,26 @@ int sub_cudaMalloc(void** p, size_t size) {
 
 int sub_cudaFree(void* p) {
     if (int error = unsafe("free")) return error;
-    return std::free(p), DONE;
+    return finish(), std::free(p), DONE;
 }
 
 int sub_cudaHostAlloc(void** p, size_t size, unsigned) {
     if (int error = unsafe("host allocation")) return error;
-    return *p = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096), *p ? DONE : OUT_OF_MEMORY;
+    *p = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    return pinned[(char*)*p] = size, *p ? DONE : OUT_OF_MEMORY;
 }
 
-int sub_cudaFreeHost(void* p) { return std::free(p), DONE; }
+int sub_cudaFreeHost(void* p) {
+    finish();
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    return pinned.erase((char*)p), std::free(p), DONE;
+}
+
+static bool is_pinned(const void* p) {
+    auto next = pinned.upper_bound((const char*)p);
+    return next != pinned.begin() && (--next)->first + next->second > p;
+}
 
 struct Attributes { int type, device; void *device_pointer, *host_pointer; };
 int sub_cudaPointerGetAttributes(Attributes* a, const void*) { return *a = {}, DONE; }
@@ -147,15 +217,25 @@ int sub_cudaPointerGetAttributes(Attributes* a, const void*) { return *a = {}, D
 int sub_cudaMemcpy(void* to, const void* from, size_t size, int) {
     if (int error = implicit(&legacy)) return error;
     if (int error = unsafe("synchronous copy")) return error;
-    return std::memmove(to, from, size), DONE;
+    return finish(), std::memmove(to, from, size), DONE;
 }
+
+// Of memory that is not pinned, a copy to the device keeps what is there now, and one to the host is waited for.
 
 int sub_cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void* stream) {
-    static const char* names[] = {"host copy", "copy to device", "copy to host", "device copy", "copy"};
-    return submit(stream, names[kind], "", [=] { std::memmove(to, from, size); });
+    static const char* names[] = {"host copy", "copy to device", "copy to host", "device copy", "device copy"};
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Stream* s = stream_of(stream);
+    if (kind == 1 && !is_pinned(from)) {
+        std::string now((const char*)from, size);
+        return submit(stream, names[kind], "", [=] { std::memmove(to, now.data(), size); });
+    }
+    int error = submit(stream, names[kind], "", [=] { std::memmove(to, from, size); });
+    if (!error && kind == 2 && !is_pinned(to)) run_until({s, s->given});
+    return error;
 }
 
-int sub_cudaMemset(void* p, int value, size_t size) { return std::memset(p, value, size), DONE; }
+int sub_cudaMemset(void* p, int value, size_t size) { return finish(), std::memset(p, value, size), DONE; }
 int sub_cudaMemsetAsync(void* p, int value, size_t size, void* stream) {
     return submit(stream, "memset", "", [=] { std::memset(p, value, size); });
 }
@@ -174,9 +254,8 @@ int sub_cudaStreamCreate(void** stream) { return sub_cudaStreamCreateWithPriorit
 
 int sub_cudaStreamDestroy(Stream* s) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    streams.erase(s);
-    delete s;
-    return DONE;
+    run_until({s, s->given});
+    return streams.erase(s), DONE;  // events may still know it
 }
 
 static int wait(const char* what, Stream* s) {
@@ -184,21 +263,29 @@ static int wait(const char* what, Stream* s) {
     ++counts[what];
     if (int error = implicit(s)) return error;
     if (s->capturing) return s->invalid = true, CAPTURE_UNSUPPORTED;
-    return DONE;
+    return run_until(enqueue(s, [] {})), DONE;
 }
 
 int sub_cudaStreamSynchronize(void* stream) { return wait("synchronise", stream_of(stream)); }
-int sub_cudaDeviceSynchronize() { return unsafe("device synchronise"); }
-int sub_cudaStreamQuery(void*) { return DONE; }
+int sub_cudaDeviceSynchronize() {
+    int error = unsafe("device synchronise", true);
+    return error ? error : (finish(), DONE);
+}
+int sub_cudaStreamQuery(void* stream) { return stream_of(stream)->queue.empty() ? DONE : NOT_READY; }
 int sub_cudaStreamGetFlags(void* s, unsigned* flags) { return *flags = stream_of(s)->nonblocking, DONE; }
 int sub_cudaStreamGetPriority(void*, int* priority) { return *priority = 0, DONE; }
-int sub_cudaStreamWaitEvent(void*, Event*, unsigned) { return count("wait for event"), DONE; }
+int sub_cudaStreamWaitEvent(void* stream, Event* event, unsigned) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    ++counts["wait for event"];
+    if (!stream_of(stream)->capturing) enqueue(stream_of(stream), [] {}, event->at);
+    return DONE;
+}
 
-int sub_cudaStreamBeginCapture(void* stream, int) {
+int sub_cudaStreamBeginCapture(void* stream, int mode) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     Stream* s = stream_of(stream);
     if (s == &legacy || s->capturing) return CAPTURE_UNSUPPORTED;
-    s->capturing = true, s->invalid = false, s->nodes.clear();
+    s->capturing = true, s->invalid = false, s->relaxed = mode == 2, s->nodes.clear();
     return DONE;
 }
 
@@ -228,11 +315,18 @@ int sub_cudaEventRecord(Event* event, void* stream) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     Stream* s = stream_of(stream);
     if (int error = implicit(s)) return error;
-    return *event = {true, s->capturing}, DONE;
+    event->captured = s->capturing;
+    if (!s->capturing) event->at = enqueue(s, [] {});
+    return DONE;
 }
-int sub_cudaEventSynchronize(Event* event) { return count("synchronise event"), event->captured ? INVALID_HANDLE : DONE; }
+int sub_cudaEventSynchronize(Event* event) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    ++counts["synchronise event"];
+    if (event->captured) return INVALID_HANDLE;
+    return run_until(event->at), DONE;
+}
 int sub_cudaEventQuery(Event* event) {
-    if (!event->captured) return DONE;
+    if (!event->captured) return reached(event->at) ? DONE : NOT_READY;
     return invalidate(), CAPTURE_UNSUPPORTED;
 }
 int sub_cudaEventElapsedTime(float* ms, void*, void*) { return *ms = 1.0f, DONE; }
@@ -243,7 +337,7 @@ int sub_cudaGraphInstantiate(Graph** executable, Graph* graph, unsigned long lon
     return count("instantiate"), *executable = new Graph(*graph), DONE;
 }
 int sub_cudaGraphLaunch(Graph* graph, void* stream) {
-    return submit(stream, "graph launch", "", [=] { for (Node& node : *graph) node.work(); });
+    return submit(stream, "graph launch", "", [nodes = *graph] { for (const Node& node : nodes) node.work(); });
 }
 int sub_cudaGraphUpload(Graph*, void*) { return DONE; }
 int sub_cudaGraphDestroy(Graph* graph) { return delete graph, DONE; }
@@ -342,20 +436,30 @@ void write(void* p, int kind, int64_t i, double value) {
     }
 }
 
+// A matrix of columns as rows of numbers, rounded as TensorFloat-32 is if wished.
+std::vector<double> unpacked(const void* p, int kind, int64_t leading, bool transposed, int64_t rows, int64_t columns, bool tf32) {
+    std::vector<double> values(rows * columns);
+    for (int64_t i = 0; i < rows; ++i) for (int64_t j = 0; j < columns; ++j) {
+        double value = read(p, kind, transposed ? i * leading + j : j * leading + i);
+        values[i * columns + j] = tf32 ? rounded((float)value, 13) : value;
+    }
+    return values;
+}
+
 void product(
     bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const void* a, int kind_a, int64_t lda, const void* b,
     int kind_b, int64_t ldb, double beta, void* c, int kind_c, int64_t ldc, bool tf32, int epilogue, const void* bias
 ) {
-    for (int64_t j = 0; j < n; ++j) for (int64_t i = 0; i < m; ++i) {
-        double sum = 0.0;
-        for (int64_t l = 0; l < k; ++l) {
-            double x = read(a, kind_a, ta ? i * lda + l : l * lda + i), y = read(b, kind_b, tb ? l * ldb + j : j * ldb + l);
-            sum += tf32 ? (double)rounded((float)x, 13) * rounded((float)y, 13) : x * y;
+    std::vector<double> x = unpacked(a, kind_a, lda, !ta, k, m, tf32), y = unpacked(b, kind_b, ldb, tb, k, n, tf32), sums(m);
+    for (int64_t j = 0; j < n; ++j) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (int64_t l = 0; l < k; ++l) for (int64_t i = 0; i < m; ++i) sums[i] += x[l * m + i] * y[l * n + j];
+        for (int64_t i = 0; i < m; ++i) {
+            double sum = alpha * sums[i] + (beta != 0.0 ? beta * read(c, kind_c, j * ldc + i) : 0.0);
+            if (epilogue & BIAS) sum += read(bias, kind_c, i);
+            if (epilogue & RELU) sum = std::fmax(sum, 0.0);
+            write(c, kind_c, j * ldc + i, sum);
         }
-        sum = alpha * sum + (beta != 0.0 ? beta * read(c, kind_c, j * ldc + i) : 0.0);
-        if (epilogue & BIAS) sum += read(bias, kind_c, i);
-        if (epilogue & RELU) sum = std::fmax(sum, 0.0);
-        write(c, kind_c, j * ldc + i, sum);
     }
 }
 }  // namespace
@@ -388,7 +492,7 @@ int cublasLtMatmulPreferenceSetAttribute(int64_t* preference, int name, const vo
 int cublasLtMatmulAlgoGetHeuristic(
     void*, Description*, Layout*, Layout*, Layout*, Layout*, void*, int, Heuristic* result, int* found
 ) {
-    if (int error = unsafe("heuristic")) return error;
+    if (int error = unsafe("heuristic", true)) return error;
     *result = {};
     result->workspace = 4096;
     return *found = 1, DONE;
@@ -473,6 +577,34 @@ int cublasGemmStridedBatchedEx(
 ) {
     return gemm(h, ta, tb, m, n, k, alpha, a, kind_a, lda, apart_a, b, kind_b, ldb, apart_b, beta, c, kind_c, ldc, apart_c,
         stack, kind_c == R_64F ? R_64F : R_32F);
+}
+
+}  // extern "C"
+
+// ---- CUB, as CuPy's own reductions call it
+
+extern "C" {
+
+size_t sub_cub_device_reduce_get_workspace_size() { return 4096; }
+size_t sub_cub_device_segmented_reduce_get_workspace_size() { return 4096; }
+void sub_cub_device_segmented_reduce(
+    void*, size_t&, const void* x, void* y, int segments, int size, void* stream, int op, int type
+) {
+    int kind = type == 9 ? R_32F : R_64F;
+    if (op > 2 || type < 9 || type > 10) std::fprintf(stderr, "no such reduction\n"), std::abort();
+    submit(stream, "reduction of CUB", "", [=] {
+        for (int64_t i = 0; i < segments; ++i) {
+            double all = op == 0 ? 0.0 : read(x, kind, i * size);
+            for (int64_t k = i * size; k < (i + 1) * size; ++k) {
+                double value = read(x, kind, k);
+                all = op == 0 ? all + value : op == 1 ? std::min(all, value) : std::max(all, value);
+            }
+            write(y, kind, i, all);
+        }
+    });
+}
+void sub_cub_device_reduce(void* scratch, size_t& size, const void* x, void* y, int count, void* stream, int op, int type) {
+    sub_cub_device_segmented_reduce(scratch, size, x, y, 1, count, stream, op, type);
 }
 
 }  // extern "C"

@@ -29,6 +29,7 @@ JUMP = b"\x48\xb8%b\xff\xe0"
 """mov rax, target; jmp rax"""
 
 
+@functools.cache  # what is installed is found afterwards
 def missing() -> str:
     """Why it can't be installed; empty if it can."""
     if not sys.platform.startswith("linux") or os.uname().machine != "x86_64":
@@ -62,7 +63,8 @@ def install() -> None:
     device, *_ = (ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in libraries)
     from cupy.cuda import compiler
 
-    _redirect(_runtime(), device)
+    for path in (_runtime(), Path(find_spec("cupy.cuda.cub").origin)):  # type: ignore[union-attr,arg-type]
+        _redirect(path, device)
     compiler._NVRTCProgram = functools.partial(_Program, folder)
     compiler._get_arch, compiler._get_nvrtc_version = (lambda: "90"), (lambda: (13, 0))
 
@@ -80,14 +82,14 @@ def _runtime() -> Path:
 
 
 def _symbols(path: Path, kinds: str, prefix: str) -> dict[str, int]:
-    """The names of a library's symbols of certain kinds, and where they lie."""
+    """The names of a library's symbols of certain kinds, in C++ without their arguments, and where they lie."""
     command = ["nm", *(["-D"] if kinds == "U" else []), str(path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
     for line in listing.splitlines():
         address, kind, name = line.split() if len(line.split()) == 3 else ("0", *line.split())
-        name = name.partition("@")[0]
-        if kind in kinds and re.fullmatch(prefix + r"[A-Z]\w*", name):
+        name = re.sub(r"^_Z\d+(\w+?)Pv\w*$|@.*", r"\1", name)
+        if kind in kinds and re.fullmatch(f"({prefix})" + r"[A-Z_]\w*", name):
             found[name] = int(address, 16)
     return found
 
@@ -128,11 +130,11 @@ def _build(folder: Path, blas: dict[str, int]) -> list[Path]:
 
 
 def _redirect(path: Path, device: ctypes.CDLL) -> None:
-    """Every function of CUDA's runtime, which is part of CuPy's module, to the device's of the same name."""
+    """Every function of CUDA's runtime or CUB that is part of a module of CuPy to the device's of the same name."""
     with open("/proc/self/maps") as maps:
         base = min(int(line.partition("-")[0], 16) for line in maps if str(path) in line)
     libc = ctypes.CDLL(None, use_errno=True)
-    for name, offset in _symbols(path, "tT", "cuda").items():
+    for name, offset in _symbols(path, "tT", "cuda|cub_device").items():
         function = getattr(device, f"sub_{name}", None)
         if function is not None:
             target = ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -160,7 +162,7 @@ class _Program:
         name = hashlib.sha256(self.source.encode()).hexdigest()[:32]
         path = self.folder / f"{name}.so"
         if not path.exists():
-            kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", self.source)
+            kernels = re.findall(r"__global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(", self.source)
             ways = "".join(f"\nKERNEL({kernel})" for kernel in kernels)
             build = Path(tempfile.mkdtemp(dir=self.folder))
             (build / "kernel.cpp").write_text(f'#include "kernel.hpp"\n{self.source}{ways}\n')

@@ -14,7 +14,7 @@ static Three gridDim, blockDim, blockIdx, threadIdx;
 #define __host__
 #define __forceinline__ inline
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 // The threads of a block take turns, each until it waits for the others or is done, on a stack of its own.
 enum { MOST = 1024, STACK = 1 << 15 };

@@ -30,9 +30,12 @@ from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.bfloat16 import round_factors
 from bpnet.compiler.build import build
+from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
+from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
 log = logging.getLogger("bpnet")
@@ -143,7 +146,8 @@ class Traced:
             commands = round_factors(commands, ALIGNMENT)
         elif traced.graph.real == "float32" and precision == "tf32":
             commands = replace(commands, commands=tuple(map(_in_tf32, commands.commands)))
-        commands = verify.verified(replace(commands, commands=with_epilogues(commands.commands)))
+        together = side_by_side(in_phases(with_epilogues(commands.commands), MOST_ROWS_AGAIN))
+        commands = verify.verified(replace(commands, commands=together))
         self.new = [r for r in commands.results if r is not None and r not in commands.arguments]
         if donates and [r.shape for r in self.new] != [()]:
             raise NotTraceableError("a step gives more than its carry and a loss")
@@ -216,7 +220,8 @@ class Traced:
         arrays = [cupy.ascontiguousarray(leaves[i]) for i in self.arrays]
         results = [cupy.empty(r.shape, r.dtype) for r in self.new]
         with self.lock:  # the workspace is one, whatever thread calls
-            numbers = cupy.asarray(numpy.array(self.values(leaves) or [0.0]))
+            values = self.values(leaves)
+            numbers = cupy.asarray(numpy.array(values)) if values else self.program.tickets  # which nobody reads
             self.program.follow(cupy.cuda.get_current_stream().ptr, threading.get_ident())
             for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
                 uninterrupted(calls)

@@ -28,13 +28,14 @@ from bpnet.compiler.commands import (
     RowGather,
     RowScatterAdd,
     StridedCopy,
+    Together,
     reads,
     result_dtype,
     result_layout,
     writes,
 )
 from bpnet.compiler.cuda import emit, gather, scatter
-from bpnet.compiler.cuda.launch import launch_of, most_tickets, width_of
+from bpnet.compiler.cuda.launch import THREADS, blocks_of_part, launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
 
@@ -63,6 +64,11 @@ class Program:
         columns = [c.columns for c in commands.commands if isinstance(c, Fused)]
         self.tickets = cupy.zeros(most_tickets(max(columns, default=0)), numpy.uint32)
         self.launched_by: Any = None
+        self.memories_of = [_memories_of(command) for command in commands.commands]
+        self.prepared: list[tuple[Any, int, Calls]] = [((), 0, [])] * len(commands.commands)
+        """Of each command, where all that it is given lay last, bytes of the workspace, and what launches it there."""
+        self.needed = 0
+        """Bytes of the workspace that kernels have been given since this was last set to 0."""
         self.by_cupy = False
         """Whether a product is CuPy's, which can't be captured."""
         self.workspaces: list[Any] = []
@@ -95,14 +101,38 @@ class Program:
         """
         loss = numbers + 8 * len(self.commands.numbers)
         memories = [numbers, arena.data, *(a.data for a in arrays), loss]
-        made = [self._launches(command, memories) for command in self.commands.commands]
+        made = [self._prepared(number, memories) for number in range(len(self.commands.commands))]
         return list(chain(*made[: self.first_writing])), list(chain(*made[self.first_writing :]))
+
+    def _prepared(self, number: int, memories: Memories) -> Calls:
+        """What launches a command, prepared once as long as its arrays stay where they are.
+
+        What is kept holds no memory, so that it is free again: None stands for the memories.
+        """
+        command = self.commands.commands[number]
+        if isinstance(command, Call):
+            return self._launches(command, memories)
+        places = [self.tickets.data.ptr, len(cublaslt.refused), *[memories[m].ptr for m in self.memories_of[number]]]
+        seen, needed, calls = self.prepared[number]
+        if seen != (self._scratch(needed), *places):
+            self.needed = 0
+            made = self._launches(command, memories)
+            plans = [part for call in made for part in call if isinstance(part, cublaslt.Plan)]
+            self.needed = max([self.needed, *(plan.scratch for plan in plans)])
+            calls = [tuple([None if part is memories else part for part in call]) for call in made]
+            self.prepared[number] = (self._scratch(self.needed), *places), self.needed, calls
+        if not isinstance(command, Product):
+            return calls
+        return [tuple([memories if part is None else part for part in call]) for call in calls]
 
     def _launches(self, command: Command, memories: Memories) -> Calls:
         if isinstance(command, Fused):
             return self._fused(command, memories)
+        if isinstance(command, Together):
+            gathers = [part for part in command.parts if isinstance(part, RowGather)]
+            return [_gather(gathers, memories) if gathers else self._together(command, memories)]
         if isinstance(command, RowGather):
-            return [_gather(command, memories)]
+            return [_gather([command], memories)]
         if isinstance(command, RowScatterAdd):
             return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
@@ -122,36 +152,62 @@ class Program:
             self.workspaces.append(cupy.empty(size, numpy.uint8))
         return self.workspaces[-1].data
 
+    def _scratch(self, size: int) -> int:
+        """The address of so much memory of the workspace; 0 where none is needed."""
+        return int(self._workspace(size).ptr) if size else 0
+
     # ---- fused kernels ------------------------------------------------------------------------------------------
 
     def _fused(self, command: Fused, memories: Memories, used: int = 0) -> Calls:
         """What launches a kernel; so many bytes of the workspace are `used` by others."""
-        kernel, numbers, real = command.kernel, memories[NUMBERS].ptr, numpy.dtype(command.kernel.dtype)
+        kernel, real = command.kernel, numpy.dtype(command.kernel.dtype)
         arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
-        width = _width(command, arrays)
-        launch = launch_of(command, width)
-        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
-        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
-        variant = emit.Variant(width, indirect, keys, launch.partial_rows > 0, disjoint)
+        launch = launch_of(command, _width(command, arrays))
         following = used + launch.scratch * real.itemsize
-        workspace = self._workspace(following)
-        arguments = [
-            *(command.rows, command.columns), *arrays, workspace.ptr + used, self.tickets.data.ptr, numbers,
-            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
-        ]  # fmt: skip
-        for mask in command.masks:
-            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, tuple(arguments))]
+        self.needed = max(self.needed, following)
+        variant, arguments = self._arguments(
+            command, memories, self._scratch(following) + used, launch.partial_rows > 0
+        )
+        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, arguments)]
         if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
             size = launch.partial_rows * command.columns * real.itemsize
             sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
             partial = tuple(Address(len(memories), used + n * size) for n in range(len(sums)))
             adding, shape = _column_sums(kernel.dtype, len(sums)), (launch.partial_rows, command.columns)
             again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
-            calls += self._fused(again, [*memories, workspace], following)
+            calls += self._fused(again, [*memories, self._workspace(following)], following)
         return calls
+
+    def _together(self, command: Together, memories: Memories) -> tuple[Any, ...]:
+        """What launches kernels over vectors as one."""
+        parts = [part for part in command.parts if isinstance(part, Fused)]
+        variants, blocks, given = [], [], []
+        for part in parts:
+            variant, arguments = self._arguments(part, memories)
+            variants.append(variant)
+            blocks.append(blocks_of_part(part, variant.width))
+            given += [blocks[-1], *arguments]
+        text = emit.source_together(tuple(part.kernel for part in parts), tuple(variants))
+        return function(text, "fused"), (sum(blocks), 1), (THREADS, 1), tuple(given)
+
+    def _arguments(
+        self, command: Fused, memories: Memories, scratch: int = 0, spread: bool = False
+    ) -> tuple[emit.Variant, tuple[Any, ...]]:
+        """How a kernel is written for arrays where they lie, and what it is given."""
+        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
+        indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
+        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
+        real = numpy.dtype(command.kernel.dtype)
+        numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
+        arguments = [
+            *(command.rows, command.columns), *arrays, scratch, self.tickets.data.ptr, numbers,
+            *map(numpy.int32, command.numbers), *map(real.type, command.constants),
+        ]  # fmt: skip
+        for mask in command.masks:
+            arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+        return emit.Variant(_width(command, arrays), indirect, keys, spread, disjoint), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -205,6 +261,15 @@ def _problem(command: Product, memories: Memories) -> tuple[cublaslt.Problem, cu
     return problem, (first, second, out, vector)
 
 
+def _memories_of(command: Command) -> tuple[int, ...]:
+    """The memories that a command reads or writes."""
+    found = {span.memory for span in (*spans_read(command), *spans_written(command))}
+    for part in command.parts if isinstance(command, Together) else (command,):
+        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+            found.add(NUMBERS)
+    return tuple(sorted(found))
+
+
 def _by_cupy(command: Product, memories: Memories) -> None:
     rows, columns, inner = command.rows, command.columns, command.inner
     if command.precision != "float32":
@@ -236,23 +301,25 @@ def _pointer(memories: Memories, address: Address) -> int:
     return int(memories[address.memory].ptr) + address.offset
 
 
-def _gather(command: RowGather, memories: Memories) -> tuple[Any, ...]:
-    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
-    width = math.gcd(source | out | command.row_bytes, 16)
-    sizes = command.rows, command.source_rows, command.row_bytes // width
-    code = gather.source(command.index_dtype, width)
-    return function(code, "gather"), *gather.sizes(command.rows, sizes[-1]), (*sizes, source, index, out)
+def _gather(commands: Sequence[RowGather], memories: Memories) -> tuple[Any, ...]:
+    """What launches gathers of the same rows as one."""
+    rows, index, widths, given, words = commands[0].rows, commands[0].index, [], [], 1
+    for command in commands:
+        source, out = _pointer(memories, command.source), _pointer(memories, command.out)
+        widths.append(math.gcd(source | out | command.row_bytes, 16))
+        given += [command.source_rows, command.row_bytes // widths[-1], source, out]
+        words = max(words, command.row_bytes // widths[-1])
+    code = gather.source(commands[0].index_dtype, tuple(widths))
+    return function(code, "gather"), *gather.sizes(rows, words), (rows, _pointer(memories, index), *given)
 
 
 def _scatter_add(command: RowScatterAdd, memories: Memories) -> Calls:
     source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
     code, by_rows = scatter.source(command.dtype, command.index_dtype), command.rows < command.out_rows
-    count = command.out_rows * command.columns
-    zeros = (
-        [(function(code, "zero"), *scatter.zero_sizes(count), (count, out))]
-        if by_rows and not command.accumulate
-        else []
-    )
+    zeros: Calls = []
+    if by_rows and not command.accumulate:
+        count, zero = command.out_rows * command.columns, function(scatter.zero_source(command.dtype), "zero")
+        zeros = [(zero, *scatter.zero_sizes(count), (count, out))]
     sizes = command.rows, command.out_rows, command.columns, int(by_rows), int(command.accumulate)
     return [*zeros, (function(code, "scatter_add"), *scatter.sizes(command), (*sizes, source, index, out))]
 

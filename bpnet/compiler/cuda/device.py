@@ -104,17 +104,20 @@ __device__ __forceinline__ T over_block(T value, int op, int apart) {
     return part[me];
 }
 
-// whether this block is the last of so many to come here; what the others wrote before is then there to be read
+// whether this block is the last of so many to come here; what the others wrote before is then there to be read.  The
+// fences of one thread, between barriers and the ticket, speak for its block, as in NVIDIA's own barrier of a grid
 __device__ __forceinline__ bool is_last(unsigned int* ticket, long long blocks) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) {
+        __threadfence();
         last = atomicAdd(ticket, 1u) == blocks - 1;
-        if (last) *ticket = 0;
+        if (last) {
+            __threadfence();
+            *ticket = 0;
+        }
     }
     __syncthreads();
-    if (last) __threadfence();
     return last;
 }
 
@@ -128,9 +131,9 @@ template <int N> __device__ __forceinline__ void leave(
     }
 }
 
-// and the rows that so many blocks have left, joined by the last of them
-template <int N, typename E> __device__ __forceinline__ void collect(
-    E* out, int op, const volatile T* from, long long blocks, int apart, long long col, long long columns
+// and the rows that so many blocks have left, joined by the last of them, whose first threads get it
+template <int N> __device__ __forceinline__ void collected(
+    T (&whole)[N], int op, const volatile T* from, long long blocks, int apart, long long col, long long columns
 ) {
     const int me = threadIdx.y * blockDim.x + threadIdx.x;
     for (int k = 0; k < N; ++k) {
@@ -141,8 +144,30 @@ template <int N, typename E> __device__ __forceinline__ void collect(
                 join(total, rest, from[i * columns + col + k], op);
             }
         }
-        const T all = over_block(rounded(total, rest), op, apart);
-        if (me < apart && col < columns) put(out[col + k], all);
+        whole[k] = over_block(rounded(total, rest), op, apart);
     }
+}
+
+template <int N, typename E> __device__ __forceinline__ void collect(
+    E* out, int op, const volatile T* from, long long blocks, int apart, long long col, long long columns
+) {
+    T whole[N];
+    collected(whole, op, from, blocks, apart, col, columns);
+    if (threadIdx.y * blockDim.x + threadIdx.x >= apart || col >= columns) return;
+    for (int k = 0; k < N; ++k) put(out[col + k], whole[k]);
+}
+
+// sums over the threads of a block that have the same N columns, which all of them get
+template <int N> __device__ __forceinline__ void down_columns(T (&whole)[N], const T (&total)[N], const T (&rest)[N]) {
+    __shared__ T part[N][<<threads>>];
+    const int me = threadIdx.y * blockDim.x + threadIdx.x;
+    __syncthreads();
+    for (int k = 0; k < N; ++k) part[k][me] = rounded(total[k], rest[k]);
+    for (int half = <<threads>> / 2; half >= blockDim.x; half /= 2) {
+        __syncthreads();
+        if (me < half) for (int k = 0; k < N; ++k) part[k][me] += part[k][me + half];
+    }
+    __syncthreads();
+    for (int k = 0; k < N; ++k) whole[k] = part[k][threadIdx.x];
 }
 """

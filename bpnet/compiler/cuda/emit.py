@@ -3,12 +3,12 @@
 Three forms of loop serve all kernels:
 
 map       no sums, or sums of everything: each thread takes entries anywhere, WIDTH at a time
-columns   column-wise sums: a thread goes down the columns of one vector
+columns   column-wise sums: a thread goes down the columns of one vector, again where it has to know them first
 rows      row-wise reductions: a group of threads goes along a row, once more than there are reductions to wait for
 
 Sums of a block's threads are put into scratch memory, and the block that is the last to do so adds them up, in an order
-that depends on the shape alone.  With OPTIONS nothing is contracted, so an operation that IEEE 754 rounds exactly gives
-the bits that it gives alone.
+that depends on the shape alone.  With OPTIONS nothing is contracted, and subnormal numbers are not taken for 0, so an
+operation that IEEE 754 rounds exactly gives the bits that it gives alone, and on a CPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
+from bpnet.compiler.commands import FusedKernel, KernelResult, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import COMPARISONS, GENERATORS, OPERATIONS, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""For NVIDIA's compiler."""
+"""For NVIDIA's compiler, which by itself rounds divisions and roots as IEEE 754 has it and keeps subnormal numbers;
+what could be saved there is arithmetic, and kernels wait for memory."""
+_FUSED = f'extern "C" __global__ void __launch_bounds__({THREADS}) fused'
 PREFETCHED = 4
 """Rows that a thread which sums reads before it computes with any of them, so that memory is never waited for idly."""
 
@@ -57,11 +59,32 @@ def source(kernel: FusedKernel, variant: Variant) -> str:
     return _Writer(kernel, variant).text()
 
 
+@lru_cache(maxsize=256)
+def source_together(kernels: tuple[FusedKernel, ...], variants: tuple[Variant, ...]) -> str:
+    """The text of kernels over one row each as one, whose parameters are for each of them the number of its blocks, and
+    then those that `source` says: so many blocks do the first, so many the second ..."""
+    pairs = enumerate(zip(kernels, variants, strict=True))
+    writers = [_Writer(kernel, variant, f"part{i}") for i, (kernel, variant) in pairs]
+    functions, parameters, calls = [], [], []
+    for i, writer in enumerate(writers):
+        functions.append(writer.tables() + writer.function(f"__device__ __forceinline__ void {writer.part}"))
+        own = [text.rpartition(" ") for text in ", ".join(writer.parameters()).split(", ")]
+        parameters += [f"const long long n{i}", *(f"{kind} {name}_{i}" for kind, _, name in own)]
+        given = ", ".join(["block", f"n{i}", *(f"{name}_{i}" for *_, name in own)])
+        calls += [f"if (block < n{i}) return part{i}({given});", f"block -= n{i};"]
+    body = "".join(f"    {line}\n" for line in ("long long block = blockIdx.x;", *calls[:-1]))
+    given = ",\n    ".join(parameters)
+    head = _FUSED.replace(f"({THREADS})", f"({THREADS}, 2)")  # or else registers are spared where memory then serves
+    return f"{writers[0].head()}\n{''.join(functions)}{head}(\n    {given}\n) {{\n{body}}}\n"
+
+
 # ---- the text --------------------------------------------------------------------------------------------------------
 
 
 class _Writer:
-    def __init__(self, kernel: FusedKernel, variant: Variant) -> None:
+    def __init__(self, kernel: FusedKernel, variant: Variant, part: str = "") -> None:
+        """`part`: its name where only some blocks do it, which is told its number among them, and how many they are."""
+        self.part = part
         self.kernel, self.variant, self.form = kernel, variant, form_of(kernel)
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.known: dict[Reference, str] = {("number", i): f"n{i}" for i in range(kernel.numbers)}
@@ -71,14 +94,26 @@ class _Writer:
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
 
     def text(self) -> str:
+        return f"{self.head()}\n{self.tables()}{self.function(_FUSED)}"
+
+    def tables(self) -> str:
+        """The numbers that it knows of each column."""
+        known = [(i, values) for i, (op, _, _, *values) in enumerate(self.kernel.expressions) if op == "table"]
+        lines = (f"{self.part}table{i}[] = {{{', '.join(f'(T){v!r}' for v in values)}}};\n" for i, values in known)
+        return "".join(f"static __device__ const T {line}" for line in lines)
+
+    def head(self) -> str:
+        """The functions that it calls."""
+        head = COMMON + REDUCTIONS if self.form != "map" or self.full else COMMON
+        return head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
+
+    def function(self, head: str) -> str:
+        """The kernel, or what does a part of one."""
         body = {"map": self.map, "columns": self.columns, "rows": self.rows}[self.form]()
         lines = [*self.prologue(), *body, *self.epilogue()]
-        head = COMMON + REDUCTIONS if self.form == "rows" or self.column_sums or self.full else COMMON
-        head = head.replace("<<real>>", TYPES[self.kernel.dtype]).replace("<<threads>>", str(THREADS))
-        parameters = ",\n    ".join(self.parameters())
-        return f'{head}\nextern "C" __global__ void __launch_bounds__({THREADS}) fused(\n    {parameters}\n) {{\n' + (
-            "".join(f"    {line}\n" for line in lines) + "}\n"
-        )
+        first = ["const long long block, const long long blocks"] if self.part else []
+        parameters = ",\n    ".join([*first, *self.parameters()])
+        return f"{head}(\n    {parameters}\n) {{\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
     def parameters(self) -> Iterator[str]:
         kernel, variant = self.kernel, self.variant
@@ -139,7 +174,7 @@ class _Writer:
             found.add(reference)
             if reference[0] == "value":
                 op, _, _, *args = self.kernel.expressions[reference[1]]
-                todo += [] if op == "mask" else args
+                todo += [] if op in GENERATORS else args
         return found
 
     def read(self, needed: Sequence[Reference]) -> list[int]:
@@ -181,6 +216,8 @@ class _Writer:
                 text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
             elif op == "positions":
                 text = "(T)(col + k)"
+            elif op == "table":
+                text = f"{self.part}table{i}[col + k]"
             else:
                 text = self.spelled(op, args, known)
             known["value", i] = f"v{i}"
@@ -197,7 +234,9 @@ class _Writer:
                 lane = "[k]" if kind == "column_sum" else "[0]"
                 done.append(f"join(t{i}{lane}, e{i}{lane}, {name}, {_op(kind)});")
         for i, reference in reduced.items():
-            done.append(f"join(r{i}, f{i}, {self.name(reference, known)}, {_op(kernel.expressions[i][0])});")
+            op = kernel.expressions[i][0]
+            lane = "[k]" if op == "column_sum" else ""
+            done.append(f"join(r{i}{lane}, f{i}{lane}, {self.name(reference, known)}, {_op(op)});")
         yield from _block(f"for (int k = 0; k < {width}; ++k)", done)
         yield from (f"store<{width}>(q{i}, at, y{i});" for i in stored)
 
@@ -218,24 +257,57 @@ class _Writer:
     # ---- the three loops ----------------------------------------------------------------------------------------
 
     def map(self) -> Iterator[str]:
-        start, step = "((long long)blockIdx.x * blockDim.x + threadIdx.x)", "(long long)gridDim.x * blockDim.x"
+        block, blocks = ("block", "blocks") if self.part else ("(long long)blockIdx.x", "(long long)gridDim.x")
+        start, step = f"({block} * blockDim.x + threadIdx.x)", f"{blocks} * blockDim.x"
         yield "const long long below = (long long)gridDim.y * blockDim.y;"
         rows = "row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += below"
         body = self.across(start, "columns", step, range(len(self.kernel.results)), {})
         yield from _block(f"for (long long {rows})", body)
 
     def columns(self) -> Iterator[str]:
-        width, every = self.variant.width, range(len(self.kernel.results))
-        loaded = self.read([reference for _, reference, *_ in self.kernel.results])
-        below = [i for i in loaded if self.kernel.operands[i][0] != "per_column"]
-        once = [i for i in loaded if i not in below]
-        names = {i: f"w{i}[ahead]" if i in below else f"x{i}" for i in loaded}
+        kernel, width = self.kernel, self.variant.width
+        sums = {i: e for i, e in enumerate(kernel.expressions) if e[0] == "column_sum"}
+        loaded = self.read([r[1] for r in kernel.results] + [e[3] for e in sums.values()])
+        once = [i for i in loaded if kernel.operands[i][0] == "per_column"]
         yield from (f"T t{i}[{width}] = {{}}, e{i}[{width}] = {{}};" for i in self.column_sums)
         yield f"const long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * {width};"
         yield "const long long step = (rows + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * step;"
         yield "const long long end = col >= columns ? 0 : begin + step < rows ? begin + step : rows;"
         yield from (f"{self.kind(i, width)} x{i} = {{}};" for i in once)
         yield from _block("if (col < columns)", (f"x{i} = {self.load(i, width)};" for i in once))
+        self.known |= {("operand", i): f"get(x{i}.v[k])" for i in once}
+        for phase in range(1 + max(r[2] for r in kernel.results)):
+            yield from self.the_same(("scalar",), phase)
+            yield from self.of_columns(phase)
+            entries = [i for i, r in enumerate(kernel.results) if r[2] == phase and not _per_column(r)]
+            reduced = {i: e[3] for i, e in sums.items() if e[2] == phase}
+            if entries or reduced:
+                yield from self.down(entries, reduced)
+            if reduced:
+                yield from self.known_sums(list(reduced))
+
+    def of_columns(self, phase: int) -> Iterator[str]:
+        """Values that are the same for a whole column, and those of them that are stored."""
+        kernel, width, lanes, done = self.kernel, self.variant.width, [], []
+        for i, (op, layout, p, *args) in enumerate(kernel.expressions):
+            if layout == "per_column" and p == phase and op != "column_sum":
+                lanes.append(f"{'bool' if op in COMPARISONS else 'T'} v{i}[{width}];")
+                done.append(f"v{i}[k] = {'(T)(col + k)' if op == 'positions' else self.spelled(op, args, self.known)};")
+                self.known["value", i] = f"v{i}[k]"
+        for i, result in enumerate(kernel.results):
+            if result[2] == phase and _per_column(result):
+                name = self.name(result[1], self.known)
+                done.append(f"if (threadIdx.y == 0 && col < columns) put(q{i}[col + k], {name});")
+        yield from lanes
+        if done:
+            yield from _block(f"for (int k = 0; k < {width}; ++k)", done)
+
+    def down(self, sinks: Sequence[int], reduced: dict[int, Reference]) -> Iterator[str]:
+        """A loop down the rows, several of which are read before anything is done with them."""
+        width = self.variant.width
+        below = self.read([*(self.kernel.results[i][1] for i in sinks), *reduced.values()])
+        names = {i: f"w{i}[ahead]" for i in below}
+        yield from (f"T r{i}[{width}] = {{}}, f{i}[{width}] = {{}};" for i in reduced)
 
         def of_each_row(lines: Iterable[str]) -> Iterator[str]:
             place = "const long long row = top + ahead * blockDim.y, at = row * columns + col;"
@@ -247,8 +319,23 @@ class _Writer:
         yield from _block(f"for (long long {rows})", [
             *(f"{self.kind(i, width)} w{i}[{PREFETCHED}];" for i in below),
             *of_each_row(f"w{i}[ahead] = {self.load(i, width)};" for i in below),
-            *of_each_row(self.entries(every, {}, width, names)),
+            *of_each_row(self.entries(sinks, reduced, width, names)),
         ])  # fmt: skip
+
+    def known_sums(self, sums: Sequence[int]) -> Iterator[str]:
+        """Column-wise sums, known to all threads of the one block that has summed, or else to the last block."""
+        width = self.variant.width
+        yield from (f"T v{i}[{width}];" for i in sums)
+        if self.kernel.goes_down_again:
+            yield from (f"down_columns(v{i}, r{i}, f{i});" for i in sums)
+        else:
+            rows = [f"scratch + {n}ll * gridDim.y * columns" for n in range(len(sums))]
+            for i, at in zip(sums, rows, strict=True):
+                yield f"leave(r{i}, f{i}, SUM, {at} + blockIdx.y * columns, blockDim.x, col, columns);"
+            yield "if (!is_last(tickets + 1 + blockIdx.x, gridDim.y)) return;"
+            for i, at in zip(sums, rows, strict=True):
+                yield f"collected(v{i}, SUM, {at}, gridDim.y, blockDim.x, col, columns);"
+        self.known |= {("value", i): f"v{i}[k]" for i in sums}
 
     def rows(self) -> Iterator[str]:
         width, kernel = self.variant.width, self.kernel
@@ -321,6 +408,11 @@ class _Writer:
             f"collect<{width}>(q{i}, {op}, {at}, {blocks}, {which}, {columns});"
             for i, op, at in zip(results, ops, rows, strict=True)
         ))  # fmt: skip
+
+
+def _per_column(result: KernelResult) -> bool:
+    """Whether there is one for each column to store, not one for each entry."""
+    return result[0].startswith("store") and result[3] == "per_column"
 
 
 def _block(head: str, lines: Iterable[str]) -> Iterator[str]:

@@ -12,12 +12,21 @@ def _word(width: int) -> str:
 
 
 @lru_cache
-def source(index_dtype: str, width: int) -> str:
-    """The text of gather (rows, source_rows, words, source, index, out), which moves `width` bytes at a time.
+def source(index_dtype: str, widths: tuple[int, ...]) -> str:
+    """The text of gather (rows, index, and of each array source_rows, words, source, out), of which so many bytes are
+    moved at a time.
 
     Numbers of rows below 0 count from the end, and those of no row give one of ones in every bit.
     """
-    return _word(width) + _GATHER.replace("<<index>>", STORED[index_dtype])
+    parameters = [f"const long long rows, const {STORED[index_dtype]}* __restrict__ index"]
+    body, types = [], []
+    for i, width in enumerate(widths):
+        types.append(_word(width).replace("Word", f"Word{i}"))
+        parameters.append(f"const long long n{i}, const long long words{i}")
+        parameters.append(f"const Word{i}* __restrict__ from{i}, Word{i}* __restrict__ out{i}")
+        body.append(f"copy(from{i}, index[row], n{i}, words{i}, out{i} + row * words{i});")
+    text = _GATHER.replace("<<parameters>>", ",\n    ".join(parameters))
+    return "".join(types) + text.replace("<<body>>", "\n        ".join(body))
 
 
 @lru_cache
@@ -35,20 +44,22 @@ def sizes(rows: int, words: int) -> Sizes:
 
 
 _GATHER = """
-extern "C" __global__ void gather(
-    const long long rows, const long long source_rows, const long long words,
-    const Word* __restrict__ source, const <<index>>* __restrict__ index, Word* __restrict__ out
+template <typename W> __device__ __forceinline__ void copy(
+    const W* from, long long row, long long rows, long long words, W* out
 ) {
-    Word ones;
+    W ones;
     for (auto& part : ones.part) part = -1;
+    row = row < 0 ? row + rows : row;
+    const bool there = row >= 0 && row < rows;
+    for (long long i = threadIdx.x; i < words; i += blockDim.x) out[i] = there ? from[row * words + i] : ones;
+}
+
+extern "C" __global__ void gather(
+    <<parameters>>
+) {
     for (long long row = (long long)blockIdx.y * blockDim.y + threadIdx.y; row < rows;
          row += (long long)gridDim.y * blockDim.y) {
-        long long from = index[row];
-        from = from < 0 ? from + source_rows : from;
-        const bool there = from >= 0 && from < source_rows;
-        for (long long i = threadIdx.x; i < words; i += blockDim.x) {
-            out[row * words + i] = there ? source[from * words + i] : ones;
-        }
+        <<body>>
     }
 }
 """

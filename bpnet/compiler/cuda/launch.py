@@ -18,6 +18,10 @@ MIN_ROWS = 16
 """Rows that a thread sums, where there are as many: fewer would leave more to the last block."""
 COLUMN_THREADS = 32
 """Threads of a block along a row, where it sums columns."""
+STRIP_BYTES = 32
+"""Of a row that a block takes which goes down its columns again: no less is read at once, and more blocks have work."""
+MOST_ROWS_AGAIN = 4096
+"""Rows down which one block goes again rather than leave that to further launches; an estimate, not yet measured."""
 SERIAL_ROWS = 64
 """Rows that a block adds up one after the other where its columns do not fit into registers."""
 
@@ -58,15 +62,19 @@ def launch_of(command: Fused, width: int) -> Launch:
     form, sums = form_of(kernel), sum(kind == "column_sum" for kind, *_ in kernel.results)
     full = sum(kind.startswith("full_") for kind, *_ in kernel.results)
     across = -(-columns // width)
-    threads = min(COLUMN_THREADS if form == "columns" else THREADS, 1 << (across - 1).bit_length())
+    again = kernel.goes_down_again
+    sums += 0 if again else sum(op == "column_sum" for op, *_ in kernel.expressions)
+    most_threads = COLUMN_THREADS if form == "columns" else THREADS
+    most_threads = STRIP_BYTES // (width * item_bytes(kernel.dtype)) if again else most_threads
+    threads = min(most_threads, 1 << (across - 1).bit_length())
     down, x, y, partial_rows = THREADS // threads, -(-across // threads), 1, 0
     if form == "map":
         most = MAX_SUMMING if full else MAX_BLOCKS
         x = min(x, most)
         y = min(-(-rows // down), max(most // x, 1))
-    elif form == "columns":
+    elif form == "columns" and not again:
         y = max(1, min(-(-rows // (MIN_ROWS * down)), MAX_SUMMING // x, MAX_PARTIAL_ROWS))
-    else:
+    elif form == "rows":
         x = min(-(-rows // down), MAX_SUMMING)
         if sums and columns > THREADS * width:  # more than the threads of a block can hold in registers
             x = partial_rows = max(x, -(-rows // SERIAL_ROWS))
@@ -74,6 +82,11 @@ def launch_of(command: Fused, width: int) -> Launch:
             x = min(x, max(MAX_PARTIAL // columns, 64))
     summing = y if form == "columns" else x
     return Launch(((x, y), (threads, down)), sums * summing * columns + full * x * y, partial_rows)
+
+
+def blocks_of_part(command: Fused, width: int) -> int:
+    """How many blocks of THREADS threads along x run a kernel over a vector that is launched with others."""
+    return min(-(-command.columns // (width * THREADS)), MAX_BLOCKS)
 
 
 def most_tickets(columns: int) -> int:

@@ -8,7 +8,7 @@ from bpnet.compiler.cuda.launch import MAX_BLOCKS, STORED, THREADS, TYPES, Sizes
 
 @lru_cache
 def source(dtype: str, index_dtype: str) -> str:
-    """The text of zero (count, out) and scatter_add (rows, out_rows, columns, by_rows, accumulate, source, index, out).
+    """The text of scatter_add (rows, out_rows, columns, by_rows, accumulate, source, index, out).
 
     Each number's sum has one owner, which goes through the numbers of all rows in their order, so that the sum is the
     same in each run: with `by_rows` the first row of a number, where there are more numbers than rows and those of no
@@ -30,17 +30,24 @@ def sizes(command: RowScatterAdd) -> Sizes:
     return (x, max(1, min(-(-owners // down), MAX_BLOCKS // x))), (across, down)
 
 
+def zero_source(dtype: str) -> str:
+    """The text of zero (count, out), which sets elements to zero."""
+    return _ZERO.replace("<<T>>", TYPES[dtype])
+
+
 def zero_sizes(count: int) -> Sizes:
     """How many threads set so many elements to zero."""
     return (max(1, min(-(-count // THREADS), MAX_BLOCKS)), 1), (THREADS, 1)
 
 
-_SCATTER_ADD = """
+_ZERO = """
 extern "C" __global__ void zero(const long long count, <<T>>* __restrict__ out) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (long long)gridDim.x * blockDim.x) out[i] = <<T>>(0);
 }
+"""
 
+_SCATTER_ADD = """
 __device__ long long number_of(const <<index>> index, const long long out_rows) {
     const long long number = index < 0 ? (long long)index + out_rows : (long long)index;
     return number >= 0 && number < out_rows ? number : -1;

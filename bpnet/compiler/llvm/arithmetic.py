@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from bpnet.compiler.llvm.angles import quarter_turns
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, constant, lanes_of, suffix, vector
 from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
@@ -51,10 +52,13 @@ class Arithmetic:
     """Operations on one kind of value: numbers of a type, or vectors of them."""
 
     def __init__(self, b: Function, lanes: int, real: Any) -> None:
-        self.b, self.double = b, isinstance(real, ir.DoubleType)
-        self.real, self.integer = (partial(constant, kind, lanes=lanes) for kind in (real, I64 if self.double else I32))
+        self.b, self.lanes, self.is_double = b, lanes, isinstance(real, ir.DoubleType)
+        self.one, self.one_whole = real, I64 if self.is_double else I32
+        self.real, self.integer = (partial(constant, kind, lanes=lanes) for kind in (self.one, self.one_whole))
         self.kind, self.whole = self.real(0.0).type, self.integer(0).type
-        self.bits, self.least = (52, -1022) if self.double else (23, -126)  # of a fraction; exponent of normal numbers
+        self.bits, self.least = (
+            (52, -1022) if self.is_double else (23, -126)
+        )  # of a fraction; exponent of normal numbers
 
     def intrinsic(self, name: str, *args: Any) -> Any:
         return self.b.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
@@ -103,27 +107,29 @@ class Arithmetic:
     def exp(self, x: Any) -> Any:
         """2**n exp(r) with |r| <= log(2) / 2; 2**n in two factors, for small results."""
         r, first, second, _ = self._reduced(x)
-        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.double else 8)])
+        series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(14 if self.is_double else 8)])
         return self.b.fmul(self.b.fmul(series, first), second)
 
     def expm1(self, x: Any) -> Any:
         """2**n (exp(r) - 1) + 2**n - 1, of which nothing is lost where n is 0."""
         b, (r, first, second, other) = self.b, self._reduced(x)
-        series = b.fmul(r, self.polynomial(r, [1.0 / math.factorial(k + 1) for k in range(14 if self.double else 8)]))
+        series = b.fmul(
+            r, self.polynomial(r, [1.0 / math.factorial(k + 1) for k in range(14 if self.is_double else 8)])
+        )
         one = self.power_of_two(b.sub(self.integer(0), other))  # over the second factor
         return b.fmul(self.intrinsic("fma", series, first, b.fsub(first, one)), second)
 
     def _reduced(self, x: Any) -> tuple[Any, Any, Any, Any]:
         """r, 2**(n - m), 2**m and m with x = n log(2) + r and m about n / 2."""
         b = self.b
-        low, high = (-750.0, 720.0) if self.double else (-110.0, 100.0)
+        low, high = (-750.0, 720.0) if self.is_double else (-110.0, 100.0)
         x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
         x = b.select(b.fcmp_ordered(">", x, self.real(high)), self.real(high), x)
         shift = 1.5 * 2.0**self.bits  # adding it leaves the nearest whole number in the last bits
         moved = self.intrinsic("fma", x, self.real(1.0 / math.log(2.0)), self.real(shift))
         n = b.sub(b.bitcast(moved, self.whole), b.bitcast(self.real(shift), self.whole))
         whole = b.fsub(moved, self.real(shift))
-        first, rest = _LOG_2[self.double]
+        first, rest = _LOG_2[self.is_double]
         r = self.intrinsic("fma", whole, self.real(-first), x)
         r = self.intrinsic("fma", whole, self.real(-rest), r)
         half = b.ashr(n, self.integer(1))
@@ -153,8 +159,8 @@ class Arithmetic:
         whole = b.sitofp(n, self.kind)
         s = b.fdiv(f, b.fadd(f, self.real(2.0)))
         z = b.fmul(s, s)
-        series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.double else 6)])
-        first, rest = _LOG_2[self.double]
+        series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.is_double else 6)])
+        first, rest = _LOG_2[self.is_double]
         tail = self.intrinsic("fma", whole, self.real(rest), b.fmul(b.fmul(s, z), series))
         value = self.intrinsic("fma", whole, self.real(first), b.fadd(b.fadd(s, s), tail))
         value = b.select(b.fcmp_ordered("==", x, self.real(math.inf)), x, value)
@@ -167,6 +173,25 @@ class Arithmetic:
         t = self.expm1(b.fmul(self.intrinsic("fabs", x), self.real(-2.0)))
         value = b.fdiv(b.fneg(t), b.fadd(t, self.real(2.0)))
         return self.intrinsic("copysign", value, x)
+
+    def sin(self, x: Any, more: int = 0) -> Any:
+        """Of x and `more` quarter turns: what is left of x to the nearest quarter turn gives its sine or cosine."""
+        b = self.b
+        r, n = quarter_turns(self, x)
+        n = b.add(n, self.integer(more))
+        z = b.fmul(r, r)
+        terms = range(1, 10 if self.is_double else 6)
+        sine = self.polynomial(z, [(-1.0) ** k / math.factorial(2 * k + 1) for k in terms])
+        sine = self.intrinsic("fma", b.fmul(r, z), sine, r)
+        cosine = self.polynomial(z, [1.0, *((-1.0) ** k / math.factorial(2 * k) for k in terms)])
+        is_even = b.icmp_signed("==", b.and_(n, self.integer(1)), self.integer(0))
+        value = b.bitcast(b.select(is_even, sine, cosine), self.whole)
+        sign = b.shl(b.and_(n, self.integer(2)), self.integer(62 if self.is_double else 30))
+        value = b.bitcast(b.xor(value, sign), self.kind)
+        return value if more else b.select(b.fcmp_ordered("==", x, self.real(0.0)), x, value)  # -0 stays -0
+
+    def cos(self, x: Any) -> Any:
+        return self.sin(x, 1)
 
 
 _LOG_2 = {False: (0.693359375, math.log(2.0) - 0.693359375), True: (0.693145751953125, 1.42860682030941723212e-6)}

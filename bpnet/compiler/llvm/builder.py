@@ -166,6 +166,14 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
         one = self.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(I32, 0))
         return self.shuffle(one, ir.Constant(kind, ir.Undefined), [0] * lanes)
 
+    def lane(self, x: Value, index: Value) -> Value:
+        """One lane of a vector; x where that is one."""
+        return self.extract_element(x, index) if lanes_of(x) > 1 else x
+
+    def with_lane(self, x: Value, value: Value, index: Value) -> Value:
+        """The vector x with another value in one lane."""
+        return self.insert_element(x, value, index) if lanes_of(x) > 1 else value
+
     def shuffle(self, x: Value, y: Value, order: Sequence[int]) -> Value:
         return self.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
 
@@ -238,6 +246,21 @@ def constant(kind: Any, value: Any, lanes: int = 1) -> Value:
     """`lanes` times the value, or a list of values, one for each lane."""
     values = value if isinstance(value, list) else [value] * lanes
     return ir.Constant(vector(kind, len(values)), values if len(values) > 1 else values[0])
+
+
+class _Table(ir.ArrayType):  # type: ignore[misc]
+    """Numbers in a row, a pointer to which points to the first."""
+
+    def as_pointer(self, addrspace: int = 0) -> Pointer:
+        return Pointer(self.element)
+
+
+def table(module: ir.Module, kind: Any, values: Sequence[float]) -> Value:
+    """Where numbers lie that are part of the code."""
+    found = ir.GlobalVariable(module, _Table(kind, len(values)), module.get_unique_name("table"))
+    found.linkage, found.global_constant = "internal", True
+    found.initializer = ir.Constant(found.value_type, list(values))
+    return found
 
 
 def suffix(kind: Any) -> str:

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, operate, triple32
-from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, Kernel, Pointer, constant, vector_bytes
+from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, Kernel, Pointer, constant, table, vector_bytes
 from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
 from bpnet.compiler.random import GOLDEN
 
@@ -58,6 +58,8 @@ class _KernelWriter:
         for i in range(kernel.constants):
             self.once["constant", i] = self._real(f.bitcast(f.argument(), ir.DoubleType()))
         self.keys = {i: self._key(args[0]) for i, (op, _, _, *args) in enumerate(kernel.expressions) if op == "mask"}
+        expressions = enumerate(kernel.expressions)
+        self.tables = {i: table(module, self.real, args) for i, (op, _, _, *args) in expressions if op == "table"}
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
         self.targets = [f.operand(_kind(dtype)) for dtype in self.stored]
         phases = max([1, *(phase + 1 for _, _, phase, _ in kernel.results)])
@@ -272,6 +274,8 @@ class _Scope:
         if op == "positions":
             start = f.splat(f.sitofp(self.index["per_column"], w.real), self.lanes)
             return f.fadd(start, constant(w.real, [float(i) for i in range(self.lanes)]))
+        if op == "table":
+            return self._load(w.tables[which], "per_column", w.kernel.dtype)
         return operate(f, op, [self.value(a) for a in args], w.real)
 
     def write(self, results: list[int], sums: "dict[int, _Total]") -> None:

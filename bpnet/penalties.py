@@ -1,0 +1,130 @@
+"""Terms that a training adds to the loss: of parameters alone, each with its derivative beside it.
+
+They belong to the step, whatever is in the batch: `Trainer(..., penalties=[bp.L2(1e-4)])`.  The loss of a step has them
+in it, that of `evaluate` has not.  What is asked of a layer's output is a layer: `bp.ActivityPenalty`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import ArgumentError, OptionError, kind_of, shown
+from bpnet.layout import Layout, Slot
+from bpnet.options import not_negative
+from bpnet.registry import Registered, instance
+
+
+@dataclass(frozen=True)
+class Penalty(Registered, kind="penalty"):
+    """Base of the penalties: `value` of one parameter array, and its `derivative`.
+
+    `of` says which parameters they are of: a pattern of their names in the layout, as "0.*" or "*.weight"; without it,
+    those to which weight decay applies: weights, but not biases and scales.
+    """
+
+    strength: float
+    of: str | None = None
+
+    needs: ClassVar[tuple[str, ...]] = ("value", "derivative")
+
+    def __post_init__(self) -> None:
+        self._check(strength=not_negative)
+        if self.of is not None and not isinstance(self.of, str):
+            raise OptionError(f"of is {shown(self.of)}; expected a pattern of parameter names, such as '*.weight'")
+
+    def slots(self, layout: Layout) -> list[Slot]:
+        """The parameters that it is of; raises OptionError where there are none."""
+        name = self.of
+        found = [s for s in layout.parameters if (s.decay if name is None else fnmatchcase(s.name, name))]
+        if not found:
+            names = ", ".join(slot.name for slot in layout.parameters)
+            raise OptionError(f"{self} is of no parameter: they are {names}")
+        return found
+
+    def value(self, b: Backend, w: Array) -> Array:
+        """The penalty of a parameter array, a number."""
+        raise NotImplementedError
+
+    def derivative(self, b: Backend, w: Array) -> Array:
+        """Its derivative with respect to each entry."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class L1(Penalty):
+    """strength sum |w|; its derivative is strength sign(w).  It drives weights to 0 (Tibshirani 1996)."""
+
+    def value(self, b: Backend, w: Array) -> Array:
+        return self.strength * b.xp.sum(b.xp.abs(w))
+
+    def derivative(self, b: Backend, w: Array) -> Array:
+        return self.strength * b.xp.sign(w)
+
+
+@dataclass(frozen=True)
+class L2(Penalty):
+    """strength / 2 sum w**2; its derivative is strength w, which for SGD is weight decay (Krogh and Hertz 1992)."""
+
+    def value(self, b: Backend, w: Array) -> Array:
+        return 0.5 * self.strength * b.xp.sum(w * w)
+
+    def derivative(self, b: Backend, w: Array) -> Array:
+        return self.strength * w
+
+
+@dataclass(frozen=True)
+class Orthogonality(Penalty):
+    """strength / 4 |W^T W - 1|**2, the sum of squares, of a matrix; its derivative is strength W (W^T W - 1).
+
+    Columns become orthogonal and of length 1; of a matrix with more columns than rows, the rows do, with W W^T (Bansal
+    et al. 2018).  Of the parameters that are meant, only those of two axes count.
+    """
+
+    def slots(self, layout: Layout) -> list[Slot]:
+        found = [slot for slot in super().slots(layout) if len(slot.shape) == 2]
+        if not found:
+            raise OptionError(f"{self} is of no matrix: of the parameters that it is of, none has two axes")
+        return found
+
+    def _off(self, b: Backend, w: Array) -> tuple[Array, bool]:
+        """How far the products of columns, or of rows, are from 0 and 1, and whether they are of columns."""
+        xp, tall = b.xp, w.shape[0] >= w.shape[1]
+        turned = xp.matrix_transpose(w)
+        products = xp.matmul(turned, w) if tall else xp.matmul(w, turned)
+        index = xp.arange(products.shape[0], dtype=w.dtype, device=b.device(w))
+        return products - xp.astype(xp.expand_dims(index, axis=1) == index, w.dtype), tall
+
+    def value(self, b: Backend, w: Array) -> Array:
+        off, _ = self._off(b, w)
+        return 0.25 * self.strength * b.xp.sum(off * off)
+
+    def derivative(self, b: Backend, w: Array) -> Array:
+        off, tall = self._off(b, w)
+        return self.strength * (b.xp.matmul(w, off) if tall else b.xp.matmul(off, w))
+
+
+def check_penalties(penalties: Any) -> tuple[Penalty, ...]:
+    """The penalties as a tuple; raises ArgumentError where they are none."""
+    if not isinstance(penalties, list | tuple):
+        raise ArgumentError(f"penalties is {kind_of(penalties)}; expected a list of penalties, such as [bp.L2(1e-4)]")
+    return tuple(instance(Penalty, f"penalties[{i}]", p, "a bpnet penalty") for i, p in enumerate(penalties))
+
+
+def with_penalties(
+    backend: Backend, layout: Layout, penalties: Sequence[Penalty], theta: Array, value: Array, grad: Array
+) -> tuple[Array, Array]:
+    """A loss and its gradient with the penalties on `theta` and theirs."""
+    if not penalties:
+        return value, grad
+    slopes: dict[int, Array] = {}
+    for penalty in penalties:
+        for slot in penalty.slots(layout):
+            w = backend.xp.reshape(theta[slot.part], slot.shape)
+            value = value + penalty.value(backend, w)
+            slope = backend.xp.reshape(penalty.derivative(backend, w), (slot.size,))
+            slopes |= {slot.offset: slopes[slot.offset] + slope if slot.offset in slopes else slope}
+    parts = [(grad[slot.part], slopes.get(slot.offset)) for slot in layout.parameters]
+    joined = [part if slope is None else part + slope for part, slope in parts]
+    return value, backend.concat(joined) if len(joined) > 1 else joined[0]
