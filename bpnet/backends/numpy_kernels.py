@@ -81,17 +81,15 @@ def sum_rows(run: Any, x: Array) -> Array:
 
 
 def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
-    """Neighbours of a number are added up by pairs, the sums again, until one row of each number is left."""
+    """Sorted by their numbers, and SUMMED of a number at a time, until one row of each is left."""
     order = numpy.argsort(index, kind="stable")
-    index, rows = index[order], rows[order]
-    begins = numpy.concatenate([[True], index[1:] != index[:-1]])
-    place = numpy.arange(index.size)  # of a row among those of its number
-    place -= numpy.maximum.accumulate(numpy.where(begins, place, 0))
-    while (odd := place & 1 == 1).any():
-        second = numpy.flatnonzero(odd)
-        rows[second - 1] += rows[second]
-        first = ~odd
-        index, rows, place = index[first], rows[first], place[first] >> 1
+    index, rows, count = index[order], rows[order], 0
+    while count != index.size:
+        begins = numpy.flatnonzero(numpy.concatenate([[True], index[1:] != index[:-1]]))
+        lengths = numpy.diff(begins, append=index.size)
+        place = numpy.arange(index.size) - numpy.repeat(begins, lengths)  # of a row among those of its number
+        starts, count = numpy.flatnonzero(place % SUMMED == 0), begins.size
+        index, rows = index[starts], numpy.add.reduceat(rows, starts, axis=0)
     gradient = run.context.grad_buffer(table)
     gradient[...] = 0.0
     gradient[index] = rows
