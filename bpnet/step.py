@@ -146,6 +146,8 @@ def outputs(
     codes = [kind is not None for _, kind in takes] if isinstance(takes, tuple) else [takes is not None]
 
     def of_block(run: Run, output: Array, x: Input) -> tuple[Array, Array]:
+        if takes is None:
+            return output, run.xp.sum(x) + run.xp.sum(output)
         total = run.xp.sum(output)
         for array, is_codes in zip(x if isinstance(x, tuple) else (x,), codes, strict=True):
             total = total if is_codes else run.xp.sum(array) + total
