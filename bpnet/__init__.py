@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
-    from bpnet.callbacks import Callback, EarlyStopping, History, Progress
+    from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
     from bpnet.checking import BackendReport, check_backend
+    from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activations import Activation
     from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
@@ -36,15 +37,19 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     )
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.activity import ActivityPenalty
-    from bpnet.layers.composition import Residual, Sequential
+    from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
-    from bpnet.layers.dropout import Dropout
+    from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
     from bpnet.layers.embedding import Embedding
-    from bpnet.layers.flatten import Flatten
+    from bpnet.layers.flatten import Flatten, Reshape
+    from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
     from bpnet.layers.inputs import Inputs
-    from bpnet.layers.normalization import BatchNorm
+    from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
+    from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
     from bpnet.layout import Layout, layout_of
+    from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
     from bpnet.losses import (
         BinaryCrossEntropy,
@@ -72,9 +77,51 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
         Triplet,
         Tweedie,
     )
-    from bpnet.optimizers import SGD, Adam, AdamW, ElementwiseOptimizer, Optimizer
+    from bpnet.minimize import minimize
+    from bpnet.optimizers import (
+        LAMB,
+        LARS,
+        LBFGS,
+        SAM,
+        SGD,
+        Accumulate,
+        AdaBelief,
+        Adadelta,
+        Adafactor,
+        Adagrad,
+        Adam,
+        Adamax,
+        AdamW,
+        Clip,
+        ElementwiseOptimizer,
+        ExponentialAverage,
+        GradientNoise,
+        Grouped,
+        Lion,
+        Muon,
+        NAdam,
+        Optimizer,
+        Prodigy,
+        RAdam,
+        RMSprop,
+        ScheduleFreeAdamW,
+        StochasticAverage,
+    )
     from bpnet.penalties import L1, L2, Orthogonality, Penalty
-    from bpnet.schedules import Constant, Cosine, Schedule, WarmUp
+    from bpnet.schedules import (
+        Constant,
+        Cosine,
+        CosineRestarts,
+        CosLog,
+        Epochs,
+        Exponential,
+        FlatCosine,
+        OneCycle,
+        Polynomial,
+        Schedule,
+        StepDecay,
+        WarmUp,
+    )
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -82,25 +129,32 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "L1", "L2", "SELU", "SGD", "Activation", "ActivityPenalty", "Adam", "AdamW", "BackendReport",
-    "BatchNorm", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal", "Callback", "Composite",
-    "Constant", "Cosine", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
-    "ElementwiseOptimizer", "Embedding", "Flatten", "Focal", "Gamma", "GaussianNLL", "GradientReport", "HardSigmoid",
-    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "KLDivergence",
-    "Layer", "Layout", "Leaf", "LeakyReLU", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MeanAbsoluteError",
-    "MeanSquaredError", "Mish", "Optimizer", "Orthogonality", "PReLU", "Parametric", "Penalty", "Poisson", "Progress",
-    "Quantile", "ReLU", "ReLU6", "Residual", "Rng", "RowLoss", "Run", "Schedule", "Sequential", "SiLU", "Sigmoid",
-    "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SquaredHinge", "SquaredReLU", "Standardize", "Tanh",
-    "Trainer", "Triplet", "Tweedie", "WarmUp", "__version__", "backends", "check_backend", "check_gradients", "errors",
-    "initializers", "layout_of", "load", "lsuv", "metrics", "reference", "row_losses", "testing", "typing",
-    "value_and_grad",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
+    "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
+    "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
+    "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
+    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding",
+    "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma", "GaussianNLL",
+    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
+    "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
+    "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
+    "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish", "Muon", "NAdam", "OneCycle", "Optimizer",
+    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
+    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
+    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
+    "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp",
+    "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "find_learning_rate",
+    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses", "testing",
+    "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
+    "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
     "bpnet.backpropagation": "row_losses value_and_grad",
-    "bpnet.callbacks": "Callback EarlyStopping History Progress",
     "bpnet.checking": "BackendReport check_backend",
+    "bpnet.inspection": "Inspection Summary inspect",
     "bpnet.layer": "Composite Layer Leaf Rng Run",
     "bpnet.layers.activations": "Activation",
     "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
@@ -109,22 +163,30 @@ _HOMES = {
     "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
     "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
     "bpnet.layers.activity": "ActivityPenalty",
-    "bpnet.layers.composition": "Residual Sequential",
+    "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
-    "bpnet.layers.dropout": "Dropout",
+    "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
     "bpnet.layers.embedding": "Embedding",
-    "bpnet.layers.flatten": "Flatten",
+    "bpnet.layers.flatten": "Flatten Reshape",
+    "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
     "bpnet.layers.inputs": "Inputs",
-    "bpnet.layers.normalization": "BatchNorm",
+    "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
+    "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
+    "bpnet.layers.scale": "Scale",
     "bpnet.layers.standardize": "Standardize",
     "bpnet.layout": "Layout layout_of",
     "bpnet.loading": "load",
+    "bpnet.learning_rate": "LearningRateCurve find_learning_rate",
+    "bpnet.minimize": "minimize",
+    "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
+    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam "
+    "RMSprop ScheduleFreeAdamW StochasticAverage",
+    "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
+    "Polynomial Schedule StepDecay WarmUp",
     "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
     "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
     "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
-    "bpnet.optimizers": "SGD Adam AdamW ElementwiseOptimizer Optimizer",
     "bpnet.penalties": "L1 L2 Orthogonality Penalty",
-    "bpnet.schedules": "Constant Cosine Schedule WarmUp",
     "bpnet.testing": "GradientReport check_gradients",
     "bpnet.trainer": "Trainer",
     "bpnet.unit_variance": "lsuv",

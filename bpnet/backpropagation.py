@@ -24,6 +24,7 @@ from bpnet.options import flag, whole
 from bpnet.penalties import Penalty, check_penalties, with_penalties
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
+from bpnet.schedules import Schedule
 from bpnet.typing import AnyArray, AnyInput, LossName
 
 
@@ -45,6 +46,7 @@ def loss_and_gradient(
     precision: str = "float32",
     micro_batch: int | None = None,
     clip_norm: float | None = None,
+    schedules: tuple[Schedule, ...] = (),
     penalties: Sequence[Penalty] = (),
     grad_buffers: list[GradBuffer] | None = None,
     block: int = 0,
@@ -55,7 +57,7 @@ def loss_and_gradient(
     `rows` are those of the arrays to take (None: all), and `number` is the step's, from which masks are drawn.  `views`
     is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is the most rows of a block,
     where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who
-    is then done with the last one.
+    is then done with the last one.  Where layers have `schedules`, `number` is a tuple: that of the step, and of each.
 
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
@@ -76,10 +78,11 @@ def loss_and_gradient(
             parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
         if len(parts) > 1:
             options: dict[str, Any] = {"seed": seed, "training": training, "precision": precision, "total": total}
-            options |= {"layout": layout, "loss": loss, "views": lambda *_: p}
+            options |= {"schedules": schedules, "layout": layout, "loss": loss, "views": lambda *_: p}
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
-            value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
+            if penalties:
+                value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x = each_array(lambda a: xp.take(a, rows, axis=0), x)
@@ -88,7 +91,8 @@ def loss_and_gradient(
     if backend.writable:
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
-    run = Run(backend, training, (seed, number, block), context)
+    step, *values = number if schedules else (number,)
+    run = Run(backend, training, (seed, step, block), context, dict(zip(schedules, values, strict=True)))
     run.terms, run.share = ([] if training else None), (weight, total)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)
@@ -97,10 +101,11 @@ def loss_and_gradient(
         value = value + term
     _, grads = part.backward(run, p, cache, dy, False)
     updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
-    grad = layout.join(backend, grads) if buffer is None else buffer.join(grads)
+    grad = layout.join_gradients(backend, grads) if buffer is None else buffer.join(grads)
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
-    value, grad = with_penalties(backend, layout, penalties, theta, value, grad)  # those of a block are none
+    if penalties:  # of the whole batch: a block is given none
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None

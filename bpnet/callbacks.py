@@ -124,14 +124,10 @@ def unrecorded(text: str, name: str, names: Collection[str]) -> str:
     return f"{text}: {hint}recorded are {', '.join(names)}" if names else f"{text}: no epoch has ended yet"
 
 
-class EarlyStopping(Callback):
-    """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
+class _Monitors(Callback):
+    """What follows a recorded quantity."""
 
-    Which is better, larger or smaller, is what the metric of that name says; of any other quantity smaller is, unless
-    its name ends in "accuracy".
-    """
-
-    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
+    def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
         if not isinstance(monitor, str):
             raise OptionError(
                 f"monitor is {shown(monitor)}; expected the name of a recorded quantity, such as 'val_loss'"
@@ -142,29 +138,74 @@ class EarlyStopping(Callback):
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         self.best, self.waited = math.inf, 0
-        self.kept: Snapshot | None = None
 
-    def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
+    def improved(self, record: Record) -> bool:
+        """Whether the quantity is better than ever by `min_delta`; else `waited` counts one epoch more."""
+        name = type(self).__name__
         if self.monitor not in record:
-            text = unrecorded(f"EarlyStopping monitors {self.monitor!r}, which is not recorded", self.monitor, record)
+            text = unrecorded(f"{name} monitors {self.monitor!r}, which is not recorded", self.monitor, record)
             raise OptionError(f"{text}. What begins with val_ needs validation=")
         try:
             value = self.sign * float(record[self.monitor])
         except (TypeError, ValueError):
             raise OptionError(
-                f"EarlyStopping monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
+                f"{name} monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
             ) from None
         if value < self.best - self.min_delta:
             self.best, self.waited = value, 0
+            return True
+        self.waited += 1
+        return False
+
+
+class EarlyStopping(_Monitors):
+    """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
+
+    Which is better, larger or smaller, is what the metric of that name says; of any other quantity smaller is, unless
+    its name ends in "accuracy".
+    """
+
+    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
+        super().__init__(monitor, patience, min_delta)
+
+    def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
+        super().on_train_begin(trainer, epochs, steps)
+        self.kept: Snapshot | None = None
+
+    def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
+        if self.improved(record):
             self.kept = trainer.snapshot()
             self.best_epoch = record["epoch"]
         else:
-            self.waited += 1
             trainer.stop = trainer.stop or self.waited >= self.patience
 
     def on_train_end(self, trainer: "Trainer") -> None:
         if self.kept is not None:
             trainer.restore(self.kept)
+
+
+class ReduceOnPlateau(_Monitors):
+    """Multiply the learning rate by `factor` when `monitor` has not become better by `min_delta` for `patience` epochs.
+
+    It does so by `trainer.lr_scale`, which it takes no lower than `least`, and then begins to count again.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        least: float = 1e-4,
+    ) -> None:
+        super().__init__(monitor, patience, min_delta)
+        self.factor = number("factor", factor, 0.0, 1.0, closed="neither")
+        self.least = number("least", least, 0.0, 1.0, closed="left")
+
+    def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
+        if not self.improved(record) and self.waited >= self.patience:
+            trainer.lr_scale = max(trainer.lr_scale * self.factor, min(self.least, trainer.lr_scale))
+            self.waited = 0
 
 
 class Progress(Callback):

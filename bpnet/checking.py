@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, get, variant
+from bpnet.backends import Array, Backend, backend_of, get, reference, variant
 from bpnet.backends.interrupts import ends_sessions
-from bpnet.backends.techniques import Finding, brief, difference
+from bpnet.backends.techniques import STEPS, Finding, brief, difference
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.data.checks import detached
-from bpnet.errors import BpnetWarning
+from bpnet.errors import BpnetWarning, ShapeError
 from bpnet.layer import Layer, Run
 from bpnet.layers.composition import Residual, Sequential
 from bpnet.layers.dense import Dense
@@ -169,7 +169,7 @@ def _layer(layer: Layer) -> tuple[Any, Any]:
         derivatives: Any = dx if several else (dx,)
         results = [y, *(part for part in derivatives if part is not None)]
         if layout.parameters:
-            results.append(layout.join(b, grads))
+            results.append(layout.join_gradients(b, grads))
         return [*results, layout.join_buffers(b, updates, buffers)] if updates else results
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
@@ -192,8 +192,14 @@ def _loss(loss: Loss) -> tuple[Any, Any]:
         return [*loss(run, output, target, None, float(output.shape[0])), *loss(run, output, target, weight, 7.0)]
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
-        target = rng.uniform(0.1, 0.9, (rows, *loss.target_shape((FEATURES,))))
-        return rng.uniform(0.1, 0.9, (rows, FEATURES)), target, rng.uniform(0.5, 1.5, rows)
+        shape: tuple[int, ...] = (FEATURES,)
+        try:
+            wanted = loss.target_shape(shape)
+        except ShapeError:  # it is of three vectors
+            shape = 3, FEATURES // 3
+            wanted = loss.target_shape(shape)
+        target = rng.uniform(0.1, 0.9, (rows, *wanted))
+        return rng.uniform(0.1, 0.9, (rows, *shape)), target, rng.uniform(0.5, 1.5, rows)
 
     return value, arguments
 
@@ -206,14 +212,14 @@ def _optimizer(optimizer: Optimizer) -> tuple[Any, Any]:
     layout = layout_of(Sequential(Dense(5, "tanh"), Dense(3)), (FEATURES,))
 
     def update(b: Backend, theta: Any, grads: Any, first: Any, second: Any) -> Sequence[Any]:
-        state = optimizer.init(b, theta)
+        state = optimizer.init(b, layout, theta)
         for grad, numbers in zip(grads, (first, second), strict=True):
             theta, state = optimizer.update(b, layout, theta, grad, state, numbers, lambda at: (b.xp.sum(at * at), at))
         return [theta, *state]
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
         theta, *grads = (rng.standard_normal(layout.size) for _ in range(3))
-        numbers = [optimizer.hyperparameters(optimizer.learning_rate(n), n + 1) for n in range(2)]
+        numbers = [optimizer.hyperparameters_at(n) for n in range(2)]
         return theta, tuple(grads), *numbers
 
     return update, arguments
@@ -262,9 +268,26 @@ def _compared(on: _Place, part: str, entries: Sequence[Entry], rows: int) -> Ite
 # ---- whole steps ----------------------------------------------------------------------------------------------------
 
 NETWORK = Sequential(Dense(20, "tanh"), BatchNorm(), Dropout(0.25), Residual(Dense(20, "gelu")), Dense(3))
+OF_A_FIT = Sequential(Dense(20, "tanh"), BatchNorm(), Dense(3))
+"""Without masks, which are each library's own."""
 
 
 def _steps(on: _Place, precision: str) -> Iterator[Finding]:
+    """Whole steps; what a library makes of them that it refuses, as a graph that can't be captured, is said."""
+    tolerance = OF_STEPS[precision]
+    for steps in (_single_steps, _fit):
+        try:
+            for name, problem, error, spent in steps(on, precision):
+                instead = on.backend.instead_of(name)
+                yield Finding(name, STEPS, f"{precision}, {problem}", error, tolerance, instead, "", spent)
+        except MemoryError:
+            raise
+        except Exception as error:  # of whatever library
+            name = on.backend.repeated
+            yield Finding(name, STEPS, precision, math.inf, tolerance, on.backend.instead_of(name), brief(error))
+
+
+def _single_steps(on: _Place, precision: str) -> Iterator[tuple[str, str, float, float | None]]:
     """Steps of a trainer, the first by itself and others as they are repeated, against those of the definition."""
     import numpy
 
@@ -276,14 +299,31 @@ def _steps(on: _Place, precision: str) -> Iterator[Finding]:
     carry = tuple(on.backend.to_host(a).astype("float64") for a in (trainer.theta, trainer.buffers))
     carry = *carry, tuple(on.backend.to_host(a).astype("float64") for a in trainer.state)
     step = training_step(trainer.layout, optimizer, partial(loss_and_gradient, layout=trainer.layout, loss=loss))
-    start, doubled, tolerance = carry[0], (x.astype("float64"), y, None, None), OF_STEPS[precision]
+    start, doubled = carry[0], (x.astype("float64"), y, None, None)
     for number in range(1, 5):
         trainer.step(*batch, check=False)
         numbers = optimizer.hyperparameters(optimizer.learning_rate(number - 1), number)
         carry, _ = step(on.definition, carry, *doubled, numbers, number)
-        if number in (1, 4):
-            name = on.backend.fused if number == 1 else on.backend.repeated
-            error = difference(on.backend.to_host(trainer.theta) - start, carry[0] - start)
-            spent = None if number == 1 else on.microseconds(lambda: [trainer.step(*batch, check=False)])
-            problem = f"{precision}, {'the first' if number == 1 else 'four of them'}"
-            yield Finding(name, "training steps", problem, error, tolerance, on.backend.instead_of(name), "", spent)
+        error = difference(on.backend.to_host(trainer.theta) - start, carry[0] - start)
+        if number == 1:
+            yield on.backend.fused, "the first", error, None
+        elif number == 4:
+            spent = on.microseconds(lambda: [trainer.step(*batch, check=False)])
+            yield on.backend.repeated, "four of them", error, spent
+
+
+def _fit(on: _Place, precision: str) -> Iterator[tuple[str, str, float, float | None]]:
+    """Epochs of weighted batches in random order, several of which a library may do by one launch."""
+    import numpy
+
+    rng = numpy.random.default_rng(0)
+    x, weight = rng.standard_normal((271, FEATURES)).astype("float32"), rng.uniform(0.5, 1.5, 271).astype("float32")
+    y = rng.integers(0, 3, 271, "int32")
+    trainers = [Trainer(OF_A_FIT, CrossEntropy(), SGD(0.1), precision=p) for p in (precision, "float32")]  # type: ignore[arg-type]
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 33, "progress": False}
+    trainers[0].fit(on.array(x), on.array(y), sample_weight=on.array(weight), **options)
+    with reference():
+        trainers[1].fit(x.astype("float64"), y, sample_weight=weight.astype("float64"), **options)
+    start, _ = trainers[1].layout.start(0)
+    found = on.backend.to_host(trainers[0].theta) - start
+    yield on.backend.repeated, "two epochs", difference(found, trainers[1].theta - start), None

@@ -1,7 +1,7 @@
 """What is no longer finite, where it began, and the error that says so."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from bpnet.layout import Layout, Slot
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
 from bpnet.protocol import titled
+from bpnet.schedules import Schedule
 from bpnet.step import Carry, Snapshot, vectors
 
 
@@ -59,6 +60,8 @@ class Diagnosis:
     optimizer: Optimizer
     seed: int
     precision: str
+    values: Callable[[int], dict[Schedule, float]]
+    """What the schedules of layers give for the step after so many."""
 
     def diverged(self, good: Snapshot, after: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`."""
@@ -68,7 +71,8 @@ class Diagnosis:
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
         x, y, _, rows = batch
         x, y = take_rows(backend, (x, y), (0, row_count(x if rows is None else rows)), rows)
-        run = Run(backend, True, (self.seed, step, 0), backend.context(self.precision))
+        key, context = (self.seed, step, 0), backend.context(self.precision)
+        run = Run(backend, True, key, context, self.values(step - 1))
         p = layout.views(backend, theta, buffers)
         infinite = self._not_finite(layout.parameters, theta)
         changed = self._not_finite(layout.buffers, after[0][1], buffers)

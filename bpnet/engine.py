@@ -22,23 +22,16 @@ from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
-from bpnet.layer import Input, row_count
+from bpnet.layer import Input, Params, row_count
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.metrics import Metric, Statistics
 from bpnet.optimizers import Optimizer
+from bpnet.options import fraction
 from bpnet.penalties import Penalty
-from bpnet.step import (
-    Carry,
-    Snapshot,
-    Views,
-    copied,
-    is_elementwise,
-    outputs,
-    scores,
-    training_step,
-    vectors,
-)
+from bpnet.registry import parts_of
+from bpnet.schedules import Schedule, in_epochs
+from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
@@ -72,6 +65,7 @@ class Engine:
     micro_batch: int | None
     compile: bool | str
 
+    lr_scale: float = 1.0  # by which every learning rate is multiplied
     known_batch: tuple[Any, ...] | None = None  # what `Trainer.step` took last as it came: kind, backend, device, cost
     known_inputs: tuple[Any, ...] | None = None  # the same of `Trainer.predict`
     good: Snapshot | None = None  # where checked steps go back to
@@ -86,7 +80,8 @@ class Engine:
         names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm", "penalties"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
-        gradient = partial(loss_and_gradient, **options)
+        self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
+        gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
         step = training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)
@@ -97,7 +92,10 @@ class Engine:
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
         self.plain: dict[Any, Any] = {self.step: step, self.outputs: plain}  # what `bp.reference` runs
         self.views = views
-        self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
+        # with the length of an epoch in their schedules, once that is known
+        self.scheduled, self.of_layers = self.optimizer, self.schedules
+        parts = self.loss, self.optimizer, self.seed, self.precision, self.values
+        self.diagnosis = Diagnosis(backend, layout, *parts)
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -109,6 +107,20 @@ class Engine:
     @property
     def count(self) -> int:
         return self.state.now[1]
+
+    def evaluated(self) -> Array:
+        """The parameters to predict with."""
+        theta, _, state = self.carry
+        with self.looking():
+            return self.optimizer.evaluation(self.backend, self.layout, theta, state)
+
+    def set_parameters(self, tree: Params) -> None:
+        """Go on from other parameters, which may be anybody's arrays."""
+        backend, ((_, buffers, state), count) = self.backend, self.state.now
+        with self.looking():
+            theta = backend.copy(backend.detach(self.layout.join(backend, tree)))
+            state = self.optimizer.restart(backend, self.layout, theta, state)
+        self.state.now = (theta, buffers, state), count
 
     def snapshot(self) -> Snapshot:
         return copied(self.backend, self.carry), self.count
@@ -138,22 +150,34 @@ class Engine:
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def hyperparameters(self, step: int) -> tuple[Any, int]:
-        """What the optimizer makes of the number of the step after so many, and that number."""
-        return self.optimizer.hyperparameters(self.optimizer.learning_rate(step), step + 1), step + 1
+    def hyperparameters(self, step: int) -> tuple[Any, Any]:
+        """What the optimizer makes of the number of the step after so many; that number, and those of schedules."""
+        own = self.scheduled.hyperparameters_at(step, self.lr_scale)
+        return own, (step + 1, *self.values(step).values()) if self.schedules else step + 1
+
+    def values(self, step: int) -> dict[Schedule, float]:
+        """What the schedules of layers give for the step after so many."""
+        pairs = zip(self.schedules, self.of_layers, strict=True)
+        return {own: fraction("the rate of the schedule", bound(step)) for own, bound in pairs}
+
+    def set_epoch(self, steps: int) -> None:
+        """That an epoch has so many steps, to schedules that count them."""
+        self.scheduled, self.of_layers = in_epochs((self.optimizer, self.schedules), steps)
 
     def advance(self, x: Input, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
         state, backend = self.state, self.backend
+        backend.follow(state)
         numbers, number = self.hyperparameters(state.now[1])
+        count = state.now[1] + 1
         try:
             args = x, y, weight, rows, numbers, number
             if current.reference:
                 carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
-                state.now = carry, number
+                state.now = carry, count
                 return value
             advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
-            return advance(self.step, state, args, number)
+            return advance(self.step, state, args, count)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, row_count(x if rows is None else rows), training=True) from error
 
@@ -165,6 +189,7 @@ class Engine:
             each = [self.hyperparameters(self.count + i) for i in range(count)]
         except Exception:  # a schedule's, of a step before which others are to be done
             return None
+        self.backend.follow(self.state)
         return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
 
     def check_values(self, x: Array, y: Array) -> None:
@@ -228,7 +253,7 @@ class Engine:
                 self._repeat(data.batches(batch_size, order), before)
         mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
         mean = mean if self.loss.reduction == "mean" else sum(values)
-        lr = self.optimizer.learning_rate(self.count - 1)
+        lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
         return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
 
@@ -276,7 +301,7 @@ class Engine:
         """Raise where a parameter is NaN, and the library may keep that from the output; looks once at the same."""
         now = self.state.now
         if self.backend.drops_nan and self.without_nan is not now:
-            if has_nan(self.backend, vectors((*now[0][:2], ()))):
+            if has_nan(self.backend, vectors((self.evaluated(), now[0][1], ()))):
                 raise self.not_a_number("what the network gives", None)
             self.without_nan = now
 
@@ -288,7 +313,9 @@ class Engine:
 
     def forward(self, function: Callable[..., Any], x: Input, *args: Any) -> Any:
         """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
-        theta, buffers, _ = self.state.now[0]
+        self.backend.follow(self.state)
+        theta, buffers, state = self.state.now[0]
+        theta = self.optimizer.evaluation(self.backend, self.layout, theta, state)
         try:
             if current.reference:
                 return self.plain[function](definitions(self.backend), theta, buffers, x, *args)

@@ -6,6 +6,8 @@ forward(run, p, x) -> y, cache                              cache: whatever back
 backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of the trainable part of p
 """
 
+import importlib
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,7 @@ from bpnet.backends.interrupts import NoWarnings
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
+from bpnet.schedules import Schedule
 
 Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
@@ -58,6 +61,14 @@ class Leaf:
     value: Any
     trainable: bool = True
     decay: bool | None = None
+
+
+class SharedParams(dict[str, Any]):
+    """Start values of a layer that has the same ones wherever it stands in a network under the same name."""
+
+    def __init__(self, name: str, layer: "Layer", values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.name, self.layer = name, layer
 
 
 TRUNCATED = 0.87962566103423978
@@ -116,6 +127,10 @@ class Rng:
 
         return numpy.broadcast_to(numpy.asarray(values, dtype=numpy.float64), shape)
 
+    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
+        """What `compute` makes of other start values."""
+        return compute()
+
 
 class ShapeRng(Rng):
     """Draws nothing: stands in where only the shapes of start values are wanted."""
@@ -131,6 +146,9 @@ class ShapeRng(Rng):
         return numpy.broadcast_to(numpy.float64(value), shape)
 
     def given(self, shape: Shape, values: Any) -> Any:
+        return self.full(shape, 0.0)
+
+    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
         return self.full(shape, 0.0)
 
     def uniform(self, shape: Shape, limit: float) -> Any:
@@ -176,14 +194,22 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "share", "terms", "training", "xp")
+    __slots__ = ("backend", "context", "key", "share", "terms", "training", "values", "xp")
 
-    def __init__(self, backend: Backend, training: bool = False, key: Key = (0,), context: Any = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        training: bool = False,
+        key: Key = (0,),
+        context: Any = None,
+        values: Mapping[Schedule, Any] | None = None,
+    ) -> None:
         self.backend = backend
         self.xp = backend.xp
         self.training = training
         self.key = key
         self.context = backend.context() if context is None else context
+        self.values = values or {}
         self.terms: list[Array] | None = None
         """What layers add to the loss of these rows, where there is one; each is a number."""
         self.share: tuple[Array | None, Any] = (None, 1.0)
@@ -191,7 +217,7 @@ class Run:
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
-        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context)
+        run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
         run.terms, run.share = self.terms, self.share
         return run
 
@@ -202,6 +228,12 @@ class Run:
             return x * (1.0 / total)
         factor = self.xp.reshape(weight, (weight.shape[0],) + (1,) * (x.ndim - 1)) * (1.0 / total)
         return self.xp.where(factor > 0.0, x * factor, 0.0)
+
+    def value(self, option: Any) -> Any:
+        """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""
+        if not isinstance(option, Schedule):
+            return option
+        return self.values[option] if option in self.values else option(max(int(self.key[1]) - 1, 0))
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
@@ -273,6 +305,14 @@ class Run:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
 
+    def uniform(self, shape: Shape, like: Array) -> Array:
+        """Evenly drawn from 0 ... 1, without the ends, of the type and device of `like`; the same whenever asked."""
+        return self.backend.uniform(self.key, tuple(shape), like.dtype, self.backend.device(like))
+
+    def normal(self, shape: Shape, like: Array) -> Array:
+        """Drawn from the normal distribution, of the type and device of `like`; the same whenever it is asked."""
+        return self.backend.normal(self.key, tuple(shape), like.dtype, self.backend.device(like))
+
 
 class Layer(Registered, kind="layer"):
     """Base of all layers.  Subclasses are frozen dataclasses; writing one takes the four methods below."""
@@ -317,6 +357,10 @@ class Layer(Registered, kind="layer"):
         """New values of the buffers after a training step, from what forward saw."""
         return {}
 
+    def summary(self, x: Any) -> Any:
+        """A table of the layers in this one, for rows like those of `x`: see `bpnet.Summary`."""
+        return importlib.import_module("bpnet.inspection").summarized(self, x)
+
 
 def _of_a_child(name: str) -> Any:
     """Whether a child of a composite says so of itself."""
@@ -337,6 +381,10 @@ class Composite(Layer):
     def takes(self) -> Takes:
         """What the first child takes."""
         return self.children[0][1].takes if self.children else None
+
+    def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
+        """Of each child, the shape of its input rows, where those of the composite have `in_shape`."""
+        return itertools.repeat(in_shape, len(self.children))
 
     couples_rows = _of_a_child("couples_rows")
     stochastic = _of_a_child("stochastic")

@@ -4,26 +4,45 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 """
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
 from typing import Any
 
+from bpnet.backends import backend_of
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.layer import InShape, Layer, Leaf, Params, Path, Rng, Shape, ShapeRng, Takes, check_layer, walk
+from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of, plural
+from bpnet.layer import (
+    InShape,
+    Layer,
+    Leaf,
+    Params,
+    Path,
+    Rng,
+    Shape,
+    ShapeRng,
+    SharedParams,
+    Takes,
+    check_layer,
+    walk,
+)
 from bpnet.options import whole
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one leaf: its path in the nesting, shape, first element in the vector, and whether it decays."""
+    """The place of one leaf: its path in the nesting, shape, first element in the vector, and whether it decays.
+
+    `also` are the paths of the other places of a leaf that is shared.
+    """
 
     path: Path
     shape: Shape
     offset: int
     decay: bool = False
+    also: tuple[Path, ...] = ()
 
     @cached_property
     def size(self) -> int:
@@ -75,20 +94,59 @@ class Layout:
         for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
             if vector is not None:
                 for slot in slots:
-                    _place(tree, slot.path, backend.xp.reshape(vector[slot.part], slot.shape))
+                    view = backend.xp.reshape(vector[slot.part], slot.shape)
+                    for path in (slot.path, *slot.also):
+                        _place(tree, path, view)
         return tree
 
+    def part(self, names: Collection[str]) -> "Layout":
+        """The layout of those parameters alone, one after the other."""
+        return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
+
+    def unpack(self, vector: Array, buffers: bool = False) -> dict[str, Array]:
+        """What lies in a vector laid out like the parameters (or the buffers), as a gradient is, by name.
+
+        {"0.weight": an array of the shape of that weight, ...}; what is shared comes by the name of its first place.
+        Raises ShapeError where the vector has another size.
+        """
+        slots, size = (self.buffers, self.buffer_size) if buffers else (self.parameters, self.size)
+        backend = backend_of(vector, "vector")
+        if tuple(vector.shape) != (size,):
+            of = plural(size, "buffer value" if buffers else "parameter")
+            raise ShapeError(f"vector has the shape {tuple(vector.shape)}; expected ({size},), for {of}")
+        return {slot.name: backend.xp.reshape(vector[slot.part], slot.shape) for slot in slots}
+
     def join(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
-        """The vector of a nested dict of parameter (or gradient) arrays: the inverse of `views`."""
-        parts = [backend.xp.reshape(_fitting(tree, slot), (-1,)) for slot in self.parameters]
+        """The vector of a nested dict of parameter arrays: the inverse of `views`.
+
+        Raises ArgumentError where a parameter that is shared has other values in another place.
+        """
+        for slot in self.parameters:
+            value = _fitting(tree, slot)
+            for path in slot.also:
+                other = _at(tree, path)
+                if other is not value and not bool(backend.xp.all(other == value)):
+                    names = f"{slot.name} and {'.'.join(path)}"
+                    raise ArgumentError(f"{names} are one parameter that is shared; expected the same values of both")
+        return self._joined(backend, [_fitting(tree, slot) for slot in self.parameters])
+
+    def join_gradients(self, backend: Backend, tree: Mapping[str, Any]) -> Array:
+        """The vector of a nested dict of gradients: those of a parameter that is shared are added up."""
+        return self._joined(backend, [_total(tree, slot) for slot in self.parameters])
+
+    def _joined(self, backend: Backend, arrays: Sequence[Array]) -> Array:
+        parts = [backend.xp.reshape(array, (-1,)) for array in arrays]
         return backend.xp.concat(parts) if len(parts) > 1 else parts[0]
 
     def join_buffers(self, backend: Backend, tree: Mapping[str, Any], old: Array) -> Array:
-        """The vector of buffers with the values that `tree` has, the others as in `old`."""
+        """The vector of buffers with the values that `tree` has, the mean of shared ones, the others as in `old`."""
         parts = []
         for slot in self.buffers:
-            value = _at(tree, slot.path)
-            parts.append(old[slot.part] if value is None else backend.xp.reshape(value, (slot.size,)))
+            values = [value for path in (slot.path, *slot.also) if (value := _at(tree, path)) is not None]
+            mean = (
+                reduce(operator.add, values) * (1.0 / len(values)) if len(values) > 1 else values[0] if values else None
+            )
+            parts.append(old[slot.part] if mean is None else backend.xp.reshape(mean, (slot.size,)))
         return backend.concat(parts) if len(parts) > 1 else parts[0]
 
     def start(self, seed: int) -> tuple[Any, Any]:
@@ -128,19 +186,24 @@ class GradBuffer:
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
         slots = zip(self.layout.parameters, self.views, strict=True)
-        moved = [(view, _fitting(tree, slot)) for slot, view in slots if _at(tree, slot.path) is not view]
+        moved = [(view, _total(tree, slot)) for slot, view in slots if slot.also or _at(tree, slot.path) is not view]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector
 
 
-def _fitting(tree: Mapping[str, Any], slot: Slot) -> Array:
+def _total(tree: Mapping[str, Any], slot: Slot) -> Array:
+    """The gradient for `slot`, added up over all places of a leaf that is shared."""
+    return reduce(operator.add, [_fitting(tree, slot, path) for path in (slot.path, *slot.also)])
+
+
+def _fitting(tree: Mapping[str, Any], slot: Slot, path: Path = ()) -> Array:
     """The array for `slot`; raises ShapeError where a layer of the user's gave none, or one of another shape."""
-    value = _at(tree, slot.path)
+    *where, name = path = path or slot.path
+    value = _at(tree, path)
     shape = getattr(value, "shape", None)
     if shape == slot.shape:
         return value
-    *where, name = slot.path
     got = "none" if value is None else kind_of(value) if shape is None else f"one of shape {tuple(shape)}"
     raise ShapeError(
         f"layer {'.'.join(where)!r}: the gradient of {name!r} has the shape of its parameter, {slot.shape}; "
@@ -201,21 +264,74 @@ def _checked_shape(what: str, shape: Any) -> Shape:
     return tuple(whole(what, n, 1, 2**31 - 1) for n in shape)
 
 
+_NO_NETWORK = Layer()
+
+
+def layout_of_array(shape: Shape) -> Layout:
+    """The layout of one array that is no network's: optimizers take it as a leaf called x, which does not decay."""
+    slot = Slot(("x",), tuple(shape), 0)
+    return Layout(_NO_NETWORK, (), slot.shape, (slot,), (), ())
+
+
 @lru_cache(maxsize=64)
 def _layout_of(network: Layer, in_shape: InShape) -> Layout:
     out_shape = network.out_shape(in_shape)
-    leaves, groups = [], []
+    leaves, groups, shared = [], [], _SharedPlaces()
+    again: dict[Path, list[Path]] = {}
     for path, value in walk(network.init(ShapeRng(), in_shape)):
         if isinstance(value, Mapping):
             groups.append(path)
+            if isinstance(value, SharedParams):
+                shared.add(path, value)
             continue
-        leaf = value if isinstance(value, Leaf) else Leaf(value)
-        shape = tuple(int(n) for n in getattr(leaf.value, "shape", ()))
+        first = shared.first(path)
+        if first != path:
+            again.setdefault(first, []).append(path)
+            continue
+        leaf, shape = value if isinstance(value, Leaf) else Leaf(value), _shape_of(value)
         decay = leaf.trainable and (len(shape) >= 2 if leaf.decay is None else leaf.decay)
         leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
+    leaves = [(trainable, replace(slot, also=tuple(again.get(slot.path, ())))) for trainable, slot in leaves]
     trained = sorted((slot for trainable, slot in leaves if trainable), key=lambda slot: not slot.decay)
     buffers = [slot for trainable, slot in leaves if not trainable]
     return Layout(network, in_shape, out_shape, _placed(trained), _placed(buffers), tuple(groups))
+
+
+class _SharedPlaces:
+    """Where shared layers stand, in the order of the network: the first place of each has the parameters."""
+
+    def __init__(self) -> None:
+        self.firsts: dict[str, tuple[Path, SharedParams]] = {}
+        self.moved: dict[Path, Path] = {}
+
+    def add(self, path: Path, params: SharedParams) -> None:
+        """Raises OptionError where another layer has the same name, and ShapeError where it is for other inputs."""
+        if self.first(path) != path:
+            return
+        first, same = self.firsts.setdefault(params.name, (path, params))
+        if first == path:
+            return
+        self.moved.setdefault(path, first)
+        what, where = f"shared under the name {params.name!r}", f"at {'.'.join(first)!r} and {'.'.join(path)!r}"
+        if same.layer != params.layer:
+            raise OptionError(f"two layers are {what}, {same.layer} and {params.layer}: give one another name")
+        old, new = ([(p, _shape_of(leaf)) for p, leaf in walk(values)] for values in (same, params))
+        if old != new:
+            text = f"{params.layer} is {what}, but {where} it has inputs of different shapes, and so other parameters"
+            raise ShapeError(f"{text}: give one another name")
+
+    def first(self, path: Path) -> Path:
+        """Where what lies at `path` stands first."""
+        for place, first in self.moved.items():
+            if path[: len(place)] == place:
+                return self.first(first + path[len(place) :])
+        return path
+
+
+def _shape_of(value: Any) -> Shape:
+    """The shape of a start value."""
+    value = value.value if isinstance(value, Leaf) else value
+    return tuple(int(n) for n in getattr(value, "shape", ()))
 
 
 def _placed(slots: list[Slot]) -> tuple[Slot, ...]:

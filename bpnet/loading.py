@@ -46,7 +46,7 @@ def load(
             trainer.precision = "float32"
     trainer.history, trainer.metadata, trainer.classes = History(saved.history), saved.metadata, saved.classes
     try:
-        trainer._set_state(backend, saved.layout, (theta, buffers, tuple(state)), saved.step_count)
+        trainer._set_state(backend, saved.layout, (theta, buffers, tuple(state)), saved.step_count, saved.lr_scale)
     except OptionError as error:  # the file is sound
         raise OptionError(f"{os.fspath(path)} can't be loaded: {error}") from None
     return trainer

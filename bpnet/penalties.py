@@ -116,8 +116,6 @@ def with_penalties(
     backend: Backend, layout: Layout, penalties: Sequence[Penalty], theta: Array, value: Array, grad: Array
 ) -> tuple[Array, Array]:
     """A loss and its gradient with the penalties on `theta` and theirs."""
-    if not penalties:
-        return value, grad
     slopes: dict[int, Array] = {}
     for penalty in penalties:
         for slot in penalty.slots(layout):

@@ -12,13 +12,12 @@ from typing import Any
 
 from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layer import InShape, Layer, Run, Shape, ShapeRng, leaves
-from bpnet.layers.composition import Residual, Sequential
+from bpnet.layer import Composite, InShape, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
-from bpnet.layers.inputs import Inputs
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import ElementwiseOptimizer, Optimizer
+from bpnet.registry import parts_of
 
 Faults = list[BpnetError]
 
@@ -36,8 +35,9 @@ def check_network(network: Layer, in_shape: InShape, like: Any, loss: Loss, opti
     _check(network_faults, network, in_shape, dtype)
     if not _own(loss):
         _check(_loss_faults, loss, tuple(network.out_shape(in_shape)), dtype)
-    if optimizer is not None and not _own(optimizer):
-        _check(_optimizer_faults, optimizer, dtype)
+    for part in () if optimizer is None else parts_of(optimizer, Optimizer):
+        if not _own(part):
+            _check(_optimizer_faults, part, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -61,13 +61,9 @@ def network_faults(network: Layer, in_shape: InShape, dtype: str) -> Faults:
 
 def _parts(layer: Layer, in_shape: InShape, path: str = "") -> Iterator[tuple[str, Layer, InShape]]:
     """Every layer that is not bpnet's, with its path and the shape of the rows that come in."""
-    if type(layer) in (Sequential, Residual):
-        for name, child in layer.children:  # type: ignore[attr-defined]
-            yield from _parts(child, in_shape, f"{path}.{name}" if path else name)
-            in_shape = tuple(child.out_shape(in_shape))
-    elif type(layer) is Inputs:
+    if isinstance(layer, Composite) and _own(layer):
         for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
-            yield from _parts(child, shape, f"{path}.{name}" if path else name)
+            yield from _parts(child, tuple(shape), f"{path}.{name}" if path else name)
     elif type(layer) is Dense:
         yield from _parts(layer.function, layer.out_shape(in_shape), path)
     elif not _own(layer):
@@ -150,7 +146,8 @@ def backward_faults(where: str, made: Any, x_shape: Shape, layout: Layout, dtype
     dx, grads = made
     if not isinstance(grads, Mapping):
         return [ArgumentError(f"{where}: backward gave {_given(grads)} as grads; expected a dict of arrays by name")]
-    have, trained, wrong = dict(leaves(grads)), {slot.name: slot.shape for slot in layout.parameters}, []
+    trained = {".".join(path): slot.shape for slot in layout.parameters for path in (slot.path, *slot.also)}
+    have, wrong = dict(leaves(grads)), []
     if dx is None and need_dx:
         wrong.append("backward gave None for dx although need_dx was True")
     elif need_dx and _shape_of(dx) != x_shape:
@@ -212,9 +209,9 @@ def _optimizer_faults(optimizer: Optimizer, dtype: str) -> Faults:
     backend, layout = get("numpy"), layout_of(Dense(3), (2,))
     with suppress(Exception), backend.session():  # as above: it may need other parameters
         theta: Any = backend.xp.ones(layout.size, dtype=dtype)
-        state, numbers = optimizer.init(backend, theta), optimizer.hyperparameters(0.1, 1)
+        state, numbers = optimizer.init(backend, layout, theta), optimizer.hyperparameters_at(0)
         if type(optimizer).update is ElementwiseOptimizer.update:
-            made: Any = optimizer.elementwise(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
+            made: Any = optimizer.elementwise_step(backend, theta, *state, theta, *numbers)  # type: ignore[attr-defined]
             if not isinstance(made, tuple) or len(made) != 1 + len(state):
                 given = plural(len(made), "thing") if isinstance(made, tuple) else "no tuple"
                 expected = ", ".join(("theta", *optimizer.state_names[: len(state)]))

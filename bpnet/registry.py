@@ -80,12 +80,22 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
+def parts_of(value: Any, base: type[S]) -> Iterator[S]:
+    """`value` and all in its options, and in theirs, that is an instance of `base`."""
+    for part in _parts(value):
+        if isinstance(part, Registered):
+            if isinstance(part, base):
+                yield part
+            for option in fields(part):  # type: ignore[arg-type]
+                yield from parts_of(getattr(part, option.name), base)
+
+
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in _classes[base.kind].items():
         if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
-            for alias, options in (cls.names or ({name: {}} if _default(cls) else {})).items():
+            for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found
 
@@ -109,7 +119,7 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     known = catalogue(base)
     if value not in known:
-        raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if _default(cls)))
+        raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
     cls, options = known[value]
     return cast(S, cls(**options))
 
@@ -145,7 +155,7 @@ def _check_methods(cls: type[Registered]) -> None:
                 raise ArgumentError(f"the {cls.kind} {cls.__name__} has no {name}: define it, as {owner.__name__} says")
 
 
-def _default(cls: type[Registered]) -> bool:
+def has_defaults(cls: type[Registered]) -> bool:
     """Whether a name alone is enough to make one."""
     return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))  # type: ignore[arg-type]
 

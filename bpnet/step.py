@@ -39,7 +39,7 @@ def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, lik
         starts = layout.start(seed)
         theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
         with backend.session(threads, device):
-            return theta, buffers, optimizer.init(backend, theta)
+            return theta, buffers, optimizer.init(backend, layout, theta)
     except OutOfMemoryError:
         raise
     except backend.oom_errors as error:  # MemoryError among them
@@ -115,7 +115,14 @@ def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> C
             theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
         else:
             current.deferred = None
-            theta, state = optimizer.update(*args, lambda at: gradient(backend, at, buffers, *batch, number)[:2])
+            begin = theta, value, grad
+
+            def evaluate(at: Array) -> tuple[Array, Array]:
+                return begin[1:] if at is begin[0] else gradient(backend, at, buffers, *batch, number)[:2]
+
+            theta, state = optimizer.update(*args, evaluate)
+            if not backend.traces:  # NumPy makes numbers of arrays without axes
+                state = tuple([backend.xp.asarray(array) for array in state])
         return (theta, buffers if updated is None else updated, state), value
 
     return step

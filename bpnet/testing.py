@@ -218,7 +218,8 @@ def check_gradients(
         before["dy"] = flat(dy)
         made = subject.backward(run, p, cache, dy, True)
         judged(who, _backward_faults(who, made, at, layout, "float64"))
-        derived = {name: flat(dx) for name, dx in (*of_inputs(made[0]).items(), *leaves(made[1]))}
+        grads = _summed(layout, {name: flat(grad) for name, grad in leaves(made[1])})
+        derived = {name: flat(dx) for name, dx in of_inputs(made[0]).items()} | grads
         faults = [
             f"the layer modified its input {name}"
             for name, a in given.items()
@@ -228,6 +229,16 @@ def check_gradients(
         checks = compare(value, vectors, derived)
         replacements = [] if faults else _replacements(own_backend, run, gradients)
     return judged(who, faults, checks, replacements)
+
+
+def _summed(layout: Layout, grads: Mapping[str, Any]) -> dict[str, Any]:
+    """The gradients in their order, those of a parameter that is shared added up."""
+    first = {".".join(path): slot.name for slot in layout.parameters for path in slot.also}
+    total: dict[str, Any] = {}
+    for name, grad in grads.items():
+        of = first.get(name, name)
+        total[of] = total[of] + grad if of in total else grad
+    return total
 
 
 def _replacements(backend: Backend, run: Run, gradients: Callable[[Run], dict[str, Any]]) -> list[Replacement]:
@@ -322,11 +333,12 @@ def _habits(
 
     backend, close = run.backend, partial(numpy.allclose, rtol=1e-9, atol=1e-12)
     output, cache = subject.forward(run, p, x)
-    again = dict(leaves(subject.backward(run, p, cache, dy, False)[1]))
+    grads = leaves(subject.backward(run, p, cache, dy, False)[1])
+    again = _summed(layout, {name: backend.to_host(grad).reshape(-1) for name, grad in grads})
     faults = [
         f"the gradient of {slot.name} is another with need_dx=False"
         for slot in layout.parameters
-        if slot.name not in again or not close(backend.to_host(again[slot.name]).reshape(-1), derived[slot.name])
+        if slot.name not in again or not close(again[slot.name], derived[slot.name])
     ]
     if row_count(x) > 1 and not subject.couples_rows and not subject.stochastic:
         half = row_count(x) // 2

@@ -15,7 +15,6 @@ from bpnet.compatibility import (
     check_compile,
     check_micro_batch,
     check_options,
-    check_parameters,
     check_precision,
     layout_for,
     warn_of_probabilities,
@@ -23,7 +22,7 @@ from bpnet.compatibility import (
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
 from bpnet.engine import Engine, kind
-from bpnet.errors import BuiltError, NotBuiltError, plural
+from bpnet.errors import BuiltError, plural
 from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout
@@ -34,11 +33,12 @@ from bpnet.optimizers import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
-from bpnet.step import Carry, Snapshot, check_snapshot, start
+from bpnet.state import HasState
+from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, AnyInput, LossName, MetricName, OptimizerName, Precision
 
 
-class Trainer:
+class Trainer(HasState):
     """Trains a network on arrays of any library, on the device where they lie.
 
     An interrupt (Ctrl-C) at any moment leaves parameters, buffers, optimizer state and `step_count` of one step, from
@@ -48,7 +48,7 @@ class Trainer:
     ----------
     network : a layer, most often `Sequential(...)`
     loss : a name ("cross_entropy", "mse", ...) or a `Loss`
-    optimizer : a name ("adam", "adamw", "sgd") or an `Optimizer`
+    optimizer : a name ("adam", "adamw", "sgd", ...) or an `Optimizer`
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
@@ -73,6 +73,7 @@ class Trainer:
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
     classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
+    lr_scale : a factor of the learning rate, 1 at the start; assignable
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
     network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
@@ -122,7 +123,7 @@ class Trainer:
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
         engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot())
+        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot(), engine.lr_scale)
         return rest | {"history": History(list(self.history)), "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -156,7 +157,7 @@ class Trainer:
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
         return self._set_state(data.backend, data.layout, carry, 0)
 
-    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, step_count: int) -> Engine:
+    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:
         check_options(backend, carry[0], self)
         names = (
             "loss",
@@ -170,76 +171,8 @@ class Trainer:
             "compile",
         )
         options = {name: getattr(self, name) for name in names}
-        self._engine = engine = Engine(backend, layout, State(carry, step_count), **options)
+        self._engine = engine = Engine(backend, layout, State(carry, count), lr_scale=lr_scale, **options)
         return engine
-
-    def _have(self) -> Engine:
-        if self._engine is None:
-            raise NotBuiltError(
-                "the trainer has no parameters yet: they are made from the first data, by fit(x, y) or build(x)"
-            )
-        return self._engine
-
-    @property
-    def step_count(self) -> int:
-        """How many steps the parameters are the result of."""
-        return 0 if self._engine is None else self._engine.count
-
-    @step_count.setter
-    @locked("set")
-    def step_count(self, count: int) -> None:
-        engine = self._have()
-        engine.state.now = engine.carry, whole("step_count", count, 0)
-
-    @property
-    def backend(self) -> Backend:
-        """The library that the parameters belong to."""
-        return self._have().backend
-
-    @property
-    def layout(self) -> Layout:
-        """Where each parameter lies in `theta`."""
-        return self._have().layout
-
-    @property
-    def theta(self) -> Array:
-        """All trained parameters, one vector.  A step may write to it, so copy what must stay."""
-        return self._have().carry[0]
-
-    @property
-    def buffers(self) -> Array:
-        """All values that are kept but not trained, one vector."""
-        return self._have().carry[1]
-
-    @property
-    def state(self) -> tuple[Array, ...]:
-        """The optimizer's state: arrays of any shape, most of them vectors like `theta`."""
-        return self._have().carry[2]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The trained parameters, nested by layer: {"0": {"weight": ..., "bias": ...}, ...}.  Assignable."""
-        return self.layout.views(self.backend, self.theta)
-
-    @parameters.setter
-    @locked("set")
-    def parameters(self, tree: Mapping[str, Any]) -> None:
-        engine = self._have()
-        backend, ((_, *rest), count) = engine.backend, engine.state.now
-        check_parameters(tree, self.parameters)
-        engine.state.now = (backend.copy(backend.detach(engine.layout.join(backend, tree))), *rest), count
-
-    @locked("read")
-    def snapshot(self) -> Snapshot:
-        """A copy of parameters, buffers, optimizer state and step count."""
-        return self._have().snapshot()
-
-    @locked("set")
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot."""
-        engine = self._have()
-        check_snapshot(snapshot, engine.carry)
-        engine.restore(snapshot)
 
     @locked("read")
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
@@ -254,9 +187,9 @@ class Trainer:
         (theta, buffers, state), count = self.snapshot()
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
         options = {name: getattr(self, name) for name in OPTIONS}
+        trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
-        trained = self.layout, self.loss, self.optimizer, arrays, count, options
-        write_checkpoint(path, Checkpoint(*trained, self.history.epochs, self.classes, metadata))
+        write_checkpoint(path, Checkpoint(*trained, metadata, self.lr_scale))
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -347,6 +280,7 @@ class Trainer:
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
         metrics = check_metrics(metrics, self.loss, data.layout.out_shape)
         engine = self._engine or self._start(data)
+        engine.set_epoch(-(-data.count // batch_size))
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()

@@ -55,7 +55,10 @@ MetricName = Literal[
 ]  # fmt: skip
 """Names of metrics."""
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
+OptimizerName = Literal[
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "amsgrad", "lamb", "lars", "lbfgs",
+    "lion", "muon", "nadam", "prodigy", "radam", "rmsprop", "sam", "schedule_free_adamw", "sgd",
+]  # fmt: skip
 """Names of optimizers."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]

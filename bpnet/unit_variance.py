@@ -61,7 +61,7 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
         layout.network.forward(run, p, rows)
         leaves = [made.get(slot.name, _at(p, slot.path)) for slot in layout.parameters]
         theta = backend.concat([backend.xp.reshape(leaf, (-1,)) for leaf in leaves])
-        state = trainer.optimizer.init(backend, theta)
+        state = trainer.optimizer.init(backend, layout, theta)
     trainer.restore(((theta, buffers, state), 0))
     return trainer
 

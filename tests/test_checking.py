@@ -32,7 +32,9 @@ def test_everything_is_right_here(name: str, library: Any) -> None:
     assert {f.part for f in report.findings} == {"layers", "losses", "optimizers", "training steps"}
     assert not any(f.refused for f in report.findings)
     for family in FAMILIES[:3]:
-        for each in examples(family):
+        for each, example in examples(family).items():
+            if not getattr(example, "traceable", True):  # as a line search, which is not compiled
+                continue
             assert any(f.problem.startswith(f"{each}, ") for f in report.findings), each
 
 

@@ -678,7 +678,7 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--loss", "mes"), "did you mean 'mse'?"),
         (("--precision", "half"), "precision is 'half'; expected 'float32', 'tf32' or 'bfloat16'"),
         (("--precision", "tf32"), "which products of numpy arrays do not have here"),
-        (("--optimizer", "adma"), "did you mean 'adam'"),
+        (("--optimizer", "adamm"), "did you mean 'adam'"),
         (("--backend", "nunpy"), "did you mean 'numpy'?"),
         (("--hidden", "12,x"), "--hidden is '12,x'; expected whole numbers"),
         (("--hidden", "0"), "--hidden is '0'"),

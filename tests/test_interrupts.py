@@ -566,8 +566,8 @@ class _TwiceAtOnce(_Twice):
 class _Mean(bp.Adam):
     """Adam, whose state is also a running mean of the parameters."""
 
-    def init(self, backend: Any, theta: Any) -> Any:
-        return (*super().init(backend, theta), backend.copy(theta))
+    def init(self, backend: Any, layout: Any, theta: Any) -> Any:
+        return (*super().init(backend, layout, theta), backend.copy(theta))
 
     def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:
         theta, moments = super().update(backend, layout, theta, grad, state[:2], *args, **options)
@@ -584,7 +584,7 @@ class _Keeps(bp.SGD):
 
     lr: float = 0.05
 
-    def init(self, backend: Any, theta: Any) -> Any:
+    def init(self, backend: Any, layout: Any, theta: Any) -> Any:
         return (backend.xp.zeros_like(theta),)
 
     def update(self, backend: Any, layout: Any, theta: Any, grad: Any, state: Any, *args: Any, **options: Any) -> Any:

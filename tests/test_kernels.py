@@ -165,7 +165,7 @@ RULES = {  # a rule, how many vectors of state it has, how many scalars
     "momentum": (SGD(momentum=0.9).elementwise, 1, 1),
     "nesterov": (SGD(momentum=0.9, nesterov=True).elementwise, 1, 1),
     "adam": (Adam().elementwise, 2, 2),
-    "adamw": (AdamW().elementwise, 2, 3),
+    "adamw": (AdamW().elementwise_step, 2, 3),
     "untraceable": (untraceable, 0, 1),
     "shared": (shared, 1, 1),
     "passed through": (passed_through, 1, 1),

@@ -50,6 +50,45 @@ def standardize_back(t, p, x, run=None):
     return p["mean"].detach() + p["scale"].detach() * x
 
 
+def layer_norm(t, p, x, run=None):
+    return t.nn.functional.layer_norm(x, x.shape[-1:], p["scale"], p["shift"], eps=1e-3)
+
+
+def group_norm(t, p, x, run=None):  # PyTorch's features are the second axis
+    y = t.nn.functional.group_norm(t.movedim(x, -1, 1), 2, p["scale"], p["shift"], eps=1e-3)
+    return t.movedim(y, 1, -1)
+
+
+def noise(t, p, x, run):
+    return x + 0.3 * t.tensor(run.normal(tuple(x.shape), like=np.zeros(1)))
+
+
+def alpha_dropout(t, p, x, run):  # as PyTorch's source has it, with our mask
+    kept, low = t.tensor(run.keep_mask(tuple(x.shape), 0.75, like=np.zeros(1))) * 0.75, -1.7580993408473766
+    a = ((low**2 * 0.25 + 1) * 0.75) ** -0.5
+    return a * (x * kept + low * (1 - kept)) - a * low * 0.25
+
+
+def glu(gate):
+    """x W + b times the gate of x V + c; PyTorch's own `glu` is of both side by side."""
+
+    def oracle(t, p, x, run=None):
+        return dense(t, p["value"], x) * gate(t, dense(t, p["gate"], x))
+
+    return oracle
+
+
+def weight_norm(t, p, x, run=None):
+    weight = t._weight_norm(p["inner"]["weight"], p["length"], p["inner"]["weight"].ndim - 1)
+    return dense(t, p["inner"] | {"weight": weight}, x)
+
+
+def spectral_norm(t, p, x, run=None):
+    weight = p["inner"]["weight"]
+    s = p["left"].detach() @ weight @ p["right"].detach()
+    return dense(t, p["inner"] | {"weight": weight / s}, x)
+
+
 def network(t, p, x, run):
     x = t.tanh(dense(t, p["1"], x.reshape(x.shape[0], -1)))
     x = batch_norm(t, p["2"], x, run)
@@ -103,6 +142,32 @@ LAYERS = {
         bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
         lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
     ),
+    "layer norm": Case(bp.LayerNorm(epsilon=1e-3), (6, 4), layer_norm),
+    "layer norm of rows of 2 axes": Case(bp.LayerNorm(epsilon=1e-3), (3, 2, 4), layer_norm),
+    "rms norm": Case(
+        bp.RMSNorm(epsilon=1e-3), (6, 4), lambda t, p, x, run: t.nn.functional.rms_norm(x, (4,), p["scale"], eps=1e-3)
+    ),
+    "group norm": Case(bp.GroupNorm(2, epsilon=1e-3), (6, 4), group_norm),
+    "group norm of rows of 2 axes": Case(bp.GroupNorm(2, epsilon=1e-3), (3, 2, 4), group_norm),
+    "scale": Case(bp.Scale(0.5), (3, 2, 4), lambda t, p, x, run: x * p["scale"]),
+    "reshape": Case(bp.Reshape((2, -1)), (6, 4), lambda t, p, x, run: x.reshape(6, 2, 2)),
+    "alpha dropout": Case(bp.AlphaDropout(0.25), (6, 4), alpha_dropout),
+    "gaussian noise": Case(bp.GaussianNoise(0.3), (6, 4), noise),
+    "glu": Case(bp.GLU(3), (3, 2, 4), glu(lambda t, z: t.sigmoid(z))),
+    "weight norm": Case(bp.WeightNorm(bp.Dense(3)), (6, 4), weight_norm),
+    "spectral norm": Case(bp.SpectralNorm(bp.Dense(3)), (6, 4), spectral_norm),
+    "concatenated branches": Case(
+        bp.Parallel("identity", bp.Dense(3)), (6, 4), lambda t, p, x, run: t.cat([x, dense(t, p["1"], x)], -1)
+    ),
+    "added branches": Case(
+        bp.Parallel(bp.SwiGLU(3, bias=False), bp.Bilinear(3), join="add"), (6, 4),
+        lambda t, p, x, run: glu(lambda t, z: z * t.sigmoid(z))(t, p["0"], x) + glu(lambda t, z: z)(t, p["1"], x),
+    ),
+    "multiplied branches": Case(
+        bp.Parallel(bp.GeGLU(4), "tanh", "identity", join="multiply"), (6, 4),
+        lambda t, p, x, run: glu(lambda t, z: t.nn.functional.gelu(z))(t, p["0"], x) * t.tanh(x) * x,
+    ),
+    "shared": Case(bp.Shared(bp.Dense(3), "encoder"), (6, 4), lambda t, p, x, run: dense(t, p["inner"], x)),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
     "sequential": Case(
         bp.Sequential(bp.Dense(4), bp.Dense(3)), (6, 4), lambda t, p, x, run: dense(t, p["1"], dense(t, p["0"], x))
@@ -327,6 +392,221 @@ def test_batch_norm_gathers_what_pytorch_gathers():
     np.testing.assert_allclose(trainer.predict(x), out, rtol=1e-12)
 
 
+def test_alpha_dropout_keeps_mean_and_variance(library):
+    layer, seam = bp.AlphaDropout(0.3), library("numpy").seam
+    x = np.random.default_rng(0).standard_normal((300, 100))
+    y, _ = layer.forward(bp.Run(seam, True, KEY), {}, x)
+    assert abs(np.mean(y)) < 0.03
+    assert abs(np.var(y) - 1.0) < 0.03
+    assert layer.forward(bp.Run(seam), {}, x)[0] is x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_random_numbers_are_the_same_on_every_library(backend, dtype, library):
+    """Evenly distributed exactly, normally to the rounding of a logarithm."""
+
+    def drawn(lib, like):
+        return lib.call(lambda like: (run_at(lib).uniform((50, 40), like), run_at(lib).normal((50, 40), like)), like)
+
+    def run_at(lib):
+        return bp.Run(lib.seam, True, KEY).at("3")
+
+    uniform, normal = drawn(backend, backend.array(np.zeros(1, dtype)))
+    expected = drawn(library("numpy"), np.zeros(1))
+    assert backend.dtype(uniform) == backend.dtype(normal) == dtype
+    np.testing.assert_array_equal(backend.host(uniform), expected[0])
+    backend.close(normal, expected[1])
+
+
+def test_random_numbers_are_distributed_as_they_should_be(library):
+    torch = pytest.importorskip("torch")
+    run, like = bp.Run(library("numpy").seam, True, KEY), np.zeros(1, np.float32)
+    u, n = np.float64(run.uniform((400, 500), like)), np.float64(run.normal((400, 500), like))
+    assert 0.0 < np.min(u) < 1e-4
+    assert 1.0 - 1e-4 < np.max(u) < 1.0
+    moments = [np.mean(u), np.mean(u**2), np.mean(n), np.mean(n**2), np.mean(n**3), np.mean(n**4)]
+    np.testing.assert_allclose(moments, [1 / 2, 1 / 3, 0.0, 1.0, 0.0, 3.0], atol=0.03)
+    assert np.max(np.abs(n)) > 4.0
+    np.testing.assert_allclose(n, torch.special.ndtri(torch.tensor(u)).numpy(), atol=3e-6)  # its quantile function
+    assert abs(np.corrcoef(n[:, :-1].ravel(), n[:, 1:].ravel())[0, 1]) < 0.01
+
+
+def test_noise_is_added_while_training_alone(library):
+    run, x = bp.Run(library("numpy").seam, True, KEY), np.ones((100, 100))
+    noise = bp.GaussianNoise(0.5).forward(run, {}, x)[0] - x
+    assert abs(np.std(noise) - 0.5) < 0.02
+    assert bp.GaussianNoise(0.5).forward(bp.Run(library("numpy").seam), {}, x)[0] is x
+
+
+def test_group_norm_of_one_group_is_over_all_that_a_row_holds(library):
+    run, x = bp.Run(library("numpy").seam), np.random.default_rng(0).standard_normal((3, 5, 4))
+    p = {"scale": np.ones(4), "shift": np.zeros(4)}
+    y, _ = bp.GroupNorm(1).forward(run, p, x)
+    np.testing.assert_allclose(np.mean(y, axis=(1, 2)), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.var(y, axis=(1, 2)), 1.0, rtol=1e-4)
+    each, _ = bp.GroupNorm(4).forward(run, p, x)
+    np.testing.assert_allclose(np.var(each, axis=1), 1.0, rtol=1e-3)
+
+
+def test_weight_norm_starts_as_the_layer_without(library):
+    plain, normed = (layer.init(bp.Rng(3), (5,)) for layer in (bp.Dense(4), bp.WeightNorm(bp.Dense(4))))
+    x, run = np.random.default_rng(0).standard_normal((6, 5)), bp.Run(library("numpy").seam)
+    expected = bp.Dense(4).forward(run, plain, x)[0]
+    np.testing.assert_allclose(bp.WeightNorm(bp.Dense(4)).forward(run, normed, x)[0], expected, rtol=1e-12)
+
+
+def test_spectral_norm_holds_the_largest_singular_value_near_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 5)), 10.0 * rng.standard_normal((64, 3))
+    trainer = bp.Trainer(bp.SpectralNorm(bp.Dense(3)), "mse", bp.SGD(0.01)).build(x)
+    for _ in range(2):
+        p = trainer.layout.views(trainer.backend, trainer.theta, trainer.buffers)
+        weight, left, right = p["inner"]["weight"], p["left"], p["right"]
+        singular = np.linalg.svd(weight, compute_uv=False)
+        assert left @ weight @ right == pytest.approx(singular[0], rel=0.05)
+        trainer.fit(x, y, epochs=100, batch_size=16, progress=False)
+    assert singular[0] > 1.1  # of W itself, which grows
+
+
+ENCODER = bp.Shared(bp.Dense(4, "tanh"), "encoder")
+TWICE = bp.Sequential(ENCODER, bp.Residual(ENCODER), bp.Dense(3))
+
+
+def test_a_shared_layer_has_its_parameters_once():
+    layout = bp.layout_of(TWICE, (4,))
+    assert [slot.name for slot in layout.parameters] == ["0.inner.weight", "2.weight", "0.inner.bias", "2.bias"]
+    assert layout.size == bp.layout_of(bp.Sequential(bp.Dense(4), bp.Dense(3)), (4,)).size
+    p = layout.views(bp.backends.get("numpy"), np.arange(float(layout.size)))
+    assert p["1"]["inner"]["inner"]["weight"] is p["0"]["inner"]["weight"]
+
+
+def test_the_gradient_of_a_shared_layer_is_the_sum_of_its_places(backend):
+    layout, host = bp.layout_of(TWICE, (4,)), bp.backends.get("numpy")
+    apart = bp.Sequential(bp.Dense(4, "tanh"), bp.Residual(bp.Dense(4, "tanh")), bp.Dense(3))
+    of_apart, rng = bp.layout_of(apart, (4,)), np.random.default_rng(0)
+    x, y, theta = (rng.standard_normal(shape) for shape in ((6, 4), (6, 3), layout.size))
+    p = layout.views(host, theta)
+    both = of_apart.join(host, {"0": p["0"]["inner"], "1": {"inner": p["0"]["inner"]}, "2": p["2"]})
+    expected, gradient = bp.value_and_grad(apart, "mse", both, x, y)
+    parts = of_apart.views(host, gradient)
+    summed = {"inner": {name: value + parts["1"]["inner"][name] for name, value in parts["0"].items()}}
+    value, grad = bp.value_and_grad(TWICE, "mse", *map(backend.array, (theta, x, y)))
+    backend.close(value, expected, rtol=1e-12)
+    backend.close(grad, layout.join(host, {"0": summed, "1": {"inner": summed}, "2": parts["2"]}), rtol=1e-12)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_network_that_shares_is_trained_and_saved(compile, tmp_path):
+    if compile:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 4)), rng.standard_normal((16, 3))
+    trainer = bp.Trainer(TWICE, "mse", bp.SGD(0.1), compile=compile).build(x)
+    before = trainer.theta.copy()
+    _, grad = bp.value_and_grad(TWICE, "mse", before, x, y)
+    trainer.step(x, y)
+    np.testing.assert_allclose(trainer.theta, before - 0.1 * grad, rtol=1e-12)
+    trainer.save(tmp_path / "m.safetensors")
+    loaded = bp.load(tmp_path / "m.safetensors")
+    assert loaded.network == TWICE
+    np.testing.assert_array_equal(loaded.theta, trainer.theta)
+    np.testing.assert_allclose(loaded.predict(x), trainer.predict(x), rtol=1e-12)
+
+
+def test_derivatives_of_a_network_that_shares_are_checked():
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    report = bp.check_gradients(bp.Sequential(TWICE, bp.Dense(4), ENCODER), x, directions=1)
+    names = ["0.0.inner.weight", "0.0.inner.bias", "0.2.weight", "0.2.bias", "1.weight", "1.bias"]
+    assert sorted(check.name for check in report.checks) == sorted(["x", *names])
+
+
+def test_shared_parameters_are_set_in_all_places_alike():
+    encoder = bp.Shared(bp.Dense(3), "encoder")
+    trainer = bp.Trainer(bp.Sequential(encoder, encoder), "mse").build(np.ones((2, 3)))
+    tree = trainer.parameters
+    trainer.parameters = {"0": tree["0"], "1": mapped(np.copy, tree["1"])}
+    with pytest.raises(TypeError, match=r"0\.inner\.weight and 1\.inner\.weight are one parameter"):
+        trainer.parameters = {"0": tree["0"], "1": mapped(lambda a: a + 1.0, tree["1"])}
+
+
+def test_a_shared_batch_norm_gathers_the_mean_of_its_places():
+    norm = bp.Shared(bp.BatchNorm(momentum=0.5), "norm")
+    trainer = bp.Trainer(bp.Sequential(norm, bp.Residual(norm), bp.Dense(1)), "mse", bp.SGD(0.0))
+    x = 4.0 + np.random.default_rng(0).standard_normal((50, 2))
+    trainer.step(x, np.zeros((50, 1)))  # what the second sees has the mean 0
+    np.testing.assert_allclose(trainer.buffers[:2], 0.25 * np.mean(x, axis=0), rtol=1e-9)
+
+
+def test_a_layer_that_stands_in_a_network_twice_is_not_shared():
+    layer = bp.Dense(3)
+    assert bp.layout_of(bp.Sequential(layer, layer), (3,)).size == 2 * bp.layout_of(layer, (3,)).size
+
+
+@pytest.mark.parametrize(
+    ("net", "error", "text"),
+    [
+        (
+            bp.Sequential(bp.Shared(bp.Dense(3), "a"), bp.Shared(bp.Dense(3, "relu"), "a")), OptionError,
+            r"two layers are shared under the name 'a', Dense\(.*\) and Dense\(.*\): give one another name",
+        ),
+        (
+            bp.Sequential(bp.Shared(bp.Dense(3), "a"), bp.Shared(bp.Dense(3), "a")), ShapeError,
+            r"shared under the name 'a', but at '0' and '1' it has inputs of different shapes.*give one another name",
+        ),
+        (bp.GroupNorm(3), ShapeError, r"GroupNorm\(groups=3.* into 3 groups of as many, but rows have 4 of them"),
+        (bp.Reshape((3, 2)), ShapeError, r"Reshape\(shape=\(3, 2\)\) can't hold a row of \(4,\), which has 4 values"),
+        (bp.Reshape((3, -1)), ShapeError, r"Reshape\(shape=\(3, -1\)\) can't hold a row of \(4,\)"),
+        (
+            bp.Parallel("relu", bp.Reshape((2, 2))), ShapeError,
+            r"the branches of Parallel\(.*\) give rows of \[\(4,\), \(2, 2\)\]; expected the same shape but for the",
+        ),
+        (
+            bp.Parallel("relu", bp.Dense(3), join="add"), ShapeError,
+            r"give rows of \[\(4,\), \(3,\)\]; expected the same shape$",
+        ),
+        (bp.WeightNorm(bp.Dropout()), ShapeError, r"Dropout.* has no parameter 'weight' of two axes or more"),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_fit_say_so(net, error, text):
+    with pytest.raises(error, match=text):
+        bp.layout_of(net, (4,), trains=False)
+
+
+# How many kernels and copies, besides products, forward and backward together are compiled to: no more than twice what
+# one would write by hand.
+KERNELS = {
+    "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
+    "group norm of rows of 2 axes": 7, "scale": 1, "reshape": 2, "alpha dropout": 1, "gaussian noise": 1, "glu": 2,
+    "weight norm": 6, "spectral norm": 8, "concatenated branches": 4, "added branches": 2, "multiplied branches": 2,
+    "shared": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_compiled_layer_takes_few_kernels(name):
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    from bpnet.backends.tracing import trace_trees
+    from bpnet.compiler.build import build
+    from bpnet.compiler.commands import Call, Product
+
+    case = LAYERS[name]
+    _, x, dy = drawn(case, "float32")
+    layout = bp.layout_of(case.layer, case.shape[1:], trains=False)
+
+    def both(backend, theta, buffers, x, dy):
+        run, p = bp.Run(backend, True, KEY), layout.views(backend, theta, buffers)
+        y, cache = case.layer.forward(run, p, x)
+        dx, grads = case.layer.backward(run, p, cache, dy)
+        new = case.layer.update_buffers(run, p, cache)
+        return y, dx, *(value for tree in (grads, new) for _, value in leaves(tree))
+
+    vectors = (np.ones(size, np.float32) for size in (layout.size, layout.buffer_size))
+    traced, _, _ = trace_trees(both, bp.backends.get("numpy"), np.ndarray, (*vectors, x, dy))
+    commands = build(traced).commands
+    assert not any(isinstance(command, Call) for command in commands)
+    assert sum(not isinstance(command, Product) for command in commands) <= KERNELS[name], commands
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_standardize_keeps_the_digits_that_x_has_beside_a_large_mean(backend, dtype):
     x = (2.0**24 + np.arange(6.0)[:, None] * [1.0, 2.0]).astype(dtype)
@@ -418,6 +698,28 @@ def test_what_couples_rows_or_draws_is_told_upwards():
         (lambda: bp.Residual(3), TypeError),
         (lambda: bp.Residual(bp.Dense(3)).out_shape((4,)), ShapeError),
         (lambda: bp.Dense(3).out_shape(()), ShapeError),
+        (lambda: bp.LayerNorm(epsilon=0.0), OptionError),
+        (lambda: bp.LayerNorm().out_shape(()), ShapeError),
+        (lambda: bp.RMSNorm(epsilon=-1.0), OptionError),
+        (lambda: bp.GroupNorm(0), OptionError),
+        (lambda: bp.Scale(float("inf")), OptionError),
+        (lambda: bp.Scale().out_shape(()), ShapeError),
+        (lambda: bp.Reshape(4), TypeError),
+        (lambda: bp.Reshape((4, 0)), OptionError),
+        (lambda: bp.Reshape((-1, -1)), OptionError),
+        (lambda: bp.Reshape((True, 4)), OptionError),
+        (lambda: bp.AlphaDropout(1.0), OptionError),
+        (lambda: bp.GaussianNoise(-0.1), OptionError),
+        (lambda: bp.GLU(0), OptionError),
+        (lambda: bp.GLU(3, "gelut"), ValueError),
+        (lambda: bp.GLU(3).out_shape(()), ShapeError),
+        (lambda: bp.Parallel(), OptionError),
+        (lambda: bp.Parallel(bp.Dense(3), join="sum"), OptionError),
+        (lambda: bp.Parallel([bp.Dense(3)]), TypeError),
+        (lambda: bp.Shared(bp.Dense(3), ""), OptionError),
+        (lambda: bp.Shared(3, "a"), TypeError),
+        (lambda: bp.WeightNorm(3), TypeError),
+        (lambda: bp.SpectralNorm(bp.Dense(3), iterations=0), OptionError),
         (lambda: bp.BatchNorm().out_shape(()), ShapeError),
     ],
 )

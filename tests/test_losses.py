@@ -946,7 +946,7 @@ def test_outputs_that_a_loss_does_not_take(loss, outputs):
         (lambda: bp.BinaryCrossEntropyWithLogits(pos_weight=(1.0, 0.0)), r"pos_weight\[1\] is 0.0"),
         (lambda: bp.Heads(), r"Heads\(\) has no heads"),
         (lambda: bp.Head("mse", 0), "outputs is 0"),
-        (lambda: bp.Head(bp.Heads(bp.Head("mse", 1)), 1), "the loss of a Head is Heads itself"),
+        (lambda: bp.Heads(bp.Head(bp.Heads(bp.Head("mse", 1)), 1)), "the loss of head 0 is Heads itself"),
     ],
 )
 def test_options_of_a_loss_that_can_not_be(make, message):

@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import bpnet as bp
 from bpnet.errors import ArgumentError, OptionError, UnknownNameError
 from bpnet.metrics import Metric
 from bpnet.registry import catalogue
+from bpnet.typing import MetricName
 
 M = bp.metrics
 ROWS = 96
@@ -202,8 +204,13 @@ def test_every_metric_of_the_catalogue_is_in_the_table():
     pytest.importorskip("sklearn")
     import sklearn.metrics as sk
 
-    proven = {type(metric) for *_, wanted in cases(sk) for metric in wanted}
+    proven = {type(metric) for *_, wanted in cases(sk) for metric in wanted} | {M.OfHead}
     assert proven == {cls for cls, _ in catalogue(Metric).values() if cls.__module__.startswith("bpnet.")}
+
+
+def test_a_type_checker_knows_their_names():
+    ours = {name for name, (cls, _) in catalogue(Metric).items() if cls.names and cls.__module__.startswith("bpnet.")}
+    assert set(get_args(MetricName)) == ours
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -74,6 +74,6 @@ def test_the_loss_and_the_optimizer_of_the_guide_work() -> None:
     x = np.random.default_rng(0).normal(size=(32, 5))
     space: dict[str, Any] = {"bp": bp, "dataclass": dataclass, "x": x, "__name__": "guide"}
     exec(code, space)
-    trainer = bp.Trainer(bp.Dense(2), space["Huber"](), space["RMSprop"](0.01))
+    trainer = bp.Trainer(bp.Dense(2), space["Cauchy"](), space["Signum"](0.01))
     history = trainer.fit(x, x[:, :2], epochs=50, progress=False)
     assert history["loss"][-1] < 0.5 * history["loss"][0]

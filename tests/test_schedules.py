@@ -1,4 +1,9 @@
-"""Learning-rate schedules, at the steps where their formulas are easy to read."""
+"""Schedules, at the steps where their formulas are easy to read, and as PyTorch's and optax's; in steps and epochs."""
+
+import math
+import pickle
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +17,21 @@ SCHEDULES = {  # a schedule, and its rate at some steps, the first being step 0
     "cosine to a rest": (bp.Cosine(0.5, 10, final=0.1), {0: 0.5, 5: 0.3, 10: 0.1, 11: 0.1}),
     "warm-up": (bp.WarmUp(0.4, 4), {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.4, 99: 0.4}),
     "warm-up in one step": (bp.WarmUp(0.4, 1), {0: 0.4, 1: 0.4}),
+    "restarts": (bp.CosineRestarts(0.4, 20), {0: 0.4, 10: 0.2, 19.9999999: 0.0, 20: 0.4, 30: 0.2, 70: 0.2}),
+    "longer restarts": (bp.CosineRestarts(0.4, 20, 2, 0.2), {10: 0.3, 20: 0.4, 40: 0.3, 60: 0.4, 100: 0.3, 140: 0.4}),
+    "flat, then cosine": (bp.FlatCosine(0.4, 40, 0.5, 0.1), {0: 0.4, 20: 0.4, 30: 0.25, 40: 0.1, 99: 0.1}),
+    "coslog4": (bp.CosLog(0.4, 15), {0: 0.0, 1: 0.0, 3: 0.0, 7: 0.0, 15: 0.0, 99: 0.0, math.sqrt(2) - 1: 0.4,
+                                     math.sqrt(8) - 1: 0.4, math.sqrt(32) - 1: 0.4, math.sqrt(128) - 1: 0.4,
+                                     2**1.25 - 1: 0.2}),
+    "one cycle": (bp.OneCycle(1.0, 101, 31 / 101), {0: 0.04, 15: 0.52, 30: 1.0, 65: 0.5 + 2e-6, 100: 4e-6, 999: 4e-6}),
+    "one cycle of a momentum": (bp.OneCycle(0.85, 11, 0.5, 0.95, 0.95), {0: 0.95, 4.5: 0.85, 7.25: 0.9, 10: 0.95}),
+    "steps": (bp.StepDecay(0.4, 10, 0.5), {0: 0.4, 9: 0.4, 10: 0.2, 25: 0.1}),
+    "some steps": (bp.StepDecay(0.4, [3, 5]), {0: 0.4, 2: 0.4, 3: 0.04, 4.9: 0.04, 5: 0.004, 99: 0.004}),
+    "exponential": (bp.Exponential(0.4, 0.5, 10, 0.05), {0: 0.4, 5: 0.4 * 0.5**0.5, 10: 0.2, 99: 0.05}),
+    "straight": (bp.Polynomial(0.4, 10), {0: 0.4, 5: 0.2, 10: 0.0, 99: 0.0}),
+    "polynomial": (bp.Polynomial(0.5, 10, 2.0, 0.1), {0: 0.5, 5: 0.2, 10: 0.1, 99: 0.1}),
+    "epochs": (bp.Epochs(bp.StepDecay(0.4, 2, 0.5), 5), {0: 0.4, 9: 0.4, 10: 0.2, 19: 0.2, 20: 0.1}),
+    "parts of epochs": (bp.Epochs(bp.WarmUp(bp.Cosine(0.4, 10), 2), 4), {0: 0.2, 4: 0.4, 8: 0.4, 28: 0.2, 48: 0.0}),
     "warm-up, then cosine": (bp.WarmUp(bp.Cosine(0.4, 10), 2), {0: 0.2, 1: 0.4, 2: 0.4, 7: 0.2, 12: 0.0, 50: 0.0}),
 }  # fmt: skip
 
@@ -23,14 +43,43 @@ def test_rate_of_the_step(name):
         assert schedule(step) == pytest.approx(rate, rel=1e-14, abs=1e-16), step
 
 
-def test_cosine_as_pytorch():
+TORCH = {  # ours, and PyTorch's of torch.optim.lr_scheduler and an optimizer
+    "cosine": (bp.Cosine(0.7, 50, 0.2), lambda t, o: t.CosineAnnealingLR(o, 50, eta_min=0.2)),
+    "restarts": (bp.CosineRestarts(0.7, 7, 1, 0.2), lambda t, o: t.CosineAnnealingWarmRestarts(o, 7, 1, 0.2)),
+    "longer restarts": (bp.CosineRestarts(0.7, 5, 2), lambda t, o: t.CosineAnnealingWarmRestarts(o, 5, 2)),
+    "one cycle": (bp.OneCycle(0.7, 51), lambda t, o: t.OneCycleLR(o, 0.7, 51)),
+    "one cycle, options": (bp.OneCycle(0.7, 51, 0.2, 0.07, 0.0007),
+                           lambda t, o: t.OneCycleLR(o, 0.7, 51, pct_start=0.2, div_factor=10, final_div_factor=100)),
+    "steps": (bp.StepDecay(0.7, 4, 0.3), lambda t, o: t.StepLR(o, 4, 0.3)),
+    "some steps": (bp.StepDecay(0.7, (4, 9, 31)), lambda t, o: t.MultiStepLR(o, [4, 9, 31])),
+    "exponential": (bp.Exponential(0.7, 0.9), lambda t, o: t.ExponentialLR(o, 0.9)),
+    "polynomial": (bp.Polynomial(0.7, 30, 1.5), lambda t, o: t.PolynomialLR(o, 30, 1.5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_as_pytorch(name):
     torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.7)
-    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=0.2)
-    for step in range(21):
-        assert bp.Cosine(0.7, 20, 0.2)(step) == pytest.approx(oracle.get_last_lr()[0], rel=1e-12)
-        optimizer.step()
-        oracle.step()
+    schedule, theirs = TORCH[name]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.7, momentum=0.9)
+    oracle = theirs(torch.optim.lr_scheduler, optimizer)
+    for step in range(51):
+        assert schedule(step) == pytest.approx(oracle.get_last_lr()[0], rel=1e-10, abs=1e-12), step
+        if step < 50:
+            optimizer.step()
+            oracle.step()
+
+
+def test_as_optax():
+    optax = pytest.importorskip("optax")
+    pairs = [
+        (bp.Exponential(0.7, 0.5, 10, 0.1), optax.exponential_decay(0.7, 10, 0.5, end_value=0.1)),
+        (bp.Polynomial(0.7, 30, 2.0, 0.1), optax.polynomial_schedule(0.7, 0.1, 2.0, 30)),
+        (bp.Cosine(0.7, 30, 0.07), optax.cosine_decay_schedule(0.7, 30, 0.1)),
+    ]
+    for schedule, theirs in pairs:
+        for step in (0, 1, 7, 29, 30, 50):
+            assert schedule(step) == pytest.approx(float(theirs(step)), rel=1e-6), (schedule, step)
 
 
 @pytest.mark.parametrize("optimizer", [bp.SGD, bp.Adam, bp.AdamW])
@@ -69,5 +118,247 @@ def test_more_steps_than_a_float_can_count(backend):
     ],
 )
 def test_unfit_options_are_refused(make):
+    with pytest.raises(OptionError):
+        make()
+
+
+# ---- other options than the learning rate ---------------------------------------------------------------------------
+
+
+def test_momentum_and_decay_follow_schedules_by_hand():
+    momentum, decay = bp.OneCycle(0.5, 6, start=0.9, final=0.9), bp.Cosine(0.3, 5)
+    optimizer = bp.SGD(bp.WarmUp(0.1, 3), momentum=momentum, weight_decay=decay)
+    x, y = np.random.default_rng(0).standard_normal((2, 8, 3))
+    trainer = bp.Trainer(bp.Dense(3, bias=False), "mse", optimizer).build(x)
+    theta, v = trainer.theta.copy(), 0.0
+    for step in range(6):
+        lr = optimizer.lr(step)
+        grad = bp.value_and_grad(bp.Dense(3, bias=False), "mse", theta, x, y)[1]
+        v = momentum(step) * v + grad
+        theta = (1.0 - lr * decay(step)) * theta - lr * v
+        trainer.step(x, y)
+        np.testing.assert_allclose(trainer.theta, theta, rtol=1e-12)
+
+
+def test_one_cycle_of_momentum_as_pytorch():
+    """Of Adam too, whose correction is then by the beta1 of the step."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal(6), rng.standard_normal((30, 6))
+    parameter = torch.tensor(start, requires_grad=True)
+    oracle = torch.optim.Adam([parameter], 0.1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(oracle, 0.1, 30)
+    backend, layout = bp.backends.get("numpy"), bp.layout_of(bp.Dense(6, bias=False), (1,))
+    optimizer = bp.Adam(bp.OneCycle(0.1, 30), beta1=bp.OneCycle(0.85, 30, start=0.95, final=0.95))
+    theta, state = start, optimizer.init(backend, layout, start)
+    for step, grad in enumerate(gradients):
+        theta, state = optimizer.update(backend, layout, theta, grad, state, optimizer.hyperparameters_at(step))
+        parameter.grad = torch.tensor(grad)
+        oracle.step()
+        if step < 29:
+            cycle.step()
+    np.testing.assert_allclose(theta, parameter.detach().numpy(), rtol=1e-10)
+
+
+@dataclass(frozen=True)
+class _TooMuch(bp.Schedule):
+    def __call__(self, step):
+        return 1.0 if step else 0.5
+
+
+def test_a_schedule_may_give_only_what_the_option_may_be():
+    x = np.ones((4, 2))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(0.1, momentum=_TooMuch()))
+    trainer.step(x, x[:, :1])
+    with pytest.raises(OptionError, match="the momentum of the schedule is 1"):
+        trainer.step(x, x[:, :1])
+
+
+@dataclass(frozen=True)
+class NotesRates(bp.Dropout):
+    """Dropout that notes when it is called, and the share that it drops."""
+
+    seen = []
+
+    def forward(self, run, p, x):
+        y, mask = super().forward(run, p, x)
+        if run.training:
+            self.seen.append(None if run.backend.traces else 1.0 - np.mean(np.asarray(mask) > 0.0))
+        return y, mask
+
+
+def test_dropout_follows_a_schedule(backend):
+    """In a step that is compiled once; the masks are those of the seed on every library."""
+    if backend.name == "jax":
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 500)).astype("float32"), rng.standard_normal((60, 2)).astype("float32")
+    net = bp.Sequential(NotesRates(bp.Epochs(bp.Polynomial(0.8, 4))), bp.Dense(2))
+    found = []
+    for arrays in ((x, y), (backend.array(x), backend.array(y))):
+        trainer = bp.Trainer(net, "mse", bp.SGD(0.01), compile="auto" if found else False)
+        NotesRates.seen.clear()
+        trainer.fit(*arrays, epochs=4, batch_size=30, shuffle=False, progress=False)
+        found.append(trainer.theta)
+        if len(found) == 1 or not (trainer.backend.traces or backend.name in ("numpy-jit", "cupy")):
+            assert NotesRates.seen == pytest.approx([0.8 * (1.0 - step / 8) for step in range(8)], abs=0.02)
+    if backend.name in ("numpy-jit", "jax-jit"):
+        assert len(NotesRates.seen) <= 2
+    backend.close(found[1], np.float64(found[0]))
+    np.testing.assert_array_equal(backend.host(trainer.predict(arrays[0])).shape, (60, 2))
+
+
+def test_a_rate_of_dropout_is_below_1():
+    with pytest.raises(OptionError, match="rate is 1"):
+        bp.Dropout(bp.Constant(1.0))
+    trainer = bp.Trainer(bp.Sequential(bp.Dropout(_TooMuch()), bp.Dense(1)), "mse", "sgd")
+    trainer.step(np.ones((4, 2)), np.ones((4, 1)))
+    with pytest.raises(OptionError, match="the rate of the schedule is 1"):
+        trainer.step(np.ones((4, 2)), np.ones((4, 1)))
+    assert bp.check_gradients(bp.Dropout(bp.Cosine(0.5, 10)), np.ones((6, 4)))
+
+
+# ---- epochs ---------------------------------------------------------------------------------------------------------
+
+
+def test_fit_knows_how_long_an_epoch_is(tmp_path):
+    """Whatever the batch size, and wherever the schedule stands; a file keeps that it is in epochs."""
+    x = np.random.default_rng(0).standard_normal((30, 2))
+    schedule = bp.Epochs(bp.Polynomial(0.4, 4))
+    for batch_size, optimizer in (
+        (10, bp.SGD(schedule)),
+        (7, bp.Clip(bp.Grouped("sgd", {"*": bp.Adam(schedule)}), 1.0)),
+    ):
+        trainer = bp.Trainer(bp.Dense(1), "mse", optimizer)
+        steps = -(-30 // batch_size)
+        seen = Rates()
+        history = trainer.fit(x, x[:, :1], epochs=2, batch_size=batch_size, progress=False, callbacks=[seen])
+        last = [(steps - 1) / steps, (2 * steps - 1) / steps]
+        if isinstance(optimizer, bp.SGD):
+            assert history["lr"] == pytest.approx([0.4 * (1.0 - epoch / 4.0) for epoch in last])
+        else:
+            assert history["lr"] == [0.01, 0.01]
+        trainer.save(tmp_path / "m.safetensors")
+        loaded = bp.load(tmp_path / "m.safetensors")
+        assert loaded.optimizer == optimizer
+        loaded.fit(x, x[:, :1], batch_size=batch_size, progress=False)
+        trainer.fit(x, x[:, :1], batch_size=batch_size, progress=False)
+        np.testing.assert_array_equal(loaded.theta, trainer.theta)
+
+
+class Rates(bp.Callback):
+    """Sees that the trainer's own optimizer stays as it was given."""
+
+    def on_step_end(self, trainer, step):
+        assert "length=None" in repr(trainer.optimizer)
+
+
+def test_without_fit_an_epoch_has_no_length():
+    x = np.ones((4, 2))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(bp.Epochs(bp.Cosine(0.1, 3))))
+    with pytest.raises(OptionError, match="counts epochs, and how long they are only fit knows"):
+        trainer.step(x, x[:, :1])
+    trainer.fit(x, x[:, :1], progress=False)
+    trainer.step(x, x[:, :1])
+
+
+# ---- what sets a rate -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Given(bp.Layer):
+    """Gives what it is told, whatever comes in: a network that learns nothing."""
+
+    trainable = True
+
+    def init(self, rng, in_shape):
+        return {"weight": rng.full((1,), 1.0)}
+
+    def forward(self, run, p, x):
+        return x, x
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return dy if need_dx else None, {"weight": p["weight"] * 0.0}
+
+
+def test_reduce_on_plateau(tmp_path):
+    """A loss that never falls: a tenth after every second epoch, but no less than a 50th."""
+    x = np.ones((4, 1))
+    trainer = bp.Trainer(_Given(), "mse", bp.SGD(bp.WarmUp(0.4, 1)))
+    callback = bp.ReduceOnPlateau("loss", factor=0.1, patience=2, least=0.02)
+    history = trainer.fit(x, 0.0 * x, epochs=7, callbacks=[callback], progress=False)
+    assert history["lr"] == pytest.approx([0.4, 0.4, 0.4, 0.04, 0.04, 0.008, 0.008])
+    assert trainer.lr_scale == 0.02
+    trainer.save(tmp_path / "m.safetensors")
+    assert bp.load(tmp_path / "m.safetensors").lr_scale == 0.02
+    assert pickle.loads(pickle.dumps(trainer)).lr_scale == 0.02
+    trainer.lr_scale = 0.5
+    assert trainer.fit(x, 0.0 * x, progress=False)["lr"][-1] == 0.2
+    with pytest.raises(OptionError, match="lr_scale is -1"):
+        trainer.lr_scale = -1
+
+
+@pytest.mark.parametrize("options", [{"factor": 1.0}, {"patience": 0}, {"least": -1.0}, {"monitor": 3}])
+def test_unfit_options_of_reduce_on_plateau(options):
+    with pytest.raises(OptionError):
+        bp.ReduceOnPlateau(**options)
+    with pytest.raises(OptionError, match="ReduceOnPlateau monitors 'val_loss', which is not recorded"):
+        bp.Trainer(bp.Dense(1), "mse").fit(
+            np.ones((2, 1)), np.ones((2, 1)), callbacks=[bp.ReduceOnPlateau()], progress=False
+        )
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_learning_rate_is_found_and_nothing_changed(backend, built):
+    if backend.name == "jax":
+        pytest.skip("on JAX a trainer compiles: the member jax-jit")
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((40, 2)).astype("float32")
+    x, y = backend.array(values), backend.array(values @ np.float32([[1.0, 2.0], [-1.0, 1.0]]))
+    trainer = bp.Trainer(bp.Dense(2), "mse", bp.Grouped(bp.SGD(0.01, 0.9), {"bias": {"lr": 0.1}}), seed=1)
+    if built:
+        trainer.fit(x, y, epochs=2, batch_size=16, progress=False)
+    before = trainer.snapshot() if built else None
+    curve = bp.find_learning_rate(trainer, x, y, low=1e-4, high=100.0, steps=61, batch_size=16)
+    assert np.diff(np.log10(curve.rates)) == pytest.approx(0.1)
+    assert len(curve.rates) == len(curve.losses) == len(curve.smoothed) < 61, "the loss grows beyond bounds"
+    assert 1e-3 < curve.suggestion < 0.3
+    assert curve == bp.find_learning_rate(trainer, x, y, low=1e-4, high=100.0, steps=61, batch_size=16)
+    if not built:
+        assert "no parameters yet" in repr(trainer)
+        return
+    assert (trainer.step_count, len(trainer.history), trainer.lr_scale) == (6, 2, 1.0)
+    (theta, _, state), _ = before
+    for a, b in zip((trainer.theta, *trainer.state), (theta, *state), strict=True):
+        np.testing.assert_array_equal(backend.host(a), backend.host(b))
+
+
+def test_what_a_learning_rate_can_not_be_found_with():
+    x = np.ones((4, 2))
+    find = partial(bp.find_learning_rate, x=x, y=x[:, :1])
+    with pytest.raises(OptionError, match="the optimizer's learning rate of step 1 is 0"):
+        find(bp.Trainer(bp.Dense(1), "mse", bp.SGD(0.0)))
+    assert find(bp.Trainer(bp.Dense(1), "mse", bp.SGD(bp.Epochs(bp.Exponential(0.1, 0.5))))).suggestion > 1e-3
+    for options in ({"low": 0.0}, {"low": 1.0, "high": 0.5}, {"steps": 1}, {"batch_size": 0}):
+        with pytest.raises(OptionError):
+            find(bp.Trainer(bp.Dense(1), "mse"), **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bp.CosineRestarts(0.1, 0),
+        lambda: bp.FlatCosine(0.1, 5, flat=1.0),
+        lambda: bp.CosLog(0.1, 5, cycles=0),
+        lambda: bp.OneCycle(0.1, 5, warm_up=1.0),
+        lambda: bp.OneCycle(0.1, 5, start=-1.0),
+        lambda: bp.StepDecay(0.1, (5, 3)),
+        lambda: bp.StepDecay(0.1, 0),
+        lambda: bp.Exponential(0.1, 0.0),
+        lambda: bp.Polynomial(0.1, 5, power=0.0),
+        lambda: bp.Epochs(bp.Cosine(0.1, 5), length=0),
+    ],
+)
+def test_more_unfit_options_are_refused(make):
     with pytest.raises(OptionError):
         make()

@@ -8,7 +8,7 @@ import pytest
 import bpnet as bp
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.backends.numpy.in_place import in_place
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
 
 ACTIVATIONS = [
     bp.Sigmoid(),
@@ -29,9 +29,9 @@ def rules() -> list[Any]:
     found = [pytest.param(f.value, 1, (), id=f"{f} value") for f in ACTIVATIONS]
     found += [pytest.param(f.derivative, 2, (), id=f"{f} derivative") for f in ACTIVATIONS]
     for optimizer in OPTIMIZERS:
-        state = optimizer.init(bp.backends.get("numpy"), np.zeros(1))
-        numbers = optimizer.hyperparameters(0.1, 7)
-        found.append(pytest.param(optimizer.elementwise, 2 + len(state), numbers, id=str(optimizer)))
+        state = optimizer.init(bp.backends.get("numpy"), bp.layout_of(bp.Dense(1, bias=False), (1,)), np.zeros(1))
+        numbers = optimizer.hyperparameters_at(6)
+        found.append(pytest.param(optimizer.elementwise_step, 2 + len(state), numbers, id=str(optimizer)))
     return found
 
 

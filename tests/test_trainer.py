@@ -1104,7 +1104,7 @@ def test_a_trainer_shows_what_it_is() -> None:
     trainer = bp.Trainer(bp.Sequential(bp.Dense(3), "tanh"), "mse", bp.SGD(0.5))
     start = (
         "<Trainer of Sequential(Dense(units=3, activation='identity', bias=True), Tanh()), MeanSquaredError(), "
-        "SGD(lr=0.5, momentum=0.0, nesterov=False): "
+        "SGD(lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0): "
     )
     assert repr(trainer) == f"{start}no parameters yet>"
     x = np.ones((4, 2))
@@ -1119,7 +1119,7 @@ def test_help_names_the_attributes() -> None:
     listed = text.partition("Attributes\n")[2]
     public = [name for name in vars(bp.Trainer(bp.Dense(1), "mse")) if not name.startswith("_")]
     properties = [
-        name for name, value in vars(bp.Trainer).items() if isinstance(value, property) and not name.startswith("_")
+        name for name in dir(bp.Trainer) if isinstance(getattr(bp.Trainer, name), property) and not name.startswith("_")
     ]
     assert {"history", "metadata", "step_count", "stop"} <= {*public, *properties}
     for name in (*public, *properties):

@@ -52,7 +52,7 @@ def trains(said: str | None = None) -> Any:
     else:
         assert len(texts) == 1, texts
         assert said in texts[0]
-    return trainers[0]._engine.step
+    return trainers[0]
 
 
 def test_what_is_right_is_checked_once(anew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,14 +72,14 @@ def test_a_wrong_kernel_is_switched_off(anew: Any, monkeypatch: pytest.MonkeyPat
     function = program.function
     with monkeypatch.context() as patch:
         patch.setattr(program, "function", lambda code, name: function(code.replace("exp(", "exp2("), name))
-        step = trains("fused kernels, wrong by 0.")
+        step = trains("fused kernels, wrong by 0.")._engine.step
         assert step.programs == {}
         anew()
         patch.setattr(techniques, "quick", lambda: pytest.fail("it has been checked"))
         trains("fused kernels, wrong by 0.")
     assert "wrong by" in step.explain((step.carry,))
     small = [*techniques.kernels([techniques.FORMS], [(33, 12)], ["float32"])]
-    verdicts.switch_off(verdicts.faults(small))
+    verdicts.switch_off(small)
     assert verdicts.usable(verdicts.KERNELS)
     trains()
 
@@ -88,7 +88,7 @@ def test_a_check_tries_what_is_switched_off(anew: Any) -> None:
     from bpnet.backends.cupy import techniques, verdicts
 
     with pytest.warns(BpnetWarning, match="fused kernels, wrong"):
-        verdicts.switch_off({verdicts.KERNELS: "wrong"})
+        verdicts.switch_off([Finding(verdicts.KERNELS, "", "planted", 1.0, 0.0)])
     with verdicts.everything_on():
         (found,) = techniques.kernels([techniques.FORMS], [(33, 12)], ["float32"])
     assert found.ok
@@ -217,5 +217,108 @@ def test_a_kernel_that_does_not_compile_costs_speed_alone(
     assert "does not compile" in caplog.text
 
 
-def has_graphs(step: Any) -> bool:
-    return any(found is not None and found.graphs for found in step.programs.values())
+def test_a_check_says_what_does_not_compile(anew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a training would go on without a word."""
+    from bpnet.backends.cupy import program, techniques, verdicts
+
+    function = program.function
+    monkeypatch.setattr(verify, "STRICT", False)
+    monkeypatch.setattr(program, "function", lambda code, name: function(code.replace("exp(", "unknown("), name))
+    with verdicts.everything_on():
+        (found,) = techniques.kernels([techniques.FORMS], [(33, 12)], ["float32"])
+    assert found.refused
+    assert verdicts.faults([found]).keys() == {verdicts.KERNELS}
+
+
+@pytest.mark.parametrize("what", ["product", "capture"])
+def test_a_check_goes_on_where_steps_are_refused(what: str, anew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    from bpnet import checking
+    from bpnet.backends.cupy import cublaslt, verdicts
+
+    trains()
+
+    def refuses(*_: Any) -> None:
+        raise RuntimeError("no graphs here")
+
+    if what == "product":
+        plan = cublaslt.plan
+        monkeypatch.setattr(cublaslt, "plan", lambda p, at: None if (p.rows, p.columns) == (33, 3) else plan(p, at))
+    else:
+        monkeypatch.setattr(cupy.cuda, "Stream", type("Stream", (cupy.cuda.Stream,), {"begin_capture": refuses}))
+    seam = bp.backends.get("cupy")
+    with seam.session(), verdicts.everything_on(), warnings.catch_warnings():
+        warnings.simplefilter("error", BpnetWarning)
+        found = [*checking._steps(checking._Place(seam, cupy.cuda.Device()), "float32")]
+    assert [f.ok for f in found] == [True, False, False]
+    assert "launched command by command" in found[1].refused
+    assert verdicts.faults(found) == {}
+
+
+def test_whole_steps_count_where_nothing_smaller_is_wrong() -> None:
+    from bpnet.backends.cupy import verdicts
+
+    step, right = Finding(verdicts.CAPTURE, "training steps", "", 1.0, 0.0), Finding(verdicts.KERNELS, "", "", 0.0, 0.0)
+    wrong = Finding("product tf32 BIAS", "", "", 1.0, 0.0)
+    assert verdicts.faults([right, step]).keys() == {verdicts.CAPTURE}
+    assert verdicts.faults([wrong, step]).keys() == {"product tf32 BIAS"}
+
+
+def test_what_is_switched_off_is_not_used_by_what_was_compiled_before(anew: Any) -> None:
+    import cupy
+
+    from bpnet.backends.cupy import verdicts
+
+    trainer = trains()
+    assert has_graphs(trainer)
+    with pytest.warns(BpnetWarning, match="planted"):
+        verdicts.switch_off([Finding("product float32 RELU_BIAS", "", "planted", 1.0, 0.0)])
+    trainer.step(cupy.zeros((24, 8), "float32"), cupy.zeros(24, "int32"))
+    assert not has_graphs(trainer)
+
+
+def test_a_check_is_of_its_thread_alone(anew: Any) -> None:
+    from threading import Thread
+
+    from bpnet.backends.cupy import verdicts
+
+    with pytest.warns(BpnetWarning, match="planted"):
+        verdicts.switch_off([Finding(verdicts.KERNELS, "", "planted", 1.0, 0.0)])
+    found: list[bool] = []
+    with verdicts.everything_on():
+        other = Thread(target=lambda: found.append(verdicts.usable(verdicts.KERNELS)))
+        other.start()
+        other.join()
+        found.append(verdicts.usable(verdicts.KERNELS))
+    assert found == [False, True]
+
+
+def test_what_was_refused_is_tried_again_by_other_processes(anew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been for want of memory."""
+    from bpnet.backends.cupy import cublaslt
+
+    with monkeypatch.context() as patch:
+        find = cublaslt.Plan.find
+        patch.setattr(cublaslt.Plan, "find", lambda self, at: self.problem.epilogue != "BIAS" and find(self, at))
+        cublaslt.forget()
+        trains("product float32 BIAS, refused")
+    anew()
+    trains()
+
+
+def test_within_a_capture_of_the_users_own(anew: Any) -> None:
+    import cupy
+
+    trainer = bp.Trainer(bp.Dense(3), "mse")
+    x = cupy.ones((2, 2), "float32")
+    trainer.step(x, cupy.ones((2, 3), "float32"))
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        with pytest.raises(bp.errors.DeviceError, match="is being captured"):
+            trainer.predict(x, check=False)
+        stream.end_capture()
+
+
+def has_graphs(trainer: Any) -> bool:
+    return any(found is not None and found.graphs for found in trainer._engine.step.programs.values())

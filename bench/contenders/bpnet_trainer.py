@@ -32,7 +32,7 @@ def network_for(workload: Workload, dropout: bool) -> Any:
 def trainer_for(task: Task, **options: Any) -> Any:
     """A trainer for the workload; ``options`` go to ``Trainer`` as they are."""
     s, workload = task.settings, task.workload
-    adam = {"beta1": s.beta1, "beta2": s.beta2, "epsilon": s.epsilon}
+    adam: dict[str, Any] = {"beta1": s.beta1, "beta2": s.beta2, "epsilon": s.epsilon}
     if workload.optimizer == "sgd":
         optimizer: Any = bp.SGD(s.lr)
     elif workload.optimizer == "adam":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, State, groups_of
+from bpnet.backends.base import GROUPED, SUMMED, Array, Backend, Key, State
 from bpnet.compiler.random import GOLDEN
 from bpnet.errors import DTypeError
 
@@ -25,7 +25,8 @@ def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
     """
     if jax.default_backend() != "cpu":
         return NotImplemented
-    (count, width), groups = table.shape, groups_of(index.shape[0], table.size)
+    (count, width) = table.shape
+    groups = max(1, min(-(-index.shape[0] // SUMMED), GROUPED // table.size))
     group = xp.arange(index.shape[0]) // -(-index.shape[0] // groups)
     return xp.sum(xp.zeros((groups, count, width), rows.dtype).at[group, index].add(rows), axis=0)
 

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+STEPS = "training steps"
+"""The part that whole steps are, of what computes them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,6 +28,15 @@ class Finding:
     @property
     def ok(self) -> bool:
         return not self.refused and self.error <= self.tolerance
+
+    @property
+    def wrong(self) -> bool:
+        return not self.refused and not self.ok
+
+    @property
+    def whole_steps(self) -> bool:
+        """Whether it is of training steps, in which several techniques take part."""
+        return self.part == STEPS
 
     @property
     def why(self) -> str:

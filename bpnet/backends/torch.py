@@ -1,5 +1,6 @@
 """PyTorch, on any of its devices.  bpnet's derivatives are its own, so nothing here records a graph."""
 
+import math
 import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,9 +9,9 @@ from typing import Any, ClassVar
 import array_api_compat.torch as xp
 import torch
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves, groups_of
+from bpnet.backends.base import GROUPED, NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
 from bpnet.backends.interrupts import Session
-from bpnet.compiler.random import fold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
@@ -38,7 +39,8 @@ def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
 
     It adds all rows of a number one after the other, so of a small table there are several, each for a group of rows.
     """
-    (count, width), groups = table.shape, groups_of(index.shape[0], table.numel())
+    (count, width) = table.shape
+    groups = max(1, min(-(-index.shape[0] // SUMMED), GROUPED // table.numel()))
     if groups > 1:
         index = torch.arange(index.shape[0], device=index.device) // -(-index.shape[0] // groups) * count + index
     total = torch.ops.aten.embedding_dense_backward(rows, index, groups * count, -1, False)
@@ -112,6 +114,14 @@ class TorchBackend(Backend):
         """Drawn by PyTorch's generator, seeded by the key: its unsigned integers can't be shifted on the CPU."""
         generator = torch.Generator(device=device).manual_seed(fold(key))
         return torch.empty(shape, dtype=dtype, device=device).bernoulli_(keep, generator=generator).mul_(1.0 / keep)
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+        """The definition's, in integers of 64 bits cut to 32, since its unsigned ones can't be shifted on the CPU."""
+        bits = torch.arange(math.prod(shape), dtype=torch.int64, device=device) * GOLDEN + fold(key) & 0xFFFFFFFF
+        for shift, factor in TRIPLE32:
+            bits = (bits ^ bits >> shift) * factor & 0xFFFFFFFF
+        upper = (bits ^ bits >> 14) >> 9
+        return ((upper.to(dtype) + 0.5) * 2.0**-23).reshape(shape)
 
     def erf(self, x: Array) -> Array:
         return torch.erf(x)

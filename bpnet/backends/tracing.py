@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import Array, Backend, Context, Key, Rows
-from bpnet.compiler.graph import Graph, NotTraceableError, Symbol, root_of
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.random import threshold
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of
 from bpnet.compiler.trace import NUMBER, Argument, Namespace, Traced, called, reason, trace
 
 T = TypeVar("T")
@@ -146,9 +147,15 @@ class TracingBackend(Backend):
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""
+        return self._drawn("mask", threshold(keep), key, shape, dtype)
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+        return self._drawn("uniform", 1, key, shape, dtype)
+
+    def _drawn(self, op: str, limit: int, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
             raise NotTraceableError("a key of random numbers that is computed")
-        return self.graph.add("mask", (threshold(keep), *key), tuple(shape), dtype)
+        return self.graph.add(op, (limit, *key), tuple(shape), dtype)
 
 
 class _Outlined:

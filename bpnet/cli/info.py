@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpnet import Composite, Inputs, Layer, Sequential, __version__, backends
+from bpnet import Composite, Layer, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
@@ -136,10 +136,8 @@ def describe_layers(layout: Layout, layer: Layer, in_shape: InShape, path: str =
         size = sum(slot.size for slot in layout.parameters if slot.name.startswith(f"{path}." if path else ""))
         yield {"name": path, "layer": repr(layer), "out_shape": list(layer.out_shape(in_shape)), "parameters": size}
         return
-    for name, child in layer.children:
-        shape = dict(in_shape)[name] if isinstance(layer, Inputs) else in_shape
+    for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
         yield from describe_layers(layout, child, shape, f"{path}.{name}" if path else name)
-        in_shape = child.out_shape(in_shape) if isinstance(layer, Sequential) else in_shape
 
 
 def describe_model(model: Path) -> JSON:

@@ -37,7 +37,7 @@ def train(
     hidden: Annotated[str, option("N,N,...", "Units of the hidden layers; '' for none.")] = "512,256",
     activation: Annotated[str, option("NAME", "Activation of the hidden layers.")] = "relu",
     loss: Annotated[str, option("NAME", "auto: cross_entropy for classes, else mse.")] = "auto",
-    optimizer: Annotated[str, option("NAME", "sgd, adam or adamw.")] = "adam",
+    optimizer: Annotated[str, option("NAME", "adam, adamw, sgd, lion, ...: any name that Trainer takes.")] = "adam",
     lr: Annotated[float | None, option("X", "Learning rate; the optimizer's own if not given.")] = None,
     batch_size: Annotated[int, option("N", "Rows in a step.", min=1)] = 64,
     epochs: Annotated[int, option("N", "Passes over the rows.", min=1)] = 40,
@@ -68,7 +68,7 @@ def train(
     dropped = None if dropout is None else bp.Dropout(dropout)
     rule = resolve(bp.Optimizer, "optimizer", optimizer)
     if lr is not None:
-        rule = dataclasses.replace(rule, lr=lr)  # type: ignore[type-var]
+        rule = with_rate(rule, lr)
     number("--validation", validation, 0.0, 1.0, closed="left")
     terminal.check_output("--output", output, DATA=data)
     if plot is not None:
@@ -176,6 +176,13 @@ def build_network(dataset: Dataset, prep: Preprocessing, loss: bp.Loss, hidden: 
     return network
 
 
+def with_rate(optimizer: bp.Optimizer, lr: float) -> bp.Optimizer:
+    """`optimizer` with another learning rate."""
+    base = getattr(optimizer, "base", None)  # as that of SAM
+    changed: Any = {"lr": lr} if base is None else {"base": with_rate(base, lr)}
+    return dataclasses.replace(optimizer, **changed)  # type: ignore[type-var]
+
+
 def in_unit(optimizer: bp.Optimizer, outputs: bp.Standardize | None) -> bp.Optimizer:
     """`optimizer` for a target in its own unit, whose squared error has a gradient unit**2 times as large.
 
@@ -184,7 +191,11 @@ def in_unit(optimizer: bp.Optimizer, outputs: bp.Standardize | None) -> bp.Optim
     """
     unit = 1.0 if outputs is None else outputs.scale
     assert isinstance(unit, float)
-    if isinstance(optimizer, bp.Adam):
+    if isinstance(optimizer, bp.SAM):
+        return dataclasses.replace(optimizer, base=in_unit(optimizer.base, outputs))
+    # whose epsilon is added to the size of gradients
+    over_roots = bp.Adam, bp.NAdam, bp.RAdam, bp.Adamax, bp.LAMB, bp.RMSprop, bp.Adagrad, bp.ScheduleFreeAdamW
+    if isinstance(optimizer, over_roots):
         return dataclasses.replace(optimizer, epsilon=optimizer.epsilon * unit**2)
     if isinstance(optimizer, bp.SGD) and isinstance(optimizer.lr, float):
         return dataclasses.replace(optimizer, lr=optimizer.lr / unit**2)

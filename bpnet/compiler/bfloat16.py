@@ -109,7 +109,8 @@ class _Rounding:
         for i, command in enumerate(self.made):
             if not isinstance(command, Fused):
                 continue
-            spans, kinds = spans_written(command), [kind for kind, *_ in command.kernel.results]
+            spans = spans_written(command)
+            kinds = ["" if layout == "window" else kind for kind, _, _, layout in command.kernel.results]
             kept = [
                 n
                 for n, (span, kind) in enumerate(zip(spans, kinds, strict=True))

@@ -26,9 +26,9 @@ from bpnet.compiler.commands import (
     StridedCopy,
 )
 from bpnet.compiler.fuse import Fusion, Step, fuse
-from bpnet.compiler.graph import NotTraceableError, Symbol, root_of, space_of
 from bpnet.compiler.memory import Memory, allocate
-from bpnet.compiler.ops import GENERATORS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, POINTWISE, RANDOM, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of, space_of
 from bpnet.compiler.trace import Traced
 
 LITERALS = (0.0, 1.0, -1.0, 2.0, 0.5)
@@ -76,7 +76,8 @@ def _product(step: Step, memory: Memory) -> Product:
         turned = matrix.op == "transpose"
         matrix = matrix.args[0] if turned else matrix
         rows, columns = matrix.shape[-2:]
-        down, along = (1, columns) if turned else (columns, 1)
+        apart = memory.row_stride(matrix) or columns
+        down, along = (1, apart) if turned else (apart, 1)
         matrices.append(Matrix(memory.address(matrix), down, along, rows * columns))
     (a, b), (rows, columns), inner = matrices, symbol.shape[-2:], symbol.args[0].shape[-1]
     accumulate, stack = len(symbol.args) == 3, math.prod(symbol.shape[:-2])
@@ -138,6 +139,7 @@ class _Kernel:
         self.computed = set(step.symbols)
         self.operands: list[tuple[str, str]] = []
         self.addresses: list[Address] = []
+        self.strides: list[int] = []
         self.numbers: list[int] = []
         self.constants: dict[float, int] = {}
         self.expressions: list[Expression] = []
@@ -147,7 +149,7 @@ class _Kernel:
 
     def command(self) -> Fused:
         results: list[KernelResult] = []
-        addresses = []
+        addresses, strides = [], []
         read, kept = self.fusion.read, self.fusion.results
         for symbol in self.step.symbols:
             if symbol.op in ROW_REDUCTIONS and symbol not in read and symbol not in kept:
@@ -156,19 +158,25 @@ class _Kernel:
             store = "store" if symbol.dtype == symbol.graph.real else f"store:{symbol.dtype.name}"
             kind, value = (symbol.op, symbol.args[0]) if reduces else (store, symbol)
             phase = self.phase(value)
-            results.append((kind, self.reference(value, phase, top=not reduces), phase, self.layout(value)))
+            layout = "window" if symbol.op == "place" else self.layout(value).replace("window", "full")
+            results.append((kind, self.reference(value, phase, top=not reduces), phase, layout))
             addresses.append(self.memory.address(symbol))
+            if (apart := self.memory.row_stride(symbol)) is not None:
+                strides.append(apart)
         kernel = FusedKernel(
             self.step.symbols[0].graph.real.name, tuple(self.operands), len(self.numbers), len(self.constants),
             tuple(self.expressions), tuple(results),
         )  # fmt: skip
         rows, columns = self.step.space
         operands, numbers, constants = tuple(self.addresses), tuple(self.numbers), tuple(self.constants)
-        return Fused(kernel, rows, columns, operands, numbers, constants, tuple(self.masks), tuple(addresses))
+        masks, windows = tuple(self.masks), (*self.strides, *strides)
+        return Fused(kernel, rows, columns, operands, numbers, constants, masks, tuple(addresses), windows)
 
     def layout(self, symbol: Symbol) -> str:
         """For which entries of the kernel a symbol has one of its own."""
         rows, _ = space = space_of(symbol)
+        if symbol.op == "window":
+            return "window"
         if space == self.step.space:
             return "full"
         if symbol.size == 1:
@@ -181,7 +189,7 @@ class _Kernel:
             value, mine = 0, symbol in self.computed
             if symbol.op in ROW_REDUCTIONS and mine:
                 value = self.phase(symbol.args[0]) + 1
-            elif (symbol.op in POINTWISE or symbol.op == "copy") and (mine or symbol not in self.fusion.stored):
+            elif symbol.op in POINTWISE | {"copy", "place"} and (mine or symbol not in self.fusion.stored):
                 value = max([0, *map(self.phase, symbol.inputs)])
             self.phases[symbol] = value
         return self.phases[symbol]
@@ -209,16 +217,20 @@ class _Kernel:
             earlier = self.phase(symbol) - 1
             value = self.reference(symbol.args[0], earlier)
             return self._expression(symbol.op, self.layout(symbol), earlier, value)
+        if symbol.op == "place":
+            return self.reference(symbol.args[0], phase)
         computed = symbol.op in POINTWISE or symbol.op == "copy" or symbol.op in GENERATORS
         if not computed or (symbol in self.fusion.stored and not (mine and (top or self.phase(symbol) == phase))):
             self.operands.append((self.layout(symbol), root_of(symbol)[0].dtype.name))
+            if symbol.op == "window":
+                self.strides.append(symbol.args[2])
             self.addresses.append(self.memory.address(symbol))
             return "operand", len(self.operands) - 1
-        if symbol.op == "mask":
+        if symbol.op in RANDOM:
             threshold, *key = symbol.args
             parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in key]
             self.masks.append(Mask(threshold, tuple(parts)))
-            return self._expression("mask", "full", 0, len(parts))
+            return self._expression(symbol.op, "full", 0, len(parts))
         if symbol.op == "positions":
             return self._expression("positions", "per_column", 0)
         if symbol.op == "table":

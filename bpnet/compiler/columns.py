@@ -24,6 +24,7 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.epilogues import spans_read, spans_written
+from bpnet.compiler.ops import RANDOM
 
 
 def in_phases(commands: Sequence[Command], most_rows: int) -> tuple[Command, ...]:
@@ -46,6 +47,8 @@ def in_phases(commands: Sequence[Command], most_rows: int) -> tuple[Command, ...
 def _together(first: Fused, second: Fused, later: Sequence[Command], most_rows: int) -> Fused | None:
     """Both as one kernel; None where that can't be or does not pay."""
     again = second.rows == first.rows
+    if first.strides or second.strides:
+        return None
     if first.rows == 1 or not first.kernel.reduces_columns or first.columns != second.columns:
         return None
     if not (again and first.rows <= most_rows) and (second.rows > 1 or second.masks or second.kernel.reduces_columns):
@@ -156,7 +159,7 @@ def _joined(first: Fused, second: Fused, known: dict[int, Reference], phase: int
 
     def expression(e: Expression) -> Expression:
         op, layout, _, *args = e
-        return op, layout_of(layout), phase, *(args if op == "mask" else [new.get(a, a) for a in args])
+        return op, layout_of(layout), phase, *(args if op in RANDOM else [new.get(a, a) for a in args])
 
     def result(r: KernelResult) -> KernelResult:
         kind, reference, own, layout = r

@@ -18,8 +18,8 @@ Reference = tuple[str, Any]
 """("operand", i), ("value", i) of the i-th expression, ("number", i), ("constant", i), or ("literal", x)."""
 
 Expression = tuple[Any, ...]
-"""(operation, layout, phase, *references); of "mask" the one reference is the number of the key's parts, and those of
-"table" are the numbers that it has for each column."""
+"""(operation, layout, phase, *references); of what is drawn, as a mask is, the one reference is the number of parts of
+its key, and those of "table" are the numbers that it has for each column."""
 
 KernelResult = tuple[str, Reference, int, str]
 """(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
@@ -65,6 +65,17 @@ class Array:
     def address(self) -> Address:
         return Address(self.memory, self.offset)
 
+    def overlaps(self, other: "Array") -> bool:
+        """Whether they share memory; that is known of columns of the same rows."""
+        if not self.span.overlaps(other.span):
+            return False
+        if self.strides is None or self.strides != other.strides or len(self.strides) != 2 or self.dtype != other.dtype:
+            return True
+        row = self.strides[0] * item_bytes(self.dtype)
+        a, b = (array.shape[1] * item_bytes(array.dtype) for array in (self, other))
+        between = (other.offset - self.offset) % row  # columns of the other begin so far behind
+        return between < a or between + b > row
+
     @property
     def span(self) -> Span:
         """All memory from the first of its entries to the last."""
@@ -88,7 +99,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Mask:
-    """A keep-mask: an entry is kept where its random bits are below `threshold`."""
+    """Random bits for each entry: of a keep-mask, one is kept where they are below `threshold`."""
 
     threshold: int
     key: tuple[int | Number, ...]
@@ -100,6 +111,7 @@ class FusedKernel:
 
     It has no sizes and no addresses, so that equal kernels share their code.  A layout says for which entries an array
     or a value has one of its own: "full": each entry, "per_row": each row, "per_column": each column, "scalar": all.
+    An array of the layout "window" has one for each entry, too, but its rows don't follow each other.
 
     operands: (layout, type) of each array that is read.
     numbers: how many it reads of those that change from call to call.
@@ -142,6 +154,7 @@ class FusedKernel:
     def flat(self) -> bool:
         """Whether rows and columns don't matter, so that it may go over rows x columns entries as one row."""
         plain = all(layout in ("full", "scalar") for layout, _ in self.operands)
+        plain = plain and not any(layout == "window" for *_, layout in self.results)
         positions = any(e[0] in BY_COLUMN for e in self.expressions)
         return plain and not (self.reduces_rows or self.reduces_columns or positions)
 
@@ -165,7 +178,8 @@ class FusedKernel:
 class Fused:
     """A fused kernel over rows x columns.
 
-    `numbers` are slots of those that change from call to call; `masks` belong to the "mask" expressions, in order.
+    `numbers` are slots of those that change from call to call; `masks` belong to the expressions of RANDOM, in order.
+    `strides`: of each window, the operands before the results, how many elements its rows are apart.
     """
 
     kernel: FusedKernel
@@ -176,11 +190,19 @@ class Fused:
     constants: tuple[float, ...]
     masks: tuple[Mask, ...]
     results: tuple[Address, ...]
+    strides: tuple[int, ...] = ()
+
+    @property
+    def row_strides(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Of each operand, and of each result, how many elements its rows are apart if it is a window, else None."""
+        left = iter(self.strides)
+        operands = tuple([next(left) if layout == "window" else None for layout, _ in self.kernel.operands])
+        return operands, tuple([next(left) if layout == "window" else None for *_, layout in self.kernel.results])
 
     def shape(self, layout: str) -> tuple[int, int]:
         """Rows and columns of an array in that layout."""
         rows, columns = self.rows, self.columns
-        return {"full": (rows, columns), "per_row": (rows, 1), "per_column": (1, columns), "scalar": (1, 1)}[layout]
+        return {"per_row": (rows, 1), "per_column": (1, columns), "scalar": (1, 1)}.get(layout, (rows, columns))
 
     def __str__(self) -> str:
         operations = [e[0] for e in self.kernel.expressions]
@@ -365,8 +387,8 @@ def reads(command: Command) -> list[Array]:
     if isinstance(command, Together):
         return [array for part in command.parts for array in reads(part)]
     if isinstance(command, Fused):
-        operands = zip(command.operands, command.kernel.operands, strict=True)
-        return [Array(command.shape(layout), dtype, *address) for address, (layout, dtype) in operands]
+        operands = zip(command.operands, command.kernel.operands, command.row_strides[0], strict=True)
+        return [Array(command.shape(of), dtype, *a, _apart(stride)) for a, (of, dtype), stride in operands]
     if isinstance(command, Product):
         found = []
         for m, *shape in (command.a, command.rows, command.inner), (command.b, command.inner, command.columns):
@@ -392,8 +414,9 @@ def writes(command: Command) -> list[Array]:
     if isinstance(command, Together):
         return [array for part in command.parts for array in writes(part)]
     if isinstance(command, Fused):
-        kernel, results = command.kernel, zip(command.results, command.kernel.results, strict=True)
-        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *address) for address, r in results]
+        kernel = command.kernel
+        results = zip(command.results, kernel.results, command.row_strides[1], strict=True)
+        return [Array(command.shape(result_layout(r)), result_dtype(kernel, r), *a, _apart(n)) for a, r, n in results]
     if isinstance(command, Product):
         out = Array((command.stack, command.rows, command.columns), command.dtype, *command.out)
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
@@ -404,6 +427,11 @@ def writes(command: Command) -> list[Array]:
     if isinstance(command, StridedCopy):
         return [Array((*command.shape, command.itemsize), "uint8", *command.out)]
     return [Array((command.rows, command.row_bytes), "uint8", *command.out)]
+
+
+def _apart(row_stride: int | None) -> tuple[int, int] | None:
+    """The strides of an array of rows."""
+    return None if row_stride is None else (row_stride, 1)
 
 
 def item_bytes(dtype: str) -> int:

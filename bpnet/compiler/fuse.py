@@ -11,8 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpnet.compiler.commands import Span
-from bpnet.compiler.graph import Graph, NotTraceableError, Space, Symbol, root_of, space_of
-from bpnet.compiler.ops import BY_COLUMN, COSTLY, GENERATORS, INTO_MEMORY, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.graph import Graph
+from bpnet.compiler.ops import (
+    BY_COLUMN,
+    COSTLY,
+    GENERATORS,
+    INTO_MEMORY,
+    JOINS,
+    LOOKS,
+    POINTWISE,
+    RANDOM,
+    REDUCTIONS,
+    ROW_REDUCTIONS,
+)
+from bpnet.compiler.symbols import NotTraceableError, Space, Symbol, root_of, space_of
 
 DEEPEST = 50
 """Operations, one on the result of another, that a kernel may do on an entry."""
@@ -21,8 +33,16 @@ Outputs = Sequence[tuple[Symbol, int]]
 """Results: a symbol, and the memory that it is written to."""
 
 
+ATTEMPTS = 8
+"""How often fusion is tried with more results computed apart, before all of them are."""
+
+
 class _OrderError(NotTraceableError):
-    """A step would read what a later one computes."""
+    """A step would read a symbol that a later one computes."""
+
+    def __init__(self, symbol: Symbol) -> None:
+        super().__init__(f"the result of {symbol.op} is read before it is known")
+        self.symbol = symbol
 
 
 @dataclass
@@ -45,20 +65,30 @@ class Step:
 
 
 def fuse(graph: Graph, outputs: Outputs, donated: frozenset[int] = frozenset()) -> "Fusion":
-    """The steps that compute `outputs`; `donated` are memories of arguments that are written over."""
-    try:
-        fusion = Fusion(graph, outputs, donated, in_place=True)
-        if not fusion.conflicts():
-            return fusion
-    except _OrderError:  # something that is not written over needs what shall be
-        pass
-    return Fusion(graph, outputs, donated, in_place=False)
+    """The steps that compute `outputs`; `donated` are memories of arguments that are written over.
+
+    Those whose new values can't be written there at once are computed apart, and copied at the end.
+    """
+    apart: set[Symbol] = set()
+    for _ in range(ATTEMPTS):
+        try:
+            fusion = Fusion(graph, outputs, donated, apart)
+            found = fusion.conflicts()
+            if not found:
+                return fusion
+        except _OrderError as error:  # something that is not written over needs what shall be
+            found = {error.symbol}
+        if found <= apart:
+            break
+        apart |= found
+    return Fusion(graph, outputs, donated, None)
 
 
 class Fusion:
     """The steps of a graph.
 
-    in_place: donated memory may be written by the step that computes its new values, else it is by a copy at the end.
+    apart: new values that are not written to donated memory by the step that computes them, but by a copy at the end;
+    None: all are.
     needed: all that the results depend on, in the graph's order.
     consumers: how many operations and results need a symbol.
     stored: elementwise results that are written to memory; those of products and reductions always are.
@@ -68,8 +98,8 @@ class Fusion:
     inside: results as parts of larger arrays: in which, and how many elements from its start.
     """
 
-    def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], in_place: bool) -> None:
-        self.graph, self.donated, self.in_place = graph, donated, in_place
+    def __init__(self, graph: Graph, outputs: Outputs, donated: frozenset[int], apart: set[Symbol] | None) -> None:
+        self.graph, self.donated, self.apart = graph, donated, apart
         symbols = [symbol for symbol, _ in outputs]
         self.consumers = Counter([*symbols, *(a for symbol in _needed(symbols) for a in symbol.inputs)])
         self.inside: dict[Symbol, tuple[Symbol, int]] = {}
@@ -98,26 +128,28 @@ class Fusion:
     def __str__(self) -> str:
         return "\n".join(map(str, self.steps))
 
-    def conflicts(self) -> bool:
-        """Whether something is read after it has been written over, or in another order than it is written."""
+    def conflicts(self) -> set[Symbol]:
+        """What reads something after it has been written over, or in another order than it is written."""
+        found: set[Symbol] = set()
         inside = {symbol: self.inside[symbol] for symbol in self.last}
         written = {s: Span(whole.args[0], offset, offset + s.size) for s, (whole, offset) in inside.items()}
         for symbol in self.last:
             if any(s.op in ROW_REDUCTIONS for s in self.steps[self.at[symbol]].symbols):
-                return True  # a row is then read several times
+                found.add(symbol)  # a row is then read several times
             for read in self._read_of_donated(symbol):
                 for other, span in written.items():
                     together = self.at[symbol] == self.at[other] and read == span
                     if read.overlaps(span) and not together:
-                        return True
-        return False
+                        found.add(symbol)
+        return found
 
     def _read_of_donated(self, symbol: Symbol) -> Iterator[Span]:
         """All that `symbol` reads of donated memories, in entries."""
         for a in symbol.inputs:
             whole, start = root_of(a)
             if whole.op == "memory" and whole.args[0] in self.donated:
-                yield Span(whole.args[0], start, start + a.size)
+                size = (space_of(a)[0] - 1) * a.args[2] + a.shape[-1] if a.op == "window" else a.size
+                yield Span(whole.args[0], start, start + size)
             elif a.op in POINTWISE and a not in self.stored:
                 yield from self._read_of_donated(a)
 
@@ -142,7 +174,7 @@ class Fusion:
         whole, _ = root_of(symbol)
         free = whole.size == symbol.size and whole not in self.inside and whole not in self.parts
         if free and base in self.donated:
-            free = self.in_place and whole.op in POINTWISE
+            free = self.apart is not None and whole not in self.apart and whole.op in POINTWISE
         if free and (whole.op in POINTWISE or whole.op in INTO_MEMORY | REDUCTIONS):
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
@@ -155,7 +187,7 @@ class Fusion:
         # for the entries of which random numbers are drawn: then for no other entries
         draws = self.draws
         for symbol in self.needed:
-            if symbol.op in INTO_MEMORY or symbol.op in ("concat", "view", "transpose", "copy"):
+            if symbol.op in INTO_MEMORY | JOINS | LOOKS | {"transpose", "copy"}:
                 stored.update(root_of(a)[0] for a in symbol.inputs)
             elif symbol.op in POINTWISE:
                 rows = space_of(symbol)[0]
@@ -165,7 +197,7 @@ class Fusion:
                     row = rows > 1 and space_of(a)[0] == 1 < a.size and a.dtype == self.graph.real
                     if (row and a.op not in BY_COLUMN) or (a in draws and space_of(a) != space_of(symbol)):
                         stored.add(a)
-            elif symbol.op == "mask":
+            elif symbol.op in RANDOM:
                 draws.add(symbol)
             if symbol.op in COSTLY and self.consumers[symbol] > 1:
                 stored.add(symbol)
@@ -174,7 +206,7 @@ class Fusion:
             depths[symbol] = 1 + max((depths[a] for a in symbol.inputs if a not in stored), default=0)
             if depths[symbol] > DEEPEST and symbol.op in POINTWISE and symbol.dtype == self.graph.real:
                 stored.add(symbol)
-        return {s for s in stored if s.op in POINTWISE or s.op == "copy" or s.op in GENERATORS}
+        return {s for s in stored if s.op in POINTWISE | GENERATORS | {"copy", "place"}}
 
     # ---- what is done together ----------------------------------------------------------------------------------
 
@@ -187,7 +219,7 @@ class Fusion:
         whole, _ = root_of(a)
         if whole.op == "transpose":
             yield from self._leaf(whole.args[0])
-        elif whole.op == "concat":
+        elif whole.op in JOINS:
             for part in whole.args:
                 yield from ((leaf, False) for leaf, _ in self._leaf(part))
             yield whole, False
@@ -223,10 +255,10 @@ class Fusion:
         joined: set[int] = set()
         draws = not self.draws.isdisjoint((symbol, *symbol.inputs))
         for leaf, entrywise in self._leaves(symbol):
-            if leaf.op == "memory" or leaf.op == "concat":
+            if leaf.op == "memory" or leaf.op in JOINS:
                 continue
             if leaf not in self.at:
-                raise _OrderError(f"the result of {leaf.op} is read before it is known")
+                raise _OrderError(leaf)
             number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
             step = self.steps[number]
             fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1 and not draws)
@@ -246,7 +278,7 @@ def _parts(symbols: list[Symbol]) -> set[Symbol]:
     """What is computed as a part of a larger array that something else reads; a result may be one that nothing does."""
     results = [root_of(symbol)[0] for symbol in symbols]
     start = [part for r in results for part in (r.args if r.op == "concat" else (r,))]
-    return {root_of(part)[0] for symbol in _needed(start) if symbol.op == "concat" for part in symbol.args}
+    return {root_of(part)[0] for symbol in _needed(start) if symbol.op in JOINS for part in symbol.args}
 
 
 def _needed(symbols: Iterable[Symbol]) -> list[Symbol]:

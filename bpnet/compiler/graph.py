@@ -5,100 +5,21 @@ NotTraceableError.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, INTO_MEMORY, LOGICAL, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.ops import COMPARISON, INTO_MEMORY, LOGICAL, LOOKS, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.symbols import NotTraceableError, Shape, Symbol, axes_of, root_of, strides_of
 
 EXACT = 2**24
 """Whole numbers up to it are exact in float32, in which they are compared."""
 
 WIDE = 16
 """Rows as long as that keep a processor's lanes busy, so that products by a vector need no loops of their own."""
-
-Shape = tuple[int, ...]
-Space = tuple[int, int]
-
-
-class NotTraceableError(Exception):
-    """A function does something that has no symbol; it then runs as it stands."""
-
-
-class Symbol:
-    """An array in a graph: an operation on others, and the shape and type of its result.
-
-    Python's operators on it are added below, from the table of operations.
-    """
-
-    __array_ufunc__ = None
-
-    def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], shape: Shape, dtype: Any, number: int) -> None:
-        self.graph, self.op, self.args, self.shape, self.dtype, self.number = graph, op, args, shape, dtype, number
-        self.block = graph.block
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def inputs(self) -> list["Symbol"]:
-        """Those of its arguments that are symbols."""
-        return [a for a in self.args if isinstance(a, Symbol)]
-
-    def __bool__(self) -> bool:
-        raise NotTraceableError("a function can't decide by a value")
-
-    @property
-    def T(self) -> "Symbol":
-        return self.graph.transpose(self)
-
-    mT = T
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> "Symbol":
-        return self.graph.slice(self, index)
-
-    def __pow__(self, exponent: Any) -> "Symbol":
-        return self.graph.power(self, exponent)
-
-    def __matmul__(self, other: Any) -> "Symbol":
-        return self.graph.matmul(self, other)
-
-    def __str__(self) -> str:
-        shape = " x ".join(map(str, self.shape)) or "scalar"
-        args = ", ".join(f"%{a.number}" if isinstance(a, Symbol) else str(a) for a in self.args)
-        return f"%{self.number} = {self.op}({args})  {self.dtype.name} {shape}"
-
-
-_METHODS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv"}
-_METHODS |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "equal": "eq"}
-_METHODS |= {"not_equal": "ne", "logical_and": "and", "logical_or": "or"}
-_METHODS |= {"negative": "neg", "abs": "abs", "logical_not": "invert"}
-for _op, _method in _METHODS.items():
-    setattr(Symbol, f"__{_method}__", lambda *operands, op=_op: operands[0].graph.elementwise(op, *operands))
-    if OPERATIONS[_op].kind != COMPARISON and OPERATIONS[_op].arity == 2:
-        setattr(Symbol, f"__r{_method}__", lambda self, other, op=_op: self.graph.elementwise(op, other, self))
-
-
-def space_of(symbol: Symbol) -> Space:
-    """Rows and columns of the fused kernel that computes the entries of `symbol`."""
-    if symbol.ndim < 2:
-        return 1, symbol.size
-    return math.prod(symbol.shape[:-1]), symbol.shape[-1]
-
-
-def root_of(symbol: Symbol) -> tuple[Symbol, int]:
-    """What a view looks at, and how many elements into it."""
-    return (symbol.args[0], symbol.args[1]) if symbol.op == "view" else (symbol, 0)
 
 
 class CallSite:
@@ -120,6 +41,7 @@ class Graph:
         self._known: dict[tuple[Any, ...], Symbol] = {}
         self._joined: dict[tuple[int, ...], Symbol] = {}
         self._parts: set[Symbol] = set()  # what is computed as a part of a larger array
+        self._placed = 0  # how many parts have been computed into columns of a larger array
         self.numbers: list[str] = []  # how each number is computed, in Python
         # the row block to which operations belong; those of several share no kernel, whose work is not to depend on
         # how many rows there are
@@ -127,7 +49,7 @@ class Graph:
 
     def add(self, op: str, args: tuple[Any, ...], shape: Shape, dtype: Any) -> Symbol:
         """The result of an operation; the same operation on the same symbols is done once."""
-        if op not in ("memory", "view") and any(a.size == 0 for a in args if isinstance(a, Symbol)):
+        if op not in ("memory", *LOOKS) and any(a.size == 0 for a in args if isinstance(a, Symbol)):
             raise NotTraceableError(f"{op} of an array without entries")
         key = (op, numpy.dtype(dtype), shape, *map(_identity, args))
         if key not in self._known:
@@ -164,7 +86,7 @@ class Graph:
     # ---- operations ---------------------------------------------------------------------------------------------
 
     def elementwise(self, op: str, *args: Any) -> Symbol:
-        values = [self.in_order(a) if isinstance(a, Symbol) else self._constant(a) for a in args]
+        values = [self.by_rows(a) if isinstance(a, Symbol) else self._constant(a) for a in args]
         symbols = [v for v in values if isinstance(v, Symbol)]
         if all(v.op == "number" for v in symbols):
             return self._of_numbers(op, values)
@@ -194,7 +116,7 @@ class Graph:
     def broadcast_to(self, x: Symbol, shape: Sequence[int]) -> Symbol:
         """A copy of x in another shape, along whose further axes and for whose axes of one entry it is repeated."""
         shape = tuple(shape)
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         padded = (1,) * (len(shape) - x.ndim) + x.shape
         strides = (0,) * (len(shape) - x.ndim) + strides
         repeated = (n == 1 < m for n, m in zip(padded, shape, strict=True))
@@ -249,7 +171,7 @@ class Graph:
 
     def reduce(self, op: str, x: Symbol, axis: Any = None, keepdims: bool = False) -> Symbol:
         """The "sum", "max" or "min" of x over some of its axes."""
-        x = self.in_order(x)
+        x = self.by_rows(x)
         if x.dtype != self.real:
             raise NotTraceableError(f"{op} of {x.dtype}")
         axes = axes_of(axis, x.ndim)
@@ -282,6 +204,7 @@ class Graph:
         if b.ndim == 2 < a.ndim:
             rows = self.reshape(self.in_order(a), (-1, a.shape[-1]))
             return self.reshape(self.matmul(rows, b), (*a.shape[:-1], b.shape[1]))
+        a, b = (x if x.ndim == 2 else self._whole(x) for x in (a, b))
         stack = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a, b = (x if x.shape[:-2] == stack else self.broadcast_to(x, (*stack, *x.shape[-2:])) for x in (a, b))
         if not stack and 1 in (a.shape[1], b.shape[1]) and max(min(a.shape), b.shape[1]) >= WIDE:
@@ -311,7 +234,7 @@ class Graph:
             return x
         if axes == (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2):
             return self.transpose(x)
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         return self.strided(root, offset, tuple(strides[i] for i in axes), tuple(x.shape[i] for i in axes))
 
     def _move_axis(self, x: Symbol, source: int, target: int) -> Symbol:
@@ -320,8 +243,16 @@ class Graph:
         return self.permute(x, axes)
 
     def in_order(self, x: Symbol) -> Symbol:
-        """x with its entries in the order of its axes."""
-        return self.strided(*_strides(x), x.shape) if x.op == "transpose" else x
+        """x with its entries in the order of its axes, one after the other."""
+        return self.strided(*strides_of(x), x.shape) if x.op in ("transpose", "window") else x
+
+    def by_rows(self, x: Symbol) -> Symbol:
+        """x with the entries of a row one after the other, as fused kernels read it."""
+        return self.in_order(x) if x.op == "transpose" else x
+
+    def _whole(self, x: Symbol) -> Symbol:
+        """x, or its transpose, of what is in order."""
+        return self.transpose(self.in_order(x.args[0])) if x.op == "transpose" else self.in_order(x)
 
     def strided(self, x: Symbol, offset: int, strides: Shape, shape: Shape) -> Symbol:
         """Entries of x in its memory, from `offset` on and so many elements apart along each axis."""
@@ -329,6 +260,16 @@ class Graph:
         if all(n == 1 or a == b for n, a, b in zip(shape, strides, following, strict=True)) or 0 in shape:
             return self._view(x, offset if math.prod(shape) else 0, shape)
         return self.add("strided", (x, offset, strides), shape, x.dtype)
+
+    def _looked_at(self, x: Symbol, offset: int, strides: Shape, shape: Shape) -> Symbol:
+        """As `strided`, but some columns of all rows are left where they are: who reads them goes from row to row."""
+        rows = [(n, stride) for n, stride in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
+        regular = all(a == m * b for (_, a), (m, b) in itertools.pairwise(rows))
+        if not rows or not regular or shape[-1] < 2 or strides[-1] != 1 or rows[-1][1] <= shape[-1] or 0 in shape:
+            return self.strided(x, offset, strides, shape)
+        if x.dtype != self.real:
+            return self.strided(x, offset, strides, shape)
+        return self.add("window", (x, offset, rows[-1][1]), shape, x.dtype)
 
     def reshape(self, x: Symbol, shape: Any) -> Symbol:
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
@@ -359,7 +300,7 @@ class Graph:
         at = items.index(Ellipsis) if Ellipsis in items else len(items)
         missing = x.ndim - sum(i is not None and i is not Ellipsis for i in items)
         items[at : at + 1] = [slice(None)] * missing
-        root, offset, strides = _strides(x)
+        root, offset, strides = strides_of(x)
         axes, left = [], iter(zip(x.shape, strides, strict=True))
         for item in items:
             if item is None:
@@ -372,7 +313,7 @@ class Graph:
             else:
                 offset += some.start * stride if some else 0
                 axes.append((len(some), some.step * stride))
-        return self.strided(root, offset, tuple(stride for _, stride in axes), tuple(n for n, _ in axes))
+        return self._looked_at(root, offset, tuple(stride for _, stride in axes), tuple(n for n, _ in axes))
 
     def take(self, x: Symbol, index: Symbol, axis: int = 0) -> Symbol:
         if index.dtype.kind != "i" or x.ndim == 0:
@@ -387,6 +328,8 @@ class Graph:
         """`concat` of any parts: those that can't be computed into the place of a part of it are copied there."""
         axis = axis % parts[0].ndim if parts[0].ndim else axis
         parts = [part for part in parts if part.size] or list(parts[:1])
+        if axis and axis == parts[0].ndim - 1 and len(parts) > 1 and all(part.shape[-1] > 1 for part in parts):
+            return self._beside(parts)
         if axis and len(parts) > 1:
             return self._move_axis(self.joined([self._move_axis(part, axis, 0) for part in parts]), 0, axis)
         parts = [self.in_order(part) for part in parts]
@@ -394,6 +337,16 @@ class Graph:
         if key not in self._joined:
             self._joined[key] = self.concat([self._part(part) for part in parts] if len(parts) > 1 else parts)
         return self._joined[key]
+
+    def _beside(self, parts: Sequence[Symbol]) -> Symbol:
+        """`concat` along the last axis: each part is stored into its columns by the kernel that computes it."""
+        if any(p.dtype != self.real for p in parts) or len({p.shape[:-1] for p in parts}) > 1:
+            raise NotTraceableError(f"concat of {[(p.dtype.name, p.shape) for p in parts]}")
+        placed = []
+        for part in map(self.by_rows, parts):
+            self._placed += 1  # a place of its own, whoever else wants the same
+            placed.append(self.add("place", (part, self._placed), part.shape, self.real))
+        return self.add("beside", tuple(placed), (*parts[0].shape[:-1], sum(p.shape[-1] for p in parts)), self.real)
 
     def _part(self, x: Symbol) -> Symbol:
         x = self.own(x, self._parts)
@@ -425,21 +378,6 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.symbols))
-
-
-def _strides(x: Symbol) -> tuple[Symbol, int, Shape]:
-    """What holds the entries of x, where the first of them lies in it, and how many elements apart along each axis."""
-    if x.op == "transpose":
-        root, offset, strides = _strides(x.args[0])
-        return root, offset, (*strides[:-2], strides[-1], strides[-2])
-    root, offset = root_of(x)
-    return root, offset, tuple(math.prod(x.shape[i + 1 :]) for i in range(x.ndim))
-
-
-def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
-    """The axes that are meant, counted from 0 on."""
-    some = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    return tuple(sorted(range(ndim)[i] for i in some))
 
 
 def _identity(value: Any) -> Any:

@@ -23,6 +23,7 @@ from bpnet.compiler.commands import (
     reads,
     writes,
 )
+from bpnet.compiler.ops import RANDOM
 from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
 
 
@@ -116,8 +117,8 @@ class _Interpreter:
             for i, (op, layout, of_phase, *references) in enumerate(kernel.expressions):
                 if of_phase != phase:
                     continue
-                if op == "mask":
-                    found = self.mask(next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
+                if op in RANDOM:
+                    found = self.drawn(op, next(masks), c.rows * c.columns).reshape(c.rows, c.columns)
                 elif op == "positions":
                     found = numpy.arange(c.columns)[None]
                 elif op == "column_sum":
@@ -143,13 +144,15 @@ class _Interpreter:
             for array, found in stored:
                 self.view(array)[...] = _rounded(found) if array.dtype == "bfloat16" else found
 
-    def mask(self, mask: Mask, count: int) -> Any:
+    def drawn(self, op: str, mask: Mask, count: int) -> Any:
         key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
         x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(key)
         for shift, factor in TRIPLE32:
             x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
-        kept = (x ^ (x >> numpy.uint32(14))) < mask.threshold
-        return kept * (2.0**32 / mask.threshold)
+        x ^= x >> numpy.uint32(14)
+        if op == "uniform":
+            return ((x >> numpy.uint32(9)) + 0.5) * 2.0**-23
+        return (x < mask.threshold) * (2.0**32 / mask.threshold)
 
 
 def _rounded(x: Any) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from bpnet.compiler.commands import ARENA, Address
 from bpnet.compiler.fuse import Fusion
-from bpnet.compiler.graph import NotTraceableError, Symbol, root_of
+from bpnet.compiler.ops import JOINS
+from bpnet.compiler.symbols import NotTraceableError, Symbol, root_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Memory:
             symbol, start = self.inside[symbol]
             offset += start
         return symbol, offset
+
+    def row_stride(self, symbol: Symbol) -> int | None:
+        """How many elements the rows of a symbol are apart, where they don't follow each other."""
+        if symbol.op == "window":
+            return int(symbol.args[2])
+        return self.inside[symbol][0].shape[-1] if symbol.op == "place" else None
 
     def address(self, symbol: Symbol) -> Address:
         """Where the entries of a symbol lie."""
@@ -79,18 +86,18 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
     inside = dict(fusion.inside)
     computed = {symbol for step in fusion.steps for symbol in step.symbols}
     for symbol in fusion.needed:
-        if symbol.op == "concat":
+        if symbol.op in JOINS:
             offset = 0
             for part in symbol.args:
                 whole, start = root_of(part)
                 if whole in inside or start or whole.size != part.size or whole not in computed:
                     raise NotTraceableError("parts that have an address elsewhere are joined")
                 inside[whole] = (symbol, offset)
-                offset += part.size
+                offset += part.size if symbol.op == "concat" else part.shape[-1]
         elif symbol.op in ("matmul", "scatter_add") and len(symbol.args) == 3:  # added to where the sum is
             total = symbol.args[2]
             whole, _ = root_of(total)
-            if whole not in computed or fusion.consumers[total] > 1 or whole.op == "concat":
+            if whole not in computed or fusion.consumers[total] > 1 or whole.op in JOINS:
                 raise NotTraceableError("a sum that is read elsewhere too is added to")
             inside.setdefault(whole, (symbol, 0))
     return inside

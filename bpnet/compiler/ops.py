@@ -76,10 +76,10 @@ _TABLE = [
     Operation("full_sum", 1, FULL_REDUCTION, joined_by="add"),
     Operation("full_max", 1, FULL_REDUCTION, joined_by="maximum", start=-math.inf),
     Operation("full_min", 1, FULL_REDUCTION, joined_by="minimum", start=math.inf),
-    Operation("copy", 1, STRUCTURE, "copy", "{0}"),
-    *(Operation(name, 0, GENERATOR) for name in ("mask", "positions", "table")),
-    *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "called")),
-    *(Operation(name, 1, STRUCTURE) for name in ("view", "transpose", "strided")),
+    *(Operation(name, 1, STRUCTURE, "copy", "{0}") for name in ("copy", "place")),
+    *(Operation(name, 0, GENERATOR) for name in ("mask", "uniform", "positions", "table")),
+    *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "beside", "called")),
+    *(Operation(name, 1, STRUCTURE) for name in ("view", "window", "transpose", "strided")),
     *(Operation(name, 2, STRUCTURE) for name in ("take", "scatter_add", "matmul")),
 ]
 OPERATIONS = {operation.name: operation for operation in _TABLE}
@@ -97,10 +97,16 @@ POINTWISE = _named(ELEMENTWISE, COMPARISON)
 ROW_REDUCTIONS = _named(ROW_REDUCTION)
 REDUCTIONS = _named(ROW_REDUCTION, COLUMN_REDUCTION, FULL_REDUCTION)
 GENERATORS = _named(GENERATOR)
-BY_COLUMN = GENERATORS - {"mask"}
+RANDOM = frozenset({"mask", "uniform"})
+"""What is drawn for each entry: a keep-mask, and a number between 0 and 1 (see `Backend.uniform`)."""
+BY_COLUMN = GENERATORS - RANDOM
 """Those that make a value for each column: its number, or the one that a table of known numbers has there."""
 INTO_MEMORY = frozenset({"matmul", "take", "scatter_add", "strided", "called"})
 """What is a command of its own, with its result in memory."""
+LOOKS = frozenset({"view", "window"})
+"""What looks at another array's memory: at entries that follow each other, or at some columns of each of its rows."""
+JOINS = frozenset({"concat", "beside"})
+"""Arrays whose parts are computed into their memory: one after the other, or each into some columns of every row."""
 COSTLY = frozenset(operation.name for operation in _TABLE if operation.costly)
 SIGNS = {operation.name: operation.python for operation in _TABLE if operation.python}
 """Python's sign of an operation, by its name."""

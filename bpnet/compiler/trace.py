@@ -14,8 +14,9 @@ from typing import Any
 import numpy
 
 from bpnet.compiler.commands import FIRST, Array
-from bpnet.compiler.graph import EXACT, Graph, NotTraceableError, Symbol, axes_of
+from bpnet.compiler.graph import EXACT, Graph
 from bpnet.compiler.ops import POINTWISE
+from bpnet.compiler.symbols import NotTraceableError, Symbol, axes_of
 from bpnet.errors import ArgumentError
 
 DEPENDENT = ("unique", "nonzero", "argwhere", "from_dlpack")

@@ -21,9 +21,19 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.fuse import Fusion
-from bpnet.compiler.graph import Graph, Symbol
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.memory import Memory
-from bpnet.compiler.ops import COMPARISON, COMPARISONS, GENERATORS, OPERATIONS, POINTWISE, REDUCTIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import (
+    COMPARISON,
+    COMPARISONS,
+    GENERATORS,
+    OPERATIONS,
+    POINTWISE,
+    RANDOM,
+    REDUCTIONS,
+    ROW_REDUCTIONS,
+)
+from bpnet.compiler.symbols import Symbol, space_of
 
 STRICT = False
 """Whether everything is verified that is compiled, and a fault of the compiler is an error, not a warning: in tests."""
@@ -74,6 +84,13 @@ def verify_graph(graph: Graph) -> None:
             _check({s.dtype for s in (symbol, *args)} == {graph.real}, "types", symbol)
         elif op == "view":
             _check(symbol.args[1] + symbol.size <= args[0].size, "beyond the end", symbol)
+        elif op == "window":
+            (rows, columns), (_, offset, apart) = space_of(symbol), symbol.args
+            _check(1 < columns < apart and rows > 1, "no window", symbol)
+            _check(offset + (rows - 1) * apart + columns <= args[0].size, "beyond the end", symbol)
+        elif op == "beside":
+            _check(all(a.op == "place" and a.shape[:-1] == symbol.shape[:-1] for a in args), "shapes", symbol)
+            _check(sum(a.shape[-1] for a in args) == symbol.shape[-1], "shapes", symbol)
         elif op == "transpose":
             _check(sorted(symbol.shape) == sorted(args[0].shape) and symbol.ndim > 1, "shapes", symbol)
         elif op == "concat":
@@ -82,10 +99,12 @@ def verify_graph(graph: Graph) -> None:
             x, index = args
             _check(index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:]), "shapes", symbol)
         elif op == "scatter_add":
-            rows, index, *total = args
-            _check(index.dtype.kind == "i" and index.shape == rows.shape[:1], "shapes", symbol)
-            _check(symbol.shape[1:] == rows.shape[1:] and all(s.shape == symbol.shape for s in total), "shapes", symbol)
-            _check({s.dtype for s in (symbol, rows, *total)} == {graph.real}, "types", symbol)
+            added, index, *total = args
+            _check(index.dtype.kind == "i" and index.shape == added.shape[:1], "shapes", symbol)
+            _check(
+                symbol.shape[1:] == added.shape[1:] and all(s.shape == symbol.shape for s in total), "shapes", symbol
+            )
+            _check({s.dtype for s in (symbol, added, *total)} == {graph.real}, "types", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:
@@ -135,16 +154,24 @@ def verify_commands(commands: CommandList) -> None:
             _check(start >= 0 and stop <= sizes[memory], "outside of its memory", array.address, command)
             _check(start % item_bytes(array.dtype) == 0, "not aligned", array.address, command)
         for array in read:
-            memory, start, stop = array.span
-            _check(bool(written[memory][start:stop].all()), "reads before it is written", array.address, command)
+            _check(bool(_bytes_of(array, written).all()), "reads before it is written", array.address, command)
         for number, array in enumerate(written_here):
             for other in (*read, *written_here[:number]):
-                right = not array.span.overlaps(other.span) or (array == other and other in read)
+                right = not array.overlaps(other) or (array == other and other in read)
                 _check(right, "writes while it reads or writes", array.address, other.address, command)
-            memory, start, stop = array.span
-            written[memory][start:stop] = True
+            _bytes_of(array, written)[...] = True
     for array in commands.results:
         _check(array is None or bool(written[array.memory].all()), "a result that is not written", array)
+
+
+def _bytes_of(array: Array, memories: dict[int, Any]) -> Any:
+    """Of each byte of an array, what the memories have for it."""
+    memory, start, stop = array.span
+    size = item_bytes(array.dtype)
+    if array.strides is None or start == stop:
+        return memories[memory][start:stop]
+    strides = [stride * size for stride in array.strides]
+    return numpy.ndarray((*array.shape, size), bool, memories[memory], array.offset, (*strides, 1))
 
 
 def _read_of_others(command: Command) -> list[Array]:
@@ -173,7 +200,7 @@ def _verify_fused(command: Fused, numbers: int) -> None:
     )
     slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.key if isinstance(p, Number))]
     _check(all(0 <= slot < numbers for slot in slots), f"a number that is none: {command}")
-    masks = [e[3] for e in kernel.expressions if e[0] == "mask"]
+    masks = [e[3] for e in kernel.expressions if e[0] in RANDOM]
     _check(masks == [len(mask.key) for mask in command.masks], f"not given the masks of its kernel: {command}")
     _verify_kernel(kernel)
 

@@ -4,9 +4,8 @@ import math
 
 from bpnet.backends import Array, Backend
 from bpnet.errors import OutOfMemoryError, plural
-from bpnet.layer import InShape, Layer
-from bpnet.layers.composition import Residual, Sequential
-from bpnet.layers.inputs import Inputs
+from bpnet.layer import Composite, InShape, Layer
+from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout
 
 
@@ -19,18 +18,12 @@ def bytes_per_row(layout: Layout, itemsize: int) -> int:
 def _values(layer: Layer, in_shape: InShape) -> tuple[int, int]:
     """How many values of a row a layer may save, and the most that enter or leave a layer in it."""
     total = largest = 0
-    if isinstance(layer, Sequential):
-        for _, child in layer.children:
-            values, most = _values(child, in_shape)
-            total, largest = total + values, max(largest, most)
-            in_shape = child.out_shape(in_shape)
-        return total, largest
-    if isinstance(layer, Inputs):
+    if isinstance(layer, Composite):
         for (_, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
             values, most = _values(child, shape)
             total, largest = total + values, max(largest, most)
-    if isinstance(layer, Residual):
-        total, largest = _values(layer.inner, in_shape)
+        if isinstance(layer, Sequential):
+            return total, largest
     out = math.prod(layer.out_shape(in_shape))
     return total + 2 * out, max(largest, out, _size(in_shape))  # an output, and what it was made from or a mask
 

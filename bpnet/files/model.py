@@ -32,7 +32,7 @@ from bpnet.layer import InShape
 from bpnet.layout import Layout, Slot, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
-from bpnet.options import whole
+from bpnet.options import not_negative, whole
 from bpnet.registry import describe, restore
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     classes: Sequence[Any] | None
     metadata: Mapping[str, Any]
+    lr_scale: float = 1.0
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -81,6 +82,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "in_shape": plain_shape(layout.in_shape),
         **{name: describe(value) for name, value in checkpoint.options.items()},
         "step_count": checkpoint.step_count,
+        **({} if checkpoint.lr_scale == 1.0 else {"lr_scale": checkpoint.lr_scale}),
         "history": checkpoint.history,
         "classes": _classes(checkpoint.classes, layout),
     }
@@ -166,6 +168,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             history,
             _classes(description["classes"], layout),
             metadata,
+            not_negative("lr_scale", description.get("lr_scale", 1.0)),
         )
 
 
@@ -244,7 +247,7 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
         return numpy.concatenate(parts) if parts else numpy.empty(0, dtype)
 
     theta, buffers = vector("parameters", layout.parameters), vector("buffers", layout.buffers)
-    shapes = [tuple(array.shape) for array in optimizer.init(get("numpy"), theta)]
+    shapes = [tuple(array.shape) for array in optimizer.init(get("numpy"), layout, theta)]
     state = [taken(f"optimizer.{i}", shape) for i, shape in enumerate(shapes)]
     if tensors:
         raise FileFormatError(f"there is an array {min(tensors)!r}, which the model does not have")

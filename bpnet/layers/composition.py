@@ -1,24 +1,34 @@
 """Layers made of layers.  The chain rule through a sequence is: each layer's backward, last first."""
 
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, reduce
+from itertools import accumulate
+from typing import Any, Literal
 
 from bpnet.backends.base import Array
-from bpnet.errors import OptionError, ShapeError
-from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, check_layer
+from bpnet.errors import OptionError, ShapeError, shown
+from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, check_layer
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.activity import ActivityPenalty
 from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.flatten import Flatten
+from bpnet.options import choice
 from bpnet.registry import resolve
 
 
 def named_layer(what: str, layer: Any) -> Layer:
     """`layer`, or the one of the activation that it names; raises UnknownNameError or ArgumentError."""
     return resolve(Activation, "activation", layer) if isinstance(layer, str) else check_layer(what, layer)
+
+
+def called(run: Run, name: str, layer: Layer) -> tuple[Run, Layer]:
+    """A child as its parent calls it: the pass as seen from it, and the layer, or what stands for it under tracing."""
+    at = run.at(name) if layer.stochastic else run
+    return at, run.backend.outline(layer) if run.backend.traces else layer
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -44,6 +54,11 @@ class Sequential(Composite):
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), layer) for i, layer in enumerate(self.layers))
 
+    def child_shapes(self, in_shape: Shape) -> Iterator[Shape]:
+        for layer in self.layers:
+            yield in_shape
+            in_shape = tuple(layer.out_shape(in_shape))
+
     def out_shape(self, in_shape: Shape) -> Shape:
         for layer in self.layers:
             in_shape = layer.out_shape(in_shape)
@@ -57,9 +72,9 @@ class Sequential(Composite):
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         caches = []
-        for name, layer in self.children:
-            at = run.at(name) if layer.stochastic else run
-            x, cache = (run.backend.outline(layer) if run.backend.traces else layer).forward(at, p[name], x)
+        for name, child in self.children:
+            at, layer = called(run, name, child)
+            x, cache = layer.forward(at, p[name], x)
             caches.append(cache)
         return x, caches
 
@@ -71,9 +86,8 @@ class Sequential(Composite):
                 grads[children[first][0]] = {}
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
-            name, layer = children[i]
-            at = run.at(name) if layer.stochastic else run
-            layer = run.backend.outline(layer) if run.backend.traces else layer
+            name, child = children[i]
+            at, layer = called(run, name, child)
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
         return (dy if need_dx else None), grads
@@ -106,15 +120,140 @@ class Residual(Composite):
         return {"inner": self.inner.init(rng, in_shape)}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        at = run.at("inner") if self.inner.stochastic else run
-        y, cache = (run.backend.outline(self.inner) if run.backend.traces else self.inner).forward(at, p["inner"], x)
+        at, inner = called(run, "inner", self.inner)
+        y, cache = inner.forward(at, p["inner"], x)
         return x + y, (cache,)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        at = run.at("inner") if self.inner.stochastic else run
-        inner = run.backend.outline(self.inner) if run.backend.traces else self.inner
+        at, inner = called(run, "inner", self.inner)
         dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)
         return (dy + dx if need_dx else None), {"inner": grads}
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Parallel(Composite):
+    r"""Branches that all see the input: y is what they give, joined by concatenation, sum or product.
+
+    With y_k = f_k(x), and dL/dx = sum over k of J_k^T dL/dy_k:
+
+        join="concat"      y = [y_1, y_2, ...] along the last axis,      dL/dy_k = the part of dL/dy that belongs to it
+        join="add"         y = y_1 + y_2 + ...,                          dL/dy_k = dL/dy
+        join="multiply"    y = y_1 y_2 ..., entry by entry,              dL/dy_k = dL/dy times all others
+
+    The name of an activation stands for its layer; "identity" is the branch of the input itself, as DenseNet
+    concatenates (Huang et al. 2017).  Children are named "0", "1", ...  Raises ShapeError where what branches give does
+    not fit together.
+    """
+
+    branches: tuple[Layer, ...]
+    join: Literal["concat", "add", "multiply"]
+    star = "branches"
+    example = (Identity(), Dense(20))
+
+    def __init__(self, *branches: Layer | str, join: Literal["concat", "add", "multiply"] = "concat") -> None:
+        if not branches:
+            raise OptionError("Parallel() has no branches; expected at least one")
+        layers = tuple(named_layer(f"branch {i} of Parallel", layer) for i, layer in enumerate(branches))
+        self._set(branches=layers, join=choice("join", join, ("concat", "add", "multiply")))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.branches))}, join={self.join!r})"
+
+    @cached_property
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple((str(i), layer) for i, layer in enumerate(self.branches))
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        first, *others = shapes = [tuple(layer.out_shape(in_shape)) for layer in self.branches]
+        cut = -1 if self.join == "concat" else len(first)
+        if any(len(s) != len(first) or s[:cut] != first[:cut] for s in others) or (self.join == "concat" and not first):
+            but = " but for the last axis, along which they are joined" if self.join == "concat" else ""
+            raise ShapeError(f"the branches of {self} give rows of {shapes}; expected the same shape{but}")
+        return first if self.join != "concat" else (*first[:-1], sum(shape[-1] for shape in shapes))
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        return {name: layer.init(rng, in_shape) for name, layer in self.children}
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        made = []
+        for name, child in self.children:
+            at, layer = called(run, name, child)
+            made.append(layer.forward(at, p[name], x))
+        ys, caches = zip(*made, strict=True)
+        if self.join == "concat":
+            return run.xp.concat(ys, axis=-1), (caches, [y.shape[-1] for y in ys])
+        if self.join == "add":
+            return reduce(operator.add, ys), (caches, None)
+        return reduce(operator.mul, ys), (caches, ys)
+
+    def _parts(self, saved: Any, dy: Array) -> list[Array]:
+        """dL/dy_k for each branch."""
+        if self.join == "concat":
+            stops = list(accumulate(saved))
+            return [dy[..., stop - n : stop] for n, stop in zip(saved, stops, strict=True)]
+        if self.join == "add":
+            return [dy for _ in self.branches]
+        return [reduce(operator.mul, (*saved[:k], *saved[k + 1 :]), dy) for k in range(len(saved))]
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        caches, saved = cache
+        dx: Array | None = None
+        grads: dict[str, Any] = {}
+        for (name, child), mine, part in zip(self.children, caches, self._parts(saved, dy), strict=True):
+            if not need_dx and not (p[name] and child.trainable):
+                grads[name] = {}
+                continue
+            at, layer = called(run, name, child)
+            more, grads[name] = layer.backward(at, p[name], mine, part, need_dx)
+            dx = more if dx is None else dx + more
+        return (dx if need_dx else None), grads
+
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+        return super().update_buffers(run, p, cache[0])
+
+
+@dataclass(frozen=True)
+class Shared(Composite):
+    r"""A layer that may stand in a network several times and has one set of parameters: y = f(x; p) wherever it stands.
+
+    encoder = bp.Shared(bp.Dense(64, "relu"), "encoder")
+    bp.Sequential(encoder, "relu", encoder)
+
+    By the chain rule dL/dp is the sum of what each place gives.  The name is what parameters are shared by, in files
+    too: all layers of a network that are shared under one name must be the same, for inputs of the same shape.  (Any
+    other layer that stands in a network twice has parameters for each place.)  They lie in the vector once, by the path
+    of the first place.  New values of buffers, as of a `BatchNorm`, are the mean of those of all places.
+    """
+
+    inner: Layer
+    name: str
+
+    example = (Dense(20, "relu"), "shared")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise OptionError(f"name is {shown(self.name)}; expected a text, by which the parameters are shared")
+        self._set(inner=named_layer("the inner layer of Shared", self.inner))
+
+    @cached_property
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        return (("inner", self.inner),)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        return self.inner.out_shape(in_shape)
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        return SharedParams(self.name, self.inner, {"inner": self.inner.init(rng, in_shape)})
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        at, inner = called(run, "inner", self.inner)
+        y, cache = inner.forward(at, p["inner"], x)
+        return y, (cache,)
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        at, inner = called(run, "inner", self.inner)
+        dx, grads = inner.backward(at, p["inner"], cache[0], dy, need_dx)
+        return dx, {"inner": grads}
 
 
 def last_activation(layer: Layer) -> Layer:

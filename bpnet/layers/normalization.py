@@ -1,5 +1,6 @@
-"""Batch normalization: a layer whose rows depend on each other, with values that are kept but not trained."""
+"""Normalization: over the rows of a batch, which then depend on each other, or within each row."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -7,7 +8,15 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape, kernel
-from bpnet.options import number, positive
+from bpnet.options import number, positive, whole
+
+
+def features_of(layer: Layer, in_shape: Shape) -> int:
+    """How many features a row of `in_shape` has, along its last axis; raises ShapeError where it has no axis."""
+    if not in_shape:
+        name = type(layer).__name__
+        raise ShapeError(f"{name} needs rows of features, but x has one axis: make it (rows, features)")
+    return in_shape[-1]
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,7 @@ class BatchNorm(Layer):
         self._check(momentum=partial(number, low=0.0, high=1.0), epsilon=positive)
 
     def out_shape(self, in_shape: Shape) -> Shape:
-        if not in_shape:
-            raise ShapeError("BatchNorm needs rows of features, but x has one axis: make it (rows, features)")
+        features_of(self, in_shape)
         return in_shape
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
@@ -101,3 +109,153 @@ def batch_norm_backward(
     dscale, dshift = run.sum_rows(dy * xhat), run.sum_rows(dy)
     dx = gain * (dy - (dshift + xhat * dscale) * (1.0 / dy.shape[0])) if need_dx else None
     return dx, dscale, dshift
+
+
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    r"""y = scale xhat + shift with xhat = (x - mean) / sqrt(var + epsilon), each row by itself (Ba et al. 2016).
+
+    mean and var are over the n features of the last axis of x, (..., n); scale and shift are of (n,).  With
+    g = scale dL/dy, and sums over rows,
+
+        dL/dscale = sum dL/dy xhat,    dL/dshift = sum dL/dy,
+        dL/dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + epsilon).
+    """
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self._check(epsilon=positive)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        features_of(self, in_shape)
+        return in_shape
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        n = in_shape[-1:]
+        return {"scale": rng.full(n, 1.0), "shift": rng.full(n, 0.0)}
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        xhat, inverse = normalized(run, run.xp.reshape(x, (-1, x.shape[-1])), self.epsilon)
+        return run.xp.reshape(xhat * p["scale"] + p["shift"], x.shape), (xhat, inverse)
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        xhat, inverse = cache
+        rows = run.xp.reshape(dy, xhat.shape)
+        grads = {"scale": run.sum_rows(rows * xhat), "shift": run.sum_rows(rows)}
+        if not need_dx:
+            return None, grads
+        return run.xp.reshape(normalized_backward(run, xhat, inverse, rows * p["scale"]), dy.shape), grads
+
+
+def normalized(run: Run, x: Array, epsilon: float) -> tuple[Array, Array]:
+    """xhat = (x - mean) / sqrt(var + epsilon) of each row of x, (rows, n), and 1 / sqrt(var + epsilon), (rows, 1)."""
+    xp = run.xp
+    centred = x - xp.mean(x, axis=-1, keepdims=True)
+    inverse = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
+    return centred * inverse, inverse
+
+
+def normalized_backward(run: Run, xhat: Array, inverse: Array, g: Array) -> Array:
+    """dL/dx from g = dL/dxhat: xhat changes neither with the mean of x nor with its scale."""
+    xp = run.xp
+    along = xp.mean(g * xhat, axis=-1, keepdims=True)
+    return (g - xp.mean(g, axis=-1, keepdims=True) - xhat * along) * inverse
+
+
+@dataclass(frozen=True)
+class RMSNorm(Layer):
+    r"""y = scale xhat with xhat = x / sqrt(mean(x**2) + epsilon), each row by itself (Zhang and Sennrich 2019).
+
+    The mean is over the n features of the last axis of x, (..., n); scale is of (n,).  With g = scale dL/dy,
+
+        dL/dscale = sum of dL/dy xhat over rows,    dL/dx = (g - xhat mean(g xhat)) / sqrt(mean(x**2) + epsilon).
+    """
+
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self._check(epsilon=positive)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        features_of(self, in_shape)
+        return in_shape
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        return {"scale": rng.full(in_shape[-1:], 1.0)}
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        xp, rows = run.xp, run.xp.reshape(x, (-1, x.shape[-1]))
+        inverse = 1.0 / xp.sqrt(xp.mean(rows * rows, axis=-1, keepdims=True) + self.epsilon)
+        xhat = rows * inverse
+        return xp.reshape(xhat * p["scale"], x.shape), (xhat, inverse)
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        xhat, inverse = cache
+        rows = run.xp.reshape(dy, xhat.shape)
+        grads = {"scale": run.sum_rows(rows * xhat)}
+        if not need_dx:
+            return None, grads
+        g = rows * p["scale"]
+        dx = (g - xhat * run.xp.mean(g * xhat, axis=-1, keepdims=True)) * inverse
+        return run.xp.reshape(dx, dy.shape), grads
+
+
+@dataclass(frozen=True)
+class GroupNorm(Layer):
+    r"""y = scale xhat + shift with xhat = (x - mean) / sqrt(var + epsilon) of each group of features (Wu and He 2018).
+
+    The n features of the last axis of x, (..., n), are parted into `groups` of as many that follow each other.  mean
+    and var are of a row's group, over all axes but the first; scale and shift are of (n,), one for each feature.  The
+    derivative is `LayerNorm`'s, with a group of a row in the place of the row.  `GroupNorm(1)` normalizes over all that
+    a row holds, and `GroupNorm(n)`, for rows of several axes, over each feature alone (instance normalization).
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+
+    example = (2,)
+
+    def __post_init__(self) -> None:
+        self._check(groups=whole, epsilon=positive)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        n = features_of(self, in_shape)
+        if n % self.groups:
+            raise ShapeError(f"{self} parts features into {self.groups} groups of as many, but rows have {n} of them")
+        return in_shape
+
+    def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
+        n = in_shape[-1:]
+        return {"scale": rng.full(n, 1.0), "shift": rng.full(n, 0.0)}
+
+    def _grouped(self, run: Run, x: Array) -> Array:
+        """A row for each group of each row of x."""
+        xp, places = run.xp, math.prod(x.shape[1:-1])
+        if places > 1 and self.groups > 1:
+            x = xp.reshape(x, (x.shape[0], places, self.groups, x.shape[-1] // self.groups))
+            x = xp.permute_dims(x, (0, 2, 1, 3))
+        return xp.reshape(x, (x.shape[0] * self.groups, -1))
+
+    def _as_rows(self, run: Run, grouped: Array, shape: Shape) -> Array:
+        """The inverse: rows of features, for x of the `shape`."""
+        xp, places = run.xp, math.prod(shape[1:-1])
+        if places > 1 and self.groups > 1:
+            grouped = xp.reshape(grouped, (shape[0], self.groups, places, shape[-1] // self.groups))
+            grouped = xp.permute_dims(grouped, (0, 2, 1, 3))
+        return xp.reshape(grouped, (-1, shape[-1]))
+
+    def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        grouped, inverse = normalized(run, self._grouped(run, x), self.epsilon)
+        xhat = self._as_rows(run, grouped, x.shape)
+        return run.xp.reshape(xhat * p["scale"] + p["shift"], x.shape), (xhat, grouped, inverse)
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        xp, (xhat, grouped, inverse) = run.xp, cache
+        rows = xp.reshape(dy, xhat.shape)
+        grads = {"scale": run.sum_rows(rows * xhat), "shift": run.sum_rows(rows)}
+        if not need_dx:
+            return None, grads
+        g = self._grouped(run, xp.reshape(rows * p["scale"], dy.shape))
+        dx = self._as_rows(run, normalized_backward(run, grouped, inverse, g), dy.shape)
+        return xp.reshape(dx, dy.shape), grads

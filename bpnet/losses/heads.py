@@ -9,7 +9,8 @@ from bpnet.backends.base import Array
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import Loss
-from bpnet.losses.classes import ClassLoss, one_hot
+from bpnet.losses.classes import ClassLoss, CrossEntropy, one_hot
+from bpnet.losses.regression import MeanSquaredError
 from bpnet.options import number, whole
 from bpnet.registry import Registered, resolve
 
@@ -29,8 +30,6 @@ class Head(_Part):
     def __post_init__(self) -> None:
         self._set(loss=resolve(Loss, "the loss of a Head", self.loss), outputs=whole("outputs", self.outputs, 1))
         self._set(weight=number("weight", self.weight, 0.0, math.inf, closed="left"))
-        if isinstance(self.loss, Heads):
-            raise OptionError("the loss of a Head is Heads itself: name its heads one after the other")
 
     @property
     def targets(self) -> int:
@@ -51,6 +50,7 @@ class Heads(Loss):
 
     heads: tuple[Head, ...]
     star = "heads"
+    example = (Head(MeanSquaredError(), 5), Head(CrossEntropy(), 7))
     predicts = False
 
     def __init__(self, *heads: Head, reduction: str = "mean") -> None:
@@ -59,6 +59,8 @@ class Heads(Loss):
         for i, head in enumerate(heads):
             if not isinstance(head, Head):
                 raise ArgumentError(f"head {i} of Heads is {kind_of(head)}; expected a Head(loss, outputs)")
+            if isinstance(head.loss, Heads):
+                raise OptionError(f"the loss of head {i} is Heads itself: name its heads one after the other")
         self._set(heads=heads, reduction=reduction)
         self.__post_init__()
 

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from support.nvrtc import ARCHITECTURES, by_nvrtc, compiled, machine_code
 from support.world import World, raw
-from test_activations import ACTIVATIONS as CASES
-from test_activations import Case, check_far_out, exact
 from test_sums import error
 
 import bpnet as bp
@@ -303,18 +301,6 @@ def test_sums_of_many_are_as_good_as_pairwise(shape: tuple[int, int], kind: str,
     for found, axis, count in ((columns, 0, shape[0]), (rows[:, 0], 1, shape[1]), (full, None, x.size)):
         assert error(found, x, axis) <= 4.0 + math.log2(count) / 2.0
     assert error(others, x, 0) <= 4.0 + math.log2(shape[0]) / 2.0
-
-
-@pytest.mark.parametrize("case", [c for c in CASES.values() if c.exact and c.layer != bp.Identity()])
-@DTYPES
-def test_values_and_slopes_of_any_input(dtype: str, case: Case, world: World) -> None:
-    z = exact(case, dtype)[0]
-
-    def function(b: Any, z: Any, dy: Any) -> Any:
-        y = case.layer.value(b, z)
-        return y, case.layer.derivative(b, case.layer.saved(z, y), dy)
-
-    check_far_out(case, dtype, *ran(world, function, [z, np.ones_like(z)])[0])
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e-30])

@@ -56,12 +56,24 @@ UNARY: dict[str, Callable[..., Any]] = {
     "columns summed up": lambda xp, x: x - xp.max(xp.abs(x), axis=0) / 2.0 + xp.min(x, axis=0),
     "pairs of rows": lambda xp, x: xp.mean(xp.expand_dims(x, axis=1) - 0.5 * xp.expand_dims(x, axis=0), axis=1),
     "stack of products": lambda xp, x: products(xp, xp.stack([x, 0.5 * x])) / (x.size + 1.0),
+    "halves": lambda xp, x: halves(xp, x),
     "reshaped": lambda xp, x: xp.reshape(xp.reshape(x, (-1,)) * 2.0, x.shape),
 }
 
 
 def powers(xp: Any, x: Any) -> Any:
     return (xp.abs(x) + 0.5) ** 1.5 + xp.square(x) - xp.reciprocal(x**4 + 1.0) + (x**2 + 0.5) ** -3 + xp.pow(x, 5)
+
+
+def halves(xp: Any, x: Any) -> Any:
+    """Columns that are read and written where they lie, beside others: by kernels, reductions and products."""
+    if x.shape[1] == 1:
+        return x
+    half = (x.shape[1] + 1) // 2
+    first, second = x[:, :half], x[:, half:]
+    both = xp.concat([xp.tanh(second) + 1.0, first - xp.mean(first, axis=1, keepdims=True)], axis=1)
+    product = xp.matmul(first, xp.permute_dims(both[:, :half], (1, 0))) / (x.size + 1.0)
+    return both + xp.sum(second, axis=0)[:1] + xp.matmul(product, x) / (x.size + 1.0)
 
 
 def products(xp: Any, x: Any) -> Any:
@@ -88,6 +100,7 @@ BINARY: dict[str, Callable[..., Any]] = {
     "same": lambda xp, x, y: xp.astype((x < 0.0) == (y >= 0.0), x.dtype),
     "column of": lambda xp, x, y: x + xp.sum(y, axis=1, keepdims=True) / y.size,
     "row of": lambda xp, x, y: x * xp.sum(y, axis=0) / y.size,
+    "beside": lambda xp, x, y: xp.concat([x, y, x], axis=-1)[:, x.shape[1] - 1 : -1 - x.shape[1]] * x,
     "mixed": lambda xp, x, y: xp.matmul(xp.matmul(x, xp.permute_dims(y, (1, 0))) / x.size, y),
 }
 

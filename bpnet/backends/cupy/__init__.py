@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import Any, ClassVar
+from typing import Any
 
 import array_api_compat.cupy as xp
 import cupy
@@ -24,8 +24,6 @@ PER_THREAD = 2
 
 class CupyBackend(Backend):
     name = "cupy"
-    streams: ClassVar[dict[int, tuple[int, int]]] = {}
-    """By the number of a device, the stream of the last session there, and the thread where each has its own."""
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
@@ -74,6 +72,8 @@ class CupyBackend(Backend):
             return super().precisions(device)
         verdicts.first_use(device.id)
         with device:
+            if not verdicts.usable(verdicts.KERNELS):  # definitions know no other
+                return super().precisions(device)
             return tuple(p for p in PRECISIONS if p == "float32" or verdicts.usable(f"product {p} DEFAULT"))
 
     def fetch(self, scalars: Sequence[Array]) -> list[float]:
@@ -91,18 +91,15 @@ class CupyBackend(Backend):
     def session(
         self, threads: int | None = None, device: Any = None, work: float = 0.0, choice: bool | str = "auto"
     ) -> AbstractContextManager[None]:
-        """CuPy computes on the current device, so that of the data is made it; at its first use it is checked.
-
-        Memory is used again in the order of one stream: where the last session there was on another, all is waited for.
-        """
+        """CuPy computes on the current device, so that of the data is made it; at its first use it is checked."""
         current: AbstractContextManager[None] = cupy.cuda.Device(None if device is None else device.id)
         number: int = current.id  # type: ignore[attr-defined]
+        if cupy.cuda.get_current_stream(number).is_capturing():
+            raise DeviceError(
+                "the current stream is being captured: what bpnet does can't be a part of your own CUDA graph, since "
+                "the memory in which it works is used again afterwards. Compute before you capture, or elsewhere"
+            )
         verdicts.first_use(number)
-        stream = cupy.cuda.get_current_stream(number).ptr
-        follows = stream, get_ident() if stream == PER_THREAD else 0
-        if self.streams.setdefault(number, follows) != follows:
-            current.synchronize()  # type: ignore[attr-defined]
-            self.streams[number] = follows
         return current
 
     # ---- checks -------------------------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ class CupyBackend(Backend):
         return verdicts.everything_on()
 
     def switch_off(self, findings: Sequence[Finding]) -> None:
-        verdicts.switch_off(verdicts.faults(findings))
+        verdicts.switch_off(findings)
 
     def describe(self, device: Any) -> str:
         return verdicts.describe(device.id)
@@ -140,6 +137,14 @@ class CupyBackend(Backend):
     def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
         assert isinstance(function, Compiled)
         return f"cupy: {function.explain(args)}"
+
+    def follow(self, state: State) -> None:
+        """Memory is used again in the order of one stream: where the last use was on another, all is waited for."""
+        stream = cupy.cuda.get_current_stream().ptr
+        used_by = stream, get_ident() if stream == PER_THREAD else 0
+        if state.stream != used_by:
+            cupy.cuda.Device().synchronize()
+            state.stream = used_by
 
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         if isinstance(step, CapturedStep):

@@ -24,7 +24,7 @@ from bpnet.backends.base import Array, State
 from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
 from bpnet.backends.cupy.program import ALIGNMENT, CaptureRefusedError, Program
-from bpnet.backends.cupy.verdicts import CAPTURE, KERNELS, off, usable
+from bpnet.backends.cupy.verdicts import CAPTURE, KERNELS, changes, checking, off, usable
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
 from bpnet.compiler import verify
@@ -34,7 +34,7 @@ from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.graph import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError
 from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
@@ -58,6 +58,7 @@ class Compiled:
         self.function, self.backend, self.plain = function, backend, partial(function, backend)
         self.donates = donates
         self.programs: OrderedDict[Any, Traced | None] = OrderedDict()
+        self.changes = changes()
         self.lock = threading.RLock()
 
     def __call__(self, *args: Any) -> Any:
@@ -75,6 +76,9 @@ class Compiled:
 
         So it is where the function can't be traced for them, or kernels can't be used on the device.
         """
+        if self.changes != changes():  # what has been switched off since may be part of programs and graphs
+            self.programs.clear()
+            self.changes = changes()
         if not usable(KERNELS):
             return None
         kind = (*known, *map(_kind, leaves[len(known) :]))
@@ -89,7 +93,7 @@ class Compiled:
 
     def give_up(self, found: "Traced", error: Exception) -> None:
         """Use it no more: a kernel that does not compile is no reason for a user's training to end."""
-        if verify.STRICT:
+        if verify.STRICT or checking():
             raise error
         found.broken = True
         log.warning("a kernel does not compile, which is a fault of bpnet: %s", error)
@@ -103,7 +107,7 @@ class Compiled:
         except MemoryError:
             raise
         except Exception:  # a fault here is no reason for a user's training to end
-            if verify.STRICT:
+            if verify.STRICT or checking():
                 raise
             log.warning("not compiled, which is a fault of bpnet", exc_info=True)
             return None
@@ -320,10 +324,11 @@ class CapturedStep(Compiled):
             numbers = ring.memory.data + 8 * size * i
             launches += found.program.calls(numbers, found.program.arena, [*self.leaves, *part])
         with cupy.cuda.Stream(non_blocking=True) as stream:
-            stream.begin_capture()
             try:
+                stream.begin_capture()
                 for calls in launches:
                     uninterrupted(calls)
+                return stream.end_capture()
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
                     stream.end_capture()
@@ -334,7 +339,6 @@ class CapturedStep(Compiled):
                 self.captures = False
                 self.say(f"is launched command by command, since it can't be captured: {error}")
                 return None
-            return stream.end_capture()
 
     def _keep(self, carry: Any) -> None:
         """Keep the carry, or where there is one copy it there."""

@@ -102,12 +102,24 @@ def plan(problem: Problem, addresses: Addresses) -> "Plan | None":
         return None
     if addresses[3] % 16:
         return None  # algorithms that read 16 bytes of a vector at a time do not say so
-    aligned = tuple(min(place & -place, 256) for place in addresses)
-    return None if problem in refused else _plan(cupy.cuda.runtime.getDevice(), problem, aligned)
+    device, aligned = cupy.cuda.runtime.getDevice(), tuple(min(place & -place, 256) for place in addresses)
+    if (device, problem) in refused:
+        return None
+    try:
+        return _plan(device, problem, aligned)
+    except cast(Any, bindings())[0].cuBLASLtError as error:  # as where there is no memory for its own
+        logging.getLogger("bpnet").warning("cuBLASLt can't plan a product, %s: %s", problem, error)
+        return None
 
 
-refused: set[Problem] = set()
-"""Those that the library planned, and then would not compute."""
+refused: set[tuple[int, Problem]] = set()
+"""Those that the library planned on a device, and then would not compute."""
+
+
+def forget() -> None:
+    """Ask the library again for what it had no product for."""
+    refused.clear()
+    _plan.cache_clear()
 
 
 @lru_cache(maxsize=1024)
@@ -164,6 +176,7 @@ class Plan:
     def find(self, aligned: Addresses) -> bool:
         """Ask the library's heuristic for the algorithm, for memory aligned to so many bytes; whether there is one."""
         of_a, of_b, of_out, of_vector = aligned
+        handle = _handle(self.lt, self.device)
         self.point(of_vector)  # whose alignment it reads from the address
         preference = self.lt.matmul_preference_create()
         names = self.lt.MatmulPreferenceAttribute
@@ -176,7 +189,7 @@ class Plan:
             self.algorithm = self.lt.MatmulHeuristicResult(1)
             count = numpy.zeros(1, numpy.int32)
             self.lt.matmul_algo_get_heuristic(
-                _handle(self.lt, self.device), self.description, *self.layouts, self.layouts[-1], preference, 1,
+                handle, self.description, *self.layouts, self.layouts[-1], preference, 1,
                 self.algorithm.ptr, count.ctypes.data,
             )  # fmt: skip
         except self.lt.cuBLASLtError as error:  # which is how it says that it knows none

@@ -201,7 +201,7 @@ class Program:
         real = numpy.dtype(command.kernel.dtype)
         numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
         arguments = [
-            *(command.rows, command.columns), *arrays, scratch, self.tickets.data.ptr, numbers,
+            *(command.rows, command.columns), *arrays, *command.strides, scratch, self.tickets.data.ptr, numbers,
             *map(numpy.int32, command.numbers), *map(real.type, command.constants),
         ]  # fmt: skip
         for mask in command.masks:
@@ -233,7 +233,7 @@ class Program:
         try:
             plan.run(addresses, workspace)
         except plan.lt.cuBLASLtError as error:
-            cublaslt.refused.add(plan.problem)
+            cublaslt.refused.add((plan.device, plan.problem))
             log.warning("cuBLASLt refuses a product that it had planned, %s: %s", plan.problem, error)
             if cupy.cuda.get_current_stream().is_capturing():
                 raise CaptureRefusedError from error
@@ -286,8 +286,9 @@ def _width(command: Fused, arrays: Sequence[int]) -> int:
     kernel = command.kernel
     width = width_of(kernel)
     layouts = *(layout for layout, _ in kernel.operands), *map(result_layout, kernel.results)
-    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout == "full")
+    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout in ("full", "window"))
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
+    fits = fits and not any(stride % width for stride in command.strides)
     return width if fits and aligned else 1
 
 

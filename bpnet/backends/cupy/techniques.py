@@ -33,8 +33,8 @@ def quick() -> list[Finding]:
 
 def thorough() -> Iterator[Finding]:
     """Shapes of every kind: one row, one column, none that fits 16 bytes, more than the threads of a block hold."""
-    shapes = [(1, 1), (1, 12), (33, 1), (33, 12), (7, 5), (257, 130), (40, 1500)]
-    yield from kernels([FORMS, SUMS, MAPS, MOVES], shapes, ["float32", "float64"])
+    shapes = [(1, 1), (1, 12), (33, 1), (33, 12), (7, 5), (12, 12), (257, 130), (40, 1500), (4500, 6)]
+    yield from kernels([FORMS, SUMS, MAPS, TURNED, MOVES], shapes, ["float32", "float64"])
     yield from products([(1, 1, 1), (1, 12, 5), (24, 32, 16), (33, 7, 130), (257, 64, 40)])
     if not cupy.cuda.runtime.is_hip:
         yield capture()
@@ -77,6 +77,13 @@ def _maps(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
     return xp.where(z > 0.0, xp.tanh(z), xp.expm1(z)), xp.sqrt(xp.abs(z)) - xp.log1p(z * z)
 
 
+def _turned(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
+    """Sums of columns that are factors of rows, where there are as many of both."""
+    xp, n = b.xp, min(x.shape)
+    sums = xp.sum(x[:n, :n] * y[:n, :n], axis=0)
+    return y[:n, :n] * xp.reshape(sums, (n, 1)), y[:n, :n] * sums
+
+
 def _moves(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
     """Copies in another order."""
     xp, (rows, columns) = b.xp, x.shape
@@ -84,7 +91,7 @@ def _moves(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
     return xp.reshape(turned, (columns, rows)), xp.concat([y, x], axis=1), x[::-1, :]
 
 
-FORMS, SUMS, MAPS, MOVES = _forms, _sums, _maps, _moves
+FORMS, SUMS, MAPS, TURNED, MOVES = _forms, _sums, _maps, _turned, _moves
 
 
 def kernels(functions: list[Any], shapes: list[tuple[int, int]], dtypes: list[str]) -> Iterator[Finding]:
@@ -209,8 +216,10 @@ def capture() -> Finding:
         expected = launched(lambda: uninterrupted(chain(*calls)))
         with cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
-            uninterrupted(chain(*calls))
-            graph = stream.end_capture()
+            try:
+                uninterrupted(chain(*calls))
+            finally:
+                graph = stream.end_capture()
         found = launched(graph.launch)
         same = all(numpy.array_equal(a, e) for a, e in zip(found, expected, strict=True))
         error = 0.0 if same else max(map(difference, found, expected))

@@ -41,7 +41,8 @@ INSTEAD = {
 _off: dict[int, dict[str, str]] = {}
 """By the number of a device, once it has been checked: what is switched off there, and why."""
 _lock = threading.RLock()
-_checking = threading.local()
+_thread = threading.local()
+_changes = 0
 
 
 def instead_of(technique: str) -> str:
@@ -60,13 +61,23 @@ def usable(technique: str) -> bool:
 
 
 def off() -> Mapping[str, str]:
-    """What is switched off on the current device, and why; nothing while it is being checked."""
-    return _off.get(cupy.cuda.runtime.getDevice(), {})
+    """What is switched off on the current device, and why; nothing while this thread is checking."""
+    return {} if checking() else _off.get(cupy.cuda.runtime.getDevice(), {})
+
+
+def checking() -> bool:
+    """Whether this thread is trying techniques: then none is switched off, and a fault is an error."""
+    return getattr(_thread, "checking", False)
+
+
+def changes() -> int:
+    """How often something has been switched off or on after the first use of a device."""
+    return _changes
 
 
 def first_use(number: int) -> None:
     """Check the device of that number, unless that has been done; warn of what has to be switched off."""
-    if number in _off or getattr(_checking, "now", False):
+    if number in _off or checking():
         return
     with _lock:
         if number not in _off:
@@ -87,38 +98,44 @@ def first_use(number: int) -> None:
 
 @contextmanager
 def everything_on() -> Iterator[None]:
-    """While techniques are tried on the current device, none is switched off."""
-    number = cupy.cuda.runtime.getDevice()
-    before, outer = _off.pop(number, None), getattr(_checking, "now", False)
-    _checking.now = True
+    """While this thread tries techniques, none is switched off for it, and a fault is an error."""
+    outer = checking()
+    _thread.checking = True
     try:
         yield
     finally:
-        _checking.now = outer
-        if before is not None:
-            _off[number] = before
+        _thread.checking = outer
 
 
 def faults(findings: Iterable[Finding]) -> dict[str, str]:
-    """What is to be switched off, and why: what is wrong or refused, but for a product of which only some are refused,
-    since others then stand in for these alone."""
+    """What is to be switched off, and why: what is wrong or refused.
+
+    Of a product of which only some are refused, others stand in for these alone.  Whole steps count where they are
+    wrong, and nothing smaller is.
+    """
     by_name: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_name.setdefault(finding.name, []).append(finding)
+    known = list(findings)
+    smaller = any(f.wrong and not f.whole_steps for f in known)
+    for finding in known:
+        if not finding.whole_steps or (finding.wrong and not smaller):
+            by_name.setdefault(finding.name, []).append(finding)
     found = {}
     for name, some in by_name.items():
         bad = [f for f in some if not f.ok]
-        if bad and name != CUBLASLT and (name in INSTEAD or len(bad) == len(some) or any(not f.refused for f in bad)):
-            found[name] = min(bad, key=lambda f: bool(f.refused)).why
+        if bad and name != CUBLASLT and (name in INSTEAD or len(bad) == len(some) or any(f.wrong for f in bad)):
+            found[name] = min(bad, key=lambda f: not f.wrong).why
     return found
 
 
-def switch_off(found: Mapping[str, str]) -> None:
-    """Use none of these on the current device from now on, and all others; keep that for other processes."""
-    number = cupy.cuda.runtime.getDevice()
+def switch_off(findings: Iterable[Finding]) -> None:
+    """Use from now on, on the current device, what has been found right, and nothing else, also in other processes."""
+    global _changes
+    known = list(findings)
+    found, number = faults(known), cupy.cuda.runtime.getDevice()
     new = {name: why for name, why in found.items() if name not in _off.get(number, {})}
-    _off[number] = dict(found)
-    _write(found)
+    _off[number] = found
+    _changes += 1
+    _remember(known)
     tell(number, new)
 
 
@@ -127,8 +144,8 @@ def tell(number: int, found: Mapping[str, str]) -> None:
     if found:
         listed = "; ".join(f"{name}, {why}: instead {instead_of(name)}" for name, why in found.items())
         warnings.warn(
-            f"on {describe(number)} bpnet does without {listed}. Results are right, but take longer. Please report "
-            "this, with what `bpnet check` prints",
+            f"on {describe(number)} bpnet does without {listed}. What is left gives right results, some of it more "
+            "slowly. Please report this, with what `bpnet check` prints",
             BpnetWarning,
             stacklevel=2,
         )
@@ -150,16 +167,21 @@ def _known_or_found() -> dict[str, str]:
     from bpnet.backends.cupy.techniques import quick
 
     try:
-        found = faults(quick())
-    except MemoryError:
-        log.debug("there is no memory to check the device: nothing is switched off")
+        findings = list(quick())
+    except Exception as error:  # as where memory is full: that says nothing about what the device can
+        log.warning("the device could not be checked, so nothing is switched off: %s", error)
         return {}
-    _write(found)
-    return found
+    _remember(findings)
+    return faults(findings)
 
 
-def _write(found: Mapping[str, str]) -> None:
-    disk.write(*_entry(), json.dumps(dict(found)).encode())
+def _remember(findings: Iterable[Finding]) -> None:
+    """Keep what is wrong for other processes; not what was refused, which may have passing reasons."""
+    known = list(findings)
+    if any(f.refused and f.name != CUBLASLT for f in known):
+        cublaslt.forget()
+    else:
+        disk.write(*_entry(), json.dumps(faults(known)).encode())
 
 
 def _entry() -> tuple[str, bytes]:

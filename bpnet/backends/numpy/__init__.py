@@ -24,8 +24,8 @@ from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
 from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import NumpySession, ParallelMap, ParallelUpdate, ThreadsSession, available_threads
-from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
+from bpnet.compiler.symbols import NotTraceableError
 from bpnet.errors import MissingExtraError
 
 T = TypeVar("T")

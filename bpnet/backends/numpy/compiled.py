@@ -25,10 +25,10 @@ from bpnet.compiler import verify
 from bpnet.compiler.build import build
 from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command, Number
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.graph import NotTraceableError
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.products import EPILOGUES
 from bpnet.compiler.llvm.thread_pool import POOL, CommandTable
+from bpnet.compiler.symbols import NotTraceableError
 from bpnet.errors import BpnetWarning
 
 COMPILED_ROWS = 8192

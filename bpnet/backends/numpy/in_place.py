@@ -11,8 +11,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from bpnet.compiler.graph import Graph, NotTraceableError, Symbol
+from bpnet.compiler.graph import Graph
 from bpnet.compiler.ops import COMPARISONS, POINTWISE
+from bpnet.compiler.symbols import NotTraceableError, Symbol
 from bpnet.compiler.trace import NUMBER, Namespace, trace
 
 FUNCTIONS = POINTWISE - COMPARISONS - {"where", "astype", "erf"}

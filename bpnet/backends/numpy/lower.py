@@ -184,7 +184,7 @@ class _Lowering:
             for part in mask.key:  # whether it is the slot of a number, and that or the part itself
                 masks += (1, part.slot) if isinstance(part, Number) else (0, part)
         sizes = (rows, columns, down, across, -(-columns // across))
-        arguments = (*sizes, *chain(*c.operands), *c.numbers, *constants, *masks, *results)
+        arguments = (*sizes, *chain(*c.operands), *c.strides, *c.numbers, *constants, *masks, *results)
         long = columns > STRIP * vector_bytes() // SIZES[kernel.dtype]
         return [TiledCommand("fused", (kernel, long), arguments, tiles, c), *reversed(after)]
 

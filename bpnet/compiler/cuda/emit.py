@@ -19,7 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, KernelResult, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import COMPARISONS, GENERATORS, OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import COMPARISONS, GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler, which by itself rounds divisions and roots as IEEE 754 has it and keeps subnormal numbers;
@@ -34,7 +34,7 @@ class Variant:
     """What the text depends on besides the kernel.
 
     width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
-    bytes, and rows be multiples of it unless there is one.
+    bytes, and rows be multiples of it unless there is one.  So must windows, and how far their rows are apart.
     indirect: which results are written where an address in memory says.
     keys: for every mask, which parts of its key are hyperparameters.
     spread: whether rows are longer than a block has registers for their column-wise sums.
@@ -52,7 +52,8 @@ class Variant:
 def source(kernel: FusedKernel, variant: Variant) -> str:
     """The text of `kernel`, whose parameters are, in this order:
 
-    long long rows, columns; every operand; every result; T* scratch; unsigned int* tickets, zero before and after;
+    long long rows, columns; every operand; every result; of each window, operands before results, how many elements its
+    rows are apart; T* scratch; unsigned int* tickets, zero before and after;
     const double* numbers; int of each number that is read; T of each constant; of each mask: unsigned int threshold,
     T scale, and its key's parts, an int for a hyperparameter, else an unsigned int.
     """
@@ -90,6 +91,8 @@ class _Writer:
         self.known: dict[Reference, str] = {("number", i): f"n{i}" for i in range(kernel.numbers)}
         self.known |= {("constant", i): f"c{i}" for i in range(kernel.constants)}
         """Names of values that are the same for the whole kernel, and of those of the row that is worked on."""
+        self.apart = {i: f"d{i}" for i, (layout, _) in enumerate(kernel.operands) if layout == "window"}
+        self.result_apart = {i: f"u{i}" for i, (*_, layout) in enumerate(kernel.results) if layout == "window"}
         self.column_sums = [i for i, (kind, *_) in enumerate(kernel.results) if kind == "column_sum"]
         self.full = [i for i, (kind, *_) in enumerate(kernel.results) if kind.startswith("full_")]
 
@@ -123,6 +126,7 @@ class _Writer:
             yield f"const {STORED[dtype]}*{restrict} p{i}"
         for i, dtype in enumerate(self.stored):
             yield f"{STORED[dtype]}* const* a{i}" if i in variant.indirect else f"{STORED[dtype]}*{restrict} q{i}"
+        yield from (f"const long long {name}" for name in [*self.apart.values(), *self.result_apart.values()])
         yield "T* scratch, unsigned int* tickets, const double* numbers"
         yield from (f"const int s{i}" for i in range(kernel.numbers))
         yield from (f"const T c{i}" for i in range(kernel.constants))
@@ -185,6 +189,8 @@ class _Writer:
         layout = self.kernel.operands[i][0]
         if layout == "per_row":
             return f"get(p{i}[row])"
+        if layout == "window":
+            return f"load<{width}>(p{i}, row * {self.apart[i]} + col)"
         return f"load<{width}>(p{i}, at)" if layout == "full" else f"each<{width}>(p{i}, col)"
 
     def kind(self, i: int, width: int) -> str:
@@ -211,9 +217,11 @@ class _Writer:
         done = []  # with lane k of the entries
         for i in sorted(i for kind, i in self.unknown(needed, known) if kind == "value"):
             op, _, _, *args = kernel.expressions[i]
-            if op == "mask":
-                m = sum(other == "mask" for other, *_ in kernel.expressions[:i])
-                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m}) < limit{m} ? scale{m} : (T)0"
+            if op in RANDOM:
+                m = sum(other in RANDOM for other, *_ in kernel.expressions[:i])
+                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m})"
+                mask, uniform = f"{text} < limit{m} ? scale{m} : (T)0", f"((T)({text} >> 9) + (T)0.5) * (T)0x1p-23"
+                text = mask if op == "mask" else uniform
             elif op == "positions":
                 text = "(T)(col + k)"
             elif op == "table":
@@ -238,7 +246,9 @@ class _Writer:
             lane = "[k]" if op == "column_sum" else ""
             done.append(f"join(r{i}{lane}, f{i}{lane}, {self.name(reference, known)}, {_op(op)});")
         yield from _block(f"for (int k = 0; k < {width}; ++k)", done)
-        yield from (f"store<{width}>(q{i}, at, y{i});" for i in stored)
+        for i in stored:
+            at = f"row * {self.result_apart[i]} + col" if i in self.result_apart else "at"
+            yield f"store<{width}>(q{i}, {at}, y{i});"
 
     def across(
         self, start: str, stop: str, step: str, sinks: Sequence[int], reduced: dict[int, Reference]
@@ -357,7 +367,9 @@ class _Writer:
 
     def phase(self, phase: int) -> Iterator[str]:
         kernel = self.kernel
-        along = [i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column")]
+        along = [
+            i for i, (_, _, p, of) in enumerate(kernel.results) if p == phase and of in ("full", "per_column", "window")
+        ]
         single = [i for i, (_, _, p, _) in enumerate(kernel.results) if p == phase and i not in along]
         reduced = {i: e[3] for i, e in enumerate(kernel.expressions) if e[0] in ROW_REDUCTIONS and e[2] == phase}
         yield from self.the_same(("scalar", "per_row"), phase)

@@ -15,7 +15,7 @@ from llvmlite import ir
 from bpnet.compiler.commands import FusedKernel, Reference, result_dtype
 from bpnet.compiler.llvm.arithmetic import as_operand, as_stored, operate, triple32
 from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, Kernel, Pointer, constant, table, vector_bytes
-from bpnet.compiler.ops import GENERATORS, OPERATIONS, ROW_REDUCTIONS
+from bpnet.compiler.ops import GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
 from bpnet.compiler.random import GOLDEN
 
 SINGLE = ("per_row", "scalar")
@@ -31,9 +31,10 @@ leaves out of each addition, so that no error grows with the number of what is s
 def write_fused(module: ir.Module, name: str, kernel: FusedKernel, long: bool) -> None:
     """fused(arguments, tile, bases, scratch); `long`: whether a row, or a tile of it, has more than STRIP vectors.
 
-    `arguments`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; the
-    slots of the numbers; the bits of the constants in double precision; of every mask the threshold and, for every
-    part of the key, whether it is a slot or the part itself, and that; (memory, bytes into it) of every result.
+    `arguments`: rows, columns, rows and columns of a tile, tiles across; (memory, bytes into it) of every operand; how
+    many elements the rows of each window are apart, operands before results; the slots of the numbers; the bits of the
+    constants in double precision; of every mask the threshold and, for every part of the key, whether it is a slot or
+    the part itself, and that; (memory, bytes into it) of every result.
 
     Partial results of tiles lie one after the other, and column-wise sums of every STRIP rows of a tile.
     """
@@ -51,13 +52,16 @@ class _KernelWriter:
         self.first = f.mul(f.srem(f.tile, count), across)
         self.last = f.least(self.columns, f.add(self.first, across))
         self.operands = [f.operand(_kind(dtype)) for _, dtype in kernel.operands]
+        # of windows, how many elements their rows are apart
+        self.apart = {i: f.argument() for i, (layout, _) in enumerate(kernel.operands) if layout == "window"}
+        self.target_apart = {i: f.argument() for i, (*_, layout) in enumerate(kernel.results) if layout == "window"}
         # values that are the same for the whole kernel
         self.once: dict[Reference, Any] = {}
         for i in range(kernel.numbers):
             self.once["number", i] = self._real(self._number(f.argument()))
         for i in range(kernel.constants):
             self.once["constant", i] = self._real(f.bitcast(f.argument(), ir.DoubleType()))
-        self.keys = {i: self._key(args[0]) for i, (op, _, _, *args) in enumerate(kernel.expressions) if op == "mask"}
+        self.keys = {i: self._key(args[0]) for i, (op, _, _, *args) in enumerate(kernel.expressions) if op in RANDOM}
         expressions = enumerate(kernel.expressions)
         self.tables = {i: table(module, self.real, args) for i, (op, _, _, *args) in expressions if op == "table"}
         self.stored = [result_dtype(kernel, result) for result in kernel.results]
@@ -267,10 +271,10 @@ class _Scope:
             return constant(w.real, which)
         if kind == "operand":
             layout, dtype = w.kernel.operands[which]
-            return as_operand(f, self._load(w.operands[which], layout, dtype), dtype, w.real)
+            return as_operand(f, self._load(w.operands[which], layout, dtype, w.apart.get(which)), dtype, w.real)
         op, _, _, *args = w.kernel.expressions[which]
-        if op == "mask":
-            return self._mask(*w.keys[which])
+        if op in RANDOM:
+            return self._drawn(op, *w.keys[which])
         if op == "positions":
             start = f.splat(f.sitofp(self.index["per_column"], w.real), self.lanes)
             return f.fadd(start, constant(w.real, [float(i) for i in range(self.lanes)]))
@@ -287,26 +291,37 @@ class _Scope:
             kind, _, _, layout = self.w.kernel.results[i]
             if kind.startswith("store"):
                 dtype = self.w.stored[i]
-                self._store(as_stored(self.f, value, dtype), self.w.targets[i], layout, dtype)
+                apart = self.w.target_apart.get(i)
+                self._store(as_stored(self.f, value, dtype), self.w.targets[i], layout, dtype, apart)
             elif kind == "column_sum":
                 strip = self.w.strips[i], "per_column", self.w.kernel.dtype
                 self._store(self.f.fadd(self._load(*strip), value), *strip)
             else:
                 self.w.totals[i].add(value, self.mask)
 
-    def _mask(self, key: Any, threshold: Any, scale: Any) -> Any:
-        """As `Backend.keep_mask`, by the number of the entry."""
+    def _drawn(self, op: str, key: Any, threshold: Any, scale: Any) -> Any:
+        """As `Backend.keep_mask` and `uniform`, by the number of the entry."""
         f, lanes = self.f, self.lanes
         count = f.add(f.splat(f.trunc(self.index["full"], I32), lanes), constant(I32, list(range(lanes))))
         bits = triple32(f, f.add(f.mul(count, constant(I32, GOLDEN, lanes)), f.splat(key, lanes)))
+        if op == "uniform":
+            upper = f.sitofp(f.lshr(bits, constant(I32, 9, lanes)), constant(self.w.real, 0.5, lanes).type)
+            return f.fmul(f.fadd(upper, constant(self.w.real, 0.5, lanes)), constant(self.w.real, 2.0**-23, lanes))
         kept = f.icmp_unsigned("<", bits, f.splat(threshold, lanes))
         return f.select(kept, f.splat(scale, lanes), constant(self.w.real, 0.0, lanes))
 
-    def _load(self, array: Any, layout: str, dtype: str) -> Any:
-        return self.f.load_vector(self.f.at(array, self.index[layout]), self.lanes, SIZES[dtype], self.mask)
+    def _load(self, array: Any, layout: str, dtype: str, apart: Any = None) -> Any:
+        return self.f.load_vector(self._at(array, layout, apart), self.lanes, SIZES[dtype], self.mask)
 
-    def _store(self, value: Any, array: Any, layout: str, dtype: str) -> None:
-        self.f.store_vector(value, self.f.at(array, self.index[layout]), SIZES[dtype], self.mask)
+    def _store(self, value: Any, array: Any, layout: str, dtype: str, apart: Any = None) -> None:
+        self.f.store_vector(value, self._at(array, layout, apart), SIZES[dtype], self.mask)
+
+    def _at(self, array: Any, layout: str, apart: Any) -> Any:
+        """Where the entry of an array lies, of a window by how far its rows are `apart`."""
+        if apart is None:
+            return self.f.at(array, self.index[layout])
+        row = self.f.mul(self.index["per_row"], apart)
+        return self.f.at(array, self.f.add(row, self.index["per_column"]))
 
 
 def _kind(dtype: str) -> Any:

@@ -56,12 +56,24 @@ def write_strided(module: ir.Module, name: str, itemsize: int) -> None:
     source, target = (f.operand(ir.IntType(8 * itemsize)) for _ in range(2))
     rows = f.mul(f.mul(sizes[0], sizes[1]), sizes[2])
     first = f.mul(f.tile, step)
-    with f.loop(first, f.least(rows, f.add(first, step))) as row:
-        left, start = row.index, 0
-        for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
-            start = f.add(start, f.mul(f.srem(left, size), stride))
-            left = f.sdiv(left, size)
-        start, to = f.at(source, start), f.at(target, f.mul(row.index, along))
-        with f.loop(0, along) as entry:
-            f.store(f.load(f.at(start, f.mul(entry.index, apart))), f.at(to, entry.index))
+    left, places = first, []  # along the three axes, the last first
+    for size in sizes[::-1]:
+        places.append(f.srem(left, size))
+        left = f.sdiv(left, size)
+    with f.loop(first, f.least(rows, f.add(first, step)), carry=places) as row:
+        start = f.at(source, 0)
+        for place, stride in zip(row.values, strides[::-1], strict=True):
+            start = f.at(start, f.mul(place, stride))
+        to = f.at(target, f.mul(row.index, along))
+        with f.if_else(f.compare(apart, "==", 1)) as (together, scattered):
+            with together, f.loop(0, along) as entry:
+                f.store(f.load(f.at(start, entry.index)), f.at(to, entry.index))
+            with scattered, f.loop(0, along) as entry:
+                f.store(f.load(f.at(start, f.mul(entry.index, apart))), f.at(to, entry.index))
+        one: Any = 1  # to go on by along the last axis, and where that is at its end along the one before; not divided
+        for place, size in zip(row.values, sizes[::-1], strict=True):
+            there = f.add(place, one)
+            ends = f.compare(there, "==", size)
+            row.next.append(f.select(ends, 0, there))
+            one = f.select(ends, 1, 0)
     f.ret_void()
