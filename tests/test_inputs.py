@@ -232,6 +232,32 @@ def test_branches_without_names_take_a_tuple() -> None:
     np.testing.assert_array_equal(by_tuple.theta, by_name.theta)
 
 
+def test_a_shared_embedding_sums_what_each_input_gives() -> None:
+    x, y = data(12)
+    city = bp.Shared(bp.Embedding(3, 2), "city")
+    network = bp.Sequential(bp.Inputs(start=city, end=city, numbers=bp.Dense(2)), bp.Dense(2))
+    rows = {"start": x["city"], "end": x["city"][::-1].copy(), "numbers": x["numbers"]}
+    assert bp.check_gradients(network, rows, y, loss="mse", tolerance=1e-7).ok
+    layout = bp.layout_of(network, {"start": (), "end": (), "numbers": (3,)})
+    assert [slot.shape for slot in layout.parameters if "table" in slot.name] == [(3, 2)]
+
+
+def test_what_goes_through_it_is_seen() -> None:
+    x, y = data(12)
+    summary = CALM.summary(x)
+    assert [one.out_shape for one in summary.layers if one.path in ("0.city", "0.codes.0", "0")] == [
+        (11,),
+        (2,),
+        (2, 3),
+    ]
+    found = bp.inspect(bp.Trainer(CALM, "mse"), x, y)
+    assert found["0.codes.0"].x is x["codes"]
+    assert found["0.codes.0"].dx is None
+    assert found["0.numbers"].norms["x"] == pytest.approx(np.linalg.norm(x["numbers"]))
+    assert found["0"].norms["x"] == pytest.approx(np.linalg.norm(x["numbers"]))
+    assert str(found)
+
+
 @pytest.mark.parametrize("streams", [True, False])
 def test_from_the_host_to_a_device(streams: bool, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As arrays on the device; whole numbers of a byte travel as bytes."""
