@@ -145,6 +145,14 @@ def test_same_on_every_library(backend: Any, library: Callable[[str], Any]) -> N
     np.testing.assert_allclose(float(trainer.step(x, y, check=False)), float(expected.step(host_x, host_y)), rtol=1e-12)
 
 
+def test_branches_of_one_array_of_whole_numbers() -> None:
+    both = bp.Parallel(bp.Embedding(4, 2), bp.Embedding(3, 1))
+    assert bp.check_gradients(both, np.arange(12) % 3, tolerance=1e-7).ok
+    with pytest.raises(DataError, match="x has 3 in row 3, but"):
+        bp.check_gradients(both, np.arange(12) % 4)
+    assert not both.updates_buffers  # else the batch would never be cut
+
+
 def test_one_array_of_whole_numbers(backend: Any, uncompiled: Any) -> None:
     """Each library gives them to the layer as they come, also where the same batch is trained on again and again."""
     compiled_on_jax(backend)
@@ -346,6 +354,7 @@ def test_networks_that_can_not_be() -> None:
         lambda: bp.Inputs(("a", "relu"), a="relu"),
         lambda: bp.Inputs(("a.b", "relu")),
         lambda: bp.Inputs(a=bp.Inputs("relu", "relu")),
+        lambda: bp.Parallel(bp.Embedding(3, 2), bp.Dense(2)),
         lambda: bp.Embedding(0, 3),
         lambda: bp.Embedding(3, 1.5),  # type: ignore[arg-type]
     ):
