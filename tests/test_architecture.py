@@ -43,7 +43,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.layer": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
-    "bpnet.checking": {"_compared", "_steps"},
+    "bpnet.checking": {"_compared", "_single_steps", "_fit"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
 HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
