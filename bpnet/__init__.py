@@ -40,8 +40,10 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
+    from bpnet.layers.embedding import Embedding
     from bpnet.layers.flatten import Flatten, Reshape
     from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
+    from bpnet.layers.inputs import Inputs
     from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
     from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
     from bpnet.layers.scale import Scale
@@ -127,14 +129,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
 __version__ = "0.1.0"
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate",
-    "Activation", "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
-    "AlphaDropout", "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
-    "BinaryFocal", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
-    "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss",
-    "ElementwiseOptimizer", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma",
-    "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid",
-    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inspection", "KLDivergence",
+    "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
+    "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
+    "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
+    "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
+    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding",
+    "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma", "GaussianNLL",
+    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
+    "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
     "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
     "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish", "Muon", "NAdam", "OneCycle", "Optimizer",
     "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
@@ -143,8 +145,8 @@ __all__ = [
     "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
     "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp",
     "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "find_learning_rate",
-    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses",
-    "testing", "typing", "value_and_grad",
+    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses", "testing",
+    "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
@@ -164,8 +166,10 @@ _HOMES = {
     "bpnet.layers.composition": "Parallel Residual Sequential Shared",
     "bpnet.layers.dense": "Dense",
     "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
+    "bpnet.layers.embedding": "Embedding",
     "bpnet.layers.flatten": "Flatten Reshape",
     "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
+    "bpnet.layers.inputs": "Inputs",
     "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
     "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
     "bpnet.layers.scale": "Scale",

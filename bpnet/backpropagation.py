@@ -16,8 +16,8 @@ from bpnet.data.checks import check_target, check_x, detached
 from bpnet.data.loader import Batch, take_rows
 from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
-from bpnet.layer import Layer, Params, Run, check_layer
-from bpnet.layout import GradBuffer, Layout, layout_of
+from bpnet.layer import Input, InShape, Layer, Params, Run, check_layer, each_array, row_count
+from bpnet.layout import GradBuffer, Layout, arranged, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import clip_by_global_norm
 from bpnet.options import flag, whole
@@ -25,14 +25,14 @@ from bpnet.penalties import Penalty, check_penalties, with_penalties
 from bpnet.protocol import check_network
 from bpnet.registry import resolve
 from bpnet.schedules import Schedule
-from bpnet.typing import AnyArray, LossName
+from bpnet.typing import AnyArray, AnyInput, LossName
 
 
 def loss_and_gradient(
     backend: Backend,
     theta: Array,
     buffers: Array,
-    x: Array,
+    x: Input,
     y: Array | None,
     weight: Array | None,
     rows: Array | None,
@@ -64,11 +64,12 @@ def loss_and_gradient(
     xp, network = backend.xp, layout.network
     p = (views or layout.views)(backend, theta, buffers)
     if total is None:
-        count = x.shape[0] if rows is None else rows.shape[0]
+        count = row_count(x) if rows is None else rows.shape[0]
         total = float(count)
         if weight is not None:
             total = xp.sum(weight if rows is None else xp.take(weight, rows))
-            total = xp.maximum(total, float(xp.finfo(x.dtype).smallest_normal))  # rows of no weight: no loss, not NaN
+            least = float(xp.finfo(theta.dtype).smallest_normal)
+            total = xp.maximum(total, least)  # rows of no weight: no loss, not NaN
         total = loss.total(total)
         couples = network.couples_rows or network.updates_buffers
         parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
@@ -84,10 +85,11 @@ def loss_and_gradient(
                 value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
-        x, y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (x, y, weight))
+        x = each_array(lambda a: xp.take(a, rows, axis=0), x)
+        y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (y, weight))
     buffer = None
     if backend.writable:
-        buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, x)
+        buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
     step, *values = number if schedules else (number,)
     run = Run(backend, training, (seed, step, block), context, dict(zip(schedules, values, strict=True)))
@@ -142,7 +144,7 @@ def value_and_grad(
     network: Layer,
     loss: LossName | Loss,
     theta: AnyArray,
-    x: AnyArray,
+    x: AnyInput,
     y: AnyArray,
     *,
     sample_weight: AnyArray | None = None,
@@ -154,27 +156,29 @@ def value_and_grad(
     """The loss of `network` with parameters `theta` on the batch x, y, and its gradient with respect to `theta`.
 
     `theta` (and `buffers`, for a network that has any) are vectors laid out by `bp.layout_of(network, x.shape[1:])`;
-    the gradient is a vector like theta.  `training=False` leaves dropout out and takes running statistics.
+    the gradient is a vector like theta.  Where the network takes several arrays, x is a dict or a tuple of them.
+    `training=False` leaves dropout out and takes running statistics.
 
     Raises ArrayMismatchError, ShapeError, DTypeError or DataError on unfit arguments.
     """
     criterion, seed = resolve(Loss, "loss", loss), whole("seed", seed, 0)
     network, training = check_layer("network", network), flag("training", training)
-    common_backend({"x": x, "y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
+    inputs = {what: array for _, what, array, _ in arranged(network.takes, x, "x")}
+    common_backend(inputs | {"y": y, "theta": theta}, {"sample_weight": sample_weight, "buffers": buffers})
 
-    def fitting(x: Array) -> Layout:
-        check_network(network, x, criterion)
-        return layout_of(network, tuple(x.shape[1:]))
+    def fitting(in_shape: InShape, like: Array) -> Layout:
+        check_network(network, in_shape, like, criterion)
+        return layout_of(network, in_shape)
 
-    data = prepare(named(x, y, sample_weight), criterion, fitting)
-    backend, layout, x = data.backend, data.layout, data.x
-    with backend.session(device=backend.device(x)):
-        theta = check_vector(backend, theta, layout.size, x.dtype, "theta")
-        network.check_type(*type_of(backend, x))
+    data = prepare(named(x, y, sample_weight), network, criterion, fitting)
+    backend, layout, like = data.backend, data.layout, data.like
+    with backend.session(device=backend.device(like)):
+        theta = check_vector(backend, theta, layout.size, like.dtype, "theta")
+        network.check_type(*type_of(backend, like))
         if layout.buffer_size:
             if buffers is None:
                 raise ShapeError(f"the network has {plural(layout.buffer_size, 'buffer value')}: pass them as buffers=")
-            buffers = check_vector(backend, buffers, layout.buffer_size, x.dtype, "buffers")
+            buffers = check_vector(backend, buffers, layout.buffer_size, like.dtype, "buffers")
         backend = definitions(backend) if current.reference else backend
         options: dict[str, Any] = {"layout": layout, "loss": criterion, "seed": seed, "training": training}
         options |= {"penalties": check_penalties(penalties)}

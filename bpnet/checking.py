@@ -156,14 +156,18 @@ def _layers() -> list[Entry]:
 
 
 def _layer(layer: Layer) -> tuple[Any, Any]:
-    layout = layout_of(layer, (FEATURES,), trains=False)
+    takes = layer.takes if isinstance(layer.takes, tuple) else (("", layer.takes),)
+    several = isinstance(layer.takes, tuple)
+    shapes: Any = {name: (FEATURES,) for name, _ in takes} if several else (FEATURES,)
+    layout = layout_of(layer, shapes, trains=False)
 
     def passes(b: Backend, theta: Any, buffers: Any, x: Any, dy: Any, number: Any) -> Sequence[Any]:
         p, run = layout.views(b, theta, buffers), Run(b, True, (7, number, 0), b.context())
         y, cache = layer.forward(run, p, x)
         dx, grads = layer.backward(run, p, cache, dy)
         updates = layer.update_buffers(run, p, cache)
-        results = [y, dx]
+        derivatives: Any = dx if several else (dx,)
+        results = [y, *(part for part in derivatives if part is not None)]
         if layout.parameters:
             results.append(layout.join_gradients(b, grads))
         return [*results, layout.join_buffers(b, updates, buffers)] if updates else results
@@ -171,8 +175,9 @@ def _layer(layer: Layer) -> tuple[Any, Any]:
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:
         theta = rng.standard_normal(layout.size) if layout.size else None
         buffers = rng.uniform(0.5, 1.5, layout.buffer_size) if layout.buffer_size else None
-        x, dy = rng.standard_normal((rows, FEATURES)), rng.standard_normal((rows, *layout.out_shape))
-        return theta, buffers, x, dy, 3
+        shape, dy = (rows, FEATURES), rng.standard_normal((rows, *layout.out_shape))
+        x = [rng.standard_normal(shape) if n is None else rng.integers(0, n, shape, "int32") for _, n in takes]
+        return theta, buffers, tuple(x) if several else x[0], dy, 3
 
     return passes, arguments
 
@@ -239,8 +244,11 @@ def _compared(on: _Place, part: str, entries: Sequence[Entry], rows: int) -> Ite
         sizes[:] = map(len, results)
         return tuple(a for result in results for a in result)
 
-    given = each_array(lambda a: a.astype("float32"), tuple(arguments(rng, rows) for _, _, arguments in entries))
-    doubled = each_array(lambda a: a.astype("float64"), given)
+    def real(kind: str) -> Callable[[Any], Any]:
+        return lambda a: a.astype(kind) if a.dtype.kind == "f" else a
+
+    given = each_array(real("float32"), tuple(arguments(rng, rows) for _, _, arguments in entries))
+    doubled = each_array(real("float64"), given)
     expected = iter([numpy.asarray(a) for a in together(on.definition, *doubled)])
     try:
         compiled, arguments = on.backend.compile(together), each_array(on.array, given)

@@ -8,7 +8,7 @@ from bpnet.backends import Array, Backend
 from bpnet.backpropagation import type_of
 from bpnet.data.checks import check_like
 from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown
-from bpnet.layer import Layer, Params, leaves
+from bpnet.layer import InShape, Layer, Params, leaves
 from bpnet.layers.activations.others import Softmax
 from bpnet.layers.activations.sigmoids import Sigmoid
 from bpnet.layers.composition import last_activation
@@ -38,10 +38,15 @@ def check_micro_batch(micro_batch: int | None, whole: bool) -> None:
         )
 
 
-def layout_for(network: Layer, loss: Loss, optimizer: Optimizer, micro_batch: int | None, x: Array) -> Layout:
-    """The layout for rows like those of `x`; raises where the network, or the loss after it, does not fit them."""
-    check_network(network, x, loss, optimizer)
-    layout = layout_of(network, tuple(int(n) for n in x.shape[1:]))
+def layout_for(
+    network: Layer, loss: Loss, optimizer: Optimizer, micro_batch: int | None, in_shape: InShape, like: Array
+) -> Layout:
+    """The layout for rows of `in_shape`; raises where the network, or the loss after it, does not fit them.
+
+    `like` is an array of the library and type that is computed with.
+    """
+    check_network(network, in_shape, like, loss, optimizer)
+    layout = layout_of(network, in_shape)
     loss.target_shape(layout.out_shape)
     check_micro_batch(micro_batch, network.updates_buffers)
     return layout

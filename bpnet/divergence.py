@@ -8,7 +8,7 @@ from typing import Any
 from bpnet.backends import Array, Backend
 from bpnet.data.loader import Batch, take_rows
 from bpnet.errors import DivergedError
-from bpnet.layer import Composite, Layer, Params, Path, Run
+from bpnet.layer import Composite, Input, Layer, Params, Path, Run, row_count
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Slot
 from bpnet.losses import Loss
@@ -70,7 +70,7 @@ class Diagnosis:
         loss_is_finite = math.isfinite(float(value))
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
         x, y, _, rows = batch
-        x, y = take_rows(backend, (x, y), (0, (x if rows is None else rows).shape[0]), rows)
+        x, y = take_rows(backend, (x, y), (0, row_count(x if rows is None else rows)), rows)
         key, context = (self.seed, step, 0), backend.context(self.precision)
         run = Run(backend, True, key, context, self.values(step - 1))
         p = layout.views(backend, theta, buffers)
@@ -130,7 +130,7 @@ class Diagnosis:
                 found[slot.path] = f"{'.'.join(slot.path[depth:])} of {where}"
         return found
 
-    def not_a_number(self, what: str, carry: Carry, x: Array | None) -> DivergedError:
+    def not_a_number(self, what: str, carry: Carry, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
         backend, layout = self.backend, self.layout
         theta, buffers, _ = carry
@@ -147,7 +147,7 @@ class Diagnosis:
 
 
 def first_not_finite(
-    run: Run, layer: Layer, p: Params, x: Array, leaves: Mapping[Path, str], path: Path = ()
+    run: Run, layer: Layer, p: Params, x: Input, leaves: Mapping[Path, str], path: Path = ()
 ) -> str | None:
     """The first layer, in the order of the forward pass, that has one of `leaves` or an output that is not finite."""
     if isinstance(layer, Sequential):

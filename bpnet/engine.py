@@ -17,12 +17,12 @@ from bpnet.backends import Array, Backend, definitions, get
 from bpnet.backends.base import State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
-from bpnet.data.checks import check_finite, check_target, detached
+from bpnet.data.checks import check_codes, check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
-from bpnet.layer import Params
+from bpnet.layer import Input, Params, row_count
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.metrics import Metric, Statistics
@@ -164,7 +164,7 @@ class Engine:
         """That an epoch has so many steps, to schedules that count them."""
         self.scheduled, self.of_layers = in_epochs((self.optimizer, self.schedules), steps)
 
-    def advance(self, x: Array, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
+    def advance(self, x: Input, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
         state, backend = self.state, self.backend
         backend.follow(state)
@@ -179,10 +179,10 @@ class Engine:
             advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
             return advance(self.step, state, args, count)
         except backend.oom_errors as error:
-            raise self._out_of_memory(error, (x if rows is None else rows).shape[0], training=True) from error
+            raise self._out_of_memory(error, row_count(x if rows is None else rows), training=True) from error
 
     def run_steps(
-        self, x: Array, y: Array | None, weight: Array | None, rows: Array, count: int
+        self, x: Input, y: Array | None, weight: Array | None, rows: Array, count: int
     ) -> Sequence[Array] | None:
         """`count` steps on equal parts of the rows by one launch; None, and nothing done, where the backend can't."""
         try:
@@ -194,8 +194,12 @@ class Engine:
 
     def check_values(self, x: Array, y: Array) -> None:
         """Raise where a batch of a kind that fits has values that can't be used."""
-        check_finite(self.backend, detached(self.backend, x, "x"), "x")
-        check_target(self.backend, self.loss, self.layout.out_shape, x.shape[0], x.dtype, y)
+        codes = self.layout.network.takes
+        if codes is None:
+            check_finite(self.backend, detached(self.backend, x, "x"), "x")
+        elif not isinstance(codes, tuple):
+            check_codes(self.backend, detached(self.backend, x, "x"), codes, "x")
+        check_target(self.backend, self.loss, self.layout.out_shape, x.shape[0], self.carry[0].dtype, y)
 
     def checked_step(self, *batch: Any) -> Array:
         """One step, and a look at what came of it."""
@@ -288,7 +292,7 @@ class Engine:
         with self.looking():
             return self.diagnosis.diverged(self.state.now, left, value, batch)
 
-    def not_a_number(self, what: str, x: Array | None) -> DivergedError:
+    def not_a_number(self, what: str, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
         with self.looking():
             return self.diagnosis.not_a_number(what, self.carry, x)
@@ -307,7 +311,7 @@ class Engine:
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    def forward(self, function: Callable[..., Any], x: Array, *args: Any) -> Any:
+    def forward(self, function: Callable[..., Any], x: Input, *args: Any) -> Any:
         """function(theta, buffers, x, *args), `function` being `outputs` or `scores`."""
         self.backend.follow(self.state)
         theta, buffers, state = self.state.now[0]
@@ -317,7 +321,7 @@ class Engine:
                 return self.plain[function](definitions(self.backend), theta, buffers, x, *args)
             return function(theta, buffers, x, *args)
         except self.backend.oom_errors as error:
-            raise self._out_of_memory(error, x.shape[0], training=False) from error
+            raise self._out_of_memory(error, row_count(x), training=False) from error
 
     def explain(self, data: Loader) -> str:
         """What a step on all rows of the data does."""
@@ -336,7 +340,11 @@ class Engine:
             plain = self.compile is False or current.reference
             explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
             text = explain(function, args)
-        given += zip(("x", "y", "sample_weight", "rows"), batch, strict=True)
+        takes, (x, *others) = self.layout.network.takes, batch
+        given += (
+            [(f"x[{n!r}]", a) for (n, _), a in zip(takes, x, strict=True)] if isinstance(takes, tuple) else [("x", x)]
+        )
+        given += zip(("y", "sample_weight", "rows"), others, strict=True)
         names = [name for name, array in given if array is not None] + last
         text = re.sub(r"\bmemory (\d+)", lambda found: names[int(found[1]) - FIRST], text)
         if not self.optimizer.traceable:

@@ -17,15 +17,15 @@ from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.engine import Engine
 from bpnet.errors import ArgumentError, kind_of
-from bpnet.layer import Layer, Params, Run, Shape, check_layer, leaves
+from bpnet.layer import Input, Layer, Params, Run, Shape, check_layer, leaves
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
-from bpnet.layout import Layout, layout_of
+from bpnet.layout import Layout, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
 from bpnet.trainer import Trainer
-from bpnet.typing import AnyArray
+from bpnet.typing import AnyArray, AnyInput
 
 ROWS = 2
 """Of how many rows a network is traced, and of twice as many: what is once a batch, not once a row, is in both."""
@@ -199,11 +199,14 @@ class _Counting(TracingBackend):
         return _Watched(self.watch, part, super().outline(part))
 
 
-def summarized(network: Layer, x: AnyArray) -> Summary:
+def summarized(network: Layer, x: AnyInput) -> Summary:
     """What `network.summary(x)` gives; raises ShapeError where a layer does not fit, and what `fit` does of `x`."""
-    backend, x = check_x(x)
-    layout = layout_of(check_layer("network", network), tuple(x.shape[1:]), trains=False)
-    dtype = "float32" if x.dtype == backend.xp.float32 else "float64"
+    parts = arranged(check_layer("network", network).takes, x, "x")
+    inputs = [(name, codes, *check_x(a, what, codes)) for name, what, a, codes in parts]
+    shapes: Any = {name: tuple(a.shape[1:]) for name, _, _, a in inputs}
+    layout = layout_of(network, shapes if isinstance(network.takes, tuple) else shapes[""], trains=False)
+    single = all(codes is not None or a.dtype == backend.xp.float32 for _, codes, backend, a in inputs)
+    dtype = "float32" if single else "float64"
     few, many = (_traced(network, layout, dtype, rows) for rows in (ROWS, 2 * ROWS))
     made = []
     for (call, flops, size), (_, more_flops, more_size) in zip(few, many, strict=True):
@@ -225,10 +228,11 @@ def _traced(network: Layer, layout: Layout, dtype: str, rows: int) -> list[tuple
     graph = Graph(dtype)
     watch = Watch(lambda: len(graph.symbols))
     backend = _Counting(graph, get("numpy"), watch)
-    theta, buffers, x = (
-        graph.memory(i, shape, dtype)
-        for i, shape in enumerate(((layout.size,), (layout.buffer_size,), (rows, *layout.in_shape)), 2)
-    )
+    theta, buffers = (graph.memory(i, (n,), dtype) for i, n in ((2, layout.size), (3, layout.buffer_size)))
+    parts = arranged(network.takes, layout.in_shape, "in_shape")
+    kinds = [((rows, *shape), dtype if codes is None else "int32") for _, _, shape, codes in parts]
+    arrays = tuple(graph.memory(i, *kind) for i, kind in enumerate(kinds, 4))
+    x = arrays if isinstance(network.takes, tuple) else arrays[0]
     p = layout.views(backend, theta, buffers)
     backend.outline(network).forward(Run(backend, True, (0, 0, 0)), p, x)
     return [(c, _operations(graph.symbols[c.begin : c.end]), _bytes((c.y, c.cache))) for c in watch.calls]
@@ -277,11 +281,11 @@ class LayerInspection:
     path: str
     layer: Layer
     depth: int
-    x: Array
+    x: Input
     pre_activation: Array | None
     y: Array
     dy: Array
-    dx: Array
+    dx: Input
     grads: dict[str, Array]
     norms: dict[str, float]
 
@@ -315,7 +319,7 @@ class Inspection(Table):
             yield one.path, name, *norms, ", ".join(f"{of} {one.norms[of]:.3g}" for of in own)
 
 
-def inspect(trainer: Trainer, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None) -> Inspection:
+def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> Inspection:
     """What goes through every layer, nested ones too, in a step of `trainer` on the batch x, y: nothing is changed.
 
     For each: input, pre-activation, output, dL/dy, dL/dx, and gradients, with their norms, so that a gradient that
@@ -331,7 +335,7 @@ def inspect(trainer: Trainer, x: AnyArray, y: AnyArray, sample_weight: AnyArray 
     watch = Watch()
     own = definitions(engine.backend)
     backend = variant(own, traces=True, outline=lambda _, part: _Watched(watch, part, part))
-    with engine.backend.session(1, engine.backend.device(data.x)):
+    with engine.backend.session(1, data.device):
         batch_x, batch_y, weight, _ = data.whole_batch()
         theta, buffers, _ = engine.carry
         p = engine.layout.views(backend, theta, buffers)
@@ -347,29 +351,31 @@ def inspect(trainer: Trainer, x: AnyArray, y: AnyArray, sample_weight: AnyArray 
         grad = engine.layout.join_gradients(backend, grads)
         value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad)
         found = [_seen(call) for call in watch.calls]
-        squares = [backend.xp.sum(a * a) for arrays in found for a in arrays.values()]
+        squares = [sum(backend.xp.sum(a * a) for a in some) for arrays in found for some in arrays.values()]
         loss, *norms = backend.fetch([value, *squares])
     left = iter(norms)
     layers = []
     for call, arrays in zip(watch.calls, found, strict=True):
         sizes = {name: math.sqrt(next(left)) for name in arrays}
         grads = dict(leaves(call.grads))
-        made = call.x, arrays.get("pre_activation"), call.y, call.dy, call.dx, grads
+        made = call.x, next(iter(arrays.get("pre_activation", ())), None), call.y, call.dy, call.dx, grads
         layers.append(LayerInspection(call.path, call.layer, call.depth, *made, sizes))
     return Inspection(loss, tuple(layers))
 
 
 @locked("train")
-def _prepared(trainer: Trainer, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None) -> tuple[Loader, Engine]:
+def _prepared(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None) -> tuple[Loader, Engine]:
     """The data of a step, and what does it."""
     data = trainer._prepare(named(x, y, sample_weight))
     return data, trainer._engine or trainer._start(data)
 
 
-def _seen(call: Call) -> dict[str, Array]:
-    """All arrays of a call by name."""
+def _seen(call: Call) -> dict[str, list[Array]]:
+    """All arrays of a call by name, of real numbers; of a layer that takes several x and dx are as many."""
     arrays = {"x": call.x, "pre_activation": _pre_activation(call), "y": call.y, "dy": call.dy, "dx": call.dx}
-    return {name: a for name, a in (*arrays.items(), *leaves(call.grads)) if a is not None}
+    every = {name: a if isinstance(a, tuple) else (a,) for name, a in (*arrays.items(), *leaves(call.grads))}
+    real = {name: [a for a in some if a is not None and "int" not in str(a.dtype)] for name, some in every.items()}
+    return {name: some for name, some in real.items() if some}
 
 
 def _pre_activation(call: Call) -> Array | None:

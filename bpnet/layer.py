@@ -23,6 +23,15 @@ from bpnet.registry import Registered, instance
 from bpnet.schedules import Schedule
 
 Shape = tuple[int, ...]
+Shapes = tuple[tuple[str, Shape], ...]
+"""Of the rows of several arrays, each with its name, in their order."""
+InShape = Any
+"""A Shape, or where a network takes several arrays, Shapes."""
+Input = Any
+"""The rows of an array, or a tuple of such, of several arrays in their order."""
+Takes = int | tuple[tuple[str, int | None], ...] | None
+"""What a layer's input is to be: None, numbers; n, whole numbers from 0 to n - 1, as they come; or several arrays, each
+with its name and what it is to be."""
 Path = tuple[str, ...]
 Params = Mapping[str, Any]
 """A layer's parameters and buffers by name; of a composite, its children's by theirs."""
@@ -30,6 +39,16 @@ Derivatives = tuple[Array | None, dict[str, Any]]
 """dL/dx, None where nobody needs it, and dL/dp by name."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def each_array(function: Callable[[Array], Any], x: Input) -> Any:
+    """function(x), or where x is several arrays, the tuple of what it gives for each."""
+    return tuple([function(a) for a in x]) if isinstance(x, tuple) else function(x)
+
+
+def row_count(x: Input) -> int:
+    """How many rows x has."""
+    return (x[0] if isinstance(x, tuple) else x).shape[0]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -257,6 +276,31 @@ class Run:
             x = xp.reshape(sums, (side + rows - last, columns))
         return xp.reshape(xp.sum(x, axis=0), shape)
 
+    @kernel
+    def scatter_add(self, table: Array, index: Array, rows: Array) -> Array:
+        r"""For each row of `table` the sum of those of `rows` that have its number in the vector `index`.
+
+        It is the derivative of the gather y = take(table, index, axis=0): dL/dtable_j is the sum of dL/dy_i over all i
+        with index_i = j.  Of `table` only the shape and the type count.
+
+        The rows of each number are added up in an order that depends on `index` alone, in parts, so that a sum of many
+        keeps its digits.  Here they are put next to each other, in their order, and after k rounds each row is the sum
+        of the up to 2^k ones of its number that end with it (Hillis and Steele 1986); the last has them all.
+        """
+        xp, count, device = self.xp, table.shape[0], self.backend.device(rows)
+        order = xp.argsort(index, stable=True)
+        index, rows = xp.take(index, order), xp.take(rows, order, axis=0)
+        step = 1
+        while step < index.shape[0]:
+            same = (index[step:] == index[:-step])[:, None]
+            rows = xp.concat([rows[:step, :], rows[step:, :] + xp.where(same, rows[:-step, :], 0.0)])
+            step *= 2
+        numbers = xp.arange(count, dtype=index.dtype, device=device)
+        last = xp.searchsorted(index, numbers, side="right") - 1
+        last = xp.maximum(last, xp.zeros_like(last))
+        found = (xp.take(index, last) == numbers)[:, None]
+        return xp.where(found, xp.take(rows, last, axis=0), 0.0)
+
     def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
         """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
         return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
@@ -286,6 +330,12 @@ class Layer(Registered, kind="layer"):
         return type(self).update_buffers is not Layer.update_buffers
 
     needs: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
+    @property
+    def takes(self) -> Takes:
+        """What the input is to be: None, numbers; n, whole numbers from 0 to n - 1, which are given to the layer as
+        they come; ((name, either of these), ...), several arrays, which are given to it as a tuple in this order."""
+        return None
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """Shape of the output of one row for an input row of `in_shape`; raises ShapeError on a misfit."""
@@ -327,7 +377,12 @@ class Composite(Layer):
         """(name, layer) in the order of the forward pass."""
         raise NotImplementedError
 
-    def child_shapes(self, in_shape: Shape) -> Iterator[Shape]:
+    @cached_property
+    def takes(self) -> Takes:
+        """What the first child takes."""
+        return self.children[0][1].takes if self.children else None
+
+    def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
         """Of each child, the shape of its input rows, where those of the composite have `in_shape`."""
         return itertools.repeat(in_shape, len(self.children))
 

@@ -14,7 +14,20 @@ from typing import Any
 from bpnet.backends import backend_of
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of, plural
-from bpnet.layer import Layer, Leaf, Params, Path, Rng, Shape, ShapeRng, SharedParams, check_layer, walk
+from bpnet.layer import (
+    InShape,
+    Layer,
+    Leaf,
+    Params,
+    Path,
+    Rng,
+    Shape,
+    ShapeRng,
+    SharedParams,
+    Takes,
+    check_layer,
+    walk,
+)
 from bpnet.options import whole
 
 
@@ -50,7 +63,8 @@ class Layout:
     """The leaves of a network for one shape of input: parameters that decay first, then the others; buffers apart."""
 
     network: Layer
-    in_shape: Shape
+    in_shape: InShape
+    """Of a row; where the network takes several arrays, ((name, shape), ...), one for each."""
     out_shape: Shape
     parameters: tuple[Slot, ...]
     buffers: tuple[Slot, ...]
@@ -197,18 +211,57 @@ def _fitting(tree: Mapping[str, Any], slot: Slot, path: Path = ()) -> Array:
     )
 
 
-def layout_of(network: Layer, in_shape: Shape, trains: bool = True) -> Layout:
+def layout_of(network: Layer, in_shape: Any, trains: bool = True) -> Layout:
     """The layout of `network` for rows of `in_shape`; raises ShapeError where a layer does not fit.
 
-    So it does where nothing can be trained, unless `trains` is False.
+    For a network that takes several arrays it is a dict, or a tuple, of the shapes of their rows.  It also raises
+    ShapeError where nothing can be trained, unless `trains` is False.
     """
     check_layer("network", network)
-    if not isinstance(in_shape, tuple | list):
-        raise ArgumentError(f"in_shape is {kind_of(in_shape)}; expected a tuple, such as x.shape[1:]")
-    layout = _layout_of(network, tuple(whole("in_shape", n, 1, 2**31 - 1) for n in in_shape))
+    parts = arranged(network.takes, in_shape, "in_shape")
+    shapes = tuple((name, _checked_shape(what, shape)) for name, what, shape, _ in parts)
+    layout = _layout_of(network, shapes if isinstance(network.takes, tuple) else shapes[0][1])
     if not layout.parameters and trains:
         raise ShapeError(f"{network} has no parameters to train")
     return layout if layout.network is network else replace(layout, network=network)
+
+
+def arranged(takes: Takes, given: Any, what: str) -> list[tuple[str, str, Any, int | None]]:
+    """What was given for a network's input, array by array: its name, what an error calls it, itself, what it is to be.
+
+    Of one array the name is empty.  Raises ArgumentError where it should be several and is not, and ShapeError where
+    one is missing or not expected.
+    """
+    if not isinstance(takes, tuple):
+        if isinstance(given, Mapping):
+            raise ArgumentError(
+                f"{what} is a dict, but the network takes one array: let it begin with bp.Inputs(...) for several"
+            )
+        return [("", what, given, takes)]
+    names = [name for name, _ in takes]
+    if isinstance(given, tuple) and all(isinstance(part, tuple) and part and type(part[0]) is str for part in given):
+        given = dict(given)  # shapes as a layout has them
+    if isinstance(given, tuple) and names == [str(i) for i in range(len(names))]:
+        have, said = {str(i): part for i, part in enumerate(given)}, [f"{what}[{i}]" for i in range(len(given))]
+    elif isinstance(given, Mapping):
+        have, said = dict(given), [f"{what}[{name!r}]" for name in given]
+    else:
+        kind = "a tuple" if names[0] == "0" else "a dict"
+        expected = f"{kind} of arrays, as the network takes them: {', '.join(names)}"
+        raise ArgumentError(f"{what} is {kind_of(given)}; expected {expected}")
+    missing, strange = [n for n in names if n not in have], [n for n in have if n not in names]
+    if missing or strange:
+        wrong = [f"lacks {', '.join(map(str, missing))}"] * bool(missing)
+        wrong += [f"has {', '.join(map(str, strange))}, which the network does not take"] * bool(strange)
+        raise ShapeError(f"{what} {' and '.join(wrong)}: expected {', '.join(names)}")
+    called = dict(zip(have, said, strict=True))
+    return [(name, called[name], have[name], part) for name, part in takes]
+
+
+def _checked_shape(what: str, shape: Any) -> Shape:
+    if not isinstance(shape, tuple | list):
+        raise ArgumentError(f"{what} is {kind_of(shape)}; expected a tuple, such as x.shape[1:]")
+    return tuple(whole(what, n, 1, 2**31 - 1) for n in shape)
 
 
 _NO_NETWORK = Layer()
@@ -221,7 +274,7 @@ def layout_of_array(shape: Shape) -> Layout:
 
 
 @lru_cache(maxsize=64)
-def _layout_of(network: Layer, in_shape: Shape) -> Layout:
+def _layout_of(network: Layer, in_shape: InShape) -> Layout:
     out_shape = network.out_shape(in_shape)
     leaves, groups, shared = [], [], _SharedPlaces()
     again: dict[Path, list[Path]] = {}

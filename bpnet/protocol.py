@@ -12,7 +12,7 @@ from typing import Any
 
 from bpnet.backends import backend_of, get
 from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layer import Composite, Layer, Run, Shape, ShapeRng, leaves
+from bpnet.layer import Composite, InShape, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
 from bpnet.losses import Loss
@@ -25,10 +25,13 @@ MOST = 1_000_000
 """Of how many values, parameters and rows together, a layer is tried; what is wrong with a larger one a step shows."""
 
 
-def check_network(network: Layer, x: Any, loss: Loss, optimizer: Optimizer | None = None) -> None:
-    """Raise where a user's own layer, loss or optimizer does not keep to the protocol for rows like `x`."""
-    single = backend_of(x).name in ("numpy", "cupy") and not str(x.dtype).endswith("float64")
-    in_shape, dtype = tuple(int(n) for n in x.shape[1:]), "float32" if single else "float64"  # which nothing promotes
+def check_network(network: Layer, in_shape: InShape, like: Any, loss: Loss, optimizer: Optimizer | None = None) -> None:
+    """Raise where a user's own layer, loss or optimizer does not keep to the protocol for rows of `in_shape`.
+
+    `like` is an array of the library and type that is computed with.
+    """
+    single = backend_of(like).name in ("numpy", "cupy") and not str(like.dtype).endswith("float64")
+    dtype = "float32" if single else "float64"  # which nothing promotes
     _check(network_faults, network, in_shape, dtype)
     if not _own(loss):
         _check(_loss_faults, loss, tuple(network.out_shape(in_shape)), dtype)
@@ -50,13 +53,13 @@ def _own(thing: Layer | Loss | Optimizer) -> bool:
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
 
-def network_faults(network: Layer, in_shape: Shape, dtype: str) -> Faults:
+def network_faults(network: Layer, in_shape: InShape, dtype: str) -> Faults:
     """What is wrong with the layers in `network` that are not bpnet's, the first layer first."""
     parts = _parts(network, in_shape)
     return [fault for path, layer, shape in parts for fault in _layer_faults(titled(path, layer), layer, shape, dtype)]
 
 
-def _parts(layer: Layer, in_shape: Shape, path: str = "") -> Iterator[tuple[str, Layer, Shape]]:
+def _parts(layer: Layer, in_shape: InShape, path: str = "") -> Iterator[tuple[str, Layer, InShape]]:
     """Every layer that is not bpnet's, with its path and the shape of the rows that come in."""
     if isinstance(layer, Composite) and _own(layer):
         for (name, child), shape in zip(layer.children, layer.child_shapes(in_shape), strict=True):
@@ -72,9 +75,9 @@ def titled(path: str, layer: Layer) -> str:
     return f"layer {path!r}, {layer}" if path else str(layer)
 
 
-def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> Faults:
+def _layer_faults(where: str, layer: Layer, in_shape: InShape, dtype: str) -> Faults:
     found = _signature_faults(where, layer, Layer, "out_shape", "init", "forward", "backward")
-    if found:
+    if found or isinstance(layer.takes, tuple):  # of one that takes several arrays a step shows what is wrong
         return found
     out_shape: Any = layer.out_shape(in_shape)
     if not isinstance(out_shape, tuple | list) or not all(hasattr(n, "__index__") for n in out_shape):
@@ -92,8 +95,9 @@ def _layer_faults(where: str, layer: Layer, in_shape: Shape, dtype: str) -> Faul
         return []
     run = Run(get("numpy"), True, (0, 0, 0))
     x, dy = (run.xp.ones(shape, dtype=dtype) for shape in (x_shape, y_shape))
+    x = x if layer.takes is None else run.xp.zeros(x_shape, dtype="int32")
     with suppress(Exception), run.backend.session():  # it may need another library or other rows: a step shows that
-        p = layout.views(run.backend, *(run.backend.from_host(v, x.dtype) for v in layout.start(0)))
+        p = layout.views(run.backend, *(run.backend.from_host(v, dy.dtype) for v in layout.start(0)))
         made: Any = layer.forward(run, p, x)
         found = forward_faults(where, made, x_shape, y_shape, dtype)
         for need_dx in () if found else (True, False):

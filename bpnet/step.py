@@ -16,7 +16,7 @@ from bpnet.backends.interrupts import current
 from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
-from bpnet.layer import Params, Run
+from bpnet.layer import Input, Params, Run, row_count
 from bpnet.layout import Layout
 from bpnet.losses import Loss
 from bpnet.metrics import Metric, Statistics
@@ -129,7 +129,7 @@ def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> C
 
 
 def _of_blocks(
-    function: Callable[..., T], backend: Backend, layout: Layout, precision: str, p: Params, *arrays: Array | None
+    function: Callable[..., T], backend: Backend, layout: Layout, precision: str, p: Params, *arrays: Input | None
 ) -> list[T]:
     """function(run, output, *rows) of every block of rows of the arrays, the first of which is the network's input."""
 
@@ -137,21 +137,30 @@ def _of_blocks(
         run, rows = Run(backend, context=backend.context(precision)), take_rows(backend, arrays, part, None)
         return function(run, backend.outline(layout.network).forward(run, p, rows[0])[0], *rows)
 
-    return list(backend.map_blocks(block, backend.blocks(arrays[0].shape[0], 2.0 * layout.size)))  # type: ignore[union-attr]
+    return list(backend.map_blocks(block, backend.blocks(row_count(arrays[0]), 2.0 * layout.size)))
 
 
 def outputs(
     layout: Layout, views: Views, precision: str = "float32"
-) -> Callable[[Backend, Array, Array, Array], tuple[Array, Array]]:
+) -> Callable[[Backend, Array, Array, Input], tuple[Array, Array]]:
     """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x and that.
 
     The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
     """
 
-    def of_block(run: Run, output: Array, x: Array) -> tuple[Array, Array]:
-        return output, run.xp.sum(x) + run.xp.sum(output)
+    takes = layout.network.takes
+    # which arrays of x are of whole numbers, none of which is not finite
+    codes = [kind is not None for _, kind in takes] if isinstance(takes, tuple) else [takes is not None]
 
-    def function(backend: Backend, theta: Array, buffers: Array, x: Array) -> tuple[Array, Array]:
+    def of_block(run: Run, output: Array, x: Input) -> tuple[Array, Array]:
+        if takes is None:
+            return output, run.xp.sum(x) + run.xp.sum(output)
+        total = run.xp.sum(output)
+        for array, is_codes in zip(x if isinstance(x, tuple) else (x,), codes, strict=True):
+            total = total if is_codes else run.xp.sum(array) + total
+        return output, total
+
+    def function(backend: Backend, theta: Array, buffers: Array, x: Input) -> tuple[Array, Array]:
         found = _of_blocks(of_block, backend, layout, precision, views(backend, theta, buffers), x)
         results, totals = zip(*found, strict=True)
         return results[0] if len(results) == 1 else backend.xp.concat(results), backend.total(totals, backend.add_to)
@@ -177,9 +186,9 @@ def scores(
         return tuple([metric.statistics(run, loss, output, y, each) for metric in metrics])
 
     def function(
-        backend: Backend, theta: Array, buffers: Array, x: Array, y: Array, weight: Array | None, total: Any
+        backend: Backend, theta: Array, buffers: Array, x: Input, y: Array, weight: Array | None, total: Any
     ) -> tuple[Array, Array | None, Array | None, tuple[Statistics, ...]]:
-        def of_block(run: Run, output: Array, x: Array, y: Array, weight: Array | None) -> tuple[Any, ...]:
+        def of_block(run: Run, output: Array, x: Input, y: Array, weight: Array | None) -> tuple[Any, ...]:
             value, right = loss(run, output, y, weight, total)[0], loss.correct(run, output, y)
             found = statistics(run, output, y, weight)
             if right is None:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, common_backend, definitions, variant
+from bpnet.backends import Array, Backend, backend_of, common_backend, definitions, variant
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.checks import check_target, check_x
-from bpnet.errors import ArgumentError, GradientError
-from bpnet.layer import Layer, Run, check_layer, leaves
-from bpnet.layout import Layout, layout_of
+from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError, plural
+from bpnet.layer import Input, InShape, Layer, Run, check_layer, each_array, leaves, row_count
+from bpnet.layout import Layout, arranged, layout_of
 from bpnet.losses import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve
 from bpnet.slopes import STEPS
-from bpnet.typing import AnyArray, LossName
+from bpnet.typing import AnyArray, AnyInput, LossName
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class GradientReport:
 @ends_sessions
 def check_gradients(
     subject: Layer,
-    x: AnyArray,
+    x: AnyInput,
     y: AnyArray | None = None,
     *,
     loss: LossName | Loss | None = None,
@@ -106,6 +106,7 @@ def check_gradients(
     each kernel by itself and by its name, and held against them.
 
     Without a loss the quantity is sum(r * forward(x)) with random r; with `loss` and `y` it is that loss of the output.
+    x is a dict or a tuple of arrays where the layer takes several; there are no derivatives by whole numbers.
     Derivatives with respect to x and to every parameter are compared along `directions` random directions each,
     (s(v + h d) - s(v - h d)) / 2h against dL/dv . d; where one disagrees, its single entries are compared too, and the
     worst are listed.  Parameters are moved off their start values, so that zeros there hide nothing.
@@ -122,13 +123,21 @@ def check_gradients(
     tolerance = number("tolerance", tolerance, 0.0, math.inf, closed="neither")
     if (y is None) != (loss is None):
         raise ArgumentError("y and loss belong together: pass both, or neither")
-    if y is not None:
-        common_backend({"x": x, "y": y})
-    own_backend, x = check_x(x)
-    backend = definitions(own_backend)
+    inputs = [(what, array, codes) for _, what, array, codes in arranged(subject.takes, x, "x")]
+    common_backend({what: array for what, array, _ in inputs}, {"y": y})
+    own_backend = backend_of(inputs[0][1])
+    inputs = [(what, check_x(array, what, codes)[1], codes) for what, array, codes in inputs]
+    backend, several, rows = definitions(own_backend), isinstance(subject.takes, tuple), inputs[0][1].shape[0]
+    for what, array, _ in inputs:
+        if array.shape[0] != rows:
+            raise ShapeError(f"{inputs[0][0]} has {plural(rows, 'row')}, but {what} {array.shape[0]}")
     host = numpy.random.default_rng(seed)
     compare = partial(_compare, host=host, directions=directions, tolerance=tolerance)
-    shape, in_shape, device, who = tuple(x.shape), tuple(x.shape[1:]), backend.device(x), str(subject)
+    shapes = [tuple(array.shape[1:]) for _, array, _ in inputs]
+    names = [name for name, _ in subject.takes] if isinstance(subject.takes, tuple) else []
+    in_shape: InShape = tuple(zip(names, shapes, strict=True)) if several else shapes[0]
+    shape, device, who = tuple(inputs[0][1].shape), backend.device(inputs[0][1]), str(subject)
+    real = {what: tuple(array.shape) for what, array, codes in inputs if codes is None}
 
     def judged(
         subject: str,
@@ -144,7 +153,7 @@ def check_gradients(
 
     judged(who, network_faults(subject, in_shape, "float64"))
     layout = layout_of(subject, in_shape, trains=False)
-    y_shape = (shape[0], *subject.out_shape(in_shape))
+    y_shape = (shape[0], *layout.out_shape)
 
     def own(values: Any) -> Array:
         return backend.from_host(values, backend.xp.float64, device)
@@ -155,16 +164,17 @@ def check_gradients(
     with backend.session(device=device):
         theta, buffers = layout.start(seed)
         theta = theta + 0.1 * host.standard_normal(theta.shape)
-        vectors = {"x": flat(backend.xp.astype(x, backend.xp.float64))}
+        vectors = {what: flat(backend.xp.astype(a, backend.xp.float64)) for what, a, _ in inputs if what in real}
         vectors |= {slot.name: theta[slot.part] for slot in layout.parameters}
         fixed, run = own(buffers), Run(backend, training, (seed, 1, 0))
 
-        def arrays() -> tuple[Any, Array]:
+        def arrays() -> tuple[Any, Input]:
             """Parameters and input as they stand in `vectors`."""
-            return layout.views(backend, own(theta), fixed), own(vectors["x"].reshape(shape))
+            x = tuple(own(vectors[what].reshape(real[what])) if what in real else a for what, a, _ in inputs)
+            return layout.views(backend, own(theta), fixed), x if several else x[0]
 
         p, at = arrays()
-        given = {"x": at, **dict(leaves(p))}
+        given = dict(zip((what for what, *_ in inputs), at if several else (at,), strict=True)) | dict(leaves(p))
         before = {name: flat(a) for name, a in given.items()}
         made: Any = subject.forward(run, p, at)
         judged(who, forward_faults(who, made, shape, y_shape, "float64"))
@@ -173,7 +183,7 @@ def check_gradients(
             r = own(host.standard_normal(y_shape))
         else:
             criterion = resolve(Loss, "loss", loss)
-            target = check_target(backend, criterion, y_shape[1:], shape[0], at.dtype, y)
+            target = check_target(backend, criterion, y_shape[1:], rows, backend.xp.float64, y)
 
         def objective(output: Array, run: Run = run) -> tuple[Array, Array]:
             """The quantity, and its derivative with respect to the output."""
@@ -188,12 +198,17 @@ def check_gradients(
             changed = lambda: float(objective(own(outputs["output"].reshape(y_shape)))[0])  # noqa: E731
             judged(of_loss, checks=compare(changed, outputs, derived))  # a layer is not to blame for a wrong loss
 
+        def of_inputs(dx: Any) -> dict[str, Array]:
+            """dL/dx of each array of real numbers, by its name."""
+            pairs = zip(inputs, dx if several else (dx,), strict=True)
+            return {what: part for (what, *_), part in pairs if what in real}
+
         def gradients(run: Run) -> dict[str, Any]:
             """All that the subject and the loss give, by kernels of the backend of `run`."""
             output, cache = subject.forward(run, p, at)
             value, dy = objective(output, run)
             dx, grads = subject.backward(run, p, cache, dy, True)
-            made = {"output": output, "loss": value, "dy": dy, "dx": dx, **dict(leaves(grads))}
+            made = {"output": output, "loss": value, "dy": dy, **of_inputs(dx), **dict(leaves(grads))}
             return {name: backend.to_host(a) for name, a in made.items()}
 
         def value() -> float:
@@ -202,8 +217,9 @@ def check_gradients(
         given["dy"] = dy = objective(output)[1]
         before["dy"] = flat(dy)
         made = subject.backward(run, p, cache, dy, True)
-        judged(who, backward_faults(who, made, shape, layout, "float64"))
-        derived = {"x": flat(made[0]), **_summed(layout, {name: flat(grad) for name, grad in leaves(made[1])})}
+        judged(who, _backward_faults(who, made, at, layout, "float64"))
+        grads = _summed(layout, {name: flat(grad) for name, grad in leaves(made[1])})
+        derived = {name: flat(dx) for name, dx in of_inputs(made[0]).items()} | grads
         faults = [
             f"the layer modified its input {name}"
             for name, a in given.items()
@@ -293,8 +309,21 @@ def _compare(
     return checks
 
 
+def _backward_faults(who: str, made: Any, x: Input, layout: Layout, dtype: str) -> list[BpnetError]:
+    """What is wrong with a result of backward: of several arrays dL/dx is several, and None for whole numbers."""
+
+    def of(made: Any, x: Array) -> list[BpnetError]:
+        return backward_faults(who, made, tuple(x.shape), layout, dtype, "int" not in str(x.dtype))
+
+    if not isinstance(x, tuple):
+        return of(made, x)
+    both = isinstance(made, tuple | list) and len(made) == 2
+    dx = made[0] if both and isinstance(made[0], tuple | list) and len(made[0]) == len(x) else [None] * len(x)
+    return next(filter(None, (of((part, made[1]) if both else made, a) for part, a in zip(dx, x, strict=True))), [])
+
+
 def _habits(
-    run: Run, subject: Layer, layout: Layout, p: Any, x: Array, dy: Array, derived: Mapping[str, Any]
+    run: Run, subject: Layer, layout: Layout, p: Any, x: Input, dy: Array, derived: Mapping[str, Any]
 ) -> list[str]:
     """What would go wrong elsewhere.
 
@@ -311,14 +340,15 @@ def _habits(
         for slot in layout.parameters
         if slot.name not in again or not close(again[slot.name], derived[slot.name])
     ]
-    if x.shape[0] > 1 and not subject.couples_rows and not subject.stochastic:
-        half = x.shape[0] // 2
-        part, _ = subject.forward(run, p, x[:half, ...])
+    if row_count(x) > 1 and not subject.couples_rows and not subject.stochastic:
+        half = row_count(x) // 2
+        part, _ = subject.forward(run, p, each_array(lambda a: a[:half, ...], x))
         if not close(backend.to_host(part), backend.to_host(output)[:half]):
             faults.append("a row's output depends on other rows: set couples_rows = True")
-    single = backend.xp.astype(x, backend.xp.float32)
-    p = layout.views(backend, *(backend.from_host(v, single.dtype, backend.device(x)) for v in layout.start(0)))
-    who, shape, (output, cache) = str(subject), tuple(x.shape), subject.forward(run, p, single)
-    wrong = forward_faults(who, (output, cache), shape, tuple(output.shape), "float32")
-    wrong += backward_faults(who, subject.backward(run, p, cache, output), shape, layout, "float32")
+    single, place = backend.xp.float32, backend.device(dy)
+    x = each_array(lambda a: a if "int" in str(a.dtype) else backend.xp.astype(a, single), x)
+    p = layout.views(backend, *(backend.from_host(v, single, place) for v in layout.start(0)))
+    who, (output, cache) = str(subject), subject.forward(run, p, x)
+    wrong = forward_faults(who, (output, cache), tuple(output.shape), tuple(output.shape), "float32")
+    wrong += _backward_faults(who, subject.backward(run, p, cache, output), x, layout, "float32")
     return [*faults, *map(str, wrong)]

@@ -7,7 +7,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, check_device
+from bpnet.backends import Array, Backend, check_device
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, redraws
@@ -19,9 +19,8 @@ from bpnet.compatibility import (
     layout_for,
     warn_of_probabilities,
 )
-from bpnet.data.checks import detached
 from bpnet.data.loader import Loader
-from bpnet.data.prepare import Expected, named, prepare, validation_data
+from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
 from bpnet.engine import Engine, kind
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import run_epochs
@@ -36,7 +35,7 @@ from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.state import HasState
 from bpnet.step import Carry, start
-from bpnet.typing import AnyArray, LossName, MetricName, OptimizerName, Precision
+from bpnet.typing import AnyArray, AnyInput, LossName, MetricName, OptimizerName, Precision
 
 
 class Trainer(HasState):
@@ -136,7 +135,7 @@ class Trainer(HasState):
     # ---- state --------------------------------------------------------------------------------------------------
 
     @locked("train")
-    def build(self, x: AnyArray) -> "Trainer":
+    def build(self, x: AnyInput) -> "Trainer":
         """Draw start values for rows like those of `x`, in its library, on its device, of its floating type.
 
         The first `fit` or `step` does so by itself.  Raises ShapeError where a layer or the loss does not fit,
@@ -194,7 +193,7 @@ class Trainer(HasState):
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def step(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
+    def step(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
         `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
@@ -227,8 +226,7 @@ class Trainer(HasState):
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
         """A step on a batch of another kind than the last."""
-        backend = backend_of(x)
-        device = backend.device(detached(backend, x, "x"))
+        backend, device = place_of(self.network, x)
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
@@ -241,12 +239,12 @@ class Trainer(HasState):
     @locked("train")
     def fit(
         self,
-        x: AnyArray,
+        x: AnyInput,
         y: AnyArray,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[AnyArray] | None = None,
+        validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         metrics: Sequence[MetricName | Metric] = (),
@@ -257,7 +255,8 @@ class Trainer(HasState):
 
         Parameters
         ----------
-        x : (rows, ...) float32 or float64; whole numbers become float32
+        x : (rows, ...) float32 or float64; whole numbers become float32, but where the network begins with an
+            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
@@ -297,7 +296,7 @@ class Trainer(HasState):
     @locked("read")
     def evaluate(
         self,
-        x: AnyArray,
+        x: AnyInput,
         y: AnyArray,
         *,
         sample_weight: AnyArray | None = None,
@@ -315,7 +314,7 @@ class Trainer(HasState):
         return engine.evaluate(data, size, check_metrics(metrics, self.loss, engine.layout.out_shape))
 
     @locked("train")
-    def explain(self, x: AnyArray, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
+    def explain(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
         """What a training step on a batch like x, y does: command by command, with sizes, and what isn't compiled.
 
         The text shows itself at a prompt; in a script, print it.  Like the first step, it draws start values where
@@ -324,7 +323,7 @@ class Trainer(HasState):
         data = self._prepare(named(x, y, sample_weight))
         return (self._engine or self._start(data)).explain(data)
 
-    def predict(self, x: AnyArray, *, batch_size: int | None = None, check: bool = True) -> Array:
+    def predict(self, x: AnyInput, *, batch_size: int | None = None, check: bool = True) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
@@ -355,24 +354,24 @@ class Trainer(HasState):
 
     def _predict(self, x: Array, size: int | None, check: bool) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch; the sum of all, where it is wanted."""
-        engine, backend = self._have(), backend_of(x)
-        device = backend.device(detached(backend, x, "x"))
+        engine, (backend, device), codes = self._have(), place_of(self.network, x), self.network.takes is not None
         with backend.session(self.threads, device):
-            data = self._prepare({"x": x}, values=False)
-            if size is None and data.x is x and not data.streams:
+            data = self._prepare({"x": x}, values=codes and check)
+            if size is None and data.x is x and not data.streams and not codes:
                 engine.known_inputs = kind(x), backend, device, engine.cost(data.count)
             results, total = engine.predict(data, size, check)
             return (results[0] if len(results) == 1 else backend.xp.concat(results)), total
 
     def _check_outputs(self, x: Array, result: Array) -> None:
         """Raise where x is not finite, or the outputs for it are not numbers."""
-        xp = (backend := backend_of(x)).xp
-        with backend.session(device=backend.device(x)):
+        backend, device = place_of(self.network, x)
+        xp = backend.xp
+        with backend.session(device=device):
             self._prepare({"x": x})  # which looks at its values
             wrong = xp.any(xp.reshape(xp.isnan(result), (result.shape[0], -1)), axis=1)
             if bool(xp.any(wrong)):
                 first = int(xp.argmax(xp.astype(wrong, xp.int32)))
-                row = self._prepare({"x": x[first : first + 1, ...]}).whole_batch()[0]
+                row = self._prepare({"x": x}, values=False).rows(first, first + 1)
                 raise self._have().not_a_number("what the network gives", row)
 
     def _prepare(self, given: Mapping[str, Any], expected: Expected | None = None, values: bool = True) -> Loader:
@@ -380,4 +379,4 @@ class Trainer(HasState):
         fits: Any = expected or partial(layout_for, self.network, self.loss, self.optimizer, self.micro_batch)
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
-        return prepare(given, self.loss, fits, device=self.device, threads=self.threads, values=values)
+        return prepare(given, self.network, self.loss, fits, device=self.device, threads=self.threads, values=values)

@@ -5,6 +5,7 @@ your own, which may have a name too, is passed as an object.  A name that a prog
 `cast(LossName, name)`; bpnet looks at it in any case.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 
@@ -22,6 +23,9 @@ class AnyArray(Protocol):
     def dtype(self) -> Any: ...
     def __getitem__(self, key: Any, /) -> Any: ...
 
+
+AnyInput = AnyArray | Mapping[str, AnyArray] | tuple[AnyArray, ...]
+"""What a network is given: an array, or for one that takes several a dict or a tuple of them."""
 
 ActivationName = Literal[
     "celu", "elu", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish", "hard_tanh", "identity", "leaky_relu", "linear",

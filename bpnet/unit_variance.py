@@ -10,10 +10,10 @@ from bpnet.layer import KERNELS, Rng, Run
 from bpnet.layers.activation import Activation
 from bpnet.options import number, whole
 from bpnet.trainer import Trainer
-from bpnet.typing import AnyArray
+from bpnet.typing import AnyInput
 
 
-def lsuv(trainer: Trainer, x: AnyArray, *, tolerance: float = 0.1, tries: int = 10) -> Trainer:
+def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 10) -> Trainer:
     """Start every dense layer, wherever it is nested, so that of the rows `x` it gives x W + b of variance 1.
 
     Layer by layer, as the rows come through: W starts orthogonal, drawn from the trainer's seed, and is divided by the

@@ -48,6 +48,8 @@ losses: list[Any] = history["loss"]
 score: float = trainer.evaluate(x, y)["loss"]
 guess = trainer.predict(x).argmax(axis=1)
 trainer.step(x, y)
+trainer.step({"a": x, "b": named}, y)
+trainer.step((x, named), y)
 loaded: bp.Trainer = bp.load("model.safetensors", like=x)
 report: bool = bp.check_gradients(bp.Dense(2, "tanh"), named).ok
 
@@ -68,11 +70,11 @@ bp.Trainer(net, "mse", optimizer="adm")  # Argument "optimizer" to "Trainer" has
 bp.Trainer(net, "mse", precision="tf23")  # Argument "precision" to "Trainer" has incompatible type "Literal['tf23']"
 bp.Trainer(net, bp.Adam())  # Argument 2 to "Trainer" has incompatible type "Adam"
 bp.Trainer(net, "mse", epochs=3)  # Unexpected keyword argument "epochs" for "Trainer"
-trainer.fit("not an array", y)  # Argument 1 to "fit" of "Trainer" has incompatible type "str"; expected "AnyArray"
+trainer.fit("not an array", y)  # Argument 1 to "fit" of "Trainer" has incompatible type "str"; expected "AnyArray |
 trainer.fit(x, 3)  # Argument 2 to "fit" of "Trainer" has incompatible type "int"; expected "AnyArray"
 trainer.fit(x, y, validation=x)  # Argument "validation" to "fit" of "Trainer" has incompatible type "ndarray
 trainer.step([[1.0]], y)  # Argument 1 to "step" of "Trainer" has incompatible type "list[list[float]]"
-trainer.predict(None)  # Argument 1 to "predict" of "Trainer" has incompatible type "None"; expected "AnyArray"
+trainer.predict(None)  # Argument 1 to "predict" of "Trainer" has incompatible type "None"; expected "AnyArray |
 trainer.evaluate(x, y, sample_weight=1.0)  # Argument "sample_weight" to "evaluate" of "Trainer" has incompatible type
 bp.check_gradients(bp.ReLU(), "x")  # Argument 2 to "check_gradients" has incompatible type "str"
 bp.load("model.safetensors", like="cupy")  # Argument "like" to "load" has incompatible type "str"
@@ -87,7 +89,7 @@ x = {library}.ones((8, 3))
 trainer = bp.Trainer(bp.Dense(1, "gelu"), "mse", "sgd")
 trainer.fit(x, x[:, :1], validation=[x, x[:, :1]], sample_weight=x[:, 0])
 trainer.evaluate(trainer.predict(x), x)
-trainer.fit({library}, x)  # Argument 1 to "fit" of "Trainer" has incompatible type Module; expected "AnyArray"
+trainer.fit({library}, x)  # Argument 1 to "fit" of "Trainer" has incompatible type Module; expected "AnyArray |
 """
 LIBRARIES = ("torch", "array_api_strict")
 SETTINGS = """\

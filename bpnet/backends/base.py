@@ -64,6 +64,10 @@ LEVELS = 3
 """Partial sums that are held at a time where they are large."""
 
 
+GROUPED = 2**22
+"""Most elements of the tables to which groups of SUMMED rows are added by their numbers, before the tables are."""
+
+
 def by_halves(parts: Iterable[T], add: Callable[[T, T], T], large: int = 0) -> T:
     """The sum of one part or more, neighbours first, so that no sum is of many: what is rounded grows as log(parts).
 

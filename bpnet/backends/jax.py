@@ -9,7 +9,7 @@ import jax
 import jax.numpy as xp
 import numpy
 
-from bpnet.backends.base import Array, Backend, Key, State
+from bpnet.backends.base import GROUPED, SUMMED, Array, Backend, Key, State
 from bpnet.compiler.random import GOLDEN
 from bpnet.errors import DTypeError
 
@@ -18,10 +18,28 @@ def sum_rows(run: Any, x: Array) -> Array:
     return xp.sum(x, axis=0)
 
 
+def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
+    """XLA's, which adds in the order of the rows on a processor; on other devices it does in whatever order.
+
+    Of a small table there are several, each for a group of rows.
+    """
+    if jax.default_backend() != "cpu":
+        return NotImplemented
+    (count, width) = table.shape
+    groups = max(1, min(-(-index.shape[0] // SUMMED), GROUPED // table.size))
+    group = xp.arange(index.shape[0]) // -(-index.shape[0] // groups)
+    return xp.sum(xp.zeros((groups, count, width), rows.dtype).at[group, index].add(rows), axis=0)
+
+
+def _kind_of(a: Any) -> Any:
+    """All of an argument that decides whether JAX knows it."""
+    return tuple([_kind_of(part) for part in a]) if isinstance(a, tuple) else getattr(a, "aval", type(a))
+
+
 class JaxBackend(Backend):
     name = "jax"
     traces = True
-    kernels: ClassVar = {"sum_rows": sum_rows}
+    kernels: ClassVar = {"sum_rows": sum_rows, "scatter_add": scatter_add}
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
@@ -82,7 +100,7 @@ class JaxBackend(Backend):
         Such a one is given a copy, until one of its kind has come without.
         """
         known = getattr(step, "_cache_size", None)  # None: it was not compiled
-        kind = tuple([None if a is None else getattr(a, "aval", type(a)) for a in args])
+        kind = _kind_of(args)
         if known is None or kind in (seen := self.seen.setdefault(step, set())):
             return super().advance(step, state, args, count)
         size = known()

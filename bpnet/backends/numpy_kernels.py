@@ -80,6 +80,22 @@ def sum_rows(run: Any, x: Array) -> Array:
     return numpy.add.reduce(x, axis=0) if x.shape[0] <= SUMMED else NotImplemented
 
 
+def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
+    """Sorted by their numbers, and SUMMED of a number at a time, until one row of each is left."""
+    order = numpy.argsort(index, kind="stable")
+    index, rows, count = index[order], rows[order], 0
+    while count != index.size:
+        begins = numpy.flatnonzero(numpy.concatenate([[True], index[1:] != index[:-1]]))
+        lengths = numpy.diff(begins, append=index.size)
+        place = numpy.arange(index.size) - numpy.repeat(begins, lengths)  # of a row among those of its number
+        starts, count = numpy.flatnonzero(place % SUMMED == 0), begins.size
+        index, rows = index[starts], numpy.add.reduceat(rows, starts, axis=0)
+    gradient = run.context.grad_buffer(table)
+    gradient[...] = 0.0
+    gradient[index] = rows
+    return gradient
+
+
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
     if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
@@ -248,7 +264,7 @@ def softmax_cross_entropy(run: Any, z: Array, target: Array, weight: Array | Non
 
 
 _KERNELS: tuple[Callable[..., Any], ...] = (
-    matmul, sum_rows, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy, batch_norm_forward,
-    batch_norm_backward,
+    matmul, sum_rows, scatter_add, dense_forward, dense_backward, elementwise_loss, softmax_cross_entropy,
+    batch_norm_forward, batch_norm_backward,
 )  # fmt: skip
 KERNELS = {kernel.__name__: kernel for kernel in _KERNELS}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import array_api_compat.torch as xp
 import torch
 
-from bpnet.backends.base import NARROW, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
+from bpnet.backends.base import GROUPED, NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
 from bpnet.backends.interrupts import Session
 from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
 
@@ -32,6 +32,19 @@ def matmul(run: Any, a: Array, b: Array, transpose_a: bool = False, transpose_b:
 
 def sum_rows(run: Any, x: Array) -> Array:
     return torch.sum(x, dim=0)
+
+
+def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
+    """What PyTorch's own embeddings call, which adds in the same order each time, on a GPU too (`index_add` does not).
+
+    It adds all rows of a number one after the other, so of a small table there are several, each for a group of rows.
+    """
+    (count, width) = table.shape
+    groups = max(1, min(-(-index.shape[0] // SUMMED), GROUPED // table.numel()))
+    if groups > 1:
+        index = torch.arange(index.shape[0], device=index.device) // -(-index.shape[0] // groups) * count + index
+    total = torch.ops.aten.embedding_dense_backward(rows, index, groups * count, -1, False)
+    return total if groups == 1 else torch.sum(total.reshape(groups, count, width), dim=0)
 
 
 def batch_norm_forward(
@@ -62,7 +75,7 @@ class NoGrad(Session):
 class TorchBackend(Backend):
     name = "torch"
     oom_errors: ClassVar = (MemoryError, torch.OutOfMemoryError)
-    kernels: ClassVar = {f.__name__: f for f in (matmul, sum_rows, dense_forward, batch_norm_forward)}
+    kernels: ClassVar = {f.__name__: f for f in (matmul, sum_rows, scatter_add, dense_forward, batch_norm_forward)}
 
     def unfit(self, x: Array) -> str | None:
         if x.is_nested:

@@ -74,12 +74,20 @@ def _sum_rows(run: Any, x: Symbol) -> Symbol:
     return run.xp.sum(x, axis=0)  # type: ignore[no-any-return]
 
 
+def _scatter_add(run: Any, table: Symbol, index: Symbol, rows: Symbol) -> Symbol:
+    """A command of its own."""
+    graph: Graph = run.backend.graph
+    if index.dtype.kind != "i" or index.shape != rows.shape[:1] or rows.ndim != 2 or rows.dtype != graph.real:
+        raise NotTraceableError("scatter_add of other than rows by their whole numbers")
+    return graph.add("scatter_add", (graph.in_order(rows), index), (table.shape[0], rows.shape[1]), graph.real)
+
+
 class TracingBackend(Backend):
     """The seam as a function sees it while it is traced: every definition as it stands, on symbols."""
 
     name = "numpy"
     traces = True
-    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows}
+    kernels: ClassVar = {"matmul": _matmul, "sum_rows": _sum_rows, "scatter_add": _scatter_add}
     precision = "float32"
     """That of the products, as the last context says."""
 
@@ -120,13 +128,13 @@ class TracingBackend(Backend):
         return self.graph.table(values)
 
     def add_to(self, total: Symbol, part: Symbol) -> Symbol:
-        """Part by part, so that a product can be added to those before it, and that all others are one sum."""
+        """Part by part, so that products, and sums of rows, are added to those before, and all others are one sum."""
         if total.op == part.op == "concat" and [p.shape for p in total.args] == [p.shape for p in part.args]:
             return self.graph.concat([self.add_to(t, p) for t, p in zip(total.args, part.args, strict=True)])
         if total.op == part.op == "view" and total.args[1] == part.args[1] == 0:
             return self.graph.reshape(self.add_to(total.args[0], part.args[0]), total.shape)
-        if total.op == part.op == "matmul":
-            return self.graph.add("matmul", (*part.args, total), part.shape, part.dtype)
+        if total.op == part.op and part.op in ("matmul", "scatter_add"):
+            return self.graph.add(part.op, (*part.args, total), part.shape, part.dtype)
         terms = [*self.terms.get(total, (total,)), part]
 
         def own(term: Symbol) -> Symbol:  # a sum of products lies where the first of them did

@@ -18,7 +18,8 @@ from bpnet import Composite, Layer, __version__, backends
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import plural
-from bpnet.layer import Shape
+from bpnet.files.model import plain_shape
+from bpnet.layer import InShape
 from bpnet.layout import Layout
 
 MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
@@ -129,7 +130,7 @@ def show_machine(result: JSON) -> None:
             Console().print(printable(missed), style="red", highlight=False, markup=False)
 
 
-def describe_layers(layout: Layout, layer: Layer, in_shape: Shape, path: str = "") -> Iterator[JSON]:
+def describe_layers(layout: Layout, layer: Layer, in_shape: InShape, path: str = "") -> Iterator[JSON]:
     """Path, layer, output shape and number of parameters of every layer that is not made of others."""
     if not isinstance(layer, Composite):
         size = sum(slot.size for slot in layout.parameters if slot.name.startswith(f"{path}." if path else ""))
@@ -149,7 +150,7 @@ def describe_model(model: Path) -> JSON:
             how_trained(training)
     return {
         "model": str(model),
-        "in_shape": list(layout.in_shape),
+        "in_shape": plain_shape(layout.in_shape),
         "out_shape": list(layout.out_shape),
         "parameters": layout.size,
         "dtype": str(trainer.theta.dtype),

@@ -22,6 +22,7 @@ from bpnet.compiler.commands import (
     Product,
     Reference,
     RowGather,
+    RowScatterAdd,
     StridedCopy,
 )
 from bpnet.compiler.fuse import Fusion, Step, fuse
@@ -120,6 +121,14 @@ def _gather(step: Step, memory: Memory) -> RowGather:
     row_bytes = source.dtype.itemsize * math.prod(source.shape[1:])
     addresses = memory.address(source), memory.address(index), index.dtype.name, memory.address(symbol)
     return RowGather(index.size, source.shape[0], row_bytes, *addresses)
+
+
+def _scatter_add(step: Step, memory: Memory) -> RowScatterAdd:
+    (symbol,) = step.symbols
+    rows, index, *total = symbol.args
+    addresses = memory.address(rows), memory.address(index), index.dtype.name, memory.address(symbol)
+    count, columns = symbol.shape
+    return RowScatterAdd(symbol.dtype.name, rows.shape[0], count, columns, *addresses, bool(total))
 
 
 class _Kernel:
@@ -237,6 +246,7 @@ class _Kernel:
 _COMMANDS: dict[str, Callable[[Step, Memory], Command]] = {
     "matmul": _product,
     "take": _gather,
+    "scatter_add": _scatter_add,
     "called": _call,
     "strided": _strided,
 }

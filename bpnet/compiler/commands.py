@@ -275,6 +275,33 @@ class RowGather:
 
 
 @dataclass(frozen=True)
+class RowScatterAdd:
+    """out[j] <- the sum of source[i] over all i with index[i] = j, for each of `out_rows` rows j; or out[j] plus that.
+
+    Numbers below 0 count from the end, and those of no row are left out.  The rows of a number are added up in their
+    order, at most SUMMED of them one after the other, and then these sums, so it depends on `index` alone how.
+    """
+
+    dtype: str
+    rows: int
+    out_rows: int
+    columns: int
+    source: Address
+    index: Address
+    index_dtype: str
+    out: Address
+    accumulate: bool
+
+    def __str__(self) -> str:
+        text = f"row scatter-add of {self.rows} rows to {self.out_rows}: {self.source} by {self.index}"
+        return f"{text}, {'added to' if self.accumulate else 'to'} {self.out}"
+
+
+SUMMED = 64
+"""Rows that a scatter-add adds up one after the other."""
+
+
+@dataclass(frozen=True)
 class StridedCopy:
     """out <- entries of an array, of `itemsize` bytes, so many `strides` elements apart along each of four axes.
 
@@ -325,7 +352,7 @@ class Together:
         return f"together: {'; and '.join(map(str, self.parts))}"
 
 
-Command = Fused | Together | Product | RowGather | StridedCopy | Call
+Command = Fused | Together | Product | RowGather | RowScatterAdd | StridedCopy | Call
 
 
 @dataclass(frozen=True)
@@ -374,6 +401,10 @@ def reads(command: Command) -> list[Array]:
         return [Array((*command.shape, command.itemsize), "uint8", *command.source, apart)]
     if isinstance(command, Call):
         return [x for x in command.inputs if isinstance(x, Array)]
+    if isinstance(command, RowScatterAdd):
+        index = Array((command.rows,), command.index_dtype, *command.index)
+        total = writes(command) if command.accumulate else []
+        return [Array((command.rows, command.columns), command.dtype, *command.source), index, *total]
     index = Array((command.rows,), command.index_dtype, *command.index)
     return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
 
@@ -391,6 +422,8 @@ def writes(command: Command) -> list[Array]:
         return [out, *([] if command.epilogue is None else writes(command.epilogue))]
     if isinstance(command, Call):
         return [array for _, array in command.outputs]
+    if isinstance(command, RowScatterAdd):
+        return [Array((command.out_rows, command.columns), command.dtype, *command.out)]
     if isinstance(command, StridedCopy):
         return [Array((*command.shape, command.itemsize), "uint8", *command.out)]
     return [Array((command.rows, command.row_bytes), "uint8", *command.out)]

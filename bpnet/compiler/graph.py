@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.compiler.ops import COMPARISON, LOGICAL, LOOKS, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
+from bpnet.compiler.ops import COMPARISON, INTO_MEMORY, LOGICAL, LOOKS, OPERATIONS, POINTWISE, REDUCTIONS, SIGNS
 from bpnet.compiler.symbols import NotTraceableError, Shape, Symbol, axes_of, root_of, strides_of
 
 EXACT = 2**24
@@ -357,7 +357,7 @@ class Graph:
         """x, or a copy where it is not computed into memory of its own, which can be a part of a larger one, or that is
         one of those `taken`."""
         whole, _ = root_of(x)
-        own = whole.op in POINTWISE or whole.op in REDUCTIONS or whole.op in ("matmul", "take", "strided")
+        own = whole.op in POINTWISE | REDUCTIONS | INTO_MEMORY and whole.op != "called"
         return x if own and whole.size == x.size and whole not in taken else self.copy(x, taken)
 
     def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:

@@ -16,6 +16,7 @@ from bpnet.compiler.commands import (
     Number,
     Product,
     RowGather,
+    RowScatterAdd,
     StridedCopy,
     Together,
     item_bytes,
@@ -48,8 +49,8 @@ class _Interpreter:
 
     def command(self, c: Command) -> None:
         methods: dict[type, Any] = {
-            Fused: self.fused, Product: self.product, RowGather: self.gather, StridedCopy: self.strided,
-            Call: self.call, Together: self.together,
+            Fused: self.fused, Product: self.product, RowGather: self.gather, RowScatterAdd: self.scatter_add,
+            StridedCopy: self.strided, Call: self.call, Together: self.together,
         }  # fmt: skip
         methods[type(c)](c)
 
@@ -85,6 +86,13 @@ class _Interpreter:
         index = numpy.where(index < 0, index.astype(numpy.int64) + c.source_rows, index)
         there = (index >= 0) & (index < c.source_rows)
         self.view(writes(c)[0])[...] = numpy.where(there[:, None], source[numpy.where(there, index, 0)], 255)
+
+    def scatter_add(self, c: RowScatterAdd) -> None:
+        (source, index), out = map(self.view, reads(c)[:2]), self.view(writes(c)[0])
+        index = numpy.where(index < 0, index.astype(numpy.int64) + c.out_rows, index)
+        there, total = (index >= 0) & (index < c.out_rows), numpy.zeros((c.out_rows, c.columns), c.dtype)
+        numpy.add.at(total, index[there], source[there])
+        out[...] = out + total if c.accumulate else total
 
     def together(self, c: Together) -> None:
         for part in c.parts:

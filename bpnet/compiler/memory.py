@@ -94,7 +94,7 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
                     raise NotTraceableError("parts that have an address elsewhere are joined")
                 inside[whole] = (symbol, offset)
                 offset += part.size if symbol.op == "concat" else part.shape[-1]
-        elif symbol.op == "matmul" and len(symbol.args) == 3:  # added to where the sum is
+        elif symbol.op in ("matmul", "scatter_add") and len(symbol.args) == 3:  # added to where the sum is
             total = symbol.args[2]
             whole, _ = root_of(total)
             if whole not in computed or fusion.consumers[total] > 1 or whole.op in JOINS:

@@ -80,7 +80,7 @@ _TABLE = [
     *(Operation(name, 0, GENERATOR) for name in ("mask", "uniform", "positions", "table")),
     *(Operation(name, 0, STRUCTURE) for name in ("memory", "number", "concat", "beside", "called")),
     *(Operation(name, 1, STRUCTURE) for name in ("view", "window", "transpose", "strided")),
-    *(Operation(name, 2, STRUCTURE) for name in ("take", "matmul")),
+    *(Operation(name, 2, STRUCTURE) for name in ("take", "scatter_add", "matmul")),
 ]
 OPERATIONS = {operation.name: operation for operation in _TABLE}
 
@@ -101,7 +101,7 @@ RANDOM = frozenset({"mask", "uniform"})
 """What is drawn for each entry: a keep-mask, and a number between 0 and 1 (see `Backend.uniform`)."""
 BY_COLUMN = GENERATORS - RANDOM
 """Those that make a value for each column: its number, or the one that a table of known numbers has there."""
-INTO_MEMORY = frozenset({"matmul", "take", "strided", "called"})
+INTO_MEMORY = frozenset({"matmul", "take", "scatter_add", "strided", "called"})
 """What is a command of its own, with its result in memory."""
 LOOKS = frozenset({"view", "window"})
 """What looks at another array's memory: at entries that follow each other, or at some columns of each of its rows."""

@@ -98,6 +98,13 @@ def verify_graph(graph: Graph) -> None:
         elif op == "take":
             x, index = args
             _check(index.dtype.kind == "i" and symbol.shape == (*index.shape, *x.shape[1:]), "shapes", symbol)
+        elif op == "scatter_add":
+            added, index, *total = args
+            _check(index.dtype.kind == "i" and index.shape == added.shape[:1], "shapes", symbol)
+            _check(
+                symbol.shape[1:] == added.shape[1:] and all(s.shape == symbol.shape for s in total), "shapes", symbol
+            )
+            _check({s.dtype for s in (symbol, added, *total)} == {graph.real}, "types", symbol)
 
 
 def verify_memory(fusion: Fusion, memory: Memory) -> None:

@@ -14,25 +14,39 @@ from bpnet.losses import Heads, Loss
 NUMBERS = "whole numbers, float32 or float64"
 LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
 
+WHOLE = "whole numbers, for which the network has a table: convert them, such as with astype('int32')"
+
 LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
 
-def check_x(x: Array, name: str = "x") -> tuple[Backend, Array]:
-    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32."""
+def check_x(x: Array, name: str = "x", codes: int | None = None) -> tuple[Backend, Array]:
+    """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32.
+
+    With `codes` it is whole numbers up to it instead.
+    """
     backend = backend_of(x, name)
-    x, whole = rows_of(backend, x, name)
+    x, whole = rows_of(backend, x, name, codes)
     with backend.session(device=backend.device(x)):
+        if codes is not None:
+            check_codes(backend, x, codes, name)
+            return backend, backend.xp.astype(x, code_type(backend, x))
         if whole:
             return backend, backend.xp.astype(x, backend.xp.float32)
         check_finite(backend, x, name)
     return backend, x
 
 
-def rows_of(backend: Backend, x: Array, name: str) -> tuple[Array, bool]:
-    """`x`, detached, where it is (rows, features) of numbers, and whether they are whole; values aren't looked at."""
-    x, whole = numeric(backend, x, name, "float32 or float64, or whole numbers, made float32")
-    if x.ndim < 2:
+def rows_of(backend: Backend, x: Array, name: str, codes: int | None = None) -> tuple[Array, bool]:
+    """`x`, detached, where it is (rows, features) of numbers, and whether they are whole; values aren't looked at.
+
+    With `codes` they must be whole, and a vector is rows of one each.
+    """
+    expected = "float32 or float64, or whole numbers, made float32" if codes is None else WHOLE
+    x, whole = numeric(backend, x, name, expected)
+    if codes is not None and not whole:
+        raise DTypeError(f"{name} holds {x.dtype} values; expected {WHOLE}")
+    if x.ndim < (2 if codes is None else 1):
         hint = f": {name}[None] makes it one row, {name}[:, None] one feature a row" if x.ndim else ""
         raise ShapeError(f"{name} has {'one axis' if x.ndim else 'no axis'}; expected (rows, features){hint}")
     if x.shape[0] == 0:
@@ -40,6 +54,30 @@ def rows_of(backend: Backend, x: Array, name: str) -> tuple[Array, bool]:
     if 0 in x.shape:
         raise ShapeError(f"{name} has the shape {tuple(x.shape)}; expected at least one feature")
     return x, whole
+
+
+def code_type(backend: Backend, x: Array) -> Any:
+    """The type in which layers are given whole numbers like those of `x`: int32 or int64, which it may be already."""
+    xp = backend.xp
+    if x.dtype in (xp.int32, xp.int64):
+        return x.dtype
+    return xp.int64 if x.dtype != xp.bool and int(xp.iinfo(x.dtype).bits) == 64 else xp.int32
+
+
+def check_codes(backend: Backend, x: Array, codes: int, name: str) -> None:
+    """Raise DataError where a whole number in `x` is none of 0 ... codes - 1; x may be of any type of them."""
+    xp = backend.xp
+    if x.dtype == xp.bool:
+        x = xp.astype(x, xp.int32)
+    low, high = int(xp.min(x)), int(xp.max(x))
+    if low < 0 or high >= codes:
+        wrong = low if low < 0 else high
+        rows = xp.reshape(x, (x.shape[0], -1)) == wrong
+        first = int(xp.argmax(xp.astype(xp.any(rows, axis=1), xp.int32)))
+        raise DataError(
+            f"{name} has {wrong} in row {first}, but the network has entries for 0 ... {codes - 1} "
+            "(numpy.unique(values, return_inverse=True) numbers them)"
+        )
 
 
 def numeric(backend: Backend, a: Array, name: str, expected: str) -> tuple[Array, bool]:

@@ -4,6 +4,7 @@ Data that take a good part of a device's free memory stream through it batch by 
 are put there once.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -14,10 +15,11 @@ from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import NoWarnings
 from bpnet.data.memory import bytes_per_row
 from bpnet.errors import OutOfMemoryError, plural
+from bpnet.layer import Input, each_array, row_count
 from bpnet.layout import Layout
 from bpnet.options import whole
 
-Batch = tuple[Array, Array | None, Array | None, Array | None]
+Batch = tuple[Input, Array | None, Array | None, Array | None]
 """x, y, weight, and the rows to take of them (None: all)."""
 
 CACHED_SHARE = 0.5
@@ -45,16 +47,16 @@ def row_order(seed: int, epoch: int, count: int, shuffle: bool) -> Any:
 
 
 def take_rows(
-    backend: Backend, arrays: tuple[Array | None, ...], part: Rows, rows: Array | None
-) -> tuple[Array | None, ...]:
-    """Rows part[0] ... part[1] - 1 of each array, or of the selection `rows` of it."""
+    backend: Backend, arrays: tuple[Input | None, ...], part: Rows, rows: Array | None
+) -> tuple[Input | None, ...]:
+    """Rows part[0] ... part[1] - 1 of each array, or of the selection `rows` of it; the first are a network's input."""
     start, stop = part
     if rows is None:
-        if start == 0 and stop == arrays[0].shape[0]:  # type: ignore[union-attr]
+        if start == 0 and stop == row_count(arrays[0]):
             return arrays
-        return tuple([None if a is None else a[start:stop, ...] for a in arrays])
-    some = rows[start:stop]
-    return tuple(None if a is None else backend.xp.take(a, some, axis=0) for a in arrays)
+        return tuple([None if a is None else each_array(lambda one: one[start:stop, ...], a) for a in arrays])
+    some, take = rows[start:stop], backend.xp.take
+    return tuple([None if a is None else each_array(lambda one: take(one, some, axis=0), a) for a in arrays])
 
 
 class Loader:
@@ -62,10 +64,12 @@ class Loader:
 
     streams = False
 
-    def __init__(self, backend: Backend, layout: Layout, x: Array, y: Array | None, weight: Array | None) -> None:
+    def __init__(
+        self, backend: Backend, layout: Layout, x: Input, y: Array | None, weight: Array | None, like: Array
+    ) -> None:
         self.backend, self.layout, self.x, self.y, self.weight = backend, layout, x, y, weight
-        self.count = int(x.shape[0])
-        self.like = x
+        self.count = int(row_count(x))
+        self.like, self.device = like, backend.device(like)
         """An array of the library, device and type that is computed with."""
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
@@ -76,7 +80,7 @@ class Loader:
                 yield x, y, weight, None
             return
         index = self.backend.xp.int64 if self.count >= 2**31 else self.backend.xp.int32
-        rows = self.backend.from_host(order, index, self.backend.device(self.x))
+        rows = self.backend.from_host(order, index, self.device)
         for start, stop in parts(self.count, size):
             yield self.x, self.y, self.weight, rows[start:stop]
 
@@ -98,6 +102,10 @@ class Loader:
         """All rows as one batch."""
         return self.x, self.y, self.weight, None
 
+    def rows(self, start: int, stop: int) -> Input:
+        """Some rows of x, where they are computed with."""
+        return next(itertools.islice(self.batches(stop - start, range(start, stop)), 1))[0]
+
     def total_weight(self) -> float:
         """The weight of all rows."""
         return float(self.count) if self.weight is None else float(self.backend.xp.sum(self.weight))
@@ -114,7 +122,8 @@ class Loader:
 class StreamingLoader(Loader):
     """NumPy arrays, memory-mapped files among them, of which batches are copied to the device of `like`.
 
-    Whole numbers in x become the type of `like` there, so that they travel as small as they are.
+    Each array of x becomes of the one of `types` there that is its own, so that whole numbers travel as small as they
+    are.
     """
 
     streams = True
@@ -125,13 +134,14 @@ class StreamingLoader(Loader):
         return self.weight.astype("float64")
 
     def __init__(
-        self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, threads: int | None
+        self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, types: Any, threads: int | None
     ) -> None:
-        super().__init__(backend, layout, x, y, weight)
-        self.host, self.like, self.threads = get("numpy"), like, threads
+        super().__init__(backend, layout, x, y, weight, like)
+        self.host, self.types, self.threads = get("numpy"), types, threads
+        self.inputs = x if isinstance(x, tuple) else (x,)
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        arrays = [a for a in (self.x, self.y, self.weight) if a is not None]
+        arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
         cut = parts(self.count, self.largest_batch() if size is None else size)
         specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
         prefetcher: Any = None
@@ -140,14 +150,16 @@ class StreamingLoader(Loader):
                 rows = slice(start, stop) if order is None else order[start:stop]
                 try:
                     if prefetcher is None:
-                        device = self.backend.device(self.like)
-                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), device)
-                    x, *rest = prefetcher.send(stop - start, partial(self._write, arrays, rows))
-                    x = x if x.dtype == self.like.dtype else self.backend.xp.astype(x, self.like.dtype)
+                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)
+                    sent = prefetcher.send(stop - start, partial(self._write, arrays, rows))
+                    x, rest = sent[: len(self.inputs)], list(sent[len(self.inputs) :])
+                    pairs, astype = zip(x, self.types, strict=True), self.backend.xp.astype
+                    x = tuple([a if a.dtype == dtype else astype(a, dtype) for a, dtype in pairs])
                 except self.backend.oom_errors as error:
                     text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
                     raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
-                yield x, *(None if a is None else rest.pop(0) for a in (self.y, self.weight)), None
+                y, weight = (None if a is None else rest.pop(0) for a in (self.y, self.weight))
+                yield (x if isinstance(self.x, tuple) else x[0]), y, weight, None
         finally:
             if prefetcher is not None:
                 prefetcher.close()
@@ -189,28 +201,30 @@ class StreamingLoader(Loader):
 
     def _transfer(self) -> int:
         """Rows of x that are copied to the device at a time."""
-        return max(1, TRANSFER // max(1, int(self.x.nbytes) // self.count))
+        return max(1, TRANSFER // max(1, sum(int(a.nbytes) for a in self.inputs) // self.count))
 
     def cached(self) -> Loader:
         """On the device, where there is memory enough; else as it is."""
-        arrays = (self.x, self.y, self.weight)
-        free, itemsize = self._free(), int(self.like.dtype.itemsize)
-        size = math.prod(self.x.shape) * itemsize + sum(a.nbytes for a in arrays[1:] if a is not None)
-        if free is None or size > CACHED_SHARE * free:
+        others, free = (self.y, self.weight), self._free()
+        sizes = [math.prod(a.shape) * int(t.itemsize) for a, t in zip(self.inputs, self.types, strict=True)]
+        if free is None or sum(sizes) + sum(a.nbytes for a in others if a is not None) > CACHED_SHARE * free:
             return self
-        there = [None if a is None else self._empty(a, self.like.dtype if a is self.x else None) for a in arrays]
+        there = [self._empty(a, dtype) for a, dtype in zip(self.inputs, self.types, strict=True)]
         if there[0] is None:  # arrays of this library can't be written to
-            return Loader(self.backend, self.layout, *self.whole_batch()[:3])
+            return Loader(self.backend, self.layout, *self.whole_batch()[:3], self.like)
+        there += [None if a is None else self._empty(a, None) for a in others]
         size = self._transfer()
-        for (start, stop), batch in zip(parts(self.count, size), self.batches(size), strict=True):
-            for memory, part in zip(there, batch[:3], strict=True):
+        for (start, stop), (x, y, weight, _) in zip(parts(self.count, size), self.batches(size), strict=True):
+            for memory, part in zip(there, (*(x if isinstance(x, tuple) else (x,)), y, weight), strict=True):
                 if memory is not None:
                     self.backend.store(memory[start:stop, ...], part)
-        return Loader(self.backend, self.layout, *there)
+        *inputs, y, weight = there
+        x = tuple(inputs) if isinstance(self.x, tuple) else inputs[0]
+        return Loader(self.backend, self.layout, x, y, weight, self.like)
 
     def _empty(self, a: Any, dtype: Any) -> Array | None:
         """Memory on the device for what is in `a`."""
         xp = self.backend.xp
-        one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.backend.device(self.like))
+        one = self.backend.from_host(0, dtype or getattr(xp, a.dtype.name), self.device)
         vector = self.backend.empty_vector(math.prod(a.shape), one)
         return None if vector is None else xp.reshape(vector, tuple(a.shape))

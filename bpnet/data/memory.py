@@ -4,7 +4,7 @@ import math
 
 from bpnet.backends import Array, Backend
 from bpnet.errors import OutOfMemoryError, plural
-from bpnet.layer import Composite, Layer, Shape
+from bpnet.layer import Composite, InShape, Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout
 
@@ -12,10 +12,10 @@ from bpnet.layout import Layout
 def bytes_per_row(layout: Layout, itemsize: int) -> int:
     """About how much memory a row takes in a training step: its values in all layers, the loss, derivatives in one."""
     values, largest = _values(layout.network, layout.in_shape)
-    return itemsize * (math.prod(layout.in_shape) + values + 6 * math.prod(layout.out_shape) + 2 * largest)
+    return itemsize * (_size(layout.in_shape) + values + 6 * math.prod(layout.out_shape) + 2 * largest)
 
 
-def _values(layer: Layer, in_shape: Shape) -> tuple[int, int]:
+def _values(layer: Layer, in_shape: InShape) -> tuple[int, int]:
     """How many values of a row a layer may save, and the most that enter or leave a layer in it."""
     total = largest = 0
     if isinstance(layer, Composite):
@@ -25,7 +25,13 @@ def _values(layer: Layer, in_shape: Shape) -> tuple[int, int]:
         if isinstance(layer, Sequential):
             return total, largest
     out = math.prod(layer.out_shape(in_shape))
-    return total + 2 * out, max(largest, out, math.prod(in_shape))  # an output, and what it was made from or a mask
+    return total + 2 * out, max(largest, out, _size(in_shape))  # an output, and what it was made from or a mask
+
+
+def _size(in_shape: InShape) -> int:
+    """How many numbers a row has, of all arrays."""
+    several = in_shape and isinstance(in_shape[0], tuple)
+    return sum(math.prod(shape) for _, shape in in_shape) if several else math.prod(in_shape)
 
 
 def out_of_memory(

@@ -4,11 +4,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bpnet.backends import Array, backend_of, common_backend, device_named
-from bpnet.data.checks import check_finite, check_rows, check_target, check_weight, ignored_rows, rows_of
+from bpnet.backends import Array, Backend, backend_of, common_backend, device_named
+from bpnet.data.checks import (
+    check_codes,
+    check_finite,
+    check_rows,
+    check_target,
+    check_weight,
+    code_type,
+    detached,
+    ignored_rows,
+    rows_of,
+)
 from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layout import Layout
+from bpnet.layer import InShape, Layer
+from bpnet.layout import Layout, arranged
 from bpnet.losses import Loss
 
 PARAMETERS = "the trainer's parameters"
@@ -37,10 +48,18 @@ def validation_data(validation: Any) -> dict[str, Any]:
     return {f"validation[{i}]": part for i, part in enumerate(validation) if i < 2 or part is not None}
 
 
+def place_of(network: Layer, x: Any) -> tuple[Backend, Any]:
+    """The backend and the device of x, or of the first of its arrays."""
+    _, what, array, _ = arranged(network.takes, x, "x")[0]
+    backend = backend_of(array, what)
+    return backend, backend.device(detached(backend, array, what))
+
+
 def prepare(
     given: Mapping[str, Any],
+    network: Layer,
     loss: Loss,
-    expected: Expected | Callable[[Array], Layout],
+    expected: Expected | Callable[[InShape, Array], Layout],
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -48,59 +67,97 @@ def prepare(
 ) -> Loader:
     """x, or x, y and the weight, each by the name that errors call it, as batches.
 
-    `expected` is what they must fit, or gives the layout for x where nothing says so yet.  On a `device`, arrays of
-    NumPy are streamed to it.  Values (NaN, infinity, the range of labels) are looked at where `values` says so, for
-    which the host must wait for a device; types and shapes are always.
+    x is an array, or for a network that takes several a dict or a tuple of them; `expected` is what they must fit, or
+    gives the layout for rows of a shape and an array like what is computed, where nothing says so yet.  On a `device`,
+    arrays of NumPy are streamed to it.  Values (NaN, infinity, the range of labels and of whole numbers) are looked at
+    where `values` says so, for which the host must wait for a device; types and shapes are always.
     """
     (x_name, x), *targets = given.items()
-    host = backend_of(x, x_name)
-    x, whole = rows_of(host, x, x_name)
-    common_backend({x_name: x, **dict(targets)})
-    with host.session(threads, host.device(x)):
+    takes = network.takes
+    inputs = [_Input(*one) for one in arranged(takes, x, x_name)]
+    first = inputs[0]
+    host = first.host
+    common_backend({one.what: one.x for one in inputs} | dict(targets))
+    for one in inputs[1:]:
+        if one.x.shape[0] != first.x.shape[0]:
+            have = plural(first.x.shape[0], "row")
+            raise ShapeError(f"{first.what} has {have}, but {one.what} {one.x.shape[0]}: expected as many")
+    with host.session(threads, host.device(first.x)):
         backend, place = (host, None) if device is None else device_named(device)
         streams = backend is not host
         if streams and host.name != "numpy":
             raise ArrayMismatchError(
-                f"{x_name} is an array of {host.name}, but the trainer's device is {device!r}: pass an array of NumPy "
-                f"or {backend.name}"
+                f"{first.what} is an array of {host.name}, but the trainer's device is {device!r}: pass an array of "
+                f"NumPy or {backend.name}"
             )
-        if place is not None and not streams and host.device(x) != place:
+        if place is not None and not streams and host.device(first.x) != place:
             raise ArrayMismatchError(
-                f"{x_name} lies on {host.device(x)}, but the trainer's device is {device!r}: move {x_name} there"
+                f"{first.what} lies on {host.device(first.x)}, but the trainer's device is {device!r}: move it there"
             )
-        if values and not whole:
-            check_finite(host, x, x_name)
-        single = whole or x.dtype == host.xp.float32
+        real = [one for one in inputs if not one.whole]
+        for one in real:
+            if values:
+                check_finite(host, one.x, one.what)
+            if one.x.dtype != real[0].x.dtype:
+                held = f"{real[0].what} holds {real[0].x.dtype} values, but {one.what} {one.x.dtype}"
+                raise DTypeError(f"{held}: convert one of them")
+        for one in inputs:
+            if one.codes is not None and values:
+                check_codes(host, one.x, one.codes, one.what)
+        single = not real or real[0].x.dtype == host.xp.float32
+        shapes = tuple((one.name, tuple(int(n) for n in one.x.shape[1:])) for one in inputs)
         if isinstance(expected, Expected):
             layout, like = expected.layout, expected.like
-            if not streams and (host is not backend_of(like) or host.device(x) != host.device(like)):
+            if not streams and (host is not backend_of(like) or host.device(first.x) != host.device(like)):
                 try:
-                    common_backend({x_name: x, expected.name: like})
+                    common_backend({first.what: first.x, expected.name: like})
                 except ArrayMismatchError as error:
                     if expected.name != PARAMETERS:
                         raise
-                    hint = f"bp.load(path, like={x_name}) brings a saved model there"
+                    hint = f"bp.load(path, like={first.what}) brings a saved model there"
                     raise ArrayMismatchError(f"{error}; {hint}") from None
-            check_rows(x, layout.in_shape, x_name)
-            if not whole and single != (like.dtype == backend.xp.float32):
-                raise DTypeError(f"{x_name} holds {x.dtype} values, but {expected.name} {like.dtype}: convert {x_name}")
-            dtype = like.dtype
+            built = layout.in_shape if isinstance(takes, tuple) else (("", layout.in_shape),)
+            for one, (_, shape) in zip(inputs, built, strict=True):
+                check_rows(one.x, shape, one.what)
+            if real and single != (like.dtype == backend.xp.float32):
+                what, dtype = real[0].what, real[0].x.dtype
+                raise DTypeError(f"{what} holds {dtype} values, but {expected.name} {like.dtype}: convert {what}")
         else:
-            layout, dtype = expected(x), backend.xp.float32 if single else backend.xp.float64
-            like = backend.from_host(0.0, dtype, place) if streams else x
+            dtype = backend.xp.float32 if single else backend.xp.float64
+            own = real and not streams
+            like = real[0].x if own else backend.from_host(0.0, dtype, place if streams else host.device(first.x))
+            layout = expected(shapes if isinstance(takes, tuple) else shapes[0][1], like)
+        types = [like.dtype if one.codes is None else code_type(host, one.x) for one in inputs]
+        dtype = like.dtype
         if streams:  # what is on the host has the host's type of the same name
+            for i, one in enumerate(inputs):
+                if one.codes is not None:
+                    wide = code_type(host, one.x) == host.xp.int64
+                    types[i] = backend.from_host(0, backend.xp.int64 if wide else backend.xp.int32, place).dtype
             dtype = host.xp.finfo(host.xp.float32 if like.dtype == backend.xp.float32 else host.xp.float64).dtype
         else:
-            x = host.xp.astype(x, dtype) if whole else x
-            dtype = x.dtype
+            pairs, astype = zip(inputs, types, strict=True), host.xp.astype
+            arrays = [one.x if one.x.dtype == kind else astype(one.x, kind) for one, kind in pairs]
+        x = tuple(one.x for one in inputs) if streams else tuple(arrays)
+        x = x if isinstance(takes, tuple) else x[0]
         y = weight = None
         if targets:
-            rows, (y_name, y) = x.shape[0], targets[0]
-            y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, x_name, values)
+            y_name, y = targets[0]
+            rows = int(first.x.shape[0])
+            y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, first.what, values)
         if targets[1:]:
             weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values)
         if targets:
             weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:
-            return StreamingLoader(backend, layout, x, y, weight, like, threads)
-        return Loader(host, layout, x, y, weight)
+            return StreamingLoader(backend, layout, x, y, weight, like, types, threads)
+        return Loader(host, layout, x, y, weight, like)
+
+
+class _Input:
+    """An array of x as it was passed: `what` errors call it, whether it holds whole numbers, and of how many codes."""
+
+    def __init__(self, name: str, what: str, x: Any, takes: Any) -> None:
+        self.name, self.what, self.codes = name, what, takes
+        self.host = backend_of(x, what)
+        self.x, self.whole = rows_of(self.host, x, what, takes)

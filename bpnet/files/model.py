@@ -28,6 +28,7 @@ from bpnet.errors import (
     shown,
 )
 from bpnet.files.tensors import read, write
+from bpnet.layer import InShape
 from bpnet.layout import Layout, Slot, layout_of
 from bpnet.losses import Loss
 from bpnet.optimizers import Optimizer
@@ -78,7 +79,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "network": describe(layout.network),
         "loss": describe(checkpoint.loss),
         "optimizer": describe(checkpoint.optimizer),
-        "in_shape": list(layout.in_shape),
+        "in_shape": plain_shape(layout.in_shape),
         **{name: describe(value) for name, value in checkpoint.options.items()},
         "step_count": checkpoint.step_count,
         **({} if checkpoint.lr_scale == 1.0 else {"lr_scale": checkpoint.lr_scale}),
@@ -96,6 +97,12 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
     with write_atomically(path) as file:
         write(file, tensors, {"bpnet": text})
+
+
+def plain_shape(in_shape: InShape) -> Any:
+    """As JSON has it: a list of numbers, or for several arrays a list by the name of each."""
+    several = in_shape and isinstance(in_shape[0], tuple)
+    return {name: list(shape) for name, shape in in_shape} if several else list(in_shape)
 
 
 def _path(path: Any) -> str:
@@ -141,7 +148,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with damaged(path):
         description, tensors = _read(path)
         network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-        layout = layout_of(network, tuple(whole("in_shape", n, 1) for n in description["in_shape"]))
+        layout = layout_of(network, description["in_shape"])
         loss.target_shape(layout.out_shape)
         history, metadata = description["history"], description["metadata"]
         if not isinstance(metadata, dict):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
-from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, check_layer
+from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, Takes, check_layer
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.activity import ActivityPenalty
@@ -154,6 +154,10 @@ class Parallel(Composite):
         if not branches:
             raise OptionError("Parallel() has no branches; expected at least one")
         layers = tuple(named_layer(f"branch {i} of Parallel", layer) for i, layer in enumerate(branches))
+        if len({type(layer.takes) for layer in layers}) > 1:
+            raise OptionError(
+                "some branches of Parallel take whole numbers, others don't: Inputs gives each its own array"
+            )
         self._set(branches=layers, join=choice("join", join, ("concat", "add", "multiply")))
 
     def __repr__(self) -> str:
@@ -162,6 +166,17 @@ class Parallel(Composite):
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), layer) for i, layer in enumerate(self.branches))
+
+    @cached_property
+    def takes(self) -> Takes:
+        """What all branches take: of whole numbers those for which each has an entry."""
+        kinds = [layer.takes for layer in self.branches]
+        codes = [kind for kind in kinds if isinstance(kind, int)]
+        return min(codes) if codes else kinds[0]
+
+    @cached_property
+    def updates_buffers(self) -> bool:
+        return any(layer.updates_buffers for layer in self.branches)
 
     def out_shape(self, in_shape: Shape) -> Shape:
         first, *others = shapes = [tuple(layer.out_shape(in_shape)) for layer in self.branches]

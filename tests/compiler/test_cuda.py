@@ -17,8 +17,8 @@ from support.world import World, raw
 from test_sums import error
 
 import bpnet as bp
-from bpnet.compiler.commands import Address, Fused, FusedKernel, RowGather
-from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.commands import Address, Fused, FusedKernel, RowGather, RowScatterAdd
+from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
 from bpnet.optimizers import clip_by_global_norm
 
@@ -360,6 +360,32 @@ def test_rows_are_gathered(dtype: str, index: str, columns: int, world: World) -
     assert sum(isinstance(c, RowGather) for c in commands) == 1
 
 
+@pytest.mark.parametrize(("columns", "entries"), [(1, 400), (3, 20), (70, 20)])
+@pytest.mark.parametrize("index", ["int32", "int64"])
+@DTYPES
+def test_rows_are_added_up_by_their_numbers(dtype: str, index: str, columns: int, entries: int, world: World) -> None:
+    """In as large a table as need be; negative numbers count from the end, and those of no row are left out."""
+    rows = np.random.default_rng(0).standard_normal((360, columns)).astype(dtype)
+    numbers = np.array([3, 0, 19, 3, -1, -20, entries, -entries - 1, 10**6] * 40, index)
+
+    def function(b: Any, table: Any, numbers: Any, rows: Any) -> Any:
+        run = bp.Run(b, True)
+        total = run.scatter_add(table, numbers, rows)
+        more = b.add_to(run.scatter_add(table, numbers, rows * 2.0), run.scatter_add(table, numbers, rows))
+        return total, total * 2.0, more
+
+    table = np.zeros((entries, columns), dtype)
+    (found, twice, more), commands = ran(world, function, [table, numbers, rows])
+    expected, there = np.zeros((entries, columns)), (numbers >= -entries) & (numbers < entries)
+    np.add.at(expected, numbers[there], rows[there].astype("float64"))
+    near([found, twice, more], [expected, 2.0 * expected, 3.0 * expected], dtype)
+    assert [c.accumulate for c in commands if isinstance(c, RowScatterAdd)] == [False, False, True]
+    again, _ = ran(world, function, [table, numbers, rows])
+    np.testing.assert_array_equal(again[0], found)
+    compiled(scatter.source(dtype, index))
+    compiled(scatter.zero_source(dtype))
+
+
 def test_a_result_may_go_where_an_address_in_memory_says(world: World) -> None:
     """As the loss of a captured step, whose address is another at every launch."""
     from bpnet.backends.cupy import program
@@ -420,6 +446,9 @@ def test_launches_stay_within_what_devices_take(form: str, sums: int, rows: int,
     assert made.scratch <= sums * max(rows * columns // 16, 2**18, 16 * columns) + 2**16 + 2 * rows // SERIAL_ROWS
     assert most_tickets(columns) <= max(2, 1 + columns)
     check_launch(*gather.sizes(rows, columns))
+    at = Address(2, 0)
+    check_launch(*scatter.sizes(RowScatterAdd("float32", rows, 10**6, columns, at, at, "int32", at, False)))
+    check_launch(*scatter.zero_sizes(rows * columns))
 
 
 @pytest.mark.parametrize(("columns", "width"), [(1, 1), (3, 1), (256, 4), (10**9, 4)])

@@ -26,6 +26,7 @@ from bpnet.compiler.commands import (
     Number,
     Product,
     RowGather,
+    RowScatterAdd,
     StridedCopy,
     Together,
     reads,
@@ -33,7 +34,7 @@ from bpnet.compiler.commands import (
     result_layout,
     writes,
 )
-from bpnet.compiler.cuda import emit, gather
+from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import THREADS, blocks_of_part, launch_of, most_tickets, width_of
 from bpnet.compiler.epilogues import epilogue_name, spans_read, spans_written
 from bpnet.errors import DeviceError
@@ -132,6 +133,8 @@ class Program:
             return [_gather(gathers, memories) if gathers else self._together(command, memories)]
         if isinstance(command, RowGather):
             return [_gather([command], memories)]
+        if isinstance(command, RowScatterAdd):
+            return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
         return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
@@ -309,6 +312,17 @@ def _gather(commands: Sequence[RowGather], memories: Memories) -> tuple[Any, ...
         words = max(words, command.row_bytes // widths[-1])
     code = gather.source(commands[0].index_dtype, tuple(widths))
     return function(code, "gather"), *gather.sizes(rows, words), (rows, _pointer(memories, index), *given)
+
+
+def _scatter_add(command: RowScatterAdd, memories: Memories) -> Calls:
+    source, index, out = (_pointer(memories, address) for address in (command.source, command.index, command.out))
+    code, by_rows = scatter.source(command.dtype, command.index_dtype), command.rows < command.out_rows
+    zeros: Calls = []
+    if by_rows and not command.accumulate:
+        count, zero = command.out_rows * command.columns, function(scatter.zero_source(command.dtype), "zero")
+        zeros = [(zero, *scatter.zero_sizes(count), (count, out))]
+    sizes = command.rows, command.out_rows, command.columns, int(by_rows), int(command.accumulate)
+    return [*zeros, (function(code, "scatter_add"), *scatter.sizes(command), (*sizes, source, index, out))]
 
 
 def _strided(command: StridedCopy, memories: Memories) -> tuple[Any, ...]:

@@ -12,12 +12,24 @@ from typing import Any
 
 from llvmlite import ir
 
-from bpnet.compiler.commands import ARENA, Address, Command, Fused, FusedKernel, Number, Product, RowGather, StridedCopy
+from bpnet.compiler.commands import (
+    ARENA,
+    Address,
+    Command,
+    Fused,
+    FusedKernel,
+    Number,
+    Product,
+    RowGather,
+    RowScatterAdd,
+    StridedCopy,
+)
 from bpnet.compiler.epilogues import epilogue_name
 from bpnet.compiler.llvm.builder import SIZES, vector_bytes
 from bpnet.compiler.llvm.fused import STRIP, write_fused
 from bpnet.compiler.llvm.gather import write_gather, write_strided
 from bpnet.compiler.llvm.products import EPILOGUES, Blocking, write_product
+from bpnet.compiler.llvm.scatter import write_chains, write_scatter_add
 
 LINE = 64
 """Bytes to whose multiples partial results are aligned."""
@@ -39,6 +51,8 @@ _WRITERS: dict[str, Callable[..., None]] = {
     "product": write_product,
     "gather": write_gather,
     "strided": write_strided,
+    "chains": write_chains,
+    "scatter_add": write_scatter_add,
 }
 
 
@@ -81,6 +95,8 @@ class _Lowering:
     def lowered(self, command: Command) -> list[TiledCommand]:
         if isinstance(command, Fused):
             return self._fused(command)
+        if isinstance(command, RowScatterAdd):
+            return self._scatter_add(command)
         one: dict[type, Any] = {Product: self._product, RowGather: self._gather, StridedCopy: self._strided}
         return [one[type(command)](command)]  # calls are not for the thread pool
 
@@ -124,6 +140,20 @@ class _Lowering:
         step = max(1, min(c.rows, TILE * 4 // max(c.row_bytes, 1)))
         arguments = (c.rows, step, c.row_bytes, c.source_rows, *c.source, *c.index, *c.out)
         return TiledCommand("gather", (c.index_dtype,), arguments, -(-c.rows // step), c)
+
+    def _scatter_add(self, c: RowScatterAdd) -> list[TiledCommand]:
+        """The chains of rows, and their sums, each number's by one thread."""
+        firsts = Address(ARENA, self.end)
+        following = Address(ARENA, _multiple(self.end + c.out_rows * SIZES["int32"], LINE))
+        self.end = _multiple(following.offset + c.rows * SIZES["int32"], LINE)
+        chains = (c.rows, c.out_rows, *c.index, *firsts, *following)
+        each = c.columns * -(-(c.rows + c.out_rows) // c.out_rows)  # elements that are read and written for a number
+        step = max(1, min(c.out_rows, TILE // max(each, 1)))
+        sums = (c.out_rows, step, c.columns, *c.source, *firsts, *following, *c.out, int(c.accumulate))
+        return [
+            TiledCommand("chains", (c.index_dtype,), chains, 1, f"which rows have a number, for the {c}"),
+            TiledCommand("scatter_add", (c.dtype,), sums, -(-c.out_rows // step), c),
+        ]
 
     def _strided(self, c: StridedCopy) -> TiledCommand:
         rows = math.prod(c.shape[:-1])
