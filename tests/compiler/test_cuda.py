@@ -163,6 +163,26 @@ def test_every_variant_was_among_them(world: World) -> None:
     assert {width for code in world.codes for width in re.findall(r"load<(\d)>", code)} == {"1", "4"}
 
 
+def test_kernels_are_given_memory_that_nobody_else_has(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept to be launched again is told by the address of one workspace, which both kernels use here."""
+    step, (*arrays, number) = world.seam.compile(row_and_column_sums), operands((3, 2000), "float32")
+    there = [*map(world.array, arrays), number]
+    given = []
+
+    def checked(calls: Any) -> None:
+        (traced,) = step.programs.values()
+        freed = {workspace.data.ptr for workspace in traced.program.workspaces}
+        held = [(m.ptr, m.ptr + m.size) for m in world.memory if m.ptr not in freed]
+        held += [(first, first + needed) for (first, *_), needed, _ in traced.program.prepared]
+        for *_, arguments in calls:
+            given.extend(a for a in arguments if isinstance(a, int) and a > 2**20)
+            assert not [a for a in given if not any(start <= a < stop for start, stop in held)]
+
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.uninterrupted", checked)
+    step(*there)
+    assert len(given) > 20
+
+
 def standardized_columns(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
     """Sums of columns, then of what these make of the columns, and entries that need both."""
     xp = b.xp

@@ -223,7 +223,8 @@ class Traced:
             values = self.values(leaves)
             numbers = cupy.asarray(numpy.array(values)) if values else self.program.tickets  # which nobody reads
             self.program.follow(cupy.cuda.get_current_stream().ptr, threading.get_ident())
-            for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
+            arena = self.program.new_arena()  # not free until all is launched
+            for calls in self.program.calls(numbers.data, arena, [*arrays, *results]):
                 uninterrupted(calls)
             self.program.workspaces.clear()  # whose memory is used again once all is done
         given = [*(leaves[i] for i in self.arrays), *results]
