@@ -17,9 +17,10 @@ from support.world import World, raw
 from test_sums import error
 
 import bpnet as bp
-from bpnet.compiler.commands import Address, Fused, FusedKernel, RowGather
+from bpnet.compiler.commands import Address, Fused, FusedKernel, Mask, RowGather, Together
 from bpnet.compiler.cuda import emit, gather
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
+from bpnet.compiler.together import side_by_side
 from bpnet.optimizers import clip_by_global_norm
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -474,6 +475,29 @@ def test_sixteen_bytes_are_read_and_written_at_a_time(architecture: str, tmp_pat
     found = machine_code("".join(codes), architecture, tmp_path)
     for name, instructions in expected.items():
         assert [i for i in found[name] if re.match(r"(LD|ST)G\.E\.128", i)] == instructions
+
+
+@pytest.mark.parametrize(("operands", "launches"), [(3, 1), (80, 2)])
+@DTYPES
+def test_launches_are_given_no_more_than_devices_take(operands: int, launches: int, dtype: str) -> None:
+    """4 KB, of all kernels that are one launch."""
+    given, sums = (("full", dtype),) * operands, [("copy", "full", 0, ("operand", 0))]
+    sums += [("add", "full", 0, ("value", i - 1), ("operand", i)) for i in range(1, operands)]
+    sums += [("mask", "full", 0, 3), ("multiply", "full", 0, ("value", operands), ("constant", 0))]
+    kernel = FusedKernel(dtype, given, 0, 1, tuple(sums), (("store", ("value", operands + 1), 0, "full"),))
+    mask = Mask(2**31, (1, 2, 3))
+    commands = [
+        Fused(kernel, 1, 40, (Address(2, 0),) * operands, (), (0.1,), (mask,), (Address(3 + i, 0),)) for i in range(8)
+    ]
+    made = side_by_side(commands)
+    assert len(made) == launches
+    for command in made:
+        assert isinstance(command, Together)
+        variant = emit.Variant(1, keys=((False,) * 3,))
+        text = emit.source_together((kernel,) * len(command.parts), (variant,) * len(command.parts))
+        parameters = re.search(r" fused\((.*?)\) {", text, re.DOTALL)
+        assert parameters is not None
+        assert 8 * len(parameters[1].split(",")) <= 4096
 
 
 def test_equal_kernels_share_their_text_whatever_their_sizes() -> None:
