@@ -209,6 +209,9 @@ def test_a_data_set_is_read_where_it_lies_and_may_move(
     assert copies[5][0] == 3
     assert graphs(captured) <= 4
     equal(world, captured, plain)
+    (program,) = captured._engine.step.programs.values()
+    copied = [(i, a.data.ptr) for graph in program.graphs.values() for i, a in graph.static_inputs.items()]
+    assert len(copied) > len(set(copied)) == len({i for i, _ in copied}), "each argument has one place for all graphs"
 
 
 @pytest.mark.usefixtures("large")

@@ -13,6 +13,8 @@ MOST = 8
 """Commands that one launch does."""
 MOST_ENTRIES = 2**22
 """And of vectors entries, beyond which a launch of its own does not count; an estimate, not yet measured."""
+MOST_ARGUMENTS = 512
+"""What one launch is given, of 8 bytes at most: CUDA before 12.1 takes 4 KB (CUDA C++ Programming Guide)."""
 
 
 def side_by_side(commands: Sequence[Command]) -> tuple[Command, ...]:
@@ -52,7 +54,13 @@ def _alike(parts: Sequence[Command], more: Command) -> bool:
     every = [c for c in (*parts, more) if isinstance(c, Fused) and c.rows == 1 and not _reduces(c)]
     if len(every) <= len(parts) or len({c.kernel.dtype for c in every}) > 1:
         return False
-    return sum(c.columns for c in every) <= MOST_ENTRIES
+    return sum(c.columns for c in every) <= MOST_ENTRIES and sum(map(_arguments, every)) <= MOST_ARGUMENTS
+
+
+def _arguments(command: Fused) -> int:
+    """How much it is given: 6 for blocks, sizes, scratch, tickets and numbers; then arrays, numbers, and masks."""
+    arrays, numbers = len(command.operands) + len(command.results), len(command.numbers) + len(command.constants)
+    return 6 + arrays + numbers + sum(2 + len(mask.key) for mask in command.masks)
 
 
 def _reduces(command: Fused) -> bool:

@@ -17,9 +17,10 @@ from support.world import World, raw
 from test_sums import error
 
 import bpnet as bp
-from bpnet.compiler.commands import Address, Fused, FusedKernel, RowGather, RowScatterAdd
+from bpnet.compiler.commands import Address, Fused, FusedKernel, Mask, RowGather, RowScatterAdd, Together
 from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
+from bpnet.compiler.together import side_by_side
 from bpnet.optimizers import clip_by_global_norm
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -161,6 +162,26 @@ def test_every_variant_was_among_them(world: World) -> None:
             seen.append({code for code in world.codes if "scratch[(0 * gridDim.x" in code})
     assert any(seen)
     assert {width for code in world.codes for width in re.findall(r"load<(\d)>", code)} == {"1", "4"}
+
+
+def test_kernels_are_given_memory_that_nobody_else_has(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept to be launched again is told by the address of one workspace, which both kernels use here."""
+    step, (*arrays, number) = world.seam.compile(row_and_column_sums), operands((3, 2000), "float32")
+    there = [*map(world.array, arrays), number]
+    given = []
+
+    def checked(calls: Any) -> None:
+        (traced,) = step.programs.values()
+        freed = {workspace.data.ptr for workspace in traced.program.workspaces}
+        held = [(m.ptr, m.ptr + m.size) for m in world.memory if m.ptr not in freed]
+        held += [(first, first + needed) for (first, *_), needed, _ in traced.program.prepared]
+        for *_, arguments in calls:
+            given.extend(a for a in arguments if isinstance(a, int) and a > 2**20)
+            assert not [a for a in given if not any(start <= a < stop for start, stop in held)]
+
+    monkeypatch.setattr("bpnet.backends.cupy.compiled.uninterrupted", checked)
+    step(*there)
+    assert len(given) > 20
 
 
 def standardized_columns(b: Any, x: Any, c: Any, r: Any, s: Any, v: Any) -> Any:
@@ -483,6 +504,29 @@ def test_sixteen_bytes_are_read_and_written_at_a_time(architecture: str, tmp_pat
     found = machine_code("".join(codes), architecture, tmp_path)
     for name, instructions in expected.items():
         assert [i for i in found[name] if re.match(r"(LD|ST)G\.E\.128", i)] == instructions
+
+
+@pytest.mark.parametrize(("operands", "launches"), [(3, 1), (80, 2)])
+@DTYPES
+def test_launches_are_given_no_more_than_devices_take(operands: int, launches: int, dtype: str) -> None:
+    """4 KB, of all kernels that are one launch."""
+    given, sums = (("full", dtype),) * operands, [("copy", "full", 0, ("operand", 0))]
+    sums += [("add", "full", 0, ("value", i - 1), ("operand", i)) for i in range(1, operands)]
+    sums += [("mask", "full", 0, 3), ("multiply", "full", 0, ("value", operands), ("constant", 0))]
+    kernel = FusedKernel(dtype, given, 0, 1, tuple(sums), (("store", ("value", operands + 1), 0, "full"),))
+    mask = Mask(2**31, (1, 2, 3))
+    commands = [
+        Fused(kernel, 1, 40, (Address(2, 0),) * operands, (), (0.1,), (mask,), (Address(3 + i, 0),)) for i in range(8)
+    ]
+    made = side_by_side(commands)
+    assert len(made) == launches
+    for command in made:
+        assert isinstance(command, Together)
+        variant = emit.Variant(1, keys=((False,) * 3,))
+        text = emit.source_together((kernel,) * len(command.parts), (variant,) * len(command.parts))
+        parameters = re.search(r" fused\((.*?)\) {", text, re.DOTALL)
+        assert parameters is not None
+        assert 8 * len(parameters[1].split(",")) <= 4096
 
 
 def test_equal_kernels_share_their_text_whatever_their_sizes() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,11 @@ def stacked(xp: Any, x: Any) -> Any:
     return xp.where(x != 0.0, x, 1.0) + xp.matmul(x, square) / (x.size * x.shape[0])
 
 
+def turned(xp: Any, row: Any, rows: int) -> Any:
+    """A row as a column, where there are as many rows."""
+    return xp.reshape(row, (rows, 1)) if row.shape == (rows,) else row
+
+
 BINARY: dict[str, Callable[..., Any]] = {
     "sum": lambda xp, x, y: x + y,
     "difference": lambda xp, x, y: x - y,
@@ -101,6 +107,7 @@ BINARY: dict[str, Callable[..., Any]] = {
     "column of": lambda xp, x, y: x + xp.sum(y, axis=1, keepdims=True) / y.size,
     "row of": lambda xp, x, y: x * xp.sum(y, axis=0) / y.size,
     "beside": lambda xp, x, y: xp.concat([x, y, x], axis=-1)[:, x.shape[1] - 1 : -1 - x.shape[1]] * x,
+    "turned row of": lambda xp, x, y: x * turned(xp, xp.sum(y, axis=0), x.shape[0]) / y.size,
     "mixed": lambda xp, x, y: xp.matmul(xp.matmul(x, xp.permute_dims(y, (1, 0))) / x.size, y),
 }
 
@@ -153,7 +160,7 @@ def close(found: Any, expected: Any, dtype: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=largest * (3e-4 if dtype == "float32" else 1e-11))
 
 
-SHAPES = st.tuples(st.sampled_from([1, 2, 5, 70]), st.sampled_from([1, 3, 17, 40]))
+SHAPES = st.sampled_from([*product([1, 2, 5, 70], [1, 3, 17, 40]), (5, 5), (17, 17)])
 
 
 def arrays(shape: tuple[int, int], dtype: str, seed: int) -> list[Any]:
@@ -165,10 +172,16 @@ READ_AGAIN = Program(
     (("tanh", 0, 0), ("centred columns", 0, 0), ("centred columns", 1, 0), ("quotient", 3, 2), ("row of", 4, 0)), 1
 )
 """Of which a kernel stores entries that it reads again in its next phase, and nobody else does."""
+TURNED = Program((("product", 0, 1), ("turned row of", 0, 2)), 0)
+"""Of as many rows as columns, where a sum of the columns is read by rows."""
+OVER_TURNED = Program((("turned row of", 0, 1), ("row of", 0, 2), ("row of", 0, 3)), 0)
+"""And where another sum of the columns is stored in its place."""
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @example(READ_AGAIN, (2, 3), 0, "float32")
+@example(TURNED, (5, 5), 0, "float32")
+@example(OVER_TURNED, (5, 5), 0, "float32")
 @given(programs(), SHAPES, st.integers(0, 5), st.sampled_from(["float32", "float64"]))
 def test_the_interpreter_gives_what_eager_numpy_gives(program: Program, shape: Any, seed: int, dtype: str) -> None:
     """Also where the commands write over the carry, which is donated, and where kernels are joined for a GPU."""

@@ -11,20 +11,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_cuda import kernel_of
+from test_cuda import KERNEL, kernel_of
 
-from bpnet.compiler.commands import Fused
+from bpnet.compiler.commands import Expression, Fused, FusedKernel, KernelResult
 from bpnet.compiler.cuda import emit, launch
 
 SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def in_phases(expressions: list[Expression], results: list[KernelResult]) -> FusedKernel:
+    """A kernel that knows two column-wise sums, values 2 and 3, before it does what follows."""
+    sums = [("column_sum", "per_column", 0, ("value", i)) for i in range(2)]
+    operations = (*KERNEL.expressions, *sums, *expressions)
+    return FusedKernel("float32", KERNEL.operands, 0, 0, operations, tuple(results))
+
+
+AGAIN = in_phases(
+    [
+        ("subtract", "full", 1, ("value", 1), ("value", 2)),
+        ("column_sum", "per_column", 1, ("value", 4)),
+        ("multiply", "full", 2, ("value", 4), ("value", 5)),
+    ],
+    [("store", ("value", 6), 2, "full"), ("store", ("value", 3), 1, "per_column")],
+)
+LAST_BLOCK = in_phases(
+    [("divide", "per_column", 1, ("value", 3), ("value", 2))],
+    [("store", ("value", 1), 0, "full"), ("store", ("value", 4), 1, "per_column")],
+)
 CASES = {
-    "map": ("map", 0, 5, 40, 4),
-    "columns": ("columns", 2, 150, 24, 4),
-    "rows": ("rows", 0, 11, 36, 1),
-    "rows, columns": ("rows", 2, 11, 36, 4),
-    "long rows, columns": ("rows", 1, 5, 80, 4),
+    "map": (kernel_of("map", 0), 5, 40, 4),
+    "columns": (kernel_of("columns", 2), 150, 24, 4),
+    "columns, again": (AGAIN, 150, 24, 4),
+    "columns, the last block goes on": (LAST_BLOCK, 150, 24, 4),
+    "rows": (kernel_of("rows", 0), 11, 36, 1),
+    "rows, columns": (kernel_of("rows", 2), 11, 36, 4),
+    "long rows, columns": (kernel_of("rows", 1), 5, 80, 4),
 }
-"""The form of a kernel, its column-wise sums, rows, columns, and elements that a thread takes at a time."""
+"""A kernel, rows, columns, and elements that a thread takes at a time."""
 SMALL = {"THREADS": 16, "COLUMN_THREADS": 4, "MAX_SUMMING": 4}
 """Of a block, and blocks of a launch."""
 PLANTED = [
@@ -32,6 +55,9 @@ PLANTED = [
     *(("columns", "over_block", "__syncthreads();", i) for i in range(2)),
     *(("columns", "is_last", "__syncthreads();", i) for i in range(2)),
     *(("columns", "is_last", "__threadfence();", i) for i in range(2)),
+    *(("columns, again", "down_columns", "__syncthreads();", i) for i in range(3)),
+    *(("columns, the last block goes on", "is_last", "__syncthreads();", i) for i in range(2)),
+    *(("columns, the last block goes on", "is_last", "__threadfence();", i) for i in range(2)),
 ]
 """A case, a function of it, and what is taken away there, the first of its kind, the second ..."""
 
@@ -46,14 +72,14 @@ def without(code: str, function: str, what: str, number: int) -> str:
 
 def namespace(name: str, case: str, change: Callable[[str], str] = lambda code: code) -> str:
     """A kernel and what runs it, as C++."""
-    form, sums, rows, columns, width = CASES[case]
-    kernel = kernel_of(form, sums)
+    kernel, rows, columns, width = CASES[case]
     launched = launch.launch_of(Fused(kernel, rows, columns, (), (), (), (), ()), width)
     variant = emit.Variant(width, spread=launched.partial_rows > 0)
     code = change(emit.source.__wrapped__(kernel, variant)).replace('extern "C"', "")
     code = re.sub(r"__shared__ (\w+) (\w+)(.*?);", r"auto& \2 = shared<\1\3, __LINE__>();", code)
     (grid_x, grid_y), (block_x, block_y) = launched.sizes
-    assert (grid_y if form == "columns" else grid_x * grid_y) > 1
+    summed = launch.form_of(kernel) == "columns" and not kernel.goes_down_again  # by blocks one below the other
+    assert (grid_y if summed else grid_x * grid_y) > 1
     arrays = [
         f"alignas(16) T memory{i}[{rows * columns}];\n" for i in range(len(kernel.operands) + len(kernel.results))
     ]

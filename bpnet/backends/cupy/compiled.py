@@ -45,7 +45,8 @@ MAX_PROGRAMS = 8
 MAX_GRAPHS, MAX_CAPTURES, RECENT = 4, 16, 8
 """Graphs of a program that are kept, captures of it at most, and how many calls without a graph are remembered."""
 SMALL = 2**25
-"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time.
+"""Bytes of arguments up to which they are copied to where a graph reads them, if they come from elsewhere each time;
+the graphs of a program share that memory.
 
 A device copies so many in some tens of microseconds, less than the host takes to launch a step command by command.
 """
@@ -203,7 +204,7 @@ class Traced:
                 self.recent.extend((keys[0], keys[2]))
                 return None
             key = keys[0] if more and keys[0] in self.recent else keys[1] if more else keys[2]
-            static = {i: cupy.empty(a.shape, a.dtype) for i, a in enumerate(arrays) if key[1 + i] is None}
+            static = {i: self._static_input(i, a) for i, a in enumerate(arrays) if key[1 + i] is None}
             self.captures_left -= 1
             made = step.capture(self, [static.get(i, a) for i, a in enumerate(arrays)], count)
             if made is None:
@@ -213,6 +214,13 @@ class Traced:
                 self.graphs.popitem(last=False)
         self.graphs.move_to_end(key)
         return self.graphs[key]
+
+    def _static_input(self, number: int, like: Array) -> Array:
+        """Memory for that argument, the same in all graphs, which run one after the other."""
+        of_graphs = (graph.static_inputs.get(number) for graph in self.graphs.values())
+        fitting = (a for a in of_graphs if a is not None and (a.shape, a.dtype) == (like.shape, like.dtype))
+        found = next(fitting, None)
+        return cupy.empty(like.shape, like.dtype) if found is None else found
 
     def values(self, leaves: Sequence[Any]) -> list[float]:
         """The numbers that the commands read."""
@@ -227,7 +235,8 @@ class Traced:
             values = self.values(leaves)
             numbers = cupy.asarray(numpy.array(values)) if values else self.program.tickets  # which nobody reads
             self.program.follow(cupy.cuda.get_current_stream().ptr, threading.get_ident())
-            for calls in self.program.calls(numbers.data, self.program.new_arena(), [*arrays, *results]):
+            arena = self.program.new_arena()  # not free until all is launched
+            for calls in self.program.calls(numbers.data, arena, [*arrays, *results]):
                 uninterrupted(calls)
             self.program.workspaces.clear()  # whose memory is used again once all is done
         given = [*(leaves[i] for i in self.arrays), *results]

@@ -158,24 +158,28 @@ class Program:
 
     # ---- fused kernels ------------------------------------------------------------------------------------------
 
-    def _fused(self, command: Fused, memories: Memories, used: int = 0) -> Calls:
-        """What launches a kernel; so many bytes of the workspace are `used` by others."""
-        kernel, real = command.kernel, numpy.dtype(command.kernel.dtype)
-        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
-        launch = launch_of(command, _width(command, arrays))
-        following = used + launch.scratch * real.itemsize
-        self.needed = max(self.needed, following)
-        variant, arguments = self._arguments(
-            command, memories, self._scratch(following) + used, launch.partial_rows > 0
-        )
-        calls: Calls = [(function(emit.source(kernel, variant), "fused"), *launch.sizes, arguments)]
-        if launch.partial_rows:  # of each column-wise sum a matrix is left, whose columns are summed up
-            size = launch.partial_rows * command.columns * real.itemsize
-            sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
-            partial = tuple(Address(len(memories), used + n * size) for n in range(len(sums)))
-            adding, shape = _column_sums(kernel.dtype, len(sums)), (launch.partial_rows, command.columns)
-            again = Fused(adding, *shape, partial, (), (), (), tuple(sums))
-            calls += self._fused(again, [*memories, self._workspace(following)], following)
+    def _fused(self, command: Fused, memories: Memories) -> Calls:
+        """What launches a kernel, and one more where it leaves column-wise sums as matrices.
+
+        Both work in one workspace, taken once its size is known, so that its address tells whether they can be launched
+        again as they are.
+        """
+        real = numpy.dtype(command.kernel.dtype)
+        launch = launch_of(command, _width(command, _pointers(command, memories)))
+        size = launch.scratch * real.itemsize
+        parts = [(command, launch, 0)]
+        if launch.partial_rows:
+            again = _of_partial_rows(command, launch.partial_rows, len(memories))
+            at = [a.offset for a in again.operands]  # the workspace is aligned
+            adding = launch_of(again, _width(again, at + [0] * len(again.results)))
+            parts.append((again, adding, size))
+            size += adding.scratch * real.itemsize
+        self.needed = max(self.needed, size)
+        scratch, calls = self._scratch(size), list[tuple[Any, ...]]()
+        places = [*memories, self._workspace(size)] if size else memories
+        for part, launched, start in parts:
+            variant, arguments = self._arguments(part, places, scratch + start, launched.partial_rows > 0)
+            calls.append((function(emit.source(part.kernel, variant), "fused"), *launched.sizes, arguments))
         return calls
 
     def _together(self, command: Together, memories: Memories) -> tuple[Any, ...]:
@@ -194,7 +198,7 @@ class Program:
         self, command: Fused, memories: Memories, scratch: int = 0, spread: bool = False
     ) -> tuple[emit.Variant, tuple[Any, ...]]:
         """How a kernel is written for arrays where they lie, and what it is given."""
-        arrays = [_pointer(memories, address) for address in (*command.operands, *command.results)]
+        arrays = _pointers(command, memories)
         indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
         keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
@@ -220,7 +224,7 @@ class Program:
         usable = verdicts.usable(f"product {problem.arithmetic} {problem.epilogue}")
         plan = cublaslt.plan(problem, addresses) if usable else None
         if plan is not None:
-            return [(self._multiply, plan, addresses, self._workspace(plan.scratch).ptr, command, memories)]
+            return [(self._multiply, plan, addresses, self._scratch(plan.scratch), command, memories)]
         if epilogue is not None:
             return [*self._products(replace(command, epilogue=None), memories), *self._fused(epilogue, memories)]
         self.by_cupy = True
@@ -292,6 +296,17 @@ def _width(command: Fused, arrays: Sequence[int]) -> int:
     return width if fits and aligned else 1
 
 
+def _of_partial_rows(command: Fused, rows: int, workspace: int) -> Fused:
+    """The kernel that sums the matrices of so many rows that another has left of its column-wise sums.
+
+    They lie one after the other at the start of the memory of that number, `workspace`.
+    """
+    kernel, size = command.kernel, rows * command.columns * numpy.dtype(command.kernel.dtype).itemsize
+    sums = [p for p, (kind, *_) in zip(command.results, kernel.results, strict=True) if kind == "column_sum"]
+    partial = tuple(Address(workspace, n * size) for n in range(len(sums)))
+    return Fused(_column_sums(kernel.dtype, len(sums)), rows, command.columns, partial, (), (), (), tuple(sums))
+
+
 @lru_cache
 def _column_sums(dtype: str, count: int) -> FusedKernel:
     sums = tuple(("column_sum", ("operand", i), 0, "full") for i in range(count))
@@ -300,6 +315,11 @@ def _column_sums(dtype: str, count: int) -> FusedKernel:
 
 def _pointer(memories: Memories, address: Address) -> int:
     return int(memories[address.memory].ptr) + address.offset
+
+
+def _pointers(command: Fused, memories: Memories) -> list[int]:
+    """Where the operands of a kernel lie, and then its results."""
+    return [_pointer(memories, address) for address in (*command.operands, *command.results)]
 
 
 def _gather(commands: Sequence[RowGather], memories: Memories) -> tuple[Any, ...]:
