@@ -100,17 +100,17 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     return found
 
 
-def examples(base: type[S]) -> dict[str, S]:
-    """An example of everything in bpnet's own catalogue that derives from `base`, by its name."""
+def own_catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
+    """The `catalogue` of what bpnet itself has, all of it."""
     package = importlib.import_module("bpnet")
     for name in package.__all__:
         getattr(package, name)  # which imports the module that defines it
-    named = catalogue(base).items()
-    return {
-        name: cast(S, cls(*cls.example, **options))
-        for name, (cls, options) in named
-        if cls.__module__.startswith("bpnet.")
-    }
+    return {name: found for name, found in catalogue(base).items() if found[0].__module__.startswith("bpnet.")}
+
+
+def examples(base: type[S]) -> dict[str, S]:
+    """An example of everything in bpnet's own catalogue that derives from `base`, by its name."""
+    return {name: cast(S, cls(*cls.example, **options)) for name, (cls, options) in own_catalogue(base).items()}
 
 
 def resolve(base: type[S], what: str, value: "str | S") -> S:

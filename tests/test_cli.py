@@ -259,6 +259,20 @@ def test_learning_curves(npz, kind):
     assert picture.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[kind])
 
 
+def test_info_about_the_catalogue():
+    found = ok("info", "--catalogue", "--json").json
+    assert found["activations"]["silu"] == found["activations"]["swish"]
+    assert found["losses"]["mse"]["class"] == "MeanSquaredError"
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = ok("info", "--catalogue").out
+    for entries in found.values():
+        for name, entry in entries.items():
+            assert f"`{name}`" in page
+            assert name in text
+            assert entry["says"]
+    assert "leave one of them out" in refused("info", "model.safetensors", "--catalogue")
+
+
 def test_info_about_the_machine():
     found = ok("info", "--json").json
     assert found["bpnet"] == bp.__version__

@@ -1,6 +1,7 @@
 """bpnet info: what is installed here, or what a model file holds."""
 
 import importlib
+import inspect
 import os
 import platform
 import sys
@@ -14,13 +15,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bpnet import Composite, Layer, __version__, backends
+from bpnet import (
+    Activation,
+    Composite,
+    Layer,
+    Loss,
+    Optimizer,
+    Penalty,
+    Schedule,
+    __version__,
+    backends,
+    initializers,
+    metrics,
+)
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
-from bpnet.errors import plural
+from bpnet.errors import OptionError, plural
 from bpnet.files.model import plain_shape
 from bpnet.layer import InShape
 from bpnet.layout import Layout
+from bpnet.registry import Registered, own_catalogue
 
 MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
     "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
@@ -30,16 +44,54 @@ MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), ""
 
 def info(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")] = None,
+    catalogue: Annotated[
+        bool, typer.Option("--catalogue", help="List layers, losses, optimizers and the like.")
+    ] = False,
     as_json: AsJSON = False,
 ) -> None:
     """What is installed: libraries, devices, versions, BLAS.  With MODEL: its layers and how it was trained."""
-    result = describe_machine() if model is None else describe_model(model)
+    if catalogue:
+        if model is not None:
+            raise OptionError(f"--catalogue lists what bpnet has, not what {model} holds: leave one of them out")
+        result = describe_catalogue()
+    else:
+        result = describe_machine() if model is None else describe_model(model)
     if as_json:
         report(result, as_json)
+    elif catalogue:
+        show_catalogue(result)
     elif model is None:
         show_machine(result)
     else:
         show_model(result)
+
+
+FAMILIES: dict[str, type[Registered]] = {
+    "layers": Layer, "activations": Activation, "initializers": initializers.Initializer, "losses": Loss,
+    "penalties": Penalty, "optimizers": Optimizer, "schedules": Schedule, "metrics": metrics.Metric,
+}  # fmt: skip
+"""What the catalogue lists, and the base of each."""
+
+
+def describe_catalogue() -> JSON:
+    """By family and name: the class, with options as they are by default, and the first line of what it says."""
+    result: JSON = {}
+    for family, base in FAMILIES.items():
+        found = {name: cls for name, (cls, _) in own_catalogue(base).items()}
+        if base is Layer:
+            found = {name: cls for name, cls in found.items() if not issubclass(cls, Activation)}
+        result[family] = {
+            name: {"class": cls.__name__, "says": (inspect.getdoc(cls) or "").partition("\n")[0]}
+            for name, cls in sorted(found.items(), key=lambda item: item[0].lower())
+        }
+    return result
+
+
+def show_catalogue(result: JSON) -> None:
+    """`describe_catalogue` as tables."""
+    for family, entries in result.items():
+        show(f"{family}:")
+        show_grid((f"  {name}", entry["says"]) for name, entry in entries.items())
 
 
 def describe_machine() -> JSON:
