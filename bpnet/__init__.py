@@ -16,7 +16,18 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
-    from bpnet.callbacks import Callback, EarlyStopping, History, Progress, ReduceOnPlateau
+    from bpnet.callbacks import (
+        Callback,
+        CSVLogger,
+        EarlyStopping,
+        History,
+        MLflow,
+        ModelCheckpoint,
+        Norms,
+        Progress,
+        ReduceOnPlateau,
+        TensorBoard,
+    )
     from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
@@ -132,26 +143,27 @@ __all__ = [
     "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
     "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
     "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
-    "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
+    "CSVLogger", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
     "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding",
     "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma", "GaussianNLL",
     "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
     "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
     "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
-    "LogSoftmax", "Loss", "MeanAbsoluteError", "MeanSquaredError", "Mish", "Muon", "NAdam", "OneCycle", "Optimizer",
-    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
-    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
-    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
-    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
-    "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "Trainer", "Triplet", "Tweedie", "WarmUp",
-    "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors", "find_learning_rate",
-    "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses", "testing",
-    "typing", "value_and_grad",
+    "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint", "Muon", "NAdam",
+    "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson",
+    "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau",
+    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared",
+    "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge",
+    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "TensorBoard",
+    "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
+    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
+    "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 _HOMES = {
     "bpnet.backends": "reference",
-    "bpnet.callbacks": "Callback EarlyStopping History Progress ReduceOnPlateau",
+    "bpnet.callbacks": "CSVLogger Callback EarlyStopping History MLflow ModelCheckpoint Norms Progress ReduceOnPlateau "
+    "TensorBoard",
     "bpnet.backpropagation": "row_losses value_and_grad",
     "bpnet.checking": "BackendReport check_backend",
     "bpnet.inspection": "Inspection Summary inspect",

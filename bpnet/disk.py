@@ -13,13 +13,31 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from typing import IO, Any
 
-from bpnet.errors import FolderError, NoSuchPathError, PathError, path_error
+from bpnet.errors import ArgumentError, FolderError, NoSuchPathError, PathError, kind_of, path_error
 
 PART = ".bpnet-"
 """How the names of files begin that are not complete yet."""
 
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
+
+
+def checked_path(path: Any) -> str:
+    """`path` as text; raises ArgumentError unless it can name a file."""
+    with suppress(TypeError, UnicodeEncodeError):
+        name = os.fspath(path)
+        if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
+            return name
+    given = repr(path) if isinstance(path, str) else kind_of(path)
+    raise ArgumentError(f"path is {given}; expected the name of a file")
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder, and those it lies in, unless it is there; "" is the current one.  Raises PathError."""
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError as error:
+        raise path_error(f"the folder {folder} can't be made", error) from error
 
 
 @contextmanager

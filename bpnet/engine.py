@@ -223,10 +223,10 @@ class Engine:
         number: int,
         shuffle: bool,
         singly: bool,
-        after: Callable[[int], None],
+        after: Callable[[int, Array], None],
         before: Snapshot,
     ) -> dict[str, Any]:
-        """A pass over the data, after so many; `after` is called after each step.  Gives the record of the epoch.
+        """A pass over the data, after so many; `after` is told each step and its loss.  Gives the record of the epoch.
 
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
@@ -240,7 +240,7 @@ class Engine:
         with self.session(min(batch_size, data.count), -(-data.count // batch_size)):
             for i, loss in enumerate(self._steps(data, batch_size, order, together)):
                 losses.append(loss)
-                after(i + 1)
+                after(i + 1, loss)
             sizes = data.sizes(batch_size, order)  # while a device computes
             with self.looking():
                 arrays = vectors(self.carry)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bpnet.backends import Array
 from bpnet.callbacks import Callback, end, needs_each_step
 from bpnet.data.loader import Loader
 from bpnet.engine import Engine
@@ -35,7 +36,8 @@ def run_epochs(
     singly, evaluated = any(map(needs_each_step, listeners)), trainer.micro_batch or max(batch_size, LEAST_EVALUATED)
     begun: list[Callback] = []
 
-    def after(step: int) -> None:
+    def after(step: int, loss: Array) -> None:
+        trainer.step_loss = loss
         for callback in listeners:
             callback.on_step_end(trainer, step)
 
@@ -61,4 +63,6 @@ def run_epochs(
     except BaseException as error:
         end(begun, trainer, error)
         raise
+    finally:
+        trainer.step_loss = None
     end(begun, trainer)

@@ -1,8 +1,7 @@
 """Seeing a network: what its layers are and cost, and what goes through them in a step."""
 
-import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
+from bpnet.table import Table
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
 
@@ -31,38 +31,6 @@ ROWS = 2
 """Of how many rows a network is traced, and of twice as many: what is once a batch, not once a row, is in both."""
 WIDEST = 60
 """Characters of a layer in a table."""
-
-
-class Table:
-    """Rows of text under headings: plain at a prompt and in print, HTML in a notebook."""
-
-    headings: tuple[str, ...]
-
-    def cells(self) -> Iterable[Sequence[str]]:
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        rows = [self.headings, *self.cells()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.headings))]
-        lines = []
-        for row in rows:
-            cells = [
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            side = ("left", "left", *["right"] * len(cells))
-            kinds = zip(cells, side, strict=False)
-            parts = (f'<{tag} style="text-align: {of}">{html.escape(cell)}</{tag}>' for cell, of in kinds)
-            return f"<tr>{''.join(parts)}</tr>"
-
-        body = "".join(row(cells, "td") for cells in self.cells())
-        return f"<table><thead>{row(self.headings, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 # ---- watching layers ------------------------------------------------------------------------------------------------
@@ -186,6 +154,23 @@ class Summary(Table):
             counts = [f"{n:,}" if n else "" for n in (one.parameters, one.buffers)]
             costs = ["?" if one.flops is None else f"{one.flops:,}", f"{one.bytes:,}"]
             yield one.path, layer, " x ".join(map(str, one.out_shape)), *counts, trained, *costs
+
+
+@dataclass(frozen=True, repr=False)
+class Outline(Table):
+    """The layers of a network as they stand in it, without shapes, which no data has shown: a notebook's view of it."""
+
+    network: Layer
+    headings = ("", "layer")
+
+    def cells(self) -> Iterable[Sequence[str]]:
+        return self._cells(self.network, "", 0)
+
+    def _cells(self, layer: Layer, path: str, depth: int) -> Iterator[Sequence[str]]:
+        children = getattr(layer, "children", ())
+        yield path, "\N{NO-BREAK SPACE}" * 4 * depth + (type(layer).__name__ if children else repr(layer))
+        for name, child in children:
+            yield from self._cells(child, f"{path}.{name}" if path else name, depth + 1)
 
 
 class _Counting(TracingBackend):

@@ -361,6 +361,11 @@ class Layer(Registered, kind="layer"):
         """A table of the layers in this one, for rows like those of `x`: see `bpnet.Summary`."""
         return importlib.import_module("bpnet.inspection").summarized(self, x)
 
+    def _repr_html_(self) -> str:
+        """A notebook's view: the layers in this one, of which `summary` tells more."""
+        html: str = importlib.import_module("bpnet.inspection").Outline(self)._repr_html_()
+        return html
+
 
 def _of_a_child(name: str) -> Any:
     """Whether a child of a composite says so of itself."""

@@ -74,6 +74,7 @@ class Trainer(HasState):
     classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
     lr_scale : a factor of the learning rate, 1 at the start; assignable
+    step_loss : within `fit`, the loss of the step that callbacks are told of: an array on the device, else None
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
     network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
@@ -109,6 +110,7 @@ class Trainer(HasState):
         self.history, self.stop = History(), False
         self.metadata: Mapping[str, Any] = {}
         self.classes: Sequence[Any] | None = None
+        self.step_loss: Array = None
         self._engine: Engine | None = None
         self._lock = TrainingLock()
 

@@ -74,6 +74,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "errors": 0,
     "typing": 0,
     "options": 1,
+    "table": 1,
     "disk": 1,
     "compiler": 1.5,
     "registry": 2,

@@ -8,12 +8,12 @@ whole file.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
-from bpnet.disk import write_atomically
+from bpnet.disk import checked_path, write_atomically
 from bpnet.errors import (
     ArgumentError,
     BpnetError,
@@ -68,7 +68,7 @@ class Checkpoint:
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, as `Trainer.save` says; the file is complete or not there at all."""
-    path, layout = _path(path), checkpoint.layout
+    path, layout = checked_path(path), checkpoint.layout
     theta, buffers, *state = checkpoint.vectors
     tensors = {f"optimizer.{i}": array for i, array in enumerate(state)}
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
@@ -105,15 +105,6 @@ def plain_shape(in_shape: InShape) -> Any:
     return {name: list(shape) for name, shape in in_shape} if several else list(in_shape)
 
 
-def _path(path: Any) -> str:
-    with suppress(TypeError, UnicodeEncodeError):
-        name = os.fspath(path)
-        if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
-            return name
-    given = repr(path) if isinstance(path, str) else kind_of(path)
-    raise ArgumentError(f"path is {given}; expected the name of a file")
-
-
 def _classes(classes: Any, layout: Layout) -> list[Any] | None:
     """The names of the classes as a list that JSON can hold; raises ArgumentError where they don't fit the outputs."""
     if classes is None:
@@ -144,7 +135,7 @@ def _plain(what: str, value: Any) -> Any:
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint that `write_checkpoint` wrote; raises what `load` says."""
-    path = _path(path)
+    path = checked_path(path)
     with damaged(path):
         description, tensors = _read(path)
         network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))

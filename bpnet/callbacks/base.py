@@ -1,0 +1,74 @@
+"""What is told of a training while it runs: the base of callbacks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bpnet.errors import ArgumentError, UnknownNameError, kind_of
+
+if TYPE_CHECKING:
+    from bpnet.trainer import Trainer
+
+Record = dict[str, Any]
+
+
+class Callback:
+    """Base of the callbacks; override what is wanted.  `trainer.stop = True` ends the training after the epoch.
+
+    A callback may predict, evaluate, save and restore, but not train the trainer that is at it: BusyError.
+
+    On a GPU, several steps may be done by one launch, unless a callback overrides `on_step_end`.  One that can wait
+    says so by `before_next_step = False`: it is then told of the steps one after the other once all of them are done,
+    so count by its argument `step`; `trainer.step_count` and the parameters are those after the last of them.
+    """
+
+    before_next_step: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A method that is never called because its name is misspelt is an error where it is defined."""
+        super().__init_subclass__(**options)
+        known = [name for name in vars(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in known:
+                raise UnknownNameError(f"method of the callback {cls.__name__},", name, known)
+
+    def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
+        """Before the first of `epochs` epochs of `steps` steps each."""
+
+    def on_step_end(self, trainer: "Trainer", step: int) -> None:
+        """After a step, the first of an epoch being 1.  Reading values here, as of parameters, waits for a device."""
+
+    def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
+        """After an epoch, with its record of the history."""
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
+
+
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """The callbacks as a list; raises ArgumentError where they are none."""
+    if not isinstance(callbacks, list | tuple):
+        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of callbacks")
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
+            raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
+    return list(callbacks)
+
+
+def needs_each_step(callback: Callback) -> bool:
+    """Whether it is to be told after every step, before the next."""
+    return callback.before_next_step and getattr(callback.on_step_end, "__func__", None) is not Callback.on_step_end
+
+
+def end(callbacks: Sequence[Callback], trainer: "Trainer", first: BaseException | None = None) -> None:
+    """Tell all of them the end, whatever one raises; raise the first error, to which later ones are notes."""
+    for callback in callbacks:
+        try:
+            callback.on_train_end(trainer)
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"{type(callback).__name__}.on_train_end raised besides: {error!r}")
+    if first is not None:
+        raise first
