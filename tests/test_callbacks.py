@@ -1,6 +1,7 @@
 """History, early stopping, progress and callbacks: who is told what and when, and what an interrupt leaves."""
 
 import io
+import os
 import re
 import sys
 from typing import Any
@@ -413,9 +414,11 @@ def test_a_terminal_gets_a_bar_and_keeps_a_line_an_epoch(monkeypatch: pytest.Mon
     for epoch in (1, 2):
         assert re.fullmatch(LINE.format(epoch), lines[epoch - 1])
     drawn = [part for part in re.split(r"\r\x1b\[K|\n", text) if "/" in part]
-    assert drawn[0] == "epoch   1/2  " + "━" * 7 + "─" * 23 + "  1/4"
-    assert drawn[-1] == "epoch   2/2  " + "━" * 30 + "  4/4"
     assert len(drawn) == 8
+    losses = [re.search(r"loss [\d.]+", bar)[0] for bar in drawn]  # type: ignore[index]
+    assert drawn[0] == "epoch   1/2  " + "━" * 7 + "─" * 23 + f"  1/4  {losses[0]}  0:07 left"
+    assert drawn[-1] == "epoch   2/2  " + "━" * 30 + f"  4/4  {losses[-1]}  0:00 left"
+    assert len(set(losses)) > 4, "those of the steps"
 
 
 def test_bars_are_drawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +426,84 @@ def test_bars_are_drawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("time.monotonic", ticks.__next__)
     text = shown_by(True, monkeypatch)
     assert len([part for part in re.split(r"\r\x1b\[K|\n", text) if "/" in part]) == 2
+
+
+class Losses(bp.Callback):
+    before_next_step = False
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.seen.append(float(trainer.step_loss))
+
+
+class Slow(bp.Callback):
+    """Takes 100 seconds for a step, and 3000 for the end of an epoch."""
+
+    before_next_step = False
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.clock[0] += 100.0
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
+        self.clock[0] += 3000.0
+
+
+def test_the_bar_shows_loss_and_time_left_without_waiting_for_a_device(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the host the step's loss; else the last epoch's, and the time by whole epochs: steps are but launched."""
+    clock, stream = [1000.0], Stream(True)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    x, y = map(backend.array, data())
+    trainer, each = made(), Losses()
+    callbacks = [Slow(clock), bp.Progress(stream), each]
+    trainer.fit(x, y, epochs=3, batch_size=24, callbacks=callbacks, progress=False)
+    bars = [part for part in re.split(r"\r\x1b\[K|\n", stream.getvalue()) if "/" in part]
+    assert len(bars) == 6
+    first, losses = bars[0].partition("1/2  ")[2], [f"{loss:#.4g}" for loss in trainer.history["loss"]]
+    if trainer.backend.name == "numpy":
+        assert re.fullmatch(r"loss \d\.\d{3}  8:20 left", first)  # five more steps of 100 s
+    else:
+        assert bars[0].endswith("1/2")
+        assert f"loss {losses[0]}" in bars[3]
+    assert bars[2].endswith("  55:00 left")  # three of six steps took 3300 s
+    assert np.reshape(each.seen, (3, 2)).mean(axis=1).tolist() == pytest.approx(trainer.history["loss"])
+    assert trainer.step_loss is None
+
+
+WHOLE = r"epoch   1/2  ━*─+    1/120  loss \d\.\d{3}  3:59 left"
+
+
+@pytest.mark.parametrize(
+    ("columns", "pattern"),
+    [
+        (100, WHOLE),
+        (60, WHOLE),
+        (45, WHOLE.replace("━*─+  ", "")),
+        (40, WHOLE.replace("  3:59 left", "")),
+        (25, r"epoch   1/2    1/120"),
+        (6, "epoch"),
+        (0, WHOLE),
+    ],
+)
+def test_a_bar_fits_into_a_line(monkeypatch: pytest.MonkeyPatch, columns: int, pattern: str) -> None:
+    """With a shorter bar, or none, and then without what comes last; where the width is not known, as if of 80."""
+    stream = Stream(True)
+    monkeypatch.setattr(stream, "fileno", lambda: 7, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+    monkeypatch.setattr("time.monotonic", iter(range(1000, 9999)).__next__)
+    x, y = data(480)
+    made().fit(x, y, epochs=2, batch_size=4, callbacks=[bp.Progress(stream)], progress=False)
+    parts = re.split(r"\r\x1b\[K|\n", stream.getvalue())
+    bars = [part for part in parts if not part.endswith(" s") and part]
+    assert len(bars) == 240
+    assert max(map(len, bars)) < (columns or 80)
+    assert re.fullmatch(pattern, bars[0])
 
 
 def test_a_file_gets_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
 """How large parameters and gradients are in the course of a training."""
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from bpnet.backends import Array, definitions
+from bpnet.backends import Array, Backend
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.callbacks.base import Callback, Record
-from bpnet.data.loader import Loader
+from bpnet.data.loader import Batch
 from bpnet.data.prepare import named
 from bpnet.errors import ArgumentError
+from bpnet.layout import Layout
 from bpnet.typing import AnyArray, AnyInput
 
 if TYPE_CHECKING:
@@ -37,31 +39,32 @@ class Norms(Callback):
         self.x, self.y, self.sample_weight = x, y, sample_weight
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
-        given = named(self.x, self.y, self.sample_weight)
-        self._data = None if self.x is None else trainer._prepare(given)
+        self._data = None if self.x is None else trainer._prepare(named(self.x, self.y, self.sample_weight))
+        engine = trainer._have()
+        names = "layout", "loss", "seed", "precision", "micro_batch", "penalties", "schedules"
+        options = {name: getattr(engine, name) for name in names}
+        norms = partial(squared_norms, **options)
+        compile = False if trainer.backend.name == "cupy" else trainer.compile  # once an epoch, a graph would not pay
+        self._norms = trainer.backend.compile(norms, choice=compile)
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        self._data = None
+        del self._data, self._norms
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
-        backend, xp = trainer.backend, trainer.backend.xp
-        with backend.session(trainer.threads, backend.device(trainer.theta)):
-            vectors = {"norm": trainer.theta}
-            if self._data is not None:
-                vectors["gradient_norm"] = gradient(trainer, self._data)
-            names, squares = [], []
-            for kind, vector in vectors.items():
-                for name, array in trainer.layout.unpack(vector).items():
-                    names.append(f"{kind}/{name}")
-                    squares.append(xp.sum(array * array))
-            record |= {name: math.sqrt(s) for name, s in zip(names, backend.fetch(squares), strict=True)}
+        backend, engine = trainer.backend, trainer._have()
+        theta, buffers, _ = engine.carry
+        with backend.session(trainer.threads, backend.device(theta)):
+            batch = None if self._data is None else self._data.whole_batch()
+            squares = backend.fetch(self._norms(theta, buffers, batch, engine.hyperparameters(engine.count)[1]))
+        names = [f"{kind}/{slot.name}" for kind in ("norm", "gradient_norm") for slot in trainer.layout.parameters]
+        record |= {name: math.sqrt(square) for name, square in zip(names, squares, strict=False)}
 
 
-def gradient(trainer: "Trainer", data: Loader) -> Array:
-    """Of the loss of all rows of `data`, as the next step would have it, but not clipped."""
-    engine, backend = trainer._have(), definitions(trainer.backend)
-    theta, buffers, _ = engine.carry
-    names = "layout", "loss", "seed", "precision", "micro_batch", "penalties", "schedules"
-    options = {name: getattr(engine, name) for name in names}
-    _, number = engine.hyperparameters(engine.count)
-    return loss_and_gradient(backend, theta, buffers, *data.whole_batch(), number, **options)[1]
+def squared_norms(
+    backend: Backend, theta: Array, buffers: Array, batch: Batch | None, number: Any, *, layout: Layout, **options: Any
+) -> list[Array]:
+    """Of every leaf of theta; then, with a batch, of the gradient as the next step would have it, but not clipped."""
+    vectors = [theta]
+    if batch is not None:
+        vectors.append(loss_and_gradient(backend, theta, buffers, *batch, number, layout=layout, **options)[1])
+    return [backend.xp.sum(vector[slot.part] ** 2) for vector in vectors for slot in layout.parameters]

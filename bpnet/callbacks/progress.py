@@ -61,8 +61,10 @@ class Progress(Callback):
 
     def _bar(self, epoch: int, step: int, texts: list[str]) -> str:
         """The line, of a width that the stream has: one that wraps could not be written anew."""
-        begin, texts = f"epoch {epoch:>3}/{self.epochs}", [f"{step}/{self.steps}", *texts]
+        begin, texts = f"epoch {epoch:>3}/{self.epochs}", [f"{step:>{len(str(self.steps))}}/{self.steps}", *texts]
         most = _columns(self.stream) - 1
+        while len(texts) > 1 and len("  ".join([begin, *texts])) > most:
+            texts.pop()
         room = min(30, most - len("  ".join([begin, "", *texts])))
         if room >= 5:
             full = room * step // self.steps
