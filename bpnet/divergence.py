@@ -1,7 +1,7 @@
 """What is no longer finite, where it began, and the error that says so."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +60,14 @@ class Diagnosis:
     optimizer: Optimizer
     seed: int
     precision: str
-    values: Callable[[int], dict[Schedule, float]]
-    """What the schedules of layers give for the step after so many."""
 
-    def diverged(self, good: Snapshot, after: Snapshot, value: Array, batch: Batch) -> DivergedError:
-        """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`."""
+    def diverged(
+        self, good: Snapshot, after: Snapshot, value: Array, batch: Batch, values: Mapping[Schedule, float]
+    ) -> DivergedError:
+        """The error of a training that went from `good`, by a last step on this batch and to this loss, to `after`.
+
+        `values`: what the schedules of layers gave for that step.
+        """
         backend, layout = self.backend, self.layout
         (theta, buffers, state), step = good[0], after[1]
         loss_is_finite = math.isfinite(float(value))
@@ -72,7 +75,7 @@ class Diagnosis:
         x, y, _, rows = batch
         x, y = take_rows(backend, (x, y), (0, row_count(x if rows is None else rows)), rows)
         key, context = (self.seed, step, 0), backend.context(self.precision)
-        run = Run(backend, True, key, context, self.values(step - 1))
+        run = Run(backend, True, key, context, values)
         p = layout.views(backend, theta, buffers)
         infinite = self._not_finite(layout.parameters, theta)
         changed = self._not_finite(layout.buffers, after[0][1], buffers)

@@ -94,8 +94,7 @@ class Engine:
         self.views = views
         # with the length of an epoch in their schedules, once that is known
         self.scheduled, self.of_layers = self.optimizer, self.schedules
-        parts = self.loss, self.optimizer, self.seed, self.precision, self.values
-        self.diagnosis = Diagnosis(backend, layout, *parts)
+        self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -290,7 +289,7 @@ class Engine:
         left = self.state.now
         self.restore(good)
         with self.looking():
-            return self.diagnosis.diverged(self.state.now, left, value, batch)
+            return self.diagnosis.diverged(self.state.now, left, value, batch, self.values(left[1] - 1))
 
     def not_a_number(self, what: str, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""

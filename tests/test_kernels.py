@@ -69,11 +69,17 @@ def elementwise_loss(lib, rng, rows, f):
                 yield (loss(), lib.array(output), lib.array(target), factor)
 
 
+def scatter_add(lib, rng, rows, f):
+    index = lib.array(rng.integers(0, 7, rows))
+    for entries in (7, 9):  # some of which nobody names
+        yield (lib.array(np.zeros((entries, 3))), index, lib.array(rng.standard_normal((rows, 3))))
+
+
 ARGUMENTS = {
     f.__name__: f
     for f in (
         matmul, sum_rows, dense_forward, dense_backward, batch_norm_forward, batch_norm_backward,
-        softmax_cross_entropy, elementwise_loss,
+        softmax_cross_entropy, elementwise_loss, scatter_add,
     )
 }  # fmt: skip
 ACTIVATIONS = [bp.Identity(), bp.ReLU(), bp.GELU(), bp.Softmax()]

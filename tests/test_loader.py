@@ -361,7 +361,7 @@ def test_a_forward_pass_without_room_says_what_would_fit(name: str, world: World
     trainer = bp.Trainer(NET, "cross_entropy")
     trainer.step(bx[:64], by[:64])
     call = functools.partial(getattr(trainer, name), *(bx, by)[: 1 + (name == "evaluate")])
-    world.leave(300_000)
+    world.leave(360_000)
     with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8,192 rows needs more memory") as caught:
         call()
     found = re.search(r"batch_size=(\d+) would fit", str(caught.value))

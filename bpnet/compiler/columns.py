@@ -12,7 +12,6 @@ from typing import Any
 from bpnet.compiler.commands import (
     ARENA,
     Address,
-    Array,
     Command,
     Expression,
     Fused,
@@ -65,7 +64,7 @@ def _together(first: Fused, second: Fused, later: Sequence[Command], most_rows: 
         for other, (_, reference, stored, layout) in written:
             if not array.span.overlaps(other.span):
                 continue
-            if not _same(array, other):
+            if array != other:  # nor may a row be read for a column where there are as many of both
                 return None
             depends = True
             phase = max(phase, stored + (layout == "full"))
@@ -79,7 +78,7 @@ def _together(first: Fused, second: Fused, later: Sequence[Command], most_rows: 
     for array in new:
         if any(array.span.overlaps(written[n][0].span) for n in kept):
             return None
-        if any(array.span.overlaps(r.span) and not _same(array, r) for r in reads(first)):
+        if any(array.span.overlaps(r.span) and array != r for r in reads(first)):
             return None
     results = tuple(first.kernel.results[n] for n in kept)
     first = replace(first, kernel=replace(first.kernel, results=results), results=tuple(first.results[n] for n in kept))
@@ -101,11 +100,6 @@ def _phases_of_entries(kernel: FusedKernel) -> Iterator[int]:
     """The phases in which a kernel goes down its columns."""
     yield from (e[2] for e in kernel.expressions if e[0] == "column_sum")
     yield from (phase for _, _, phase, layout in kernel.results if layout == "full")
-
-
-def _same(one: Array, other: Array) -> bool:
-    """Whether both are the same entries in the same layout: of as many rows as columns, a row is no column."""
-    return (one.address, one.shape, one.dtype) == (other.address, other.shape, other.dtype)
 
 
 def _is_needed(span: Span, read: Sequence[Span], written: Sequence[Span], later: Sequence[Command]) -> bool:

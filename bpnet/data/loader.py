@@ -86,17 +86,17 @@ class Loader:
 
     @cached_property
     def host_weight(self) -> Any:
-        """The weight of each row as NumPy has it, in double precision."""
+        """The weight of each row as NumPy has it; it is copied from a device once, which waits for what that does."""
         assert self.weight is not None
-        return self.backend.to_host(self.weight).astype("float64")
+        return self.backend.to_host(self.weight)
 
     def sizes(self, size: int, order: Any = None) -> list[float]:
-        """The weight of each batch, that of a row being 1 where none is given; takes nothing of a device's time."""
+        """The weight of each batch, that of a row being 1 where none is given, added up on the host."""
         batches = parts(self.count, size)
         if self.weight is None:
             return [stop - start for start, stop in batches]
-        weight = self.host_weight if order is None else self.host_weight[order]
-        return [float(weight[start:stop].sum()) for start, stop in batches]
+        rows = (slice(start, stop) if order is None else order[start:stop] for start, stop in batches)
+        return [float(self.host_weight[some].sum(dtype="float64")) for some in rows]
 
     def whole_batch(self) -> Batch:
         """All rows as one batch."""
@@ -130,8 +130,7 @@ class StreamingLoader(Loader):
 
     @cached_property
     def host_weight(self) -> Any:
-        assert self.weight is not None
-        return self.weight.astype("float64")
+        return self.weight
 
     def __init__(
         self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, types: Any, threads: int | None

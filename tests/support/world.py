@@ -33,6 +33,7 @@ class World:
         self.codes: set[str] = set()
         self.pool = cupy.get_default_memory_pool()
         self.memory: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.between: list[Any] = []
         real = program.function
 
         def function(code: str, name: str) -> Any:
@@ -82,7 +83,14 @@ class World:
         """Let there be so many bytes more, and then no memory."""
         gc.collect()
         self.pool.free_all_blocks()
-        self.pool.set_limit(size=self.used + size)
+        self.pool.set_limit(size=max(self.pool.total_bytes(), 1))
+        most = self.pool.free_bytes()  # between what lives, according to what was done before
+        while most:
+            try:
+                self.between.append(self.pool.malloc(most))
+            except self.cuda.memory.OutOfMemoryError:
+                most = most // 1024 * 512
+        self.pool.set_limit(size=self.pool.total_bytes() + size)
 
     @property
     def counts(self) -> Counter[str]:
