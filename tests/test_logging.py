@@ -277,6 +277,19 @@ def test_mlflow_is_told_of_epochs(monkeypatch: pytest.MonkeyPatch, active: Any) 
         assert rest == metrics
 
 
+def test_mlflow_leaves_no_run_open_that_could_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(parameters: Any) -> None:
+        raise ValueError("too long")
+
+    calls: list[Any] = []
+    package = Recorder(calls)
+    package.log_params = refuses
+    monkeypatch.setitem(sys.modules, "mlflow", package)
+    with pytest.raises(ValueError, match="too long"):
+        fitted(bp.MLflow())
+    assert calls == [("active_run",), ("start_run",), ("end_run", "FAILED")]
+
+
 @pytest.mark.parametrize(("name", "args"), [("TensorBoard", ("folder",)), ("MLflow", ())])
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, args: Any) -> None:
     package = name.lower()

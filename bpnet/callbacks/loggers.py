@@ -120,7 +120,11 @@ class MLflow(Callback):
         if self._own:
             mlflow.start_run()
             options = {name: getattr(trainer, name) for name in ("network", "loss", "optimizer", "seed")}
-            mlflow.log_params({name: str(value)[:LONGEST] for name, value in options.items()})
+            try:
+                mlflow.log_params({name: str(value)[:LONGEST] for name, value in options.items()})
+            except BaseException:  # who could not begin is not told of the end
+                mlflow.end_run("FAILED")
+                raise
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         self._module().log_metrics(_numbers(record), step=record["epoch"])
