@@ -91,8 +91,11 @@ def loss_and_gradient(
     if backend.writable:
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
-    step, *values = number if schedules else (number,)
-    run = Run(backend, training, (seed, step, block), context, dict(zip(schedules, values, strict=True)))
+    values = None
+    if schedules:
+        number, *own = number
+        values = dict(zip(schedules, own, strict=True))
+    run = Run(backend, training, (seed, number, block), context, values)
     run.terms, run.share = ([] if training else None), (weight, total)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)

@@ -166,9 +166,11 @@ class Engine:
     def advance(self, x: Input, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
         state, backend = self.state, self.backend
-        backend.follow(state)
-        numbers, number = self.hyperparameters(state.now[1])
+        if backend.has_streams:
+            backend.follow(state)
         count = state.now[1] + 1
+        own = self.scheduled.hyperparameters_at(count - 1, self.lr_scale)
+        numbers, number = self.hyperparameters(count - 1) if self.schedules else (own, count)
         try:
             args = x, y, weight, rows, numbers, number
             if current.reference:

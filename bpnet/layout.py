@@ -186,7 +186,11 @@ class GradBuffer:
     def join(self, tree: Mapping[str, Any]) -> Array:
         """The vector of the gradients in `tree`: those are copied that were not written where they belong."""
         slots = zip(self.layout.parameters, self.views, strict=True)
-        moved = [(view, _total(tree, slot)) for slot, view in slots if slot.also or _at(tree, slot.path) is not view]
+        moved = [
+            (view, _total(tree, slot) if slot.also else _fitting(tree, slot))
+            for slot, view in slots
+            if slot.also or _at(tree, slot.path) is not view
+        ]
         for view, value in [(v, self.backend.copy(a) if id(a) in self.own else a) for v, a in moved]:
             self.backend.store(view, value)
         return self.vector

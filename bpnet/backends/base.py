@@ -127,6 +127,8 @@ class Backend:
     name = "array_api"
     traces = False
     """Whether `compile` traces the step: then values must not be looked at inside it."""
+    has_streams = False
+    """Whether work of several streams may overlap: see `follow`."""
     writable = False
     """Whether arrays can be written to, so that kernels may be given memory for what they compute."""
     drops_nan = False

@@ -71,23 +71,23 @@ class Sequential(Composite):
         return params
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        caches = []
-        for name, child in self.children:
-            at, layer = called(run, name, child)
+        caches, traces = [], run.backend.traces
+        for name, layer in self.children:
+            at, layer = called(run, name, layer) if traces or layer.stochastic else (run, layer)
             x, cache = layer.forward(at, p[name], x)
             caches.append(cache)
         return x, caches
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        children, first = self.children, 0
+        children, first, traces = self.children, 0, run.backend.traces
         grads: dict[str, Any] = {}
         if not need_dx:  # nothing below the first layer with parameters wants a gradient
             while first < len(children) - 1 and not (p[children[first][0]] and children[first][1].trainable):
                 grads[children[first][0]] = {}
                 first += 1
         for i in range(len(children) - 1, first - 1, -1):
-            name, child = children[i]
-            at, layer = called(run, name, child)
+            name, layer = children[i]
+            at, layer = called(run, name, layer) if traces or layer.stochastic else (run, layer)
             dx, grads[name] = layer.backward(at, p[name], cache[i], dy, need_dx or i > first)
             dy = dx
         return (dy if need_dx else None), grads

@@ -66,7 +66,7 @@ class Optimizer(Registered, kind="optimizer"):
 
         `lr_scale` is a factor of every learning rate, from outside.
         """
-        lr = self.learning_rate(step) * lr_scale
+        lr = self.lr * lr_scale if isinstance(self.lr, float) else self.learning_rate(step) * lr_scale
         if not self._scheduled:
             return self.hyperparameters(lr, step + 1)
         now = self._at(step)

@@ -24,6 +24,7 @@ PER_THREAD = 2
 
 class CupyBackend(Backend):
     name = "cupy"
+    has_streams = True
     drops_nan = True
     """An epilogue of cuBLASLt may make 0 of what is not a number (NVIDIA's forum, topic 329783).  A training that
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
