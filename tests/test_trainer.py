@@ -344,8 +344,7 @@ def test_weight_two_equals_the_row_twice(backend: Any) -> None:
     np.testing.assert_allclose(backend.host(weighted.theta), backend.host(repeated.theta), rtol=1e-12, atol=1e-14)
 
 
-SCALES = [("float32", 2.0**-142), ("float32", 1e-38), ("float32", 1e30), ("float32", 6e37)]
-SCALES += [("float64", v) for v in (2.0**-1068, 1e-300, 1e300, 3e307)]
+SCALES = [("float32", 2.0**-142), ("float32", 6e37), ("float64", 2.0**-1068), ("float64", 3e307)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
