@@ -30,7 +30,7 @@ from bpnet.typing import AnyArray
 FEATURES = 12
 TOGETHER = 8
 """Entries of the catalogue that are compiled as one function."""
-SHARE = 1e-5
+SHARE = 1e-4
 """Largest difference that is right, relative to the largest value, in float32."""
 OF_STEPS = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 1e-1}
 """The same of what a few steps change, by the precision of products."""

@@ -21,7 +21,9 @@ from bpnet.backends.techniques import Finding, brief, difference
 
 EPILOGUES = ("DEFAULT", "BIAS", "RELU", "RELU_BIAS")
 TOLERANCES = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 1e-2, "float64": 1e-12}
-"""Of results relative to the largest, by how products and sums are computed."""
+"""Of products relative to the largest, by how they are computed: tf32 in the place of float32 would be seen."""
+OF_KERNELS = {"float32": 1e-4, "float64": 1e-11}
+"""Of kernels: more than what a few roundings, and functions of another library, can amount to."""
 
 
 def quick() -> list[Finding]:
@@ -75,7 +77,7 @@ def _maps(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
     """Every entry by itself, with vectors that go along rows and columns."""
     xp = b.xp
     z = x * y[:1, :] + y[:, :1] * (1.0 * number)
-    return xp.where(z > 0.0, xp.tanh(z), xp.expm1(z)), xp.sqrt(xp.abs(z)) - xp.log1p(z * z)
+    return xp.where(z > 0.0, xp.tanh(z), xp.expm1(z)), xp.sqrt(xp.abs(z) + 1.0) - xp.log1p(z * z)
 
 
 def _turned(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
@@ -104,7 +106,7 @@ def kernels(functions: list[Any], shapes: list[tuple[int, int]], dtypes: list[st
                 x, y = rng.standard_normal(shape), rng.random(shape)
                 of = KERNELS, function.__name__.strip("_"), f"{dtype} {shape[0]} x {shape[1]}"
                 given = cupy.asarray(x.astype(dtype)), cupy.asarray(y.astype(dtype)), 5
-                compiled, tolerance = Compiled(function, backend), TOLERANCES[dtype]
+                compiled, tolerance = Compiled(function, backend), OF_KERNELS[dtype]
                 try:
                     found = [cupy.asnumpy(a) for a in compiled(*given)]
                 except MemoryError:
