@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.contenders import floor_on
@@ -77,7 +78,7 @@ def plot(result: Record, path: Path) -> None:
 def curves(found: dict[str, tuple[float, list[list[float]]]], path: Path) -> None:
     """Per cent wrong after every epoch, both axes logarithmic: of each title what was published, and its trainings.
 
-    A line is the mean of the trainings, as long as the shortest; around it is what lies between the lowest and the
+    A line is the median of the trainings, as long as the shortest; around it is what lies between the lowest and the
     highest. A cross is what was published.
     """
     pyplot = _pyplot(path)
@@ -88,15 +89,17 @@ def curves(found: dict[str, tuple[float, list[list[float]]]], path: Path) -> Non
         for number, (title, (published, trainings)) in enumerate(found.items()):
             points = list(zip(*trainings, strict=False))  # of every epoch the errors
             epochs, colour = range(1, 1 + len(points)), f"C{number}"
-            axes.plot(epochs, [sum(p) / len(p) for p in points], color=colour, linewidth=1.6, label=title)
+            axes.plot(epochs, [median(p) for p in points], color=colour, linewidth=1.6, label=title)
             axes.fill_between(
                 epochs, *([f(p) for p in points] for f in (min, max)), color=colour, alpha=0.2, linewidth=0
             )
             axes.plot(epochs[-1], published, "x", color=colour, markersize=7, markeredgewidth=2, clip_on=False)
         axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="per cent of the test set wrong (x: published)")
+        shown = axes.get_xlim()
         for axis, ticks in ((axes.xaxis, (1, 2, 5, 10, 20, 50, 100)), (axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7, 10))):
             axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.set_ticks([], minor=True)
+        axes.set_xlim(shown)
         axes.grid(True, alpha=0.3)
         axes.legend(fontsize=8)
         _save(figure, path)

@@ -128,14 +128,14 @@ def dropout(data: Data, seed: int, epochs: int) -> Training:
 
     784-3x1024-10 relu, half of the hidden units and a fifth of the inputs dropped, a final momentum of 0.95, the
     weights into a unit of a norm of at most 2, all 60,000 rows. Ours: batches of 100 (so that a million steps are 1,667
-    epochs), weights from N(0, 1 / n), a momentum that grows from 0.5 in the first tenth, and a rate of 0.1 that falls
+    epochs), weights from N(0, 1 / n), a momentum that grows from 0.5 in the first tenth, and a rate of 0.02 that falls
     to 0 along half a cosine, within the epochs given.
     """
     hidden = [
         layer for _ in range(3) for layer in (bp.Dense(1024, "relu", kernel_init="lecun_normal"), bp.Dropout(0.5))
     ]
     net = bp.Sequential(bp.Standardize(scale=255.0), bp.Dropout(0.2), *hidden, bp.Dense(10, kernel_init="lecun_normal"))
-    rate = bp.Epochs(bp.Cosine(0.1, epochs))
+    rate = bp.Epochs(bp.Cosine(0.02, epochs))
     momentum = bp.Epochs(bp.Polynomial(0.5, max(1, epochs // 10), final=0.95))
     trainer = bp.Trainer(net, "cross_entropy", MaxNorm(bp.SGD(rate, momentum), 2.0), seed=seed)
     return Training(trainer, data.x, data.y, 100)
