@@ -65,7 +65,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.losses.likelihood import Gamma, GaussianNLL, Poisson, Tweedie
     from bpnet.losses.regression import Huber, LogCosh, MeanAbsoluteError, MeanSquaredError, Quantile
     from bpnet.losses.similarity import CosineSimilarity, Triplet
-    from bpnet.minimize import minimize
+    from bpnet.minimization import minimize
     from bpnet.optimizers.adafactor import Adafactor
     from bpnet.optimizers.adam import AdaBelief, Adam, Adamax, AdamW, NAdam, RAdam
     from bpnet.optimizers.adaptive import Adadelta, Adagrad, RMSprop

@@ -49,7 +49,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.losses.likelihood": "Gamma GaussianNLL Poisson Tweedie",
         "bpnet.losses.regression": "Huber LogCosh MeanAbsoluteError MeanSquaredError Quantile",
         "bpnet.losses.similarity": "CosineSimilarity Triplet",
-        "bpnet.minimize": "minimize",
+        "bpnet.minimization": "minimize",
         "bpnet.optimizers.adafactor": "Adafactor",
         "bpnet.optimizers.adam": "AdaBelief Adam Adamax AdamW NAdam RAdam",
         "bpnet.optimizers.adaptive": "Adadelta Adagrad RMSprop",

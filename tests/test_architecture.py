@@ -99,7 +99,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "testing": 9,
     "compatibility": 9,
     "step": 9,
-    "minimize": 9,
+    "minimization": 9,
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,
