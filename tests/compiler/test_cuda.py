@@ -21,7 +21,7 @@ from bpnet.compiler.commands import Address, Fused, FusedKernel, Mask, RowGather
 from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
 from bpnet.compiler.together import side_by_side
-from bpnet.optimizers import clip_by_global_norm
+from bpnet.optimizers.clipping import clip_by_global_norm
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 SHAPES = [(1, 1), (1, 1203), (37, 24), (700, 4), (5, 3), (130, 10), (3, 2000), (40, 1040)]
