@@ -67,6 +67,8 @@ def described(name: str, members: Sequence[str] | None = None) -> str:
     """What makes mkdocstrings describe bpnet.<name>, with these members; None stands for all that are public."""
     members = MEMBERS.get(name, members)
     options = {} if members is None else {"members": list(members) or "false"}
+    if name == "Trainer":
+        options["inherited_members"] = "true"
     if name in MEMBERS and not members:  # a module whose page has a title already
         options["show_root_heading"] = "false"
     text = f"::: bpnet.{name}\n" + "    options:\n" * bool(options)

@@ -7,6 +7,7 @@ import pytest
 
 import bpnet as bp
 from docs import pages
+from docs.docstrings import as_markdown
 
 PAGES = [str(path.relative_to(pages.HERE)) for path in pages.pages()]
 
@@ -99,3 +100,26 @@ def test_the_reference_has_every_public_name() -> None:
     described = re.findall(r"^::: bpnet\.(\w+)$", "".join(reference.pages().values()), flags=re.MULTILINE)
     assert set(bp.__all__) - {"__version__"} == set(described)
     assert len(set(described)) == len(described)
+
+
+def test_a_docstring_becomes_markdown() -> None:
+    text = """\
+y = x**2 + z_k where 0 < x, a `Layer` or `bp.Dense` of `units`.
+
+    dL/dx = 2 x dL/dy
+
+Options
+-------
+units, width : how many, say
+    some * 2
+and so on : as [0]
+
+- `rate`: a*b*c
+"""
+    assert as_markdown(text) == (
+        "y = x\\*\\*2 + z\\_k where 0 &lt; x, a [`Layer`][bpnet.Layer] or [`bp.Dense`][bpnet.Dense] of `units`.\n\n"
+        "    dL/dx = 2 x dL/dy\n\n"
+        "**Options**\n\n\n`units`, `width`\n:   how many, say\n    some \\* 2\n"
+        "and so on : as \\[0\\]\n\n"
+        "- `rate`: a\\*b\\*c"
+    )
