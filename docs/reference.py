@@ -29,7 +29,7 @@ OTHERS = {
 """The other pages, and what they describe."""
 
 MEMBERS: dict[str, Sequence[str]] = {
-    "backends": ("backend_of", "get", "Backend"),
+    "backends": ("backend_of", "get"),
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
     "initializers": (),
     "metrics": (),
@@ -37,6 +37,9 @@ MEMBERS: dict[str, Sequence[str]] = {
     "typing": [*(name for name in vars(typing) if re.fullmatch("Any[A-Z].*|.+Name", name)), "Precision"],
 }
 """What is described of a module."""
+
+MORE = {"Trainer": {"inherited_members": "true"}, "errors": {"show_bases": "true"}}
+"""More options of mkdocstrings."""
 
 
 def pages() -> dict[str, str]:
@@ -67,8 +70,7 @@ def described(name: str, members: Sequence[str] | None = None) -> str:
     """What makes mkdocstrings describe bpnet.<name>, with these members; None stands for all that are public."""
     members = MEMBERS.get(name, members)
     options = {} if members is None else {"members": list(members) or "false"}
-    if name == "Trainer":
-        options["inherited_members"] = "true"
+    options |= MORE.get(name, {})
     if name in MEMBERS and not members:  # a module whose page has a title already
         options["show_root_heading"] = "false"
     text = f"::: bpnet.{name}\n" + "    options:\n" * bool(options)
