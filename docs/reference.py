@@ -50,7 +50,7 @@ def pages() -> dict[str, str]:
         classes = sorted({entry["class"] for entry in entries.values()}, key=str.lower)
         made[family] = "".join(
             [
-                f"# {family.capitalize()}\n\n{names(entries)}",
+                f"# {family.capitalize()}\n\n",
                 described(family) if family in MEMBERS else "",
                 *(described(path_of(family, name), members=()) for name in classes),
                 *map(described, BASES.get(family, "").split()),
@@ -75,12 +75,6 @@ def described(name: str, members: Sequence[str] | None = None) -> str:
         options["show_root_heading"] = "false"
     text = f"::: bpnet.{name}\n" + "    options:\n" * bool(options)
     return text + "".join(f"      {option}: {value}\n" for option, value in options.items()) + "\n"
-
-
-def names(entries: JSON) -> str:
-    """Which names stand for the classes of a family, where there are any but those of the classes."""
-    ours = [f"`{name}`" for name, entry in entries.items() if name != entry["class"]]
-    return f"By name: {', '.join(ours)}.\n\n" if ours else ""
 
 
 def table(found: JSON) -> str:
