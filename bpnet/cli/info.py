@@ -75,8 +75,10 @@ FAMILIES: dict[str, type[Registered]] = {
 """What the catalogue lists, and the base of each."""
 
 
-PAPER = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
-"""Authors and year, in parentheses."""
+PAPERS = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
+"""What stands in parentheses and has authors and a year."""
+PAPER = re.compile(r"(?:van )?[A-Z][^;]*? (?:19|20)\d\d")
+"""One of these."""
 ITEM = re.compile(r"^- `([^`]+)`: (.+?)(?=\n-|\n\n|\Z)", flags=re.MULTILINE | re.DOTALL)
 """What a class says of one of its names, or of those of a pattern."""
 
@@ -103,12 +105,12 @@ def describe_entry(name: str, cls: type[Registered], options: Mapping[str, Any])
     text, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
     shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
     own = next((" ".join(item.split()) for names, item in ITEM.findall(text) if fnmatchcase(name, names)), "")
-    paper = PAPER.search(own or text)
+    papers = PAPERS.search(own or " ".join(text.split()))
     return {
         "class": cls.__name__,
         "options": ", ".join(str(p).replace(" = ", "=") for p in shown),
         "says": own or " ".join(text.partition("\n\n")[0].split()),
-        "paper": " ".join(paper[1].split()) if paper else "",
+        "paper": "; ".join(PAPER.findall(papers[1])) if papers else "",
     }
 
 
