@@ -118,14 +118,14 @@ def equal(printed: str, said: str) -> bool:
 
 @contextmanager
 def _surroundings(folder: str) -> Iterator[None]:
-    """A folder to work in, warnings as errors, NumPy's options, which are restored, and no classes but bpnet's own."""
+    """A folder to work in and warnings as errors; print options and the registry of classes are the page's own."""
     others = [
         (known, name, known.pop(name))
         for known in registry._classes.values()
         for name in [name for name, cls in known.items() if not cls.__module__.startswith("bpnet.")]
     ]
     try:
-        with chdir(folder), warnings.catch_warnings(), numpy.printoptions(), numpy.errstate():
+        with chdir(folder), warnings.catch_warnings(), numpy.printoptions():
             warnings.simplefilter("error")
             yield
     finally:
