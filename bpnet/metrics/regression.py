@@ -76,8 +76,7 @@ class MAPE(_OfErrors):
 class Pinball(_OfErrors):
     """The mean of alpha |e| where the target is larger, else of (1 - alpha) |e|: least for the alpha-quantile.
 
-    It is the loss of quantile regression (Koenker and Bassett 1978).  Where the loss is `Quantile` and has that one,
-    the output for it is taken.
+    Where the loss is `Quantile` and has that one, the output for it is taken.
     """
 
     alpha: float = 0.5
