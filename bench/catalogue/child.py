@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.catalogue.entries import CHECKED_STEPS, ENTRIES, pool
 from bench.child import serve
+from bench.contenders.base import Absent
 
 FIRST_GUESS = 3
 """Steps from which the time of one is estimated."""
@@ -48,6 +49,8 @@ class Session:
 
     def run(self, key: str, batch: int, steps: int) -> dict[str, Any]:
         """Seconds of a step, from the start values on, so that nothing fades; a tenth as many go before."""
+        if key not in self.made:
+            raise Absent("its process ended with another entry")
         self.made[key].restore()
         self._steps(key, batch, max(1, steps // 10))
         return {"seconds": self._steps(key, batch, steps)}

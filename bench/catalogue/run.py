@@ -129,6 +129,9 @@ def _group(
             process.send("prepare", key=entry.key, batches=batches)
             asked.append((i, name, process))
     for i, name, process in asked:
+        if process.process.poll() is not None:  # with an entry before this one
+            process = field_.of(name, i)
+            process.send("prepare", key=group[i].key, batches=batches)
         process.plan = replace(process.plan, deadline=time.monotonic() + PATIENCE)
         lines[i]["contenders"][name] = process.receive()
     for i, entry in group.items():
@@ -182,16 +185,18 @@ def _rounds(
     names = [name for name in field_.names if timed(contenders[name])]
     if SUBJECT not in names:
         return
-    steps = {n: min(MOST_STEPS, max(1, round(turn / contenders[n]["seconds"][str(batch)]))) for n in names}
+    guess = {n: contenders[n]["seconds"][str(batch)] for n in names}  # while others compiled: mended by every round
     taken: dict[str, list[float]] = {name: [] for name in names}
     for count in range(rounds):
         for name in names if count % 2 == 0 else names[::-1]:
-            answer = field_.of(name, number).ask("run", key=entry.key, batch=batch, steps=steps[name])
+            steps = min(MOST_STEPS, max(1, round(turn / guess[name])))
+            answer = field_.of(name, number).ask("run", key=entry.key, batch=batch, steps=steps)
             if "seconds" not in answer:
                 contenders[name] |= answer
                 if name == SUBJECT:
                     return
             else:
+                guess[name] = answer["seconds"]
                 taken[name].append(answer["seconds"])
         names = [name for name in names if timed(contenders[name])]
     for name in names:

@@ -353,7 +353,7 @@ class PyTorch:
             case "nadam" | "radam" | "adamax" | "rmsprop" | "adagrad" | "adadelta":
                 names = {"nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop"}
                 made = getattr(o, names.get(self.entry.name, self.entry.name.capitalize()))
-                more = {"fused": True} if made is o.Adagrad else {}
+                more = {"fused": True} if made is o.Adagrad else {"foreach": True}  # slow by default
                 return [made(parameters, lr, eps=1e-4, **more)]
             case "adafactor":
                 return [o.Adafactor(parameters, lr)]
