@@ -31,6 +31,8 @@ COMPILERS = 2
 """Processes of torch.compile, which takes longest to compile: each has every other entry."""
 GROUP = 6
 """Entries that are compiled by all processes at the same time, before they are timed one by one."""
+LATE = 1.5
+"""How many times as long as to time them entries take at least, with compilers other than torch.compile."""
 PATIENCE = 240.0
 """Seconds after which an answer is no longer waited for."""
 MOST_STEPS = 2000
@@ -45,6 +47,7 @@ class Field:
     folder: Path
     stack: ExitStack
     processes: dict[tuple[str, int], Process] = field(default_factory=dict)
+    timing: float = 0.0  # seconds to time an entry of the last group
 
     def of(self, name: str, entry: int) -> Process:
         """The process of a contender that has the entry of this number."""
@@ -88,8 +91,7 @@ def run(options: argparse.Namespace, keep: Callable[[Any], None] = lambda record
         field_ = Field(names, options.threads, Path(folder), stack)
         for first in range(0, len(entries), GROUP):
             group = dict(enumerate(entries[first : first + GROUP], first))
-            spent, left = time.monotonic() - begun, deadline - time.monotonic()
-            late = first > 0 and spent / first * (len(entries) - first) > left
+            late = field_.timing * LATE * (len(entries) - first) > deadline - time.monotonic()
             for line in _group(group, field_, batches, options, late, deadline):
                 record["entries"].append(line)
                 print(report.line(line, names[1:], batches), flush=True)
@@ -134,12 +136,14 @@ def _group(
             process.send("prepare", key=group[i].key, batches=batches)
         process.plan = replace(process.plan, deadline=time.monotonic() + PATIENCE)
         lines[i]["contenders"][name] = process.receive()
+    begun = time.monotonic()
     for i, entry in group.items():
         if not starts[i]:
             _compare(entry, lines[i]["contenders"], batches)
             for batch in batches:
                 _rounds(entry, i, batch, field_, lines[i]["contenders"], 3 if late else options.rounds, options.turn)
         yield lines[i]
+    field_.timing = (time.monotonic() - begun) / len(group)
     field_.drop()
 
 
