@@ -64,3 +64,6 @@ def test_rows_of_several_axes_share_kernels_with_rows() -> None:
     trainers = [bp.Trainer(flat, "mse", bp.SGD(0.1), compile=True, seed=3) for _ in pairs]
     texts = [t.explain(*pair) for t, pair in zip(trainers, pairs, strict=True)]
     assert texts[0].count("fused kernel") == texts[1].count("fused kernel")
+    losses = [float(t.step(*pair)) for t, pair in zip(trainers, pairs, strict=True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    np.testing.assert_allclose(trainers[0].theta, trainers[1].theta, rtol=1e-5, atol=1e-6)
