@@ -83,7 +83,8 @@ class GradientReport:
         right = len(names) + 1 - len(wrong)
         if first in wrong and 0 < right < len(names) and wrong == {first, *names[right:]}:
             lines.append(
-                f"  all before {names[right - 1]} is wrong, and nothing from there on: is dx of its layer right?"
+                f"  all before {names[right - 1]} is wrong, and nothing from there on: look at dx of its layer, and of "
+                f"any between it and {names[right]}"
             )
         return "\n".join(lines)
 

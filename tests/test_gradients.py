@@ -464,5 +464,5 @@ class _PassesTooMuch(bp.Layer):
 
 def test_a_wrong_dx_is_looked_for_where_it_arises() -> None:
     network = bp.Sequential(bp.Dense(3), _PassesTooMuch(), bp.Dense(2))
-    with pytest.raises(GradientError, match=r"all before 1\.s is wrong, and nothing from there on: is dx of its layer"):
+    with pytest.raises(GradientError, match=r"all before 1\.s is wrong, and nothing from there on: look at dx of its"):
         bp.check_gradients(network, np.random.default_rng(0).standard_normal((4, 3)))
