@@ -42,7 +42,7 @@ PICTURE = re.compile(r"!\[[^\]]+\]\(([^):]+)\)")
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "savefig.bbox": "tight", "svg.hashsalt": "bpnet",
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
 """Of every picture."""
 
