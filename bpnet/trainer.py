@@ -20,8 +20,8 @@ from bpnet.compatibility import (
     warn_of_probabilities,
 )
 from bpnet.data.loader import Loader
-from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
-from bpnet.engine import Engine, kind
+from bpnet.data.prepare import Expected, kind, named, place_of, prepare, validation_data
+from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer

@@ -1,6 +1,6 @@
 """Other options, another optimizer or none for some leaves, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -185,6 +185,14 @@ class Grouped(Optimizer):
             after.append(values)
             kept += own
         return together(backend, parts, after), kept
+
+    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        found: tuple[Layout | None, ...] = ()
+        for part, member in zip(self._parts(layout), self._members, strict=True):
+            if part is not None and member is not None:
+                own = [slot.name for slot in part.layout.parameters if slot.name in tables]
+                found += member.by_rows(part.layout, own) if own else (None,) * len(member.state_names)
+        return found
 
     def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
         each = self._each(layout, state)
