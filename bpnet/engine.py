@@ -31,7 +31,7 @@ from bpnet.options import fraction
 from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs
-from bpnet.sparse import SparseStep, groups_of
+from bpnet.sparse import sparse_step
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 
 WORK_OF_A_CALL = 2e6
@@ -40,7 +40,7 @@ COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
-of a small step."""
+of a small step.  With sparse tables there are the square of it."""
 
 
 class Explanation(str):
@@ -83,12 +83,8 @@ class Engine:
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        step: Any = training_step(layout, self.optimizer, gradient)
-        self.sparse: SparseStep | None = None
-        if groups := groups_of(layout):
-            step = self.sparse = SparseStep(
-                layout, groups, gradient, self.optimizer, self.penalties, backend, self.compile
-            )
+        self.sparse = sparse_step(layout, self.optimizer, gradient, self.penalties, backend, self.compile)
+        step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)
         self.step: Callable[..., Any]

@@ -122,7 +122,7 @@ class SparseStep:
     """
 
     def __init__(
-        self, layout: Layout, groups: tuple[Group, ...], gradient: Callable[..., Any], optimizer: Optimizer,
+        self, layout: Layout, groups: tuple[Group, ...], optimizer: Optimizer, gradient: Callable[..., Any],
         penalties: Sequence[Penalty], backend: Backend, choice: bool | str,
     ) -> None:  # fmt: skip
         self.layout, self.groups, self.optimizer, self.gradient = layout, groups, optimizer, gradient
@@ -197,6 +197,7 @@ class SparseStep:
             self.written = moved[0]
         else:
             moved, value = small.step(backend, given, x, y, weight, None, *args)
+            self.written = None
 
         def puts(vector: Array, pieces: list[Piece]) -> list[Put]:
             return [
@@ -224,3 +225,9 @@ class SparseStep:
     def advance(self, step: Callable[..., Any], state: State, args: Sequence[Any], count: int) -> Any:
         """As `Backend.advance`, of which it is the whole where nothing but the small network's step is compiled."""
         return interrupts.advance(step, state, count, state.now[0], *args)
+
+
+def sparse_step(layout: Layout, *args: Any) -> SparseStep | None:
+    """The step of a network with that layout, where it has sparse tables; `args` are those of `SparseStep`."""
+    groups = groups_of(layout)
+    return SparseStep(layout, groups, *args) if groups else None

@@ -38,6 +38,8 @@ def read(run: Any, values: Any) -> Any:
 
 def put_rows(run: Any, vectors: Any, puts: Any) -> Any:
     """Element by element, which XLA does in place where the vectors are donated."""
+    if any(vector.size >= 2**31 for vector in vectors):  # whose elements int32 can't number
+        return NotImplemented
     made = []
     for vector, some in zip(vectors, puts, strict=True):
         for part, shape, index, values in some:

@@ -40,8 +40,8 @@ class Embedding(Layer):
     as with PyTorch's `SparseAdam` and the lazy Adam of TensorFlow Addons, bias corrections and schedules counting all
     steps.  With plain `SGD` that is the ordinary step, since its rows without a gradient do not move; momentum and
     running means would go on moving them.  It needs an optimizer that moves each element by its own gradient and state:
-    SGD, Lion, those of the families of Adam and Adagrad, and around them `Clip`, `SAM` and `Grouped`; another is an
-    OptionError, and so is a penalty on the table.
+    SGD, Lion, those of the families of Adam and Adagrad, and around them `Clip`, `SAM`, `Grouped` and `Muon`; another
+    is an OptionError, and so is a penalty on the table.
 
     Raises OptionError where entries or width is less than 1 (Bengio et al. 2003; Guo and Berkhahn 2016).
     """

@@ -1,6 +1,7 @@
 """Muon: hidden matrices step by what is orthogonal of their momentum, the rest by AdamW."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -116,6 +117,14 @@ class Muon(Optimizer):
             moved.append(theta)
             kept += state
         return together(backend, parts, moved), tuple(kept)
+
+    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        matrices, rest = self.parts(layout)
+        names = [slot.name for slot in (rest.layout.parameters if rest else ())]
+        if rest is None or not set(tables) <= set(names):
+            return super().by_rows(layout, tables)
+        own: tuple[Layout | None, ...] = self.rest.by_rows(rest.layout, tables)
+        return own if matrices is None else (None, *own)
 
     def _step(self, backend: Backend, slot: Slot, u: Array) -> Array:
         """What is orthogonal of u, scaled, as a vector."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import array_api_compat.cupy as xp
 import cupy
-import cupyx
 import cupyx.scipy.special
 import numpy
 
@@ -29,7 +28,7 @@ def first_places(run: Any, index: Array, entries: int) -> Array:
     count = index.shape[0]
     first = cupy.empty(entries, numpy.int32)
     first[index] = count
-    cupyx.scatter_min(first, index, cupy.arange(count, dtype=numpy.int32))
+    cupy.minimum.at(first, index, cupy.arange(count, dtype=numpy.int32))
     return first[index]
 
 
