@@ -20,7 +20,7 @@ from bpnet.backends.interrupts import current
 from bpnet.data.loader import take_rows
 from bpnet.errors import OptionError
 from bpnet.layer import Input, Layer, Path, Run, Shape
-from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
+from bpnet.layers.composition import Parallel, Sequential, Shared
 from bpnet.layers.embedding import Embedding, Put, first_places, put_rows, read
 from bpnet.layers.inputs import Inputs
 from bpnet.layout import Layout
@@ -81,7 +81,7 @@ def groups_of(layout: Layout) -> tuple[Group, ...]:
 
 def _first(layer: Layer, path: Path, inputs: Sequence[int]) -> Iterator[tuple[int, Path, Layer]]:
     """The layers that are given the arrays of these numbers, with their paths."""
-    if type(layer) in (Sequential, Shared, Residual, Parallel, Inputs):
+    if type(layer) in (Sequential, Shared, Parallel, Inputs):
         children = layer.children  # type: ignore[attr-defined]
         for k, (name, child) in enumerate(children if type(layer) in (Parallel, Inputs) else children[:1]):
             yield from _first(child, (*path, name), inputs[k : k + 1] if type(layer) is Inputs else inputs)

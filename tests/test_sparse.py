@@ -228,6 +228,38 @@ def test_a_step_that_diverges_is_undone() -> None:
     np.testing.assert_array_equal(trainer.theta, theta)
 
 
+@pytest.mark.gpu
+def test_an_interrupt_of_cupys_compiler_leaves_one_definite_step(
+    library: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the kernels of a first step it is at."""
+    lib = library("cupy")
+    compiler, moment, left = lib.module.cuda.compiler, 0, 1000
+    whole, x, y = compiler._compile_module_with_cache, lib.array(np.arange(6)), lib.array(np.ones((6, 2)))
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(compiler, "_compile_module_with_cache", interrupted)
+    while True:
+        trainer = bp.Trainer(bp.Sequential(bp.Embedding(60 + moment, 3, sparse=True), bp.Dense(2)), "mse").build(x)
+        first, left = lib.host(trainer.theta), moment
+        lib.module.clear_memo()
+        try:
+            trainer.step(x, y, check=False)
+        except KeyboardInterrupt:
+            np.testing.assert_array_equal(lib.host(trainer.theta), first)
+            assert trainer.step_count == 0
+        if left >= 0:
+            break
+        moment, left = moment + 1, 1000
+    assert moment > 3
+
+
 def test_it_is_explained(compiled: bool) -> None:
     text = bp.Trainer(ONE_OF_TWO, "mse", compile=compiled).explain(*data())
     assert "at most 40 of 0.end.table and at most 80 of 0.codes.0.table" in text

@@ -32,6 +32,22 @@ def first_places(run: Any, index: Array, entries: int) -> Array:
     return first[index]
 
 
+def put_rows(run: Any, vectors: Any, puts: Any) -> Any:
+    """CuPy compiles a kernel when it is first used, which an interrupt may break off: so that is with what is there."""
+    for vector, some in zip(vectors, puts, strict=True):
+        for part, shape, index, _ in some:
+            kind = shape, vector.dtype, None if index is None else index.dtype, vector.device.id
+            if index is not None and kind not in _compiled:
+                table = vector[part].reshape(shape)
+                table[index] = table[index]
+                _compiled.add(kind)
+    return store_rows(run, vectors, puts)
+
+
+_compiled: set[Any] = set()
+"""The kinds of tables and numbers for which `put_rows` has its kernel."""
+
+
 class CupyBackend(Backend):
     name = "cupy"
     has_streams = True
@@ -40,7 +56,7 @@ class CupyBackend(Backend):
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
     fused, repeated = verdicts.KERNELS, verdicts.CAPTURE
     max_steps_per_launch = 8
-    kernels: ClassVar = {"first_places": first_places, "put_rows": store_rows}
+    kernels: ClassVar = {"first_places": first_places, "put_rows": put_rows}
 
     def get_device(self, number: int) -> Any:
         try:
