@@ -78,7 +78,9 @@ class Engine:
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        self.sparse = sparse_step(layout, self.optimizer, gradient, self.penalties, backend, self.compile)
+        self.sparse = sparse_step(
+            layout, self.optimizer, gradient, self.penalties, backend, self.compile, self.carry[2]
+        )
         step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)

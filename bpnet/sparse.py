@@ -24,7 +24,7 @@ from bpnet.layers.composition import Parallel, Sequential, Shared
 from bpnet.layers.embedding import Embedding, Put, first_places, put_rows, read
 from bpnet.layers.inputs import Inputs
 from bpnet.layout import Layout
-from bpnet.optimizers import Optimizer
+from bpnet.optimizers.base import Optimizer
 from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.step import Carry, Views, is_elementwise, training_step
@@ -123,13 +123,13 @@ class SparseStep:
 
     def __init__(
         self, layout: Layout, groups: tuple[Group, ...], optimizer: Optimizer, gradient: Callable[..., Any],
-        penalties: Sequence[Penalty], backend: Backend, choice: bool | str,
+        penalties: Sequence[Penalty], backend: Backend, choice: bool | str, state: tuple[Array, ...],
     ) -> None:  # fmt: skip
         self.layout, self.groups, self.optimizer, self.gradient = layout, groups, optimizer, gradient
         self.backend, self.choice = backend, choice
         self.tables = {name: k for k, group in enumerate(groups) for name in group.tables}
         by_rows = (type(optimizer) if optimizer.traceable else Optimizer).by_rows
-        self.layouts = layout, None, *by_rows(optimizer, layout, tuple(self.tables))
+        self.layouts = layout, None, *by_rows(optimizer, layout, state, tuple(self.tables))
         for penalty in penalties:
             for slot in penalty.slots(layout):
                 if slot.name in self.tables:

@@ -133,8 +133,8 @@ class Clip(Around):
             grad = backend.concat([clip_by_global_norm(backend, grad[s.part], limit) for s in layout.parameters])
         return grad if self.norm is None else clip_by_global_norm(backend, grad, self.norm)
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
-        return self.base.by_rows(layout, tables)  # type: ignore[no-any-return]
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        return self.base.by_rows(layout, state, tables)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -243,5 +243,5 @@ class SAM(Around):
         step = self.rho / backend.xp.where(length > 0.0, length, 1.0) * (theta * uphill if self.adaptive else uphill)
         return evaluate(theta + step)[1]
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
-        return self.base.by_rows(layout, tables)  # type: ignore[no-any-return]
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        return self.base.by_rows(layout, state, tables)  # type: ignore[no-any-return]

@@ -121,8 +121,8 @@ class Optimizer(Registered, kind="optimizer"):
         """
         raise NotImplementedError
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
-        """The layout of each array of the state, or None for one in which no row belongs to one of the `tables`.
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        """The layout of each array of the state; or None, where nothing in it belongs to one of the `tables`.
 
         Raises OptionError where rows of these that have no gradient may not be left out of a step.
         """
@@ -191,9 +191,9 @@ class ElementwiseOptimizer(Optimizer):
         theta, *moved = backend.map_vector(rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
         own = type(self).update is not ElementwiseOptimizer.update or not self.traceable
-        return super().by_rows(layout, tables) if own else (layout,) * len(self.state_names)
+        return super().by_rows(layout, state, tables) if own else (layout,) * len(state)
 
     def elementwise_step(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
         """elementwise_step(b, theta, *state, grad, *numbers) -> theta, *state: weight decay, then `elementwise`."""

@@ -186,12 +186,11 @@ class Grouped(Optimizer):
             kept += own
         return together(backend, parts, after), kept
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
         found: tuple[Layout | None, ...] = ()
-        for part, member in zip(self._parts(layout), self._members, strict=True):
-            if part is not None and member is not None:
-                own = [slot.name for slot in part.layout.parameters if slot.name in tables]
-                found += member.by_rows(part.layout, own) if own else (None,) * len(member.state_names)
+        for _, part, member, own in self._each(layout, state):
+            names = [slot.name for slot in part.layout.parameters if slot.name in tables]
+            found += member.by_rows(part.layout, own, names) if names and member is not None else (None,) * len(own)
         return found
 
     def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:

@@ -118,13 +118,12 @@ class Muon(Optimizer):
             kept += state
         return together(backend, parts, moved), tuple(kept)
 
-    def by_rows(self, layout: Layout, tables: Collection[str]) -> tuple[Layout | None, ...]:
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
         matrices, rest = self.parts(layout)
-        names = [slot.name for slot in (rest.layout.parameters if rest else ())]
-        if rest is None or not set(tables) <= set(names):
-            return super().by_rows(layout, tables)
-        own: tuple[Layout | None, ...] = self.rest.by_rows(rest.layout, tables)
-        return own if matrices is None else (None, *own)
+        if rest is None or not set(tables) <= {slot.name for slot in rest.layout.parameters}:
+            return super().by_rows(layout, state, tables)
+        own: tuple[None, ...] = () if matrices is None else (None,)
+        return *own, *self.rest.by_rows(rest.layout, state[len(own) :], tables)
 
     def _step(self, backend: Backend, slot: Slot, u: Array) -> Array:
         """What is orthogonal of u, scaled, as a vector."""
