@@ -39,10 +39,12 @@ class Embedding(Layer):
 
     as with PyTorch's `SparseAdam` and the lazy Adam of TensorFlow Addons, bias corrections and schedules counting all
     steps.  With plain `SGD` that is the ordinary step, since its rows without a gradient do not move; momentum and
-    running means would go on moving them.  `fit` looks at all of E once an epoch, and copies it, to go back to; and
-    only where arrays can be written to, or JAX compiles, is the rest of E not made anew.  It needs an optimizer that moves each element by its own gradient and state:
-    SGD, Lion, those of the families of Adam and Adagrad, and around them `Clip`, `SAM`, `Grouped` and `Muon`; another
-    is an OptionError, and so is a penalty on the table.
+    running means would go on moving them.  `fit` copies all of E once an epoch, to go back to; and only where arrays
+    can be written to, or JAX compiles, is the rest of E not made anew.
+
+    It needs an optimizer that moves each element by its own gradient and state: SGD, Lion, those of the families of
+    Adam and Adagrad, and around them `Clip`, `SAM`, `Grouped` and `Muon`; another is an OptionError, and so is a
+    penalty on the table.
 
     Raises OptionError where entries or width is less than 1 (Bengio et al. 2003; Guo and Berkhahn 2016).
     """
