@@ -19,7 +19,7 @@ SCHEDULES = {  # a schedule, and its rate at some steps, the first being step 0
     "warm-up in one step": (bp.WarmUp(0.4, 1), {0: 0.4, 1: 0.4}),
     "restarts": (bp.CosineRestarts(0.4, 20), {0: 0.4, 10: 0.2, 19.9999999: 0.0, 20: 0.4, 30: 0.2, 70: 0.2}),
     "longer restarts": (bp.CosineRestarts(0.4, 20, 2, 0.2), {10: 0.3, 20: 0.4, 40: 0.3, 60: 0.4, 100: 0.3, 140: 0.4}),
-    "flat, then cosine": (bp.FlatCosine(0.4, 40, 0.5, 0.1), {0: 0.4, 20: 0.4, 30: 0.25, 40: 0.1, 99: 0.1}),
+    "flat, then cosine": (bp.FlatCosine(0.4, 40, 0.25, 0.1), {0: 0.4, 10: 0.4, 25: 0.25, 40: 0.1, 99: 0.1}),
     "coslog4": (bp.CosLog(0.4, 15), {0: 0.0, 1: 0.0, 3: 0.0, 7: 0.0, 15: 0.0, 99: 0.0, math.sqrt(2) - 1: 0.4,
                                      math.sqrt(8) - 1: 0.4, math.sqrt(32) - 1: 0.4, math.sqrt(128) - 1: 0.4,
                                      2**1.25 - 1: 0.2}),
