@@ -84,6 +84,9 @@ def test_what_has_become_0_stays():
     b, w = bp.backends.get("numpy"), np.zeros((2, 2))
     for penalty in (bp.L1(0.3), bp.L2(0.3), bp.Orthogonality(0.3)):
         np.testing.assert_array_equal(penalty.derivative(b, w), w)
+    layer = bp.Sequential(bp.Dense(3, "relu", bias=False), bp.ActivityPenalty(0.1, 0.1))
+    (_, grad), (_, plain) = (bp.value_and_grad(net, "mse", np.zeros(6), X, Y) for net in (layer, layer.layers[0]))
+    np.testing.assert_array_equal(grad, plain)
 
 
 def test_neither_predictions_nor_evaluate_know_of_them():
