@@ -164,6 +164,12 @@ def test_muon_takes_the_matrices_between_hidden_layers():
         trained(bp.Muon(hidden=("0.*",)), 1)
 
 
+def test_muon_leaves_tables_of_embeddings_alone():
+    net = bp.Sequential(bp.Embedding(9, 4), bp.Dense(5), bp.Dense(6), bp.Dense(2))
+    trainer = bp.Trainer(net, "mse", "muon").build(np.arange(9))
+    assert trainer.state[0].shape == (30,)
+
+
 # ---- averages -------------------------------------------------------------------------------------------------------
 
 

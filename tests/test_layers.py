@@ -448,6 +448,13 @@ def test_group_norm_of_one_group_is_over_all_that_a_row_holds(library):
     np.testing.assert_allclose(np.var(each, axis=1), 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("layer", [bp.BatchNorm(), bp.LayerNorm(), bp.RMSNorm(), bp.GroupNorm(2)])
+def test_what_is_normalized_starts_unscaled(layer):
+    values = {name: np.asarray(getattr(v, "value", v)) for name, v in layer.init(bp.Rng(0), (3, 4)).items()}
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, np.full(4, float(name in ("scale", "var"))), err_msg=name)
+
+
 def test_weight_norm_starts_as_the_layer_without(library):
     plain, normed = (layer.init(bp.Rng(3), (5,)) for layer in (bp.Dense(4), bp.WeightNorm(bp.Dense(4))))
     x, run = np.random.default_rng(0).standard_normal((6, 5)), bp.Run(library("numpy").seam)

@@ -32,7 +32,8 @@ SCHEDULES = {  # a schedule, and its rate at some steps, the first being step 0
     "straight": (bp.Polynomial(0.4, 10), {0: 0.4, 5: 0.2, 10: 0.0, 99: 0.0}),
     "polynomial": (bp.Polynomial(0.5, 10, 2.0, 0.1), {0: 0.5, 5: 0.2, 10: 0.1, 99: 0.1}),
     "epochs": (bp.Epochs(bp.StepDecay(0.4, 2, 0.5), 5), {0: 0.4, 9: 0.4, 10: 0.2, 19: 0.2, 20: 0.1}),
-    "parts of epochs": (bp.Epochs(bp.WarmUp(bp.Cosine(0.4, 10), 2), 4), {0: 0.2, 4: 0.4, 6: 0.4, 8: 0.4, 28: 0.2, 48: 0.0}),
+    "parts of epochs": (bp.Epochs(bp.WarmUp(bp.Cosine(0.4, 10), 2), 4),
+                        {0: 0.2, 4: 0.4, 6: 0.4, 8: 0.4, 28: 0.2, 48: 0.0}),
     "warm-up, then cosine": (bp.WarmUp(bp.Cosine(0.4, 10), 2), {0: 0.2, 1: 0.4, 2: 0.4, 7: 0.2, 12: 0.0, 50: 0.0}),
 }  # fmt: skip
 
