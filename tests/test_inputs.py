@@ -66,9 +66,11 @@ def test_derivatives_by_finite_differences() -> None:
         (bp.Embedding(70, 3), x["codes"]),
         (bp.Inputs(bp.Dense(3, "tanh"), "identity"), (x["numbers"], y)),
         (bp.Inputs(("Land area", bp.Dense(3)), city=bp.Embedding(3, 2)), {"Land area": y, "city": x["city"]}),
+        (bp.Inputs(numbers=bp.Dense(3)), {"numbers": y}),
         (NET, x),
     ):
         assert bp.check_gradients(layer, rows, tolerance=1e-7).ok
+    assert bp.check_gradients(bp.Parallel(bp.Dense(3)), y, tolerance=1e-7).ok
     assert bp.check_gradients(NET, x, y, loss="mse", tolerance=1e-7).ok
 
 

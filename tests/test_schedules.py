@@ -290,6 +290,16 @@ class _Given(bp.Layer):
         return dy if need_dx else None, {"weight": p["weight"] * 0.0}
 
 
+@pytest.mark.parametrize("lr", [0.2, bp.WarmUp(0.2, 1)])
+def test_every_rate_is_multiplied_by_lr_scale(lr):
+    x = np.ones((4, 2))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(lr)).build(x)
+    before, trainer.lr_scale = trainer.theta.copy(), 0.5
+    _, grad = bp.value_and_grad(bp.Dense(1), "mse", before, x, x[:, :1])
+    trainer.step(x, x[:, :1])
+    np.testing.assert_allclose(trainer.theta, before - 0.1 * grad, rtol=1e-12)
+
+
 def test_reduce_on_plateau(tmp_path):
     """A loss that never falls: a tenth after every second epoch, but no less than a 50th."""
     x = np.ones((4, 1))
