@@ -285,8 +285,8 @@ EVERY = [
     bp.SGD(0.1, momentum=bp.WarmUp(0.9, 5)), bp.Lion(), bp.NAdam(), bp.RAdam(), bp.Adamax(), bp.AdaBelief(),
     bp.Adam(amsgrad=True), bp.AdamW(weight_decay=bp.Epochs(bp.CosLog(0.1, 3), 4)), bp.RMSprop(centered=True),
     bp.Adagrad(), bp.Adadelta(), bp.LARS(), bp.LAMB(), bp.Adafactor(), bp.Muon(hidden=["1.weight"]),
-    bp.ScheduleFreeAdamW(weight_decay=0.1), bp.Prodigy(), bp.LBFGS(), bp.SAM(), bp.Clip("adam", norm=1.0), bp.GradientNoise("sgd"),
-    bp.Accumulate(bp.SGD(bp.StepDecay(0.1, (3, 5))), 2), *AVERAGING,
+    bp.ScheduleFreeAdamW(weight_decay=0.1), bp.Prodigy(), bp.LBFGS(), bp.SAM(), bp.Clip("adam", norm=1.0),
+    bp.GradientNoise("sgd"), bp.Accumulate(bp.SGD(bp.StepDecay(0.1, (3, 5))), 2), *AVERAGING,
 ]  # fmt: skip
 
 
