@@ -318,7 +318,7 @@ OPTAX: dict[str, tuple[type[bp.Optimizer], dict[str, list[Any]]]] = {
     "LARS": (bp.LARS, {"lr": [0.5], "momentum": [0.9, 0.5], "trust": [1e-3, 0.1], "epsilon": [0.0, 10.0],
                        "nesterov": [False, True], **DECAY}),
     "Prodigy": (bp.Prodigy, {"lr": [1.0], "beta1": [0.9, 0.7], "beta2": [0.999, 0.9], "epsilon": [1e-8, 1e-2],
-                             "initial": [1e-6, 1e-2], "growth": [1.0, 0.5], "weight_decay": [0.0],
+                             "initial": [1e-6, 1e-2], "growth": [1.0], "weight_decay": [0.0],
                              "safe_warm_up": [False, True]}),
     "ScheduleFreeAdamW": (bp.ScheduleFreeAdamW, {"lr": [0.01, 1.0], "beta1": [0.9, 0.5], "beta2": [0.999, 0.9],
                                                  "epsilon": [1e-8, 1e-2], **DECAY}),
