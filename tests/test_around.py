@@ -162,6 +162,24 @@ def test_groups_have_options_of_their_own():
         np.testing.assert_allclose(found[part], expected, rtol=1e-10, atol=1e-14, err_msg=slot.name)
 
 
+def test_groups_keep_their_states_apart():
+    """Along the same gradients each moves as if it were alone, and averages are of each."""
+    backend, found = bp.backends.get("numpy"), []
+    fast, slow = bp.Adam(0.05, amsgrad=True), bp.Adam(0.01)
+    for optimizer in (bp.Grouped(slow, {"0.bias": None, "*.bias": fast}), slow, fast):
+        theta, state = start(), optimizer.init(backend, LAYOUT, start())
+        assert len(state) == len(optimizer.state_names)
+        for step in range(3):
+            args = theta, (step - 1.5) * gradient(start()), state, optimizer.hyperparameters_at(step)
+            theta, state = optimizer.update(backend, LAYOUT, *args)
+        found.append(theta)
+    for slot in LAYOUT.parameters:
+        alone = start() if slot.name == "0.bias" else found[2 if "bias" in slot.name else 1]
+        np.testing.assert_allclose(found[0][slot.part], alone[slot.part], rtol=1e-12, err_msg=slot.name)
+    one, other = trained(bp.Grouped(bp.ScheduleFreeAdamW(0.1), {"0.*": {}})), trained(bp.ScheduleFreeAdamW(0.1))
+    np.testing.assert_allclose(one.predict(X), other.predict(X), rtol=1e-10)
+
+
 def test_frozen_leaves_stay_and_a_group_of_all_is_the_optimizer():
     frozen = trained(bp.Grouped("adam", {"*": None}))
     np.testing.assert_array_equal(frozen.theta, start())
@@ -305,6 +323,8 @@ def test_layers_of_weights_that_are_0_step_as_the_optimizer_does():
     zeros, g = np.zeros(LAYOUT.size), gradient(start())
     np.testing.assert_allclose(moved(bp.LAMB(0.1), zeros, g), -0.1 * g / (np.abs(g) + 1e-6), rtol=1e-10)
     np.testing.assert_allclose(moved(bp.LARS(0.1), zeros, g), -0.1 * g, rtol=1e-12)
+    for optimizer in (bp.LAMB(0.1), bp.LARS(0.1)):
+        np.testing.assert_array_equal(moved(optimizer, start(), zeros), start())
 
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=lambda optimizer: type(optimizer).__name__)
