@@ -22,8 +22,8 @@ class GLU(Composite):
 
         dL/dx = dL/dv W^T + dL/dz V^T.
 
-    The gate f is the sigmoid here; others are those of Shazeer (2020): `SwiGLU`, `GeGLU`, and `Bilinear` without one.
-    The other options are those of `Dense`, for both.
+    The gate f is the sigmoid here; others are those of Shazeer (2020): `SwiGLU`, `GeGLU`, "relu", and "identity", of
+    which a `Dense` layer makes any quadratic form of x.  The other options are those of `Dense`, for both.
     """
 
     units: int
@@ -81,13 +81,3 @@ class GeGLU(GLU):
     """`GLU` with z Phi(z) for its gate (Shazeer 2020)."""
 
     activation: ActivationName | Activation = "gelu"
-
-
-@dataclass(frozen=True)
-class Bilinear(GLU):
-    """y = (x W + b) (x V + c), entry by entry: `GLU` with z itself for its gate (Shazeer 2020).
-
-    So an output is a product of two linear functions, and a `Dense` layer after it has any quadratic form of the input.
-    """
-
-    activation: ActivationName | Activation = "identity"
