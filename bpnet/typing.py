@@ -50,8 +50,8 @@ LossName = Literal[
 
 MetricName = Literal[
     "accuracy", "average_precision", "balanced_accuracy", "brier", "calibration_error", "confusion_matrix", "f0.5",
-    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "precision_score", "r2", "recall", "rmse", "roc_auc",
-    "spearman", "top_k_accuracy",
+    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "r2", "recall", "rmse", "roc_auc", "spearman",
+    "top_k_accuracy",
 ]  # fmt: skip
 """Names of metrics."""
 

@@ -54,7 +54,10 @@ class Accuracy(Metric):
 
 @dataclass(frozen=True)
 class TopKAccuracy(Metric):
-    """The share of rows whose class is among the k most probable; of equal ones the later counts as more probable."""
+    """The share of rows whose class is among the k most probable; of equal ones the later counts as more probable.
+
+    It is called `top_3_accuracy` and so on, with 5 by default `top_k_accuracy`.
+    """
 
     k: int = 5
 
@@ -66,7 +69,7 @@ class TopKAccuracy(Metric):
 
     @property
     def key(self) -> str:
-        return f"top_{self.k}_accuracy"
+        return super().key if self == TopKAccuracy() else f"top_{self.k}_accuracy"
 
     def check(self, loss: Loss, out_shape: Shape) -> None:
         super().check(loss, out_shape)
@@ -155,12 +158,9 @@ class _Averaged(_OfCounts):
 
 @dataclass(frozen=True)
 class Precision(_Averaged):
-    """tp / p: what share of those that are said to be of a class are.
+    """tp / p: what share of those that are said to be of a class are."""
 
-    It is recorded as `precision_score`, as scikit-learn calls it: an epoch's `precision` is that of its products.
-    """
-
-    names = {"precision_score": {}, "precision": {}}
+    names = {"precision": {}}
 
     def of_counts(self, xp: Any, tp: Array, p: Array, t: Array) -> Array:
         return ratio(xp, tp, p)
