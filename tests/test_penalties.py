@@ -1,7 +1,10 @@
 """Terms that training adds to the loss: of parameters, and of what comes out of a layer."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from conftest import SUBSTITUTED
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, OptionError
@@ -65,6 +68,50 @@ def test_a_step_on_every_library(backend, uncompiled):
     _, grad = bp.value_and_grad(NET, "mse", theta, X, Y, sample_weight=WEIGHT, penalties=PENALTIES)
     backend.close(trainer.theta, theta - 0.1 * grad)
     assert not uncompiled()
+
+
+@dataclass(frozen=True)
+class Looks(bp.Composite):
+    """Looks at values, so that nothing of it can be traced."""
+
+    inner: bp.Layer
+
+    @property
+    def children(self):
+        return (("inner", self.inner),)
+
+    def out_shape(self, in_shape):
+        return self.inner.out_shape(in_shape)
+
+    def init(self, rng, in_shape):
+        return {"inner": self.inner.init(rng, in_shape)}
+
+    def forward(self, run, p, x):
+        assert float(run.xp.sum(x)) < 1e30
+        y, cache = self.inner.forward(run.at("inner"), p["inner"], x)
+        assert float(run.xp.sum(y)) < 1e30  # by when the penalty has been traced
+        return y, (cache,)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        assert float(run.xp.sum(dy)) < 1e30
+        dx, grads = self.inner.backward(run.at("inner"), p["inner"], cache[0], dy, need_dx)
+        return dx, {"inner": grads}
+
+
+def test_within_what_can_not_be_traced(backend):
+    """A penalty on what comes out of a layer counts there too, once, and a schedule has the number of the step."""
+    if backend.name in ("jax", "jax-jit"):
+        pytest.skip("JAX traces all or nothing")
+    if backend.name == "cupy" and SUBSTITUTED:
+        pytest.skip("the substitute has not what CuPy's sign is made of")
+    dropout = bp.Dropout(bp.Polynomial(0.5, 2))
+    inner = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(bp.Polynomial(0.03, 3), 0.2), dropout)
+    found = []
+    for arrays, compile in ((lambda x: x, False), (backend.array, "auto")):
+        trainer = bp.Trainer(bp.Sequential(Looks(inner), bp.Dense(3)), "mse", bp.SGD(0.1), compile=compile)
+        given = arrays(X), arrays(Y)
+        found.append([float(trainer.step(*given, w)) for w in (None, arrays(WEIGHT), None)])
+    np.testing.assert_allclose(*found, rtol=1e-12)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 100])
