@@ -46,21 +46,13 @@ def keep_mask(run: Run, rate: float | Schedule, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class AlphaDropout(Layer):
+class AlphaDropout(Dropout):
     r"""y = a (x kept + s (1 - kept)) + b while training, y = x otherwise (Klambauer et al. 2017).
 
     kept is 0 with probability r, the `rate`, else 1.  What is dropped becomes s = -1.0507 1.6733, to which SELU goes
     far below 0; a = 1 / sqrt((1 - r) (1 + r s**2)) and b = -a r s then leave the mean 0 and the variance 1 that
     activations by SELU have.  The derivative is dL/dx = dL/dy a kept.  The rate may be a schedule.
     """
-
-    rate: float | Schedule = 0.5
-
-    stochastic = True
-    schedulable = {"rate": fraction}
-
-    def __post_init__(self) -> None:
-        self._check(rate=or_schedule(fraction))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
@@ -69,11 +61,6 @@ class AlphaDropout(Layer):
         a = ((1.0 - rate) * (1.0 + rate * (LOWEST * LOWEST))) ** -0.5
         kept = keep_mask(run, self.rate, x) * (1.0 - rate)
         return a * (x * kept + LOWEST * (1.0 - kept)) - a * rate * LOWEST, a * kept
-
-    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        if not need_dx:
-            return None, {}
-        return dy if cache is None else dy * cache, {}
 
 
 LOWEST = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
