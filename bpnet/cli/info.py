@@ -4,8 +4,9 @@ import importlib
 import inspect
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,18 +74,38 @@ FAMILIES: dict[str, type[Registered]] = {
 """What the catalogue lists, and the base of each."""
 
 
+PAPER = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
+"""Authors and year, in parentheses."""
+
+
 def describe_catalogue() -> JSON:
-    """By family and name: the class, with options as they are by default, and the first line of what it says."""
+    """By family and name: the class, its options as they are by default, the first line of what it says, and the paper.
+
+    The options are those that the name stands for; one without a default is a name alone.
+    """
     result: JSON = {}
     for family, base in FAMILIES.items():
-        found = {name: cls for name, (cls, _) in own_catalogue(base).items()}
+        found = own_catalogue(base)
         if base is Layer:
-            found = {name: cls for name, cls in found.items() if not issubclass(cls, Activation)}
+            found = {name: entry for name, entry in found.items() if not issubclass(entry[0], Activation)}
         result[family] = {
-            name: {"class": cls.__name__, "says": (inspect.getdoc(cls) or "").partition("\n")[0]}
-            for name, cls in sorted(found.items(), key=lambda item: item[0].lower())
+            name: describe_entry(cls, options)
+            for name, (cls, options) in sorted(found.items(), key=lambda item: item[0].lower())
         }
     return result
+
+
+def describe_entry(cls: type[Registered], options: Mapping[str, Any]) -> JSON:
+    """Class, options, first line and paper of one name."""
+    says, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
+    shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
+    paper = PAPER.search(says)
+    return {
+        "class": cls.__name__,
+        "options": ", ".join(str(p).replace(" = ", "=") for p in shown),
+        "says": says.partition("\n")[0],
+        "paper": " ".join(paper[1].split()) if paper else "",
+    }
 
 
 def show_catalogue(result: JSON) -> None:
