@@ -324,7 +324,9 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
         batch_x, batch_y, weight, _ = data.whole_batch()
         theta, buffers, _ = engine.carry
         p = engine.layout.views(backend, theta, buffers)
-        run = Run(backend, True, (engine.seed, engine.count + 1, 0), values=engine.values(engine.count))
+        with engine.some_epoch():
+            values = engine.values(engine.count)
+        run = Run(backend, True, (engine.seed, engine.count + 1, 0), values=values)
         total = engine.loss.total(float(data.count) if weight is None else backend.xp.sum(weight))
         run.terms, run.share = [], (weight, total)
         network = backend.outline(engine.layout.network)

@@ -232,7 +232,7 @@ def describe_model(model: Path) -> JSON:
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,
         "epochs": len(history),
-        "precision": str(history[-1].get("precision", "float32")) if history else trainer.precision,
+        "precision": str(history[-1].get("matmul_precision", "float32")) if history else trainer.precision,
         "last_epoch": history[-1] if history else None,
         "classes": trainer.classes,
         "features": provenance.features,

@@ -16,6 +16,7 @@ from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
+from bpnet.names import define
 from bpnet.registry import Registered, catalogue, resolve
 
 Statistics = tuple[Array, ...]
@@ -98,6 +99,7 @@ def check_metrics(metrics: Any, loss: Loss, out_shape: Shape) -> tuple[Metric, .
 def larger_is_better(name: str) -> bool:
     """Whether a recorded quantity of that name is better when larger."""
     name = re.sub("^(val_)?(head_[0-9]+_)?", "", name)
+    define(Metric.kind, name)
     found: Any = catalogue(Metric).get(name, (None,))[0]
     f_score = name[:1] == "f" and name[1:].replace(".", "").isdigit()
     return name.endswith("accuracy") or f_score or (found is not None and bool(found.larger_is_better))
