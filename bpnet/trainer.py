@@ -37,7 +37,7 @@ from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.state import HasState
 from bpnet.step import Carry, start
-from bpnet.typing import AnyArray, AnyInput, LossName, MetricName, OptimizerName, Precision
+from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
 
 
 class Trainer(HasState):
@@ -252,7 +252,7 @@ class Trainer(HasState):
         sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         metrics: Sequence[MetricName | Metric] = (),
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
     ) -> History:
         """Train for `epochs` passes over the rows of x, y in batches of `batch_size`; calling it again goes on.
@@ -267,7 +267,7 @@ class Trainer(HasState):
         shuffle : another order of the rows in every epoch, drawn from the seed
         metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
-        callbacks : called after steps and epochs
+        callbacks : names, such as "early_stopping", or objects, called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a

@@ -34,6 +34,9 @@ ActivationName = Literal[
 ]  # fmt: skip
 """Names of activations."""
 
+CallbackName = Literal["early_stopping", "mlflow", "norms", "progress", "reduce_on_plateau"]
+"""Names of callbacks."""
+
 InitializerName = Literal[
     "glorot_normal", "glorot_truncated_normal", "glorot_uniform", "he_normal", "he_truncated_normal", "he_uniform",
     "lecun_normal", "lecun_truncated_normal", "lecun_uniform", "normal", "ones", "orthogonal", "siren", "torch",

@@ -193,6 +193,13 @@ def kinds(layer: bp.Layer) -> set[type]:
     return {type(layer)}.union(*(kinds(part) for part in parts))
 
 
+def test_what_has_defaults_goes_by_name() -> None:
+    net = bp.Sequential("Flatten", bp.Dense(3), "LayerNorm", bp.Parallel("identity", "Dropout"), "relu")
+    assert net.layers == (
+        bp.Flatten(), bp.Dense(3), bp.LayerNorm(), bp.Parallel(bp.Identity(), bp.Dropout()), bp.ReLU()
+    )  # fmt: skip
+
+
 def test_every_layer_has_a_case() -> None:
     every = {c for c in (getattr(bp, name) for name in bp.__all__) if isinstance(c, type) and issubclass(c, bp.Layer)}
     layers = {layer for layer in every if not issubclass(layer, bp.Activation)} - {bp.Layer, bp.Composite}

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bpnet import (
     Activation,
+    Callback,
     Composite,
     Layer,
     Loss,
@@ -29,6 +30,7 @@ from bpnet import (
     initializers,
     metrics,
 )
+from bpnet.callbacks.base import NAMES as CALLBACKS
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import OptionError, plural
@@ -92,10 +94,19 @@ def describe_catalogue() -> JSON:
             name: describe_entry(cls, options)
             for name, (cls, options) in sorted(found.items(), key=lambda item: item[0].lower())
         }
-    return result
+    return result | {"callbacks": {name: describe_entry(cls, {}) for name, cls in every_callback()}}
 
 
-def describe_entry(cls: type[Registered], options: Mapping[str, Any]) -> JSON:
+def every_callback() -> Iterator[tuple[str, type[Callback]]]:
+    """bpnet's own, each with its name, which is that of the class where options have no defaults."""
+    package, named = importlib.import_module("bpnet"), {cls: name for name, cls in CALLBACKS.items()}
+    found = {named.get(name, name): getattr(package, name) for name in package.__all__}
+    for name, cls in sorted(found.items(), key=lambda item: item[0].lower()):
+        if isinstance(cls, type) and issubclass(cls, Callback) and cls is not Callback:
+            yield name, cls
+
+
+def describe_entry(cls: type[Any], options: Mapping[str, Any]) -> JSON:
     """Class, options, first line and paper of one name."""
     says, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
     shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
