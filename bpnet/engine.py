@@ -60,7 +60,8 @@ class Engine:
     compile: bool | str
 
     lr_scale: float = 1.0  # by which every learning rate is multiplied
-    known_batch: tuple[Any, ...] | None = None  # what `Trainer.step` took last as it came: kind, backend, device, cost
+    # what `Trainer.step` took last as it came: its kind, backend, device, cost, and of a dict the names in their order
+    known_batch: tuple[Any, ...] | None = None
     known_inputs: tuple[Any, ...] | None = None  # the same of `Trainer.predict`
     good: Snapshot | None = None  # where checked steps go back to
     checked: Any = None  # the state that the last one left: it may have been set since
@@ -198,14 +199,18 @@ class Engine:
         self.backend.follow(self.state)
         return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
 
-    def check_values(self, x: Array, y: Array) -> None:
+    def check_values(self, x: Input, y: Array) -> None:
         """Raise where a batch of a kind that fits has values that can't be used."""
-        codes = self.layout.network.takes
-        if codes is None:
-            check_finite(self.backend, detached(self.backend, x, "x"), "x")
-        elif not isinstance(codes, tuple):
-            check_codes(self.backend, detached(self.backend, x, "x"), codes, "x")
-        check_target(self.backend, self.loss, self.layout.out_shape, x.shape[0], self.carry[0].dtype, y)
+        takes = self.layout.network.takes
+        several = zip(takes, x, strict=True) if isinstance(takes, tuple) else [(("", takes), x)]
+        for (name, codes), array in several:
+            what = f"x[{name if name.isdecimal() else repr(name)}]" if name else "x"
+            array = detached(self.backend, array, what)
+            if codes is None:
+                check_finite(self.backend, array, what)
+            else:
+                check_codes(self.backend, array, codes, what)
+        check_target(self.backend, self.loss, self.layout.out_shape, row_count(x), self.carry[0].dtype, y)
 
     def checked_step(self, *batch: Any) -> Array:
         """One step, and a look at what came of it."""
@@ -432,10 +437,17 @@ class Engine:
 
 
 def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
-    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays.
+
+    x may be several arrays, in a dict or a tuple.
+    """
     try:
         if y is None:
             return type(x), x.dtype, x.shape, x.device
         return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
     except AttributeError:
+        pass
+    if type(x) not in (dict, tuple):
         return None
+    parts = [kind(a) for a in (x.values() if type(x) is dict else x)] + ([] if y is None else [kind(y)])
+    return None if None in parts else (type(x), *x, *parts) if type(x) is dict else (type(x), *parts)
