@@ -7,12 +7,13 @@ from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
 from bpnet.initializers import Initializer
 from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape
+from bpnet.layers.dense import Dense
 from bpnet.options import flag, whole
 from bpnet.registry import resolve
 from bpnet.typing import InitializerName
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bilinear(Layer):
     r"""y_k = u^T W_k v + b_k of two inputs u and v, as PyTorch's `nn.Bilinear`, which here come side by side.
 
@@ -34,6 +35,7 @@ class Bilinear(Layer):
     bias_init: InitializerName | Initializer = "zeros"
 
     example = (5,)
+    __repr__ = Dense.__repr__
 
     def __post_init__(self) -> None:
         self._set(units=whole("units", self.units, 1, 2**31 - 1))

@@ -13,7 +13,7 @@ from bpnet.layers.dense import Dense
 from bpnet.typing import ActivationName, InitializerName
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GLU(Composite):
     r"""y = v f(z) with v = x W + b and z = x V + c, entry by entry: a gated linear unit (Dauphin et al. 2017).
 
@@ -33,6 +33,7 @@ class GLU(Composite):
     bias_init: InitializerName | Initializer = "zeros"
 
     example = (20,)
+    __repr__ = Dense.__repr__
 
     def __post_init__(self) -> None:
         gate = self.children[1][1]
@@ -69,14 +70,14 @@ class GLU(Composite):
         return super().update_buffers(run, p, cache[:2])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SwiGLU(GLU):
     """`GLU` with z sigmoid(z) for its gate (Shazeer 2020)."""
 
     activation: ActivationName | Activation = "silu"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeGLU(GLU):
     """`GLU` with z Phi(z) for its gate (Shazeer 2020)."""
 
