@@ -17,6 +17,7 @@ from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
+from bpnet.collected import Collected
 from bpnet.data.checks import check_codes, check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
@@ -26,7 +27,6 @@ from bpnet.layer import Input, Params, row_count
 from bpnet.layout import Layout
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
-from bpnet.metrics.collected import Collected
 from bpnet.optimizers.base import Optimizer
 from bpnet.penalties import Penalty
 from bpnet.schedules import Schedule, in_epochs, schedules_of

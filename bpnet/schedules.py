@@ -1,8 +1,8 @@
 """Schedules: a learning rate, or another option, as a function of the step, counted from 0.
 
 Those below are of `steps` steps, or where they are put into `Epochs`, of so many epochs.  Each is written for a
-learning rate, `lr`; it may as well be a weight decay, `momentum` or `beta1`, `SGD(0.1, momentum=WarmUp(0.95, 500))`, the
-strength of a layer's noise, `Dropout(Epochs(FlatCosine(0.3, 50)))`, or of a penalty.
+learning rate, `lr`; it may as well be a weight decay, `momentum` or `beta1`, `SGD(0.1, momentum=WarmUp(0.95, 500))`,
+the strength of a layer's noise, `Dropout(Epochs(FlatCosine(0.3, 50)))`, or of a penalty.
 """
 
 import math

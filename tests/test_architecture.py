@@ -100,6 +100,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "compatibility": 9,
     "step": 9,
     "minimization": 9,
+    "collected": 10,
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,

@@ -228,7 +228,7 @@ def test_what_is_sorted_stays_where_it_is(library, monkeypatch, float64):
     lib, seen = library("strict"), []
     trainer, y = identity(lib, 1, "binary_cross_entropy_with_logits"), (np.arange(ROWS) % 3 == 0).astype(float)
     if not float64:
-        monkeypatch.setattr("bpnet.metrics.collected._has_float64", lambda *_: False)
+        monkeypatch.setattr("bpnet.collected._has_float64", lambda *_: False)
     monkeypatch.setattr(lib.seam, "to_host", lambda x: seen.append(tuple(x.shape)) or np.asarray(x))
     metrics = ["roc_auc", "average_precision", "recall"]
     found = trainer.evaluate(lib.array(draw(ROWS, 1)), lib.array(y), metrics=metrics, batch_size=40)
