@@ -7,7 +7,7 @@ import pytest
 from conftest import SUBSTITUTED
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, OptionError
+from bpnet.errors import ArgumentError, DivergedError, OptionError
 
 NET = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(0.03, 0.2), bp.Dense(3))
 PENALTIES = (bp.L1(0.01), bp.L2(0.5, "*.bias"), bp.L2(0.2, "0.*"), bp.Orthogonality(0.1))
@@ -141,6 +141,16 @@ def test_a_rectangular_matrix_becomes_orthogonal():
         trainer.fit(np.zeros((4, shape[0])), np.zeros((4, shape[1])), epochs=300, progress=False)
         w = trainer.parameters["weight"]
         np.testing.assert_allclose(w.T @ w if shape[0] > shape[1] else w @ w.T, np.eye(3), atol=1e-8)
+
+
+def test_a_penalty_that_is_not_finite_is_named():
+    x = np.full((4, 3), 1e19, "float32")
+    many = bp.Sequential(bp.ActivityPenalty(l2=1e3), bp.Dense(2, "tanh")), ()
+    for (net, penalties), scale in ((many, 1.0), ((bp.Dense(2), [bp.L2(1e38)]), 1e19)):
+        trainer = bp.Trainer(net, "mse", penalties=penalties)
+        with pytest.raises(DivergedError, match=r"MeanSquaredError\(\) of the outputs is, so it is a penalty"):
+            for _ in range(9):
+                trainer.step(x / np.float32(scale), np.zeros((4, 2), "float32"))
 
 
 def test_they_are_kept_in_files(tmp_path):
