@@ -149,8 +149,7 @@ def test_a_penalty_that_is_not_finite_is_named():
     for (net, penalties), scale in ((many, 1.0), ((bp.Dense(2), [bp.L2(1e38)]), 1e19)):
         trainer = bp.Trainer(net, "mse", penalties=penalties)
         with pytest.raises(DivergedError, match=r"MeanSquaredError\(\) of the outputs is, so it is a penalty"):
-            for _ in range(9):
-                trainer.step(x / np.float32(scale), np.zeros((4, 2), "float32"))
+            trainer.step(x / np.float32(scale), np.zeros((4, 2), "float32"))
 
 
 def test_they_are_kept_in_files(tmp_path):
