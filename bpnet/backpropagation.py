@@ -63,9 +63,10 @@ def loss_and_gradient(
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
-    step, *own = number if schedules else (number,)
-    values = dict(zip(schedules, own, strict=True))
-    of_step = partial(value_of, values=values, number=step)
+    step, values = number, {}
+    if schedules:
+        step, *own = number
+        values = dict(zip(schedules, own, strict=True))
     p = (views or layout.views)(backend, theta, buffers)
     if total is None:
         count = row_count(x) if rows is None else rows.shape[0]
@@ -86,6 +87,7 @@ def loss_and_gradient(
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
             if penalties:
+                of_step = partial(value_of, values=values, number=step)
                 value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
@@ -108,7 +110,7 @@ def loss_and_gradient(
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
     if penalties:  # of the whole batch: a block is given none
-        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step)
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, run.value)
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None

@@ -151,7 +151,7 @@ def test_history_says_what_it_has() -> None:
         bp.History()["loss"]
     x, y = data()
     history = made().fit(x, y, progress=False)
-    with pytest.raises(KeyError, match="'val_los' was not recorded: recorded are epoch, loss, lr, precision, sec") as e:
+    with pytest.raises(KeyError, match="'val_los' was not recorded: recorded are epoch, loss, lr, matmul_prec") as e:
         history["val_los"]
     assert isinstance(e.value, bp.errors.BpnetError)
     assert not str(e.value).startswith('"')
