@@ -17,7 +17,7 @@ SOURCE = ROOT / "build" / "pages"
 def main(*options: str) -> int:
     """Write build/pages and build/site; 0 if all is well."""
     shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.copytree(pages.HERE, SOURCE, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(pages.HERE, SOURCE, ignore=shutil.ignore_patterns("*.py", "__pycache__", "templates"))
     for path in pages.pages():
         for name, picture in pages.run(path).items():
             (SOURCE / path.relative_to(pages.HERE)).with_name(name).write_bytes(picture)

@@ -4,7 +4,7 @@ import re
 
 import bpnet
 
-OPTION = re.compile(r"(\*{0,2}\w+(?:, \w+)*) : (.*)")
+OPTION = re.compile(r"(\w+(?:, \w+)*(?:, and [a-z ]+)?) : (.*)")
 """A line that begins what is said of an option, or of several."""
 CODE = re.compile(r"(``.+?``|`[^`]+`)")
 NAME = re.compile(r"`(?:bp\.|bpnet\.)?(\w+)`")
@@ -20,7 +20,7 @@ def as_markdown(text: str) -> str:
         if set(line) == {"-"} and out:  # under a heading: Parameters, Attributes
             out[-1:] = [f"**{out[-1]}**", ""]
         elif found := OPTION.fullmatch(line):
-            names = ", ".join(f"`{name}`" for name in found[1].split(", "))
+            names = ", ".join(f"`{name}`" if " " not in name else name for name in found[1].split(", "))
             out += ["", names, f":   {prose(found[2])}"]
         elif in_option:
             out.append("    " + prose(line.strip()))
@@ -43,7 +43,8 @@ def prose(line: str) -> str:
         if i % 2 == 0:
             start = re.match(r"\s*[-*] ", part)
             kept = start[0] if start and i == 0 else ""
-            parts[i] = kept + re.sub(r"([*_<$\[\]])", r"\\\1", part[len(kept) :])
+            plain = re.sub(r"([*_$\[\]])", r"\\\1", part[len(kept) :])
+            parts[i] = kept + plain.replace("<", "&lt;")
         elif (found := NAME.fullmatch(part)) and found[1] in bpnet.__all__:
             parts[i] = f"[{part}][bpnet.{found[1]}]"
     return "".join(parts)

@@ -29,6 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from bpnet import registry
 
 HERE = Path(__file__).parent
@@ -40,7 +42,7 @@ PICTURE = re.compile(r"!\[[^\]]+\]\(([^):]+)\)")
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "savefig.bbox": "tight", "svg.hashsalt": "bpnet",
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
 """Of every picture."""
 
@@ -116,14 +118,14 @@ def equal(printed: str, said: str) -> bool:
 
 @contextmanager
 def _surroundings(folder: str) -> Iterator[None]:
-    """A folder to work in, warnings as errors, and none but bpnet's own classes in its registry, before and after."""
+    """A folder to work in and warnings as errors; print options and the registry of classes are the page's own."""
     others = [
         (known, name, known.pop(name))
         for known in registry._classes.values()
         for name in [name for name, cls in known.items() if not cls.__module__.startswith("bpnet.")]
     ]
     try:
-        with chdir(folder), warnings.catch_warnings():
+        with chdir(folder), warnings.catch_warnings(), numpy.printoptions():
             warnings.simplefilter("error")
             yield
     finally:

@@ -29,7 +29,7 @@ OTHERS = {
 """The other pages, and what they describe."""
 
 MEMBERS: dict[str, Sequence[str]] = {
-    "backends": ("backend_of", "get", "Backend"),
+    "backends": ("backend_of", "get"),
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
     "initializers": (),
     "metrics": (),
@@ -37,6 +37,9 @@ MEMBERS: dict[str, Sequence[str]] = {
     "typing": [*(name for name in vars(typing) if re.fullmatch("Any[A-Z].*|.+Name", name)), "Precision"],
 }
 """What is described of a module."""
+
+MORE = {"Trainer": {"inherited_members": "true"}, "errors": {"show_bases": "true"}}
+"""More options of mkdocstrings."""
 
 
 def pages() -> dict[str, str]:
@@ -47,7 +50,7 @@ def pages() -> dict[str, str]:
         classes = sorted({entry["class"] for entry in entries.values()}, key=str.lower)
         made[family] = "".join(
             [
-                f"# {family.capitalize()}\n\n{names(entries)}",
+                f"# {family.capitalize()}\n\n",
                 described(family) if family in MEMBERS else "",
                 *(described(path_of(family, name), members=()) for name in classes),
                 *map(described, BASES.get(family, "").split()),
@@ -67,16 +70,11 @@ def described(name: str, members: Sequence[str] | None = None) -> str:
     """What makes mkdocstrings describe bpnet.<name>, with these members; None stands for all that are public."""
     members = MEMBERS.get(name, members)
     options = {} if members is None else {"members": list(members) or "false"}
+    options |= MORE.get(name, {})
     if name in MEMBERS and not members:  # a module whose page has a title already
         options["show_root_heading"] = "false"
     text = f"::: bpnet.{name}\n" + "    options:\n" * bool(options)
     return text + "".join(f"      {option}: {value}\n" for option, value in options.items()) + "\n"
-
-
-def names(entries: JSON) -> str:
-    """Which names stand for the classes of a family, where there are any but those of the classes."""
-    ours = [f"`{name}`" for name, entry in entries.items() if name != entry["class"]]
-    return f"By name: {', '.join(ours)}.\n\n" if ours else ""
 
 
 def table(found: JSON) -> str:

@@ -1,5 +1,6 @@
-"""The site's pages: their programs run and print what they say, their links lead somewhere."""
+"""The site: programs of its pages run and print what they say, links lead somewhere, nothing public is left out."""
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 import bpnet as bp
 from docs import pages
+from docs.docstrings import as_markdown
 
-PAGES = [str(path.relative_to(pages.HERE)) for path in pages.pages()]
+PAGES = [path.relative_to(pages.HERE).as_posix() for path in pages.pages()]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -80,22 +82,51 @@ def test_a_picture_is_what_a_page_draws(tmp_path: Path, monkeypatch: pytest.Monk
     assert pages.missing(page_of(tmp_path, "'''python\nfrom cupy import linalg\n'''\n")) == ["cupy"]
 
 
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_its_links_lead_to_pages(page: str) -> None:
-    path = pages.HERE / page
-    for target in LINK.findall(path.read_text(encoding="utf-8")):
-        if not target.startswith(("#", "https://")):
-            there = (path.parent / target.partition("#")[0]).resolve()
-            assert there.exists() or there.parent == pages.HERE / "reference", target
-
-
-def test_the_reference_has_every_public_name() -> None:
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    """The pages of the reference."""
     pytest.importorskip("typer", reason="typer, of the extra cli, is not installed")
     from docs import reference
 
-    described = re.findall(r"^::: bpnet\.(\w+)$", "".join(reference.pages().values()), flags=re.MULTILINE)
+    return reference.pages()
+
+
+def test_links_and_the_navigation_lead_to_pages(generated: dict[str, str]) -> None:
+    link = re.compile(r"(?<!!)\[[^\]]*\]\((?!https?://)([^)\s#]*)(?:#(bpnet\.[\w.]+))?[^)\s]*\)")
+    for page in PAGES:
+        text = (pages.HERE / page).read_text(encoding="utf-8")
+        for target, name in link.findall(re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)):
+            place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) if target else page
+            assert place in generated or place in PAGES, f"{page} leads to {target}"
+            assert not name or f"::: {name}\n" in generated[place], f"{page} leads to {name}"
+    config = (pages.HERE.parent / "zensical.toml").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"([\w/-]+\.md)"', config)) == sorted([*PAGES, *generated])
+
+
+def test_the_reference_has_every_public_name(generated: dict[str, str]) -> None:
+    described = re.findall(r"^::: bpnet\.(\w+)$", "".join(generated.values()), flags=re.MULTILINE)
     assert set(bp.__all__) - {"__version__"} == set(described)
     assert len(set(described)) == len(described)
+
+
+def test_a_docstring_becomes_markdown() -> None:
+    text = """\
+y = x**2 + z_k where 0 < x, a `Layer` or `bp.Dense` of `units`.
+
+    dL/dx = 2 x dL/dy
+
+Options
+-------
+units, width : how many, say
+    some * 2
+and so on : as [0]
+
+- `rate`: a*b*c
+"""
+    assert as_markdown(text) == (
+        "y = x\\*\\*2 + z\\_k where 0 &lt; x, a [`Layer`][bpnet.Layer] or [`bp.Dense`][bpnet.Dense] of `units`.\n\n"
+        "    dL/dx = 2 x dL/dy\n\n"
+        "**Options**\n\n\n`units`, `width`\n:   how many, say\n    some \\* 2\n"
+        "and so on : as \\[0\\]\n\n"
+        "- `rate`: a\\*b\\*c"
+    )

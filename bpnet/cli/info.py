@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,12 +77,16 @@ FAMILIES: dict[str, type[Registered]] = {
 """What the catalogue lists, and the base of each."""
 
 
-PAPER = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
-"""Authors and year, in parentheses."""
+PAPERS = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
+"""What stands in parentheses and has authors and a year."""
+PAPER = re.compile(r"(?:van )?[A-Z][^;]*? (?:19|20)\d\d")
+"""One of these."""
+ITEM = re.compile(r"^- `([^`]+)`: (.+?)(?=\n-|\n\n|\Z)", flags=re.MULTILINE | re.DOTALL)
+"""What a class says of one of its names, or of those of a pattern."""
 
 
 def describe_catalogue() -> JSON:
-    """By family and name: the class, its options as they are by default, the first line of what it says, and the paper.
+    """By family and name: the class, its options as they are by default, what it says, and the paper.
 
     The options are those that the name stands for; one without a default is a name alone.
     """
@@ -91,10 +96,10 @@ def describe_catalogue() -> JSON:
         if base is Layer:
             found = {name: entry for name, entry in found.items() if not issubclass(entry[0], Activation)}
         result[family] = {
-            name: describe_entry(cls, options)
+            name: describe_entry(name, cls, options)
             for name, (cls, options) in sorted(found.items(), key=lambda item: item[0].lower())
         }
-    return result | {"callbacks": {name: describe_entry(cls, {}) for name, cls in every_callback()}}
+    return result | {"callbacks": {name: describe_entry(name, cls, {}) for name, cls in every_callback()}}
 
 
 def every_callback() -> Iterator[tuple[str, type[Callback]]]:
@@ -106,16 +111,17 @@ def every_callback() -> Iterator[tuple[str, type[Callback]]]:
             yield name, cls
 
 
-def describe_entry(cls: type[Any], options: Mapping[str, Any]) -> JSON:
-    """Class, options, first line and paper of one name."""
-    says, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
+def describe_entry(name: str, cls: type[Any], options: Mapping[str, Any]) -> JSON:
+    """Class, options, first paragraph and paper of one name."""
+    text, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
     shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
-    paper = PAPER.search(says)
+    own = next((" ".join(item.split()) for names, item in ITEM.findall(text) if fnmatchcase(name, names)), "")
+    papers = PAPERS.search(own or " ".join(text.split()))
     return {
         "class": cls.__name__,
         "options": ", ".join(str(p).replace(" = ", "=") for p in shown),
-        "says": says.partition("\n")[0],
-        "paper": " ".join(paper[1].split()) if paper else "",
+        "says": own or " ".join(text.partition("\n\n")[0].split()),
+        "paper": "; ".join(PAPER.findall(papers[1])) if papers else "",
     }
 
 
