@@ -89,15 +89,18 @@ class Diagnosis:
         if where is None and not loss_is_finite:
             where = "the loss"
             if good[1] == step - 1:
-                hint = self._too_large(layout.network.forward(run, p, x)[0], y)
+                hint = self._too_large(run, layout.network.forward(run, p, x)[0], y)
         where = where or next(self._of_the_update(after[0], (theta, buffers, state)), None)
         where = where or "something that is carried from step to step"
         text = f"training diverged at step {step}: {where} is no longer finite; {hint}."
         return DivergedError(f"{text} {what_was_kept(backend, good)}")
 
-    def _too_large(self, output: Array, y: Array | None) -> str:
+    def _too_large(self, run: Run, output: Array, y: Array | None) -> str:
         """What to do about a loss that is not finite, though the output is."""
         xp = self.backend.xp
+        total = self.loss.total(float(output.shape[0]))
+        if y is not None and math.isfinite(float(self.loss(run, output, y, None, total)[0])):
+            return f"{self.loss} of the outputs is, so it is a penalty that is not: give it a smaller strength"
         compared = [output] if y is None or y.dtype != output.dtype else [output, y]
         size = max(float(xp.max(xp.abs(a))) for a in compared)
         if size <= 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:

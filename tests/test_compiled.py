@@ -364,7 +364,7 @@ def results(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> list[Any]:
         value
         for record in trainer.history.epochs
         for name, value in record.items()
-        if name not in ("seconds", "precision")
+        if name not in ("seconds", "matmul_precision")
     ]
     scores = [*trainer.evaluate(x, y).values(), *trainer.evaluate(x, y, sample_weight=weight).values()]
     return [

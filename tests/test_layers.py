@@ -78,6 +78,11 @@ def glu(gate):
     return oracle
 
 
+def bilinear(t, p, x, run=None):
+    weight = p["weight"].permute(1, 0, 2)
+    return t.nn.functional.bilinear(*x.split([weight.shape[1], weight.shape[2]], -1), weight, p.get("bias"))
+
+
 def weight_norm(t, p, x, run=None):
     weight = t._weight_norm(p["inner"]["weight"], p["length"], p["inner"]["weight"].ndim - 1)
     return dense(t, p["inner"] | {"weight": weight}, x)
@@ -154,13 +159,14 @@ LAYERS = {
     "alpha dropout": Case(bp.AlphaDropout(0.25), (6, 4), alpha_dropout),
     "gaussian noise": Case(bp.GaussianNoise(0.3), (6, 4), noise),
     "glu": Case(bp.GLU(3), (3, 2, 4), glu(lambda t, z: t.sigmoid(z))),
+    "bilinear": Case(bp.Bilinear(2, split=1), (3, 2, 4), bilinear),
     "weight norm": Case(bp.WeightNorm(bp.Dense(3)), (6, 4), weight_norm),
     "spectral norm": Case(bp.SpectralNorm(bp.Dense(3)), (6, 4), spectral_norm),
     "concatenated branches": Case(
         bp.Parallel("identity", bp.Dense(3)), (6, 4), lambda t, p, x, run: t.cat([x, dense(t, p["1"], x)], -1)
     ),
     "added branches": Case(
-        bp.Parallel(bp.SwiGLU(3, bias=False), bp.Bilinear(3), join="add"), (6, 4),
+        bp.Parallel(bp.SwiGLU(3, bias=False), bp.GLU(3, "identity"), join="add"), (6, 4),
         lambda t, p, x, run: glu(lambda t, z: z * t.sigmoid(z))(t, p["0"], x) + glu(lambda t, z: z)(t, p["1"], x),
     ),
     "multiplied branches": Case(
@@ -185,6 +191,13 @@ def kinds(layer: bp.Layer) -> set[type]:
     """Those of all layers that it is made of, its activation among them."""
     parts = [child for _, child in getattr(layer, "children", ())]
     return {type(layer)}.union(*(kinds(part) for part in parts))
+
+
+def test_what_has_defaults_goes_by_name() -> None:
+    net = bp.Sequential("Flatten", bp.Dense(3), "LayerNorm", bp.Parallel("identity", "Dropout"), "relu")
+    assert net.layers == (
+        bp.Flatten(), bp.Dense(3), bp.LayerNorm(), bp.Parallel(bp.Identity(), bp.Dropout()), bp.ReLU()
+    )  # fmt: skip
 
 
 def test_every_layer_has_a_case() -> None:
@@ -765,6 +778,9 @@ def test_what_couples_rows_or_draws_is_told_upwards():
         (lambda: bp.GLU(0), OptionError),
         (lambda: bp.GLU(3, "gelut"), ValueError),
         (lambda: bp.GLU(3).out_shape(()), ShapeError),
+        (lambda: bp.Bilinear(3).out_shape((5,)), ShapeError),
+        (lambda: bp.Bilinear(3, split=4).out_shape((4,)), ShapeError),
+        (lambda: bp.Bilinear(3, split=0), OptionError),
         (lambda: bp.Parallel(), OptionError),
         (lambda: bp.Parallel(bp.Dense(3), join="sum"), OptionError),
         (lambda: bp.Parallel([bp.Dense(3)]), TypeError),
