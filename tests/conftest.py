@@ -63,6 +63,10 @@ MEMBERS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--networks", metavar="FIRST:STOP", help="random networks of these seeds: see test_networks.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the tests for a device, the substitute runs those of the mathematics; all of them where they are asked for."""
     if SUBSTITUTED and "gpu" not in config.option.markexpr:
