@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 import pytest
+from support.differences import differences
 
 import bpnet as bp
 from bpnet.data.checks import ignored_rows
@@ -278,11 +279,12 @@ def test_unknown_name_suggests_a_known_one():
         bp.Trainer(bp.Dense(2), "cross_entrpy")
 
 
-def test_derivative_by_finite_differences(case):
+def test_derivative_by_finite_differences(case, noted):
     activation = "sigmoid" if isinstance(case.loss, bp.BinaryCrossEntropy) else "identity"
     net = bp.Dense(case.output.shape[-1], activation)
     x = draw(*case.output.shape[:-1], 5)
-    assert bp.check_gradients(net, x, case.target, loss=case.loss, tolerance=1e-7).ok
+    report = bp.check_gradients(net, x, case.target, loss=case.loss, tolerance=1e-7)
+    noted("losses", "numpy", [check.error for check in report.checks])
 
 
 def test_value_and_slope_as_pytorch(case, weight, library):
@@ -310,9 +312,9 @@ class Together:
         given = zip(self.cases, outputs, targets, strict=True)
         return tuple(case.loss(run, output, target, weight, total) for case, output, target in given)
 
-    def __call__(self, outputs, weight, dtype):
+    def __call__(self, outputs, weight, dtype, total=None):
         """Value and slope of every case, for NumPy arrays."""
-        lib, total = self.lib, float(ROWS if weight is None else np.sum(weight))
+        lib, total = self.lib, total or float(ROWS if weight is None else np.sum(weight))
         outputs = tuple(lib.array(o, dtype) for o in outputs)
         targets = tuple(lib.array(as_type(case.target, dtype)) for case in self.cases)
         weight = None if weight is None else lib.array(weight, dtype)
@@ -328,8 +330,19 @@ class Together:
         return found
 
 
-@pytest.mark.parametrize(("dtype", "weight"), [("float64", None), ("float32", WEIGHT)])
-def test_same_on_every_library(weight, backend, dtype, library, uncompiled):
+    def slope_errors(self, weight, total):
+        """How far the slopes are from differences of the values, in double precision."""
+
+        def values(given):
+            return [self.lib.host(v) for v, _ in self([g["output"] for g in given], weight, "float64", total)]
+
+        given = [{"output": case.output} for case in self.cases]
+        slopes = [s for _, s in self([case.output for case in self.cases], weight, "float64", total)]
+        return differences(values, given, [{"output": self.lib.host(s)} for s in slopes], 3)
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("float64", WEIGHT), ("float32", None)])
+def test_same_on_every_library(weight, backend, dtype, library, uncompiled, noted):
     """Also for outputs so large, where they are no probabilities, that squares and exponentials overflow."""
     compiled_if_jax(backend)
     together, reference = Together(backend), Together(library("numpy"))
@@ -349,6 +362,9 @@ def test_same_on_every_library(weight, backend, dtype, library, uncompiled):
                 atol = max(floor, rtol * np.max(np.abs(want[finite]), initial=0.0))
                 np.testing.assert_allclose(got[finite], want[finite], rtol=rtol, atol=atol, err_msg=name)
     assert not uncompiled()
+    if dtype == "float64":
+        for total in (None, 1.0):  # the mean, and the sum
+            noted("losses", backend.name, together.slope_errors(weight, total))
 
 
 def test_stays_on_the_device_of_the_output(case, weight, library):
@@ -645,15 +661,15 @@ def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
 def test_rows_of_no_weight_cost_nothing_whatever_their_output(backend):
     """WEIGHT has one such row."""
     compiled_if_jax(backend)
-    together, large = Together(backend), float(np.finfo("float32").max)
+    together, large = Together(backend), float(np.finfo("float64").max)
     outputs = [case.output for case in together.cases]
-    wanted = [backend.host(a) for pair in together(outputs, WEIGHT, "float32") for a in pair]
+    wanted = [backend.host(a) for pair in together(outputs, WEIGHT, "float64") for a in pair]
     for values in ((np.inf, 1.0), (-np.inf, 1.0), (np.inf, -np.inf), (large, -large), (np.nan, np.inf)):
         changed = [output.copy() for output in outputs]
         for output in changed:
             row = output[2].reshape(-1)
             row[0], row[-1] = values
-        found = [backend.host(a) for pair in together(changed, WEIGHT, "float32") for a in pair]
+        found = [backend.host(a) for pair in together(changed, WEIGHT, "float64") for a in pair]
         for i, (got, want) in enumerate(zip(found, wanted, strict=True)):
             np.testing.assert_array_equal(got, want, err_msg=list(LOSSES)[i // 2])
 

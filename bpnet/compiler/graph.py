@@ -179,8 +179,6 @@ class Graph:
             return x
         others = tuple(i for i in range(x.ndim) if i not in axes)
         left = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        if left == x.shape:  # of one entry each; nor may a kernel of longer rows take them for such
-            return x if keepdims else self.reshape(x, tuple(x.shape[i] for i in others))
         # in one kernel with what reads it, also where there is one row
         along_rows = x.ndim > 1 and axes == (x.ndim - 1,)
         if math.prod(left) == 1 and x.size and not along_rows:
