@@ -306,9 +306,11 @@ SOFTMAX = ACTIVATIONS["softmax"]
 
 
 def test_softmax_of_large_logits_is_exact_and_silent(backend):
-    z = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e4, 1e4, -1e4], [0.0, 709.0, 1000.0]])
+    z = np.array(
+        [[1e4, -1e4, 0.0], [-1e4] * 3, [1e20, 1e20, -1e20], [0.0, 709.0, 1000.0], [1e30] * 3, [5e-324, 0.0, -0.0]]
+    )
     ((y, dz, _),) = passes(backend, [SOFTMAX], backend.array(z), backend.array(np.ones_like(z)), [None])
-    expected = [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0], [0, 0, 1]]
+    expected = [[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0], [0, 0, 1], [1 / 3] * 3, [1 / 3] * 3]
     np.testing.assert_allclose(backend.host(y), expected, rtol=1e-15, atol=1e-100)
     np.testing.assert_allclose(backend.host(dz), np.zeros_like(z), atol=1e-15)
 

@@ -119,7 +119,9 @@ class Grouped(Optimizer):
 
     def state_names_of(self, layout: Layout) -> tuple[str, ...]:
         pairs = [(p, m) for p, m in zip(self._parts(layout), self._members, strict=True) if p is not None]
-        return tuple(name for part, member in pairs if member is not None for name in member.state_names_of(part.layout))
+        return tuple(
+            name for part, member in pairs if member is not None for name in member.state_names_of(part.layout)
+        )
 
     def learning_rate(self, step: int) -> float:
         return self.base.learning_rate(step)

@@ -233,7 +233,9 @@ class Draw:
             )  # fmt: skip
             return made, shape, targets, ["sigmoid"] if isinstance(made, bp.BinaryCrossEntropy) else []
         if kind == "counts":
-            made = self.of(bp.Poisson(**reduction), bp.Gamma(**reduction), bp.Tweedie(self.number(1.1, 1.9), **reduction))
+            made = self.of(
+                bp.Poisson(**reduction), bp.Gamma(**reduction), bp.Tweedie(self.number(1.1, 1.9), **reduction)
+            )
             return made, shape, counts + 0.5 if isinstance(made, bp.Gamma) else counts, []
         if kind == "classes":
             plain = {"label_smoothing": smooth, **reduction}
