@@ -1,8 +1,9 @@
 """Random networks of the whole catalogue: the gradient by differences, and one step alike on every library.
 
-As many as take some seconds; `--networks FIRST:STOP` runs those of other seeds, however many.
+As many as take some seconds; `--networks FIRST:STOP` runs those of these seeds, however many.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,34 @@ from support.networks import distance, drawn, state_of
 
 import bpnet as bp
 
+DIRECTIONS = range(40)
 WAYS = {
-    "numpy": ("numpy", False), "numpy, compiled": ("numpy", True), "strict": ("strict", False),
-    "torch": ("torch", False), "jax, compiled": ("jax", True), "cupy": ("cupy", False), "cupy, captured": ("cupy", True),
-}  # fmt: skip
-"""A library, and whether steps are compiled."""
+    "numpy": ("numpy", False, range(24)),
+    "strict": ("strict", False, range(24)),
+    "torch": ("torch", False, range(24)),
+    "numpy, compiled": ("numpy", True, range(101, 103)),
+    "jax, compiled": ("jax", True, range(201, 202)),
+    "cupy, captured": ("cupy", True, range(301, 302)),
+}
+"""A library, whether steps are compiled, and which networks are tried where none are asked for."""
 STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 POINTS = 5
 """Of parameters at which a network may have a kink, or be too steep or too flat for differences."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "network" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("networks")
-        first, stop = map(int, chosen.split(":")) if chosen else (0, 4)
-        metafunc.parametrize("network", range(first, stop))
+    if "network" not in metafunc.fixturenames:
+        return
+    asked = metafunc.config.getoption("networks")
+    chosen = range(*map(int, asked.split(":"))) if asked else None
+    if "way" not in metafunc.fixturenames:
+        metafunc.parametrize("network", chosen or DIRECTIONS)
+        return
+    pairs = [(way, network) for way, (*_, usual) in WAYS.items() for network in chosen or usual]
+    marks = {True: [pytest.mark.gpu], False: []}
+    metafunc.parametrize(
+        ("way", "network"), [pytest.param(*pair, marks=marks[pair[0].startswith("cupy")]) for pair in pairs]
+    )
 
 
 def measured(value: Any, start: Any, along: Any) -> float | None:
@@ -41,42 +55,45 @@ def measured(value: Any, start: Any, along: Any) -> float | None:
         return float(8.0 * near - far) / (12.0 * h)
 
     found = [difference(h) for h in STEPS]
-    apart = [abs(a - b) for a, b in zip(found, found[1:], strict=False)]
-    best = int(np.argmin(apart))
-    return found[best + 1] if apart[best] <= 1e-7 * abs(found[best + 1]) else None
+    apart, best = min((abs(a - b), b) for a, b in pairwise(found))
+    return best if apart <= 1e-7 * abs(best) else None
 
 
-def test_the_gradient_along_a_random_direction(network: int) -> None:
-    """To 1e-6, and usually to 1e-9."""
+def test_the_gradient_along_a_random_direction(network: int, record_property: Any) -> None:
+    """To 1e-6, and mostly to 1e-10."""
     problem, _, _ = drawn(network)
     trainer, rng = problem.trainer(compile=False).build(problem.x), np.random.default_rng(network)
-    layout, buffers = trainer.layout, trainer.buffers
     options = {"penalties": problem.options.get("penalties", ()), "sample_weight": problem.weight}
-    if layout.buffer_size:
-        options["buffers"] = buffers
+    if trainer.layout.buffer_size:
+        options["buffers"] = trainer.buffers
 
     def value_and_grad(theta: Any) -> Any:
         return bp.value_and_grad(problem.network, problem.loss, theta, problem.x, problem.y, **options)
 
     for _ in range(POINTS):
-        theta, along = trainer.theta + 0.1 * rng.standard_normal(layout.size), rng.standard_normal(layout.size)
-        derived = float(value_and_grad(theta)[1] @ along)
-        slope = measured(lambda at: value_and_grad(at)[0], theta, along / np.linalg.norm(along))
+        theta, along = (rng.standard_normal(trainer.layout.size) for _ in range(2))
+        theta, along = trainer.theta + 0.1 * theta, along / np.linalg.norm(along)
+        derived, slope = (
+            float(value_and_grad(theta)[1] @ along),
+            measured(lambda at: value_and_grad(at)[0], theta, along),
+        )
         if slope is not None:
-            derived /= float(np.linalg.norm(along))
-            assert abs(derived - slope) <= 1e-6 * max(abs(derived), abs(slope)), (problem, derived, slope)
+            error = abs(derived - slope) / max(abs(derived), abs(slope))
+            assert error <= 1e-6, (str(problem), derived, slope)
+            record_property("differences", ("networks", "numpy", 1, error))
             return
-    raise AssertionError(f"no differences of {problem}")
+    raise AssertionError(f"there are no differences of {problem}")
 
 
-@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.gpu) if "cupy" in w else w for w in WAYS])
-def test_a_step_is_the_same(way: str, network: int, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_the_same(
+    way: str, network: int, library: Any, monkeypatch: pytest.MonkeyPatch, uncompiled: Any
+) -> None:
     """To 1e-12 of the largest entry in each vector; captured, to the bit of the step launched command by command."""
-    name, compile = WAYS[way]
+    name, compile, _ = WAYS[way]
     lib = library(name)
     if way == "numpy, compiled":
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    if way == "cupy, captured" and (why := without_cublaslt()):
+    if name == "cupy" and (why := without_cublaslt()):
         pytest.skip(why)
     if name == "torch":  # which has masks of its own
         monkeypatch.setattr(lib.seam, "keep_mask", host_mask(lib))
@@ -84,15 +101,17 @@ def test_a_step_is_the_same(way: str, network: int, library: Any, monkeypatch: p
     batch = problem.batch(lib.array)
     trainer = problem.trainer(compile).build(batch[0])
     start = trainer.snapshot()
-    for number in range(1 + (way == "cupy, captured")):
-        if number:
-            trainer.restore(start)
-        found = [lib.host(a) for a in (trainer.step(*batch), *state_of(trainer))]
-        error = distance(found, expected)
-        assert error <= 1e-12, (error, str(problem))
-        if number:
-            assert all(np.array_equal(a, b) for a, b in zip(found, before, strict=True))
-        before = found
+
+    def stepped() -> list[Any]:
+        return [lib.host(a) for a in (trainer.step(*batch), *state_of(trainer))]
+
+    found = stepped()
+    assert distance(found, expected) <= 1e-12, str(problem)
+    assert not uncompiled()
+    if name == "cupy":
+        trainer.restore(start)
+        for captured, launched in zip(stepped(), found, strict=True):
+            np.testing.assert_array_equal(captured, launched)
 
 
 def host_mask(lib: Any) -> Any:

@@ -18,8 +18,8 @@ def differences(
     """The errors of all derivatives along random directions, relative to what the longest one could be along it.
 
     `given` has the arrays of each case by name, `derived` the derivatives by some of them, and evaluate(given) is a
-    number for each case.  Of all cases the k-th array is moved at once, those of a shape in one direction.  As in `bp.check_gradients`, an error is also
-    relative to no less than 1e-4 of the number itself, whose rounding is differenced.
+    number for each case.  Of all cases the k-th array is moved at once, those of a shape in one direction.  As in
+    `bp.check_gradients`, an error is relative to 1e-4 of the number itself at least, whose rounding is differenced.
     """
     errors, base = [], evaluate([*map(dict, given)])
     for k in range(max(map(len, derived))):
