@@ -9,29 +9,25 @@
 NumPy arrays train on the CPU, CuPy arrays on the GPU; no other line changes.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
+from bpnet import names
+
+if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
     from bpnet import backends, errors, initializers, metrics, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
-    from bpnet.callbacks import (
-        Callback,
-        CSVLogger,
-        EarlyStopping,
-        History,
-        MLflow,
-        ModelCheckpoint,
-        Norms,
-        Progress,
-        ReduceOnPlateau,
-        TensorBoard,
-    )
+    from bpnet.callbacks.base import Callback
+    from bpnet.callbacks.checkpoints import ModelCheckpoint
+    from bpnet.callbacks.history import History
+    from bpnet.callbacks.loggers import CSVLogger, MLflow, TensorBoard
+    from bpnet.callbacks.monitors import EarlyStopping, ReduceOnPlateau
+    from bpnet.callbacks.norms import Norms
+    from bpnet.callbacks.progress import Progress
     from bpnet.checking import BackendReport, check_backend
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
-    from bpnet.layers.activations import Activation
+    from bpnet.layers.activation import Activation
     from bpnet.layers.activations.gates import GELU, HardSwish, Mish, SiLU
     from bpnet.layers.activations.others import Identity, LogSoftmax, Sine, Softmax
     from bpnet.layers.activations.parametric import Parametric, PReLU
@@ -62,62 +58,27 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `_HOMES`
     from bpnet.layout import Layout, layout_of
     from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
-    from bpnet.losses import (
-        BinaryCrossEntropy,
-        BinaryCrossEntropyWithLogits,
-        BinaryFocal,
-        CosineSimilarity,
-        CrossEntropy,
-        ElementwiseLoss,
-        Focal,
-        Gamma,
-        GaussianNLL,
-        Head,
-        Heads,
-        Hinge,
-        Huber,
-        KLDivergence,
-        LogCosh,
-        Loss,
-        MeanAbsoluteError,
-        MeanSquaredError,
-        Poisson,
-        Quantile,
-        RowLoss,
-        SquaredHinge,
-        Triplet,
-        Tweedie,
-    )
-    from bpnet.minimize import minimize
-    from bpnet.optimizers import (
-        LAMB,
-        LARS,
-        LBFGS,
-        SAM,
-        SGD,
-        Accumulate,
-        AdaBelief,
-        Adadelta,
-        Adafactor,
-        Adagrad,
-        Adam,
-        Adamax,
-        AdamW,
-        Clip,
-        ElementwiseOptimizer,
-        ExponentialAverage,
-        GradientNoise,
-        Grouped,
-        Lion,
-        Muon,
-        NAdam,
-        Optimizer,
-        Prodigy,
-        RAdam,
-        RMSprop,
-        ScheduleFreeAdamW,
-        StochasticAverage,
-    )
+    from bpnet.losses.base import ElementwiseLoss, Loss, RowLoss
+    from bpnet.losses.binary import BinaryCrossEntropy, BinaryCrossEntropyWithLogits, BinaryFocal, Hinge, SquaredHinge
+    from bpnet.losses.classes import CrossEntropy, Focal, KLDivergence
+    from bpnet.losses.heads import Head, Heads
+    from bpnet.losses.likelihood import Gamma, GaussianNLL, Poisson, Tweedie
+    from bpnet.losses.regression import Huber, LogCosh, MeanAbsoluteError, MeanSquaredError, Quantile
+    from bpnet.losses.similarity import CosineSimilarity, Triplet
+    from bpnet.minimization import minimize
+    from bpnet.optimizers.adafactor import Adafactor
+    from bpnet.optimizers.adam import AdaBelief, Adam, Adamax, AdamW, NAdam, RAdam
+    from bpnet.optimizers.adaptive import Adadelta, Adagrad, RMSprop
+    from bpnet.optimizers.around import SAM, Accumulate, Clip, GradientNoise
+    from bpnet.optimizers.averages import ExponentialAverage, StochasticAverage
+    from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
+    from bpnet.optimizers.groups import Grouped
+    from bpnet.optimizers.layerwise import LAMB, LARS
+    from bpnet.optimizers.lbfgs import LBFGS
+    from bpnet.optimizers.muon import Muon
+    from bpnet.optimizers.prodigy import Prodigy
+    from bpnet.optimizers.schedule_free import ScheduleFreeAdamW
+    from bpnet.optimizers.sgd import SGD, Lion
     from bpnet.penalties import L1, L2, Orthogonality, Penalty
     from bpnet.schedules import (
         Constant,
@@ -160,64 +121,12 @@ __all__ = [
     "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
-_HOMES = {
-    "bpnet.backends": "reference",
-    "bpnet.callbacks": "CSVLogger Callback EarlyStopping History MLflow ModelCheckpoint Norms Progress ReduceOnPlateau "
-    "TensorBoard",
-    "bpnet.backpropagation": "row_losses value_and_grad",
-    "bpnet.checking": "BackendReport check_backend",
-    "bpnet.inspection": "Inspection Summary inspect",
-    "bpnet.layer": "Composite Layer Leaf Rng Run",
-    "bpnet.layers.activations": "Activation",
-    "bpnet.layers.activations.gates": "GELU HardSwish Mish SiLU",
-    "bpnet.layers.activations.others": "Identity LogSoftmax Sine Softmax",
-    "bpnet.layers.activations.parametric": "Parametric PReLU",
-    "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
-    "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
-    "bpnet.layers.activity": "ActivityPenalty",
-    "bpnet.layers.composition": "Parallel Residual Sequential Shared",
-    "bpnet.layers.dense": "Dense",
-    "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
-    "bpnet.layers.embedding": "Embedding",
-    "bpnet.layers.flatten": "Flatten Reshape",
-    "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
-    "bpnet.layers.inputs": "Inputs",
-    "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
-    "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
-    "bpnet.layers.scale": "Scale",
-    "bpnet.layers.standardize": "Standardize",
-    "bpnet.layout": "Layout layout_of",
-    "bpnet.loading": "load",
-    "bpnet.learning_rate": "LearningRateCurve find_learning_rate",
-    "bpnet.minimize": "minimize",
-    "bpnet.optimizers": "LAMB LARS LBFGS SAM SGD Accumulate AdaBelief Adadelta Adafactor Adagrad Adam AdamW Adamax "
-    "Clip ElementwiseOptimizer ExponentialAverage GradientNoise Grouped Lion Muon NAdam Optimizer Prodigy RAdam "
-    "RMSprop ScheduleFreeAdamW StochasticAverage",
-    "bpnet.schedules": "Constant CosLog Cosine CosineRestarts Epochs Exponential FlatCosine OneCycle "
-    "Polynomial Schedule StepDecay WarmUp",
-    "bpnet.losses": "BinaryCrossEntropy BinaryCrossEntropyWithLogits BinaryFocal CosineSimilarity CrossEntropy "
-    "ElementwiseLoss Focal Gamma GaussianNLL Head Heads Hinge Huber KLDivergence LogCosh Loss "
-    "MeanAbsoluteError MeanSquaredError Poisson Quantile RowLoss SquaredHinge Triplet Tweedie",
-    "bpnet.penalties": "L1 L2 Orthogonality Penalty",
-    "bpnet.testing": "GradientReport check_gradients",
-    "bpnet.trainer": "Trainer",
-    "bpnet.unit_variance": "lsuv",
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
+    _find = names.on_demand("bpnet", ("backends", "errors", "initializers", "metrics", "testing", "typing"))
 
     def __getattr__(name: str) -> Any:
-        if name in _HOME:
-            value = getattr(importlib.import_module(_HOME[name]), name)
-        elif name in __all__:  # a module
-            value = importlib.import_module(f"bpnet.{name}")
-        else:
-            closest = importlib.import_module("bpnet.errors").closest
-            meant = None if name.startswith("_") else closest(name, __all__)
-            hint = f": did you mean {meant!r}?" if meant else ""
-            raise AttributeError(f"module 'bpnet' has no attribute {name!r}{hint}")
-        globals()[name] = value
+        value = globals()[name] = _find(name)
         return value
 
 

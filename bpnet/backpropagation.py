@@ -18,8 +18,8 @@ from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
 from bpnet.layer import Input, InShape, Layer, Params, Run, check_layer, each_array, row_count
 from bpnet.layout import GradBuffer, Layout, arranged, layout_of
-from bpnet.losses import Loss
-from bpnet.optimizers import clip_by_global_norm
+from bpnet.losses.base import Loss
+from bpnet.optimizers.clipping import clip_by_global_norm
 from bpnet.options import flag, whole
 from bpnet.penalties import Penalty, check_penalties, with_penalties
 from bpnet.protocol import check_network

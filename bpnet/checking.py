@@ -20,8 +20,10 @@ from bpnet.layers.dense import Dense
 from bpnet.layers.dropout import Dropout
 from bpnet.layers.normalization import BatchNorm
 from bpnet.layout import layout_of
-from bpnet.losses import CrossEntropy, Loss
-from bpnet.optimizers import SGD, Optimizer
+from bpnet.losses.base import Loss
+from bpnet.losses.classes import CrossEntropy
+from bpnet.optimizers.base import Optimizer
+from bpnet.optimizers.sgd import SGD
 from bpnet.registry import examples
 from bpnet.step import training_step
 from bpnet.trainer import Trainer

@@ -13,8 +13,8 @@ from bpnet.layers.activations.others import Softmax
 from bpnet.layers.activations.sigmoids import Sigmoid
 from bpnet.layers.composition import last_activation
 from bpnet.layout import Layout, layout_of
-from bpnet.losses import BinaryCrossEntropyWithLogits, Loss
-from bpnet.optimizers import Optimizer
+from bpnet.losses.base import Loss
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import check_range
 from bpnet.protocol import check_network
 
@@ -96,7 +96,7 @@ def warn_of_probabilities(network: Layer, loss: Loss) -> None:
     last = last_activation(network)
     if not (loss.logits and isinstance(last, Sigmoid | Softmax)):
         return
-    binary = isinstance(last, Sigmoid) and isinstance(loss, BinaryCrossEntropyWithLogits)
+    binary = isinstance(last, Sigmoid) and "binary_cross_entropy_with_logits" in loss.names
     text = (
         f"the network ends in {last}, but {loss} takes logits and makes probabilities of them itself, so "
         "that it learns badly: leave the last activation out"

@@ -11,8 +11,8 @@ from bpnet.errors import DivergedError
 from bpnet.layer import Composite, Input, Layer, Params, Path, Run, row_count
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout, Slot
-from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer
+from bpnet.losses.base import Loss
+from bpnet.optimizers.base import Optimizer
 from bpnet.protocol import titled
 from bpnet.schedules import Schedule
 from bpnet.step import Carry, Snapshot, vectors

@@ -24,14 +24,15 @@ from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Input, Params, row_count
 from bpnet.layout import Layout
-from bpnet.losses import Loss
-from bpnet.metrics import Metric, Statistics
-from bpnet.optimizers import Optimizer
+from bpnet.losses.base import Loss
+from bpnet.metrics.base import Metric, Statistics
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import fraction
 from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
+from bpnet.table import Text
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
@@ -40,12 +41,6 @@ COUNTED = 2**24
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
 of a small step."""
-
-
-class Explanation(str):
-    """Text of several lines, which looks the same at Python's prompt."""
-
-    __repr__ = str.__str__
 
 
 @dataclass(eq=False)
@@ -350,7 +345,7 @@ class Engine:
         text = re.sub(r"\bmemory (\d+)", lambda found: names[int(found[1]) - FIRST], text)
         if not self.optimizer.traceable:
             text += f"\nnot compiled: update of {self.optimizer}, which says so by its `traceable`"
-        return Explanation(text)
+        return Text(text)
 
     def predict(self, data: Loader, size: int | None, check: bool) -> tuple[list[Array], float]:
         """The outputs batch by batch, on the host where the data were, and the sum of all rows and outputs.

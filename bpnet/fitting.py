@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bpnet.backends import Array
-from bpnet.callbacks import Callback, end, needs_each_step
+from bpnet.callbacks.base import Callback, end, needs_each_step
 from bpnet.data.loader import Loader
 from bpnet.engine import Engine
-from bpnet.metrics import Metric
+from bpnet.metrics.base import Metric
 
 if TYPE_CHECKING:
     from bpnet.trainer import Trainer

@@ -3,7 +3,7 @@
 import os
 
 from bpnet.backends import backend_of, check_device, device_named, get
-from bpnet.callbacks import History
+from bpnet.callbacks.history import History
 from bpnet.errors import ArgumentError, OptionError
 from bpnet.files.model import damaged, read_checkpoint
 from bpnet.trainer import Trainer

@@ -15,8 +15,8 @@ from bpnet.errors import ArgumentError, BpnetError, DTypeError, ShapeError, kind
 from bpnet.layer import Composite, InShape, Layer, Run, Shape, ShapeRng, leaves
 from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, layout_of
-from bpnet.losses import Loss
-from bpnet.optimizers import ElementwiseOptimizer, Optimizer
+from bpnet.losses.base import Loss
+from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
 from bpnet.registry import parts_of
 
 Faults = list[BpnetError]

@@ -4,13 +4,13 @@ Each family (layer, loss, optimizer, schedule) derives from `Registered`; a clas
 defined, so a user's own layer can be saved and loaded too.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar, cast
 
 from bpnet.errors import ArgumentError, FileFormatError, OptionError, UnknownNameError, kind_of
+from bpnet.names import define, define_all
 from bpnet.options import check_range
 
 S = TypeVar("S", bound="Registered")
@@ -38,6 +38,8 @@ class Registered:
             cls.kind = kind
             _classes[kind] = {}
         else:
+            if not cls.__module__.startswith("bpnet."):
+                define(cls.kind, cls.__name__)
             taken = _classes[cls.kind].get(cls.__name__)
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise OptionError(
@@ -102,9 +104,7 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
 
 def own_catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """The `catalogue` of what bpnet itself has, all of it."""
-    package = importlib.import_module("bpnet")
-    for name in package.__all__:
-        getattr(package, name)  # which imports the module that defines it
+    define_all()
     return {name: found for name, found in catalogue(base).items() if found[0].__module__.startswith("bpnet.")}
 
 
@@ -119,6 +119,11 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     known = catalogue(base)
     if value not in known:
+        define(base.kind, value)
+        known = catalogue(base)
+    if value not in known:
+        define_all()
+        known = catalogue(base)
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
     cls, options = known[value]
     return cast(S, cls(**options))
@@ -190,9 +195,7 @@ def restore(value: Any) -> Any:
     if kind not in _classes:
         raise FileFormatError(f"the file describes an unknown kind of object: {kind!r}")
     name, options = value[kind], {k: restore(v) for k, v in value.items() if k != kind}
-    package = importlib.import_module("bpnet")
-    if name in package.__all__:
-        getattr(package, name)  # which imports the module that defines it
+    define(kind, name)
     if name not in _classes[kind]:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"

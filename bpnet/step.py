@@ -18,9 +18,9 @@ from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Input, Params, Run, row_count
 from bpnet.layout import Layout
-from bpnet.losses import Loss
-from bpnet.metrics import Metric, Statistics
-from bpnet.optimizers import ElementwiseOptimizer, Optimizer
+from bpnet.losses.base import Loss
+from bpnet.metrics.base import Metric, Statistics
+from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
 
 T = TypeVar("T")

@@ -1,7 +1,12 @@
-"""Tables for people: plain at a prompt, HTML in a notebook."""
+"""Text and tables for people: plain at a prompt, tables as HTML in a notebook."""
 
-import html
 from collections.abc import Iterable, Sequence
+
+
+class Text(str):
+    """Text of several lines, which looks the same at Python's prompt."""
+
+    __repr__ = str.__str__
 
 
 class Table:
@@ -34,10 +39,11 @@ class Table:
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """A table for a notebook, whose first `left` columns are text and the others numbers."""
+    from html import escape
 
     def row(cells: Sequence[str], tag: str) -> str:
         parts = (
-            f'<{tag} style="text-align: {"left" if i < left else "right"}">{html.escape(cell)}</{tag}>'
+            f'<{tag} style="text-align: {"left" if i < left else "right"}">{escape(cell)}</{tag}>'
             for i, cell in enumerate(cells)
         )
         return f"<tr>{''.join(parts)}</tr>"

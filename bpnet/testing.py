@@ -12,7 +12,7 @@ from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError, plural
 from bpnet.layer import Input, InShape, Layer, Run, check_layer, each_array, leaves, row_count
 from bpnet.layout import Layout, arranged, layout_of
-from bpnet.losses import Loss
+from bpnet.losses.base import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
 from bpnet.registry import resolve

@@ -10,7 +10,9 @@ from typing import Any
 from bpnet.backends import Array, Backend, check_device
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
-from bpnet.callbacks import Callback, History, Progress, check_callbacks, default_stream, redraws
+from bpnet.callbacks.base import Callback, check_callbacks
+from bpnet.callbacks.history import History
+from bpnet.callbacks.progress import Progress, default_stream, redraws
 from bpnet.compatibility import (
     check_compile,
     check_micro_batch,
@@ -27,9 +29,9 @@ from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout
 from bpnet.locking import TrainingLock, locked
-from bpnet.losses import Loss
-from bpnet.metrics import Metric, check_metrics
-from bpnet.optimizers import Optimizer
+from bpnet.losses.base import Loss
+from bpnet.metrics.base import Metric, check_metrics
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import choice, flag, number, whole
 from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve

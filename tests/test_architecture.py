@@ -4,11 +4,14 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet import names
+from bpnet.registry import own_catalogue
 
 ROOT = Path(bp.__file__).parent
 MODULES = {
@@ -73,6 +76,7 @@ STANDARD = frozenset(
 RANKS = {  # who may import whom: a module imports only what ranks lower
     "errors": 0,
     "typing": 0,
+    "names": 0.5,
     "options": 1,
     "table": 1,
     "disk": 1,
@@ -95,7 +99,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "testing": 9,
     "compatibility": 9,
     "step": 9,
-    "minimize": 9,
+    "minimization": 9,
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,
@@ -336,6 +340,46 @@ def test_public_names_are_what_a_type_checker_sees():
         thing = getattr(bp, name)
         assert thing is getattr(sys.modules[module], name)
     assert set(bp.__all__) <= set(dir(bp))
+
+
+def test_every_name_is_found_before_its_module_is_imported():
+    """The tables of `names` are those of the classes, so that a name as a string imports one module."""
+    for base in (bp.Layer, bp.Loss, bp.Optimizer, bp.metrics.Metric):
+        found = {name: cls.__module__ for name, (cls, _) in own_catalogue(base).items() if name[0].islower()}
+        listed = {name: module for module, some in names.STRINGS[base.kind].items() for name in some.split()}
+        assert listed == found
+    assert sorted(names.STRINGS) == ["layer", "loss", "metric", "optimizer"]
+    public = ast.parse((ROOT / "metrics" / "__init__.py").read_text(encoding="utf-8"))
+    declared = {a.name: n.module for n in ast.walk(public) if isinstance(n, ast.ImportFrom) for a in n.names}
+    del declared["TYPE_CHECKING"], declared["names"]
+    assert declared == names.CLASSES["bpnet.metrics"]
+    assert declared.keys() == set(bp.metrics.__all__) <= set(dir(bp.metrics))
+
+
+def test_a_name_imports_the_module_that_it_needs_and_no_other():
+    code = """
+        import sys, bpnet as bp
+        bp.Trainer(bp.Sequential(bp.Dense(2, "relu"), bp.Dense(1)), loss="huber", optimizer="sgd")
+        print(*(name for name in sys.modules if name.startswith("bpnet.")))
+    """
+    loaded = subprocess.run([sys.executable, "-c", dedent(code)], check=True, capture_output=True, text=True)
+    assert set(loaded.stdout.split()) & {
+        "bpnet.layers.activations.rectifiers", "bpnet.layers.gated", "bpnet.losses.regression", "bpnet.losses.binary",
+        "bpnet.optimizers.sgd", "bpnet.optimizers.muon", "bpnet.metrics.ranking", "bpnet.callbacks.loggers",
+    } == {"bpnet.layers.activations.rectifiers", "bpnet.losses.regression", "bpnet.optimizers.sgd"}  # fmt: skip
+
+
+def test_a_class_of_a_users_own_may_not_take_the_name_of_one_that_was_not_used_yet():
+    code = """
+        import bpnet as bp
+        try:
+            class Tweedie(bp.Loss):
+                pass
+        except bp.errors.OptionError as error:
+            print(error)
+    """
+    said = subprocess.run([sys.executable, "-c", dedent(code)], check=True, capture_output=True, text=True)
+    assert "there is a loss called Tweedie already, in bpnet.losses.likelihood" in said.stdout
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -263,6 +263,9 @@ def test_info_about_the_catalogue():
     found = ok("info", "--catalogue", "--json").json
     assert found["activations"]["silu"] == found["activations"]["swish"]
     assert found["losses"]["mse"]["class"] == "MeanSquaredError"
+    assert found["metrics"]["f2"]["options"] == "average=None, beta=2.0"
+    assert found["layers"]["Embedding"]["options"].startswith("entries, width")
+    assert found["optimizers"]["amsgrad"]["paper"] == "Kingma and Ba 2015"
     page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     text = ok("info", "--catalogue").out
     for entries in found.values():

@@ -24,7 +24,7 @@ from conftest import compiles
 
 import bpnet as bp
 from bpnet.layer import Run
-from bpnet.losses import softmax_cross_entropy
+from bpnet.losses.classes import softmax_cross_entropy
 
 pytest.importorskip("llvmlite", reason="llvmlite is not installed")
 SEAM = bp.backends.get("numpy")

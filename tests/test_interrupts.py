@@ -36,7 +36,7 @@ def traced(frame: Any) -> bool:
     return any(part in name for part in TRACED) or "__name__" not in frame.f_globals
 
 
-EVERY = 37
+EVERY = 53
 """The step from one moment to the next that is tried; 1 takes minutes."""
 
 
@@ -178,7 +178,7 @@ class Case:
         before, moment = look(), 0
         while True:
             trainer.restore(first)
-            trainer.history = bp.callbacks.History(list(history))
+            trainer.history = bp.History(list(history))
             try:
                 with Interrupt(moment) as interrupt:
                     call()

@@ -9,7 +9,8 @@ import pytest
 import bpnet as bp
 from bpnet.backends import base
 from bpnet.layer import KERNELS
-from bpnet.optimizers import SGD, Adam, AdamW
+from bpnet.optimizers.adam import Adam, AdamW
+from bpnet.optimizers.sgd import SGD
 
 ROWS = (7, 5000)
 """Rows of a small batch, and of one that is cut up, in chunks of 65,536 elements and in blocks over threads."""

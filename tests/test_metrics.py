@@ -12,7 +12,7 @@ from conftest import compiles
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, OptionError, UnknownNameError
-from bpnet.metrics import Metric
+from bpnet.metrics.base import Metric
 from bpnet.registry import catalogue
 from bpnet.typing import MetricName
 

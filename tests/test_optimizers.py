@@ -11,7 +11,7 @@ from conftest import compiles
 import bpnet as bp
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.errors import ArgumentError, DivergedError, OptionError, UnknownNameError
-from bpnet.optimizers import clip_by_global_norm
+from bpnet.optimizers.clipping import clip_by_global_norm
 
 TEXTBOOK = {
     "sgd": bp.SGD(0.1),

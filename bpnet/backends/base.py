@@ -282,7 +282,7 @@ class Backend:
         return (self.xp.astype(upper, dtype) + 0.5) * 2.0**-23
 
     def normal(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
-        r"""Numbers drawn from the normal distribution: \(\sqrt 2\) times the inverse of erf at 2 u - 1, u of `uniform`.
+        """Numbers drawn from the normal distribution: sqrt(2) times the inverse of erf at 2 u - 1, u of `uniform`.
 
         By the polynomials of M. Giles, Approximating the erfinv function (2010), with an error of 1e-6 of a deviation
         at most; none lies further out than 5.4 deviations.
@@ -314,7 +314,7 @@ class Backend:
     # ---- operations the standard lacks --------------------------------------------------------------------------
 
     def erf(self, x: Array) -> Array:
-        r"""The error function, \(2/\sqrt\pi \int_0^x e^{-t^2} dt\).
+        """The error function, 2 / sqrt(pi) times the integral of exp(-t**2) over t from 0 to x.
 
         Rational approximations of S. L. Moshier, Cephes (1989): one near zero, and one of erfc beyond.
         """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from bpnet.callbacks.base import Callback, Record
 from bpnet.callbacks.history import unrecorded
 from bpnet.errors import OptionError, shown
-from bpnet.metrics import larger_is_better
+from bpnet.metrics.base import larger_is_better
 from bpnet.options import number, whole
 
 if TYPE_CHECKING:

@@ -4,8 +4,10 @@ import importlib
 import inspect
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,18 +75,43 @@ FAMILIES: dict[str, type[Registered]] = {
 """What the catalogue lists, and the base of each."""
 
 
+PAPERS = re.compile(r"\(([^()]*[A-Z][^()]* (?:19|20)\d\d[^()]*)\)")
+"""What stands in parentheses and has authors and a year."""
+PAPER = re.compile(r"(?:van )?[A-Z][^;]*? (?:19|20)\d\d")
+"""One of these."""
+ITEM = re.compile(r"^- `([^`]+)`: (.+?)(?=\n-|\n\n|\Z)", flags=re.MULTILINE | re.DOTALL)
+"""What a class says of one of its names, or of those of a pattern."""
+
+
 def describe_catalogue() -> JSON:
-    """By family and name: the class, with options as they are by default, and the first line of what it says."""
+    """By family and name: the class, its options as they are by default, what it says, and the paper.
+
+    The options are those that the name stands for; one without a default is a name alone.
+    """
     result: JSON = {}
     for family, base in FAMILIES.items():
-        found = {name: cls for name, (cls, _) in own_catalogue(base).items()}
+        found = own_catalogue(base)
         if base is Layer:
-            found = {name: cls for name, cls in found.items() if not issubclass(cls, Activation)}
+            found = {name: entry for name, entry in found.items() if not issubclass(entry[0], Activation)}
         result[family] = {
-            name: {"class": cls.__name__, "says": (inspect.getdoc(cls) or "").partition("\n")[0]}
-            for name, cls in sorted(found.items(), key=lambda item: item[0].lower())
+            name: describe_entry(name, cls, options)
+            for name, (cls, options) in sorted(found.items(), key=lambda item: item[0].lower())
         }
     return result
+
+
+def describe_entry(name: str, cls: type[Registered], options: Mapping[str, Any]) -> JSON:
+    """Class, options, first paragraph and paper of one name."""
+    text, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
+    shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
+    own = next((" ".join(item.split()) for names, item in ITEM.findall(text) if fnmatchcase(name, names)), "")
+    papers = PAPERS.search(own or " ".join(text.split()))
+    return {
+        "class": cls.__name__,
+        "options": ", ".join(str(p).replace(" = ", "=") for p in shown),
+        "says": own or " ".join(text.partition("\n\n")[0].split()),
+        "paper": "; ".join(PAPER.findall(papers[1])) if papers else "",
+    }
 
 
 def show_catalogue(result: JSON) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from bpnet.backends import Array, Backend, backend_of, common_backend
 from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, plural
 from bpnet.layer import Shape
-from bpnet.losses import Heads, Loss
+from bpnet.losses.base import Loss
+from bpnet.losses.heads import Heads
 
 NUMBERS = "whole numbers, float32 or float64"
 LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"

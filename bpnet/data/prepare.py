@@ -20,7 +20,7 @@ from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import InShape, Layer
 from bpnet.layout import Layout, arranged
-from bpnet.losses import Loss
+from bpnet.losses.base import Loss
 
 PARAMETERS = "the trainer's parameters"
 

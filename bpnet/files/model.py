@@ -30,8 +30,8 @@ from bpnet.errors import (
 from bpnet.files.tensors import read, write
 from bpnet.layer import InShape
 from bpnet.layout import Layout, Slot, layout_of
-from bpnet.losses import Loss
-from bpnet.optimizers import Optimizer
+from bpnet.losses.base import Loss
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import not_negative, whole
 from bpnet.registry import describe, restore
 

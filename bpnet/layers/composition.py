@@ -243,7 +243,7 @@ class Shared(Composite):
     inner: Layer
     name: str
 
-    example = (Dense(20, "relu"), "shared")
+    example = (Dense(20), "shared")
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

@@ -20,7 +20,7 @@ from bpnet.typing import ActivationName, InitializerName
 class Dense(Layer):
     r"""y = f(x W + b) for rows x of (..., n) features, W of (n, units) and b of (units,).
 
-    With z = x W + b and dz = dL/dy f'(z), the chain rule gives
+    With z = x W + b and dz = dL/dy f'(z), the chain rule gives (Rumelhart, Hinton and Williams 1986)
 
         dL/dW = x^T dz,    dL/db = sum of dz over rows,    dL/dx = dz W^T.
 

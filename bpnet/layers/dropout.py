@@ -14,7 +14,7 @@ from bpnet.schedules import Schedule, or_schedule
 class Dropout(Layer):
     """y = x m while training, y = x otherwise; m is 0 with probability `rate`, else 1 / (1 - rate).
 
-    The derivative is dL/dx = dL/dy m.  Srivastava et al. (2014); scaled while training, prediction needs nothing.  The
+    The derivative is dL/dx = dL/dy m (Srivastava et al. 2014).  Scaled while training, prediction needs nothing.  The
     rate may be a schedule, such as Epochs(FlatCosine(0.3, 50)).
     """
 

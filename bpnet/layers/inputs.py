@@ -19,8 +19,9 @@ Branch = Layer | str
 class Inputs(Composite):
     r"""y = [f_a(x_a), f_b(x_b), ...]: each of several arrays by a branch of its own, joined along the last axis.
 
-    net = bp.Sequential(bp.Inputs(numbers="identity", city=bp.Embedding(500, 8)), bp.Dense(64, "relu"), bp.Dense(1))
-    trainer.fit({"numbers": numbers, "city": city}, y)
+        branches = bp.Inputs(numbers="identity", city=bp.Embedding(500, 8))
+        trainer = bp.Trainer(bp.Sequential(branches, bp.Dense(64, "relu"), bp.Dense(1)), "mse")
+        trainer.fit({"numbers": numbers, "city": city}, y)
 
     Branches with names take a dict of arrays with these names.  Branches without, `Inputs(f, g)`, take a tuple of as
     many arrays, and are called "0", "1", ...  A name that is no Python name comes in a pair: `Inputs(("Land area", f),

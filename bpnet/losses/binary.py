@@ -35,7 +35,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
 @dataclass(frozen=True, repr=False)
 class BinaryCrossEntropyWithLogits(ElementwiseLoss):
-    """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t.
+    """l = mean over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t (Cox 1958).
 
     The same as binary_cross_entropy of sigmoid(z), exact for logits of any size: with |z| put outside the logarithm it
     is log(1 + exp(-|z|)) + |z| (1 - t where z > 0, else t).
@@ -169,7 +169,7 @@ class Hinge(_Margin):
 
 @dataclass(frozen=True, repr=False)
 class SquaredHinge(_Margin):
-    """l = mean over outputs of max(0, 1 - y z)**2, with y = 2 t - 1 for targets t of 0 and 1.
+    """l = mean over outputs of max(0, 1 - y z)**2, with y = 2 t - 1 for targets t of 0 and 1 (Tang 2013).
 
     dl/dz = -2 y max(0, 1 - y z), over the number of outputs.
     """

@@ -43,7 +43,7 @@ class ClassLoss(Loss):
 
 @dataclass(frozen=True, repr=False)
 class CrossEntropy(ClassLoss):
-    """l = log sum_k exp(z_k) - sum_k t_k z_k, of logits z; dl/dz = softmax(z) - t.
+    """l = log sum_k exp(z_k) - sum_k t_k z_k, of logits z; dl/dz = softmax(z) - t (Bridle 1990).
 
     `t` is one-hot (rows, classes), or any probabilities that add up to 1; or whole numbers (rows,) that name the class.
     A logit of -inf switches its class off: where t is 0, it adds nothing.

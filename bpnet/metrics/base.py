@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.layer import Run, Shape
-from bpnet.losses import Loss
+from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.registry import Registered, catalogue, resolve
 

@@ -9,7 +9,8 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError
 from bpnet.layer import Run, Shape
-from bpnet.losses import BinaryCrossEntropy, Loss
+from bpnet.losses.base import Loss
+from bpnet.losses.binary import BinaryCrossEntropy
 from bpnet.losses.classes import ClassLoss, one_hot
 from bpnet.metrics.base import Metric, Statistics, kind_of_target, ratio, total, weighed
 from bpnet.options import choice, positive, whole

@@ -6,7 +6,8 @@ from typing import Any
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError
 from bpnet.layer import Run, Shape
-from bpnet.losses import Heads, Loss
+from bpnet.losses.base import Loss
+from bpnet.losses.heads import Heads
 from bpnet.metrics.base import Metric, Statistics
 from bpnet.options import whole
 from bpnet.registry import resolve

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.layer import Run
-from bpnet.losses import Loss
+from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.metrics.base import Metric, Statistics
 from bpnet.metrics.classification import labels_of

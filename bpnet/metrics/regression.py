@@ -5,7 +5,8 @@ from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.layer import Run
-from bpnet.losses import Loss, Quantile
+from bpnet.losses.base import Loss
+from bpnet.losses.regression import Quantile
 from bpnet.metrics.base import Metric, Statistics, ratio, total, weighed
 from bpnet.options import number
 

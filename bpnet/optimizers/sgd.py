@@ -12,7 +12,7 @@ from bpnet.schedules import Schedule, or_schedule, rate
 
 @dataclass(frozen=True)
 class SGD(ElementwiseOptimizer):
-    """Gradient descent, theta <- theta - lr g with the gradient g.
+    """Gradient descent, theta <- theta - lr g with the gradient g (Robbins and Monro 1951).
 
     With momentum (Polyak 1964) v <- momentum v + g and theta <- theta - lr v.  `nesterov` looks ahead, and steps along
     g + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).

@@ -21,7 +21,7 @@ from bpnet.compiler.commands import Address, Fused, FusedKernel, Mask, RowGather
 from bpnet.compiler.cuda import emit, gather, scatter
 from bpnet.compiler.cuda.launch import SERIAL_ROWS, THREADS, form_of, launch_of, most_tickets, width_of
 from bpnet.compiler.together import side_by_side
-from bpnet.optimizers import clip_by_global_norm
+from bpnet.optimizers.clipping import clip_by_global_norm
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 SHAPES = [(1, 1), (1, 1203), (37, 24), (700, 4), (5, 3), (130, 10), (3, 2000), (40, 1040)]
@@ -128,8 +128,14 @@ def near(found: Sequence[Any], expected: Sequence[Any], dtype: str, units: float
         np.testing.assert_allclose(f, e, rtol=units * eps, atol=units * eps * float(np.max(np.abs(e), initial=1.0)))
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [("float32", True), ("float32", False), ("float64", True)])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "wide"),
+    [
+        *((shape, "float32", True) for shape in SHAPES),
+        *((shape, "float32", False) for shape in SHAPES[1:]),
+        *((shape, "float64", True) for shape in SHAPES[1::2]),
+    ],
+)
 @pytest.mark.parametrize("name", FORMS)
 def test_kernels_of_every_form(name: str, shape: tuple[int, int], wide: bool, dtype: str, world: World) -> None:
     arguments = operands(shape, dtype)

@@ -46,7 +46,7 @@ class Sine(Activation):
 
 @dataclass(frozen=True)
 class Softmax(Activation):
-    """y_j = exp(z_j) / sum_k exp(z_k) over the last axis; dL/dz = y (dL/dy - sum_k dL/dy_k y_k).
+    """y_j = exp(z_j) / sum_k exp(z_k) over the last axis; dL/dz = y (dL/dy - sum_k dL/dy_k y_k) (Bridle 1990).
 
     For classification train on logits with the cross_entropy loss instead: it is the same and more exact.
     """

@@ -9,7 +9,7 @@ from bpnet.backpropagation import type_of
 from bpnet.data.checks import detached
 from bpnet.errors import ArgumentError, DivergedError, DTypeError, ShapeError
 from bpnet.layout import layout_of_array
-from bpnet.optimizers import Optimizer
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import whole
 from bpnet.registry import resolve
 from bpnet.typing import AnyArray, OptimizerName

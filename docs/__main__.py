@@ -1,0 +1,32 @@
+"""Builds the site in build/site: `python -m docs`, and with `--serve` shows it at http://localhost:8000.
+
+Pages are run first, and with the pictures that they draw and the reference put into build/pages, which are plain
+Markdown; Zensical makes HTML of that.
+"""
+
+import shutil
+import subprocess
+import sys
+
+from docs import pages, reference
+
+ROOT = pages.HERE.parent
+SOURCE = ROOT / "build" / "pages"
+
+
+def main(*options: str) -> int:
+    """Write build/pages and build/site; 0 if all is well."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(pages.HERE, SOURCE, ignore=shutil.ignore_patterns("*.py", "__pycache__", "templates"))
+    for path in pages.pages():
+        for name, picture in pages.run(path).items():
+            (SOURCE / path.relative_to(pages.HERE)).with_name(name).write_bytes(picture)
+    for place, text in reference.pages().items():
+        (SOURCE / place).parent.mkdir(exist_ok=True)
+        (SOURCE / place).write_text(text, encoding="utf-8")
+    command = ["serve"] if "--serve" in options else ["build", "--clean", "--strict"]
+    return subprocess.run([sys.executable, "-m", "zensical", *command], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
