@@ -44,7 +44,8 @@ verify.STRICT = True  # whatever the tests compile is checked, and no fault of t
 ON_SUBSTITUTE = {
     f"test_{of}.py"
     for of in (
-        "activations", "layers", "losses", "metrics", "optimizers", "penalties", "trainer", "substitute", "verdicts",
+        "activations", "layers", "losses", "metrics", "networks", "optimizers", "penalties", "trainer", "substitute",
+        "verdicts",
     )
 }  # fmt: skip
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array

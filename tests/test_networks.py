@@ -18,9 +18,9 @@ WAYS = {
     "numpy": ("numpy", False, range(24)),
     "strict": ("strict", False, range(24)),
     "torch": ("torch", False, range(24)),
-    "numpy, compiled": ("numpy", True, range(101, 103)),
+    "numpy, compiled": ("numpy", True, range(102, 104)),
     "jax, compiled": ("jax", True, range(201, 202)),
-    "cupy, captured": ("cupy", True, range(301, 302)),
+    "cupy, captured": ("cupy", True, range(322, 323)),
 }
 """A library, whether steps are compiled, and which networks are tried where none are asked for."""
 STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
