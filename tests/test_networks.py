@@ -70,19 +70,21 @@ def test_the_gradient_along_a_random_direction(network: int, record_property: An
     def value_and_grad(theta: Any) -> Any:
         return bp.value_and_grad(problem.network, problem.loss, theta, problem.x, problem.y, **options)
 
+    def loss(theta: Any) -> Any:
+        return value_and_grad(theta)[0]
+
+    flat = 0
     for _ in range(POINTS):
         theta, along = (rng.standard_normal(trainer.layout.size) for _ in range(2))
         theta, along = trainer.theta + 0.1 * theta, along / np.linalg.norm(along)
-        derived, slope = (
-            float(value_and_grad(theta)[1] @ along),
-            measured(lambda at: value_and_grad(at)[0], theta, along),
-        )
-        if slope is not None:
+        derived, slope = float(value_and_grad(theta)[1] @ along), measured(loss, theta, along)
+        flat += derived == slope == 0.0  # as where no row is wrong any more: tried elsewhere
+        if slope is not None and slope != derived:
             error = abs(derived - slope) / max(abs(derived), abs(slope))
             assert error <= 1e-6, (str(problem), derived, slope)
             record_property("differences", ("networks", "numpy", 1, error))
             return
-    raise AssertionError(f"there are no differences of {problem}")
+    assert flat == POINTS, f"there are no differences of {problem}"
 
 
 def test_a_step_is_the_same(
