@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     epoch = commands.add_parser("epoch", help="an epoch through Trainer.fit against the bare steps")
     imports = commands.add_parser("import", help="time of `import bpnet` over `import numpy`")
     threads = commands.add_parser("threads", help="a step's time against the number of threads")
+    catalogue = commands.add_parser("catalogue", help="a step around each entry of the catalogue, against peers")
     written = commands.add_parser("report", help="write README's table and picture from bench/results/*.json")
     for command in (profile, epoch, threads):
         _common(command, argparse.SUPPRESS)  # what stands before the command holds too
@@ -67,6 +68,16 @@ def parser() -> argparse.ArgumentParser:
     epoch.add_argument("--fed", action="store_true", help="the rows stream from NumPy arrays to the device")
     for command in (epoch, imports, threads):
         command.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="10 by default")
+    kinds = ("layers", "activations", "losses", "optimizers")
+    catalogue.add_argument("--entry", action="append", metavar="NAME", help="only this one; may be repeated")
+    catalogue.add_argument("--kind", action="append", choices=kinds, help="only these; may be repeated")
+    catalogue.add_argument("--peer", action="append", choices=("torch", "compile", "jax"), help="only this one")
+    catalogue.add_argument("--batch", action="append", type=_count, help="32, 512 and 8192 by default")
+    catalogue.add_argument("--threads", type=_count, default=argparse.SUPPRESS, help="all cores by default")
+    catalogue.add_argument("--rounds", type=_count, default=argparse.SUPPRESS, help="5 by default")
+    catalogue.add_argument("--turn", type=float, default=0.03, help="seconds of one contender's turn")
+    catalogue.add_argument("--seconds", type=float, default=1150.0, help="for all; entries not begun by then are told")
+    catalogue.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     written.add_argument("--results", type=Path, default=readme.RESULTS, help="where the JSON files are")
     written.add_argument("--readme", type=Path, default=readme.README, help="the page with the markers")
@@ -253,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "report":
         readme.write(options.results, options.readme)
         return 0
+    if options.command == "catalogue":
+        return run_catalogue(options)
     from bench import epoch, imports, profile, scaling
 
     options.rounds = options.rounds or 10
@@ -263,6 +276,21 @@ def main(arguments: list[str] | None = None) -> int:
     modules: dict[str, Any] = {"profile": profile, "epoch": epoch, "import": imports, "threads": scaling}
     result = modules[options.command].run(options)
     keep({"machine": describe(), options.command: result}, options.json)
+    return 0
+
+
+def run_catalogue(options: argparse.Namespace) -> int:
+    """Measure the catalogue, keeping the figures of what is done."""
+    from bench.catalogue.run import run as measured
+
+    machine = describe()
+    print(report.heading({"machine": machine, "threads": options.threads}), flush=True)
+    options.rounds = options.rounds or 5
+
+    def keep_all(record: dict[str, Any]) -> None:
+        keep({"machine": machine, "catalogue": record}, options.json)
+
+    keep_all(measured(options, keep_all))
     return 0
 
 

@@ -226,7 +226,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def serve(session_of: Callable[[dict[str, Any]], Any]) -> None:
+    """Do what the lines on the standard input say, by methods of the session that the command line orders."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes where errors go
     order = json.loads(sys.argv[1])
@@ -236,7 +237,7 @@ def main() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            session = session or Session(order)
+            session = session or session_of(order)
             answer = getattr(session, message.pop("do"))(**message)
         except (Absent, ModuleNotFoundError) as absent:
             answer = {"absent": str(absent)}
@@ -249,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Session)

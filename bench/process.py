@@ -10,36 +10,24 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.plan import ROOT, Case, Contestant, Plan, available_cores
 
 PATIENCE = 1800  # seconds after which an answer is no longer waited for
 
 
-class Child:
-    """One contender in its own process."""
+class Process:
+    """A process of ``python -m module order`` that does what it is sent, and answers, both in lines of JSON."""
 
-    def __init__(self, contestant: Contestant, case: Case, plan: Plan, folder: Path) -> None:
-        self.name = contestant.name
+    def __init__(self, name: str, module: str, order: dict[str, Any], env: dict[str, str], plan: Plan) -> None:
+        self.name = name
         self.plan = plan
-        cores = available_cores()[: contestant.threads]
-        order = {
-            "entry": asdict(contestant.entry),
-            "folder": str(folder),
-            "workload": case.workload,
-            "dtype": case.dtype,
-            "batch": case.batch,
-            "threads": contestant.threads,
-            "device": plan.device,
-            "precision": case.precision,
-            "cores": cores,
-        }
-        self.errors = open(folder / f"{self.name}.log", "w+", encoding="utf-8")  # noqa: SIM115
+        self.errors = open(Path(order["folder"]) / f"{name}.log", "w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.child", json.dumps(order)],
+            [sys.executable, "-m", module, json.dumps(order)],
             cwd=ROOT,
-            env=environment(contestant.threads, plan.device, case.precision),
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -93,11 +81,30 @@ class Child:
         self.process.stdout.close()
         self.errors.close()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Child(Process):
+    """One contender in its own process."""
+
+    def __init__(self, contestant: Contestant, case: Case, plan: Plan, folder: Path) -> None:
+        order = {
+            "entry": asdict(contestant.entry),
+            "folder": str(folder),
+            "workload": case.workload,
+            "dtype": case.dtype,
+            "batch": case.batch,
+            "threads": contestant.threads,
+            "device": plan.device,
+            "precision": case.precision,
+            "cores": available_cores()[: contestant.threads],
+        }
+        env = environment(contestant.threads, plan.device, case.precision)
+        super().__init__(contestant.name, "bench.child", order, env, plan)
 
 
 def environment(threads: int, device: str, precision: str = "float32") -> dict[str, str]:

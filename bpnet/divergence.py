@@ -18,14 +18,17 @@ from bpnet.schedules import Schedule
 from bpnet.step import Carry, Snapshot, vectors
 
 
-def is_finite_step(backend: Backend, value: Array, after: Sequence[Array], before: Carry) -> bool:
+def is_finite_step(
+    backend: Backend, value: Array, after: Sequence[Array], before: Carry, written: Array | None = None
+) -> bool:
     """Whether a loss is finite, and arrays are but for what was infinite `before`, such as a bias of -inf.
 
-    A finite sum tells at once, in one pass for each and one wait for all; but finite values may have another.
+    A finite sum tells at once, in one pass for each and one wait for all; but finite values may have another.  Where
+    all that was `written` of the arrays is known, its sum is enough.
     """
     xp = backend.xp
     with backend.session(device=backend.device(value)):
-        value, *sums = backend.fetch([value, *[xp.sum(array) for array in after]])
+        value, *sums = backend.fetch([value, *[xp.sum(array) for array in (after if written is None else [written])]])
         if not math.isfinite(value):
             return False
         if all(map(math.isfinite, sums)):

@@ -31,6 +31,7 @@ from bpnet.options import fraction
 from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs
+from bpnet.sparse import sparse_step
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 from bpnet.table import Text
 
@@ -40,7 +41,7 @@ COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
-of a small step."""
+of a small step.  With sparse tables there are the square of it."""
 
 
 @dataclass(eq=False)
@@ -77,14 +78,22 @@ class Engine:
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        step = training_step(layout, self.optimizer, gradient)
+        self.sparse = sparse_step(
+            layout, self.optimizer, gradient, self.penalties, backend, self.compile, self.carry[2]
+        )
+        step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)
-        if self.optimizer.traceable:
+        self.step: Callable[..., Any]
+        self.move: Callable[..., Any] = backend.advance
+        if self.sparse is not None and not backend.traces:
+            self.step, self.move = partial(step, backend), self.sparse.advance
+        elif self.optimizer.traceable:
             self.step = backend.compile(step, donate=True, choice=self.compile)
         else:
             self.gradient = compiled = backend.compile(gradient, choice=self.compile)
             self.step = partial(training_step(layout, self.optimizer, lambda _, *args: compiled(*args)), backend)
+            self.move = partial(Backend.advance, backend)
         self.plain: dict[Any, Any] = {self.step: step, self.outputs: plain}  # what `bp.reference` runs
         self.views = views
         # with the length of an epoch in their schedules, once that is known
@@ -127,7 +136,7 @@ class Engine:
 
     def cost(self, rows: int) -> float:
         """Floating-point operations of a step of so many rows."""
-        return 6.0 * self.layout.size * rows + WORK_OF_A_CALL
+        return 6.0 * (self.layout.size if self.sparse is None else self.sparse.dense) * rows + WORK_OF_A_CALL
 
     def session(self, rows: int, steps: int = 1) -> AbstractContextManager[None]:
         """For so many steps of so many rows.
@@ -172,8 +181,7 @@ class Engine:
                 carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
                 state.now = carry, count
                 return value
-            advance = backend.advance if self.optimizer.traceable else partial(Backend.advance, backend)
-            return advance(self.step, state, args, count)
+            return self.move(self.step, state, args, count)
         except backend.oom_errors as error:
             raise self._out_of_memory(error, row_count(x if rows is None else rows), training=True) from error
 
@@ -203,9 +211,9 @@ class Engine:
         if good is None or self.checked is not state.now:
             good = self.good = self.snapshot()
         value = self.advance(*batch)
-        due = state.now[1] - good[1] >= CHECKED
-        carry = state.now[0]
-        if not is_finite_step(self.backend, value, vectors(carry) if due else [carry[0]], good[0]):
+        due = state.now[1] - good[1] >= (CHECKED if self.sparse is None else CHECKED**2)
+        carry, written = state.now[0], None if due or self.sparse is None else self.sparse.written
+        if not is_finite_step(self.backend, value, vectors(carry) if due else [carry[0]], good[0], written):
             raise self._diverged(good, value, batch)
         if due:
             self.good = self.snapshot()
@@ -227,7 +235,7 @@ class Engine:
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
         backend, xp = self.backend, self.backend.xp
-        singly = singly or data.streams or current.reference or not self.optimizer.traceable
+        singly = singly or data.streams or current.reference or not self.optimizer.traceable or self.sparse is not None
         together, whole = 1 if singly else backend.max_steps_per_launch, data.count // batch_size
         if whole < together:
             together = max(whole, 1) if shuffle else 1  # in their order, few batches are read where they lie
@@ -335,7 +343,7 @@ class Engine:
         with self.session(data.count):
             plain = self.compile is False or current.reference
             explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
-            text = explain(function, args)
+            text = explain(function, args) if self.sparse is None else self.sparse.explain(explain, function, args)
         takes, (x, *others) = self.layout.network.takes, batch
         given += (
             [(f"x[{n!r}]", a) for (n, _), a in zip(takes, x, strict=True)] if isinstance(takes, tuple) else [("x", x)]
@@ -434,13 +442,3 @@ class Engine:
                 f"training diverged at step {step} or before, as the {which} data show: {error}. "
                 f"{what_was_kept(self.backend, self.state.now)}"
             ) from error
-
-
-def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
-    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
-    try:
-        if y is None:
-            return type(x), x.dtype, x.shape, x.device
-        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
-    except AttributeError:
-        return None

@@ -103,6 +103,11 @@ class Layout:
         """The layout of those parameters alone, one after the other."""
         return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
 
+    def with_rows(self, counts: Mapping[str, int]) -> "Layout":
+        """The same where the tables of these names have so many rows."""
+        slots = [replace(s, shape=(counts[s.name], *s.shape[1:])) if s.name in counts else s for s in self.parameters]
+        return replace(self, parameters=_placed(slots))
+
     def unpack(self, vector: Array, buffers: bool = False) -> dict[str, Array]:
         """What lies in a vector laid out like the parameters (or the buffers), as a gradient is, by name.
 

@@ -124,5 +124,4 @@ def with_penalties(
             slope = backend.xp.reshape(penalty.derivative(backend, w), (slot.size,))
             slopes |= {slot.offset: slopes[slot.offset] + slope if slot.offset in slopes else slope}
     parts = [(grad[slot.part], slopes.get(slot.offset)) for slot in layout.parameters]
-    joined = [part if slope is None else part + slope for part, slope in parts]
-    return value, backend.concat(joined) if len(joined) > 1 else joined[0]
+    return value, backend.concat([part if slope is None else part + slope for part, slope in parts])

@@ -22,13 +22,17 @@ from bpnet.typing import AnyArray, AnyInput, LossName
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: of which derivative, what backward says, what the differences say, and how far they are apart."""
+    """One comparison: of which derivative, what backward says, what the differences say, and how far they are apart.
+
+    `kink` says that differences to the two sides disagree, and what backward says lies between: there is no derivative.
+    """
 
     name: str
     direction: str
     derived: float
     measured: float
     error: float
+    kink: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,16 @@ class GradientReport:
                 text = f"{one.library}'s {one.name} against its definition: error {one.error:.1e}"
             lines.append(f"  {'ok' if one.error <= self.tolerance else 'WRONG':5} {text}")
         wrong = {check.name for check in self.checks if not check.error <= self.tolerance}
+        if any(check.kink and not check.error <= self.tolerance for check in self.checks):
+            lines.append("  there are kinks at these values, and no derivative (as of relu at 0): check at others")
         first, *names = dict.fromkeys(check.name for check in self.checks) or [
             ""
         ]  # x; parameters from the last layer on
         right = len(names) + 1 - len(wrong)
         if first in wrong and 0 < right < len(names) and wrong == {first, *names[right:]}:
             lines.append(
-                f"  all before {names[right - 1]} is wrong, and nothing from there on: is dx of its layer right?"
+                f"  all before {names[right - 1]} is wrong, and nothing from there on: look at dx of its layer, and of "
+                f"any between it and {names[right]}"
             )
         return "\n".join(lines)
 
@@ -292,12 +299,14 @@ def _compare(
             found.append((error if math.isfinite(error) else math.inf, measured))
         vector[:] = start
         error, measured = min(found)
-        return Check(name, label, expected, measured, error)
+        left, right = sorted(((ends[0] - here) / step, (here - ends[1]) / step))
+        kink = right - left > 1e-3 * scale and left - 1e-4 * scale <= expected <= right + 1e-4 * scale
+        return Check(name, label, expected, measured, error, kink)
 
-    checks = []
+    checks, here = [], value()
     for name, gradient in derived.items():
         # what an error is measured against: the size of the gradient, and rounding in the value that is differenced
-        scale = max(float(numpy.linalg.norm(gradient)), 1e-4 * abs(value()), 1e-8)
+        scale = max(float(numpy.linalg.norm(gradient)), 1e-4 * abs(here), 1e-8)
         drawn = (host.standard_normal(gradient.size) for _ in range(directions))
         mine = [check(name, f"random {i}", d / numpy.linalg.norm(d), scale) for i, d in enumerate(drawn, 1)]
         if any(c.error > tolerance for c in mine):

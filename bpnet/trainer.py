@@ -22,8 +22,8 @@ from bpnet.compatibility import (
     warn_of_probabilities,
 )
 from bpnet.data.loader import Loader
-from bpnet.data.prepare import Expected, named, place_of, prepare, validation_data
-from bpnet.engine import Engine, kind
+from bpnet.data.prepare import Expected, kind, named, place_of, prepare, validation_data
+from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
@@ -204,7 +204,8 @@ class Trainer(HasState):
         looks at no result; types and shapes are checked always.
 
         Otherwise a loss or parameters that are no longer finite raise DivergedError, and after every 32nd step so do
-        buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.
+        buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.  With
+        a sparse `Embedding`, of which no step is to look at all, these are every 1,024th step, and as many.
         """
         outer, own, engine = current.session, self._lock, self._engine
         if own.lock.locked():

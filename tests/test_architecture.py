@@ -104,6 +104,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "callbacks": 10,
     "locking": 10,
     "files": 11,
+    "sparse": 10,
     "engine": 11,
     "state": 11.5,
     "fitting": 11.5,

@@ -50,6 +50,27 @@ def test_clipping_by_hand():
     assert np.linalg.norm(bounded) == pytest.approx(1.5)
 
 
+def moved(optimizer, theta, gradient, layout=LAYOUT, step=0):
+    """theta after one step of an optimizer that has done none."""
+    backend = bp.backends.get("numpy")
+    with backend.session():
+        state = optimizer.init(backend, layout, theta)
+        args = backend, layout, theta, gradient, state, optimizer.hyperparameters_at(step)
+        return optimizer.update(*args, lambda at: (np.sum(at), gradient))[0]
+
+
+def test_clipping_of_entries_alone():
+    g = 50.0 * gradient(start())
+    found = moved(bp.Clip(bp.SGD(1.0), value=0.7), start(), g)
+    np.testing.assert_allclose(found, start() - np.clip(g, -0.7, 0.7), rtol=1e-12)
+
+
+def test_noise_is_added_to_the_gradient():
+    g = gradient(start())
+    noisy, noise = (moved(bp.GradientNoise(bp.SGD(1.0)), start(), each) for each in (g, 0.0 * g))
+    np.testing.assert_allclose(noisy, noise - g, rtol=1e-12, atol=1e-14)
+
+
 def test_clip_norm_of_a_trainer_is_that_of_clip():
     one, other = trained("adam", clip_norm=0.1), trained(bp.Clip("adam", norm=0.1))
     np.testing.assert_allclose(one.theta, other.theta, rtol=1e-12)
@@ -141,6 +162,24 @@ def test_groups_have_options_of_their_own():
         np.testing.assert_allclose(found[part], expected, rtol=1e-10, atol=1e-14, err_msg=slot.name)
 
 
+def test_groups_keep_their_states_apart():
+    """Along the same gradients each moves as if it were alone, and averages are of each."""
+    backend, found = bp.backends.get("numpy"), []
+    fast, slow = bp.Adam(0.05, amsgrad=True), bp.Adam(0.01)
+    for optimizer in (bp.Grouped(slow, {"0.bias": None, "*.bias": fast}), slow, fast):
+        theta, state = start(), optimizer.init(backend, LAYOUT, start())
+        assert len(state) == len(optimizer.state_names)
+        for step in range(3):
+            args = theta, (step - 1.5) * gradient(start()), state, optimizer.hyperparameters_at(step)
+            theta, state = optimizer.update(backend, LAYOUT, *args)
+        found.append(theta)
+    for slot in LAYOUT.parameters:
+        alone = start() if slot.name == "0.bias" else found[2 if "bias" in slot.name else 1]
+        np.testing.assert_allclose(found[0][slot.part], alone[slot.part], rtol=1e-12, err_msg=slot.name)
+    one, other = trained(bp.Grouped(bp.ScheduleFreeAdamW(0.1), {"0.*": {}})), trained(bp.ScheduleFreeAdamW(0.1))
+    np.testing.assert_allclose(one.predict(X), other.predict(X), rtol=1e-10)
+
+
 def test_frozen_leaves_stay_and_a_group_of_all_is_the_optimizer():
     frozen = trained(bp.Grouped("adam", {"*": None}))
     np.testing.assert_array_equal(frozen.theta, start())
@@ -175,6 +214,21 @@ def test_muon_takes_the_matrices_between_hidden_layers():
         trained(bp.Muon(hidden=("0.*",)), 1)
 
 
+def test_muon_of_several_matrices_steps_further_where_one_is_wide():
+    layout = bp.layout_of(bp.Sequential(*(bp.Dense(n, bias=False) for n in (4, 3, 12, 2))), (5,))
+    theta, g = (np.random.default_rng(seed).standard_normal(layout.size) for seed in (0, 1))
+    way = moved(bp.Muon(0.02, momentum=0.0), theta, g, layout) - theta
+    for slot, length in zip(layout.parameters[1:3], (1.0, 2.0), strict=True):
+        values = np.linalg.svd(way[slot.part].reshape(slot.shape), compute_uv=False) / 0.02
+        assert np.all((values > 0.6 * length) & (values < 1.3 * length))
+
+
+def test_muon_leaves_tables_of_embeddings_alone():
+    net = bp.Sequential(bp.Embedding(9, 4), bp.Dense(5), bp.Dense(6), bp.Dense(2))
+    trainer = bp.Trainer(net, "mse", "muon").build(np.arange(9))
+    assert trainer.state[0].shape == (30,)
+
+
 # ---- averages -------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +257,20 @@ def test_stochastic_average_by_hand(steps, members):
     trainer = trained(bp.StochasticAverage(bp.SGD(0.5), start=2, every=2), steps)
     expected = np.mean([thetas[i] for i in members], axis=0)
     np.testing.assert_allclose(LAYOUT.join(trainer.backend, trainer.parameters), expected, rtol=1e-12)
+
+
+def test_what_is_put_around_an_average_leaves_it_so():
+    """Its state is found behind that of what is around it, and begins anew where parameters are set."""
+    one, other = trained(bp.Accumulate(bp.ScheduleFreeAdamW(0.1), 2), 4), trained(bp.ScheduleFreeAdamW(0.1), 2)
+    for steps in (0, 1):
+        for trainer, count in ((one, 2 * steps), (other, steps)):
+            if steps:
+                trainer.parameters = LAYOUT.views(trainer.backend, start())
+            for _ in range(count):
+                trainer.step(X, Y)
+        average = [LAYOUT.join(trainer.backend, trainer.parameters) for trainer in (one, other)]
+        np.testing.assert_allclose(*average, rtol=1e-10)
+        np.testing.assert_allclose(one.theta, other.theta, rtol=1e-10)
 
 
 AVERAGING = [
@@ -244,11 +312,30 @@ def test_parameters_that_are_set_are_those_that_predict(optimizer):
 
 EVERY = [
     bp.SGD(0.1, momentum=bp.WarmUp(0.9, 5)), bp.Lion(), bp.NAdam(), bp.RAdam(), bp.Adamax(), bp.AdaBelief(),
-    bp.Adam(amsgrad=True), bp.AdamW(weight_decay=bp.Epochs(bp.CosLog(0.1, 3))), bp.RMSprop(centered=True),
+    bp.Adam(amsgrad=True), bp.AdamW(weight_decay=bp.Epochs(bp.CosLog(0.1, 3), 4)), bp.RMSprop(centered=True),
     bp.Adagrad(), bp.Adadelta(), bp.LARS(), bp.LAMB(), bp.Adafactor(), bp.Muon(hidden=["1.weight"]),
-    bp.Prodigy(), bp.LBFGS(), bp.SAM(), bp.Clip("adam", norm=1.0), bp.GradientNoise("sgd"),
-    bp.Accumulate(bp.SGD(bp.StepDecay(0.1, (3, 5))), 2), *AVERAGING,
+    bp.ScheduleFreeAdamW(weight_decay=0.1), bp.Prodigy(), bp.LBFGS(), bp.SAM(), bp.Clip("adam", norm=1.0),
+    bp.GradientNoise("sgd"), bp.Accumulate(bp.SGD(bp.StepDecay(0.1, (3, 5))), 2), *AVERAGING,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", EVERY, ids=lambda optimizer: type(optimizer).__name__)
+def test_what_is_0_is_no_hindrance(optimizer):
+    """Neither parameters, nor entries of the gradient, nor all of it: the step is finite, or none."""
+    zeros, some = np.zeros(LAYOUT.size), np.where(np.arange(LAYOUT.size) % 3, gradient(start()), 0.0)
+    some[LAYOUT.parameters[1].part] = 0.0
+    for step in (0, 9):
+        if not isinstance(optimizer, bp.GradientNoise):
+            np.testing.assert_array_equal(moved(optimizer, zeros, zeros, step=step), zeros)
+        assert np.all(np.isfinite(moved(optimizer, zeros, some, step=step)))
+
+
+def test_layers_of_weights_that_are_0_step_as_the_optimizer_does():
+    zeros, g = np.zeros(LAYOUT.size), gradient(start())
+    np.testing.assert_allclose(moved(bp.LAMB(0.1), zeros, g), -0.1 * g / (np.abs(g) + 1e-6), rtol=1e-10)
+    np.testing.assert_allclose(moved(bp.LARS(0.1), zeros, g), -0.1 * g, rtol=1e-12)
+    for optimizer in (bp.LAMB(0.1), bp.LARS(0.1)):
+        np.testing.assert_array_equal(moved(optimizer, start(), zeros), start())
 
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=lambda optimizer: type(optimizer).__name__)

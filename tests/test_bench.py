@@ -321,3 +321,43 @@ def test_ratios_can_be_taken_to_another_contender() -> None:
     assert found["contenders"]["bpnet"]["ratio"] == {"median": 3.0, "min": 2.0, "max": 4.0}
     assert found["contenders"]["bpnet-jit"]["ratio"]["median"] == 1.0
     assert against(record, "torch") is record
+
+
+def test_catalogue_compares_before_it_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Everything that has a name is an entry; peers are timed where they compute the same, and told of where not."""
+    from bench.catalogue.entries import ENTRIES, SAME
+    from bpnet.registry import own_catalogue
+
+    for kind, base in (("activations", bp.Activation), ("losses", bp.Loss), ("optimizers", bp.Optimizer)):
+        assert {e.name for e in ENTRIES if e.kind == kind} == own_catalogue(base).keys() - SAME.keys()
+    layers = {name for name, (cls, _) in own_catalogue(bp.Layer).items() if not issubclass(cls, bp.Activation)}
+    assert {e.name for e in ENTRIES if e.kind == "layers"} == layers
+
+    kept = tmp_path / "kept.json"
+    entries = [word for name in ("Scale", "lamb") for word in ("--entry", name)]
+    quick = ["--batch", "4", "--peer", "torch", "--rounds", "1", "--turn", "0.001", "--threads", "1"]
+    assert command.main(["catalogue", *entries, *quick, "--json", str(kept)]) == 0
+    found = json.loads(kept.read_text())["catalogue"]["entries"]
+    assert [line["name"] for line in found] == ["Scale", "lamb"]
+    for line in found:
+        own, theirs = line["contenders"]["bpnet"], line["contenders"]["torch"]
+        assert own["moved"] > 100 * 1e-5
+        assert own["times"]["4"]["ratio"] == 1.0
+        assert theirs.keys() & {"times", "absent"}
+        if "times" in theirs:
+            assert theirs["off"] < 1e-5
+            assert theirs["times"]["4"]["ratio"] > 0
+    printed = capsys.readouterr().out
+    assert "layers Scale" in printed
+    assert "timed against nobody: lamb" in printed
+    assert "lost" in printed
+
+
+def test_catalogue_leaves_out_who_computes_something_else() -> None:
+    from bench.catalogue.entries import Entry
+    from bench.catalogue.run import _compare, timed
+
+    contenders = {name: {"losses": {"4": [2.0, 1.5, last]}} for name, last in (("bpnet", 1.0), ("a", 1.0 + 1e-4))}
+    contenders["b"] = {"losses": {"4": [2.0, 1.5, math.nan]}}
+    _compare(Entry("layers", "Scale"), contenders, [4])
+    assert [timed(answer) for answer in contenders.values()] == [True, False, False]

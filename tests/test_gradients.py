@@ -462,7 +462,14 @@ class _PassesTooMuch(bp.Layer):
         return 1.01 * dy * p["s"], {"s": run.sum_rows(dy * cache)}
 
 
+def test_a_kink_is_called_one() -> None:
+    with pytest.raises(GradientError, match=r"there are kinks at these values, and no derivative"):
+        bp.check_gradients(bp.ReLU(), np.zeros((4, 3)))
+    with pytest.raises(GradientError, match=r"(?s)^(?!.*kinks)"):
+        bp.check_gradients(_PassesTooMuch(), np.ones((4, 3)))
+
+
 def test_a_wrong_dx_is_looked_for_where_it_arises() -> None:
     network = bp.Sequential(bp.Dense(3), _PassesTooMuch(), bp.Dense(2))
-    with pytest.raises(GradientError, match=r"all before 1\.s is wrong, and nothing from there on: is dx of its layer"):
+    with pytest.raises(GradientError, match=r"all before 1\.s is wrong, and nothing from there on: look at dx of its"):
         bp.check_gradients(network, np.random.default_rng(0).standard_normal((4, 3)))

@@ -179,6 +179,28 @@ def test_lsuv_gives_every_dense_layer_unit_variance() -> None:
     np.testing.assert_allclose(gram, gram[0, 0] * np.eye(16), atol=1e-12)
 
 
+def test_lsuv_divides_by_the_deviation_until_it_is_near_1() -> None:
+    """Which with biases takes several times: b is of what a layer gives, and is not divided."""
+    x = 2.0 + np.random.default_rng(1).standard_normal((30, 4))
+
+    def after(tries: int, tolerance: float = 1e-9, unit: float = 1.0, bias: bool = True) -> Any:
+        layer = bp.Dense(3, bias=bias, bias_init=Ramp(0.3))
+        return bp.lsuv(bp.Trainer(layer, "mse", seed=5), unit * x, tries=tries, tolerance=tolerance).theta[:12]
+
+    def variance(w: Any, unit: float = 1.0) -> Any:
+        return np.var(unit * x @ w.reshape(4, 3) + 0.3 * np.arange(3.0))
+
+    first = after(1)
+    drawn = first / np.linalg.norm(first.reshape(4, 3)[:, 0])
+    np.testing.assert_allclose(first, drawn / variance(drawn) ** 0.5, rtol=1e-12)
+    np.testing.assert_allclose(after(2), first / variance(first) ** 0.5, rtol=1e-12)
+    assert variance(after(100)) == pytest.approx(1.0, abs=1e-9)
+    plain = after(9, bias=False)
+    np.testing.assert_allclose(plain, drawn / np.var(x @ drawn.reshape(4, 3)) ** 0.5, rtol=1e-12)
+    unit = next(unit for unit in np.linspace(0.0, 2.0, 100) if variance(drawn, unit) > 0.65)
+    np.testing.assert_allclose(after(9, 0.4, unit), drawn, rtol=1e-12)
+
+
 def test_lsuv_is_the_same_on_every_library(backend: Any) -> None:
     backend.close(started(backend.array(X)).theta, started(X).theta, rtol=1e-10)
 

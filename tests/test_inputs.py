@@ -66,9 +66,11 @@ def test_derivatives_by_finite_differences() -> None:
         (bp.Embedding(70, 3), x["codes"]),
         (bp.Inputs(bp.Dense(3, "tanh"), "identity"), (x["numbers"], y)),
         (bp.Inputs(("Land area", bp.Dense(3)), city=bp.Embedding(3, 2)), {"Land area": y, "city": x["city"]}),
+        (bp.Inputs(numbers=bp.Dense(3)), {"numbers": y}),
         (NET, x),
     ):
         assert bp.check_gradients(layer, rows, tolerance=1e-7).ok
+    assert bp.check_gradients(bp.Parallel(bp.Dense(3)), y, tolerance=1e-7).ok
     assert bp.check_gradients(NET, x, y, loss="mse", tolerance=1e-7).ok
 
 
@@ -85,6 +87,19 @@ def test_a_wrong_derivative_of_one_input_is_found(monkeypatch: pytest.MonkeyPatc
         bp.check_gradients(bp.Inputs("identity", "tanh"), (y, y))
     assert re.search(r"ok +x\[0\]", str(error.value))
     assert re.search(r"WRONG +x\[1\]", str(error.value))
+
+
+def test_rows_of_an_embedding_start_with_a_length_of_about_1() -> None:
+    table = np.asarray(bp.Embedding(4000, 16).init(bp.Rng(0), ())["table"].value)
+    assert np.std(table) == pytest.approx(0.25, rel=0.02)
+    assert abs(np.mean(table)) < 0.01
+
+
+def test_branches_draw_different_masks() -> None:
+    x, seam = np.ones((20, 30)), bp.backends.get("numpy")
+    for layer, rows in ((bp.Inputs(bp.Dropout(), bp.Dropout()), (x, x)), (bp.Parallel(bp.Dropout(), bp.Dropout()), x)):
+        y, _ = layer.forward(bp.Run(seam, True, (0, 1, 0)), {"0": {}, "1": {}}, rows)
+        assert np.mean(y[:, :30] != y[:, 30:]) > 0.4
 
 
 def test_an_embedding_is_pytorchs(backend: Any) -> None:

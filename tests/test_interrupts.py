@@ -216,6 +216,18 @@ def test_an_interrupt_leaves_one_definite_step(backend: Any, name: str, surround
     case.interrupted(name, call, surroundings)
 
 
+@pytest.mark.parametrize(
+    "backend", ["numpy", "numpy-jit", "torch", "jax-jit", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+def test_an_interrupt_leaves_rows_of_sparse_tables_at_one_definite_step(backend: Any, surroundings: Any) -> None:
+    """They are put back where they were, with those of the state, or none of them is."""
+    network = bp.Sequential(bp.Embedding(50, 2, sparse=True), bp.Flatten(), bp.BatchNorm(), bp.Dense(3))
+    x, y = backend.array(np.arange(24).reshape(12, 2) * 7 % 50), backend.array(np.arange(12) % 3)
+    trainer = bp.Trainer(network, "cross_entropy", bp.Adam(0.01), clip_norm=1.0).build(x)
+    case = Case(backend, trainer, x, y)
+    case.interrupted("step", case.step, surroundings)
+
+
 @pytest.mark.parametrize("name", ["step", "predict"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_an_interrupt_while_several_threads_work(

@@ -383,12 +383,12 @@ def test_layers_are_frozen_values():
 
 
 def test_dropout_keeps_the_share_and_the_mean(backend):
-    run = bp.Run(backend.seam, True, KEY)
     x = backend.array(np.ones((200, 100)))
-    y = backend.host(bp.Dropout(0.3).forward(run, {}, x)[0])
-    np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-4)
-    assert abs(np.mean(y) - 1.0) < 0.02
-    assert bp.Dropout(0.3).forward(bp.Run(backend.seam, False, KEY), {}, x)[0] is x
+    for layer in (bp.Dropout(0.3), bp.Dropout(bp.Constant(0.3))):
+        y = backend.host(layer.forward(bp.Run(backend.seam, True, KEY), {}, x)[0])
+        np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-4)
+        assert abs(np.mean(y) - 1.0) < 0.02
+        assert layer.forward(bp.Run(backend.seam, False, KEY), {}, x)[0] is x
 
 
 def test_two_dropouts_of_a_network_draw_different_masks(backend):
@@ -436,7 +436,7 @@ def test_batch_norm_gathers_what_pytorch_gathers():
 
 
 def test_alpha_dropout_keeps_mean_and_variance(library):
-    layer, seam = bp.AlphaDropout(0.3), library("numpy").seam
+    layer, seam = bp.AlphaDropout(0.1), library("numpy").seam
     x = np.random.default_rng(0).standard_normal((300, 100))
     y, _ = layer.forward(bp.Run(seam, True, KEY), {}, x)
     assert abs(np.mean(y)) < 0.03
@@ -476,9 +476,9 @@ def test_random_numbers_are_distributed_as_they_should_be(library):
 
 def test_noise_is_added_while_training_alone(library):
     run, x = bp.Run(library("numpy").seam, True, KEY), np.ones((100, 100))
-    noise = bp.GaussianNoise(0.5).forward(run, {}, x)[0] - x
-    assert abs(np.std(noise) - 0.5) < 0.02
-    assert bp.GaussianNoise(0.5).forward(bp.Run(library("numpy").seam), {}, x)[0] is x
+    noise = bp.GaussianNoise(0.1).forward(run, {}, x)[0] - x
+    assert abs(np.std(noise) - 0.1) < 0.004
+    assert bp.GaussianNoise(0.1).forward(bp.Run(library("numpy").seam), {}, x)[0] is x
 
 
 def test_group_norm_of_one_group_is_over_all_that_a_row_holds(library):
@@ -491,11 +491,61 @@ def test_group_norm_of_one_group_is_over_all_that_a_row_holds(library):
     np.testing.assert_allclose(np.var(each, axis=1), 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("layer", [bp.BatchNorm(), bp.LayerNorm(), bp.RMSNorm(), bp.GroupNorm(2)])
+def test_what_is_normalized_starts_unscaled(layer):
+    values = {name: np.asarray(getattr(v, "value", v)) for name, v in layer.init(bp.Rng(0), (3, 4)).items()}
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, np.full(4, float(name in ("scale", "var"))), err_msg=name)
+
+
 def test_weight_norm_starts_as_the_layer_without(library):
     plain, normed = (layer.init(bp.Rng(3), (5,)) for layer in (bp.Dense(4), bp.WeightNorm(bp.Dense(4))))
     x, run = np.random.default_rng(0).standard_normal((6, 5)), bp.Run(library("numpy").seam)
     expected = bp.Dense(4).forward(run, plain, x)[0]
     np.testing.assert_allclose(bp.WeightNorm(bp.Dense(4)).forward(run, normed, x)[0], expected, rtol=1e-12)
+
+
+@dataclass(frozen=True)
+class Folded(bp.Dense):
+    """A dense layer whose weight has three axes."""
+
+    def init(self, rng, in_shape):
+        return {"weight": rng.given((2, in_shape[0] // 2, self.units), np.arange(1.0, 1.0 + self.units))}
+
+    def forward(self, run, p, x):
+        return super().forward(run, {"weight": run.xp.reshape(p["weight"], (-1, self.units))}, x)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        dx, grads = super().backward(run, {"weight": run.xp.reshape(p["weight"], (-1, self.units))}, cache, dy, need_dx)
+        return dx, {"weight": run.xp.reshape(grads["weight"], p["weight"].shape)}
+
+
+def test_a_weight_of_three_axes_has_a_length_for_each_of_the_last():
+    layer, x = bp.WeightNorm(Folded(3, bias=False)), np.random.default_rng(0).standard_normal((6, 4))
+    np.testing.assert_allclose(layer.init(bp.Rng(0), (4,))["length"], [2.0, 4.0, 6.0])
+    assert bp.check_gradients(layer, x).ok
+    assert bp.check_gradients(bp.SpectralNorm(Folded(3, bias=False)), x).ok
+
+
+def test_singular_vectors_follow_the_weight_by_power_iteration(library):
+    layer, seam, rng = bp.SpectralNorm(bp.Dense(3), iterations=2), library("numpy").seam, np.random.default_rng(0)
+    p = {"inner": {"weight": rng.standard_normal((4, 3)), "bias": np.zeros(3)}, "left": np.ones(4), "right": np.ones(3)}
+    w, v = p["inner"]["weight"], p["right"]
+    _, cache = layer.forward(bp.Run(seam, True), p, np.ones((2, 4)))
+    for _ in range(2):
+        u = w @ v / np.linalg.norm(w @ v)
+        v = w.T @ u / np.linalg.norm(w.T @ u)
+    found = layer.update_buffers(bp.Run(seam, True), p, cache)
+    np.testing.assert_allclose(found["left"], u, rtol=1e-13)
+    np.testing.assert_allclose(found["right"], v, rtol=1e-13)
+    assert not dict(leaves(layer.update_buffers(bp.Run(seam), p, cache)))
+
+
+def test_gated_units_start_as_their_options_say():
+    p = bp.GLU(3, kernel_init="ones", bias_init="zeros").init(bp.Rng(0), (4,))
+    for part in p.values():
+        np.testing.assert_array_equal(part["weight"], np.ones((4, 3)))
+        np.testing.assert_array_equal(part["bias"], np.zeros(3))
 
 
 def test_spectral_norm_holds_the_largest_singular_value_near_one():
@@ -508,6 +558,7 @@ def test_spectral_norm_holds_the_largest_singular_value_near_one():
         singular = np.linalg.svd(weight, compute_uv=False)
         assert left @ weight @ right == pytest.approx(singular[0], rel=0.05)
         trainer.fit(x, y, epochs=100, batch_size=16, progress=False)
+    assert (trainer.layout.size, trainer.layout.buffer_size) == (18, 8)
     assert singular[0] > 1.1  # of W itself, which grows
 
 
@@ -697,6 +748,7 @@ def test_values_that_float32_can_not_hold_are_refused_there(options):
 
 def test_standardize_is_told_in_few_words():
     assert len(repr(bp.Standardize(tuple(range(10_000)), 1.0))) < 100
+    assert bp.layout_of(bp.Standardize(1.0), (2, 3), trains=False).buffer_size == 6
     assert bp.Standardize(np.array([1, 2]), 1) == bp.Standardize((1.0, 2.0), 1.0)
 
 

@@ -114,7 +114,7 @@ TORCH: dict[str, tuple[type[bp.Optimizer], dict[str, list[Any]], Callable[..., d
                              **DECAY}, dict),
     "Adadelta": (bp.Adadelta, {"lr": [0.5], "rho": [0.9, 0.5], "epsilon": [1e-6, 0.1], **DECAY},
                  lambda o: {"rho": o.pop("alpha"), **o}),
-    "Adafactor": (bp.Adafactor, {"lr": [0.05], "decay": [0.8, 0.5], "epsilon": [None, 1e-3],
+    "Adafactor": (bp.Adafactor, {"lr": [0.3], "decay": [0.8, 0.5], "epsilon": [None, 1e-3],
                                  "least_scale": [1e-3, 0.5], "clip": [1.0, 1.5], **DECAY},
                   lambda o: {"d": o.pop("clip"), "eps": (o.pop("eps"), o.pop("least_scale")), "decoupled": True,
                              **o, "beta2_decay": -o["beta2_decay"]}),
@@ -187,6 +187,56 @@ def test_lbfgs_as_pytorch(history: int, lr: float) -> None:
         theta, state = optimizer.update(backend, layout, theta, gradient, state, numbers, value_and_gradient)
         oracle.step(closure)
         np.testing.assert_allclose(theta, x.detach().numpy(), rtol=1e-10, atol=1e-10, err_msg=f"step {i}")
+
+
+LINES: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "waves": lambda x: (np.sum(0.05 * x**2 + np.sin(4.0 * x)), 0.1 * x + 4.0 * np.cos(4.0 * x)),
+    "kinks": lambda x: (np.sum(np.sqrt(1e-8 + x**2)), x / np.sqrt(1e-8 + x**2)),
+    "leaning kinks": lambda x: (
+        np.sum(np.sqrt(1e-6 + (x - 0.3) ** 2) + 0.1 * x), (x - 0.3) / np.sqrt(1e-6 + (x - 0.3) ** 2) + 0.1
+    ),
+    "narrow wells": lambda x: (np.sum(np.log1p(1e4 * x**2)), 2e4 * x / (1.0 + 1e4 * x**2)),
+    "two minima": lambda x: (np.sum(x**4 - 3.0 * x**2 + x), 4.0 * x**3 - 6.0 * x + 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_line_searches_as_pytorch(name: str) -> None:
+    """That begin too near and too far, where one has to look several times, in either direction."""
+    torch: Any = pytest.importorskip("torch")
+    function, backend, layout = LINES[name], bp.backends.get("numpy"), layout_of_array((1,))
+    for lr, begin in itertools.product((0.01, 1.0, 30.0, 1000.0), (-1.7, -0.4, 0.9, 2.3)):
+        start = np.array([begin])
+        x = torch.tensor(start, requires_grad=True)
+        oracle = torch.optim.LBFGS([x], lr, 1, 10**6, 0.0, history_size=3, line_search_fn="strong_wolfe")
+
+        def closure(x: Any = x) -> Any:
+            value, gradient = function(x.detach().numpy())
+            x.grad = torch.tensor(gradient)
+            return torch.tensor(value)
+
+        optimizer = bp.LBFGS(lr, history=3)
+        theta, state = start, optimizer.init(backend, layout, start)
+        for i in range(3):
+            numbers = optimizer.hyperparameters_at(i)
+            theta, state = optimizer.update(backend, layout, theta, function(theta)[1], state, numbers, function)
+            oracle.step(closure)
+            np.testing.assert_allclose(theta, x.detach().numpy(), rtol=1e-7, atol=1e-7, err_msg=f"{lr} {begin} {i}")
+
+
+def test_adafactor_of_a_stack_of_matrices_as_pytorch() -> None:
+    torch: Any = pytest.importorskip("torch")
+    gradients = np.random.default_rng(0).standard_normal((5, 2, 3, 4))
+    backend, optimizer, layout = bp.backends.get("numpy"), bp.Adafactor(0.1), layout_of_array((2, 3, 4))
+    x = torch.ones((2, 3, 4), dtype=torch.float64, requires_grad=True)
+    oracle = torch.optim.Adafactor([x], 0.1, weight_decay=0.0, eps=(None, 1e-3))
+    theta, state = np.ones(24), optimizer.init(backend, layout, np.ones(24))
+    for i, grad in enumerate(gradients):
+        numbers = optimizer.hyperparameters_at(i)
+        theta, state = optimizer.update(backend, layout, theta, grad.reshape(-1), state, numbers)
+        x.grad = torch.tensor(grad)
+        oracle.step()
+    np.testing.assert_allclose(theta, x.detach().numpy().reshape(-1), rtol=1e-10)
 
 
 class Both:
@@ -270,7 +320,7 @@ OPTAX: dict[str, tuple[type[bp.Optimizer], dict[str, list[Any]]]] = {
     "LARS": (bp.LARS, {"lr": [0.5], "momentum": [0.9, 0.5], "trust": [1e-3, 0.1], "epsilon": [0.0, 10.0],
                        "nesterov": [False, True], **DECAY}),
     "Prodigy": (bp.Prodigy, {"lr": [1.0], "beta1": [0.9, 0.7], "beta2": [0.999, 0.9], "epsilon": [1e-8, 1e-2],
-                             "initial": [1e-6, 1e-2], "growth": [1.0, 0.5], "weight_decay": [0.0],
+                             "initial": [1e-6, 1e-2], "growth": [1.0], "weight_decay": [0.0],
                              "safe_warm_up": [False, True]}),
     "ScheduleFreeAdamW": (bp.ScheduleFreeAdamW, {"lr": [0.01, 1.0], "beta1": [0.9, 0.5], "beta2": [0.999, 0.9],
                                                  "epsilon": [1e-8, 1e-2], **DECAY}),
@@ -285,3 +335,55 @@ def test_as_optax(name: str) -> None:
         some = [each for each in every if fixed.items() <= each.items()]
         for each, expected in zip(some, in_optax(name, some), strict=True):
             check(cls(**each), expected)
+
+
+# ---- by hand, where the others have no such option ------------------------------------------------------------------
+
+
+def stepped(optimizer: bp.Optimizer, gradients: list[Any]) -> Any:
+    """theta after steps along these gradients, and the parameters to predict with."""
+    backend = bp.backends.get("numpy")
+    theta, state = THETA, optimizer.init(backend, LAYOUT, THETA)
+    for i, grad in enumerate(gradients):
+        theta, state = optimizer.update(backend, LAYOUT, theta, grad, state, optimizer.hyperparameters_at(i))
+    return theta, optimizer.evaluation(backend, LAYOUT, theta, state)
+
+
+DECAYS = np.arange(LAYOUT.size) < LAYOUT.decaying
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_prodigy_goes_further_and_decays_weights_by_hand(safe: bool) -> None:
+    """Down a bowl, whose gradients show how far it is, as those drawn above don't."""
+    theta, d, r, s, m, v = THETA, 0.01, 0.0, 0.0, 0.0, 0.0
+    gradients, distances = [], []
+    for t in range(1, 41):
+        g = (1.0 + np.arange(LAYOUT.size) % 3) * (theta - 5.0)
+        a = d * 0.5 * (1.0 - 0.95**t) ** 0.5 / (1.0 - 0.8**t)
+        m, v = 0.8 * m + 0.2 * d * g, 0.95 * v + 0.05 * (d * g) ** 2
+        r = 0.95**0.5 * r + d / 0.01 * a * np.sum(g * (THETA - theta))
+        s = 0.95**0.5 * s + (d if safe else a) * d / 0.01 * g
+        d = max(d, 0.9 * r / np.sum(np.abs(s)))
+        theta = theta - a * m / (np.sqrt(v) + d * 1e-3) - np.where(DECAYS, a * 0.3 * theta, 0.0)
+        gradients.append(g)
+        distances.append(d)
+    options = {"weight_decay": 0.3, "safe_warm_up": safe}
+    found, _ = stepped(bp.Prodigy(0.5, 0.8, 0.95, 1e-3, initial=0.01, growth=0.9, **options), gradients)
+    np.testing.assert_allclose(found, theta, rtol=1e-9)
+    assert len(set(distances)) > 10
+
+
+def test_schedule_free_warms_up_by_hand() -> None:
+    """Also down again: the average counts a step by the largest rate so far."""
+    rates = [0.01, 0.02, 0.03, 0.04, 0.04, 0.03, 0.02, 0.01]
+    x, z, v, total = THETA, THETA, 0.0, 0.0
+    for t, (lr, g) in enumerate(zip(rates, GRADIENTS, strict=False), 1):
+        y = 0.1 * z + 0.9 * x
+        v = 0.999 * v + 0.001 * g * g
+        z = z - lr * (g / (np.sqrt(v / (1.0 - 0.999**t)) + 1e-8) + np.where(DECAYS, 0.3 * y, 0.0))
+        total += max(rates[:t]) ** 2
+        x = x + max(rates[:t]) ** 2 / total * (z - x)
+    schedule = bp.WarmUp(bp.Polynomial(0.04, 4), 4)
+    theta, average = stepped(bp.ScheduleFreeAdamW(schedule, weight_decay=0.3), GRADIENTS[:8])
+    np.testing.assert_allclose(theta, 0.1 * z + 0.9 * x, rtol=1e-11)
+    np.testing.assert_allclose(average, x, rtol=1e-10)

@@ -19,11 +19,12 @@ SCHEDULES = {  # a schedule, and its rate at some steps, the first being step 0
     "warm-up in one step": (bp.WarmUp(0.4, 1), {0: 0.4, 1: 0.4}),
     "restarts": (bp.CosineRestarts(0.4, 20), {0: 0.4, 10: 0.2, 19.9999999: 0.0, 20: 0.4, 30: 0.2, 70: 0.2}),
     "longer restarts": (bp.CosineRestarts(0.4, 20, 2, 0.2), {10: 0.3, 20: 0.4, 40: 0.3, 60: 0.4, 100: 0.3, 140: 0.4}),
-    "flat, then cosine": (bp.FlatCosine(0.4, 40, 0.5, 0.1), {0: 0.4, 20: 0.4, 30: 0.25, 40: 0.1, 99: 0.1}),
+    "flat, then cosine": (bp.FlatCosine(0.4, 40, 0.25, 0.1), {0: 0.4, 10: 0.4, 25: 0.25, 40: 0.1, 99: 0.1}),
     "coslog4": (bp.CosLog(0.4, 15), {0: 0.0, 1: 0.0, 3: 0.0, 7: 0.0, 15: 0.0, 99: 0.0, math.sqrt(2) - 1: 0.4,
                                      math.sqrt(8) - 1: 0.4, math.sqrt(32) - 1: 0.4, math.sqrt(128) - 1: 0.4,
                                      2**1.25 - 1: 0.2}),
     "one cycle": (bp.OneCycle(1.0, 101, 31 / 101), {0: 0.04, 15: 0.52, 30: 1.0, 65: 0.5 + 2e-6, 100: 4e-6, 999: 4e-6}),
+    "one cycle that begins above": (bp.OneCycle(1.0, 10, 0.1), {0: 1.0, 4.5: 0.5 + 2e-6, 9: 4e-6}),
     "one cycle of a momentum": (bp.OneCycle(0.85, 11, 0.5, 0.95, 0.95), {0: 0.95, 4.5: 0.85, 7.25: 0.9, 10: 0.95}),
     "steps": (bp.StepDecay(0.4, 10, 0.5), {0: 0.4, 9: 0.4, 10: 0.2, 25: 0.1}),
     "some steps": (bp.StepDecay(0.4, [3, 5]), {0: 0.4, 2: 0.4, 3: 0.04, 4.9: 0.04, 5: 0.004, 99: 0.004}),
@@ -31,7 +32,8 @@ SCHEDULES = {  # a schedule, and its rate at some steps, the first being step 0
     "straight": (bp.Polynomial(0.4, 10), {0: 0.4, 5: 0.2, 10: 0.0, 99: 0.0}),
     "polynomial": (bp.Polynomial(0.5, 10, 2.0, 0.1), {0: 0.5, 5: 0.2, 10: 0.1, 99: 0.1}),
     "epochs": (bp.Epochs(bp.StepDecay(0.4, 2, 0.5), 5), {0: 0.4, 9: 0.4, 10: 0.2, 19: 0.2, 20: 0.1}),
-    "parts of epochs": (bp.Epochs(bp.WarmUp(bp.Cosine(0.4, 10), 2), 4), {0: 0.2, 4: 0.4, 8: 0.4, 28: 0.2, 48: 0.0}),
+    "parts of epochs": (bp.Epochs(bp.WarmUp(bp.Cosine(0.4, 10), 2), 4),
+                        {0: 0.2, 4: 0.4, 6: 0.4, 8: 0.4, 28: 0.2, 48: 0.0}),
     "warm-up, then cosine": (bp.WarmUp(bp.Cosine(0.4, 10), 2), {0: 0.2, 1: 0.4, 2: 0.4, 7: 0.2, 12: 0.0, 50: 0.0}),
 }  # fmt: skip
 
@@ -246,6 +248,13 @@ def test_fit_knows_how_long_an_epoch_is(tmp_path):
         np.testing.assert_array_equal(loaded.theta, trainer.theta)
 
 
+def test_an_epoch_of_a_given_length_keeps_it():
+    x = np.ones((30, 2))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(bp.Epochs(bp.Polynomial(0.4, 4), length=8)))
+    history = trainer.fit(x, x[:, :1], epochs=2, batch_size=10, progress=False)
+    assert history["lr"] == pytest.approx([0.4 * (1.0 - step / 32.0) for step in (2, 5)])
+
+
 class Rates(bp.Callback):
     """Sees that the trainer's own optimizer stays as it was given."""
 
@@ -279,6 +288,16 @@ class _Given(bp.Layer):
 
     def backward(self, run, p, cache, dy, need_dx=True):
         return dy if need_dx else None, {"weight": p["weight"] * 0.0}
+
+
+@pytest.mark.parametrize("lr", [0.2, bp.WarmUp(0.2, 1)])
+def test_every_rate_is_multiplied_by_lr_scale(lr):
+    x = np.ones((4, 2))
+    trainer = bp.Trainer(bp.Dense(1), "mse", bp.SGD(lr)).build(x)
+    before, trainer.lr_scale = trainer.theta.copy(), 0.5
+    _, grad = bp.value_and_grad(bp.Dense(1), "mse", before, x, x[:, :1])
+    trainer.step(x, x[:, :1])
+    np.testing.assert_allclose(trainer.theta, before - 0.1 * grad, rtol=1e-12)
 
 
 def test_reduce_on_plateau(tmp_path):
@@ -331,6 +350,32 @@ def test_a_learning_rate_is_found_and_nothing_changed(backend, built):
     (theta, _, state), _ = before
     for a, b in zip((trainer.theta, *trainer.state), (theta, *state), strict=True):
         np.testing.assert_array_equal(backend.host(a), backend.host(b))
+
+
+@pytest.mark.parametrize("high", [0.5, 5e3])
+def test_a_curve_of_learning_rates_by_hand(high):
+    """To its end, and to where the loss is 4 times its least running mean; steps go on as if nothing had been."""
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 3))
+    net = bp.Dense(3)
+    trainer, other = (bp.Trainer(net, "mse", bp.SGD(bp.WarmUp(0.1, 8))).build(x) for _ in range(2))
+    curve = bp.find_learning_rate(trainer, x, y, low=0.01, high=high, steps=12)
+    theta, mean, rates, losses, means = other.theta, 0.0, [], [], []
+    for step in range(12):
+        loss, grad = bp.value_and_grad(net, "mse", theta, x, y)
+        rates.append(0.01 * (high / 0.01) ** (step / 11.0))
+        losses.append(loss)
+        mean = 0.9 * mean + 0.1 * loss
+        means.append(mean / (1.0 - 0.9 ** (step + 1)))
+        theta = theta - rates[-1] * grad
+        if loss > 4.0 * min(means):
+            break
+    assert (len(curve.rates) == 12) is (high == 0.5)
+    for found, expected in ((curve.rates, rates), (curve.losses, losses), (curve.smoothed, means)):
+        assert found == pytest.approx(expected, rel=1e-10)
+    assert curve.suggestion == pytest.approx(0.1 * rates[int(np.argmin(means))])
+    for each in (trainer, other):
+        each.step(x, y)
+    np.testing.assert_array_equal(trainer.theta, other.theta)
 
 
 def test_what_a_learning_rate_can_not_be_found_with():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import wraps
 from itertools import starmap
-from operator import call
+from operator import call, setitem
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,6 +108,20 @@ def advance(step: Callable[..., tuple[Any, Any]], state: Any, count: int, *args:
     publish = ((setattr, state, "now", (carry, count)),)
     deferred[0](publish) if deferred else uninterrupted(publish)
     return result
+
+
+def store_rows(run: Any, vectors: Any, puts: Any) -> Any:
+    """`put_rows` for arrays that can be written to: at the end of the step that `advance` carries out."""
+    calls = [
+        (setitem, vector, part, values) if index is None else (setitem, vector[part].reshape(shape), index, values)
+        for vector, some in zip(vectors, puts, strict=True)
+        for part, shape, index, values in some
+    ]
+    if current.deferred is None:
+        uninterrupted(calls)
+    else:
+        current.deferred.append(lambda then: uninterrupted([*calls, *then]))
+    return tuple(vectors)
 
 
 def end_sessions(outer: Session) -> None:

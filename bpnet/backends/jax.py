@@ -31,6 +31,25 @@ def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
     return xp.sum(xp.zeros((groups, count, width), rows.dtype).at[group, index].add(rows), axis=0)
 
 
+def read(run: Any, values: Any) -> Any:
+    """Else XLA would read them again where they are used, and copy what is written to meanwhile."""
+    return jax.lax.optimization_barrier(values)
+
+
+def put_rows(run: Any, vectors: Any, puts: Any) -> Any:
+    """Element by element, which XLA does in place where the vectors are donated."""
+    if any(vector.size >= 2**31 for vector in vectors):  # whose elements int32 can't number
+        return NotImplemented
+    made = []
+    for vector, some in zip(vectors, puts, strict=True):
+        for part, shape, index, values in some:
+            if index is not None:
+                part = part.start + index[:, None] * shape[1] + xp.arange(shape[1])
+            vector = vector.at[part].set(values)
+        made.append(vector)
+    return tuple(made)
+
+
 def _kind_of(a: Any) -> Any:
     """All of an argument that decides whether JAX knows it."""
     return tuple([_kind_of(part) for part in a]) if isinstance(a, tuple) else getattr(a, "aval", type(a))
@@ -39,7 +58,7 @@ def _kind_of(a: Any) -> Any:
 class JaxBackend(Backend):
     name = "jax"
     traces = True
-    kernels: ClassVar = {"sum_rows": sum_rows, "scatter_add": scatter_add}
+    kernels: ClassVar = {"sum_rows": sum_rows, "scatter_add": scatter_add, "read": read, "put_rows": put_rows}
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)

@@ -10,7 +10,7 @@ import array_api_compat.torch as xp
 import torch
 
 from bpnet.backends.base import GROUPED, NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
-from bpnet.backends.interrupts import Session
+from bpnet.backends.interrupts import Session, store_rows
 from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
 
 
@@ -75,7 +75,9 @@ class NoGrad(Session):
 class TorchBackend(Backend):
     name = "torch"
     oom_errors: ClassVar = (MemoryError, torch.OutOfMemoryError)
-    kernels: ClassVar = {f.__name__: f for f in (matmul, sum_rows, scatter_add, dense_forward, batch_norm_forward)}
+    kernels: ClassVar = {f.__name__: f for f in (matmul, sum_rows, scatter_add, dense_forward, batch_norm_forward)} | {
+        "put_rows": store_rows
+    }
 
     def unfit(self, x: Array) -> str | None:
         if x.is_nested:

@@ -155,7 +155,7 @@ class TracingBackend(Backend):
     def _drawn(self, op: str, limit: int, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
         if any(isinstance(part, Symbol) and part.op != "number" for part in key):
             raise NotTraceableError("a key of random numbers that is computed")
-        return self.graph.add(op, (limit, *key), tuple(shape), dtype)
+        return self.graph.entries(op, (limit, *key), tuple(shape), dtype)
 
 
 class _Outlined:

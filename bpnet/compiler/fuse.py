@@ -179,7 +179,7 @@ class Fusion:
             return whole
         if whole.op == "memory" and whole.args[0] in self.donated:
             raise NotTraceableError("an array that is given up comes back in another's place")
-        return self.graph.copy(symbol, self.parts | self.inside.keys())
+        return root_of(self.graph.copy(symbol, self.parts | self.inside.keys()))[0]
 
     def _stored(self) -> set[Symbol]:
         """Elementwise results that are written to memory; those of products and reductions always are."""

@@ -100,7 +100,24 @@ class Graph:
             self._comparable(op, values)
         elif any(v.dtype != self.real for v in (symbols[1:] if op == "where" else symbols)):
             raise NotTraceableError(f"{op} of other than {self.real} values")
-        return self.add(op, tuple(values), shape, numpy.bool_ if OPERATIONS[op].kind == COMPARISON else self.real)
+        return self.entries(op, values, shape, numpy.bool_ if OPERATIONS[op].kind == COMPARISON else self.real)
+
+    def entries(self, op: str, args: Sequence[Any], shape: Shape, dtype: Any) -> Symbol:
+        """What is computed entry by entry: where it has three axes or more, a view of the matrix of its rows.
+
+        So all that has the same rows can share a kernel, however its other axes are called.
+        """
+        if len(shape) < 3:
+            return self.add(op, tuple(args), shape, dtype)
+        args = tuple(self.matrix(a) if isinstance(a, Symbol) else a for a in args)
+        return self._view(self.add(op, args, (math.prod(shape[:-1]), shape[-1]), dtype), 0, shape)
+
+    def matrix(self, x: Symbol) -> Symbol:
+        """The rows of x, along its last axis, one below the other; what has two axes or fewer is as it is."""
+        if x.ndim < 3:
+            return x
+        shape = math.prod(x.shape[:-1]), x.shape[-1]
+        return self.add("window", x.args, shape, x.dtype) if x.op == "window" else self._view(*root_of(x), shape)
 
     def _fitting(self, x: Symbol, shape: Shape) -> Symbol:
         """x, or where a kernel over `shape` can't tell which entry belongs to which, a copy in that shape."""
@@ -148,7 +165,7 @@ class Graph:
         if dtype == x.dtype or (dtype.kind == "i" and x.dtype.kind == "i"):
             return x
         if dtype == self.real and x.dtype.kind in "bi":  # an integer operand is read as a number of the kernel's type
-            return self.add("astype" if x.dtype == numpy.bool_ else "copy", (x,), x.shape, dtype)
+            return self.entries("astype" if x.dtype == numpy.bool_ else "copy", (self.by_rows(x),), x.shape, dtype)
         if dtype == numpy.bool_ and x.dtype == self.real:
             return self.elementwise("not_equal", x, 0.0)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
@@ -166,7 +183,7 @@ class Graph:
                 factors.append(x)
             x, whole = self.elementwise("multiply", x, x) if whole > 1 else x, whole // 2
         if not factors:
-            return self.add("copy", (1.0,), x.shape, self.real)
+            return self.entries("copy", (1.0,), x.shape, self.real)
         return functools.reduce(lambda a, b: self.elementwise("multiply", a, b), factors)
 
     def reduce(self, op: str, x: Symbol, axis: Any = None, keepdims: bool = False) -> Symbol:
@@ -182,14 +199,16 @@ class Graph:
         # in one kernel with what reads it, also where there is one row
         along_rows = x.ndim > 1 and axes == (x.ndim - 1,)
         if math.prod(left) == 1 and x.size and not along_rows:
+            x = self.matrix(x)
             result = self.add(f"full_{op}", (x,), (1,) * x.ndim, x.dtype)
         elif axes == tuple(range(len(axes))) and op == "sum":
-            rows = x if len(others) == 1 else self.reshape(x, (math.prod(x.shape[: len(axes)]), math.prod(left)))
+            down = math.prod(x.shape[: len(axes)])
+            rows = self.matrix(x) if len(others) == 1 else self.reshape(x, (down, math.prod(left)))
             result = self.add("column_sum", (rows,), (*(1,) * (rows.ndim - 1), rows.shape[-1]), x.dtype)
         else:
             if axes != tuple(range(x.ndim - len(axes), x.ndim)):
                 x = self.in_order(self.permute(x, others + axes))
-            rows = x if len(axes) == 1 else self.reshape(x, (math.prod(left), -1))
+            rows = self.matrix(x) if len(axes) == 1 else self.reshape(x, (math.prod(left), -1))
             result = self.add(f"row_{op}", (rows,), (*rows.shape[:-1], 1), x.dtype)
         return self.reshape(result, left if keepdims else tuple(n for i, n in enumerate(left) if i not in axes))
 
@@ -342,11 +361,12 @@ class Graph:
         """`concat` along the last axis: each part is stored into its columns by the kernel that computes it."""
         if any(p.dtype != self.real for p in parts) or len({p.shape[:-1] for p in parts}) > 1:
             raise NotTraceableError(f"concat of {[(p.dtype.name, p.shape) for p in parts]}")
-        placed = []
-        for part in map(self.by_rows, parts):
+        shape, placed = (*parts[0].shape[:-1], sum(p.shape[-1] for p in parts)), []
+        for part in (self.matrix(self.by_rows(p)) for p in parts):
             self._placed += 1  # a place of its own, whoever else wants the same
             placed.append(self.add("place", (part, self._placed), part.shape, self.real))
-        return self.add("beside", tuple(placed), (*parts[0].shape[:-1], sum(p.shape[-1] for p in parts)), self.real)
+        joined = self.add("beside", tuple(placed), (*placed[0].shape[:-1], shape[-1]), self.real)
+        return self.reshape(joined, shape)
 
     def _part(self, x: Symbol) -> Symbol:
         x = self.own(x, self._parts)
@@ -362,8 +382,8 @@ class Graph:
 
     def copy(self, x: Symbol, taken: Container[Symbol] = ()) -> Symbol:
         """A copy of x that is none of those `taken`."""
-        x = self.add("copy", (x,), x.shape, x.dtype)
-        return self.copy(x, taken) if x in taken else x
+        copied, shape = self.add("copy", (self.matrix(x),), self.matrix(x).shape, x.dtype), x.shape
+        return self.reshape(self.copy(copied, taken) if copied in taken else copied, shape)
 
     def concat(self, parts: Sequence[Symbol]) -> Symbol:
         """Parts that are each computed into memory of their own, one after the other along the first axis."""

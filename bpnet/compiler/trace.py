@@ -206,7 +206,7 @@ class Namespace:
         return self.concat([self.expand_dims(x, axis=axis) for x in arrays], axis=axis)
 
     def full_like(self, x: Symbol, value: float) -> Symbol:
-        return self.graph.add("copy", (float(value),), x.shape, self.graph.real)
+        return self.graph.entries("copy", (float(value),), x.shape, self.graph.real)
 
     def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
         x = x if min is None else self.maximum(x, min)
@@ -231,7 +231,7 @@ class Namespace:
         is_largest = self.equal(x, self.max(x, axis=axis, keepdims=True))
         found = self.where(is_largest, positions, float(x.shape[axis]))
         found = self.min(found, axis=axis, keepdims=keepdims)
-        return self.graph.add("copy", (found,), found.shape, self.int64)
+        return self.graph.entries("copy", (found,), found.shape, self.int64)
 
     def arange(self, stop: int, *, dtype: Any, device: Any = None) -> Symbol:
         if stop > EXACT:

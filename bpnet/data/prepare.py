@@ -154,6 +154,16 @@ def prepare(
         return Loader(host, layout, x, y, weight, like)
 
 
+def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    try:
+        if y is None:
+            return type(x), x.dtype, x.shape, x.device
+        return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
+    except AttributeError:
+        return None
+
+
 class _Input:
     """An array of x as it was passed: `what` errors call it, whether it holds whole numbers, and of how many codes."""
 

@@ -84,4 +84,5 @@ class Triplet(RowLoss):
         value = xp.maximum(near - far + self.margin, 0.0)
         counts = xp.astype(value > 0.0, output.dtype)
         u, v = counts * u, counts * v
-        return xp.expand_dims(value, axis=2), xp.stack([u - v, -u, v], axis=1)
+        slopes = xp.concat([u - v, -u, v], axis=1)
+        return xp.expand_dims(value, axis=2), xp.reshape(slopes, output.shape)

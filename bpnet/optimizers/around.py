@@ -1,5 +1,6 @@
 """What is put around another optimizer, and changes the gradient that it sees: clipping, noise, sums, sharpness."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,6 +136,9 @@ class Clip(Around):
             grad = backend.concat([clip_by_global_norm(backend, grad[s.part], limit) for s in layout.parameters])
         return grad if self.norm is None else clip_by_global_norm(backend, grad, self.norm)
 
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        return self.base.by_rows(layout, state, tables)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class Accumulate(Around):
@@ -241,3 +245,6 @@ class SAM(Around):
         length = norm(backend, uphill)
         step = self.rho / backend.xp.where(length > 0.0, length, 1.0) * (theta * uphill if self.adaptive else uphill)
         return evaluate(theta + step)[1]
+
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        return self.base.by_rows(layout, state, tables)  # type: ignore[no-any-return]

@@ -7,11 +7,12 @@ Most work on every element alone; such a one is written as one method of its own
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
+from bpnet.errors import OptionError
 from bpnet.layout import Layout
 from bpnet.options import fraction, not_negative
 from bpnet.registry import Registered
@@ -124,6 +125,17 @@ class Optimizer(Registered, kind="optimizer"):
         """
         raise NotImplementedError
 
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        """The layout of each array of the state; or None, where nothing in it belongs to one of the `tables`.
+
+        Raises OptionError where rows of these that have no gradient may not be left out of a step.
+        """
+        raise OptionError(
+            f"{self} moves rows of {', '.join(tables)} that a batch does not have, or looks at all of them, which "
+            "Embedding(sparse=True) spares: take one that moves each element by its own gradient and state, as bp.Adam "
+            'does, for the tables alone by bp.Grouped(..., groups={"*.table": bp.Adam()}), or leave sparse out'
+        )
+
     def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
         """The parameters with which a trainer predicts and evaluates: theta, but for optimizers that average."""
         return theta
@@ -182,6 +194,10 @@ class ElementwiseOptimizer(Optimizer):
         rule = self.elementwise_step if self._scheduled else self.elementwise
         theta, *moved = backend.map_vector(rule, 1 + len(state), (theta, *state, grad), pieces, donate)
         return theta, tuple(moved)
+
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        own = type(self).update is not ElementwiseOptimizer.update or not self.traceable
+        return super().by_rows(layout, state, tables) if own else (layout,) * len(state)
 
     def elementwise_step(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
         """elementwise_step(b, theta, *state, grad, *numbers) -> theta, *state: weight decay, then `elementwise`."""

@@ -1,6 +1,6 @@
 """Other options, another optimizer or none for some leaves, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -190,6 +190,13 @@ class Grouped(Optimizer):
             after.append(values)
             kept += own
         return together(backend, parts, after), kept
+
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        found: tuple[Layout | None, ...] = ()
+        for _, part, member, own in self._each(layout, state):
+            names = [slot.name for slot in part.layout.parameters if slot.name in tables]
+            found += member.by_rows(part.layout, own, names) if names and member is not None else (None,) * len(own)
+        return found
 
     def evaluation(self, backend: Backend, layout: Layout, theta: Array, state: State) -> Array:
         each = self._each(layout, state)

@@ -1,6 +1,7 @@
 """Muon: hidden matrices step by what is orthogonal of their momentum, the rest by AdamW."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -121,6 +122,13 @@ class Muon(Optimizer):
             moved.append(theta)
             kept += state
         return together(backend, parts, moved), tuple(kept)
+
+    def by_rows(self, layout: Layout, state: State, tables: Collection[str]) -> tuple[Layout | None, ...]:
+        matrices, rest = self.parts(layout)
+        if rest is None or not set(tables) <= {slot.name for slot in rest.layout.parameters}:
+            return super().by_rows(layout, state, tables)
+        own: tuple[None, ...] = () if matrices is None else (None,)
+        return *own, *self.rest.by_rows(rest.layout, state[len(own) :], tables)
 
     def _step(self, backend: Backend, slot: Slot, u: Array) -> Array:
         """What is orthogonal of u, scaled, as a vector."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat.cupy as xp
 import cupy
@@ -15,11 +15,37 @@ from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.cupy.compiled import CapturedStep, Compiled
 from bpnet.backends.cupy.device_scalars import fetch
 from bpnet.backends.cupy.prefetch import PinnedPrefetcher
+from bpnet.backends.interrupts import store_rows
 from bpnet.backends.techniques import Finding
 from bpnet.errors import DeviceError
 
 PER_THREAD = 2
 """The stream that is another in each thread."""
+
+
+def first_places(run: Any, index: Array, entries: int) -> Array:
+    """By a vector with an element for every number, of which only those that occur are written to and read."""
+    count = index.shape[0]
+    first = cupy.empty(entries, numpy.int32)
+    first[index] = count
+    cupy.minimum.at(first, index, cupy.arange(count, dtype=numpy.int32))
+    return first[index]
+
+
+def put_rows(run: Any, vectors: Any, puts: Any) -> Any:
+    """CuPy compiles a kernel when it is first used, which an interrupt may break off: so that is with what is there."""
+    for vector, some in zip(vectors, puts, strict=True):
+        for part, shape, index, _ in some:
+            kind = shape, vector.dtype, None if index is None else index.dtype, vector.device.id
+            if index is not None and kind not in _compiled:
+                table = vector[part].reshape(shape)
+                table[index] = table[index]
+                _compiled.add(kind)
+    return store_rows(run, vectors, puts)
+
+
+_compiled: set[Any] = set()
+"""The kinds of tables and numbers for which `put_rows` has its kernel."""
 
 
 class CupyBackend(Backend):
@@ -30,6 +56,7 @@ class CupyBackend(Backend):
     diverges is still seen from its parameters: what is not finite in a layer's input makes its weights' gradient so."""
     fused, repeated = verdicts.KERNELS, verdicts.CAPTURE
     max_steps_per_launch = 8
+    kernels: ClassVar = {"first_places": first_places, "put_rows": put_rows}
 
     def get_device(self, number: int) -> Any:
         try:

@@ -20,7 +20,7 @@ import numpy
 
 from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
-from bpnet.backends.interrupts import Calls, advance, current, uninterrupted
+from bpnet.backends.interrupts import Calls, advance, current, store_rows, uninterrupted
 from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import NumpySession, ParallelMap, ParallelUpdate, ThreadsSession, available_threads
@@ -49,7 +49,7 @@ class NumpyBackend(Backend):
     name = "numpy"
     fused = repeated = "compiled code"
     writable = True
-    kernels: ClassVar = KERNELS
+    kernels: ClassVar = KERNELS | {"put_rows": store_rows}
 
     def device(self, x: Array) -> Any:
         return "cpu"

@@ -1,0 +1,1 @@
+"""``python -m bench catalogue``: a step of a small network around each entry of the catalogue, beside peers."""
