@@ -113,7 +113,7 @@ class Diagnosis:
     def _of_the_update(self, after: Carry, before: Carry) -> Iterator[str]:
         """What is no longer finite of the optimizer's state and the parameters."""
         optimizer, layout, xp = self.optimizer, self.layout, self.backend.xp
-        names = (*optimizer.state_names, *("state",) * len(after[2]))
+        names = (*optimizer.state_names_of(layout), *("state",) * len(after[2]))
         for name, array, own in zip(names, after[2], before[2], strict=False):
             what = f"{type(optimizer).__name__}'s {name}"
             if array.shape == after[0].shape:

@@ -347,7 +347,7 @@ class Engine:
         from bpnet.compiler.commands import FIRST
 
         (theta, buffers, state), batch = self.carry, data.whole_batch()
-        state_names = (*self.optimizer.state_names, *("state",) * len(state))
+        state_names = (*self.optimizer.state_names_of(self.layout), *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
         with self.some_epoch():
             hyperparameters, number = self.hyperparameters(self.count)

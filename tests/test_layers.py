@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.differences import differences
 
 import bpnet as bp
 from bpnet.errors import OptionError, ShapeError
@@ -236,8 +237,8 @@ def drawn(case: Case, dtype: str = "float64") -> tuple[dict[str, Any], Any, Any]
     return p, x, dy
 
 
-def passes(lib, case: Case, p, x, dy):
-    """y, dx, the gradients and the new buffers, computed on a library as the trainer would."""
+def both_passes(lib, case: Case):
+    """function(p, x, dy): y, dx, the gradients and the new buffers, computed on a library as the trainer would."""
 
     def both(p, x, dy):
         run = bp.Run(lib.seam, case.training, KEY)
@@ -245,8 +246,28 @@ def passes(lib, case: Case, p, x, dy):
         dx, grads = case.layer.backward(run, p, cache, dy)
         return y, dx, dict(leaves(grads)), dict(leaves(case.layer.update_buffers(run, p, cache)))
 
+    return lib.compiled(both)
+
+
+def passes(lib, case: Case, p, x, dy):
+    """That for these."""
     with lib.seam.session():
-        return lib.call(both, p, x, dy)
+        return both_passes(lib, case)(p, x, dy)
+
+
+def slope_errors(lib, case: Case, both, p, x, dy, made):
+    """How far dx and the gradients, which are `made`, are from differences of sum(dy y)."""
+    _, dx, grads, _ = made
+
+    def value(given):
+        ((x, *rest),) = (one.values() for one in given)
+        rest = iter(rest)
+        with lib.seam.session():
+            y = both(mapped(lambda _: lib.array(next(rest)), p), lib.array(x), lib.array(dy))[0]
+        return [np.sum(lib.host(y) * dy)]
+
+    derived = {"x": dx, **grads}
+    return differences(value, [{"x": x, **dict(leaves(p))}], [{k: lib.host(v) for k, v in derived.items()}])
 
 
 def test_a_saved_one_comes_back(case, tmp_path):
@@ -258,9 +279,27 @@ def test_a_saved_one_comes_back(case, tmp_path):
     np.testing.assert_array_equal(loaded.predict(x), trainer.predict(x))
 
 
-def test_derivatives_by_finite_differences(case):
+def test_derivatives_by_finite_differences(case, noted):
     x = np.random.default_rng(0).standard_normal(case.shape)
-    assert bp.check_gradients(case.layer, x, training=case.training).ok
+    report = bp.check_gradients(case.layer, x, training=case.training)
+    noted("layers", "numpy", [check.error for check in report.checks])
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (50, 4), (6, 1), (6, 40), (3, 2, 4), (2, 3, 2, 4)], ids=str)
+def test_derivatives_for_other_shapes(shape, library, noted):
+    """Of one row, many, one feature, many, and rows of several axes, where a layer takes them."""
+    lib, errors = library("numpy"), []
+    for case in LAYERS.values():
+        case = case._replace(shape=shape)
+        try:
+            case.layer.out_shape(shape[1:])
+        except ShapeError:
+            continue
+        (p, x, dy), both = drawn(case), both_passes(lib, case)
+        with lib.seam.session():
+            made = both(p, x, dy)
+        errors += slope_errors(lib, case, both, p, x, dy, made)
+    noted("layers", "numpy", errors)
 
 
 def test_forward_and_backward_as_pytorch(case, library):
@@ -280,7 +319,7 @@ def test_forward_and_backward_as_pytorch(case, library):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_same_on_every_library(case, backend, dtype, library, monkeypatch):
+def test_same_on_every_library(case, backend, dtype, library, monkeypatch, noted):
     p, x, dy = drawn(case, dtype)
     like = backend.array(x)
     reference = library("numpy")
@@ -290,7 +329,9 @@ def test_same_on_every_library(case, backend, dtype, library, monkeypatch):
         return backend.host(mask(key, shape, keep, backend.dtypes["float64"], backend.seam.device(like)))
 
     arrays = mapped(backend.array, p), backend.array(x), backend.array(dy)
-    actual = passes(backend, case, *arrays)
+    both = both_passes(backend, case)
+    with backend.seam.session():
+        actual = both(*arrays)
     with monkeypatch.context() as patch:
         patch.setattr(reference.seam, "keep_mask", same_mask)
         expected = passes(reference, case, mapped(lambda a: np.asarray(a, "float64"), p), np.float64(x), np.float64(dy))
@@ -309,6 +350,8 @@ def test_same_on_every_library(case, backend, dtype, library, monkeypatch):
         assert backend.seam.device(a) == backend.seam.device(like)
     for a, before in zip((*dict(leaves(arrays[0])).values(), *arrays[1:]), (*given.values(), x, dy), strict=True):
         np.testing.assert_array_equal(backend.host(a), before)
+    if dtype == "float64" and backend.name != "numpy-readonly":
+        noted("layers", backend.name, slope_errors(backend, case, both, p, x, dy, actual))
 
 
 def test_results_stay_on_the_device_of_the_input(case, library):
