@@ -72,7 +72,7 @@ def test_a_step_on_every_library(backend, uncompiled):
 
 
 @dataclass(frozen=True)
-class Looks(bp.Composite):
+class LooksInto(bp.Composite):
     """Looks at values, so that nothing of it can be traced."""
 
     inner: bp.Layer
@@ -109,7 +109,7 @@ def test_within_what_can_not_be_traced(backend):
     inner = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(bp.Polynomial(0.03, 3), 0.2), dropout)
     found = []
     for arrays, compile in ((lambda x: x, False), (backend.array, "auto")):
-        trainer = bp.Trainer(bp.Sequential(Looks(inner), bp.Dense(3)), "mse", bp.SGD(0.1), compile=compile)
+        trainer = bp.Trainer(bp.Sequential(LooksInto(inner), bp.Dense(3)), "mse", bp.SGD(0.1), compile=compile)
         given = arrays(X), arrays(Y)
         found.append([float(trainer.step(*given, w)) for w in (None, arrays(WEIGHT), None)])
     np.testing.assert_allclose(*found, rtol=1e-12)

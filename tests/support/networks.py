@@ -106,7 +106,7 @@ class Draw:
             "bias": self.chance(0.8), "kernel_init": self.initializer(True), "bias_init": self.initializer(False),
         }  # fmt: skip
         if self.chance(0.25):
-            return self.of(bp.SwiGLU, bp.GeGLU, bp.Bilinear)(units, **options)
+            return self.of(bp.SwiGLU, bp.GeGLU)(units, **options)
         if self.chance(0.1):
             return bp.GLU(units, self.of("sigmoid", "tanh", "relu", "softplus"), **options)
         layer = bp.Dense(units, self.activation(), ntk=self.chance(0.2), **options)
@@ -138,6 +138,9 @@ class Draw:
         return make(shape, level) if make in composite else make(shape)
 
     def of_dense(self, shape: Shape) -> bp.Layer:
+        if shape[-1] > 1 and self.chance(0.1):
+            options = {"kernel_init": self.initializer(True), "bias_init": self.initializer(False)}
+            return bp.Bilinear(self.whole(1, 4), self.whole(1, shape[-1] - 1), self.chance(0.8), **options)
         return self.dense(self.whole(1, 6))
 
     def of_shape(self, shape: Shape) -> bp.Layer:
