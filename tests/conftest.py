@@ -64,6 +64,13 @@ MEMBERS = [
 ]
 
 
+EAGER_JAX = {
+    *("test_activations.py", "test_backends.py", "test_gradients.py", "test_kernels.py", "test_layers.py"),
+    *("test_losses.py", "test_optimizers.py", "test_sums.py", "test_trainer.py"),
+}
+"""Where that member runs; each other file has JAX compiled."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--networks", metavar="FIRST:STOP", help="random networks of these seeds: see test_networks.py")
 
@@ -228,6 +235,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every array library in turn; those that are not installed, or have no device, skip with the reason."""
     library = Library(request.param)
     if library.name == "jax":  # eager: steps are not compiled as a whole; the member "jax-jit" compiles them
+        if request.path.name not in EAGER_JAX:
+            pytest.skip("eager JAX, which compiles every operation of its own, runs the mathematics alone")
         if request.node.callspec.params.get("dtype") == "float32":
             pytest.skip("float32 on JAX is tested compiled: eager, JAX compiles every operation again for it")
         monkeypatch.setattr(library.seam, "compile", partial(bp.backends.Backend.compile, library.seam))

@@ -260,7 +260,7 @@ def test_products_of_every_shape(inner: int, dtype: str, jit: Any, uncompiled: A
 
 
 @DTYPES
-@pytest.mark.parametrize("inner", [1, 3, 64, 256, 257, 600])
+@pytest.mark.parametrize("inner", [1, 64, 257])
 @pytest.mark.parametrize("relu", [False, True])
 def test_products_add_a_bias_and_take_the_positive_part(relu: bool, inner: int, dtype: str, jit: Any) -> None:
     """The same bits as when that is done by itself, however many threads there are; what is no number stays none."""
