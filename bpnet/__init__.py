@@ -44,12 +44,13 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     )
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.activity import ActivityPenalty
+    from bpnet.layers.bilinear import Bilinear
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
     from bpnet.layers.embedding import Embedding
     from bpnet.layers.flatten import Flatten, Reshape
-    from bpnet.layers.gated import GLU, Bilinear, GeGLU, SwiGLU
+    from bpnet.layers.gated import GLU, GeGLU, SwiGLU
     from bpnet.layers.inputs import Inputs
     from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
     from bpnet.layers.reparametrized import SpectralNorm, WeightNorm

@@ -16,7 +16,7 @@ from bpnet.data.checks import check_target, check_x, detached
 from bpnet.data.loader import Batch, take_rows
 from bpnet.data.prepare import named, prepare
 from bpnet.errors import DTypeError, ShapeError, plural
-from bpnet.layer import Input, InShape, Layer, Params, Run, check_layer, each_array, row_count
+from bpnet.layer import Input, InShape, Layer, Params, Run, check_layer, each_array, row_count, value_of
 from bpnet.layout import GradBuffer, Layout, arranged, layout_of
 from bpnet.losses.base import Loss
 from bpnet.optimizers.clipping import clip_by_global_norm
@@ -57,11 +57,16 @@ def loss_and_gradient(
     `rows` are those of the arrays to take (None: all), and `number` is the step's, from which masks are drawn.  `views`
     is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is the most rows of a block,
     where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who
-    is then done with the last one.  Where layers have `schedules`, `number` is a tuple: that of the step, and of each.
+    is then done with the last one.  Where layers or penalties have `schedules`, `number` is a tuple: that of the step,
+    and of each.
 
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
+    step, values = number, {}
+    if schedules:
+        step, *own = number
+        values = dict(zip(schedules, own, strict=True))
     p = (views or layout.views)(backend, theta, buffers)
     if total is None:
         count = row_count(x) if rows is None else rows.shape[0]
@@ -82,7 +87,8 @@ def loss_and_gradient(
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
             if penalties:
-                value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
+                of_step = partial(value_of, values=values, number=step)
+                value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x = each_array(lambda a: xp.take(a, rows, axis=0), x)
@@ -91,11 +97,7 @@ def loss_and_gradient(
     if backend.writable:
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
-    values = None
-    if schedules:
-        number, *own = number
-        values = dict(zip(schedules, own, strict=True))
-    run = Run(backend, training, (seed, number, block), context, values)
+    run = Run(backend, training, (seed, step, block), context, values)
     run.terms, run.share = ([] if training else None), (weight, total)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)
@@ -108,7 +110,7 @@ def loss_and_gradient(
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
     if penalties:  # of the whole batch: a block is given none
-        value, grad = with_penalties(backend, layout, penalties, theta, value, grad)
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, run.value)
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None

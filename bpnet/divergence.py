@@ -89,15 +89,18 @@ class Diagnosis:
         if where is None and not loss_is_finite:
             where = "the loss"
             if good[1] == step - 1:
-                hint = self._too_large(layout.network.forward(run, p, x)[0], y)
+                hint = self._too_large(run, layout.network.forward(run, p, x)[0], y)
         where = where or next(self._of_the_update(after[0], (theta, buffers, state)), None)
         where = where or "something that is carried from step to step"
         text = f"training diverged at step {step}: {where} is no longer finite; {hint}."
         return DivergedError(f"{text} {what_was_kept(backend, good)}")
 
-    def _too_large(self, output: Array, y: Array | None) -> str:
+    def _too_large(self, run: Run, output: Array, y: Array | None) -> str:
         """What to do about a loss that is not finite, though the output is."""
         xp = self.backend.xp
+        total = self.loss.total(float(output.shape[0]))
+        if y is not None and math.isfinite(float(self.loss(run, output, y, None, total)[0])):
+            return f"{self.loss} of the outputs is, so it is a penalty that is not: give it a smaller strength"
         compared = [output] if y is None or y.dtype != output.dtype else [output, y]
         size = max(float(xp.max(xp.abs(a))) for a in compared)
         if size <= 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:
@@ -110,7 +113,7 @@ class Diagnosis:
     def _of_the_update(self, after: Carry, before: Carry) -> Iterator[str]:
         """What is no longer finite of the optimizer's state and the parameters."""
         optimizer, layout, xp = self.optimizer, self.layout, self.backend.xp
-        names = (*optimizer.state_names, *("state",) * len(after[2]))
+        names = (*optimizer.state_names_of(layout), *("state",) * len(after[2]))
         for name, array, own in zip(names, after[2], before[2], strict=False):
             what = f"{type(optimizer).__name__}'s {name}"
             if array.shape == after[0].shape:

@@ -8,15 +8,16 @@ import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, definitions, get
-from bpnet.backends.base import State, by_halves
+from bpnet.backends import Array, Backend, definitions
+from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
+from bpnet.collected import Collected
 from bpnet.data.checks import check_codes, check_finite, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
@@ -25,12 +26,10 @@ from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Input, Params, row_count
 from bpnet.layout import Layout
 from bpnet.losses.base import Loss
-from bpnet.metrics.base import Metric, Statistics
+from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
-from bpnet.options import fraction
 from bpnet.penalties import Penalty
-from bpnet.registry import parts_of
-from bpnet.schedules import Schedule, in_epochs
+from bpnet.schedules import Schedule, in_epochs, schedules_of
 from bpnet.sparse import sparse_step
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 from bpnet.table import Text
@@ -62,7 +61,8 @@ class Engine:
     compile: bool | str
 
     lr_scale: float = 1.0  # by which every learning rate is multiplied
-    known_batch: tuple[Any, ...] | None = None  # what `Trainer.step` took last as it came: kind, backend, device, cost
+    # what `Trainer.step` took last as it came: its kind, backend, device, cost, and of a dict the names in their order
+    known_batch: tuple[Any, ...] | None = None
     known_inputs: tuple[Any, ...] | None = None  # the same of `Trainer.predict`
     good: Snapshot | None = None  # where checked steps go back to
     checked: Any = None  # the state that the last one left: it may have been set since
@@ -76,7 +76,8 @@ class Engine:
         names = "layout", "loss", "seed", "precision", "micro_batch", "clip_norm", "penalties"
         options: dict[str, Any] = {"views": views} | {name: getattr(self, name) for name in names}
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
-        self.schedules = tuple(dict.fromkeys(parts_of(layout.network, Schedule)))  # of layers' options
+        self.checks = schedules_of((layout.network, self.penalties))
+        self.schedules = tuple(self.checks)  # of options of layers and penalties
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
         self.sparse = sparse_step(
             layout, self.optimizer, gradient, self.penalties, backend, self.compile, self.carry[2]
@@ -97,7 +98,7 @@ class Engine:
         self.plain: dict[Any, Any] = {self.step: step, self.outputs: plain}  # what `bp.reference` runs
         self.views = views
         # with the length of an epoch in their schedules, once that is known
-        self.scheduled, self.of_layers = self.optimizer, self.schedules
+        self.scheduled, self.of_others = self.optimizer, self.schedules
         self.diagnosis = Diagnosis(backend, layout, self.loss, self.optimizer, self.seed, self.precision)
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -159,13 +160,23 @@ class Engine:
         return own, (step + 1, *self.values(step).values()) if self.schedules else step + 1
 
     def values(self, step: int) -> dict[Schedule, float]:
-        """What the schedules of layers give for the step after so many."""
-        pairs = zip(self.schedules, self.of_layers, strict=True)
-        return {own: fraction("the rate of the schedule", bound(step)) for own, bound in pairs}
+        """What the schedules of layers and penalties give for the step after so many."""
+        pairs = zip(self.schedules, self.of_others, strict=True)
+        return {own: self.checks[own](bound(step)) for own, bound in pairs}
 
     def set_epoch(self, steps: int) -> None:
         """That an epoch has so many steps, to schedules that count them."""
-        self.scheduled, self.of_layers = in_epochs((self.optimizer, self.schedules), steps)
+        self.scheduled, self.of_others = in_epochs((self.optimizer, self.schedules), steps)
+
+    @contextmanager
+    def some_epoch(self) -> Iterator[None]:
+        """While a step is looked at, an epoch has one step to schedules that have not been told."""
+        before = self.scheduled, self.of_others
+        try:
+            self.scheduled, self.of_others = in_epochs(before, 1)
+            yield
+        finally:
+            self.scheduled, self.of_others = before
 
     def advance(self, x: Input, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
         """One step on the batch; the loss before it."""
@@ -196,14 +207,18 @@ class Engine:
         self.backend.follow(self.state)
         return self.backend.run_steps(self.step, self.state, (x, y, weight, rows), each)
 
-    def check_values(self, x: Array, y: Array) -> None:
+    def check_values(self, x: Input, y: Array) -> None:
         """Raise where a batch of a kind that fits has values that can't be used."""
-        codes = self.layout.network.takes
-        if codes is None:
-            check_finite(self.backend, detached(self.backend, x, "x"), "x")
-        elif not isinstance(codes, tuple):
-            check_codes(self.backend, detached(self.backend, x, "x"), codes, "x")
-        check_target(self.backend, self.loss, self.layout.out_shape, x.shape[0], self.carry[0].dtype, y)
+        takes = self.layout.network.takes
+        several = zip(takes, x, strict=True) if isinstance(takes, tuple) else [(("", takes), x)]
+        for (name, codes), array in several:
+            what = f"x[{name if name.isdecimal() else repr(name)}]" if name else "x"
+            array = detached(self.backend, array, what)
+            if codes is None:
+                check_finite(self.backend, array, what)
+            else:
+                check_codes(self.backend, array, codes, what)
+        check_target(self.backend, self.loss, self.layout.out_shape, row_count(x), self.carry[0].dtype, y)
 
     def checked_step(self, *batch: Any) -> Array:
         """One step, and a look at what came of it."""
@@ -259,7 +274,7 @@ class Engine:
         mean = mean if self.loss.reduction == "mean" else sum(values)
         lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
         precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
-        return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "precision": precision}
+        return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "matmul_precision": precision}
 
     def _steps(self, data: Loader, batch_size: int, order: Any, together: int) -> Iterator[Array]:
         """Do the steps of an epoch, `together` by one launch where the backend can: their losses."""
@@ -332,9 +347,10 @@ class Engine:
         from bpnet.compiler.commands import FIRST
 
         (theta, buffers, state), batch = self.carry, data.whole_batch()
-        state_names = (*self.optimizer.state_names, *("state",) * len(state))
+        state_names = (*self.optimizer.state_names_of(self.layout), *("state",) * len(state))
         given = [("theta", theta), ("buffers", buffers), *zip(state_names, state, strict=False)]
-        hyperparameters, number = self.hyperparameters(self.count)
+        with self.some_epoch():
+            hyperparameters, number = self.hyperparameters(self.count)
         function, args = self.step, (self.carry, *batch, hyperparameters, number)
         last = ["the loss"]
         if not self.optimizer.traceable:
@@ -388,7 +404,7 @@ class Engine:
         """The loss, for a loss of classes the accuracy, and metrics; raises DivergedError where the loss is NaN."""
         backend, function = self.backend, self.scores(metrics)
         found: list[Any] = []
-        lots: list[Any] = []  # of the metrics' statistics
+        collected = Collected(backend, metrics, backend.device(self.carry[0]))
         with self.session(data.count):
             self.check_nan()
             total = self.loss.total(data.total_weight())
@@ -396,9 +412,7 @@ class Engine:
             for x, y, weight, _ in data.batches(size):
                 *numbers, statistics = self.forward(function, x, y, weight, total)
                 found.append(numbers)
-                if lots:  # while this batch is computed
-                    lots[-1] = self._on_host(lots[-1])
-                lots.append(statistics)
+                collected.add(statistics)
             values, rights, counted = zip(*found, strict=True)
             losses = backend.fetch(values)
             result: dict[str, Any] = {"loss": sum(losses)}
@@ -408,21 +422,7 @@ class Engine:
             if rights[0] is not None:
                 rows = data.count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
-            return result | self._results(metrics, [*lots[:-1], self._on_host(lots[-1])])
-
-    def _on_host(self, statistics: tuple[Statistics, ...]) -> list[Statistics]:
-        """Of each metric, in float64."""
-        to_host = self.backend.to_host
-        return [tuple(to_host(array).astype("float64") for array in some) for some in statistics]
-
-    def _results(self, metrics: tuple[Metric, ...], lots: list[list[Statistics]]) -> dict[str, Any]:
-        """The metrics, by name, from the statistics of each batch."""
-        host, found = get("numpy"), {}
-        with host.session():
-            for metric, some in zip(metrics, zip(*lots, strict=True), strict=True):
-                sums = by_halves(some, partial(metric.combine, host))
-                found[metric.key] = metric.result(host.xp, self.loss, *sums)
-        return found
+            return result | collected.results(self.loss)
 
     def validate(
         self,

@@ -11,10 +11,8 @@ from typing import Any
 
 from bpnet.errors import ShapeError
 from bpnet.layer import Rng, Shape
-from bpnet.options import choice, flag, not_negative, number, positive
+from bpnet.options import choice, finite, flag, not_negative, positive
 from bpnet.registry import Registered
-
-finite = partial(number, low=-math.inf, high=math.inf, closed="neither")
 
 
 class Initializer(Registered, kind="initializer"):

@@ -324,7 +324,9 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
         batch_x, batch_y, weight, _ = data.whole_batch()
         theta, buffers, _ = engine.carry
         p = engine.layout.views(backend, theta, buffers)
-        run = Run(backend, True, (engine.seed, engine.count + 1, 0))
+        with engine.some_epoch():
+            values = engine.values(engine.count)
+        run = Run(backend, True, (engine.seed, engine.count + 1, 0), values=values)
         total = engine.loss.total(float(data.count) if weight is None else backend.xp.sum(weight))
         run.terms, run.share = [], (weight, total)
         network = backend.outline(engine.layout.network)
@@ -334,7 +336,7 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
             value = value + term
         _, grads = network.backward(run, p, cache, dy)
         grad = engine.layout.join_gradients(backend, grads)
-        value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad)
+        value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad, run.value)
         found = [_seen(call) for call in watch.calls]
         squares = [sum(backend.xp.sum(a * a) for a in some) for arrays in found for some in arrays.values()]
         loss, *norms = backend.fetch([value, *squares])

@@ -20,7 +20,7 @@ from bpnet.backends.interrupts import NoWarnings
 from bpnet.errors import OutOfMemoryError
 from bpnet.options import whole
 from bpnet.registry import Registered, instance
-from bpnet.schedules import Schedule
+from bpnet.schedules import Schedule, in_epochs
 
 Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
@@ -188,6 +188,16 @@ def kernel(definition: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def value_of(option: Any, values: Mapping[Schedule, Any], number: Any) -> Any:
+    """An option that may be a schedule: its number in the step of that number, which `values` has in a training.
+
+    Elsewhere nobody says how long an epoch is: then it is one step.
+    """
+    if not isinstance(option, Schedule) or option in values:
+        return values[option] if isinstance(option, Schedule) else option
+    return in_epochs(option, 1)(max(int(number) - 1, 0))
+
+
 class Run:
     """One pass through a network: its backend, whether it trains, and the key of its random numbers.
 
@@ -231,9 +241,7 @@ class Run:
 
     def value(self, option: Any) -> Any:
         """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""
-        if not isinstance(option, Schedule):
-            return option
-        return self.values[option] if option in self.values else option(max(int(self.key[1]) - 1, 0))
+        return value_of(option, self.values, self.key[1])
 
     @kernel
     def matmul(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> Array:
@@ -321,6 +329,8 @@ class Layer(Registered, kind="layer"):
     """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
+    schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {}
+    """Options that may be schedules, and what their values must be: a layer asks `run.value` for them."""
     trainable: ClassVar[bool] = True
     """False where the layer has values, all of them buffers: then nothing asks it for gradients of them."""
 

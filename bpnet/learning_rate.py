@@ -60,7 +60,7 @@ def find_learning_rate(
     before = trainer._engine
     data = trainer._prepare(named(x, y, sample_weight))
     engine = before or trainer._start(data)
-    own, snapshot = (engine.lr_scale, engine.scheduled, engine.of_layers), engine.snapshot()
+    own, snapshot = (engine.lr_scale, engine.scheduled, engine.of_others), engine.snapshot()
     rates: list[float] = []
     losses: list[float] = []
     means: list[float] = []
@@ -87,7 +87,7 @@ def find_learning_rate(
                 if loss > DIVERGED * min(means):
                     break
     finally:
-        engine.lr_scale, engine.scheduled, engine.of_layers = own
+        engine.lr_scale, engine.scheduled, engine.of_others = own
         engine.restore(snapshot)
         trainer._engine = before
     return LearningRateCurve(tuple(rates), tuple(losses), tuple(means))

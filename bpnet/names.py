@@ -33,7 +33,8 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
         "bpnet.layers.embedding": "Embedding",
         "bpnet.layers.flatten": "Flatten Reshape",
-        "bpnet.layers.gated": "GLU Bilinear GeGLU SwiGLU",
+        "bpnet.layers.bilinear": "Bilinear",
+        "bpnet.layers.gated": "GLU GeGLU SwiGLU",
         "bpnet.layers.inputs": "Inputs",
         "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
         "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
@@ -109,8 +110,8 @@ STRINGS: Mapping[str, Mapping[str, str]] = {
         "bpnet.optimizers.sgd": "sgd lion",
     },
     "metric": {
-        "bpnet.metrics.classification": "accuracy top_k_accuracy balanced_accuracy precision precision_score recall "
-        "f1 f2 f0.5 confusion_matrix log_loss brier calibration_error",
+        "bpnet.metrics.classification": "accuracy top_k_accuracy balanced_accuracy precision recall f1 "
+        "f2 f0.5 confusion_matrix log_loss brier calibration_error",
         "bpnet.metrics.ranking": "roc_auc average_precision spearman",
         "bpnet.metrics.regression": "mae rmse mape pinball r2",
     },

@@ -31,7 +31,8 @@ def number(what: str, value: Any, low: float, high: float, closed: str = "both")
 positive = partial(number, low=0.0, high=math.inf, closed="neither")
 not_negative = partial(number, low=0.0, high=math.inf, closed="left")
 fraction = partial(number, low=0.0, high=1.0, closed="left")
-"""As `number`, in (0, inf), [0, inf) and [0, 1)."""
+finite = partial(number, low=-math.inf, high=math.inf, closed="neither")
+"""As `number`, in (0, inf), [0, inf), [0, 1) and (-inf, inf)."""
 
 
 def numbers(what: str, values: Any, low: float, high: float, closed: str = "both") -> tuple[float, ...]:

@@ -4,16 +4,18 @@ They belong to the step, whatever is in the batch: `Trainer(..., penalties=[bp.L
 in it, that of `evaluate` has not.  What is asked of a layer's output is a layer: `bp.ActivityPenalty`.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of, shown
 from bpnet.layout import Layout, Slot
 from bpnet.options import not_negative
 from bpnet.registry import Registered, instance
+from bpnet.schedules import Schedule, or_schedule
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,18 @@ class Penalty(Registered, kind="penalty"):
     """Base of the penalties: `value` of one parameter array, and its `derivative`.
 
     `of` says which parameters they are of: a pattern of their names in the layout, as "0.*" or "*.weight"; without it,
-    those to which weight decay applies: weights, but not biases and scales.
+    those to which weight decay applies: weights, but not biases and scales.  The strength may be a schedule, in whose
+    place `value` and `derivative` see the number of the step.
     """
 
-    strength: float
+    strength: float | Schedule
     of: str | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("value", "derivative")
+    schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {"strength": not_negative}
 
     def __post_init__(self) -> None:
-        self._check(strength=not_negative)
+        self._check(strength=or_schedule(not_negative))
         if self.of is not None and not isinstance(self.of, str):
             raise OptionError(f"of is {shown(self.of)}; expected a pattern of parameter names, such as '*.weight'")
 
@@ -42,6 +46,12 @@ class Penalty(Registered, kind="penalty"):
             names = ", ".join(slot.name for slot in layout.parameters)
             raise OptionError(f"{self} is of no parameter: they are {names}")
         return found
+
+    def at(self, value: Callable[[Any], Any]) -> Self:
+        """The penalty with value(strength) for its strength, which under tracing is a symbol."""
+        other = copy.copy(self)
+        other._set(strength=value(self.strength))
+        return other
 
     def value(self, b: Backend, w: Array) -> Array:
         """The penalty of a parameter array, a number."""
@@ -68,7 +78,7 @@ class L2(Penalty):
     """strength / 2 sum w**2; its derivative is strength w, which for SGD is weight decay (Krogh and Hertz 1992)."""
 
     def value(self, b: Backend, w: Array) -> Array:
-        return 0.5 * self.strength * b.xp.sum(w * w)
+        return self.strength * b.xp.sum(w * w) * 0.5
 
     def derivative(self, b: Backend, w: Array) -> Array:
         return self.strength * w
@@ -98,7 +108,7 @@ class Orthogonality(Penalty):
 
     def value(self, b: Backend, w: Array) -> Array:
         off, _ = self._off(b, w)
-        return 0.25 * self.strength * b.xp.sum(off * off)
+        return self.strength * b.xp.sum(off * off) * 0.25
 
     def derivative(self, b: Backend, w: Array) -> Array:
         off, tall = self._off(b, w)
@@ -113,11 +123,18 @@ def check_penalties(penalties: Any) -> tuple[Penalty, ...]:
 
 
 def with_penalties(
-    backend: Backend, layout: Layout, penalties: Sequence[Penalty], theta: Array, value: Array, grad: Array
+    backend: Backend,
+    layout: Layout,
+    penalties: Sequence[Penalty],
+    theta: Array,
+    value: Array,
+    grad: Array,
+    of_step: Callable[[Any], Any],
 ) -> tuple[Array, Array]:
-    """A loss and its gradient with the penalties on `theta` and theirs."""
+    """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules."""
     slopes: dict[int, Array] = {}
     for penalty in penalties:
+        penalty = penalty.at(of_step)
         for slot in penalty.slots(layout):
             w = backend.xp.reshape(theta[slot.part], slot.shape)
             value = value + penalty.value(backend, w)

@@ -126,6 +126,10 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
         known = catalogue(base)
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
     cls, options = known[value]
+    if not has_defaults(cls):
+        raise OptionError(
+            f"{what} is {value!r}, which has options without defaults: pass an object, {cls.__name__}(...)"
+        )
     return cast(S, cls(**options))
 
 

@@ -1,18 +1,20 @@
 """Schedules: a learning rate, or another option, as a function of the step, counted from 0.
 
 Those below are of `steps` steps, or where they are put into `Epochs`, of so many epochs.  Each is written for a
-learning rate, `lr`; it may as well be a weight decay, `momentum` or `beta1`: `SGD(0.1, momentum=WarmUp(0.95, 500))`.
+learning rate, `lr`; it may as well be a weight decay, `momentum` or `beta1`, `SGD(0.1, momentum=WarmUp(0.95, 500))`,
+the strength of a layer's noise, `Dropout(Epochs(FlatCosine(0.3, 50)))`, or of a penalty.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from bpnet.errors import OptionError
-from bpnet.options import fraction, not_negative, positive, whole
-from bpnet.registry import Registered, instance
+from bpnet.options import finite, fraction, not_negative, positive, whole
+from bpnet.registry import Registered, instance, parts_of
 
 T = TypeVar("T")
 
@@ -306,6 +308,27 @@ def or_schedule(check: Callable[[str, Any], float]) -> Callable[[str, Any], floa
         return check(what, value)
 
     return checked
+
+
+def schedules_of(value: Any) -> dict[Schedule, Callable[[float], float]]:
+    """The schedules in the options of `value` and of all in it, layers and penalties, each with the check of what it
+    gives for a step, which raises OptionError: see `Layer.schedulable`."""
+    found: dict[Schedule, list[tuple[str, Callable[[str, Any], float]]]] = {}
+    for part in parts_of(value, Registered):
+        checks = getattr(part, "schedulable", {})
+        for option in () if isinstance(part, Schedule) else fields(part):  # type: ignore[arg-type]
+            schedule = getattr(part, option.name)
+            if isinstance(schedule, Schedule):
+                found.setdefault(schedule, []).append((option.name, checks.get(option.name, finite)))
+    return {schedule: partial(_check_all, checks) for schedule, checks in found.items()}
+
+
+def _check_all(checks: Sequence[tuple[str, Callable[[str, Any], float]]], value: Any) -> float:
+    """A schedule's value as a plain number."""
+    for name, check in checks:
+        value = check(f"the {name} of the schedule", value)
+    plain: float = value
+    return plain
 
 
 rate = or_schedule(not_negative)

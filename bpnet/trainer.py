@@ -27,7 +27,7 @@ from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
-from bpnet.layout import Layout
+from bpnet.layout import Layout, arranged
 from bpnet.locking import TrainingLock, locked
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric, check_metrics
@@ -37,7 +37,7 @@ from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.state import HasState
 from bpnet.step import Carry, start
-from bpnet.typing import AnyArray, AnyInput, LossName, MetricName, OptimizerName, Precision
+from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
 
 
 class Trainer(HasState):
@@ -216,7 +216,9 @@ class Trainer(HasState):
                 known = None if engine is None or sample_weight is not None else engine.known_batch
                 if known is None or engine is None or kind(x, y) != known[0]:
                     return self._step(x, y, sample_weight, flag("check", check))
-                _, backend, device, cost = known
+                _, backend, device, cost, names = known
+                if names is not None:
+                    x = tuple([x[name] for name in names])
                 work = (engine.state.now[1] + 1) * cost
                 if check is not False and flag("check", check):
                     with backend.session(self.threads, device):
@@ -235,8 +237,14 @@ class Trainer(HasState):
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
-            if data.x is x and data.y is y and data.weight is None and not data.streams:  # nor convert the next
-                engine.known_batch = kind(x, y), backend, device, engine.cost(data.count)
+            known, names = kind(x, y), None
+            if isinstance(x, dict):
+                names = tuple(name for name, *_ in arranged(self.network.takes, x, "x"))
+                x = tuple(x[name] for name in names)
+            parts = zip(data.x, x, strict=True) if isinstance(x, tuple) else ((data.x, x),)
+            same = data.y is y and all(a is b for a, b in parts)
+            if known is not None and same and data.weight is None and not data.streams:  # nor convert the next
+                engine.known_batch = known, backend, device, engine.cost(data.count), names
             with engine.session(data.count):
                 batch = data.whole_batch()
                 return engine.checked_step(*batch) if check else engine.advance(*batch)
@@ -253,7 +261,7 @@ class Trainer(HasState):
         sample_weight: AnyArray | None = None,
         shuffle: bool = True,
         metrics: Sequence[MetricName | Metric] = (),
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
     ) -> History:
         """Train for `epochs` passes over the rows of x, y in batches of `batch_size`; calling it again goes on.
@@ -268,7 +276,7 @@ class Trainer(HasState):
         shuffle : another order of the rows in every epoch, drawn from the seed
         metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
-        callbacks : called after steps and epochs
+        callbacks : names, such as "early_stopping", or objects, called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a

@@ -34,6 +34,9 @@ ActivationName = Literal[
 ]  # fmt: skip
 """Names of activations."""
 
+CallbackName = Literal["early_stopping", "mlflow", "norms", "progress", "reduce_on_plateau"]
+"""Names of callbacks."""
+
 InitializerName = Literal[
     "glorot_normal", "glorot_truncated_normal", "glorot_uniform", "he_normal", "he_truncated_normal", "he_uniform",
     "lecun_normal", "lecun_truncated_normal", "lecun_uniform", "normal", "ones", "orthogonal", "siren", "torch",
@@ -50,8 +53,8 @@ LossName = Literal[
 
 MetricName = Literal[
     "accuracy", "average_precision", "balanced_accuracy", "brier", "calibration_error", "confusion_matrix", "f0.5",
-    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "precision_score", "r2", "recall", "rmse", "roc_auc",
-    "spearman", "top_k_accuracy",
+    "f1", "f2", "log_loss", "mae", "mape", "pinball", "precision", "r2", "recall", "rmse", "roc_auc", "spearman",
+    "top_k_accuracy",
 ]  # fmt: skip
 """Names of metrics."""
 

@@ -18,7 +18,8 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
 
     Layer by layer, as the rows come through: W starts orthogonal, drawn from the trainer's seed, and is divided by the
     standard deviation of all that the layer gives, until the variance is within `tolerance` of 1, at most `tries` times
-    (Mishkin and Matas 2016).  A few hundred rows will do; dropout and normalization do what they do in training.
+    (Mishkin and Matas 2016).  A few hundred rows will do; dropout and normalization do what they do in training.  Where
+    activations make rows almost alike, as many layers of sigmoids do, W gets as large as it takes to tell them apart.
 
         trainer = bp.lsuv(bp.Trainer(net, "cross_entropy"), x[:512])
 

@@ -16,12 +16,12 @@ BASES = {
     "optimizers": "Optimizer ElementwiseOptimizer",
     "schedules": "Schedule find_learning_rate LearningRateCurve",
     "metrics": "metrics.Metric metrics.total",
+    "callbacks": "Callback",
 }
 """What is beside a family's catalogue: the classes that one of your own derives from, and functions."""
 
 OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
-    "Callbacks": "Callback CSVLogger EarlyStopping MLflow ModelCheckpoint Norms Progress ReduceOnPlateau TensorBoard",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
     "Protocol": "Layer Composite Leaf Run Rng testing check_gradients GradientReport check_backend BackendReport",
     "Errors": "errors",

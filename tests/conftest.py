@@ -44,7 +44,8 @@ verify.STRICT = True  # whatever the tests compile is checked, and no fault of t
 ON_SUBSTITUTE = {
     f"test_{of}.py"
     for of in (
-        "activations", "layers", "losses", "metrics", "optimizers", "penalties", "trainer", "substitute", "verdicts",
+        "activations", "layers", "losses", "metrics", "networks", "optimizers", "penalties", "trainer", "substitute",
+        "verdicts",
     )
 }  # fmt: skip
 MAKERS = {  # the library's module, and its function that makes an array of a NumPy array
@@ -63,6 +64,17 @@ MEMBERS = [
 ]
 
 
+EAGER_JAX = {
+    *("test_activations.py", "test_backends.py", "test_gradients.py", "test_kernels.py", "test_layers.py"),
+    *("test_losses.py", "test_optimizers.py", "test_sums.py", "test_trainer.py"),
+}
+"""Where that member runs; each other file has JAX compiled."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--networks", metavar="FIRST:STOP", help="random networks of these seeds: see test_networks.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the tests for a device, the substitute runs those of the mathematics; all of them where they are asked for."""
     if SUBSTITUTED and "gpu" not in config.option.markexpr:
@@ -79,6 +91,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("skipped", "-")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:>5}  {reason}")
+    properties = [p for report in terminalreporter.getreports("passed") for p in report.user_properties]
+    found = [value for name, value in properties if name == "differences"]
+    if found:
+        terminalreporter.section("derivatives against differences: how many, and the worst relative error", "-")
+        for of in sorted({tuple(value[:2]) for value in found}):
+            count, worst = zip(*(value[2:] for value in found if tuple(value[:2]) == of), strict=True)
+            terminalreporter.line(f"{of[0]:12} {of[1]:16} {sum(count):>6}  {max(worst):.1e}")
+
+
+@pytest.fixture
+def noted(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """noted(kind, library, errors): that these derivatives are right to 1e-7, which the summary counts."""
+
+    def note(kind: str, library: str, errors: list[float]) -> None:
+        assert max(errors) <= 1e-7, errors
+        request.node.user_properties.append(("differences", (kind, library, len(errors), max(errors))))
+
+    return note
 
 
 def has_device() -> bool:
@@ -152,19 +182,30 @@ class Library:
         Arguments and results may be arrays, numbers, None, and dicts and tuples of these, which reach the compiler as
         tuples; `seam` is meanwhile what compiles.
         """
+        return self.compiled(function)(*arguments)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What `call` calls, for arguments of one kind again and again."""
         made: list[Any] = []
+        given: list[Any] = []
 
         def seen(seam: bp.backends.Backend, *values: Any) -> Any:
             own, self.seam = self.seam, seam
             try:
-                made[:] = [function(*map(_nested, arguments, values))]
+                made[:] = [function(*map(_nested, given, values))]
                 return _tuples(made[0])
             finally:
                 self.seam = own
 
-        with self.seam.session(work=1.0):
-            result = self.seam.compile(seen)(*map(_tuples, arguments))
-        return _nested(made[0], result)
+        compiled = self.seam.compile(seen)
+
+        def call(*arguments: Any) -> Any:
+            given[:] = arguments
+            with self.seam.session(work=1.0):
+                result = compiled(*map(_tuples, arguments))
+            return _nested(made[0], result)
+
+        return call
 
     @property
     def xp(self) -> Any:
@@ -194,6 +235,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every array library in turn; those that are not installed, or have no device, skip with the reason."""
     library = Library(request.param)
     if library.name == "jax":  # eager: steps are not compiled as a whole; the member "jax-jit" compiles them
+        if request.path.name not in EAGER_JAX:
+            pytest.skip("eager JAX, which compiles every operation of its own, runs the mathematics alone")
         if request.node.callspec.params.get("dtype") == "float32":
             pytest.skip("float32 on JAX is tested compiled: eager, JAX compiles every operation again for it")
         monkeypatch.setattr(library.seam, "compile", partial(bp.backends.Backend.compile, library.seam))

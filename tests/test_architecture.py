@@ -100,6 +100,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "compatibility": 9,
     "step": 9,
     "minimization": 9,
+    "collected": 10,
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,
@@ -370,9 +371,11 @@ def test_a_name_imports_the_module_that_it_needs_and_no_other():
     } == {"bpnet.layers.activations.rectifiers", "bpnet.losses.regression", "bpnet.optimizers.sgd"}  # fmt: skip
 
 
-def test_a_class_of_a_users_own_may_not_take_the_name_of_one_that_was_not_used_yet():
+def test_what_was_not_used_yet_is_known():
+    """A class of a user's own may not take its name, and a monitor knows whether more of it is better."""
     code = """
         import bpnet as bp
+        print(bp.EarlyStopping("val_roc_auc").sign)
         try:
             class Tweedie(bp.Loss):
                 pass
@@ -380,7 +383,7 @@ def test_a_class_of_a_users_own_may_not_take_the_name_of_one_that_was_not_used_y
             print(error)
     """
     said = subprocess.run([sys.executable, "-c", dedent(code)], check=True, capture_output=True, text=True)
-    assert "there is a loss called Tweedie already, in bpnet.losses.likelihood" in said.stdout
+    assert "-1.0\nthere is a loss called Tweedie already, in bpnet.losses.likelihood" in said.stdout
 
 
 def test_an_unknown_name_is_an_attribute_error():

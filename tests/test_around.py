@@ -193,6 +193,17 @@ def test_a_group_that_asks_for_the_loss_moves_alone():
     np.testing.assert_allclose(found.theta[:12], start()[:12], atol=1e-7)
 
 
+def test_a_group_has_only_the_state_that_its_leaves_need():
+    """Of biases Muon has no momentum of its own: they move as by its rest, and arrays are called what they are."""
+    groups = [bp.Grouped(bp.SGD(0.1), {"*.bias": bp.Clip(each, norm=1.0)}) for each in (bp.Muon(rest="adam"), "adam")]
+    by_muon, by_rest = (trained(optimizer, 2) for optimizer in groups)
+    np.testing.assert_array_equal(by_muon.theta, by_rest.theta)
+    assert groups[0].state_names_of(LAYOUT) == groups[1].state_names == ("first moment m", "second moment v")
+    whole = bp.Grouped(groups[0], {"*.weight": None})
+    assert bp.ExponentialAverage(whole).state_names_of(LAYOUT)[1:] == groups[1].state_names
+    assert len(trained(bp.ExponentialAverage(whole), 1).state) == 3
+
+
 def test_muon_takes_the_matrices_between_hidden_layers():
     trainer = trained(bp.Muon(), 1)
     assert [tuple(a.shape) for a in trainer.state] == [(12,), (27,), (27,)]

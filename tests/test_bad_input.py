@@ -71,7 +71,7 @@ def expect(error: type[BpnetError], pattern: str, call: Callable[[], Any]) -> st
     assert isinstance(caught.value, BpnetError)
     assert isinstance(caught.value, BUILT_IN[error])
     text = str(caught.value)
-    assert len(text) < 600
+    assert len(text) < 1000
     assert "\n" not in text
     assert not re.search(r"<[\w.]+ object at 0x|Traceback", text), text
     return text
@@ -704,8 +704,11 @@ def test_the_pure_functions(call: Any, error: Any, pattern: str) -> None:
         (lambda: bp.Sequential(), OptionError, r"Sequential\(\) has no layers; expected at least one"),
         (lambda: bp.Sequential([bp.Dense(3)]), ArgumentError,
          r"layer 0 of Sequential is of type list; .*Sequential\(\*layers\)"),
-        (lambda: bp.Sequential(bp.Dense(3), "Relu"), UnknownNameError, "activation 'Relu': did you mean 'relu'"),
-        (lambda: bp.Residual("leakyrelu"), UnknownNameError, "unknown activation 'leakyrelu': .* 'leaky_relu'"),
+        (lambda: bp.Sequential(bp.Dense(3), "Relu"), UnknownNameError, "layer 'Relu': did you mean 'relu'"),
+        (lambda: bp.Residual("leakyrelu"), UnknownNameError, "unknown layer 'leakyrelu': .* 'leaky_relu'"),
+        (lambda: bp.Sequential("Dense"), OptionError,
+         r"layer is 'Dense', which has options without defaults: pass an object, Dense\(...\)"),
+        (lambda: bp.Trainer(bp.Dense(1), "mse", "Clip"), OptionError, "optimizer is 'Clip', which has options without"),
         (lambda: bp.Sequential(bp.Dense(3), 7), ArgumentError,
          "layer 1 of Sequential is of type int; expected a bpnet layer"),
         (lambda: bp.Sequential(bp.ReLU), ArgumentError, r"layer 0 of Sequential is the class ReLU; .*ReLU\(\.\.\.\)"),

@@ -23,10 +23,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where machine code is kept; not there yet."""
     monkeypatch.setenv("BPNET_CACHE_DIR", str(tmp_path / "above" / "cache"))
     cache._warn.cache_clear()
-    cache._remove_abandoned.cache_clear()
+    cache._clean.cache_clear()
     yield tmp_path / "above" / "cache"
     cache._warn.cache_clear()
-    cache._remove_abandoned.cache_clear()
+    cache._clean.cache_clear()
 
 
 def keeps(name: str = NAME, key: bytes = KEY) -> bool:
@@ -196,12 +196,27 @@ def test_where_nothing_can_be_written_nothing_is_left(folder: Path, monkeypatch:
 
 def test_what_killed_processes_left_is_removed(folder: Path) -> None:
     assert keeps()
-    cache._remove_abandoned.cache_clear()
+    cache._clean.cache_clear()
     for name, age in (("old.part", 7200), (".bpnet-0.part", 7200), ("new.part", 60), ("old", 7200)):
         (folder / name).write_bytes(b"half")
         os.utime(folder / name, (time.time() - age,) * 2)
     assert keeps()
     assert sorted(os.listdir(folder)) == [NAME, "new.part", "old"]
+
+
+def test_what_is_not_used_for_long_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other files in the folder, nothing is touched."""
+    names = [f"fused-{i:024x}.o" for i in range(5)] + [f"device-{5:024x}.json"]
+    assert all(map(keeps, names))
+    (folder / "a user's own").write_bytes(b"")
+    for i, path in enumerate(map(folder.joinpath, [*names, "a user's own"])):
+        os.utime(path, (time.time() - (9 - i) * cache.DAY,) * 2)
+    assert cache.read(names[0], KEY) is not None, "which is to use it"
+    monkeypatch.setattr(cache, "MOST", 6)
+    for _ in range(2):
+        cache._clean.cache_clear()
+        assert keeps(f"fused-{9:024x}.o")
+    assert sorted(os.listdir(folder)) == ["a user's own", names[5], names[0], f"fused-{9:024x}.o"]
 
 
 TRAIN = """

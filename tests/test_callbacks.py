@@ -4,12 +4,14 @@ import io
 import os
 import re
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import bpnet as bp
+from bpnet.callbacks.base import NAMES
+from bpnet.typing import CallbackName
 
 
 def data(rows: int = 48) -> tuple[Any, Any]:
@@ -149,7 +151,7 @@ def test_history_says_what_it_has() -> None:
         bp.History()["loss"]
     x, y = data()
     history = made().fit(x, y, progress=False)
-    with pytest.raises(KeyError, match="'val_los' was not recorded: recorded are epoch, loss, lr, precision, sec") as e:
+    with pytest.raises(KeyError, match="'val_los' was not recorded: recorded are epoch, loss, lr, matmul_prec") as e:
         history["val_los"]
     assert isinstance(e.value, bp.errors.BpnetError)
     assert not str(e.value).startswith('"')
@@ -363,10 +365,51 @@ def test_the_first_error_is_raised_and_notes_tell_of_others() -> None:
         "Raises.on_train_end raised besides: ValueError('one')",
         "Raises.on_train_end raised besides: OSError('two')",
     ]
+    assert made().fit(x, y, callbacks=[Raises()], progress=False), "of nothing but the end"
     quiet = [Raises(end=ValueError("one")), Raises(end=OSError("two"))]
     with pytest.raises(ValueError, match="one") as second:
         made().fit(x, y, callbacks=quiet, progress=False)
     assert second.value.__notes__ == ["Raises.on_train_end raised besides: OSError('two')"]
+
+
+def test_an_error_is_told_before_the_end() -> None:
+    """To all of them, whatever one raises there."""
+    x, y = data()
+    seen: list[Any] = []
+
+    class Told(bp.Callback):
+        def on_exception(self, trainer: bp.Trainer, error: BaseException) -> None:
+            seen.append(error)
+            raise OSError("two")
+
+        def on_train_end(self, trainer: bp.Trainer) -> None:
+            seen.append("end")
+
+    first = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        made().fit(x, y, callbacks=[Told(), Raises(epoch=first), Told()], progress=False)
+    assert seen == [first, "end"] * 2
+    assert caught.value.__notes__ == ["Told.on_exception raised besides: OSError('two')"] * 2
+    seen.clear()
+    made().fit(x, y, callbacks=[Told()], progress=False)
+    assert seen == ["end"]
+
+
+def test_callbacks_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = data()
+    callbacks: Any = ["early_stopping", "reduce_on_plateau", "norms", "progress"]
+    history = made().fit(x, y, epochs=2, validation=(x, y), callbacks=callbacks, progress=False)
+    assert "norm/0.weight" in history.epochs[-1]
+    assert "epoch   2" in capsys.readouterr().err
+    assert all(issubclass(getattr(bp, name), bp.Callback) for name in NAMES.values())
+    assert set(get_args(CallbackName)) == NAMES.keys()
+    for unfit, error, message in (
+        (["early_stoping"], bp.errors.UnknownNameError, r"unknown callbacks\[0\] .*: did you mean 'early_stopping'"),
+        ([3], bp.errors.ArgumentError, r"callbacks\[0\] is .*int; expected a name or a bpnet Callback"),
+        ("norms", bp.errors.ArgumentError, "expected a list of names or of callbacks"),
+    ):
+        with pytest.raises(error, match=message):
+            made().fit(x, y, callbacks=unfit)
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ def test_products_of_every_shape(inner: int, dtype: str, jit: Any, uncompiled: A
 
 
 @DTYPES
-@pytest.mark.parametrize("inner", [1, 3, 64, 256, 257, 600])
+@pytest.mark.parametrize("inner", [1, 64, 257])
 @pytest.mark.parametrize("relu", [False, True])
 def test_products_add_a_bias_and_take_the_positive_part(relu: bool, inner: int, dtype: str, jit: Any) -> None:
     """The same bits as when that is done by itself, however many threads there are; what is no number stays none."""
@@ -364,7 +364,7 @@ def results(trainer: bp.Trainer, x: Any, y: Any, weight: Any) -> list[Any]:
         value
         for record in trainer.history.epochs
         for name, value in record.items()
-        if name not in ("seconds", "precision")
+        if name not in ("seconds", "matmul_precision")
     ]
     scores = [*trainer.evaluate(x, y).values(), *trainer.evaluate(x, y, sample_weight=weight).values()]
     return [

@@ -509,5 +509,5 @@ def test_nothing_is_changed_for_other_products(device: Any) -> None:
     for precision in device.seam.precisions(None):
         trainer = bp.Trainer(bp.Dense(3), "cross_entropy", precision=precision)
         trainer.fit(x, y, progress=False)
-        assert trainer.history["precision"] == [precision]
+        assert trainer.history["matmul_precision"] == [precision]
     assert cupy._core.get_compute_type(np.dtype("float32")) == before

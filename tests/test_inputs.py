@@ -9,6 +9,7 @@ import pytest
 from support.world import World
 
 import bpnet as bp
+from bpnet import trainer as trainers
 from bpnet.data import loader
 from bpnet.errors import (
     ArgumentError,
@@ -250,6 +251,28 @@ def test_what_is_compiled_is_explained_by_the_names_of_the_arrays() -> None:
     assert "row scatter-add of 80 rows to 70" in text
 
 
+def test_a_batch_like_the_last_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    prepare = trainers.prepare
+    monkeypatch.setattr(trainers, "prepare", lambda *args, **options: seen.append(args) or prepare(*args, **options))
+    found = []
+    for kinds in (1, 2):
+        trainer = bp.Trainer(CALM, "mse")
+        seen.clear()
+        for step in range(4):
+            x, y = data(seed=step)
+            trainer.step(dict(sorted(x.items(), reverse=bool(step % kinds))), y, check=step > 2)
+        found.append(trainer.theta)
+        assert len(seen) == (1 if kinds == 1 else 4)
+    np.testing.assert_array_equal(*found)
+    pair = bp.Trainer(bp.Sequential(bp.Inputs("identity", bp.Embedding(3, 2)), bp.Dense(2)), "mse")
+    seen.clear()
+    for seed in range(3):
+        x, y = data(seed=seed)
+        pair.step((x["numbers"], x["city"]), y)
+    assert len(seen) == 1
+
+
 def test_branches_without_names_take_a_tuple() -> None:
     x, y = data()
     network = bp.Sequential(bp.Inputs(bp.Dense(2), bp.Embedding(3, 2)), bp.Dense(2))
@@ -335,6 +358,7 @@ UNFIT: dict[str, tuple[Any, type[BpnetError], str]] = {
 def test_unfit_data_are_named(name: str) -> None:
     x, kind, message = UNFIT[name]
     trainer = bp.Trainer(CALM, "mse").build(X)
+    trainer.step(X, Y)  # a batch of whose kind is not prepared again
     theta = trainer.theta.copy()
     for call in (trainer.fit, trainer.step, trainer.evaluate, lambda x, y: trainer.predict(x)):
         with pytest.raises(kind, match=message):

@@ -40,7 +40,7 @@ def made(**options: Any) -> bp.Trainer:
     return bp.Trainer(bp.Sequential(bp.Dense(4, "tanh"), bp.Dense(3)), "cross_entropy", bp.SGD(0.1), **options)
 
 
-def fitted(*callbacks: bp.Callback, epochs: int = 6, trainer: bp.Trainer | None = None, **more: Any) -> bp.Trainer:
+def fitted(*callbacks: Any, epochs: int = 6, trainer: bp.Trainer | None = None, **more: Any) -> bp.Trainer:
     trainer = trainer or made()
     trainer.fit(X, Y, epochs=epochs, batch_size=4, callbacks=callbacks, progress=False, **more)
     return trainer
@@ -272,9 +272,25 @@ def test_mlflow_is_told_of_epochs(monkeypatch: pytest.MonkeyPatch, active: Any) 
     if active is None:
         assert rest[0] == ("start_run",)
         assert rest[1][1] == {n: str(getattr(trainer, n)) for n in ("network", "loss", "optimizer", "seed")}
-        assert rest[2:] == [*metrics, ("end_run",)]
+        assert rest[2:] == [*metrics, ("end_run", "KILLED")]
     else:
         assert rest == metrics
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (OSError("full"), "FAILED")])
+def test_mlflow_is_told_how_a_training_ended(monkeypatch: pytest.MonkeyPatch, error: Any, status: str) -> None:
+    class Fails(bp.Callback):
+        def on_epoch_end(self, trainer: Any, record: Any) -> None:
+            if error is not None:
+                raise error
+
+    calls: list[Any] = []
+    monkeypatch.setitem(sys.modules, "mlflow", Recorder(calls))
+    try:
+        fitted("mlflow", Fails(), epochs=1)
+    except OSError:
+        assert error is not None
+    assert calls[-1] == ("end_run", status)
 
 
 def test_mlflow_leaves_no_run_open_that_could_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 import pytest
+from support.differences import differences
 
 import bpnet as bp
 from bpnet.data.checks import ignored_rows
@@ -278,11 +279,12 @@ def test_unknown_name_suggests_a_known_one():
         bp.Trainer(bp.Dense(2), "cross_entrpy")
 
 
-def test_derivative_by_finite_differences(case):
+def test_derivative_by_finite_differences(case, noted):
     activation = "sigmoid" if isinstance(case.loss, bp.BinaryCrossEntropy) else "identity"
     net = bp.Dense(case.output.shape[-1], activation)
     x = draw(*case.output.shape[:-1], 5)
-    assert bp.check_gradients(net, x, case.target, loss=case.loss, tolerance=1e-7).ok
+    report = bp.check_gradients(net, x, case.target, loss=case.loss, tolerance=1e-7)
+    noted("losses", "numpy", [check.error for check in report.checks])
 
 
 def test_value_and_slope_as_pytorch(case, weight, library):
@@ -310,9 +312,9 @@ class Together:
         given = zip(self.cases, outputs, targets, strict=True)
         return tuple(case.loss(run, output, target, weight, total) for case, output, target in given)
 
-    def __call__(self, outputs, weight, dtype):
+    def __call__(self, outputs, weight, dtype, total=None):
         """Value and slope of every case, for NumPy arrays."""
-        lib, total = self.lib, float(ROWS if weight is None else np.sum(weight))
+        lib, total = self.lib, total or float(ROWS if weight is None else np.sum(weight))
         outputs = tuple(lib.array(o, dtype) for o in outputs)
         targets = tuple(lib.array(as_type(case.target, dtype)) for case in self.cases)
         weight = None if weight is None else lib.array(weight, dtype)
@@ -327,9 +329,19 @@ class Together:
             assert lib.seam.device(slope) == lib.seam.device(output)
         return found
 
+    def slope_errors(self, weight, total):
+        """How far the slopes are from differences of the values, in double precision."""
 
-@pytest.mark.parametrize(("dtype", "weight"), [("float64", None), ("float32", WEIGHT)])
-def test_same_on_every_library(weight, backend, dtype, library, uncompiled):
+        def values(given):
+            return [self.lib.host(v) for v, _ in self([g["output"] for g in given], weight, "float64", total)]
+
+        given = [{"output": case.output} for case in self.cases]
+        slopes = [s for _, s in self([case.output for case in self.cases], weight, "float64", total)]
+        return differences(values, given, [{"output": self.lib.host(s)} for s in slopes], 3)
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("float64", WEIGHT), ("float32", None)])
+def test_same_on_every_library(weight, backend, dtype, library, uncompiled, noted):
     """Also for outputs so large, where they are no probabilities, that squares and exponentials overflow."""
     compiled_if_jax(backend)
     together, reference = Together(backend), Together(library("numpy"))
@@ -349,6 +361,9 @@ def test_same_on_every_library(weight, backend, dtype, library, uncompiled):
                 atol = max(floor, rtol * np.max(np.abs(want[finite]), initial=0.0))
                 np.testing.assert_allclose(got[finite], want[finite], rtol=rtol, atol=atol, err_msg=name)
     assert not uncompiled()
+    if dtype == "float64":
+        for total in (None, 1.0):  # the mean, and the sum
+            noted("losses", backend.name, together.slope_errors(weight, total))
 
 
 def test_stays_on_the_device_of_the_output(case, weight, library):
@@ -434,6 +449,7 @@ def _log1pexp(z):
 
 
 FORMULAS = {  # of one output and one target: the loss, targets, and its value by mpmath
+    "mse": (bp.MeanSquaredError(), (0.25, -3.0), lambda z, t: (z - t) ** 2),
     "mae": (bp.MeanAbsoluteError(), (0.25, -3.0), lambda z, t: abs(z - t)),
     "huber": (bp.Huber(), (0.25,), lambda z, t: (z - t) ** 2 / 2 if abs(z - t) < 1 else abs(z - t) - mpmath.mpf(1) / 2),
     "log cosh": (bp.LogCosh(), (0.0, 0.25), lambda z, t: mpmath.log(mpmath.cosh(z - t))),
@@ -447,6 +463,10 @@ FORMULAS = {  # of one output and one target: the loss, targets, and its value b
         bp.BinaryCrossEntropyWithLogits(pos_weight=3.0), (0.0, 0.25, 1.0),
         lambda z, t: 3 * t * _log1pexp(-z) + (1 - t) * _log1pexp(z),
     ),
+    "smooth": (
+        bp.BinaryCrossEntropyWithLogits(label_smoothing=0.5), (0.0, 1.0),
+        lambda z, t: _log1pexp(z) - (t / 2 + mpmath.mpf(1) / 4) * z,
+    ),
     "binary focal": (
         bp.BinaryFocal(1.5), (0.0, 0.25, 1.0),
         lambda z, t: (t / (1 + mpmath.exp(z)) + (1 - t) / (1 + mpmath.exp(-z))) ** mpmath.mpf(1.5)
@@ -457,7 +477,7 @@ FAR = [0.0, -0.0, 5e-324, 1e-300, 1e-8, 0.37, 3.1, 17.0, 88.0, 300.0, 746.0, 1e4
 
 
 def slope_by_mpmath(f, z, t):
-    h = mpmath.mpf(10) ** -25 * max(1, abs(z))
+    h = mpmath.ldexp(1, -1170)  # less than the smallest number, and both ends have all of their digits
     return (f(z + h, t) - f(z - h, t)) / (2 * h)
 
 
@@ -472,7 +492,7 @@ def test_extreme_outputs_of_one_target(library, name, dtype):
         with lib.seam.session():
             run = bp.Run(lib.seam)
             values, slopes = loss.rows(run, output, wanted), loss(run, output, wanted, None, 1.0)[1][:, 0]
-        with mpmath.workdps(100):
+        with mpmath.workdps(450):
             t = mpmath.mpf(float(wanted[0, 0]))
             for v, *found in zip(z.tolist(), values.tolist(), slopes.tolist(), strict=True):
                 exact = formula(mpmath.mpf(v), t), slope_by_mpmath(formula, mpmath.mpf(v), t)
@@ -483,13 +503,50 @@ def test_extreme_outputs_of_one_target(library, name, dtype):
                         assert abs(got - want) <= max(1e-6 * abs(want), 8 * np.finfo(dtype).eps), (v, target)
 
 
+def _entropy(s=0.0, weight=(1, 1, 1), shares=(1, 1, 1)):
+    """The cross-entropy of smoothed labels, with weights of the classes, of logits adjusted by shares."""
+
+    def formula(z, label):
+        z = [v + mpmath.log(share) for v, share in zip(z, shares, strict=True)]
+        wanted = [(1 - mpmath.mpf(s)) * (k == label) + mpmath.mpf(s) / 3 for k in range(3)]
+        return -sum(c * t * mpmath.log(_share(z, k)) for k, (c, t) in enumerate(zip(weight, wanted, strict=True)) if t)
+
+    return formula
+
+
+def _triplet(z, _):
+    a, p, n = z[:2], z[2:4], z[4:]
+    near, far = (_long([x - y for x, y in zip(a, other, strict=True)]) for other in (p, n))
+    return max(0, near - far + mpmath.mpf(1.5))
+
+
+LOGITS = [
+    [1e4, -1e4, 0], [1e30, -1e30, 3], [1e20, 1e20, -1e20], [0, -0.0, 0], [1e30] * 3, [5e-324, 0, -5e-324],
+    [0.2, 17, -36], [88, 89, 710],
+]  # fmt: skip
 ROWS_OF_SEVERAL = {  # the loss, its outputs, targets, and the value of a row by mpmath
+    "cross entropy": (bp.CrossEntropy(), LOGITS, [0, 1, 2], _entropy()),
+    "smooth": (
+        bp.CrossEntropy(label_smoothing=0.125, class_weight=(1, 2, 0.5)), LOGITS, [0, 2],
+        _entropy(0.125, (1, 2, mpmath.mpf(0.5))),
+    ),
+    "adjusted": (
+        bp.CrossEntropy(class_prior=(0.5, 0.25, 0.125)), LOGITS, [1],
+        _entropy(shares=tuple(mpmath.mpf(2) ** -k for k in (1, 2, 3))),
+    ),
+    "triplet": (
+        bp.Triplet(1.5), [
+            [1e30, 0, 0, 1e30, -1e30, 3], [1e4, -1e4, 1e4, -1e4, 0, 1e20], [0, -0.0, 5e-324, 0, 0.25, 0.5],
+            [0, 1e-30, 1e-20, 0, 0, -1e-30], [0.3, 0.1, 0.4, -0.2, 0.5, 17], [1, 2, 1, 2, 1, 2],
+        ],
+        [[0.0]], _triplet,
+    ),
     "focal": (
-        bp.Focal(1.5), [[1e4, -1e4, 0], [1e30, -1e30, 3], [0, 0, 0], [0.2, 17, -36], [88, 89, 710]], [0, 1, 2],
+        bp.Focal(1.5), LOGITS, [0, 1, 2],
         lambda z, t: -((1 - _share(z, t)) ** mpmath.mpf(1.5)) * mpmath.log(_share(z, t)),
     ),
     "kl": (
-        bp.KLDivergence(), [[1e4, -1e4, 0], [1e30, -1e30, 3], [0, 0, 0], [0.2, 17, -36]],
+        bp.KLDivergence(), LOGITS,
         [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]],
         lambda z, t: sum(p * (mpmath.log(p) - mpmath.log(_share(z, k))) for k, p in enumerate(t) if p),
     ),
@@ -521,9 +578,9 @@ def test_extreme_rows(library, name, dtype):
         given = np.array([target] * len(outputs), np.int64 if isinstance(target, int) else dtype)
         z = np.array(outputs, dtype)
         with lib.seam.session():
-            run = bp.Run(lib.seam)
-            values, slopes = loss.rows(run, z, given), loss(run, z, given, None, 1.0)[1]
-        with mpmath.workdps(100):
+            run, rows = bp.Run(lib.seam), z.reshape(-1, 3, 2) if isinstance(loss, bp.Triplet) else z
+            values, slopes = loss.rows(run, rows, given), loss(run, rows, given, None, 1.0)[1].reshape(z.shape)
+        with mpmath.workdps(450):
             t = target if isinstance(target, int) else [mpmath.mpf(v) for v in given[0].tolist()]
             for row, value, slope in zip(z.tolist(), values.tolist(), slopes.tolist(), strict=True):
                 at = [mpmath.mpf(v) for v in row]
@@ -642,20 +699,26 @@ def test_a_bias_of_minus_infinity_switches_a_class_off(backend):
     np.testing.assert_array_equal(backend.host(steep.theta), kept)
 
 
-def test_rows_of_no_weight_cost_nothing_whatever_their_output(backend):
-    """WEIGHT has one such row."""
+def test_what_is_not_finite_stays_in_its_row_and_costs_nothing_in_one_of_no_weight(backend):
+    """WEIGHT has one such row, the third.  No number is given where there is none."""
     compiled_if_jax(backend)
-    together, large = Together(backend), float(np.finfo("float32").max)
+    together, large = Together(backend), float(np.finfo("float64").max)
     outputs = [case.output for case in together.cases]
-    wanted = [backend.host(a) for pair in together(outputs, WEIGHT, "float32") for a in pair]
+    wanted = [backend.host(a) for pair in together(outputs, WEIGHT, "float64") for a in pair]
     for values in ((np.inf, 1.0), (-np.inf, 1.0), (np.inf, -np.inf), (large, -large), (np.nan, np.inf)):
         changed = [output.copy() for output in outputs]
         for output in changed:
             row = output[2].reshape(-1)
             row[0], row[-1] = values
-        found = [backend.host(a) for pair in together(changed, WEIGHT, "float32") for a in pair]
+        found = [backend.host(a) for pair in together(changed, WEIGHT, "float64") for a in pair]
         for i, (got, want) in enumerate(zip(found, wanted, strict=True)):
             np.testing.assert_array_equal(got, want, err_msg=list(LOSSES)[i // 2])
+        for output, other in zip(changed, outputs, strict=True):
+            output[3], output[2] = output[2], other[2]
+        found = [backend.host(a) for pair in together(changed, WEIGHT, "float64") for a in pair]
+        for name, got, slope, want in zip(LOSSES, found[::2], found[1::2], wanted[1::2], strict=True):
+            np.testing.assert_array_equal(np.delete(slope, 3, 0), np.delete(want, 3, 0), err_msg=name)
+            assert not np.isnan(values[0]) or np.isnan(got), name
 
 
 @pytest.mark.parametrize("name", ["mse", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy"])
@@ -684,10 +747,11 @@ def test_a_trainer_overlooks_what_a_row_of_no_weight_gives(name, hot, backend):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_binary_cross_entropy_of_certain_and_wrong_probabilities_is_finite(backend, dtype):
-    p, t = backend.array([[0.0], [1.0], [1.0], [0.0]], dtype), backend.array([[1.0], [0.0], [1.0], [0.0]], dtype)
-    value, slope = evaluate(backend, bp.BinaryCrossEntropy(), p, t)
-    assert float(value) == 50.0  # two of four rows, at log(0) taken as -100
-    np.testing.assert_allclose(backend.host(slope)[:, 0], [-0.25e12, 0.25e12, 0.0, 0.0], rtol=1e-6)
+    p, t = ([[0.0], [1.0], [1.0], [0.0], [-0.0], [5e-324]], [[1.0], [0.0], [1.0], [0.0], [1.0], [1.0]])
+    value, slope = evaluate(backend, bp.BinaryCrossEntropy(), backend.array(p, dtype), backend.array(t, dtype))
+    assert float(value) == pytest.approx(400.0 / 6.0)  # four of six rows, at log(0) taken as -100
+    expected = 1e12 / 6.0 * np.array([-1.0, 1.0, 0.0, 0.0, -1.0, -1.0])
+    np.testing.assert_allclose(backend.host(slope)[:, 0], expected, rtol=1e-6)
 
 
 def test_binary_cross_entropy_of_small_probabilities_is_exact(backend):

@@ -12,8 +12,8 @@ from conftest import compiles
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, OptionError, UnknownNameError
-from bpnet.metrics.base import Metric
-from bpnet.registry import catalogue
+from bpnet.metrics.base import COLUMNS, Metric
+from bpnet.registry import catalogue, own_catalogue, resolve
 from bpnet.typing import MetricName
 
 M = bp.metrics
@@ -208,9 +208,34 @@ def test_every_metric_of_the_catalogue_is_in_the_table():
     assert proven == {cls for cls, _ in catalogue(Metric).values() if cls.__module__.startswith("bpnet.")}
 
 
+def test_each_is_recorded_by_the_name_that_it_is_asked_for():
+    assert {name: resolve(Metric, "metric", name).key for name in own_catalogue(Metric) if name != "OfHead"} == {
+        name: name for name in own_catalogue(Metric) if name != "OfHead"
+    }
+    assert [m.key for m in (M.TopKAccuracy(3), M.Pinball(0.9), M.FBeta(beta=1.5), M.OfHead(0, "precision"))] == [
+        "top_3_accuracy", "pinball_0.9", "f1.5", "head_0_precision"
+    ]  # fmt: skip
+
+
 def test_a_type_checker_knows_their_names():
     ours = {name for name, (cls, _) in catalogue(Metric).items() if cls.names and cls.__module__.startswith("bpnet.")}
     assert set(get_args(MetricName)) == ours
+
+
+@pytest.mark.parametrize("float64", [False, True])
+def test_what_is_sorted_stays_where_it_is(library, monkeypatch, float64):
+    """But on a device without float64."""
+    lib, seen = library("strict"), []
+    trainer, y = identity(lib, 1, "binary_cross_entropy_with_logits"), (np.arange(ROWS) % 3 == 0).astype(float)
+    if not float64:
+        monkeypatch.setattr("bpnet.collected._has_float64", lambda *_: False)
+    monkeypatch.setattr(lib.seam, "to_host", lambda x: seen.append(tuple(x.shape)) or np.asarray(x))
+    metrics = ["roc_auc", "average_precision", "recall"]
+    found = trainer.evaluate(lib.array(draw(ROWS, 1)), lib.array(y), metrics=metrics, batch_size=40)
+    assert float64 is all(40 not in shape for shape in seen)
+    np_lib = library("numpy")
+    wanted = identity(np_lib, 1, trainer.loss).evaluate(draw(ROWS, 1), y, metrics=metrics)
+    assert found == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -257,7 +282,7 @@ def test_where_there_is_nothing_to_compare(library):
     found = binary.evaluate(x, ones, metrics=["roc_auc"])
     assert math.isnan(found["roc_auc"])
     found = binary.evaluate(-np.abs(x) - 1.0, 0.0 * ones, metrics=["average_precision", "precision", "recall", "f1"])
-    assert [found[name] for name in ("average_precision", "precision_score", "recall", "f1")] == [0.0] * 4
+    assert [found[name] for name in ("average_precision", "precision", "recall", "f1")] == [0.0] * 4
     assert numbers.evaluate(ones, ones, metrics=["r2"])["r2"] == 1.0
     assert numbers.evaluate(x, ones, metrics=["r2"])["r2"] == 0.0
     assert math.isnan(numbers.evaluate(x, ones, metrics=["spearman"])["spearman"])
@@ -307,7 +332,8 @@ def test_the_history_has_them_of_training_and_of_validation_data(library, tmp_pa
     assert "val_roc_auc 0." in repr(history)
     trainer.save(tmp_path / "m.safetensors")
     assert bp.load(tmp_path / "m.safetensors").history.epochs == history.epochs
-    assert "accuracy" not in bp.Trainer(bp.Dense(3), "cross_entropy").fit(x, y, progress=False).epochs[0]
+    plain = bp.Trainer(bp.Dense(3), "cross_entropy").fit(x, y, validation=(x, y), progress=False).epochs[0]
+    assert plain.keys() == {*COLUMNS, "val_loss", "val_accuracy"}
 
 
 def test_training_is_the_same_with_metrics(library):
@@ -323,7 +349,8 @@ def test_training_is_the_same_with_metrics(library):
 @pytest.mark.parametrize(
     ("monitor", "larger"),
     [("val_roc_auc", True), ("val_f1", True), ("f1.5", True), ("val_top_3_accuracy", True), ("val_r2", True),
-     ("val_precision_score", True), ("val_loss", False), ("val_rmse", False), ("brier", False),
+     ("val_precision", True), ("val_head_0_roc_auc", True), ("head_1_rmse", False),
+     ("val_loss", False), ("val_rmse", False), ("brier", False),
      ("val_log_loss", False)],
 )  # fmt: skip
 def test_early_stopping_knows_which_is_better(monitor, larger):
@@ -354,6 +381,13 @@ def test_a_users_own_metric(backend):
     assert found["largest_error"] == pytest.approx(np.max(np.abs(x - y)), rel=1e-12)
 
 
+@dataclass(frozen=True)
+class _Called(M.MAE):
+    """A user's own of any name."""
+
+    key: str = "own"
+
+
 @pytest.mark.parametrize(
     ("loss", "outputs", "metrics", "error", "message"),
     [
@@ -363,6 +397,8 @@ def test_a_users_own_metric(backend):
         ("mse", 1, ["accuracy"], OptionError, "accuracy is of one of several classes or what is true or"),
         ("cross_entropy", 3, ["rmse"], OptionError, "rmse is of numbers, but the loss"),
         ("cross_entropy", 3, ["f1", "f1"], OptionError, "two that are called 'f1'"),
+        ("mse", 1, [_Called("lr")], OptionError, r"metrics\[0\] is called 'lr', but so is what an epoch's record"),
+        ("mse", 1, [_Called("val_mae")], OptionError, "is called 'val_mae', but so is"),
         ("cross_entropy", 3, ["top_k_accuracy"], OptionError, "of the 5 most probable classes, but there are 3"),
         ("cross_entropy", 3, [M.Precision("binary")], OptionError, "average is 'binary', which is of one output"),
         ("hinge", 1, ["log_loss"], OptionError, "log_loss is of probabilities"),

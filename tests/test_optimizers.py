@@ -47,7 +47,7 @@ OTHERS = [
     bp.Adafactor(0.1, weight_decay=0.3),
     bp.Muon(weight_decay=0.3),
     bp.ScheduleFreeAdamW(bp.WarmUp(0.01, 3), weight_decay=0.3),
-    bp.Prodigy(initial=1e-2, weight_decay=0.3),
+    bp.Prodigy(beta1=RAMP, initial=1e-2, weight_decay=0.3),
     bp.SAM(bp.SGD(0.1, 0.9), rho=0.1),
     bp.SAM(bp.Adam(0.01), rho=0.1, adaptive=True),
     bp.Clip(bp.Adam(0.01), value=1.0, leaf_norm=0.7, norm=0.5),

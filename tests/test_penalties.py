@@ -1,10 +1,13 @@
 """Terms that training adds to the loss: of parameters, and of what comes out of a layer."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from conftest import SUBSTITUTED
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, OptionError
+from bpnet.errors import ArgumentError, DivergedError, OptionError
 
 NET = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(0.03, 0.2), bp.Dense(3))
 PENALTIES = (bp.L1(0.01), bp.L2(0.5, "0.bias"), bp.L2(0.2, "0.*"), bp.Orthogonality(0.1))
@@ -68,6 +71,50 @@ def test_a_step_on_every_library(backend, uncompiled):
     assert not uncompiled()
 
 
+@dataclass(frozen=True)
+class LooksInto(bp.Composite):
+    """Looks at values, so that nothing of it can be traced."""
+
+    inner: bp.Layer
+
+    @property
+    def children(self):
+        return (("inner", self.inner),)
+
+    def out_shape(self, in_shape):
+        return self.inner.out_shape(in_shape)
+
+    def init(self, rng, in_shape):
+        return {"inner": self.inner.init(rng, in_shape)}
+
+    def forward(self, run, p, x):
+        assert float(run.xp.sum(x)) < 1e30
+        y, cache = self.inner.forward(run.at("inner"), p["inner"], x)
+        assert float(run.xp.sum(y)) < 1e30  # by when the penalty has been traced
+        return y, (cache,)
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        assert float(run.xp.sum(dy)) < 1e30
+        dx, grads = self.inner.backward(run.at("inner"), p["inner"], cache[0], dy, need_dx)
+        return dx, {"inner": grads}
+
+
+def test_within_what_can_not_be_traced(backend):
+    """A penalty on what comes out of a layer counts there too, once, and a schedule has the number of the step."""
+    if backend.name in ("jax", "jax-jit"):
+        pytest.skip("JAX traces all or nothing")
+    if backend.name == "cupy" and SUBSTITUTED:
+        pytest.skip("the substitute has not what CuPy's sign is made of")
+    dropout = bp.Dropout(bp.Polynomial(0.5, 2))
+    inner = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(bp.Polynomial(0.03, 3), 0.2), dropout)
+    found = []
+    for arrays, compile in ((lambda x: x, False), (backend.array, "auto")):
+        trainer = bp.Trainer(bp.Sequential(LooksInto(inner), bp.Dense(3)), "mse", bp.SGD(0.1), compile=compile)
+        given = arrays(X), arrays(Y)
+        found.append([float(trainer.step(*given, w)) for w in (None, arrays(WEIGHT), None)])
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 @pytest.mark.parametrize("micro_batch", [None, 100])
 def test_terms_are_of_the_whole_batch_however_it_is_cut(micro_batch):
     x, y = draw(1000, 2), draw(1000, 3, 1)[:, :, 0]
@@ -105,6 +152,15 @@ def test_a_rectangular_matrix_becomes_orthogonal():
         trainer.fit(np.zeros((4, shape[0])), np.zeros((4, shape[1])), epochs=300, progress=False)
         w = trainer.parameters["weight"]
         np.testing.assert_allclose(w.T @ w if shape[0] > shape[1] else w @ w.T, np.eye(3), atol=1e-8)
+
+
+def test_a_penalty_that_is_not_finite_is_named():
+    x = np.full((4, 3), 1e19, "float32")
+    many = bp.Sequential(bp.ActivityPenalty(l2=1e3), bp.Dense(2, "tanh")), ()
+    for (net, penalties), scale in ((many, 1.0), ((bp.Dense(2), [bp.L2(1e38)]), 1e19)):
+        trainer = bp.Trainer(net, "mse", penalties=penalties)
+        with pytest.raises(DivergedError, match=r"MeanSquaredError\(\) of the outputs is, so it is a penalty"):
+            trainer.step(x / np.float32(scale), np.zeros((4, 2), "float32"))
 
 
 def test_they_are_kept_in_files(tmp_path):

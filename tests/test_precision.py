@@ -98,7 +98,7 @@ def test_layers_hear_of_it_whatever_the_trainer_does(precision: str, able: Any) 
         Listening.heard.clear()
         act()
         assert set(Listening.heard) == {precision}
-    assert trainer.history["precision"] == [precision] * 2
+    assert trainer.history["matmul_precision"] == [precision] * 2
     Listening.heard.clear()
     with pytest.raises(bp.errors.DivergedError):
         bp.Trainer(NET, "cross_entropy", bp.SGD(1e38), precision=precision).fit(x, y, epochs=3, progress=False)
@@ -110,7 +110,7 @@ def test_the_default_is_that_of_the_data(backend: Any) -> None:
         x, y = map(backend.array, data(dtype))
         trainer = bp.Trainer(NET, "cross_entropy")
         assert trainer.precision == "float32"
-        assert trainer.fit(x, y, progress=False)["precision"] == [dtype]
+        assert trainer.fit(x, y, progress=False)["matmul_precision"] == [dtype]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
@@ -138,7 +138,7 @@ def saved(path: Path, able: Any) -> Path:
 def test_a_file_keeps_it(tmp_path: Path, able: Any) -> None:
     trainer = bp.load(saved(tmp_path / "m.safetensors", able))
     assert trainer.precision == "bfloat16"
-    assert trainer.history["precision"] == ["bfloat16"]
+    assert trainer.history["matmul_precision"] == ["bfloat16"]
 
 
 def test_where_it_is_lacking_a_loaded_model_computes_in_float32(
@@ -148,9 +148,9 @@ def test_where_it_is_lacking_a_loaded_model_computes_in_float32(
     monkeypatch.undo()
     trainer = bp.load(path)
     assert trainer.precision == "float32"
-    assert trainer.history["precision"] == ["bfloat16"]
+    assert trainer.history["matmul_precision"] == ["bfloat16"]
     trainer.fit(*data(), progress=False)
-    assert trainer.history["precision"] == ["bfloat16", "float32"]
+    assert trainer.history["matmul_precision"] == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize("change", ["gone", "unknown", "of another kind"])

@@ -80,8 +80,8 @@ def test_learns_a_linear_rule_and_reports_it(backend: Any) -> None:
     guess = np.argmax(backend.host(trainer.predict(held_x)), axis=1)
     assert np.mean(guess == backend.host(held_y)) == pytest.approx(scores["accuracy"])
     for record in history:
-        assert record["precision"] == "float64"
-        assert all(type(value) in (int, float) for name, value in record.items() if name != "precision"), record
+        assert record["matmul_precision"] == "float64"
+        assert all(type(value) in (int, float) for name, value in record.items() if name != "matmul_precision"), record
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

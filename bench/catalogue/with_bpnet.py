@@ -38,10 +38,11 @@ def layers(name: str) -> list[Any]:
     instead: dict[str, Any] = {  # of the dense layer
         "Dense": bp.Dense(WIDTH), "WeightNorm": bp.WeightNorm(bp.Dense(WIDTH)),
         "SpectralNorm": bp.SpectralNorm(bp.Dense(WIDTH)), "Parallel": bp.Parallel("identity", bp.Dense(FEATURES)),
+        "Bilinear": bp.Bilinear(WIDTH),
     }  # fmt: skip
     if name in instead:
         return [instead[name], "relu", instead[name], "relu", last]
-    if name in ("GLU", "SwiGLU", "GeGLU", "Bilinear"):
+    if name in ("GLU", "SwiGLU", "GeGLU"):
         gated = getattr(bp, name)(WIDTH)
         return [gated, gated, last]
     first: dict[str, list[Any]] = {

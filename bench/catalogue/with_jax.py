@@ -46,6 +46,11 @@ def weight_norm(p: Any, x: Any) -> Any:
     return x @ (v * (p["length"] / jnp.linalg.norm(v, axis=0))) + p["inner"]["bias"]
 
 
+def bilinear(p: Any, x: Any) -> Any:
+    u, v = jnp.split(x, 2, axis=1)
+    return jnp.einsum("ri,ikj,rj->rk", u, p["weight"], v) + p["bias"]
+
+
 def parametric(f: Callable[[Any], Any]) -> Any:
     return lambda p, x: (1 - p["alpha"]) * x + p["alpha"] * f(x)
 
@@ -72,13 +77,12 @@ MEAN, SPREAD = np.linspace(-1, 1, FEATURES, dtype=np.float32), np.linspace(0.5, 
 AFTER = {"LayerNorm": layer_norm, "GroupNorm": group_norm, "RMSNorm": rms_norm, "Scale": lambda p, x: x * p["scale"]}
 INSTEAD = {
     "WeightNorm": weight_norm, "Parallel": lambda p, x: jnp.concatenate([x, dense(p["1"], x)], axis=1),
-    "Dense": dense,
+    "Dense": dense, "Bilinear": bilinear,
 }  # fmt: skip
 GATES = {
     "GLU": nn.sigmoid,
     "SwiGLU": nn.silu,
     "GeGLU": lambda z: nn.gelu(z, approximate=False),
-    "Bilinear": lambda z: z,
 }
 FIRST: dict[str, list[Any]] = {
     "Embedding": [lambda p, x: p["table"][x], lambda p, x: x.reshape(len(x), -1)],

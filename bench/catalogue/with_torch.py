@@ -63,6 +63,14 @@ class Residual(nn.Module):
         return x + torch.tanh(self.inner(x))
 
 
+class Bilinear(nn.Bilinear):
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs // 2, inputs // 2, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(*x.chunk(2, 1))
+
+
 class Parallel(nn.Module):
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -151,13 +159,15 @@ def modules(entry: Entry) -> list[nn.Module]:
     if name in parametrized:
         return [Wrapped(parametrized[name](first)), relu(), Wrapped(parametrized[name](second)), relu(), last]
     gates: dict[str, Callable[[Any], Any]] = {
-        "GLU": torch.sigmoid, "SwiGLU": F.silu, "GeGLU": F.gelu, "Bilinear": lambda z: z,
+        "GLU": torch.sigmoid, "SwiGLU": F.silu, "GeGLU": F.gelu,
     }  # fmt: skip
     if name in gates:
         return [Gated(FEATURES, gates[name]), Gated(WIDTH, gates[name]), last]
     match name:
         case "Dense":
             return plain
+        case "Bilinear":
+            return [Bilinear(FEATURES), relu(), Bilinear(WIDTH), relu(), last]
         case "Parallel":
             return [Parallel(FEATURES), relu(), Parallel(WIDTH), relu(), nn.Linear(WIDTH + FEATURES, CLASSES)]
         case "Embedding":
@@ -202,6 +212,9 @@ def fill(network: nn.Module, start: dict[str, Any]) -> list[tuple[Any, Any]]:
             continue
         if isinstance(owner, nn.Linear) and leaf == "weight":
             pairs.append((owner.weight, value.T))
+            continue
+        if isinstance(owner, nn.Bilinear) and leaf == "weight":
+            pairs.append((owner.weight, value.permute(1, 0, 2)))
             continue
         if isinstance(owner, nn.Embedding | nn.PReLU):
             leaf = "weight"

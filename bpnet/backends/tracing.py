@@ -174,14 +174,24 @@ class _Outlined:
         method, tracing = getattr(self.part, name), self.tracing
         real, precision = tracing.real, run.context.precision
         assert real is not None
+        terms = run.terms
+        count = len(terms or ())
         try:
             return method(run, *args)
         except Exception as error:  # whatever a method does that arrays can and symbols can't
             text = f"{name} of {self.part}, {reason(error)}"
+        if terms is not None:
+            del terms[count:]  # which it adds again
 
-        def really(key: Key, *args: Any) -> Any:
+        def really(key: Key, values: Any, share: Any, *args: Any) -> tuple[Any, Any]:
             with real.session():
-                key = tuple(map(int, key))
-                return method(type(run)(real, run.training, key, real.context(precision)), *args)
+                schedules = dict(zip(run.values, values, strict=True))
+                own = type(run)(real, run.training, tuple(map(int, key)), real.context(precision), schedules)
+                own.terms, own.share = None if terms is None else [], share
+                return method(own, *args), own.terms or []
 
-        return called(tracing.graph, real.xp, really, text, (run.key, *args), {})
+        given = run.key, list(run.values.values()), run.share, *args
+        made, added = called(tracing.graph, real.xp, really, text, given, {})
+        if added:
+            run.terms += added
+        return made

@@ -1,5 +1,6 @@
 """What is told of a training while it runs: the base of callbacks."""
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,19 +41,38 @@ class Callback:
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         """After an epoch, with its record of the history."""
 
+    def on_exception(self, trainer: "Trainer", error: BaseException) -> None:
+        """Where training was interrupted or something raised, `on_train_begin` apart; before `on_train_end`."""
+
     def on_train_end(self, trainer: "Trainer") -> None:
         """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
 
 
+NAMES = {
+    "early_stopping": "EarlyStopping",
+    "mlflow": "MLflow",
+    "norms": "Norms",
+    "progress": "Progress",
+    "reduce_on_plateau": "ReduceOnPlateau",
+}
+"""Names that stand for callbacks, as they are by default."""
+
+
 def check_callbacks(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list; raises ArgumentError where they are none."""
+    """The callbacks that a list of names and objects means; raises ArgumentError or UnknownNameError."""
     if not isinstance(callbacks, list | tuple):
-        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of callbacks")
+        raise ArgumentError(f"callbacks is {kind_of(callbacks)}; expected a list of names or of callbacks")
+    found = []
     for i, callback in enumerate(callbacks):
+        if isinstance(callback, str):
+            if callback not in NAMES:
+                raise UnknownNameError(f"callbacks[{i}]", callback, NAMES)
+            callback = getattr(importlib.import_module("bpnet"), NAMES[callback])()
         if not isinstance(callback, Callback):
-            hint = "an instance of it" if isinstance(callback, type) else "a bpnet Callback"
+            hint = "an instance of it" if isinstance(callback, type) else "a name or a bpnet Callback"
             raise ArgumentError(f"callbacks[{i}] is {kind_of(callback)}; expected {hint}")
-    return list(callbacks)
+        found.append(callback)
+    return found
 
 
 def needs_each_step(callback: Callback) -> bool:
@@ -62,13 +82,17 @@ def needs_each_step(callback: Callback) -> bool:
 
 def end(callbacks: Sequence[Callback], trainer: "Trainer", first: BaseException | None = None) -> None:
     """Tell all of them the end, whatever one raises; raise the first error, to which later ones are notes."""
+    raised = first
     for callback in callbacks:
-        try:
-            callback.on_train_end(trainer)
-        except BaseException as error:
-            if first is None:
-                first = error
-            else:
-                first.add_note(f"{type(callback).__name__}.on_train_end raised besides: {error!r}")
+        for name, args in (("on_exception", (trainer, raised)), ("on_train_end", (trainer,))):
+            if name == "on_exception" and raised is None:
+                continue
+            try:
+                getattr(callback, name)(*args)
+            except BaseException as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"{type(callback).__name__}.{name} raised besides: {error!r}")
     if first is not None:
         raise first

@@ -104,7 +104,8 @@ class MLflow(Callback):
             trainer.fit(x, y, epochs=10, callbacks=[bp.MLflow()])
 
     They go into the run that is active; where none is, into one of its own, which has network, loss, optimizer and seed
-    as parameters and ends with the training.  Raises MissingExtraError without the package mlflow or mlflow-skinny.
+    as parameters and ends with the training: as "KILLED" where that was interrupted, as "FAILED" where something
+    raised.  Raises MissingExtraError without the package mlflow or mlflow-skinny.
     """
 
     def __init__(self) -> None:
@@ -116,7 +117,7 @@ class MLflow(Callback):
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         mlflow = self._module()
-        self._own = mlflow.active_run() is None
+        self._own, self._status = mlflow.active_run() is None, "FINISHED"
         if self._own:
             mlflow.start_run()
             options = {name: getattr(trainer, name) for name in ("network", "loss", "optimizer", "seed")}
@@ -129,9 +130,12 @@ class MLflow(Callback):
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         self._module().log_metrics(_numbers(record), step=record["epoch"])
 
+    def on_exception(self, trainer: "Trainer", error: BaseException) -> None:
+        self._status = "FAILED" if isinstance(error, Exception) else "KILLED"
+
     def on_train_end(self, trainer: "Trainer") -> None:
         if self._own:
-            self._module().end_run()
+            self._module().end_run(self._status)
 
 
 LONGEST = 500

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from bpnet import (
     Activation,
+    Callback,
     Composite,
     Layer,
     Loss,
@@ -30,6 +31,7 @@ from bpnet import (
     initializers,
     metrics,
 )
+from bpnet.callbacks.base import NAMES as CALLBACKS
 from bpnet.cli.model import KEY, expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import OptionError, plural
@@ -97,10 +99,19 @@ def describe_catalogue() -> JSON:
             name: describe_entry(name, cls, options)
             for name, (cls, options) in sorted(found.items(), key=lambda item: item[0].lower())
         }
-    return result
+    return result | {"callbacks": {name: describe_entry(name, cls, {}) for name, cls in every_callback()}}
 
 
-def describe_entry(name: str, cls: type[Registered], options: Mapping[str, Any]) -> JSON:
+def every_callback() -> Iterator[tuple[str, type[Callback]]]:
+    """bpnet's own, each with its name, which is that of the class where options have no defaults."""
+    package, named = importlib.import_module("bpnet"), {cls: name for name, cls in CALLBACKS.items()}
+    found = {named.get(name, name): getattr(package, name) for name in package.__all__}
+    for name, cls in sorted(found.items(), key=lambda item: item[0].lower()):
+        if isinstance(cls, type) and issubclass(cls, Callback) and cls is not Callback:
+            yield name, cls
+
+
+def describe_entry(name: str, cls: type[Any], options: Mapping[str, Any]) -> JSON:
     """Class, options, first paragraph and paper of one name."""
     text, given = inspect.getdoc(cls) or "", inspect.signature(cls).parameters.values()
     shown = [p.replace(annotation=p.empty, default=options.get(p.name, p.default)) for p in given]
@@ -238,7 +249,7 @@ def describe_model(model: Path) -> JSON:
         "optimizer": repr(trainer.optimizer),
         "steps": trainer.step_count,
         "epochs": len(history),
-        "precision": str(history[-1].get("precision", "float32")) if history else trainer.precision,
+        "precision": str(history[-1].get("matmul_precision", "float32")) if history else trainer.precision,
         "last_epoch": history[-1] if history else None,
         "classes": trainer.classes,
         "features": provenance.features,

@@ -253,7 +253,8 @@ class Fusion:
             return step.kind == "fused" and step.symbols[0].block == symbol.block
 
         joined: set[int] = set()
-        draws = not self.draws.isdisjoint((symbol, *symbol.inputs))
+        # a kernel's numbers are drawn, and its rows reduced, for all of its columns
+        every_column = symbol.op in ROW_REDUCTIONS or not self.draws.isdisjoint((symbol, *symbol.inputs))
         for leaf, entrywise in self._leaves(symbol):
             if leaf.op == "memory" or leaf.op in JOINS:
                 continue
@@ -261,7 +262,8 @@ class Fusion:
                 raise _OrderError(leaf)
             number, row_wise = self.at[leaf], leaf.op in ROW_REDUCTIONS
             step = self.steps[number]
-            fits = step.space == space or (row_wise and step.space[0] == space[0] and space[1] == 1 and not draws)
+            by_row = row_wise and step.space[0] == space[0] and space[1] == 1
+            fits = step.space == space or (by_row and not every_column)
             if shares(step) and fits and entrywise and (row_wise or leaf.op not in REDUCTIONS):
                 least = max(least, number)
                 joined.add(number)

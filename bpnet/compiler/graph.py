@@ -171,7 +171,9 @@ class Graph:
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
     def power(self, x: Symbol, exponent: Any) -> Symbol:
-        """x**exponent for a whole number, by squares, or a half of one."""
+        """x**exponent for a whole number, by squares, or a half of one; of a number that is passed in, for any."""
+        if x.op == "number" and type(exponent) in (int, float):
+            return self.number(f"({self.numbers[x.args[0]]} ** {exponent!r})")
         if type(exponent) not in (int, float) or exponent * 2 != int(exponent * 2) or abs(exponent) > 64:
             raise NotTraceableError(f"a power of {exponent!r}")
         if exponent < 0:

@@ -124,7 +124,7 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
 
 def _example(library: Any, x: Symbol) -> Any:
     if x.op == "number":
-        return 1.0
+        return 0.5  # which may be a rate as well as a step
     numbers = numpy.random.default_rng(0).uniform(0.5, 1.5, x.shape)
     return library.asarray(numbers.astype(x.dtype) if x.dtype.kind == "f" else numpy.zeros(x.shape, x.dtype))
 

@@ -209,6 +209,11 @@ def _verify_kernel(kernel: FusedKernel) -> None:
     limits = {"operand": len(kernel.operands), "number": kernel.numbers, "constant": kernel.constants}
     for i, (op, layout, phase, *references) in enumerate(kernel.expressions):
         _check(op in POINTWISE or op in GENERATORS | ROW_REDUCTIONS | {"copy", "column_sum"}, f"no operation: {op}")
+        if op in ROW_REDUCTIONS:
+            what, number = references[0]
+            layouts = {"value": [e[1] for e in kernel.expressions], "operand": [of for of, _ in kernel.operands]}
+            single = what not in layouts or layouts[what][number] in ("per_row", "scalar")
+            _check(not single, f"{op} of what has one entry a row")
         for kind, which in references if op not in GENERATORS else ():
             _check(kind == "literal" or which < (i if kind == "value" else limits[kind]), f"{op} of what comes later")
             if kind == "value":

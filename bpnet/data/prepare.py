@@ -155,13 +155,20 @@ def prepare(
 
 
 def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
-    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays."""
+    """All of a batch that decides whether it fits and must be converted, but for its values; None: not arrays.
+
+    x may be several arrays, in a dict or a tuple.
+    """
     try:
         if y is None:
             return type(x), x.dtype, x.shape, x.device
         return type(x), x.dtype, x.shape, x.device, type(y), y.dtype, y.shape, y.device
     except AttributeError:
+        pass
+    if type(x) not in (dict, tuple):
         return None
+    parts = [kind(a) for a in (x.values() if type(x) is dict else x)] + ([] if y is None else [kind(y)])
+    return None if None in parts else (type(x), *x, *parts) if type(x) is dict else (type(x), *parts)
 
 
 class _Input:

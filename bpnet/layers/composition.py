@@ -10,7 +10,6 @@ from typing import Any, Literal
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Composite, Derivatives, Layer, Params, Rng, Run, Shape, SharedParams, Takes, check_layer
-from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.activity import ActivityPenalty
 from bpnet.layers.dense import Dense
@@ -21,8 +20,8 @@ from bpnet.registry import resolve
 
 
 def named_layer(what: str, layer: Any) -> Layer:
-    """`layer`, or the one of the activation that it names; raises UnknownNameError or ArgumentError."""
-    return resolve(Activation, "activation", layer) if isinstance(layer, str) else check_layer(what, layer)
+    """`layer`, or the one that it names; raises UnknownNameError, OptionError or ArgumentError."""
+    return resolve(Layer, "layer", layer) if isinstance(layer, str) else check_layer(what, layer)
 
 
 def called(run: Run, name: str, layer: Layer) -> tuple[Run, Layer]:
@@ -35,7 +34,8 @@ def called(run: Run, name: str, layer: Layer) -> tuple[Run, Layer]:
 class Sequential(Composite):
     """One layer after another: y = f_k(... f_2(f_1(x))); dL/dx = J_1^T ( ... (J_k^T dL/dy)).
 
-    The name of an activation, such as "relu", stands for its layer.  Children are named "0", "1", ...
+    The name of an activation, such as "relu", stands for its layer, and "LayerNorm" for LayerNorm(), as of any layer
+    whose options have defaults.  Children are named "0", "1", ...
     """
 
     layers: tuple[Layer, ...]

@@ -1,6 +1,5 @@
 """Noise while training: values are dropped with some probability, or moved."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ class Dropout(Layer):
     rate: float | Schedule = 0.5
 
     stochastic = True
+    schedulable = {"rate": fraction}
 
     def __post_init__(self) -> None:
         self._check(rate=or_schedule(fraction))
@@ -28,11 +28,7 @@ class Dropout(Layer):
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        if isinstance(self.rate, Schedule):
-            keep = 1.0 - run.value(self.rate)
-            mask = run.xp.astype(run.uniform(x.shape, like=x) < keep, x.dtype) * (1.0 / keep)
-        else:
-            mask = run.keep_mask(x.shape, 1.0 - self.rate, like=x)
+        mask = keep_mask(run, self.rate, x)
         return x * mask, mask
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
@@ -41,38 +37,30 @@ class Dropout(Layer):
         return dy if cache is None else dy * cache, {}
 
 
+def keep_mask(run: Run, rate: float | Schedule, x: Array) -> Array:
+    """0 with probability `rate`, else 1 / (1 - rate), for each entry of x."""
+    keep = 1.0 - run.value(rate)
+    if isinstance(rate, Schedule):  # so that a step is compiled once, whatever the rate
+        return run.xp.astype(run.uniform(x.shape, like=x) < keep, x.dtype) * (1.0 / keep)
+    return run.keep_mask(x.shape, keep, like=x)
+
+
 @dataclass(frozen=True)
-class AlphaDropout(Layer):
+class AlphaDropout(Dropout):
     r"""y = a (x kept + s (1 - kept)) + b while training, y = x otherwise (Klambauer et al. 2017).
 
     kept is 0 with probability r, the `rate`, else 1.  What is dropped becomes s = -1.0507 1.6733, to which SELU goes
     far below 0; a = 1 / sqrt((1 - r) (1 + r s**2)) and b = -a r s then leave the mean 0 and the variance 1 that
-    activations by SELU have.  The derivative is dL/dx = dL/dy a kept.
+    activations by SELU have.  The derivative is dL/dx = dL/dy a kept.  The rate may be a schedule.
     """
-
-    rate: float = 0.5
-
-    stochastic = True
-
-    def __post_init__(self) -> None:
-        self._check(rate=fraction)
-
-    @property
-    def gain(self) -> float:
-        """The factor a."""
-        return 1.0 / math.sqrt((1.0 - self.rate) * (1.0 + self.rate * LOWEST * LOWEST))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.rate == 0.0:
             return x, None
-        a, keep = self.gain, 1.0 - self.rate
-        kept = run.keep_mask(x.shape, keep, like=x) * keep
-        return a * (x * kept + LOWEST * (1.0 - kept)) - a * self.rate * LOWEST, kept
-
-    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        if not need_dx:
-            return None, {}
-        return dy if cache is None else dy * cache * self.gain, {}
+        rate = run.value(self.rate)
+        a = ((1.0 - rate) * (1.0 + rate * (LOWEST * LOWEST))) ** -0.5
+        kept = keep_mask(run, self.rate, x) * (1.0 - rate)
+        return a * (x * kept + LOWEST * (1.0 - kept)) - a * rate * LOWEST, a * kept
 
 
 LOWEST = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
@@ -83,20 +71,22 @@ LOWEST = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
 class GaussianNoise(Layer):
     """y = x + d n while training, y = x otherwise, with d the `deviation` and n drawn from the normal distribution.
 
-    The derivative is dL/dx = dL/dy.  A penalty on the size of dy/dx is what it comes to (Bishop 1995).
+    The derivative is dL/dx = dL/dy.  A penalty on the size of dy/dx is what it comes to (Bishop 1995).  The deviation
+    may be a schedule.
     """
 
-    deviation: float = 0.1
+    deviation: float | Schedule = 0.1
 
     stochastic = True
+    schedulable = {"deviation": not_negative}
 
     def __post_init__(self) -> None:
-        self._check(deviation=not_negative)
+        self._check(deviation=or_schedule(not_negative))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         if not run.training or self.deviation == 0.0:
             return x, None
-        return x + self.deviation * run.normal(x.shape, like=x), None
+        return x + run.value(self.deviation) * run.normal(x.shape, like=x), None
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         return (dy if need_dx else None), {}

@@ -13,7 +13,7 @@ from bpnet.layers.dense import Dense
 from bpnet.typing import ActivationName, InitializerName
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GLU(Composite):
     r"""y = v f(z) with v = x W + b and z = x V + c, entry by entry: a gated linear unit (Dauphin et al. 2017).
 
@@ -22,8 +22,8 @@ class GLU(Composite):
 
         dL/dx = dL/dv W^T + dL/dz V^T.
 
-    The gate f is the sigmoid here; others are those of Shazeer (2020): `SwiGLU`, `GeGLU`, and `Bilinear` without one.
-    The other options are those of `Dense`, for both.
+    The gate f is the sigmoid here; others are those of Shazeer (2020): `SwiGLU`, `GeGLU`, "relu", and "identity", of
+    which a `Dense` layer makes any quadratic form of x.  The other options are those of `Dense`, for both.
     """
 
     units: int
@@ -33,6 +33,7 @@ class GLU(Composite):
     bias_init: InitializerName | Initializer = "zeros"
 
     example = (20,)
+    __repr__ = Dense.__repr__
 
     def __post_init__(self) -> None:
         gate = self.children[1][1]
@@ -69,25 +70,15 @@ class GLU(Composite):
         return super().update_buffers(run, p, cache[:2])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SwiGLU(GLU):
     """`GLU` with z sigmoid(z) for its gate (Shazeer 2020)."""
 
     activation: ActivationName | Activation = "silu"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeGLU(GLU):
     """`GLU` with z Phi(z) for its gate (Shazeer 2020)."""
 
     activation: ActivationName | Activation = "gelu"
-
-
-@dataclass(frozen=True)
-class Bilinear(GLU):
-    """y = (x W + b) (x V + c), entry by entry: `GLU` with z itself for its gate (Shazeer 2020).
-
-    So an output is a product of two linear functions, and a `Dense` layer after it has any quadratic form of the input.
-    """
-
-    activation: ActivationName | Activation = "identity"

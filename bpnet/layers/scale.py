@@ -1,14 +1,12 @@
 """A trained scale for each feature."""
 
-import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
 from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape
-from bpnet.options import number
+from bpnet.options import finite
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Scale(Layer):
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check(start=partial(number, low=-math.inf, high=math.inf, closed="neither"))
+        self._check(start=finite)
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if not in_shape:

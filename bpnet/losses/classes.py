@@ -87,6 +87,7 @@ class CrossEntropy(ClassLoss):
         b, s = run.backend, self.label_smoothing
         if self.class_prior is not None:
             largest = max(self.class_prior)
+            z = z - run.xp.max(z, axis=1, keepdims=True)  # beside large logits the logarithms would be lost
             z = z + b.constants([self.tau * math.log(share / largest) for share in self.class_prior], z)
         if target.ndim == 1 and (s or self.class_weight is not None or self.ignore_index is not None):
             target = one_hot(run, target, z)  # of zeros, where a label names no class

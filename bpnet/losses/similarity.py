@@ -12,13 +12,17 @@ SHORTEST = 1e-8
 """Vectors that are shorter count as so long where they are divided by their length."""
 
 
-def length(run: Run, x: Array) -> Array:
-    """The Euclidean length along the last axis, which is kept; squares neither overflow nor vanish."""
+def polar(run: Run, x: Array) -> tuple[Array, Array]:
+    """The Euclidean length along the last axis, which is kept, and x over it, or 0 where x is.
+
+    Squares neither overflow nor vanish.
+    """
     xp = run.xp
-    largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
-    scale = xp.maximum(largest, float(xp.finfo(x.dtype).smallest_normal))
+    least = float(xp.finfo(x.dtype).smallest_normal)
+    scale = xp.maximum(xp.max(xp.abs(x), axis=-1, keepdims=True), least)
     ratio = x / scale
-    return scale * xp.sqrt(xp.sum(ratio * ratio, axis=-1, keepdims=True))
+    length = xp.sqrt(xp.sum(ratio * ratio, axis=-1, keepdims=True))
+    return scale * length, ratio / xp.maximum(length, least)
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +44,7 @@ class CosineSimilarity(RowLoss):
 
     def row_values(self, run: Run, output: Array, target: Array) -> tuple[Array, Array]:
         xp = run.xp
-        own, other = length(run, output), length(run, target)
+        (own, _), (other, _) = polar(run, output), polar(run, target)
         y, t = output / xp.maximum(own, SHORTEST), target / xp.maximum(other, SHORTEST)
         cosine = xp.sum(y * t, axis=1, keepdims=True)
         turning = xp.astype(own >= SHORTEST, output.dtype)  # where the length of y is divided by, it changes too
@@ -76,10 +80,9 @@ class Triplet(RowLoss):
     def row_values(self, run: Run, output: Array, target: Array) -> tuple[Array, Array]:
         xp = run.xp
         to_like, to_other = (output[:, 0, :] - output[:, i, :] for i in (1, 2))
-        near, far = length(run, to_like), length(run, to_other)
-        least = float(xp.finfo(output.dtype).smallest_normal)
+        (near, u), (far, v) = polar(run, to_like), polar(run, to_other)
         value = xp.maximum(near - far + self.margin, 0.0)
         counts = xp.astype(value > 0.0, output.dtype)
-        u, v = counts * (to_like / xp.maximum(near, least)), counts * (to_other / xp.maximum(far, least))
+        u, v = counts * u, counts * v
         slopes = xp.concat([u - v, -u, v], axis=1)
         return xp.expand_dims(value, axis=2), xp.reshape(slopes, output.shape)

@@ -2,11 +2,13 @@
 
     statistics(run, loss, output, target, weight) -> arrays     of some rows
     combine(backend, some, more) -> arrays                      of two lots of rows; by default their sums
-    result(xp, loss, *arrays) -> number                         of all, which lie on the host then, in float64
+    result(xp, loss, *arrays) -> number                         of all, in float64
 
-So a metric needs no more memory for more rows, but for those that sort: they keep rows (`keeps_rows`).
+Sums lie on the host by then.  So a metric needs no more memory for more rows, but for those that sort: they keep rows
+(`keeps_rows`), which stay where they were computed; on a device without float64 they come to the host too.
 """
 
+import re
 from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
@@ -14,6 +16,7 @@ from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
+from bpnet.names import define
 from bpnet.registry import Registered, catalogue, resolve
 
 Statistics = tuple[Array, ...]
@@ -33,7 +36,7 @@ class Metric(Registered, kind="metric"):
 
     @property
     def key(self) -> str:
-        """What it is called in the history and in what `evaluate` gives."""
+        """What it is called in the history and in what `evaluate` gives: the name that stands for it, if one does."""
         return next(iter(self.names), type(self).__name__)
 
     def check(self, loss: Loss, out_shape: Shape) -> None:
@@ -59,6 +62,9 @@ class Metric(Registered, kind="metric"):
         raise NotImplementedError
 
 
+COLUMNS = ("epoch", "step", "loss", "lr", "matmul_precision", "seconds")
+"""What an epoch's record has besides metrics; of validation data it has the loss and all metrics after "val_"."""
+
 KINDS = {"classes": "one of several classes", "labels": "what is true or false", "numbers": "numbers"}
 
 
@@ -77,9 +83,14 @@ def check_metrics(metrics: Any, loss: Loss, out_shape: Shape) -> tuple[Metric, .
         raise ArgumentError(f"metrics is {kind_of(metrics)}; expected a list of names or of metrics")
     found = tuple(resolve(Metric, f"metrics[{i}]", metric) for i, metric in enumerate(metrics))
     keys = [metric.key for metric in found]
-    for key in keys:
-        if keys.count(key) > 1 or key == "loss":
-            raise OptionError(f"metrics has two that are called {key!r}; expected one of each name, and none 'loss'")
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise OptionError(f"metrics has two that are called {key!r}; expected one of each name")
+        if key in COLUMNS or key.startswith("val_"):
+            raise OptionError(
+                f"metrics[{i}] is called {key!r}, but so is what an epoch's record has besides: rename it, by its "
+                "`names` or its `key`"
+            )
     for metric in found:
         metric.check(loss, out_shape)
     return found
@@ -87,7 +98,8 @@ def check_metrics(metrics: Any, loss: Loss, out_shape: Shape) -> tuple[Metric, .
 
 def larger_is_better(name: str) -> bool:
     """Whether a recorded quantity of that name is better when larger."""
-    name = name.removeprefix("val_")
+    name = re.sub("^(val_)?(head_[0-9]+_)?", "", name)
+    define(Metric.kind, name)
     found: Any = catalogue(Metric).get(name, (None,))[0]
     f_score = name[:1] == "f" and name[1:].replace(".", "").isdigit()
     return name.endswith("accuracy") or f_score or (found is not None and bool(found.larger_is_better))

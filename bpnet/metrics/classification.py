@@ -4,7 +4,7 @@ With `t` and `p` the rows (by weight) that are and are said to be of a class, an
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError
@@ -37,25 +37,40 @@ def probabilities(run: Run, loss: Loss, output: Array, target: Array) -> tuple[A
     return p, one_hot(run, target, output) if target.ndim == 1 else target
 
 
+class _OfRows(Metric):
+    """The mean over rows, by weight, of a number that each has."""
+
+    of: ClassVar[tuple[str, ...]] = ("classes", "labels")
+
+    def of_rows(self, run: Run, loss: Loss, output: Array, target: Array) -> Array:
+        """It of every row."""
+        raise NotImplementedError
+
+    def statistics(self, run: Run, loss: Loss, output: Array, target: Array, weight: Array) -> Statistics:
+        rows = self.of_rows(run, loss, output, target)
+        return run.xp.sum(weighed(run, rows, weight)), run.xp.sum(weight)
+
+    def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
+        value, count = statistics
+        return float(value / count)
+
+
 @dataclass(frozen=True)
-class Accuracy(Metric):
+class Accuracy(_OfRows):
     """The share of rows that are right: whose class is predicted, or all of whose outputs are on the right side."""
 
     names = {"accuracy": {}}
-    of = ("classes", "labels")
 
-    def statistics(self, run: Run, loss: Loss, output: Array, target: Array, weight: Array) -> Statistics:
-        right: Any = loss.correct(run, output, target)
-        return run.xp.sum(weighed(run, right, weight)), run.xp.sum(weight)
-
-    def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
-        right, count = statistics
-        return float(right / count)
+    def of_rows(self, run: Run, loss: Loss, output: Array, target: Array) -> Array:
+        return loss.correct(run, output, target)
 
 
 @dataclass(frozen=True)
-class TopKAccuracy(Metric):
-    """The share of rows whose class is among the k most probable; of equal ones the later counts as more probable."""
+class TopKAccuracy(_OfRows):
+    """The share of rows whose class is among the k most probable; of equal ones the later counts as more probable.
+
+    It is called `top_3_accuracy` and so on, with 5 by default `top_k_accuracy`.
+    """
 
     k: int = 5
 
@@ -67,26 +82,21 @@ class TopKAccuracy(Metric):
 
     @property
     def key(self) -> str:
-        return f"top_{self.k}_accuracy"
+        return super().key if self == TopKAccuracy() else f"top_{self.k}_accuracy"
 
     def check(self, loss: Loss, out_shape: Shape) -> None:
         super().check(loss, out_shape)
         if self.k >= out_shape[-1]:
             raise OptionError(f"{self.key} is of the {self.k} most probable classes, but there are {out_shape[-1]}")
 
-    def statistics(self, run: Run, loss: Loss, output: Array, target: Array, weight: Array) -> Statistics:
+    def of_rows(self, run: Run, loss: Loss, output: Array, target: Array) -> Array:
         xp, label = run.xp, labels_of(run, target)
         true = one_hot(run, label, output) > 0.5
         own = xp.sum(xp.where(true, output, 0.0), axis=1, keepdims=True)
         later = xp.arange(output.shape[1], dtype=label.dtype, device=run.backend.device(output))
         later = later > xp.expand_dims(label, axis=1)
         before = xp.astype((output > own) | ((output == own) & later), output.dtype)
-        right = xp.astype(xp.sum(before, axis=1) < float(self.k), output.dtype)
-        return xp.sum(weighed(run, right, weight)), xp.sum(weight)
-
-    def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
-        right, count = statistics
-        return float(right / count)
+        return xp.astype(xp.sum(before, axis=1) < float(self.k), output.dtype)
 
 
 class _OfCounts(Metric):
@@ -156,12 +166,9 @@ class _Averaged(_OfCounts):
 
 @dataclass(frozen=True)
 class Precision(_Averaged):
-    """tp / p: what share of those that are said to be of a class are.
+    """tp / p: what share of those that are said to be of a class are."""
 
-    It is recorded as `precision_score`, as scikit-learn calls it: an epoch's `precision` is that of its products.
-    """
-
-    names = {"precision_score": {}, "precision": {}}
+    names = {"precision": {}}
 
     def of_counts(self, xp: Any, tp: Array, p: Array, t: Array) -> Array:
         return ratio(xp, tp, p)
@@ -224,10 +231,9 @@ class ConfusionMatrix(Metric):
         return statistics[0].tolist()
 
 
-class _OfProbabilities(Metric):
+class _OfProbabilities(_OfRows):
     """A mean over rows of how far probabilities are from the truth."""
 
-    of = ("classes", "labels")
     larger_is_better = False
 
     def check(self, loss: Loss, out_shape: Shape) -> None:
@@ -235,18 +241,13 @@ class _OfProbabilities(Metric):
         if not (loss.logits or isinstance(loss, BinaryCrossEntropy)):
             raise OptionError(f"the metric {self.key} is of probabilities, but {loss} gives none")
 
-    def of_rows(self, run: Run, p: Array, target: Array, classes: bool) -> Array:
+    def of_probabilities(self, xp: Any, p: Array, target: Array, classes: bool) -> Array:
         """It of every row."""
         raise NotImplementedError
 
-    def statistics(self, run: Run, loss: Loss, output: Array, target: Array, weight: Array) -> Statistics:
+    def of_rows(self, run: Run, loss: Loss, output: Array, target: Array) -> Array:
         p, target = probabilities(run, loss, output, target)
-        rows = self.of_rows(run, p, target, isinstance(loss, ClassLoss))
-        return run.xp.sum(weighed(run, rows, weight)), run.xp.sum(weight)
-
-    def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
-        value, count = statistics
-        return float(value / count)
+        return self.of_probabilities(run.xp, p, target, isinstance(loss, ClassLoss))
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,7 @@ class LogLoss(_OfProbabilities):
 
     names = {"log_loss": {}}
 
-    def of_rows(self, run: Run, p: Array, target: Array, classes: bool) -> Array:
-        xp = run.xp
+    def of_probabilities(self, xp: Any, p: Array, target: Array, classes: bool) -> Array:
         least = float(xp.finfo(p.dtype).eps)
 
         def log(share: Array) -> Array:
@@ -278,9 +278,9 @@ class Brier(_OfProbabilities):
 
     names = {"brier": {}}
 
-    def of_rows(self, run: Run, p: Array, target: Array, classes: bool) -> Array:
+    def of_probabilities(self, xp: Any, p: Array, target: Array, classes: bool) -> Array:
         off = (p - target) * (p - target)
-        return run.xp.sum(off, axis=1) if classes else run.xp.mean(off, axis=tuple(range(1, off.ndim)))
+        return xp.sum(off, axis=1) if classes else xp.mean(off, axis=tuple(range(1, off.ndim)))
 
 
 @dataclass(frozen=True)

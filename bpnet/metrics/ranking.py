@@ -1,8 +1,10 @@
 """Metrics of the order in which outputs put the rows.  They keep an output and a target of every row, and sort them.
 
-Rows come to the host batch by batch while the device computes, and are sorted there in float64: 16 bytes or more a row.
+That is done where they were computed, in float64: 24 bytes a row for each output or class, and several times that while
+one of them is sorted.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from bpnet.backends.base import Array
 from bpnet.layer import Run
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
-from bpnet.metrics.base import Metric, Statistics
+from bpnet.metrics.base import Metric, Statistics, ratio
 from bpnet.metrics.classification import labels_of
 
 
@@ -32,27 +34,36 @@ class _OfScores(Metric):
 
     def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
         scores, true, weight = statistics
-        counted = xp.nonzero(weight > 0.0)[0]
-        scores, true, weight = (xp.take(x, counted, axis=0) for x in (scores, true, weight))
-        columns = scores.shape[1]
-        if true.shape[1] < columns:
-            true = xp.astype(true == xp.arange(columns, dtype=true.dtype), true.dtype)
-        each = [self.of_column(xp, scores[:, k], xp.astype(true[:, k] > 0.5, xp.bool), weight) for k in range(columns)]
-        return sum(each) / columns
+        scores, columns = _counted(xp, scores, weight), scores.shape[1]
+        found = []
+        for k in range(columns):
+            is_true = true[:, k] > 0.5 if true.shape[1] == columns else true[:, 0] == k
+            weights = (xp.where(which, weight, 0.0) for which in (is_true, ~is_true))
+            found.append(self.of_column(xp, scores[:, k], *weights))
+        return float(sum(found) / columns)
 
-    def of_column(self, xp: Any, score: Array, true: Array, weight: Array) -> float:
-        """Of scores, whether rows are true, and weights."""
+    def of_column(self, xp: Any, score: Array, true: Array, false: Array) -> Array:
+        """Of scores, and the weights of rows as true and as false ones, one of which is 0: a number."""
         raise NotImplementedError
 
 
-def _sums(xp: Any, score: Array, true: Array, weight: Array) -> tuple[Array, Array]:
-    """For every score that occurs, the largest first: weights of rows that are true, and of those that are false, with
-    at least this score."""
-    order = xp.argsort(-score)
-    score, true, weight = (xp.take(x, order) for x in (score, true, weight))
-    last = xp.nonzero(xp.concat([score[1:] != score[:-1], xp.ones(1, dtype=xp.bool)]))[0]
-    sums = [xp.take(xp.cumulative_sum(xp.where(which, weight, 0.0)), last) for which in (true, ~true)]
-    return sums[0], sums[1]
+def _counted(xp: Any, x: Array, weight: Array) -> Array:
+    """x without what rows of no weight have, which may be no number that can be sorted."""
+    return xp.where(xp.reshape(weight, (-1, 1)) > 0.0, x, 0.0)
+
+
+def _sums(xp: Any, x: Array, *weights: Array) -> list[tuple[Array, Array]]:
+    """Of each of the weights, for every row: the sum over rows of smaller x, and over those whose x is no larger."""
+    order = xp.argsort(x)
+    ordered = xp.take(x, order)
+    x = xp.asarray(x, copy=True)  # a column on its own, as PyTorch searches
+    places = [xp.searchsorted(ordered, x, side=side) for side in ("left", "right")]
+    found = []
+    for weight in weights:
+        sums = xp.cumulative_sum(xp.take(weight, order), include_initial=True)
+        smaller, no_larger = (xp.take(sums, place) for place in places)
+        found.append((smaller, no_larger))
+    return found
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,9 @@ class RocAuc(_OfScores):
 
     names = {"roc_auc": {}}
 
-    def of_column(self, xp: Any, score: Array, true: Array, weight: Array) -> float:
-        hits, misses = _sums(xp, score, true, weight)
-        if not hits[-1] * misses[-1]:
-            return float("nan")
-        before = xp.concat([xp.zeros(1, dtype=hits.dtype), hits[:-1]])
-        steps = misses - xp.concat([xp.zeros(1, dtype=hits.dtype), misses[:-1]])
-        return float(xp.sum(0.5 * (hits + before) * steps) / (hits[-1] * misses[-1]))
+    def of_column(self, xp: Any, score: Array, true: Array, false: Array) -> Array:
+        ((below, up_to),) = _sums(xp, score, false)
+        return ratio(xp, xp.sum(true * 0.5 * (below + up_to)), xp.sum(true) * xp.sum(false), math.nan)
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,9 @@ class AveragePrecision(_OfScores):
 
     names = {"average_precision": {}}
 
-    def of_column(self, xp: Any, score: Array, true: Array, weight: Array) -> float:
-        hits, misses = _sums(xp, score, true, weight)
-        if not hits[-1]:
-            return 0.0
-        steps = hits - xp.concat([xp.zeros(1, dtype=hits.dtype), hits[:-1]])
-        return float(xp.sum(steps * hits / (hits + misses)) / hits[-1])
+    def of_column(self, xp: Any, score: Array, true: Array, false: Array) -> Array:
+        (_, hits), (_, misses) = _sums(xp, -score, true, false)
+        return ratio(xp, xp.sum(true * ratio(xp, hits, hits + misses)), xp.sum(true))
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,18 @@ class Spearman(Metric):
         return run.xp.reshape(prediction, (rows, -1)), run.xp.reshape(target, (rows, -1)), weight
 
     def result(self, xp: Any, loss: Loss, *statistics: Array) -> Any:
-        outputs, targets, weight = statistics
-        counted = xp.nonzero(weight > 0.0)[0]
-        outputs, targets = (xp.take(x, counted, axis=0) for x in (outputs, targets))
+        *pair, weight = statistics
+        counts = xp.astype(weight > 0.0, weight.dtype)
+        outputs, targets = (_counted(xp, x, weight) for x in pair)
         found = []
         for k in range(outputs.shape[1]):
-            a, b = (_ranks(xp, x[:, k]) for x in (outputs, targets))
-            a, b = a - xp.mean(a), b - xp.mean(b)
-            norm = float(xp.sqrt(xp.sum(a * a) * xp.sum(b * b)))
-            found.append(float(xp.sum(a * b)) / norm if norm else float("nan"))
-        return sum(found) / len(found)
+            a, b = (_ranks(xp, x[:, k], counts) for x in (outputs, targets))
+            found.append(ratio(xp, xp.sum(a * b), xp.sqrt(xp.sum(a * a) * xp.sum(b * b)), math.nan))
+        return float(sum(found) / len(found))
 
 
-def _ranks(xp: Any, x: Array) -> Array:
-    """From 1 on; of equal ones the mean."""
-    ordered = xp.sort(x)
-    return 0.5 * (xp.searchsorted(ordered, x, side="left") + xp.searchsorted(ordered, x, side="right") + 1)
+def _ranks(xp: Any, x: Array, counts: Array) -> Array:
+    """Less their mean; of equal ones the mean.  Rows for which `counts` is 0, not 1, have none, which is 0."""
+    ((below, up_to),) = _sums(xp, x, counts)
+    ranks = 0.5 * (below + up_to)
+    return counts * (ranks - xp.sum(counts * ranks) / xp.sum(counts))

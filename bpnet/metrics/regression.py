@@ -76,7 +76,8 @@ class MAPE(_OfErrors):
 class Pinball(_OfErrors):
     """The mean of alpha |e| where the target is larger, else of (1 - alpha) |e|: least for the alpha-quantile.
 
-    Where the loss is `Quantile` and has that one, the output for it is taken.
+    Where the loss is `Quantile` and has that one, the output for it is taken.  It is called `pinball_0.9` and so on, of
+    the median, the default, `pinball`.
     """
 
     alpha: float = 0.5
@@ -88,7 +89,7 @@ class Pinball(_OfErrors):
 
     @property
     def key(self) -> str:
-        return f"pinball_{self.alpha:g}"
+        return super().key if self == Pinball() else f"pinball_{self.alpha:g}"
 
     def prediction(self, run: Run, loss: Loss, output: Array) -> Array:
         if isinstance(loss, Quantile) and self.alpha in loss.quantiles:

@@ -42,6 +42,9 @@ class Around(Optimizer):
     def state_names(self) -> tuple[str, ...]:
         return *self.own_names, *self.base.state_names
 
+    def state_names_of(self, layout: Layout) -> tuple[str, ...]:
+        return *self.own_names, *self.base.state_names_of(layout)
+
     def learning_rate(self, step: int) -> float:
         rate: float = self.base.learning_rate(self.inner_step(step))
         return rate

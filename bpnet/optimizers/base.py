@@ -45,6 +45,10 @@ class Optimizer(Registered, kind="optimizer"):
         """What each array of the state is called in a message; `state_names = ("velocity v",)` says so too."""
         return ()
 
+    def state_names_of(self, layout: Layout) -> tuple[str, ...]:
+        """The names of the arrays that the state has for these leaves: not all where it treats some as others."""
+        return self.state_names
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step, the first being 0; raises OptionError where a schedule gives none."""
         if not isinstance(self.lr, Schedule):

@@ -117,6 +117,12 @@ class Grouped(Optimizer):
     def state_names(self) -> tuple[str, ...]:
         return tuple(name for member in self._members if member is not None for name in member.state_names)
 
+    def state_names_of(self, layout: Layout) -> tuple[str, ...]:
+        pairs = [(p, m) for p, m in zip(self._parts(layout), self._members, strict=True) if p is not None]
+        return tuple(
+            name for part, member in pairs if member is not None for name in member.state_names_of(part.layout)
+        )
+
     def learning_rate(self, step: int) -> float:
         return self.base.learning_rate(step)
 
@@ -142,11 +148,10 @@ class Grouped(Optimizer):
         for part, member in zip(self._parts(layout), self._members, strict=True):
             if part is not None and member is not None:
                 own = member.init(backend, part.layout, backend.copy(part.of(backend, theta)))
-                if len(own) != len(member.state_names):
-                    raise OptionError(
-                        f"{member} has {len(own)} arrays of state, but state_names {member.state_names}: in groups "
-                        "each needs a name"
-                    )
+                called = member.state_names_of(part.layout)
+                if len(own) != len(called):
+                    has = f"{member} has {len(own)} arrays of state, but state_names {called}"
+                    raise OptionError(f"{has}: in groups each needs a name")
                 state += own
         return state
 
@@ -155,7 +160,7 @@ class Grouped(Optimizer):
         found, start = [], 0
         for i, (part, member) in enumerate(zip(self._parts(layout), self._members, strict=True)):
             if part is not None:
-                count = 0 if member is None else len(member.state_names)
+                count = 0 if member is None else len(member.state_names_of(part.layout))
                 found.append((i, part, member, state[start : start + count]))
                 start += count
         return found

@@ -68,6 +68,11 @@ class Muon(Optimizer):
     def state_names(self) -> tuple[str, ...]:
         return "momentum m", *self.rest.state_names
 
+    def state_names_of(self, layout: Layout) -> tuple[str, ...]:
+        matrices, rest = self.parts(layout)
+        names = () if rest is None else self.rest.state_names_of(rest.layout)
+        return names if matrices is None else ("momentum m", *names)
+
     def hyperparameters_at(self, step: int, lr_scale: float = 1.0) -> tuple[Any, ...]:
         return super().hyperparameters_at(step, lr_scale), self.rest.hyperparameters_at(step, lr_scale)
 

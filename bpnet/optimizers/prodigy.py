@@ -28,7 +28,7 @@ class Prodigy(Optimizer):
     """
 
     lr: float | Schedule = 1.0
-    beta1: float = 0.9
+    beta1: float | Schedule = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     initial: float = 1e-6
@@ -47,7 +47,9 @@ class Prodigy(Optimizer):
     )
 
     def __post_init__(self) -> None:
-        self._check(lr=rate, beta1=fraction, beta2=fraction, epsilon=positive, initial=positive, growth=positive)
+        self._check(
+            lr=rate, beta1=or_schedule(fraction), beta2=fraction, epsilon=positive, initial=positive, growth=positive
+        )
         self._check(weight_decay=or_schedule(not_negative), safe_warm_up=flag)
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
@@ -57,6 +59,7 @@ class Prodigy(Optimizer):
 
     def hyperparameters(self, lr: float, step: int) -> tuple[float, ...]:
         """lr with Adam's correction."""
+        assert not isinstance(self.beta1, Schedule)
         return (lr * (1.0 - self.beta2**step) ** 0.5 / (1.0 - self.beta1**step),)
 
     def update(
@@ -67,7 +70,8 @@ class Prodigy(Optimizer):
         now, (lr,) = self.at_step(hyperparameters)
         a, beta3 = d * lr, self.beta2**0.5
         scaled = d * grad
-        m = self.beta1 * m + (1.0 - self.beta1) * scaled
+        beta1: Any = now.beta1
+        m = beta1 * m + (1.0 - beta1) * scaled
         v = self.beta2 * v + (1.0 - self.beta2) * scaled * scaled
         s = beta3 * s + (d if self.safe_warm_up else a) / self.initial * scaled
         r = beta3 * r + d / self.initial * a * xp.sum(grad * way)

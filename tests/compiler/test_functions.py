@@ -20,6 +20,13 @@ B = RNG.standard_normal((5, 6)).astype("float32")
 N = np.array([2, 0, 1, 2, -1], "int64")
 M = A > 0.0
 
+
+def unit(xp: Any, v: Any) -> Any:
+    """v / |v|, as a row: of one entry, where it is a sum over longer ones."""
+    row = xp.reshape(v, (1, -1))
+    return row / xp.sqrt(xp.sum(row * row, axis=-1, keepdims=True)) + xp.max(row, axis=0) - xp.min(row)
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "permute": (lambda xp, t: xp.permute_dims(t, (2, 0, 1)) * 2.0, (T,)),
     "perm4": (lambda xp, q: xp.permute_dims(q, (3, 1, 0, 2)) + 1.0, (Q,)),
@@ -41,6 +48,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "broadcast 3": (lambda xp, t: t / xp.sum(t, axis=1, keepdims=True), (T,)),
     "sum mid": (lambda xp, t: xp.sum(t, axis=1), (T,)),
     "sum last": (lambda xp, t: xp.sum(t, axis=-1), (T,)),
+    "sum of one": (lambda xp, a: unit(xp, xp.sum(a[:1] * a[:1], axis=1)), (A,)),
     "sum first": (lambda xp, t: xp.sum(t * t, axis=0), (T,)),
     "sum two": (lambda xp, t: xp.sum(t * t, axis=(0, 2)), (T,)),
     "sum 01": (lambda xp, t: xp.sum(t * t, axis=(0, 1)), (T,)),

@@ -177,6 +177,9 @@ TURNED = Program((("product", 0, 1), ("turned row of", 0, 2)), 0)
 OVER_TURNED = Program((("turned row of", 0, 1), ("row of", 0, 2), ("row of", 0, 3)), 0)
 """And where another sum of the columns is stored in its place."""
 
+DOWN_A_TABLE = Program((("known numbers", 0, 0), ("centred columns", 2, 0)), 0)
+"""Of which a kernel that goes down its columns has a number for each."""
+
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @example(READ_AGAIN, (2, 3), 0, "float32")
@@ -214,6 +217,7 @@ def test_machine_code_gives_what_the_interpreter_gives(
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(program=DOWN_A_TABLE, shape=(5, 3), seed=0, dtype="float64")
 @given(program=programs(), shape=SHAPES, seed=st.integers(0, 5), dtype=st.sampled_from(["float32", "float64"]))
 def test_cuda_kernels_give_what_the_interpreter_gives(
     program: Program, shape: Any, seed: int, dtype: str, world: World

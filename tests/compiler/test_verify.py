@@ -52,6 +52,12 @@ def late(found: CommandList) -> Any:
     return tuple((e[0], e[1], 0, *e[3:]) for e in found.commands[1].kernel.expressions)
 
 
+def by_row(found: CommandList) -> Any:
+    """The kernel's expressions, in which a row-wise sum is of what has one entry a row."""
+    assert isinstance(found.commands[1], Fused)
+    return tuple((e[0], "per_row", *e[2:]) for e in found.commands[1].kernel.expressions)
+
+
 WRONG: dict[str, tuple[str, Callable[[CommandList], CommandList]]] = {
     "order": ("before it is written", lambda c: replace(c, commands=c.commands[::-1])),
     "left out": ("not written", lambda c: replace(c, commands=c.commands[:-1])),
@@ -62,6 +68,7 @@ WRONG: dict[str, tuple[str, Callable[[CommandList], CommandList]]] = {
     "product in place": ("while it reads", lambda c: changed(c, 2, out=c.commands[2].b.address)),  # type: ignore[union-attr]
     "too few operands": ("not given what", lambda c: changed(c, 1, operands=())),
     "a number that is none": ("a number that is none", lambda c: changed(kernel_with(c, numbers=1), 1, numbers=(0,))),
+    "a sum of one": ("of what has one entry a row", lambda c: kernel_with(c, expressions=by_row(c))),
     "an early phase": ("before it is known", lambda c: kernel_with(c, expressions=late(c))),
 }
 

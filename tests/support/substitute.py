@@ -67,6 +67,17 @@ def install() -> None:
         _redirect(path, device)
     compiler._NVRTCProgram = functools.partial(_Program, folder)
     compiler._get_arch, compiler._get_nvrtc_version = (lambda: "90"), (lambda: (13, 0))
+    import cupy
+
+    for name in ("argsort", "cumsum"):  # of Thrust, and of a kernel that is for warps
+        setattr(cupy, name, functools.partial(_on_host, name))
+
+
+def _on_host(name: str, x: Any, **options: Any) -> Any:
+    import cupy
+    import numpy
+
+    return cupy.asarray(getattr(numpy, name)(x.get(), **options))
 
 
 def counts() -> dict[str, int]:

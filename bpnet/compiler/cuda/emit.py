@@ -19,7 +19,7 @@ from typing import Any
 from bpnet.compiler.commands import FusedKernel, KernelResult, Reference, result_dtype
 from bpnet.compiler.cuda.device import COMMON, REDUCTIONS
 from bpnet.compiler.cuda.launch import STORED, THREADS, TYPES, form_of
-from bpnet.compiler.ops import COMPARISONS, GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
+from bpnet.compiler.ops import BY_COLUMN, COMPARISONS, GENERATORS, OPERATIONS, RANDOM, ROW_REDUCTIONS
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """For NVIDIA's compiler, which by itself rounds divisions and roots as IEEE 754 has it and keeps subnormal numbers;
@@ -159,6 +159,10 @@ class _Writer:
     def spelled(self, op: str, args: Sequence[Any], known: dict[Reference, str]) -> str:
         return OPERATIONS[op].cuda.format(*(self.name(a, known) for a in args))
 
+    def by_column(self, i: int, op: str) -> str:
+        """What has a value for each column: its number, or that of a table."""
+        return "(T)(col + k)" if op == "positions" else f"{self.part}table{i}[col + k]"
+
     def the_same(self, layouts: tuple[str, ...], phase: int) -> Iterator[str]:
         """What computes values that are the same for all entries, or for all of a row."""
         for i, (op, layout, p, *args) in enumerate(self.kernel.expressions):
@@ -222,10 +226,8 @@ class _Writer:
                 text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m})"
                 mask, uniform = f"{text} < limit{m} ? scale{m} : (T)0", f"((T)({text} >> 9) + (T)0.5) * (T)0x1p-23"
                 text = mask if op == "mask" else uniform
-            elif op == "positions":
-                text = "(T)(col + k)"
-            elif op == "table":
-                text = f"{self.part}table{i}[col + k]"
+            elif op in BY_COLUMN:
+                text = self.by_column(i, op)
             else:
                 text = self.spelled(op, args, known)
             known["value", i] = f"v{i}"
@@ -302,7 +304,11 @@ class _Writer:
         for i, (op, layout, p, *args) in enumerate(kernel.expressions):
             if layout == "per_column" and p == phase and op != "column_sum":
                 lanes.append(f"{'bool' if op in COMPARISONS else 'T'} v{i}[{width}];")
-                done.append(f"v{i}[k] = {'(T)(col + k)' if op == 'positions' else self.spelled(op, args, self.known)};")
+                known = op in BY_COLUMN  # of columns that there are: some threads have none
+                text = (
+                    f"col < columns ? {self.by_column(i, op)} : (T)0" if known else self.spelled(op, args, self.known)
+                )
+                done.append(f"v{i}[k] = {text};")
                 self.known["value", i] = f"v{i}[k]"
         for i, result in enumerate(kernel.results):
             if result[2] == phase and _per_column(result):

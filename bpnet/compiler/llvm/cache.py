@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,15 @@ LARGEST = 2**26
 ABANDONED = 3600.0
 """Seconds after which a file that is not complete yet belongs to a process that is no more."""
 
+MOST = 2**14
+"""Files that are kept, some 100 MB: of more, those that have not been used for longest go, and half of these remain."""
+
+OURS = re.compile(r"\w+-[0-9a-f]{24}\.(o|json)")
+"""Names of files that are kept."""
+
+DAY = 86400.0
+"""Seconds for which a file counts as just used."""
+
 
 def read(name: str, key: bytes) -> bytes | None:
     """The code that was written by this name and key; None where there is none."""
@@ -39,6 +49,9 @@ def read(name: str, key: bytes) -> bytes | None:
             if status.st_size > LARGEST or (HAS_OWNERS and (status.st_uid != os.geteuid() or status.st_mode & 0o022)):
                 return None
             data = file.read()
+            if time.time() - status.st_mtime > DAY:
+                with suppress(OSError):  # as of what may only be read
+                    os.utime(prefix + name, dir_fd=folder)
     except OSError:
         return None
     return data[32:] if hashlib.sha256(key + data[32:]).digest() == data[:32] else None
@@ -48,7 +61,7 @@ def write(name: str, key: bytes, code: bytes) -> None:
     """Keep `code`, where there is a place for it."""
     try:
         with _opened(make=True) as (prefix, folder):
-            _remove_abandoned(prefix, folder)
+            _clean(prefix, folder)
             with replacing(prefix + name, "wb", 0o600, folder) as file:
                 file.write(hashlib.sha256(key + code).digest() + code)
     except OSError as error:
@@ -130,10 +143,17 @@ def _warn(message: str) -> None:
 
 
 @functools.cache
-def _remove_abandoned(prefix: str, folder: int | None) -> None:
-    """Remove, once in a process, what processes that were killed while they wrote left behind."""
-    for name in os.listdir(prefix if folder is None else folder):
-        if name.endswith(".part"):
-            with suppress(OSError):
-                if time.time() - os.stat(prefix + name, dir_fd=folder, follow_symlinks=False).st_mtime > ABANDONED:
-                    os.unlink(prefix + name, dir_fd=folder)
+def _clean(prefix: str, folder: int | None) -> None:
+    """Remove, once in a process, what killed processes have left half written, and what has not been used for long."""
+    names, now = os.listdir(prefix if folder is None else folder), time.time()
+    kept = [name for name in names if OURS.fullmatch(name)]
+    ages = {}
+    for name in [name for name in names if name.endswith(".part")] + (kept if len(kept) > MOST else []):
+        with suppress(OSError):
+            ages[name] = now - os.stat(prefix + name, dir_fd=folder, follow_symlinks=False).st_mtime
+    old = [name for name, age in ages.items() if name.endswith(".part") and age > ABANDONED]
+    if len(kept) > MOST:
+        old += sorted(ages.keys() & set(kept), key=lambda name: ages[name])[MOST // 2 :]
+    for name in old:
+        with suppress(OSError):
+            os.unlink(prefix + name, dir_fd=folder)
