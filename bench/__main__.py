@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import picture, readme, report, roof
+from bench import mnist, picture, readme, report, roof
 from bench.contenders import ALL, floor_on, subject_on
-from bench.machine import accelerator, describe, why_no_accelerator
+from bench.machine import accelerator, describe, keep, why_no_accelerator
 from bench.measure import Line, contestants, measure, record_of
 from bench.plan import Case, Plan, available_cores
 from bench.suites import SUITES
@@ -59,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     epoch = commands.add_parser("epoch", help="an epoch through Trainer.fit against the bare steps")
     imports = commands.add_parser("import", help="time of `import bpnet` over `import numpy`")
     threads = commands.add_parser("threads", help="a step's time against the number of threads")
+    published = commands.add_parser("mnist", help="figures published for MNIST, by bpnet; fetches 11 MB once")
     catalogue = commands.add_parser("catalogue", help="a step around each entry of the catalogue, against peers")
     written = commands.add_parser("report", help="write README's table and picture from bench/results/*.json")
     for command in (profile, epoch, threads):
@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     catalogue.add_argument("--seconds", type=float, default=1150.0, help="for all; entries not begun by then are told")
     catalogue.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
+    mnist.add_options(published)
     written.add_argument("--results", type=Path, default=readme.RESULTS, help="where the JSON files are")
     written.add_argument("--readme", type=Path, default=readme.README, help="the page with the markers")
     return top
@@ -244,16 +245,6 @@ def _absent(options: argparse.Namespace, result: dict[str, Any]) -> None:
     keep(result, options.json)
 
 
-def keep(result: dict[str, Any], path: Path | None) -> None:
-    """Write the figures so that an interrupted run leaves the last whole file."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
-    fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     commands = parser()
     options = commands.parse_args(arguments)
@@ -264,6 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "report":
         readme.write(options.results, options.readme)
         return 0
+    if options.command == "mnist":
+        return mnist.run(options)
     if options.command == "catalogue":
         return run_catalogue(options)
     from bench import epoch, imports, profile, scaling

@@ -1,12 +1,14 @@
-"""What the figures were measured on."""
+"""What the figures were measured on, and the file that keeps them."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +100,13 @@ def describe() -> dict[str, Any]:
         found["busy"] = round(others, 2)
     gpu = accelerator()
     return found | ({"gpu": gpu} if gpu else {})
+
+
+def keep(result: dict[str, Any], path: Path | None) -> None:
+    """Write the figures so that an interrupted run leaves the last whole file."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".part")
+    fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)

@@ -1,8 +1,9 @@
-"""Throughput against batch size, drawn: CPU and GPU in one picture."""
+"""Throughput against batch size, CPU and GPU in one picture; and the test errors of epochs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.contenders import floor_on
@@ -31,6 +32,8 @@ COLOURS = {
     "roof-cupy": "#636363",
 }
 
+STYLE = {"svg.hashsalt": "bench", "svg.fonttype": "path", "font.size": 10}
+
 
 def families(records: list[Record]) -> list[list[Record]]:
     """The records in groups that differ in nothing but the batch size, which grows, and the device."""
@@ -46,14 +49,9 @@ def _batches(family: list[Record]) -> list[int]:
 
 def plot(result: Record, path: Path) -> None:
     """Both axes logarithmic; one panel for each workload, type and mode, one line a contender on a device."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"no picture: matplotlib is not installed, {path} was not written")
+    pyplot = _pyplot(path)
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     timed = [r for r in result["cases"] if timed_names([r])]
     panels = [family for family in families(timed) if len(_batches(family)) > 1] or families(timed)
     if not panels:
@@ -61,7 +59,7 @@ def plot(result: Record, path: Path) -> None:
         return
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    with matplotlib.rc_context({"svg.hashsalt": "bench", "svg.fonttype": "path", "font.size": 10}):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
             down, across, figsize=(6.4 * across, 4.8 * down), squeeze=False, layout="constrained"
         )
@@ -73,10 +71,57 @@ def plot(result: Record, path: Path) -> None:
             text: line for panel in axes.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
         }
         figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2 * across, fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=110, metadata=metadata)
+        _save(figure, path)
         pyplot.close(figure)
+
+
+def curves(found: dict[str, tuple[float, list[list[float]]]], path: Path) -> None:
+    """Per cent wrong after every epoch, both axes logarithmic: of each title what was published, and its trainings.
+
+    A line is the median of the trainings, as long as the shortest; around it is what lies between the lowest and the
+    highest. A cross is what was published.
+    """
+    pyplot = _pyplot(path)
+    if pyplot is None:
+        return
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.8), layout="constrained")
+        for number, (title, (published, trainings)) in enumerate(found.items()):
+            points = list(zip(*trainings, strict=False))  # of every epoch the errors
+            epochs, colour = range(1, 1 + len(points)), f"C{number}"
+            axes.plot(epochs, [median(p) for p in points], color=colour, linewidth=1.6, label=title)
+            axes.fill_between(
+                epochs, *([f(p) for p in points] for f in (min, max)), color=colour, alpha=0.2, linewidth=0
+            )
+            axes.plot(epochs[-1], published, "x", color=colour, markersize=7, markeredgewidth=2, clip_on=False)
+        axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="per cent of the test set wrong (x: published)")
+        shown = axes.get_xlim()
+        for axis, ticks in ((axes.xaxis, (1, 2, 5, 10, 20, 50, 100)), (axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7, 10))):
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_ticks([], minor=True)
+        axes.set_xlim(shown)
+        axes.grid(True, alpha=0.3)
+        axes.legend(fontsize=8)
+        _save(figure, path)
+        pyplot.close(figure)
+
+
+def _pyplot(path: Path) -> Any:
+    """matplotlib's pyplot, drawing to files; None, and a line that says so, where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"no picture: matplotlib is not installed, {path} was not written")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _panel(panel: Any, family: list[Record]) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import picture, visit
+from bench import mnist, picture, visit
 from bench.report import (
     FASTEST,
     MODES,
@@ -222,6 +222,7 @@ def write(folder: Path = RESULTS, readme: Path = README) -> None:
     tables.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
     page = folder / PAGE
     if page.exists():
+        mnist.draw(folder)
         page.write_text(visit.filled(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
     print(f"wrote {readme} and {tables}, and beside it {', '.join(name for name, result in found.items() if result)}")
 

