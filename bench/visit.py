@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import mnist
+from bench.catalogue import report as catalogue
 from bench.plan import Case
 from bench.report import MODES, Record, case_name, crossings, kind_of, label, markdown, processor, significant
 from bench.suites import SUITES
@@ -271,7 +272,12 @@ def _crossing(result: Record) -> list[str]:
 
 def filled(text: str, folder: Path) -> str:
     """The page with the tables between its markers."""
-    for name, made in (("runs", runs(folder)), ("mnist", mnist.page(folder)), ("gpu", gpu(folder))):
+    for name, made in (
+        ("runs", runs(folder)),
+        ("mnist", mnist.page(folder)),
+        ("catalogue", catalogue.page(folder)),
+        ("gpu", gpu(folder)),
+    ):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
             raise SystemExit(f"the page in {folder} needs the lines {begin} and {end}, once each and in this order")

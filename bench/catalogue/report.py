@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
+
+from bench.report import heading as about
 
 Line = dict[str, Any]
 
@@ -77,6 +81,19 @@ def summary(record: dict[str, Any]) -> str:
             f"{record['seconds']:.0f} s",
         ]
     )
+
+
+def page(folder: Path) -> str:
+    """For the page about the results: the whole of each run."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if record := result.get("catalogue"):
+            of = record["peers"], record["batches"]
+            table = "\n".join([heading(*of), *(line(e, *of) for e in record["entries"])])
+            where = about({"threads": record["threads"], **result})
+            parts.append(f"[{path.stem}]({path.name}): {where}.\n\n```text\n{table}\n\n{summary(record)}\n```")
+    return "\n\n".join(parts) or "Not run."
 
 
 def fastest(line: Line, peers: list[str], batch: int) -> str:
