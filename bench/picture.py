@@ -101,7 +101,7 @@ def curves(found: dict[str, tuple[float, list[list[float]]]], path: Path) -> Non
             axis.set_ticks([], minor=True)
         axes.set_xlim(shown)
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
         _save(figure, path)
         pyplot.close(figure)
 
