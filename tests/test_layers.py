@@ -80,7 +80,7 @@ def glu(gate):
 
 
 def bilinear(t, p, x, run=None):
-    weight = p["weight"].permute(1, 0, 2)
+    weight = p["weight"].permute(2, 0, 1)
     return t.nn.functional.bilinear(*x.split([weight.shape[1], weight.shape[2]], -1), weight, p.get("bias"))
 
 
@@ -161,6 +161,7 @@ LAYERS = {
     "gaussian noise": Case(bp.GaussianNoise(0.3), (6, 4), noise),
     "glu": Case(bp.GLU(3), (3, 2, 4), glu(lambda t, z: t.sigmoid(z))),
     "bilinear": Case(bp.Bilinear(2, split=1), (3, 2, 4), bilinear),
+    "bilinear of one unit": Case(bp.Bilinear(1), (3, 4), bilinear),
     "weight norm": Case(bp.WeightNorm(bp.Dense(3)), (6, 4), weight_norm),
     "spectral norm": Case(bp.SpectralNorm(bp.Dense(3)), (6, 4), spectral_norm),
     "concatenated branches": Case(

@@ -48,7 +48,7 @@ def weight_norm(p: Any, x: Any) -> Any:
 
 def bilinear(p: Any, x: Any) -> Any:
     u, v = jnp.split(x, 2, axis=1)
-    return jnp.einsum("ri,ikj,rj->rk", u, p["weight"], v) + p["bias"]
+    return jnp.einsum("ri,ijk,rj->rk", u, p["weight"], v) + p["bias"]
 
 
 def parametric(f: Callable[[Any], Any]) -> Any:

@@ -214,7 +214,7 @@ def fill(network: nn.Module, start: dict[str, Any]) -> list[tuple[Any, Any]]:
             pairs.append((owner.weight, value.T))
             continue
         if isinstance(owner, nn.Bilinear) and leaf == "weight":
-            pairs.append((owner.weight, value.permute(1, 0, 2)))
+            pairs.append((owner.weight, value.permute(2, 0, 1)))
             continue
         if isinstance(owner, nn.Embedding | nn.PReLU):
             leaf = "weight"

@@ -20,12 +20,14 @@ class Bilinear(Layer):
         bp.Sequential(bp.Inputs(user=bp.Embedding(1000, 8), item=bp.Embedding(500, 16)), bp.Bilinear(1, split=8))
 
     The first `split` features of x are u and all others v; by default each is half of them.  With n of u, m of v, and W
-    of (n, units, m), W_k being W[:, k, :], and t_kj = sum_i u_i W_ikj,
+    of (n, m, units), W_k being W[:, :, k], the chain rule gives
 
-        y_k = sum_j t_kj v_j + b_k,    dL/dt_kj = dL/dy_k v_j,    dL/dv_j = sum_k dL/dy_k t_kj,
+        dL/dW_ijk = sum over rows of u_i v_j dL/dy_k,
+        dL/du_i = sum_jk W_ijk v_j dL/dy_k,    dL/dv_j = sum_ik W_ijk u_i dL/dy_k.
 
-    and as of a `Dense` layer that makes t of u, dL/dW = u^T dL/dt and dL/du = dL/dt W^T.  The options are those of
-    `Dense`; fan_in is n m.  Raises ShapeError where there are not so many features.
+    It is a `Dense` layer of all products u_i v_j, and is computed as one where n <= units; where there are fewer units,
+    t_jk = sum_i u_i W_ijk are less to keep, and y_k = sum_j t_jk v_j + b_k.  The options are those of `Dense`, with n m
+    for fan_in.  Raises ShapeError where there are not so many features.
     """
 
     units: int
@@ -60,31 +62,45 @@ class Bilinear(Layer):
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         (n, m), units = self._parts(in_shape[-1]), self.units
         kernel_init, bias_init = (resolve(Initializer, k, getattr(self, k)) for k in ("kernel_init", "bias_init"))
-        params = {"weight": kernel_init.draw(rng, (n, units, m), n * m, units)}
+        params = {"weight": kernel_init.draw(rng, (n, m, units), n * m, units)}
         return params | {"bias": bias_init.draw(rng, (units,), n * m, units)} if self.bias else params
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         xp, w = run.xp, p["weight"]
-        n, units, m = w.shape
+        n, m, units = w.shape
         rows = xp.reshape(x, (-1, n + m))
         u, v = rows[:, :n], rows[:, n:]
-        t = xp.reshape(run.matmul(u, xp.reshape(w, (n, units * m))), (-1, units, m))
-        y = xp.sum(t * xp.expand_dims(v, axis=1), axis=2)
+        if n <= units:
+            made = xp.reshape(xp.expand_dims(u, axis=2) * xp.expand_dims(v, axis=1), (-1, n * m))
+            y = run.matmul(made, xp.reshape(w, (n * m, units)))
+        else:
+            made = xp.reshape(run.matmul(u, xp.reshape(w, (n, m * units))), (-1, m, units))
+            y = xp.sum(made * xp.expand_dims(v, axis=2), axis=1)
         if self.bias:
             y = y + p["bias"]
-        return xp.reshape(y, (*x.shape[:-1], units)), (u, v, t)
+        return xp.reshape(y, (*x.shape[:-1], units)), (u, v, made)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        xp, w, (u, v, t) = run.xp, p["weight"], cache
-        n, units, m = w.shape
+        xp, w, (u, v, made) = run.xp, p["weight"], cache
+        n, m, units = w.shape
         rows = xp.reshape(dy, (-1, units))
-        each = xp.expand_dims(rows, axis=2)
-        dt = xp.reshape(each * xp.expand_dims(v, axis=1), (-1, units * m))
-        grads = {"weight": xp.reshape(run.matmul(u, dt, transpose_a=True), w.shape)}
-        if self.bias:
-            grads["bias"] = run.sum_rows(rows)
+        grads = {"bias": run.sum_rows(rows)} if self.bias else {}
+        of_t = n > units
+        if of_t:
+            dt = xp.reshape(xp.expand_dims(rows, axis=1) * xp.expand_dims(v, axis=2), (-1, m * units))
+            dw = run.matmul(u, dt, transpose_a=True)
+        else:
+            dw = run.matmul(made, rows, transpose_a=True)
+        grads["weight"] = xp.reshape(dw, w.shape)
         if not need_dx:
             return None, grads
-        du = run.matmul(dt, xp.reshape(w, (n, units * m)), transpose_b=True)
-        dx = xp.concat([du, xp.sum(each * t, axis=1)], axis=1)
+        if of_t:
+            du = run.matmul(dt, xp.reshape(w, (n, m * units)), transpose_b=True)
+            dv = xp.sum(xp.expand_dims(rows, axis=1) * made, axis=2)
+        else:
+            of_products = run.matmul(rows, xp.reshape(w, (n * m, units)), transpose_b=True)
+            of_products = xp.reshape(of_products, (-1, n, m))
+            du = xp.sum(of_products * xp.expand_dims(v, axis=1), axis=2)
+            dv = xp.sum(of_products * xp.expand_dims(u, axis=2), axis=1)
+        dx = xp.concat([du, dv], axis=1)
         return xp.reshape(dx, (*dy.shape[:-1], n + m)), grads

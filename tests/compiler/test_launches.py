@@ -25,7 +25,7 @@ BY_HAND: dict[str, tuple[int, int]] = {
     **dict.fromkeys(["GLU", "GeGLU", "SwiGLU"], (19, 19)),
     "ActivityPenalty": (15, 14), "GaussianNoise": (14, 12), "GroupNorm": (20, 14), "Reshape": (16, 14),
     "Parallel": (18, 14), "Standardize": (13, 11), "WeightNorm": (17, 14), "SpectralNorm": (25, 22),
-    "Bilinear": (25, 19), "Embedding": (15, 13), "Inputs": (17, 14), "Residual": (18, 17), "Shared": (18, 13),
+    "Bilinear": (24, 19), "Embedding": (15, 13), "Inputs": (17, 14), "Residual": (18, 17), "Shared": (18, 13),
     # losses
     "gaussian_nll": (14, 10), "quantile": (14, 10), "Heads": (16, 11), "triplet": (13, 12),
     # optimizers
