@@ -164,7 +164,7 @@ class NotBuiltError(BpnetError, RuntimeError):
 
 
 class BuiltError(BpnetError, RuntimeError):
-    """Start values are asked for, but there are parameters, which they would replace."""
+    """What start values depend on, or these themselves, would change, but there are parameters already."""
 
 
 class GradientError(BpnetError, AssertionError):

@@ -39,6 +39,12 @@ from bpnet.state import HasState
 from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
 
+FIXED = {
+    *("network", "loss", "optimizer", "seed", "clip_norm", "penalties", "threads", "precision", "device"),
+    *("micro_batch", "compile"),
+}
+"""What a trainer that has parameters was made for."""
+
 
 class Trainer(HasState):
     """Trains a network on arrays of any library, on the device where they lie.
@@ -67,7 +73,8 @@ class Trainer(HasState):
         the whole does not fit in memory; other parts draw other dropout masks
     compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been work
         for a second or two, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the first call on,
-        and is an error where that can't be done; False runs them operation by operation.
+        and is an error where nothing can be compiled (`explain` lists what of a step is not); False runs them operation
+        by operation.
 
     Attributes
     ----------
@@ -79,7 +86,8 @@ class Trainer(HasState):
     step_loss : within `fit`, the loss of the step that callbacks are told of: an array on the device, else None
     stop : set to True by a callback, it ends `fit` after the epoch
     parameters, theta, buffers, state, layout, backend : what the first data give rise to, each described below
-    network, loss, optimizer, and all other arguments : as they were given, names resolved to objects
+    network, loss, optimizer, and all other arguments : as they were given, names resolved to objects; once there are
+        parameters, they stay as they are
     """
 
     def __init__(
@@ -115,6 +123,15 @@ class Trainer(HasState):
         self.step_loss: Array = None
         self._engine: Engine | None = None
         self._lock = TrainingLock()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and self.__dict__.get("_engine") is not None:
+            raise BuiltError(
+                f"{name} can't be set any more, since the trainer has parameters: make another trainer, whose "
+                "parameters can be set to these"
+                + ("; lr_scale changes the learning rate" if name == "optimizer" else "")
+            )
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         size = "no parameters yet"

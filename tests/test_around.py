@@ -210,6 +210,10 @@ def test_muon_takes_the_matrices_between_hidden_layers():
     weight = trainer.theta[LAYOUT.parameters[1].part] - start()[LAYOUT.parameters[1].part]
     values = np.linalg.svd(weight.reshape(4, 3), compute_uv=False) / 0.02
     assert np.all((values > 0.6) & (values < 1.3))
+    with pytest.raises(
+        OptionError, match=r"no parameter is called like hidden, \('zzz',\); there are 0.weight, 1.weight"
+    ):
+        trained(bp.Muon(hidden=("zzz",)), 1)
     with pytest.raises(OptionError, match=r"hidden has 0.bias, which is no matrix, but of the shape \(4,\)"):
         trained(bp.Muon(hidden=("0.*",)), 1)
 

@@ -344,6 +344,18 @@ def test_weight_two_equals_the_row_twice(backend: Any) -> None:
     np.testing.assert_allclose(backend.host(weighted.theta), backend.host(repeated.theta), rtol=1e-12, atol=1e-14)
 
 
+def test_what_a_trainer_was_made_for_stays() -> None:
+    x, y = rows()
+    trainer = made()
+    trainer.optimizer = bp.SGD(0.1)  # there is nothing yet that it would not fit
+    trainer.step(x, y)
+    for name, value in (("optimizer", bp.Adam()), ("loss", "mse"), ("clip_norm", -1.0), ("network", bp.Dense(2))):
+        with pytest.raises(bp.errors.BuiltError, match=f"^{name} can't be set any more, .*: make another trainer"):
+            setattr(trainer, name, value)
+    assert trainer.optimizer == bp.SGD(0.1)
+    trainer.lr_scale, trainer.classes = 0.5, None
+
+
 SCALES = [("float32", 2.0**-142), ("float32", 6e37), ("float64", 2.0**-1068), ("float64", 3e307)]
 
 

@@ -66,7 +66,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     for i, callback in enumerate(callbacks):
         if isinstance(callback, str):
             if callback not in NAMES:
-                raise UnknownNameError(f"callbacks[{i}]", callback, NAMES)
+                raise UnknownNameError("callback", callback, NAMES)
             callback = getattr(importlib.import_module("bpnet"), NAMES[callback])()
         if not isinstance(callback, Callback):
             hint = "an instance of it" if isinstance(callback, type) else "a name or a bpnet Callback"

@@ -34,8 +34,9 @@ class Muon(Optimizer):
     which leaves singular values between about 0.7 and 1.2.  `match_rms` has the factor 0.2 sqrt(max(rows, columns)) in
     the place of the first root, with which AdamW's learning rates and decay fit (Liu et al. 2025).
 
-    All other parameters are updated by `rest`, of which `lr` is no part.  The matrices are those of all weights but the
-    first and the last, in the order of the network, or where `hidden` has patterns (as of `Grouped`), all that fit one.
+    All other parameters are updated by `rest`, to which `lr` does not apply.  The matrices are those of all weights but
+    the first and the last, in the order of the network, or where `hidden` has patterns (as of `Grouped`), all that fit
+    one; OptionError where none does.
     """
 
     lr: float | Schedule = 0.02
@@ -82,6 +83,9 @@ class Muon(Optimizer):
         chosen = weights[1:-1]
         if self.hidden is not None:
             chosen = [s for s in layout.parameters if any(fnmatchcase(s.name, pattern) for pattern in self.hidden)]
+            if not chosen:
+                known = ", ".join(slot.name for slot in layout.parameters)
+                raise OptionError(f"no parameter is called like hidden, {self.hidden}; there are {known}")
             for slot in chosen:
                 if len(slot.shape) != 2:
                     raise OptionError(f"hidden has {slot.name}, which is no matrix, but of the shape {slot.shape}")
