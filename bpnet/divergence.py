@@ -75,8 +75,8 @@ class Diagnosis:
         (theta, buffers, state), step = good[0], after[1]
         loss_is_finite = math.isfinite(float(value))
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
-        x, y, _, rows = batch
-        x, y = take_rows(backend, (x, y), (0, row_count(x if rows is None else rows)), rows)
+        x, y, weight, rows = batch
+        x, y, weight = take_rows(backend, (x, y, weight), (0, row_count(x if rows is None else rows)), rows)
         key, context = (self.seed, step, 0), backend.context(self.precision)
         run = Run(backend, True, key, context, values)
         p = layout.views(backend, theta, buffers)
@@ -89,18 +89,24 @@ class Diagnosis:
         if where is None and not loss_is_finite:
             where = "the loss"
             if good[1] == step - 1:
-                hint = self._too_large(run, layout.network.forward(run, p, x)[0], y)
+                hint = self._too_large(run, layout.network.forward(run, p, x)[0], y, weight)
         where = where or next(self._of_the_update(after[0], (theta, buffers, state)), None)
         where = where or "something that is carried from step to step"
         text = f"training diverged at step {step}: {where} is no longer finite; {hint}."
         return DivergedError(f"{text} {what_was_kept(backend, good)}")
 
-    def _too_large(self, run: Run, output: Array, y: Array | None) -> str:
+    def _too_large(self, run: Run, output: Array, y: Array | None, weight: Array | None) -> str:
         """What to do about a loss that is not finite, though the output is."""
         xp = self.backend.xp
-        total = self.loss.total(float(output.shape[0]))
-        if y is not None and math.isfinite(float(self.loss(run, output, y, None, total)[0])):
+
+        def is_finite(weight: Array | None) -> bool:
+            total = self.loss.total(float(output.shape[0]) if weight is None else xp.sum(weight))
+            return y is not None and math.isfinite(float(self.loss(run, output, y, weight, total)[0]))
+
+        if is_finite(weight):
             return f"{self.loss} of the outputs is, so it is a penalty that is not: give it a smaller strength"
+        if is_finite(None):
+            return f"{self.loss} of the outputs is, but not with the weights of rows: give them smaller ones"
         compared = [output] if y is None or y.dtype != output.dtype else [output, y]
         size = max(float(xp.max(xp.abs(a))) for a in compared)
         if size <= 0.5 * float(xp.finfo(output.dtype).max) ** 0.5:

@@ -210,7 +210,7 @@ class Run:
         self,
         backend: Backend,
         training: bool = False,
-        key: Key = (0,),
+        key: Key = (0, 0, 0),
         context: Any = None,
         values: Mapping[Schedule, Any] | None = None,
     ) -> None:
@@ -240,7 +240,10 @@ class Run:
         return self.xp.where(factor > 0.0, x * factor, 0.0)
 
     def value(self, option: Any) -> Any:
-        """An option that may be a schedule: its number in this training step, which a compiled step is given anew."""
+        """An option that may be a schedule: its number in this training step, which a compiled step is given anew.
+
+        Outside of a training it is that of the first step.
+        """
         return value_of(option, self.values, self.key[1])
 
     @kernel

@@ -39,7 +39,8 @@ class Registered:
             _classes[kind] = {}
         else:
             if not cls.__module__.startswith("bpnet."):
-                define(cls.kind, cls.__name__)
+                for name in (cls.__name__, *cls.names):  # bpnet's own come first: the later counts
+                    define(cls.kind, name)
             taken = _classes[cls.kind].get(cls.__name__)
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise OptionError(
@@ -66,25 +67,25 @@ class Registered:
         for option in fields(self):  # type: ignore[arg-type]
             declares = [c for c in type(self).__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()]
             what, ours = f"{option.name} of {self}", declares[-1].__module__.startswith("bpnet.")
-            for part in _parts(getattr(self, option.name)):
+            for part in flattened(getattr(self, option.name)):
                 if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
                 elif isinstance(part, float) and ours:
                     check_range(what, part, dtype, smallest, largest)
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def flattened(value: Any) -> Iterator[Any]:
     """What is in nested tuples, in their order."""
     if not isinstance(value, tuple):
         yield value
         return
     for part in value:
-        yield from _parts(part)
+        yield from flattened(part)
 
 
 def parts_of(value: Any, base: type[S]) -> Iterator[S]:
     """`value` and all in its options, and in theirs, that is an instance of `base`."""
-    for part in _parts(value):
+    for part in flattened(value):
         if isinstance(part, Registered):
             if isinstance(part, base):
                 yield part
@@ -95,7 +96,7 @@ def parts_of(value: Any, base: type[S]) -> Iterator[S]:
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
-    for name, cls in _classes[base.kind].items():
+    for name, cls in list(_classes[base.kind].items()):  # another thread may define more
         if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
@@ -117,10 +118,8 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     """An instance of `base` from a name or an instance; raises UnknownNameError with a suggestion, or ArgumentError."""
     if not isinstance(value, str):
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
+    define(base.kind, value)
     known = catalogue(base)
-    if value not in known:
-        define(base.kind, value)
-        known = catalogue(base)
     if value not in known:
         define_all()
         known = catalogue(base)

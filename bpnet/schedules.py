@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from bpnet.errors import OptionError
 from bpnet.options import finite, fraction, not_negative, positive, whole
-from bpnet.registry import Registered, instance, parts_of
+from bpnet.registry import Registered, flattened, instance, parts_of
 
 T = TypeVar("T")
 
@@ -317,9 +317,9 @@ def schedules_of(value: Any) -> dict[Schedule, Callable[[float], float]]:
     for part in parts_of(value, Registered):
         checks = getattr(part, "schedulable", {})
         for option in () if isinstance(part, Schedule) else fields(part):  # type: ignore[arg-type]
-            schedule = getattr(part, option.name)
-            if isinstance(schedule, Schedule):
-                found.setdefault(schedule, []).append((option.name, checks.get(option.name, finite)))
+            for schedule in flattened(getattr(part, option.name)):
+                if isinstance(schedule, Schedule):
+                    found.setdefault(schedule, []).append((option.name, checks.get(option.name, finite)))
     return {schedule: partial(_check_all, checks) for schedule, checks in found.items()}
 
 

@@ -386,6 +386,62 @@ def test_what_was_not_used_yet_is_known():
     assert "-1.0\nthere is a loss called Tweedie already, in bpnet.losses.likelihood" in said.stdout
 
 
+def test_a_users_name_stands_for_the_users_class_whatever_is_imported_later():
+    code = """
+        from dataclasses import dataclass
+        import bpnet as bp
+
+        @dataclass(frozen=True)
+        class Mine(bp.Activation):
+            names = {"relu": {}}
+
+            def value(self, b, z):
+                return 2.0 * z
+
+            def derivative(self, b, z, y):
+                return 0.0 * z + 2.0
+
+        print(bp.Dense(2, "relu").function, bp.ReLU(), bp.Dense(2, "relu").function)
+    """
+    said = subprocess.run([sys.executable, "-c", dedent(code)], check=True, capture_output=True, text=True)
+    assert said.stdout == "Mine() ReLU() Mine()\n"
+
+
+def test_threads_may_import_what_they_need_at_the_same_time():
+    """None waits for another that waits for it, nor finds half of a module, also where one misspells a name."""
+    code = """
+        import faulthandler, threading
+        faulthandler.dump_traceback_later(60, exit=True)
+        import bpnet as bp
+        from bpnet.errors import UnknownNameError
+
+        begin, ended = threading.Barrier(12), []
+
+        def work(number):
+            begin.wait()
+            for _ in range(3):
+                for name in bp.__all__[number::12]:
+                    getattr(bp, name)
+                for name in ("prelu", "mish", "tanh", "relu"):
+                    bp.Dense(3, name)
+                try:
+                    bp.Dense(3, "rellu")
+                except UnknownNameError:
+                    pass
+                bp.Trainer(bp.Dense(2), "huber", "prodigy")
+            ended.append(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(len(ended))
+    """
+    said = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True)
+    assert said.stdout == "12\n", said.stderr
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Dens'"):
         _ = bp.Dens

@@ -190,3 +190,10 @@ def test_they_are_kept_in_files(tmp_path):
 def test_what_can_not_be(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_loss_made_too_large_by_weights_is_no_fault_of_a_penalty():
+    x = np.ones((4, 3), "float32")
+    trainer = bp.Trainer(bp.Dense(1), bp.MeanSquaredError(reduction="sum"), bp.SGD(0.0)).build(x)
+    with pytest.raises(DivergedError, match=r"\(reduction='sum'\) of the outputs is, but not with the weights"):
+        trainer.step(x, np.full((4, 1), 1e12, "float32"), np.full(4, 2.0**59, "float32"))

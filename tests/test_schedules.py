@@ -251,6 +251,37 @@ def test_what_looks_at_a_step_needs_no_length_of_an_epoch():
     assert bp.value_and_grad(net, "mse", theta, x, x[:, :3], penalties=penalties)[1].shape == theta.shape
 
 
+@dataclass(frozen=True)
+class _Scaled(bp.Layer):
+    """y = x times all of its factors, which may be schedules, in a prediction too."""
+
+    factors: tuple[float | bp.Schedule, ...]
+
+    def forward(self, run, p, x):
+        factor = 1.0
+        for one in self.factors:
+            factor = factor * run.value(one)
+        return x * factor, factor
+
+    def backward(self, run, p, cache, dy, need_dx=True):
+        return dy * cache, {}
+
+
+def test_several_schedules_in_one_option_and_what_they_are_outside_of_a_training():
+    """Each counts epochs where it says so; nobody counts steps of a prediction, which sees those of the first one."""
+    x = np.ones((4, 1))
+    net = bp.Sequential(_Scaled((bp.Epochs(bp.StepDecay(2.0, 1, 0.5)), 3.0)), bp.Dense(1, bias=False))
+    for compile in (False, True):
+        trainer = bp.Trainer(net, bp.MeanAbsoluteError(), bp.SGD(0.0), compile=compile).build(x)
+        trainer.parameters = {"0": {}, "1": {"weight": np.ones((1, 1))}}
+        history = trainer.fit(x, 0.0 * x, epochs=2, batch_size=2, progress=False)
+        assert history["loss"] == [6.0, 3.0]
+        np.testing.assert_array_equal(trainer.predict(x), 6.0 * x)
+        assert trainer.evaluate(x, 0.0 * x)["loss"] == 6.0
+    run = bp.Run(bp.backends.get("numpy"), True)
+    assert bp.Dropout(0.5).forward(run, {}, x)[0].shape == bp.GaussianNoise(0.1).forward(run, {}, x)[0].shape
+
+
 def test_a_rate_of_dropout_is_below_1():
     with pytest.raises(OptionError, match="rate is 1"):
         bp.Dropout(bp.Constant(1.0))

@@ -48,7 +48,7 @@ class Dense(Layer):
         self._check(bias=flag, ntk=flag)
         for name in ("kernel_init", "bias_init"):
             resolve(Initializer, name, getattr(self, name))
-        _ = self.function
+        resolve(Activation, "activation", self.activation)  # outside of a lock, in which no module may be waited for
 
     def __repr__(self) -> str:
         """All options but those of start values that are as they are by default."""
