@@ -29,7 +29,7 @@ from bpnet.penalties import Penalty
 from bpnet.registry import parts_of
 from bpnet.step import Carry, Views, is_elementwise, training_step
 
-SIZES = 8
+SIZES = 32
 """Sizes of the batch of which compiled steps are kept."""
 
 

@@ -404,7 +404,12 @@ def test_callbacks_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(issubclass(getattr(bp, name), bp.Callback) for name in NAMES.values())
     assert set(get_args(CallbackName)) == NAMES.keys()
     for unfit, error, message in (
-        (["early_stoping"], bp.errors.UnknownNameError, r"unknown callbacks\[0\] .*: did you mean 'early_stopping'"),
+        (["early_stoping"], bp.errors.UnknownNameError, "unknown callback .*: did you mean 'early_stopping'"),
+        (
+            ["CSVLogger"],
+            bp.errors.OptionError,
+            r"callbacks\[0\] is 'CSVLogger': pass an object, bp.CSVLogger\(\.\.\.\)",
+        ),
         ([3], bp.errors.ArgumentError, r"callbacks\[0\] is .*int; expected a name or a bpnet Callback"),
         ("norms", bp.errors.ArgumentError, "expected a list of names or of callbacks"),
     ):

@@ -4,7 +4,8 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bpnet.errors import ArgumentError, UnknownNameError, kind_of
+from bpnet.errors import ArgumentError, OptionError, UnknownNameError, kind_of
+from bpnet.names import CLASSES
 
 if TYPE_CHECKING:
     from bpnet.trainer import Trainer
@@ -65,6 +66,8 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     found = []
     for i, callback in enumerate(callbacks):
         if isinstance(callback, str):
+            if CLASSES["bpnet"].get(callback, "").startswith("bpnet.callbacks.") and callback != "Callback":
+                raise OptionError(f"callbacks[{i}] is {callback!r}: pass an object, bp.{callback}(...)")
             if callback not in NAMES:
                 raise UnknownNameError("callback", callback, NAMES)
             callback = getattr(importlib.import_module("bpnet"), NAMES[callback])()

@@ -144,7 +144,8 @@ def check_target(
         y = xp.reshape(y, (rows, 1))
     if tuple(y.shape[1:]) != shape:
         hint = "; for labels take the loss cross_entropy" if whole and y.ndim == 1 and not loss.labels else ""
-        raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but the network gives {shape}{hint}")
+        own = "the network gives" if shape == out_shape else f"with outputs of {out_shape} {loss} takes rows of"
+        raise ShapeError(f"{name} has rows of shape {tuple(y.shape[1:])}, but {own} {shape}{hint}")
     look = values and not whole
     if look:
         check_finite(backend, y, name)
