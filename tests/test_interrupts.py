@@ -36,7 +36,7 @@ def traced(frame: Any) -> bool:
     return any(part in name for part in TRACED) or "__name__" not in frame.f_globals
 
 
-EVERY = 71
+EVERY = 89
 """The step from one moment to the next that is tried; 1 takes minutes."""
 
 

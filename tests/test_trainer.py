@@ -361,7 +361,7 @@ SCALES = [("float32", 2.0**-142), ("float32", 6e37), ("float64", 2.0**-1068), ("
 
 @pytest.mark.parametrize(
     ("kind", "scale", "dtype"),
-    [*((kind, scale, kind) for kind, scale in SCALES), (*SCALES[1], "float64"), (*SCALES[2], "float32")],
+    [*((kind, scale, kind) for kind, scale in SCALES[::2]), (*SCALES[1], "float64"), (*SCALES[3], "float32")],
 )
 def test_the_scale_of_weights_does_not_matter(backend: Any, kind: str, scale: float, dtype: str) -> None:
     """Of weights whose sum is no number of their type, nor they themselves any of the type of x."""
