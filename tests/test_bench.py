@@ -397,6 +397,7 @@ def test_a_training_ends_where_scikit_learn_of_2017_ends_it() -> None:
 
 def test_catalogue_compares_before_it_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Everything that has a name is an entry; peers are timed where they compute the same, and told of where not."""
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     from bench.catalogue.entries import ENTRIES, SAME
     from bpnet.registry import own_catalogue
 

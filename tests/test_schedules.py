@@ -4,6 +4,7 @@ import math
 import pickle
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_several_schedules_in_one_option_and_what_they_are_outside_of_a_training
     """Each counts epochs where it says so; nobody counts steps of a prediction, which sees those of the first one."""
     x = np.ones((4, 1))
     net = bp.Sequential(_Scaled((bp.Epochs(bp.StepDecay(2.0, 1, 0.5)), 3.0)), bp.Dense(1, bias=False))
-    for compile in (False, True):
+    for compile in (False, True) if find_spec("llvmlite") else (False,):
         trainer = bp.Trainer(net, bp.MeanAbsoluteError(), bp.SGD(0.0), compile=compile).build(x)
         trainer.parameters = {"0": {}, "1": {"weight": np.ones((1, 1))}}
         history = trainer.fit(x, 0.0 * x, epochs=2, batch_size=2, progress=False)

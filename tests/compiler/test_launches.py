@@ -57,6 +57,7 @@ def test_no_entry_has_twice_the_launches_of_kernels_by_hand() -> None:
 
 def test_rows_of_several_axes_share_kernels_with_rows() -> None:
     """A dense layer makes a matrix of its rows, and what follows goes over the same rows, whatever axes they have."""
+    pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     flat = bp.Sequential(bp.Dense(5, "relu"), bp.Dropout(0.5), bp.Dense(4, "tanh"), bp.LayerNorm())
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((6, 3, 7), np.float32), rng.standard_normal((6, 3, 4), np.float32)
