@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import State
@@ -23,16 +23,19 @@ from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
-from bpnet.layer import Input, Params, row_count
+from bpnet.layer import Input, Layer, Params, row_count
 from bpnet.layout import Layout
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
 from bpnet.penalties import Penalty
+from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs, schedules_of
-from bpnet.sparse import sparse_step
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 from bpnet.table import Text
+
+if TYPE_CHECKING:
+    from bpnet.sparse import SparseStep
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
@@ -79,9 +82,12 @@ class Engine:
         self.checks = schedules_of((layout.network, self.penalties))
         self.schedules = tuple(self.checks)  # of options of layers and penalties
         gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        self.sparse = sparse_step(
-            layout, self.optimizer, gradient, self.penalties, backend, self.compile, self.carry[2]
-        )
+        self.sparse: SparseStep | None = None
+        if any(getattr(layer, "sparse", False) for layer in parts_of(layout.network, Layer)):
+            from bpnet.sparse import sparse_step
+
+            given = self.penalties, backend, self.compile, self.carry[2]
+            self.sparse = sparse_step(layout, self.optimizer, gradient, *given)
         step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)

@@ -71,10 +71,10 @@ class Trainer(HasState):
         computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
         the whole does not fit in memory; other parts draw other dropout masks
-    compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been work
-        for a second or two, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the first call on,
-        and is an error where nothing can be compiled (`explain` lists what of a step is not); False runs them operation
-        by operation.
+    compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been
+        enough work, counted in operations, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the
+        first call on, and is an error where nothing can be compiled (`explain` lists what of a step is not); False runs
+        them operation by operation.
 
     Attributes
     ----------
@@ -217,8 +217,8 @@ class Trainer(HasState):
     def step(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None, *, check: bool = True) -> Array:
         """One training step on the batch x, y; the loss before the step, a 0-d array on the device.
 
-        `check=False` trusts the values (no NaN, labels in range), so that the host need not wait for a device, and
-        looks at no result; types and shapes are checked always.
+        `check=False` trusts the values (no NaN; labels, and numbers for an `Embedding`, in range), so that the
+        host need not wait for a device, and looks at no result; types and shapes are checked always.
 
         Otherwise a loss or parameters that are no longer finite raise DivergedError, and after every 32nd step so do
         buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.  With
