@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from bpnet.backends.base import Array
@@ -111,11 +111,11 @@ class CategoricalInput(Layer):
                 rows += self.entries[column] if group.width else 0
             first += map(float, starts)
             if group.width:
-                table = rng.computed((rows, group.width), lambda g=group, n=rows, s=starts: _table(rng, g, n, s))
+                shape = rows, group.width
+                table = rng.computed(shape, partial(_table, rng, shape, starts))
                 values[f"width_{group.width}"] = Leaf(table, decay=False)
-        entries = [float(self.entries[column]) for column in self.order]
-        shape = (len(self.order),)
-        kept = {"entries": rng.given(shape, entries), "first": rng.given(shape, first)}
+        entries, columns = [float(self.entries[column]) for column in self.order], (len(self.order),)
+        kept = {"entries": rng.given(columns, entries), "first": rng.given(columns, first)}
         return values | {name: Leaf(value, trainable=False) for name, value in kept.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
@@ -154,9 +154,9 @@ class CategoricalInput(Layer):
         return None, grads
 
 
-def _table(rng: Rng, group: Group, rows: int, starts: Sequence[int]) -> Any:
-    """Start values of the table of a group, whose columns begin at these rows."""
-    table = rng.normal((rows, group.width), 1.0 / math.sqrt(group.width))
+def _table(rng: Rng, shape: Shape, starts: Sequence[int]) -> Any:
+    """Start values of a table in which columns begin at these rows."""
+    table = rng.normal(shape, 1.0 / math.sqrt(shape[1]))
     for start in starts:
         table[start : start + KNOWN] = 0.0
     return table

@@ -43,8 +43,8 @@ class Joined(Composite):
         if not first or any(len(s) != len(first) or s[:-1] != first[:-1] for s in others):
             given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             raise ShapeError(
-                f"the branches of {type(self).__name__} give rows of other shapes: {given}; expected the same but for the last axis, "
-                "along which they are joined: Sequential(..., Flatten()) makes one axis of several"
+                f"the branches of {type(self).__name__} give rows of other shapes: {given}; expected the same but for "
+                "the last axis, along which they are joined: Sequential(..., Flatten()) makes one axis of several"
             )
         return (*first[:-1], sum(shape[-1] for shape in shapes.values()))
 

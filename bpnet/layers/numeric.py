@@ -1,4 +1,4 @@
-"""Columns of numbers as a network wants them: centred, of one scale, without outliers, and with 0 for what is missing."""
+"""Columns of numbers as a network wants them: centred, of one scale, without outliers, and 0 where one is missing."""
 
 import importlib
 import math
@@ -10,11 +10,11 @@ from typing import Any, Literal
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
-from bpnet.layers.standardize import Values, shown_values
+from bpnet.layers.standardize import shown_values
 from bpnet.options import number_or_numbers, numbers, positive, whole
 
 STEEPEST = 1e30
-"""Of the pieces of a quantile transform: it and its products are numbers of float32."""
+"""What a derivative by x is at most: a number of float32."""
 FAR = 1e9
 """Beyond it, z / sqrt(1 + z**2) is 1 in float64, and its square is a number of float32."""
 
@@ -113,14 +113,16 @@ class NumericInput(Layer):
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         columns = in_shape[-1:]
         if self.quantiles is not None:
-            pieces = [_pieces(knots) for knots in self.quantiles]
-            size = 2 ** max(math.ceil(math.log2(max(map(len, pieces)))), 1)
-            padded = [row for piece in pieces for row in (*piece, *[piece[-1]] * (size - len(piece)))]
-            rows = len(padded)
+            places = [_places(knots) for knots in self.quantiles]
+            size = 2 ** math.ceil(math.log2(max(map(len, places)))) + 1
+            padded = [place for some in places for place in (*some, *[some[-1]] * (size - len(some)))]
+            table = (len(padded), 1)
             values = {
-                "knots": rng.given((rows, 1), [row[:1] for row in padded]),
-                "pieces": rng.given((rows, 4), padded),
+                "knots": rng.given(table, [[knot] for knot, _ in padded]),
+                "scores": rng.given(table, [[score] for _, score in padded]),
                 "first": rng.given(columns, [float(size * i) for i in range(columns[0])]),
+                "low": rng.given(columns, [some[0][0] for some in places]),
+                "high": rng.given(columns, [some[-1][0] for some in places]),
             }
         else:
             scale = self.scale if isinstance(self.scale, tuple) else (self.scale,)
@@ -153,20 +155,30 @@ class NumericInput(Layer):
         return xp.take(m, numbers, axis=-1)
 
     def _scores(self, run: Run, p: Params, x: Array) -> tuple[Array, Array]:
-        """The normal scores of x, and their derivatives: by bisection, of all columns at once."""
+        """The normal scores of x, and their derivatives.
+
+        The piece of each value is found by bisection, in all columns at once: `at` is where it begins, `low` and `high`
+        are its ends.
+        """
         xp = run.xp
-        size, shape = p["knots"].shape[0] // x.shape[-1], x.shape
-        at = xp.zeros_like(x) + p["first"]
-        while size > 1:
-            size //= 2
-            further = at + float(size)
-            knot = xp.reshape(xp.take(p["knots"], _index(run, further), axis=0), shape)
-            at = xp.where(knot <= x, further, at)
-        piece = xp.take(p["pieces"], _index(run, at), axis=0)
-        knot, score, slope, last = (xp.reshape(piece[:, i], shape) for i in range(4))
-        z = score + slope * (x - knot)
-        inside = (x >= knot) & (z < last)
-        return xp.where(inside, z, xp.where(x < knot, score, last)), xp.where(inside, slope, 0.0)
+
+        def looked_up(name: str, at: Array) -> Array:
+            index = xp.reshape(xp.astype(at, xp.int32), (-1,))
+            return xp.reshape(xp.take(p[name], index, axis=0), x.shape)
+
+        at, low, high = (xp.zeros_like(x) + p[name] for name in ("first", "low", "high"))
+        half = p["knots"].shape[0] // x.shape[-1] - 1
+        while half > 1:
+            half //= 2
+            knot = looked_up("knots", at + float(half))
+            further = knot <= x
+            at, low = xp.where(further, at + float(half), at), xp.where(further, knot, low)
+            high = xp.where(further, high, knot)
+        score = looked_up("scores", at)
+        rise, width = looked_up("scores", at + 1.0) - score, xp.where(high > low, high - low, 1.0)
+        t = (x - low) / width
+        z = score + rise * xp.minimum(xp.maximum(t, 0.0), 1.0)
+        return z, xp.where((t >= 0.0) & (t < 1.0), xp.minimum(rise / width, STEEPEST), 0.0)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         if not need_dx:
@@ -174,11 +186,6 @@ class NumericInput(Layer):
         nan, slope = cache
         dz = dy[..., : nan.shape[-1]] if self.missing else dy
         return run.xp.where(nan, 0.0, dz * slope), {}
-
-
-def _index(run: Run, at: Array) -> Array:
-    """Whole numbers, all rows one after the other, of such as a real type has them."""
-    return run.xp.astype(run.xp.reshape(at, (-1,)), run.xp.int32)
 
 
 def _checked_knots(quantiles: Any) -> tuple[tuple[float, ...], ...] | None:
@@ -193,16 +200,9 @@ def _checked_knots(quantiles: Any) -> tuple[tuple[float, ...], ...] | None:
     return columns
 
 
-def _pieces(knots: tuple[float, ...]) -> list[tuple[float, float, float, float]]:
-    """Of each piece from one knot to the next: where it begins, its score there, its slope, and its score at the end.
-
-    Knots that are equal are one, with the mean of their scores.
-    """
+def _places(knots: Sequence[float]) -> list[tuple[float, float]]:
+    """The knots with their scores; those that are equal are one, with the mean of theirs."""
     scores: dict[float, list[float]] = {}
     for i, knot in enumerate(knots):
         scores.setdefault(knot, []).append(NormalDist().inv_cdf((i + 0.5) / len(knots)))
-    places = [(knot, math.fsum(some) / len(some)) for knot, some in scores.items()]
-    pieces = []
-    for (knot, score), (following, last) in zip(places, places[1:], strict=False):
-        pieces.append((knot, score, min((last - score) / (following - knot), STEEPEST), last))
-    return [*pieces, (*places[-1], 0.0, places[-1][1])]
+    return [(knot, math.fsum(some) / len(some)) for knot, some in scores.items()]

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError
-from bpnet.layer import Derivatives, Input, InShape, Layer, Params, Rng, Run, Shape, Takes
+from bpnet.layer import Derivatives, Input, InShape, Layer, Params, Run, Takes
 from bpnet.layers.categorical import CategoricalInput
 from bpnet.layers.composition import named_layer
 from bpnet.layers.inputs import Joined
