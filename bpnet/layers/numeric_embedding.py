@@ -6,21 +6,21 @@ from typing import Literal
 
 from bpnet.layer import Layer, Shape
 
-Kind = Literal["pbld", "plr", "piecewise_linear"]
-KINDS = ("pbld", "plr", "piecewise_linear")
+Form = Literal["pbld", "plr", "piecewise_linear"]
+FORMS = ("pbld", "plr", "piecewise_linear")
 
 
 @dataclass(frozen=True, repr=False)
 class NumericEmbedding(Layer):
     r"""Each of the n numbers of a row becomes `width` features, by a function of its own; (..., n) -> (..., n width).
 
-    kind : "pbld", periodic features with biases, a linear layer, and the number itself (Holzmueller, Grinsztajn and
+    form : "pbld", periodic features with biases, a linear layer, and the number itself (Holzmueller, Grinsztajn and
         Steinwart 2024); "plr", periodic features, a linear layer and relu (Gorishniy, Rubachev and Babenko 2022);
         "piecewise_linear", how far the number is through each of the `bins` (the same), and then a linear layer, or
         with width=None the encoding itself
     """
 
-    kind: Kind = "pbld"
+    form: Form = "pbld"
     width: int | None = 4
     frequencies: int = 16
     sigma: float = 0.1
