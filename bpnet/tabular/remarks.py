@@ -1,29 +1,62 @@
 """What is suspicious about a table that is to be learnt from: columns that say nothing, or too much."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bpnet.backends import Array
-from bpnet.tabular.columns import Column
+from bpnet.tabular.columns import Column, column_of
 from bpnet.tabular.frames import Frame
 
 LEAST = 10
 """Rows under which nothing is suspicious but a column without values."""
 
 
-def remarks_on(frame: Frame, y: Any, target: str) -> list[str]:
-    """A sentence for each kind of suspicious columns, which it names; of a table on the host."""
+@dataclass(frozen=True)
+class Remark:
+    """Columns of one kind that are suspicious: "empty", "constant", "target", "counts" or "names"."""
+
+    kind: str
+    names: tuple[str, ...]
+    target: str
+    what: str
+
+    def text(self, drop: Callable[[Sequence[str]], str] = lambda names: f"drop={list(names)!r}") -> str:
+        """What is to be said of them; `drop` says how columns are left out."""
+        names, several = self.names, len(self.names) > 1
+        shown = ", ".join(map(repr, names[:5])) + (f", ... ({len(names):,} in all)" if len(names) > 5 else "")
+        columns, them = (f"columns {shown}", "them") if several else (f"column {shown}", "it")
+        which, dropped = f"{columns} of {self.what}", drop(names[:5])
+        has, they_are = ("have", "they are their numbers") if several else ("has", "it is their number")
+        return {
+            "empty": f"{which} {has} no value in any row: nothing is learnt from {them}",
+            "constant": f"{which} never {'vary' if several else 'varies'}: nothing is learnt from {them}",
+            "target": f"{which} {'tell' if several else 'tells'} the target {self.target!r} outright: unless it is "
+            f"known beforehand too, leave {them} out with {dropped}",
+            "counts": f"{which} {'count' if several else 'counts'} the rows: if {they_are} and no quantity, leave "
+            f"{them} out with {dropped}",
+            "names": f"{which} {has} another text in nearly every row, from which nothing can be learnt: leave {them} "
+            f"out with {dropped}, or make columns of what repeats",
+        }[self.kind]
+
+
+def remarks_on(frame: Frame, y: Any, target: str) -> list[Remark]:
+    """The suspicious columns of a table on the host, by kind."""
     found: dict[str, list[str]] = {}
-    goal = np.asarray(y) if np.ndim(y) == 1 else None
-    codes = None if goal is None or goal.dtype.kind == "f" else np.unique(goal, return_inverse=True)[1]
+    column = y if isinstance(y, Column) else column_of(y, "y") if np.ndim(y) == 1 else None
+    goal = codes = None
+    if column is not None and column.on_host:
+        if column.codes is None and column.values.dtype.kind == "f":
+            goal = column.values
+        else:
+            goal = codes = column.codes if column.codes is not None else np.unique(column.values, return_inverse=True)[1]
     for name in frame.names:
-        column = frame.coded(name)
-        for kind in kinds_of(column, goal, codes):
+        kind = next(kinds_of(frame.coded(name), goal, codes), None)
+        if kind is not None:
             found.setdefault(kind, []).append(name)
-            break
-    return [sentence(kind, names, target, frame.what) for kind, names in found.items()]
+    return [Remark(kind, tuple(names), target, frame.what) for kind, names in found.items()]
 
 
 def kinds_of(column: Column, goal: Array | None, codes: Array | None) -> Iterator[str]:
@@ -84,21 +117,3 @@ def _names(column: Column, known: int) -> bool:
     """Whether most texts are there once."""
     counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))
     return int((counts == 1).sum()) > 0.9 * known
-
-
-def sentence(kind: str, names: Sequence[str], target: str, what: str) -> str:
-    """What is to be said of these columns."""
-    shown = ", ".join(map(repr, names[:5])) + (f", ... ({len(names):,} in all)" if len(names) > 5 else "")
-    several = len(names) > 1
-    columns, them = (f"columns {shown}", "them") if several else (f"column {shown}", "it")
-    dropped = " ".join(f"--drop {name!r}" for name in names[:5])
-    return {
-        "empty": f"{columns} of {what} {'have' if several else 'has'} no value in any row: nothing is learnt from {them}",
-        "constant": f"{columns} of {what} never {'vary' if several else 'varies'}: nothing is learnt from {them}",
-        "target": f"{columns} of {what} {'tell' if several else 'tells'} the target {target!r} outright: if "
-        f"{'they are' if several else 'it is'} not known beforehand, leave {them} out with {dropped}",
-        "counts": f"{columns} of {what} {'count' if several else 'counts'} the rows: if "
-        f"{'they are their numbers' if several else 'it is their number'} and no quantity, leave {them} out with {dropped}",
-        "names": f"{columns} of {what} {'have' if several else 'has'} another text in nearly every row, from which "
-        f"nothing can be learnt: leave {them} out with {dropped}, or make several columns of {them}",
-    }[kind]
