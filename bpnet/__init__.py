@@ -117,12 +117,12 @@ __all__ = [
     "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint", "Muon", "NAdam",
     "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson",
     "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau",
-    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared",
-    "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge",
-    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "Tanh", "Target", "TensorBoard",
-    "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
-    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
-    "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential",
+    "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm",
+    "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel",
+    "Tanh", "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
+    "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
+    "lsuv", "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class Target:
         Of a loss with an output for each class that is right or wrong (binary cross-entropy, hinge), columns of 0 and
         1, one where there are two classes.  What is on the host comes to the library and device of `like`.
         """
-        _, columns, several = _columns(y)
+        _, columns, _ = _columns(y)
         for column in columns:
             _check_present(column)
         if len(columns) != (self.columns or 1):
@@ -180,7 +180,7 @@ class Target:
         loss = plain_loss(loss)
         if self.kind == "number":
             raise OptionError("a model of quantities has no probabilities")
-        if not (loss.logits or loss.probabilities and not _has_margins(loss)):
+        if not loss.logits and (_has_margins(loss) or not loss.probabilities):
             raise OptionError(
                 f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
             )
