@@ -180,7 +180,6 @@ def read_columns(source: Source, request: Request) -> Dataset:
             remarks.append(f"{rows} of {source.name} have no {target!r}, first row {first:,}: left out")
             kept = np.flatnonzero(~gaps)
             y, frame = y.take(kept), frame.take(kept)
-        y = y.array()
     for remark in remarks:
         warn(remark)
     titles = {name: columns.title(name) for name in features}

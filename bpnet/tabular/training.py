@@ -1,16 +1,17 @@
 """A model for a table, from the table: `train_table`, which the command line calls too."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from bpnet.backends import Array
-from bpnet.callbacks.base import Callback
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import BpnetWarning, DataError, OptionError
 from bpnet.options import number, whole
+from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, design_of, encoded, first_rows, take, wide_column
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
@@ -88,6 +89,7 @@ class TableTraining:
     seen, unseen : what `Trainer.fit` takes of both: (x, y) or (x, y, weight); unseen is None where none are held out
     model : the `TableModel`
     remarks : what is suspicious about the columns
+    wide : what made float64 necessary, None for nothing
     best_epoch : the epoch that was kept, None where no rows are held out or early stopping is off
     """
 
@@ -103,11 +105,12 @@ class TableTraining:
         design: Design,
         notes: Sequence[str] = (),
         remarks: Sequence[Remark] = (),
+        wide: str | None = None,
     ) -> None:
         self.options, self.size, self.frame, self.y, self.model = options, size, frame, y, model
         self.rows, self.held_out = parts
         self.seen, self.unseen = data
-        self.design, self.notes, self.remarks = design, list(notes), list(remarks)
+        self.design, self.notes, self.remarks, self.wide = design, list(notes), list(remarks), wide
         self.best_epoch: int | None = None
         self.stopping: BestEpoch | None = None
 
@@ -127,10 +130,10 @@ class TableTraining:
         trainer, x, y = self.model.trainer, *self.seen[:2]
         weight = self.seen[2] if len(self.seen) > 2 else None
         left = self.epochs - len(trainer.history)
-        own: list[Callback] = []
-        if self.unseen is not None and self.options.early_stopping:
-            self.stopping = self.stopping or BestEpoch(self.size.patience)
-            own = [self.stopping]
+        stopping = self.begin_stopping()
+        own = [] if stopping is None else [stopping]
+        if stopping is not None and stopping.waited >= stopping.patience:
+            left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": self.options.metrics}
@@ -147,6 +150,12 @@ class TableTraining:
         self._keep_best()
         return trainer.history
 
+    def begin_stopping(self) -> "BestEpoch | None":
+        """What keeps the best epoch, None where none is to be kept."""
+        if self.unseen is not None and self.options.early_stopping:
+            self.stopping = self.stopping or BestEpoch(self.size.patience)
+        return self.stopping
+
     def _keep_best(self, halfway: bool = False) -> None:
         if self.stopping is None or self.stopping.kept is None:
             return
@@ -161,18 +170,24 @@ class TableTraining:
 
 
 class BestEpoch(EarlyStopping):
-    """Keeps the best epoch, which `TableTraining` goes back to."""
+    """Keeps the best epoch, to which `TableTraining` goes back."""
 
     def __init__(self, patience: int) -> None:
         super().__init__("val_loss", patience)
-        self.kept = None
+        self.best, self.waited, self.best_epoch = math.inf, 0, 0
+        self.kept: Snapshot | None = None
+
+    def follow(self, history: History) -> None:
+        """Take epochs into account that were trained before."""
+        for record in history:
+            if self.improved(record):
+                self.best_epoch = record["epoch"]
 
     def on_train_begin(self, trainer: Trainer, epochs: int, steps: int) -> None:
-        if self.kept is None:
-            super().on_train_begin(trainer, epochs, steps)
+        """As `follow` has left it."""
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """As it is."""
+        """Nothing is restored yet: an interrupted epoch may be better."""
 
 
 # ---- from a table to a training ------------------------------------------------------------------------------------
@@ -200,10 +215,11 @@ def prepare(
     schema = Schema.of(frame.take(parts[0]), types)
     wide = wide_column(frame, schema, parts[0])
     output = output_for(quantities(goal, y, parts[0]), loss, what)
-    if wide is not None or output.wide:
+    wide = wide or (what if output.wide else None)
+    if wide is not None:
         schema = replace(schema, dtype="float64")
         if options.precision != "float32":
-            raise OptionError(f"precision is {options.precision}, but {wide or what} needs float64")
+            raise OptionError(f"precision is {options.precision}, but {wide} needs float64")
     seen, unseen = encoded(schema, frame, parts)
     design = design_of(schema, seen, goal, output, size, options)
     trainer = Trainer(
@@ -227,7 +243,7 @@ def prepare(
     if labels is not None and len(parts[1]):
         notes += rare_classes(labels, parts[1], goal)
     remarks = remarks_on(frame, y, name or "y")
-    return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks)
+    return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
 
 
 def split_settings(rows: int, options: TrainingOptions) -> dict[str, Any]:
