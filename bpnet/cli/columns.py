@@ -33,7 +33,7 @@ class Columns:
             self.text = Text(source, options)
             found = self.text.names
         else:
-            found = self._guarded(lambda: self._file()[0])
+            found = self._guarded(self._names)
         self.position: dict[str, int] = {}
         for i, name in enumerate(found):
             if name in self.position:
@@ -76,7 +76,7 @@ class Columns:
         """Some columns, of which a file of text with separators is not to turn `texts` into numbers."""
         if self.text is not None:
             return Frame.of(self.text.table(wanted, texts), self.source.name)
-        frame = Frame.of(self._guarded(lambda: self._file()[1](list(wanted))), self.source.name)
+        frame = Frame.of(self._guarded(lambda: self._read(wanted)), self.source.name)
         for name in wanted if self.missing else ():
             frame = frame.with_column(name, without(column := frame.coded(name), self._gaps(column)))
         return frame
@@ -89,25 +89,23 @@ class Columns:
         numbers = [float(text) for text in self.missing if NUMBER.fullmatch(text)]
         return np.isin(column.values, numbers) if column.values.dtype.kind in "fiu" else np.zeros(column.rows, bool)
 
-    def _file(self) -> tuple[list[str], Any]:
-        """Names of the columns of a Parquet or Arrow file, and what reads some."""
-        if self.source.kind == "parquet":
-            opened = parquet.ParquetFile(self.source.open(), pre_buffer=False)
-            texts = [f.name for f in opened.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            opened = parquet.ParquetFile(self.source.open(), read_dictionary=texts, pre_buffer=False)
-            return opened.schema_arrow.names, lambda wanted: opened.read(columns=wanted)
-        file = self.source.open()
-        try:
-            reader = ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        except pa.ArrowInvalid:  # a stream of it, as pipes have
+    def _names(self) -> list[str]:
+        """Of the columns of a Parquet or Arrow file."""
+        with self.source.open() as file:
+            if self.source.kind == "parquet":
+                return list(parquet.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+            return list(opened(file).schema.names)
+
+    def _read(self, wanted: Sequence[str]) -> pa.Table:
+        """Some columns of such a file, text as codes."""
+        with self.source.open() as file:
+            if self.source.kind == "arrow":
+                batches = batches_of(opened(file))
+                return pa.Table.from_batches([batch.select(list(wanted)) for batch in batches])
+            schema = parquet.ParquetFile(file, pre_buffer=False).schema_arrow
             file.seek(0)
-            reader = batches = ipc.open_stream(file)
-
-        def read(wanted: list[str]) -> pa.Table:
-            return pa.Table.from_batches([batch.select(wanted) for batch in batches]) if wanted else pa.table({})
-
-        return reader.schema.names, read
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            return parquet.ParquetFile(file, read_dictionary=texts, pre_buffer=False).read(columns=list(wanted))
 
     def _guarded(self, read: Any) -> Any:
         try:
@@ -118,6 +116,20 @@ class Columns:
             raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
         except Exception as error:  # a damaged file can fail in any way
             raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
+
+
+def opened(file: Any) -> Any:
+    """A reader of an Arrow file, or of a stream of it, as pipes have."""
+    try:
+        return ipc.open_file(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        return ipc.open_stream(file)
+
+
+def batches_of(reader: Any) -> list[Any]:
+    count = getattr(reader, "num_record_batches", None)
+    return list(reader) if count is None else [reader.get_batch(i) for i in range(count)]
 
 
 def numbers_rows(column: Column) -> bool:
