@@ -460,7 +460,8 @@ def test_outputs_of_every_loss_become_predictions(backend):
             assert type(found) is type(given), case
             np.testing.assert_allclose(backend.host(found), expected, rtol=1e-5, err_msg=case)
         else:
-            assert isinstance(found, np.ndarray) and found.tolist() == expected.tolist(), case
+            assert isinstance(found, np.ndarray), case
+            assert found.tolist() == expected.tolist(), case
         if probabilities is None:
             with pytest.raises(OptionError, match="no probabilities"):
                 target.probabilities(loss, given)
