@@ -449,25 +449,35 @@ LOSSES: dict[str, tuple[Any, list[Any], int, Any, Any]] = {  # y, outputs, proba
 }
 
 
-def test_outputs_of_every_loss_become_predictions(backend):
+def check_predictions(case, backend):
     z = np.random.default_rng(1).normal(size=(6, 3))
-    for case, (loss, y, outputs, probabilities, predictions) in LOSSES.items():
-        target = bp.Target.of(np.array(y) if case == "two quantities" else y)
-        assert target.outputs(loss) == outputs, case
-        given = backend.array(z[:, :outputs].astype(np.float32))
-        found, expected = target.decode(given, loss), predictions(z[:, :outputs])
-        if expected.dtype.kind in "fiub":
-            assert type(found) is type(given), case
-            np.testing.assert_allclose(backend.host(found), expected, rtol=1e-5, err_msg=case)
-        else:
-            assert isinstance(found, np.ndarray), case
-            assert found.tolist() == expected.tolist(), case
-        if probabilities is None:
-            with pytest.raises(OptionError, match="no probabilities"):
-                target.probabilities(loss, given)
-        else:
-            made = backend.host(target.probabilities(loss, given))
-            np.testing.assert_allclose(made, probabilities(z[:, :outputs]), rtol=1e-5, err_msg=case)
+    loss, y, outputs, probabilities, predictions = LOSSES[case]
+    target = bp.Target.of(np.array(y) if case == "two quantities" else y)
+    assert target.outputs(loss) == outputs
+    given = backend.array(z[:, :outputs].astype(np.float32))
+    found, expected = target.decode(given, loss), predictions(z[:, :outputs])
+    if expected.dtype.kind in "fiub":
+        assert type(found) is type(given)
+        np.testing.assert_allclose(backend.host(found), expected, rtol=1e-5)
+    else:
+        assert isinstance(found, np.ndarray)
+        assert found.tolist() == expected.tolist()
+    if probabilities is None:
+        with pytest.raises(OptionError, match="no probabilities"):
+            target.probabilities(loss, given)
+    else:
+        made = backend.host(target.probabilities(loss, given))
+        np.testing.assert_allclose(made, probabilities(z[:, :outputs]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_outputs_of_every_loss_become_predictions(case, library):
+    check_predictions(case, library("numpy"))
+
+
+def test_outputs_become_predictions_where_they_are(backend):
+    for case in ("cross_entropy", "binary logits", "one against the rest", "hinge", "poisson", "quantiles"):
+        check_predictions(case, backend)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -524,20 +534,19 @@ def test_a_saved_model_takes_the_rows_that_it_was_trained_on(holder, tmp_path):
 
 @pytest.fixture(scope="module")
 def of_numbers(tmp_path_factory):
-    """Models of a table of numbers, trained by NumPy: of whole numbers as labels, and of text."""
+    """A model of a table of numbers that was trained by NumPy."""
     x, y = measurements()
-    folder = tmp_path_factory.mktemp("numbers")
+    path = tmp_path_factory.mktemp("numbers") / "model"
     network = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
-    model_of(x, y, network=network).save(folder / "numbers")
-    model_of(x, np.array(["p", "q", "r"])[y], network=network).save(folder / "text")
-    return folder
+    model_of(x, y, network=network).save(path)
+    return path
 
 
 def test_a_table_of_numbers_stays_where_it_is(of_numbers, backend):
     x, y = measurements()
-    reference = bp.load(of_numbers / "numbers", compile=False)
+    reference = bp.load(of_numbers, compile=False)
     given, expected = backend.array(x), reference.predict(x)
-    model = bp.load(of_numbers / "numbers", like=given)
+    model = bp.load(of_numbers, like=given)
     found, probabilities = model.predict(given), model.predict_proba(given)
     assert type(found) is type(probabilities) is type(given)
     assert backend.host(found).tolist() == expected.tolist()
@@ -547,9 +556,6 @@ def test_a_table_of_numbers_stays_where_it_is(of_numbers, backend):
     rows = model.predict(x.tolist())  # what is made on the host goes where the parameters are
     assert type(rows) is type(given)
     assert backend.host(rows).tolist() == expected.tolist()
-    text = bp.load(of_numbers / "text", like=given).predict(given)
-    assert isinstance(text, np.ndarray)
-    assert text.tolist() == np.array(["p", "q", "r"])[expected].tolist()
 
 
 def test_columns_of_a_device_stay_there(backend):
@@ -613,8 +619,15 @@ def test_a_model_checks_what_it_is_made_of():
         bp.TableModel({}, model.target, model.trainer)
     with pytest.raises(DataError, match="the target has no name"):
         bp.TableModel(model.schema, bp.Target.of(y), model.trainer).evaluate(x)
-    with pytest.raises(DataError, match=r"infinit.* row 2"):
-        model.predict(np.where(np.arange(40)[:, None] == 2, np.inf, x).astype(np.float32))
+    x[33, 1] = np.inf
+    for use in (lambda: model.predict(x, batch_size=16), lambda: model.evaluate(x, y)):
+        with pytest.raises(DataError, match=r"column 'x1' of the table is infinite in row 33; the model takes finite"):
+            use()
+    x[33, 1] = np.nan
+    model.predict(x)
+    plain = model_of(*measurements(), network=bp.Dense(3))
+    with pytest.raises(DataError, match=r"'b' of the table is missing in row 33; the model takes no missing ones"):
+        plain.predict(dict(zip("abc", x.T, strict=True)))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -163,6 +163,11 @@ class Schema:
         """What the columns of numbers are called that `encode` gives: "age", "born.year", ..."""
         return tuple(name for feature in self.features for name in feature.numbers)
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Of each of these the place of the column in `features`."""
+        return tuple(i for i, feature in enumerate(self.features) for _ in feature.numbers)
+
     @cached_property
     def categories(self) -> tuple[Feature, ...]:
         """The columns that become codes."""
