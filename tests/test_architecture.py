@@ -110,12 +110,12 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "state": 11.5,
     "fitting": 11.5,
     "trainer": 12,
+    "unit_variance": 12.3,
     "tabular": 12.5,
     "checking": 13,
     "inspection": 13,
     "loading": 13,
     "learning_rate": 13,
-    "unit_variance": 13,
     "cli": 14,
     "__main__": 15,
 }

@@ -1,5 +1,6 @@
 """One view on every kind of table: names of columns, and each column's values."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -149,8 +150,9 @@ def _rows_of(matrix: Any, rows: Any) -> Any:
 def _length(column: Any, what: str) -> int:
     if isinstance(column, Column):
         return column.rows
+    shape = getattr(column, "shape", None)
     try:
-        return len(column)
+        return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
         raise ArgumentError(f"{what} is {shown(column)}; expected a value for every row") from None
 
@@ -172,6 +174,11 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
         return list(table.columns), list(table.get_columns())
     if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
         return list(table.column_names), [table.column(i) for i in range(table.num_columns)]
+    if hasattr(table, "__arrow_c_stream__") and not hasattr(table, "to_physical"):
+        loaded = sys.modules.get("pyarrow"), sys.modules.get("polars")
+        made = next((module.table if module is loaded[0] else module.DataFrame for module in loaded if module), None)
+        if made is not None:
+            return _parts(made(table), what)
     if isinstance(table, Sequence) and not isinstance(table, str | bytes):
         return _of_rows(list(table), what)
     try:

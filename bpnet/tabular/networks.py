@@ -1,6 +1,5 @@
 """Networks for tables: a plain one, and the preset "strong", with the ingredients of RealMLP."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -125,16 +124,13 @@ class Recipe:
             inverse = xp.where(deviation > 0.0, 1.0 / xp.where(deviation > 0.0, deviation, 1.0), 1.0)
             if bias is None:
                 return weight * inverse, None
-            place, share = rng.uniform((CORNERS, units), 1.0), rng.uniform((CORNERS, units), 1.0)
             device = backend.device(weight)
-            share = -_log((share + 1.0) * 0.5)
-            share = backend.from_host(share / share.sum(axis=0), weight.dtype, device)
-            point = xp.zeros_like(bias)
+            even = [(rng.uniform((CORNERS, units), 0.5) + 0.5).clip(2.0**-53) for _ in range(2)]  # within 0 ... 1
+            place = backend.from_host((even[0] * rows).astype("int64"), xp.int64, device)
+            share = -xp.log(backend.from_host(even[1], weight.dtype, device))
             columns = xp.arange(units, dtype=xp.int64, device=device)
-            flat = xp.reshape(z, (-1,))
-            for i in range(CORNERS):
-                row = backend.from_host(((place[i] + 1.0) * 0.5 * rows).astype("int64"), xp.int64, device)
-                point = point + share[i, :] * xp.take(flat, row * units + columns)
+            corners = xp.reshape(xp.take(xp.reshape(z, (-1,)), xp.reshape(place * units + columns, (-1,))), share.shape)
+            point = xp.sum(share * corners, axis=0) / xp.sum(share, axis=0)
             return weight * inverse, -point * inverse
 
         return start_from_data(trainer, _some(x), tune)
@@ -237,13 +233,6 @@ def _optimizer(network: Sequential, classes: bool, simple: bool, epochs: int) ->
 def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:
     """The `width` of a `CategoricalInput` in RealMLP: 8, or one-hot for up to 8 known values, or where it is simple."""
     return tuple(0 if simple or known <= 10 else 8 for known in entries)
-
-
-def _log(values: Any) -> Any:
-    """The logarithm of numbers on the host, of which none is 0 but by a chance of 2**-53."""
-    import numpy
-
-    return numpy.log(numpy.maximum(values, math.ldexp(1.0, -53)))
 
 
 def _some(x: Any) -> Any:
