@@ -38,7 +38,9 @@ class Columns:
         for i, name in enumerate(found):
             if name in self.position:
                 same = f"column {name!r}" if name.strip() else "column without a name"
-                raise DataError(f"{source.name} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}")
+                raise DataError(
+                    f"{source.name} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}"
+                )
             if not name.startswith("__index_level_"):  # as pandas calls the names of rows, which are no column
                 self.position[name] = i
         parted = next((sign for sign in ";\t|," if len(found) == 1 and sign in found[0]), None)
@@ -173,7 +175,10 @@ def read_columns(source: Source, request: Request) -> Dataset:
     if frame.rows == 0:
         raise DataError(f"{source.name} has no rows")
     for name in filter(UNNAMED.fullmatch, [] if request.known or request.features else list(features)):
-        if numbers_rows(frame.coded(name)):
+        if frame.coded(name).missing().all():
+            features.remove(name)
+            remarks.append(f"{columns.title(name)} of {source.name} has no values, and is left out")
+        elif numbers_rows(frame.coded(name)):
             features.remove(name)
             remarks.append(
                 f"{columns.title(name)} of {source.name} is left out, taken for row numbers that a program has added; "

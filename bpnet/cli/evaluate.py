@@ -3,6 +3,8 @@
 import time
 from typing import Annotated
 
+import numpy as np
+
 from bpnet.cli import terminal
 from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
@@ -44,7 +46,9 @@ def evaluate(
             held_out = held_out_rows(found, frame.rows, y)
         if held_out is not None:
             frame, y = frame.take(held_out), y.take(held_out) if isinstance(y, Column) else y[held_out]
-    x, answers = found.inputs(frame), found.target.encode(y, found.trainer.loss, like=found.trainer.theta)
+    x = found.inputs(frame)
+    host = isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray)
+    answers = found.target.encode(y, found.trainer.loss, like=None if host else found.trainer.theta)
     if "seen" in found.settings and held_out is None:
         with expect_sound(model):
             share, alike = seen_share(found.settings["seen"], x, answers), float(found.settings["seen"]["alike"])

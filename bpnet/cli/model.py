@@ -93,9 +93,11 @@ def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any]
     R2 is the share of variance that is explained.
     """
     trainer = model.trainer
-    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=tuple(metrics))
+    scaled = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale != 1.0 and "r2" not in metrics
+    wanted: list[Any] = [*metrics, *(["r2"] if scaled else [])]
+    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
     result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}
-    if isinstance(trainer.loss, bp.MeanSquaredError):
+    if isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0:
         with np.errstate(over="ignore"):
             variance = float(trainer.backend.to_host(y).var(axis=0, dtype=np.float64).mean())
         result["r2"] = 1.0 - result["loss"] / variance if 0 < variance < np.inf else None

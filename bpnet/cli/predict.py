@@ -26,7 +26,9 @@ ENDINGS = (".csv", ".parquet", ".jsonl", ".npy")
 def predict(
     model: Model,
     data: Data,
-    output: Annotated[Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.")] = None,
+    output: Annotated[
+        Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.", "--output", "-o")
+    ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="Give the probability of every class, too.")] = False,
     keys: Annotated[
         list[str] | None, option("COLUMN", "Put a column of DATA beside predictions; may be given again.")

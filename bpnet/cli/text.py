@@ -184,9 +184,9 @@ class Text:
         convert = csv.ConvertOptions(
             include_columns=names, column_types=types, null_values=nulls, strings_can_be_null=True
         )
-        with self._stream() as stream:
-            with csv.open_csv(stream, read_options=options, parse_options=parse, convert_options=convert) as reader:
-                yield reader
+        more = {"read_options": options, "parse_options": parse, "convert_options": convert}
+        with self._stream() as stream, csv.open_csv(stream, **more) as reader:
+            yield reader
 
     @contextmanager
     def _stream(self) -> Iterator[Any]:
@@ -226,4 +226,3 @@ class Text:
                     f"{name} is not written in {told}: say in what by --encoding, such as latin-1, cp1252 or utf-16"
                 ) from error
             raise DataError(f"{name} can't be read as {self.source.ending}: {reason(error)}") from error
-

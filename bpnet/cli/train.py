@@ -21,7 +21,7 @@ from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
+from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
 from bpnet.tabular.checkpoints import Checkpoints, resume
 from bpnet.tabular.folds import each_fold
@@ -44,7 +44,7 @@ METRICS = "f1, balanced_accuracy, precision, recall, roc_auc, log_loss, brier, m
 def train(
     data: Data,
     target: Annotated[
-        str | None, option("COLUMN", "The column to be learnt.", rich_help_panel=COLUMNS)
+        str | None, option("COLUMN", "The column to be learnt.", "--target", "-t", rich_help_panel=COLUMNS)
     ] = None,
     features: Annotated[
         list[str] | None,
@@ -85,15 +85,10 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, option("N", "Rows in a step.", min=1, rich_help_panel=TRAINING)] = None,
     epochs: Annotated[int | None, option("N", "Most passes over the rows.", min=1, rich_help_panel=TRAINING)] = None,
-    early_stopping: Annotated[
-        bool, typer.Option(help="Stop when nothing is gained; keep the best epoch.", rich_help_panel=TRAINING)
-    ] = True,
     patience: Annotated[
-        int | None, option("N", "Epochs without a gain before it stops.", min=1, rich_help_panel=TRAINING)
+        int | None, option("N", "Epochs without a gain until it stops; 0: never.", min=0, rich_help_panel=TRAINING)
     ] = None,
-    validation: Annotated[
-        float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)
-    ] = 0.2,
+    validation: Annotated[float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)] = 0.2,
     folds: Annotated[
         int | None, option("K", "Cross-validate in K parts, then train on all.", min=2, rich_help_panel=TRAINING)
     ] = None,
@@ -109,13 +104,13 @@ def train(
     threads: Annotated[
         int | None, option("N", "Processors to use on a CPU; all if not given.", min=1, rich_help_panel=RUNNING)
     ] = None,
-    checkpoint: Annotated[
-        Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)
-    ] = None,
+    checkpoint: Annotated[Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)] = None,
     resumed: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest there.", rich_help_panel=RUNNING)
     ] = False,
-    output: Annotated[Path, option("FILE", "Where the model goes.", rich_help_panel=OUTPUT)] = Path("model.safetensors"),
+    output: Annotated[Path, option("FILE", "Where the model goes.", "--output", "-o", rich_help_panel=OUTPUT)] = Path(
+        "model.safetensors"
+    ),
     metric: Annotated[
         list[str] | None, option("NAME", f"Give it too, more than once: {METRICS}", rich_help_panel=OUTPUT)
     ] = None,
@@ -148,7 +143,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             validation=0.0 if folds else validation,
-            early_stopping=patience if early_stopping and patience else early_stopping,
+            early_stopping=True if patience is None else patience,
             class_weight=class_weight,
             members=ensemble,
             preset=preset,
@@ -162,7 +157,9 @@ def train(
     if resumed and checkpoint is None:
         raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
     if folds and (checkpoint or plot):
-        raise OptionError(f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}")
+        raise OptionError(
+            f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
+        )
     terminal.check_output("--output", output, DATA=data)
     if plot is not None:
         curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
@@ -303,7 +300,7 @@ def cross_validate(
             training.fit(callbacks, progress=False)
             if interrupt.number:
                 terminal.stop(interrupt.number)
-            figures = evaluate_rows(training.model, *training.unseen[:2], options.metrics)
+            figures = evaluate_rows(training.model, training.unseen[0], training.unseen[1], options.metrics)
             epochs = training.best_epoch or len(training.model.trainer.history)
             found.append(figures | {"epochs": epochs})
     names = [name for name, value in found[0].items() if isinstance(value, float | int)]
@@ -371,7 +368,7 @@ def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) 
     if result["diverged"] and not math.isfinite(result["loss"]):
         return "No model was written: none with a finite loss is left"
     unseen = training.unseen and training.unseen[:2]
-    seen = remembered(*training.seen[:2], unseen)
+    seen = remembered(training.seen[0], training.seen[1], unseen)
     model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
     model.save(output)
     result["output"] = str(output)
