@@ -1,5 +1,6 @@
 """What the columns of a table are, and how they become the numbers and codes that a network takes."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,7 +12,7 @@ from bpnet.backends import backend_of
 from bpnet.errors import DataError, FileFormatError, ShapeError
 from bpnet.options import choice, finite, flag, positive, whole
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import PARTS, names_of, zone_of
+from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.inference import MOST_CATEGORIES, infer
@@ -34,7 +35,7 @@ class Feature:
     parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and
         cosine
     zone : of a date: the time zone whose clocks it is read on, where the column has one
-    format : of a date that is text: how it is written, "iso" or as `datetime.strptime` has it
+    format : of a date that is text: how it is written, "iso" or one of `dates.FORMATS`
     """
 
     name: str
@@ -85,6 +86,8 @@ class Feature:
             raise FileFormatError(f"the column {made.name!r} of the table has parts of a date that are none")
         if made.kind != "category" and made.values:
             raise FileFormatError(f"the column {made.name!r} of the table has values, but is no category")
+        if made.format not in (None, "iso", *FORMATS):
+            raise FileFormatError(f"the column {made.name!r} of the table has a format of dates that is not known")
         if made.zone is not None:
             zone_of(made.zone)
         return made
@@ -308,9 +311,8 @@ class Schema:
         )
         if len(set(made.names)) < len(made.names):
             raise FileFormatError("two columns of the table have the same name")
-        if not made.named and any(
-            name not in {f"x{i}" for i in range(min(made.width, 1 << 24))} for name in made.names
-        ):
+        places = [int(name[1:]) if re.fullmatch("x(0|[1-9][0-9]{0,8})", name) else made.width for name in made.names]
+        if not made.named and max(places) >= made.width:
             raise FileFormatError("the columns of a table without names are called otherwise")
         return made
 
