@@ -43,8 +43,8 @@ class Columns:
                 )
             if not name.startswith("__index_level_"):  # as pandas calls the names of rows, which are no column
                 self.position[name] = i
-        parted = next((sign for sign in ";\t|," if len(found) == 1 and sign in found[0]), None)
-        self.hint = f" (it is read as parted by {self.text.sep!r}: see --sep)" if parted and self.text else ""
+        parted = f" (it is read as parted by {self.text.sep!r}: see --sep)" if self.text else ""
+        self.hint = parted if len(found) == 1 else ""
 
     def title(self, name: str) -> str:
         """What messages call a column: by its number where it has no name."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 
 from bpnet.cli import terminal
-from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, scores
+from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, option
 from bpnet.errors import plural
@@ -46,9 +46,10 @@ def evaluate(
             held_out = held_out_rows(found, frame.rows, y)
         if held_out is not None:
             frame, y = frame.take(held_out), y.take(held_out) if isinstance(y, Column) else y[held_out]
-    x = found.inputs(frame)
-    host = isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray)
-    answers = found.target.encode(y, found.trainer.loss, like=None if host else found.trainer.theta)
+    with rows_from_one():
+        x = found.inputs(frame)
+        host = isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray)
+        answers = found.target.encode(y, found.trainer.loss, like=None if host else found.trainer.theta)
     if "seen" in found.settings and held_out is None:
         with expect_sound(model):
             share, alike = seen_share(found.settings["seen"], x, answers), float(found.settings["seen"]["alike"])

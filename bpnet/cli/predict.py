@@ -14,7 +14,7 @@ import typer
 import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
-from bpnet.cli.model import ROWS, load, location, read_for
+from bpnet.cli.model import ROWS, load, location, read_for, rows_from_one
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, option
 from bpnet.disk import write_atomically
@@ -57,7 +57,8 @@ def predict(
         raise OptionError(f"--proba is of classes, but {model} predicts numbers")
     dataset = read_for(found, data, text_options(sep, encoding, missing), labelled=False, keys=keys or ())
     began = time.perf_counter()
-    columns = answers(found, dataset.frame, proba)
+    with rows_from_one():
+        columns = answers(found, dataset.frame, proba)
     result: JSON = {"rows": dataset.frame.rows, "seconds": time.perf_counter() - began}
     result |= {**location(found.trainer), "data": data}
     beside = {} if dataset.keys is None else {name: plain(dataset.keys.column(name)) for name in dataset.keys.names}

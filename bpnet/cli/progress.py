@@ -7,9 +7,6 @@ import bpnet as bp
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
 
-LINES = 20
-"""About how many epochs are told of."""
-
 
 class Report(bp.Progress):
     """The trainer's progress bar, with epochs in the words of the command line."""
@@ -19,14 +16,13 @@ class Report(bp.Progress):
         self.accuracy, self.fold, self.last = "balanced accuracy" if balanced else "accuracy", fold, ""
 
     def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
-        every = -(-self.epochs // LINES)
         line = f"{self.fold}epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
         if "val_loss" in record:
             line += f"  held-out loss {record['val_loss']:#.4g}"
         if "val_accuracy" in record:
             line += f"  held-out {self.accuracy} {record['val_accuracy']:.2%}"
-        self.last = line
-        if record["epoch"] in (1, self.epochs) or record["epoch"] % every == 0:
+        self.last, epoch = line, record["epoch"]
+        if epoch == self.epochs or epoch % 10 ** (len(str(epoch)) - 1) == 0:  # 1 ... 10, 20 ... 100, 200 ...
             self._write(line + "\n")
             self.last = ""
 

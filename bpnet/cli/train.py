@@ -18,7 +18,7 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Request, read
-from bpnet.cli.model import evaluate_rows, location, scores
+from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
@@ -179,7 +179,7 @@ def train(
     shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
         rates = cross_validate(table, goal, options, folds, interrupt, shows) if folds else {}
-        with options_named():
+        with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
         trainer = training.model.trainer
@@ -292,7 +292,7 @@ def cross_validate(
 ) -> JSON:
     """Mean and deviation of every figure over the folds, and the figures of each."""
     found: list[JSON] = []
-    with options_named():
+    with options_named(), rows_from_one():
         for i, training in enumerate(each_fold(table, goal, options, count)):
             callbacks: list[Any] = [interrupt]
             if shows:
