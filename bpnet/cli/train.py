@@ -17,13 +17,13 @@ import typer
 import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import terminal
+from bpnet.cli.checkpoints import Checkpoints, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
-from bpnet.tabular.checkpoints import Checkpoints, resume
 from bpnet.tabular.folds import each_fold
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import SCHEDULES, TrainingOptions
