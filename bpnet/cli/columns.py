@@ -197,7 +197,7 @@ def read_columns(source: Source, request: Request) -> Dataset:
             rows, first = plural(int(gaps.sum()), "row"), int(np.argmax(gaps)) + 1
             if gaps.all():
                 raise DataError(f"the target {target!r} of {source.name} has no values: all are missing")
-            remarks.append(f"{rows} of {source.name} have no {target!r}, first row {first:,}: left out")
+            remarks.append(f"{rows} of {source.name} have no {target!r}, first in row {first:,}: left out")
             kept = np.flatnonzero(~gaps)
             y, frame = y.take(kept), frame.take(kept)
     for remark in remarks:

@@ -218,7 +218,7 @@ class Text:
     @contextmanager
     def _reader(self, names: Sequence[str] | None, block: int) -> Iterator[Any]:
         size, nulls = self.source.size, [*MISSING, *self.options.missing]
-        options = csv.ReadOptions(block_size=min(block, max(size + 1, 1 << 20)), encoding=self.options.encoding)
+        options = csv.ReadOptions(block_size=min(block, max(size + 1, BLOCKS[0])), encoding=self.options.encoding)
         parse = csv.ParseOptions(delimiter=self.sep, newlines_in_values=True)
         types = {} if names is None else dict.fromkeys(names, pa.string())
         convert = csv.ConvertOptions(

@@ -184,7 +184,7 @@ def train(
             training = prepare(table, goal, final)
         trainer = training.model.trainer
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
-            terminal.warn(text)
+            terminal.warn(re.sub(r"types=\{'(.+?)': '(\w+)'\}", r"--types \1=\2", text))
         if not (quiet or as_json):
             announce(dataset, training)
         callbacks: list[Any] = [interrupt]
@@ -268,7 +268,8 @@ def parse_types(given: Sequence[str] | None) -> dict[str, str]:
 @contextmanager
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
-    names = {"members": "ensemble", **{name: name.replace("_", "-") for name in TrainingOptions.__dataclass_fields__}}
+    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds")}
+    names["members"] = "ensemble"
     try:
         yield
     except OptionError as error:

@@ -30,7 +30,7 @@ def with_target(frame: Frame, name: str) -> tuple[Frame, Column, list[str]]:
         raise DataError(f"the target {name!r} of {frame.what} has no values: all are missing")
     kept, first, count = np.flatnonzero(~gaps), int(np.argmax(gaps)), int(gaps.sum())
     has = "have" if count > 1 else "has"
-    note = f"{plural(count, 'row')} of {frame.what} {has} no {name!r}, first row {first:,}: left out"
+    note = f"{plural(count, 'row')} of {frame.what} {has} no {name!r}, first in row {first:,}: left out"
     return frame.take(kept), column.take(kept), [note]
 
 
