@@ -3,6 +3,8 @@
 import contextlib
 import datetime as dt
 import json
+import pickle
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -534,7 +536,10 @@ def test_a_saved_model_takes_the_rows_that_it_was_trained_on(holder, tmp_path):
     held = HOLDERS[holder]({**columns, "what": y})
     assert loaded.evaluate(held, metrics=["f1"]) == model.evaluate(columns, y, metrics=["f1"])
     assert repr(loaded).startswith("<TableModel of 'what': 2 classes from 11 columns, ")
-    assert "city" in loaded.summary()
+    assert re.search(r"city +category +2 values: Köln, Ulm\n", loaded.summary())
+    assert re.search(r"landed +date +days, .*; clocks of Europe/Berlin\n", loaded.summary())
+    again = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(again.predict_proba(table), loaded.predict_proba(table))
 
 
 @pytest.fixture(scope="module")
