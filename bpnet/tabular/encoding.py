@@ -20,12 +20,14 @@ MISSING, UNSEEN, FIRST = 0, 1, 2
 Encoder = Callable[[slice], Any]
 
 
-def encoder_of(feature: "Feature", column: Column, what: str) -> Encoder:
+def encoder_of(feature: "Feature", column: Column, what: str, dtype: str = "float32") -> Encoder:
     """What gives numbers, (rows,) or (rows, numbers), or codes of some rows of a column, called `what` in errors.
 
     Raises DTypeError where the column holds something else than the feature, with the first row that does, and
-    DataError where a number is infinite.
+    DataError where a number is infinite, or too large for `dtype`.
     """
+    if feature.kind == "number":
+        return numbers(feature, column, what, float(np.finfo(dtype).max))
     return ENCODERS[feature.kind](feature, column, what)
 
 
@@ -53,32 +55,39 @@ def _each(feature: "Feature", column: Column, what: str, read: Callable[[Any], f
     return made
 
 
-def _infinite(what: str, row: int) -> DataError:
-    return DataError(f"{what} is infinite in row {row}: a missing value is NaN, others are finite numbers")
-
-
-def numbers(feature: "Feature", column: Column, what: str) -> Encoder:
+def numbers(feature: "Feature", column: Column, what: str, largest: float) -> Encoder:
     """(x - origin) / unit, in float64 where that is not x itself."""
-    values, codes, plain = column.values, column.codes, feature.origin == 0.0 and feature.unit == 1.0
+    values, codes = column.values, column.codes
     if codes is not None:
         values = _each(feature, column, what, as_number, "numbers")
     elif not column.on_host:
         return _device_numbers(feature, values)
     elif values.dtype.kind == "m":
-        gaps = np.isnat(values)
-        seconds = values / np.timedelta64(1, "s")
-        values = np.where(gaps, np.nan, seconds) if gaps.any() else seconds
+        values = np.where(np.isnat(values), np.nan, values / np.timedelta64(1, "s"))
     elif values.dtype.kind == "M":
         raise _refused(column, _first(column), what, "numbers")
-    infinite = np.isinf(values) if values.dtype.kind == "f" else np.zeros(0, dtype=bool)
-    if infinite.any():
-        wrong = int(np.argmax(infinite))
-        raise _infinite(what, wrong if codes is None else _first(column, wrong))
-    if not plain:
+    given = values
+    if feature.origin != 0.0 or feature.unit != 1.0:
         values = (values.astype(np.float64) - feature.origin) / feature.unit
-    if codes is not None:
-        return lambda rows: values[codes[rows]]
-    return lambda rows: values[rows]
+    if values.dtype.kind == "f" and not (_least(values) >= -largest and _most(values) <= largest):
+        place = int(np.argmax(np.abs(values) > largest))
+        row = place if codes is None else _first(column, place)
+        if np.isinf(given[place]):
+            raise DataError(f"{what} is infinite in row {row}: a missing value is NaN, others are finite numbers")
+        raise DataError(
+            f"{what} has {given[place]:g} in row {row}, which is too large for what the model computes with"
+        )
+    return (lambda rows: values[rows]) if codes is None else (lambda rows: values[codes[rows]])
+
+
+def _least(values: Any) -> float:
+    """The smallest number, or 0."""
+    return float(np.fmin.reduce(values, initial=0.0))
+
+
+def _most(values: Any) -> float:
+    """The largest number, or 0."""
+    return float(np.fmax.reduce(values, initial=0.0))
 
 
 def _device_numbers(feature: "Feature", values: Any) -> Encoder:
@@ -212,7 +221,6 @@ def _device_codes(known: tuple[Any, ...], values: Any) -> Encoder:
 
 
 ENCODERS: dict[str, Callable[["Feature", Column, str], Encoder]] = {
-    "number": numbers,
     "boolean": truths,
     "date": dates,
     "category": categories,

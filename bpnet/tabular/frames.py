@@ -49,8 +49,10 @@ class Frame:
         if isinstance(table, Frame):
             return table
         names, columns = _parts(table, what)
-        if names is None:
+        if names is None and hasattr(columns, "ndim"):
             return cls._of_matrix(columns, what)
+        named = names is not None
+        names = [f"x{i}" for i in range(len(columns))] if names is None else names
         keys = [str(name) for name in names]
         if len(set(keys)) < len(keys):
             twice = next(name for i, name in enumerate(keys) if name in keys[:i])
@@ -62,7 +64,7 @@ class Frame:
                 f"column {keys[0]!r} of {what} has {lengths[0]} rows, but column {keys[odd]!r} {lengths[odd]}: "
                 "expected as many"
             )
-        return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, what=what)
+        return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, named=named, what=what)
 
     @classmethod
     def _of_matrix(cls, matrix: Any, what: str) -> "Frame":
@@ -153,7 +155,7 @@ def _length(column: Any, what: str) -> int:
 
 
 def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
-    """Names and columns of a table; no names, and the array itself, where it is an array (rows, columns)."""
+    """Names and columns of a table; no names where it has none, and the array itself where it is (rows, columns)."""
     if isinstance(table, np.ndarray) and table.dtype.names:
         return list(table.dtype.names), [table[name] for name in table.dtype.names]
     if isinstance(table, np.ma.MaskedArray):
@@ -212,10 +214,4 @@ def _of_rows(rows: list[Any], what: str) -> tuple[list[Any] | None, Any]:
     widths = {len(row) for row in wide}
     if not rows or widths == {0} or len(widths) > 1:
         raise ArgumentError(f"{what} is a list of {shown(rows[0]) if rows else 'no rows'}; expected {TABLES}")
-    columns = [column_of(list(values), f"column {i} of {what}") for i, values in enumerate(zip(*wide, strict=True))]
-    if all(column.codes is None and column.values.dtype.kind in "fiub" for column in columns):
-        return None, np.stack([column.values for column in columns], axis=1)
-    matrix = np.empty((len(rows), len(columns)), dtype=object)
-    for i, row in enumerate(wide):
-        matrix[i] = row
-    return None, matrix
+    return None, list(map(list, zip(*wide, strict=True)))

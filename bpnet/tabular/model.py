@@ -196,7 +196,8 @@ class TableModel:
 
     def inputs(self, table: Any) -> Any:
         """What the network takes for the rows of a table, where its parameters lie."""
-        return self._placed(self.schema.encode(table))
+        frame = Frame.of(table)
+        return self._placed(self.schema.encode(frame), self._moves(frame))
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -205,12 +206,18 @@ class TableModel:
         size, frame = whole("batch_size", batch_size, 1), Frame.of(table)
         if frame.rows == 0:
             raise DataError(f"{frame.what} has no rows")
-        encoder = self.schema.encoder(frame)
+        encoder, moves, own = self.schema.encoder(frame), self._moves(frame), self.trainer.backend
         for start in range(0, frame.rows, size):
-            x = self._placed(encoder(slice(start, start + size)))
+            x = encoder(slice(start, start + size))
+            on_host = backend_of(next(iter(x.values())) if isinstance(x, dict) else x).name == "numpy"
+            x = self._placed(x, moves)
             with self._named(frame, x, start):
                 found = self.trainer.predict(x)
-            yield found
+            yield own.to_host(found) if moves and on_host else found
+
+    def _moves(self, frame: Frame) -> bool:
+        """Whether what is made of a table on the host goes to another library: not what was an array there itself."""
+        return self.trainer.backend.name != "numpy" and self.trainer.device is None and frame.matrix is None
 
     @contextmanager
     def _named(self, frame: Frame, x: Any, start: int) -> Iterator[None]:
@@ -234,20 +241,16 @@ class TableModel:
                 f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
             ) from None
 
-    def _placed(self, x: Any) -> Any:
-        """Numbers of the parameters' type; what was made on the host, where they lie."""
+    def _placed(self, x: Any, moves: bool) -> Any:
+        """Numbers of the parameters' type, and where it `moves` what is on the host, where the parameters are."""
         if isinstance(x, dict):
-            return {name: self._placed(array) for name, array in x.items()}
-        backend, own = backend_of(x), self.trainer.backend
-        xp = backend.xp
-        if not xp.isdtype(x.dtype, "real floating"):
-            dtype = None
-        else:
-            dtype = getattr(xp, "float32" if self.trainer.theta.dtype == own.xp.float32 else "float64")
-        if backend.name == "numpy" and own is not backend and self.trainer.device is None:
-            kind = own.xp.int32 if dtype is None else self.trainer.theta.dtype
-            return own.from_host(x, kind, own.device(self.trainer.theta))
-        return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
+            return {name: self._placed(array, moves) for name, array in x.items()}
+        backend, own, theta = backend_of(x), self.trainer.backend, self.trainer.theta
+        xp, floats = backend.xp, backend.xp.isdtype(x.dtype, "real floating")
+        if moves and backend.name == "numpy":
+            return own.from_host(x, theta.dtype if floats else own.xp.int32, own.device(theta))
+        dtype = (xp.float32 if theta.dtype == own.xp.float32 else xp.float64) if floats else x.dtype
+        return x if x.dtype == dtype else xp.astype(x, dtype)
 
     # ---- files --------------------------------------------------------------------------------------------------
 

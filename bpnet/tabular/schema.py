@@ -242,7 +242,7 @@ class Schema:
         if matrix is not None and self.plain:
             return self._matrix_rows(frame, places)
         made = [
-            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}")
+            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}", self.dtype)
             for feature, name in zip(self.features, places, strict=True)
         ]
         numbers = [e for e, f in zip(made, self.features, strict=True) if f.kind != "category"]
