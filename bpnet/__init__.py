@@ -105,6 +105,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.tabular.model import TableModel
     from bpnet.tabular.schema import Schema
     from bpnet.tabular.target import Target
+    from bpnet.tabular.training import train_table
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -131,7 +132,7 @@ __all__ = [
     "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh", "Target", "TensorBoard", "Trainer",
     "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients",
     "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize",
-    "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "reference", "row_losses", "testing", "train_table", "typing", "value_and_grad",
 ]  # fmt: skip
 
 

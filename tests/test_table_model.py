@@ -631,10 +631,20 @@ def test_several_labels_and_several_quantities():
         numbers.predict_deviation(x)
 
 
+def test_rows_come_in_the_shape_that_the_network_takes():
+    pictures = np.random.default_rng(4).normal(size=(12, 2, 3)).astype(np.float32)
+    y = ["left", "right"] * 6
+    trainer = bp.Trainer(bp.Sequential(bp.Flatten(), bp.Dense(2)), "cross_entropy", compile=False)
+    target, table = bp.Target.of(y), pictures.reshape(12, 6)
+    trainer.fit(pictures, target.encode(y), progress=False)
+    model = bp.TableModel(bp.Schema.of(table), target, trainer)
+    np.testing.assert_array_equal(model.outputs(table), trainer.predict(pictures))
+
+
 def test_a_model_checks_what_it_is_made_of():
     x, y = measurements()
     model = model_of(x, y)
-    with pytest.raises(ShapeError, match=r"built for rows of \(3,\); the schema makes \(2,\)"):
+    with pytest.raises(ShapeError, match=r"built for rows of \(3,\); the schema makes {'numbers': 2}"):
         bp.TableModel(bp.Schema.of(x[:, :2]), model.target, model.trainer)
     with pytest.raises(ShapeError, match=r"outputs of \(3,\); the target needs 2"):
         bp.TableModel(model.schema, bp.Target.of(["a", "b"]), model.trainer)

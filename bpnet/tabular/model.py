@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,13 @@ class TableModel:
         """Raise ShapeError where the network was built for other rows, or gives something else than the target."""
         given = layout.in_shape
         parts = ("numbers", self.schema.n_numbers), ("categories", len(self.schema.categories))
-        shapes = {name: (count,) for name, count in parts if count}
-        expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
-        if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
-            raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        counts = {name: count for name, count in parts if count}
+        several = bool(given) and isinstance(given[0], tuple)
+        found = (
+            {name: prod(shape) for name, shape in given} if several else dict.fromkeys(list(counts)[:1], prod(given))
+        )
+        if found != counts:
+            raise ShapeError(f"the network was built for rows of {given}; the schema makes {counts} of them")
         codes = list(parts_of(layout.network, CategoricalInput))
         if len(codes) == 1 and codes[0].entries != self.schema.entries:
             raise ShapeError(f"the network has {codes[0].entries} codes; the schema {self.schema.entries}")
@@ -197,7 +201,7 @@ class TableModel:
     def inputs(self, table: Any) -> Any:
         """What the network takes for the rows of a table, where its parameters lie."""
         frame = Frame.of(table)
-        return self._placed(self.schema.encode(frame), self._moves(frame))
+        return self._placed(self.schema.encode(frame), frame)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class TableModel:
         for start in range(0, frame.rows, size):
             x = encoder(slice(start, start + size))
             on_host = backend_of(next(iter(x.values())) if isinstance(x, dict) else x).name == "numpy"
-            x = self._placed(x, moves)
+            x = self._placed(x, frame, start)
             with self._named(frame, x, start):
                 found = self.trainer.predict(x)
             yield own.to_host(found) if moves and on_host else found
@@ -241,16 +245,35 @@ class TableModel:
                 f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
             ) from None
 
-    def _placed(self, x: Any, moves: bool) -> Any:
-        """Numbers of the parameters' type, and where it `moves` what is on the host, where the parameters are."""
+    def _placed(self, x: Any, frame: Frame, start: int = 0) -> Any:
+        """The rows x of a table, from `start` on, as the network takes them: in its shape and type, where it is."""
         if isinstance(x, dict):
-            return {name: self._placed(array, moves) for name, array in x.items()}
+            return {name: self._converted(array, frame, start) for name, array in x.items()}
+        x, shape = self._converted(x, frame, start), self.trainer.layout.in_shape
+        return x if len(shape) == 1 else backend_of(x).xp.reshape(x, (x.shape[0], *shape))
+
+    def _converted(self, x: Any, frame: Frame, start: int) -> Any:
+        """In the parameters' type, and where these are if it moves."""
         backend, own, theta = backend_of(x), self.trainer.backend, self.trainer.theta
         xp, floats = backend.xp, backend.xp.isdtype(x.dtype, "real floating")
-        if moves and backend.name == "numpy":
+        if backend.name == "numpy" and self._moves(frame):
             return own.from_host(x, theta.dtype if floats else own.xp.int32, own.device(theta))
         dtype = (xp.float32 if theta.dtype == own.xp.float32 else xp.float64) if floats else x.dtype
-        return x if x.dtype == dtype else xp.astype(x, dtype)
+        if x.dtype == dtype:
+            return x
+        if backend.name != "numpy":
+            return xp.astype(x, dtype)
+        with np.errstate(over="ignore"):
+            made = x.astype(dtype)
+        lost = np.isinf(made) & ~np.isinf(x)
+        if lost.any():
+            row, column = np.argwhere(lost)[0].tolist()
+            name = self.schema.places(frame)[self.schema.owners[column]]
+            raise DataError(
+                f"column {name!r} of {frame.what} has {x[row, column]:g} in row {start + row}, which is too large for "
+                "what the model computes with"
+            )
+        return made
 
     # ---- files --------------------------------------------------------------------------------------------------
 
