@@ -27,7 +27,7 @@ def encoder_of(feature: "Feature", column: Column, what: str, dtype: str = "floa
     DataError where a number is infinite, or too large for `dtype`.
     """
     if feature.kind == "number":
-        return numbers(feature, column, what, float(np.finfo(dtype).max))
+        return numbers(feature, column, what, dtype)
     return ENCODERS[feature.kind](feature, column, what)
 
 
@@ -55,7 +55,7 @@ def _each(feature: "Feature", column: Column, what: str, read: Callable[[Any], f
     return made
 
 
-def numbers(feature: "Feature", column: Column, what: str, largest: float) -> Encoder:
+def numbers(feature: "Feature", column: Column, what: str, dtype: str) -> Encoder:
     """(x - origin) / unit, in float64 where that is not x itself."""
     values, codes = column.values, column.codes
     if codes is not None:
@@ -69,14 +69,13 @@ def numbers(feature: "Feature", column: Column, what: str, largest: float) -> En
     given = values
     if feature.origin != 0.0 or feature.unit != 1.0:
         values = (values.astype(np.float64) - feature.origin) / feature.unit
+    largest = float(np.finfo(dtype).max)
     if values.dtype.kind == "f" and not (_least(values) >= -largest and _most(values) <= largest):
         place = int(np.argmax(np.abs(values) > largest))
         row = place if codes is None else _first(column, place)
         if np.isinf(given[place]):
             raise DataError(f"{what} is infinite in row {row}: a missing value is NaN, others are finite numbers")
-        raise DataError(
-            f"{what} has {given[place]:g} in row {row}, which is too large for what the model computes with"
-        )
+        raise DataError(f"{what} has {given[place]:g} in row {row}, which is too large for {dtype}")
     return (lambda rows: values[rows]) if codes is None else (lambda rows: values[codes[rows]])
 
 

@@ -271,7 +271,7 @@ class TableModel:
             name = self.schema.places(frame)[self.schema.owners[column]]
             raise DataError(
                 f"column {name!r} of {frame.what} has {x[row, column]:g} in row {start + row}, which is too large for "
-                "what the model computes with"
+                f"{made.dtype}"
             )
         return made
 
