@@ -110,6 +110,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "state": 11.5,
     "fitting": 11.5,
     "trainer": 12,
+    "tabular": 12.5,
     "checking": 13,
     "inspection": 13,
     "loading": 13,

@@ -1,0 +1,1 @@
+"""Tables: text, dates, gaps and numbers in, labels and quantities out."""
