@@ -15,6 +15,7 @@ import numpy as np
 
 from bpnet.backends import Array
 from bpnet.errors import DivergedError, MissingExtraError
+from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
 from bpnet.estimators.training import Epochs, WeightedEpochs, minimize, shuffled
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -30,7 +31,7 @@ try:
     from sklearn.utils import check_random_state
     from sklearn.utils._param_validation import Interval, Options, StrOptions
     from sklearn.utils.optimize import _check_optimize_result
-    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+    from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise MissingExtraError("an estimator", "scikit-learn", "sklearn") from error
 
@@ -163,25 +164,18 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         self._validate_params()
         self._hidden()
         first = not hasattr(self, "_trainer") or not (self.warm_start or incremental)
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            dtype=(np.float64, np.float32),
-            order="C",
-            reset=first,
-            **self._checks,
-        )
+        X, y = validated(self, X, y, reset=first, **self._checks)
+        if not first:
+            check_place(self, X, self._trainer.theta, "partial_fit" if incremental else "fit")
         scale = 1.0
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X)
+            sample_weight = weights(sample_weight, X)
             power = math.frexp(float(sample_weight.max()))[1]
             if not 0 < power <= 60:  # else the trainer would scale them, and the penalty would not know
                 scale = 2.0 ** (1 - power)
                 sample_weight = sample_weight * scale
-        target = self._targets(y, first, incremental)
+            sample_weight = beside(X, sample_weight)
+        target = beside(X, self._targets(y, first, incremental))
         random_state = check_random_state(self.random_state)
         if first:
             self._start(X, random_state)
@@ -209,19 +203,19 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             raise ValueError("partial_fit does not support early_stopping=True")
         trainer, score = self._trainer, None
         if self.early_stopping:
-            stratify = y[:, 0] if self._stratifies() else None
+            stratify = to_host(y)[:, 0] if self._stratifies() else None
             options = {"random_state": random_state, "test_size": self.validation_fraction, "stratify": stratify}
             kept, held_out = train_test_split(np.arange(x.shape[0]), **options)
             if held_out.shape[0] < 2:
                 raise ValueError(
                     "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
                 )
-            x_val, y_val = x[held_out], y[held_out]
-            weight_val = None if weight is None else weight[held_out]
-            x, y, weight = x[kept], y[kept], None if weight is None else weight[kept]
+            x_val, y_val = take(x, held_out), to_host(take(y, held_out))
+            weight_val = None if weight is None else to_host(take(weight, held_out))
+            x, y, weight = take(x, kept), take(y, kept), None if weight is None else take(weight, kept)
 
             def score() -> float:
-                return self._scored(trainer.predict(x_val, check=False), y_val, weight_val)
+                return self._scored(to_host(trainer.predict(x_val, check=False)), y_val, weight_val)
 
         rows = int(x.shape[0])
         size = min(200, rows) if self.batch_size == "auto" else self.batch_size
@@ -246,11 +240,23 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=3)
+        except DivergedError as error:
+            if epochs.best is None:
+                raise
+            self.n_iter_ += 1
+            self.loss_ = math.nan
+            self.loss_curve_.append(math.nan)
+            self.validation_scores_.append(math.nan)
+            warnings.warn(
+                f"Training ended, since it diverged, with the parameters of the best validation score ({error}).",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         else:
-            if not incremental and not epochs.converged:
+            if not incremental and not epochs.converged and self.n_iter_ == self.max_iter:
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                    "converged yet.",
+                    "converged yet: raise max_iter or learning_rate_init, or scale X.",
                     ConvergenceWarning,
                     stacklevel=3,
                 )
@@ -262,13 +268,14 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    def _outputs(self, X: Any) -> Array:
-        """What the network gives for rows of X: logits, or numbers before the link."""
+    def _outputs(self, X: Any, method: str) -> Array:
+        """What the network gives for rows of X: logits, or numbers before the link; `method` is who asks."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], order="C", reset=False)
         like = self._trainer.theta
+        check_place(self, X, like, method)
+        X = validated(self, X, reset=False)
         if X.dtype != like.dtype:
-            X = X.astype(like.dtype)
+            X = X.astype(like.dtype) if foreign(X) is None else self._trainer.backend.xp.astype(X, like.dtype)
         return self._trainer.predict(X, check=False)
 
     @property
@@ -307,6 +314,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.array_api_support = True
         return tags
 
     def _check_solver(self) -> bool:

@@ -4,7 +4,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from bpnet.backends import backend_of
+from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
+from bpnet.estimators.arrays import to_host
 from bpnet.estimators.losses import _PoissonDeviance, _SquaredError
 from bpnet.losses.base import Loss
 
@@ -69,6 +72,11 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     def _targets(self, y: Any, first: bool, incremental: bool) -> Any:
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.dtype.kind not in "biuf":
+            raise DataError(
+                f"y holds values of type {y.dtype}; expected numbers: convert it by y.astype(float), or learn labels "
+                "by MLPClassifier"
+            )
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         self.n_outputs_ = y.shape[1]
         self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
@@ -78,11 +86,21 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         return _PoissonDeviance() if self.loss == "poisson" else _SquaredError()
 
     def _scored(self, outputs: Any, y: Any, weight: Any) -> float:
-        prediction = self._trainer.loss.prediction(self._trainer.backend, outputs)
+        prediction = self._trainer.loss.prediction(backend_of(outputs), outputs)
         return float(r2_score(y, prediction, sample_weight=weight)) if np.isfinite(prediction).all() else np.nan
 
     def predict(self, X: Any) -> Any:
         """The prediction for each row."""
-        z = self._outputs(X)
+        z = self._outputs(X, "predict")
         y = self._trainer.loss.prediction(self._trainer.backend, z)
         return y[:, 0] if y.shape[1] == 1 else y
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R**2, the share of the variance of y that the predictions account for; of several targets, the mean."""
+        known, found = to_host(y), to_host(self.predict(X))
+        return float(r2_score(known, found, sample_weight=to_host(sample_weight)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
