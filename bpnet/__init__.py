@@ -104,6 +104,9 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
         StepDecay,
         WarmUp,
     )
+    from bpnet.tabular.model import TableModel
+    from bpnet.tabular.schema import Schema
+    from bpnet.tabular.target import Target
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -125,12 +128,12 @@ __all__ = [
     "ModelCheckpoint", "Muon", "NAdam", "Norms", "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer",
     "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
     "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
-    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine",
-    "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize",
-    "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TabularInput", "Tanh", "TensorBoard", "Trainer", "Triplet",
-    "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients", "errors",
-    "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "reference",
-    "row_losses", "testing", "typing", "value_and_grad",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid",
+    "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU",
+    "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
+    "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
+    "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
+    "lsuv", "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class CategoricalInput(Layer):
         return (sum(len(group.columns) * group.features for group in self.groups),)
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         first: list[float] = []
         for group in self.groups:
             starts, rows = [], 0
@@ -113,10 +113,10 @@ class CategoricalInput(Layer):
             if group.width:
                 shape = rows, group.width
                 table = rng.computed(shape, partial(_table, rng, shape, starts))
-                values[f"width_{group.width}"] = Leaf(table, decay=False)
+                params[f"width_{group.width}"] = Leaf(table, decay=False)
         entries, columns = [float(self.entries[column]) for column in self.order], (len(self.order),)
         kept = {"entries": rng.given(columns, entries), "first": rng.given(columns, first)}
-        return values | {name: Leaf(value, trainable=False) for name, value in kept.items()}
+        return params | {name: Leaf(value, trainable=False) for name, value in kept.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         xp, real, rows = run.xp, p["entries"].dtype, x.shape[0]
@@ -156,7 +156,7 @@ class CategoricalInput(Layer):
 
 def _table(rng: Rng, shape: Shape, starts: Sequence[int]) -> Any:
     """Start values of a table in which columns begin at these rows."""
-    table = rng.normal(shape, 1.0 / math.sqrt(shape[1]))
+    found = rng.normal(shape, 1.0 / math.sqrt(shape[1]))
     for start in starts:
-        table[start : start + KNOWN] = 0.0
-    return table
+        found[start : start + KNOWN] = 0.0
+    return found
