@@ -16,6 +16,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.errors import DivergedError, MissingExtraError
 from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
+from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
 from bpnet.estimators.training import Epochs, WeightedEpochs, minimize, shuffled
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -39,7 +40,7 @@ ACTIVATIONS = {"logistic": "sigmoid"}
 """scikit-learn's names that are others here."""
 
 
-class BaseMLP(BaseEstimator):  # type: ignore[misc]
+class BaseMLP(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the estimators."""
 
     _parameter_constraints: dict[str, list[Any]] = {
@@ -160,6 +161,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
 
     # ---- training -----------------------------------------------------------------------------------------------
 
+    @with_callbacks
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> "BaseMLP":
         self._validate_params()
         self._hidden()
@@ -180,25 +182,30 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         if first:
             self._start(X, random_state)
         self._go_on(scale, incremental)
+        told = None if incremental else tasks(self, X, y, sample_weight)
         try:
             if self.solver == "lbfgs":
-                self._fit_lbfgs(X, target, sample_weight)
+                self._fit_lbfgs(X, target, sample_weight, told)
             else:
-                self._fit_epochs(X, target, sample_weight, random_state, incremental)
+                self._fit_epochs(X, target, sample_weight, random_state, incremental, told)
         except DivergedError as error:
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 f"preprocessed. ({error})"
             ) from error
+        if told is not None:
+            told.close()
         return self
 
-    def _fit_lbfgs(self, x: Array, y: Array, weight: Array | None) -> None:
+    def _fit_lbfgs(self, x: Array, y: Array, weight: Array | None, told: Tasks | None) -> None:
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        result = minimize(self._trainer, x, y, weight, bool(self.verbose), **options)
+        result = minimize(self._trainer, x, y, weight, bool(self.verbose), told, **options)
         self.loss_ = float(result.fun)
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
 
-    def _fit_epochs(self, x: Array, y: Array, weight: Array | None, random_state: Any, incremental: bool) -> None:
+    def _fit_epochs(
+        self, x: Array, y: Array, weight: Array | None, random_state: Any, incremental: bool, told: Tasks | None
+    ) -> None:
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         trainer, score = self._trainer, None
@@ -235,7 +242,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
                 batch_size=size,
                 sample_weight=weight,
                 shuffle=order,
-                callbacks=[epochs],
+                callbacks=[epochs] if told is None else [epochs, told],
                 progress=False,
             )
         except KeyboardInterrupt:

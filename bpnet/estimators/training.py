@@ -1,5 +1,6 @@
 """How the estimators train: epochs as scikit-learn counts and ends them, and L-BFGS-B by SciPy."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.callbacks.base import Callback
 from bpnet.data.prepare import named
+from bpnet.estimators.hooks import Tasks
 from bpnet.trainer import Trainer
 
 SMALLEST_RATE = 1e-6
@@ -114,10 +116,12 @@ def shuffled(rows: int, random_state: Any) -> Callable[[int], Any]:
     return order
 
 
-def minimize(trainer: Trainer, x: Array, y: Array, weight: Array | None, verbose: bool, **options: Any) -> Any:
+def minimize(
+    trainer: Trainer, x: Array, y: Array, weight: Array | None, verbose: bool, told: Tasks | None, **options: Any
+) -> Any:
     """Train on all rows at once by SciPy's L-BFGS-B, from the trainer's parameters: SciPy's result.
 
-    An interrupt ends it at the last iteration that was complete.
+    `told` hears of every iteration, and may end it.  An interrupt ends it at the last iteration that was complete.
     """
     from scipy.optimize import OptimizeResult, minimize
 
@@ -140,7 +144,14 @@ def minimize(trainer: Trainer, x: Array, y: Array, weight: Array | None, verbose
         last.x, last.fun, last.nit = intermediate_result.x.copy(), intermediate_result.fun, last.nit + 1
         if verbose:
             print(f"Iteration {last.nit}, loss = {last.fun:.8f}")
+        if told is not None:
+            engine.state.now = (backend.from_host(last.x, dtype, device), buffers, state), count
+            if told.ended(lambda: copy.copy(trainer)):
+                raise StopIteration
+            told.begin()
 
+    if told is not None:
+        told.begin()
     try:
         result = minimize(function, begin, method="L-BFGS-B", jac=True, options=options, callback=after)
     except KeyboardInterrupt:
