@@ -10,6 +10,8 @@ from typing import Any
 from bpnet.callbacks.base import Callback
 from bpnet.trainer import Trainer
 
+__all__ = ["CallbackSupportMixin", "Tasks", "tasks", "with_callbacks"]
+
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:  # before 1.9

@@ -47,7 +47,10 @@ def drawn_moments(backend: Backend, loss: Loss, draws: Iterable[Array]) -> tuple
     By the law of total variance, that is how far their means vary, and the mean of the variances that they tell (Gal
     and Ghahramani 2016; Kendall and Gal 2017, equation 9).
     """
-    count, mean, spread, within = 0, None, None, None
+    count = 0
+    mean: Array = None
+    spread: Array = None
+    within: Array = None
     for outputs in draws:
         value, variance = moments(backend, loss, outputs)
         count += 1
