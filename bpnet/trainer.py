@@ -8,6 +8,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, check_device
+from bpnet.backends import named as library
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
@@ -147,14 +148,14 @@ class Trainer(HasState):
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
         engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot(), engine.lr_scale)
+        made = None if engine is None else (engine.backend.name, engine.layout, *engine.snapshot(), engine.lr_scale)
         return rest | {"history": History(list(self.history)), "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made = state.pop("made")
         vars(self).update(state, _engine=None, _lock=TrainingLock())
         if made is not None:
-            self._set_state(*made)
+            self._set_state(library(made[0]), *made[1:])
 
     # ---- state --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Conformal intervals and sets, and Monte-Carlo dropout: that they cover as often as they say, on every library."""
+"""Conformal intervals and sets, that cover as often as they say; deviations, quantiles; networks drawn by dropout."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 
 import bpnet as bp
 from bpnet.tabular import conformal
+from bpnet.tabular.distributions import drawn_moments, moments, quantiles
 from bpnet.tabular.sampling import samples
 
 
@@ -79,6 +80,40 @@ def test_sets_hold_the_true_class_as_often_as_asked_for(backend: Any, method: st
         expected = np.empty_like(likelier)
         np.put_along_axis(expected, order, likelier, axis=1)
         backend.close(scores[:50, :], expected + chance[:50] * wrong[:50], rtol=1e-12)
+
+
+def test_deviations_of_one_network_and_of_several(backend: Any) -> None:
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(6, 3, 4))  # three members, each with a mean and the logarithm of a variance of two targets
+    mean, variance = z[:, :, 0::2], np.exp(z[:, :, 1::2])
+    gaussian, squared = bp.GaussianNLL(), bp.MeanSquaredError()
+    found = moments(backend.seam, gaussian, backend.array(z[:, 0]))
+    backend.close(found[0], mean[:, 0])
+    backend.close(found[1], variance[:, 0])
+    mixture = variance.mean(1) + mean.var(1)
+    found = moments(backend.seam, bp.Members(gaussian), backend.array(z))
+    backend.close(found[0], mean.mean(1))
+    backend.close(found[1], mixture, rtol=1e-9)
+    found = moments(backend.seam, bp.Members(squared), backend.array(mean))
+    backend.close(found[1], mean.var(1))
+    assert moments(backend.seam, squared, backend.array(mean[:, 0]))[1] is None
+    draws = [backend.array(z[:, i]) for i in range(3)]
+    found = drawn_moments(backend.seam, gaussian, draws)  # by the law of total variance
+    backend.close(found[0], mean.mean(1))
+    backend.close(found[1], mixture, rtol=1e-9)
+    found = drawn_moments(backend.seam, squared, [backend.array(mean[:, i]) for i in range(3)])
+    backend.close(found[1], mean.var(1))
+
+
+def test_quantiles_do_not_cross(backend: Any) -> None:
+    z = np.random.default_rng(6).normal(size=(5, 4))
+    loss = bp.Quantile((0.25, 0.75))
+    found = quantiles(backend.seam, loss, backend.array(z))
+    backend.close(found, np.sort(z.reshape(5, 2, 2), axis=2))
+    backend.close(quantiles(backend.seam, loss, backend.array(z), (0.75,)), z.reshape(5, 2, 2).max(2)[:, :, None])
+    normal = quantiles(backend.seam, bp.GaussianNLL(), backend.array(z), (0.5, 0.975))
+    expected = z[:, 0::2, None] + np.exp(0.5 * z[:, 1::2, None]) * np.array([0.0, 1.959963984540054])
+    backend.close(normal, expected, rtol=1e-9)
 
 
 def test_dropout_draws_networks_around_the_prediction(backend: Any) -> None:

@@ -236,35 +236,47 @@ def test_a_diagram_for_notebooks(estimator: Any) -> None:
     assert estimator.__name__ in fitted
 
 
+class Diary:
+    """A callback of scikit-learn's that writes down what it is told, and asks for an end after so many epochs."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.scores = most, []
+        self.tasks: list[tuple[str, str, Any]] = []
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        self.tasks.append(("setup", "", None))
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        self.tasks.append(("teardown", "", None))
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        self.tasks.append(("begin", context.task_name, context.task_id))
+
+    def on_fit_task_end(
+        self, estimator: Any, context: Any, *, X: Any = None, y: Any = None, fitted_estimator: Any = None
+    ) -> bool:
+        self.tasks.append(("end", context.task_name, context.task_id))
+        if context.task_name == "epoch" and len(self.scores) < self.most:
+            self.scores.append(fitted_estimator.score(X, y))
+        return context.task_name == "epoch" and context.task_id == self.most - 1
+
+
 @BOTH
-def test_callbacks_of_scikit_learn(estimator: Any) -> None:
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_callbacks_of_scikit_learn(estimator: Any, solver: str) -> None:
     pytest.importorskip("sklearn.callback")
-
-    class Diary:
-        def __init__(self) -> None:
-            self.tasks: list[tuple[str, str, Any]] = []
-
-        def setup(self, estimator: Any, context: Any) -> None:
-            self.tasks.append(("setup", "", None))
-
-        def teardown(self, estimator: Any, context: Any) -> None:
-            self.tasks.append(("teardown", "", None))
-
-        def on_fit_task_begin(self, estimator: Any, context: Any, **data: Any) -> None:
-            self.tasks.append(("begin", context.task_name, context.task_id))
-
-        def on_fit_task_end(self, estimator: Any, context: Any, **data: Any) -> Any:
-            self.tasks.append(("end", context.task_name, context.task_id))
-            return context.task_name != "fit" and context.task_id == 2
-
-    diary, (x, y) = Diary(), rows()
-    model = estimator(**SMALL).set_callbacks(diary).fit(x, y)
+    diary, (x, y) = Diary(3), rows()
+    model = estimator(**SMALL, solver=solver).set_callbacks(diary).fit(x, y)
     assert model.n_iter_ == 3  # it asked for no more
     assert diary.tasks[0][0] == "setup"
     assert diary.tasks[-1][0] == "teardown"
-    epochs = [task for task in diary.tasks if task[0] in ("begin", "end") and task[1] != "fit"]
-    assert [(when, number) for when, _, number in epochs] == [(w, n) for n in range(3) for w in ("begin", "end")]
     assert [task[0] for task in diary.tasks if task[1] == "fit"] == ["begin", "end"]
+    epochs = [(when, number) for when, name, number in diary.tasks if name == "epoch"]
+    assert epochs == [(when, number) for number in range(3) for when in ("begin", "end")]
+    assert diary.scores[2] == model.score(x, y)  # an estimator as if the fit had ended there
+    assert diary.scores[0] == estimator(**(SMALL | {"max_iter": 1}), solver=solver).fit(x, y).score(x, y)
+    with pytest.raises(TypeError, match="FitCallback"):
+        model.set_callbacks(print)
 
 
 # ---- when things go wrong -------------------------------------------------------------------------------------------

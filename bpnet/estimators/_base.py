@@ -374,21 +374,27 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    def _outputs(self, X: Any, method: str) -> Array:
-        """What the network gives for rows of X: logits, or numbers before the link; `method` is who asks."""
+    def _inputs(self, X: Any, method: str) -> Any:
+        """What the network takes for rows of X; `method` is who asks."""
         check_is_fitted(self)
         if self._inside:
-            return self._outputs_of(X)
-        trainer = self._trainer
-        like = trainer.theta
-        plain = type(X) is np.ndarray and X.dtype == like.dtype and not hasattr(self, "feature_names_in_")
-        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:
+            return X
+        like = self._trainer.theta
+        check_place(self, X, like, method)
+        return self._typed(validated(self, X, reset=False), like)
+
+    def _outputs(self, X: Any, method: str) -> Array:
+        """What the network gives for rows of X: logits, or numbers before the link."""
+        check_is_fitted(self)
+        plain = (
+            type(X) is np.ndarray and X.dtype == self._trainer.theta.dtype and not hasattr(self, "feature_names_in_")
+        )
+        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
-                return trainer.predict(X)
+                return self._trainer.predict(X)
             except (DataError, DivergedError):
                 pass
-        check_place(self, X, like, method)
-        return self._outputs_of(self._typed(validated(self, X, reset=False), like))
+        return self._outputs_of(self._inputs(X, method))
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""
