@@ -239,8 +239,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         rows = x.shape[0]
         batch = rows if self.solver == "lbfgs" else self._batch_size(rows)
         work = self.max_iter * math.ceil(rows / batch) * (6.0 * size * batch + WORK_OF_A_CALL)
-        pays = isinstance(x, np.ndarray) and self.device is None and work >= COMPILED and can_compile()
-        return True if pays else "auto"
+        pays = work >= COMPILED or self.preset is not None
+        return True if pays and isinstance(x, np.ndarray) and self.device is None and can_compile() else "auto"
 
     def _batch_size(self, rows: int) -> int:
         size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
