@@ -3,7 +3,7 @@
     importance_j = score(x) - mean over repeats of score(x with column j shuffled)
 
 (Breiman 2001).  A column is one of the table that the user knows: what a date or a category becomes is shuffled
-together, in the same order.  Shuffled are rows as they are encoded, which is the same, since each is encoded on its own.
+together, in the same order.  Rows are shuffled as they are encoded: it comes to the same, since each is on its own.
 """
 
 import heapq

@@ -181,8 +181,8 @@ def confusion(found: Confusion) -> str:
             lines.append(f'<tr><td class="left">{escape(fit(name, 40))}</td>{cells}{recall}</tr>')
         precision = "".join(f"<td>{percent(p)}</td>" for p in found.precision)
         parts.append(
-            f'<div class="wide"><table><thead><tr><th class="left">is \\ said</th>{heads}<th>rows</th><th>recall</th></tr>'
-            f'</thead><tbody>{"".join(lines)}<tr><td class="left">precision</td>{precision}<td></td><td></td></tr>'
+            f'<div class="wide"><table><thead><tr><th class="left">is \\ said</th>{heads}<th>rows</th><th>recall</th>'
+            f'</tr></thead><tbody>{"".join(lines)}<tr><td class="left">precision</td>{precision}<td></td><td></td></tr>'
             "</tbody></table></div>"
         )
     else:
@@ -287,13 +287,13 @@ def residuals(one: Residuals) -> str:
             [percent(c.level, 0), f"± {short(c.width)}", percent(c.held), *(percent(share) for share in c.by_size)]
             for c in one.coverage
         ]
-        parts += [
-            "<h3>How far intervals hold</h3>",
-            "<p>The prediction and so much to either side of it is to hold a share of all rows. What it holds was counted "
+        about = (
+            "The prediction and so much to either side of it is to hold a share of all rows. What it holds was counted "
             "on rows that had no part in finding the width. Where the thirds of the predictions differ, errors grow with "
-            "what is predicted.</p>",
-            table(["share", "width", "holds", *thirds], rows),
-        ]
+            "what is predicted."
+        )
+        heads = ["share", "width", "holds", *thirds]
+        parts += ["<h3>How far intervals hold</h3>", f"<p>{about}</p>", table(heads, rows)]
     if one.predicted_quantiles:
         rows = [[percent(q), percent(below)] for q, below in one.predicted_quantiles.items()]
         parts += ["<h3>Predicted quantiles</h3>", table(["quantile", "targets below"], rows)]
@@ -327,9 +327,9 @@ def reliability(figures: "Figures") -> str:
     ]
     of = "the class that the model says" if figures.kind == "class" else "each label"
     about = (
-        f"The probability of {of}, and how often that is right. On the broken line it is right as often as it is stated; "
-        f"below it the model is too sure. On average it is off by {percent(found.error)} (expected calibration error). "
-        "Bars show where the rows are."
+        f"The probability of {of}, and how often that is right. On the broken line it is right as often as it is "
+        f"stated; below it the model is too sure. On average it is off by {percent(found.error)} (expected calibration "
+        "error). Bars show where the rows are."
     )
     return section(
         "Calibration", about, f'<div class="plots">{figure(plot.svg())}'
@@ -350,8 +350,8 @@ def importance(figures: "Figures") -> str:
     less = "rises" if first == "log_loss" else "falls"
     about = (
         f"By how much {title(first)} {less} where the values of one column are dealt to other rows: the mean and "
-        f"deviation of {plural(found.repeats, 'time')}, on {plural(found.rows, 'row')}. Columns that say the same stand "
-        "in for each other, and each of them seems unimportant."
+        f"deviation of {plural(found.repeats, 'time')}, on {plural(found.rows, 'row')}. Columns that say the same "
+        "stand in for each other, and each of them seems unimportant."
     )
     parts = [figure(chart)]
     if found.others:
