@@ -95,6 +95,9 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
         StepDecay,
         WarmUp,
     )
+    from bpnet.tabular.model import TableModel
+    from bpnet.tabular.schema import Schema
+    from bpnet.tabular.target import Target
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -114,9 +117,9 @@ __all__ = [
     "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint", "Muon", "NAdam",
     "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson",
     "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau",
-    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared",
+    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared",
     "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge",
-    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "TensorBoard",
+    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "Tanh", "Target", "TensorBoard",
     "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
     "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
     "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",

@@ -67,6 +67,9 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.penalties": "L1 L2 Orthogonality Penalty",
         "bpnet.schedules": "Constant Cosine CosineRestarts CosLog Epochs Exponential FlatCosine OneCycle Polynomial "
         "Schedule StepDecay WarmUp",
+        "bpnet.tabular.model": "TableModel",
+        "bpnet.tabular.schema": "Schema",
+        "bpnet.tabular.target": "Target",
         "bpnet.testing": "GradientReport check_gradients",
         "bpnet.trainer": "Trainer",
         "bpnet.unit_variance": "lsuv",

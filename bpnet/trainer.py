@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, check_device
 from bpnet.backends.base import PRECISIONS, State
@@ -38,6 +38,9 @@ from bpnet.registry import resolve
 from bpnet.state import HasState
 from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
+
+if TYPE_CHECKING:
+    from bpnet.files.model import Checkpoint
 
 FIXED = {
     *("network", "loss", "optimizer", "seed", "clip_norm", "penalties", "threads", "precision", "device"),
@@ -203,14 +206,20 @@ class Trainer(HasState):
         and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
         Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
         """
-        from bpnet.files.model import OPTIONS, Checkpoint, write_checkpoint
+        from bpnet.files.model import write_checkpoint
+
+        write_checkpoint(path, self._checkpoint(metadata))
+
+    def _checkpoint(self, metadata: Mapping[str, Any] | None) -> "Checkpoint":
+        """All that a file holds of it."""
+        from bpnet.files.model import OPTIONS, Checkpoint
 
         (theta, buffers, state), count = self.snapshot()
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
         options = {name: getattr(self, name) for name in OPTIONS}
         trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
-        write_checkpoint(path, Checkpoint(*trained, metadata, self.lr_scale))
+        return Checkpoint(*trained, metadata, self.lr_scale)
 
     # ---- training -----------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.checking": {"_compared", "_single_steps", "_fit"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli")
+HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli", "bpnet.tabular")
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -110,6 +110,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "state": 11.5,
     "fitting": 11.5,
     "trainer": 12,
+    "tabular": 12.5,
     "checking": 13,
     "inspection": 13,
     "loading": 13,
