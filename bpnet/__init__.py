@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.bilinear import Bilinear
+    from bpnet.layers.categorical import CategoricalInput
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -53,9 +54,11 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.gated import GLU, GeGLU, SwiGLU
     from bpnet.layers.inputs import Inputs
     from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.numeric import NumericInput
     from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
     from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
+    from bpnet.layers.tabular import TabularInput
     from bpnet.layout import Layout, layout_of
     from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
@@ -108,21 +111,22 @@ __all__ = [
     "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
     "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
     "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
-    "CSVLogger", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
-    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding",
-    "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma", "GaussianNLL",
-    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
-    "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
-    "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
-    "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint", "Muon", "NAdam",
-    "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson",
-    "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau",
-    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared",
-    "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge",
-    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "Tanh", "Target", "TensorBoard",
-    "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
-    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
-    "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "CSVLogger", "Callback", "CategoricalInput", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
+    "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer",
+    "Embedding", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma",
+    "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid",
+    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection",
+    "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh",
+    "LogSigmoid", "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint",
+    "Muon", "NAdam", "Norms", "NumericInput", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel",
+    "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop",
+    "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
+    "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
+    "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay",
+    "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh", "Target", "TensorBoard", "Trainer",
+    "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients",
+    "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize",
+    "reference", "row_losses", "testing", "typing", "value_and_grad",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from bpnet.backends.interrupts import current
 from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
-from bpnet.layer import Input, Params, Run, row_count
+from bpnet.layer import Input, Params, Run, accepting, row_count
 from bpnet.layout import Layout
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric, Statistics
@@ -145,19 +145,19 @@ def outputs(
 ) -> Callable[[Backend, Array, Array, Input], tuple[Array, Array]]:
     """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x and that.
 
-    The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
+    The sum tells whether one of them has NaN or infinity, without a pass of its own over x; of x only those values
+    count that the network does not take.
     """
 
-    takes = layout.network.takes
+    takes, missing = layout.network.takes, accepting(layout.network)
     # which arrays of x are of whole numbers, none of which is not finite
     codes = [kind is not None for _, kind in takes] if isinstance(takes, tuple) else [takes is not None]
 
     def of_block(run: Run, output: Array, x: Input) -> tuple[Array, Array]:
-        if takes is None:
-            return output, run.xp.sum(x) + run.xp.sum(output)
-        total = run.xp.sum(output)
-        for array, is_codes in zip(x if isinstance(x, tuple) else (x,), codes, strict=True):
-            total = total if is_codes else run.xp.sum(array) + total
+        total, xp = run.xp.sum(output), run.xp
+        for array, is_codes, accepts_nan in zip(x if isinstance(x, tuple) else (x,), codes, missing, strict=True):
+            if not is_codes:
+                total = xp.sum(xp.where(xp.isnan(array), 0.0, array) if accepts_nan else array) + total
         return output, total
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Input) -> tuple[Array, Array]:
