@@ -50,7 +50,7 @@ class Confusion:
         """(rows, class, what it is taken for) of the pairs that are confused most often, the most frequent first."""
         off = self.matrix - np.diag(self.matrix.diagonal())
         order = np.argsort(-off, axis=None, kind="stable")[:count]
-        return [(int(off.flat[i]), *map(int, divmod(i, len(off)))) for i in order if off.flat[i] > 0]
+        return [(int(off.flat[i]), int(i // len(off)), int(i % len(off))) for i in order if off.flat[i] > 0]
 
     def by_errors(self) -> Array:
         """The classes, those first with which most rows are wrongly taken for another or another for them."""
@@ -96,8 +96,8 @@ class Reliability:
         """Of a probability and whether it came true, a row each; the error is the metric's."""
         which = np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
         rows = np.bincount(which, minlength=BINS)
-        sums = (np.bincount(which, weights=w, minlength=BINS) for w in (probability, np.asarray(true, float)))
-        return cls(rows, *(share(s, rows) for s in sums), error)
+        mean, right = (np.bincount(which, weights=w, minlength=BINS) for w in (probability, np.asarray(true, float)))
+        return cls(rows, share(mean, rows), share(right, rows), error)
 
 
 @dataclass(frozen=True)
