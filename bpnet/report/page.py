@@ -289,8 +289,8 @@ def residuals(one: Residuals) -> str:
         ]
         about = (
             "The prediction and so much to either side of it is to hold a share of all rows. What it holds was counted "
-            "on rows that had no part in finding the width. Where the thirds of the predictions differ, errors grow with "
-            "what is predicted."
+            "on rows that had no part in finding the width. Where the thirds of the predictions differ, errors grow "
+            "with what is predicted."
         )
         heads = ["share", "width", "holds", *thirds]
         parts += ["<h3>How far intervals hold</h3>", f"<p>{about}</p>", table(heads, rows)]
