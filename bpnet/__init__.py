@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.bilinear import Bilinear
     from bpnet.layers.categorical import CategoricalInput
+    from bpnet.layers.clamp import Clamp
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -53,8 +54,10 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.flatten import Flatten, Reshape
     from bpnet.layers.gated import GLU, GeGLU, SwiGLU
     from bpnet.layers.inputs import Inputs
+    from bpnet.layers.members import BatchEnsemble, MemberDense, MemberScale
     from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
     from bpnet.layers.numeric import NumericInput
+    from bpnet.layers.numeric_embedding import NumericEmbedding
     from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
     from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
@@ -67,6 +70,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.losses.classes import CrossEntropy, Focal, KLDivergence
     from bpnet.losses.heads import Head, Heads
     from bpnet.losses.likelihood import Gamma, GaussianNLL, Poisson, Tweedie
+    from bpnet.losses.members import Members
     from bpnet.losses.regression import Huber, LogCosh, MeanAbsoluteError, MeanSquaredError, Quantile
     from bpnet.losses.similarity import CosineSimilarity, Triplet
     from bpnet.minimization import minimize
@@ -110,17 +114,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
     "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
-    "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
-    "CSVLogger", "Callback", "CategoricalInput", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts",
-    "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer",
-    "Embedding", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma",
-    "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid",
-    "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection",
-    "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh",
-    "LogSigmoid", "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint",
-    "Muon", "NAdam", "Norms", "NumericInput", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel",
-    "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop",
-    "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
+    "BackendReport", "BatchEnsemble", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+    "BinaryFocal", "CSVLogger", "Callback", "CategoricalInput", "Clamp", "Clip", "Composite", "Constant", "CosLog",
+    "Cosine", "CosineRestarts", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping",
+    "ElementwiseLoss", "ElementwiseOptimizer", "Embedding", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine",
+    "Flatten", "Focal", "Gamma", "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport",
+    "GroupNorm", "Grouped", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber",
+    "Identity", "Inputs", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
+    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError",
+    "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish", "ModelCheckpoint", "Muon", "NAdam", "Norms",
+    "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric",
+    "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU",
+    "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
     "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
     "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay",
     "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh", "Target", "TensorBoard", "Trainer",

@@ -19,6 +19,7 @@ from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Input, Params, Run, accepting, row_count
 from bpnet.layout import Layout
 from bpnet.losses.base import Loss
+from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics
 from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
@@ -181,9 +182,11 @@ def scores(
     def statistics(run: Run, output: Array, y: Array, weight: Array | None) -> tuple[Statistics, ...]:
         if not metrics:
             return ()
-        rows = output.shape[0]
+        rows, one = output.shape[0], loss
+        if isinstance(loss, Members):
+            one, output = loss.loss, loss.pooled(run.backend, output)
         each = run.xp.ones_like(run.xp.reshape(output, (rows, -1))[:, 0]) if weight is None else weight
-        return tuple([metric.statistics(run, loss, output, y, each) for metric in metrics])
+        return tuple([metric.statistics(run, one, output, y, each) for metric in metrics])
 
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Input, y: Array, weight: Array | None, total: Any

@@ -201,6 +201,13 @@ LOSSES = {
         BITS,
         lambda f, o, t: binary_logits(f, o, 0.9 * t + 0.05),
     ),
+    "members": Case(bp.Members("mse"), draw(ROWS, 2, 3), chances(ROWS, 3), lambda f, o, t: squared(f, o, t[:, None])),
+    "members, labels": Case(
+        bp.Members(bp.CrossEntropy(ignore_index=-1)),
+        draw(ROWS, 2, 4),
+        np.where(LABELS == 3, -1, LABELS),
+        lambda f, o, t: (cross_with(ignore_index=-1)(f, o[:, 0], t) + cross_with(ignore_index=-1)(f, o[:, 1], t)) / 2,
+    ),
     "heads": Case(
         bp.Heads(bp.Head("cross_entropy", 4), bp.Head("mse", 2, weight=0.25), bp.Head("gaussian_nll", 2, 2.0)),
         draw(ROWS, 8),

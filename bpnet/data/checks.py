@@ -11,6 +11,7 @@ from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, 
 from bpnet.layer import Shape
 from bpnet.losses.base import Loss
 from bpnet.losses.heads import Heads
+from bpnet.losses.members import Members
 
 NUMBERS = "whole numbers, float32 or float64"
 LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
@@ -168,7 +169,7 @@ def check_target(
 
 def _check_targets(backend: Backend, loss: Loss, y: Array, name: str) -> None:
     """Raise DataError where a target is none that the loss, or one of several, knows what to do with."""
-    xp = backend.xp
+    xp, loss = backend.xp, loss.loss if isinstance(loss, Members) else loss
     if isinstance(loss, Heads):
         for head, _, wanted in loss.parts:
             some, where = y[:, wanted], f"column {wanted.start} of {name}"
