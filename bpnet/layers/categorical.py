@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from bpnet.backends.base import Array
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import OptionError, ShapeError, plural
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.options import whole
 
@@ -98,7 +98,8 @@ class CategoricalInput(Layer):
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if math.prod(in_shape) != len(self.entries) or len(in_shape) > 1:
-            raise ShapeError(f"CategoricalInput has {len(self.entries)} columns, but rows are {in_shape}")
+            have = plural(len(self.entries), "column")
+            raise ShapeError(f"CategoricalInput has {have}, but rows have the shape {tuple(in_shape)}")
         return (sum(len(group.columns) * group.features for group in self.groups),)
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
