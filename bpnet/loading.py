@@ -55,4 +55,4 @@ def load(
     from bpnet.tabular.model import restored
 
     with damaged(path):
-        return restored(saved.table, trainer, saved.layout)
+        return restored(saved.table, trainer)

@@ -5,6 +5,7 @@ Libraries are recognised by what their columns have, so that none is imported.
 
 import datetime
 import decimal
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,9 +153,16 @@ class _Numbering(dict[Any, int]):
             number = -1
         else:
             number = len(self.found)
-            self.found.append(value.item() if isinstance(value, np.generic) else value)
+            self.found.append(_plain(value))
         self[value] = number
         return number
+
+
+def _plain(value: Any) -> Any:
+    """What NumPy holds as Python has it."""
+    if not isinstance(value, np.generic):
+        return value
+    return value.astype("datetime64[us]").item() if isinstance(value, np.datetime64) else value.item()
 
 
 def is_missing(value: Any) -> bool:
@@ -193,23 +201,24 @@ def _hashable(value: Any) -> bool:
 
 def simplified(found: list[Any], codes: Any, what: str) -> Column:
     """Different objects and their codes: as numbers or dates where all are these."""
-    kinds = {type(value) for value in found}
-    if kinds and kinds <= {int, float, decimal.Decimal} or not kinds:
-        return Column(_filled([float(value) for value in found], codes, np.nan, np.float64))
-    if kinds <= {datetime.timedelta}:
-        return Column(_filled(found, codes, "NaT", "timedelta64[us]"))
-    if kinds <= {datetime.date, datetime.datetime} or any(issubclass(kind, datetime.date) for kind in kinds):
+    if all(type(value) in (int, float, decimal.Decimal) for value in found):
+        return Column(np.array([*map(_float, found), np.nan])[codes])
+    if all(isinstance(value, datetime.timedelta) for value in found):
+        return Column(np.array([*found, "NaT"], dtype="timedelta64[us]")[codes])
+    if any(isinstance(value, datetime.date) for value in found):
         return _dates(found, codes, what)
-    if kinds <= {datetime.time}:
-        return Column(_filled([_on_epoch_day(value) for value in found], codes, "NaT", "datetime64[us]"))
+    if all(isinstance(value, datetime.time) for value in found):
+        return Column(np.array([*map(_on_epoch_day, found), "NaT"], dtype="datetime64[us]")[codes])
     values = np.empty(len(found), dtype=object)
     values[:] = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
     return Column(values, codes)
 
 
-def _filled(found: list[Any], codes: Any, gap: Any, dtype: Any) -> Any:
-    values = np.array([*found, gap], dtype=dtype)
-    return values[codes]
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _on_epoch_day(time: datetime.time) -> Any:
@@ -219,19 +228,24 @@ def _on_epoch_day(time: datetime.time) -> Any:
 
 def _dates(found: list[Any], codes: Any, what: str) -> Column:
     """Dates and times of Python; those of a time zone in UTC, and its name."""
-    aware = [value for value in found if getattr(value, "tzinfo", None) is not None]
-    if aware and len(aware) < len(found) or not all(isinstance(value, datetime.date) for value in found):
-        odd = next(
-            v for v in found if not isinstance(v, datetime.date) or (aware and getattr(v, "tzinfo", None) is None)
-        )
+    aware = [getattr(value, "tzinfo", None) is not None for value in found]
+    odd = [i for i, value in enumerate(found) if not isinstance(value, datetime.date) or aware[i] != aware[0]]
+    if odd:
+        row = int(np.argmax(codes == odd[0]))
         raise DTypeError(
-            f"{what} mixes dates with others ({shown(odd)}): expected all with a time zone, or all without"
+            f"{what} has {shown(found[odd[0]])} in row {row}, and {shown(found[0])} elsewhere: expected dates alone, "
+            "all with a time zone or all without"
         )
-    if not aware:
-        return Column(_filled(found, codes, "NaT", "datetime64[us]"))
-    zone = str(getattr(aware[0].tzinfo, "key", None) or "UTC")
+    if not aware[0]:
+        return Column(np.array([*found, "NaT"], dtype="datetime64[us]")[codes])
     plain = [value.astimezone(datetime.UTC).replace(tzinfo=None) for value in found]
-    return Column(_filled(plain, codes, "NaT", "datetime64[us]"), None, zone)
+    return Column(np.array([*plain, "NaT"], dtype="datetime64[us]")[codes], None, _zone_name(found[0]))
+
+
+def _zone_name(date: datetime.datetime) -> str:
+    """Of the time zone of a date: its name where it has one, else the offset."""
+    key = getattr(date.tzinfo, "key", None) or getattr(date.tzinfo, "zone", None)
+    return str(key or date.strftime("%z")[:5])
 
 
 def _of_pandas(raw: Any, what: str) -> Column:

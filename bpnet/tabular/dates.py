@@ -93,11 +93,9 @@ def parsed(texts: list[str], way: str) -> tuple[Any, int | None]:
             pass
     found = np.empty(len(texts), dtype="datetime64[us]")
     for i, text in enumerate(texts):
+        text = text.strip()
         try:
-            if way == "iso":
-                date = datetime.fromisoformat(text.strip())
-            else:
-                date = datetime.strptime(text.strip(), way)
+            date = datetime.fromisoformat(text) if way == "iso" else datetime.strptime(text, way)
         except ValueError:
             return found, i
         found[i] = date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date

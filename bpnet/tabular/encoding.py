@@ -114,7 +114,7 @@ def dates(feature: "Feature", column: Column, what: str) -> Encoder:
     if codes is not None:
         texts = column.values.tolist()
         wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        found, first = (None, wrong) if wrong is not None else parsed(texts, feature.format or "iso")
+        found, first = (values, wrong) if wrong is not None else parsed(texts, feature.format or "iso")
         if first is not None:
             way = "" if feature.format in (None, "iso") else f" written as {feature.format}"
             raise _refused(column, _first(column, first), what, f"dates{way}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import ArgumentError, DataError, OptionError, kind_of, plural
+from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError, ShapeError, kind_of, plural
 from bpnet.layout import Layout
 from bpnet.losses.likelihood import GaussianNLL
 from bpnet.metrics.base import Metric
@@ -16,7 +16,7 @@ from bpnet.options import whole
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.schema import Schema
-from bpnet.tabular.target import Target, plain_loss
+from bpnet.tabular.target import Target, plain_loss, pooled
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
 
@@ -56,14 +56,33 @@ class TableModel:
                 raise ArgumentError(f"{what} is {kind_of(value)}; expected a {kind.__name__}")
         self.schema, self.target, self.trainer = schema, target, trainer
         self.settings: Mapping[str, Any] = dict(settings or {})
+        if trainer._engine is not None:
+            self._check(trainer.layout)
         if target.kind == "class" and trainer.classes is None:
             trainer.classes = list(target.classes)
 
+    def _check(self, layout: Layout) -> None:
+        """Raise ShapeError where the network was built for other rows, or gives something else than the target."""
+        given = layout.in_shape
+        parts = ("numbers", self.schema.n_numbers), ("categories", len(self.schema.categories))
+        shapes = {name: (count,) for name, count in parts if count}
+        expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
+        if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
+            raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        outputs = self.target.outputs(self.trainer.loss)
+        if layout.out_shape[-1:] != (outputs,):
+            raise ShapeError(f"the network has outputs of {layout.out_shape}; the target needs {outputs} of them")
+
     def __repr__(self) -> str:
-        what = {"class": plural(len(self.target.classes), "class"), "number": "a quantity", "multilabel": "labels"}
-        name = "" if self.target_name is None else f" {self.target_name!r}"
-        columns = plural(len(self.schema.features), "column")
-        return f"<TableModel of{name}, {what[self.target.kind]}, from {columns}: {self.trainer!r}>"
+        target, trainer = self.target, self.trainer
+        what = {
+            "class": f"{len(target.classes)} classes",
+            "number": "a number" if target.columns < 2 else f"{target.columns} numbers",
+            "multilabel": f"{target.columns} labels",
+        }[target.kind]
+        name = "" if target.name is None else f"{target.name!r}: "
+        size = "not trained" if trainer._engine is None else plural(trainer.layout.size, "parameter")
+        return f"<TableModel of {name}{what} from {plural(len(self.schema.features), 'column')}, {size}>"
 
     # ---- what it is of ------------------------------------------------------------------------------------------
 
@@ -126,22 +145,18 @@ class TableModel:
     def predict_deviation(self, table: Any, *, batch_size: int = ROWS) -> Any:
         """For every quantity its standard deviation, of a model with the loss gaussian_nll: (rows,) or (rows, columns).
 
-        Of members with means m_k and variances v_k it is the root of mean(v) + mean((m - mean(m))**2).
+        Of members it is that of the mixture of what they say.
         """
-        loss = plain_loss(self.trainer.loss)
-        if not isinstance(loss, GaussianNLL):
-            raise OptionError(f"{loss} gives no deviation: train with gaussian_nll")
+        if not isinstance(plain_loss(self.trainer.loss), GaussianNLL):
+            raise OptionError(f"{self.trainer.loss} gives no deviation: train with gaussian_nll")
         return _joined([self._deviation(some) for some in self._batches(table, batch_size)])
 
     def _deviation(self, outputs: Any) -> Any:
         backend = backend_of(outputs)
         xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            rows = outputs.shape[0]
-            pairs = xp.reshape(outputs, (rows, -1, outputs.shape[-1] // 2, 2))
-            mean, variance = pairs[:, :, :, 0], xp.exp(pairs[:, :, :, 1])
-            spread = mean - xp.mean(mean, axis=1, keepdims=True)
-            found = xp.sqrt(xp.mean(variance, axis=1) + xp.mean(spread * spread, axis=1))
+            _, outputs = pooled(backend, self.trainer.loss, outputs)
+            found = xp.exp(0.5 * xp.reshape(outputs, (outputs.shape[0], -1, 2))[:, :, 1])
             return found if self.target.columns else xp.reshape(found, (-1,))
 
     def evaluate(
@@ -223,8 +238,10 @@ class TableModel:
         return Text("\n".join(lines))
 
 
-def restored(table: Any, trainer: Trainer, layout: Layout) -> TableModel:
+def restored(table: Any, trainer: Trainer) -> TableModel:
     """The model that a file's entry describes, around its trainer."""
+    if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
+        raise FileFormatError("the entry of the table is none")
     schema, target = Schema.restore(table["schema"]), Target.restore(table["target"])
     return TableModel(schema, target, trainer, table["settings"])
 

@@ -31,7 +31,8 @@ class Feature:
         apart; of a date, the origin in days since 1970
     values : of a category: text, numbers or booleans, in order; the first one's code is 2
     texts : of a number: what stands in the column where there is none ("unknown")
-    parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and cosine
+    parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and
+        cosine
     zone : of a date: the time zone whose clocks it is read on, where the column has one
     format : of a date that is text: how it is written, "iso" or as `datetime.strptime` has it
     """
@@ -67,7 +68,8 @@ class Feature:
             or not {"name", "kind"} <= plain.keys()
         ):
             raise FileFormatError("the table has a column that is none")
-        made = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        options: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain.items()}
+        made = cls(**options)
         if not isinstance(made.name, str):
             raise FileFormatError("the table has a column whose name is no text")
         choice("the kind of a column", made.kind, KINDS)

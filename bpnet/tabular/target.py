@@ -10,6 +10,7 @@ from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, Sh
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.losses.likelihood import GaussianNLL
+from bpnet.losses.members import Members
 from bpnet.losses.regression import Quantile
 from bpnet.options import choice, whole
 from bpnet.tabular.columns import Column, column_of
@@ -85,6 +86,7 @@ class Target:
 
     def outputs(self, loss: Loss) -> int:
         """How many outputs a network needs for it."""
+        loss = plain_loss(loss)
         if self.kind == "class":
             return len(self.classes) if isinstance(loss, ClassLoss) or len(self.classes) > 2 else 1
         count = self.columns or 1
@@ -99,7 +101,7 @@ class Target:
         Of a loss with an output for each class that is right or wrong (binary cross-entropy, hinge), columns of 0 and
         1, one where there are two classes.  What is on the host comes to the library and device of `like`.
         """
-        _, columns, several = _columns(y)
+        _, columns, _ = _columns(y)
         for column in columns:
             _check_present(column)
         if len(columns) != (self.columns or 1):
@@ -125,17 +127,7 @@ class Target:
         """The number of every row's class."""
         known = self.classes
         if not column.on_host:
-            backend = backend_of(column.values)
-            xp = backend.xp
-            if any(isinstance(label, str) for label in known):
-                raise DataError("y holds numbers; the classes are text")
-            table = xp.astype(backend.from_host(np.array(known), None, backend.device(column.values)), xp.float64)
-            values = xp.astype(column.values, xp.float64)
-            at = xp.minimum(xp.searchsorted(table, values), len(known) - 1)
-            if not bool(xp.all(xp.take(table, at) == values)):
-                wrong = int(xp.argmin(xp.astype(xp.take(table, at) == values, xp.int32)))
-                raise self._unknown(column.values[wrong], wrong)
-            return xp.astype(at, xp.int32)
+            return self._device_labels(column.values)
         if column.codes is None:
             values, codes = np.unique(column.values, return_inverse=True)
             objects, codes = values.tolist(), codes.reshape(-1)
@@ -148,6 +140,28 @@ class Target:
             row = int(np.argmin(labels))
             raise self._unknown(objects[int(codes[row])], row)
         return labels
+
+    def _device_labels(self, values: Any) -> Any:
+        """The same where they lie."""
+        backend = backend_of(values)
+        xp, known = backend.xp, np.array(self.classes)
+        with backend.session(device=backend.device(values)):
+            if known.dtype.kind == "U":
+                raise DTypeError(f"y holds {values.dtype} values; the classes are text")
+            if xp.isdtype(values.dtype, "bool"):
+                values = xp.astype(values, xp.int32)
+            whole = xp.isdtype(values.dtype, "integral")
+            if whole and known.min() >= xp.iinfo(values.dtype).min and known.max() <= xp.iinfo(values.dtype).max:
+                table = backend.from_host(np.floor(known).astype(np.int64), values.dtype, backend.device(values))
+            else:
+                values = xp.astype(values, xp.float64) if whole else values
+                table = backend.from_host(known.astype(np.float64), values.dtype, backend.device(values))
+            at = xp.minimum(xp.searchsorted(table, values), len(known) - 1)
+            same = xp.take(table, at) == values
+            if not bool(xp.all(same)):
+                wrong = int(xp.argmin(xp.astype(same, xp.int32)))
+                raise self._unknown(backend.to_host(values[wrong]).item(), wrong)
+            return xp.astype(at, xp.int32)
 
     def _unknown(self, value: Any, row: int) -> DataError:
         some = ", ".join(map(repr, self.classes[:10])) + ", ..." * (len(self.classes) > 10)
@@ -177,17 +191,17 @@ class Target:
 
     def probabilities(self, loss: Loss, outputs: Any) -> Any:
         """(rows, K) probabilities of the classes in their order, or of each label; raises OptionError without any."""
-        loss = plain_loss(loss)
         if self.kind == "number":
             raise OptionError("a model of quantities has no probabilities")
-        if not (loss.logits or loss.probabilities and not _has_margins(loss)):
+        if not loss.logits and (_has_margins(loss) or not loss.probabilities):
             raise OptionError(
                 f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
             )
         backend = backend_of(outputs)
+        xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            found = averaged(backend, loss, outputs)
-            xp = backend.xp
+            loss, outputs = pooled(backend, loss, outputs)
+            found = loss.prediction(backend, outputs)
             if self.kind == "class" and found.shape[1] == 1:
                 return xp.concat([1.0 - found, found], axis=1)
             if self.kind == "class" and not isinstance(loss, ClassLoss):  # one against the rest, each on its own
@@ -201,18 +215,18 @@ class Target:
         Labels that are text are a NumPy array of objects.  Of a loss of several quantiles there is a column for each;
         of gaussian_nll the mean.
         """
-        loss = plain_loss(loss)
         backend = backend_of(outputs)
         xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            found = averaged(backend, loss, outputs)
+            loss, outputs = pooled(backend, loss, outputs)
+            found = outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
             if self.kind == "number":
                 return found if self.columns or found.shape[1] > 1 else xp.reshape(found, (-1,))
-            boundary = 0.5 if loss.logits or not _has_margins(loss) else loss.boundary
+            above = found > (0.0 if _has_margins(loss) else 0.5)
+            index = xp.__array_namespace_info__().default_dtypes()["integral"]
             if self.kind == "multilabel":
-                return xp.astype(found > boundary, xp.int64)
-            binary = found.shape[1] == 1
-            place = xp.astype(xp.reshape(found, (-1,)) > boundary, xp.int64) if binary else xp.argmax(found, axis=1)
+                return xp.astype(above, index)
+            place = xp.astype(above[:, 0], index) if found.shape[1] == 1 else xp.argmax(found, axis=1)
             classes = self.array(backend, backend.device(outputs))
             if isinstance(classes, np.ndarray):
                 return classes[backend.to_host(place)]
@@ -249,23 +263,13 @@ class Target:
 
 
 def plain_loss(loss: Loss) -> Loss:
-    """The loss of one member, where `loss` is that of several."""
-    inner = getattr(loss, "loss", None)
-    return inner if isinstance(inner, Loss) else loss
+    """The loss of one member, where `loss` is of several."""
+    return loss.loss if isinstance(loss, Members) else loss
 
 
-def averaged(backend: Backend, loss: Loss, outputs: Any) -> Any:
-    """What outputs say of the target, (rows, columns): the mean over members where each row has several outputs."""
-    xp = backend.xp
-    if outputs.ndim == 2:
-        return _said(backend, loss, outputs)
-    rows, members, units = outputs.shape
-    found = _said(backend, loss, xp.reshape(outputs, (rows * members, units)))
-    return xp.mean(xp.reshape(found, (rows, members, found.shape[1])), axis=1)
-
-
-def _said(backend: Backend, loss: Loss, outputs: Any) -> Any:
-    return outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
+def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
+    """The loss of one member, and of the members' outputs the one (rows, units) that says what they say on average."""
+    return (loss.loss, loss.pooled(backend, outputs)) if isinstance(loss, Members) else (loss, outputs)
 
 
 def _has_margins(loss: Loss) -> bool:

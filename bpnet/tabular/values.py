@@ -35,7 +35,7 @@ def as_text(value: Any) -> str:
     """An object as text: numbers as Python writes them, whole ones without a point."""
     if isinstance(value, str):
         return value
-    if isinstance(value, float | decimal.Decimal) and value == value and abs(value) < 2**53 and value == int(value):
+    if isinstance(value, float | decimal.Decimal) and -(2**53) < value < 2**53 and value == int(value):
         return str(int(value))
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
