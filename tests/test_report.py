@@ -88,6 +88,17 @@ def test_the_surest_mistakes_are_called_as_the_rows_are():
     assert [one.probability for one in others] == sorted((one.probability for one in others), reverse=True)
 
 
+def test_an_ensemble_says_the_mean_of_its_members():
+    table, labels, _, x, y = classes()
+    trainer = bp.Trainer(bp.MemberDense(2, 3), bp.Members("cross_entropy")).build(x)
+    weights = np.stack([2.0 * WEIGHTS, 0.2 * WEIGHTS])
+    trainer.parameters = {"weight": weights, "bias": np.zeros((2, 3))}
+    model = bp.TableModel(bp.Schema.of(table), bp.Target.of(labels), trainer)
+    found = report.figures(model, table, labels, importance=False)
+    p = np.mean([softmax(x @ some) for some in weights], axis=0)
+    assert found.scores["log_loss"] == pytest.approx(-np.mean(np.log(p[np.arange(400), y])), rel=1e-5)
+
+
 def test_margins_have_classes_but_no_probabilities():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(100, 2))
@@ -168,6 +179,14 @@ def test_predicted_quantiles_are_held_against_the_targets():
     table, y, model = quantity(loss=bp.Quantile((0.16, 0.84)))
     (one,) = report.figures(model, table, y, importance=False).residuals
     assert one.predicted_quantiles == {0.16: pytest.approx(0.16, abs=0.04), 0.84: pytest.approx(0.84, abs=0.04)}
+
+
+def test_a_predicted_deviation_is_held_against_the_targets():
+    table, y, _ = quantity()
+    weights = [[10.0, 0.0], [100.0, 2.0 * np.log(0.3)], [0.0, 0.0]]
+    (one,) = report.figures(linear_model(table, y, weights, "gaussian_nll"), table, y, importance=False).residuals
+    assert list(one.predicted_quantiles) == [0.05, 0.25, 0.5, 0.75, 0.95]
+    assert all(below == pytest.approx(q, abs=0.05) for q, below in one.predicted_quantiles.items())
 
 
 def test_of_several_quantities_the_worst_come_first():

@@ -6,12 +6,16 @@ found.html("report.html")
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from bpnet.backends import Array, backend_of
 from bpnet.errors import DataError, OptionError
+from bpnet.losses.base import Loss
+from bpnet.losses.likelihood import GaussianNLL
+from bpnet.losses.members import Members
 from bpnet.losses.regression import Quantile
 from bpnet.options import whole
 from bpnet.report.figures import Figures, judge
@@ -20,7 +24,6 @@ from bpnet.report.scores import Statement
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.schema import Schema
-from bpnet.tabular.target import averaged, plain_loss
 
 __all__ = ["Figures", "figures"]
 
@@ -75,27 +78,36 @@ def figures(
 
 def statement(model: TableModel, outputs: Any) -> Statement:
     """What a model says by these outputs of its network, on the host."""
-    target, loss, backend = model.target, plain_loss(model.trainer.loss), backend_of(outputs)
+    target, loss, backend = model.target, model.trainer.loss, backend_of(outputs)
     names = tuple(map(str, target.classes if target.kind == "class" else target.names))
     if target.kind != "class" and not names:
         count = target.columns or 1
         names = ("y",) if count == 1 else tuple(f"y{i}" for i in range(count))
-    if target.kind == "number":
-        with backend.session(device=backend.device(outputs)):
-            values = backend.to_host(averaged(backend, loss, outputs))
-        if not isinstance(loss, Quantile):
-            return Statement("number", names, values)
-        each = values.reshape(len(values), len(names), len(loss.quantiles))
-        quantiles = {q: each[:, :, k] for k, q in enumerate(loss.quantiles)}
-        return Statement("number", names, quantiles[min(quantiles, key=lambda q: abs(q - 0.5))], quantiles=quantiles)
-    try:
-        return Statement(target.kind, names, backend.to_host(target.probabilities(loss, outputs)))
-    except OptionError:  # the loss gives none
-        with backend.session(device=backend.device(outputs)):
-            margins = backend.to_host(averaged(backend, loss, outputs))
-        if target.kind == "class" and margins.shape[1] == 1:
-            margins = np.concatenate([-margins, margins], axis=1)
-        return Statement(target.kind, names, margins, probabilities=False)
+    with backend.session(device=backend.device(outputs)):
+        if isinstance(loss, Members):
+            outputs, loss = loss.pooled(backend, outputs), loss.loss
+        if target.kind == "number":
+            values = backend.to_host(loss.prediction(backend, outputs))
+            return Statement("number", names, values, quantiles=quantiles_of(loss, backend.to_host(outputs)))
+        try:
+            return Statement(target.kind, names, backend.to_host(target.probabilities(loss, outputs)))
+        except OptionError:  # the loss gives none
+            margins = backend.to_host(outputs)
+    if target.kind == "class" and margins.shape[1] == 1:
+        margins = np.concatenate([-margins, margins], axis=1)
+    return Statement(target.kind, names, margins, probabilities=False)
+
+
+def quantiles_of(loss: Loss, outputs: Array) -> dict[float, Array]:
+    """The quantiles that outputs on the host say: those of the loss, or of a normal distribution for gaussian_nll."""
+    if isinstance(loss, Quantile):
+        each = outputs.reshape(len(outputs), -1, len(loss.quantiles))
+        return {q: each[:, :, k] for k, q in enumerate(loss.quantiles)}
+    if isinstance(loss, GaussianNLL):
+        mean, log_variance = np.moveaxis(outputs.reshape(len(outputs), -1, 2), 2, 0)
+        scores = {q: NormalDist().inv_cdf(q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+        return {q: mean + z * np.exp(0.5 * log_variance) for q, z in scores.items()}
+    return {}
 
 
 def places_of(schema: Schema) -> dict[str, Places]:
