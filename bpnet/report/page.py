@@ -307,14 +307,15 @@ def reliability(figures: "Figures") -> str:
     found = figures.reliability
     if found is None:
         return ""
+    of, word = ("the class that the model says", "right") if figures.kind == "class" else ("each label", "true")
     there = np.flatnonzero(found.rows)
-    plot = Plot((0.0, 1.0), (0.0, 1.0), ("probability that is stated", "share that is right"), percent=(True, True))
+    plot = Plot((0.0, 1.0), (0.0, 1.0), ("probability that is stated", f"share that is {word}"), percent=(True, True))
     edges = [k / BINS for k in range(BINS + 1)]
     plot.bars(edges, (found.rows / found.rows.max()).tolist(), "faint")
     plot.line([(0.0, 0.0), (1.0, 1.0)], "ideal")
     points = [(found.mean[k], found.true[k]) for k in there]
     plot.line(points, "two")
-    said = [f"{found.rows[k]:,} rows: stated {percent(found.mean[k])}, right {percent(found.true[k])}" for k in there]
+    said = [f"{found.rows[k]:,} rows: stated {percent(found.mean[k])}, {word} {percent(found.true[k])}" for k in there]
     plot.dots(points, "two", 4.0, said)
     rows = [
         [
@@ -325,15 +326,14 @@ def reliability(figures: "Figures") -> str:
         ]
         for k in there
     ]
-    of = "the class that the model says" if figures.kind == "class" else "each label"
     about = (
-        f"The probability of {of}, and how often that is right. On the broken line it is right as often as it is "
+        f"The probability of {of}, and how often that is {word}. On the broken line it is {word} as often as it is "
         f"stated; below it the model is too sure. On average it is off by {percent(found.error)} (expected calibration "
         "error). Bars show where the rows are."
     )
     return section(
         "Calibration", about, f'<div class="plots">{figure(plot.svg())}'
-        f"<div>{table(['probability', 'rows', 'mean', 'right'], rows)}</div></div>",
+        f"<div>{table(['probability', 'rows', 'mean', word], rows)}</div></div>",
     )  # fmt: skip
 
 
