@@ -10,29 +10,27 @@ import importlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.errors import BpnetWarning, DivergedError, MissingExtraError, OptionError, plural
 from bpnet.options import number, whole
+from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions, with_option
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from bpnet.tabular.model import TableModel
-    from bpnet.tabular.training import TableTraining
+from bpnet.tabular.training import TableTraining, prepare
 
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh")
 WIDTHS, DEPTHS, BATCH_SIZES = (16, 32, 64, 128, 256, 512), (1, 4), (16, 32, 64, 128, 256, 512, 1024)
 DROPOUT, WEIGHT_DECAY = (0.0, 0.5), (1e-5, 0.5)
 RATE = (0.1, 30.0)
 """Times the optimizer's own learning rate."""
-MOST_STEPS = 4
-"""Fewest steps that an epoch may have for a size of the batch to be tried."""
+STEPS = 4
+"""So many steps an epoch must have, or rows in a step are fewer."""
+WIDER = 4
+"""Times the width that the number of rows suggests, but no wider."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Search:
     """What was tried, and the training that is best so far."""
 
     trials: list[Trial] = field(default_factory=list)
-    best: "TableTraining | None" = None
+    best: TableTraining | None = None
     best_trial: Trial | None = None
     interrupted: bool = False
 
@@ -88,7 +86,7 @@ def search_table(
     on_trial: Callable[[Trial, Search], Any] | None = None,
     callbacks: Sequence[Callback] = (),
     **options: Any,
-) -> "TableModel":
+) -> TableModel:
     """The best of several models for a table, each trained as by `train_table` with other options.
 
     Searched are the hidden layers' width and number, dropout, learning rate, weight decay, rows in a step and
@@ -105,13 +103,18 @@ def search_table(
     An interrupt (Ctrl-C) ends the search, with the best model so far and a warning.  Raises MissingExtraError without
     Optuna, and what `train_table` raises.
     """
-    from bpnet.tabular.training import prepare
+    said: set[str] = set()
 
-    given = TrainingOptions(**options)
-    found = search(
-        lambda chosen: prepare(table, target, chosen), given, trials, seconds=seconds, on_trial=on_trial,
-        callbacks=callbacks,
-    )  # fmt: skip
+    def make(chosen: TrainingOptions) -> TableTraining:
+        training = prepare(table, target, chosen)
+        for text in training.warnings():
+            if text not in said:
+                warnings.warn(text, BpnetWarning, stacklevel=4)
+                said.add(text)
+        return training
+
+    given, more = TrainingOptions(**options), {"seconds": seconds, "on_trial": on_trial, "callbacks": callbacks}
+    found = search(make, given, trials, **more)
     assert found.best is not None
     if found.interrupted:
         warnings.warn(
@@ -125,7 +128,7 @@ def search_table(
 
 
 def search(
-    prepare: Callable[[TrainingOptions], "TableTraining"],
+    make: Callable[[TrainingOptions], TableTraining],
     options: TrainingOptions,
     trials: int,
     *,
@@ -134,32 +137,30 @@ def search(
     callbacks: Sequence[Callback] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Search:
-    """The search itself: `prepare` makes a training of options, which is fitted here.
+    """The search itself: `make` makes a training of options, which is fitted here.
 
-    It ends after so many trials, after the first one that begins later than `seconds`, on an interrupt, and where
-    `stopped` says so; raises KeyboardInterrupt where there is nothing to keep.
+    It ends after so many trials, after `seconds`, in which the last one begins, on an interrupt, and where `stopped`
+    says so.  Raises KeyboardInterrupt where there is nothing to keep, DivergedError where all trials diverged.
     """
     whole("trials", trials, 1)
     if seconds is not None:
         number("seconds", seconds, 0.0, math.inf)
     if options.validation == 0:
         raise OptionError("validation is 0, but a search needs rows that are held out, on which trials are compared")
-    found, began, diverged = Search(), time.monotonic(), None
+    found, began, first, diverged = Search(), time.monotonic(), None, None
     with quiet_study(options.seed) as (study, state):
         for n in range(trials):
-            if seconds is not None and time.monotonic() - began > seconds:
+            if first is not None and seconds is not None and time.monotonic() - began > seconds:
                 break
             asked = study.ask()
             begin = time.monotonic()
-            with warnings.catch_warnings():
-                if n:  # what there is to say of the table has been said
-                    warnings.simplefilter("ignore", BpnetWarning)
-                chosen = {} if n == 0 else suggest(asked, options, found.best)
-                training = prepare(replace(options, **chosen))
+            chosen = {} if first is None else suggest(asked, options, first)
+            training = make(replace(options, **chosen))
+            first = first or training
             prune, outcome = Prune(asked), "complete"
             before = len(training.model.trainer.history)
             try:
-                training.fit(callbacks=[prune, *callbacks])
+                training.fit([prune, *callbacks], progress=False)
                 outcome = "interrupted" if stopped() else "pruned" if prune.pruned else outcome
             except DivergedError as error:
                 diverged, outcome = error, "diverged"
@@ -180,12 +181,12 @@ def search(
                 found.interrupted = True
                 break
     if found.best is None:
-        raise diverged or KeyboardInterrupt
+        raise KeyboardInterrupt if diverged is None else diverged
     return found
 
 
 @contextmanager
-def quiet_study(seed: int) -> "Iterator[tuple[Any, Callable[[str], Any]]]":
+def quiet_study(seed: int) -> Iterator[tuple[Any, Callable[[str], Any]]]:
     """A study of Optuna that prints nothing, and what it calls the outcome of a trial."""
     try:
         optuna = importlib.import_module("optuna")
@@ -204,13 +205,14 @@ def quiet_study(seed: int) -> "Iterator[tuple[Any, Callable[[str], Any]]]":
         optuna.logging.set_verbosity(level)
 
 
-def suggest(trial: Any, options: TrainingOptions, before: "TableTraining | None") -> dict[str, Any]:
-    """What a trial of Optuna proposes for the options that were not given."""
+def suggest(trial: Any, options: TrainingOptions, first: TableTraining) -> dict[str, Any]:
+    """What a trial of Optuna proposes for the options that were not given; `first` is the training without it."""
     default = {f.name: f.default for f in fields(TrainingOptions)}
     free = {name for name in default if getattr(options, name) == default[name]}
     chosen: dict[str, Any] = {}
     if "hidden" in free:
-        width = trial.suggest_categorical("width", WIDTHS)
+        widest = WIDER * max(first.size.hidden, default=WIDTHS[0])
+        width = trial.suggest_categorical("width", [width for width in WIDTHS if width <= widest])
         chosen["hidden"] = (width,) * trial.suggest_int("depth", *DEPTHS)
     if "activation" in free:
         chosen["activation"] = trial.suggest_categorical("activation", ACTIVATIONS)
@@ -222,9 +224,8 @@ def suggest(trial: Any, options: TrainingOptions, before: "TableTraining | None"
         chosen["lr"] = trial.suggest_float("lr", RATE[0] * own, RATE[1] * own, log=True)
     if "weight_decay" in free and takes_weight_decay(rule):
         chosen["weight_decay"] = trial.suggest_float("weight_decay", *WEIGHT_DECAY, log=True)
-    rows = len(before.rows) if before is not None else BATCH_SIZES[0] * MOST_STEPS
-    sizes = [size for size in BATCH_SIZES if size * MOST_STEPS <= rows] or [BATCH_SIZES[0]]
     if "batch_size" in free:
+        sizes = [size for size in BATCH_SIZES if size * STEPS <= len(first.rows)] or BATCH_SIZES[:1]
         chosen["batch_size"] = trial.suggest_categorical("batch_size", sizes)
     return chosen
 
