@@ -170,6 +170,13 @@ def test_intervals_hold_what_they_are_to_hold_on_rows_that_did_not_set_them():
     assert low > 0.95 > 0.75 > high
 
 
+def test_whole_numbers_are_quantities_too():
+    x = np.arange(40.0)[:, None]
+    y = (3.0 * x[:, 0]).astype(int)
+    found = report.figures(linear_model(x, y, [[3.1]], "mse", kind="number"), x, y)
+    assert found.residuals[0].scores["mae"] == pytest.approx(np.mean(0.1 * x), rel=1e-5)
+
+
 def test_few_rows_have_no_intervals():
     table, y, model = quantity(rows=19)
     assert report.figures(model, table, y).residuals[0].coverage == []

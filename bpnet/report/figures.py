@@ -87,6 +87,7 @@ def judge(
     operations for one row.
     """
     kind, values = statement.kind, statement.values
+    target = target if kind == "class" else np.asarray(target, np.float64)
     numbers = np.arange(1, len(values) + 1) if rows is None else np.asarray(rows)
     scores = measure(statement, target, statement.scores())
     given: dict[str, Any] = {"kind": kind, "rows": len(values), "names": statement.names, **more}
