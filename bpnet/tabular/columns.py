@@ -201,6 +201,8 @@ def _hashable(value: Any) -> bool:
 
 def simplified(found: list[Any], codes: Any, what: str) -> Column:
     """Different objects and their codes: as numbers or dates where all are these."""
+    if found and all(type(value) is int and abs(value) < 2**63 for value in found) and codes.min() >= 0:
+        return Column(np.array(found, dtype=np.int64)[codes])
     if all(type(value) in (int, float, decimal.Decimal) for value in found):
         return Column(np.array([*map(_float, found), np.nan])[codes])
     if all(isinstance(value, datetime.timedelta) for value in found):

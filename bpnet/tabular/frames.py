@@ -149,8 +149,9 @@ def _rows_of(matrix: Any, rows: Any) -> Any:
 def _length(column: Any, what: str) -> int:
     if isinstance(column, Column):
         return column.rows
+    shape = getattr(column, "shape", None)
     try:
-        return len(column)
+        return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
         raise ArgumentError(f"{what} is {shown(column)}; expected a value for every row") from None
 

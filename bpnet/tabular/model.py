@@ -9,10 +9,12 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError, ShapeError, kind_of, plural
+from bpnet.layers.categorical import CategoricalInput
 from bpnet.layout import Layout
 from bpnet.losses.likelihood import GaussianNLL
 from bpnet.metrics.base import Metric
 from bpnet.options import whole
+from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.schema import Schema
@@ -69,6 +71,9 @@ class TableModel:
         expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
         if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
             raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        codes = list(parts_of(layout.network, CategoricalInput))
+        if len(codes) == 1 and codes[0].entries != self.schema.entries:
+            raise ShapeError(f"the network has {codes[0].entries} codes; the schema {self.schema.entries}")
         outputs = self.target.outputs(self.trainer.loss)
         if layout.out_shape[-1:] != (outputs,):
             raise ShapeError(f"the network has outputs of {layout.out_shape}; the target needs {outputs} of them")

@@ -9,7 +9,7 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, FileFormatError, ShapeError
-from bpnet.options import choice, finite, positive, whole
+from bpnet.options import choice, finite, flag, positive, whole
 from bpnet.tabular.columns import Column
 from bpnet.tabular.dates import PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
@@ -260,7 +260,13 @@ class Schema:
         if floats and matrix.dtype not in (backend.xp.float32, backend.xp.float64):
             floats = False
         dtype = getattr(backend.xp, self.dtype)
-        return lambda part: matrix[part, ...] if floats else backend.xp.astype(matrix[part, ...], dtype)
+
+        def rows(part: slice) -> Any:
+            start, stop, _ = part.indices(frame.rows)
+            some = matrix if stop - start == frame.rows else matrix[start:stop, ...]
+            return some if floats else backend.xp.astype(some, dtype)
+
+        return rows
 
     def _on_device(self, numbers: list[Any], codes: list[Any], part: slice, like: Column) -> Any:
         """Put together where arrays of a device lie."""
@@ -291,7 +297,7 @@ class Schema:
             raise FileFormatError("the table has no columns")
         made = cls(
             tuple(map(Feature.restore, plain["features"])),
-            bool(plain["named"]),
+            flag("named", plain["named"]),
             whole("width", plain["width"], 0),
             choice("dtype", plain["dtype"], ("float32", "float64")),
         )

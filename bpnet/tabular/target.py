@@ -257,6 +257,8 @@ class Target:
         made = cls(
             choice("kind", plain["kind"], KINDS), tuple(names), tuple(classes), whole("columns", plain["columns"], 0)
         )
+        if made.kind == "class" and made.columns:
+            raise FileFormatError("the target of the table is a class of several columns")
         if (made.kind == "class") != (len(set(classes)) == len(classes) >= 2) or list(classes) != sorted(classes):
             raise FileFormatError("the target of the table has classes that are not sorted, or not different")
         return made
