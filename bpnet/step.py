@@ -184,7 +184,7 @@ def scores(
             return ()
         rows, one = output.shape[0], loss
         if isinstance(loss, Members):
-            one, output = loss.loss, loss.pooled(run.backend, output)
+            one, output = loss.inner, loss.pooled(run.backend, output)
         each = run.xp.ones_like(run.xp.reshape(output, (rows, -1))[:, 0]) if weight is None else weight
         return tuple([metric.statistics(run, one, output, y, each) for metric in metrics])
 
