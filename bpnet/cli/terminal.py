@@ -27,9 +27,13 @@ def option(metavar: str, text: str, **more: Any) -> Any:
     return typer.Option(metavar=metavar, help=text, **more)
 
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+DATA = (
+    "A table: .csv, .tsv (also .gz, .zst), .parquet, .arrow, .feather; arrays x, y: .npz; - for standard input; "
+    "or digits, an example."
+)
+Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
-Target = Annotated[str | None, option("COLUMN", "The column of a .csv or .parquet file to be learnt.")]
+Target = Annotated[str | None, option("COLUMN", "The column that is predicted, if called otherwise.")]
 Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
 
 
