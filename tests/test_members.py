@@ -24,7 +24,8 @@ def test_each_member_learns_as_if_it_were_alone():
     x, labels, weight = table()
     members = bp.Sequential(bp.MemberDense(K, 5, "tanh"), bp.MemberDense(K, 3))
     together = bp.Trainer(members, bp.Members("cross_entropy"), bp.SGD(0.1 * K), seed=1, compile=False).build(x)
-    before, options = together.parameters, {"epochs": 2, "batch_size": 16, "progress": False, "sample_weight": weight}
+    before = {i: {name: value.copy() for name, value in p.items()} for i, p in together.parameters.items()}
+    options = {"epochs": 2, "batch_size": 16, "progress": False, "sample_weight": weight}
     together.fit(x, labels, **options)
     of_all = together.predict(x)
     assert of_all.shape == (48, K, 3)
@@ -53,7 +54,7 @@ def test_what_they_say_is_the_mean_of_what_they_predict(library):
     assert found["log_loss"] == pytest.approx(np.average(-np.log(said[np.arange(48), labels]), weights=weight))
     assert np.shape(found["confusion_matrix"]) == (3, 3)
     assert record["val_accuracy"][-1] == pytest.approx((said.argmax(axis=1) == labels).mean())
-    rows = bp.row_losses(net, trainer.loss, trainer.theta, x, labels)
+    rows = bp.row_losses(trainer.loss, output, labels)
     np.testing.assert_allclose(rows, each.mean(axis=1), rtol=1e-12)
 
 
