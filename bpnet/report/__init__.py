@@ -85,7 +85,7 @@ def statement(model: TableModel, outputs: Any) -> Statement:
         names = ("y",) if count == 1 else tuple(f"y{i}" for i in range(count))
     with backend.session(device=backend.device(outputs)):
         if isinstance(loss, Members):
-            outputs, loss = loss.pooled(backend, outputs), loss.loss
+            outputs, loss = loss.pooled(backend, outputs), loss.inner
         if target.kind == "number":
             values = backend.to_host(loss.prediction(backend, outputs))
             return Statement("number", names, values, quantiles=quantiles_of(loss, backend.to_host(outputs)))

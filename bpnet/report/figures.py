@@ -39,11 +39,14 @@ class Figures:
     importances: Importances | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def text(self, width: int = 80) -> str:
-        """The figures for a terminal of so many columns; of many classes or columns of a table the most telling."""
+    def text(self, width: int = 80, history: bool = True) -> str:
+        """The figures for a terminal of so many columns; of many classes or columns of a table the most telling.
+
+        `history` is whether the course of the training is among them.
+        """
         from bpnet.report.text import text
 
-        return text(self, width)
+        return text(self, width, history)
 
     def html(self, path: Any) -> None:
         """Write a page that needs nothing beside itself; complete, or not there at all.  Raises OSError."""

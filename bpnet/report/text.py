@@ -16,7 +16,7 @@ MOST_CLASSES, MOST_COLUMNS, MOST_QUANTITIES, MOST_EPOCHS = 10, 15, 3, 8
 """How many are shown in full; of more the most telling."""
 
 
-def text(figures: "Figures", width: int = 80) -> str:
+def text(figures: "Figures", width: int = 80, training: bool = True) -> str:
     """The figures in lines of no more than `width` columns."""
     sections = [scores(figures, width)]
     if figures.confusion is not None:
@@ -25,7 +25,7 @@ def text(figures: "Figures", width: int = 80) -> str:
         sections.append(labels(figures, width))
     sections.append(mistakes(figures, width))
     sections += quantities(figures, width)
-    sections += [reliability(figures), importance(figures, width), history(figures)]
+    sections += [reliability(figures), importance(figures, width), history(figures) if training else []]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 

@@ -10,9 +10,9 @@ import importlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bpnet.callbacks.base import Callback, Record
@@ -22,6 +22,8 @@ from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions, with_option
 from bpnet.tabular.training import TableTraining, prepare
 
+SEARCHED = ("hidden", "activation", "dropout", "lr", "weight_decay", "batch_size")
+"""The options that are chosen, unless they are given."""
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh")
 WIDTHS, DEPTHS, BATCH_SIZES = (16, 32, 64, 128, 256, 512), (1, 4), (16, 32, 64, 128, 256, 512, 1024)
 DROPOUT, WEIGHT_DECAY = (0.0, 0.5), (1e-5, 0.5)
@@ -113,8 +115,10 @@ def search_table(
                 said.add(text)
         return training
 
-    given, more = TrainingOptions(**options), {"seconds": seconds, "on_trial": on_trial, "callbacks": callbacks}
-    found = search(make, given, trials, **more)
+    found = search(
+        make, TrainingOptions(**options), trials, given=set(options), seconds=seconds, on_trial=on_trial,
+        callbacks=callbacks,
+    )  # fmt: skip
     assert found.best is not None
     if found.interrupted:
         warnings.warn(
@@ -132,12 +136,13 @@ def search(
     options: TrainingOptions,
     trials: int,
     *,
+    given: Collection[str] = (),
     seconds: float | None = None,
     on_trial: Callable[[Trial, Search], Any] | None = None,
     callbacks: Sequence[Callback] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Search:
-    """The search itself: `make` makes a training of options, which is fitted here.
+    """The search itself: `make` makes a training of options, which is fitted here; those that are `given` stay.
 
     It ends after so many trials, after `seconds`, in which the last one begins, on an interrupt, and where `stopped`
     says so.  Raises KeyboardInterrupt where there is nothing to keep, DivergedError where all trials diverged.
@@ -145,6 +150,8 @@ def search(
     whole("trials", trials, 1)
     if seconds is not None:
         number("seconds", seconds, 0.0, math.inf)
+    if options.preset is not None:
+        raise OptionError(f"preset is {options.preset!r}, which brings options of its own: search without it")
     if options.validation == 0:
         raise OptionError("validation is 0, but a search needs rows that are held out, on which trials are compared")
     found, began, first, diverged = Search(), time.monotonic(), None, None
@@ -154,7 +161,7 @@ def search(
                 break
             asked = study.ask()
             begin = time.monotonic()
-            chosen = {} if first is None else suggest(asked, options, first)
+            chosen = {} if first is None else suggest(asked, options, set(SEARCHED) - set(given), first)
             training = make(replace(options, **chosen))
             first = first or training
             prune, outcome = Prune(asked), "complete"
@@ -205,10 +212,8 @@ def quiet_study(seed: int) -> Iterator[tuple[Any, Callable[[str], Any]]]:
         optuna.logging.set_verbosity(level)
 
 
-def suggest(trial: Any, options: TrainingOptions, first: TableTraining) -> dict[str, Any]:
-    """What a trial of Optuna proposes for the options that were not given; `first` is the training without it."""
-    default = {f.name: f.default for f in fields(TrainingOptions)}
-    free = {name for name in default if getattr(options, name) == default[name]}
+def suggest(trial: Any, options: TrainingOptions, free: Collection[str], first: TableTraining) -> dict[str, Any]:
+    """What a trial of Optuna proposes for the options that are `free`; `first` is the training without it."""
     chosen: dict[str, Any] = {}
     if "hidden" in free:
         widest = WIDER * max(first.size.hidden, default=WIDTHS[0])
