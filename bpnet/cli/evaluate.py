@@ -8,7 +8,7 @@ import typer
 from bpnet.cli import terminal
 from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
-from bpnet.cli.reporting import ReportTo, check_report, facts_of, figures_of, lines_of, write
+from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of, write
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, option
 from bpnet.errors import plural
 from bpnet.metrics.base import check_metrics
@@ -64,7 +64,7 @@ def evaluate(
     which = "all that the data has" if held_out is None else "held out from training"
     lines = [f"{scores(result, metrics)} on {plural(frame.rows, 'row')}, {which}"]
     if report is not None or not (quiet or as_json):
-        figures = figures_of(found, dataset, held_out, which, facts_of(found))
+        figures = figures_of(found, dataset, held_out, which)
         lines = [*(lines_of(figures) if not quiet else []), *lines]
         if report is not None:
             lines.append(write(figures, report))

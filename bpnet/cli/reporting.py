@@ -1,7 +1,6 @@
 """The figures of a model on some rows, as commands print and write them."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,27 +28,24 @@ def check_report(path: Path | None, **inputs: str | Path) -> None:
         terminal.check_output("--report", path, **inputs)
 
 
-def figures_of(
-    model: TableModel, dataset: Dataset, rows: Array | None, which: str, facts: Mapping[str, str], importance: bool = True
-) -> Figures:
+def figures_of(model: TableModel, dataset: Dataset, rows: Array | None, which: str) -> Figures:
     """The figures of some rows of a data set, by their numbers from 0; None stands for all."""
     frame, y, numbers = dataset.frame, dataset.y, dataset.numbers
     numbers = np.arange(1, frame.rows + 1) if numbers is None else numbers
     if rows is not None:
         frame, numbers = frame.take(rows), numbers[rows]
         y = y.take(rows) if isinstance(y, Column) else y[rows]
-    about = {"target": ", ".join(model.target.names) or "y", **facts}
     with warnings.catch_warnings(action="ignore"):  # what there is to say of the columns was said of the data
         return figures(
             model, frame, y, rows=numbers, title=dataset.name, which=f"{plural(frame.rows, 'row')}, {which}",
-            facts=about, importance=importance, seed=model.trainer.seed,
+            facts=facts_of(model), seed=model.trainer.seed,
         )  # fmt: skip
 
 
 def facts_of(model: TableModel) -> dict[str, str]:
     """What stands above the figures of a model on its page."""
     trainer, training = model.trainer, model.settings.get("training", {})
-    found = {"columns": f"{model.n_features_in_:,}"}
+    found = {"target": ", ".join(model.target.names) or "y", "columns": f"{model.n_features_in_:,}"}
     if isinstance(training, dict) and "training_rows" in training:
         found["trained on"] = f"{training['training_rows']:,} rows of {training.get('data')}"
     network = f"{plural(trainer.layout.size, 'parameter')}"

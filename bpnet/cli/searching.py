@@ -1,6 +1,6 @@
 """The search for options in `bpnet train --search N`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -36,18 +36,28 @@ def find_options(
     def say(trial: Trial, found: Search) -> None:
         if shows:
             best = "  best so far" if found.best_trial is trial else f"  {trial.state}" * (trial.state != "complete")
-            terminal.note(f"trial {trial.number:>3}/{trials}  held-out loss {trial.loss:#.4g}  {in_words(trial)}{best}")
+            terminal.note(
+                f"trial {trial.number:>3}/{trials}  held-out loss {trial.loss:#.4g}  {in_words(trial.options)}{best}"
+            )
 
     return search(
         make, options, trials, given=given, on_trial=say, callbacks=[interrupt], stopped=lambda: interrupt.number > 0
     )
 
 
-def in_words(trial: Trial) -> str:
+def best_of(found: dict[str, Any]) -> list[str]:
+    """What came of a search, as `Search.describe` has it."""
+    trials, best = found["trials"], found["trials"][found["best"] - 1]
+    chosen = f"trial {found['best']} of {len(trials)} is kept: {in_words(best['options'])}"
+    flattered = "the rows held out chose it among trials, so expect a little less of others"
+    return [chosen, flattered] if len(trials) > 1 else [chosen]
+
+
+def in_words(options: Mapping[str, Any]) -> str:
     """What was chosen for a trial."""
     words = {"hidden": "", "activation": "", "weight_decay": "weight decay ", "batch_size": "batch "}
     parts = []
-    for name, value in trial.options.items():
+    for name, value in options.items():
         shown = ",".join(map(str, value)) if name == "hidden" else f"{value:.3g}" if isinstance(value, float) else value
         parts.append(f"{words.get(name, f'{name} ')}{shown}")
     return "  ".join(parts) or "as without a search"

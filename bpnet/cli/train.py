@@ -22,8 +22,8 @@ from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
-from bpnet.cli.reporting import ReportTo, check_report, facts_of, figures_of, lines_of
-from bpnet.cli.searching import check_search, find_options
+from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of
+from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
 from bpnet.tabular.checkpoints import Checkpoints, resume
@@ -202,7 +202,7 @@ def train(
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
             terminal.warn(text)
         if not (quiet or as_json):
-            announce(dataset, training)
+            announce(dataset, training, search)
         found = None
         if search:
             make = partial(prepare, table, goal)
@@ -256,7 +256,7 @@ def train(
         if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
             which = "held out" if len(training.held_out) else "that it was trained on, as none were held out"
             rows = training.held_out if len(training.held_out) else None
-            figures = figures_of(training.model, dataset, rows, which, facts_of(training.model))
+            figures = figures_of(training.model, dataset, rows, which)
             shown = [] if quiet else lines_of(figures)
             if report is not None:
                 figures.html(report)
@@ -351,16 +351,17 @@ def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
     return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1))
 
 
-def announce(dataset: Dataset, training: TableTraining) -> None:
-    """What is to be trained on what, in a line."""
+def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
+    """What is to be trained on what, in a line; of so many trials each has a network of its own."""
     model, trainer = training.model, training.model.trainer
     where, target = location(trainer), model.target
     kinds = {"class": plural(len(target.classes), "class"), "multilabel": plural(target.columns, "label")}
     subject = kinds.get(target.kind, f"{dataset.target or 'y'} is a number")
     wide = f", in float64 because of {training.wide}" if training.wide else ""
+    size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
     terminal.show(
         f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
-        f"{subject}; {plural(trainer.layout.size, 'parameter')}; {where['backend']} on {where['device']}{wide}"
+        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}"
     )
 
 
@@ -426,7 +427,7 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
     if result["best_epoch"] is not None and result["best_epoch"] < result["epochs"]:
         lines.append(f"epoch {result['best_epoch']} of {result['epochs']} was the best and is kept")
     if tried := result.get("search"):
-        lines.append(f"of {plural(len(tried['trials']), 'trial')} number {tried['best']} was the best and is kept")
+        lines += best_of(tried)
     lines.append(f"model: {result['output']}")
     if "plot" in result:
         lines.append(f"learning curves: {result['plot']}")
