@@ -61,8 +61,8 @@ def evaluate(
     result: JSON = evaluate_rows(found, x, answers, metrics)
     result |= {"seconds": time.perf_counter() - began, **location(found.trainer), "data": data}
     result |= {"rows": frame.rows, "held_out": held_out is not None}
-    which = "all that the data has" if held_out is None else "held out from training"
-    lines = [f"{scores(result, metrics)} on {plural(frame.rows, 'row')}, {which}"]
+    which = ", all that the data has" if held_out is None else ", held out from training"
+    lines = [f"{scores(result, metrics)} on {plural(frame.rows, 'row')}{which}"]
     if report is not None or not (quiet or as_json):
         figures = figures_of(found, dataset, held_out, which)
         lines = [*(lines_of(figures) if not quiet else []), *lines]

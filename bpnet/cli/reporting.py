@@ -29,7 +29,10 @@ def check_report(path: Path | None, **inputs: str | Path) -> None:
 
 
 def figures_of(model: TableModel, dataset: Dataset, rows: Array | None, which: str) -> Figures:
-    """The figures of some rows of a data set, by their numbers from 0; None stands for all."""
+    """The figures of some rows of a data set, by their numbers from 0; None stands for all.
+
+    `which` follows how many there are.
+    """
     frame, y, numbers = dataset.frame, dataset.y, dataset.numbers
     numbers = np.arange(1, frame.rows + 1) if numbers is None else numbers
     if rows is not None:
@@ -37,7 +40,7 @@ def figures_of(model: TableModel, dataset: Dataset, rows: Array | None, which: s
         y = y.take(rows) if isinstance(y, Column) else y[rows]
     with warnings.catch_warnings(action="ignore"):  # what there is to say of the columns was said of the data
         return figures(
-            model, frame, y, rows=numbers, title=dataset.name, which=f"{plural(frame.rows, 'row')}, {which}",
+            model, frame, y, rows=numbers, title=dataset.name, which=f"{plural(frame.rows, 'row')}{which}",
             facts=facts_of(model), seed=model.trainer.seed,
         )  # fmt: skip
 

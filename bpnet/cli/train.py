@@ -254,7 +254,8 @@ def train(
                 problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
         shown: list[str] = []
         if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
-            which = "held out" if len(training.held_out) else "that it was trained on, as none were held out"
+            none = not len(training.held_out)
+            which = " that it was trained on, as none were held out" if none else " held out from training"
             rows = training.held_out if len(training.held_out) else None
             figures = figures_of(training.model, dataset, rows, which)
             shown = [] if quiet else lines_of(figures)

@@ -113,8 +113,11 @@ class Mistake:
 def surest_mistakes(
     names: Sequence[str], true: Array, said: Array, sureness: Array, known: bool, numbers: Array
 ) -> list[Mistake]:
-    """The wrong rows that the model is surest of; `numbers` are what the rows are called."""
-    wrong = np.flatnonzero(true != said)
+    """The wrong rows that the model is surest of; `numbers` are what the rows are called.
+
+    Where it is less sure than that a row is no other class, it is not sure.
+    """
+    wrong = np.flatnonzero((true != said) & ((sureness > 0.5) if known else True))
     order = wrong[np.argsort(-sureness[wrong], kind="stable")][:WORST]
     return [
         Mistake(int(numbers[i]), names[true[i]], names[said[i]], float(sureness[i]) if known else None) for i in order

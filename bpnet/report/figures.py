@@ -9,7 +9,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.report.classes import Confusion, Labels, Mistake, Reliability, surest_mistakes, to_json
 from bpnet.report.importance import LEAST_ROWS, WORK, Importances, Places, Shuffler, importances
-from bpnet.report.quantities import Residuals
+from bpnet.report.quantities import FEW, Residuals
 from bpnet.report.scores import Statement, measure
 
 
@@ -116,7 +116,7 @@ def of_classes(statement: Statement, target: Array, scores: Mapping[str, float],
         "mistakes": surest_mistakes(names, target, said, sureness, statement.probabilities, numbers),
         "baseline": {"accuracy": float(matrix.sum(axis=1).max() / len(target))},
     }
-    if statement.probabilities:
+    if statement.probabilities and len(target) >= FEW:
         found["reliability"] = Reliability.of(sureness, said == target, scores["calibration_error"])
     return found
 
@@ -131,7 +131,7 @@ def of_labels(statement: Statement, target: Array, scores: Mapping[str, float]) 
         "labels": Labels(statement.names, len(values), *counts),
         "baseline": {"accuracy": float((true == none).all(axis=1).mean())},
     }
-    if statement.probabilities:
+    if statement.probabilities and len(target) >= FEW:
         found["reliability"] = Reliability.of(values.reshape(-1), true.reshape(-1), scores["calibration_error"])
     return found
 

@@ -12,7 +12,7 @@ from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
 from bpnet.report.svg import Plot, bar_chart, heat_map, spread
 from bpnet.report.text import best_epoch
-from bpnet.report.words import clean, decimals, fit, percent, score, short, title
+from bpnet.report.words import clean, decimals, fit, fixed, percent, score, short, title
 
 if TYPE_CHECKING:
     from bpnet.report.figures import Figures
@@ -345,7 +345,7 @@ def importance(figures: "Figures") -> str:
     first, shown = found.scores[0], found.columns[:MOST_BARS]
     digits = decimals([one.worse[first] for one in shown])
     values, deviations = ([getattr(one, part)[first] for one in shown] for part in ("worse", "deviation"))
-    words = [f"{v:.{digits}f} ± {d:.{digits}f}" for v, d in zip(values, deviations, strict=True)]
+    words = [f"{fixed(v, digits)} ± {fixed(d, digits)}" for v, d in zip(values, deviations, strict=True)]
     chart = bar_chart([fit(one.name, 30) for one in shown], values, deviations, words)
     less = "rises" if first == "log_loss" else "falls"
     about = (
@@ -363,7 +363,7 @@ def importance(figures: "Figures") -> str:
         heads = ["column", *(f"{'more' if s in ('log_loss', 'mae') else 'less'} {title(s)}" for s in found.scores)]
         spans = {s: decimals([one.worse[s] for one in found.columns]) for s in found.scores}
         rows = [
-            [one.name, *(f"{one.worse[s]:.{n}f} ± {one.deviation[s]:.{n}f}" for s, n in spans.items())]
+            [one.name, *(f"{fixed(one.worse[s], n)} ± {fixed(one.deviation[s], n)}" for s, n in spans.items())]
             for one in found.columns
         ]
         parts.append(f"<details><summary>All columns and scores</summary>{table(heads, rows)}</details>")

@@ -11,6 +11,8 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Shares of rows that an interval is to hold."""
 BINS = 5
 WORST = 5
+FEW = 20
+"""Rows of which there must be so many to say how far intervals or probabilities hold."""
 POINTS = 1500
 """How many rows a picture shows at most."""
 
@@ -120,7 +122,7 @@ def bins_of(prediction: Array, off: Array) -> list[Bin]:
 
 def coverage_of(prediction: Array, size: Array, rng: np.random.Generator) -> list[Coverage]:
     """How far intervals of the sizes of residuals hold; nothing where there are too few rows to say."""
-    if len(size) < 20:
+    if len(size) < FEW:
         return []
     order = rng.permutation(len(size))
     halves = order[: len(order) // 2], order[len(order) // 2 :]

@@ -7,7 +7,7 @@ import numpy as np
 from bpnet.errors import plural
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
-from bpnet.report.words import SHARES, aligned, decimals, fit, more, percent, score, short, title, wrapped
+from bpnet.report.words import SHARES, aligned, decimals, fit, fixed, more, percent, score, short, title, wrapped
 
 if TYPE_CHECKING:
     from bpnet.report.figures import Figures
@@ -182,7 +182,7 @@ def importance(figures: "Figures", width: int) -> list[str]:
     for one in found.columns[:MOST_COLUMNS]:
         cells = [
             f"{percent(one.worse[name], 2)} +- {percent(one.deviation[name], 2)}" if name in SHARES
-            else f"{one.worse[name]:,.{n}f} +- {one.deviation[name]:,.{n}f}"
+            else f"{fixed(one.worse[name], n)} +- {fixed(one.deviation[name], n)}"
             for name, n in digits.items()
         ]  # fmt: skip
         rows.append([fit(one.name, width - 54), *cells])

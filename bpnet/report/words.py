@@ -40,9 +40,14 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def fixed(value: float, digits: int) -> str:
+    """A number with so many decimals, and without a sign where all of them are 0."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
 def percent(value: float, digits: int = 1) -> str:
     """A share; a dash where there is none."""
-    return f"{value:.{digits}%}" if math.isfinite(value) else "-"
+    return f"{fixed(100.0 * value, digits)}%" if math.isfinite(value) else "-"
 
 
 def score(name: str, value: float) -> str:
@@ -69,7 +74,7 @@ def columns_of(text: str) -> int:
 
 def fit(text: str, width: int) -> str:
     """The text in no more than `width` columns: its beginning, and that there is more."""
-    text = clean(text)
+    text = clean(text).strip()
     if columns_of(text) <= width:
         return text
     while text and columns_of(text) > width - 1:
