@@ -3,6 +3,8 @@
 import contextlib
 import datetime as dt
 import json
+import pickle
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -17,7 +19,7 @@ from test_files import write
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, DataError, DTypeError, FileFormatError, OptionError, ShapeError
-from bpnet.tabular.dates import numbers_of
+from bpnet.tabular.dates import reader_of
 from bpnet.tabular.frames import Frame
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -208,9 +210,14 @@ def test_unseen_rare_and_too_many_values_have_one_code():
 def test_dates_are_days_and_where_they_are_in_year_month_week_and_day():
     times = [dt.datetime(1969, 2, 28, 23, 59, 30), dt.datetime(2024, 2, 29, 6), dt.datetime(2200, 12, 31)]
     parts = ("days", "year", "month", "day", "weekday", "hour", "minute")
-    made = numbers_of(np.array([*times, "NaT"], dtype="datetime64[us]"), parts, 10.0)
+    dates = np.array([*times, "NaT"], dtype="datetime64[us]")
+    made = reader_of(dates, parts, 10.0)(dates)
     assert np.isnan(made[3]).all()
     assert made.shape == (4, 12)
+    for of in ("s", "ms"):
+        coarse = dates.astype(f"M8[{of}]")
+        np.testing.assert_array_equal(reader_of(coarse, parts, 10.0)(coarse), made)
+    np.testing.assert_allclose(reader_of(dates[1:2], parts, 10.0)(dates[1:2]), made[1:2], atol=1e-12)  # by a table
     for row, time in zip(made[:3], times, strict=True):
         hours = time.hour + time.minute / 60 + time.second / 3600
         turns = [(time.month - 1) / 12, (time.day - 1) / 31, time.weekday() / 7, hours / 24, hours % 1]
@@ -449,25 +456,35 @@ LOSSES: dict[str, tuple[Any, list[Any], int, Any, Any]] = {  # y, outputs, proba
 }
 
 
-def test_outputs_of_every_loss_become_predictions(backend):
+def check_predictions(case, backend):
     z = np.random.default_rng(1).normal(size=(6, 3))
-    for case, (loss, y, outputs, probabilities, predictions) in LOSSES.items():
-        target = bp.Target.of(np.array(y) if case == "two quantities" else y)
-        assert target.outputs(loss) == outputs, case
-        given = backend.array(z[:, :outputs].astype(np.float32))
-        found, expected = target.decode(given, loss), predictions(z[:, :outputs])
-        if expected.dtype.kind in "fiub":
-            assert type(found) is type(given), case
-            np.testing.assert_allclose(backend.host(found), expected, rtol=1e-5, err_msg=case)
-        else:
-            assert isinstance(found, np.ndarray), case
-            assert found.tolist() == expected.tolist(), case
-        if probabilities is None:
-            with pytest.raises(OptionError, match="no probabilities"):
-                target.probabilities(loss, given)
-        else:
-            made = backend.host(target.probabilities(loss, given))
-            np.testing.assert_allclose(made, probabilities(z[:, :outputs]), rtol=1e-5, err_msg=case)
+    loss, y, outputs, probabilities, predictions = LOSSES[case]
+    target = bp.Target.of(np.array(y) if case == "two quantities" else y)
+    assert target.outputs(loss) == outputs
+    given = backend.array(z[:, :outputs].astype(np.float32))
+    found, expected = target.decode(given, loss), predictions(z[:, :outputs])
+    if expected.dtype.kind in "fiub":
+        assert type(found) is type(given)
+        np.testing.assert_allclose(backend.host(found), expected, rtol=1e-5)
+    else:
+        assert isinstance(found, np.ndarray)
+        assert found.tolist() == expected.tolist()
+    if probabilities is None:
+        with pytest.raises(OptionError, match="no probabilities"):
+            target.probabilities(loss, given)
+    else:
+        made = backend.host(target.probabilities(loss, given))
+        np.testing.assert_allclose(made, probabilities(z[:, :outputs]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_outputs_of_every_loss_become_predictions(case, library):
+    check_predictions(case, library("numpy"))
+
+
+def test_outputs_become_predictions_where_they_are(backend):
+    for case in ("cross_entropy", "binary logits", "one against the rest", "hinge", "poisson", "quantiles"):
+        check_predictions(case, backend)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -519,25 +536,27 @@ def test_a_saved_model_takes_the_rows_that_it_was_trained_on(holder, tmp_path):
     held = HOLDERS[holder]({**columns, "what": y})
     assert loaded.evaluate(held, metrics=["f1"]) == model.evaluate(columns, y, metrics=["f1"])
     assert repr(loaded).startswith("<TableModel of 'what': 2 classes from 11 columns, ")
-    assert "city" in loaded.summary()
+    assert re.search(r"city +category +2 values: Köln, Ulm\n", loaded.summary())
+    assert re.search(r"landed +date +days, .*; clocks of Europe/Berlin\n", loaded.summary())
+    again = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(again.predict_proba(table), loaded.predict_proba(table))
 
 
 @pytest.fixture(scope="module")
 def of_numbers(tmp_path_factory):
-    """Models of a table of numbers, trained by NumPy: of whole numbers as labels, and of text."""
+    """A model of a table of numbers that was trained by NumPy."""
     x, y = measurements()
-    folder = tmp_path_factory.mktemp("numbers")
+    path = tmp_path_factory.mktemp("numbers") / "model"
     network = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
-    model_of(x, y, network=network).save(folder / "numbers")
-    model_of(x, np.array(["p", "q", "r"])[y], network=network).save(folder / "text")
-    return folder
+    model_of(x, y, network=network).save(path)
+    return path
 
 
 def test_a_table_of_numbers_stays_where_it_is(of_numbers, backend):
     x, y = measurements()
-    reference = bp.load(of_numbers / "numbers", compile=False)
+    reference = bp.load(of_numbers, compile=False)
     given, expected = backend.array(x), reference.predict(x)
-    model = bp.load(of_numbers / "numbers", like=given)
+    model = bp.load(of_numbers, like=given)
     found, probabilities = model.predict(given), model.predict_proba(given)
     assert type(found) is type(probabilities) is type(given)
     assert backend.host(found).tolist() == expected.tolist()
@@ -547,9 +566,6 @@ def test_a_table_of_numbers_stays_where_it_is(of_numbers, backend):
     rows = model.predict(x.tolist())  # what is made on the host goes where the parameters are
     assert type(rows) is type(given)
     assert backend.host(rows).tolist() == expected.tolist()
-    text = bp.load(of_numbers / "text", like=given).predict(given)
-    assert isinstance(text, np.ndarray)
-    assert text.tolist() == np.array(["p", "q", "r"])[expected].tolist()
 
 
 def test_columns_of_a_device_stay_there(backend):
@@ -613,8 +629,15 @@ def test_a_model_checks_what_it_is_made_of():
         bp.TableModel({}, model.target, model.trainer)
     with pytest.raises(DataError, match="the target has no name"):
         bp.TableModel(model.schema, bp.Target.of(y), model.trainer).evaluate(x)
-    with pytest.raises(DataError, match=r"infinit.* row 2"):
-        model.predict(np.where(np.arange(40)[:, None] == 2, np.inf, x).astype(np.float32))
+    x[33, 1] = np.inf
+    for use in (lambda: model.predict(x, batch_size=16), lambda: model.evaluate(x, y)):
+        with pytest.raises(DataError, match=r"column 'x1' of the table is infinite in row 33; the model takes finite"):
+            use()
+    x[33, 1] = np.nan
+    model.predict(x)
+    plain = model_of(*measurements(), network=bp.Dense(3))
+    with pytest.raises(DataError, match=r"'b' of the table is missing in row 33; the model takes no missing ones"):
+        plain.predict(dict(zip("abc", x.T, strict=True)))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ FEATURES, WIDTH, CLASSES = 64, 128, 10
 BATCHES = (32, 512, 8192)
 POOL_ROWS = 4096
 CODES, CITIES = 1000, 100  # entries of the tables of Embedding and of Inputs
+ENTRIES_OF, WIDTH_OF = (12, CITIES) * 4, (0, 8) * 4  # of the columns of CategoricalInput
 NOISE = 1e-7
 """Rates of dropout and deviations of noise: drawn and applied in full, and yet all contenders compute the same."""
 
@@ -51,6 +52,9 @@ LAYERS = [
     Entry("layers", "Embedding", x="codes"),
     Entry("layers", "Flatten", x="matrices"),
     Entry("layers", "Inputs", x="several"),
+    Entry("layers", "NumericInput", x="gaps"),
+    Entry("layers", "CategoricalInput", x="categories"),
+    Entry("layers", "TabularInput", x="table"),
 ]
 ACTIVATIONS = [
     *_all(
@@ -90,6 +94,12 @@ def rows_of(entry: Entry, rng: np.random.Generator, rows: int) -> tuple[Any, Any
     def real(*shape: int) -> Any:
         return rng.standard_normal(shape, np.float32)
 
+    def gaps(*shape: int) -> Any:
+        return np.where(rng.random(shape, np.float32) < 0.1, np.float32(np.nan), real(*shape))
+
+    def categories() -> Any:
+        return rng.integers(0, ENTRIES_OF, (rows, len(ENTRIES_OF)), np.int32)
+
     labels = rng.integers(0, CLASSES, rows)
     match entry.x:
         case "codes":
@@ -98,6 +108,12 @@ def rows_of(entry: Entry, rng: np.random.Generator, rows: int) -> tuple[Any, Any
             x = real(rows, 4, FEATURES // 4)
         case "several":
             x = {"numbers": real(rows, FEATURES // 2), "city": rng.integers(0, CITIES, (rows, 4), np.int32)}
+        case "gaps":
+            x = gaps(rows, FEATURES)
+        case "categories":
+            x = categories()
+        case "table":
+            x = {"numbers": gaps(rows, FEATURES // 2), "categories": categories()}
         case "triplets":
             x = real(rows, 3, FEATURES)
         case _:

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 
 import bpnet as bp
-from bench.catalogue.entries import CITIES, CLASSES, CODES, FEATURES, NOISE, QUANTILES, WIDTH, Entry, outputs_of
+from bench.catalogue.entries import (
+    CITIES,
+    CLASSES,
+    CODES,
+    ENTRIES_OF,
+    FEATURES,
+    NOISE,
+    QUANTILES,
+    WIDTH,
+    WIDTH_OF,
+    Entry,
+    outputs_of,
+)
 
 
 def network(entry: Entry) -> Any:
@@ -45,11 +57,16 @@ def layers(name: str) -> list[Any]:
     if name in ("GLU", "SwiGLU", "GeGLU"):
         gated = getattr(bp, name)(WIDTH)
         return [gated, gated, last]
+    mean, spread = tuple(np.linspace(-1, 1, FEATURES)), tuple(np.linspace(0.5, 2, FEATURES))
+    columns = bp.CategoricalInput(ENTRIES_OF, WIDTH_OF)
     first: dict[str, list[Any]] = {
+        "NumericInput": [bp.NumericInput(mean, spread, 3.0, missing=range(FEATURES // 2, FEATURES))],
+        "CategoricalInput": [columns],
+        "TabularInput": [bp.TabularInput(bp.NumericInput(0.5, 2.0, 3.0), columns)],
         "Embedding": [bp.Embedding(CODES, 8), bp.Flatten()],
         "Flatten": [bp.Flatten()],
         "Inputs": [bp.Inputs(numbers="identity", city=bp.Sequential(bp.Embedding(CITIES, 8), bp.Flatten()))],
-        "Standardize": [bp.Standardize(tuple(np.linspace(-1, 1, FEATURES)), tuple(np.linspace(0.5, 2, FEATURES)))],
+        "Standardize": [bp.Standardize(mean, spread)],
     }
     if name in first:
         return [*first[name], bp.Dense(WIDTH), "relu", bp.Dense(WIDTH), "relu", last]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench.catalogue.entries import CLASSES, FEATURES, NOISE, QUANTILES, WIDTH, Entry
+from bench.catalogue.entries import CITIES, CLASSES, ENTRIES_OF, FEATURES, NOISE, QUANTILES, WIDTH, WIDTH_OF, Entry
 from bench.contenders.base import Absent
 
 nn = jax.nn
@@ -84,7 +84,27 @@ GATES = {
     "SwiGLU": nn.silu,
     "GeGLU": lambda z: nn.gelu(z, approximate=False),
 }
+WIDE = np.flatnonzero(WIDTH_OF)
+NARROW = np.flatnonzero(np.equal(WIDTH_OF, 0))
+
+
+def numbers(x: Any, center: Any, scale: Any) -> Any:
+    z = jnp.where(jnp.isnan(x), 0.0, (x - center) / scale)
+    return z * jax.lax.rsqrt(1.0 + (z / 3.0) ** 2)
+
+
+def categories(p: Any, x: Any) -> Any:
+    ones = nn.one_hot(x[:, NARROW] - 2, ENTRIES_OF[NARROW[0]] - 2)  # of what is negative, zeros
+    rows = p["width_8"][x[:, WIDE] + CITIES * np.arange(len(WIDE))]
+    return jnp.concatenate([ones.reshape(len(x), -1), rows.reshape(len(x), -1)], axis=1)
+
+
 FIRST: dict[str, list[Any]] = {
+    "NumericInput": [lambda p, x: jnp.concatenate(
+        [numbers(x, MEAN, SPREAD), jnp.isnan(x[:, FEATURES // 2 :]).astype(x.dtype)], axis=1)],
+    "CategoricalInput": [categories],
+    "TabularInput": [lambda p, x: jnp.concatenate(
+        [numbers(x["numbers"], 0.5, 2.0), categories(p["categories"], x["categories"])], axis=1)],
     "Embedding": [lambda p, x: p["table"][x], lambda p, x: x.reshape(len(x), -1)],
     "Flatten": [lambda p, x: x.reshape(len(x), -1)],
     "Inputs": [lambda p, x: jnp.concatenate(
@@ -272,7 +292,7 @@ def nested(values: dict[str, Any]) -> Any:
     return tree
 
 
-BUFFERS = ("mean", "var", "left", "right")
+BUFFERS = ("mean", "var", "left", "right", "center", "factor", "entries", "first")
 
 
 class Jax:
@@ -282,7 +302,7 @@ class Jax:
         self.entry, self.layers = entry, layers(entry)
         self.start = nested({k: v for k, v in start.items() if k.split(".")[-1] not in BUFFERS})
         buffers = nested({k: v for k, v in start.items() if k.split(".")[-1] in BUFFERS})
-        if entry.name == "Standardize":
+        if entry.name in ("Standardize", "NumericInput", "TabularInput", "CategoricalInput"):
             buffers = {}
         self.criterion = LOSSES[entry.name] if entry.kind == "losses" else _cross_entropy
         self.optimizer = optimizer(entry, self.start)

@@ -12,7 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from bench.catalogue.entries import CITIES, CLASSES, CODES, FEATURES, NOISE, QUANTILES, WIDTH, Entry, outputs_of
+from bench.catalogue.entries import (
+    CITIES,
+    CLASSES,
+    CODES,
+    ENTRIES_OF,
+    FEATURES,
+    NOISE,
+    QUANTILES,
+    WIDTH,
+    WIDTH_OF,
+    Entry,
+    outputs_of,
+)
 from bench.contenders.base import Absent
 
 
@@ -99,6 +111,47 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.scale
 
 
+class NumericInput(nn.Module):
+    def __init__(self, features: int, missing: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("factor", torch.ones(features))
+        self.missing = missing
+
+    def forward(self, x: Any) -> Any:
+        z = (torch.nan_to_num(x, 0.0) - self.center) * self.factor
+        z = torch.where(x.isnan(), 0.0, z)
+        z = z * torch.rsqrt(1.0 + (z / 3.0).square())
+        return torch.cat([z, x[:, -self.missing :].isnan().float()], 1) if self.missing else z
+
+
+class CategoricalInput(nn.Module):
+    """One-hot columns, and one table for the others, in which each begins where the one before ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = [i for i, width in enumerate(WIDTH_OF) if width]
+        self.narrow = [i for i, width in enumerate(WIDTH_OF) if not width]
+        self.width_8 = nn.Parameter(torch.zeros(CITIES * len(self.wide), 8))
+        self.register_buffer("entries", torch.zeros(len(WIDTH_OF)))
+        self.register_buffer("first", torch.zeros(len(WIDTH_OF)))
+        self.register_buffer("start", CITIES * torch.arange(len(self.wide)), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        ones = F.one_hot(x[:, self.narrow].long(), ENTRIES_OF[self.narrow[0]])[..., 2:].float()
+        rows = F.embedding(x[:, self.wide] + self.start, self.width_8)
+        return torch.cat([ones.flatten(1), rows.flatten(1)], 1)
+
+
+class TabularInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers, self.categories = NumericInput(FEATURES // 2, 0), CategoricalInput()
+
+    def forward(self, x: dict[str, Any]) -> Any:
+        return torch.cat([self.numbers(x["numbers"]), self.categories(x["categories"])], 1)
+
+
 class ActivityPenalty(nn.Module):
     """Keeps the penalty, a mean over rows, for the loss."""
 
@@ -178,6 +231,13 @@ def modules(entry: Entry) -> list[nn.Module]:
             return [Inputs(), *plain]
         case "Standardize":
             return [Standardize(), *plain]
+        case "NumericInput":
+            return [NumericInput(FEATURES, FEATURES // 2), nn.Linear(FEATURES * 3 // 2, WIDTH), *plain[1:]]
+        case "CategoricalInput" | "TabularInput":
+            features = sum(width or entries - 2 for entries, width in zip(ENTRIES_OF, WIDTH_OF, strict=True))
+            if name == "CategoricalInput":
+                return [CategoricalInput(), nn.Linear(features, WIDTH), *plain[1:]]
+            return [TabularInput(), nn.Linear(FEATURES // 2 + features, WIDTH), *plain[1:]]
         case "Reshape":
             both = [nn.Unflatten(1, (8, WIDTH // 8)), Scale(WIDTH // 8), relu(), nn.Flatten()]
             return [first, *both, second, *copy.deepcopy(both), last]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.schema import Schema
+from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
@@ -180,7 +181,8 @@ class TableModel:
         frame = Frame.of(table)
         x = self.inputs(frame)
         y = self.target.encode(self.answers(frame, y), self.trainer.loss, like=self.trainer.theta)
-        return self.trainer.evaluate(x, y, sample_weight=sample_weight, batch_size=batch_size, metrics=metrics)
+        with self._named(frame, x, 0):
+            return self.trainer.evaluate(x, y, sample_weight=sample_weight, batch_size=batch_size, metrics=metrics)
 
     def answers(self, table: Any, y: Any = None) -> Any:
         """y, or the name of a column of the table, or None for those that are called as the target."""
@@ -205,7 +207,32 @@ class TableModel:
             raise DataError(f"{frame.what} has no rows")
         encoder = self.schema.encoder(frame)
         for start in range(0, frame.rows, size):
-            yield self.trainer.predict(self._placed(encoder(slice(start, start + size))))
+            x = self._placed(encoder(slice(start, start + size)))
+            with self._named(frame, x, start):
+                found = self.trainer.predict(x)
+            yield found
+
+    @contextmanager
+    def _named(self, frame: Frame, x: Any, start: int) -> Iterator[None]:
+        """While the rows x, from `start` on, are computed with: errors name the column that has no numbers there."""
+        try:
+            yield
+        except DataError:
+            x = x["numbers"] if isinstance(x, dict) else x
+            host = backend_of(x).to_host(x)
+            wrong = np.isinf(host)
+            wrong = wrong if wrong.any() else np.isnan(host)
+            if not self.schema.numbers or not wrong.any():
+                raise
+            row, column = np.argwhere(wrong)[0].tolist()
+            what = "is infinite" if np.isinf(host[row, column]) else "is missing"
+            takes = (
+                "finite numbers" if what == "is infinite" else "no missing ones (a network that does has NumericInput)"
+            )
+            name = self.schema.places(frame)[self.schema.owners[column]]
+            raise DataError(
+                f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
+            ) from None
 
     def _placed(self, x: Any) -> Any:
         """Numbers of the parameters' type; what was made on the host, where they lie."""
@@ -235,12 +262,14 @@ class TableModel:
         write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
 
     def summary(self) -> str:
-        """The columns and what they are, the target, and the network."""
+        """The columns and how they are read, what is learnt, and the network."""
+        columns = [(feature.name, feature.kind, feature.details) for feature in self.schema.features]
+        widths = [max(len(row[i]) for row in columns) for i in range(2)]
         lines = [repr(self)]
-        for feature in self.schema.features:
-            more = f" of {len(feature.values)} values" if feature.kind == "category" else ""
-            lines.append(f"  {feature.name}: {feature.kind}{more}")
-        return Text("\n".join(lines))
+        if self.target.classes:
+            lines.append(f"classes: {some(self.target.classes)}")
+        lines += [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {more}".rstrip() for name, kind, more in columns]
+        return Text("\n".join([*lines, repr(self.trainer.network), f"loss: {self.trainer.loss}"]))
 
 
 def restored(table: Any, trainer: Trainer) -> TableModel:

@@ -1,6 +1,7 @@
 """What the columns of a table are, and how they become the numbers and codes that a network takes."""
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import DataError, FileFormatError, ShapeError
+from bpnet.errors import DataError, FileFormatError, ShapeError, plural
 from bpnet.options import choice, finite, flag, positive, whole
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import PARTS, names_of, zone_of
+from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.inference import MOST_CATEGORIES, infer
@@ -34,7 +35,7 @@ class Feature:
     parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and
         cosine
     zone : of a date: the time zone whose clocks it is read on, where the column has one
-    format : of a date that is text: how it is written, "iso" or as `datetime.strptime` has it
+    format : of a date that is text: how it is written, "iso" or one of `dates.FORMATS`
     """
 
     name: str
@@ -53,6 +54,17 @@ class Feature:
         if self.kind == "date":
             return [f"{self.name}.{part}" for part in names_of(self.parts)]
         return [] if self.kind == "category" else [self.name]
+
+    @property
+    def details(self) -> str:
+        """How it is read, in words."""
+        if self.kind == "category":
+            return f"{plural(len(self.values), 'value')}: {some(self.values)}"
+        words = [", ".join(self.parts)] if self.parts else []
+        words += [f"(x - {self.origin:g}) / {self.unit:g}"] if self.kind == "number" and self.unit != 1.0 else []
+        words += [f"clocks of {self.zone}"] if self.zone else []
+        words += [f"missing where {some(self.texts)}"] if self.texts else []
+        return "; ".join(words)
 
     def describe(self) -> dict[str, Any]:
         """As JSON has it, without what is as usual."""
@@ -85,9 +97,16 @@ class Feature:
             raise FileFormatError(f"the column {made.name!r} of the table has parts of a date that are none")
         if made.kind != "category" and made.values:
             raise FileFormatError(f"the column {made.name!r} of the table has values, but is no category")
+        if made.format not in (None, "iso", *FORMATS):
+            raise FileFormatError(f"the column {made.name!r} of the table has a format of dates that is not known")
         if made.zone is not None:
             zone_of(made.zone)
         return made
+
+
+def some(values: Sequence[Any]) -> str:
+    """The first of some values."""
+    return ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,11 @@ class Schema:
     def numbers(self) -> tuple[str, ...]:
         """What the columns of numbers are called that `encode` gives: "age", "born.year", ..."""
         return tuple(name for feature in self.features for name in feature.numbers)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Of each of these the place of the column in `features`."""
+        return tuple(i for i, feature in enumerate(self.features) for _ in feature.numbers)
 
     @cached_property
     def categories(self) -> tuple[Feature, ...]:
@@ -303,9 +327,8 @@ class Schema:
         )
         if len(set(made.names)) < len(made.names):
             raise FileFormatError("two columns of the table have the same name")
-        if not made.named and any(
-            name not in {f"x{i}" for i in range(min(made.width, 1 << 24))} for name in made.names
-        ):
+        places = [int(name[1:]) if re.fullmatch("x(0|[1-9][0-9]{0,8})", name) else made.width for name in made.names]
+        if not made.named and max(places) >= made.width:
             raise FileFormatError("the columns of a table without names are called otherwise")
         return made
 

@@ -266,12 +266,12 @@ class Target:
 
 def plain_loss(loss: Loss) -> Loss:
     """The loss of one member, where `loss` is of several."""
-    return loss.loss if isinstance(loss, Members) else loss
+    return loss.inner if isinstance(loss, Members) else loss
 
 
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
     """The loss of one member, and of the members' outputs the one (rows, units) that says what they say on average."""
-    return (loss.loss, loss.pooled(backend, outputs)) if isinstance(loss, Members) else (loss, outputs)
+    return plain_loss(loss), loss.pooled(backend, outputs) if isinstance(loss, Members) else outputs
 
 
 def _has_margins(loss: Loss) -> bool:
