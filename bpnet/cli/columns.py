@@ -33,16 +33,18 @@ class Columns:
             self.text = Text(source, options)
             found = self.text.names
         else:
-            found = self._guarded(lambda: self._file()[0])
+            found = self._guarded(self._names)
         self.position: dict[str, int] = {}
         for i, name in enumerate(found):
             if name in self.position:
                 same = f"column {name!r}" if name.strip() else "column without a name"
-                raise DataError(f"{source.name} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}")
+                raise DataError(
+                    f"{source.name} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}"
+                )
             if not name.startswith("__index_level_"):  # as pandas calls the names of rows, which are no column
                 self.position[name] = i
-        parted = next((sign for sign in ";\t|," if len(found) == 1 and sign in found[0]), None)
-        self.hint = f" (it is read as parted by {self.text.sep!r}: see --sep)" if parted and self.text else ""
+        parted = f" (it is read as parted by {self.text.sep!r}: see --sep)" if self.text else ""
+        self.hint = parted if len(found) == 1 else ""
 
     def title(self, name: str) -> str:
         """What messages call a column: by its number where it has no name."""
@@ -76,7 +78,7 @@ class Columns:
         """Some columns, of which a file of text with separators is not to turn `texts` into numbers."""
         if self.text is not None:
             return Frame.of(self.text.table(wanted, texts), self.source.name)
-        frame = Frame.of(self._guarded(lambda: self._file()[1](list(wanted))), self.source.name)
+        frame = Frame.of(self._guarded(lambda: self._read(wanted)), self.source.name)
         for name in wanted if self.missing else ():
             frame = frame.with_column(name, without(column := frame.coded(name), self._gaps(column)))
         return frame
@@ -89,25 +91,23 @@ class Columns:
         numbers = [float(text) for text in self.missing if NUMBER.fullmatch(text)]
         return np.isin(column.values, numbers) if column.values.dtype.kind in "fiu" else np.zeros(column.rows, bool)
 
-    def _file(self) -> tuple[list[str], Any]:
-        """Names of the columns of a Parquet or Arrow file, and what reads some."""
-        if self.source.kind == "parquet":
-            opened = parquet.ParquetFile(self.source.open(), pre_buffer=False)
-            texts = [f.name for f in opened.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            opened = parquet.ParquetFile(self.source.open(), read_dictionary=texts, pre_buffer=False)
-            return opened.schema_arrow.names, lambda wanted: opened.read(columns=wanted)
-        file = self.source.open()
-        try:
-            reader = ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        except pa.ArrowInvalid:  # a stream of it, as pipes have
+    def _names(self) -> list[str]:
+        """Of the columns of a Parquet or Arrow file."""
+        with self.source.open() as file:
+            if self.source.kind == "parquet":
+                return list(parquet.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+            return list(opened(file).schema.names)
+
+    def _read(self, wanted: Sequence[str]) -> pa.Table:
+        """Some columns of such a file, text as codes."""
+        with self.source.open() as file:
+            if self.source.kind == "arrow":
+                batches = batches_of(opened(file))
+                return pa.Table.from_batches([batch.select(list(wanted)) for batch in batches])
+            schema = parquet.ParquetFile(file, pre_buffer=False).schema_arrow
             file.seek(0)
-            reader = batches = ipc.open_stream(file)
-
-        def read(wanted: list[str]) -> pa.Table:
-            return pa.Table.from_batches([batch.select(wanted) for batch in batches]) if wanted else pa.table({})
-
-        return reader.schema.names, read
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            return parquet.ParquetFile(file, read_dictionary=texts, pre_buffer=False).read(columns=list(wanted))
 
     def _guarded(self, read: Any) -> Any:
         try:
@@ -118,6 +118,20 @@ class Columns:
             raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
         except Exception as error:  # a damaged file can fail in any way
             raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
+
+
+def opened(file: Any) -> Any:
+    """A reader of an Arrow file, or of a stream of it, as pipes have."""
+    try:
+        return ipc.open_file(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        return ipc.open_stream(file)
+
+
+def batches_of(reader: Any) -> list[Any]:
+    count = getattr(reader, "num_record_batches", None)
+    return list(reader) if count is None else [reader.get_batch(i) for i in range(count)]
 
 
 def numbers_rows(column: Column) -> bool:
@@ -161,7 +175,10 @@ def read_columns(source: Source, request: Request) -> Dataset:
     if frame.rows == 0:
         raise DataError(f"{source.name} has no rows")
     for name in filter(UNNAMED.fullmatch, [] if request.known or request.features else list(features)):
-        if numbers_rows(frame.coded(name)):
+        if frame.coded(name).missing().all():
+            features.remove(name)
+            remarks.append(f"{columns.title(name)} of {source.name} has no values, and is left out")
+        elif numbers_rows(frame.coded(name)):
             features.remove(name)
             remarks.append(
                 f"{columns.title(name)} of {source.name} is left out, taken for row numbers that a program has added; "

@@ -48,7 +48,7 @@ class Request:
     drop: Sequence[str] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     keys: Sequence[str] = ()
-    text: TextOptions = TextOptions()
+    text: TextOptions = field(default_factory=TextOptions)
 
 
 def read(data: str, request: Request) -> Dataset:
@@ -62,7 +62,10 @@ def read(data: str, request: Request) -> Dataset:
             read_columns = load_extra("bpnet.cli.columns", f"reading {source.ending}", "pyarrow").read_columns
             dataset: Dataset = read_columns(source, request)
             return dataset
-    options = {"--target": request.target if request.known is None else None, "--features": request.features}
+    options: dict[str, Any] = {
+        "--target": request.target if request.known is None else None,
+        "--features": request.features,
+    }
     options |= {"--drop": request.drop, "--types": request.types, "--keys": request.keys}
     for option, value in options.items():
         if value:

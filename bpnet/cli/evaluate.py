@@ -3,10 +3,11 @@
 import time
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from bpnet.cli import terminal
-from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, scores
+from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of, write
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, option
@@ -31,7 +32,7 @@ def evaluate(
     backend: Backend = "numpy",
     report: ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line: no confusion, residuals, importance.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line, no confusion, residuals, importance.")] = False,
 ) -> None:
     """How well MODEL does on DATA: confusion or residuals, calibration, what counts.
 
@@ -50,7 +51,10 @@ def evaluate(
             held_out = held_out_rows(found, frame.rows, y)
         if held_out is not None:
             frame, y = frame.take(held_out), y.take(held_out) if isinstance(y, Column) else y[held_out]
-    x, answers = found.inputs(frame), found.target.encode(y, found.trainer.loss, like=found.trainer.theta)
+    with rows_from_one():
+        x = found.inputs(frame)
+        host = isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray)
+        answers = found.target.encode(y, found.trainer.loss, like=None if host else found.trainer.theta)
     if "seen" in found.settings and held_out is None:
         with expect_sound(model):
             share, alike = seen_share(found.settings["seen"], x, answers), float(found.settings["seen"]["alike"])

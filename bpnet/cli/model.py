@@ -1,5 +1,6 @@
 """A saved model and its rows, for all commands that use one."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from bpnet.backends import Array
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.sources import TextOptions
 from bpnet.cli.terminal import JSON, device_of
-from bpnet.errors import BpnetError, FileFormatError, ShapeError
+from bpnet.errors import BpnetError, DataError, DTypeError, FileFormatError, ShapeError
 from bpnet.tabular.schema import Feature
 
 ROWS = 8192
@@ -39,8 +40,18 @@ class OfTrainer(bp.TableModel):
             target = bp.Target("number", (), (), units if units > 1 else 0)
         super().__init__(schema, target, trainer)
 
-    def _placed(self, x: Any) -> Any:
-        return super()._placed(x.reshape(len(x), *self.shape))
+    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
+        return super()._placed(x, what, start).reshape(len(x), *self.shape)
+
+
+@contextmanager
+def rows_from_one() -> Iterator[None]:
+    """Errors about values count rows from 1, as those who look at a file do, not from 0, as Python does."""
+    try:
+        yield
+    except (DataError, DTypeError) as error:
+        text = re.sub(r"\brow (\d+)", lambda found: f"row {int(found[1]) + 1:,}", str(error))
+        raise type(error)(text) from None
 
 
 @contextmanager
@@ -93,9 +104,11 @@ def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any]
     R2 is the share of variance that is explained.
     """
     trainer = model.trainer
-    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=tuple(metrics))
+    scaled = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale != 1.0 and "r2" not in metrics
+    wanted: list[Any] = [*metrics, *(["r2"] if scaled else [])]
+    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
     result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}
-    if isinstance(trainer.loss, bp.MeanSquaredError):
+    if isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0:
         with np.errstate(over="ignore"):
             variance = float(trainer.backend.to_host(y).var(axis=0, dtype=np.float64).mean())
         result["r2"] = 1.0 - result["loss"] / variance if 0 < variance < np.inf else None

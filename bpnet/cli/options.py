@@ -9,9 +9,7 @@ from bpnet.cli.terminal import option
 TEXT = "Text files"
 """The panel of the help in which these options are shown."""
 
-Sep = Annotated[
-    str | None, option("CHAR", "What parts columns; found out if not given.", rich_help_panel=TEXT)
-]
+Sep = Annotated[str | None, option("CHAR", "What parts columns; found out if not given.", rich_help_panel=TEXT)]
 Encoding = Annotated[str, option("NAME", "Such as latin-1, cp1252, utf-16.", rich_help_panel=TEXT)]
 Missing = Annotated[
     list[str] | None,

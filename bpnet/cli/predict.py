@@ -14,7 +14,7 @@ import typer
 import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
-from bpnet.cli.model import ROWS, load, location, read_for
+from bpnet.cli.model import ROWS, load, location, read_for, rows_from_one
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, option
 from bpnet.disk import write_atomically
@@ -26,7 +26,9 @@ ENDINGS = (".csv", ".parquet", ".jsonl", ".npy")
 def predict(
     model: Model,
     data: Data,
-    output: Annotated[Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.")] = None,
+    output: Annotated[
+        Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.", "--output", "-o")
+    ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="Give the probability of every class, too.")] = False,
     keys: Annotated[
         list[str] | None, option("COLUMN", "Put a column of DATA beside predictions; may be given again.")
@@ -55,7 +57,8 @@ def predict(
         raise OptionError(f"--proba is of classes, but {model} predicts numbers")
     dataset = read_for(found, data, text_options(sep, encoding, missing), labelled=False, keys=keys or ())
     began = time.perf_counter()
-    columns = answers(found, dataset.frame, proba)
+    with rows_from_one():
+        columns = answers(found, dataset.frame, proba)
     result: JSON = {"rows": dataset.frame.rows, "seconds": time.perf_counter() - began}
     result |= {**location(found.trainer), "data": data}
     beside = {} if dataset.keys is None else {name: plain(dataset.keys.column(name)) for name in dataset.keys.names}

@@ -1,8 +1,7 @@
 """What is told of a training while it runs, and what ends it."""
 
-from types import FrameType
-
 import signal
+from types import FrameType
 
 import bpnet as bp
 from bpnet.cli import terminal
@@ -14,7 +13,7 @@ class Report(bp.Progress):
 
     def __init__(self, balanced: bool = False, fold: str = "") -> None:
         super().__init__()
-        self.accuracy, self.fold = "balanced accuracy" if balanced else "accuracy", fold
+        self.accuracy, self.fold, self.last = "balanced accuracy" if balanced else "accuracy", fold, ""
 
     def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
         line = f"{self.fold}epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
@@ -22,7 +21,15 @@ class Report(bp.Progress):
             line += f"  held-out loss {record['val_loss']:#.4g}"
         if "val_accuracy" in record:
             line += f"  held-out {self.accuracy} {record['val_accuracy']:.2%}"
-        self._write(line + "\n")
+        self.last, epoch = line, record["epoch"]
+        if epoch == self.epochs or epoch % 10 ** (len(str(epoch)) - 1) == 0:  # 1 ... 10, 20 ... 100, 200 ...
+            self._write(line + "\n")
+            self.last = ""
+
+    def on_train_end(self, trainer: bp.Trainer) -> None:
+        if self.last:
+            self._write(self.last + "\n")
+        super().on_train_end(trainer)
 
     def _write(self, text: str) -> None:
         try:

@@ -13,11 +13,11 @@ from bpnet.tabular.search import SEARCHED, Search, Trial, search
 from bpnet.tabular.training import TableTraining
 
 
-def check_search(trials: int, **others: Any) -> None:
-    """Raise OptionError where another option does not go with a search, or Optuna is missing."""
+def check_search(**others: Any) -> None:
+    """Raise OptionError where another option does not go with a search, MissingExtraError without Optuna."""
     for name, value in others.items():
         if value:
-            raise OptionError(f"--search chooses among trainings on the rows held out, so leave out --{name}")
+            raise OptionError(f"--search compares trainings on the rows held out: leave out --{name}")
     terminal.load_extra("optuna", "--search", "Optuna", extra="search")
 
 

@@ -46,7 +46,9 @@ class TextOptions:
             "".encode(self.encoding)
         except LookupError:
             known = "utf-8, latin-1, cp1252 or utf-16"
-            raise OptionError(f"--encoding is {shown(self.encoding)}; expected one that Python knows: {known}") from None
+            raise OptionError(
+                f"--encoding is {shown(self.encoding)}; expected one that Python knows: {known}"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ R = TypeVar("R")
 JSON = dict[str, Any]
 
 
-def option(metavar: str, text: str, **more: Any) -> Any:
-    """An option with a value, and its help."""
-    return typer.Option(metavar=metavar, help=text, **more)
+def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """An option with a value, and its help; `names` where there is more than that of the argument."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
 
 
 DATA = (
@@ -33,7 +33,7 @@ DATA = (
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
-Target = Annotated[str | None, option("COLUMN", "The column that is predicted, if called otherwise.")]
+Target = Annotated[str | None, option("COLUMN", "The column that is predicted, if called otherwise.", "--target", "-t")]
 Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
 
 

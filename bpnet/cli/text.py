@@ -175,20 +175,23 @@ class Text:
         with self._reader(names, block) as reader:
             yield from reader
 
-    def _reader(self, names: Sequence[str] | None, block: int) -> Any:
-        size = self.source.size
+    @contextmanager
+    def _reader(self, names: Sequence[str] | None, block: int) -> Iterator[Any]:
+        size, nulls = self.source.size, [*MISSING, *self.options.missing]
         options = csv.ReadOptions(block_size=min(block, max(size + 1, 1 << 20)), encoding=self.options.encoding)
         parse = csv.ParseOptions(delimiter=self.sep, newlines_in_values=True)
         types = {} if names is None else dict.fromkeys(names, pa.string())
-        nulls = [*MISSING, *self.options.missing]
         convert = csv.ConvertOptions(
             include_columns=names, column_types=types, null_values=nulls, strings_can_be_null=True
         )
-        return csv.open_csv(self._stream(), read_options=options, parse_options=parse, convert_options=convert)
+        more = {"read_options": options, "parse_options": parse, "convert_options": convert}
+        with self._stream() as stream, csv.open_csv(stream, **more) as reader:
+            yield reader
 
-    def _stream(self) -> Any:
-        file = self.source.open()
-        return file if self.source.compression is None else pa.CompressedInputStream(file, self.source.compression)
+    @contextmanager
+    def _stream(self) -> Iterator[Any]:
+        with self.source.open() as file:
+            yield file if self.source.compression is None else pa.CompressedInputStream(file, self.source.compression)
 
     def _sniffed(self) -> str:
         """The separator that parts the rows at the beginning into equally many values, the most of them."""
@@ -223,4 +226,3 @@ class Text:
                     f"{name} is not written in {told}: say in what by --encoding, such as latin-1, cp1252 or utf-16"
                 ) from error
             raise DataError(f"{name} can't be read as {self.source.ending}: {reason(error)}") from error
-

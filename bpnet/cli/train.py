@@ -19,12 +19,12 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Request, read
-from bpnet.cli.model import evaluate_rows, location, scores
+from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
+from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
 from bpnet.tabular.checkpoints import Checkpoints, resume
 from bpnet.tabular.folds import each_fold
@@ -48,7 +48,7 @@ def train(
     context: typer.Context,
     data: Data,
     target: Annotated[
-        str | None, option("COLUMN", "The column to be learnt.", rich_help_panel=COLUMNS)
+        str | None, option("COLUMN", "The column to be learnt.", "--target", "-t", rich_help_panel=COLUMNS)
     ] = None,
     features: Annotated[
         list[str] | None,
@@ -89,15 +89,10 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, option("N", "Rows in a step.", min=1, rich_help_panel=TRAINING)] = None,
     epochs: Annotated[int | None, option("N", "Most passes over the rows.", min=1, rich_help_panel=TRAINING)] = None,
-    early_stopping: Annotated[
-        bool, typer.Option(help="Stop when nothing is gained; keep the best epoch.", rich_help_panel=TRAINING)
-    ] = True,
     patience: Annotated[
-        int | None, option("N", "Epochs without a gain before it stops.", min=1, rich_help_panel=TRAINING)
+        int | None, option("N", "Epochs without a gain until it stops; 0: never.", min=0, rich_help_panel=TRAINING)
     ] = None,
-    validation: Annotated[
-        float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)
-    ] = 0.2,
+    validation: Annotated[float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)] = 0.2,
     folds: Annotated[
         int | None, option("K", "Cross-validate in K parts, then train on all.", min=2, rich_help_panel=TRAINING)
     ] = None,
@@ -117,13 +112,13 @@ def train(
     threads: Annotated[
         int | None, option("N", "Processors to use on a CPU; all if not given.", min=1, rich_help_panel=RUNNING)
     ] = None,
-    checkpoint: Annotated[
-        Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)
-    ] = None,
+    checkpoint: Annotated[Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)] = None,
     resumed: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest there.", rich_help_panel=RUNNING)
     ] = False,
-    output: Annotated[Path, option("FILE", "Where the model goes.", rich_help_panel=OUTPUT)] = Path("model.safetensors"),
+    output: Annotated[Path, option("FILE", "Where the model goes.", "--output", "-o", rich_help_panel=OUTPUT)] = Path(
+        "model.safetensors"
+    ),
     metric: Annotated[
         list[str] | None, option("NAME", f"Give it too, more than once: {METRICS}", rich_help_panel=OUTPUT)
     ] = None,
@@ -159,7 +154,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             validation=0.0 if folds else validation,
-            early_stopping=patience if early_stopping and patience else early_stopping,
+            early_stopping=True if patience is None else patience,
             class_weight=class_weight,
             members=ensemble,
             preset=preset,
@@ -173,9 +168,11 @@ def train(
     if resumed and checkpoint is None:
         raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
     if folds and (checkpoint or plot):
-        raise OptionError(f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}")
+        raise OptionError(
+            f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
+        )
     if search:
-        check_search(search, folds=folds, checkpoint=checkpoint, preset=preset)
+        check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
     terminal.check_output("--output", output, DATA=data)
     check_report(report, DATA=data, **{"--output": output})
     if plot is not None:
@@ -196,7 +193,7 @@ def train(
     shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
         rates = cross_validate(table, goal, options, folds, interrupt, shows) if folds else {}
-        with options_named():
+        with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
@@ -236,7 +233,7 @@ def train(
             "diverged": any(isinstance(problem, DivergedError) for problem in problems),
             "parameters": trainer.layout.size,
             "loss_function": repr(trainer.loss),
-            "optimizer": repr(options.rule(training.size.epochs)),
+            "optimizer": repr(training.options.rule(training.size.epochs)),
             "hidden": list(training.size.hidden),
             "dropout": training.size.dropout,
             "batch_size": batch_size or training.size.batch_size,
@@ -326,7 +323,7 @@ def cross_validate(
 ) -> JSON:
     """Mean and deviation of every figure over the folds, and the figures of each."""
     found: list[JSON] = []
-    with options_named():
+    with options_named(), rows_from_one():
         for i, training in enumerate(each_fold(table, goal, options, count)):
             callbacks: list[Any] = [interrupt]
             if shows:
@@ -334,7 +331,7 @@ def cross_validate(
             training.fit(callbacks, progress=False)
             if interrupt.number:
                 terminal.stop(interrupt.number)
-            figures = evaluate_rows(training.model, *training.unseen[:2], options.metrics)
+            figures = evaluate_rows(training.model, training.unseen[0], training.unseen[1], options.metrics)
             epochs = training.best_epoch or len(training.model.trainer.history)
             found.append(figures | {"epochs": epochs})
     names = [name for name, value in found[0].items() if isinstance(value, float | int)]
@@ -403,7 +400,7 @@ def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) 
     if result["diverged"] and not math.isfinite(result["loss"]):
         return "No model was written: none with a finite loss is left"
     unseen = training.unseen and training.unseen[:2]
-    seen = remembered(*training.seen[:2], unseen)
+    seen = remembered(training.seen[0], training.seen[1], unseen)
     model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
     model.save(output)
     result["output"] = str(output)

@@ -53,9 +53,7 @@ class Design:
             self.recipe.start(trainer, x)
 
 
-def design_of(
-    schema: Schema, x: Any, goal: Target, output: Output, size: Size, options: TrainingOptions
-) -> Design:
+def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, options: TrainingOptions) -> Design:
     """The design for rows x that are trained on; raises OptionError where the network is more than the memory."""
     numbers, categories = input_layers(schema, x)
     units = goal.outputs(output.loss)
@@ -124,8 +122,7 @@ def wide_column(frame: Frame, schema: Schema, rows: Array) -> str | None:
         return None
     if matrix.dtype == np.float32:
         return None
-    name = needs_float64(matrix[rows], frame.names)
-    return None if name is None else f"column {name!r} of {frame.what}"
+    return needs_float64(matrix[rows], [f"column {name!r} of {frame.what}" for name in frame.names])
 
 
 def encoded(schema: Schema, frame: Frame, parts: Sequence[Array]) -> list[Any]:
@@ -144,7 +141,9 @@ def encoded(schema: Schema, frame: Frame, parts: Sequence[Array]) -> list[Any]:
         x = encoder(some)
         arrays = x if isinstance(x, dict) else {"": x}
         if not found:
-            found = [{n: np.empty((len(rows), a.shape[1]), _dtype(a, schema)) for n, a in arrays.items()} for rows in parts]
+            found = [
+                {n: np.empty((len(rows), a.shape[1]), _dtype(a, schema)) for n, a in arrays.items()} for rows in parts
+            ]
         for i in range(len(parts)):
             of_lot = lot[some] == i
             for name, array in arrays.items():

@@ -1,6 +1,6 @@
 """Cross-validation: a model for each part of the rows, trained on all others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 

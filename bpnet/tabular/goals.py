@@ -28,7 +28,7 @@ def with_target(frame: Frame, name: str) -> tuple[Frame, Column, list[str]]:
         return frame, column, []
     if gaps.all():
         raise DataError(f"the target {name!r} of {frame.what} has no values: all are missing")
-    kept, first, count = np.flatnonzero(~gaps), int(np.argmax(gaps)) + 1, int(gaps.sum())
+    kept, first, count = np.flatnonzero(~gaps), int(np.argmax(gaps)), int(gaps.sum())
     has = "have" if count > 1 else "has"
     note = f"{plural(count, 'row')} of {frame.what} {has} no {name!r}, first row {first:,}: left out"
     return frame.take(kept), column.take(kept), [note]
@@ -60,8 +60,8 @@ def find_goal(y: Any, name: str | None, said: str | None, given: Any, what: str)
         kind = "multilabel"
     try:
         goal = Target.of(y, name, kind)
-    except DataError as error:
-        raise DataError(str(error).replace("y ", f"{what} ", 1)) from None
+    except (DataError, DTypeError) as error:
+        raise type(error)(str(error).replace("y ", f"{what} ", 1)) from None
     if goal.kind == "class" and loss is not None and not loss.labels and len(goal.classes) > 2:
         raise DataError(f"{what} has {len(goal.classes)} classes: {loss} distinguishes two")
     default = {"class": CrossEntropy, "multilabel": BinaryCrossEntropyWithLogits, "number": MeanSquaredError}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array, backend_of
+from bpnet.options import whole
 
 MOST = 1 << 16
 """Hashes that are kept, of 4 bytes each."""
@@ -36,7 +37,7 @@ def seen_share(known: Mapping[str, Any], x: Any, y: Any) -> float:
     Raises LookupError, TypeError or ValueError where what is known is damaged.
     """
     kept = np.frombuffer(base64.b64decode(known["hashes"], validate=True), "<u4")
-    some = _short(row_hashes(x, y), int(known["every"]))
+    some = _short(row_hashes(x, y), whole("every", known["every"], 1))
     return float(np.isin(some, kept).mean()) if len(some) else 0.0
 
 

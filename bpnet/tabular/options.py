@@ -85,7 +85,9 @@ class TrainingOptions:
     def size(self, rows: int, classes: bool) -> Size:
         """What is asked for, and else what so many rows to train on suggest."""
         size = size_for(rows, classes)
-        found = {name: getattr(self, name) for name in ("hidden", "dropout", "epochs") if getattr(self, name) is not None}
+        found = {
+            name: getattr(self, name) for name in ("hidden", "dropout", "epochs") if getattr(self, name) is not None
+        }
         batch_size = min(self.batch_size or size.batch_size, rows)
         size = dataclasses.replace(size, **found, batch_size=batch_size)
         patience = max(size.epochs // 10, 8)
@@ -93,7 +95,7 @@ class TrainingOptions:
         return dataclasses.replace(size, patience=int(self.early_stopping) if waits else patience)
 
     def rule(self, epochs: int) -> Optimizer:
-        """The optimizer for so many epochs, with the learning rate, its schedule and the weight decay that are given."""
+        """The optimizer for so many epochs, with the rate, the schedule and the weight decay that are given."""
         rule = resolve(Optimizer, "optimizer", self.optimizer)
         if self.lr is not None:
             rule = with_option(rule, "lr", self.lr)
@@ -106,7 +108,7 @@ def with_option(optimizer: Optimizer, name: str, value: Any) -> Optimizer:
     """`optimizer` with another learning rate or the like; raises OptionError where it has none."""
     base = getattr(optimizer, "base", None)  # as that of SAM
     if isinstance(base, Optimizer):
-        return dataclasses.replace(optimizer, base=with_option(base, name, value))  # type: ignore[type-var, call-arg]
+        return dataclasses.replace(optimizer, base=with_option(base, name, value))  # type: ignore[type-var]
     if type(optimizer) is Adam and name == "weight_decay":  # which has none, and is AdamW with it
         optimizer = AdamW(**{f.name: getattr(optimizer, f.name) for f in dataclasses.fields(optimizer)})
     if not hasattr(optimizer, name):
@@ -121,7 +123,7 @@ def scheduled(optimizer: Optimizer, schedule: Any, epochs: int) -> Optimizer:
     make = SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))] if isinstance(schedule, str) else schedule
     base = getattr(optimizer, "base", None)
     if isinstance(base, Optimizer):
-        return dataclasses.replace(optimizer, base=scheduled(base, schedule, epochs))  # type: ignore[type-var, call-arg]
+        return dataclasses.replace(optimizer, base=scheduled(base, schedule, epochs))  # type: ignore[type-var]
     rate = getattr(optimizer, "lr", None)
     if not isinstance(rate, float):
         raise OptionError(f"schedule is {shown(schedule)}, but {optimizer} has no learning rate that is a number")

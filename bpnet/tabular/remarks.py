@@ -11,12 +11,12 @@ from bpnet.tabular.columns import Column, column_of
 from bpnet.tabular.frames import Frame
 
 LEAST = 10
-"""Rows under which nothing is suspicious but a column without values."""
+"""Rows under which nothing is suspicious but a column without values, or with one."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Columns of one kind that are suspicious: "empty", "constant", "target", "counts" or "names"."""
+    """Columns of one kind that are suspicious: "empty", "constant", "target" or "counts"."""
 
     kind: str
     names: tuple[str, ...]
@@ -29,21 +29,20 @@ class Remark:
         shown = ", ".join(map(repr, names[:5])) + (f", ... ({len(names):,} in all)" if len(names) > 5 else "")
         columns, them = (f"columns {shown}", "them") if several else (f"column {shown}", "it")
         which, dropped = f"{columns} of {self.what}", drop(names[:5])
-        has, they_are = ("have", "they are their numbers") if several else ("has", "it is their number")
+        they_are = "they are their numbers" if several else "it is their number"
+        are = "are" if several else "is"
         return {
-            "empty": f"{which} {has} no value in any row: nothing is learnt from {them}",
-            "constant": f"{which} never {'vary' if several else 'varies'}: nothing is learnt from {them}",
+            "empty": f"{which} {'have' if several else 'has'} no value in any row, and {are} left out",
+            "constant": f"{which} never {'vary' if several else 'varies'}, and {are} left out",
             "target": f"{which} {'tell' if several else 'tells'} the target {self.target!r} outright: unless it is "
             f"known beforehand too, leave {them} out with {dropped}",
             "counts": f"{which} {'count' if several else 'counts'} the rows: if {they_are} and no quantity, leave "
             f"{them} out with {dropped}",
-            "names": f"{which} {has} another text in nearly every row, from which nothing can be learnt: leave {them} "
-            f"out with {dropped}, or make columns of what repeats",
         }[self.kind]
 
 
 def remarks_on(frame: Frame, y: Any, target: str) -> list[Remark]:
-    """The suspicious columns of a table on the host, by kind."""
+    """The suspicious columns of a table on the host, by kind; those of an array, as pictures are, may be constant."""
     found: dict[str, list[str]] = {}
     column = y if isinstance(y, Column) else column_of(y, "y") if np.ndim(y) == 1 else None
     goal = codes = None
@@ -51,10 +50,12 @@ def remarks_on(frame: Frame, y: Any, target: str) -> list[Remark]:
         if column.codes is None and column.values.dtype.kind == "f":
             goal = column.values
         else:
-            goal = codes = column.codes if column.codes is not None else np.unique(column.values, return_inverse=True)[1]
+            goal = codes = (
+                column.codes if column.codes is not None else np.unique(column.values, return_inverse=True)[1]
+            )
     for name in frame.names:
         kind = next(kinds_of(frame.coded(name), goal, codes), None)
-        if kind is not None:
+        if kind is not None and (frame.named or kind not in ("empty", "constant")):
             found.setdefault(kind, []).append(name)
     return [Remark(kind, tuple(names), target, frame.what) for kind, names in found.items()]
 
@@ -68,20 +69,18 @@ def kinds_of(column: Column, goal: Array | None, codes: Array | None) -> Iterato
     if known == 0:
         yield "empty"
         return
-    if rows < LEAST:
-        return
     values = column.codes if column.codes is not None else column.values
     present = values[~gaps] if known < rows else values
     if bool((present == present[0]).all()):
         if known == rows:
             yield "constant"
         return
+    if rows < LEAST:
+        return
     if known == rows and goal is not None and _tells(column, goal, codes):
         yield "target"
     if column.codes is None and values.dtype.kind in "iuf" and known == rows and _counts(values):
         yield "counts"
-    if column.codes is not None and len(column.values) > 50 and _names(column, known):
-        yield "names"
 
 
 def _tells(column: Column, goal: Array, codes: Array | None) -> bool:
@@ -111,9 +110,3 @@ def _linear(x: Array, y: Array) -> bool:
 def _counts(values: Array) -> bool:
     """Whether they are whole and each is one more than the one before."""
     return bool(values[0] % 1 == 0) and bool(np.all(np.diff(values) == 1))
-
-
-def _names(column: Column, known: int) -> bool:
-    """Whether most texts are there once."""
-    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values))
-    return int((counts == 1).sum()) > 0.9 * known

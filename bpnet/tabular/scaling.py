@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,22 +40,26 @@ class Output:
 
 
 def output_for(y: Array, loss: Loss, what: str) -> Output:
-    """For quantities y, (rows, columns), and a loss; one unit for all columns.
+    """For quantities y, (rows, columns), and a loss; mean squared error counts all columns alike.
 
-    Raises DataError where the unit is one of which float64 can't hold the powers that training takes.
+    Raises DataError where a unit is one of which float64 can't hold the powers that training takes.
     """
     if isinstance(loss, ClassLoss) or loss.boundary is not None:
         return Output(None, loss)
     mean, deviation, lost = moments(y)
-    unit = math.hypot(*deviation) / math.sqrt(len(deviation)) or 1.0  # which squares nothing that overflows
-    if not 1e-60 <= unit <= 1e60:
-        raise DataError(
-            f"{what} has the deviation {unit:.3g}, of which float64 can't hold the powers that training takes: bring "
-            "it between 1e-60 and 1e60, by a power of ten"
-        )
+    center, units = mean.tolist(), [float(d) or 1.0 for d in deviation]
+    for unit in units:
+        if not 1e-60 <= unit <= 1e60:
+            raise DataError(
+                f"{what} has the deviation {unit:.3g}, of which float64 can't hold the powers that training takes: "
+                "bring it between 1e-60 and 1e60, by a power of ten"
+            )
     # under 1.9e-5, Adam's epsilon in this unit would be less than float32 gradients have squares for
-    wide = not 2e-5 <= unit <= 1e7 or bool(np.any(lost > LOST * unit))
-    center = mean.tolist()
+    wide = not all(2e-5 <= unit <= 1e7 for unit in units) or bool(np.any(lost > LOST * np.array(units)))
+    if len(units) > 1 and isinstance(loss, MeanSquaredError):
+        loss = dataclasses.replace(loss, scale=units) if loss.scale == 1.0 else loss
+        return Output(Standardize(center, units, invert=True), loss, 1.0, wide)
+    unit = math.hypot(*units) / math.sqrt(len(units))  # which squares nothing that overflows
     if isinstance(loss, Poisson | Gamma | Tweedie):  # whose outputs are logarithms of means
         logs = [math.log(m) if m > 0 else 0.0 for m in center]
         return Output(_inverted(logs, 1.0), loss, 1.0, wide)
@@ -67,7 +71,9 @@ def output_for(y: Array, loss: Loss, what: str) -> Output:
         center = [m for m in center for _ in loss.quantiles]
     if isinstance(loss, Huber):  # whose delta is in deviations
         loss = dataclasses.replace(loss, delta=loss.delta * unit)
-    power = 2 if isinstance(loss, MeanSquaredError | Huber) else 1 if isinstance(loss, MeanAbsoluteError | Quantile) else 0
+    power = (
+        2 if isinstance(loss, MeanSquaredError | Huber) else 1 if isinstance(loss, MeanAbsoluteError | Quantile) else 0
+    )
     return Output(_inverted(center, unit), loss, unit**power, wide)
 
 
@@ -94,8 +100,8 @@ def rescaled(optimizer: Optimizer, factor: float) -> Optimizer:
     return optimizer
 
 
-def needs_float64(x: Array, names: Any) -> str | None:
-    """The name of the first column of numbers that float32 can't hold, None where there is none; x is (rows, columns).
+def needs_float64(x: Array, titles: Sequence[str]) -> str | None:
+    """The title of the first column of numbers that float32 can't hold, None where there is none.
 
     Raises DataError where float64 could not scale one either.
     """
@@ -104,11 +110,11 @@ def needs_float64(x: Array, names: Any) -> str | None:
     far = varies & ((deviation < 1e-300) | (np.abs(mean) + deviation > 1e300))
     for i in np.flatnonzero(far).tolist():
         raise DataError(
-            f"column {names[i]!r} has the mean {mean[i]:.3g} and the deviation {deviation[i]:.3g}, at the end of what "
+            f"{titles[i]} has the mean {mean[i]:.3g} and the deviation {deviation[i]:.3g}, at the end of what "
             "float64 holds: multiply or divide it by a power of ten"
         )
     most = np.where(varies, LOST * deviation, np.finfo(np.float32).max)
-    return next((names[i] for i in np.flatnonzero(lost > most).tolist()), None)
+    return next((titles[i] for i in np.flatnonzero(lost > most).tolist()), None)
 
 
 def moments(values: Array) -> tuple[Array, Array, Array]:

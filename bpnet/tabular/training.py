@@ -127,7 +127,8 @@ class TableTraining:
 
         An interrupt keeps what was learnt until then, or the best epoch where that is better.
         """
-        trainer, x, y = self.model.trainer, *self.seen[:2]
+        trainer = self.model.trainer
+        x, y = self.seen[:2]
         weight = self.seen[2] if len(self.seen) > 2 else None
         left = self.epochs - len(trainer.history)
         stopping = self.begin_stopping()
@@ -196,8 +197,9 @@ class BestEpoch(EarlyStopping):
 def prepare(
     table: Any, target: Any, options: TrainingOptions, parts: tuple[Array, Array] | None = None
 ) -> TableTraining:
-    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, if they are known."""
-    frame, name, notes = Frame.of(table), target if isinstance(target, str) else None, []
+    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, where known."""
+    frame, name = Frame.of(table), target if isinstance(target, str) else None
+    notes: list[str] = []
     types, y = dict(options.types), target
     said = types.pop(name, None) if name is not None else None
     if name is not None:
@@ -205,14 +207,19 @@ def prepare(
     for column in options.drop:
         frame.coded(column)  # which says that there is none
     frame = frame.without(options.drop)
-    what = f"the target {'y' if name is None else repr(name)}"
+    if frame.rows < 2:
+        raise DataError(f"{frame.what} has {'a single row' if frame.rows else 'no rows'}: expected at least 2")
+    what = f"the target {'' if name is None else f'{name!r} '}of {frame.what}"
     goal, loss = find_goal(y, name, said, options.loss, what)
     labels = class_numbers(goal, y)
-    if frame.rows < 2:
-        raise DataError(f"{frame.what} has a single row; expected at least 2")
+    remarks = remarks_on(frame, y, name or "y")
+    idle = {column for remark in remarks if remark.kind in ("empty", "constant") for column in remark.names}
     parts = parts or split(frame.rows, options.validation, options.seed, labels)
     size = options.size(len(parts[0]), goal.kind != "number")
-    schema = Schema.of(frame.take(parts[0]), types)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        schema = Schema.of(frame.take(parts[0]), types, idle)
+    notes += [str(warning.message) for warning in caught]
     wide = wide_column(frame, schema, parts[0])
     output = output_for(quantities(goal, y, parts[0]), loss, what)
     wide = wide or (what if output.wide else None)
@@ -234,7 +241,8 @@ def prepare(
     )
     model = TableModel(schema, goal, trainer, {"split": split_settings(frame.rows, options)})
     trainer.build(first_rows(seen))
-    answers, weight = goal.encode(y, loss, like=trainer.theta), class_weights(goal, y, options.class_weight)
+    like = trainer.theta if options.device is None else None
+    answers, weight = goal.encode(y, loss, like=like), class_weights(goal, y, options.class_weight)
     answers = answers if goal.kind == "class" else as_type(answers, trainer.theta)
     data = [
         (x, *(take(array, rows) for array in (answers, weight) if array is not None)) if len(rows) else None
@@ -242,7 +250,6 @@ def prepare(
     ]
     if labels is not None and len(parts[1]):
         notes += rare_classes(labels, parts[1], goal)
-    remarks = remarks_on(frame, y, name or "y")
     return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
 
 
