@@ -32,7 +32,9 @@ def evaluate(
     backend: Backend = "numpy",
     report: ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line, no confusion, residuals, importance.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="One line, no confusion, residuals, importance.")
+    ] = False,
 ) -> None:
     """How well MODEL does on DATA: confusion or residuals, calibration, what counts.
 

@@ -98,7 +98,9 @@ def train(
     ] = None,
     search: Annotated[
         int | None,
-        option("N", "Try N choices of network and training, by Optuna; keep the best.", min=1, rich_help_panel=TRAINING),
+        option(
+            "N", "Try N choices of network and training, by Optuna; keep the best.", min=1, rich_help_panel=TRAINING
+        ),
     ] = None,
     seed: Annotated[
         int, option("N", "Of start values, order, dropout, held-out rows.", min=0, rich_help_panel=TRAINING)
