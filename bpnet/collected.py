@@ -49,7 +49,7 @@ class Collected:
     def results(self, loss: Loss) -> dict[str, Any]:
         """The metrics by name; raises OutOfMemoryError."""
         self._fetch()
-        loss = loss.loss if isinstance(loss, Members) else loss
+        loss = loss.inner if isinstance(loss, Members) else loss
         found, host = {}, get("numpy")
         every = zip(self.metrics, self.stay, zip(*self.batches, strict=True), strict=True)
         with host.session():

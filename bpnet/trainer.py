@@ -175,11 +175,12 @@ class Trainer(HasState):
         self._start(self._prepare({"x": x}))
         return self
 
-    def _start(self, data: Loader) -> Engine:
+    def _start(self, data: Loader, starts: tuple[Any, Any] | None = None) -> Engine:
+        """Begin with parameters and buffers of the host, or draw them."""
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
         check_options(data.backend, data.like, self)
-        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
+        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads, starts)
         return self._set_state(data.backend, data.layout, carry, 0)
 
     def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:

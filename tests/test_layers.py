@@ -221,7 +221,7 @@ LAYERS = {
         lambda t, p, x, run: x.maximum(p["low"].detach()).minimum(p["high"].detach()), training=False,
     ),
     "pbld": Case(bp.NumericEmbedding(frequencies=3), (6, 4), pbld),
-    "plr": Case(bp.NumericEmbedding("plr", width=2, frequencies=2, flatten=False), (6, 4), plr),
+    "plr": Case(bp.NumericEmbedding("plr", width=2, frequencies=3, flatten=False), (6, 4), plr),
     "piecewise linear of rows of 2 axes": Case(
         bp.NumericEmbedding("piecewise_linear", width=2, bins=BINS), (3, 2, 4), piecewise_linear, training=False
     ),

@@ -169,7 +169,7 @@ def check_target(
 
 def _check_targets(backend: Backend, loss: Loss, y: Array, name: str) -> None:
     """Raise DataError where a target is none that the loss, or one of several, knows what to do with."""
-    xp, loss = backend.xp, loss.loss if isinstance(loss, Members) else loss
+    xp, loss = backend.xp, loss.inner if isinstance(loss, Members) else loss
     if isinstance(loss, Heads):
         for head, _, wanted in loss.parts:
             some, where = y[:, wanted], f"column {wanted.start} of {name}"

@@ -90,7 +90,9 @@ class NumericEmbedding(Layer):
         if x.ndim != 2:
             raise ShapeError(f"x is of {tuple(x.shape)}; expected (rows, columns)")
         xp = backend.xp
-        ordered, missing = (backend.to_host(a) for a in (xp.sort(x, axis=0), xp.sum(xp.isnan(x), axis=0)))
+        with backend.session(device=backend.device(x)):
+            ordered = backend.to_host(xp.sort(x, axis=0))
+            missing = backend.to_host(xp.sum(xp.astype(xp.isnan(x), xp.int64), axis=0))
         found = []
         for j in range(x.shape[1]):
             last = x.shape[0] - 1 - int(missing[j])  # NaN comes after all others

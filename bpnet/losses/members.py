@@ -25,30 +25,31 @@ class Members(Loss):
         bp.Trainer(bp.Sequential(bp.BatchEnsemble(8, 64, "relu", "random_signs"), bp.MemberDense(8, 10)),
                    bp.Members("cross_entropy"))
 
-    Targets and their weights are those of `loss`.  Raises ShapeError where the network has no axis of members.
+    Targets and their weights are those of `inner`, the loss of one.  Raises ShapeError where the network has no axis of
+    members.
     """
 
-    loss: Loss
+    inner: Loss
 
     example = (MeanSquaredError(),)
 
     def __post_init__(self) -> None:
-        self._set(loss=resolve(Loss, "the loss of Members", self.loss))
-        if isinstance(self.loss, Members):
+        self._set(inner=resolve(Loss, "the loss of Members", self.inner))
+        if isinstance(self.inner, Members):
             raise OptionError("the loss of Members is Members itself; expected that of one member")
-        if self.loss.reduction == "sum":
+        if self.inner.reduction == "sum":
             self._set(reduction="sum")
         super().__post_init__()
-        self._set(**{name: getattr(self.loss, name) for name in ALIKE})
+        self._set(**{name: getattr(self.inner, name) for name in ALIKE})
 
     def __repr__(self) -> str:
-        reduction = "" if self.reduction == self.loss.reduction else f", reduction={self.reduction!r}"
-        return f"Members({self.loss}{reduction})"
+        reduction = "" if self.reduction == self.inner.reduction else f", reduction={self.reduction!r}"
+        return f"Members({self.inner}{reduction})"
 
     @property
     def ignore_index(self) -> int | None:
         """The label whose rows count nowhere, where the loss has such."""
-        found: int | None = getattr(self.loss, "ignore_index", None)
+        found: int | None = getattr(self.inner, "ignore_index", None)
         return found
 
     def target_shape(self, out_shape: Shape) -> Shape:
@@ -57,7 +58,7 @@ class Members(Loss):
                 f"Members needs outputs of several members, (k, units), but the network gives {out_shape} per row: end "
                 "it with MemberDense(k, units)"
             )
-        return self.loss.target_shape(out_shape[1:])
+        return self.inner.target_shape(out_shape[1:])
 
     def _apart(self, run: Run, output: Array, *of_rows: Array | None) -> list[Any]:
         """Every member's row as a row of its own, beside what is of its row."""
@@ -72,19 +73,19 @@ class Members(Loss):
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         each, targets, weights = self._apart(run, output, target, weight)
-        value, dy = self.loss(run, each, targets, weights, total * output.shape[1])
+        value, dy = self.inner(run, each, targets, weights, total * output.shape[1])
         return value, run.xp.reshape(dy, output.shape)
 
     def rows(self, run: Run, output: Array, target: Array) -> Array:
-        each = self.loss.rows(run, *self._apart(run, output, target))
+        each = self.inner.rows(run, *self._apart(run, output, target))
         return run.xp.mean(run.xp.reshape(each, output.shape[:2]), axis=1)
 
     def pooled(self, b: Backend, output: Array) -> Array:
         """One output, (rows, ...), that says what the members say on average; `loss` is of such."""
-        return self.loss.average(b, output)
+        return self.inner.average(b, output)
 
     def prediction(self, b: Backend, output: Array) -> Array:
-        return self.loss.prediction(b, self.pooled(b, output))
+        return self.inner.prediction(b, self.pooled(b, output))
 
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
-        return self.loss.correct(run, self.pooled(run.backend, output), target)
+        return self.inner.correct(run, self.pooled(run.backend, output), target)

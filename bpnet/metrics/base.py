@@ -93,7 +93,7 @@ def check_metrics(metrics: Any, loss: Loss, out_shape: Shape) -> tuple[Metric, .
                 "`names` or its `key`"
             )
     if isinstance(loss, Members):  # of what the members say on average
-        loss, out_shape = loss.loss, out_shape[1:]
+        loss, out_shape = loss.inner, out_shape[1:]
     for metric in found:
         metric.check(loss, out_shape)
     return found

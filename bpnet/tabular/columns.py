@@ -7,13 +7,13 @@ import datetime
 import decimal
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import ArrayMismatchError, DTypeError, ShapeError, kind_of, shown
+from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, shown
 
 EPOCH_DAY = np.datetime64("1970-01-01", "us")
 
@@ -26,11 +26,13 @@ class Column:
         kind, in an array of objects.  Numbers may be an array of another library, on its device
     codes : (rows,) places in `values`, -1 where there is none
     zone : the time zone in which dates are to be read, which are in UTC; None where they are as a clock shows them
+    categorical : whether the library says that it is one of categories, whatever these are
     """
 
     values: Any
     codes: Any = None
     zone: str | None = None
+    categorical: bool = False
 
     @property
     def rows(self) -> int:
@@ -41,14 +43,10 @@ class Column:
         return isinstance(self.values, np.ndarray)
 
     def take(self, rows: Any) -> "Column":
-        """These rows: a slice or an array of whole numbers."""
+        """These rows: see `rows_of`."""
         if self.codes is not None:
-            return Column(self.values, self.codes[rows], self.zone)
-        if self.on_host or isinstance(rows, slice):
-            return Column(self.values[rows], None, self.zone)
-        backend = backend_of(self.values)
-        index = backend.from_host(np.asarray(rows, dtype=np.int64), None, backend.device(self.values))
-        return Column(backend.xp.take(self.values, index, axis=0), None, self.zone)
+            return replace(self, codes=self.codes[rows])
+        return replace(self, values=rows_of(self.values, rows))
 
     def array(self) -> Any:
         """One value a row: an array of objects where there are codes, None where one is missing."""
@@ -71,6 +69,17 @@ class Column:
         return np.isnan(self.values) if self.values.dtype.kind == "f" else np.zeros(len(self.values), dtype=bool)
 
 
+def rows_of(values: Any, rows: Any) -> Any:
+    """Some rows of an array, where it lies: a slice, or an array of whole numbers, or of booleans, on the host."""
+    if isinstance(values, np.ndarray) or isinstance(rows, slice):
+        return values[rows, ...]
+    rows = np.asarray(rows)
+    rows = np.flatnonzero(rows) if rows.dtype.kind == "b" else rows.astype(np.int64)
+    backend = backend_of(values)
+    index = backend.from_host(rows, None, backend.device(values))
+    return backend.xp.take(values, index, axis=0)
+
+
 def column_of(raw: Any, what: str) -> Column:
     """A column of any library; `what` is what errors call it."""
     if isinstance(raw, Column):
@@ -85,12 +94,13 @@ def column_of(raw: Any, what: str) -> Column:
         return _of_polars(raw, what)
     if hasattr(raw, "dictionary_encode") or hasattr(raw, "dictionary_decode") or hasattr(raw, "null_count"):
         return _of_arrow(raw, what)
+    if isinstance(raw, Sequence) and not isinstance(raw, str | bytes):
+        return _of_list(list(raw), what)
     try:
         backend = backend_of(raw, what)
     except ArrayMismatchError:
-        if isinstance(raw, str | bytes) or not isinstance(raw, Sequence | range):
-            raise
-        return _of_list(list(raw), what)
+        expected = "an array, a list, or a column of pandas, polars or Arrow"
+        raise ArgumentError(f"{what} is {kind_of(raw)}; expected {expected}") from None
     if backend.name == "numpy":
         return _of_numpy(np.asarray(raw), what)
     unfit = backend.unfit(raw)
@@ -127,7 +137,7 @@ def _masked(values: Any, what: str) -> Column:
 def without(column: Column, mask: Any) -> Column:
     """The column without the values of some rows, on the host."""
     if column.codes is not None:
-        return Column(column.values, np.where(mask, -1, column.codes), column.zone)
+        return replace(column, codes=np.where(mask, -1, column.codes))
     values = column.values
     if values.dtype.kind == "b":
         return booleans(np.where(mask, -1, values.astype(np.int8)))
@@ -201,6 +211,8 @@ def _hashable(value: Any) -> bool:
 
 def simplified(found: list[Any], codes: Any, what: str) -> Column:
     """Different objects and their codes: as numbers or dates where all are these."""
+    if found and all(type(value) is int and abs(value) < 2**63 for value in found) and codes.min() >= 0:
+        return Column(np.array(found, dtype=np.int64)[codes])
     if all(type(value) in (int, float, decimal.Decimal) for value in found):
         return Column(np.array([*map(_float, found), np.nan])[codes])
     if all(isinstance(value, datetime.timedelta) for value in found):
@@ -249,16 +261,16 @@ def _zone_name(date: datetime.datetime) -> str:
 
 
 def _of_pandas(raw: Any, what: str) -> Column:
-    dtype = raw.dtype if hasattr(raw, "dtype") else None
-    if dtype is None:
+    if not hasattr(raw, "dtype"):
         raise ShapeError(f"{what} has several columns; expected one")
+    raw = raw if hasattr(raw, "iloc") else raw.to_series()
+    dtype = raw.dtype
     if isinstance(dtype, np.dtype):
         return _of_numpy(raw.to_numpy(), what)
     if hasattr(dtype, "pyarrow_dtype"):
         return _of_arrow(raw.array.__arrow_array__(), what)
     if hasattr(dtype, "categories") and hasattr(dtype, "ordered"):
-        values = raw.cat if hasattr(raw, "cat") else raw
-        return _categorical(column_of(values.categories, what), np.asarray(values.codes))
+        return replace(_categorical(column_of(raw.cat.categories, what), raw.cat.codes.to_numpy()), categorical=True)
     if hasattr(dtype, "fill_value") and hasattr(raw, "sparse"):
         return _of_pandas(raw.sparse.to_dense(), what)
     if hasattr(dtype, "tz"):
@@ -308,11 +320,11 @@ def _of_polars(raw: Any, what: str) -> Column:
     if name in ("String", "Utf8", "Binary", "Object"):
         return _of_list(raw.to_list(), what)
     if name in ("Categorical", "Enum"):
-        return _of_list(raw.cast(str).to_list(), what)
+        return replace(_of_list(raw.cast(str).to_list(), what), categorical=True)
     gaps = raw.null_count() > 0
     if name == "Boolean":
         return booleans(raw.cast(int).fill_null(-1).to_numpy()) if gaps else Column(raw.to_numpy())
-    if name == "Decimal":
+    if name in ("Decimal", "Int128", "UInt128"):
         return Column(raw.cast(float).to_numpy())
     if name == "Time":
         nanoseconds = raw.to_physical().to_numpy()
@@ -340,9 +352,10 @@ def _of_arrow(raw: Any, what: str) -> Column:
         kind = str(raw.type)
     raw = _joined(raw)
     if kind.startswith("dictionary"):
-        return _categorical(
-            column_of(raw.dictionary, what) if raw.dictionary.type != "string" else _texts(raw), _codes(raw)
-        )
+        texts = str(raw.dictionary.type) == "string"  # which is how Arrow keeps text that repeats
+        values = Column(*_numbered(raw.dictionary.to_pylist())) if texts else column_of(raw.dictionary, what)
+        codes = raw.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False)
+        return replace(_categorical(values, codes), categorical=not texts)
     if kind == "null":
         return Column(np.full(len(raw), np.nan))
     if kind == "bool":
@@ -362,15 +375,10 @@ def _of_arrow(raw: Any, what: str) -> Column:
     return Column(values, None, raw.type.tz) if kind.startswith("timestamp") else _of_numpy(values, what)
 
 
-def _texts(raw: Any) -> Column:
-    values = raw.dictionary.to_pylist()
+def _numbered(values: list[Any]) -> tuple[Any, Any]:
     made = np.empty(len(values), dtype=object)
     made[:] = values
-    return Column(made, np.arange(len(values)))
-
-
-def _codes(raw: Any) -> Any:
-    return raw.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False)
+    return made, np.arange(len(values))
 
 
 def _joined(raw: Any) -> Any:

@@ -200,11 +200,11 @@ def _device_codes(known: tuple[Any, ...], values: Any) -> Encoder:
 
     def found(rows: slice) -> Any:
         some = xp.astype(values[rows], dtype)
-        other = xp.where(xp.isnan(some), MISSING, UNSEEN)
+        other = xp.astype(~xp.isnan(some), xp.int32)  # MISSING and UNSEEN
         if not known:
-            return xp.astype(other, xp.int32)
+            return other
         at = xp.minimum(xp.searchsorted(table, some), len(known) - 1)
-        return xp.where(xp.take(table, at) == some, xp.take(codes, at), xp.astype(other, xp.int32))
+        return xp.where(xp.take(table, at) == some, xp.take(codes, at), other)
 
     return found
 

@@ -1,5 +1,6 @@
 """One view on every kind of table: names of columns, and each column's values."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, ArrayMismatchError, DataError, ShapeError, closest, kind_of, shown
-from bpnet.tabular.columns import Column, column_of
+from bpnet.tabular.columns import Column, column_of, rows_of
 
 TABLES = (
     "an array (rows, columns), a DataFrame of pandas or polars, a table of Arrow, a structured array, a dict of "
@@ -95,15 +96,18 @@ class Frame:
         return found
 
     def take(self, rows: Any) -> "Frame":
-        """The table of some rows: a slice, or an array of whole numbers."""
+        """The table of some rows: a slice, or an array of whole numbers, or of booleans."""
         if self.matrix is not None:
-            return Frame._of_matrix(_rows_of(self.matrix, rows), self.what)
+            return Frame._of_matrix(rows_of(self.matrix, rows), self.what)
         columns = {name: self.coded(name).take(rows) for name in self.names}
         first = next(iter(columns.values()), None)
         return Frame(columns, 0 if first is None else first.rows, named=self.named, what=self.what)
 
     def select(self, names: Iterable[str]) -> "Frame":
-        """The table of these columns."""
+        """The table of these columns; raises DataError where it lacks one."""
+        names = list(names)
+        for name in names:
+            self.check(name)
         raw = {name: self._columns.get(name, self._raw[name]) for name in names}
         return Frame(raw, self.rows, named=self.named, what=self.what)
 
@@ -138,21 +142,14 @@ class _MatrixColumn:
         return self.matrix[:, self.place]
 
 
-def _rows_of(matrix: Any, rows: Any) -> Any:
-    if isinstance(matrix, np.ndarray) or isinstance(rows, slice):
-        return matrix[rows, ...]
-    backend = backend_of(matrix)
-    index = backend.from_host(np.asarray(rows, dtype=np.int64), None, backend.device(matrix))
-    return backend.xp.take(matrix, index, axis=0)
-
-
 def _length(column: Any, what: str) -> int:
     if isinstance(column, Column):
         return column.rows
+    shape = getattr(column, "shape", None)
     try:
-        return len(column)
+        return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
-        raise ArgumentError(f"{what} is {shown(column)}; expected a value for every row") from None
+        raise ArgumentError(f"{what} of the table is {shown(column)}; expected a value for every row") from None
 
 
 def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
@@ -172,12 +169,17 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
         return list(table.columns), list(table.get_columns())
     if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
         return list(table.column_names), [table.column(i) for i in range(table.num_columns)]
+    if hasattr(table, "__arrow_c_stream__") and not (hasattr(table, "iloc") or hasattr(table, "to_physical")):
+        loaded = sys.modules.get("pyarrow"), sys.modules.get("polars")
+        made = next((module.table if module is loaded[0] else module.DataFrame for module in loaded if module), None)
+        if made is not None:
+            return _parts(made(table), what)
     if isinstance(table, Sequence) and not isinstance(table, str | bytes):
         return _of_rows(list(table), what)
     try:
         return None, _two_axes(_plain(table, what), what)
     except ArrayMismatchError:
-        raise ArgumentError(f"{what} is {kind_of(table)}; expected {TABLES}{_hint(table, what)}") from None
+        raise ArgumentError(f"{what} is {kind_of(table)}; expected {TABLES}{_hint(table)}") from None
 
 
 def _plain(table: Any, what: str) -> Any:
@@ -188,12 +190,10 @@ def _plain(table: Any, what: str) -> Any:
     return backend.detach(table)
 
 
-def _hint(table: Any, what: str) -> str:
-    ways = ("collect", "compute", "toarray", "to_pandas", "toPandas", "df", "to_dict")
+def _hint(table: Any) -> str:
+    ways = ("to_frame", "collect", "compute", "toarray", "to_pandas", "toPandas", "df")
     known = next((way for way in ways if callable(getattr(table, way, None))), None)
-    if hasattr(table, "iloc") or hasattr(table, "to_physical"):
-        return f": {what}.to_frame() has one column"
-    return f": {what}.{known}() is one" if known else ""
+    return f"; its .{known}() gives one" if known else ""
 
 
 def _two_axes(matrix: Any, what: str) -> Any:

@@ -51,6 +51,8 @@ def kind_of_column(column: Column) -> str:
     """The kind of feature that a column is."""
     if not column.on_host:
         return "number"
+    if column.categorical:
+        return "category"
     values = column.values
     if column.codes is None:
         return {"b": "boolean", "M": "date"}.get(values.dtype.kind, "number")

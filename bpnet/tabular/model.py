@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError, ShapeError, kind_of, plural
+from bpnet.layers.categorical import CategoricalInput
 from bpnet.layout import Layout
 from bpnet.losses.likelihood import GaussianNLL
 from bpnet.metrics.base import Metric
 from bpnet.options import whole
+from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.schema import Schema
@@ -69,6 +72,9 @@ class TableModel:
         expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
         if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
             raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        codes = list(parts_of(layout.network, CategoricalInput))
+        if len(codes) == 1 and codes[0].entries != self.schema.entries:
+            raise ShapeError(f"the network has {codes[0].entries} codes; the schema {self.schema.entries}")
         outputs = self.target.outputs(self.trainer.loss)
         if layout.out_shape[-1:] != (outputs,):
             raise ShapeError(f"the network has outputs of {layout.out_shape}; the target needs {outputs} of them")
@@ -175,7 +181,8 @@ class TableModel:
         frame = Frame.of(table)
         x = self.inputs(frame)
         y = self.target.encode(self.answers(frame, y), self.trainer.loss, like=self.trainer.theta)
-        return self.trainer.evaluate(x, y, sample_weight=sample_weight, batch_size=batch_size, metrics=metrics)
+        with self._named(frame, x, 0):
+            return self.trainer.evaluate(x, y, sample_weight=sample_weight, batch_size=batch_size, metrics=metrics)
 
     def answers(self, table: Any, y: Any = None) -> Any:
         """y, or the name of a column of the table, or None for those that are called as the target."""
@@ -200,7 +207,32 @@ class TableModel:
             raise DataError(f"{frame.what} has no rows")
         encoder = self.schema.encoder(frame)
         for start in range(0, frame.rows, size):
-            yield self.trainer.predict(self._placed(encoder(slice(start, start + size))))
+            x = self._placed(encoder(slice(start, start + size)))
+            with self._named(frame, x, start):
+                found = self.trainer.predict(x)
+            yield found
+
+    @contextmanager
+    def _named(self, frame: Frame, x: Any, start: int) -> Iterator[None]:
+        """While the rows x, from `start` on, are computed with: errors name the column that has no numbers there."""
+        try:
+            yield
+        except DataError:
+            x = x["numbers"] if isinstance(x, dict) else x
+            host = backend_of(x).to_host(x)
+            wrong = np.isinf(host)
+            wrong = wrong if wrong.any() else np.isnan(host)
+            if not self.schema.numbers or not wrong.any():
+                raise
+            row, column = np.argwhere(wrong)[0].tolist()
+            what = "is infinite" if np.isinf(host[row, column]) else "is missing"
+            takes = (
+                "finite numbers" if what == "is infinite" else "no missing ones (a network that does has NumericInput)"
+            )
+            name = self.schema.places(frame)[self.schema.owners[column]]
+            raise DataError(
+                f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
+            ) from None
 
     def _placed(self, x: Any) -> Any:
         """Numbers of the parameters' type; what was made on the host, where they lie."""

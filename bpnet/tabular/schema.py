@@ -1,5 +1,6 @@
 """What the columns of a table are, and how they become the numbers and codes that a network takes."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,9 +10,9 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, FileFormatError, ShapeError
-from bpnet.options import choice, finite, positive, whole
+from bpnet.options import choice, finite, flag, positive, whole
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import PARTS, names_of, zone_of
+from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.inference import MOST_CATEGORIES, infer
@@ -34,7 +35,7 @@ class Feature:
     parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and
         cosine
     zone : of a date: the time zone whose clocks it is read on, where the column has one
-    format : of a date that is text: how it is written, "iso" or as `datetime.strptime` has it
+    format : of a date that is text: how it is written, "iso" or one of `dates.FORMATS`
     """
 
     name: str
@@ -85,6 +86,8 @@ class Feature:
             raise FileFormatError(f"the column {made.name!r} of the table has parts of a date that are none")
         if made.kind != "category" and made.values:
             raise FileFormatError(f"the column {made.name!r} of the table has values, but is no category")
+        if made.format not in (None, "iso", *FORMATS):
+            raise FileFormatError(f"the column {made.name!r} of the table has a format of dates that is not known")
         if made.zone is not None:
             zone_of(made.zone)
         return made
@@ -162,6 +165,11 @@ class Schema:
     def numbers(self) -> tuple[str, ...]:
         """What the columns of numbers are called that `encode` gives: "age", "born.year", ..."""
         return tuple(name for feature in self.features for name in feature.numbers)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Of each of these the place of the column in `features`."""
+        return tuple(i for i, feature in enumerate(self.features) for _ in feature.numbers)
 
     @cached_property
     def categories(self) -> tuple[Feature, ...]:
@@ -260,7 +268,13 @@ class Schema:
         if floats and matrix.dtype not in (backend.xp.float32, backend.xp.float64):
             floats = False
         dtype = getattr(backend.xp, self.dtype)
-        return lambda part: matrix[part, ...] if floats else backend.xp.astype(matrix[part, ...], dtype)
+
+        def rows(part: slice) -> Any:
+            start, stop, _ = part.indices(frame.rows)
+            some = matrix if stop - start == frame.rows else matrix[start:stop, ...]
+            return some if floats else backend.xp.astype(some, dtype)
+
+        return rows
 
     def _on_device(self, numbers: list[Any], codes: list[Any], part: slice, like: Column) -> Any:
         """Put together where arrays of a device lie."""
@@ -291,15 +305,14 @@ class Schema:
             raise FileFormatError("the table has no columns")
         made = cls(
             tuple(map(Feature.restore, plain["features"])),
-            bool(plain["named"]),
+            flag("named", plain["named"]),
             whole("width", plain["width"], 0),
             choice("dtype", plain["dtype"], ("float32", "float64")),
         )
         if len(set(made.names)) < len(made.names):
             raise FileFormatError("two columns of the table have the same name")
-        if not made.named and any(
-            name not in {f"x{i}" for i in range(min(made.width, 1 << 24))} for name in made.names
-        ):
+        places = [int(name[1:]) if re.fullmatch("x(0|[1-9][0-9]{0,8})", name) else made.width for name in made.names]
+        if not made.named and max(places) >= made.width:
             raise FileFormatError("the columns of a table without names are called otherwise")
         return made
 

@@ -257,6 +257,8 @@ class Target:
         made = cls(
             choice("kind", plain["kind"], KINDS), tuple(names), tuple(classes), whole("columns", plain["columns"], 0)
         )
+        if made.kind == "class" and made.columns:
+            raise FileFormatError("the target of the table is a class of several columns")
         if (made.kind == "class") != (len(set(classes)) == len(classes) >= 2) or list(classes) != sorted(classes):
             raise FileFormatError("the target of the table has classes that are not sorted, or not different")
         return made
@@ -264,12 +266,12 @@ class Target:
 
 def plain_loss(loss: Loss) -> Loss:
     """The loss of one member, where `loss` is of several."""
-    return loss.loss if isinstance(loss, Members) else loss
+    return (getattr(loss, "inner", None) or loss.loss) if isinstance(loss, Members) else loss
 
 
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
     """The loss of one member, and of the members' outputs the one (rows, units) that says what they say on average."""
-    return (loss.loss, loss.pooled(backend, outputs)) if isinstance(loss, Members) else (loss, outputs)
+    return plain_loss(loss), loss.pooled(backend, outputs) if isinstance(loss, Members) else outputs
 
 
 def _has_margins(loss: Loss) -> bool:
