@@ -119,7 +119,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _pooled(self, outputs: Array) -> tuple[Array, Loss]:
         """Outputs and loss of an ensemble as those of one network."""
         loss: Any = self._trainer.loss
-        return loss.pooled(backend_of(outputs), outputs) if outputs.ndim == 3 else (outputs, loss)
+        return (loss.pooled(backend_of(outputs), outputs), loss.inner) if outputs.ndim == 3 else (outputs, loss)
 
     def _loss(self) -> Loss:
         """The loss of one network; sets `n_outputs_` and `out_activation_`."""
@@ -245,8 +245,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         rows = x.shape[0]
         batch = rows if self.solver == "lbfgs" else self._batch_size(rows)
         work = self.max_iter * math.ceil(rows / batch) * (6.0 * size * batch + WORK_OF_A_CALL)
-        pays = isinstance(x, np.ndarray) and self.device is None and work >= COMPILED and can_compile()
-        return True if pays else "auto"
+        pays = work >= COMPILED or self.preset is not None
+        return True if pays and isinstance(x, np.ndarray) and self.device is None and can_compile() else "auto"
 
     def _batch_size(self, rows: int) -> int:
         size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
@@ -380,26 +380,27 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    def _outputs(self, X: Any, method: str) -> Array:
-        """What the network gives for rows of X: logits, or numbers before the link; `method` is who asks."""
-        check_is_fitted(self)
-        trainer = self._trainer
-        plain = type(X) is np.ndarray is type(trainer.theta) and X.dtype == trainer.theta.dtype and not self._inside
-        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:
-            if not hasattr(self, "feature_names_in_"):
-                try:
-                    return trainer.predict(X)
-                except (DataError, DivergedError):
-                    pass
-        return self._outputs_of(self._inputs(X, method))
-
     def _inputs(self, X: Any, method: str) -> Any:
-        """Rows of X as the network takes them."""
+        """What the network takes for rows of X; `method` is who asks."""
         check_is_fitted(self)
         if self._inside:
             return X
-        check_place(self, X, self._trainer.theta, method)
-        return self._typed(validated(self, X, reset=False), self._trainer.theta)
+        like = self._trainer.theta
+        check_place(self, X, like, method)
+        return self._typed(validated(self, X, reset=False), like)
+
+    def _outputs(self, X: Any, method: str) -> Array:
+        """What the network gives for rows of X: logits, or numbers before the link."""
+        check_is_fitted(self)
+        theta = self._trainer.theta
+        plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
+        plain = plain and not hasattr(self, "feature_names_in_")
+        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
+            try:
+                return self._trainer.predict(X)
+            except (DataError, DivergedError):
+                pass
+        return self._outputs_of(self._inputs(X, method))
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""

@@ -1,5 +1,7 @@
 """What a fitted estimator has besides predictions: coefficients, and a model that can be saved and loaded."""
 
+import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -8,6 +10,24 @@ from bpnet.backends import Array
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.estimators import making
 from bpnet.trainer import Trainer
+
+KEPT: Mapping[str, Any] = {
+    "n_iter_": 0,
+    "t_": 0,
+    "loss_": math.nan,
+    "loss_curve_": [],
+    "best_loss_": math.inf,
+    "validation_scores_": None,
+    "validation_loss_curve_": None,
+    "best_validation_score_": None,
+    "_no_improvement_count": 0,
+}
+"""What a file keeps of a fit besides the network, and what is taken for it where there is none."""
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    return value is None or all(map(math.isfinite, value if isinstance(value, list) else [value]))
 
 
 class Arrays(list[Any]):
@@ -107,7 +127,9 @@ class Fitted:
         }
         if isinstance(est.hidden_layer_sizes, list | tuple):
             plain["hidden_layer_sizes"] = making.hidden_sizes(est)
-        settings = {"estimator": type(self).__name__, "parameters": plain}
+        known = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
+        fitted = {name: value for name, value in known.items() if _is_finite(value)}
+        settings = {"estimator": type(self).__name__, "parameters": plain, "fitted": fitted}
         return TableModel(schema, est._target(), self._trainer, settings)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
@@ -131,6 +153,8 @@ class Fitted:
         if not settings:
             made.set_params(network=model.trainer.network, loss=model.trainer.loss, solver=model.trainer.optimizer)
         made._restore(model)
+        vars(made).update({name: settings.get("fitted", {}).get(name, copy.copy(none)) for name, none in KEPT.items()})
+        made.n_layers_ = len(making.dense_slots(model.trainer.layout)) + 1
         made._trainer, made._plain, made._best = model.trainer, bool(settings) and made.network is None, None
         made._schema = None if model.schema.plain else model.schema
         made.n_features_in_ = model.n_features_in_

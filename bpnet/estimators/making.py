@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,6 +98,7 @@ def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     from bpnet.layers.standardize import Standardize
     from bpnet.tabular.networks import strong
 
+    task: Literal["classification", "regression"]
     options: dict[str, Any] = {"members": estimator.ensemble, "epochs": estimator.max_iter}
     if is_classifier(estimator):
         task, own = "classification", None if loss.labels and estimator.loss == "log_loss" else loss
