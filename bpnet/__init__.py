@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.callbacks.norms import Norms
     from bpnet.callbacks.progress import Progress
     from bpnet.checking import BackendReport, check_backend
+    from bpnet.estimators.classifier import MLPClassifier
+    from bpnet.estimators.regressor import MLPRegressor
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import Activation
@@ -111,15 +113,16 @@ __all__ = [
     "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
     "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
     "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
-    "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish", "ModelCheckpoint", "Muon", "NAdam",
-    "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson",
-    "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau",
-    "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Sequential", "Shared",
-    "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge",
-    "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "Tanh", "TensorBoard",
-    "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend",
-    "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv",
-    "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish",
+    "ModelCheckpoint", "Muon", "NAdam", "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel",
+    "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop",
+    "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
+    "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink",
+    "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage",
+    "Summary", "SwiGLU", "Tanh", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__",
+    "backends", "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect",
+    "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses", "testing", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 

@@ -6,14 +6,14 @@ in it, that of `evaluate` has not.  What is asked of a layer's output is a layer
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of, shown
 from bpnet.layout import Layout, Slot
-from bpnet.options import not_negative
+from bpnet.options import flag, not_negative
 from bpnet.registry import Registered, instance
 from bpnet.schedules import Schedule, or_schedule
 
@@ -25,16 +25,20 @@ class Penalty(Registered, kind="penalty"):
     `of` says which parameters they are of: a pattern of their names in the layout, as "0.*" or "*.weight"; without it,
     those to which weight decay applies: weights, but not biases and scales.  The strength may be a schedule, in whose
     place `value` and `derivative` see the number of the step.
+
+    `per_row` divides it by the number of rows in the batch, or by the sum of their weights: over an epoch the penalty
+    then counts as much as one row, whatever the size of the batches, as `alpha` does in scikit-learn.
     """
 
     strength: float | Schedule
     of: str | None = None
+    per_row: bool = field(default=False, kw_only=True)
 
     needs: ClassVar[tuple[str, ...]] = ("value", "derivative")
     schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {"strength": not_negative}
 
     def __post_init__(self) -> None:
-        self._check(strength=or_schedule(not_negative))
+        self._check(strength=or_schedule(not_negative), per_row=flag)
         if self.of is not None and not isinstance(self.of, str):
             raise OptionError(f"of is {shown(self.of)}; expected a pattern of parameter names, such as '*.weight'")
 
@@ -130,11 +134,17 @@ def with_penalties(
     value: Array,
     grad: Array,
     of_step: Callable[[Any], Any],
+    rows: Any = 1.0,
 ) -> tuple[Array, Array]:
-    """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules."""
+    """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules.
+
+    `rows` is the number of rows in the batch, or the sum of their weights.
+    """
     slopes: dict[int, Array] = {}
     for penalty in penalties:
         penalty = penalty.at(of_step)
+        if penalty.per_row:
+            penalty = penalty.at(lambda strength: strength / rows)
         for slot in penalty.slots(layout):
             w = backend.xp.reshape(theta[slot.part], slot.shape)
             value = value + penalty.value(backend, w)

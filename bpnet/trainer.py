@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -276,7 +276,7 @@ class Trainer(HasState):
         batch_size: int = 256,
         validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
-        shuffle: bool = True,
+        shuffle: bool | Callable[[int], Any] = True,
         metrics: Sequence[MetricName | Metric] = (),
         callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
@@ -290,7 +290,9 @@ class Trainer(HasState):
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
-        shuffle : another order of the rows in every epoch, drawn from the seed
+        shuffle : another order of the rows in every epoch, drawn from the seed; or a function that is given how many
+            epochs there have been and gives the numbers of as many rows as x has, in the order in which they are to
+            come, a vector of whole numbers that NumPy can take: some may come twice and others not, as in a bootstrap
         metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
         callbacks : names, such as "early_stopping", or objects, called after steps and epochs
@@ -302,7 +304,7 @@ class Trainer(HasState):
         epoch.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
-        shuffle = flag("shuffle", shuffle)
+        shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
         progress = redraws(default_stream()) if progress is None else flag("progress", progress)
         listeners = check_callbacks(callbacks)
         data, held_out = self._prepare(named(x, y, sample_weight)), None
