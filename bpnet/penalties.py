@@ -5,7 +5,7 @@ in it, that of `evaluate` has not.  What is asked of a layer's output is a layer
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
@@ -35,6 +35,8 @@ class Penalty(Registered, kind="penalty"):
     per_row: bool = field(default=False, kw_only=True)
 
     needs: ClassVar[tuple[str, ...]] = ("value", "derivative")
+    entrywise: ClassVar[bool] = False
+    """Whether it is a sum over entries, so that several parameters are as good as one vector of them all."""
     schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {"strength": not_negative}
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Penalty(Registered, kind="penalty"):
 class L1(Penalty):
     """strength sum |w|; its derivative is strength sign(w).  It drives weights to 0 (Tibshirani 1996)."""
 
+    entrywise = True
+
     def value(self, b: Backend, w: Array) -> Array:
         return self.strength * b.xp.sum(b.xp.abs(w))
 
@@ -80,6 +84,8 @@ class L1(Penalty):
 @dataclass(frozen=True)
 class L2(Penalty):
     """strength / 2 sum w**2; its derivative is strength w, which for SGD is weight decay (Krogh and Hertz 1992)."""
+
+    entrywise = True
 
     def value(self, b: Backend, w: Array) -> Array:
         return self.strength * b.xp.sum(w * w) * 0.5
@@ -140,15 +146,29 @@ def with_penalties(
 
     `rows` is the number of rows in the batch, or the sum of their weights.
     """
-    slopes: dict[int, Array] = {}
     for penalty in penalties:
-        penalty = penalty.at(of_step)
+        now, parts, end = penalty.at(of_step), [], 0
         if penalty.per_row:
-            penalty = penalty.at(lambda strength: strength / rows)
-        for slot in penalty.slots(layout):
-            w = backend.xp.reshape(theta[slot.part], slot.shape)
-            value = value + penalty.value(backend, w)
-            slope = backend.xp.reshape(penalty.derivative(backend, w), (slot.size,))
-            slopes |= {slot.offset: slopes[slot.offset] + slope if slot.offset in slopes else slope}
-    parts = [(grad[slot.part], slopes.get(slot.offset)) for slot in layout.parameters]
-    return value, backend.concat([part if slope is None else part + slope for part, slope in parts])
+            now = now.at(lambda strength: strength / rows)
+        for part, shape in _places(penalty, penalty.slots(layout)):
+            w = backend.xp.reshape(theta[part], shape)
+            value = value + now.value(backend, w)
+            slope = backend.xp.reshape(now.derivative(backend, w), (-1,))
+            parts += [grad[end : part.start], grad[part] + slope]
+            end = part.stop
+        grad = backend.concat([part for part in (*parts, grad[end:]) if part.shape[0]])
+    return value, grad
+
+
+def _places(penalty: Penalty, slots: Sequence[Slot]) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """Where in theta the arrays lie that the penalty is to be asked of, and their shapes."""
+    if not penalty.entrywise:
+        yield from ((slot.part, slot.shape) for slot in slots)
+        return
+    start = end = slots[0].offset
+    for slot in slots:
+        if slot.offset != end:
+            yield slice(start, end), (end - start,)
+            start = slot.offset
+        end = slot.part.stop
+    yield slice(start, end), (end - start,)
