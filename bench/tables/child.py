@@ -10,6 +10,7 @@ from bench.machine import clock, others
 from bench.tables.methods import METHODS, learn, warm_up
 from bench.tables.sets import Table, loss, split
 
+
 class Session:
     """One method, and the table that it was given last."""
 
