@@ -119,14 +119,17 @@ def test_ranks_and_wins_are_of_all_sets() -> None:
     about = {"rows": 214, "columns": 9, "categories": 0, "missing": 0, "classes": 6}
     rows = of_tables.overview(results, {"glass": about, "pima": about})
     cells = {row[0]: row[1:] for row in rows}
-    assert cells['bpnet, preset="strong"'][0] == "1.75"  # a first place that is shared, and a second
-    assert cells["RealMLP-TD"][0] == "1.25"
+    assert cells['bpnet, preset="strong"'][0] == "1.75 (2)"  # a first place that is shared, and a second
+    assert cells["RealMLP-TD"][0] == "1.25 (2)"
     assert cells["RealMLP-TD"][1] == "1.000 (2)"
     assert cells["RealMLP-TD"][3] == "0, 1, 1"  # glass is even, pima lost
     assert cells["scikit-learn's MLP"][3] == "2, 0, 0"
     assert cells["scikit-learn's MLP"][4:] == ["4.0 (1)", "6.0 (2)"]  # seconds beside other work are left out
     table = of_tables.by_set(results, {"glass": about, "pima": about})
     assert table[1][4] == "**10.05** ± 0.05"
+    only = a_result("tabm", "glass", 0, 0.05)  # is placed where it is, and moves nobody
+    more = {row[0]: row[1] for row in of_tables.overview([*results, only], {"glass": about, "pima": about})}
+    assert (more["TabM-D"], more["RealMLP-TD"]) == ("1.00 (1)", "1.25 (2)")
     failed = a_result("tabm", "glass", 0, 0.0) | {"failed": "no memory"}
     del failed["loss"]
     assert of_tables.failures([*results, failed]) == ["glass, tabm, seed 0: no memory"]

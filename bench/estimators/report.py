@@ -55,7 +55,7 @@ def memory(results: list[Result], case: str, name: str, what: str) -> float | No
 
 
 def score(results: list[Result], case: str, name: str) -> tuple[float, float] | None:
-    """Mean over the seeds, and its standard error."""
+    """Mean over the seeds, and its standard error, 0 where there is but one."""
     values = [r["score"] for r in of(results, case, name).values()]
     if not values:
         return None
@@ -133,7 +133,7 @@ def verdict(results: list[Result]) -> list[str]:
         if own is not None and other is not None and own > other / 2:
             told.append(f"{case}: {own:.1f} MB, wanted half of {other:.1f} at most")
         mine, theirs = (score(results, case, name) for name in (SUBJECT, "sklearn"))
-        if mine and theirs and mine[0] < theirs[0] - math.hypot(mine[1], theirs[1]):
+        if mine and theirs and mine[1] and mine[0] < theirs[0] - math.hypot(mine[1], theirs[1]):
             told.append(f"{case}: score {mine[0]:.4f}, scikit-learn's {theirs[0]:.4f} ± {theirs[1]:.4f}")
     return told
 
