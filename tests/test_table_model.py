@@ -260,6 +260,11 @@ def test_times_of_a_zone_are_what_its_clocks_show():
 
 
 def test_dates_at_prediction_may_be_text_or_dates():
+    schema = bp.Schema.of({"t": ["7:05", "12:30"], "u": ["2024-07-01T12:00:00+02:00", "2024-07-01T11:00:00Z"]})
+    instants = [dt.datetime(2024, 7, 1, hour, tzinfo=BERLIN) for hour in (12, 13)]
+    table = {"t": [dt.time(7, 5), dt.time(12, 30)], "u": instants}
+    given = {"t": ["7:05", "12:30"], "u": ["2024-07-01T12:00:00+02:00", "2024-07-01T11:00:00Z"]}
+    np.testing.assert_array_equal(schema.encode(table), schema.encode(given))
     schema = bp.Schema.of({"d": ["31.12.2023", "1.2.2024"]})
     expected = schema.encode({"d": ["31.12.2023", "1.2.2024"]})
     np.testing.assert_array_equal(schema.encode({"d": [dt.date(2023, 12, 31), dt.date(2024, 2, 1)]}), expected)
@@ -310,6 +315,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"c": [None, 1]},
         r"column 'c' of the table has 1\.0 in row 1; the model takes text such as 'u'",
     ),
+    "booleans for text": ({"c": ["u", True]}, r"has True in row 1; the model takes text such as 'u' there"),
     "lists": ({"c": ["u", ["v"]]}, r"column 'c' of the table holds list in row 1: \['v'\]; expected one number"),
     "complex numbers": ({"n": np.array([1j, 2])}, "column 'n' of the table holds complex128 values"),
     "a single value": ({"n": "12"}, "column 'n' of the table"),
@@ -697,6 +703,8 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     *[(("schema", "features", 0, key), value) for key in ("name", "kind", "values") for value in (..., None, 3, [[]])],
     (("schema", "features", 0, "values"), ["a", "a"]),
     (("schema", "features", 0, "values"), ["a", {"layer": "Dense"}]),
+    (("schema", "features", 0, "values"), ["a", 1]),
+    (("schema", "features", 0, "values"), [1, 10**400]),
     (("schema", "features", 0, "values"), ["a", "b", "c", None]),
     (("schema", "features", 0, "kind"), "number"),
     (("schema", "features", 0, "name"), "n"),

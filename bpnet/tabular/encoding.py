@@ -161,16 +161,13 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
             return _number_codes(known, column.values)
     place = {value: FIRST + i for i, value in enumerate(known)}
     table = np.full(len(column.values) + 1, MISSING, dtype=np.int32)
-    numeric = textual and not any(as_number(value) is not None for value in known)
+    numeric = textual and any(as_number(value) is not None for value in known)
     for i, value in enumerate(column.values.tolist()):
-        if textual:
-            if numeric and isinstance(value, int | float) and not isinstance(value, bool):
-                raise _refused(column, _first(column, i), what, f"text such as {known[0]!r}")
-            key: Any = as_text(value)
-        else:
-            key = as_number(value) if isinstance(value, str) else value
-            if known and key is None:
-                raise _refused(column, _first(column, i), what, f"values such as {known[0]!r}")
+        key: Any = as_text(value) if textual else as_number(value) if isinstance(value, str) else value
+        strange = textual and isinstance(value, int | float) and not (numeric or key in place)
+        if strange or (known and key is None):
+            expected = f"text such as {known[0]!r}" if textual else f"values such as {known[0]!r}"
+            raise _refused(column, _first(column, i), what, expected)
         table[i] = place.get(key, UNSEEN)
     return lambda rows: table[codes[rows]]
 
