@@ -174,7 +174,10 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
     if isinstance(table, Mapping):
         return list(table.keys()), list(table.values())
     if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
-        return list(table.columns), [table.iloc[:, i] for i in range(len(table.columns))]
+        dtypes = set(table.dtypes)
+        if len(dtypes) == 1 and isinstance(dtype := dtypes.pop(), np.dtype) and dtype.kind in "fiub":
+            return list(table.columns), list(table.to_numpy().T)
+        return list(table.columns), [column for _, column in table.items()]
     if hasattr(table, "get_columns") and hasattr(table, "columns"):  # polars
         return list(table.columns), list(table.get_columns())
     if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
