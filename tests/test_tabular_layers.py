@@ -17,7 +17,7 @@ KNOTS = ((0.0, 1.0, 3.0), (5.0,), (-1.0, 0.0, 0.0, 0.0, 2.0), (0.0, 0.0, 1.0, 4.
 """Of four columns: simple, constant, and with knots that are equal, within and at both ends."""
 ROBUST = bp.NumericInput((0.5, 1.0, 2.0, 0.0), (1.0, 2.0, 0.0, 3.0), clip=3.0, missing=(0, 3))
 QUANTILES = bp.NumericInput(quantiles=KNOTS, clip=2.0, missing=(1, 2))
-CODES = bp.CategoricalInput((5, 4, 7, 4, 5), (3, 0, 2, 0, 3))
+CODES = bp.CategoricalInput((5, 4, 7, 4, 5), (3, 0, 2, 3, 3))
 NET = bp.Sequential(
     bp.TabularInput(bp.Sequential(ROBUST, bp.Dense(5, "tanh")), CODES),
     bp.Dense(4, "tanh"),
@@ -189,24 +189,30 @@ def test_fitting_takes_what_fit_takes() -> None:
 # ---- categories -----------------------------------------------------------------------------------------------------
 
 
-def test_categories_as_the_formulas_say(backend: Any, uncompiled: Any) -> None:
-    """Rows of tables and places, in the order of the widths; codes that are none count as unseen; sums of gradients."""
-    rng, layer = np.random.default_rng(0), CODES
-    p = {"width_3": rng.standard_normal((10, 3)), "width_2": rng.standard_normal((7, 2))}
-    kept = start(layer, (5,), backend)
-    given = {name: backend.array(p[name]) if name in p else value for name, value in kept.items()}
-    x, dy = rng.integers(-2, 9, (30, 5)), rng.standard_normal((30, 12))
-    y, wide, narrow = both(backend, layer, given, backend.array(x), backend.array(dy))
+@pytest.mark.parametrize("width", [(3, 0, 2, 0, 3), (3, 0, 3, 3, 0)])
+def test_categories_as_the_formulas_say(backend: Any, width: tuple[int, ...], uncompiled: Any) -> None:
+    """Rows of tables and places, side by side by width; codes that are none count as unseen; sums of gradients."""
+    rng, layer = np.random.default_rng(0), bp.CategoricalInput((5, 4, 7, 4, 5), width)
+    p = start(layer, (5,), backend)
+    tables = {name: rng.standard_normal(a.shape) for name, a in p.items() if "width" in name}
+    x, dy = rng.integers(-2, 9, (30, 5)), rng.standard_normal((30, *layer.out_shape((5,))))
+    p |= {name: backend.array(table) for name, table in tables.items()}
+    y, *grads = both(backend, layer, p, backend.array(x), backend.array(dy))
     code = np.where((x >= 0) & (x < np.array(layer.entries)), x, 1)
-    ones = np.eye(4)[code[:, [1, 3]]][..., 2:].reshape(30, 4)
-    first, last = p["width_3"][code[:, 0]], p["width_3"][5 + code[:, 4]]
-    backend.close(y, np.concatenate([first, last, ones, p["width_2"][code[:, 2]]], axis=1))
-    sums = np.zeros((10, 3)), np.zeros((7, 2))
-    np.add.at(sums[0], code[:, 0], dy[:, :3])
-    np.add.at(sums[0], 5 + code[:, 4], dy[:, 3:6])
-    np.add.at(sums[1], code[:, 2], dy[:, 10:])
-    backend.close(wide, sums[0])
-    backend.close(narrow, sums[1])
+    kinds = [w or -(n - 2) for w, n in zip(width, layer.entries, strict=True)]
+    made, sums, at = [], {name: np.zeros_like(table) for name, table in tables.items()}, 0
+    for kind in dict.fromkeys(kinds):
+        first = 0
+        for j in [j for j in range(5) if kinds[j] == kind]:
+            if kind > 0:
+                made.append(tables[f"width_{kind}"][first + code[:, j]])
+                np.add.at(sums[f"width_{kind}"], first + code[:, j], dy[:, at : at + kind])
+            else:
+                made.append(np.eye(layer.entries[j])[code[:, j]][:, 2:])
+            first, at = first + layer.entries[j], at + abs(kind)
+    backend.close(y, np.concatenate(made, axis=1))
+    for grad, expected in zip(grads, sums.values(), strict=True):
+        backend.close(grad, expected)
     assert not uncompiled()
 
 
@@ -236,13 +242,13 @@ def test_codes_of_any_type_of_whole_numbers(kind: str, library: Callable[[str], 
 
 def test_columns_of_a_width_are_looked_up_together() -> None:
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
-    layer = bp.CategoricalInput((9, 5, 30) * 20, (4, 0, 8) * 20)
-    trainer = bp.Trainer(bp.Sequential(layer, bp.Dense(2)), "mse", compile=True)
-    text = trainer.explain(np.ones((8, 60), "int32"), np.ones((8, 2), "float32"))
-    text = text[: text.index("result 0")]
-    assert text.count("row scatter-add") == 2
-    assert text.count("row gather") == 3  # one of them brings columns of a width side by side
-    assert sum(line.startswith("  ") for line in text.splitlines()) < 40
+    for width, gathers in (((4, 0, 8, 0), 2), ((4, 0, 8, 8), 3)):  # one brings columns of a width side by side
+        layer = bp.CategoricalInput((9, 5, 30, 5) * 25, width * 25)
+        trainer = bp.Trainer(bp.Sequential(layer, bp.Dense(2)), "mse", compile=True)
+        text = trainer.explain(np.ones((8, 100), "int32"), np.ones((8, 2), "float32"))
+        text = text[: text.index("result 0")]
+        assert (text.count("row scatter-add"), text.count("row gather")) == (2, gathers)
+        assert sum(line.startswith("  ") for line in text.splitlines()) < 30
 
 
 # ---- both, in a network ---------------------------------------------------------------------------------------------
@@ -314,7 +320,7 @@ def test_what_goes_through_it_is_seen() -> None:
     assert found["0.categories"].x is x["categories"]
     assert all(np.isfinite(size) for one in found.layers for size in one.norms.values())
     shapes = {one.path: one.out_shape for one in NET.summary(x).layers}
-    assert (shapes["0.numbers.0"], shapes["0.categories"], shapes["0"]) == ((6,), (12,), (17,))
+    assert (shapes["0.numbers.0"], shapes["0.categories"], shapes["0"]) == ((6,), (13,), (18,))
 
 
 def test_from_the_host_to_a_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
