@@ -187,7 +187,7 @@ def read_columns(source: Source, request: Request) -> Dataset:
     if not features:
         without = f"{source.name} has no column beside the target {target!r} to learn from"
         raise DataError("; ".join([without, *remarks]))
-    y = None
+    y = numbers = None
     if target is not None:
         y = frame.coded(target)
         if (gaps := y.missing()).any():
@@ -196,8 +196,9 @@ def read_columns(source: Source, request: Request) -> Dataset:
                 raise DataError(f"the target {target!r} of {source.name} has no values: all are missing")
             remarks.append(f"{rows} of {source.name} have no {target!r}, first row {first:,}: left out")
             kept = np.flatnonzero(~gaps)
-            y, frame = y.take(kept), frame.take(kept)
+            y, frame, numbers = y.take(kept), frame.take(kept), kept + 1
     for remark in remarks:
         warn(remark)
     titles = {name: columns.title(name) for name in features}
-    return Dataset(source.name, source.fingerprint(), frame.select(features), y, target, frame.select(keys), titles)
+    known = source.fingerprint()
+    return Dataset(source.name, known, frame.select(features), y, target, frame.select(keys), titles, numbers)

@@ -17,8 +17,9 @@ from bpnet.tabular.frames import Frame
 class Dataset:
     """Rows to train on, to evaluate or to predict: a frame of features, and the target as it came.
 
-    Rows without a target are left out; `keys` are columns to be given back beside predictions, and `titles` what
-    messages call the features.
+    Rows without a target are left out, and `numbers` are those of the rows that are left, the first of all being row 1
+    (None: all are there); `keys` are columns to be given back beside predictions, and `titles` what messages call the
+    features.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Dataset:
     target: str | None = None
     keys: Frame | None = None
     titles: Mapping[str, str] = field(default_factory=dict)
+    numbers: Array | None = None
 
 
 @dataclass(frozen=True)

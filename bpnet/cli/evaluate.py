@@ -4,10 +4,12 @@ import time
 from typing import Annotated
 
 import numpy as np
+import typer
 
 from bpnet.cli import terminal
 from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
+from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of, write
 from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, option
 from bpnet.errors import plural
 from bpnet.metrics.base import check_metrics
@@ -28,13 +30,18 @@ def evaluate(
     encoding: Encoding = "utf-8",
     missing: Missing = None,
     backend: Backend = "numpy",
+    report: ReportTo = None,
     as_json: AsJSON = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="One line, no confusion, residuals, importance.")
+    ] = False,
 ) -> None:
-    """Loss and accuracy of MODEL on DATA.
+    """How well MODEL does on DATA: confusion or residuals, calibration, what counts.
 
     On the data it was trained with, only the rows that were held out are used;
     on any other, all rows.
     """
+    check_report(report, MODEL=model, DATA=data)
     found, metrics = load(model, backend), list(metric or ())
     check_metrics(metrics, found.trainer.loss, found.trainer.layout.out_shape)
     dataset = read_for(found, data, text_options(sep, encoding, missing), target=target)
@@ -60,5 +67,12 @@ def evaluate(
     result: JSON = evaluate_rows(found, x, answers, metrics)
     result |= {"seconds": time.perf_counter() - began, **location(found.trainer), "data": data}
     result |= {"rows": frame.rows, "held_out": held_out is not None}
-    which = "all that the data has" if held_out is None else "held out from training"
-    terminal.report(result, as_json, f"{scores(result, metrics)} on {plural(frame.rows, 'row')}, {which}")
+    which = ", all that the data has" if held_out is None else ", held out from training"
+    lines = [f"{scores(result, metrics)} on {plural(frame.rows, 'row')}{which}"]
+    if report is not None or not (quiet or as_json):
+        figures = figures_of(found, dataset, held_out, which)
+        lines = [*(lines_of(figures) if not quiet else []), *lines]
+        if report is not None:
+            lines.append(write(figures, report))
+            result |= {"report": str(report), "figures": figures.to_dict()}
+    terminal.report(result, as_json, *lines)

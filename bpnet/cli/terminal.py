@@ -66,6 +66,12 @@ def report(result: JSON, as_json: bool, *lines: str) -> None:
         show(*lines)
 
 
+def note(line: str) -> None:
+    """A line on stderr about the course of the work; that nobody may be there to read it is no reason to fail."""
+    with suppress(OSError):
+        typer.echo(printable(line), err=True)
+
+
 def warn(message: str) -> None:
     """One line on stderr; that nobody may be there to read it is no reason to fail."""
     with suppress(OSError):
@@ -83,12 +89,12 @@ def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def load_extra(module: str, what: str, package: str) -> Any:
-    """A module, for which `what` needs a package of the extra `cli`; raises MissingExtraError."""
+def load_extra(module: str, what: str, package: str, extra: str = "cli") -> Any:
+    """A module, for which `what` needs a package of an extra; raises MissingExtraError."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(what, package, "cli") from error
+        raise MissingExtraError(what, package, extra) from error
 
 
 def check_output(option: str, path: Path, **inputs: str | Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,6 +23,8 @@ from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import Encoding, Missing, Sep, text_options
 from bpnet.cli.progress import Interrupt, Report
+from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of
+from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
 from bpnet.tabular.folds import each_fold
@@ -42,6 +45,7 @@ METRICS = "f1, balanced_accuracy, precision, recall, roc_auc, log_loss, brier, m
 
 
 def train(
+    context: typer.Context,
     data: Data,
     target: Annotated[
         str | None, option("COLUMN", "The column to be learnt.", "--target", "-t", rich_help_panel=COLUMNS)
@@ -92,6 +96,12 @@ def train(
     folds: Annotated[
         int | None, option("K", "Cross-validate in K parts, then train on all.", min=2, rich_help_panel=TRAINING)
     ] = None,
+    search: Annotated[
+        int | None,
+        option(
+            "N", "Try N choices of network and training, by Optuna; keep the best.", min=1, rich_help_panel=TRAINING
+        ),
+    ] = None,
     seed: Annotated[
         int, option("N", "Of start values, order, dropout, held-out rows.", min=0, rich_help_panel=TRAINING)
     ] = 0,
@@ -117,8 +127,11 @@ def train(
     plot: Annotated[
         Path | None, option("FILE", "Draw the learning curves: .png, .pdf, .svg.", rich_help_panel=OUTPUT)
     ] = None,
+    report: ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line an epoch.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the result: no progress, no confusion, residuals, importance.")
+    ] = False,
 ) -> None:
     """Train a network on DATA and write it to a file.
 
@@ -160,7 +173,10 @@ def train(
         raise OptionError(
             f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
         )
+    if search:
+        check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
     terminal.check_output("--output", output, DATA=data)
+    check_report(report, DATA=data, **{"--output": output})
     if plot is not None:
         curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
         curves.check_format(plot)
@@ -182,11 +198,17 @@ def train(
         with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
-        trainer = training.model.trainer
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
             terminal.warn(text)
         if not (quiet or as_json):
-            announce(dataset, training)
+            announce(dataset, training, search)
+        found = None
+        if search:
+            make = partial(prepare, table, goal)
+            found = find_options(make, options, search, context, interrupt, shows)
+            assert found.best is not None
+            training = found.best
+        trainer = training.model.trainer
         callbacks: list[Any] = [interrupt]
         if shows:
             callbacks.insert(0, Report(balanced=class_weight is not None))
@@ -195,7 +217,7 @@ def train(
             callbacks.append(Checkpoints(training, str(checkpoint)))
             if resumed and not (quiet or as_json):
                 terminal.show(f"going on after epoch {before}" if before else f"nothing to resume in {checkpoint}")
-        problems = fit(training, interrupt, callbacks)
+        problems = fit(training, interrupt, callbacks) if found is None else []
         seconds = time.perf_counter() - began
         result: JSON = {
             **judge(training, metric or (), problems),
@@ -209,17 +231,18 @@ def train(
             "epochs": len(trainer.history),
             "best_epoch": training.best_epoch,
             "steps": trainer.step_count,
-            "interrupted": interrupt.number > 0 and len(trainer.history) < training.size.epochs,
+            "interrupted": interrupt.number > 0 and (bool(search) or len(trainer.history) < training.size.epochs),
             "diverged": any(isinstance(problem, DivergedError) for problem in problems),
             "parameters": trainer.layout.size,
             "loss_function": repr(trainer.loss),
-            "optimizer": repr(options.rule(training.size.epochs)),
+            "optimizer": repr(training.options.rule(training.size.epochs)),
             "hidden": list(training.size.hidden),
             "dropout": training.size.dropout,
             "batch_size": batch_size or training.size.batch_size,
             "seed": seed,
             "bpnet": bp.__version__,
             **({"folds": rates} if folds else {}),
+            **({} if found is None else {"search": found.describe()}),
         }
         outcome = save(training, output, dataset.fingerprint, result)
         if plot is not None and len(trainer.history):
@@ -228,8 +251,18 @@ def train(
                 result["plot"] = str(plot)
             except Exception as error:  # Matplotlib writes many formats, by other programs too
                 problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+        shown: list[str] = []
+        if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
+            none = not len(training.held_out)
+            which = " that it was trained on, as none were held out" if none else " held out from training"
+            rows = training.held_out if len(training.held_out) else None
+            figures = figures_of(training.model, dataset, rows, which)
+            shown = [] if quiet else lines_of(figures)
+            if report is not None:
+                figures.html(report)
+                result |= {"report": str(report), "figures": figures.to_dict()}
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
-            lines = in_words(result, interrupt.number, metric or ())
+            lines = [*shown, *in_words(result, interrupt.number, metric or ())]
             terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
@@ -318,16 +351,17 @@ def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
     return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1))
 
 
-def announce(dataset: Dataset, training: TableTraining) -> None:
-    """What is to be trained on what, in a line."""
+def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
+    """What is to be trained on what, in a line; of so many trials each has a network of its own."""
     model, trainer = training.model, training.model.trainer
     where, target = location(trainer), model.target
     kinds = {"class": plural(len(target.classes), "class"), "multilabel": plural(target.columns, "label")}
     subject = kinds.get(target.kind, f"{dataset.target or 'y'} is a number")
     wide = f", in float64 because of {training.wide}" if training.wide else ""
+    size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
     terminal.show(
         f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
-        f"{subject}; {plural(trainer.layout.size, 'parameter')}; {where['backend']} on {where['device']}{wide}"
+        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}"
     )
 
 
@@ -392,7 +426,11 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
     lines.append(f"{scores(result, metrics)} on {rows} {which}; {result['seconds']:.1f} s of training")
     if result["best_epoch"] is not None and result["best_epoch"] < result["epochs"]:
         lines.append(f"epoch {result['best_epoch']} of {result['epochs']} was the best and is kept")
+    if tried := result.get("search"):
+        lines += best_of(tried)
     lines.append(f"model: {result['output']}")
     if "plot" in result:
         lines.append(f"learning curves: {result['plot']}")
+    if "report" in result:
+        lines.append(f"report: {result['report']}")
     return lines

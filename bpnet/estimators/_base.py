@@ -89,6 +89,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         "device": [str, None],
         "dtype": [StrOptions({"float32", "float64"}), None],
         "n_jobs": [Integral, None],
+        "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
     }
     _checks: dict[str, Any] = {}
     _inside = False
@@ -98,6 +99,10 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         for name, value in options.items():
             if name not in ("self", "__class__"):
                 setattr(self, name, value)
+
+    def _forget_calibration(self) -> None:
+        """The network is another one from now on."""
+        vars(self).pop("calibration_scores_", None)
 
     # ---- what a subclass has ------------------------------------------------------------------------------------
 
@@ -137,6 +142,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool, validation_data: Any = None) -> Self:
         self._validate_params()
+        self._forget_calibration()
         making.hidden_sizes(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -386,9 +392,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
-        plain = (
-            type(X) is np.ndarray and X.dtype == self._trainer.theta.dtype and not hasattr(self, "feature_names_in_")
-        )
+        theta = self._trainer.theta
+        plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
+        plain = plain and not hasattr(self, "feature_names_in_")
         if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
                 return self._trainer.predict(X)

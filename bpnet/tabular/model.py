@@ -18,7 +18,7 @@ from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.schema import Schema
+from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
@@ -274,12 +274,14 @@ class TableModel:
         write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
 
     def summary(self) -> str:
-        """The columns and what they are, the target, and the network."""
+        """The columns and how they are read, what is learnt, and the network."""
+        columns = [(feature.name, feature.kind, feature.details) for feature in self.schema.features]
+        widths = [max(len(row[i]) for row in columns) for i in range(2)]
         lines = [repr(self)]
-        for feature in self.schema.features:
-            more = f" of {len(feature.values)} values" if feature.kind == "category" else ""
-            lines.append(f"  {feature.name}: {feature.kind}{more}")
-        return Text("\n".join(lines))
+        if self.target.classes:
+            lines.append(f"classes: {some(self.target.classes)}")
+        lines += [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {more}".rstrip() for name, kind, more in columns]
+        return Text("\n".join([*lines, repr(self.trainer.network), f"loss: {self.trainer.loss}"]))
 
 
 def restored(table: Any, trainer: Trainer) -> TableModel:
