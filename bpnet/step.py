@@ -16,8 +16,8 @@ from bpnet.backends.interrupts import current
 from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
-from bpnet.layer import Input, Params, Run, accepting, row_count
-from bpnet.layout import Layout
+from bpnet.layer import Input, Params, Run, row_count
+from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
 from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics
@@ -33,11 +33,22 @@ Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the number of steps that made them, at one moment."""
 
 
-def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, like: Array, threads: int | None) -> Carry:
-    """What the first step goes on from, drawn from `seed`, of the library, device and type of `like`."""
+def start(
+    layout: Layout,
+    optimizer: Optimizer,
+    seed: int,
+    backend: Backend,
+    like: Array,
+    threads: int | None,
+    starts: tuple[Any, Any] | None = None,
+) -> Carry:
+    """What the first step goes on from, of the library, device and type of `like`.
+
+    `starts` are parameters and buffers, vectors of NumPy; they are drawn from `seed` where it is None.
+    """
     device = backend.device(like)
     try:
-        starts = layout.start(seed)
+        starts = layout.start(seed) if starts is None else starts
         theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
         with backend.session(threads, device):
             return theta, buffers, optimizer.init(backend, layout, theta)
