@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.callbacks.norms import Norms
     from bpnet.callbacks.progress import Progress
     from bpnet.checking import BackendReport, check_backend
+    from bpnet.estimators.classifier import MLPClassifier
+    from bpnet.estimators.regressor import MLPRegressor
     from bpnet.inspection import Inspection, Summary, inspect
     from bpnet.layer import Composite, Layer, Leaf, Rng, Run
     from bpnet.layers.activation import Activation
@@ -105,6 +107,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.tabular.model import TableModel
     from bpnet.tabular.schema import Schema
     from bpnet.tabular.target import Target
+    from bpnet.tabular.training import train_table
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -121,17 +124,18 @@ __all__ = [
     "Flatten", "Focal", "Gamma", "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport",
     "GroupNorm", "Grouped", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber",
     "Identity", "Inputs", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
-    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLflow", "MeanAbsoluteError",
-    "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish", "ModelCheckpoint", "Muon", "NAdam", "Norms",
-    "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel", "Parametric",
-    "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU",
-    "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
-    "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus",
-    "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay",
-    "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh", "Target", "TensorBoard", "Trainer",
-    "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends", "check_backend", "check_gradients",
-    "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load", "lsuv", "metrics", "minimize",
-    "reference", "report", "row_losses", "testing", "typing", "value_and_grad",
+    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor",
+    "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
+    "ModelCheckpoint", "Muon", "NAdam", "Norms", "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer",
+    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
+    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid",
+    "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU",
+    "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
+    "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
+    "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
+    "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "testing", "train_table", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def loss_and_gradient(
     A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
     """
     xp, network = backend.xp, layout.network
-    step, values = number, {}
+    step, values, rows_total = number, {}, 1.0
     if schedules:
         step, *own = number
         values = dict(zip(schedules, own, strict=True))
@@ -75,7 +75,7 @@ def loss_and_gradient(
             total = xp.sum(weight if rows is None else xp.take(weight, rows))
             least = float(xp.finfo(theta.dtype).smallest_normal)
             total = xp.maximum(total, least)  # rows of no weight: no loss, not NaN
-        total = loss.total(total)
+        rows_total, total = total, loss.total(total)
         couples = network.couples_rows or network.updates_buffers
         parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
         if micro_batch is not None and not couples and max(stop - start for start, stop in parts) > micro_batch:
@@ -88,7 +88,7 @@ def loss_and_gradient(
             value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
             if penalties:
                 of_step = partial(value_of, values=values, number=step)
-                value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step)
+                value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step, rows_total)
             return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
     if rows is not None:
         x = each_array(lambda a: xp.take(a, rows, axis=0), x)
@@ -110,7 +110,7 @@ def loss_and_gradient(
     if grad_buffers is not None and buffer is not None:
         grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
     if penalties:  # of the whole batch: a block is given none
-        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, run.value)
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, run.value, rows_total)
     if clip_norm is not None:
         grad = clip_by_global_norm(backend, grad, clip_norm)
     return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None

@@ -242,7 +242,7 @@ class Engine:
         data: Loader,
         batch_size: int,
         number: int,
-        shuffle: bool,
+        shuffle: bool | Callable[[int], Any],
         singly: bool,
         after: Callable[[int, Array], None],
         before: Snapshot,

@@ -1,8 +1,8 @@
 """The epochs of `Trainer.fit`: steps, the record of each epoch, and the callbacks that are told of them."""
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array
 from bpnet.callbacks.base import Callback, end, needs_each_step
@@ -25,7 +25,7 @@ def run_epochs(
     *,
     epochs: int,
     batch_size: int,
-    shuffle: bool,
+    shuffle: bool | Callable[[int], Any],
     metrics: tuple[Metric, ...],
     listeners: Sequence[Callback],
 ) -> None:

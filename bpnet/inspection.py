@@ -328,7 +328,8 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
         with engine.some_epoch():
             values = engine.values(engine.count)
         run = Run(backend, True, (engine.seed, engine.count + 1, 0), values=values)
-        total = engine.loss.total(float(data.count) if weight is None else backend.xp.sum(weight))
+        rows_total = float(data.count) if weight is None else backend.xp.sum(weight)
+        total = engine.loss.total(rows_total)
         run.terms, run.share = [], (weight, total)
         network = backend.outline(engine.layout.network)
         output, cache = network.forward(run, p, batch_x)
@@ -337,7 +338,7 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
             value = value + term
         _, grads = network.backward(run, p, cache, dy)
         grad = engine.layout.join_gradients(backend, grads)
-        value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad, run.value)
+        value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad, run.value, rows_total)
         found, xp = [_seen(call) for call in watch.calls], backend.xp
         known = [  # what is missing has no length
             [xp.where(xp.isnan(a), 0.0, a) if name == "x" and any(accepting(call.layer)) else a for a in some]

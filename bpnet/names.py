@@ -19,6 +19,8 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.callbacks.norms": "Norms",
         "bpnet.callbacks.progress": "Progress",
         "bpnet.checking": "BackendReport check_backend",
+        "bpnet.estimators.classifier": "MLPClassifier",
+        "bpnet.estimators.regressor": "MLPRegressor",
         "bpnet.inspection": "Inspection Summary inspect",
         "bpnet.layer": "Composite Layer Leaf Rng Run",
         "bpnet.layers.activation": "Activation",
@@ -28,8 +30,8 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.layers.activations.rectifiers": "CELU ELU SELU LeakyReLU ReLU ReLU6 Softplus Softshrink SquaredReLU",
         "bpnet.layers.activations.sigmoids": "HardSigmoid HardTanh LogSigmoid Sigmoid Softsign Tanh",
         "bpnet.layers.activity": "ActivityPenalty",
-        "bpnet.layers.categorical": "CategoricalInput",
         "bpnet.layers.clamp": "Clamp",
+        "bpnet.layers.categorical": "CategoricalInput",
         "bpnet.layers.composition": "Parallel Residual Sequential Shared",
         "bpnet.layers.dense": "Dense",
         "bpnet.layers.dropout": "AlphaDropout Dropout GaussianNoise",
@@ -40,8 +42,8 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.layers.inputs": "Inputs",
         "bpnet.layers.members": "BatchEnsemble MemberDense MemberScale",
         "bpnet.layers.normalization": "BatchNorm GroupNorm LayerNorm RMSNorm",
-        "bpnet.layers.numeric": "NumericInput",
         "bpnet.layers.numeric_embedding": "NumericEmbedding",
+        "bpnet.layers.numeric": "NumericInput",
         "bpnet.layers.reparametrized": "SpectralNorm WeightNorm",
         "bpnet.layers.scale": "Scale",
         "bpnet.layers.standardize": "Standardize",
@@ -77,6 +79,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.tabular.model": "TableModel",
         "bpnet.tabular.schema": "Schema",
         "bpnet.tabular.target": "Target",
+        "bpnet.tabular.training": "train_table",
         "bpnet.testing": "GradientReport check_gradients",
         "bpnet.trainer": "Trainer",
         "bpnet.unit_variance": "lsuv",
@@ -128,6 +131,11 @@ STRINGS: Mapping[str, Mapping[str, str]] = {
 }
 """By the family's kind: names as strings, such as "relu", by the modules that define the classes they stand for."""
 
+IN_FILES: Mapping[str, Mapping[str, str]] = {
+    "loss": {"bpnet.estimators.losses": "_LabelLogLoss _PoissonDeviance _SquaredError"},
+}
+"""The same of classes that are not public, by the names that files have."""
+
 
 def _homes(tables: Mapping[str, str]) -> dict[str, str]:
     """The module of each name."""
@@ -136,6 +144,7 @@ def _homes(tables: Mapping[str, str]) -> dict[str, str]:
 
 CLASSES = {package: _homes(tables) for package, tables in PUBLIC.items()}
 _STRINGS = {kind: _homes(tables) for kind, tables in STRINGS.items()}
+_IN_FILES = {kind: _homes(tables) for kind, tables in IN_FILES.items()}
 
 
 def on_demand(package: str, others: tuple[str, ...] = ()) -> Callable[[str], Any]:
@@ -157,13 +166,14 @@ def on_demand(package: str, others: tuple[str, ...] = ()) -> Callable[[str], Any
 
 def define(kind: str, name: str) -> None:
     """Import the module in which bpnet defines `name`, a class or a string for one of that kind, if it does."""
-    for homes in (_STRINGS.get(kind, {}), *CLASSES.values()):
+    for homes in (_STRINGS.get(kind, {}), _IN_FILES.get(kind, {}), *CLASSES.values()):
         if name in homes:
             importlib.import_module(homes[name])
 
 
 def define_all() -> None:
-    """Import every module in which bpnet defines public names."""
+    """Import every module in which bpnet defines names of such families: the estimators are of scikit-learn's."""
     for tables in PUBLIC.values():
         for module in tables:
-            importlib.import_module(module)
+            if not module.startswith("bpnet.estimators."):
+                importlib.import_module(module)

@@ -5,15 +5,15 @@ in it, that of `evaluate` has not.  What is asked of a layer's output is a layer
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of, shown
 from bpnet.layout import Layout, Slot
-from bpnet.options import not_negative
+from bpnet.options import flag, not_negative
 from bpnet.registry import Registered, instance
 from bpnet.schedules import Schedule, or_schedule
 
@@ -25,16 +25,22 @@ class Penalty(Registered, kind="penalty"):
     `of` says which parameters they are of: a pattern of their names in the layout, as "0.*" or "*.weight"; without it,
     those to which weight decay applies: weights, but not biases and scales.  The strength may be a schedule, in whose
     place `value` and `derivative` see the number of the step.
+
+    `per_row` divides it by the number of rows in the batch, or by the sum of their weights: over an epoch the penalty
+    then counts as much as one row, whatever the size of the batches, as `alpha` does in scikit-learn.
     """
 
     strength: float | Schedule
     of: str | None = None
+    per_row: bool = field(default=False, kw_only=True)
 
     needs: ClassVar[tuple[str, ...]] = ("value", "derivative")
+    entrywise: ClassVar[bool] = False
+    """Whether it is a sum over entries, so that several parameters are as good as one vector of them all."""
     schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {"strength": not_negative}
 
     def __post_init__(self) -> None:
-        self._check(strength=or_schedule(not_negative))
+        self._check(strength=or_schedule(not_negative), per_row=flag)
         if self.of is not None and not isinstance(self.of, str):
             raise OptionError(f"of is {shown(self.of)}; expected a pattern of parameter names, such as '*.weight'")
 
@@ -66,6 +72,8 @@ class Penalty(Registered, kind="penalty"):
 class L1(Penalty):
     """strength sum |w|; its derivative is strength sign(w).  It drives weights to 0 (Tibshirani 1996)."""
 
+    entrywise = True
+
     def value(self, b: Backend, w: Array) -> Array:
         return self.strength * b.xp.sum(b.xp.abs(w))
 
@@ -76,6 +84,8 @@ class L1(Penalty):
 @dataclass(frozen=True)
 class L2(Penalty):
     """strength / 2 sum w**2; its derivative is strength w, which for SGD is weight decay (Krogh and Hertz 1992)."""
+
+    entrywise = True
 
     def value(self, b: Backend, w: Array) -> Array:
         return self.strength * b.xp.sum(w * w) * 0.5
@@ -130,15 +140,35 @@ def with_penalties(
     value: Array,
     grad: Array,
     of_step: Callable[[Any], Any],
+    rows: Any = 1.0,
 ) -> tuple[Array, Array]:
-    """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules."""
-    slopes: dict[int, Array] = {}
+    """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules.
+
+    `rows` is the number of rows in the batch, or the sum of their weights.
+    """
     for penalty in penalties:
-        penalty = penalty.at(of_step)
-        for slot in penalty.slots(layout):
-            w = backend.xp.reshape(theta[slot.part], slot.shape)
-            value = value + penalty.value(backend, w)
-            slope = backend.xp.reshape(penalty.derivative(backend, w), (slot.size,))
-            slopes |= {slot.offset: slopes[slot.offset] + slope if slot.offset in slopes else slope}
-    parts = [(grad[slot.part], slopes.get(slot.offset)) for slot in layout.parameters]
-    return value, backend.concat([part if slope is None else part + slope for part, slope in parts])
+        now, parts, end = penalty.at(of_step), [], 0
+        if penalty.per_row:
+            now = now.at(lambda strength: strength / rows)
+        for part, shape in _places(penalty, penalty.slots(layout)):
+            w = backend.xp.reshape(theta[part], shape)
+            value = value + now.value(backend, w)
+            slope = backend.xp.reshape(now.derivative(backend, w), (-1,))
+            parts += [grad[end : part.start], grad[part] + slope]
+            end = part.stop
+        grad = backend.concat([part for part in (*parts, grad[end:]) if part.shape[0]])
+    return value, grad
+
+
+def _places(penalty: Penalty, slots: Sequence[Slot]) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """Where in theta the arrays lie that the penalty is to be asked of, and their shapes."""
+    if not penalty.entrywise:
+        yield from ((slot.part, slot.shape) for slot in slots)
+        return
+    start = end = slots[0].offset
+    for slot in slots:
+        if slot.offset != end:
+            yield slice(start, end), (end - start,)
+            start = slot.offset
+        end = slot.part.stop
+    yield slice(start, end), (end - start,)

@@ -33,11 +33,22 @@ Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the number of steps that made them, at one moment."""
 
 
-def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, like: Array, threads: int | None) -> Carry:
-    """What the first step goes on from, drawn from `seed`, of the library, device and type of `like`."""
+def start(
+    layout: Layout,
+    optimizer: Optimizer,
+    seed: int,
+    backend: Backend,
+    like: Array,
+    threads: int | None,
+    starts: tuple[Any, Any] | None = None,
+) -> Carry:
+    """What the first step goes on from, of the library, device and type of `like`.
+
+    `starts` are parameters and buffers, vectors of NumPy; they are drawn from `seed` where it is None.
+    """
     device = backend.device(like)
     try:
-        starts = layout.start(seed)
+        starts = layout.start(seed) if starts is None else starts
         theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
         with backend.session(threads, device):
             return theta, buffers, optimizer.init(backend, layout, theta)

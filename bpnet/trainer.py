@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, check_device
+from bpnet.backends import named as library
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
@@ -147,14 +148,14 @@ class Trainer(HasState):
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
         engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot(), engine.lr_scale)
+        made = None if engine is None else (engine.backend.name, engine.layout, *engine.snapshot(), engine.lr_scale)
         return rest | {"history": History(list(self.history)), "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made = state.pop("made")
         vars(self).update(state, _engine=None, _lock=TrainingLock())
         if made is not None:
-            self._set_state(*made)
+            self._set_state(library(made[0]), *made[1:])
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -174,11 +175,12 @@ class Trainer(HasState):
         self._start(self._prepare({"x": x}))
         return self
 
-    def _start(self, data: Loader) -> Engine:
+    def _start(self, data: Loader, starts: tuple[Any, Any] | None = None) -> Engine:
+        """Begin with parameters and buffers of the host, or draw them."""
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
         check_options(data.backend, data.like, self)
-        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
+        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads, starts)
         return self._set_state(data.backend, data.layout, carry, 0)
 
     def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:
@@ -285,7 +287,7 @@ class Trainer(HasState):
         batch_size: int = 256,
         validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
-        shuffle: bool = True,
+        shuffle: bool | Callable[[int], Any] = True,
         metrics: Sequence[MetricName | Metric] = (),
         callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
@@ -300,7 +302,9 @@ class Trainer(HasState):
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
-        shuffle : another order of the rows in every epoch, drawn from the seed
+        shuffle : another order of the rows in every epoch, drawn from the seed; or a function that is given how many
+            epochs there have been and gives the numbers of as many rows as x has, in the order in which they are to
+            come, a vector of whole numbers that NumPy can take: some may come twice and others not, as in a bootstrap
         metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
         callbacks : names, such as "early_stopping", or objects, called after steps and epochs
@@ -312,7 +316,7 @@ class Trainer(HasState):
         epoch.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
-        shuffle = flag("shuffle", shuffle)
+        shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
         progress = redraws(default_stream()) if progress is None else flag("progress", progress)
         listeners = check_callbacks(callbacks)
         data, held_out = self._prepare(named(x, y, sample_weight)), None

@@ -1117,7 +1117,7 @@ def test_a_trainer_shows_what_it_is() -> None:
     trainer = bp.Trainer(bp.Sequential(bp.Dense(3), "tanh"), "mse", bp.SGD(0.5))
     start = (
         "<Trainer of Sequential(Dense(units=3, activation='identity', bias=True), Tanh()), MeanSquaredError(), "
-        "SGD(lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0): "
+        "SGD(lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0, steps_in_velocity=False): "
     )
     assert repr(trainer) == f"{start}no parameters yet>"
     x = np.ones((4, 2))

@@ -13,7 +13,9 @@ from bench.catalogue.entries import (
     CODES,
     ENTRIES_OF,
     FEATURES,
+    MEMBERS,
     NOISE,
+    OF_MEMBERS,
     QUANTILES,
     WIDTH,
     WIDTH_OF,
@@ -27,7 +29,7 @@ def network(entry: Entry) -> Any:
     if entry.kind == "layers":
         return bp.Sequential(*layers(entry.name))
     between = [entry.name] if entry.kind == "activations" else ["relu"]
-    last = ["sigmoid"] if entry.name == "binary_cross_entropy" else []
+    last = {"binary_cross_entropy": ["sigmoid"], "Members": [bp.Reshape((MEMBERS, CLASSES))]}.get(entry.name, [])
     return bp.Sequential(
         bp.Dense(WIDTH), *between, bp.Dense(WIDTH), *between, bp.Dense(outputs_of(entry)), *last
     )  # fmt: skip
@@ -43,7 +45,7 @@ def layers(name: str) -> list[Any]:
         return [bp.Dense(WIDTH), after[name], "relu", bp.Dense(WIDTH), after[name], "relu", last]
     behind: dict[str, Any] = {  # the activation
         "ActivityPenalty": bp.ActivityPenalty(l1=1e-3, l2=1e-3), "Dropout": bp.Dropout(NOISE),
-        "AlphaDropout": bp.AlphaDropout(NOISE), "GaussianNoise": bp.GaussianNoise(NOISE),
+        "AlphaDropout": bp.AlphaDropout(NOISE), "GaussianNoise": bp.GaussianNoise(NOISE), "Clamp": bp.Clamp(-1e3, 1e3),
     }  # fmt: skip
     if name in behind:
         return [bp.Dense(WIDTH), "relu", behind[name], bp.Dense(WIDTH), "relu", behind[name], last]
@@ -67,10 +69,17 @@ def layers(name: str) -> list[Any]:
         "Flatten": [bp.Flatten()],
         "Inputs": [bp.Inputs(numbers="identity", city=bp.Sequential(bp.Embedding(CITIES, 8), bp.Flatten()))],
         "Standardize": [bp.Standardize(mean, spread)],
+        "NumericEmbedding": [bp.NumericEmbedding()],
     }
     if name in first:
         return [*first[name], bp.Dense(WIDTH), "relu", bp.Dense(WIDTH), "relu", last]
     match name:
+        case "BatchEnsemble":
+            first_ = bp.BatchEnsemble(MEMBERS, WIDTH, "relu", "random_signs")
+            return [first_, bp.BatchEnsemble(MEMBERS, WIDTH, "relu"), bp.MemberDense(MEMBERS, CLASSES)]
+        case "MemberScale" | "MemberDense":
+            scale = [bp.MemberScale(MEMBERS)] if name == "MemberScale" else []
+            return [*scale, bp.Dense(WIDTH), "relu", bp.Dense(WIDTH), "relu", bp.MemberDense(MEMBERS, CLASSES)]
         case "Reshape":
             both = [bp.Reshape((8, WIDTH // 8)), bp.Scale(), "relu", bp.Reshape((WIDTH,))]
             return [bp.Dense(WIDTH), *both, bp.Dense(WIDTH), *both, last]
@@ -85,6 +94,8 @@ def layers(name: str) -> list[Any]:
 
 
 def loss(entry: Entry) -> Any:
+    if entry.name in OF_MEMBERS:
+        return bp.Members("cross_entropy")
     if entry.kind != "losses":
         return "cross_entropy"
     made = {

@@ -19,6 +19,7 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import options as of
 from bpnet.cli import terminal
+from bpnet.cli.checkpoints import Checkpoints, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import KINDS, text_options
@@ -27,7 +28,6 @@ from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
-from bpnet.tabular.checkpoints import Checkpoints, resume
 from bpnet.tabular.folds import each_fold
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions

@@ -6,7 +6,7 @@ are put there once.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import NoWarnings
 from bpnet.data.memory import bytes_per_row
-from bpnet.errors import OutOfMemoryError, plural
+from bpnet.errors import DataError, OutOfMemoryError, plural
 from bpnet.layer import Input, each_array, row_count
 from bpnet.layout import Layout
 from bpnet.options import whole
@@ -36,10 +36,21 @@ def parts(count: int, batch_size: int | None) -> list[Rows]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def row_order(seed: int, epoch: int, count: int, shuffle: bool) -> Any:
-    """The order of the rows in an epoch, drawn on the host: the same for every library."""
+def row_order(seed: int, epoch: int, count: int, shuffle: bool | Callable[[int], Any]) -> Any:
+    """The order of the rows in an epoch, drawn on the host: the same for every library.
+
+    Where `shuffle` is a function, what it gives for the number of the epoch; raises DataError where that is no order.
+    """
     import numpy
 
+    if callable(shuffle):
+        order = numpy.asarray(shuffle(epoch))
+        if order.shape != (count,) or order.dtype.kind not in "iu" or not 0 <= order.min() <= order.max() < count:
+            raise DataError(
+                f"shuffle gave an array of shape {order.shape}, {order.dtype}, for epoch {epoch}; expected the numbers "
+                f"of {plural(count, 'row')}, each from 0 to {count - 1}"
+            )
+        return order
     if not shuffle:
         return numpy.arange(count)
     with NoWarnings():  # as in Rng

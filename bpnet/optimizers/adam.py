@@ -76,16 +76,18 @@ class Adam(_Moments, ElementwiseOptimizer):
         theta <- theta - alpha m / (sqrt(v) + epsilon_hat),   alpha = lr c / (1 - beta1**t),   epsilon_hat = epsilon c.
 
     `amsgrad` has the largest v so far in the place of v there (Reddi, Kale and Kumar 2018), so that no step grows
-    because large gradients are forgotten.
+    because large gradients are forgotten.  `epsilon_hat` takes epsilon itself for epsilon_hat, as Keras and
+    scikit-learn do: where gradients are not far above epsilon, the first steps are then shorter.
     """
 
     amsgrad: bool = field(default=False, kw_only=True)
+    epsilon_hat: bool = field(default=False, kw_only=True)
 
     names = {"adam": {}, "amsgrad": {"amsgrad": True}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(amsgrad=flag)
+        self._check(amsgrad=flag, epsilon_hat=flag)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ class Adam(_Moments, ElementwiseOptimizer):
         """alpha and epsilon_hat."""
         first, second = self.corrections(step)
         c = second**0.5
-        return lr * c / first, self.epsilon * c
+        return lr * c / first, self.epsilon if self.epsilon_hat else self.epsilon * c
 
     def elementwise(self, b: Backend, theta: Array, *args: Any) -> tuple[Array, ...]:
         m, v, *largest, grad, alpha, epsilon_hat = args

@@ -1,6 +1,6 @@
 """Gradient descent, with momentum, and by the signs of the gradient alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bpnet.backends.base import Array, Backend
@@ -16,17 +16,23 @@ class SGD(ElementwiseOptimizer):
 
     With momentum (Polyak 1964) v <- momentum v + g and theta <- theta - lr v.  `nesterov` looks ahead, and steps along
     g + momentum v instead of v (Nesterov 1983, as in Sutskever et al. 2013).
+
+    `steps_in_velocity` has steps in the velocity in the place of gradients, as Keras and scikit-learn do:
+    v <- momentum v + lr g and theta <- theta - v, or with `nesterov` theta - (lr g + momentum v).  It is the same where
+    lr is; after a smaller lr, v goes on with the larger steps that it had.
     """
 
     lr: float | Schedule = 0.01
     momentum: float | Schedule = 0.0
     nesterov: bool = False
     weight_decay: float | Schedule = 0.0
+    steps_in_velocity: bool = field(default=False, kw_only=True)
 
     names = {"sgd": {}}
 
     def __post_init__(self) -> None:
         self._check(lr=rate, momentum=or_schedule(fraction), nesterov=flag, weight_decay=or_schedule(not_negative))
+        self._check(steps_in_velocity=flag)
         if self.nesterov and self.momentum == 0.0:
             raise OptionError("nesterov=True needs a momentum above 0")
 
@@ -38,6 +44,8 @@ class SGD(ElementwiseOptimizer):
         *velocity, grad, lr = args
         if not velocity:
             return (theta - lr * grad,)
+        if self.steps_in_velocity:
+            grad, lr = lr * grad, 1.0
         v = self.momentum * velocity[0] + grad
         return theta - lr * (grad + self.momentum * v if self.nesterov else v), v
 

@@ -8,6 +8,7 @@ from typing import Any
 from bpnet.callbacks.base import Callback, Record
 from bpnet.disk import make_folder
 from bpnet.errors import OptionError, path_error
+from bpnet.loading import load
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.training import TableTraining
 from bpnet.trainer import Trainer
@@ -81,8 +82,6 @@ def resume(training: TableTraining, folder: str) -> int:
 
 
 def _load(path: str, training: TableTraining) -> TableModel:
-    from bpnet.loading import load
-
     trainer = training.model.trainer
     like = None if trainer.device is not None else trainer.theta
     found: Any = load(path, like=like, device=trainer.device)
