@@ -7,7 +7,7 @@ import pytest
 
 import bpnet as bp
 from bpnet.errors import BpnetWarning, DivergedError, MissingExtraError, OptionError
-from bpnet.tabular.search import ACTIVATIONS, Prune, search_table
+from bpnet.tabular.search import ACTIVATIONS, Prune
 
 pytest.importorskip("optuna", reason="a search needs Optuna (the search extra)")
 
@@ -23,7 +23,7 @@ def rings():
 
 def tried(table, target="ring", **options):
     """The model of a short search, and what it says of its trials."""
-    model = search_table(table, target, **{"trials": 6, "epochs": 7, "compile": False} | options)
+    model = bp.search_table(table, target, **{"trials": 6, "epochs": 7, "compile": False} | options)
     return model, model.settings["search"]
 
 

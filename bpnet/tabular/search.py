@@ -161,7 +161,7 @@ def search(
                 break
             asked = study.ask()
             begin = time.monotonic()
-            chosen = {} if first is None else suggest(asked, options, set(SEARCHED) - set(given), first)
+            chosen: dict[str, Any] = {} if first is None else suggest(asked, options, set(SEARCHED) - set(given), first)
             training = make(replace(options, **chosen))
             first = first or training
             prune, outcome = Prune(asked), "complete"
