@@ -140,7 +140,7 @@ def train(
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
-            terminal.warn(text)
+            terminal.warn(in_options(text))
         if not (quiet or as_json):
             announce(dataset, training, search)
         found = None
@@ -237,6 +237,11 @@ def parse_types(given: Sequence[str] | None) -> dict[str, str]:
                 raise OptionError(f"--types is {shown(text)}; expected COLUMN=KIND, a kind being {', '.join(KINDS)}")
             found[name.strip()] = kind.strip()
     return found
+
+
+def in_options(text: str) -> str:
+    """What `train_table` says of columns, in the words of the command: `types={'a': 'text'}` as `--types 'a=text'`."""
+    return re.sub(r"types=\{(['\"])(.*)\1: '(\w+)'\}", r"--types \1\2=\3\1", text)
 
 
 @contextmanager

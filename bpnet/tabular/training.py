@@ -252,6 +252,8 @@ def prepare(
     ]
     if labels is not None and len(parts[1]):
         notes += rare_classes(labels, parts[1], goal)
+    elif options.validation > 0 and not len(parts[1]):
+        notes.append("no class has two rows, so that none is held out: what is learnt is not tried on other rows")
     return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
 
 
@@ -270,4 +272,5 @@ def held_out_rows(model: TableModel, rows: int, y: Any) -> Array | None:
     fraction, seed = number("fraction", known["fraction"], 0.0, 1.0, closed="left"), whole("seed", known["seed"], 0)
     if fraction == 0.0 or rows != known["rows"]:
         return None
-    return split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    found = split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    return found if len(found) else None
