@@ -68,9 +68,13 @@ class Registered:
             for part in flattened(getattr(self, option.name)):
                 if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
-                elif isinstance(part, float) and part and not smallest <= abs(part) <= largest:  # of 100,000 the few
-                    if _declared_by(type(self), option).__module__.startswith("bpnet."):
-                        check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
+                elif (
+                    isinstance(part, float)
+                    and part
+                    and not smallest <= abs(part) <= largest
+                    and _declared_by(type(self), option).__module__.startswith("bpnet.")
+                ):
+                    check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
 
 
 def _declared_by(cls: type, option: Any) -> type:
