@@ -1,6 +1,5 @@
 """The command line, from the outside: what it prints, writes and returns."""
 
-import contextlib
 import importlib.util
 import io
 import json
@@ -22,62 +21,15 @@ from bpnet.errors import ArgumentError
 pytest.importorskip("typer", reason="the command line needs typer (the cli extra)")
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
 
-from bpnet import cli, disk
+from bpnet import disk
 from bpnet.cli import predict, terminal, train
 from bpnet.tabular.splits import split
+from tests.support.command import environment, ok, refused, run, start
 
 SMALL = ("--hidden", "16", "--epochs", "8", "--batch-size", "16", "--lr", "0.02", "--dropout", "0", "--quiet")
 
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="there are no POSIX devices and signals here")
-
-
-class Result:
-    """What a command did."""
-
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def json(self):
-        """The one JSON object on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
-
-
-def run(*args):
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
-        cli.app([str(a) for a in args], prog_name="bpnet")
-    return Result(stopped.value.code or 0, out.getvalue(), err.getvalue())
-
-
-def ok(*args):
-    """Run a command that must succeed."""
-    result = run(*args)
-    assert result.status == 0, result.err
-    return result
-
-
-def refused(*args):
-    """Run a command that must fail with one line on stderr, exit status 2 and nothing on stdout; the line."""
-    result = run(*args)
-    assert (result.status, result.out) == (2, ""), result.err
-    assert re.fullmatch(r"bpnet: [^\n]+\n", result.err), result.err
-    return result.err
-
-
-def environment():
-    """For a subprocess that is to use the bpnet under test, wherever it starts."""
-    return os.environ | {"PYTHONPATH": str(Path(bp.__file__).parents[1])}
-
-
-def start(*args, **options):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "bpnet", *map(str, args)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(), **(pipes | options))
 
 
 @pytest.fixture(autouse=True)
@@ -583,7 +535,7 @@ def test_constant_columns_do_no_harm(blobs):
 def test_values_too_large_for_the_model_are_refused(npz):
     ok("train", npz, *SMALL)
     np.savez("large.npz", x=np.array([[1.0, 1.0], [1.0, 1e39]]))
-    assert "column 'x1' of large.npz is too large for float32, first in row 2" in refused(
+    assert "column 'x1' of large.npz has 1e+39 in row 2, which is too large for float32" in refused(
         "predict", "model.safetensors", "large.npz"
     )
 

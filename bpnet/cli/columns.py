@@ -75,10 +75,11 @@ class Columns:
                 found += [name for name in some or [self.find(part)] if name not in found]
         return found
 
-    def frame(self, wanted: Sequence[str], texts: Collection[str]) -> Frame:
-        """Some columns, of which a file of text with separators is not to turn `texts` into numbers."""
+    def frame(self, wanted: Sequence[str], texts: Collection[str], narrow: Collection[str]) -> Frame:
+        """Some columns; of text with separators `texts` are not turned into numbers, and `narrow` ones into float32."""
         if self.text is not None:
-            return Frame.of(self.text.table(wanted, texts), self.source.name)
+            made = self.text.columns(wanted, texts, narrow)
+            return Frame(made, next((column.rows for column in made.values()), 0), what=self.source.name)
         frame = Frame.of(self._guarded(lambda: self._read(wanted)), self.source.name)
         for name in wanted if self.missing else ():
             frame = frame.with_column(name, without(column := frame.coded(name), self._gaps(column)))
@@ -175,7 +176,9 @@ def read_columns(source: Source, request: Request) -> Dataset:
     beside = f"{source.name} has no column beside the target {', '.join(map(repr, targets))} to learn from"
     if not wanted and targets:
         raise DataError(beside)
-    frame = columns.frame(wanted, [*request.texts, *(name for name, kind in request.types.items() if kind == "text")])
+    texts = [*request.texts, *(name for name, kind in request.types.items() if kind == "text")]
+    narrow = {*features} - {*keys, *request.types} if request.known is None else ()  # a model may need float64
+    frame = columns.frame(wanted, texts, narrow)
     if frame.rows == 0:
         raise DataError(f"{source.name} has no rows")
     for name in filter(UNNAMED.fullmatch, [] if request.known or request.features else list(features)):

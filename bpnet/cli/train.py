@@ -247,7 +247,8 @@ def in_options(text: str) -> str:
 @contextmanager
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
-    names = {"members": "ensemble", **{name: name.replace("_", "-") for name in TrainingOptions.__dataclass_fields__}}
+    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds")}
+    names["members"] = "ensemble"
     try:
         yield
     except OptionError as error:

@@ -50,7 +50,7 @@ def with_target(
         return rest, y, [], None
     kept, begin, count = np.flatnonzero(~gaps), int(np.argmax(gaps)) + first, int(gaps.sum())
     has, shown = "have" if count > 1 else "has", " or ".join(map(repr, names))
-    note = f"{plural(count, 'row')} of {frame.what} {has} no {shown}, first row {begin:,}: left out"
+    note = f"{plural(count, 'row')} of {frame.what} {has} no {shown}, first in row {begin:,}: left out"
     return rest.take(kept), y.take(kept), [note], kept
 
 
