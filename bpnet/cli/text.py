@@ -40,9 +40,7 @@ class CodeError(Exception):
 
 def integers(values: pa.Array) -> pa.Array:
     made = values.cast(pa.int64())
-    digits = compute.utf8_ltrim(values, "+-")
-    padded = compute.and_(compute.starts_with(digits, "0"), compute.greater(compute.binary_length(digits), 1))
-    if compute.any(padded).as_py():
+    if compute.any(compute.match_substring_regex(values, r"^[-+]?0\d")).as_py():
         raise CodeError
     return made
 

@@ -159,7 +159,8 @@ def _length(column: Any, what: str) -> int:
     try:
         return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
-        raise ArgumentError(f"{what} of the table is {shown(column)}; expected a value for every row") from None
+        hint = "a value for every row (a table of one row is a list with its dict)"
+        raise ArgumentError(f"{what} of the table is {shown(column)}; expected {hint}") from None
 
 
 def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
