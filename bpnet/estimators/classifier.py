@@ -8,9 +8,9 @@ from bpnet.backends import Array, backend_of
 from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
-from bpnet.estimators.losses import _LabelLogLoss
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import CrossEntropy
+from bpnet.losses.summed import _LabelLogLoss
 from bpnet.registry import resolve
 
 from sklearn.base import ClassifierMixin  # isort: skip
@@ -274,10 +274,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`, finite where a probability is too small for its type."""
-        xp, loss = self._trainer.backend.xp, self._trainer.loss
-        if type(loss) not in (CrossEntropy, _LabelLogLoss):
-            return xp.log(self._probabilities(X, "predict_log_proba"))
         z = self._outputs(X, "predict_log_proba")
+        xp = self._trainer.backend.xp
+        if type(self._trainer.loss) not in (CrossEntropy, _LabelLogLoss):
+            return xp.log(self._probabilities_of(z))
         if self.out_activation_ == "softmax":
             z = z - xp.max(z, axis=1, keepdims=True)
             return z - xp.log(xp.sum(xp.exp(z), axis=1, keepdims=True))
@@ -286,7 +286,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         return log if self._labels.several else xp.concat([xp.minimum(-z, 0.0) - far, log], axis=1)
 
     def _probabilities(self, X: Any, method: str) -> Any:
-        z, backend, loss = self._outputs(X, method), self._trainer.backend, self._trainer.loss
+        return self._probabilities_of(self._outputs(X, method))
+
+    def _probabilities_of(self, z: Array) -> Any:
+        backend, loss = self._trainer.backend, self._trainer.loss
         if type(loss) not in (CrossEntropy, _LabelLogLoss):
             return self._target().probabilities(loss, z)
         with backend.session(device=backend.device(z)):

@@ -8,8 +8,8 @@ from bpnet.backends import backend_of
 from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import to_host
-from bpnet.estimators.losses import _PoissonDeviance, _SquaredError
 from bpnet.losses.base import Loss
+from bpnet.losses.summed import _PoissonDeviance, _SquaredError
 from bpnet.registry import resolve
 
 from sklearn.base import RegressorMixin  # isort: skip
