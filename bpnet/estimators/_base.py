@@ -42,7 +42,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import check_is_fitted
 
-COMPILED = 2e10
+COMPILED = 5e9
 """Floating-point operations, as `Engine.cost` counts them, that a fit may take from which on it compiles at once."""
 
 
