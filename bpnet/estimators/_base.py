@@ -15,11 +15,9 @@ import numpy as np
 
 from bpnet.backends import Array, backend_of
 from bpnet.backends.base import PRECISIONS
-from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
-from bpnet.engine import WORK_OF_A_CALL
 from bpnet.errors import DataError, DivergedError, OptionError, ShapeError
 from bpnet.estimators import making, sparse
 from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
@@ -41,9 +39,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import check_is_fitted
-
-COMPILED = 5e9
-"""Floating-point operations, as `Engine.cost` counts them, that a fit may take from which on it compiles at once."""
 
 
 class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc]
@@ -205,9 +200,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
         seed = 0 if plan.plain and not plan.network.stochastic else making.seed_of(random_state)
-        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed)
+        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed, foreign(x) is None)
         data = trainer._prepare({"x": sample}, values=False)
-        trainer.compile = self._compiles(data.layout.size, x)
         starts = making.start_values(data.layout, seed, random_state, self.activation) if plan.plain else None
         trainer._start(data, starts)
         if plan.begin is not None:
@@ -223,21 +217,15 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             self.validation_loss_curve_: list[float] | None = [] if self.early_stopping else None
             self.best_validation_score_ = -math.inf if self.early_stopping else None
 
-    def _made(self, network: Layer, loss: Loss, optimizer: Optimizer, scale: float, seed: int) -> Trainer:
+    def _made(
+        self, network: Layer, loss: Loss, optimizer: Optimizer, scale: float, seed: int, on_numpy: bool
+    ) -> Trainer:
         """A trainer with the parameters of the estimator."""
         options: dict[str, Any] = {"seed": seed, "penalties": making.penalties_of(self, scale)}
         options |= {"threads": _threads(self.n_jobs), "precision": self.precision, "device": self.device}
+        if on_numpy and self.device is None:  # `training` compiles steps; predictions are of any number of rows
+            options["compile"] = False
         return Trainer(network, loss, optimizer, **options)
-
-    def _compiles(self, size: int, x: Any) -> bool | str:
-        """Whether steps of a network of so many parameters are compiled: by NumPy, where a fit may take long enough."""
-        if sparse.is_sparse(x):
-            return False
-        rows = x.shape[0]
-        batch = rows if self.solver == "lbfgs" else self._batch_size(rows)
-        work = self.max_iter * math.ceil(rows / batch) * (6.0 * size * batch + WORK_OF_A_CALL)
-        pays = work >= COMPILED or self.preset is not None
-        return True if pays and isinstance(x, np.ndarray) and self.device is None and can_compile() else "auto"
 
     def _batch_size(self, rows: int) -> int:
         size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
@@ -257,8 +245,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if not keep:
             with old._have().looking():
                 state = optimizer.init(old.backend, old.layout, theta)
-        trainer = self._made(old.network, old.loss, optimizer, scale, old.seed)
-        trainer.compile = old.compile
+        trainer = self._made(old.network, old.loss, optimizer, scale, old.seed, old.compile is False)
         count, lr_scale = (old.step_count, old.lr_scale) if keep else (0, 1.0)
         trainer._set_state(old.backend, old.layout, (theta, buffers, state), count, lr_scale)
         trainer.history.epochs += old.history.epochs
@@ -272,7 +259,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _fit_lbfgs(self, rows: tuple[Any, Any, Any], told: Tasks | None) -> None:
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        result = minimize(self._trainer, self._loader(*rows), bool(self.verbose), told, **options)
+        result = minimize(self._trainer, self._loader(*rows), self.verbose, told, **options)
         self.loss_ = float(result.fun)
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
 
@@ -326,13 +313,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             text = "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             warnings.warn(text, stacklevel=4)
         kind = Epochs if data.weight is None else WeightedEpochs
-        epochs = kind(self, data.count, size, held_out)
+        epochs = kind(self, data, size, held_out)
         order = self._order(data.count, random_state) if self.shuffle else False
-        listeners = [epochs, *check_callbacks(self.callbacks), *([] if told is None else [told])]
+        listeners = [*check_callbacks(self.callbacks), *([] if told is None else [told])]
         self.n_iter_ = 0
         try:
             count = 1 if incremental else self.max_iter
-            run(trainer, data, epochs=count, batch_size=size, shuffle=order, listeners=listeners)
+            run(trainer, data, epochs, count, order, listeners)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except DivergedError as error:
