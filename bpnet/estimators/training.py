@@ -23,8 +23,8 @@ COMPILES, COMPILES_AT_ONCE = 1e9, 5e9
 """Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: some 0.05 seconds.
 
 And so many in the whole of a fit from which on they are at once.  Once machine code for a kind of network is on the
-disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes; each
-step is then some three times faster.  When it begins depends on numbers alone, so that a fit repeats bit for bit.
+disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
+each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
 SMALLEST_RATE = 1e-6
 """The adaptive learning rate is not divided below it."""
