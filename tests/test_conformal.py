@@ -98,10 +98,10 @@ def test_deviations_of_one_network_and_of_several(backend: Any) -> None:
     backend.close(found[1], mean.var(1))
     assert moments(backend.seam, squared, backend.array(mean[:, 0]))[1] is None
     draws = [backend.array(z[:, i]) for i in range(3)]
-    found = drawn_moments(backend.seam, gaussian, draws)  # by the law of total variance
+    found = drawn_moments(gaussian, draws)  # by the law of total variance
     backend.close(found[0], mean.mean(1))
     backend.close(found[1], mixture, rtol=1e-9)
-    found = drawn_moments(backend.seam, squared, [backend.array(mean[:, i]) for i in range(3)])
+    found = drawn_moments(squared, [backend.array(mean[:, i]) for i in range(3)])
     backend.close(found[1], mean.var(1))
 
 

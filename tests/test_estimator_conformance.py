@@ -24,7 +24,7 @@ from sklearn.model_selection import GridSearchCV, HalvingRandomSearchCV, cross_v
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils import estimator_html_repr, get_tags
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import bpnet as bp
 from bpnet import MLPClassifier, MLPRegressor
@@ -43,15 +43,24 @@ def rows(count: int = 60) -> tuple[Any, Any]:
 # ---- the contract ---------------------------------------------------------------------------------------------------
 
 
-@parametrize_with_checks(
-    [
-        MLPClassifier(hidden_layer_sizes=(16,), max_iter=30, learning_rate_init=0.05),
-        MLPRegressor(hidden_layer_sizes=(16,), max_iter=30, learning_rate_init=0.05),
-    ]
-)
+def checks() -> list[Any]:
+    """Every check of scikit-learn's for both estimators; those of CuPy need a device."""
+    found = []
+    for estimator in (MLPClassifier, MLPRegressor):
+        model = estimator(hidden_layer_sizes=(16,), max_iter=30, learning_rate_init=0.05)
+        for made, check in estimator_checks_generator(model):
+            options = getattr(check, "keywords", {})
+            name = f"{estimator.__name__}-{getattr(check, 'func', check).__name__}"
+            name += "".join(f"-{value}" for value in options.values() if value is not None)
+            found.append(pytest.param(made, check, id=name, marks=[pytest.mark.gpu] if "cupy" in name else []))
+    return found
+
+
+@pytest.mark.parametrize(("estimator", "check"), checks())
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # some checks provoke warnings, and look for them
+        warnings.simplefilter("ignore", ConvergenceWarning)
         check(estimator)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import datetime as dt
 import json
+import pickle
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -17,7 +19,7 @@ from test_files import write
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, DataError, DTypeError, FileFormatError, OptionError, ShapeError
-from bpnet.tabular.dates import numbers_of
+from bpnet.tabular.dates import reader_of
 from bpnet.tabular.frames import Frame
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -208,9 +210,14 @@ def test_unseen_rare_and_too_many_values_have_one_code():
 def test_dates_are_days_and_where_they_are_in_year_month_week_and_day():
     times = [dt.datetime(1969, 2, 28, 23, 59, 30), dt.datetime(2024, 2, 29, 6), dt.datetime(2200, 12, 31)]
     parts = ("days", "year", "month", "day", "weekday", "hour", "minute")
-    made = numbers_of(np.array([*times, "NaT"], dtype="datetime64[us]"), parts, 10.0)
+    dates = np.array([*times, "NaT"], dtype="datetime64[us]")
+    made = reader_of(dates, parts, 10.0)(dates)
     assert np.isnan(made[3]).all()
     assert made.shape == (4, 12)
+    for of in ("s", "ms"):
+        coarse = dates.astype(f"M8[{of}]")
+        np.testing.assert_array_equal(reader_of(coarse, parts, 10.0)(coarse), made)
+    np.testing.assert_allclose(reader_of(dates[1:2], parts, 10.0)(dates[1:2]), made[1:2], atol=1e-12)  # by a table
     for row, time in zip(made[:3], times, strict=True):
         hours = time.hour + time.minute / 60 + time.second / 3600
         turns = [(time.month - 1) / 12, (time.day - 1) / 31, time.weekday() / 7, hours / 24, hours % 1]
@@ -529,7 +536,10 @@ def test_a_saved_model_takes_the_rows_that_it_was_trained_on(holder, tmp_path):
     held = HOLDERS[holder]({**columns, "what": y})
     assert loaded.evaluate(held, metrics=["f1"]) == model.evaluate(columns, y, metrics=["f1"])
     assert repr(loaded).startswith("<TableModel of 'what': 2 classes from 11 columns, ")
-    assert "city" in loaded.summary()
+    assert re.search(r"city +category +2 values: Köln, Ulm\n", loaded.summary())
+    assert re.search(r"landed +date +days, .*; clocks of Europe/Berlin\n", loaded.summary())
+    again = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(again.predict_proba(table), loaded.predict_proba(table))
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         "device": [str, None],
         "dtype": [StrOptions({"float32", "float64"}), None],
         "n_jobs": [Integral, None],
+        "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
     }
     _checks: dict[str, Any] = {}
     _inside = False
@@ -90,6 +91,10 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         for name, value in options.items():
             if name not in ("self", "__class__"):
                 setattr(self, name, value)
+
+    def _forget_calibration(self) -> None:
+        """The network is another one from now on."""
+        vars(self).pop("calibration_scores_", None)
 
     # ---- what a subclass has ------------------------------------------------------------------------------------
 
@@ -129,6 +134,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool, validation_data: Any = None) -> Self:
         self._validate_params()
+        self._forget_calibration()
         making.hidden_sizes(self)
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -370,25 +376,15 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
-        shape: tuple[int, ...] = getattr(X, "shape", ())
-        if (
-            type(X) is np.ndarray
-            and len(shape) == 2
-            and shape[0]
-            and shape[1] == self.n_features_in_
-            and self._as_fitted(X)
-        ):
+        theta = self._trainer.theta
+        plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
+        plain = plain and not hasattr(self, "feature_names_in_")
+        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
                 return self._trainer.predict(X)
             except (DataError, DivergedError):
                 pass
         return self._outputs_of(self._inputs(X, method))
-
-    def _as_fitted(self, X: Any) -> bool:
-        """Whether an array of NumPy is of the type that was fitted, on arrays without names."""
-        trainer = self._trainer
-        same: bool = trainer.backend.name == "numpy" and X.dtype == trainer.theta.dtype
-        return same and not hasattr(self, "feature_names_in_")
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""

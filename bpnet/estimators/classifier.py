@@ -8,6 +8,7 @@ from bpnet.backends import Array, backend_of
 from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
+from bpnet.estimators.intervals import Classes
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import CrossEntropy
 from bpnet.losses.summed import _LabelLogLoss
@@ -29,7 +30,7 @@ class _Labels(NamedTuple):
     several: bool
 
 
-class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
+class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     """A multi-layer perceptron that names classes: scikit-learn's `MLPClassifier`, trained by bpnet.
 
         from bpnet import MLPClassifier
@@ -66,12 +67,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     precision, device : as of `bp.Trainer`
     dtype : "float32" or "float64" computes in that type; None in that of X
     n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
+    calibration_fraction : the share of the rows that is not trained on, by which `predict_set` is calibrated
 
     Attributes
     ----------
     coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_, best_validation_score_, n_iter_, t_,
     n_layers_, n_outputs_, out_activation_, classes_, n_features_in_, feature_names_in_ : as scikit-learn's
     validation_loss_curve_ : the loss on held-out rows after every epoch, where there are some
+    calibration_scores_ : how unlikely the class was thought of each row that it was calibrated by, the smallest first
     model_ : the network as a `bp.TableModel`, which needs no scikit-learn
     """
 
@@ -120,6 +123,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         device: Any = None,
         dtype: Any = None,
         n_jobs: Any = None,
+        calibration_fraction: Any = None,
     ) -> None:
         super().__init__(locals())
 
@@ -129,8 +133,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         `sample_weight` says how much each row counts.  `validation_data`, (X, y) or (X, y, sample_weight), is scored
         after every epoch, and is what early stopping looks at.
         """
-        self._fit(X, y, sample_weight, False, validation_data)
-        return self
+        return self._fit_and_calibrate(X, y, sample_weight, validation_data)
 
     @available_if(lambda est: est._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
@@ -268,14 +271,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         classes = self.classes_
         return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
 
-    def predict_proba(self, X: Any) -> Any:
-        """The probability of every class, in the order of `classes_`; of rows with several labels, that of each."""
-        return self._probabilities(X, "predict_proba")
-
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`, finite where a probability is too small for its type."""
         z = self._outputs(X, "predict_log_proba")
-        xp = self._trainer.backend.xp
+        xp = backend_of(z).xp
         if type(self._trainer.loss) not in (CrossEntropy, _LabelLogLoss):
             return xp.log(self._probabilities_of(z))
         if self.out_activation_ == "softmax":
@@ -285,15 +284,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         log = xp.minimum(z, 0.0) - far
         return log if self._labels.several else xp.concat([xp.minimum(-z, 0.0) - far, log], axis=1)
 
-    def _probabilities(self, X: Any, method: str) -> Any:
-        return self._probabilities_of(self._outputs(X, method))
-
-    def _probabilities_of(self, z: Array) -> Any:
-        backend, loss = self._trainer.backend, self._trainer.loss
+    def _probabilities_of(self, outputs: Array) -> Array:
+        loss, backend = self._trainer.loss, backend_of(outputs)
         if type(loss) not in (CrossEntropy, _LabelLogLoss):
-            return self._target().probabilities(loss, z)
-        with backend.session(device=backend.device(z)):
-            p = loss.prediction(backend, z)
+            return self._target().probabilities(loss, outputs)
+        with backend.session(device=backend.device(outputs)):
+            p = loss.prediction(backend, outputs)
             one = self.n_outputs_ == 1 and not self._labels.several
             return backend.xp.concat([1.0 - p, p], axis=1) if one else p
 

@@ -8,18 +8,23 @@ from typing import Any, Self
 
 import numpy as np
 
-from bpnet.backends import Array
+from bpnet.backends import Array, Backend, backend_of
 from bpnet.errors import ArgumentError, OptionError
 from bpnet.estimators.arrays import beside, foreign, take, to_host
+from bpnet.estimators.sparse import is_sparse
+from bpnet.losses.base import Loss
 from bpnet.options import whole
 from bpnet.tabular import conformal
-from bpnet.tabular.distributions import drawn_moments, levels_of, moments, quantiles
+from bpnet.tabular.distributions import drawn_moments, levels_of, moments
+from bpnet.tabular.distributions import quantiles as quantiles_of
 from bpnet.tabular.sampling import samples as networks
 
-from sklearn.exceptions import NotFittedError  # isort: skip
+from sklearn.base import is_classifier  # isort: skip
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils.validation import _num_samples
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
 
 class Calibrated:
@@ -29,31 +34,33 @@ class Calibrated:
     random_state: Any
     _trainer: Any
 
-    def _inputs(self, X: Any, method: str) -> Any:
+    def calibrate(self, X: Any, y: Any) -> Self:
         raise NotImplementedError
 
-    def _outputs(self, X: Any, method: str) -> Any:
-        raise NotImplementedError
-
-    def _hold_out(self, X: Any, y: Any, sample_weight: Any, stratify: Any) -> tuple[Any, ...]:
-        """X, y and weights of the rows to train on, and X and y of those to calibrate by, drawn from all."""
-        options = {"test_size": self.calibration_fraction, "random_state": check_random_state(self.random_state)}
-        parts = train_test_split(np.arange(_num_samples(X)), stratify=stratify, **options)
+    def _fit_and_calibrate(self, X: Any, y: Any, sample_weight: Any, validation_data: Any) -> Self:
+        """Fit, and where some rows are to calibrate by, hold them out and do so; classes are held out in proportion."""
+        est: Any = self
+        if est.calibration_fraction is None:
+            est._fit(X, y, sample_weight, False, validation_data)
+            return self
+        est._validate_params()
+        known = None if y is None else to_host(y)
+        options = {"test_size": est.calibration_fraction, "random_state": check_random_state(est.random_state)}
+        if is_classifier(est) and known is not None and type_of_target(known) in ("binary", "multiclass"):
+            options["stratify"] = known
+        kept, held = train_test_split(np.arange(_num_samples(X)), **options)
 
         def of(values: Any, rows: Any) -> Any:
             if values is None:
                 return None
             return _safe_indexing(values, rows) if foreign(values) is None else take(values, rows)
 
-        kept, held = parts
-        return of(X, kept), of(y, kept), of(sample_weight, kept), of(X, held), of(y, held)
-
-    def _forget_calibration(self) -> None:
-        """The network is another one from now on."""
-        vars(self).pop("calibration_scores_", None)
+        est._fit(of(X, kept), of(y, kept), of(sample_weight, kept), False, validation_data)
+        return self.calibrate(of(X, held), of(y, held))
 
     def _threshold(self, coverage: float) -> Array:
         """The score that a new row's stays below with that probability."""
+        check_is_fitted(self)
         if not hasattr(self, "calibration_scores_"):
             raise NotFittedError(
                 f"this {type(self).__name__} is not calibrated: fit it with calibration_fraction=0.2, say, or call "
@@ -64,7 +71,14 @@ class Calibrated:
     def _drawn(self, X: Any, method: str, samples: int) -> Any:
         """The outputs of so many networks that are drawn by dropout, the same ones every time."""
         count = whole("samples", samples, 1)
-        return networks(self._trainer, self._inputs(X, method), count, self._trainer.seed)
+        check_is_fitted(self)
+        x = self._inputs(X, method)  # type: ignore[attr-defined]
+        return networks(self._trainer, x.toarray() if is_sparse(x) else x, count, self._trainer.seed)
+
+    def _said(self, X: Any, method: str) -> tuple[Backend, Loss, Array]:
+        """What the network gives, the library of that, and its loss."""
+        outputs = self._outputs(X, method)  # type: ignore[attr-defined]
+        return backend_of(outputs), self._trainer.loss, outputs
 
 
 class Quantities(Calibrated):
@@ -79,11 +93,14 @@ class Quantities(Calibrated):
         disagree.  With `samples`, the prediction is the mean of as many networks, which are drawn from this one by its
         dropout, and their spread is part of the deviation (Gal and Ghahramani 2016).
         """
-        loss, backend = self._trainer.loss, self._trainer.backend
+        variance: Array | None
         if samples:
-            mean, variance = drawn_moments(backend, loss, self._drawn(X, "predict", samples))
+            draws = self._drawn(X, "predict", samples)
+            loss = self._trainer.loss
+            mean, variance = drawn_moments(loss, draws)
         else:
-            mean, variance = moments(backend, loss, self._outputs(X, "predict"))
+            backend, loss, outputs = self._said(X, "predict")
+            mean, variance = moments(backend, loss, outputs)
         if not return_std:
             return self._shaped(mean)
         if variance is None:
@@ -91,7 +108,7 @@ class Quantities(Calibrated):
                 f"return_std=True, but {loss} tells no deviation: train with loss='gaussian_nll' or with ensemble=8, "
                 "or with dropout=0.1 and draw samples=50, say"
             )
-        return self._shaped(mean), self._shaped(backend.xp.sqrt(variance))
+        return self._shaped(mean), self._shaped(backend_of(variance).xp.sqrt(variance))
 
     def predict_quantiles(self, X: Any, quantiles: Any = None) -> Any:
         """Quantiles of each row's target: (rows, quantiles), or of several targets (rows, targets, quantiles).
@@ -99,16 +116,15 @@ class Quantities(Calibrated):
         With loss="quantile" these are the ones that were learnt, all or those that are named (Koenker and Bassett
         1978), in rising order; with loss="gaussian_nll" any, those of the normal distribution.
         """
-        found = _quantiles(self._trainer.backend, self._trainer.loss, self._outputs(X, "predict_quantiles"), quantiles)
-        return self._shaped(found)
+        return self._shaped(quantiles_of(*self._said(X, "predict_quantiles"), quantiles))
 
     def calibrate(self, X: Any, y: Any) -> Self:
         """Find out by rows that it was not trained on how far off it is, for `predict_interval`.
 
         The scores are kept as `calibration_scores_`, (rows, targets).
         """
-        xp = self._trainer.backend.xp
         middle, deviation, low, high = self._spread(X, "calibrate")
+        xp = backend_of(middle).xp
         known = np.asarray(to_host(y), dtype=np.float64)
         target = beside(middle, known.reshape(known.shape[0], -1))
         if tuple(target.shape) != tuple(middle.shape):
@@ -129,8 +145,9 @@ class Quantities(Calibrated):
         lowest and the highest of them, moved by the same for all rows (conformalized quantile regression, Romano,
         Patterson and Candes 2019).  Infinite where the calibration had too few rows for such a coverage.
         """
-        limit, xp = self._threshold(coverage), self._trainer.backend.xp
+        limit = self._threshold(coverage)
         middle, deviation, low, high = self._spread(X, "predict_interval")
+        xp = backend_of(middle).xp
         if low is None:
             ends = conformal.residual_interval(middle, limit, deviation)
         else:
@@ -139,19 +156,16 @@ class Quantities(Calibrated):
 
     def _spread(self, X: Any, method: str) -> tuple[Array, Array, Array, Array]:
         """Prediction and deviation, and the lowest and highest quantile; None where there is no such."""
-        loss, backend, outputs = self._trainer.loss, self._trainer.backend, self._outputs(X, method)
+        backend, loss, outputs = self._said(X, method)
         mean, variance = moments(backend, loss, outputs)
         if len(levels_of(loss)) > 1:
-            found = quantiles(backend, loss, outputs)
+            found = quantiles_of(backend, loss, outputs)
             return mean, None, found[:, :, 0], found[:, :, -1]
         return mean, None if variance is None else backend.xp.sqrt(variance), None, None
 
     def _shaped(self, values: Array) -> Array:
         """Of one target without the axis of targets."""
         return values[:, 0, ...] if self.n_outputs_ == 1 else values
-
-
-_quantiles = quantiles
 
 
 class Classes(Calibrated):
@@ -171,14 +185,16 @@ class Classes(Calibrated):
         if not samples:
             if return_std:
                 raise OptionError("return_std=True tells how far networks disagree: draw some by samples=50, say")
-            return self._probabilities_of(self._outputs(X, "predict_proba"))
-        xp, total, squares = self._trainer.backend.xp, 0.0, 0.0
+            return self._probabilities_of(self._said(X, "predict_proba")[2])
+        total: Any = 0.0
+        squares: Any = 0.0
         for outputs in self._drawn(X, "predict_proba", samples):
             p = self._probabilities_of(outputs)
             total, squares = total + p, squares + p * p
         mean = total * (1.0 / samples)
         if not return_std:
             return mean
+        xp = backend_of(mean).xp
         return mean, xp.sqrt(xp.maximum(squares * (1.0 / samples) - mean * mean, 0.0))
 
     def calibrate(self, X: Any, y: Any) -> Self:
@@ -188,7 +204,7 @@ class Classes(Calibrated):
         """
         if self._labels.several:
             raise OptionError("calibrate is for one label a row, of which a set holds the true one; y had several")
-        p, known = self._probabilities_of(self._outputs(X, "calibrate")), np.asarray(to_host(y)).reshape(-1)
+        p, known = self._probabilities_of(self._said(X, "calibrate")[2]), np.asarray(to_host(y)).reshape(-1)
         unknown = np.setdiff1d(known, self._labels.values)
         if unknown.size:
             raise OptionError(f"y has classes that are not in classes_, {unknown[0]!r} for example")
@@ -196,7 +212,7 @@ class Classes(Calibrated):
             raise ArgumentError(f"y has {known.shape[0]} labels; expected {p.shape[0]}, one for each row of X")
         codes = beside(p, np.searchsorted(self._labels.values, known))
         found = [conformal.true_scores(self._label_scores(p, method, place=0), codes) for method in conformal.SETS]
-        xp = self._trainer.backend.xp
+        xp = backend_of(p).xp
         self.calibration_scores_ = xp.sort(xp.concat(found, axis=1), axis=0)
         return self
 
@@ -210,7 +226,7 @@ class Classes(Calibrated):
         """
         place = conformal.SETS.index(conformal.check_sets(method))
         limit = self._threshold(coverage)
-        p = self._probabilities_of(self._outputs(X, "predict_set"))
+        p = self._probabilities_of(self._said(X, "predict_set")[2])
         return self._label_scores(p, method, place=1) <= limit[place]
 
     def _label_scores(self, p: Array, method: str, place: int) -> Array:

@@ -8,7 +8,9 @@ from bpnet.backends import backend_of
 from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import to_host
+from bpnet.estimators.intervals import Quantities
 from bpnet.losses.base import Loss
+from bpnet.losses.regression import Quantile
 from bpnet.losses.summed import _PoissonDeviance, _SquaredError
 from bpnet.registry import resolve
 
@@ -18,7 +20,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
 
-class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
+class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     """A multi-layer perceptron that gives numbers: scikit-learn's `MLPRegressor`, trained by bpnet.
 
         from bpnet import MLPRegressor
@@ -29,7 +31,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss : "squared_error" or "poisson" as scikit-learn's, or any loss of bpnet, by name ("huber") or as an object
+    loss : "squared_error" or "poisson" as scikit-learn's, or any loss of bpnet, by name ("huber") or as an object;
+        with "quantile" there is `predict_quantiles`, with "gaussian_nll" also `predict(X, return_std=True)`
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter,
     shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction,
     beta_1, beta_2, epsilon, n_iter_no_change, max_fun : as scikit-learn's, which the same `random_state` gives the
@@ -54,15 +57,19 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     precision, device : as of `bp.Trainer`
     dtype : "float32" or "float64" computes in that type; None in that of X
     n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
+    quantiles : which ones the loss "quantile" learns, the smallest first
+    calibration_fraction : the share of the rows that is not trained on, by which `predict_interval` is calibrated
 
     Attributes
     ----------
     coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_, best_validation_score_, n_iter_, t_,
     n_layers_, n_outputs_, out_activation_, n_features_in_, feature_names_in_ : as scikit-learn's
     validation_loss_curve_ : the loss on held-out rows after every epoch, where there are some
+    calibration_scores_ : how far off the network was on each of the rows that it was calibrated by, the smallest first
     model_ : the network as a `bp.TableModel`, which needs no scikit-learn
     """
 
+    _parameter_constraints = {**BaseMLP._parameter_constraints, "quantiles": ["array-like"]}
     _checks = {"y_numeric": True}
 
     def __init__(
@@ -104,6 +111,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         device: Any = None,
         dtype: Any = None,
         n_jobs: Any = None,
+        quantiles: Any = (0.05, 0.5, 0.95),
+        calibration_fraction: Any = None,
     ) -> None:
         super().__init__(locals())
 
@@ -113,8 +122,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         `sample_weight` says how much each row counts.  `validation_data`, (X, y) or (X, y, sample_weight), is scored
         after every epoch, and is what early stopping looks at.
         """
-        self._fit(X, y, sample_weight, False, validation_data)
-        return self
+        return self._fit_and_calibrate(X, y, sample_weight, validation_data)
 
     @available_if(lambda est: est._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -155,6 +163,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
         if self.loss == "squared_error":
             return _SquaredError()
+        if self.loss == "quantile":
+            return Quantile(tuple(self.quantiles))
         return _PoissonDeviance() if self.loss == "poisson" else resolve(Loss, "loss", self.loss)
 
     def _units(self) -> int:
@@ -167,11 +177,6 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     def _scored(self, outputs: Any, y: Any, weight: Any) -> float:
         found = self._predictions(outputs)
         return float(r2_score(y, found, sample_weight=weight)) if np.isfinite(found).all() else np.nan
-
-    def predict(self, X: Any) -> Any:
-        """The prediction for each row: (rows,), or (rows, quantities) of several."""
-        found = self._predictions(self._outputs(X, "predict"))
-        return found[:, 0] if found.shape[1] == 1 else found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """R**2, the share of the variance of y that the predictions account for; of several targets, the mean."""

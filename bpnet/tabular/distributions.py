@@ -6,7 +6,7 @@ An output is that of one network, or of the members of an ensemble; functions ta
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
-from bpnet.backends import Array, Backend
+from bpnet.backends import Array, Backend, backend_of
 from bpnet.errors import OptionError
 from bpnet.losses.base import Loss
 from bpnet.losses.likelihood import GaussianNLL
@@ -41,7 +41,7 @@ def moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array 
     return mean, xp.mean(off * off, axis=1)
 
 
-def drawn_moments(backend: Backend, loss: Loss, draws: Iterable[Array]) -> tuple[Array, Array]:
+def drawn_moments(loss: Loss, draws: Iterable[Array]) -> tuple[Array, Array]:
     """The mean and the variance of a prediction over networks that were drawn, each of which gave some outputs.
 
     By the law of total variance, that is how far their means vary, and the mean of the variances that they tell (Gal
@@ -52,7 +52,7 @@ def drawn_moments(backend: Backend, loss: Loss, draws: Iterable[Array]) -> tuple
     spread: Array = None
     within: Array = None
     for outputs in draws:
-        value, variance = moments(backend, loss, outputs)
+        value, variance = moments(backend_of(outputs), loss, outputs)
         count += 1
         if mean is None:
             mean, spread = value, value * 0.0

@@ -8,7 +8,7 @@ import numpy as np
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, DTypeError, shown
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import as_clocks_show, numbers_of, parsed, zone_of
+from bpnet.tabular.dates import as_clocks_show, parsed, reader_of, zone_of
 from bpnet.tabular.values import as_boolean, as_number, as_text
 
 if TYPE_CHECKING:
@@ -128,8 +128,10 @@ def dates(feature: "Feature", column: Column, what: str) -> Encoder:
         zone_of(column.zone)
     zone = None if column.zone is None else feature.zone or column.zone
 
+    read = reader_of(values, feature.parts, feature.origin)
+
     def numbers(some: Any) -> Any:
-        return numbers_of(some if zone is None else as_clocks_show(some, zone), feature.parts, feature.origin)
+        return read(some if zone is None else as_clocks_show(some, zone))
 
     if codes is None:
         return lambda rows: numbers(values[rows])

@@ -18,7 +18,7 @@ from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.schema import Schema
+from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
@@ -196,7 +196,8 @@ class TableModel:
 
     def inputs(self, table: Any) -> Any:
         """What the network takes for the rows of a table, where its parameters lie."""
-        return self._placed(self.schema.encode(table))
+        frame = Frame.of(table)
+        return self._placed(self.schema.encode(frame), frame.what)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class TableModel:
             raise DataError(f"{frame.what} has no rows")
         encoder = self.schema.encoder(frame)
         for start in range(0, frame.rows, size):
-            x = self._placed(encoder(slice(start, start + size)))
+            x = self._placed(encoder(slice(start, start + size)), frame.what, start)
             with self._named(frame, x, start):
                 found = self.trainer.predict(x)
             yield found
@@ -234,10 +235,10 @@ class TableModel:
                 f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
             ) from None
 
-    def _placed(self, x: Any) -> Any:
-        """Numbers of the parameters' type; what was made on the host, where they lie."""
+    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
+        """Numbers of the parameters' type; what was made on the host, where they lie; `start` is the first row's."""
         if isinstance(x, dict):
-            return {name: self._placed(array) for name, array in x.items()}
+            return {name: self._placed(array, what, start) for name, array in x.items()}
         backend, own = backend_of(x), self.trainer.backend
         xp = backend.xp
         if not xp.isdtype(x.dtype, "real floating"):
@@ -247,7 +248,18 @@ class TableModel:
         if backend.name == "numpy" and own is not backend and self.trainer.device is None:
             kind = own.xp.int32 if dtype is None else self.trainer.theta.dtype
             return own.from_host(x, kind, own.device(self.trainer.theta))
-        return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
+        if dtype is None or x.dtype == dtype:
+            return x
+        if backend.name != "numpy":
+            return xp.astype(x, dtype)
+        with np.errstate(over="ignore"):
+            made = x.astype(dtype)
+        lost = np.isinf(made) & ~np.isinf(x)
+        if lost.any():
+            row, column = np.argwhere(lost)[0].tolist()
+            name = self.schema.names[self.schema.owners[column]]
+            raise DataError(f"column {name!r} of {what} is too large for {np.dtype(dtype)}, first in row {start + row}")
+        return made
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -262,12 +274,14 @@ class TableModel:
         write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
 
     def summary(self) -> str:
-        """The columns and what they are, the target, and the network."""
+        """The columns and how they are read, what is learnt, and the network."""
+        columns = [(feature.name, feature.kind, feature.details) for feature in self.schema.features]
+        widths = [max(len(row[i]) for row in columns) for i in range(2)]
         lines = [repr(self)]
-        for feature in self.schema.features:
-            more = f" of {len(feature.values)} values" if feature.kind == "category" else ""
-            lines.append(f"  {feature.name}: {feature.kind}{more}")
-        return Text("\n".join(lines))
+        if self.target.classes:
+            lines.append(f"classes: {some(self.target.classes)}")
+        lines += [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {more}".rstrip() for name, kind, more in columns]
+        return Text("\n".join([*lines, repr(self.trainer.network), f"loss: {self.trainer.loss}"]))
 
 
 def restored(table: Any, trainer: Trainer) -> TableModel:

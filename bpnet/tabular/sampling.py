@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bpnet.backends.base import Array, Rows
+from bpnet.backends import Array, backend_of
+from bpnet.backends.base import Rows
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError
 from bpnet.layer import Derivatives, InShape, Layer, Params, Run, row_count
@@ -71,5 +72,6 @@ def samples(trainer: Trainer, x: Any, count: int, seed: int = 0) -> Iterator[Arr
                     run = Run(backend, False, (seed, number, place), backend.context(trainer.precision))
                     return network.forward(run, p, take_rows(backend, (batch,), part, None)[0])[0]
 
-                parts += backend.map_blocks(block, backend.blocks(row_count(batch), 2.0 * layout.size))
-            yield parts[0] if len(parts) == 1 else backend.xp.concat(parts)
+                found = list(backend.map_blocks(block, backend.blocks(row_count(batch), 2.0 * layout.size)))
+                parts += map(backend.to_host, found) if data.streams else found
+            yield parts[0] if len(parts) == 1 else backend_of(parts[0]).xp.concat(parts)
