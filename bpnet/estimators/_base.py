@@ -21,8 +21,8 @@ from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.engine import WORK_OF_A_CALL
 from bpnet.errors import DataError, DivergedError, MissingExtraError, OptionError, ShapeError
-from bpnet.estimators import making, sparse
-from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
+from bpnet.estimators import making, sparse, tables
+from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
 from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
 from bpnet.estimators.training import Epochs, HeldOut, Shuffled, WeightedEpochs, minimize, run
@@ -89,6 +89,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         "device": [str, None],
         "dtype": [StrOptions({"float32", "float64"}), None],
         "n_jobs": [Integral, None],
+        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
+        "scaling": [StrOptions({"robust", "standard", "quantile"}), None],
         "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
     }
     _checks: dict[str, Any] = {}
@@ -102,7 +104,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _forget_calibration(self) -> None:
         """The network is another one from now on."""
-        vars(self).pop("calibration_scores_", None)
+        self.__dict__.pop("calibration_scores_", None)
 
     # ---- what a subclass has ------------------------------------------------------------------------------------
 
@@ -194,9 +196,16 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Rows and targets, as sound arrays."""
-        X, y = validated(self, X, y, reset=reset, **self._checks)
-        y = y.toarray() if sparse.is_sparse(y) else y
-        return self._typed(X, None if reset else self._trainer.theta), y
+        if reset:
+            self._schema = tables.schema_of(self, X)
+        if self._schema is None:
+            X, y = validated(self, X, y, reset=reset, **self._checks)
+            X = self._typed(X, None if reset else self._trainer.theta)
+        else:
+            X, y = tables.encoded(self, self._schema, X, y, reset=reset, **self._checks)
+        if not reset:
+            tables.check_gaps(self, X, self._trainer.network)
+        return X, y.toarray() if sparse.is_sparse(y) else y
 
     def _typed(self, X: Any, like: Array | None) -> Any:
         """X of the type that is computed with."""
@@ -242,11 +251,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         """Whether steps of a network of so many parameters are compiled: by NumPy, where a fit may take long enough."""
         if sparse.is_sparse(x):
             return False
-        rows = x.shape[0]
+        rows = first_of(x).shape[0]
         batch = rows if self.solver == "lbfgs" else self._batch_size(rows)
         work = self.max_iter * math.ceil(rows / batch) * (6.0 * size * batch + WORK_OF_A_CALL)
         pays = work >= COMPILED or self.preset is not None
-        return True if pays and isinstance(x, np.ndarray) and self.device is None and can_compile() else "auto"
+        return (
+            True if pays and isinstance(first_of(x), np.ndarray) and self.device is None and can_compile() else "auto"
+        )
 
     def _batch_size(self, rows: int) -> int:
         size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
@@ -300,7 +311,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         elif self.early_stopping:
             stratify = to_host(y).reshape(-1) if self._stratifies() else None
             options = {"random_state": random_state, "test_size": self.validation_fraction, "stratify": stratify}
-            kept, out = train_test_split(np.arange(x.shape[0]), **options)
+            kept, out = train_test_split(np.arange(first_of(x).shape[0]), **options)
             if out.shape[0] < 2:
                 raise ValueError(
                     "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
@@ -386,15 +397,22 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if self._inside:
             return X
         like = self._trainer.theta
-        check_place(self, X, like, method)
-        return self._typed(validated(self, X, reset=False), like)
+        schema = getattr(self, "_schema", None)
+        if schema is not None:
+            found = tables.encoded(self, schema, X, reset=False)
+            check_place(self, found, like, method)
+        else:
+            check_place(self, X, like, method)
+            found = self._typed(validated(self, X, reset=False), like)
+        tables.check_gaps(self, found, self._trainer.network)
+        return found
 
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
         theta = self._trainer.theta
         plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
-        plain = plain and not hasattr(self, "feature_names_in_")
+        plain = plain and not hasattr(self, "feature_names_in_") and self._trainer.network.accepts_nan is False
         if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
                 return self._trainer.predict(X)
@@ -404,7 +422,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""
-        return sparse.outputs(self._trainer, x) if sparse.is_sparse(x) else self._trainer.predict(x, check=False)
+        if sparse.is_sparse(x):
+            return sparse.outputs(self._trainer, x)
+        return self._trainer.predict(x, check=isinstance(x, dict))
 
 
 def _threads(jobs: int | None) -> int | None:
