@@ -20,7 +20,7 @@ from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.engine import WORK_OF_A_CALL
-from bpnet.errors import DataError, DivergedError, MissingExtraError, OptionError, ShapeError
+from bpnet.errors import DataError, DivergedError, OptionError, ShapeError
 from bpnet.estimators import making, sparse, tables
 from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
@@ -33,19 +33,16 @@ from bpnet.optimizers.base import Optimizer
 from bpnet.schedules import Schedule
 from bpnet.trainer import Trainer
 
-try:
-    from sklearn.base import BaseEstimator
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.metrics import check_scoring
-    from sklearn.model_selection import train_test_split
-    from sklearn.utils import check_random_state
-    from sklearn.utils._param_validation import Interval, Options, StrOptions
-    from sklearn.utils.optimize import _check_optimize_result
-    from sklearn.utils.validation import check_is_fitted
-except ImportError as error:
-    raise MissingExtraError("an estimator", "scikit-learn", "sklearn") from error
+from sklearn.base import BaseEstimator  # isort: skip
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.optimize import _check_optimize_result
+from sklearn.utils.validation import check_is_fitted
 
-COMPILED = 2e10
+COMPILED = 5e9
 """Floating-point operations, as `Engine.cost` counts them, that a fit may take from which on it compiles at once."""
 
 
@@ -410,15 +407,25 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
-        theta = self._trainer.theta
-        plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
-        plain = plain and not hasattr(self, "feature_names_in_") and self._trainer.network.accepts_nan is False
-        if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
+        shape: tuple[int, ...] = getattr(X, "shape", ())
+        if (
+            type(X) is np.ndarray
+            and len(shape) == 2
+            and shape[0]
+            and shape[1] == self.n_features_in_
+            and self._as_fitted(X)
+        ):
             try:
                 return self._trainer.predict(X)
             except (DataError, DivergedError):
                 pass
         return self._outputs_of(self._inputs(X, method))
+
+    def _as_fitted(self, X: Any) -> bool:
+        """Whether an array of NumPy is of the type that was fitted, on arrays without names."""
+        trainer = self._trainer
+        same: bool = trainer.backend.name == "numpy" and X.dtype == trainer.theta.dtype
+        return same and not (self._inside or trainer.network.accepts_nan or hasattr(self, "feature_names_in_"))
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""

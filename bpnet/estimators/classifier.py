@@ -9,9 +9,9 @@ from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
 from bpnet.estimators.intervals import Classes
-from bpnet.estimators.losses import _LabelLogLoss
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import CrossEntropy
+from bpnet.losses.summed import _LabelLogLoss
 from bpnet.registry import resolve
 
 from sklearn.base import ClassifierMixin  # isort: skip

@@ -74,7 +74,7 @@ def plan_of(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     if members is not None:
         from bpnet.losses.members import Members
 
-        loss = Members(loss)
+        loss = _make(Members, loss)
     if estimator.network is not None:
         return Plan(estimator.network, loss, optimizer_of(estimator), False)
     sizes, activation = hidden_sizes(estimator), ACTIVATIONS.get(estimator.activation, estimator.activation)
@@ -86,7 +86,8 @@ def plan_of(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
         from bpnet.tabular.networks import table_network
 
         options = {name: getattr(estimator, name) for name in ("dropout", "norm", "residual")}
-        network = table_network(inputs, outputs, hidden=sizes, activation=activation, members=members, **options)
+        options |= {"hidden": tuple(sizes), "activation": activation, "members": members}
+        network = _make(table_network, inputs, outputs, **options)
     return Plan(network, loss, optimizer_of(estimator), members is None)
 
 

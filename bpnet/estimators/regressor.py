@@ -9,9 +9,9 @@ from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import to_host
 from bpnet.estimators.intervals import Quantities
-from bpnet.estimators.losses import _PoissonDeviance, _SquaredError
 from bpnet.losses.base import Loss
 from bpnet.losses.regression import Quantile
+from bpnet.losses.summed import _PoissonDeviance, _SquaredError
 from bpnet.registry import resolve
 
 from sklearn.base import RegressorMixin  # isort: skip

@@ -18,10 +18,11 @@ from bpnet.layer import Run
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
 
-COMPILES = 2e9
-"""Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: a tenth of a second.
+COMPILES = 1e9
+"""Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: some 0.05 seconds.
 
-So much does that cost at the first time in a process; each step is then some three times faster.
+That costs 0.1 seconds at the first time in a process, and 0.01 for other sizes of the same network, once its machine
+code is on the disk, which takes a second or two; each step is then some three times faster.
 """
 SMALLEST_RATE = 1e-6
 """The adaptive learning rate is not divided below it."""
