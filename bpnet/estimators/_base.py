@@ -19,8 +19,8 @@ from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.errors import DataError, DivergedError, OptionError, ShapeError
-from bpnet.estimators import making, sparse
-from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
+from bpnet.estimators import making, sparse, tables
+from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
 from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
 from bpnet.estimators.training import Epochs, HeldOut, Shuffled, WeightedEpochs, minimize, run
@@ -39,6 +39,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import check_is_fitted
+
+Rows = tuple[Any, ...]
+"""Rows of X, targets as the loss wants them, weights or None, all beside each other; and y as it came, on the host."""
 
 
 class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc]
@@ -81,6 +84,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         "device": [str, None],
         "dtype": [StrOptions({"float32", "float64"}), None],
         "n_jobs": [Integral, None],
+        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
+        "scaling": [StrOptions({"robust", "standard", "quantile"}), None],
         "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
     }
     _checks: dict[str, Any] = {}
@@ -94,7 +99,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _forget_calibration(self) -> None:
         """The network is another one from now on."""
-        vars(self).pop("calibration_scores_", None)
+        self.__dict__.pop("calibration_scores_", None)
 
     # ---- what a subclass has ------------------------------------------------------------------------------------
 
@@ -158,19 +163,25 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             weight = beside(X, weight * scale)
         goes_on = self.warm_start == "continue" and not first
         random_state = self._random_state if goes_on else check_random_state(self.random_state)
-        rows = X, target, weight
+        rows, held_out = (X, target, weight, y), None
+        splits = self.early_stopping and validation_data is None and self.solver != "lbfgs"
+        if splits and tables.looks_at_rows(self):  # what is held out is not to be looked at
+            rows, held_out = self._split(rows, random_state)
         if first:
             self._start(rows, loss, scale, random_state)
         else:
             self._go_on(scale, keep=incremental or goes_on)
+        if splits and held_out is None:  # scikit-learn's order of random numbers
+            rows, held_out = self._split(rows, random_state)
+        if validation_data is not None:
+            held_out = self._given(validation_data, X, scale)
         told = None if incremental else tasks(self, X, y, sample_weight)
         self._inside = True
         try:
             if self.solver == "lbfgs":
                 self._fit_lbfgs(rows, told)
             else:
-                rows, held_out = self._split(rows, y, random_state, validation_data, scale)
-                self._fit_epochs(rows, held_out, random_state, incremental, told)
+                self._fit_epochs(rows, self._watched(held_out), random_state, incremental, told)
         except DivergedError as error:
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
@@ -186,9 +197,16 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Rows and targets, as sound arrays."""
-        X, y = validated(self, X, y, reset=reset, **self._checks)
-        y = y.toarray() if sparse.is_sparse(y) else y
-        return self._typed(X, None if reset else self._trainer.theta), y
+        if reset:
+            self._schema = tables.schema_of(self, X)
+        if self._schema is None:
+            X, y = validated(self, X, y, reset=reset, **self._checks)
+            X = self._typed(X, None if reset else self._trainer.theta)
+        else:
+            X, y = tables.encoded(self, self._schema, X, y, reset=reset, **self._checks)
+        if not reset:
+            tables.check_gaps(self, X, self._trainer.network)
+        return X, y.toarray() if sparse.is_sparse(y) else y
 
     def _typed(self, X: Any, like: Array | None) -> Any:
         """X of the type that is computed with."""
@@ -200,13 +218,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         backend = foreign(X)
         return X.astype(name) if backend is None else backend.xp.astype(X, getattr(backend.xp, name))
 
-    def _start(self, rows: tuple[Any, Any, Any], loss: Loss, scale: float, random_state: Any) -> None:
+    def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
-        x, y, _ = rows
+        x, y, *_ = rows
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
         seed = 0 if plan.plain and not plan.network.stochastic else making.seed_of(random_state)
-        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed, foreign(x) is None)
+        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed, foreign(first_of(x)) is None)
         data = trainer._prepare({"x": sample}, values=False)
         starts = making.start_values(data.layout, seed, random_state, self.activation) if plan.plain else None
         trainer._start(data, starts)
@@ -263,57 +281,65 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             return sparse.SparseLoader(trainer.layout, x, y, weight, trainer.theta)
         return trainer._prepare(named(x, y, weight))
 
-    def _fit_lbfgs(self, rows: tuple[Any, Any, Any], told: Tasks | None) -> None:
+    def _fit_lbfgs(self, rows: Rows, told: Tasks | None) -> None:
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        result = minimize(self._trainer, self._loader(*rows), self.verbose, told, **options)
+        result = minimize(self._trainer, self._loader(*rows[:3]), self.verbose, told, **options)
         self.loss_ = float(result.fun)
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
 
-    def _split(
-        self, rows: tuple[Any, Any, Any], labels: Any, random_state: Any, validation_data: Any, scale: float
-    ) -> tuple[tuple[Any, Any, Any], HeldOut | None]:
-        """Rows to train on, and rows that are held out."""
-        x, y, weight = rows
-        if validation_data is not None:
-            if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
-                raise ShapeError("validation_data is expected to be (X, y) or (X, y, sample_weight)")
-            x_val, labels_val = self._checked(validation_data[0], validation_data[1], reset=False)
-            y_val, weight_val = beside(x, self._targets(labels_val)), None
-            if len(validation_data) == 3 and validation_data[2] is not None:
-                weight_val = beside(x, weights(validation_data[2], x_val) * scale)
-        elif self.early_stopping:
+    def _split(self, rows: Rows, random_state: Any) -> tuple[Rows, Rows]:
+        """Rows to train on, and rows that are held out: where training continues, the same as before."""
+        x, y, *_ = rows
+        count = first_of(x).shape[0]
+        parts = getattr(self, "_parts", None) if self.warm_start == "continue" else None
+        if parts is None or sum(map(len, parts)) != count:
             stratify = to_host(y).reshape(-1) if self._stratifies() else None
             options = {"random_state": random_state, "test_size": self.validation_fraction, "stratify": stratify}
-            kept, out = train_test_split(np.arange(x.shape[0]), **options)
-            if out.shape[0] < 2:
-                raise ValueError(
-                    "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-                )
-            (x_val, y_val, weight_val), labels_val = [None if a is None else take(a, out) for a in rows], labels[out]
-            x, y, weight = [None if a is None else take(a, kept) for a in rows]
-        else:
-            return rows, None
-        known = to_host(y_val), None if weight_val is None else to_host(weight_val)
+            parts = train_test_split(np.arange(count), **options)
+        if len(parts[1]) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        if self.warm_start == "continue":
+            self._parts = parts
+        kept, out = (tuple(None if a is None else take(a, part) for a in rows) for part in parts)
+        return kept, out
+
+    def _given(self, validation_data: Any, x: Any, scale: float) -> Rows:
+        """Rows that are to be held out, as those to train on are."""
+        if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
+            raise ShapeError("validation_data is expected to be (X, y) or (X, y, sample_weight)")
+        x_val, labels = self._checked(validation_data[0], validation_data[1], reset=False)
+        weight = validation_data[2] if len(validation_data) == 3 else None
+        weight = None if weight is None else beside(x, weights(weight, x_val) * scale)
+        return x_val, beside(x, self._targets(labels)), weight, labels
+
+    def _watched(self, rows: Rows | None) -> HeldOut | None:
+        """What looks at held-out rows after every epoch."""
+        if rows is None:
+            return None
+        x, y, weight, labels = rows
+        known = to_host(y), None if weight is None else to_host(weight)
         score: Any = lambda outputs: self._scored(to_host(outputs), *known)  # noqa: E731
         if self.scoring is not None:
             scorer = None if self.scoring == "loss" else check_scoring(self, self.scoring)
-            score = None if scorer is None else lambda _: scorer(self, x_val, labels_val)
+            score = None if scorer is None else lambda _: scorer(self, x, labels)
         if self.validation_scores_ is None:
             self.validation_scores_, self.validation_loss_curve_ = [], []
-        return (x, y, weight), HeldOut(x_val, y_val, weight_val, self._outputs_of, score)
+        return HeldOut(x, y, weight, self._outputs_of, score)
 
     def _stratifies(self) -> bool:
         return False
 
     def _fit_epochs(
         self,
-        rows: tuple[Any, Any, Any],
+        rows: Rows,
         held_out: HeldOut | None,
         random_state: Any,
         incremental: bool,
         told: Tasks | None,
     ) -> None:
-        trainer, data = self._trainer, self._loader(*rows)
+        trainer, data = self._trainer, self._loader(*rows[:3])
         size = self._batch_size(data.count)
         if self.batch_size != "auto" and self.batch_size > data.count:
             text = "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
@@ -370,15 +396,22 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if self._inside:
             return X
         like = self._trainer.theta
-        check_place(self, X, like, method)
-        return self._typed(validated(self, X, reset=False), like)
+        schema = getattr(self, "_schema", None)
+        if schema is not None:
+            found = tables.encoded(self, schema, X, reset=False)
+            check_place(self, found, like, method)
+        else:
+            check_place(self, X, like, method)
+            found = self._typed(validated(self, X, reset=False), like)
+        tables.check_gaps(self, found, self._trainer.network)
+        return found
 
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
         theta = self._trainer.theta
         plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
-        plain = plain and not hasattr(self, "feature_names_in_")
+        plain = plain and not (self._trainer.network.accepts_nan or hasattr(self, "feature_names_in_"))
         if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
                 return self._trainer.predict(X)
@@ -388,7 +421,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""
-        return sparse.outputs(self._trainer, x) if sparse.is_sparse(x) else self._trainer.predict(x, check=False)
+        if sparse.is_sparse(x):
+            return sparse.outputs(self._trainer, x)
+        return self._trainer.predict(x, check=isinstance(x, dict))
 
 
 def _threads(jobs: int | None) -> int | None:

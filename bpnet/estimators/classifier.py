@@ -37,7 +37,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         MLPClassifier(random_state=0).fit(X, y).predict(X)
 
     X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
-    CSC) stay sparse where the network begins with a dense layer.  y are labels, or (rows, labels) of 0 and 1.
+    CSC) stay sparse where the network begins with a dense layer.  NaN in X is a
+    missing value: it counts as 0, or as the middle where numbers are scaled, and the network is told of it.
+
+    y are labels, or (rows, labels) of 0 and 1.
 
     Parameters
     ----------
@@ -68,6 +71,11 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     dtype : "float32" or "float64" computes in that type; None in that of X
     n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
     calibration_fraction : the share of the rows that is not trained on, by which `predict_set` is calibrated
+    categorical_features : columns of X that are no quantities: their names or numbers, or a mask; they are one-hot, or
+        embedded where they have more than 8 values.  "from_dtype" takes text, booleans and dates as such too, as they
+        stand in a frame; None expects numbers only
+    scaling : "robust", "standard" or "quantile" brings columns of numbers to one scale, within the network (see
+        `bp.NumericInput`); None takes them as they come
 
     Attributes
     ----------
@@ -124,6 +132,8 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         dtype: Any = None,
         n_jobs: Any = None,
         calibration_fraction: Any = None,
+        categorical_features: Any = None,
+        scaling: Any = None,
     ) -> None:
         super().__init__(locals())
 

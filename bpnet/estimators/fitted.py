@@ -174,6 +174,9 @@ class Fitted:
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = self.categorical_features is not None  # type: ignore[attr-defined]
+        tags.input_tags.string = self.categorical_features is not None  # type: ignore[attr-defined]
         tags.array_api_support = True
         return tags
 
