@@ -252,8 +252,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         return Trainer(network, loss, optimizer, **options)
 
     def _batch_size(self, rows: int) -> int:
-        size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
-        return min(int(size), rows)
+        if self.batch_size == "auto" and self.preset is not None:  # batches of almost the same size
+            return -(-rows // max(1, round(rows / making.STRONG_BATCH)))
+        return min(200 if self.batch_size == "auto" else int(self.batch_size), rows)
 
     def _go_on(self, scale: float, keep: bool) -> None:
         """Have a trainer of what the parameters of the estimator now are, with those of the network.

@@ -104,7 +104,8 @@ class Epochs(Callback):
                 print(f"Validation score: {score:f}")
         if est.early_stopping:
             worse = score < est.best_validation_score_ + est.tol
-            if score > est.best_validation_score_:
+            better = score > est.best_validation_score_ or (est.preset and score == est.best_validation_score_)
+            if better:  # of RealMLP's best epochs the last one
                 est.best_validation_score_, est._best = score, trainer.snapshot()[0][:2]
         else:
             worse = est.loss_ > est.best_loss_ - est.tol
