@@ -34,10 +34,10 @@ class Shuffled:
     """The order of the rows in every epoch, as scikit-learn draws it: that of the last epoch, shuffled."""
 
     def __init__(self, rows: int, random_state: Any) -> None:
-        self.random_state, self.last = random_state, np.arange(rows)
+        self.random_state, self.last = random_state, np.arange(rows, dtype=np.int32 if rows < 2**31 else np.int64)
 
     def __call__(self, epoch: int) -> Any:
-        index = np.arange(self.last.size)
+        index = np.arange(self.last.size, dtype=self.last.dtype)
         self.random_state.shuffle(index)
         self.last = self.last[index]
         return self.last
