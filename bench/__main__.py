@@ -12,10 +12,12 @@ from typing import Any
 
 from bench import mnist, picture, readme, report, roof
 from bench.contenders import ALL, floor_on, subject_on
+from bench.estimators import run as fitted
 from bench.machine import accelerator, describe, keep, why_no_accelerator
 from bench.measure import Line, contestants, measure, record_of
 from bench.plan import Case, Plan, available_cores
 from bench.suites import SUITES
+from bench.tables import run as learned
 from bench.workloads import PRECISIONS, WORKLOADS
 
 FIRST_GUESS = 6.0  # seconds that one contender takes on a GPU in one case, most of them to start
@@ -60,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     threads = commands.add_parser("threads", help="a step's time against the number of threads")
     published = commands.add_parser("mnist", help="figures published for MNIST, by bpnet; fetches 11 MB once")
     catalogue = commands.add_parser("catalogue", help="a step around each entry of the catalogue, against peers")
+    estimators = commands.add_parser(
+        "estimators", help="fit, predict, score and memory against scikit-learn and others"
+    )
+    tables = commands.add_parser("tables", help="real tables learned by bpnet and by its peers; fetches 20 MB once")
     written = commands.add_parser("report", help="write README's table and picture from bench/results/*.json")
     for command in (profile, epoch, threads):
         _common(command, argparse.SUPPRESS)  # what stands before the command holds too
@@ -80,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     catalogue.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     mnist.add_options(published)
+    learned.add_options(tables)
+    fitted.add_options(estimators)
     written.add_argument("--results", type=Path, default=readme.RESULTS, help="where the JSON files are")
     written.add_argument("--readme", type=Path, default=readme.README, help="the page with the markers")
     return top
@@ -257,6 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.command == "mnist":
         return mnist.run(options)
+    if options.command == "tables":
+        return learned.run(options)
+    if options.command == "estimators":
+        return fitted.run(options)
     if options.command == "catalogue":
         return run_catalogue(options)
     from bench import epoch, imports, profile, scaling

@@ -214,7 +214,7 @@ def peak_memory() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of the array libraries in this process, and the BLAS behind NumPy."""
-    names = ("numpy", "bpnet", "torch", "jax", "keras", "sklearn", "thinc", "cupy", "llvmlite")
+    names = ("numpy", "bpnet", "torch", "jax", "keras", "skorch", "sklearn", "pytabkit", "thinc", "cupy", "llvmlite")
     found = {name: str(getattr(sys.modules[name], "__version__", "")) for name in names if name in sys.modules}
     try:
         from threadpoolctl import threadpool_info

@@ -60,14 +60,36 @@ def _device() -> tuple[str | None, str]:
         return None, f"CuPy finds no CUDA device: {error}"
 
 
+def ticks() -> tuple[int, int]:
+    """Ticks of all processors since the machine began, and those of waiting: idle, and for a disk."""
+    with open("/proc/stat") as lines:
+        spent = [int(number) for number in next(lines).split()[1:9]]
+    return sum(spent), spent[3] + spent[4]
+
+
+Clock = tuple[float, float, tuple[int, int] | None]
+
+
+def clock() -> Clock:
+    """The time, this process's seconds of all cores, and the machine's ticks where they are told."""
+    try:
+        told = ticks()
+    except OSError:
+        told = None
+    return time.perf_counter(), time.process_time(), told
+
+
+def others(before: Clock, after: Clock) -> float | None:
+    """How many cores were at other work between two times; None where that isn't told."""
+    if before[2] is None or after[2] is None or before[2][0] == after[2][0]:
+        return None
+    passed, idle = (b - a for a, b in zip(before[2], after[2], strict=True))
+    own = (after[1] - before[1]) / max(after[0] - before[0], 1e-9)
+    return round(max(0.0, (os.cpu_count() or 1) * (1 - idle / passed) - own), 2)
+
+
 def busy(seconds: float = 0.5) -> float | None:
     """How many processors are at work while this process sleeps, also for other machines; None where it isn't told."""
-
-    def ticks() -> tuple[int, int]:
-        with open("/proc/stat") as lines:
-            spent = [int(number) for number in next(lines).split()[1:9]]
-        return sum(spent), spent[3] + spent[4]  # all, and those of waiting: idle, and for a disk
-
     try:
         before = ticks()
         time.sleep(seconds)

@@ -12,9 +12,11 @@ from typing import Any
 
 from bench import mnist
 from bench.catalogue import report as catalogue
+from bench.estimators import report as estimators
 from bench.plan import Case
 from bench.report import MODES, Record, case_name, crossings, kind_of, label, markdown, processor, significant
 from bench.suites import SUITES
+from bench.tables import report as tables
 
 NOT_RUN = "not run"
 STAGES = {
@@ -88,7 +90,8 @@ def runs(folder: Path) -> str:
 
 def _contents(result: Record) -> str:
     if "cases" not in result:
-        return next(f"`python -m bench {key}`" for key in result if key != "machine")
+        about = {"machine", "threads", "versions", "sets"}
+        return next(f"`python -m bench {key}`" for key in result if key not in about)
     parts = []
     for key in dict.fromkeys((r["device"], r["workload"], kind_of(r), r["mode"]) for r in result["cases"]):
         records = [r for r in result["cases"] if (r["device"], r["workload"], kind_of(r), r["mode"]) == key]
@@ -276,6 +279,8 @@ def filled(text: str, folder: Path) -> str:
         ("runs", runs(folder)),
         ("mnist", mnist.page(folder)),
         ("catalogue", catalogue.page(folder)),
+        ("estimators", estimators.page(folder)),
+        ("tables", tables.page(folder)),
         ("gpu", gpu(folder)),
     ):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet import names
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
-    from bpnet import backends, errors, initializers, metrics, testing, typing
+    from bpnet import backends, errors, initializers, metrics, report, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks.base import Callback
@@ -107,6 +107,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.tabular.model import TableModel
     from bpnet.tabular.schema import Schema
     from bpnet.tabular.target import Target
+    from bpnet.tabular.training import train_table
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -133,12 +134,13 @@ __all__ = [
     "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
     "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
     "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
-    "lsuv", "metrics", "minimize", "reference", "row_losses", "testing", "typing", "value_and_grad",
+    "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "testing", "train_table", "typing",
+    "value_and_grad",
 ]  # fmt: skip
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
-    _find = names.on_demand("bpnet", ("backends", "errors", "initializers", "metrics", "testing", "typing"))
+    _find = names.on_demand("bpnet", ("backends", "errors", "initializers", "metrics", "report", "testing", "typing"))
 
     def __getattr__(name: str) -> Any:
         value = globals()[name] = _find(name)

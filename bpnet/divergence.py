@@ -8,9 +8,9 @@ from typing import Any
 from bpnet.backends import Array, Backend
 from bpnet.data.loader import Batch, take_rows
 from bpnet.errors import DivergedError
-from bpnet.layer import Composite, Input, Layer, Params, Path, Run, accepting, row_count
+from bpnet.layer import Composite, Input, Layer, Params, Path, Run, row_count
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Slot
+from bpnet.layout import Layout, Slot, accepting
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
 from bpnet.protocol import titled

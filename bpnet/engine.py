@@ -23,8 +23,8 @@ from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
-from bpnet.layer import Input, Layer, Params, accepting, row_count
-from bpnet.layout import Layout
+from bpnet.layer import Input, Layer, Params, row_count
+from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer

@@ -16,11 +16,11 @@ from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.engine import Engine
 from bpnet.errors import ArgumentError, kind_of
-from bpnet.layer import Input, Layer, Params, Run, Shape, accepting, check_layer, leaves
+from bpnet.layer import Input, Layer, Params, Run, Shape, check_layer, leaves
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
-from bpnet.layout import Layout, arranged, layout_of
+from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
 from bpnet.table import Table

@@ -46,12 +46,6 @@ def each_array(function: Callable[[Array], Any], x: Input) -> Any:
     return tuple([function(a) for a in x]) if isinstance(x, tuple) else function(x)
 
 
-def accepting(network: "Layer") -> tuple[bool, ...]:
-    """Of each array that a network takes, whether values may be missing in it: see `Layer.accepts_nan`."""
-    found, takes = network.accepts_nan, network.takes
-    return found if isinstance(found, tuple) else (found,) * (len(takes) if isinstance(takes, tuple) else 1)
-
-
 def row_count(x: Input) -> int:
     """How many rows x has."""
     return (x[0] if isinstance(x, tuple) else x).shape[0]  # type: ignore[no-any-return]

@@ -16,8 +16,8 @@ from bpnet.backends.interrupts import current
 from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
-from bpnet.layer import Input, Params, Run, accepting, row_count
-from bpnet.layout import Layout
+from bpnet.layer import Input, Params, Run, row_count
+from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
 from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics

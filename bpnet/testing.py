@@ -10,8 +10,8 @@ from bpnet.backends import Array, Backend, backend_of, common_backend, definitio
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError, plural
-from bpnet.layer import Input, InShape, Layer, Run, accepting, check_layer, each_array, leaves, row_count
-from bpnet.layout import Layout, arranged, layout_of
+from bpnet.layer import Input, InShape, Layer, Run, check_layer, each_array, leaves, row_count
+from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.losses.base import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults

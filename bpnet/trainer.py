@@ -297,7 +297,8 @@ class Trainer(HasState):
         Parameters
         ----------
         x : (rows, ...) float32 or float64; whole numbers become float32, but where the network begins with an
-            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays
+            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays.  What is missing
+            may be NaN where the network begins with a layer that knows of it, such as `NumericInput`
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do

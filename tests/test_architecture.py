@@ -49,7 +49,10 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.checking": {"_compared", "_single_steps", "_fit"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli", "bpnet.tabular", "bpnet.estimators")
+
+HOST_ROOMS = tuple(
+    f"bpnet.{room}" for room in ("files", "compiler", "backends", "cli", "tabular", "report", "estimators")
+)
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -117,6 +120,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "loading": 13,
     "learning_rate": 13,
     "estimators": 13.5,
+    "report": 13.3,
     "cli": 14,
     "__main__": 15,
 }

@@ -51,6 +51,11 @@ def standardize_back(t, p, x, run=None):
     return p["mean"].detach() + p["scale"].detach() * x
 
 
+def numeric_input(t, p, x, run=None):
+    z = (x - p["center"].detach()) * p["factor"].detach()
+    return t.cat([z / t.sqrt(1.0 + (z / 3.0) ** 2), t.zeros_like(x[..., 1:3])], -1)
+
+
 def layer_norm(t, p, x, run=None):
     return t.nn.functional.layer_norm(x, x.shape[-1:], p["scale"], p["shift"], eps=1e-3)
 
@@ -189,6 +194,10 @@ LAYERS = {
         bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
         lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
     ),
+    "numeric input": Case(
+        bp.NumericInput((1.0, 2.0, 3.0, 4.0), (1, 2, 3, 4), clip=3.0, missing=(1, 2)), (6, 4), numeric_input,
+        training=False,
+    ),
     "layer norm": Case(bp.LayerNorm(epsilon=1e-3), (6, 4), layer_norm),
     "layer norm of rows of 2 axes": Case(bp.LayerNorm(epsilon=1e-3), (3, 2, 4), layer_norm),
     "rms norm": Case(
@@ -271,6 +280,7 @@ def test_every_layer_has_a_case() -> None:
     every = {c for c in (getattr(bp, name) for name in bp.__all__) if isinstance(c, type) and issubclass(c, bp.Layer)}
     layers = {layer for layer in every if not issubclass(layer, bp.Activation)} - {bp.Layer, bp.Composite}
     layers -= {bp.Embedding, bp.Inputs}  # which take other than one array of numbers: see test_inputs
+    layers -= {bp.CategoricalInput, bp.TabularInput}  # and so do these: see test_tabular_layers
     assert layers <= set().union(*(kinds(case.layer) for case in LAYERS.values()))
 
 
@@ -750,7 +760,7 @@ def test_layers_that_do_not_fit_say_so(net, error, text):
 # How many kernels and copies, besides products, forward and backward together are compiled to: no more than twice what
 # one would write by hand.
 KERNELS = {
-    "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
+    "numeric input": 3, "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
     "group norm of rows of 2 axes": 7, "scale": 1, "reshape": 2, "alpha dropout": 1, "gaussian noise": 1, "glu": 2,
     "weight norm": 6, "spectral norm": 8, "concatenated branches": 4, "added branches": 2, "multiplied branches": 2,
     "shared": 1,

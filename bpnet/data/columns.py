@@ -61,7 +61,7 @@ def _standard(backend: Backend, x: Array, counts: Sequence[int]) -> list[Column]
     largest = xp.where(largest > 0.0, largest, 1.0)
     ratio = off / largest  # whose square is no larger than any number
     deviation = xp.sqrt(run.sum_rows(ratio * ratio) * share) * largest
-    low, high = xp.min(xp.where(nan, mean, x), axis=0), xp.max(xp.where(nan, mean, x), axis=0)
+    low, high = xp.min(xp.where(nan, math.inf, x), axis=0), xp.max(xp.where(nan, -math.inf, x), axis=0)
     deviation = xp.where(high > low, deviation, 0.0)
     centers, scales = (backend.to_host(a).tolist() for a in (mean, deviation))
     return [(center, scale, ()) for center, scale in zip(centers, scales, strict=True)]

@@ -17,8 +17,8 @@ from bpnet.data.checks import (
 )
 from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
-from bpnet.layer import InShape, Layer, accepting
-from bpnet.layout import Layout, arranged
+from bpnet.layer import InShape, Layer
+from bpnet.layout import Layout, accepting, arranged
 from bpnet.losses.base import Loss
 
 PARAMETERS = "the trainer's parameters"

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from bpnet.backends.base import Array
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import OptionError, ShapeError, plural
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.options import whole
 
@@ -92,64 +93,70 @@ class CategoricalInput(Layer):
         return any(self.width)
 
     @cached_property
-    def order(self) -> tuple[int, ...]:
-        """The numbers of the columns, group by group."""
-        return tuple(column for group in self.groups for column in group.columns)
+    def picks(self) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+        """In which order the columns are to be, and which of them, then, each group has.
+
+        They stay as they are where each group is every so-many-th column; else they come group by group.
+        """
+        steps = [{b - a for a, b in pairwise(group.columns)} or {1} for group in self.groups]
+        if all(len(some) == 1 for some in steps):
+            ends = [
+                (group.columns[0], group.columns[-1] + 1, *step) for group, step in zip(self.groups, steps, strict=True)
+            ]
+            return tuple(range(len(self.entries))), tuple(slice(*end) for end in ends)
+        stops = accumulate((len(group.columns) for group in self.groups), initial=0)
+        order = tuple(column for group in self.groups for column in group.columns)
+        return order, tuple(slice(*ends) for ends in pairwise(stops))
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if math.prod(in_shape) != len(self.entries) or len(in_shape) > 1:
-            raise ShapeError(f"CategoricalInput has {len(self.entries)} columns, but rows are {in_shape}")
+            have = plural(len(self.entries), "column")
+            raise ShapeError(f"CategoricalInput has {have}, but rows have the shape {tuple(in_shape)}")
         return (sum(len(group.columns) * group.features for group in self.groups),)
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
         params: dict[str, Any] = {}
-        first: list[float] = []
+        first = dict.fromkeys(range(len(self.entries)), 0.0)
         for group in self.groups:
-            starts, rows = [], 0
-            for column in group.columns:
-                starts.append(rows)
-                rows += self.entries[column] if group.width else 0
-            first += map(float, starts)
             if group.width:
+                *starts, rows = accumulate((self.entries[column] for column in group.columns), initial=0)
+                first |= zip(group.columns, map(float, starts), strict=True)
                 shape = rows, group.width
                 table = rng.computed(shape, partial(_table, rng, shape, starts))
                 params[f"width_{group.width}"] = Leaf(table, decay=False)
-        entries, columns = [float(self.entries[column]) for column in self.order], (len(self.order),)
-        kept = {"entries": rng.given(columns, entries), "first": rng.given(columns, first)}
-        return params | {name: Leaf(value, trainable=False) for name, value in kept.items()}
+        order, _ = self.picks
+        kept = {"entries": [float(self.entries[column]) for column in order], "first": [first[c] for c in order]}
+        return params | {name: Leaf(rng.given((len(order),), v), trainable=False) for name, v in kept.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        xp, real, rows = run.xp, p["entries"].dtype, x.shape[0]
+        xp, real, rows, (order, slices) = run.xp, p["entries"].dtype, x.shape[0], self.picks
         x = xp.reshape(x, (rows, len(self.entries)))
-        if self.order != tuple(range(len(self.entries))):
-            columns = run.backend.constants([float(i) for i in self.order], p["entries"])
+        if order != tuple(range(len(self.entries))):
+            columns = run.backend.constants([float(i) for i in order], p["entries"])
             x = xp.take(x, xp.astype(columns, xp.int32), axis=1)
         code = xp.astype(x, real)
         code = xp.where((code >= 0.0) & (code < p["entries"]), code, float(UNSEEN))
-        place = code + p["first"]
-        made, indices, start = [], [], 0
-        for group in self.groups:
-            stop = start + len(group.columns)
-            size = (rows, (stop - start) * group.features)
+        place, known = xp.astype(code + p["first"], xp.int32), code - float(KNOWN)
+        made, indices = [], []
+        for group, some in zip(self.groups, slices, strict=True):
             if group.width:
-                index = xp.reshape(xp.astype(place[:, start:stop], xp.int32), (-1,))
-                made.append(xp.reshape(xp.take(p[f"width_{group.width}"], index, axis=0), size))
+                index = xp.reshape(place[:, some], (-1,))
                 indices.append(index)
+                features = xp.take(p[f"width_{group.width}"], index, axis=0)
             else:
-                known = xp.arange(group.known, dtype=real, device=run.backend.device(code)) + float(KNOWN)
-                one = xp.reshape(code[:, start:stop], (rows, -1, 1)) == known
-                made.append(xp.reshape(xp.astype(one, real), size))
-            start = stop
+                numbers = xp.arange(group.known, dtype=real, device=run.backend.device(code))
+                features = xp.astype(xp.reshape(known[:, some], (rows, -1, 1)) == numbers, real)
+            made.append(xp.reshape(features, (rows, len(group.columns) * group.features)))
         return made[0] if len(made) == 1 else xp.concat(made, axis=-1), (p, indices)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        xp, (_, indices), grads, start = run.xp, cache, {}, 0
+        (tables, indices), grads, start = cache, {}, 0
         left = iter(indices)
         for group in self.groups:
             stop = start + len(group.columns) * group.features
             if group.width:
-                name, mine = f"width_{group.width}", xp.reshape(dy[:, start:stop], (-1, group.width))
-                grads[name] = run.scatter_add(p[name], next(left), mine)
+                name, part = f"width_{group.width}", run.xp.reshape(dy[:, start:stop], (-1, group.width))
+                grads[name] = run.scatter_add(tables[name], next(left), part)
             start = stop
         return None, grads
 

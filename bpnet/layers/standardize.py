@@ -78,4 +78,5 @@ def shown_values(values: Any) -> str:
     if not isinstance(values, tuple):
         return f"{values:g}"
     shown = [f"{value:g}" for value in values[:3]]
-    return f"({', '.join(shown)}{f', ... {len(values)} values' if len(values) > 3 else ''})"
+    rest = f", ... {len(values)} values" if len(values) > 3 else "," * (len(values) == 1)
+    return f"({', '.join(shown)}{rest})"

@@ -152,22 +152,6 @@ def booleans(codes: Any) -> Column:
     return Column(np.array([False, True], dtype=object), codes)
 
 
-class _Numbering(dict[Any, int]):
-    """The place of every different value, in the order in which they come; -1 of what stands for a missing one."""
-
-    def __init__(self) -> None:
-        self.found: list[Any] = []
-
-    def __missing__(self, value: Any) -> int:
-        if is_missing(value):
-            number = -1
-        else:
-            number = len(self.found)
-            self.found.append(_plain(value))
-        self[value] = number
-        return number
-
-
 def _plain(value: Any) -> Any:
     """What NumPy holds as Python has it."""
     if not isinstance(value, np.generic):
@@ -189,16 +173,19 @@ def is_missing(value: Any) -> bool:
 
 def _of_list(items: list[Any], what: str) -> Column:
     """Objects, one a row."""
-    numbering = _Numbering()
     try:
-        codes = np.fromiter(map(numbering.__getitem__, items), np.int64, len(items))
+        different = list(dict.fromkeys(items))
     except TypeError:
         row = next(i for i, item in enumerate(items) if not _hashable(item))
         raise DTypeError(
             f"{what} holds {kind_of(items[row]).removeprefix('of type ')} in row {row}: {shown(items[row])}; expected "
             "one number, text, boolean or date a row"
         ) from None
-    return simplified(numbering.found, codes, what)
+    present = ~np.fromiter(map(is_missing, different), bool, len(different))
+    place = dict(zip(different, np.where(present, np.cumsum(present) - 1, -1).tolist(), strict=True))
+    codes = np.fromiter(map(place.__getitem__, items), np.int64, len(items))
+    found = [_plain(value) for value, there in zip(different, present.tolist(), strict=True) if there]
+    return simplified(found, codes, what)
 
 
 def _hashable(value: Any) -> bool:

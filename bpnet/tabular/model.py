@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular import calibration, distributions
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.schema import Schema
+from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
@@ -69,10 +70,13 @@ class TableModel:
         """Raise ShapeError where the network was built for other rows, or gives something else than the target."""
         given = layout.in_shape
         parts = ("numbers", self.schema.n_numbers), ("categories", len(self.schema.categories))
-        shapes = {name: (count,) for name, count in parts if count}
-        expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
-        if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
-            raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        counts = {name: count for name, count in parts if count}
+        several = bool(given) and isinstance(given[0], tuple)
+        found = (
+            {name: prod(shape) for name, shape in given} if several else dict.fromkeys(list(counts)[:1], prod(given))
+        )
+        if found != counts:
+            raise ShapeError(f"the network was built for rows of {given}; the schema makes {counts} of them")
         codes = list(parts_of(layout.network, CategoricalInput))
         if len(codes) == 1 and codes[0].entries != self.schema.entries:
             raise ShapeError(f"the network has {codes[0].entries} codes; the schema {self.schema.entries}")
@@ -250,7 +254,8 @@ class TableModel:
 
     def inputs(self, table: Any) -> Any:
         """What the network takes for the rows of a table, where its parameters lie."""
-        return self._placed(self.schema.encode(table))
+        frame = Frame.of(table)
+        return self._placed(self.schema.encode(frame), frame)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -259,12 +264,18 @@ class TableModel:
         size, frame = whole("batch_size", batch_size, 1), Frame.of(table)
         if frame.rows == 0:
             raise DataError(f"{frame.what} has no rows")
-        encoder = self.schema.encoder(frame)
+        encoder, moves, own = self.schema.encoder(frame), self._moves(frame), self.trainer.backend
         for start in range(0, frame.rows, size):
-            x = self._placed(encoder(slice(start, start + size)))
+            x = encoder(slice(start, start + size))
+            on_host = backend_of(next(iter(x.values())) if isinstance(x, dict) else x).name == "numpy"
+            x = self._placed(x, frame, start)
             with self._named(frame, x, start):
                 found = self.trainer.predict(x)
-            yield found
+            yield own.to_host(found) if moves and on_host else found
+
+    def _moves(self, frame: Frame) -> bool:
+        """Whether what is made of a table on the host goes to another library: not what was an array there itself."""
+        return self.trainer.backend.name != "numpy" and self.trainer.device is None and frame.matrix is None
 
     @contextmanager
     def _named(self, frame: Frame, x: Any, start: int) -> Iterator[None]:
@@ -288,20 +299,35 @@ class TableModel:
                 f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
             ) from None
 
-    def _placed(self, x: Any) -> Any:
-        """Numbers of the parameters' type; what was made on the host, where they lie."""
+    def _placed(self, x: Any, frame: Frame, start: int = 0) -> Any:
+        """The rows x of a table, from `start` on, as the network takes them: in its shape and type, where it is."""
         if isinstance(x, dict):
-            return {name: self._placed(array) for name, array in x.items()}
-        backend, own = backend_of(x), self.trainer.backend
-        xp = backend.xp
-        if not xp.isdtype(x.dtype, "real floating"):
-            dtype = None
-        else:
-            dtype = getattr(xp, "float32" if self.trainer.theta.dtype == own.xp.float32 else "float64")
-        if backend.name == "numpy" and own is not backend and self.trainer.device is None:
-            kind = own.xp.int32 if dtype is None else self.trainer.theta.dtype
-            return own.from_host(x, kind, own.device(self.trainer.theta))
-        return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
+            return {name: self._converted(array, frame, start) for name, array in x.items()}
+        x, shape = self._converted(x, frame, start), self.trainer.layout.in_shape
+        return x if len(shape) == 1 else backend_of(x).xp.reshape(x, (x.shape[0], *shape))
+
+    def _converted(self, x: Any, frame: Frame, start: int) -> Any:
+        """In the parameters' type, and where these are if it moves."""
+        backend, own, theta = backend_of(x), self.trainer.backend, self.trainer.theta
+        xp, floats = backend.xp, backend.xp.isdtype(x.dtype, "real floating")
+        if backend.name == "numpy" and self._moves(frame):
+            return own.from_host(x, theta.dtype if floats else own.xp.int32, own.device(theta))
+        dtype = (xp.float32 if theta.dtype == own.xp.float32 else xp.float64) if floats else x.dtype
+        if x.dtype == dtype:
+            return x
+        if backend.name != "numpy":
+            return xp.astype(x, dtype)
+        with np.errstate(over="ignore"):
+            made = x.astype(dtype)
+        lost = np.isinf(made) & ~np.isinf(x)
+        if lost.any():
+            row, column = np.argwhere(lost)[0].tolist()
+            name = self.schema.places(frame)[self.schema.owners[column]]
+            raise DataError(
+                f"column {name!r} of {frame.what} has {x[row, column]:g} in row {start + row}, which is too large for "
+                f"{made.dtype}"
+            )
+        return made
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -316,12 +342,14 @@ class TableModel:
         write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
 
     def summary(self) -> str:
-        """The columns and what they are, the target, and the network."""
+        """The columns and how they are read, what is learnt, and the network."""
+        columns = [(feature.name, feature.kind, feature.details) for feature in self.schema.features]
+        widths = [max(len(row[i]) for row in columns) for i in range(2)]
         lines = [repr(self)]
-        for feature in self.schema.features:
-            more = f" of {len(feature.values)} values" if feature.kind == "category" else ""
-            lines.append(f"  {feature.name}: {feature.kind}{more}")
-        return Text("\n".join(lines))
+        if self.target.classes:
+            lines.append(f"classes: {some(self.target.classes)}")
+        lines += [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {more}".rstrip() for name, kind, more in columns]
+        return Text("\n".join([*lines, repr(self.trainer.network), f"loss: {self.trainer.loss}"]))
 
 
 def restored(table: Any, trainer: Trainer) -> TableModel:

@@ -1,7 +1,7 @@
 """What the columns of a table are, and how they become the numbers and codes that a network takes."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import DataError, FileFormatError, ShapeError
+from bpnet.errors import DataError, FileFormatError, ShapeError, plural
 from bpnet.options import choice, finite, flag, positive, whole
 from bpnet.tabular.columns import Column
 from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
@@ -55,6 +55,17 @@ class Feature:
             return [f"{self.name}.{part}" for part in names_of(self.parts)]
         return [] if self.kind == "category" else [self.name]
 
+    @property
+    def details(self) -> str:
+        """How it is read, in words."""
+        if self.kind == "category":
+            return f"{plural(len(self.values), 'value')}: {some(self.values)}"
+        words = [", ".join(self.parts)] if self.parts else []
+        words += [f"(x - {self.origin:g}) / {self.unit:g}"] if self.kind == "number" and self.unit != 1.0 else []
+        words += [f"clocks of {self.zone}"] if self.zone else []
+        words += [f"missing where {some(self.texts)}"] if self.texts else []
+        return "; ".join(words)
+
     def describe(self) -> dict[str, Any]:
         """As JSON has it, without what is as usual."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -76,7 +87,8 @@ class Feature:
         choice("the kind of a column", made.kind, KINDS)
         finite("the origin of a column", made.origin)
         positive("the unit of a column", made.unit)
-        plain_values = all(isinstance(value, str | bool | int | float) and value == value for value in made.values)
+        sorts = {type(value) for value in made.values}
+        plain_values = sorts <= {str} or sorts <= {bool} or (sorts <= {int, float} and np.isfinite(made.values).all())
         text = all(isinstance(value, str) for value in (*made.texts, made.zone or "", made.format or ""))
         sound = plain_values and text and isinstance(made.values, tuple) and isinstance(made.texts, tuple)
         parts = made.parts if isinstance(made.parts, tuple) else (None,)
@@ -91,6 +103,11 @@ class Feature:
         if made.zone is not None:
             zone_of(made.zone)
         return made
+
+
+def some(values: Sequence[Any]) -> str:
+    """The first of some values."""
+    return ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)
 
 
 @dataclass(frozen=True)
@@ -185,7 +202,7 @@ class Schema:
         """Of each column of codes how many there are: missing, unseen, and the known values."""
         return tuple(len(feature.values) + 2 for feature in self.categories)
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether rows of numbers are taken as they come."""
         return all(f.kind == "number" and f.origin == 0.0 and f.unit == 1.0 for f in self.features)
@@ -226,7 +243,7 @@ class Schema:
         if matrix is not None and self.plain:
             return self._matrix_rows(frame, places)
         made = [
-            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}")
+            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}", self.dtype)
             for feature, name in zip(self.features, places, strict=True)
         ]
         numbers = [e for e, f in zip(made, self.features, strict=True) if f.kind != "category"]

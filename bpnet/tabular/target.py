@@ -266,7 +266,7 @@ class Target:
 
 def plain_loss(loss: Loss) -> Loss:
     """The loss of one member, where `loss` is of several."""
-    return (getattr(loss, "inner", None) or loss.inner) if isinstance(loss, Members) else loss
+    return loss.inner if isinstance(loss, Members) else loss
 
 
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:

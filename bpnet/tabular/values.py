@@ -10,25 +10,24 @@ CODE = re.compile(r"\s*[+-]?0[0-9]")
 """Text of digits that is no number, since what begins it would be lost: "007"."""
 NONE = frozenset({"na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", "."})
 """Text that stands for a missing number, in small letters."""
+INFINITE = frozenset({sign + word for sign in ("", "+", "-") for word in ("inf", "infinity")})
+BEGINS = frozenset("0123456789+-. \t\n")
 TRUE, FALSE = frozenset({"true", "t", "yes", "y", "1"}), frozenset({"false", "f", "no", "n", "0"})
 
 
 def as_number(value: Any) -> float | None:
     """An object as a number, NaN where it stands for none; None where it is something else."""
     if isinstance(value, str):
-        if NUMBER.fullmatch(value) and not CODE.match(value):
-            return float(value)
-        return math.nan if value.strip().lower() in NONE else float(value) if _infinite(value) else None
+        if value[:1] in BEGINS and NUMBER.fullmatch(value):
+            return None if CODE.match(value) else float(value)
+        word = value.strip().lower() if len(value) < 20 else ""
+        return math.nan if word in NONE else float(word) if word in INFINITE else None
     if isinstance(value, bool | int | float | decimal.Decimal):
         try:
             return float(value)
         except OverflowError:
             return math.inf
     return None
-
-
-def _infinite(text: str) -> bool:
-    return text.strip().lower().lstrip("+-") in ("inf", "infinity")
 
 
 def as_text(value: Any) -> str:
