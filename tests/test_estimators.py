@@ -320,17 +320,25 @@ def test_coefficients_are_set_in_every_way() -> None:
 
 
 def test_compiled_is_as_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit that may take long is compiled at once, another one once it has."""
+    """A fit that may take long is compiled at once, another one once it has; L-BFGS too.  Predictions are not."""
     pytest.importorskip("llvmlite")
-    options = {"random_state": 0, "max_iter": 12, "hidden_layer_sizes": 6}
-    plain = bp.MLPClassifier(**options).fit(X, CLASSES)
-    monkeypatch.setattr("bpnet.estimators.training.COMPILES", 2e7)
-    later = bp.MLPClassifier(**options).fit(X, CLASSES)
-    monkeypatch.setattr("bpnet.estimators._base.COMPILED", 0.0)
-    at_once = bp.MLPClassifier(**options).fit(X, CLASSES)
-    assert [e._trainer._engine.compile for e in (plain, later, at_once)] == ["auto", True, True]
-    for other in (later, at_once):
-        np.testing.assert_allclose(other.loss_curve_, plain.loss_curve_, rtol=1e-12)
+    from bpnet.backends.numpy import compiled
+
+    made = []
+    monkeypatch.setattr(compiled, "build", lambda *args, build=compiled.build: made.append(1) or build(*args))
+    training = "bpnet.estimators.training"
+    for solver, least in (("adam", 6), ("lbfgs", 8)):
+        options = {"random_state": 0, "max_iter": 12, "hidden_layer_sizes": 6, "solver": solver}
+        fits = []
+        for after, at_once in ((1e9, 5e9), (least * 2.1e6, 5e9), (1e9, 0.0)):
+            monkeypatch.setattr(f"{training}.COMPILES", after)
+            monkeypatch.setattr(f"{training}.COMPILES_AT_ONCE", at_once)
+            fits.append(bp.MLPClassifier(**options).fit(X, CLASSES))
+            fits[-1].predict(X)
+        for other in fits[1:]:
+            np.testing.assert_allclose(other.coefs_[0], fits[0].coefs_[0], rtol=1e-9)
+        assert len(made) == 2
+        made.clear()
 
 
 def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,11 @@ def categorical_input(schema: Schema | None) -> CategoricalInput | None:
     return CategoricalInput(schema.entries, strong_widths(schema.entries))
 
 
+def looks_at_rows(estimator: Any) -> bool:
+    """Whether the network that is made depends on the values of rows, and not on how many columns they have alone."""
+    return estimator.preset is not None or estimator.scaling is not None
+
+
 def input_layer(estimator: Any, x: Any) -> Layer | None:
     """What makes features of rows like those of x; None where they are features."""
     numbers, categories = numeric_input(estimator, x), categorical_input(getattr(estimator, "_schema", None))
