@@ -640,13 +640,13 @@ def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first
 
 
 def test_many_columns_and_long_names(arrow):
-    names = ",".join(f"c{i}" for i in range(30_000))
-    rows = "".join(",".join([str(k)] * 30_000) + f",{k % 2}\n" for k in range(6))
+    names = ",".join(f"c{i}" for i in range(10_000))
+    rows = "".join(",".join([str(k)] * 10_000) + f",{k % 2}\n" for k in range(6))
     Path("wide.csv").write_text(f"{names},y\n{rows}")
     began = time.process_time()
     ok("train", "wide.csv", "--target", "y", *SMALL, "--epochs", "1", "--hidden", "2")
     ok("predict", "model.safetensors", "wide.csv")
-    assert time.process_time() - began < 20.0
+    assert time.process_time() - began < 8.0
     assert len(refused("train", "wide.csv", "--target", "yy")) < 400
     assert len(ok("info", "model.safetensors").out) < 2000
 
