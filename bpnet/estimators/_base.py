@@ -5,30 +5,26 @@ The order in which random numbers are drawn, and what is computed from them, are
 """
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 
 from bpnet.backends import Array, backend_of
-from bpnet.backends.base import PRECISIONS
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
-from bpnet.errors import DataError, DivergedError, OptionError, ShapeError
+from bpnet.errors import DataError, DivergedError, ShapeError
 from bpnet.estimators import making, sparse, tables
 from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
 from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
-from bpnet.estimators.training import Epochs, HeldOut, Shuffled, WeightedEpochs, minimize, run
+from bpnet.estimators.parameters import CONSTRAINTS, threads_of
+from bpnet.estimators.training import Epochs, HeldOut, Part, Shuffled, WeightedEpochs, minimize, run
 from bpnet.layer import Layer
-from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
-from bpnet.schedules import Schedule
 from bpnet.trainer import Trainer
 
 from sklearn.base import BaseEstimator  # isort: skip
@@ -36,7 +32,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import check_is_fitted
 
@@ -47,47 +42,7 @@ Rows = tuple[Any, ...]
 class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc]
     """Base of the estimators."""
 
-    _parameter_constraints: dict[str, list[Any]] = {
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [str, Activation],
-        "solver": [str, Optimizer],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [StrOptions({*making.RULES, *making.SCHEDULES}), Schedule],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-        "power_t": [Interval(Real, 0, None, closed="left")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "shuffle": ["boolean"],
-        "random_state": ["random_state"],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "verbose": ["verbose"],
-        "warm_start": ["boolean", StrOptions({"continue"})],
-        "momentum": [Interval(Real, 0, 1, closed="both")],
-        "nesterovs_momentum": ["boolean"],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-        "beta_1": [Interval(Real, 0, 1, closed="left")],
-        "beta_2": [Interval(Real, 0, 1, closed="left")],
-        "epsilon": [Interval(Real, 0, None, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
-        "max_fun": [Interval(Integral, 1, None, closed="left")],
-        "loss": [str, Loss],
-        "dropout": [Interval(Real, 0, 1, closed="left"), Schedule],
-        "norm": [str, Layer, None],
-        "residual": ["boolean"],
-        "network": [Layer, None],
-        "ensemble": [Interval(Integral, 1, None, closed="left"), None],
-        "preset": [StrOptions({"strong"}), None],
-        "scoring": [str, callable, None],
-        "callbacks": [list, tuple],
-        "precision": [StrOptions(set(PRECISIONS))],
-        "device": [str, None],
-        "dtype": [StrOptions({"float32", "float64"}), None],
-        "n_jobs": [Integral, None],
-        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
-        "scaling": [StrOptions({"robust", "standard", "quantile"}), None],
-        "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
-    }
+    _parameter_constraints = CONSTRAINTS
     _checks: dict[str, Any] = {}
     _inside = False
 
@@ -155,24 +110,26 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             self._define(y)
         loss = self._loss()
         target, weight = beside(X, self._targets(y)), self._row_weights(y, sample_weight, incremental)
-        scale = 1.0
+        scale = 1.0 if first else self._scale
         if weight is not None:
-            power = math.frexp(float(weight.max()))[1]
-            if not 0 < power <= 60:  # else the trainer would scale them, and the penalty would not know
-                scale = 2.0 ** (1 - power)
+            largest = float(weight.max())
+            if not 1.0 <= largest * scale < 2.0**60:  # the trainer would scale them, and the penalty would not know
+                scale = 2.0 ** (20 - math.frexp(largest)[1])
             weight = beside(X, weight * scale)
+        self._scale = scale
         goes_on = self.warm_start == "continue" and not first
         random_state = self._random_state if goes_on else check_random_state(self.random_state)
-        rows, held_out = (X, target, weight, y), None
+        rows, kept, out = (X, target, weight, y), None, None
         splits = self.early_stopping and validation_data is None and self.solver != "lbfgs"
         if splits and tables.looks_at_rows(self):  # what is held out is not to be looked at
-            rows, held_out = self._split(rows, random_state)
+            kept, out = self._split(target, random_state)
         if first:
-            self._start(rows, loss, scale, random_state)
+            self._start(rows if kept is None else _take(rows, kept), loss, scale, random_state)
         else:
             self._go_on(scale, keep=incremental or goes_on)
-        if splits and held_out is None:  # scikit-learn's order of random numbers
-            rows, held_out = self._split(rows, random_state)
+        if splits and kept is None:  # scikit-learn's order of random numbers
+            kept, out = self._split(target, random_state)
+        held_out = None if out is None else _take(rows, out)
         if validation_data is not None:
             held_out = self._given(validation_data, X, scale)
         told = None if incremental else tasks(self, X, y, sample_weight)
@@ -181,7 +138,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             if self.solver == "lbfgs":
                 self._fit_lbfgs(rows, told)
             else:
-                self._fit_epochs(rows, self._watched(held_out), random_state, incremental, told)
+                self._fit_epochs(
+                    self._loader(*rows[:3], kept), self._watched(held_out), random_state, incremental, told
+                )
         except DivergedError as error:
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
@@ -246,7 +205,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     ) -> Trainer:
         """A trainer with the parameters of the estimator."""
         options: dict[str, Any] = {"seed": seed, "penalties": making.penalties_of(self, scale)}
-        options |= {"threads": _threads(self.n_jobs), "precision": self.precision, "device": self.device}
+        options |= {"threads": threads_of(self.n_jobs), "precision": self.precision, "device": self.device}
         if on_numpy and self.device is None:  # `training` compiles steps; predictions are of any number of rows
             options["compile"] = False
         return Trainer(network, loss, optimizer, **options)
@@ -276,11 +235,16 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         trainer.history.epochs += old.history.epochs
         self._trainer = trainer
 
-    def _loader(self, x: Any, y: Array | None, weight: Array | None) -> Loader:
+    def _loader(self, x: Any, y: Array | None, weight: Array | None, kept: Any = None) -> Loader:
+        """The rows, or those of these numbers, batch by batch; none is copied but where it is computed with."""
         trainer = self._trainer
+        if kept is not None and (sparse.is_sparse(x) or self.device is not None):
+            x, y, weight = _take((x, y, weight), kept)
+            kept = None
         if sparse.is_sparse(x):
             return sparse.SparseLoader(trainer.layout, x, y, weight, trainer.theta)
-        return trainer._prepare(named(x, y, weight))
+        data = trainer._prepare(named(x, y, weight))
+        return data if kept is None else Part(data, kept)
 
     def _fit_lbfgs(self, rows: Rows, told: Tasks | None) -> None:
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
@@ -288,13 +252,12 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         self.loss_ = float(result.fun)
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
 
-    def _split(self, rows: Rows, random_state: Any) -> tuple[Rows, Rows]:
-        """Rows to train on, and rows that are held out: where training continues, the same as before."""
-        x, y, *_ = rows
-        count = first_of(x).shape[0]
+    def _split(self, target: Array, random_state: Any) -> tuple[Any, Any]:
+        """Numbers of rows to train on, and of rows to hold out: where training continues, the same as before."""
+        count = target.shape[0]
         parts = getattr(self, "_parts", None) if self.warm_start == "continue" else None
         if parts is None or sum(map(len, parts)) != count:
-            stratify = to_host(y).reshape(-1) if self._stratifies() else None
+            stratify = to_host(target).reshape(-1) if self._stratifies() else None
             options = {"random_state": random_state, "test_size": self.validation_fraction, "stratify": stratify}
             parts = train_test_split(np.arange(count), **options)
         if len(parts[1]) < 2:
@@ -303,8 +266,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             )
         if self.warm_start == "continue":
             self._parts = parts
-        kept, out = (tuple(None if a is None else take(a, part) for a in rows) for part in parts)
-        return kept, out
+        return parts[0], parts[1]
 
     def _given(self, validation_data: Any, x: Any, scale: float) -> Rows:
         """Rows that are to be held out, as those to train on are."""
@@ -334,13 +296,13 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _fit_epochs(
         self,
-        rows: Rows,
+        data: Loader,
         held_out: HeldOut | None,
         random_state: Any,
         incremental: bool,
         told: Tasks | None,
     ) -> None:
-        trainer, data = self._trainer, self._loader(*rows[:3])
+        trainer = self._trainer
         size = self._batch_size(data.count)
         if self.batch_size != "auto" and self.batch_size > data.count:
             text = "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
@@ -427,11 +389,6 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         return self._trainer.predict(x, check=isinstance(x, dict))
 
 
-def _threads(jobs: int | None) -> int | None:
-    """How many threads `n_jobs` means; None for all that the process may use."""
-    if jobs == 0:
-        raise OptionError("n_jobs is 0; expected a number of threads, or -1 for all")
-    if jobs is None:  # as joblib's workers are told how many they may have
-        told = os.environ.get("OMP_NUM_THREADS", "")
-        return int(told) if told.isdecimal() and int(told) > 0 else None
-    return None if jobs == -1 else jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+def _take(arrays: Rows, rows: Any) -> Rows:
+    """The rows with these numbers of all arrays that there are."""
+    return tuple(None if a is None else take(a, rows) for a in arrays)

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
-from bpnet.data.loader import Loader
+from bpnet.data.loader import Batch, Loader
 from bpnet.estimators.hooks import Tasks
 from bpnet.estimators.sparse import SparseLoader
 from bpnet.fitting import run_epochs
@@ -41,6 +41,23 @@ class Shuffled:
         self.random_state.shuffle(index)
         self.last = self.last[index]
         return self.last
+
+
+class Part(Loader):
+    """Some rows of another loader's, by their numbers: they stay where they are until a batch takes them."""
+
+    def __init__(self, data: Loader, kept: Any) -> None:
+        super().__init__(data.backend, data.layout, data.x, data.y, data.weight, data.like)
+        self.kept, self.count = kept, len(kept)
+
+    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+        return super().batches(size, self._own(order))
+
+    def sizes(self, size: int, order: Any = None) -> list[float]:
+        return super().sizes(size, self._own(order))
+
+    def _own(self, order: Any) -> Any:
+        return self.kept if order is None else self.kept[np.asarray(order)]
 
 
 class HeldOut:
