@@ -28,7 +28,6 @@ class OfTrainer(bp.TableModel):
         shape, units = trainer.layout.in_shape, trainer.layout.out_shape[-1]
         if shape and isinstance(shape[0], tuple):
             raise ShapeError("the network takes several arrays, which no data set here has")
-        self.shape = shape
         count = int(np.prod(shape, dtype=np.int64))
         schema = bp.Schema(tuple(Feature(f"x{i}", "number") for i in range(count)), named=False, width=count)
         loss, classes = trainer.loss, trainer.classes
@@ -37,11 +36,9 @@ class OfTrainer(bp.TableModel):
         elif loss.boundary is not None:
             target = bp.Target("multilabel", (), (), units)
         else:
-            target = bp.Target("number", (), (), units if units > 1 else 0)
+            columns = units // bp.Target("number").outputs(loss)
+            target = bp.Target("number", (), (), columns if columns > 1 else 0)
         super().__init__(schema, target, trainer)
-
-    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
-        return super()._placed(x, what, start).reshape(len(x), *self.shape)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Self
 from bpnet.backends import Array
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.estimators import making
+from bpnet.tabular import calibration
 from bpnet.trainer import Trainer
 
 KEPT: Mapping[str, Any] = {
@@ -130,6 +131,8 @@ class Fitted:
         known = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
         fitted = {name: value for name, value in known.items() if _is_finite(value)}
         settings = {"estimator": type(self).__name__, "parameters": plain, "plain": self._plain, "fitted": fitted}
+        if hasattr(self, "calibration_scores_"):
+            settings["calibration"] = calibration.kept(self.calibration_scores_)
         return TableModel(schema, est._target(), self._trainer, settings)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
@@ -164,6 +167,8 @@ class Fitted:
         made._trainer, made._plain, made._best = trainer, settings.get("plain", False), None
         made._scale = 1.0
         made._schema = None if model.schema.plain else model.schema
+        if "calibration" in model.settings:
+            made.calibration_scores_ = calibration.restored(model.settings, model.trainer.theta)
         made.n_features_in_ = model.n_features_in_
         if model.schema.named:
             made.feature_names_in_ = model.feature_names_in_
