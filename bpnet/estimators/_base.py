@@ -45,6 +45,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     _parameter_constraints = CONSTRAINTS
     _checks: dict[str, Any] = {}
     _inside = False
+    _scale = 1.0
 
     def __init__(self, options: dict[str, Any]) -> None:
         """With all arguments of the subclass, by their names."""
