@@ -26,6 +26,8 @@ And so many in the whole of a fit from which on they are at once.  Once machine 
 disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
 each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
+INTERRUPTED = 99
+"""The status of SciPy's result where Ctrl-C ended the search."""
 SMALLEST_RATE = 1e-6
 """The adaptive learning rate is not divided below it."""
 
@@ -203,7 +205,9 @@ def minimize(trainer: Trainer, data: Loader, verbose: Any, told: Tasks | None, *
     dtype, device = theta.dtype, backend.device(theta)
     begin = np.asarray(backend.to_host(theta), dtype=np.float64)
     batch, evaluations = data.whole_batch(), 0
-    last = OptimizeResult(x=begin, nit=0, nfev=0, status=99, success=False, message="interrupted", fun=math.nan)
+    last = OptimizeResult(
+        x=begin, nit=0, nfev=0, status=INTERRUPTED, success=False, message="interrupted", fun=math.nan
+    )
 
     def function(vector: Any) -> tuple[float, Any]:
         nonlocal evaluations
