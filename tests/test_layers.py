@@ -763,7 +763,8 @@ KERNELS = {
     "numeric input": 3, "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
     "group norm of rows of 2 axes": 7, "scale": 1, "reshape": 2, "alpha dropout": 1, "gaussian noise": 1, "glu": 2,
     "weight norm": 6, "spectral norm": 8, "concatenated branches": 4, "added branches": 2, "multiplied branches": 2,
-    "shared": 1,
+    "shared": 1, "pbld": 17, "plr": 19, "piecewise linear of rows of 2 axes": 12, "member scale": 4,
+    "batch ensemble of members": 3, "member dense of members, ntk": 7, "clamp, predicting": 1,
 }  # fmt: skip
 
 

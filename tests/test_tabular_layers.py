@@ -9,6 +9,7 @@ import pytest
 from support.world import World
 
 import bpnet as bp
+from bpnet import trainer as trainers
 from bpnet.data import loader
 from bpnet.errors import ArgumentError, BpnetError, DataError, DivergedError, DTypeError, OptionError, ShapeError
 
@@ -308,6 +309,22 @@ def test_one_array_alone_is_taken_as_it_is() -> None:
         wrapped.fit(rows, y, progress=False)
         np.testing.assert_array_equal(plain.theta, wrapped.theta)
         np.testing.assert_array_equal(plain.predict(rows), wrapped.predict(rows))
+
+
+def test_a_batch_like_the_last_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are rows to predict, whatever is missing in them."""
+    seen: list[Any] = []
+    prepare = trainers.prepare
+    monkeypatch.setattr(trainers, "prepare", lambda *args, **options: seen.append(args) or prepare(*args, **options))
+    for network in (NET, bp.Sequential(ROBUST, bp.Dense(2))):
+        trainer = bp.Trainer(network, "mse", compile=False)
+        for seed in range(4):
+            x, y = data(seed=seed)
+            x = x if network is NET else x["numbers"]
+            trainer.step(x, y)
+            if network is not NET:
+                assert np.all(np.isfinite(trainer.predict(x)))
+    assert len(seen) == 3
 
 
 def test_what_goes_through_it_is_seen() -> None:

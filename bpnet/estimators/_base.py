@@ -21,7 +21,7 @@ from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take
 from bpnet.estimators.fitted import Fitted
 from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
 from bpnet.estimators.parameters import CONSTRAINTS, threads_of
-from bpnet.estimators.training import Epochs, HeldOut, Part, Shuffled, WeightedEpochs, minimize, run
+from bpnet.estimators.training import INTERRUPTED, Epochs, HeldOut, Part, Shuffled, WeightedEpochs, minimize, run
 from bpnet.layer import Layer
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
@@ -45,6 +45,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     _parameter_constraints = CONSTRAINTS
     _checks: dict[str, Any] = {}
     _inside = False
+    _scale = 1.0
 
     def __init__(self, options: dict[str, Any]) -> None:
         """With all arguments of the subclass, by their names."""
@@ -211,8 +212,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         return Trainer(network, loss, optimizer, **options)
 
     def _batch_size(self, rows: int) -> int:
-        if self.batch_size == "auto" and self.preset is not None:  # batches of almost the same size
-            return -(-rows // max(1, round(rows / making.STRONG_BATCH)))
+        if self.batch_size == "auto" and self.preset is not None:
+            return making.even_batches(rows)
         return min(200 if self.batch_size == "auto" else int(self.batch_size), rows)
 
     def _go_on(self, scale: float, keep: bool) -> None:
@@ -250,7 +251,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         result = minimize(self._trainer, self._loader(*rows[:3]), self.verbose, told, **options)
         self.loss_ = float(result.fun)
-        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        interrupted = result.status == INTERRUPTED
+        self.n_iter_ = result.nit if interrupted else _check_optimize_result("lbfgs", result, self.max_iter)
 
     def _split(self, target: Array, random_state: Any) -> tuple[Any, Any]:
         """Numbers of rows to train on, and of rows to hold out: where training continues, the same as before."""

@@ -165,6 +165,7 @@ class Fitted:
         vars(made).update({name: settings.get("fitted", {}).get(name, copy.copy(none)) for name, none in KEPT.items()})
         made.n_layers_ = len(making.dense_slots(trainer.layout)) + 1
         made._trainer, made._plain, made._best = trainer, settings.get("plain", False), None
+        made._scale = 1.0
         made._schema = None if model.schema.plain else model.schema
         if "calibration" in model.settings:
             made.calibration_scores_ = calibration.restored(model.settings, model.trainer.theta)

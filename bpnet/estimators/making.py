@@ -37,7 +37,6 @@ SCHEDULES = {
     "one_cycle": "OneCycle",
 }
 """Learning rates that fall to 0 over all epochs, by name."""
-STRONG_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,13 @@ def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
         numeric_input(estimator, x), categorical_input(estimator._schema), outputs, task=task, loss=own, **options
     )
     return Plan(recipe.network, recipe.loss, recipe.optimizer, False, recipe.start)
+
+
+def even_batches(rows: int) -> int:
+    """The size of the strong preset's batches."""
+    from bpnet.tabular import networks
+
+    return networks.even_batches(rows)
 
 
 # ---- how it is trained ----------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ And so many in the whole of a fit from which on they are at once.  Once machine 
 disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
 each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
+INTERRUPTED = 99
+"""The status of SciPy's result where Ctrl-C ended the search."""
 SMALLEST_RATE = 1e-6
 """The adaptive learning rate is not divided below it."""
 
@@ -34,10 +36,10 @@ class Shuffled:
     """The order of the rows in every epoch, as scikit-learn draws it: that of the last epoch, shuffled."""
 
     def __init__(self, rows: int, random_state: Any) -> None:
-        self.random_state, self.last = random_state, np.arange(rows)
+        self.random_state, self.last = random_state, np.arange(rows, dtype=np.int32 if rows < 2**31 else np.int64)
 
     def __call__(self, epoch: int) -> Any:
-        index = np.arange(self.last.size)
+        index = np.arange(self.last.size, dtype=self.last.dtype)
         self.random_state.shuffle(index)
         self.last = self.last[index]
         return self.last
@@ -203,7 +205,9 @@ def minimize(trainer: Trainer, data: Loader, verbose: Any, told: Tasks | None, *
     dtype, device = theta.dtype, backend.device(theta)
     begin = np.asarray(backend.to_host(theta), dtype=np.float64)
     batch, evaluations = data.whole_batch(), 0
-    last = OptimizeResult(x=begin, nit=0, nfev=0, status=99, success=False, message="interrupted", fun=math.nan)
+    last = OptimizeResult(
+        x=begin, nit=0, nfev=0, status=INTERRUPTED, success=False, message="interrupted", fun=math.nan
+    )
 
     def function(vector: Any) -> tuple[float, Any]:
         nonlocal evaluations

@@ -88,7 +88,20 @@ class NumericInput(Layer):
         missing: Sequence[int] | None = None,
         knots: int = 128,
     ) -> "NumericInput":
-        """The layer for the columns of x, (rows, n), of any array library, whose NaN are missing and count nowhere."""
+        r"""The layer for the columns of x, (..., n), an array of any library; what is computed of it is computed there.
+
+        NaN is missing, and counts nowhere.
+
+        kind : "robust", center is the median and scale the distance of the quartiles, or where these are equal, half
+            of that from the smallest to the largest value (Holzmueller et al. 2024); "standard", mean and standard
+            deviation; "quantile", so many `knots` as quantiles, from the smallest value to the largest; "none", 0 and 1
+        clip : of the layer
+        missing : the numbers of the columns that get an indicator; None for those that have NaN in x
+        knots : at most, where there are as many values
+
+        A column that is constant, or of which nothing is known, has scale 0 (or a single knot), and so is 0.  Raises
+        DataError where x has infinity, and DTypeError or ShapeError where it is not rows of numbers.
+        """
         found: NumericInput = importlib.import_module("bpnet.data.columns").numeric_input(x, kind, clip, missing, knots)
         return found
 
