@@ -163,7 +163,15 @@ def test_pages_are_made_of_the_runs(tmp_path: Path) -> None:
     names = ("runs", "mnist", "catalogue", "estimators", "tables", "gpu")
     empty = "\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in names)
     machine = {"cpu": "A processor", "cores": 2, "python": "3.11", "system": "Linux", "date": "2026-01-01 00:00 UTC"}
-    of = {"case": "digits", "estimator": "bpnet", "seed": 0, "date": "2026-01-01", "busy": 0.0, "score": 0.97}
+    of = {
+        "case": "digits",
+        "estimator": "bpnet",
+        "seed": 0,
+        "date": "2026-01-01",
+        "busy": 0.0,
+        "score": 0.97,
+        "first": True,
+    }
     figures = {"fit_s": 0.2, "cpu_s": 0.2, "predict_s": 0.0003, "held_mb": 100.0, "above_mb": 1.0, "peak_mb": 101.0}
     about = {"rows": 214, "columns": 9, "categories": 0, "missing": 0, "classes": 6}
     run = {"machine": machine, "threads": 2, "versions": {"bpnet": "1.0"}}
@@ -172,6 +180,6 @@ def test_pages_are_made_of_the_runs(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(run | tables))
     page = visit.filled(empty, tmp_path)
     assert "`python -m bench estimators`" in page
-    assert "| digits, 1,348 x 64, float64 | 200 ms |" in page
+    assert "| digits, 1,348 x 64, float64 | 200 ms | 200 ms |" in page
     assert "| glass, 6 classes | 214 | 9 | 1 | **25.00** |" in page
     assert "| glass | scikit-learn's MLP | 25.00 |" in page
