@@ -73,7 +73,7 @@ def names_of(results: list[Result]) -> list[str]:
 
 
 def times(results: list[Result], what: str, title: str) -> list[list[str]]:
-    """A row for each case: bpnet's seconds, the first time and in the median, and how many times as long others take."""
+    """A row for each case: bpnet's seconds, first and in the median, and how many times as long the others take."""
     others = [name for name in names_of(results) if name != SUBJECT]
     rows = [[title, "bpnet's first", "bpnet", *(CONTENDERS[name][0] for name in others)]]
     ratios: dict[str, list[float]] = {name: [] for name in others}
