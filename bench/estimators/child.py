@@ -63,7 +63,7 @@ class Session:
             "fit_s": round(fitted[0] - begun[0], 5),
             "cpu_s": round(fitted[1] - begun[1], 5),
             "predict_s": round(float(np.median(times)), 7),
-            "busy": others(begun, fitted),
+            "busy": others(begun),
             "held_mb": round(held / 1e6, 1),
             "above_mb": round(max(0, peak - held) / 1e6, 1),
             "peak_mb": round(peak / 1e6, 1),
