@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet import names
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
-    from bpnet import backends, errors, initializers, metrics, testing, typing
+    from bpnet import backends, errors, initializers, metrics, report, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks.base import Callback
@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.activations.sigmoids import HardSigmoid, HardTanh, LogSigmoid, Sigmoid, Softsign, Tanh
     from bpnet.layers.activity import ActivityPenalty
     from bpnet.layers.bilinear import Bilinear
+    from bpnet.layers.categorical import CategoricalInput
+    from bpnet.layers.clamp import Clamp
     from bpnet.layers.composition import Parallel, Residual, Sequential, Shared
     from bpnet.layers.dense import Dense
     from bpnet.layers.dropout import AlphaDropout, Dropout, GaussianNoise
@@ -54,10 +56,14 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.layers.flatten import Flatten, Reshape
     from bpnet.layers.gated import GLU, GeGLU, SwiGLU
     from bpnet.layers.inputs import Inputs
+    from bpnet.layers.members import BatchEnsemble, MemberDense, MemberScale
     from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+    from bpnet.layers.numeric import NumericInput
+    from bpnet.layers.numeric_embedding import NumericEmbedding
     from bpnet.layers.reparametrized import SpectralNorm, WeightNorm
     from bpnet.layers.scale import Scale
     from bpnet.layers.standardize import Standardize
+    from bpnet.layers.tabular import TabularInput
     from bpnet.layout import Layout, layout_of
     from bpnet.learning_rate import LearningRateCurve, find_learning_rate
     from bpnet.loading import load
@@ -66,6 +72,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.losses.classes import CrossEntropy, Focal, KLDivergence
     from bpnet.losses.heads import Head, Heads
     from bpnet.losses.likelihood import Gamma, GaussianNLL, Poisson, Tweedie
+    from bpnet.losses.members import Members
     from bpnet.losses.regression import Huber, LogCosh, MeanAbsoluteError, MeanSquaredError, Quantile
     from bpnet.losses.similarity import CosineSimilarity, Triplet
     from bpnet.minimization import minimize
@@ -97,6 +104,10 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
         StepDecay,
         WarmUp,
     )
+    from bpnet.tabular.model import TableModel
+    from bpnet.tabular.schema import Schema
+    from bpnet.tabular.target import Target
+    from bpnet.tabular.training import train_table
     from bpnet.testing import GradientReport, check_gradients
     from bpnet.trainer import Trainer
     from bpnet.unit_variance import lsuv
@@ -106,28 +117,30 @@ __version__ = "0.1.0"
 __all__ = [
     "CELU", "ELU", "GELU", "GLU", "L1", "L2", "LAMB", "LARS", "LBFGS", "SAM", "SELU", "SGD", "Accumulate", "Activation",
     "ActivityPenalty", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "AlphaDropout",
-    "BackendReport", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryFocal",
-    "CSVLogger", "Callback", "Clip", "Composite", "Constant", "CosLog", "Cosine", "CosineRestarts", "CosineSimilarity",
-    "CrossEntropy", "Dense", "Dropout", "EarlyStopping", "ElementwiseLoss", "ElementwiseOptimizer", "Embedding",
-    "Epochs", "Exponential", "ExponentialAverage", "FlatCosine", "Flatten", "Focal", "Gamma", "GaussianNLL",
-    "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport", "GroupNorm", "Grouped", "HardSigmoid", "HardSwish",
-    "HardTanh", "Head", "Heads", "Hinge", "History", "Huber", "Identity", "Inputs", "Inspection", "KLDivergence",
-    "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU", "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid",
-    "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "Mish",
-    "ModelCheckpoint", "Muon", "NAdam", "Norms", "OneCycle", "Optimizer", "Orthogonality", "PReLU", "Parallel",
-    "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress", "Quantile", "RAdam", "RMSNorm", "RMSprop",
-    "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng", "RowLoss", "Run", "Scale", "Schedule",
-    "ScheduleFreeAdamW", "Sequential", "Shared", "SiLU", "Sigmoid", "Sine", "Softmax", "Softplus", "Softshrink",
-    "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU", "Standardize", "StepDecay", "StochasticAverage",
-    "Summary", "SwiGLU", "Tanh", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__",
-    "backends", "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect",
-    "layout_of", "load", "lsuv", "metrics", "minimize", "reference", "row_losses", "testing", "typing",
+    "BackendReport", "BatchEnsemble", "BatchNorm", "Bilinear", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+    "BinaryFocal", "CSVLogger", "Callback", "CategoricalInput", "Clamp", "Clip", "Composite", "Constant", "CosLog",
+    "Cosine", "CosineRestarts", "CosineSimilarity", "CrossEntropy", "Dense", "Dropout", "EarlyStopping",
+    "ElementwiseLoss", "ElementwiseOptimizer", "Embedding", "Epochs", "Exponential", "ExponentialAverage", "FlatCosine",
+    "Flatten", "Focal", "Gamma", "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport",
+    "GroupNorm", "Grouped", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber",
+    "Identity", "Inputs", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
+    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor",
+    "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
+    "ModelCheckpoint", "Muon", "NAdam", "Norms", "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer",
+    "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
+    "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
+    "RowLoss", "Run", "Scale", "Schedule", "ScheduleFreeAdamW", "Schema", "Sequential", "Shared", "SiLU", "Sigmoid",
+    "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU",
+    "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
+    "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
+    "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
+    "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "testing", "train_table", "typing",
     "value_and_grad",
 ]  # fmt: skip
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
-    _find = names.on_demand("bpnet", ("backends", "errors", "initializers", "metrics", "testing", "typing"))
+    _find = names.on_demand("bpnet", ("backends", "errors", "initializers", "metrics", "report", "testing", "typing"))
 
     def __getattr__(name: str) -> Any:
         value = globals()[name] = _find(name)

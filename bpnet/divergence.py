@@ -10,7 +10,7 @@ from bpnet.data.loader import Batch, take_rows
 from bpnet.errors import DivergedError
 from bpnet.layer import Composite, Input, Layer, Params, Path, Run, row_count
 from bpnet.layers.composition import Sequential
-from bpnet.layout import Layout, Slot
+from bpnet.layout import Layout, Slot, accepting
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
 from bpnet.protocol import titled
@@ -154,7 +154,8 @@ class Diagnosis:
         if x is not None:
             run, p = Run(backend, context=backend.context(self.precision)), layout.views(backend, theta, buffers)
             where = first_not_finite(run, layout.network, p, x, leaves) or where
-        though = "" if x is None else ", though x is finite"
+        fit = "has no infinity" if any(accepting(layout.network)) else "is finite"
+        though = "" if x is None else f", though x {fit}"
         return DivergedError(
             f"{what} is NaN{though}: {where} is not finite. Go back to parameters that are, or where all "
             "are, to values of a smaller scale"

@@ -18,13 +18,13 @@ from bpnet.backends.base import State
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
-from bpnet.data.checks import check_codes, check_finite, check_target, detached
+from bpnet.data.checks import check_input, check_target, detached
 from bpnet.data.loader import Batch, Loader, parts, row_order
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
 from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Input, Layer, Params, row_count
-from bpnet.layout import Layout
+from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
@@ -217,13 +217,9 @@ class Engine:
         """Raise where a batch of a kind that fits has values that can't be used."""
         takes = self.layout.network.takes
         several = zip(takes, x, strict=True) if isinstance(takes, tuple) else [(("", takes), x)]
-        for (name, codes), array in several:
+        for ((name, codes), array), accepts_nan in zip(several, accepting(self.layout.network), strict=True):
             what = f"x[{name if name.isdecimal() else repr(name)}]" if name else "x"
-            array = detached(self.backend, array, what)
-            if codes is None:
-                check_finite(self.backend, array, what)
-            else:
-                check_codes(self.backend, array, codes, what)
+            check_input(self.backend, detached(self.backend, array, what), what, codes, accepts_nan)
         check_target(self.backend, self.loss, self.layout.out_shape, row_count(x), self.carry[0].dtype, y)
 
     def checked_step(self, *batch: Any) -> Array:

@@ -20,7 +20,7 @@ from bpnet.layer import Input, Layer, Params, Run, Shape, check_layer, leaves
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
 from bpnet.layers.dense import Dense
-from bpnet.layout import Layout, arranged, layout_of
+from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
 from bpnet.table import Table
@@ -187,7 +187,8 @@ class _Counting(TracingBackend):
 def summarized(network: Layer, x: AnyInput) -> Summary:
     """What `network.summary(x)` gives; raises ShapeError where a layer does not fit, and what `fit` does of `x`."""
     parts = arranged(check_layer("network", network).takes, x, "x")
-    inputs = [(name, codes, *check_x(a, what, codes)) for name, what, a, codes in parts]
+    pairs = zip(parts, accepting(network), strict=True)
+    inputs = [(name, codes, *check_x(a, what, codes, nan)) for (name, what, a, codes), nan in pairs]
     shapes: Any = {name: tuple(a.shape[1:]) for name, _, _, a in inputs}
     layout = layout_of(network, shapes if isinstance(network.takes, tuple) else shapes[""], trains=False)
     single = all(codes is not None or a.dtype == backend.xp.float32 for _, codes, backend, a in inputs)
@@ -338,8 +339,13 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
         _, grads = network.backward(run, p, cache, dy)
         grad = engine.layout.join_gradients(backend, grads)
         value, _ = with_penalties(backend, engine.layout, engine.penalties, theta, value, grad, run.value, rows_total)
-        found = [_seen(call) for call in watch.calls]
-        squares = [sum(backend.xp.sum(a * a) for a in some) for arrays in found for some in arrays.values()]
+        found, xp = [_seen(call) for call in watch.calls], backend.xp
+        known = [  # what is missing has no length
+            [xp.where(xp.isnan(a), 0.0, a) if name == "x" and any(accepting(call.layer)) else a for a in some]
+            for call, arrays in zip(watch.calls, found, strict=True)
+            for name, some in arrays.items()
+        ]
+        squares = [sum(xp.sum(a * a) for a in some) for some in known]
         loss, *norms = backend.fetch([value, *squares])
     left = iter(norms)
     layers = []

@@ -336,6 +336,9 @@ class Layer(Registered, kind="layer"):
     """Options that may be schedules, and what their values must be: a layer asks `run.value` for them."""
     trainable: ClassVar[bool] = True
     """False where the layer has values, all of them buffers: then nothing asks it for gradients of them."""
+    accepts_nan: ClassVar[bool | tuple[bool, ...]] = False
+    """Whether the layer knows what to do with what is missing, so that data may have it: NaN among numbers, and among
+    whole numbers those that are not below n.  Of a layer that takes several arrays, this of each in their order."""
 
     @property
     def updates_buffers(self) -> bool:
@@ -403,6 +406,11 @@ class Composite(Layer):
     def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
         """Of each child, the shape of its input rows, where those of the composite have `in_shape`."""
         return itertools.repeat(in_shape, len(self.children))
+
+    @cached_property
+    def accepts_nan(self) -> bool | tuple[bool, ...]:  # type: ignore[override]
+        """What the first child says."""
+        return self.children[0][1].accepts_nan if self.children else False
 
     couples_rows = _of_a_child("couples_rows")
     stochastic = _of_a_child("stochastic")

@@ -267,6 +267,12 @@ def arranged(takes: Takes, given: Any, what: str) -> list[tuple[str, str, Any, i
     return [(name, called[name], have[name], part) for name, part in takes]
 
 
+def accepting(network: Layer) -> tuple[bool, ...]:
+    """Of each array that a network takes, whether values may be missing in it: see `Layer.accepts_nan`."""
+    found, takes = network.accepts_nan, network.takes
+    return found if isinstance(found, tuple) else (found,) * (len(takes) if isinstance(takes, tuple) else 1)
+
+
 def _checked_shape(what: str, shape: Any) -> Shape:
     if not isinstance(shape, tuple | list):
         raise ArgumentError(f"{what} is {kind_of(shape)}; expected a tuple, such as x.shape[1:]")

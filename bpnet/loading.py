@@ -1,6 +1,7 @@
-"""A trainer from the file that it was saved in."""
+"""A trainer, or a model of tables, from the file that it was saved in."""
 
 import os
+from typing import Any
 
 from bpnet.backends import backend_of, check_device, device_named, get
 from bpnet.callbacks.history import History
@@ -16,8 +17,8 @@ def load(
     *,
     device: str | None = None,
     compile: bool | str = "auto",
-) -> Trainer:
-    """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on.
+) -> Any:
+    """The trainer that `Trainer.save` wrote, ready to predict, evaluate or train on; or the `TableModel` of its `save`.
 
     Its parameters lie where `like` lies, in its library, or on the `device` that the trainer is to have ("cuda",
     "cuda:1": see `Trainer`); without these they are NumPy arrays.  Numbers keep the type they were saved in.  Products
@@ -49,4 +50,9 @@ def load(
         trainer._set_state(backend, saved.layout, (theta, buffers, tuple(state)), saved.step_count, saved.lr_scale)
     except OptionError as error:  # the file is sound
         raise OptionError(f"{os.fspath(path)} can't be loaded: {error}") from None
-    return trainer
+    if saved.table is None:
+        return trainer
+    from bpnet.tabular.model import restored
+
+    with damaged(path):
+        return restored(saved.table, trainer)

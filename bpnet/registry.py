@@ -65,13 +65,16 @@ class Registered:
         bpnet's own classes declare are looked at: what others mean, nobody else knows (1e300 may be no limit).
         """
         for option in fields(self):  # type: ignore[arg-type]
-            declares = [c for c in type(self).__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()]
-            what, ours = f"{option.name} of {self}", declares[-1].__module__.startswith("bpnet.")
             for part in flattened(getattr(self, option.name)):
                 if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
-                elif isinstance(part, float) and ours:
-                    check_range(what, part, dtype, smallest, largest)
+                elif isinstance(part, float) and _declared_by(type(self), option).__module__.startswith("bpnet."):
+                    check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
+
+
+def _declared_by(cls: type, option: Any) -> type:
+    """The class, of this one and its bases, that has the option first."""
+    return [c for c in cls.__mro__ if option in vars(c).get("__dataclass_fields__", {}).values()][-1]
 
 
 def flattened(value: Any) -> Iterator[Any]:

@@ -17,8 +17,9 @@ from bpnet.data.checks import check_like
 from bpnet.data.loader import take_rows
 from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Input, Params, Run, row_count
-from bpnet.layout import Layout
+from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
+from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics
 from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
@@ -32,11 +33,22 @@ Snapshot = tuple[Carry, int]
 """Parameters, buffers, optimizer state, and the number of steps that made them, at one moment."""
 
 
-def start(layout: Layout, optimizer: Optimizer, seed: int, backend: Backend, like: Array, threads: int | None) -> Carry:
-    """What the first step goes on from, drawn from `seed`, of the library, device and type of `like`."""
+def start(
+    layout: Layout,
+    optimizer: Optimizer,
+    seed: int,
+    backend: Backend,
+    like: Array,
+    threads: int | None,
+    starts: tuple[Any, Any] | None = None,
+) -> Carry:
+    """What the first step goes on from, of the library, device and type of `like`.
+
+    `starts` are parameters and buffers, vectors of NumPy; they are drawn from `seed` where it is None.
+    """
     device = backend.device(like)
     try:
-        starts = layout.start(seed)
+        starts = layout.start(seed) if starts is None else starts
         theta, buffers = (backend.from_host(values, like.dtype, device) for values in starts)
         with backend.session(threads, device):
             return theta, buffers, optimizer.init(backend, layout, theta)
@@ -145,19 +157,19 @@ def outputs(
 ) -> Callable[[Backend, Array, Array, Input], tuple[Array, Array]]:
     """outputs(backend, theta, buffers, x): what the network gives for the rows of x, and the sum over x and that.
 
-    The sum tells whether one of them has NaN or infinity, without a pass of its own over x.
+    The sum tells whether one of them has NaN or infinity, without a pass of its own over x; of x only those values
+    count that the network does not take.
     """
 
-    takes = layout.network.takes
+    takes, missing = layout.network.takes, accepting(layout.network)
     # which arrays of x are of whole numbers, none of which is not finite
     codes = [kind is not None for _, kind in takes] if isinstance(takes, tuple) else [takes is not None]
 
     def of_block(run: Run, output: Array, x: Input) -> tuple[Array, Array]:
-        if takes is None:
-            return output, run.xp.sum(x) + run.xp.sum(output)
-        total = run.xp.sum(output)
-        for array, is_codes in zip(x if isinstance(x, tuple) else (x,), codes, strict=True):
-            total = total if is_codes else run.xp.sum(array) + total
+        total, xp = run.xp.sum(output), run.xp
+        for array, is_codes, accepts_nan in zip(x if isinstance(x, tuple) else (x,), codes, missing, strict=True):
+            if not is_codes:
+                total = xp.sum(xp.where(xp.isnan(array), 0.0, array) if accepts_nan else array) + total
         return output, total
 
     def function(backend: Backend, theta: Array, buffers: Array, x: Input) -> tuple[Array, Array]:
@@ -181,9 +193,11 @@ def scores(
     def statistics(run: Run, output: Array, y: Array, weight: Array | None) -> tuple[Statistics, ...]:
         if not metrics:
             return ()
-        rows = output.shape[0]
+        rows, one = output.shape[0], loss
+        if isinstance(loss, Members):
+            one, output = loss.inner, loss.pooled(run.backend, output)
         each = run.xp.ones_like(run.xp.reshape(output, (rows, -1))[:, 0]) if weight is None else weight
-        return tuple([metric.statistics(run, loss, output, y, each) for metric in metrics])
+        return tuple([metric.statistics(run, one, output, y, each) for metric in metrics])
 
     def function(
         backend: Backend, theta: Array, buffers: Array, x: Input, y: Array, weight: Array | None, total: Any

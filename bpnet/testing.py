@@ -11,7 +11,7 @@ from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.checks import check_target, check_x
 from bpnet.errors import ArgumentError, BpnetError, GradientError, ShapeError, plural
 from bpnet.layer import Input, InShape, Layer, Run, check_layer, each_array, leaves, row_count
-from bpnet.layout import Layout, arranged, layout_of
+from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.losses.base import Loss
 from bpnet.options import flag, number, whole
 from bpnet.protocol import backward_faults, forward_faults, loss_faults, network_faults
@@ -133,7 +133,8 @@ def check_gradients(
     inputs = [(what, array, codes) for _, what, array, codes in arranged(subject.takes, x, "x")]
     common_backend({what: array for what, array, _ in inputs}, {"y": y})
     own_backend = backend_of(inputs[0][1])
-    inputs = [(what, check_x(array, what, codes)[1], codes) for what, array, codes in inputs]
+    pairs = zip(inputs, accepting(subject), strict=True)
+    inputs = [(what, check_x(array, what, codes, nan)[1], codes) for (what, array, codes), nan in pairs]
     backend, several, rows = definitions(own_backend), isinstance(subject.takes, tuple), inputs[0][1].shape[0]
     for what, array, _ in inputs:
         if array.shape[0] != rows:
@@ -230,7 +231,7 @@ def check_gradients(
         faults = [
             f"the layer modified its input {name}"
             for name, a in given.items()
-            if not numpy.array_equal(flat(a), before[name])
+            if not numpy.array_equal(flat(a), before[name], equal_nan=True)
         ]
         faults = faults or _habits(run, subject, layout, p, at, dy, derived)
         checks = compare(value, vectors, derived)

@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, check_device
+from bpnet.backends import named as library
 from bpnet.backends.base import PRECISIONS, State
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
@@ -38,6 +39,9 @@ from bpnet.registry import resolve
 from bpnet.state import HasState
 from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
+
+if TYPE_CHECKING:
+    from bpnet.files.model import Checkpoint
 
 FIXED = {
     *("network", "loss", "optimizer", "seed", "clip_norm", "penalties", "threads", "precision", "device"),
@@ -144,14 +148,14 @@ class Trainer(HasState):
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
         engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend, engine.layout, *engine.snapshot(), engine.lr_scale)
+        made = None if engine is None else (engine.backend.name, engine.layout, *engine.snapshot(), engine.lr_scale)
         return rest | {"history": History(list(self.history)), "made": made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made = state.pop("made")
         vars(self).update(state, _engine=None, _lock=TrainingLock())
         if made is not None:
-            self._set_state(*made)
+            self._set_state(library(made[0]), *made[1:])
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -171,11 +175,12 @@ class Trainer(HasState):
         self._start(self._prepare({"x": x}))
         return self
 
-    def _start(self, data: Loader) -> Engine:
+    def _start(self, data: Loader, starts: tuple[Any, Any] | None = None) -> Engine:
+        """Begin with parameters and buffers of the host, or draw them."""
         warn_of_probabilities(self.network, self.loss)
         check_precision(self.precision, data.backend, data.like)
         check_options(data.backend, data.like, self)
-        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads)
+        carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads, starts)
         return self._set_state(data.backend, data.layout, carry, 0)
 
     def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:
@@ -203,14 +208,20 @@ class Trainer(HasState):
         and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
         Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
         """
-        from bpnet.files.model import OPTIONS, Checkpoint, write_checkpoint
+        from bpnet.files.model import write_checkpoint
+
+        write_checkpoint(path, self._checkpoint(metadata))
+
+    def _checkpoint(self, metadata: Mapping[str, Any] | None) -> "Checkpoint":
+        """All that a file holds of it."""
+        from bpnet.files.model import OPTIONS, Checkpoint
 
         (theta, buffers, state), count = self.snapshot()
         arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
         options = {name: getattr(self, name) for name in OPTIONS}
         trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
-        write_checkpoint(path, Checkpoint(*trained, metadata, self.lr_scale))
+        return Checkpoint(*trained, metadata, self.lr_scale)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -286,7 +297,8 @@ class Trainer(HasState):
         Parameters
         ----------
         x : (rows, ...) float32 or float64; whole numbers become float32, but where the network begins with an
-            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays
+            `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays.  What is missing
+            may be NaN where the network begins with a layer that knows of it, such as `NumericInput`
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
         validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do

@@ -1,6 +1,7 @@
-"""Start values that depend on the data: layer-sequential unit variance."""
+"""Start values that depend on the data: layer-sequential unit variance, and what else looks at a first pass."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from bpnet.backends import definitions, variant
@@ -11,6 +12,9 @@ from bpnet.layers.activation import Activation
 from bpnet.options import number, whole
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyInput
+
+Tune = Callable[[Run, str, Array, Array, Array | None], tuple[Array, Array | None]]
+"""tune(run, name, x, W, b) -> W, b: what the dense layer whose W has that name starts with, given its input x."""
 
 
 def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 10) -> Trainer:
@@ -27,6 +31,31 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
     and units.  What else a network starts with stays as it is.
     """
     tolerance, tries = number("tolerance", tolerance, 0.0, 1.0, closed="neither"), whole("tries", tries, 1)
+    rng = Rng(trainer.seed)
+
+    def tune(run: Run, name: str, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        xp, backend = run.xp, run.backend
+        made = backend.from_host(rng.orthogonal(tuple(weight.shape)), weight.dtype, backend.device(weight))
+        for _ in range(tries):
+            z = run.matmul(x, made)
+            z, share = z if bias is None else z + bias, 1.0 / math.prod(z.shape)
+            centred = z - xp.sum(z) * share
+            variance = float(xp.sum(centred * centred)) * share
+            if abs(variance - 1.0) <= tolerance:
+                break
+            if not (math.isfinite(variance) and variance > 0.0):
+                raise DataError(f"what {name} makes of x has the variance {variance:g}; expected rows that differ")
+            made = made / math.sqrt(variance)
+        return made, bias
+
+    return start_from_data(trainer, x, tune)
+
+
+def start_from_data(trainer: Trainer, x: AnyInput, tune: Tune) -> Trainer:
+    """Give every dense layer, as the rows `x` come to it through those before, what `tune` makes of its start values.
+
+    Raises BuiltError where the trainer has done steps already.
+    """
     if trainer.step_count:
         done = plural(trainer.step_count, "step")
         raise BuiltError(f"the trainer has done {done}, which would be lost: make another to start afresh")
@@ -34,27 +63,20 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
         theta = trainer.theta
     except NotBuiltError:
         theta = trainer.build(x).theta
-    backend, layout, buffers, rng = trainer.backend, trainer.layout, trainer.buffers, Rng(trainer.seed)
+    backend, layout, buffers = trainer.backend, trainer.layout, trainer.buffers
     p = layout.views(backend, theta, buffers)
-    names, made = {id(_at(p, slot.path)): slot.name for slot in layout.parameters}, {}
+    names = {id(_at(p, slot.path)): slot.name for slot in layout.parameters}
+    made: dict[str, Array] = {}
 
     def tuned(run: Run, x: Array, weight: Array, bias: Array | None, f: Activation) -> tuple[Array, Array]:
-        xp, name = run.xp, names.get(id(weight))
-        if name is None:  # of a layer that makes it of other parameters
-            return KERNELS["dense_forward"](run, x, weight, bias, f)  # type: ignore[no-any-return]
-        if name not in made:
-            made[name] = backend.from_host(rng.orthogonal(tuple(weight.shape)), weight.dtype, backend.device(weight))
-            for _ in range(tries):
-                z = run.matmul(x, made[name])
-                z, share = z if bias is None else z + bias, 1.0 / math.prod(z.shape)
-                centred = z - xp.sum(z) * share
-                variance = float(xp.sum(centred * centred)) * share
-                if abs(variance - 1.0) <= tolerance:
-                    break
-                if not (math.isfinite(variance) and variance > 0.0):
-                    raise DataError(f"what {name} makes of x has the variance {variance:g}; expected rows that differ")
-                made[name] = made[name] / math.sqrt(variance)
-        return KERNELS["dense_forward"](run, x, made[name], bias, f)  # type: ignore[no-any-return]
+        name, bias_name = names.get(id(weight)), names.get(id(bias))
+        if name is not None:  # else it is of a layer that makes it of other parameters
+            if name not in made:
+                made[name], of_bias = tune(run, name, x, weight, bias)
+                if bias_name is not None and of_bias is not None:
+                    made[bias_name] = of_bias
+            weight, bias = made[name], bias if bias_name is None else made[bias_name]
+        return KERNELS["dense_forward"](run, x, weight, bias, f)  # type: ignore[no-any-return]
 
     with backend.session(trainer.threads, backend.device(theta)):
         rows = trainer._prepare({"x": x}).whole_batch()[0]

@@ -22,6 +22,7 @@ BASES = {
 
 OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
+    "Tables": "TableModel Schema Target",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
     "Protocol": "Layer Composite Leaf Run Rng testing check_gradients GradientReport check_backend BackendReport",
     "Errors": "errors",

@@ -49,7 +49,10 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
     "bpnet.checking": {"_compared", "_single_steps", "_fit"},
     "bpnet.testing": {"check_gradients", "_compare", "_replacements", "_habits"},
 }
-HOST_ROOMS = ("bpnet.files", "bpnet.compiler", "bpnet.backends", "bpnet.cli", "bpnet.estimators")
+
+HOST_ROOMS = tuple(
+    f"bpnet.{room}" for room in ("files", "compiler", "backends", "cli", "tabular", "report", "estimators")
+)
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
 STANDARD = frozenset(
@@ -110,12 +113,14 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "state": 11.5,
     "fitting": 11.5,
     "trainer": 12,
+    "unit_variance": 12.3,
+    "tabular": 12.5,
     "checking": 13,
     "inspection": 13,
     "loading": 13,
     "learning_rate": 13,
-    "unit_variance": 13,
     "estimators": 13.5,
+    "report": 13.3,
     "cli": 14,
     "__main__": 15,
 }

@@ -23,7 +23,8 @@ pytest.importorskip("typer", reason="the command line needs typer (the cli extra
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
 
 from bpnet import cli, disk
-from bpnet.cli import dataset, model, terminal, train
+from bpnet.cli import predict, terminal, train
+from bpnet.tabular.splits import split
 
 SMALL = ("--hidden", "16", "--epochs", "8", "--batch-size", "16", "--lr", "0.02", "--dropout", "0", "--quiet")
 
@@ -100,6 +101,15 @@ def npz(blobs):
 
 
 @pytest.fixture
+def trained(npz, tmp_path_factory):
+    """A model of the blobs, trained once."""
+    path = tmp_path_factory.getbasetemp() / "trained.safetensors"
+    if not path.exists():
+        ok("train", npz, *SMALL, "--output", path)
+    return path
+
+
+@pytest.fixture
 def arrow():
     return pytest.importorskip("pyarrow", reason="reading .csv and .parquet needs pyarrow (the cli extra)")
 
@@ -120,7 +130,7 @@ def animals(arrow, blobs):
         "weight": x[:, 0],
         "size": x[:, 1],
         "tame": label == 1,
-        "legs": np.full(240, 4),
+        "legs": np.where(x[:, 0] > 100.0, 6, 4),
         "kind": np.array(["ant", "bee", "cow"])[label],
     }
     write_table(arrow, "animals.parquet", **columns)
@@ -148,8 +158,10 @@ def test_digits_reach_97_percent_of_held_out_rows(digits):
     assert result["seconds"] > 0
     assert result["output"] == str(model)
     assert result["interrupted"] is False
-    assert len(result["history"]) == result["epochs"] == 40
-    assert result["history"][-1]["val_accuracy"] == result["accuracy"]
+    assert len(result["history"]) == result["epochs"] <= 200
+    best = min(result["history"], key=lambda record: record["val_loss"])
+    assert best["epoch"] == result["best_epoch"] < result["epochs"]
+    assert best["val_accuracy"] == result["accuracy"]
 
 
 def test_digits_reach_97_percent_from_another_seed():
@@ -192,24 +204,25 @@ def test_the_model_file_works_from_python(digits):
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    trainer = bp.load(digits[1])
-    assert trainer.evaluate(x.astype(np.float32), y)["accuracy"] > 0.98
-    assert trainer.classes == list(range(10))
+    loaded = bp.load(digits[1])
+    assert loaded.evaluate(x, y)["accuracy"] > 0.98
+    assert np.mean(loaded.predict(x) == y) > 0.98
+    assert loaded.classes_.tolist() == list(range(10))
 
 
 def test_info_about_a_model(digits):
     result, model = digits
     found = ok("info", model, "--json").json
-    assert found["parameters"] == result["parameters"] == 64 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10
+    assert found["parameters"] == result["parameters"] == 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
-    assert [layer["out_shape"] for layer in found["layers"]] == [[64], [512], [512], [256], [256], [10]]
-    assert found["epochs"] == 40
+    assert [layer["out_shape"] for layer in found["layers"]] == [[64], [128], [128], [64], [64], [10]]
+    assert found["epochs"] == result["epochs"]
     assert found["precision"] == "float32"
     assert found["classes"] == list(range(10))
     assert found["training"]["accuracy"] == result["accuracy"]
     text = ok("info", model).out
-    assert "Dense(units=512, activation='relu', bias=True)" in text
-    assert "167,178" in text
+    assert "Dense(units=128, activation='relu', bias=True)" in text
+    assert "17,226" in text
     assert "products in float32" in text
     assert "trained on digits, 1,438 rows, 359 held out" in text
 
@@ -383,7 +396,7 @@ def test_numbers_are_predicted_in_their_own_units(arrow):
     result = ok(*train, "--json").json
     assert result["accuracy"] is None
     assert result["r2"] > 0.99
-    assert result["history"][-1]["val_loss"] == pytest.approx(result["loss"], rel=1e-4)
+    assert min(e["val_loss"] for e in result["history"]) == pytest.approx(result["loss"], rel=1e-4)
     predictions = np.array(ok("predict", "model.safetensors", "prices.csv", "--json").json["predictions"])
     error = np.mean((predictions - price) ** 2)
     assert error < 0.01 * price.var()
@@ -394,12 +407,13 @@ def test_numbers_are_predicted_in_their_own_units(arrow):
     assert re.search(r"R2 (0\.99|1\.0)", ok(*train).out)
 
 
-def test_whole_numbers_can_be_predicted_as_numbers(arrow):
+def test_whole_numbers_of_many_values_are_a_quantity(arrow):
     write_table(arrow, "count.csv", x=np.arange(100.0), y=np.arange(100))
     train = ("train", "count.csv", "--target", "y", "--epochs", "1")
-    assert "100 classes" in ok(*train).out
-    assert "--loss mse predicts a number" in ok(*train).err
+    assert "y is a number" in ok(*train).out
+    assert "100 classes" in ok(*train, "--types", "y=category").out
     assert "y is a number" in ok(*train, "--loss", "mse").out
+    assert ok(*train, "--loss", "cross_entropy", "--json").json["accuracy"] is not None
     result = ok(*train, *SMALL, "--loss", "mse", "--json").json
     assert result["accuracy"] is None
     assert result["r2"] > 0.9
@@ -413,7 +427,7 @@ def test_several_numbers_and_images_in_an_npz_file():
     result = ok("train", "several.npz", *SMALL, "--epochs", "60", "--json").json
     assert result["r2"] > 0.8
     assert np.shape(ok("predict", "model.safetensors", "several.npz", "--json").json["predictions"]) == (200, 2)
-    assert ok("info", "model.safetensors", "--json").json["layers"][0]["layer"] == "Flatten()"
+    assert ok("info", "model.safetensors", "--json").json["layers"][0]["out_shape"] == [12]
     ok("predict", "model.safetensors", "several.npz", "--output", "p.csv")
     assert Path("p.csv").read_text().splitlines()[0] == "prediction_0,prediction_1"
 
@@ -469,17 +483,15 @@ def test_a_classifier_works_in_python_on_raw_data(blobs, names, loss):
     x, label = blobs[0].astype(np.float32), blobs[1] % len(names)
     np.savez("raw.npz", x=x, y=np.array(names)[label])
     ok("train", "raw.npz", *SMALL, "--epochs", "20", "--loss", loss)
-    trainer = bp.load("model.safetensors")
-    assert trainer.classes == sorted(names)
-    output = trainer.predict(x)
-    boundary = 0.5 if loss == "binary_cross_entropy" else 0.0
-    number = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > boundary).astype(int)
+    loaded = bp.load("model.safetensors")
+    assert loaded.classes_.tolist() == sorted(names)
     found = ok("predict", "model.safetensors", "raw.npz", "--json").json["predictions"]
-    assert [trainer.classes[i] for i in number] == found
+    assert loaded.predict(x).tolist() == found
+    assert loaded.classes_[loaded.predict_proba(x).argmax(1)].tolist() == found
     assert np.mean(np.array(found) == np.array(names)[label]) > 0.95
     assert ok("predict", "model.safetensors", "raw.npz").out.split() == list(map(str, found))
-    trainer.save("again.safetensors")
-    assert bp.load("again.safetensors").classes == trainer.classes
+    loaded.save("again.safetensors")
+    assert bp.load("again.safetensors").predict(x).tolist() == found
 
 
 def housing(rows=200):
@@ -495,14 +507,14 @@ def test_a_regression_works_in_python_on_raw_data_and_is_trained_on(optimizer):
     np.savez("raw.npz", x=x, y=y)
     train = ("train", "raw.npz", *SMALL, "--optimizer", optimizer, "--validation", "0", "--json")
     whole = ok(*train, "--epochs", "12").json
-    result, trainer = ok(*train, "--epochs", "5").json, bp.load("model.safetensors")
-    error = np.mean((trainer.predict(x)[:, 0].astype(np.float64) - y) ** 2)
-    assert trainer.evaluate(x, y)["loss"] == pytest.approx(error, rel=1e-4)
+    result, loaded = ok(*train, "--epochs", "5").json, bp.load("model.safetensors")
+    error = np.mean((loaded.predict(x).astype(np.float64) - y) ** 2)
+    assert loaded.evaluate(x, y)["loss"] == pytest.approx(error, rel=1e-4)
     assert result["loss"] == pytest.approx(error, rel=1e-4)
     assert result["r2"] == pytest.approx(1.0 - error / y.var(dtype=np.float64), rel=1e-4)
-    rows, _ = dataset.split(len(x), 0.0, seed=0)
-    trainer.fit(x[rows], y[rows], epochs=7, batch_size=16, progress=False)
-    assert trainer.history["loss"] == pytest.approx([record["loss"] for record in whole["history"]], rel=1e-4)
+    rows, _ = split(len(x), 0.0, seed=0)
+    loaded.trainer.fit(x[rows], y[rows][:, None], epochs=7, batch_size=16, progress=False)
+    assert loaded.trainer.history["loss"] == pytest.approx([record["loss"] for record in whole["history"]], rel=1e-4)
     assert whole["r2"] > 0.5
 
 
@@ -536,8 +548,8 @@ def test_the_unit_of_a_feature_does_not_matter(factor):
     [
         (1.0, 1e200, "the target of far.npz has the deviation"),
         (1.0, 1e-200, "the target of far.npz has the deviation"),
-        (1e308, 1.0, "feature 1 of far.npz has the mean"),
-        (1e-308, 1.0, "feature 1 of far.npz has the mean"),
+        (1e308, 1.0, "column 'x0' of far.npz has the mean"),
+        (1e-308, 1.0, "column 'x0' of far.npz has the mean"),
     ],
 )
 def test_what_can_not_be_scaled_is_refused(x, y, words):
@@ -552,11 +564,11 @@ def test_columns_keep_the_digits_that_float32_has_not():
     np.savez("time.npz", x=time[:, None], y=y)
     result = ok("train", "time.npz", *SMALL, "--epochs", "60", "--json").json
     assert (result["precision"], result["accuracy"] > 0.9) == ("float64", True)
-    trainer = bp.load("model.safetensors")
-    assert trainer.theta.dtype == np.float64
-    assert trainer.evaluate(time[:, None], y)["accuracy"] > 0.9
+    loaded = bp.load("model.safetensors")
+    assert loaded.trainer.theta.dtype == np.float64
+    assert loaded.evaluate(time[:, None], y)["accuracy"] > 0.9
     out = ok("train", "time.npz", "--epochs", "1").out
-    assert "in float64 because of feature 1 of time.npz" in out
+    assert "in float64 because of column 'x0' of time.npz" in out
     np.savez("whole.npz", x=np.arange(400.0)[:, None] % 7, y=y)
     assert ok("train", "whole.npz", *SMALL, "--json").json["precision"] == "float32"
 
@@ -565,13 +577,13 @@ def test_constant_columns_do_no_harm(blobs):
     x = np.concatenate([blobs[0], np.full((240, 1), 0.1), np.full((240, 1), 1e30), np.zeros((240, 1))], axis=1)
     np.savez("constant.npz", x=x, y=blobs[1])
     assert ok("train", "constant.npz", *SMALL, "--json").json["accuracy"] > 0.95
-    assert bp.load("model.safetensors").theta.dtype == np.float32
+    assert bp.load("model.safetensors").trainer.theta.dtype == np.float32
 
 
 def test_values_too_large_for_the_model_are_refused(npz):
     ok("train", npz, *SMALL)
     np.savez("large.npz", x=np.array([[1.0, 1.0], [1.0, 1e39]]))
-    assert "large.npz has a feature too large for float32, first in row 2" in refused(
+    assert "column 'x1' of large.npz is too large for float32, first in row 2" in refused(
         "predict", "model.safetensors", "large.npz"
     )
 
@@ -628,13 +640,13 @@ def test_a_column_that_counts_the_rows_is_named_and_can_be_left_out(arrow, first
 
 
 def test_many_columns_and_long_names(arrow):
-    names = ",".join(f"c{i}" for i in range(30_000))
-    rows = "".join(",".join([str(k)] * 30_000) + f",{k % 2}\n" for k in range(6))
+    names = ",".join(f"c{i}" for i in range(10_000))
+    rows = "".join(",".join([str(k)] * 10_000) + f",{k % 2}\n" for k in range(6))
     Path("wide.csv").write_text(f"{names},y\n{rows}")
     began = time.process_time()
     ok("train", "wide.csv", "--target", "y", *SMALL, "--epochs", "1", "--hidden", "2")
     ok("predict", "model.safetensors", "wide.csv")
-    assert time.process_time() - began < 20.0
+    assert time.process_time() - began < 8.0
     assert len(refused("train", "wide.csv", "--target", "yy")) < 400
     assert len(ok("info", "model.safetensors").out) < 2000
 
@@ -643,10 +655,15 @@ def test_one_long_class_among_many_rows(arrow):
     Path("t.csv").write_text("a,y\n" + "".join(f"{i % 9},p\n" for i in range(50_000)) + "1," + "z" * 500_000 + "\n")
     ok("train", "t.csv", "--target", "y", *SMALL, "--batch-size", "4096", "--epochs", "1")
     ok("predict", "model.safetensors", "t.csv", "--output", "p.csv")
-    trainer = bp.load("model.safetensors")
-    trainer.parameters = {name: {k: 0 * v for k, v in p.items()} for name, p in trainer.parameters.items()}
-    trainer.classes = trainer.classes[::-1]
-    trainer.save("long.safetensors")
+    loaded = bp.load("model.safetensors")
+    parameters = loaded.trainer.parameters
+    flat = {name: {k: 0 * v for k, v in p.items()} for name, p in parameters.items()}
+    last = max(parameters)
+    flat[last]["bias"] = flat[last]["bias"] + np.array(
+        [0.0, 1.0], np.float32
+    )  # so that all rows are of the class with the long name
+    loaded.trainer.parameters = flat
+    loaded.save("long.safetensors")
     assert "a .npy file can't hold these" in refused("predict", "long.safetensors", "t.csv", "--output", "p.npy")
 
 
@@ -706,7 +723,7 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--output", "nowhere/model.safetensors"), "there is no folder"),
         (("--output", "."), "--output: . is a folder"),
         pytest.param(("--output", os.devnull), "is no ordinary file", marks=POSIX),
-        (("--target", "y"), "--target names a column of a .csv or .parquet file"),
+        (("--target", "y"), "--target names a column of a table, and blobs.npz has none"),
     ],
 )
 def test_wrong_options(npz, args, words):
@@ -846,17 +863,15 @@ def test_data_is_never_waited_for(name, request):
     [
         (b"a,y\n\xe9\xff,1\n2,0\n", "t.csv is not written in UTF-8"),
         (b"a,y\n1,caf\xe9\n2,tea\n", "t.csv is not written in UTF-8"),
-        (b"\xe9a,y\n1,2\n", "t.csv can't be read as .csv"),
-        ("a,y\n1,2\n".encode("utf-16"), "t.csv can't be read as .csv"),
-        (b"a;b;y\n1;2;3\n", "t.csv has no column 'y': it has a;b;y (columns are parted by commas, not by ';')"),
-        (b"a\ty\n1\t2\n", "not by '\\t')"),
+        (b"\xe9a,y\n1,2\n", "t.csv is not written in UTF-8: say in what by --encoding"),
+        ("a,y\n1,2\n".encode("utf-16"), "t.csv is written in UTF-16: say so by --encoding utf-16"),
+        (b"a:b:y\n1:2:3\n", "t.csv has no column 'y': it has a:b:y (it is read as parted by ',': see --sep)"),
         (b'a,y\n"1,2\n2,3\n', "t.csv can't be read as .csv"),
         (b"a,y\n1,2,3\n", "t.csv can't be read as .csv"),
         (b"\n\n\n", "t.csv can't be read as .csv"),
         (b"a,y\n1,2\n", "t.csv has a single row"),
-        (b"a,y\nnan,1\n2,0\n", "an empty field, NA, NaN and null count as missing"),
-        (b"a,y\n2020-01-01,1\n2020-01-02,0\n", "so leave it out with --drop 'a'"),
-        (b"a,y,\n1,2,\n2,3,\n", "column 3 (unnamed) of t.csv has 2 missing values, first in row 1"),
+        (b"a,y\n1,NA\n2,nan\n", "the target 'y' of t.csv has no values: all are missing"),
+        (b"a,y\nNA,1\nnull,2\n", "has no column to learn from"),
     ],
 )
 def test_text_that_can_not_be_used(arrow, text, words):
@@ -914,8 +929,8 @@ def test_predictions_that_fail_leave_the_old_file(npz, kind, monkeypatch):
         file.write(b"half" if kind == "npy" else "half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model.np, "save", fail)
-    monkeypatch.setattr(model.csv, "writer", fail)
+    monkeypatch.setattr(predict.np, "save", fail)
+    monkeypatch.setattr(predict.csv, "writer", fail)
     assert "No space left on device" in refused("predict", "model.safetensors", npz, "--output", f"p.{kind}")
     assert Path(f"p.{kind}").read_bytes() == b"old"
     assert sorted(p.name for p in Path().iterdir()) == ["blobs.npz", "model.safetensors", f"p.{kind}"]
@@ -931,11 +946,9 @@ def test_what_steers_a_terminal_is_written_out(arrow):
     os.rename("model.safetensors", "\x1b[1m.safetensors")
     assert r"\x1b[1m" in ok("train", "t.parquet", "--target", "y", *SMALL, "--output", "\x1b[1m.safetensors").out
     assert r"no column '\x1b': " in refused("train", "t.parquet", "--target", "\x1b").replace("\\\\", "\\")
-    trainer = bp.load("\x1b[1m.safetensors")
-    known = trainer.metadata[model.KEY]
-    trainer.save(
-        "m.safetensors", {model.KEY: known | {"training": known["training"] | {"data": "\x1b[2J", "bpnet": "\x9b"}}}
-    )
+    loaded = bp.load("\x1b[1m.safetensors")
+    loaded.settings = {"training": loaded.settings["training"] | {"data": "\x1b[2J", "bpnet": "\x9b"}}
+    loaded.save("m.safetensors")
     for args in (("info", "m.safetensors"), ("info", "m.safetensors", "--json")):
         assert "\x1b" not in ok(*args).out
         assert "\x9b" not in ok(*args).out
@@ -962,7 +975,7 @@ def test_data_that_is_no_data(arrow):
         Path(name).mkdir()
         assert name in refused("train", name, *options)
     Path("words.txt").write_text("a,b\n1,2\n")
-    assert "DATA must be digits, or a .npz, .csv or .parquet file" in refused("train", "words.txt")
+    assert "DATA must be digits, - for standard input, or a file that ends in .csv, " in refused("train", "words.txt")
     assert "did you mean digits?" in refused("train", "digit")
 
 
@@ -979,10 +992,7 @@ def test_data_that_is_no_data(arrow):
         ({"x": np.ones((3, 2), complex), "y": np.ones(3)}, "x in bad.npz has the type complex128"),
         ({"x": np.full((3, 2), "a"), "y": np.ones(3)}, "x in bad.npz has the type <U1"),
         ({"x": np.ones((3, 2)), "y": np.ones(3, complex)}, "y in bad.npz has the type complex128"),
-        (
-            {"x": np.array([[1.0], [np.nan], [1.0]]), "y": np.ones(3)},
-            "x in bad.npz has NaN or infinity, first in row 2",
-        ),
+        ({"x": np.array([[1.0], [np.inf], [1.0]]), "y": np.ones(3)}, "x in bad.npz has infinity, first in row 2"),
         ({"x": np.ones((3, 2)), "y": np.array([1.0, 2.0, np.inf])}, "y in bad.npz has NaN or infinity"),
         ({"x": np.ones((3, 2)), "y": np.array([1, 1, 1])}, "the single class 1"),
         ({"x": np.ones((3, 2)), "y": np.ones((3, 2), int)}, "y in bad.npz has the shape (3, 2)"),
@@ -1013,11 +1023,8 @@ def test_columns_that_can_not_be_used(arrow):
         ({}, "--target must say which column of t.csv is to be learnt: a, y\n", []),
         ({"": [1, 2, 3]}, "--target must say which column of t.csv is to be learnt: a, y, column 3 (unnamed)\n", []),
         ({}, "has no column 'yy': did you mean 'y'? it has a, y", ["--target", "yy"]),
-        ({"city": ["Rom", "Bern", "Rom"]}, "column 'city' of t.csv has the type string", ["--target", "y"]),
-        ({"a": [1.0, None, 3.0]}, "column 'a' of t.csv has 1 missing value, first in row 2", ["--target", "y"]),
-        ({"y": ["u", "v", None]}, "column 'y' of t.csv has 1 missing value, first in row 3", ["--target", "y"]),
-        ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
-        ({"y": [1.0, 2.0, float("inf")]}, "column 'y' of t.csv has NaN or infinity, first in row 3", ["--target", "y"]),
+        ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv is infinite in row 3", ["--target", "y"]),
+        ({"y": [1.5, 2.0, float("inf")]}, "the target 'y' of t.csv is infinite in row 3", ["--target", "y"]),
     ]
     for columns, words, options in cases:
         write_table(arrow, "t.csv", **(good | columns))
@@ -1033,8 +1040,9 @@ def test_columns_that_can_not_be_used(arrow):
     Path("t.csv").write_text("a,y\n1,2\n3\n")
     assert "t.csv can't be read as .csv" in refused("train", "t.csv", "--target", "y")
     write_table(arrow, "t.parquet", a=[1.0, 2.0], when=np.array(["2020-01-01", "2020-01-02"], "datetime64[s]"))
-    assert "the target 'when' of t.parquet has the type" in refused("train", "t.parquet", "--target", "when")
-    assert "column 'when' of t.parquet has the type" in refused("train", "t.parquet", "--target", "a")
+    assert "the target 'when' of t.parquet holds datetime64[ms]" in refused("train", "t.parquet", "--target", "when")
+    write_table(arrow, "t.parquet", a=[1.0, 2.0], some=[[1, 2], [3]])
+    assert "column 'some' of t.parquet holds list" in refused("train", "t.parquet", "--target", "a")
 
 
 def test_losses_that_do_not_fit_the_target(npz):
@@ -1042,7 +1050,7 @@ def test_losses_that_do_not_fit_the_target(npz):
     assert "cross_entropy needs classes" in refused("train", "numbers.npz", "--loss", "cross_entropy")
     np.savez("words.npz", x=np.ones((9, 2)), y=np.array(list("abcabcabc")))
     assert "mse needs numbers" in refused("train", "words.npz", "--loss", "mse")
-    assert "--loss is poisson, which is for programs" in refused("train", "numbers.npz", "--loss", "poisson")
+    assert "which is for programs in Python" in refused("train", "numbers.npz", "--loss", "kl_divergence")
 
 
 def test_files_that_are_no_models(npz):
@@ -1061,51 +1069,52 @@ def test_files_that_are_no_models(npz):
 def test_data_that_does_not_fit_the_model(npz, arrow):
     ok("train", npz, *SMALL)
     np.savez("wide.npz", x=np.ones((3, 5)), y=np.ones(3, int))
-    assert "wide.npz has rows of the shape (5,); the model was trained on (2,)" in refused(
+    assert "wide.npz has 5 numbers a row; the model was trained on 2" in refused(
         "evaluate", "model.safetensors", "wide.npz"
     )
     np.savez("strange.npz", x=np.ones((3, 2)), y=np.array([0, 1, 7]))
-    assert "has the class 7; the model knows 0, 1, 2" in refused("evaluate", "model.safetensors", "strange.npz")
+    assert "has the class 7 in row 3; the model knows 0, 1, 2" in refused(
+        "evaluate", "model.safetensors", "strange.npz"
+    )
     np.savez("bare.npz", x=np.ones((3, 2)))
     assert "has no array 'y'" in refused("evaluate", "model.safetensors", "bare.npz")
     assert len(ok("predict", "model.safetensors", "bare.npz").out.splitlines()) == 3
-    assert "expected a .npy or .csv file" in refused("predict", "model.safetensors", "bare.npz", "--output", "p.txt")
+    assert "expected a .csv, .parquet, .jsonl or .npy file" in refused(
+        "predict", "model.safetensors", "bare.npz", "--output", "p.txt"
+    )
     assert "there is no folder" in refused("predict", "model.safetensors", "bare.npz", "--output", "no/p.csv")
 
 
 @pytest.mark.parametrize(
-    "remembered",
+    "damage",
     [
-        [],
-        {"provenance": []},
-        {"provenance": {"nonsense": 1}},
-        {"provenance": {"seed": -1}},
-        {"provenance": {"fraction": "x"}},
-        {"provenance": {"fraction": 1e300}},
-        {"provenance": {"features": "x"}},
-        {"provenance": {"features": [1, {}]}},
-        {"provenance": {"target": 3}},
-        {"provenance": {"fingerprint": None}},
+        {"split": []},
+        {"split": {"rows": 240, "fraction": "x", "seed": 0}},
+        {"split": {"rows": 240, "fraction": 1e300, "seed": 0}},
+        {"split": {"rows": 240, "fraction": 0.2, "seed": -1}},
+        {"split": {"rows": 240, "fraction": 0.0, "seed": 0}, "seen": 3},
+        {"split": {"rows": 240, "fraction": 0.0, "seed": 0}, "seen": {"every": 0, "hashes": "", "alike": 0.0}},
+        {"split": {"rows": 240, "fraction": 0.0, "seed": 0}, "seen": {"every": 1, "hashes": "?", "alike": 0.0}},
     ],
     ids=str,
 )
-def test_a_model_whose_metadata_is_damaged(npz, remembered):
-    trainer = bp.Trainer(bp.Sequential(bp.Dense(3)), "cross_entropy").build(np.ones((1, 2), np.float32))
-    trainer.save("model.safetensors", {model.KEY: remembered})
-    for command in (("evaluate", "model.safetensors", npz), ("predict", "model.safetensors", npz)):
-        assert "is damaged" in refused(*command)
-    assert "is damaged" in refused("info", "model.safetensors")
+def test_a_model_whose_settings_are_damaged(npz, trained, damage):
+    loaded = bp.load(trained)
+    loaded.settings = loaded.settings | damage
+    loaded.save("m.safetensors")
+    assert "is damaged" in refused("evaluate", "m.safetensors", npz)
+    ok("predict", "m.safetensors", npz)
 
 
-@pytest.mark.parametrize("training", [[], 3, {"data": "t"}, {"loss": "much"}], ids=str)
-def test_a_model_whose_record_of_training_is_damaged(npz, training):
-    ok("train", npz, *SMALL)
-    trainer = bp.load("model.safetensors")
-    known = trainer.metadata[model.KEY]
-    damaged = known["training"] | training if isinstance(training, dict) and "loss" in training else training
-    trainer.save("model.safetensors", {model.KEY: known | {"training": damaged}})
-    assert "is damaged" in refused("info", "model.safetensors")
-    ok("evaluate", "model.safetensors", npz)
+@pytest.mark.parametrize("damage", [[], 3, {"data": "t"}, {"loss": "much"}], ids=str)
+def test_a_model_whose_record_of_training_is_damaged(npz, trained, damage):
+    loaded = bp.load(trained)
+    known = loaded.settings["training"]
+    damaged = known | damage if isinstance(damage, dict) and "loss" in damage else damage
+    loaded.settings = loaded.settings | {"training": damaged}
+    loaded.save("m.safetensors")
+    assert "is damaged" in refused("info", "m.safetensors")
+    ok("evaluate", "m.safetensors", npz)
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "b"], "abc", 3, [[], [], []], [None, 1, 2]], ids=str)
@@ -1198,7 +1207,7 @@ def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatc
     assert signal.getsignal(number) is before
     assert result.json["interrupted"] is True
     assert (result.json["steps"], result.json["epochs"]) == (17, 1)
-    assert bp.load("model.safetensors").step_count == 17
+    assert bp.load("model.safetensors").trainer.step_count == 17
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] == pytest.approx(result.json["loss"])
 
 
@@ -1222,7 +1231,7 @@ def test_signals_that_come_in_numbers_lose_nothing(npz, name, monkeypatch):
     monkeypatch.setattr(terminal, "report", signalled(terminal.report))
     result = run("train", npz, *SMALL, "--json")
     assert (result.status, result.err) == (128 + number, "")
-    assert result.json["steps"] == bp.load("model.safetensors").step_count == 1
+    assert result.json["steps"] == bp.load("model.safetensors").trainer.step_count == 1
 
 
 @pytest.mark.parametrize("first", ["SIGINT", pytest.param("SIGTERM", marks=POSIX)])

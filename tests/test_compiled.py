@@ -968,7 +968,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_the_extra_that_is_asked_for_and_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpnet.backends.numpy._can_compile", lambda: False)
+    monkeypatch.setattr("bpnet.backends.numpy.can_compile", lambda: False)
     x = np.ones((4, 2))
     bp.Trainer(bp.Dense(1), "mse").step(x, x[:, :1])
     with pytest.raises(bp.errors.MissingExtraError, match=r"llvmlite: pip install 'bpnet-xp\[jit\]'"):

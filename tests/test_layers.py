@@ -51,6 +51,11 @@ def standardize_back(t, p, x, run=None):
     return p["mean"].detach() + p["scale"].detach() * x
 
 
+def numeric_input(t, p, x, run=None):
+    z = (x - p["center"].detach()) * p["factor"].detach()
+    return t.cat([z / t.sqrt(1.0 + (z / 3.0) ** 2), t.zeros_like(x[..., 1:3])], -1)
+
+
 def layer_norm(t, p, x, run=None):
     return t.nn.functional.layer_norm(x, x.shape[-1:], p["scale"], p["shift"], eps=1e-3)
 
@@ -93,6 +98,47 @@ def spectral_norm(t, p, x, run=None):
     weight = p["inner"]["weight"]
     s = p["left"].detach() @ weight @ p["right"].detach()
     return dense(t, p["inner"] | {"weight": weight / s}, x)
+
+
+def activated(t, p, z):
+    """With the alpha of `Parametric("tanh")`, where there is one."""
+    return t.tanh(z) if "activation" not in p else blend(p["activation"]["alpha"], z, t.tanh(z))
+
+
+def batch_ensemble(t, p, x, run=None):
+    x = x if x.ndim == 3 else x[:, None]
+    z = t.einsum("rkn,nu->rku", x * p["r"], p["weight"]) * p["s"]
+    return activated(t, p, z + p["bias"] if "bias" in p else z)
+
+
+def member_dense(t, p, x, run=None):
+    x = x if x.ndim == 3 else x[:, None].expand(-1, len(p["weight"]), -1)
+    z = t.einsum("rkn,knu->rku", x, p["weight"])
+    return activated(t, p, z + p["bias"] if "bias" in p else z)
+
+
+def pbld(t, p, x, run=None):
+    made = t.cos(2.0 * t.pi * x[..., None] * p["frequency"] + p["phase"])
+    y = t.einsum("...nf,nfd->...nd", made, p["weight"]) + p["bias"]
+    return t.cat([y, x[..., None]], -1).flatten(-2)
+
+
+def plr(t, p, x, run=None):
+    z = 2.0 * t.pi * x[..., None] * p["frequency"]
+    return t.relu(t.einsum("...nf,nfd->...nd", t.cat([z.cos(), z.sin()], -1), p["weight"]) + p["bias"])
+
+
+def encoding(t, p, x, run=None):
+    z = (x[..., None] - p["left"].detach()) * p["inverse"].detach()
+    return z.maximum(p["least"].detach()).minimum(p["most"].detach())
+
+
+def piecewise_linear(t, p, x, run=None):
+    y = t.einsum("...nf,nfd->...nd", encoding(t, p, x), p["weight"])
+    return (y + x[..., None] * p["linear"] + p["bias"]).flatten(-2)
+
+
+BINS = ((-1.0, 0.0, 0.5), (-2.0, 2.0), (-1.0, 0.0, 1.0), (0.0, 1.0))
 
 
 def network(t, p, x, run):
@@ -148,6 +194,10 @@ LAYERS = {
         bp.Sequential(bp.Standardize(1.0, 2.0), bp.Dense(3), bp.Standardize(3.0, 4.0, invert=True)), (6, 4),
         lambda t, p, x, run: standardize_back(t, p["2"], dense(t, p["1"], standardize(t, p["0"], x))), training=False,
     ),
+    "numeric input": Case(
+        bp.NumericInput((1.0, 2.0, 3.0, 4.0), (1, 2, 3, 4), clip=3.0, missing=(1, 2)), (6, 4), numeric_input,
+        training=False,
+    ),
     "layer norm": Case(bp.LayerNorm(epsilon=1e-3), (6, 4), layer_norm),
     "layer norm of rows of 2 axes": Case(bp.LayerNorm(epsilon=1e-3), (3, 2, 4), layer_norm),
     "rms norm": Case(
@@ -174,6 +224,30 @@ LAYERS = {
     "multiplied branches": Case(
         bp.Parallel(bp.GeGLU(4), "tanh", "identity", join="multiply"), (6, 4),
         lambda t, p, x, run: glu(lambda t, z: t.nn.functional.gelu(z))(t, p["0"], x) * t.tanh(x) * x,
+    ),
+    "clamp, predicting": Case(
+        bp.Clamp(-0.5, (0.0, 0.5, 1.0, 2.0)), (3, 2, 4),
+        lambda t, p, x, run: x.maximum(p["low"].detach()).minimum(p["high"].detach()), training=False,
+    ),
+    "pbld": Case(bp.NumericEmbedding(frequencies=3), (6, 4), pbld),
+    "plr": Case(bp.NumericEmbedding("plr", width=2, frequencies=3, flatten=False), (6, 4), plr),
+    "piecewise linear of rows of 2 axes": Case(
+        bp.NumericEmbedding("piecewise_linear", width=2, bins=BINS), (3, 2, 4), piecewise_linear, training=False
+    ),
+    "piecewise linear encoding": Case(
+        bp.NumericEmbedding("piecewise_linear", width=None, bins=BINS), (6, 4),
+        lambda t, p, x, run: encoding(t, p, x).flatten(-2), training=False,
+    ),
+    "member scale": Case(bp.MemberScale(2), (6, 4), lambda t, p, x, run: x[:, None] * p["r"]),
+    "member scale of members": Case(bp.MemberScale(2), (3, 2, 4), lambda t, p, x, run: x * p["r"]),
+    "batch ensemble": Case(bp.BatchEnsemble(2, 3, bp.Parametric("tanh")), (6, 4), batch_ensemble),
+    "batch ensemble of members": Case(bp.BatchEnsemble(2, 3, "tanh", bias=False), (3, 2, 4), batch_ensemble),
+    "batch ensemble, ntk": Case(
+        bp.BatchEnsemble(2, 3, "tanh", ntk=True), (6, 4), lambda t, p, x, run: batch_ensemble(t, p, x / 2.0)
+    ),
+    "member dense": Case(bp.MemberDense(2, 3, bp.Parametric("tanh")), (6, 4), member_dense),
+    "member dense of members, ntk": Case(
+        bp.MemberDense(2, 3, "tanh", ntk=True), (3, 2, 4), lambda t, p, x, run: member_dense(t, p, x / 2.0)
     ),
     "shared": Case(bp.Shared(bp.Dense(3), "encoder"), (6, 4), lambda t, p, x, run: dense(t, p["inner"], x)),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
@@ -206,6 +280,7 @@ def test_every_layer_has_a_case() -> None:
     every = {c for c in (getattr(bp, name) for name in bp.__all__) if isinstance(c, type) and issubclass(c, bp.Layer)}
     layers = {layer for layer in every if not issubclass(layer, bp.Activation)} - {bp.Layer, bp.Composite}
     layers -= {bp.Embedding, bp.Inputs}  # which take other than one array of numbers: see test_inputs
+    layers -= {bp.CategoricalInput, bp.TabularInput}  # and so do these: see test_tabular_layers
     assert layers <= set().union(*(kinds(case.layer) for case in LAYERS.values()))
 
 
@@ -685,7 +760,7 @@ def test_layers_that_do_not_fit_say_so(net, error, text):
 # How many kernels and copies, besides products, forward and backward together are compiled to: no more than twice what
 # one would write by hand.
 KERNELS = {
-    "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
+    "numeric input": 3, "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
     "group norm of rows of 2 axes": 7, "scale": 1, "reshape": 2, "alpha dropout": 1, "gaussian noise": 1, "glu": 2,
     "weight norm": 6, "spectral norm": 8, "concatenated branches": 4, "added branches": 2, "multiplied branches": 2,
     "shared": 1,

@@ -483,16 +483,16 @@ def test_on_a_device_a_batch_without_room_says_what_would_fit(library: Callable[
     """The memory is limited in CuPy's own pool, so that no other program on the device is in the way."""
     device = library("cupy")
     pool = device.module.get_default_memory_pool()
-    x, y, _ = data(2_000_000)
+    x, y, _ = data(500_000)
     bx, by = device.array(x), device.array(y)
     trainer = bp.Trainer(NET, "cross_entropy")
     trainer.step(bx[:64], by[:64])
     before = device.host(trainer.theta)
     pool.free_all_blocks()
-    pool.set_limit(pool.used_bytes() + 2**27)
+    pool.set_limit(pool.used_bytes() + 2**25)
     try:
         with pytest.raises(
-            bp.errors.OutOfMemoryError, match=r"a batch of 2,000,000 rows .* micro_batch=\d+ would fit"
+            bp.errors.OutOfMemoryError, match=r"a batch of 500,000 rows .* micro_batch=\d+ would fit"
         ) as caught:
             trainer.step(bx, by)
         np.testing.assert_array_equal(device.host(trainer.theta), before)

@@ -139,6 +139,12 @@ QUANTILES, SHARES, CLASSES = (0.1, 0.5, 0.75), (0.4, 0.3, 0.2, 0.1), (0.5, 1.0, 
 LOSSES = {
     "mse": Case(bp.MeanSquaredError(), draw(ROWS, 3), chances(ROWS, 3), squared),
     "mse of 2 axes": Case(bp.MeanSquaredError(), draw(ROWS, 2, 3), chances(ROWS, 2, 3), squared),
+    "mse, scaled": Case(
+        bp.MeanSquaredError(scale=(0.5, 1.0, 4.0)),
+        draw(ROWS, 3),
+        chances(ROWS, 3),
+        lambda f, o, t: squared(f, o / torch_like(o, (0.5, 1.0, 4.0)), t / torch_like(o, (0.5, 1.0, 4.0))),
+    ),
     "bce": Case(bp.BinaryCrossEntropy(), chances(ROWS, 3), BITS, binary),
     "bce, one output": Case(bp.BinaryCrossEntropy(), chances(ROWS, 1), BITS[:, :1], binary),
     "bce, soft": Case(bp.BinaryCrossEntropy(), chances(ROWS, 3), chances(ROWS, 3)[::-1], binary),
@@ -200,6 +206,13 @@ LOSSES = {
         draw(ROWS, 3),
         BITS,
         lambda f, o, t: binary_logits(f, o, 0.9 * t + 0.05),
+    ),
+    "members": Case(bp.Members("mse"), draw(ROWS, 2, 3), chances(ROWS, 3), lambda f, o, t: squared(f, o, t[:, None])),
+    "members, labels": Case(
+        bp.Members(bp.CrossEntropy(ignore_index=-1)),
+        draw(ROWS, 2, 4),
+        np.where(LABELS == 3, -1, LABELS),
+        lambda f, o, t: (cross_with(ignore_index=-1)(f, o[:, 0], t) + cross_with(ignore_index=-1)(f, o[:, 1], t)) / 2,
     ),
     "heads": Case(
         bp.Heads(bp.Head("cross_entropy", 4), bp.Head("mse", 2, weight=0.25), bp.Head("gaussian_nll", 2, 2.0)),

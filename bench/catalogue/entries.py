@@ -12,6 +12,10 @@ FEATURES, WIDTH, CLASSES = 64, 128, 10
 BATCHES = (32, 512, 8192)
 POOL_ROWS = 4096
 CODES, CITIES = 1000, 100  # entries of the tables of Embedding and of Inputs
+MEMBERS = 4
+OF_MEMBERS = ("BatchEnsemble", "MemberDense", "MemberScale", "Members")
+"""Entries whose networks give outputs of several members."""
+ENTRIES_OF, WIDTH_OF = (12, CITIES) * 4, (0, 8) * 4  # of the columns of CategoricalInput
 NOISE = 1e-7
 """Rates of dropout and deviations of noise: drawn and applied in full, and yet all contenders compute the same."""
 
@@ -43,14 +47,18 @@ def _all(kind: str, names: str, **options: Any) -> list[Entry]:
 LAYERS = [
     *_all(
         "layers",
-        "ActivityPenalty AlphaDropout BatchNorm Dense Dropout GLU GaussianNoise GeGLU GroupNorm LayerNorm "
-        "Parallel RMSNorm Reshape Residual Scale Sequential Shared Standardize SwiGLU WeightNorm",
+        "ActivityPenalty AlphaDropout BatchEnsemble BatchNorm Clamp Dense Dropout GLU GaussianNoise GeGLU GroupNorm "
+        "LayerNorm MemberDense MemberScale NumericEmbedding Parallel RMSNorm Reshape Residual Scale Sequential Shared "
+        "Standardize SwiGLU WeightNorm",
     ),
     Entry("layers", "Bilinear", tolerance=1e-4),  # sums of 4,096 products of products
     Entry("layers", "SpectralNorm", tolerance=2e-3),  # PyTorch's vectors are one iteration ahead
     Entry("layers", "Embedding", x="codes"),
     Entry("layers", "Flatten", x="matrices"),
     Entry("layers", "Inputs", x="several"),
+    Entry("layers", "NumericInput", x="gaps"),
+    Entry("layers", "CategoricalInput", x="categories"),
+    Entry("layers", "TabularInput", x="table"),
 ]
 ACTIVATIONS = [
     *_all(
@@ -62,7 +70,7 @@ ACTIVATIONS = [
     Entry("activations", "sine", tolerance=5e-3),  # which makes rounding 30 times as large, layer by layer
 ]
 LOSSES = [
-    *_all("losses", "cross_entropy focal"),
+    *_all("losses", "cross_entropy focal Members"),
     *_all("losses", "binary_cross_entropy binary_cross_entropy_with_logits binary_focal hinge squared_hinge", y="bits"),
     *_all("losses", "cosine_similarity gaussian_nll huber log_cosh mean_absolute_error mean_squared_error quantile",
           y="numbers"),
@@ -90,6 +98,12 @@ def rows_of(entry: Entry, rng: np.random.Generator, rows: int) -> tuple[Any, Any
     def real(*shape: int) -> Any:
         return rng.standard_normal(shape, np.float32)
 
+    def gaps(*shape: int) -> Any:
+        return np.where(rng.random(shape, np.float32) < 0.1, np.float32(np.nan), real(*shape))
+
+    def categories() -> Any:
+        return rng.integers(0, ENTRIES_OF, (rows, len(ENTRIES_OF)), np.int32)
+
     labels = rng.integers(0, CLASSES, rows)
     match entry.x:
         case "codes":
@@ -98,6 +112,12 @@ def rows_of(entry: Entry, rng: np.random.Generator, rows: int) -> tuple[Any, Any
             x = real(rows, 4, FEATURES // 4)
         case "several":
             x = {"numbers": real(rows, FEATURES // 2), "city": rng.integers(0, CITIES, (rows, 4), np.int32)}
+        case "gaps":
+            x = gaps(rows, FEATURES)
+        case "categories":
+            x = categories()
+        case "table":
+            x = {"numbers": gaps(rows, FEATURES // 2), "categories": categories()}
         case "triplets":
             x = real(rows, 3, FEATURES)
         case _:
@@ -122,7 +142,12 @@ def rows_of(entry: Entry, rng: np.random.Generator, rows: int) -> tuple[Any, Any
 
 def outputs_of(entry: Entry) -> int:
     """How many outputs the network has for a row."""
-    return {"gaussian_nll": 2 * CLASSES, "quantile": len(QUANTILES) * CLASSES, "Heads": 12}.get(entry.name, CLASSES)
+    return {
+        "gaussian_nll": 2 * CLASSES,
+        "quantile": len(QUANTILES) * CLASSES,
+        "Heads": 12,
+        "Members": MEMBERS * CLASSES,
+    }.get(entry.name, CLASSES)
 
 
 def pool(entry: Entry, batch: int) -> list[tuple[Any, Any]]:

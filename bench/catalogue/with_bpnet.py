@@ -7,7 +7,21 @@ from typing import Any
 import numpy as np
 
 import bpnet as bp
-from bench.catalogue.entries import CITIES, CLASSES, CODES, FEATURES, NOISE, QUANTILES, WIDTH, Entry, outputs_of
+from bench.catalogue.entries import (
+    CITIES,
+    CLASSES,
+    CODES,
+    ENTRIES_OF,
+    FEATURES,
+    MEMBERS,
+    NOISE,
+    OF_MEMBERS,
+    QUANTILES,
+    WIDTH,
+    WIDTH_OF,
+    Entry,
+    outputs_of,
+)
 
 
 def network(entry: Entry) -> Any:
@@ -15,7 +29,7 @@ def network(entry: Entry) -> Any:
     if entry.kind == "layers":
         return bp.Sequential(*layers(entry.name))
     between = [entry.name] if entry.kind == "activations" else ["relu"]
-    last = ["sigmoid"] if entry.name == "binary_cross_entropy" else []
+    last = {"binary_cross_entropy": ["sigmoid"], "Members": [bp.Reshape((MEMBERS, CLASSES))]}.get(entry.name, [])
     return bp.Sequential(
         bp.Dense(WIDTH), *between, bp.Dense(WIDTH), *between, bp.Dense(outputs_of(entry)), *last
     )  # fmt: skip
@@ -31,7 +45,7 @@ def layers(name: str) -> list[Any]:
         return [bp.Dense(WIDTH), after[name], "relu", bp.Dense(WIDTH), after[name], "relu", last]
     behind: dict[str, Any] = {  # the activation
         "ActivityPenalty": bp.ActivityPenalty(l1=1e-3, l2=1e-3), "Dropout": bp.Dropout(NOISE),
-        "AlphaDropout": bp.AlphaDropout(NOISE), "GaussianNoise": bp.GaussianNoise(NOISE),
+        "AlphaDropout": bp.AlphaDropout(NOISE), "GaussianNoise": bp.GaussianNoise(NOISE), "Clamp": bp.Clamp(-1e3, 1e3),
     }  # fmt: skip
     if name in behind:
         return [bp.Dense(WIDTH), "relu", behind[name], bp.Dense(WIDTH), "relu", behind[name], last]
@@ -45,15 +59,27 @@ def layers(name: str) -> list[Any]:
     if name in ("GLU", "SwiGLU", "GeGLU"):
         gated = getattr(bp, name)(WIDTH)
         return [gated, gated, last]
+    mean, spread = tuple(np.linspace(-1, 1, FEATURES)), tuple(np.linspace(0.5, 2, FEATURES))
+    columns = bp.CategoricalInput(ENTRIES_OF, WIDTH_OF)
     first: dict[str, list[Any]] = {
+        "NumericInput": [bp.NumericInput(mean, spread, 3.0, missing=range(FEATURES // 2, FEATURES))],
+        "CategoricalInput": [columns],
+        "TabularInput": [bp.TabularInput(bp.NumericInput(0.5, 2.0, 3.0), columns)],
         "Embedding": [bp.Embedding(CODES, 8), bp.Flatten()],
         "Flatten": [bp.Flatten()],
         "Inputs": [bp.Inputs(numbers="identity", city=bp.Sequential(bp.Embedding(CITIES, 8), bp.Flatten()))],
-        "Standardize": [bp.Standardize(tuple(np.linspace(-1, 1, FEATURES)), tuple(np.linspace(0.5, 2, FEATURES)))],
+        "Standardize": [bp.Standardize(mean, spread)],
+        "NumericEmbedding": [bp.NumericEmbedding()],
     }
     if name in first:
         return [*first[name], bp.Dense(WIDTH), "relu", bp.Dense(WIDTH), "relu", last]
     match name:
+        case "BatchEnsemble":
+            first_ = bp.BatchEnsemble(MEMBERS, WIDTH, "relu", "random_signs")
+            return [first_, bp.BatchEnsemble(MEMBERS, WIDTH, "relu"), bp.MemberDense(MEMBERS, CLASSES)]
+        case "MemberScale" | "MemberDense":
+            scale = [bp.MemberScale(MEMBERS)] if name == "MemberScale" else []
+            return [*scale, bp.Dense(WIDTH), "relu", bp.Dense(WIDTH), "relu", bp.MemberDense(MEMBERS, CLASSES)]
         case "Reshape":
             both = [bp.Reshape((8, WIDTH // 8)), bp.Scale(), "relu", bp.Reshape((WIDTH,))]
             return [bp.Dense(WIDTH), *both, bp.Dense(WIDTH), *both, last]
@@ -68,6 +94,8 @@ def layers(name: str) -> list[Any]:
 
 
 def loss(entry: Entry) -> Any:
+    if entry.name in OF_MEMBERS:
+        return bp.Members("cross_entropy")
     if entry.kind != "losses":
         return "cross_entropy"
     made = {

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench.catalogue.entries import CLASSES, FEATURES, NOISE, QUANTILES, WIDTH, Entry
+from bench.catalogue.entries import (
+    CITIES,
+    CLASSES,
+    ENTRIES_OF,
+    FEATURES,
+    MEMBERS,
+    NOISE,
+    OF_MEMBERS,
+    QUANTILES,
+    WIDTH,
+    WIDTH_OF,
+    Entry,
+)
 from bench.contenders.base import Absent
 
 nn = jax.nn
@@ -84,7 +96,46 @@ GATES = {
     "SwiGLU": nn.silu,
     "GeGLU": lambda z: nn.gelu(z, approximate=False),
 }
+WIDE = np.flatnonzero(WIDTH_OF)
+NARROW = np.flatnonzero(np.equal(WIDTH_OF, 0))
+
+
+def numbers(x: Any, center: Any, scale: Any) -> Any:
+    z = jnp.where(jnp.isnan(x), 0.0, (x - center) / scale)
+    return z * jax.lax.rsqrt(1.0 + (z / 3.0) ** 2)
+
+
+def categories(p: Any, x: Any) -> Any:
+    ones = nn.one_hot(x[:, NARROW] - 2, ENTRIES_OF[NARROW[0]] - 2)  # of what is negative, zeros
+    rows = p["width_8"][x[:, WIDE] + CITIES * np.arange(len(WIDE))]
+    return jnp.concatenate([ones.reshape(len(x), -1), rows.reshape(len(x), -1)], axis=1)
+
+
+def embedded(p: Any, x: Any) -> Any:
+    waves = jnp.cos(2 * jnp.pi * x[:, :, None] * p["frequency"] + p["phase"])
+    y = jnp.einsum("rnf,nfo->rno", waves, p["weight"]) + p["bias"]
+    return jnp.concatenate([y, x[:, :, None]], axis=2).reshape(len(x), -1)
+
+
+def scaled(p: Any, x: Any) -> Any:
+    return (x[:, None] if x.ndim == 2 else x) * p["r"]
+
+
+def ensemble(p: Any, x: Any) -> Any:
+    return nn.relu((scaled(p, x) @ p["weight"]) * p["s"] + p["bias"])
+
+
+def each(p: Any, x: Any) -> Any:
+    return jnp.einsum("rn,kno->rko" if x.ndim == 2 else "rkn,kno->rko", x, p["weight"]) + p["bias"]
+
+
 FIRST: dict[str, list[Any]] = {
+    "NumericEmbedding": [embedded],
+    "NumericInput": [lambda p, x: jnp.concatenate(
+        [numbers(x, MEAN, SPREAD), jnp.isnan(x[:, FEATURES // 2 :]).astype(x.dtype)], axis=1)],
+    "CategoricalInput": [categories],
+    "TabularInput": [lambda p, x: jnp.concatenate(
+        [numbers(x["numbers"], 0.5, 2.0), categories(p["categories"], x["categories"])], axis=1)],
     "Embedding": [lambda p, x: p["table"][x], lambda p, x: x.reshape(len(x), -1)],
     "Flatten": [lambda p, x: x.reshape(len(x), -1)],
     "Inputs": [lambda p, x: jnp.concatenate(
@@ -117,7 +168,8 @@ def layers(entry: Entry) -> list[Any]:
     if entry.kind == "activations":
         return [dense, ACTIVATIONS[name], dense, ACTIVATIONS[name], dense]
     if entry.kind != "layers":
-        return [*usual, plain(nn.sigmoid)] if name == "binary_cross_entropy" else usual
+        last = {"binary_cross_entropy": nn.sigmoid, "Members": lambda x: x.reshape(-1, MEMBERS, CLASSES)}
+        return [*usual, plain(last[name])] if name in last else usual
     if name in AFTER:
         return [dense, AFTER[name], relu, dense, AFTER[name], relu, dense]
     if name in DRAWN:
@@ -131,6 +183,12 @@ def layers(entry: Entry) -> list[Any]:
     match name:
         case "BatchNorm" | "SpectralNorm" | "ActivityPenalty":
             return usual  # see `Jax._with_buffers`
+        case "Clamp":
+            return [dense, relu, plain(lambda x: x), dense, relu, plain(lambda x: x), dense]
+        case "BatchEnsemble":
+            return [ensemble, ensemble, each]
+        case "MemberScale" | "MemberDense":
+            return [*([scaled] if name == "MemberScale" else []), *usual[:-1], each]
         case "Reshape":
             both = [lambda p, x: x.reshape(-1, 8, WIDTH // 8), AFTER["Scale"], relu,
                     lambda p, x: x.reshape(-1, WIDTH)]  # fmt: skip
@@ -147,6 +205,10 @@ def layers(entry: Entry) -> list[Any]:
 
 def _cross_entropy(out: Any, y: Any) -> Any:
     return -jnp.take_along_axis(nn.log_softmax(out), y[:, None], axis=1).mean()
+
+
+def _members(out: Any, y: Any) -> Any:
+    return _cross_entropy(out.reshape(-1, CLASSES), jnp.repeat(y, MEMBERS))
 
 
 def _focal(out: Any, y: Any) -> Any:
@@ -208,7 +270,7 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "gamma": lambda out, y: (out + y * jnp.exp(-out)).mean(),
     "poisson": lambda out, y: (jnp.exp(out) - y * out).mean(),
     "tweedie": lambda out, y: (2 * jnp.exp(0.5 * out) + 2 * y * jnp.exp(-0.5 * out)).mean(),
-    "triplet": _triplet, "Heads": _heads,
+    "Members": _members, "triplet": _triplet, "Heads": _heads,
 }  # fmt: skip
 
 
@@ -272,7 +334,7 @@ def nested(values: dict[str, Any]) -> Any:
     return tree
 
 
-BUFFERS = ("mean", "var", "left", "right")
+BUFFERS = ("mean", "var", "left", "right", "center", "factor", "entries", "first", "low", "high")
 
 
 class Jax:
@@ -282,9 +344,10 @@ class Jax:
         self.entry, self.layers = entry, layers(entry)
         self.start = nested({k: v for k, v in start.items() if k.split(".")[-1] not in BUFFERS})
         buffers = nested({k: v for k, v in start.items() if k.split(".")[-1] in BUFFERS})
-        if entry.name == "Standardize":
+        if entry.name in ("Standardize", "NumericInput", "TabularInput", "CategoricalInput", "Clamp"):
             buffers = {}
-        self.criterion = LOSSES[entry.name] if entry.kind == "losses" else _cross_entropy
+        usual = _members if entry.name in OF_MEMBERS else _cross_entropy
+        self.criterion = LOSSES[entry.name] if entry.kind == "losses" else usual
         self.optimizer = optimizer(entry, self.start)
         average = jax.tree.map(jnp.copy, self.start) if "Average" in entry.name else None
         state = self.optimizer.init(self.start)

@@ -12,7 +12,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from bench.catalogue.entries import CITIES, CLASSES, CODES, FEATURES, NOISE, QUANTILES, WIDTH, Entry, outputs_of
+from bench.catalogue.entries import (
+    CITIES,
+    CLASSES,
+    CODES,
+    ENTRIES_OF,
+    FEATURES,
+    MEMBERS,
+    NOISE,
+    OF_MEMBERS,
+    QUANTILES,
+    WIDTH,
+    WIDTH_OF,
+    Entry,
+    outputs_of,
+)
 from bench.contenders.base import Absent
 
 
@@ -99,6 +113,87 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.scale
 
 
+class NumericInput(nn.Module):
+    def __init__(self, features: int, missing: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("factor", torch.ones(features))
+        self.missing = missing
+
+    def forward(self, x: Any) -> Any:
+        z = (torch.nan_to_num(x, 0.0) - self.center) * self.factor
+        z = torch.where(x.isnan(), 0.0, z)
+        z = z * torch.rsqrt(1.0 + (z / 3.0).square())
+        return torch.cat([z, x[:, -self.missing :].isnan().float()], 1) if self.missing else z
+
+
+class CategoricalInput(nn.Module):
+    """One-hot columns, and one table for the others, in which each begins where the one before ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = [i for i, width in enumerate(WIDTH_OF) if width]
+        self.narrow = [i for i, width in enumerate(WIDTH_OF) if not width]
+        self.width_8 = nn.Parameter(torch.zeros(CITIES * len(self.wide), 8))
+        self.register_buffer("entries", torch.zeros(len(WIDTH_OF)))
+        self.register_buffer("first", torch.zeros(len(WIDTH_OF)))
+        self.register_buffer("start", CITIES * torch.arange(len(self.wide)), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        ones = F.one_hot(x[:, self.narrow].long(), ENTRIES_OF[self.narrow[0]])[..., 2:].float()
+        rows = F.embedding(x[:, self.wide] + self.start, self.width_8)
+        return torch.cat([ones.flatten(1), rows.flatten(1)], 1)
+
+
+class TabularInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers, self.categories = NumericInput(FEATURES // 2, 0), CategoricalInput()
+
+    def forward(self, x: dict[str, Any]) -> Any:
+        return torch.cat([self.numbers(x["numbers"]), self.categories(x["categories"])], 1)
+
+
+class NumericEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequency, self.phase = (nn.Parameter(torch.zeros(FEATURES, 16)) for _ in range(2))
+        self.weight, self.bias = nn.Parameter(torch.zeros(FEATURES, 16, 3)), nn.Parameter(torch.zeros(FEATURES, 3))
+
+    def forward(self, x: Any) -> Any:
+        waves = torch.cos(2 * math.pi * x[:, :, None] * self.frequency + self.phase)
+        return torch.cat([torch.einsum("rnf,nfo->rno", waves, self.weight) + self.bias, x[:, :, None]], 2).flatten(1)
+
+
+class MemberScale(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.r = nn.Parameter(torch.ones(MEMBERS, features))
+
+    def forward(self, x: Any) -> Any:
+        return (x[:, None] if x.ndim == 2 else x) * self.r
+
+
+class BatchEnsemble(MemberScale):
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.weight, self.s = nn.Parameter(torch.zeros(features, WIDTH)), nn.Parameter(torch.ones(MEMBERS, WIDTH))
+        self.bias = nn.Parameter(torch.zeros(MEMBERS, WIDTH))
+
+    def forward(self, x: Any) -> Any:
+        return F.relu((super().forward(x) @ self.weight) * self.s + self.bias)
+
+
+class MemberDense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(MEMBERS, WIDTH, CLASSES))
+        self.bias = nn.Parameter(torch.zeros(MEMBERS, CLASSES))
+
+    def forward(self, x: Any) -> Any:
+        return torch.einsum("rn,kno->rko" if x.ndim == 2 else "rkn,kno->rko", x, self.weight) + self.bias
+
+
 class ActivityPenalty(nn.Module):
     """Keeps the penalty, a mean over rows, for the loss."""
 
@@ -138,7 +233,8 @@ def modules(entry: Entry) -> list[nn.Module]:
         return [first, ACTIVATIONS[name](), second, ACTIVATIONS[name](), last]
     plain = [first, relu(), second, relu(), last]
     if entry.kind != "layers":
-        return [*plain, nn.Sigmoid()] if name == "binary_cross_entropy" else plain
+        after_all = {"binary_cross_entropy": nn.Sigmoid, "Members": lambda: nn.Unflatten(1, (MEMBERS, CLASSES))}
+        return [*plain, after_all[name]()] if name in after_all else plain
     after: dict[str, Callable[[], nn.Module]] = {
         "BatchNorm": lambda: nn.BatchNorm1d(WIDTH), "LayerNorm": lambda: nn.LayerNorm(WIDTH),
         "RMSNorm": lambda: nn.RMSNorm(WIDTH, eps=1e-6), "GroupNorm": lambda: nn.GroupNorm(8, WIDTH),
@@ -148,7 +244,7 @@ def modules(entry: Entry) -> list[nn.Module]:
         return [first, after[name](), relu(), second, after[name](), relu(), last]
     behind: dict[str, Callable[[], nn.Module]] = {
         "ActivityPenalty": ActivityPenalty, "Dropout": lambda: nn.Dropout(NOISE),
-        "AlphaDropout": lambda: nn.AlphaDropout(NOISE),
+        "AlphaDropout": lambda: nn.AlphaDropout(NOISE), "Clamp": nn.Identity,
         "GaussianNoise": lambda: Of(lambda x: x + NOISE * torch.randn_like(x)),
     }  # fmt: skip
     if name in behind:
@@ -178,6 +274,21 @@ def modules(entry: Entry) -> list[nn.Module]:
             return [Inputs(), *plain]
         case "Standardize":
             return [Standardize(), *plain]
+        case "NumericEmbedding":
+            return [NumericEmbedding(), nn.Linear(FEATURES * 4, WIDTH), *plain[1:]]
+        case "BatchEnsemble":
+            return [BatchEnsemble(FEATURES), BatchEnsemble(WIDTH), MemberDense()]
+        case "MemberScale":
+            return [MemberScale(FEATURES), *plain[:-1], MemberDense()]
+        case "MemberDense":
+            return [*plain[:-1], MemberDense()]
+        case "NumericInput":
+            return [NumericInput(FEATURES, FEATURES // 2), nn.Linear(FEATURES * 3 // 2, WIDTH), *plain[1:]]
+        case "CategoricalInput" | "TabularInput":
+            features = sum(width or entries - 2 for entries, width in zip(ENTRIES_OF, WIDTH_OF, strict=True))
+            if name == "CategoricalInput":
+                return [CategoricalInput(), nn.Linear(features, WIDTH), *plain[1:]]
+            return [TabularInput(), nn.Linear(FEATURES // 2 + features, WIDTH), *plain[1:]]
         case "Reshape":
             both = [nn.Unflatten(1, (8, WIDTH // 8)), Scale(WIDTH // 8), relu(), nn.Flatten()]
             return [first, *both, second, *copy.deepcopy(both), last]
@@ -198,6 +309,8 @@ def fill(network: nn.Module, start: dict[str, Any]) -> list[tuple[Any, Any]]:
         *path, leaf = name.split(".")
         owner = network.get_submodule(".".join(path))
         value = torch.from_numpy(values)
+        if leaf in ("low", "high"):  # of Clamp, which does nothing while training
+            continue
         if leaf == "length":
             pairs.append((owner.inner.parametrizations.weight.original0, value[:, None]))
             continue
@@ -250,6 +363,10 @@ def _heads(out: Any, y: Any) -> Any:
     return F.mse_loss(out[:, :5], y[:, :5]) + F.cross_entropy(out[:, 5:], y[:, 5].long())
 
 
+def _members(out: Any, y: Any) -> Any:
+    return F.cross_entropy(out.flatten(0, 1), y.repeat_interleave(MEMBERS))
+
+
 def _log_cosh(out: Any, y: Any) -> Any:
     error = out - y
     return (error + F.softplus(-2.0 * error) - math.log(2.0)).mean()
@@ -266,6 +383,7 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "gamma": lambda out, y: (out + y * torch.exp(-out)).mean(),
     "tweedie": lambda out, y: (2 * torch.exp(0.5 * out) + 2 * y * torch.exp(-0.5 * out)).mean(),
     "kl_divergence": lambda out, y: F.kl_div(F.log_softmax(out, 1), y, reduction="batchmean"), "Heads": _heads,
+    "Members": _members,
     "triplet": lambda out, y: F.triplet_margin_loss(out[:, 0], out[:, 1], out[:, 2], margin=1.0, eps=0.0),
 }  # fmt: skip
 
@@ -314,7 +432,8 @@ def objective_of(entry: Entry, compiled: bool) -> tuple[Any, Any]:
     """The network, and the function that gives the loss of a batch."""
     network = nn.Sequential(*modules(entry))
     penalties = [m for m in network.modules() if isinstance(m, ActivityPenalty)]
-    criterion = LOSSES[entry.name] if entry.kind == "losses" else F.cross_entropy
+    usual = _members if entry.name in OF_MEMBERS else F.cross_entropy
+    criterion = LOSSES[entry.name] if entry.kind == "losses" else usual
 
     def objective(x: Any, y: Any) -> Any:
         loss = criterion(network(x), y)

@@ -98,7 +98,9 @@ def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
-    if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
+    if rows * weight.size <= SMALL or not isinstance(
+        x, numpy.ndarray
+    ):  # but of scipy.sparse, as estimators take it  # nor would BLAS be given it in pieces
         z = x @ weight
         if bias is not None:
             z += bias
@@ -125,7 +127,7 @@ def dense_backward(
     run: Any, x: Array, weight: Array, saved: Array | None, dy: Array, f: Any, need_dx: bool, has_bias: bool
 ) -> tuple[Array | None, Array, Array | None]:
     b, rows = run.backend, x.shape[0]
-    if rows * weight.size <= SMALL:  # nor would BLAS be given it in pieces
+    if rows * weight.size <= SMALL or not isinstance(x, numpy.ndarray):
         dz = f.derivative(b, saved, dy)
         dw = _weight_gradient(run, x, dz, weight)
         return dz @ weight.T if need_dx else None, dw, run.sum_rows(dz) if has_bias else None
@@ -160,6 +162,9 @@ def dense_backward(
 
 def _weight_gradient(run: Any, x: Array, dz: Array, weight: Array) -> Array:
     dw = run.context.grad_buffer(weight)
+    if not isinstance(x, numpy.ndarray):
+        dw[...] = x.T @ dz
+        return dw
     if x.shape[0] <= SUMMED_PRODUCTS:
         return numpy.matmul(x.T, dz, out=dw)
     dw[...] = run.matmul(x, dz, transpose_a=True)

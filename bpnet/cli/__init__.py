@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpnet import __version__
-from bpnet.cli import check, info, model, train
+from bpnet.cli import check, evaluate, info, predict, train
 from bpnet.cli.terminal import report_errors
 
 
@@ -30,10 +30,9 @@ def main(version: Version = False) -> None:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(main)
-for command in (train.train, model.evaluate, model.predict, info.info, check.check):
+for command in (train.train, evaluate.evaluate, predict.predict, info.info, check.check):
     app.command()(report_errors(command))

@@ -1,48 +1,50 @@
-"""Columns of a .csv or .parquet file as features and a target; it needs pyarrow."""
+"""Columns of a table by their names, from text, Parquet or Arrow; it needs pyarrow."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
-from pyarrow import csv, float64, parquet
-from pyarrow import types as kinds
+import pyarrow as pa
+from pyarrow import ipc, parquet
 
 from bpnet.backends import Array
-from bpnet.cli.dataset import Dataset, Provenance, check_finite, fingerprint
+from bpnet.cli.dataset import Dataset, Request
+from bpnet.cli.sources import Source, TextOptions
 from bpnet.cli.terminal import names, reason, warn
-from bpnet.errors import DataError, DTypeError, OptionError, plural
+from bpnet.cli.text import Text
+from bpnet.errors import DataError, OptionError, plural
+from bpnet.tabular.columns import Column, without
+from bpnet.tabular.frames import Frame
 
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")
 """Names of columns without one, as they are written and as pandas writes them again."""
 
 
 class Columns:
-    """The columns of a file by their names."""
+    """The columns of a source: their names at once, their values when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.kind = path, path.suffix.lower()
-        try:
-            if self.kind == ".csv":
-                # The whole file decides the types of its columns, not its beginning; and no row is longer than a block.
-                whole = csv.ReadOptions(block_size=min(max(path.stat().st_size + 1, 1 << 20), 1 << 30))
-                nulls = csv.ConvertOptions(strings_can_be_null=True)
-                self.table = csv.read_csv(path, read_options=whole, convert_options=nulls)
-            else:
-                self.table = parquet.read_table(path)
-            found = self.table.column_names
-        except Exception as error:  # a damaged file can fail in any way
-            raise DataError(f"{path} can't be read as {self.kind}: {reason(error)}") from error
+    def __init__(self, source: Source, options: TextOptions) -> None:
+        self.source, self.missing, self.text = source, list(options.missing), None
+        if source.kind == "text":
+            self.text = Text(source, options)
+            found = self.text.names
+        else:
+            found = self._guarded(self._names)
         self.position: dict[str, int] = {}
         for i, name in enumerate(found):
             if name in self.position:
                 same = f"column {name!r}" if name.strip() else "column without a name"
-                raise DataError(f"{path} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}")
+                raise DataError(
+                    f"{source.name} has more than one {same}: numbers {self.position[name] + 1} and {i + 1}"
+                )
             if not name.startswith("__index_level_"):  # as pandas calls the names of rows, which are no column
                 self.position[name] = i
-        parted = next((sign for sign in ";\t|" if len(found) == 1 and sign in found[0]), None)
-        self.hint = f" (columns are parted by commas, not by {parted!r})" if parted else ""
+        parted = f" (it is read as parted by {self.text.sep!r}: see --sep)" if self.text else ""
+        self.hint = parted if len(found) == 1 else ""
 
     def title(self, name: str) -> str:
         """What messages call a column: by its number where it has no name."""
@@ -51,84 +53,152 @@ class Columns:
     def __str__(self) -> str:
         return names(name if name.strip() else self.title(name) for name in self.position) + self.hint
 
-    def numbers_rows(self, name: str) -> bool:
-        """Whether a column looks like row numbers, which some programs write as floats."""
-        column = self.table.column(self.position[name])
-        if not kinds.is_floating(column.type):
-            return bool(kinds.is_integer(column.type))
-        values = column.to_numpy()
-        return bool(np.all(values == np.floor(values))) and len(np.unique(values)) == len(values)
+    def find(self, name: str) -> str:
+        """The column of that name, with or without blanks around it; raises DataError."""
+        if name in self.position:
+            return name
+        bare = [known for known in self.position if known.strip() == name]
+        if len(bare) == 1:
+            return bare[0]
+        close = get_close_matches(name, self.position, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(f"{self.source.name} has no column {name!r}: {meant}it has {self}")
 
-    def values(self, name: str, feature: bool) -> Array:
-        """A column as numbers, or where it is no `feature` but the target, as labels or numbers."""
-        column, title = self.table.column(self.position[name]), f"{self.title(name)} of {self.path}"
-        if column.null_count:
-            missing, row = plural(column.null_count, "missing value"), column.is_null().index(True).as_py() + 1
-            counted = "; an empty field, NA, NaN and null count as missing" if self.kind == ".csv" else ""
-            raise DataError(f"{title} has {missing}, first in row {row}{counted}")
-        if self.kind == ".csv" and kinds.is_binary(column.type):
-            raise DataError(f"{self.path} is not written in UTF-8: save it so")
-        if kinds.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        kind = column.type
-        whole = kinds.is_integer(kind) or kinds.is_boolean(kind)
-        if whole and not feature:
-            return column.to_numpy()
-        if whole or kinds.is_floating(kind) or kinds.is_decimal(kind):
-            numbers = column.cast(float64(), safe=False).to_numpy()
-            check_finite(numbers, f"{title} has NaN or infinity")
-            return numbers
-        if feature:
-            raise DTypeError(
-                f"{title} has the type {kind}: a feature must be a number or a boolean, so leave it out with "
-                f"--drop {name!r}, or encode it as numbers"
-            )
-        if not (kinds.is_string(kind) or kinds.is_large_string(kind)):
-            raise DTypeError(f"the target {name!r} of {self.path} has the type {kind}: expected text or numbers")
-        return np.asarray(column.to_pylist(), dtype=object)  # not padded to the longest, as NumPy's text is
+    def select(self, given: Iterable[str]) -> list[str]:
+        """The columns that names mean, also several with commas between, and patterns such as `bill_*`."""
+        found: list[str] = []
+        for text in given:
+            parts = [text] if text in self.position else [part.strip() for part in text.split(",")]
+            for part in parts:
+                some = [name for name in self.position if any(c in part for c in "*?") and fnmatchcase(name, part)]
+                found += [name for name in some or [self.find(part)] if name not in found]
+        return found
+
+    def frame(self, wanted: Sequence[str], texts: Collection[str]) -> Frame:
+        """Some columns, of which a file of text with separators is not to turn `texts` into numbers."""
+        if self.text is not None:
+            return Frame.of(self.text.table(wanted, texts), self.source.name)
+        frame = Frame.of(self._guarded(lambda: self._read(wanted)), self.source.name)
+        for name in wanted if self.missing else ():
+            frame = frame.with_column(name, without(column := frame.coded(name), self._gaps(column)))
+        return frame
+
+    def _gaps(self, column: Column) -> Array:
+        """For each row whether it has one of the values that stand for none."""
+        if column.codes is not None:
+            stand = np.array([str(value) in self.missing for value in column.values], dtype=bool)
+            return np.append(stand, False)[column.codes]
+        numbers = [float(text) for text in self.missing if NUMBER.fullmatch(text)]
+        return np.isin(column.values, numbers) if column.values.dtype.kind in "fiu" else np.zeros(column.rows, bool)
+
+    def _names(self) -> list[str]:
+        """Of the columns of a Parquet or Arrow file."""
+        with self.source.open() as file:
+            if self.source.kind == "parquet":
+                return list(parquet.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+            return list(opened(file).schema.names)
+
+    def _read(self, wanted: Sequence[str]) -> pa.Table:
+        """Some columns of such a file, text as codes."""
+        with self.source.open() as file:
+            if self.source.kind == "arrow":
+                batches = batches_of(opened(file))
+                return pa.Table.from_batches([batch.select(list(wanted)) for batch in batches])
+            schema = parquet.ParquetFile(file, pre_buffer=False).schema_arrow
+            file.seek(0)
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            return parquet.ParquetFile(file, read_dictionary=texts, pre_buffer=False).read(columns=list(wanted))
+
+    def _guarded(self, read: Any) -> Any:
+        try:
+            return read()
+        except (OSError, MemoryError) as error:
+            if getattr(error, "filename", None) or getattr(error, "errno", None) or isinstance(error, MemoryError):
+                raise
+            raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
+        except Exception as error:  # a damaged file can fail in any way
+            raise DataError(f"{self.source.name} can't be read as {self.source.ending}: {reason(error)}") from error
 
 
-def read_columns(
-    path: Path, target: str | None, model: Provenance, drop: Sequence[str] | None, labelled: bool
-) -> Dataset:
-    """The data set that `read` describes; warns of columns that are row numbers, or probably are."""
-    known, columns, remarks = fingerprint(path), Columns(path), []
-    target = (model.target if target is None else target) if labelled else None
-    if target is None and labelled:
-        raise OptionError(f"--target must say which column of {path} is to be learnt: {columns}")
-    if target in (drop or ()):
+def opened(file: Any) -> Any:
+    """A reader of an Arrow file, or of a stream of it, as pipes have."""
+    try:
+        return ipc.open_file(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        return ipc.open_stream(file)
+
+
+def batches_of(reader: Any) -> list[Any]:
+    count = getattr(reader, "num_record_batches", None)
+    return list(reader) if count is None else [reader.get_batch(i) for i in range(count)]
+
+
+def numbers_rows(column: Column) -> bool:
+    """Whether a column looks like row numbers, which some programs write as floats."""
+    values = column.values
+    if column.codes is not None or values.dtype.kind not in "iuf":
+        return False
+    whole = values.dtype.kind != "f" or bool(np.all(values == np.floor(values)))
+    return whole and (values.dtype.kind != "f" or len(np.unique(values)) == len(values))
+
+
+def read_columns(source: Source, request: Request) -> Dataset:
+    """The data set that `read` describes; warns of columns that are row numbers, and of rows without a target."""
+    columns, remarks = Columns(source, request.text), []
+    target = request.target if request.target is None else columns.find(request.target)
+    if target is None and request.labelled:
+        raise OptionError(f"--target must say which column of {source.name} is to be learnt: {columns}")
+    drop, keys = columns.select(request.drop), columns.select(request.keys)
+    if target in drop:
         raise OptionError(f"--drop {target} is the target, which can't be left out")
-    left_out = [name for name in (target, *(drop or ())) if name is not None]
-    for name in left_out:
-        if name not in columns.position:
-            close = get_close_matches(name, columns.position, n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
-            raise DataError(f"{path} has no column {name!r}: {meant}it has {columns}")
-    if missing := [repr(name) for name in model.features or () if name not in columns.position]:
+    if missing := [repr(name) for name in request.known or () if name not in columns.position]:
         these = f"column{'s' * (len(missing) > 1)} {names(missing)}"
-        raise DataError(f"{path} lacks the {these} of the model{columns.hint}")
-    if columns.table.num_rows == 0:
-        raise DataError(f"{path} has no rows")
-    features = model.features
-    if features is None:
-        for name in filter(UNNAMED.fullmatch, columns.position):
-            if name not in left_out and columns.numbers_rows(name):
-                left_out.append(name)
-                remarks.append(
-                    f"{columns.title(name)} of {path} is left out, taken for row numbers that a program has added; "
-                    "give it a name to learn from it"
-                )
-        features = [name for name in columns.position if name not in left_out]
+        raise DataError(f"{source.name} lacks the {these} of the model{columns.hint}")
+    if request.known is not None:
+        features = list(request.known)
+    elif request.features:
+        features = columns.select(request.features)
+        if target in features:
+            raise OptionError(f"--features has {target!r}, which is the target")
+        features = [name for name in features if name not in drop]
+    else:
+        features = [name for name in columns.position if name not in (target, *drop)]
+    strange = [name for name in request.types if name not in (target, *features)]
+    for name in strange:
+        columns.find(name)  # which refuses it
+        raise OptionError(f"--types says what {name!r} is, which is neither a feature nor the target")
+    wanted = list(dict.fromkeys([*features, *([] if target is None else [target]), *keys]))
+    if not wanted and request.target is not None:
+        raise DataError(f"{source.name} has no column beside the target {target!r} to learn from")
+    frame = columns.frame(wanted, [*request.texts, *(name for name, kind in request.types.items() if kind == "text")])
+    if frame.rows == 0:
+        raise DataError(f"{source.name} has no rows")
+    for name in filter(UNNAMED.fullmatch, [] if request.known or request.features else list(features)):
+        if frame.coded(name).missing().all():
+            features.remove(name)
+            remarks.append(f"{columns.title(name)} of {source.name} has no values, and is left out")
+        elif numbers_rows(frame.coded(name)):
+            features.remove(name)
+            remarks.append(
+                f"{columns.title(name)} of {source.name} is left out, taken for row numbers that a program has added; "
+                "give it a name to learn from it"
+            )
     if not features:
-        raise DataError("; ".join([f"{path} has no column beside the target {target!r} to learn from", *remarks]))
-    x = np.stack([columns.values(name, feature=True) for name in features], axis=1)
-    remarks += [
-        f"{columns.title(name)} of {path} counts the rows: if it is their number and no quantity, leave it out with "
-        f"--drop {name!r}"
-        for name, values in zip(features, x.T, strict=True)
-        if drop is not None and len(values) >= 10 and values[0] % 1 == 0 and np.all(np.diff(values) == 1.0)
-    ]
-    y = None if target is None else columns.values(target, feature=False)
+        without = f"{source.name} has no column beside the target {target!r} to learn from"
+        raise DataError("; ".join([without, *remarks]))
+    y = numbers = None
+    if target is not None:
+        y = frame.coded(target)
+        if (gaps := y.missing()).any():
+            rows, first = plural(int(gaps.sum()), "row"), int(np.argmax(gaps)) + 1
+            if gaps.all():
+                raise DataError(f"the target {target!r} of {source.name} has no values: all are missing")
+            remarks.append(f"{rows} of {source.name} have no {target!r}, first row {first:,}: left out")
+            kept = np.flatnonzero(~gaps)
+            y, frame, numbers = y.take(kept), frame.take(kept), kept + 1
     for remark in remarks:
         warn(remark)
-    return Dataset(str(path), known, x, y, features, list(map(columns.title, features)), target)
+    titles = {name: columns.title(name) for name in features}
+    known = source.fingerprint()
+    return Dataset(source.name, known, frame.select(features), y, target, frame.select(keys), titles, numbers)

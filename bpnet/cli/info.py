@@ -32,7 +32,7 @@ from bpnet import (
     metrics,
 )
 from bpnet.callbacks.base import NAMES as CALLBACKS
-from bpnet.cli.model import KEY, expect_sound, load, scores
+from bpnet.cli.model import expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import OptionError, plural
 from bpnet.files.model import plain_shape
@@ -232,10 +232,11 @@ def describe_layers(layout: Layout, layer: Layer, in_shape: InShape, path: str =
 
 def describe_model(model: Path) -> JSON:
     """Layers, number of parameters and training record of a saved model."""
-    trainer, provenance = load(model, "numpy")
+    found = load(model, "numpy")
+    trainer = found.trainer
     layout, history = trainer.layout, trainer.history.epochs
     with expect_sound(model):
-        training = trainer.metadata.get(KEY, {}).get("training")
+        training = found.settings.get("training")
         if training is not None:
             how_trained(training)
     return {
@@ -252,8 +253,9 @@ def describe_model(model: Path) -> JSON:
         "precision": str(history[-1].get("matmul_precision", "float32")) if history else trainer.precision,
         "last_epoch": history[-1] if history else None,
         "classes": trainer.classes,
-        "features": provenance.features,
-        "target": provenance.target,
+        "features": list(found.schema.names) if found.schema.named else None,
+        "kinds": {feature.name: feature.kind for feature in found.schema.features} if found.schema.named else None,
+        "target": found.target_name,
         "training": training,
     }
 

@@ -1,105 +1,96 @@
-"""bpnet evaluate and bpnet predict: how well a saved model does on a data set, and what it says of its rows."""
+"""A saved model and its rows, for all commands that use one."""
 
-import csv
-import dataclasses
-import time
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 import bpnet as bp
 from bpnet.backends import Array
-from bpnet.cli import terminal
-from bpnet.cli.dataset import Dataset, Provenance, read
-from bpnet.cli.preprocessing import convert, targets_of
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, device_of, option
-from bpnet.disk import write_atomically
-from bpnet.errors import BpnetError, FileFormatError, OptionError, ShapeError, plural
-
-KEY = "bpnet train"
-"""The key of what the command line knows in the metadata of a model file."""
+from bpnet.cli.dataset import Dataset, Request, read
+from bpnet.cli.sources import TextOptions
+from bpnet.cli.terminal import JSON, device_of
+from bpnet.errors import BpnetError, DataError, DTypeError, FileFormatError, ShapeError
+from bpnet.tabular.schema import Feature
 
 ROWS = 8192
 """Rows that are evaluated or predicted at a time, so that memory does not grow with the data."""
 
 
-def evaluate(
-    model: Model, data: Data, target: Target = None, backend: Backend = "numpy", as_json: AsJSON = False
-) -> None:
-    """Loss and accuracy of MODEL on DATA.
+class OfTrainer(bp.TableModel):
+    """The model that a trainer saved in Python is, which knows nothing of tables: their columns in their order."""
 
-    On the data it was trained with, only the rows that were held out are used; on any other, all rows.
-    """
-    trainer, provenance = load(model, backend)
-    dataset, which = read(data, target, model=provenance), "all that the data has"
-    held_out = provenance.held_out(dataset)
-    if held_out is not None:
-        dataset = dataclasses.replace(dataset, x=dataset.x[held_out], y=dataset.y[held_out])
-        which = "held out from training"
-    x = features_for(trainer, dataset)
-    y = targets_of(dataset, trainer.loss, trainer.classes, x.dtype)
-    began = time.perf_counter()
-    result = evaluate_rows(trainer, x, y)
-    result |= {"seconds": time.perf_counter() - began, **location(trainer), "data": data}
-    result |= {"rows": len(x), "held_out": held_out is not None}
-    terminal.report(result, as_json, f"{scores(result)} on {plural(len(x), 'row')}, {which}")
+    def __init__(self, trainer: bp.Trainer) -> None:
+        shape, units = trainer.layout.in_shape, trainer.layout.out_shape[-1]
+        if shape and isinstance(shape[0], tuple):
+            raise ShapeError("the network takes several arrays, which no data set here has")
+        self.shape = shape
+        count = int(np.prod(shape, dtype=np.int64))
+        schema = bp.Schema(tuple(Feature(f"x{i}", "number") for i in range(count)), named=False, width=count)
+        loss, classes = trainer.loss, trainer.classes
+        if loss.labels or (loss.boundary is not None and units == 1):
+            target = bp.Target("class", (), tuple(range(max(units, 2)) if classes is None else classes))
+        elif loss.boundary is not None:
+            target = bp.Target("multilabel", (), (), units)
+        else:
+            target = bp.Target("number", (), (), units if units > 1 else 0)
+        super().__init__(schema, target, trainer)
 
-
-def predict(
-    model: Model,
-    data: Data,
-    output: Annotated[Path | None, option("FILE", "Write to a .npy or .csv file instead.")] = None,
-    backend: Backend = "numpy",
-    as_json: AsJSON = False,
-) -> None:
-    """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers."""
-    if output is not None:
-        if output.suffix.lower() not in (".npy", ".csv"):
-            raise OptionError(f"--output is {output}: expected a .npy or .csv file")
-        terminal.check_output("--output", output, MODEL=model, DATA=data)
-    trainer, provenance = load(model, backend)
-    x = features_for(trainer, read(data, model=provenance, labelled=False))
-    began = time.perf_counter()
-    found = answers(trainer.predict(x, batch_size=ROWS), trainer)
-    result: JSON = {"rows": len(x), "seconds": time.perf_counter() - began, **location(trainer), "data": data}
-    if output is not None:
-        write(output, found, provenance.target or "prediction")
-        lines = [f"{plural(len(found), 'prediction')} written to {output}"]
-        result["output"] = str(output)
-    else:
-        lines = [",".join(map(str, answer)) if isinstance(answer, list) else str(answer) for answer in found]
-        result["predictions"] = found
-    terminal.report(result, as_json, *lines)
+    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
+        return super()._placed(x, what, start).reshape(len(x), *self.shape)
 
 
 @contextmanager
-def expect_sound(model: Path) -> Iterator[None]:
+def rows_from_one() -> Iterator[None]:
+    """Errors about values count rows from 1, as those who look at a file do, not from 0, as Python does."""
+    try:
+        yield
+    except (DataError, DTypeError) as error:
+        text = re.sub(r"\brow (\d+)", lambda found: f"row {int(found[1]) + 1:,}", str(error))
+        raise type(error)(text) from None
+
+
+@contextmanager
+def expect_sound(path: Path) -> Iterator[None]:
     """Raise FileFormatError where what `bpnet train` writes into a model is not what it has written."""
     try:
         yield
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{model} is a bpnet model, but what bpnet train wrote into it is damaged") from error
+        raise FileFormatError(f"{path} is a bpnet model, but what bpnet train wrote into it is damaged") from error
 
 
-def load(model: Path, backend: str) -> tuple[bp.Trainer, Provenance]:
-    """A saved trainer on a backend, and what it was trained on: nothing where `bpnet train` did not write it."""
+def load(path: Path, backend: str) -> bp.TableModel:
+    """A saved model on a backend; a trainer that was saved in Python is one of arrays."""
     with warnings.catch_warnings(action="ignore"):  # a library that lacks float64 says so in an error, too
-        trainer = bp.load(model, device=device_of(backend))
-    with expect_sound(model):
-        return trainer, Provenance(**trainer.metadata.get(KEY, {}).get("provenance", {}))
+        found: bp.TableModel | bp.Trainer = bp.load(path, device=device_of(backend))
+    return OfTrainer(found) if isinstance(found, bp.Trainer) else found
 
 
-def features_for(trainer: bp.Trainer, dataset: Dataset) -> Array:
-    """The features as a trained network takes them, of the type of its parameters."""
-    shape, expected = dataset.x.shape[1:], trainer.layout.in_shape
-    if shape != expected:
-        raise ShapeError(f"{dataset.name} has rows of the shape {shape}; the model was trained on {expected}")
-    dtype = trainer.backend.to_host(trainer.theta[:1]).dtype
-    return convert(dataset.x, dtype, f"{dataset.name} has a feature")
+def read_for(
+    model: bp.TableModel,
+    data: str,
+    text: TextOptions,
+    *,
+    target: str | None = None,
+    labelled: bool = True,
+    keys: Sequence[str] = (),
+) -> Dataset:
+    """The rows of a data set for a model: its columns, and with `labelled` the target, by default that of the model."""
+    texts = [f.name for f in model.schema.features if f.values and isinstance(f.values[0], str)]
+    target = (target or model.target_name) if labelled else None
+    if target is not None and any(isinstance(label, str) for label in model.target.classes):
+        texts.append(target)
+    known = list(model.schema.names) if model.schema.named else None
+    request = Request(target=target, labelled=labelled, known=known, texts=texts, keys=keys, text=text)
+    dataset = read(data, request)
+    if not model.schema.named and len(dataset.frame.names) != model.n_features_in_:
+        has = f"{len(dataset.frame.names)} columns" if dataset.target else f"{len(dataset.frame.names)} numbers a row"
+        raise ShapeError(f"{dataset.name} has {has}; the model was trained on {model.n_features_in_}")
+    return dataset
 
 
 def location(trainer: bp.Trainer) -> JSON:
@@ -107,49 +98,28 @@ def location(trainer: bp.Trainer) -> JSON:
     return {"backend": trainer.backend.name, "device": str(trainer.backend.device(trainer.theta))}
 
 
-def evaluate_rows(trainer: bp.Trainer, x: Array, y: Array) -> JSON:
-    """Loss in the target's own unit, accuracy (None for numbers), and for numbers the share of variance explained."""
-    found = trainer.evaluate(x, y, batch_size=ROWS)
-    result: JSON = {"loss": found["loss"], "accuracy": found.get("accuracy")}
-    if isinstance(trainer.loss, bp.MeanSquaredError):
+def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any] = ()) -> JSON:
+    """Loss in the target's own unit, accuracy (None for numbers), the metrics, and for numbers R2.
+
+    R2 is the share of variance that is explained.
+    """
+    trainer = model.trainer
+    scaled = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale != 1.0 and "r2" not in metrics
+    wanted: list[Any] = [*metrics, *(["r2"] if scaled else [])]
+    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
+    result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}
+    if isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0:
         with np.errstate(over="ignore"):
-            variance = float(y.var(axis=0, dtype=np.float64).mean())
-        result["r2"] = 1.0 - found["loss"] / variance if 0 < variance < np.inf else None
-    return result
+            variance = float(trainer.backend.to_host(y).var(axis=0, dtype=np.float64).mean())
+        result["r2"] = 1.0 - result["loss"] / variance if 0 < variance < np.inf else None
+    return result | {name: value for name, value in found.items() if name not in result}
 
 
-def scores(result: JSON) -> str:
+def scores(result: JSON, metrics: Sequence[str] = ()) -> str:
     """The figures of an evaluation in words."""
     accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.2%}, "
     r2 = "" if result.get("r2") is None else f", R2 {result['r2']:.3f}"
-    return f"{accuracy}loss {result['loss']:.4g}{r2}"
-
-
-def answers(output: Array, trainer: bp.Trainer) -> list[Any]:
-    """Of every row of outputs its class, by name where the model knows names, or its number or numbers."""
-    loss, single = trainer.loss, output.shape[1:] == (1,)
-    if loss.labels:
-        which = output.argmax(axis=-1)
-    elif loss.boundary is not None and single:
-        which = output[:, 0] > loss.boundary
-    else:
-        return list((output[:, 0] if single else output).tolist())
-    numbers = which.astype(np.int64).tolist()
-    return numbers if trainer.classes is None else [trainer.classes[i] for i in numbers]
-
-
-def write(path: Path, found: list[Any], name: str) -> None:
-    """Predictions as a .npy array, or a .csv file with a header; complete, or not there at all."""
-    if path.suffix.lower() == ".npy":
-        longest = max((len(answer) for answer in found if isinstance(answer, str)), default=0)
-        array = np.asarray(found if longest * len(found) < 1 << 28 else None)  # NumPy pads text to the longest
-        if array.dtype.kind not in "biufU":
-            raise OptionError(f"--output is {path}, but a .npy file can't hold these predictions: take a .csv file")
-        with write_atomically(path) as file:
-            np.save(file, array, allow_pickle=False)
-        return
-    wide = isinstance(found[0], list)
-    with write_atomically(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([f"{name}_{i}" for i in range(len(found[0]))] if wide else [name])
-        writer.writerows(found if wide else ([answer] for answer in found))
+    more = "".join(
+        f", {name} {value:.4g}" for name in metrics if isinstance(value := result.get(name), float) and name != "r2"
+    )
+    return f"{accuracy}loss {result['loss']:.4g}{r2}{more}"

@@ -22,14 +22,18 @@ R = TypeVar("R")
 JSON = dict[str, Any]
 
 
-def option(metavar: str, text: str, **more: Any) -> Any:
-    """An option with a value, and its help."""
-    return typer.Option(metavar=metavar, help=text, **more)
+def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """An option with a value, and its help; `names` where there is more than that of the argument."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
 
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="digits, or a .npz (x, y), .csv or .parquet file.")]
+DATA = (
+    "A table: .csv, .tsv (also .gz, .zst), .parquet, .arrow, .feather; arrays x, y: .npz; - for standard input; "
+    "or digits, an example."
+)
+Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
-Target = Annotated[str | None, option("COLUMN", "The column of a .csv or .parquet file to be learnt.")]
+Target = Annotated[str | None, option("COLUMN", "The column that is predicted, if called otherwise.", "--target", "-t")]
 Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
 
 
@@ -62,6 +66,12 @@ def report(result: JSON, as_json: bool, *lines: str) -> None:
         show(*lines)
 
 
+def note(line: str) -> None:
+    """A line on stderr about the course of the work; that nobody may be there to read it is no reason to fail."""
+    with suppress(OSError):
+        typer.echo(printable(line), err=True)
+
+
 def warn(message: str) -> None:
     """One line on stderr; that nobody may be there to read it is no reason to fail."""
     with suppress(OSError):
@@ -79,12 +89,12 @@ def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def load_extra(module: str, what: str, package: str) -> Any:
-    """A module, for which `what` needs a package of the extra `cli`; raises MissingExtraError."""
+def load_extra(module: str, what: str, package: str, extra: str = "cli") -> Any:
+    """A module, for which `what` needs a package of an extra; raises MissingExtraError."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(what, package, "cli") from error
+        raise MissingExtraError(what, package, extra) from error
 
 
 def check_output(option: str, path: Path, **inputs: str | Path) -> None:

@@ -2,147 +2,276 @@
 
 import dataclasses
 import math
-import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, cast
 
+import numpy as np
 import typer
 
 import bpnet as bp
-from bpnet.backends import Array, check_device
+from bpnet.backends import check_device
 from bpnet.cli import terminal
-from bpnet.cli.dataset import Dataset, Provenance, read, split
-from bpnet.cli.model import KEY, evaluate_rows, location, scores
-from bpnet.cli.preprocessing import Preprocessing, choose_loss, convert, preprocess, targets_of
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Target, device_of, option
-from bpnet.errors import BpnetError, DataError, DivergedError, OptionError, plural, shown
-from bpnet.options import number
-from bpnet.registry import resolve
-from bpnet.typing import ActivationName, Precision
+from bpnet.cli.checkpoints import Checkpoints, resume
+from bpnet.cli.dataset import Dataset, Request, read
+from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
+from bpnet.cli.options import Encoding, Missing, Sep, text_options
+from bpnet.cli.progress import Interrupt, Report
+from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of
+from bpnet.cli.searching import best_of, check_search, find_options
+from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
+from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
+from bpnet.tabular.folds import each_fold
+from bpnet.tabular.leaks import remembered
+from bpnet.tabular.options import SCHEDULES, TrainingOptions
+from bpnet.tabular.training import TableTraining, prepare
+
+COLUMNS, NETWORK, TRAINING, RUNNING, OUTPUT = "Columns", "Network", "Training", "Running", "Output"
+"""Panels of the help."""
+KINDS = ("number", "category", "text", "boolean", "date")
+ACTIVATIONS = "relu, gelu, silu, mish, selu, elu, leaky_relu, tanh, sine, identity, ..."
+LOSSES = (
+    "auto: cross_entropy for classes, else mse. Of classes also focal; of two, binary_cross_entropy_with_logits, "
+    "binary_focal, hinge; of numbers mae, huber, log_cosh, quantile, poisson, gamma, tweedie, gaussian_nll."
+)
+OPTIMIZERS = "adam, adamw, nadam, radam, adabelief, sgd, lion, rmsprop, adagrad, lamb, muon, prodigy, lbfgs, ..."
+METRICS = "f1, balanced_accuracy, precision, recall, roc_auc, log_loss, brier, mae, rmse, mape, r2, ..."
 
 
 def train(
+    context: typer.Context,
     data: Data,
-    target: Target = None,
-    drop: Annotated[
-        list[str] | None, option("COLUMN", "A column of a .csv or .parquet file to leave out; may be given again.")
+    target: Annotated[
+        str | None, option("COLUMN", "The column to be learnt.", "--target", "-t", rich_help_panel=COLUMNS)
     ] = None,
-    hidden: Annotated[str, option("N,N,...", "Units of the hidden layers; '' for none.")] = "512,256",
-    activation: Annotated[str, option("NAME", "Activation of the hidden layers.")] = "relu",
-    loss: Annotated[str, option("NAME", "auto: cross_entropy for classes, else mse.")] = "auto",
-    optimizer: Annotated[str, option("NAME", "adam, adamw, sgd, lion, ...: any name that Trainer takes.")] = "adam",
-    lr: Annotated[float | None, option("X", "Learning rate; the optimizer's own if not given.")] = None,
-    batch_size: Annotated[int, option("N", "Rows in a step.", min=1)] = 64,
-    epochs: Annotated[int, option("N", "Passes over the rows.", min=1)] = 40,
+    features: Annotated[
+        list[str] | None,
+        option("COLUMNS", "Learn from these alone: names with commas, or patterns.", rich_help_panel=COLUMNS),
+    ] = None,
+    drop: Annotated[list[str] | None, option("COLUMNS", "Leave these out.", rich_help_panel=COLUMNS)] = None,
+    types: Annotated[
+        list[str] | None,
+        option("COLUMN=KIND", f"What a column is: {', '.join(KINDS)}.", rich_help_panel=COLUMNS),
+    ] = None,
+    sep: Sep = None,
+    encoding: Encoding = "utf-8",
+    missing: Missing = None,
+    hidden: Annotated[
+        str | None, option("N,N,...", "Units of the hidden layers; '' for none.", rich_help_panel=NETWORK)
+    ] = None,
+    activation: Annotated[str, option("NAME", ACTIVATIONS, rich_help_panel=NETWORK)] = "relu",
     dropout: Annotated[
-        float | None, option("X", "Share of hidden values dropped in training; 0.4 for classes, 0 for numbers.")
+        float | None, option("X", "Share of hidden values dropped in training.", rich_help_panel=NETWORK)
     ] = None,
-    seed: Annotated[int, option("N", "Of start values, order, dropout and held-out rows.", min=0)] = 0,
-    backend: Backend = "numpy",
-    precision: Annotated[str, option("NAME", "Of products: float32; on a GPU also tf32 or bfloat16.")] = "float32",
-    threads: Annotated[int | None, option("N", "Processors to use on a CPU; all if not given.", min=1)] = None,
-    validation: Annotated[float, option("X", "Share of the rows that is held out.")] = 0.2,
-    output: Annotated[Path, option("FILE", "Where the model goes.")] = Path("model.safetensors"),
-    plot: Annotated[Path | None, option("FILE", "Draw the learning curves: .png, .pdf, .svg.")] = None,
+    ensemble: Annotated[
+        int | None, option("K", "So many networks in one, averaged (TabM).", min=1, rich_help_panel=NETWORK)
+    ] = None,
+    preset: Annotated[
+        str | None, option("NAME", "strong: RealMLP's network and training; simple.", rich_help_panel=NETWORK)
+    ] = None,
+    loss: Annotated[str, option("NAME", LOSSES, rich_help_panel=TRAINING)] = "auto",
+    optimizer: Annotated[str, option("NAME", OPTIMIZERS, rich_help_panel=TRAINING)] = "adam",
+    lr: Annotated[
+        float | None, option("X", "Learning rate; the optimizer's own if not given.", rich_help_panel=TRAINING)
+    ] = None,
+    schedule: Annotated[
+        str | None, option("NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", rich_help_panel=TRAINING)
+    ] = None,
+    weight_decay: Annotated[float | None, option("X", "Of weights, at each step.", rich_help_panel=TRAINING)] = None,
+    class_weight: Annotated[
+        str | None, option("NAME", "balanced: rare classes count as much.", rich_help_panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[int | None, option("N", "Rows in a step.", min=1, rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[int | None, option("N", "Most passes over the rows.", min=1, rich_help_panel=TRAINING)] = None,
+    patience: Annotated[
+        int | None, option("N", "Epochs without a gain until it stops; 0: never.", min=0, rich_help_panel=TRAINING)
+    ] = None,
+    validation: Annotated[float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)] = 0.2,
+    folds: Annotated[
+        int | None, option("K", "Cross-validate in K parts, then train on all.", min=2, rich_help_panel=TRAINING)
+    ] = None,
+    search: Annotated[
+        int | None,
+        option(
+            "N", "Try N choices of network and training, by Optuna; keep the best.", min=1, rich_help_panel=TRAINING
+        ),
+    ] = None,
+    seed: Annotated[
+        int, option("N", "Of start values, order, dropout, held-out rows.", min=0, rich_help_panel=TRAINING)
+    ] = 0,
+    backend: Annotated[
+        str, option("NAME", "The array library: numpy, cupy, torch or jax.", rich_help_panel=RUNNING)
+    ] = "numpy",
+    precision: Annotated[
+        str, option("NAME", "Of products: float32; on a GPU tf32, bfloat16.", rich_help_panel=RUNNING)
+    ] = "float32",
+    threads: Annotated[
+        int | None, option("N", "Processors to use on a CPU; all if not given.", min=1, rich_help_panel=RUNNING)
+    ] = None,
+    checkpoint: Annotated[Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)] = None,
+    resumed: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest there.", rich_help_panel=RUNNING)
+    ] = False,
+    output: Annotated[Path, option("FILE", "Where the model goes.", "--output", "-o", rich_help_panel=OUTPUT)] = Path(
+        "model.safetensors"
+    ),
+    metric: Annotated[
+        list[str] | None, option("NAME", f"Give it too, more than once: {METRICS}", rich_help_panel=OUTPUT)
+    ] = None,
+    plot: Annotated[
+        Path | None, option("FILE", "Draw the learning curves: .png, .pdf, .svg.", rich_help_panel=OUTPUT)
+    ] = None,
+    report: ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line an epoch.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the result: no progress, no confusion, residuals, importance.")
+    ] = False,
 ) -> None:
     """Train a network on DATA and write it to a file.
 
-    Text, integers and booleans as a target are classes; floats are a quantity.
-    The network itself standardizes them and the features, so that the model
-    takes and gives numbers in their own units, in Python too.
+    Text, booleans and whole numbers of few values, as a target, are classes;
+    other numbers a quantity.  Columns may hold text, numbers, dates and gaps:
+    what they need is in the network, so that the model takes tables as they are,
+    in Python too.  Size and length of the training suit the number of rows.
 
     Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
     """
     # All that can be wrong is found out before the work begins.
-    device = check_device(device_of(backend))
-    dense = [bp.Dense(n, cast(ActivationName, activation)) for n in parse_hidden(hidden)]
-    dropped = None if dropout is None else bp.Dropout(dropout)
-    rule = resolve(bp.Optimizer, "optimizer", optimizer)
-    if lr is not None:
-        rule = with_rate(rule, lr)
-    number("--validation", validation, 0.0, 1.0, closed="left")
+    with options_named():
+        options = TrainingOptions(
+            hidden=None if hidden is None else parse_hidden(hidden),
+            activation=cast(Any, activation),
+            dropout=dropout,
+            loss=cast(Any, loss),
+            optimizer=cast(Any, optimizer),
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation=0.0 if folds else validation,
+            early_stopping=True if patience is None else patience,
+            class_weight=class_weight,
+            members=ensemble,
+            preset=preset,
+            types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
+            metrics=cast(Any, list(metric or ())),
+            seed=seed,
+            device=check_device(device_of(backend)),
+            precision=cast(Any, precision),
+            threads=threads,
+        )
+    if resumed and checkpoint is None:
+        raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
+    if folds and (checkpoint or plot):
+        raise OptionError(
+            f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
+        )
+    if search:
+        check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
     terminal.check_output("--output", output, DATA=data)
+    check_report(report, DATA=data, **{"--output": output})
     if plot is not None:
         curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
         curves.check_format(plot)
         terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
 
-    dataset = read(data, target, drop=drop or ())
-    if len(dataset.x) < 2:
-        raise DataError(f"{data} has a single row: expected at least 2")
-    objective = choose_loss(loss, dataset)
-    rows, held_out = split(len(dataset.x), validation, seed)
-    prep = preprocess(dataset, objective, rows)
-    if prep.needs_float64 and precision != "float32":
-        raise OptionError(f"--precision is {precision}, but {prep.needs_float64} needs float64")
-    dropped = dropped or bp.Dropout(0.4 if prep.classes else 0.0)
-    layers = [layer for one in dense for layer in ((one, dropped) if dropped.rate else (one,))]
-    network = build_network(dataset, prep, objective, layers)
-    own = in_unit(rule, prep.outputs)
-    trainer = bp.Trainer(
-        network, objective, own, seed=seed, threads=threads, precision=cast(Precision, precision), device=device
+    request = Request(
+        target=target,
+        features=features or (),
+        drop=drop or (),
+        types=parse_types(types),
+        text=text_options(sep, encoding, missing),
     )
-    trainer.classes = prep.classes
-    x = convert(dataset.x, prep.dtype, f"{data} has a feature")
-    y = targets_of(dataset, objective, prep.classes, prep.dtype)
-    seen = x[rows], y[rows]
-    unseen = (x[held_out], y[held_out]) if len(held_out) else None
-    trainer.build(seen[0])
-    if not (quiet or as_json):
-        announce(dataset, prep, trainer, len(rows))
-    classes = len(prep.classes or ())
-    if classes > max(50, len(x) // 5) and dataset.y.dtype.kind in "iu":
-        terminal.warn(f"{classes:,} classes suggest that the target is a quantity: --loss mse predicts a number")
-
+    dataset = read(data, request)
+    table, goal = table_of(dataset)
     interrupt, began = Interrupt(), time.perf_counter()
+    shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
-        callbacks = [Report(), interrupt] if not quiet and (sys.stderr.isatty() or not as_json) else [interrupt]
-        each = {"epochs": epochs, "batch_size": min(batch_size, len(rows)), "validation": unseen}
-        problems = fit(trainer, *seen, interrupt, callbacks=callbacks, **each)
+        rates = cross_validate(table, goal, options, folds, interrupt, shows) if folds else {}
+        with options_named(), rows_from_one():
+            final = options if not folds else after_folds(options, rates)
+            training = prepare(table, goal, final)
+        for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
+            terminal.warn(text)
+        if not (quiet or as_json):
+            announce(dataset, training, search)
+        found = None
+        if search:
+            make = partial(prepare, table, goal)
+            found = find_options(make, options, search, context, interrupt, shows)
+            assert found.best is not None
+            training = found.best
+        trainer = training.model.trainer
+        callbacks: list[Any] = [interrupt]
+        if shows:
+            callbacks.insert(0, Report(balanced=class_weight is not None))
+        if checkpoint is not None:
+            before = resume(training, str(checkpoint)) if resumed else 0
+            callbacks.append(Checkpoints(training, str(checkpoint)))
+            if resumed and not (quiet or as_json):
+                terminal.show(f"going on after epoch {before}" if before else f"nothing to resume in {checkpoint}")
+        problems = fit(training, interrupt, callbacks) if found is None else []
         seconds = time.perf_counter() - began
         result: JSON = {
-            **judge(trainer, *(unseen or seen), problems),
+            **judge(training, metric or (), problems),
             "seconds": seconds,
             **location(trainer),
-            "precision": "float64" if prep.needs_float64 else precision,
+            "precision": "float64" if training.wide else precision,
             "data": data,
-            "training_rows": len(rows),
-            "held_out_rows": len(held_out),
+            "target": dataset.target,
+            "training_rows": len(training.rows),
+            "held_out_rows": len(training.held_out),
             "epochs": len(trainer.history),
+            "best_epoch": training.best_epoch,
             "steps": trainer.step_count,
-            "interrupted": interrupt.number > 0 and len(trainer.history) < epochs,
+            "interrupted": interrupt.number > 0 and (bool(search) or len(trainer.history) < training.size.epochs),
             "diverged": any(isinstance(problem, DivergedError) for problem in problems),
             "parameters": trainer.layout.size,
-            "loss_function": repr(objective),
-            "optimizer": repr(rule),
-            "batch_size": batch_size,
+            "loss_function": repr(trainer.loss),
+            "optimizer": repr(training.options.rule(training.size.epochs)),
+            "hidden": list(training.size.hidden),
+            "dropout": training.size.dropout,
+            "batch_size": batch_size or training.size.batch_size,
             "seed": seed,
             "bpnet": bp.__version__,
+            **({"folds": rates} if folds else {}),
+            **({} if found is None else {"search": found.describe()}),
         }
-        provenance = Provenance(dataset.fingerprint, validation, seed, dataset.features, dataset.target)
-        outcome = save(trainer, output, dataclasses.asdict(provenance), result)
+        outcome = save(training, output, dataset.fingerprint, result)
         if plot is not None and len(trainer.history):
             try:
                 curves.draw(trainer.history.epochs, plot)
                 result["plot"] = str(plot)
             except Exception as error:  # Matplotlib writes many formats, by other programs too
                 problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+        shown: list[str] = []
+        if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
+            none = not len(training.held_out)
+            which = " that it was trained on, as none were held out" if none else " held out from training"
+            rows = training.held_out if len(training.held_out) else None
+            figures = figures_of(training.model, dataset, rows, which)
+            shown = [] if quiet else lines_of(figures)
+            if report is not None:
+                figures.html(report)
+                result |= {"report": str(report), "figures": figures.to_dict()}
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
-            terminal.report(result | {"history": trainer.history.epochs}, as_json, *in_words(result, interrupt.number))
+            lines = [*shown, *in_words(result, interrupt.number, metric or ())]
+            terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
         if result["interrupted"]:
             raise typer.Exit(128 + interrupt.number)
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
 
 
 def parse_hidden(text: str) -> list[int]:
@@ -156,144 +285,131 @@ def parse_hidden(text: str) -> list[int]:
     return list(map(int, parts))
 
 
-def build_network(dataset: Dataset, prep: Preprocessing, loss: bp.Loss, hidden: Sequence[bp.Layer]) -> bp.Sequential:
-    """The hidden layers, and what the rows need before and the target after them.
+def parse_types(given: Sequence[str] | None) -> dict[str, str]:
+    """`a=number` and `b=text,c=date` as {"a": "number", "b": "text", "c": "date"}."""
+    found = {}
+    for text in given or ():
+        parts = [text] if text.count("=") == 1 else text.split(",")
+        for part in parts:
+            name, equals, kind = part.rpartition("=")
+            if not equals or kind.strip() not in KINDS:
+                raise OptionError(f"--types is {shown(text)}; expected COLUMN=KIND, a kind being {', '.join(KINDS)}")
+            found[name.strip()] = kind.strip()
+    return found
 
-    Raises OptionError where the network, and what it takes to train it, is more than the memory.
-    """
-    units = len(prep.classes or ()) if loss.labels else dataset.y[:1].size
-    last = bp.Dense(units, "sigmoid" if isinstance(loss, bp.BinaryCrossEntropy) else "identity")
-    flatten = [bp.Flatten()] if dataset.x.ndim > 2 else []
-    network = bp.Sequential(*flatten, prep.inputs, *hidden, last, *([] if prep.outputs is None else [prep.outputs]))
-    size = bp.layout_of(network, dataset.x.shape[1:]).size
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Errors about options of `train_table` name those of the command."""
+    names = {"members": "ensemble", **{name: name.replace("_", "-") for name in TrainingOptions.__dataclass_fields__}}
     try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # the system does not say
-        return network
-    holds = memory // 32  # start values, parameters, gradient, the optimizer's state, and something to work with
-    if size > holds:
-        raise OptionError(f"--hidden makes a network of {size:,} parameters; this machine has memory for {holds:,}")
-    return network
+        yield
+    except OptionError as error:
+        word, _, rest = str(error).partition(" ")
+        bare = word.partition("[")[0]
+        raise type(error)(f"--{names[bare]} {rest}" if bare in names else str(error)) from None
 
 
-def with_rate(optimizer: bp.Optimizer, lr: float) -> bp.Optimizer:
-    """`optimizer` with another learning rate."""
-    base = getattr(optimizer, "base", None)  # as that of SAM
-    changed: Any = {"lr": lr} if base is None else {"base": with_rate(base, lr)}
-    return dataclasses.replace(optimizer, **changed)  # type: ignore[type-var]
+# ---- training -------------------------------------------------------------------------------------------------------
 
 
-def in_unit(optimizer: bp.Optimizer, outputs: bp.Standardize | None) -> bp.Optimizer:
-    """`optimizer` for a target in its own unit, whose squared error has a gradient unit**2 times as large.
-
-    Its steps are those that it would take for the standardized target, so the network that is saved, which answers in
-    the target's unit, is the one that was trained, and can be trained on.
-    """
-    unit = 1.0 if outputs is None else outputs.scale
-    assert isinstance(unit, float)
-    if isinstance(optimizer, bp.SAM):
-        return dataclasses.replace(optimizer, base=in_unit(optimizer.base, outputs))
-    # whose epsilon is added to the size of gradients
-    over_roots = bp.Adam, bp.NAdam, bp.RAdam, bp.Adamax, bp.LAMB, bp.RMSprop, bp.Adagrad, bp.ScheduleFreeAdamW
-    if isinstance(optimizer, over_roots):
-        return dataclasses.replace(optimizer, epsilon=optimizer.epsilon * unit**2)
-    if isinstance(optimizer, bp.SGD) and isinstance(optimizer.lr, float):
-        return dataclasses.replace(optimizer, lr=optimizer.lr / unit**2)
-    return optimizer
+def table_of(dataset: Dataset) -> tuple[Any, Any]:
+    """What `prepare` takes: the table, and the name of its target or its values."""
+    if dataset.target is None:
+        return dataset.frame, dataset.y
+    return dataset.frame.with_column(dataset.target, dataset.y), dataset.target
 
 
-def announce(dataset: Dataset, prep: Preprocessing, trainer: bp.Trainer, rows: int) -> None:
-    """What is to be trained on what, in a line."""
-    where, held_out = location(trainer), len(dataset.x) - rows
-    subject = plural(len(prep.classes), "class") if prep.classes else f"{dataset.target or 'y'} is a number"
-    wide = f", in float64 because of {prep.needs_float64}" if prep.needs_float64 else ""
+def cross_validate(
+    table: Any, goal: Any, options: TrainingOptions, count: int, interrupt: Interrupt, shows: bool
+) -> JSON:
+    """Mean and deviation of every figure over the folds, and the figures of each."""
+    found: list[JSON] = []
+    with options_named(), rows_from_one():
+        for i, training in enumerate(each_fold(table, goal, options, count)):
+            callbacks: list[Any] = [interrupt]
+            if shows:
+                callbacks.insert(0, Report(options.class_weight is not None, fold=f"fold {i + 1}/{count}  "))
+            training.fit(callbacks, progress=False)
+            if interrupt.number:
+                terminal.stop(interrupt.number)
+            figures = evaluate_rows(training.model, training.unseen[0], training.unseen[1], options.metrics)
+            epochs = training.best_epoch or len(training.model.trainer.history)
+            found.append(figures | {"epochs": epochs})
+    names = [name for name, value in found[0].items() if isinstance(value, float | int)]
+    values = {name: np.array([figures[name] for figures in found], dtype=float) for name in names}
+    return {
+        "count": count,
+        "mean": {name: float(v.mean()) for name, v in values.items()},
+        "deviation": {name: float(v.std(ddof=1)) for name, v in values.items()},
+        "each": found,
+    }
+
+
+def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
+    """Of the training on all rows, which takes as many epochs as the folds took in the mean."""
+    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1))
+
+
+def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
+    """What is to be trained on what, in a line; of so many trials each has a network of its own."""
+    model, trainer = training.model, training.model.trainer
+    where, target = location(trainer), model.target
+    kinds = {"class": plural(len(target.classes), "class"), "multilabel": plural(target.columns, "label")}
+    subject = kinds.get(target.kind, f"{dataset.target or 'y'} is a number")
+    wide = f", in float64 because of {training.wide}" if training.wide else ""
+    size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
     terminal.show(
-        f"{dataset.name}: {plural(rows, 'row')} to train on, {held_out:,} held out; {subject}; "
-        f"{plural(trainer.layout.size, 'parameter')}; {where['backend']} on {where['device']}{wide}"
+        f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
+        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}"
     )
 
 
-class Report(bp.Progress):
-    """The trainer's progress bar, with epochs in the words of the command line."""
-
-    def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
-        line = f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:#.4g}"
-        if "val_loss" in record:
-            line += f"  held-out loss {record['val_loss']:#.4g}"
-        if "val_accuracy" in record:
-            line += f"  held-out accuracy {record['val_accuracy']:.2%}"
-        self._write(line + "\n")
-
-    def _write(self, text: str) -> None:
-        try:
-            super()._write(text)
-        except OSError:  # nobody reads any more, which is no reason to lose the training
-            self.stream = None
-
-
-class Interrupt(bp.Callback):
-    """A signal ends the training after the steps that run; Ctrl-C after it ends it at once.
-
-    Others come in numbers, as from a terminal that closes, and mean no more than the first.
-    """
-
-    before_next_step = False
-    number = 0
-    """Of the signal that came first."""
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
-            terminal.stop(number)
-        self.number = self.number or number
-
-    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
-        if self.number:
-            terminal.stop(self.number)
-
-    def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
-        trainer.stop = trainer.stop or self.number > 0
-
-
-def fit(trainer: bp.Trainer, x: Array, y: Array, interrupt: Interrupt, **options: Any) -> list[BpnetError]:
+def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any]) -> list[BpnetError]:
     """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
-        trainer.fit(x, y, progress=False, **options)
+        training.fit(callbacks, progress=False)
     except KeyboardInterrupt as error:
         interrupt.number = interrupt.number or terminal.signal_of(error)
     except BpnetError as error:
-        if trainer.step_count == 0:
+        if training.model.trainer.step_count == 0:
             raise
         return [error]
     return []
 
 
-def judge(trainer: bp.Trainer, x: Array, y: Array, problems: list[BpnetError]) -> JSON:
-    """The figures for some rows; adds to the problems where the loss is not finite."""
+def judge(training: TableTraining, metrics: Sequence[str], problems: list[BpnetError]) -> JSON:
+    """The figures of the rows held out, or of all; adds to the problems where the loss is not finite."""
     figures: JSON = {"loss": math.nan, "accuracy": None}
+    x, y = (training.unseen or training.seen)[:2]
     try:
-        figures = evaluate_rows(trainer, x, y)
+        figures = evaluate_rows(training.model, x, y, metrics)
         if not problems and not math.isfinite(figures["loss"]):
-            raise DivergedError(f"the loss of {plural(len(x), 'row')} is not finite: try a smaller --lr")
+            raise DivergedError(f"the loss of {plural(len(y), 'row')} is not finite: try a smaller --lr")
     except BpnetError as error:  # what was learnt may be worth keeping nevertheless
         problems.append(error)
     return figures
 
 
-def save(trainer: bp.Trainer, output: Path, provenance: JSON, result: JSON) -> str:
+def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) -> str:
     """Write the model, and say so; but leave an existing file alone where training diverged.
 
     There, a model that can't be evaluated is not written at all.
     """
+    model = training.model
     if result["diverged"] and output.exists():
         return f"{output} is left as it was"
     if result["diverged"] and not math.isfinite(result["loss"]):
         return "No model was written: none with a finite loss is left"
-    trainer.save(output, {**trainer.metadata, KEY: {"provenance": provenance, "training": result}})
+    unseen = training.unseen and training.unseen[:2]
+    seen = remembered(training.seen[0], training.seen[1], unseen)
+    model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
+    model.save(output)
     result["output"] = str(output)
-    return f"The model after {plural(trainer.step_count, 'step')} is in {output}"
+    return f"The model after {plural(model.trainer.step_count, 'step')} is in {output}"
 
 
-def in_words(result: JSON, number: int) -> list[str]:
+def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
     """The result for people, which says nothing where training diverged; `number` is of the signal that ended it."""
     if result["diverged"] or not math.isfinite(result["loss"]):
         return []
@@ -301,10 +417,20 @@ def in_words(result: JSON, number: int) -> list[str]:
     if result["interrupted"]:
         word = terminal.STOP_SIGNALS[signal.Signals(number)]
         lines.append(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
+    if folds := result.get("folds"):
+        shown = [name for name in ("accuracy", "loss", "r2", *metrics) if name in folds["mean"]]
+        parts = [f"{name} {folds['mean'][name]:.4g} ± {folds['deviation'][name]:.2g}" for name in shown]
+        lines.append(f"{', '.join(parts)}: mean and deviation over {folds['count']} folds")
     rows = plural(result["held_out_rows"] or result["training_rows"], "row")
     which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
-    lines.append(f"{scores(result)} on {rows} {which}; {result['seconds']:.1f} s of training")
+    lines.append(f"{scores(result, metrics)} on {rows} {which}; {result['seconds']:.1f} s of training")
+    if result["best_epoch"] is not None and result["best_epoch"] < result["epochs"]:
+        lines.append(f"epoch {result['best_epoch']} of {result['epochs']} was the best and is kept")
+    if tried := result.get("search"):
+        lines += best_of(tried)
     lines.append(f"model: {result['output']}")
     if "plot" in result:
         lines.append(f"learning curves: {result['plot']}")
+    if "report" in result:
+        lines.append(f"report: {result['report']}")
     return lines

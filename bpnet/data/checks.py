@@ -11,6 +11,7 @@ from bpnet.errors import ArrayMismatchError, DataError, DTypeError, ShapeError, 
 from bpnet.layer import Shape
 from bpnet.losses.base import Loss
 from bpnet.losses.heads import Heads
+from bpnet.losses.members import Members
 
 NUMBERS = "whole numbers, float32 or float64"
 LABELS = f"{NUMBERS}: numpy.unique(labels, return_inverse=True) numbers them"
@@ -21,7 +22,7 @@ LARGEST_WEIGHT = 60
 """The largest weight is below 2**60: the sum of 2**40 of them times 2**20 outputs is finite in float32."""
 
 
-def check_x(x: Array, name: str = "x", codes: int | None = None) -> tuple[Backend, Array]:
+def check_x(x: Array, name: str = "x", codes: int | None = None, accepts_nan: bool = False) -> tuple[Backend, Array]:
     """The backend of `x`, and `x` as rows of finite float32 or float64 values; whole numbers become float32.
 
     With `codes` it is whole numbers up to it instead.
@@ -29,13 +30,21 @@ def check_x(x: Array, name: str = "x", codes: int | None = None) -> tuple[Backen
     backend = backend_of(x, name)
     x, whole = rows_of(backend, x, name, codes)
     with backend.session(device=backend.device(x)):
-        if codes is not None:
-            check_codes(backend, x, codes, name)
-            return backend, backend.xp.astype(x, code_type(backend, x))
-        if whole:
-            return backend, backend.xp.astype(x, backend.xp.float32)
-        check_finite(backend, x, name)
-    return backend, x
+        check_input(backend, x, name, codes, accepts_nan)
+        if codes is None and not whole:
+            return backend, x
+        return backend, backend.xp.astype(x, backend.xp.float32 if codes is None else code_type(backend, x))
+
+
+def check_input(backend: Backend, x: Array, name: str, codes: int | None, accepts_nan: bool) -> None:
+    """Raise DataError where an array of x has values that a network does not take.
+
+    With `accepts_nan` these are infinity alone, and of whole numbers none: see `Layer.accepts_nan`.
+    """
+    if codes is None:
+        check_finite(backend, x, name, accepts_nan)
+    elif not accepts_nan:
+        check_codes(backend, x, codes, name)
 
 
 def rows_of(backend: Backend, x: Array, name: str, codes: int | None = None) -> tuple[Array, bool]:
@@ -160,7 +169,7 @@ def check_target(
 
 def _check_targets(backend: Backend, loss: Loss, y: Array, name: str) -> None:
     """Raise DataError where a target is none that the loss, or one of several, knows what to do with."""
-    xp = backend.xp
+    xp, loss = backend.xp, loss.inner if isinstance(loss, Members) else loss
     if isinstance(loss, Heads):
         for head, _, wanted in loss.parts:
             some, where = y[:, wanted], f"column {wanted.start} of {name}"
@@ -235,10 +244,14 @@ def ignored_rows(
     return weight
 
 
-def check_finite(backend: Backend, x: Array, name: str) -> None:
-    """Raise DataError where `x` has NaN or infinity.  A finite sum tells at once that there is none."""
+def check_finite(backend: Backend, x: Array, name: str, accepts_nan: bool = False) -> None:
+    """Raise DataError where `x` has infinity, or unless it may, NaN.  A finite sum tells at once that there is none."""
     xp = backend.xp
-    if not bool(xp.isfinite(xp.sum(x))):
+    if bool(xp.isfinite(xp.sum(x))):
+        return
+    if accepts_nan:
+        _check(backend, ~xp.isinf(x), f"{name} has infinity")
+    else:
         _check(backend, xp.isfinite(x), f"{name} has NaN or infinity")
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from bpnet.backends import Array, Backend, backend_of, common_backend, device_named
 from bpnet.data.checks import (
-    check_codes,
-    check_finite,
+    check_input,
     check_rows,
     check_target,
     check_weight,
@@ -19,7 +18,7 @@ from bpnet.data.checks import (
 from bpnet.data.loader import Loader, StreamingLoader
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import InShape, Layer
-from bpnet.layout import Layout, arranged
+from bpnet.layout import Layout, accepting, arranged
 from bpnet.losses.base import Loss
 
 PARAMETERS = "the trainer's parameters"
@@ -74,7 +73,7 @@ def prepare(
     """
     (x_name, x), *targets = given.items()
     takes = network.takes
-    inputs = [_Input(*one) for one in arranged(takes, x, x_name)]
+    inputs = [_Input(*one, nan) for one, nan in zip(arranged(takes, x, x_name), accepting(network), strict=True)]
     first = inputs[0]
     host = first.host
     common_backend({one.what: one.x for one in inputs} | dict(targets))
@@ -94,16 +93,14 @@ def prepare(
             raise ArrayMismatchError(
                 f"{first.what} lies on {host.device(first.x)}, but the trainer's device is {device!r}: move it there"
             )
+        for one in inputs if values else ():
+            if one.codes is not None or not one.whole:
+                check_input(host, one.x, one.what, one.codes, one.accepts_nan)
         real = [one for one in inputs if not one.whole]
         for one in real:
-            if values:
-                check_finite(host, one.x, one.what)
             if one.x.dtype != real[0].x.dtype:
                 held = f"{real[0].what} holds {real[0].x.dtype} values, but {one.what} {one.x.dtype}"
                 raise DTypeError(f"{held}: convert one of them")
-        for one in inputs:
-            if one.codes is not None and values:
-                check_codes(host, one.x, one.codes, one.what)
         single = not real or real[0].x.dtype == host.xp.float32
         shapes = tuple((one.name, tuple(int(n) for n in one.x.shape[1:])) for one in inputs)
         if isinstance(expected, Expected):
@@ -174,7 +171,7 @@ def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:
 class _Input:
     """An array of x as it was passed: `what` errors call it, whether it holds whole numbers, and of how many codes."""
 
-    def __init__(self, name: str, what: str, x: Any, takes: Any) -> None:
-        self.name, self.what, self.codes = name, what, takes
+    def __init__(self, name: str, what: str, x: Any, takes: Any, accepts_nan: bool) -> None:
+        self.name, self.what, self.codes, self.accepts_nan = name, what, takes, accepts_nan
         self.host = backend_of(x, what)
         self.x, self.whole = rows_of(self.host, x, what, takes)

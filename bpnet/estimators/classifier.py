@@ -1,22 +1,87 @@
 """A classifier with scikit-learn's face."""
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from bpnet.backends import Array, backend_of
+from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
+from bpnet.estimators.arrays import beside, foreign, to_host
+from bpnet.estimators.intervals import Classes
 from bpnet.estimators.losses import _LabelLogLoss
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import CrossEntropy
+from bpnet.registry import resolve
 
 from sklearn.base import ClassifierMixin  # isort: skip
+from sklearn.metrics import accuracy_score
+from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import column_or_1d
 
 
-class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
-    """A multi-layer perceptron that names classes: scikit-learn's `MLPClassifier`, trained by bpnet."""
+class _Labels(NamedTuple):
+    """What the outputs stand for: sorted, on the host; of several labels a row, their numbers."""
+
+    values: Any
+    several: bool
+
+
+class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
+    """A multi-layer perceptron that names classes: scikit-learn's `MLPClassifier`, trained by bpnet.
+
+        from bpnet import MLPClassifier
+        MLPClassifier(random_state=0).fit(X, y).predict(X)
+
+    X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
+    CSC) stay sparse where the network begins with a dense layer.  y are labels, or (rows, labels) of 0 and 1.
+
+    Parameters
+    ----------
+    hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter,
+    shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction,
+    beta_1, beta_2, epsilon, n_iter_no_change, max_fun : as scikit-learn's, which the same `random_state` gives the
+        same start values, held-out rows and batches.  Besides:
+        activation : also any activation of bpnet, by name ("gelu") or as an object
+        solver : also any optimizer of bpnet, by name ("adamw"), with its own learning rate, or as an object
+        learning_rate : also "cosine", "coslog", "flat_cosine", "linear" or "one_cycle", which end with `max_iter`
+            epochs, or any bpnet schedule
+        warm_start : True goes on from the coefficients with a new optimizer, as scikit-learn does; "continue" goes on
+            with the optimizer and the order of rows too, so that two fits are one longer fit
+    loss : "log_loss", or any loss of bpnet, by name ("focal") or as an object
+    class_weight : how much rows of each class count: {label: weight}, or "balanced" for as much of each class
+    dropout : the share of units that are left out after each hidden layer, or a schedule
+    norm : a layer between product and activation, by name ("LayerNorm") or as an object
+    residual : y = x + block(x) for every hidden layer that is as wide as the one before it
+    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says
+    ensemble : so many networks in one, trained side by side on the same batches, whose predictions are averaged (TabM,
+        Gorishniy et al. 2025)
+    preset : "strong" trains a network of RealMLP's kind for `max_iter` epochs (Holzmueller et al. 2024; see
+        `bpnet.tabular.networks.strong`) in the place of what solver, activation, hidden_layer_sizes, alpha, dropout
+        and learning rates say; with `early_stopping` the best epoch is kept
+    scoring : what held-out rows are scored by: a name or function of scikit-learn's, or "loss"; None for `score`
+    callbacks : bpnet's callbacks, by name or as objects
+    precision, device : as of `bp.Trainer`
+    dtype : "float32" or "float64" computes in that type; None in that of X
+    n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
+    calibration_fraction : the share of the rows that is not trained on, by which `predict_set` is calibrated
+
+    Attributes
+    ----------
+    coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_, best_validation_score_, n_iter_, t_,
+    n_layers_, n_outputs_, out_activation_, classes_, n_features_in_, feature_names_in_ : as scikit-learn's
+    validation_loss_curve_ : the loss on held-out rows after every epoch, where there are some
+    calibration_scores_ : how unlikely the class was thought of each row that it was calibrated by, the smallest first
+    model_ : the network as a `bp.TableModel`, which needs no scikit-learn
+    """
+
+    _parameter_constraints = {
+        **BaseMLP._parameter_constraints,
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+    }
 
     def __init__(
         self,
@@ -44,83 +109,194 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         epsilon: Any = 1e-8,
         n_iter_no_change: Any = 10,
         max_fun: Any = 15000,
+        loss: Any = "log_loss",
+        class_weight: Any = None,
+        dropout: Any = 0.0,
+        norm: Any = None,
+        residual: Any = False,
+        network: Any = None,
+        ensemble: Any = None,
+        preset: Any = None,
+        scoring: Any = None,
+        callbacks: Any = (),
+        precision: Any = "float32",
+        device: Any = None,
+        dtype: Any = None,
+        n_jobs: Any = None,
+        calibration_fraction: Any = None,
     ) -> None:
         super().__init__(locals())
 
-    _checks: dict[str, Any] = {}
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation_data: Any = None) -> Self:
+        """Train on rows X with labels y.
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on rows X with labels y."""
-        self._fit(X, y, sample_weight, incremental=False)
-        return self
+        `sample_weight` says how much each row counts.  `validation_data`, (X, y) or (X, y, sample_weight), is scored
+        after every epoch, and is what early stopping looks at.
+        """
+        return self._fit_and_calibrate(X, y, sample_weight, validation_data)
 
     @available_if(lambda est: est._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """Train for one epoch on these rows, and go on from what there is; `classes` are all that there will be."""
-        if _check_partial_fit_first_call(self, classes):
-            multilabel = type_of_target(y).startswith("multilabel")
-            self._set_classes(y if multilabel else classes)
-        self._fit(X, y, sample_weight, incremental=True)
+        """Train for one epoch on these rows, and go on from what there is; `classes` are all that there will be.
+
+        Of rows with several labels, the columns say how many there are.
+        """
+        y = to_host(y)
+        if not hasattr(self, "_labels"):
+            if type_of_target(y).startswith("multilabel"):
+                self._define(y.toarray() if hasattr(y, "toarray") else np.asarray(y))
+            elif classes is None:
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+            else:
+                self._define(unique_labels(to_host(classes)))
+        elif classes is not None and not self._labels.several:
+            classes = unique_labels(to_host(classes))
+            if not np.array_equal(classes, self._labels.values):
+                raise ValueError(
+                    f"`classes={classes}` is not the same as on last call to partial_fit, was: {self._labels.values}"
+                )
+        self._fit(X, y, sample_weight, True)
         return self
 
-    def _set_classes(self, y: Any) -> None:
-        check_classification_targets(y)
-        self._multilabel = type_of_target(y).startswith("multilabel")
-        self.classes_ = np.arange(y.shape[1]) if self._multilabel else np.unique(y)
+    # ---- labels -------------------------------------------------------------------------------------------------
 
-    def _targets(self, y: Any, first: bool, incremental: bool) -> Any:
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
-            self._set_classes(y)
-        if self._multilabel:
-            self.n_outputs_ = y.shape[1]
-            self.out_activation_ = "logistic"
-            return np.asarray(y, dtype=np.float64)
-        found = np.unique(y)
-        if self.warm_start and set(found) != set(self.classes_):
+    def _define(self, y: Any) -> None:
+        if not (y.ndim == 1 and y.dtype.kind in "biuUS"):
+            try:
+                check_classification_targets(y)
+            except ValueError as error:
+                raise DataError(
+                    f"{error} Pass labels as y, text or whole numbers say; MLPRegressor learns numbers"
+                ) from None
+        several = y.ndim == 2 and type_of_target(y).startswith("multilabel")
+        self._labels = _Labels(np.arange(y.shape[1]) if several else np.unique(y), several)
+
+    def _compare(self, y: Any) -> None:
+        found, known = unique_labels(y), self._labels.values
+        if self.warm_start and set(found) != set(known):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
-                f"got {self.classes_}, `y` has {found}"
+                f"got {known}, `y` has {found}"
             )
-        if np.setdiff1d(found, self.classes_).size:
-            raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {found}."
-            )
-        codes = np.searchsorted(self.classes_, y)
-        count = len(self.classes_)
-        self.n_outputs_ = count if count > 2 else 1
-        self.out_activation_ = "softmax" if count > 2 else "logistic"
-        return codes.astype(np.int32) if count > 2 else codes[:, None].astype(np.float64)
+
+    def _targets(self, y: Any) -> Any:
+        known, several = self._labels
+        if several:
+            return np.asarray(y, dtype=np.float64)
+        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        found, codes = np.unique(y, return_inverse=True)
+        place = np.searchsorted(known, found) if len(known) else np.zeros(len(found), dtype=np.intp)
+        if not np.array_equal(known[np.minimum(place, len(known) - 1)], found):
+            raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {found}.")
+        codes = place[codes.reshape(-1)]
+        if self._loss().labels:
+            return codes.astype(np.int32)
+        return (codes[:, None] if self.n_outputs_ == 1 else codes[:, None] == np.arange(len(known))).astype(np.float64)
+
+    def _row_weights(self, y: Any, sample_weight: Any, incremental: bool) -> Any:
+        if self.class_weight is None:
+            return sample_weight
+        if incremental and self.class_weight == "balanced":
+            raise ValueError("class_weight='balanced' is not for partial_fit, which does not see all rows: pass a dict")
+        own = compute_sample_weight(self.class_weight, y)
+        return own if sample_weight is None else own * sample_weight
+
+    @property
+    def classes_(self) -> Any:
+        """The labels in the order of the probabilities: where they are numbers, in the library of X, else NumPy's."""
+        if not hasattr(self, "_labels"):
+            raise AttributeError(f"{type(self).__name__} has no classes_ yet: call fit first")
+        values = self._labels.values
+        numbers = values.dtype.kind in "biuf" and hasattr(self, "_trainer")
+        return beside(self._trainer.theta, values) if numbers and foreign(self._trainer.theta) else values
+
+    def _target(self) -> Any:
+        from bpnet.tabular.target import Target
+
+        values, several = self._labels
+        return Target("multilabel", columns=len(values)) if several else Target("class", (), tuple(values.tolist()))
+
+    def _restore(self, model: Any) -> None:
+        target = model.target
+        if target.kind == "number":
+            raise DataError("the model gives quantities: MLPRegressor.from_model(...) is for those")
+        several = target.kind == "multilabel"
+        self._labels = _Labels(np.arange(target.columns) if several else np.array(target.classes), several)
+        self._loss()
+
+    # ---- what the network gives ---------------------------------------------------------------------------------
 
     def _loss(self) -> Loss:
-        return CrossEntropy() if self.out_activation_ == "softmax" else _LabelLogLoss()
+        count, several = len(self._labels.values), self._labels.several
+        loss: Loss
+        if self.loss == "log_loss":
+            wide = not several and (count > 2 or self.preset is not None)
+            loss = CrossEntropy() if wide else _LabelLogLoss()
+        else:
+            loss = resolve(Loss, "loss", self.loss)
+        self.n_outputs_ = count if several or loss.labels or count > 2 else 1
+        self.out_activation_ = "softmax" if loss.labels else "logistic" if loss.probabilities else "identity"
+        return loss
+
+    def _units(self) -> int:
+        return self.n_outputs_
 
     def _stratifies(self) -> bool:
-        return bool(self.n_outputs_ == 1)
+        return len(self._labels.values) <= 2 and not self._labels.several
+
+    def _answers(self, outputs: Array) -> Array:
+        """The number of each row's class, or for each label whether it has it."""
+        z, loss = self._pooled(outputs)
+        xp, cut = backend_of(z).xp, loss.boundary if loss.boundary is not None else 0.5
+        if self._labels.several:
+            return z > cut
+        if self.n_outputs_ == 1:
+            return xp.astype((z[:, 0] > cut) & (len(self._labels.values) == 2), xp.int64)
+        return xp.argmax(z, axis=1)
 
     def _scored(self, outputs: Any, y: Any, weight: Any) -> float:
-        right = outputs.argmax(axis=1) == y if y.ndim == 1 else ((outputs > 0.0) == (y > 0.5)).all(axis=1)
+        found = self._answers(outputs)
+        if self._labels.several:
+            right = (found == (y > 0.5)).all(axis=1)
+        else:
+            right = found == (y if y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(axis=1))
         return float(np.average(right, weights=weight))
 
     def predict(self, X: Any) -> Any:
-        """The label of each row."""
-        z = self._outputs(X)
-        if self._multilabel:
-            return (z > 0.0).astype(int)
-        if self.n_outputs_ == 1:
-            return self.classes_[((z[:, 0] > 0.0) & (len(self.classes_) == 2)).astype(int)]
-        return self.classes_[z.argmax(axis=1)]
-
-    def predict_proba(self, X: Any) -> Any:
-        """The probability of every class, in the order of `classes_`."""
-        z = self._outputs(X)
-        p = self._trainer.loss.prediction(self._trainer.backend, z)
-        return np.hstack([1.0 - p, p]) if self.n_outputs_ == 1 else p
+        """The label of each row, or for each label whether a row has it."""
+        found = self._answers(self._outputs(X, "predict"))
+        if self._labels.several:
+            xp = backend_of(found).xp
+            return xp.astype(found, xp.int64)
+        classes = self.classes_
+        return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`."""
-        return np.log(self.predict_proba(X))
+        """The logarithm of `predict_proba`, finite where a probability is too small for its type."""
+        z = self._outputs(X, "predict_log_proba")
+        xp = backend_of(z).xp
+        if type(self._trainer.loss) not in (CrossEntropy, _LabelLogLoss):
+            return xp.log(self._probabilities_of(z))
+        if self.out_activation_ == "softmax":
+            z = z - xp.max(z, axis=1, keepdims=True)
+            return z - xp.log(xp.sum(xp.exp(z), axis=1, keepdims=True))
+        far = xp.log1p(xp.exp(-xp.abs(z)))
+        log = xp.minimum(z, 0.0) - far
+        return log if self._labels.several else xp.concat([xp.minimum(-z, 0.0) - far, log], axis=1)
+
+    def _probabilities_of(self, outputs: Array) -> Array:
+        loss, backend = self._trainer.loss, backend_of(outputs)
+        if type(loss) not in (CrossEntropy, _LabelLogLoss):
+            return self._target().probabilities(loss, outputs)
+        with backend.session(device=backend.device(outputs)):
+            p = loss.prediction(backend, outputs)
+            one = self.n_outputs_ == 1 and not self._labels.several
+            return backend.xp.concat([1.0 - p, p], axis=1) if one else p
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of rows whose label is right, of several labels a row all of them."""
+        known, found = to_host(y), to_host(self.predict(X))
+        return float(accuracy_score(known, found, sample_weight=to_host(sample_weight)))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

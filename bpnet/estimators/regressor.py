@@ -4,24 +4,73 @@ from typing import Any, Self
 
 import numpy as np
 
+from bpnet.backends import backend_of
+from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
+from bpnet.estimators.arrays import to_host
+from bpnet.estimators.intervals import Quantities
 from bpnet.estimators.losses import _PoissonDeviance, _SquaredError
 from bpnet.losses.base import Loss
+from bpnet.losses.regression import Quantile
+from bpnet.registry import resolve
 
 from sklearn.base import RegressorMixin  # isort: skip
 from sklearn.metrics import r2_score
-from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
 
-class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
-    """A multi-layer perceptron that gives numbers: scikit-learn's `MLPRegressor`, trained by bpnet."""
+class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
+    """A multi-layer perceptron that gives numbers: scikit-learn's `MLPRegressor`, trained by bpnet.
 
-    _parameter_constraints = {
-        **BaseMLP._parameter_constraints,
-        "loss": [StrOptions({"squared_error", "poisson"})],
-    }
+        from bpnet import MLPRegressor
+        MLPRegressor(random_state=0).fit(X, y).predict(X)
+
+    X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
+    CSC) stay sparse where the network begins with a dense layer.  y are numbers, (rows,) or (rows, quantities).
+
+    Parameters
+    ----------
+    loss : "squared_error" or "poisson" as scikit-learn's, or any loss of bpnet, by name ("huber") or as an object;
+        with "quantile" there is `predict_quantiles`, with "gaussian_nll" also `predict(X, return_std=True)`
+    hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter,
+    shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction,
+    beta_1, beta_2, epsilon, n_iter_no_change, max_fun : as scikit-learn's, which the same `random_state` gives the
+        same start values, held-out rows and batches.  Besides:
+        activation : also any activation of bpnet, by name ("gelu") or as an object
+        solver : also any optimizer of bpnet, by name ("adamw"), with its own learning rate, or as an object
+        learning_rate : also "cosine", "coslog", "flat_cosine", "linear" or "one_cycle", which end with `max_iter`
+            epochs, or any bpnet schedule
+        warm_start : True goes on from the coefficients with a new optimizer, as scikit-learn does; "continue" goes on
+            with the optimizer and the order of rows too, so that two fits are one longer fit
+    dropout : the share of units that are left out after each hidden layer, or a schedule
+    norm : a layer between product and activation, by name ("LayerNorm") or as an object
+    residual : y = x + block(x) for every hidden layer that is as wide as the one before it
+    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says
+    ensemble : so many networks in one, trained side by side on the same batches, whose predictions are averaged (TabM,
+        Gorishniy et al. 2025)
+    preset : "strong" trains a network of RealMLP's kind for `max_iter` epochs (Holzmueller et al. 2024; see
+        `bpnet.tabular.networks.strong`) in the place of what solver, activation, hidden_layer_sizes, alpha, dropout
+        and learning rates say; with `early_stopping` the best epoch is kept
+    scoring : what held-out rows are scored by: a name or function of scikit-learn's, or "loss"; None for `score`
+    callbacks : bpnet's callbacks, by name or as objects
+    precision, device : as of `bp.Trainer`
+    dtype : "float32" or "float64" computes in that type; None in that of X
+    n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
+    quantiles : which ones the loss "quantile" learns, the smallest first
+    calibration_fraction : the share of the rows that is not trained on, by which `predict_interval` is calibrated
+
+    Attributes
+    ----------
+    coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_, best_validation_score_, n_iter_, t_,
+    n_layers_, n_outputs_, out_activation_, n_features_in_, feature_names_in_ : as scikit-learn's
+    validation_loss_curve_ : the loss on held-out rows after every epoch, where there are some
+    calibration_scores_ : how far off the network was on each of the rows that it was calibrated by, the smallest first
+    model_ : the network as a `bp.TableModel`, which needs no scikit-learn
+    """
+
+    _parameter_constraints = {**BaseMLP._parameter_constraints, "quantiles": ["array-like"]}
+    _checks = {"y_numeric": True}
 
     def __init__(
         self,
@@ -50,39 +99,91 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         epsilon: Any = 1e-8,
         n_iter_no_change: Any = 10,
         max_fun: Any = 15000,
+        dropout: Any = 0.0,
+        norm: Any = None,
+        residual: Any = False,
+        network: Any = None,
+        ensemble: Any = None,
+        preset: Any = None,
+        scoring: Any = None,
+        callbacks: Any = (),
+        precision: Any = "float32",
+        device: Any = None,
+        dtype: Any = None,
+        n_jobs: Any = None,
+        quantiles: Any = (0.05, 0.5, 0.95),
+        calibration_fraction: Any = None,
     ) -> None:
         super().__init__(locals())
 
-    _checks: dict[str, Any] = {"y_numeric": True}
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation_data: Any = None) -> Self:
+        """Train on rows X with targets y.
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on rows X with targets y."""
-        self._fit(X, y, sample_weight, incremental=False)
-        return self
+        `sample_weight` says how much each row counts.  `validation_data`, (X, y) or (X, y, sample_weight), is scored
+        after every epoch, and is what early stopping looks at.
+        """
+        return self._fit_and_calibrate(X, y, sample_weight, validation_data)
 
     @available_if(lambda est: est._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train for one epoch on these rows, and go on from what there is."""
-        self._fit(X, y, sample_weight, incremental=True)
+        self._fit(X, y, sample_weight, True)
         return self
 
-    def _targets(self, y: Any, first: bool, incremental: bool) -> Any:
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        y = y.reshape(-1, 1) if y.ndim == 1 else y
-        self.n_outputs_ = y.shape[1]
-        self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
-        return y
+    # ---- targets ------------------------------------------------------------------------------------------------
+
+    def _define(self, y: Any) -> None:
+        self._columns = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else 0
+        self.n_outputs_ = self._columns or 1
+
+    def _targets(self, y: Any) -> Any:
+        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        if y.dtype.kind not in "biuf":
+            raise DataError(
+                f"y holds values of type {y.dtype}; expected numbers: convert it by y.astype(float), or learn labels "
+                "by MLPClassifier"
+            )
+        return np.asarray(y.reshape(-1, 1) if y.ndim == 1 else y, dtype=np.float64)
+
+    def _target(self) -> Any:
+        from bpnet.tabular.target import Target
+
+        return Target("number", columns=self._columns)
+
+    def _restore(self, model: Any) -> None:
+        if model.target.kind != "number":
+            raise DataError("the model gives labels: MLPClassifier.from_model(...) is for those")
+        self._columns = model.target.columns
+        self.n_outputs_ = self._columns or 1
+        self._loss()
+
+    # ---- what the network gives ---------------------------------------------------------------------------------
 
     def _loss(self) -> Loss:
-        return _PoissonDeviance() if self.loss == "poisson" else _SquaredError()
+        self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
+        if self.loss == "squared_error":
+            return _SquaredError()
+        if self.loss == "quantile":
+            return Quantile(tuple(self.quantiles))
+        return _PoissonDeviance() if self.loss == "poisson" else resolve(Loss, "loss", self.loss)
+
+    def _units(self) -> int:
+        return int(self._target().outputs(self._loss()))
+
+    def _predictions(self, outputs: Any) -> Any:
+        z, loss = self._pooled(outputs)
+        return loss.prediction(backend_of(z), z)
 
     def _scored(self, outputs: Any, y: Any, weight: Any) -> float:
-        prediction = self._trainer.loss.prediction(self._trainer.backend, outputs)
-        return float(r2_score(y, prediction, sample_weight=weight)) if np.isfinite(prediction).all() else np.nan
+        found = self._predictions(outputs)
+        return float(r2_score(y, found, sample_weight=weight)) if np.isfinite(found).all() else np.nan
 
-    def predict(self, X: Any) -> Any:
-        """The prediction for each row."""
-        z = self._outputs(X)
-        y = self._trainer.loss.prediction(self._trainer.backend, z)
-        return y[:, 0] if y.shape[1] == 1 else y
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R**2, the share of the variance of y that the predictions account for; of several targets, the mean."""
+        known, found = to_host(y), to_host(self.predict(X))
+        return float(r2_score(known, found, sample_weight=to_host(sample_weight)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

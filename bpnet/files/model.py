@@ -64,6 +64,8 @@ class Checkpoint:
     classes: Sequence[Any] | None
     metadata: Mapping[str, Any]
     lr_scale: float = 1.0
+    table: Mapping[str, Any] | None = None
+    """Of a model that takes tables: what their columns are, and its target."""
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -85,6 +87,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         **({} if checkpoint.lr_scale == 1.0 else {"lr_scale": checkpoint.lr_scale}),
         "history": checkpoint.history,
         "classes": _classes(checkpoint.classes, layout),
+        **({} if checkpoint.table is None else {"table": checkpoint.table}),
     }
     if not isinstance(checkpoint.metadata, Mapping):
         raise ArgumentError(f"metadata is {kind_of(checkpoint.metadata)}; expected a dict")
@@ -160,6 +163,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             _classes(description["classes"], layout),
             metadata,
             not_negative("lr_scale", description.get("lr_scale", 1.0)),
+            description.get("table"),
         )
 
 

@@ -99,6 +99,7 @@ class Residual(Composite):
 
     inner: Layer
 
+    accepts_nan = False  # x itself is in y
     example = (Dense(12, "tanh"),)
 
     def __post_init__(self) -> None:
@@ -173,6 +174,10 @@ class Parallel(Composite):
         kinds = [layer.takes for layer in self.branches]
         codes = [kind for kind in kinds if isinstance(kind, int)]
         return min(codes) if codes else kinds[0]
+
+    @cached_property
+    def accepts_nan(self) -> bool:  # type: ignore[override]
+        return all(layer.accepts_nan is True for layer in self.branches)
 
     @cached_property
     def updates_buffers(self) -> bool:

@@ -15,8 +15,75 @@ from bpnet.layers.dense import Dense
 Branch = Layer | str
 
 
+class Joined(Composite):
+    """Base of layers that give each of several arrays to a child of its own, and join what these give."""
+
+    @cached_property
+    def takes(self) -> Takes:
+        return tuple((name, layer.takes) for name, layer in self.children)  # type: ignore[misc]
+
+    @cached_property
+    def accepts_nan(self) -> tuple[bool, ...]:  # type: ignore[override]
+        return tuple(layer.accepts_nan is True for _, layer in self.children)
+
+    @cached_property
+    def updates_buffers(self) -> bool:
+        return any(layer.updates_buffers for _, layer in self.children)
+
+    def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
+        """Of each branch, the shape of its input rows."""
+        return (shape for _, shape in in_shape)
+
+    def out_shape(self, in_shape: InShape) -> Shape:
+        shapes = {
+            name: tuple(layer.out_shape(shape))
+            for (name, layer), shape in zip(self.children, self.child_shapes(in_shape), strict=True)
+        }
+        first, *others = shapes.values()
+        if not first or any(len(s) != len(first) or s[:-1] != first[:-1] for s in others):
+            given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise ShapeError(
+                f"the branches of {type(self).__name__} give rows of other shapes: {given}; expected the same but for "
+                "the last axis, along which they are joined: Sequential(..., Flatten()) makes one axis of several"
+            )
+        return (*first[:-1], sum(shape[-1] for shape in shapes.values()))
+
+    def init(self, rng: Rng, in_shape: InShape) -> dict[str, Any]:
+        pairs = zip(self.children, self.child_shapes(in_shape), strict=True)
+        return {name: layer.init(rng, shape) for (name, layer), shape in pairs}
+
+    def _called(self, run: Run, p: Params) -> Iterator[tuple[str, Layer, Run, Any]]:
+        """Every branch: its name, the layer itself, or what stands for it under tracing, its run and parameters."""
+        for name, layer in self.children:
+            at = run.at(name) if layer.stochastic else run
+            yield name, run.backend.outline(layer) if run.backend.traces else layer, at, p[name]
+
+    def forward(self, run: Run, p: Params, x: Input) -> tuple[Array, Any]:
+        made = [layer.forward(at, own, part) for (_, layer, at, own), part in zip(self._called(run, p), x, strict=True)]
+        ys = [y for y, _ in made]
+        joined = ys[0] if len(ys) == 1 else run.xp.concat(ys, axis=-1)
+        return joined, ([cache for _, cache in made], [y.shape[-1] for y in ys])
+
+    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
+        caches, widths = cache
+        dx: list[Array | None] = []
+        grads: dict[str, Any] = {}
+        for (name, layer, at, own), mine, width, stop in zip(
+            self._called(run, p), caches, widths, accumulate(widths), strict=True
+        ):
+            if need_dx or (own and layer.trainable):
+                part, grads[name] = layer.backward(at, own, mine, dy[..., stop - width : stop], need_dx)
+                dx.append(part)
+            else:
+                grads[name] = {}
+        return (tuple(dx) if need_dx else None), grads
+
+    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
+        return super().update_buffers(run, p, cache[0])
+
+
 @dataclass(frozen=True, init=False, repr=False)
-class Inputs(Composite):
+class Inputs(Joined):
     r"""y = [f_a(x_a), f_b(x_b), ...]: each of several arrays by a branch of its own, joined along the last axis.
 
         branches = bp.Inputs(numbers="identity", city=bp.Embedding(500, 8))
@@ -68,62 +135,3 @@ class Inputs(Composite):
     @cached_property
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return self.branches
-
-    @cached_property
-    def takes(self) -> Takes:
-        return tuple((name, layer.takes) for name, layer in self.branches)  # type: ignore[misc]
-
-    @cached_property
-    def updates_buffers(self) -> bool:
-        return any(layer.updates_buffers for _, layer in self.branches)
-
-    def child_shapes(self, in_shape: InShape) -> Iterator[InShape]:
-        """Of each branch, the shape of its input rows."""
-        return (shape for _, shape in in_shape)
-
-    def out_shape(self, in_shape: InShape) -> Shape:
-        shapes = {
-            name: tuple(layer.out_shape(shape))
-            for (name, layer), shape in zip(self.branches, self.child_shapes(in_shape), strict=True)
-        }
-        first, *others = shapes.values()
-        if not first or any(len(s) != len(first) or s[:-1] != first[:-1] for s in others):
-            given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise ShapeError(
-                f"the branches of Inputs give rows of other shapes: {given}; expected the same but for the last axis, "
-                "along which they are joined: Sequential(..., Flatten()) makes one axis of several"
-            )
-        return (*first[:-1], sum(shape[-1] for shape in shapes.values()))
-
-    def init(self, rng: Rng, in_shape: InShape) -> dict[str, Any]:
-        pairs = zip(self.branches, self.child_shapes(in_shape), strict=True)
-        return {name: layer.init(rng, shape) for (name, layer), shape in pairs}
-
-    def _called(self, run: Run, p: Params) -> Iterator[tuple[str, Layer, Run, Any]]:
-        """Every branch: its name, the layer itself, or what stands for it under tracing, its run and parameters."""
-        for name, layer in self.branches:
-            at = run.at(name) if layer.stochastic else run
-            yield name, run.backend.outline(layer) if run.backend.traces else layer, at, p[name]
-
-    def forward(self, run: Run, p: Params, x: Input) -> tuple[Array, Any]:
-        made = [layer.forward(at, own, part) for (_, layer, at, own), part in zip(self._called(run, p), x, strict=True)]
-        ys = [y for y, _ in made]
-        joined = ys[0] if len(ys) == 1 else run.xp.concat(ys, axis=-1)
-        return joined, ([cache for _, cache in made], [y.shape[-1] for y in ys])
-
-    def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        caches, widths = cache
-        dx: list[Array | None] = []
-        grads: dict[str, Any] = {}
-        for (name, layer, at, own), mine, width, stop in zip(
-            self._called(run, p), caches, widths, accumulate(widths), strict=True
-        ):
-            if need_dx or (own and layer.trainable):
-                part, grads[name] = layer.backward(at, own, mine, dy[..., stop - width : stop], need_dx)
-                dx.append(part)
-            else:
-                grads[name] = {}
-        return (tuple(dx) if need_dx else None), grads
-
-    def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        return super().update_buffers(run, p, cache[0])

@@ -5,8 +5,8 @@ from typing import Any
 
 from bpnet.backends.base import Array
 from bpnet.errors import ShapeError
-from bpnet.layer import Derivatives, Layer, Params, Rng, Run, Shape
-from bpnet.options import finite
+from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.options import finite, flag
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Scale(Layer):
     With sums over all axes but the last, dL/dscale = sum of dL/dy x, and dL/dx = dL/dy scale.
 
     As the first layer it lets training choose among inputs (RealMLP: Holzmueller et al. 2024); after the branch of a
-    `Residual`, with a small `start`, it is LayerScale (Touvron et al. 2021).
+    `Residual`, with a small `start`, it is LayerScale (Touvron et al. 2021).  Weight decay leaves it alone, unless
+    `decay` is True, as it is in RealMLP.
     """
 
     start: float = 1.0
+    decay: bool = False
 
     def __post_init__(self) -> None:
-        self._check(start=finite)
+        self._check(start=finite, decay=flag)
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if not in_shape:
@@ -30,7 +32,7 @@ class Scale(Layer):
         return in_shape
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        return {"scale": rng.full(in_shape[-1:], self.start)}
+        return {"scale": Leaf(rng.full(in_shape[-1:], self.start), decay=self.decay)}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         return x * p["scale"], x

@@ -37,7 +37,7 @@ class Standardize(Layer):
         self._set(mean=mean, scale=scale, invert=flag("invert", self.invert))
 
     def __repr__(self) -> str:
-        return f"Standardize(mean={_shown(self.mean)}, scale={_shown(self.scale)}, invert={self.invert})"
+        return f"Standardize(mean={shown_values(self.mean)}, scale={shown_values(self.scale)}, invert={self.invert})"
 
     def out_shape(self, in_shape: Shape) -> Shape:
         if not in_shape:
@@ -73,9 +73,10 @@ def _numbers(what: str, values: Any, above: float) -> Values:
     return tuple([number(f"{what}[{i}]", value, above, math.inf, closed="neither") for i, value in enumerate(several)])
 
 
-def _shown(values: Any) -> str:
+def shown_values(values: Any) -> str:
     """Values in a few words, since there may be one for each of 100,000 columns."""
     if not isinstance(values, tuple):
         return f"{values:g}"
     shown = [f"{value:g}" for value in values[:3]]
-    return f"({', '.join(shown)}{f', ... {len(values)} values' if len(values) > 3 else ''})"
+    rest = f", ... {len(values)} values" if len(values) > 3 else "," * (len(values) == 1)
+    return f"({', '.join(shown)}{rest})"

@@ -78,12 +78,23 @@ class Loss(Registered, kind="loss"):
         """
         return output
 
+    def average(self, b: Backend, outputs: Array) -> Array:
+        """Of outputs (rows, k, ...) of k networks that output whose prediction is the mean of theirs, (rows, ...)."""
+        return b.xp.mean(outputs, axis=1)
+
     def correct(self, run: Run, output: Array, target: Array) -> Array | None:
         """For every row whether the prediction is right, 0 or 1 of the output's type; None where meaningless."""
         if self.boundary is None:
             return None
         same = (output > self.boundary) == (target > 0.5)
         return run.xp.astype(run.xp.all(same, axis=tuple(range(1, output.ndim))), output.dtype)
+
+
+def log_mean_exp(b: Backend, x: Array) -> Array:
+    """log of the mean of exp(x) over the axis 1, the largest x subtracted first."""
+    xp = b.xp
+    top = xp.maximum(xp.max(x, axis=1, keepdims=True), float(xp.finfo(x.dtype).min))
+    return xp.squeeze(top, axis=1) + xp.log(xp.mean(xp.exp(x - top), axis=1))
 
 
 def row_weights(run: Run, like: Array, weight: Array | None, total: Any, outputs: int) -> Any:

@@ -8,7 +8,7 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Shape
 from bpnet.layers.activation import sigmoid
-from bpnet.losses.base import ElementwiseLoss
+from bpnet.losses.base import ElementwiseLoss, log_mean_exp
 from bpnet.options import fraction, not_negative, number, number_or_numbers
 
 
@@ -31,6 +31,13 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
     def derivative(self, b: Backend, output: Array, target: Array) -> Array:
         return (output - target) / b.xp.maximum(output * (1.0 - output), 1e-12)
+
+
+def logit_of_mean(b: Backend, z: Array) -> Array:
+    """log p / (1 - p) of the mean p of sigmoid(z) over the axis 1."""
+    soft = b.xp.log1p(b.xp.exp(-b.xp.abs(z)))
+    true, false = b.xp.minimum(z, 0.0) - soft, b.xp.minimum(-z, 0.0) - soft
+    return log_mean_exp(b, true) - log_mean_exp(b, false)
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +101,9 @@ class BinaryCrossEntropyWithLogits(ElementwiseLoss):
     def prediction(self, b: Backend, output: Array) -> Array:
         return sigmoid(b, output)
 
+    def average(self, b: Backend, outputs: Array) -> Array:
+        return logit_of_mean(b, outputs)
+
 
 @dataclass(frozen=True, repr=False)
 class BinaryFocal(ElementwiseLoss):
@@ -138,6 +148,9 @@ class BinaryFocal(ElementwiseLoss):
 
     def prediction(self, b: Backend, output: Array) -> Array:
         return sigmoid(b, output)
+
+    def average(self, b: Backend, outputs: Array) -> Array:
+        return logit_of_mean(b, outputs)
 
 
 _PLAIN = BinaryCrossEntropyWithLogits()

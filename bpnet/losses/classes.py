@@ -9,7 +9,7 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Run, Shape, kernel
 from bpnet.layers.activation import softmax
-from bpnet.losses.base import Loss, RowLoss, row_weights
+from bpnet.losses.base import Loss, RowLoss, log_mean_exp, row_weights
 from bpnet.options import fraction, not_negative, numbers, whole
 
 
@@ -39,6 +39,12 @@ class ClassLoss(Loss):
 
     def prediction(self, b: Backend, output: Array) -> Array:
         return softmax(b, output)
+
+    def average(self, b: Backend, outputs: Array) -> Array:
+        """The logarithm of the mean of the probabilities."""
+        xp = b.xp
+        z = outputs - xp.max(outputs, axis=2, keepdims=True)
+        return log_mean_exp(b, z - xp.log(xp.sum(xp.exp(z), axis=2, keepdims=True)))
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from bpnet.backends.base import Array
+from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import Loss
@@ -100,6 +100,9 @@ class Heads(Loss):
             values.append(value * head.weight)
             slopes.append(dy * head.weight)
         return sum(values[1:], values[0]), run.xp.concat(slopes, axis=1) if len(slopes) > 1 else slopes[0]
+
+    def average(self, b: Backend, outputs: Array) -> Array:
+        return b.xp.concat([head.loss.average(b, outputs[:, :, mine]) for head, mine, _ in self.parts], axis=1)
 
     def rows(self, run: Run, output: Array, target: Array) -> Array:
         found = [head.loss.rows(run, some, y) * head.weight for head, some, y in self.of_heads(run, output, target)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ShapeError
 from bpnet.layer import Run, Shape
-from bpnet.losses.base import ElementwiseLoss, RowLoss
+from bpnet.losses.base import ElementwiseLoss, RowLoss, log_mean_exp
 from bpnet.options import number
 
 FAR = 800.0
@@ -23,6 +23,9 @@ class _LogLink(ElementwiseLoss):
 
     def prediction(self, b: Backend, output: Array) -> Array:
         return b.xp.exp(output)
+
+    def average(self, b: Backend, outputs: Array) -> Array:
+        return log_mean_exp(b, outputs)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,3 +128,13 @@ class GaussianNLL(RowLoss):
     def prediction(self, b: Backend, output: Array) -> Array:
         """The means."""
         return b.xp.reshape(output, (output.shape[0], output.shape[1] // 2, 2))[:, :, 0]
+
+    def average(self, b: Backend, outputs: Array) -> Array:
+        """The mean and the variance of the mixture: the mean of the variances and the variance of the means."""
+        xp, (rows, k, width) = b.xp, outputs.shape
+        pairs = xp.reshape(outputs, (rows, k, width // 2, 2))
+        means, s = pairs[:, :, :, 0], pairs[:, :, :, 1]
+        mean = xp.mean(means, axis=1)
+        off = means - xp.expand_dims(mean, axis=1)
+        variance = xp.exp(log_mean_exp(b, s)) + xp.mean(off * off, axis=1)
+        return xp.reshape(xp.stack([mean, xp.log(variance)], axis=2), (rows, width))

@@ -6,26 +6,51 @@ e = output - target throughout.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import OptionError, ShapeError
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import ElementwiseLoss, RowLoss
-from bpnet.options import numbers, positive
+from bpnet.options import number_or_numbers, numbers, positive
 
 
 @dataclass(frozen=True, repr=False)
 class MeanSquaredError(ElementwiseLoss):
-    """l = mean over outputs of e**2; dl/doutput = 2 e / outputs."""
+    """l = mean over outputs of (e / scale)**2; dl/doutput = 2 e / scale**2 / outputs.
+
+    `scale` is a number, or one for every output, such as the targets' deviations: then outputs count alike however
+    large their targets are, and the loss is a share of the variance.
+    """
+
+    scale: float | Sequence[float] = 1.0
 
     names = {"mean_squared_error": {}, "mse": {}}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(scale=number_or_numbers("scale", self.scale, 0.0, math.inf, closed="neither"))
+
+    def target_shape(self, out_shape: Shape) -> Shape:
+        if isinstance(self.scale, tuple) and len(self.scale) != out_shape[-1]:
+            raise ShapeError(
+                f"scale has {len(self.scale)} numbers, but the network gives {out_shape} per row: expected one for "
+                "every output, or one number"
+            )
+        return out_shape
+
+    def _scaled(self, b: Backend, error: Array) -> Array:
+        scale: Any = self.scale
+        if scale == 1.0:
+            return error
+        return error / (b.constants(scale, error) if isinstance(scale, tuple) else scale)
+
     def value(self, b: Backend, output: Array, target: Array) -> Array:
-        error = output - target
+        error = self._scaled(b, output - target)
         return error * error
 
     def derivative(self, b: Backend, output: Array, target: Array) -> Array:
-        return 2.0 * (output - target)
+        return 2.0 * self._scaled(b, self._scaled(b, output - target))
 
 
 @dataclass(frozen=True, repr=False)

@@ -69,7 +69,7 @@ def install() -> None:
     compiler._get_arch, compiler._get_nvrtc_version = (lambda: "90"), (lambda: (13, 0))
     import cupy
 
-    for name in ("argsort", "cumsum"):  # of Thrust, and of a kernel that is for warps
+    for name in ("argsort", "sort", "cumsum"):  # of Thrust, and of a kernel that is for warps
         setattr(cupy, name, functools.partial(_on_host, name))
 
 

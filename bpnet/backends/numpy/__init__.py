@@ -100,7 +100,7 @@ class NumpyBackend(Backend):
     ) -> AbstractContextManager[None]:
         if current.reference:
             return nullcontext()
-        pays = work >= WORTH_IT and _can_compile() if choice == "auto" else bool(choice)
+        pays = work >= WORTH_IT and can_compile() if choice == "auto" else bool(choice)
         compiles = work > 0.0 and pays
         return ThreadsSession(threads, compiles) if compiles or current.session.limits_blas else NumpySession(threads)
 
@@ -108,7 +108,7 @@ class NumpyBackend(Backend):
         self, function: Callable[..., Any], donate: bool = False, choice: bool | str = "auto"
     ) -> Callable[..., Any]:
         """By LLVM where the `jit` extra is installed and it pays, else as it stands."""
-        if choice is True and not _can_compile():
+        if choice is True and not can_compile():
             raise MissingExtraError("compile=True with NumPy arrays", "llvmlite", "jit")
         step = functools.partial(function, self)
 
@@ -123,7 +123,7 @@ class NumpyBackend(Backend):
 
         @functools.cache
         def compiled_function() -> Any:
-            if not _can_compile():
+            if not can_compile():
                 return None
             from bpnet.backends.numpy.compiled import CompiledFunction
 
@@ -271,7 +271,7 @@ def _cut(size: int, count: int) -> list[Rows]:
 
 
 @functools.cache
-def _can_compile() -> bool:
+def can_compile() -> bool:
     """Whether llvmlite is there, and not older than its present way to optimize."""
     try:
         from llvmlite import binding

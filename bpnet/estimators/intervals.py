@@ -1,0 +1,235 @@
+"""What the estimators say besides one value a row: deviations, quantiles, intervals, and sets of classes.
+
+Rows by which an interval or a set is calibrated must be other ones than those that the network was trained on, and come
+from where the rows come from that it is asked for; see `bpnet.tabular.conformal` for what is then promised.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+
+from bpnet.backends import Array, Backend, backend_of
+from bpnet.errors import ArgumentError, OptionError
+from bpnet.estimators.arrays import beside, foreign, take, to_host
+from bpnet.estimators.sparse import is_sparse
+from bpnet.losses.base import Loss
+from bpnet.options import whole
+from bpnet.tabular import conformal
+from bpnet.tabular.distributions import drawn_moments, levels_of, moments
+from bpnet.tabular.distributions import quantiles as quantiles_of
+from bpnet.tabular.sampling import samples as networks
+
+from sklearn.base import is_classifier  # isort: skip
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import _num_samples, check_is_fitted
+
+
+class Calibrated:
+    """An estimator that may be calibrated by held-out rows."""
+
+    calibration_fraction: Any
+    random_state: Any
+    _trainer: Any
+
+    def calibrate(self, X: Any, y: Any) -> Self:
+        raise NotImplementedError
+
+    def _fit_and_calibrate(self, X: Any, y: Any, sample_weight: Any, validation_data: Any) -> Self:
+        """Fit, and where some rows are to calibrate by, hold them out and do so; classes are held out in proportion."""
+        est: Any = self
+        if est.calibration_fraction is None:
+            est._fit(X, y, sample_weight, False, validation_data)
+            return self
+        est._validate_params()
+        known = None if y is None else to_host(y)
+        options = {"test_size": est.calibration_fraction, "random_state": check_random_state(est.random_state)}
+        if is_classifier(est) and known is not None and type_of_target(known) in ("binary", "multiclass"):
+            options["stratify"] = known
+        kept, held = train_test_split(np.arange(_num_samples(X)), **options)
+
+        def of(values: Any, rows: Any) -> Any:
+            if values is None:
+                return None
+            return _safe_indexing(values, rows) if foreign(values) is None else take(values, rows)
+
+        est._fit(of(X, kept), of(y, kept), of(sample_weight, kept), False, validation_data)
+        return self.calibrate(of(X, held), of(y, held))
+
+    def _threshold(self, coverage: float) -> Array:
+        """The score that a new row's stays below with that probability."""
+        check_is_fitted(self)
+        if not hasattr(self, "calibration_scores_"):
+            raise NotFittedError(
+                f"this {type(self).__name__} is not calibrated: fit it with calibration_fraction=0.2, say, or call "
+                "calibrate(X, y) with rows that it was not trained on"
+            )
+        return conformal.threshold(self.calibration_scores_, coverage)
+
+    def _drawn(self, X: Any, method: str, samples: int) -> Any:
+        """The outputs of so many networks that are drawn by dropout, the same ones every time."""
+        count = whole("samples", samples, 1)
+        check_is_fitted(self)
+        x = self._inputs(X, method)  # type: ignore[attr-defined]
+        return networks(self._trainer, x.toarray() if is_sparse(x) else x, count, self._trainer.seed)
+
+    def _said(self, X: Any, method: str) -> tuple[Backend, Loss, Array]:
+        """What the network gives, the library of that, and its loss."""
+        outputs = self._outputs(X, method)  # type: ignore[attr-defined]
+        return backend_of(outputs), self._trainer.loss, outputs
+
+
+class Quantities(Calibrated):
+    """A regressor that says how far off it may be."""
+
+    n_outputs_: int
+
+    def predict(self, X: Any, *, return_std: bool = False, samples: int = 0) -> Any:
+        """The prediction for each row: (rows,), or of several targets (rows, targets); with its deviation if asked for.
+
+        The standard deviation is the predicted one with loss="gaussian_nll", and how far the members of an ensemble
+        disagree.  With `samples`, the prediction is the mean of as many networks, which are drawn from this one by its
+        dropout, and their spread is part of the deviation (Gal and Ghahramani 2016).
+        """
+        variance: Array | None
+        if samples:
+            draws = self._drawn(X, "predict", samples)
+            loss = self._trainer.loss
+            mean, variance = drawn_moments(loss, draws)
+        else:
+            backend, loss, outputs = self._said(X, "predict")
+            mean, variance = moments(backend, loss, outputs)
+        if not return_std:
+            return self._shaped(mean)
+        if variance is None:
+            raise OptionError(
+                f"return_std=True, but {loss} tells no deviation: train with loss='gaussian_nll' or with ensemble=8, "
+                "or with dropout=0.1 and draw samples=50, say"
+            )
+        return self._shaped(mean), self._shaped(backend_of(variance).xp.sqrt(variance))
+
+    def predict_quantiles(self, X: Any, quantiles: Any = None) -> Any:
+        """Quantiles of each row's target: (rows, quantiles), or of several targets (rows, targets, quantiles).
+
+        With loss="quantile" these are the ones that were learnt, all or those that are named (Koenker and Bassett
+        1978), in rising order; with loss="gaussian_nll" any, those of the normal distribution.
+        """
+        return self._shaped(quantiles_of(*self._said(X, "predict_quantiles"), quantiles))
+
+    def calibrate(self, X: Any, y: Any) -> Self:
+        """Find out by rows that it was not trained on how far off it is, for `predict_interval`.
+
+        The scores are kept as `calibration_scores_`, (rows, targets).
+        """
+        middle, deviation, low, high = self._spread(X, "calibrate")
+        xp = backend_of(middle).xp
+        known = np.asarray(to_host(y), dtype=np.float64)
+        target = beside(middle, known.reshape(known.shape[0], -1))
+        if tuple(target.shape) != tuple(middle.shape):
+            raise ArgumentError(f"y has the shape {known.shape}; expected {tuple(middle.shape)}, a row for each of X")
+        if low is None:
+            scores = conformal.residual_scores(target, middle, deviation)
+        else:
+            scores = conformal.quantile_scores(target, low, high)
+        self.calibration_scores_ = xp.sort(scores, axis=0)
+        return self
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> Any:
+        """An interval for each row that holds its target with probability `coverage`: (rows, 2), its ends.
+
+        Of several targets it is (rows, targets, 2), each with that probability.  It needs a calibration, by
+        `calibration_fraction` or `calibrate`.  Its width is the same for all rows, that of split conformal prediction
+        (Lei et al. 2018); where the network tells a deviation, in proportion to it; and with several quantiles the
+        lowest and the highest of them, moved by the same for all rows (conformalized quantile regression, Romano,
+        Patterson and Candes 2019).  Infinite where the calibration had too few rows for such a coverage.
+        """
+        limit = self._threshold(coverage)
+        middle, deviation, low, high = self._spread(X, "predict_interval")
+        xp = backend_of(middle).xp
+        if low is None:
+            ends = conformal.residual_interval(middle, limit, deviation)
+        else:
+            ends = conformal.quantile_interval(low, high, limit)
+        return self._shaped(xp.stack(ends, axis=2))
+
+    def _spread(self, X: Any, method: str) -> tuple[Array, Array, Array, Array]:
+        """Prediction and deviation, and the lowest and highest quantile; None where there is no such."""
+        backend, loss, outputs = self._said(X, method)
+        mean, variance = moments(backend, loss, outputs)
+        if len(levels_of(loss)) > 1:
+            found = quantiles_of(backend, loss, outputs)
+            return mean, None, found[:, :, 0], found[:, :, -1]
+        return mean, None if variance is None else backend.xp.sqrt(variance), None, None
+
+    def _shaped(self, values: Array) -> Array:
+        """Of one target without the axis of targets."""
+        return values[:, 0, ...] if self.n_outputs_ == 1 else values
+
+
+class Classes(Calibrated):
+    """A classifier that says which classes a row may be of."""
+
+    _labels: Any
+
+    def _probabilities_of(self, outputs: Any) -> Any:
+        raise NotImplementedError
+
+    def predict_proba(self, X: Any, *, samples: int = 0, return_std: bool = False) -> Any:
+        """The probability of every class, in the order of `classes_`: (rows, classes), and its deviation if asked for.
+
+        With `samples` it is the mean over as many networks, which are drawn from this one by its dropout, and the
+        standard deviation is theirs (Gal and Ghahramani 2016).
+        """
+        if not samples:
+            if return_std:
+                raise OptionError("return_std=True tells how far networks disagree: draw some by samples=50, say")
+            return self._probabilities_of(self._said(X, "predict_proba")[2])
+        total: Any = 0.0
+        squares: Any = 0.0
+        for outputs in self._drawn(X, "predict_proba", samples):
+            p = self._probabilities_of(outputs)
+            total, squares = total + p, squares + p * p
+        mean = total * (1.0 / samples)
+        if not return_std:
+            return mean
+        xp = backend_of(mean).xp
+        return mean, xp.sqrt(xp.maximum(squares * (1.0 / samples) - mean * mean, 0.0))
+
+    def calibrate(self, X: Any, y: Any) -> Self:
+        """Find out by rows that it was not trained on how likely the true class is thought, for `predict_set`.
+
+        The scores are kept as `calibration_scores_`, (rows, 2): one for "lac" and one for "aps".
+        """
+        if self._labels.several:
+            raise OptionError("calibrate is for one label a row, of which a set holds the true one; y had several")
+        p, known = self._probabilities_of(self._said(X, "calibrate")[2]), np.asarray(to_host(y)).reshape(-1)
+        unknown = np.setdiff1d(known, self._labels.values)
+        if unknown.size:
+            raise OptionError(f"y has classes that are not in classes_, {unknown[0]!r} for example")
+        if known.shape[0] != p.shape[0]:
+            raise ArgumentError(f"y has {known.shape[0]} labels; expected {p.shape[0]}, one for each row of X")
+        codes = beside(p, np.searchsorted(self._labels.values, known))
+        found = [conformal.true_scores(self._label_scores(p, method, place=0), codes) for method in conformal.SETS]
+        xp = backend_of(p).xp
+        self.calibration_scores_ = xp.sort(xp.concat(found, axis=1), axis=0)
+        return self
+
+    def predict_set(self, X: Any, coverage: float = 0.9, method: str = "lac") -> Any:
+        """Which classes each row may be of: (rows, classes) of True and False, in the order of `classes_`.
+
+        A row's set holds its true class with probability `coverage`.  It needs a calibration, by `calibration_fraction`
+        or `calibrate`.  "lac" gives the smallest sets on average, empty ones among them (Sadinle, Lei and Wasserman
+        2019); "aps" larger ones for rows that are harder, so that the coverage is nearly the same for easy and hard
+        rows (Romano, Sesia and Candes 2020).
+        """
+        place = conformal.SETS.index(conformal.check_sets(method))
+        limit = self._threshold(coverage)
+        p = self._probabilities_of(self._said(X, "predict_set")[2])
+        return self._label_scores(p, method, place=1) <= limit[place]
+
+    def _label_scores(self, p: Array, method: str, place: int) -> Array:
+        """The score of every class of every row; the shares that "aps" draws are the same every time."""
+        chance = np.random.default_rng((self._trainer.seed, place)).uniform(size=(p.shape[0], 1))
+        return conformal.label_scores(p, method, beside(p, chance))

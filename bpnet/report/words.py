@@ -1,0 +1,122 @@
+"""Numbers and names as people read them, in columns that line up whatever script they are written in."""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from bpnet.metrics.base import COLUMNS
+
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+    "f1": "F1",
+    "r2": "R2",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+}
+"""What scores are called in a report."""
+SHARES = ("accuracy", "balanced_accuracy", "calibration_error")
+"""Scores that are written in percent."""
+RECORDED = set(COLUMNS)
+
+
+def title(name: str) -> str:
+    """What a score is called."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def short(value: float) -> str:
+    """A number with some four digits, and commas between thousands."""
+    if not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if 1000 <= size < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with so many decimals, and without a sign where all of them are 0."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share; a dash where there is none."""
+    return f"{fixed(100.0 * value, digits)}%" if math.isfinite(value) else "-"
+
+
+def score(name: str, value: float) -> str:
+    """A score as it is written."""
+    return percent(value, 2) if name in SHARES else f"{value:.4f}" if name in ("r2", "roc_auc", "f1") else short(value)
+
+
+def clean(text: str) -> str:
+    """Text on one line: what a terminal would obey, and what has no width of its own, becomes a space or goes."""
+    spaced = "".join(" " if c.isspace() else c for c in text)
+    return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cn"))
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    taken, joined = 0, False
+    for c in text:
+        if joined or unicodedata.combining(c) or unicodedata.category(c) in ("Cf", "Mn", "Me"):
+            joined = c == "\u200d"  # what follows is drawn into the same place
+            continue
+        taken += 2 if unicodedata.east_asian_width(c) in "WF" else 1
+    return taken
+
+
+def fit(text: str, width: int) -> str:
+    """The text in no more than `width` columns: its beginning, and that there is more."""
+    text = clean(text).strip()
+    if columns_of(text) <= width:
+        return text
+    while text and columns_of(text) > width - 1:
+        text = text[:-1]
+    return text.rstrip("\u200d") + "…"
+
+
+def pad(text: str, width: int, right: bool = False) -> str:
+    """The text with spaces behind it, or before it."""
+    spaces = " " * (width - columns_of(text))
+    return spaces + text if right else text + spaces
+
+
+def aligned(rows: Iterable[Sequence[str]], left: int = 1, indent: int = 2) -> list[str]:
+    """Lines of a table whose first `left` columns are text and whose others are numbers."""
+    listed = list(rows)
+    widths = [max(columns_of(row[i]) for row in listed) for i in range(len(listed[0]))]
+    return [
+        (
+            " " * indent + "  ".join(pad(c, w, i >= left) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        ).rstrip()
+        for row in listed
+    ]
+
+
+def wrapped(parts: Iterable[str], width: int, indent: int = 2, between: str = "  ") -> list[str]:
+    """The parts one after the other, on as many lines as they need."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and columns_of(lines[-1] + between + part) <= width:
+            lines[-1] += between + part
+        else:
+            lines.append(" " * indent + part)
+    return lines
+
+
+def more(count: int, what: str) -> str:
+    """That so many are left out."""
+    return f"... and {count:,} more {what}"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals to write such numbers with, so that the largest has four digits."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    return 3 if largest == 0 else min(max(3 - math.floor(math.log10(largest)), 0), 9)

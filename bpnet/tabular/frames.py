@@ -1,0 +1,221 @@
+"""One view on every kind of table: names of columns, and each column's values."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bpnet.backends import backend_of
+from bpnet.errors import ArgumentError, ArrayMismatchError, DataError, ShapeError, closest, kind_of, shown
+from bpnet.tabular.columns import Column, column_of, rows_of
+
+TABLES = (
+    "an array (rows, columns), a DataFrame of pandas or polars, a table of Arrow, a structured array, a dict of "
+    "columns or a list of dicts"
+)
+
+
+class Frame:
+    """A table of any kind, read column by column.
+
+    names : of the columns, in their order; "x0", "x1", ... where the table has none
+    named : whether the table has names of its own
+    rows : how many
+    matrix : the table itself where it is an array of numbers (rows, columns) of any library, else None
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Any], rows: int, *, matrix: Any = None, named: bool = True, what: str = "the table"
+    ) -> None:
+        self.names = tuple(columns)
+        self.rows, self.matrix, self.named, self.what = rows, matrix, named, what
+        self._raw = dict(columns)
+        self._columns: dict[str, Column] = {}
+
+    def __repr__(self) -> str:
+        return f"<Frame of {self.rows} rows: {', '.join(self.names)}>"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._raw
+
+    @classmethod
+    def of(cls, table: Any, what: str = "the table") -> "Frame":
+        """The view on a table: see TABLES; `what` is what errors call it.
+
+        Raises ArgumentError where it is no table, ShapeError or DataError where names or lengths of columns are not
+        as they should be.
+        """
+        if isinstance(table, Frame):
+            return table
+        names, columns = _parts(table, what)
+        if names is None:
+            return cls._of_matrix(columns, what)
+        keys = [str(name) for name in names]
+        if len(set(keys)) < len(keys):
+            twice = next(name for i, name in enumerate(keys) if name in keys[:i])
+            raise DataError(f"{what} has more than one column called {twice!r}: rename one, or leave it out")
+        lengths = [_length(column, f"column {name!r}") for name, column in zip(keys, columns, strict=True)]
+        if len(set(lengths)) > 1:
+            odd = next(i for i, length in enumerate(lengths) if length != lengths[0])
+            raise ShapeError(
+                f"column {keys[0]!r} of {what} has {lengths[0]} rows, but column {keys[odd]!r} {lengths[odd]}: "
+                "expected as many"
+            )
+        return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, what=what)
+
+    @classmethod
+    def _of_matrix(cls, matrix: Any, what: str) -> "Frame":
+        names = [f"x{i}" for i in range(int(matrix.shape[1]))]
+        numbers = not isinstance(matrix, np.ndarray) or matrix.dtype.kind in "fiub"
+        columns = {name: _MatrixColumn(matrix, i) for i, name in enumerate(names)}
+        return cls(columns, int(matrix.shape[0]), matrix=matrix if numbers else None, named=False, what=what)
+
+    def column(self, name: str) -> Any:
+        """The values of a column, one a row: a NumPy array, or where numbers lie on a device an array there.
+
+        Missing are NaN among numbers, NaT among dates, None among objects.
+        """
+        return self.coded(name).array()
+
+    def check(self, name: str) -> None:
+        """Raise DataError where there is no such column."""
+        if name not in self._raw:
+            meant = closest(name, self._raw) if isinstance(name, str) else None
+            hint = f": did you mean {meant!r}?" if meant else f"; it has {', '.join(map(repr, self.names))}"
+            raise DataError(f"{self.what} has no column {shown(name)}{hint}")
+
+    def coded(self, name: str) -> Column:
+        """The column itself; text and mixed objects as different values and their codes."""
+        found = self._columns.get(name)
+        if found is None:
+            self.check(name)
+            raw = self._raw[name]
+            raw = raw.values() if isinstance(raw, _MatrixColumn) else raw
+            found = self._columns[name] = column_of(raw, f"column {name!r} of {self.what}")
+        return found
+
+    def take(self, rows: Any) -> "Frame":
+        """The table of some rows: a slice, or an array of whole numbers, or of booleans."""
+        if self.matrix is not None:
+            return Frame._of_matrix(rows_of(self.matrix, rows), self.what)
+        columns = {name: self.coded(name).take(rows) for name in self.names}
+        first = next(iter(columns.values()), None)
+        return Frame(columns, 0 if first is None else first.rows, named=self.named, what=self.what)
+
+    def select(self, names: Iterable[str]) -> "Frame":
+        """The table of these columns; raises DataError where it lacks one."""
+        names = list(names)
+        for name in names:
+            self.check(name)
+        raw = {name: self._columns.get(name, self._raw[name]) for name in names}
+        return Frame(raw, self.rows, named=self.named, what=self.what)
+
+    def without(self, names: Iterable[str]) -> "Frame":
+        """The table without these columns; those that it does not have don't matter."""
+        out = set(names)
+        return self.select(name for name in self.names if name not in out) if out & set(self.names) else self
+
+    def with_column(self, name: str, values: Any) -> "Frame":
+        """The table with other values in a column, or with one more; as many as there are rows."""
+        column = column_of(values, f"column {name!r} of {self.what}")
+        if column.rows != self.rows:
+            raise ShapeError(f"column {name!r} has {column.rows} rows, but {self.what} {self.rows}")
+        raw = {key: self._columns.get(key, value) for key, value in self._raw.items()}
+        return Frame(raw | {name: column}, self.rows, named=self.named, what=self.what)
+
+    def permuted(self, name: str, order: Any) -> "Frame":
+        """The table with the values of one column in another order: what is lost without that column?"""
+        return self.with_column(name, self.coded(name).take(order))
+
+
+class _MatrixColumn:
+    """A column of an array, which is cut out when it is asked for."""
+
+    def __init__(self, matrix: Any, place: int) -> None:
+        self.matrix, self.place = matrix, place
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def values(self) -> Any:
+        return self.matrix[:, self.place]
+
+
+def _length(column: Any, what: str) -> int:
+    if isinstance(column, Column):
+        return column.rows
+    shape = getattr(column, "shape", None)
+    try:
+        return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
+    except TypeError:
+        raise ArgumentError(f"{what} of the table is {shown(column)}; expected a value for every row") from None
+
+
+def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
+    """Names and columns of a table; no names, and the array itself, where it is an array (rows, columns)."""
+    if isinstance(table, np.ndarray) and table.dtype.names:
+        return list(table.dtype.names), [table[name] for name in table.dtype.names]
+    if isinstance(table, np.ma.MaskedArray):
+        matrix = _two_axes(table, what)
+        return None, matrix if matrix.dtype.kind == "O" else matrix.astype(np.float64).filled(np.nan)
+    if isinstance(table, np.ndarray):
+        return None, _two_axes(np.asarray(table), what)
+    if isinstance(table, Mapping):
+        return list(table.keys()), list(table.values())
+    if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
+        return list(table.columns), [table.iloc[:, i] for i in range(len(table.columns))]
+    if hasattr(table, "get_columns") and hasattr(table, "columns"):  # polars
+        return list(table.columns), list(table.get_columns())
+    if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
+        return list(table.column_names), [table.column(i) for i in range(table.num_columns)]
+    if hasattr(table, "__arrow_c_stream__") and not (hasattr(table, "iloc") or hasattr(table, "to_physical")):
+        loaded = sys.modules.get("pyarrow"), sys.modules.get("polars")
+        made = next((module.table if module is loaded[0] else module.DataFrame for module in loaded if module), None)
+        if made is not None:
+            return _parts(made(table), what)
+    if isinstance(table, Sequence) and not isinstance(table, str | bytes):
+        return _of_rows(list(table), what)
+    try:
+        return None, _two_axes(_plain(table, what), what)
+    except ArrayMismatchError:
+        raise ArgumentError(f"{what} is {kind_of(table)}; expected {TABLES}{_hint(table)}") from None
+
+
+def _plain(table: Any, what: str) -> Any:
+    backend = backend_of(table, what)
+    unfit = backend.unfit(table)
+    if unfit is not None:
+        raise ArrayMismatchError(f"{what} is {unfit}")
+    return backend.detach(table)
+
+
+def _hint(table: Any) -> str:
+    ways = ("to_frame", "collect", "compute", "toarray", "to_pandas", "toPandas", "df")
+    known = next((way for way in ways if callable(getattr(table, way, None))), None)
+    return f"; its .{known}() gives one" if known else ""
+
+
+def _two_axes(matrix: Any, what: str) -> Any:
+    if matrix.ndim != 2:
+        hint = f": {what}[None] makes it one row, {what}[:, None] one column" if matrix.ndim == 1 else ""
+        raise ShapeError(f"{what} has the shape {tuple(matrix.shape)}; expected (rows, columns){hint}")
+    return matrix
+
+
+def _of_rows(rows: list[Any], what: str) -> tuple[list[Any] | None, Any]:
+    """A list with a dict, or a list of values, for every row."""
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        names = dict.fromkeys(name for row in rows for name in row)
+        return list(names), [[row.get(name) for row in rows] for name in names]
+    wide = [list(row) if isinstance(row, list | tuple | np.ndarray) else [] for row in rows]
+    widths = {len(row) for row in wide}
+    if not rows or widths == {0} or len(widths) > 1:
+        raise ArgumentError(f"{what} is a list of {shown(rows[0]) if rows else 'no rows'}; expected {TABLES}")
+    columns = [column_of(list(values), f"column {i} of {what}") for i, values in enumerate(zip(*wide, strict=True))]
+    if all(column.codes is None and column.values.dtype.kind in "fiub" for column in columns):
+        return None, np.stack([column.values for column in columns], axis=1)
+    matrix = np.empty((len(rows), len(columns)), dtype=object)
+    for i, row in enumerate(wide):
+        matrix[i] = row
+    return None, matrix

@@ -1,0 +1,127 @@
+"""What is to be learnt of a table, by which loss, and how much each row counts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bpnet.backends import Array, backend_of
+from bpnet.errors import ArgumentError, DataError, DTypeError, OptionError, kind_of, plural, shown
+from bpnet.losses.base import Loss
+from bpnet.losses.binary import BinaryCrossEntropyWithLogits
+from bpnet.losses.classes import ClassLoss, CrossEntropy
+from bpnet.losses.regression import MeanSquaredError
+from bpnet.options import not_negative
+from bpnet.registry import resolve
+from bpnet.tabular.columns import Column, column_of
+from bpnet.tabular.frames import Frame
+from bpnet.tabular.options import check_loss
+from bpnet.tabular.splits import rare
+from bpnet.tabular.target import Target
+
+
+def with_target(frame: Frame, name: str) -> tuple[Frame, Column, list[str]]:
+    """The other columns and the target's, of the rows that have a value there; and a note where some have none."""
+    column, frame = frame.coded(name), frame.without([name])
+    gaps = backend_of(missing := column.missing()).to_host(missing)
+    if not gaps.any():
+        return frame, column, []
+    if gaps.all():
+        raise DataError(f"the target {name!r} of {frame.what} has no values: all are missing")
+    kept, first, count = np.flatnonzero(~gaps), int(np.argmax(gaps)), int(gaps.sum())
+    has = "have" if count > 1 else "has"
+    note = f"{plural(count, 'row')} of {frame.what} {has} no {name!r}, first row {first:,}: left out"
+    return frame.take(kept), column.take(kept), [note]
+
+
+def find_goal(y: Any, name: str | None, said: str | None, given: Any, what: str) -> tuple[Target, Loss]:
+    """What is learnt from y, and by which loss.
+
+    `said` is the kind of column that the user says it is, None if they don't, and `given` the name of a loss or one, or
+    "auto".  Raises DTypeError or DataError where a loss does not fit.
+    """
+    loss = None if given == "auto" else check_loss(resolve(Loss, "loss", given))
+    called = given if isinstance(given, str) else repr(loss)
+    wants = None if loss is None else "class" if isinstance(loss, ClassLoss) or loss.boundary is not None else "number"
+    kind = wants
+    if said is not None:
+        kind = {"number": "number", "category": "class", "boolean": "class", "text": "class"}.get(said)
+        if kind is None:
+            raise OptionError(f"types says that {what} is a {said}; expected number or category")
+        if wants not in (None, kind):
+            raise OptionError(f"types says that {what} is a {said}, but {called} is a loss of {wants}")
+    column = y if isinstance(y, Column) else column_of(y, what) if np.ndim(y) == 1 else None
+    if column is not None:
+        if kind == "number" and column.codes is not None:
+            raise DTypeError(f"{what} is text: {called} needs numbers")
+        if kind == "class" and said is None and _has_fractions(column):
+            raise DTypeError(f"{what} holds numbers with fractions: {called} needs classes")
+    elif kind == "class":
+        kind = "multilabel"
+    try:
+        goal = Target.of(y, name, kind)
+    except (DataError, DTypeError) as error:
+        raise type(error)(str(error).replace("y ", f"{what} ", 1)) from None
+    if goal.kind == "class" and loss is not None and not loss.labels and len(goal.classes) > 2:
+        raise DataError(f"{what} has {len(goal.classes)} classes: {loss} distinguishes two")
+    default = {"class": CrossEntropy, "multilabel": BinaryCrossEntropyWithLogits, "number": MeanSquaredError}
+    return goal, loss or default[goal.kind]()
+
+
+def _has_fractions(column: Column) -> bool:
+    values = column.values
+    return column.codes is None and column.on_host and values.dtype.kind == "f" and bool((values % 1 != 0).any())
+
+
+def class_numbers(goal: Target, y: Any) -> Array | None:
+    """For every row the number of its class, on the host; None where there are no classes."""
+    if goal.kind != "class":
+        return None
+    codes = goal.encode(y)
+    return backend_of(codes).to_host(codes)
+
+
+def quantities(goal: Target, y: Any, rows: Array) -> Array:
+    """Some rows of the numbers of y, (rows, columns), on the host; zeros where there are none."""
+    if goal.kind != "number":
+        return np.zeros((1, 1))
+    values = goal.encode(y)
+    host: Array = backend_of(values).to_host(values)
+    return host[rows].astype(np.float64)
+
+
+def as_type(values: Any, like: Any) -> Any:
+    """Numbers of the type of other arrays."""
+    backend = backend_of(values)
+    dtype = getattr(backend.xp, "float32" if "float32" in str(like.dtype) else "float64")
+    return values if values.dtype == dtype else backend.xp.astype(values, dtype)
+
+
+def class_weights(goal: Target, y: Any, given: str | Mapping[Any, float] | None) -> Any:
+    """How much every row counts, None where all count the same; of "balanced" every class does."""
+    if given is None:
+        return None
+    if goal.kind != "class":
+        raise OptionError(f"class_weight is {shown(given)}, but the target has no classes: leave it out")
+    if isinstance(given, str):
+        return goal.balanced_weights(y)
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"class_weight is {kind_of(given)}; expected 'balanced' or a dict with a weight a class")
+    for label in given:
+        if label not in goal.classes:
+            raise OptionError(f"class_weight has the class {label!r}; there are {', '.join(map(repr, goal.classes))}")
+    table = [not_negative(f"class_weight[{label!r}]", given.get(label, 1.0)) for label in goal.classes]
+    codes = goal.encode(y)
+    backend = backend_of(codes)
+    return backend.from_host(np.array(table, np.float32)[backend.to_host(codes)], None, backend.device(codes))
+
+
+def rare_classes(labels: Array, held_out: Array, goal: Target) -> list[str]:
+    """A note where classes are too rare to be held out."""
+    found = rare(labels, held_out, goal.classes)
+    if not found:
+        return []
+    some = ", ".join(f"{name!r} ({plural(count, 'row')})" for name, count in found[:5])
+    more = f", ... ({len(found):,} in all)" if len(found) > 5 else ""
+    which, it = ("classes", "they are") if len(found) > 1 else ("class", "it is")
+    return [f"too rare to be held out: {which} {some}{more}; how well {it} told from others is not measured"]

@@ -1,0 +1,362 @@
+"""What a model says of a row: labels or quantities as the user has them, and what a loss makes of them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from bpnet.backends import Backend, backend_of
+from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, ShapeError, plural, shown
+from bpnet.losses.base import Loss
+from bpnet.losses.classes import ClassLoss
+from bpnet.losses.likelihood import GaussianNLL
+from bpnet.losses.members import Members
+from bpnet.losses.regression import Quantile
+from bpnet.options import choice, whole
+from bpnet.tabular.columns import Column, column_of
+from bpnet.tabular.frames import Frame
+
+KINDS = ("class", "number", "multilabel")
+FEW = 20
+"""Different whole numbers that are taken for classes, whatever they are."""
+NUMBERED = 1000
+"""And so many where they are all of 0 ... K - 1, or of 1 ... K, each in PER_CLASS rows on average."""
+PER_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is learnt: one of several classes, quantities, or labels each of which a row may have.
+
+        target = Target.of(y)
+        trainer.fit(x, target.encode(y, loss))
+        target.decode(trainer.predict(x), loss)
+
+    kind : "class", "number" or "multilabel"
+    names : of the columns, where they have any
+    classes : of a "class" the labels, sorted: text, whole numbers, floats or booleans, as they came
+    columns : of quantities or labels how many; 0 where they came as a vector
+    """
+
+    kind: str
+    names: tuple[str, ...] = ()
+    classes: tuple[Any, ...] = ()
+    columns: int = 0
+
+    @classmethod
+    def of(cls, y: Any, name: str | None = None, kind: str | None = None) -> "Target":
+        """The target whose values y has: a vector or column, or (rows, columns).
+
+        Text and booleans are classes.  So are whole numbers where there are at most 20 different ones, or where they
+        number classes from 0 or 1 on without a gap; other numbers are quantities.  `kind` says it otherwise.  Several
+        columns are quantities, but of whole numbers 0 and 1, or booleans, labels.
+        """
+        kind = None if kind is None else choice("kind", kind, KINDS)
+        names, columns, several = _columns(y)
+        names = [name] if name is not None and not several else names
+        for column in columns:
+            _check_present(column)
+        if several or kind == "multilabel":
+            flags = all(_are_flags(column) for column in columns)
+            kind = kind or ("multilabel" if flags else "number")
+            if kind == "class":
+                raise ShapeError(f"y has {len(columns)} columns; expected one label a row")
+            return cls(kind, tuple(names), (), len(columns))
+        (column,) = columns
+        if kind is None:
+            kind = "class" if _are_classes(column) else "number"
+        if kind == "number":
+            _numbers(column)
+            return cls(kind, tuple(names))
+        classes = _classes(column)
+        if len(classes) < 2:
+            raise DataError(f"y has the single class {classes[0]!r}; expected at least two")
+        return cls(kind, tuple(names), classes)
+
+    @property
+    def name(self) -> str | None:
+        """Of the column, where it is one that has a name."""
+        return self.names[0] if len(self.names) == 1 else None
+
+    def array(self, backend: Backend | None = None, device: Any = None) -> Any:
+        """The classes as an array: of text, an array of objects."""
+        kind = "O" if any(isinstance(label, str) for label in self.classes) else None
+        host = np.array(self.classes, dtype=kind)
+        return host if backend is None or kind or backend.name == "numpy" else backend.from_host(host, None, device)
+
+    def outputs(self, loss: Loss) -> int:
+        """How many outputs a network needs for it."""
+        loss = plain_loss(loss)
+        if self.kind == "class":
+            return len(self.classes) if isinstance(loss, ClassLoss) or len(self.classes) > 2 else 1
+        count = self.columns or 1
+        per = len(loss.quantiles) if isinstance(loss, Quantile) else 2 if isinstance(loss, GaussianNLL) else 1
+        return count * per
+
+    # ---- to a loss ----------------------------------------------------------------------------------------------
+
+    def encode(self, y: Any, loss: Loss | None = None, like: Any = None) -> Any:
+        """y as a loss takes it: labels 0 ... K - 1 (rows,), or columns of numbers.
+
+        Of a loss with an output for each class that is right or wrong (binary cross-entropy, hinge), columns of 0 and
+        1, one where there are two classes.  What is on the host comes to the library and device of `like`.
+        """
+        _, columns, _ = _columns(y)
+        for column in columns:
+            _check_present(column)
+        if len(columns) != (self.columns or 1):
+            raise ShapeError(f"y has {plural(len(columns), 'column')}; expected {self.columns or 1}")
+        if self.kind == "class":
+            labels = self._labels(columns[0])
+            made = labels if loss is None or loss.labels else self._one_hot(labels)
+        else:
+            found = [_numbers(column) for column in columns]
+            if self.kind == "multilabel" and not all(map(_are_flags, columns)):
+                raise DataError("y has values other than 0 and 1; expected for every label whether a row has it")
+            backend = backend_of(found[0])
+            made = backend.xp.stack(found, axis=1)
+        if like is None or not isinstance(made, np.ndarray):
+            return made
+        backend = backend_of(like)
+        if backend.name == "numpy":
+            return made
+        dtype = backend.xp.int32 if made.dtype.kind in "iub" else like.dtype
+        return backend.from_host(made, dtype, backend.device(like))
+
+    def _labels(self, column: Column) -> Any:
+        """The number of every row's class."""
+        known = self.classes
+        if not column.on_host:
+            return self._device_labels(column.values)
+        if column.codes is None:
+            values, codes = np.unique(column.values, return_inverse=True)
+            objects, codes = values.tolist(), codes.reshape(-1)
+        else:
+            objects, codes = column.values.tolist(), column.codes
+        place = {label: i for i, label in enumerate(known)}
+        table = np.array([place.get(value, -1) for value in objects], dtype=np.int32)
+        labels = table[codes]
+        if len(labels) and labels.min() < 0:
+            row = int(np.argmin(labels))
+            raise self._unknown(objects[int(codes[row])], row)
+        return labels
+
+    def _device_labels(self, values: Any) -> Any:
+        """The same where they lie."""
+        backend = backend_of(values)
+        xp, known = backend.xp, np.array(self.classes)
+        with backend.session(device=backend.device(values)):
+            if known.dtype.kind == "U":
+                raise DTypeError(f"y holds {values.dtype} values; the classes are text")
+            if xp.isdtype(values.dtype, "bool"):
+                values = xp.astype(values, xp.int32)
+            whole = xp.isdtype(values.dtype, "integral")
+            if whole and known.min() >= xp.iinfo(values.dtype).min and known.max() <= xp.iinfo(values.dtype).max:
+                table = backend.from_host(np.floor(known).astype(np.int64), values.dtype, backend.device(values))
+            else:
+                values = xp.astype(values, xp.float64) if whole else values
+                table = backend.from_host(known.astype(np.float64), values.dtype, backend.device(values))
+            at = xp.minimum(xp.searchsorted(table, values), len(known) - 1)
+            same = xp.take(table, at) == values
+            if not bool(xp.all(same)):
+                wrong = int(xp.argmin(xp.astype(same, xp.int32)))
+                raise self._unknown(backend.to_host(values[wrong]).item(), wrong)
+            return xp.astype(at, xp.int32)
+
+    def _unknown(self, value: Any, row: int) -> DataError:
+        some = ", ".join(map(repr, self.classes[:10])) + ", ..." * (len(self.classes) > 10)
+        return DataError(f"y has the class {shown(value)} in row {row}; the model knows {some}")
+
+    def _one_hot(self, labels: Any) -> Any:
+        backend = backend_of(labels)
+        xp, count = backend.xp, len(self.classes)
+        if count == 2:
+            return xp.reshape(labels, (-1, 1))
+        every = xp.arange(count, dtype=labels.dtype, device=backend.device(labels))
+        return xp.astype(xp.reshape(labels, (-1, 1)) == every, labels.dtype)
+
+    def balanced_weights(self, y: Any) -> Any:
+        """For every row the weight rows / (K rows of its class), with which all classes count the same."""
+        labels = self.encode(y)
+        if self.kind != "class":
+            raise OptionError("balanced weights are of classes; the target is " + self.kind)
+        backend = backend_of(labels)
+        counts = np.bincount(backend.to_host(labels), minlength=len(self.classes))
+        weights = (len(labels) / (len(self.classes) * np.maximum(counts, 1))).astype(np.float32)
+        if backend.name == "numpy":
+            return weights[labels]
+        return backend.xp.take(backend.from_host(weights, None, backend.device(labels)), labels)
+
+    # ---- from outputs -------------------------------------------------------------------------------------------
+
+    def probabilities(self, loss: Loss, outputs: Any) -> Any:
+        """(rows, K) probabilities of the classes in their order, or of each label; raises OptionError without any."""
+        if self.kind == "number":
+            raise OptionError("a model of quantities has no probabilities")
+        if not loss.logits and (_has_margins(loss) or not loss.probabilities):
+            raise OptionError(
+                f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
+            )
+        backend = backend_of(outputs)
+        xp = backend.xp
+        with backend.session(device=backend.device(outputs)):
+            loss, outputs = pooled(backend, loss, outputs)
+            found = loss.prediction(backend, outputs)
+            if self.kind == "class" and found.shape[1] == 1:
+                return xp.concat([1.0 - found, found], axis=1)
+            if self.kind == "class" and not isinstance(loss, ClassLoss):  # one against the rest, each on its own
+                total = xp.sum(found, axis=1, keepdims=True)
+                return xp.where(total > 0.0, found / xp.where(total > 0.0, total, 1.0), 1.0 / found.shape[1])
+            return found
+
+    def decode(self, outputs: Any, loss: Loss) -> Any:
+        """Labels or quantities for a network's outputs, (rows,) or (rows, columns), on their device.
+
+        Labels that are text are a NumPy array of objects.  Of a loss of several quantiles there is a column for each;
+        of gaussian_nll the mean.
+        """
+        backend = backend_of(outputs)
+        xp = backend.xp
+        with backend.session(device=backend.device(outputs)):
+            loss, outputs = pooled(backend, loss, outputs)
+            found = outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
+            if self.kind == "number":
+                return found if self.columns or found.shape[1] > 1 else xp.reshape(found, (-1,))
+            above = found > (0.0 if _has_margins(loss) else 0.5)
+            index = xp.__array_namespace_info__().default_dtypes()["integral"]
+            if self.kind == "multilabel":
+                return xp.astype(above, index)
+            place = xp.astype(above[:, 0], index) if found.shape[1] == 1 else xp.argmax(found, axis=1)
+            classes = self.array(backend, backend.device(outputs))
+            if isinstance(classes, np.ndarray):
+                return classes[backend.to_host(place)]
+            return xp.take(classes, place)
+
+    # ---- as data ------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "kind": self.kind,
+            "names": list(self.names),
+            "classes": list(self.classes),
+            "columns": self.columns,
+        }
+
+    @classmethod
+    def restore(cls, plain: Any) -> "Target":
+        """The target that `describe` described; raises FileFormatError or OptionError where it is none."""
+        if not isinstance(plain, dict) or plain.keys() != {f.name for f in fields(cls)}:
+            raise FileFormatError("the table has no target")
+        names, classes = plain["names"], plain["classes"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FileFormatError("the target of the table has names that are no text")
+        sorts = {type(label) for label in classes} if isinstance(classes, list) else {None}
+        if not sorts <= {str} and not sorts <= {bool} and not sorts <= {int, float}:
+            raise FileFormatError("the target of the table has classes of several kinds")
+        made = cls(
+            choice("kind", plain["kind"], KINDS), tuple(names), tuple(classes), whole("columns", plain["columns"], 0)
+        )
+        if made.kind == "class" and made.columns:
+            raise FileFormatError("the target of the table is a class of several columns")
+        if (made.kind == "class") != (len(set(classes)) == len(classes) >= 2) or list(classes) != sorted(classes):
+            raise FileFormatError("the target of the table has classes that are not sorted, or not different")
+        return made
+
+
+def plain_loss(loss: Loss) -> Loss:
+    """The loss of one member, where `loss` is of several."""
+    return loss.inner if isinstance(loss, Members) else loss
+
+
+def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
+    """The loss of one member, and of the members' outputs the one (rows, units) that says what they say on average."""
+    return plain_loss(loss), loss.pooled(backend, outputs) if isinstance(loss, Members) else outputs
+
+
+def _has_margins(loss: Loss) -> bool:
+    """Whether outputs are compared with 0, but are no logits."""
+    return loss.boundary == 0.0 and not loss.logits
+
+
+def _columns(y: Any) -> tuple[list[str], list[Column], bool]:
+    """Names and columns of y, and whether they are several."""
+    if isinstance(y, Column):
+        return [], [y], False
+    if isinstance(y, Frame):
+        return list(y.names), [y.coded(name) for name in y.names], True
+    shape = getattr(y, "shape", None)
+    one_axis = shape is not None and len(shape) == 1 and getattr(getattr(y, "dtype", None), "names", None) is None
+    listed = isinstance(y, list | tuple) and not (y and isinstance(y[0], list | tuple | dict))
+    if one_axis or listed or hasattr(y, "to_physical") or hasattr(y, "null_count"):
+        name = getattr(y, "name", None)
+        return [] if name is None or not isinstance(name, str | int) else [str(name)], [column_of(y, "y")], False
+    frame = Frame.of(y, "y")
+    columns = [frame.coded(name) for name in frame.names]
+    return list(frame.names) if frame.named else [], columns, len(columns) > 1
+
+
+def _check_present(column: Column) -> None:
+    missing = column.missing()
+    backend = backend_of(missing)
+    if bool(backend.xp.any(missing)):
+        row = int(backend.xp.argmax(backend.xp.astype(missing, backend.xp.int32)))
+        raise DataError(f"y is missing in row {row}: leave out such rows")
+    if column.rows == 0:
+        raise DataError("y has no rows")
+
+
+def _numbers(column: Column) -> Any:
+    """Finite numbers, one a row."""
+    values = column.values
+    if column.codes is not None or (column.on_host and values.dtype.kind in "mM"):
+        held = shown(column.array()[0])
+        raise DTypeError(f"y holds {held} in row 0; expected numbers, as quantities are")
+    backend = backend_of(values)
+    if backend.xp.isdtype(values.dtype, "real floating"):
+        bad = backend.xp.isinf(values)
+        if bool(backend.xp.any(bad)):
+            row = int(backend.xp.argmax(backend.xp.astype(bad, backend.xp.int32)))
+            raise DataError(f"y is infinite in row {row}")
+    return values
+
+
+def _are_flags(column: Column) -> bool:
+    if column.codes is not None or (column.on_host and column.values.dtype.kind not in "biuf"):
+        return False
+    xp = backend_of(column.values).xp
+    if xp.isdtype(column.values.dtype, "real floating"):
+        return False
+    return bool(xp.all((column.values == 0) | (column.values == 1)))
+
+
+def _are_classes(column: Column) -> bool:
+    """Whether values are taken for labels: see `Target.of`."""
+    if column.codes is not None:
+        return True
+    values = column.values if column.on_host else backend_of(column.values).to_host(column.values)
+    if values.dtype.kind in "biu" or (values.dtype.kind == "f" and bool(np.all(values == np.floor(values)))):
+        if values.dtype.kind == "b":
+            return True
+        different = np.unique(values)
+        count, first = len(different), different[0]
+        numbered = first in (0, 1) and different[-1] - first == count - 1 and count <= NUMBERED
+        return count <= FEW or (bool(numbered) and values.dtype.kind != "f" and len(values) >= PER_CLASS * count)
+    if values.dtype.kind in "mM":
+        raise DTypeError(f"y holds {values.dtype} values; expected labels or numbers")
+    return False
+
+
+def _classes(column: Column) -> tuple[Any, ...]:
+    """The labels, sorted."""
+    if column.codes is None:
+        values = column.values if column.on_host else backend_of(column.values).to_host(column.values)
+        return tuple(np.unique(values).tolist())
+    used = np.bincount(column.codes, minlength=len(column.values)) > 0
+    labels = [label for label, there in zip(column.values.tolist(), used, strict=True) if there]
+    if all(isinstance(label, bool) for label in labels) or all(isinstance(label, str) for label in labels):
+        return tuple(sorted(labels))
+    if all(isinstance(label, int | float) and not isinstance(label, bool) for label in labels):
+        return tuple(sorted(labels))
+    odd = next(label for label in labels if type(label) is not type(labels[0]))
+    raise DTypeError(f"y mixes {shown(labels[0])} and {shown(odd)}: expected labels of one kind, such as all text")
