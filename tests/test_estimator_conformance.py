@@ -371,6 +371,13 @@ def test_targets_of_the_wrong_kind(estimator: Any) -> None:
 
 
 @BOTH
+def test_held_out_rows_without_a_weight(estimator: Any) -> None:
+    x, y = rows(40)
+    with pytest.raises(ValueError, match="weight 0"):
+        estimator(**SMALL, early_stopping=True).fit(x, y, np.eye(40)[0])
+
+
+@BOTH
 def test_what_is_not_fitted_says_so(estimator: Any) -> None:
     with pytest.raises(NotFittedError, match="fit"):
         estimator().predict(np.zeros((1, 2)))

@@ -285,6 +285,10 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             return None
         x, y, weight, labels = rows
         known = to_host(y), None if weight is None else to_host(weight)
+        if known[1] is not None and not np.any(known[1]):
+            raise DataError(
+                "all rows that are held out have the weight 0: give some a weight, or hold out more of them"
+            )
         score: Any = lambda outputs: self._scored(to_host(outputs), *known)  # noqa: E731
         if self.scoring is not None:
             scorer = None if self.scoring == "loss" else check_scoring(self, self.scoring)

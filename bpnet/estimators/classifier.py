@@ -293,17 +293,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`, finite where a probability is too small for its type."""
-        z = self._outputs(X, "predict_log_proba")
-        xp = backend_of(z).xp
-        if type(self._trainer.loss) not in (CrossEntropy, _LabelLogLoss):
-            return xp.log(self._probabilities_of(z))
-        if self.out_activation_ == "softmax":
-            z = z - xp.max(z, axis=1, keepdims=True)
-            return z - xp.log(xp.sum(xp.exp(z), axis=1, keepdims=True))
-        far = xp.log1p(xp.exp(-xp.abs(z)))
-        log = xp.minimum(z, 0.0) - far
-        return log if self._labels.several else xp.concat([xp.minimum(-z, 0.0) - far, log], axis=1)
+        """The logarithm of `predict_proba`: -inf where a probability is too small for its type, and so 0."""
+        p = self._probabilities_of(self._outputs(X, "predict_log_proba"))
+        with np.errstate(divide="ignore"):
+            return backend_of(p).xp.log(p)
 
     def _probabilities_of(self, outputs: Array) -> Array:
         loss, backend = self._trainer.loss, backend_of(outputs)
