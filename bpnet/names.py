@@ -79,6 +79,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.tabular.model": "TableModel",
         "bpnet.tabular.schema": "Schema",
         "bpnet.tabular.target": "Target",
+        "bpnet.tabular.search": "search_table",
         "bpnet.tabular.training": "train_table",
         "bpnet.testing": "GradientReport check_gradients",
         "bpnet.trainer": "Trainer",

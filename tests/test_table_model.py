@@ -429,8 +429,13 @@ def test_targets_that_can_not_be_learnt_are_refused():
     target = bp.Target.of(["a", "b"])
     with pytest.raises(DataError, match="y has the class 'c' in row 1; the model knows 'a', 'b'"):
         target.encode(["a", "c"])
-    with pytest.raises(DTypeError, match="y holds 'a' in row 0; expected numbers"):
-        bp.Target.of(["a", "b"], kind="number")
+    with pytest.raises(DTypeError, match="y holds 'b' in row 1; expected numbers"):
+        bp.Target.of(["1.5", "b"], kind="number")
+    assert bp.Target.of(["1.5", "2"], kind="number").encode(["1.5", "2"]).tolist() == [[1.5], [2.0]]
+    flags = np.array([[0.0, 1.0], [1.0, 1.0]])
+    assert bp.Target.of(flags, kind="multilabel").encode(flags).tolist() == flags.tolist()
+    with pytest.raises(DataError, match="y has values other than 0 and 1"):
+        bp.Target.of(flags, kind="multilabel").encode(2 * flags)
 
 
 def softmax(z):

@@ -159,7 +159,8 @@ def _length(column: Any, what: str) -> int:
     try:
         return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
-        raise ArgumentError(f"{what} of the table is {shown(column)}; expected a value for every row") from None
+        hint = "a value for every row (a table of one row is a list with its dict)"
+        raise ArgumentError(f"{what} of the table is {shown(column)}; expected {hint}") from None
 
 
 def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
@@ -174,7 +175,10 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
     if isinstance(table, Mapping):
         return list(table.keys()), list(table.values())
     if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
-        return list(table.columns), [table.iloc[:, i] for i in range(len(table.columns))]
+        dtypes = set(table.dtypes)
+        if len(dtypes) == 1 and isinstance(dtype := dtypes.pop(), np.dtype) and dtype.kind in "fiub":
+            return list(table.columns), list(table.to_numpy().T)
+        return list(table.columns), [column for _, column in table.items()]
     if hasattr(table, "get_columns") and hasattr(table, "columns"):  # polars
         return list(table.columns), list(table.get_columns())
     if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
