@@ -32,7 +32,7 @@ class _Labels(NamedTuple):
 
 def _numbered(y: Any) -> tuple[Any, Any]:
     """The different labels, sorted, and the number of every row's: `numpy.unique`, faster for whole numbers."""
-    if y.dtype.kind in "biu" and y.size:
+    if y.dtype.kind in "biu" and y.ndim == 1 and y.size:
         low, high = int(y.min()), int(y.max())
         if high - low < 2**16 and abs(high) < 2**62:
             place = y.astype(np.int64) - low
