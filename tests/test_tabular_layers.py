@@ -448,6 +448,11 @@ def test_a_divergence_is_said_of_what_diverged() -> None:
         (lambda: bp.NumericInput((1.0, 2.0), (1.0,)), OptionError, "center 2, scale 1; expected one of each for every"),
         (lambda: bp.NumericInput(quantiles=((0.0, 2.0, 1.0),)), OptionError, r"quantiles\[0\] is not sorted"),
         (lambda: bp.NumericInput(quantiles=()), OptionError, "quantiles is empty"),
+        (
+            lambda: bp.NumericInput(quantiles=(tuple(range(2049)), *((0,),) * 2047)),
+            OptionError,
+            "2,048 columns of up to 2,049 knots; expected at most 4,194,304 in all",
+        ),
         (lambda: bp.NumericInput(quantiles=((),)), OptionError, r"quantiles\[0\] is \(\)"),
         (lambda: bp.NumericInput((1.0, 2.0)).out_shape((3,)), ShapeError, "center for 2 columns, but rows have 3"),
         (lambda: bp.NumericInput(missing=(3,)).out_shape((3,)), ShapeError, "the column 3 .* but rows have 3"),
@@ -457,7 +462,7 @@ def test_a_divergence_is_said_of_what_diverged() -> None:
         (lambda: bp.CategoricalInput((1,), (1,)), OptionError, r"entries\[0\] is 1; expected .* at least 2"),
         (lambda: bp.CategoricalInput((5,), (-1,)), OptionError, r"width\[0\] is -1"),
         (lambda: bp.CategoricalInput((2,), (0,)), OptionError, "leave no feature"),
-        (lambda: bp.CategoricalInput((2**23, 2**23 + 1), (1, 1)), OptionError, "16,777,217 entries; expected at most"),
+        (lambda: bp.CategoricalInput((2**22, 2**22 + 1), (1, 1)), OptionError, "8,388,609 entries; expected at most"),
         (
             lambda: bp.CategoricalInput((5,), (1,)).out_shape((2,)),
             ShapeError,

@@ -199,7 +199,15 @@ class Draw:
         embedded = bp.Sequential(bp.Embedding(codes, width), bp.Flatten()) if columns else bp.Embedding(codes, width)
         branches = {"numbers": bp.Sequential(bp.Flatten(), *self.chain((math.prod(shape),), 1, 1), bp.Flatten())}
         x = {"numbers": self.normal(rows, *shape)} | ({"codes": index} if start == 1 else {})
-        if start == 1:
+        if start == 1 and columns and self.chance(0.5):
+            x["codes"] = self.rng.integers(-1, 6, (rows, 4), "int32")
+            x["gaps"] = np.where(self.rng.random((rows, 3)) < 0.2, np.nan, 3.0 * self.normal(rows, 3))
+            scale, knots = (1.0, 2.0, 0.0), ((-3.0, 0.0, 0.0, 2.0),) * 3
+            branches["codes"] = bp.CategoricalInput((5, 4, 3, 5), (width, 0, width, 0))
+            branches["gaps"] = self.of(
+                bp.NumericInput(0.5, scale, clip=2.0, missing=(0, 2)), bp.NumericInput(quantiles=knots, missing=(1,))
+            )
+        elif start == 1:
             branches["codes"] = embedded
         else:
             x["more"], branches["more"] = self.normal(rows, 2), bp.Sequential(self.layer((2,), 1), bp.Flatten())
