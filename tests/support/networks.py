@@ -138,10 +138,32 @@ class Draw:
         return make(shape, level) if make in composite else make(shape)
 
     def of_dense(self, shape: Shape) -> bp.Layer:
+        if len(shape) == 1 and self.chance(0.1):
+            return self.of_members(self.whole(1, 3))
+        if self.chance(0.05):
+            return self.of_numbers(shape[-1])
         if shape[-1] > 1 and self.chance(0.1):
             options = {"kernel_init": self.initializer(True), "bias_init": self.initializer(False)}
             return bp.Bilinear(self.whole(1, 4), self.whole(1, shape[-1] - 1), self.chance(0.8), **options)
         return self.dense(self.whole(1, 6))
+
+    def of_members(self, k: int) -> bp.Layer:
+        """What makes rows of k members."""
+        units, options = self.whole(1, 4), {"bias": self.chance(0.8), "ntk": self.chance(0.3)}
+        return self.of(
+            bp.MemberScale(k, self.of("random_signs", "normal")),
+            bp.BatchEnsemble(k, units, self.activation(), "random_signs", **options),
+            bp.MemberDense(k, units, self.activation(), **options),
+        )
+
+    def of_numbers(self, columns: int) -> bp.Layer:
+        bins = tuple(tuple(np.sort(self.normal(self.whole(2, 4))).tolist()) for _ in range(columns))
+        options = {"frequencies": self.whole(1, 3), "sigma": self.number(0.1, 0.5), "flatten": self.chance(0.7)}
+        return self.of(
+            bp.NumericEmbedding("pbld", self.whole(2, 3), **options),
+            bp.NumericEmbedding("plr", self.whole(1, 3), **options),
+            bp.NumericEmbedding("piecewise_linear", self.whole(1, 3), bins=bins),
+        )
 
     def of_shape(self, shape: Shape) -> bp.Layer:
         size = math.prod(shape)
