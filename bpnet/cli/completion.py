@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable
-
-import typer
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from bpnet.names import STRINGS
 
@@ -28,19 +28,26 @@ def activations(incomplete: str) -> list[str]:
     return names_of("layer")(incomplete)
 
 
-def columns(context: typer.Context, incomplete: str) -> list[str]:
-    """The columns of DATA, if it stands before; of several with commas between the one that is being written."""
-    from bpnet.cli.columns import Columns
-    from bpnet.cli.sources import TextOptions, find_source
-
-    given = context.params
+def columns(incomplete: str) -> list[str]:
+    """The columns of DATA, if it is on the line; of several with commas between the one that is being written."""
     try:
-        text = TextOptions(given.get("sep"), given.get("encoding") or "utf-8", ())
-        found = list(Columns(find_source(given["data"]), text).position)
-    except Exception:  # no file yet, or none that can be read: there is nothing to offer, and nobody to tell
+        found = columns_of(shlex.split(os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")))
+    except Exception:  # a file that can't be read has no columns to offer, and there is nobody to tell
         return []
     before = incomplete[: incomplete.rfind(",") + 1]
     return [before + escaped(name) for name in found if name.strip()]
+
+
+def columns_of(words: Sequence[str]) -> list[str]:
+    """The columns of the first file on a command line that is no model."""
+    from bpnet.cli.columns import Columns
+    from bpnet.cli.sources import TextOptions, find_source
+
+    data = next((word for word in words[1:] if not word.endswith(".safetensors") and os.path.isfile(word)), None)
+    if data is None:
+        return []
+    given = dict(pairwise(words))
+    return list(Columns(find_source(data), TextOptions(given.get("--sep"), given.get("--encoding", "utf-8"))).position)
 
 
 def escaped(name: str) -> str:

@@ -6,9 +6,9 @@ import numpy as np
 
 from bpnet.cli import terminal
 from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, rows_from_one, scores
-from bpnet.cli.options import Encoding, Metrics, Missing, Predicted, Quiet, ReportTo, Sep, text_options
+from bpnet.cli.options import Encoding, Library, Metrics, Missing, Predicted, Quiet, ReportTo, Sep, text_options
 from bpnet.cli.reporting import check_report, figures_of, lines_of, write
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model
+from bpnet.cli.terminal import JSON, AsJSON, Data, Model
 from bpnet.errors import plural
 from bpnet.metrics.base import check_metrics
 from bpnet.tabular.goals import rows_of
@@ -27,7 +27,7 @@ def evaluate(
     sep: Sep = None,
     encoding: Encoding = "utf-8",
     missing: Missing = None,
-    backend: Backend = "numpy",
+    backend: Library = "numpy",
     report: ReportTo = None,
     as_json: AsJSON = False,
     quiet: Quiet = False,

@@ -15,8 +15,8 @@ import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
 from bpnet.cli.model import ROWS, load, location, read_for, rows_from_one
-from bpnet.cli.options import Encoding, Keys, Missing, Sep, text_options
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, option
+from bpnet.cli.options import Encoding, Keys, Library, Missing, Sep, text_options
+from bpnet.cli.terminal import JSON, AsJSON, Data, Model, option
 from bpnet.disk import write_atomically
 from bpnet.errors import OptionError, plural
 
@@ -34,7 +34,7 @@ def predict(
     sep: Sep = None,
     encoding: Encoding = "utf-8",
     missing: Missing = None,
-    backend: Backend = "numpy",
+    backend: Library = "numpy",
     as_json: AsJSON = False,
 ) -> None:
     """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers.

@@ -367,7 +367,9 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
     lines = []
     if result["interrupted"]:
         word = terminal.STOP_SIGNALS[signal.Signals(number)]
-        lines.append(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
+        tried = result.get("search")
+        after = plural(len(tried["trials"]), "trial") if tried else plural(result["steps"], "step")
+        lines.append(f"{word} after {after}; {'the best' if tried else 'what was learnt'} until then is saved")
     if folds := result.get("folds"):
         shown = [name for name in ("accuracy", "loss", "r2", *metrics) if name in folds["mean"]]
         parts = [f"{name} {folds['mean'][name]:.4g} ± {folds['deviation'][name]:.2g}" for name in shown]
