@@ -108,6 +108,21 @@ def test_what_is_wrong_is_said_before_the_training():
         bp.train_table(columns, "poor")
 
 
+@pytest.mark.parametrize("preset", ["strong", "simple"])
+def test_presets(preset):
+    columns = shop()
+    model = bp.train_table(
+        without(columns, "score", "large"), "rich", preset=preset, epochs=8, progress=False, compile=False
+    )
+    assert model.evaluate(columns)["accuracy"] > 0.7
+    numbers = bp.train_table(
+        without(columns, "rich", "large"), "score", preset=preset, members=2, epochs=2, progress=False, compile=False
+    )
+    assert numbers.outputs(columns).shape == (120, 2, 1)
+    low, high = columns["score"].min(), columns["score"].max()
+    assert preset == "simple" or ((low <= numbers.predict(columns)) & (numbers.predict(columns) <= high)).all()
+
+
 def test_class_weights_move_the_boundary():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(180, 1)), rng.normal(size=(20, 1)) + 1.5])

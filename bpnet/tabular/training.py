@@ -138,7 +138,10 @@ class TableTraining:
             left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
-        more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": self.options.metrics}
+        metrics = list(self.options.metrics)
+        if self.design.monitor == "val_accuracy" and "accuracy" not in metrics:
+            metrics.append("accuracy")
+        more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
         try:
             if left > 0:
@@ -155,7 +158,7 @@ class TableTraining:
     def begin_stopping(self) -> "BestEpoch | None":
         """What keeps the best epoch, None where none is to be kept."""
         if self.unseen is not None and self.options.early_stopping:
-            self.stopping = self.stopping or BestEpoch(self.size.patience)
+            self.stopping = self.stopping or BestEpoch(self.size.patience, self.design.monitor)
         return self.stopping
 
     def _keep_best(self, halfway: bool = False) -> None:
@@ -164,8 +167,8 @@ class TableTraining:
         trainer = self.model.trainer
         if halfway and self.unseen is not None:
             weight = self.unseen[2] if len(self.unseen) > 2 else None
-            now = trainer.evaluate(*self.unseen[:2], sample_weight=weight, batch_size=ROWS)["loss"]
-            if now < self.stopping.best:
+            now = trainer.evaluate(*self.unseen[:2], sample_weight=weight, batch_size=ROWS)
+            if self.stopping.sign * now[self.stopping.monitor.removeprefix("val_")] < self.stopping.best:
                 return
         trainer.restore(self.stopping.kept)
         self.best_epoch = self.stopping.best_epoch
@@ -174,8 +177,8 @@ class TableTraining:
 class BestEpoch(EarlyStopping):
     """Keeps the best epoch, to which `TableTraining` goes back."""
 
-    def __init__(self, patience: int) -> None:
-        super().__init__("val_loss", patience)
+    def __init__(self, patience: int, monitor: str = "val_loss") -> None:
+        super().__init__(monitor, patience, latest=monitor != "val_loss")
         self.best, self.waited, self.best_epoch = math.inf, 0, 0
         self.kept: Snapshot | None = None
 
@@ -239,7 +242,7 @@ def prepare(
         device=options.device,
         precision=options.precision,
         threads=options.threads,
-        compile=options.compile,
+        compile=design.compiles(seen, options),
     )
     model = TableModel(schema, goal, trainer, {"split": split_settings(frame.rows, options)})
     trainer.build(first_rows(seen))
