@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import BpnetWarning, DataError, OptionError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.tabular import leaks, sizing, splits
+from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions
+from bpnet.tabular.schema import Schema
 from bpnet.tabular.training import prepare
 
 QUICK = {"epochs": 30, "lr": 0.02, "hidden": (16,), "dropout": 0.0, "progress": False, "compile": False}
@@ -120,6 +122,16 @@ def test_presets(preset):
     )
     assert numbers.outputs(columns).shape == (120, 2, 1)
     low, high = columns["score"].min(), columns["score"].max()
+    several = bp.train_table(
+        without(columns, "rich", "large", "score"),
+        np.stack([columns["score"] > 0, columns["a"] > 0], axis=1),
+        loss="binary_cross_entropy",
+        preset=preset,
+        epochs=1,
+        progress=False,
+        compile=False,
+    )
+    assert several.predict_proba(columns).shape == (120, 2)
     assert preset == "simple" or ((low <= numbers.predict(columns)) & (numbers.predict(columns) <= high)).all()
 
 
@@ -183,3 +195,44 @@ def test_rows_are_known_again():
     assert len(known["hashes"]) < 400_000
     mixed = np.concatenate([many[:5000], rng.normal(size=(5000, 1)).astype(np.float32)])
     assert leaks.seen_share(known, mixed, np.zeros(10_000)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_target_may_be_a_column_of_an_array_and_others_may_be_left_out():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.integers(0, 2, (80, 1)), rng.normal(size=(80, 3))], axis=1)
+    model = bp.train_table(x, "x0", drop=["x2"], **QUICK | {"epochs": 2})
+    assert (model.schema.names, model.schema.width) == (("x1", "x3"), 4)
+    found = model.predict_proba(x)
+    np.testing.assert_array_equal(model.predict_proba(x[:, [1, 3]]), found)
+    restored = TableModel(Schema.restore(model.schema.describe()), model.target, model.trainer)
+    np.testing.assert_array_equal(restored.predict_proba(x.tolist()), found)
+
+
+@pytest.mark.parametrize("as_one", [True, False])
+def test_tables_of_another_library_are_trained_on_where_they_are(as_one):
+    strict = pytest.importorskip("array_api_strict")
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    x[:, 2] = np.arange(60) % 4
+    table = strict.asarray(x) if as_one else {f"x{i}": strict.asarray(x[:, i].copy()) for i in range(3)}
+    model = bp.train_table(table, "x2", **QUICK | {"epochs": 2})
+    found = model.predict(table)
+    assert isinstance(found, type(strict.asarray(0)))
+    assert found.shape == (60,)
+
+
+@pytest.mark.parametrize("rows", [30, 90])
+@pytest.mark.parametrize("kind", ["rich", "score"])
+def test_targets_of_another_length_are_refused(kind, rows):
+    columns = shop(60)
+    with pytest.raises(ShapeError, match=rf"has {rows} values, but the table 60 rows"):
+        bp.train_table({"a": columns["a"]}, shop(90)[kind][:rows], **QUICK)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": 64}, {"drop": "city"}, {"metrics": "f1"}, {"types": None}, {"early_stopping": 2.5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_wrong_kind_are_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        TrainingOptions(**options)

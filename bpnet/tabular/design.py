@@ -88,7 +88,7 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
             epochs=size.epochs,
             batch_size=size.batch_size,
         )
-        return Design(recipe.network, recipe.loss, recipe.optimizer, recipe)
+        return Design(_ending(recipe.network, output.loss), recipe.loss, recipe.optimizer, recipe)
     inputs = TabularInput(numbers, categories) if numbers and categories else numbers or categories
     network = table_network(
         inputs,
@@ -99,11 +99,17 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
         members=options.members,
         out_scale=output.layer,
     )
-    if isinstance(output.loss, BinaryCrossEntropy):  # of probabilities
-        network = Sequential(*network.layers, resolve(Activation, "activation", "sigmoid"))
+    network = _ending(network, output.loss)
     loss = output.loss if options.members is None else Members(output.loss)
     check_memory(network, x)
     return Design(network, loss, rescaled(options.rule(size.epochs), output.factor))
+
+
+def _ending(network: Sequential, loss: Loss) -> Sequential:
+    """The network, ending as the loss needs it: with probabilities where it is of these."""
+    if not isinstance(loss, BinaryCrossEntropy):
+        return network
+    return Sequential(*network.layers, resolve(Activation, "activation", "sigmoid"))
 
 
 def input_layers(schema: Schema, x: Any) -> tuple[NumericInput | None, CategoricalInput | None]:
@@ -146,9 +152,9 @@ def wide_column(frame: Frame, schema: Schema, rows: Array) -> str | None:
 def encoded(schema: Schema, frame: Frame, parts: Sequence[Array]) -> list[Any]:
     """What the network takes for some rows of a table, for each of several lots; encoded block by block."""
     encoder = schema.encoder(frame)
-    matrix = frame.matrix
-    if matrix is not None and not isinstance(matrix, np.ndarray):
-        x = encoder(slice(None))
+    x = encoder(slice(0, 1))
+    if not all(isinstance(array, np.ndarray) for array in (x.values() if isinstance(x, dict) else (x,))):
+        x = encoder(slice(None))  # on its device
         return [take(x, rows) for rows in parts]
     lot, place = np.full(frame.rows, -1, dtype=np.int8), np.empty(frame.rows, dtype=np.int64)
     for i, rows in enumerate(parts):
@@ -186,4 +192,4 @@ def take(x: Any, rows: Array) -> Any:
 
 def first_rows(x: Any) -> Any:
     """A row or a few, of which a trainer learns shapes and types."""
-    return {name: array[:1] for name, array in x.items()} if isinstance(x, dict) else x[:1]
+    return {name: array[:1, ...] for name, array in x.items()} if isinstance(x, dict) else x[:1, ...]

@@ -1,7 +1,7 @@
 """What the training on a table can be told, and what it is told where nobody says it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,6 +63,12 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         """Raise OptionError, UnknownNameError or ArgumentError on what can be seen to be wrong before the data."""
+        for name in ("hidden", "drop", "metrics"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not (isinstance(value, Collection) or (name == "hidden" and value is None)):
+                raise OptionError(f"{name} is {shown(value)}; expected several, in a list")
+        if not isinstance(self.types, Mapping):
+            raise OptionError(f"types is {shown(self.types)}; expected a dict of kinds by column")
         for i, units in enumerate(self.hidden or ()):
             whole(f"hidden[{i}]", units, 1)
         resolve(Activation, "activation", self.activation)
@@ -75,7 +81,8 @@ class TrainingOptions:
             if (value := getattr(self, name)) is not None:
                 whole(name, value, 1)
         fraction("validation", self.validation)
-        whole("early_stopping", int(self.early_stopping), 0)
+        if type(self.early_stopping) is not bool:
+            whole("early_stopping", self.early_stopping, 0)
         if isinstance(self.class_weight, str):
             choice("class_weight", self.class_weight, ("balanced",))
         if self.preset is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from bpnet.backends import Array
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
-from bpnet.errors import BpnetWarning, DataError, OptionError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.options import number, whole
 from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, design_of, encoded, first_rows, take, wide_column
@@ -217,6 +217,9 @@ def prepare(
     what = f"the target {'' if name is None else f'{name!r} '}of {frame.what}"
     goal, loss = find_goal(y, name, said, options.loss, what)
     labels = class_numbers(goal, y)
+    count = int((goal.encode(y) if labels is None else labels).shape[0])
+    if count != frame.rows:
+        raise ShapeError(f"{what} has {count} values, but {frame.what} {frame.rows} rows: expected one a row")
     remarks = remarks_on(frame, y, name or "y")
     idle = {column for remark in remarks if remark.kind in ("empty", "constant") for column in remark.names}
     parts = parts or split(frame.rows, options.validation, options.seed, labels)

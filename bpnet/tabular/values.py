@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-NUMBER = re.compile(r"\s*[+-]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 CODE = re.compile(r"\s*[+-]?0[0-9]")
 """Text of digits that is no number, since what begins it would be lost: "007"."""
 NONE = frozenset({"na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", "."})
