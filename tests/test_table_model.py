@@ -225,6 +225,14 @@ def test_categories_of_numbers_are_told_apart_in_the_type_that_they_come_in():
     assert schema.encode({"c": np.array([1, 0])})[:, 0].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("values", [[None], [np.nan], np.array([np.nan])], ids=["None", "NaN", "array"])
+def test_rows_may_lack_everything(values):
+    table = {"n": [1.5, 2.0], "c": ["a", "b"], "z": ["1a", "2"], "d": ["2024-01-01", "2024-02-01"], "b": [True, False]}
+    x = bp.Schema.of(table).encode(dict.fromkeys(table, values))
+    assert np.isnan(x["numbers"]).all()
+    assert x["categories"].tolist() == [[0, 0]]
+
+
 def test_text_with_underscores_is_no_number():
     schema = bp.Schema.of({"c": ["1_000", "1_", "2__3"]})
     assert schema.features[0].values == ("1_", "1_000", "2__3")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.errors import DataError
+from bpnet.errors import DataError, shown
 
 CYCLES = {"month": 12.0, "day": 31.0, "weekday": 7.0, "hour": 24.0, "minute": 60.0}
 """Parts that come around again, which are a sine and a cosine each, by their period."""
@@ -158,7 +158,7 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
-        raise DataError(f"the time zone {name!r} is not known here: pip install tzdata") from None
+        raise DataError(f"the time zone {shown(name)} is not known here: pip install tzdata") from None
 
 
 def as_clocks_show(dates: Any, zone: str) -> Any:

@@ -153,8 +153,10 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
     known, codes = feature.values, column.codes
     textual = bool(known) and isinstance(known[0], str)
     if codes is None:
-        if not column.on_host or not (textual or column.values.dtype.kind in "mM"):
+        if not textual and not (column.on_host and column.values.dtype.kind in "mM"):
             return _number_codes(known, column.values)
+        if not column.on_host:
+            column = Column(backend_of(column.values).to_host(column.values))
         column = _different(column)
         codes = column.codes
     place = {value: FIRST + i for i, value in enumerate(known)}
@@ -172,14 +174,17 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
 
 def _different(column: Column) -> Column:
     """Values of an array as different ones and their codes."""
-    values, codes = np.unique(column.values, return_inverse=True, equal_nan=True)
+    missing = column.missing()
+    values, found = np.unique(column.values[~missing], return_inverse=True)
+    codes = np.full(column.rows, -1)
+    codes[~missing] = found.reshape(-1)
     objects = np.empty(len(values), dtype=object)
     objects[:] = values.astype("datetime64[us]").tolist() if values.dtype.kind == "M" else values.tolist()
-    return Column(objects, np.where(column.missing(), -1, codes.reshape(-1)), column.zone)
+    return Column(objects, codes, column.zone)
 
 
 def _number_codes(known: tuple[Any, ...], values: Any) -> Encoder:
-    """Of numbers in an array of any library, where they lie; compared in their own type, as float32 has fewer digits."""
+    """Of numbers in an array of any library where they lie, compared in their own type, as float32 has fewer digits."""
     backend = backend_of(values)
     xp, place = backend.xp, backend.device(values)
     if xp.isdtype(values.dtype, "bool"):
