@@ -108,6 +108,20 @@ def test_what_is_wrong_is_said_before_the_training():
             bp.train_table(columns, "rich", **options)
     with pytest.raises(DataError, match="no column 'poor'"):
         bp.train_table(columns, "poor")
+    with pytest.raises(DataError, match="no column to learn from: there is the target alone"):
+        bp.train_table({"rich": columns["rich"]}, "rich")
+    infinite = np.stack([columns["b"], np.where(np.arange(120) == 7, np.inf, columns["b"])], axis=1)
+    with pytest.raises(DataError, match="column 'x1' of the table is infinite in row 7"):
+        bp.train_table(infinite, columns["rich"])
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+def test_the_unit_of_a_quantity_does_not_matter_to_sgd(schedule):
+    columns = shop(60)
+    x = np.stack([columns["b"], columns["score"]], axis=1)
+    options = QUICK | {"epochs": 2, "optimizer": bp.SGD(lr=0.02), "lr": None, "schedule": schedule, "validation": 0.0}
+    small, large = (bp.train_table(x, columns["b"] ** 2 * unit + 0.5, **options).predict(x) for unit in (1.0, 2.0**13))
+    np.testing.assert_allclose((large - 0.5) * 2.0**-13, small - 0.5, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["strong", "simple"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from bpnet.backends import Array, backend_of
 from bpnet.backends.numpy import can_compile
-from bpnet.errors import OptionError
+from bpnet.errors import DataError, OptionError
 from bpnet.layer import Layer
 from bpnet.layers.activation import Activation
 from bpnet.layers.categorical import CategoricalInput
@@ -27,7 +27,7 @@ from bpnet.registry import resolve
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.networks import Recipe, strong, table_network
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.scaling import Output, needs_float64, rescaled
+from bpnet.tabular.scaling import Output, needs_float64
 from bpnet.tabular.schema import Schema
 from bpnet.tabular.sizing import Size
 from bpnet.tabular.target import Target
@@ -102,7 +102,7 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
     network = _ending(network, output.loss)
     loss = output.loss if options.members is None else Members(output.loss)
     check_memory(network, x)
-    return Design(network, loss, rescaled(options.rule(size.epochs), output.factor))
+    return Design(network, loss, options.rule(size.epochs, output.factor))
 
 
 def _ending(network: Sequential, loss: Loss) -> Sequential:
@@ -137,6 +137,19 @@ def check_memory(network: Layer, x: Any) -> None:
 
 
 # ---- rows as arrays -------------------------------------------------------------------------------------------------
+
+
+def check_finite(frame: Frame) -> None:
+    """Raise DataError where a number of an array, which is taken as it is, is infinite."""
+    matrix = frame.matrix
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
+        return
+    for start in range(0, frame.rows, BLOCK):
+        wrong = np.isinf(matrix[start : start + BLOCK])
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0].tolist()
+            where = f"column {frame.names[column]!r} of {frame.what} is infinite in row {start + row}"
+            raise DataError(f"{where}: a missing value is NaN, others are finite numbers")
 
 
 def wide_column(frame: Frame, schema: Schema, rows: Array) -> str | None:

@@ -18,6 +18,7 @@ from bpnet.options import choice, fraction, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Constant, Cosine, CosLog, Epochs, FlatCosine, OneCycle, Polynomial, Schedule, WarmUp
 from bpnet.tabular.networks import even_batches
+from bpnet.tabular.scaling import rescaled
 from bpnet.tabular.sizing import Size, size_for
 from bpnet.typing import ActivationName, LossName, MetricName, OptimizerName, Precision
 
@@ -110,14 +111,17 @@ class TrainingOptions:
         waits = type(self.early_stopping) is int and self.early_stopping > 0
         return dataclasses.replace(size, patience=int(self.early_stopping) if waits else patience)
 
-    def rule(self, epochs: int) -> Optimizer:
-        """The optimizer for so many epochs, with the rate, the schedule and the weight decay that are given."""
+    def rule(self, epochs: int, factor: float = 1.0) -> Optimizer:
+        """The optimizer for so many epochs, with the rate, the schedule and the weight decay that are given.
+
+        `factor` is how many times as large the gradient is as that of a target of deviation 1.
+        """
         rule = resolve(Optimizer, "optimizer", self.optimizer)
         if self.lr is not None:
             rule = with_option(rule, "lr", self.lr)
         if self.weight_decay is not None:
             rule = with_option(rule, "weight_decay", self.weight_decay)
-        return scheduled(rule, self.schedule, epochs)
+        return scheduled(rescaled(rule, factor), self.schedule, epochs)
 
 
 def with_option(optimizer: Optimizer, name: str, value: Any) -> Optimizer:

@@ -290,7 +290,8 @@ def _columns(y: Any) -> tuple[list[str], list[Column], bool]:
     shape = getattr(y, "shape", None)
     one_axis = shape is not None and len(shape) == 1 and getattr(getattr(y, "dtype", None), "names", None) is None
     listed = isinstance(y, list | tuple) and not (y and isinstance(y[0], list | tuple | dict))
-    if one_axis or listed or hasattr(y, "to_physical") or hasattr(y, "null_count"):
+    series = hasattr(y, "to_physical") or (hasattr(y, "null_count") and not hasattr(y, "columns"))
+    if one_axis or listed or series:
         name = getattr(y, "name", None)
         named = isinstance(name, str | int) and name != ""  # as that of polars is where it has none
         return [str(name)] if named else [], [column_of(y, "y")], False

@@ -12,7 +12,7 @@ from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.options import number, whole
 from bpnet.step import Snapshot
-from bpnet.tabular.design import Design, design_of, encoded, first_rows, take, wide_column
+from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
     as_type,
@@ -212,6 +212,9 @@ def prepare(
     for column in options.drop:
         frame.coded(column)  # which says that there is none
     frame = frame.without(options.drop)
+    if not frame.names:
+        raise DataError(f"{frame.what} has no column to learn from: there is the target alone, or what is left out")
+    check_finite(frame)
     if frame.rows < 2:
         raise DataError(f"{frame.what} has {'a single row' if frame.rows else 'no rows'}: expected at least 2")
     what = f"the target {'' if name is None else f'{name!r} '}of {frame.what}"
