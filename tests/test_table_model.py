@@ -309,6 +309,13 @@ def test_dates_at_prediction_may_be_text_or_dates():
         schema.encode({"d": ["1.2.2024", "2024-02-01"]})
     with pytest.raises(DTypeError, match=r"has 1\.5 in row 0; the model takes dates there"):
         schema.encode({"d": [1.5, 2.0]})
+    schema = bp.Schema.of({"d": ["2024-01-01", "2024-02-03"]})
+    np.testing.assert_array_equal(schema.encode({"d": ["20240203"]}), schema.encode({"d": [dt.date(2024, 2, 3)]}))
+    for word in ("now", "today", "2024"):
+        with pytest.raises(DTypeError, match=f"has '{word}' in row 0; the model takes dates there"):
+            schema.encode({"d": [word]})
+    schema = bp.Schema.of({"d": ["2024-01-01", "2024-02-03"]}, types={"d": "category"})
+    assert schema.encode({"d": [dt.datetime(2024, 2, 3), dt.datetime(2024, 2, 3, 1)]})[:, 0].tolist() == [3, 1]
 
 
 # ---- columns that are not as they should be -------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def prepare(
         warnings.simplefilter("always")
         schema = Schema.of(frame.take(parts[0]), types, idle)
     notes += [str(warning.message) for warning in caught]
-    wide = next((column for rows in parts if len(rows) and (column := wide_column(frame, schema, rows))), None)
+    wide = next((title for rows in parts if len(rows) and (title := wide_column(frame, schema, rows))), None)
     output = output_for(quantities(goal, y, parts[0]), loss, what)
     wide = wide or (what if output.wide else None)
     if wide is not None:

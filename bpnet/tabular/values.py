@@ -31,12 +31,12 @@ def as_number(value: Any) -> float | None:
 
 
 def as_text(value: Any) -> str:
-    """An object as text: numbers as Python writes them, whole ones without a point."""
+    """An object as text: numbers as Python writes them, whole ones without a point, days without a time."""
     if isinstance(value, str):
         return value
     if isinstance(value, float | decimal.Decimal) and -(2**53) < value < 2**53 and value == int(value):
         return str(int(value))
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return value.isoformat().removesuffix("T00:00:00") if hasattr(value, "isoformat") else str(value)
 
 
 def as_boolean(value: Any) -> float | None:
