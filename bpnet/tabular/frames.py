@@ -205,7 +205,7 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
         made = next((module.table if module is loaded[0] else module.DataFrame for module in loaded if module), None)
         if made is not None:
             return _parts(made(table), what)
-    if isinstance(table, Sequence) and not isinstance(table, str | bytes):
+    if isinstance(table, Sequence) and not isinstance(table, str | bytes | memoryview):
         return _of_rows(list(table), what)
     try:
         return None, _two_axes(_plain(table, what), what)
