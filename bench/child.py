@@ -6,6 +6,7 @@ It does nothing unless told, and answers only when its threads have gone to slee
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -215,7 +217,7 @@ def peak_memory() -> int:
 def versions() -> dict[str, str]:
     """Versions of the array libraries in this process, and the BLAS behind NumPy."""
     names = ("numpy", "bpnet", "torch", "jax", "keras", "skorch", "sklearn", "pytabkit", "thinc", "cupy", "llvmlite")
-    found = {name: str(getattr(sys.modules[name], "__version__", "")) for name in names if name in sys.modules}
+    found = {name: _version(name) for name in names if name in sys.modules}
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -224,6 +226,13 @@ def versions() -> dict[str, str]:
         if pool["user_api"] == "blas" and "numpy" in pool["filepath"]:
             found["blas"] = f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', 'unknown')})"
     return found
+
+
+def _version(name: str) -> str:
+    told = getattr(sys.modules[name], "__version__", None)
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return str(told or importlib.metadata.version(name))
+    return ""
 
 
 def serve(session_of: Callable[[dict[str, Any]], Any]) -> None:

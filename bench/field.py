@@ -16,11 +16,19 @@ Result = dict[str, Any]
 
 
 class Field:
-    """Processes of `module`, one for each name, in which ``warm`` imports what is needed and ``learn`` counts."""
+    """Processes of `module`, one for each name, in which ``warm`` imports what is needed and ``learn`` counts.
+
+    bpnet's machine code is kept in the folder, so that what an earlier run compiled is compiled anew in this one.
+    """
 
     def __init__(self, module: str, threads: int, folder: Path, **order: Any) -> None:
         self.module, self.stack = module, ExitStack()
-        self.order = {"threads": threads, "folder": str(folder), "cores": available_cores()[:threads], **order}
+        self.order: dict[str, Any] = {
+            "threads": threads,
+            "folder": str(folder),
+            "cores": available_cores()[:threads],
+            **order,
+        }
         self.processes: dict[str, Process] = {}
         self.versions: dict[str, str] = {}
         self.absent: dict[str, str] = {}
@@ -32,7 +40,7 @@ class Field:
         process = self.processes.get(name)
         if process is None or process.process.poll() is not None:
             threads = self.order["threads"]
-            env = environment(threads, "cpu")
+            env = environment(threads, "cpu") | {"BPNET_CACHE_DIR": str(Path(self.order["folder"]) / "code")}
             process = Process(name, self.module, self.order | {"name": name}, env, Plan(threads))
             self.processes[name] = self.stack.enter_context(process)
             answer = process.ask("warm")

@@ -79,13 +79,18 @@ def clock() -> Clock:
     return time.perf_counter(), time.process_time(), told
 
 
-def others(before: Clock, after: Clock) -> float | None:
-    """How many cores were at other work between two times; None where that isn't told."""
-    if before[2] is None or after[2] is None or before[2][0] == after[2][0]:
+def others(begun: Clock, least: float = 0.3) -> float | None:
+    """How many cores have been at other work since the clock said so; None where that isn't told.
+
+    Ticks are hundredths of a second: where it is less than `least` seconds ago, the rest is waited for.
+    """
+    time.sleep(max(0.0, begun[0] + least - time.perf_counter()))
+    ended = clock()
+    if begun[2] is None or ended[2] is None:
         return None
-    passed, idle = (b - a for a, b in zip(before[2], after[2], strict=True))
-    own = (after[1] - before[1]) / max(after[0] - before[0], 1e-9)
-    return round(max(0.0, (os.cpu_count() or 1) * (1 - idle / passed) - own), 2)
+    passed, idle = (b - a for a, b in zip(begun[2], ended[2], strict=True))
+    own = (ended[1] - begun[1]) / (ended[0] - begun[0])
+    return round(max(0.0, (os.cpu_count() or 1) * (1 - idle / max(1, passed)) - own), 2)
 
 
 def busy(seconds: float = 0.5) -> float | None:

@@ -90,8 +90,8 @@ def runs(folder: Path) -> str:
 
 def _contents(result: Record) -> str:
     if "cases" not in result:
-        about = {"machine", "threads", "versions", "sets"}
-        return next(f"`python -m bench {key}`" for key in result if key not in about)
+        about = {"machine", "versions", "sets"}  # and where it isn't what was measured, the number of threads
+        return next(f"`python -m bench {k}`" for k, v in result.items() if k not in about and not isinstance(v, int))
     parts = []
     for key in dict.fromkeys((r["device"], r["workload"], kind_of(r), r["mode"]) for r in result["cases"]):
         records = [r for r in result["cases"] if (r["device"], r["workload"], kind_of(r), r["mode"]) == key]

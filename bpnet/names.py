@@ -133,7 +133,7 @@ STRINGS: Mapping[str, Mapping[str, str]] = {
 """By the family's kind: names as strings, such as "relu", by the modules that define the classes they stand for."""
 
 IN_FILES: Mapping[str, Mapping[str, str]] = {
-    "loss": {"bpnet.estimators.losses": "_LabelLogLoss _PoissonDeviance _SquaredError"},
+    "loss": {"bpnet.losses.summed": "_LabelLogLoss _PoissonDeviance _SquaredError"},
 }
 """The same of classes that are not public, by the names that files have."""
 

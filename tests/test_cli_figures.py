@@ -107,7 +107,7 @@ def test_a_search_says_what_it_tries_and_keeps(table):
     assert set(found["trials"][3]["options"]) == {"dropout", "lr", "weight_decay", "batch_size"}
     assert bp.load("model.safetensors").settings["training"]["search"] == found
     for options in (("--folds", "3"), ("--validation", "0"), ("--preset", "strong"), ("--checkpoint", "there")):
-        status, _, err = run(*train, "--search", "2", *options)
+        status, _, err = run("train", "t.csv", "--target", "kind", "--search", "2", *options)
         assert (status, err.count("\n")) == (2, 1)
         assert f"leave out {options[0]}" in err
 

@@ -168,6 +168,27 @@ def test_a_later_block_decides_what_a_column_is(lines, monkeypatch):
     assert one_column(lines)[-1] == whole[-1]
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (lambda i: f"{np.sin(i):.6f}", "float32"),
+        (lambda i: f"{1_700_000_000 + i}.5", "float64"),
+        (lambda i: f"{1_700_000_000 + i // 10}.5", "float64"),
+        (lambda i: f"{i / 7}" if i > 50 else "0.5", "float32"),
+        (lambda i: f"{i / 7}" if i < 90 else "1e100", "float64"),
+        (lambda i: str(i) if i < 50 else f"{i / 7}", "float32"),
+    ],
+)
+def test_numbers_of_a_file_lose_nothing_that_tells_them_apart(values, dtype, monkeypatch):
+    monkeypatch.setattr(text, "BLOCKS", (128, 1 << 20))
+    lines = [values(i) for i in range(100)]
+    Path("t.csv").write_text("a,y\n" + "".join(f"{line},{i % 2}\n" for i, line in enumerate(lines)))
+    found = read("t.csv", Request(targets=("y",))).frame.column("a")
+    expected = np.array(lines, dtype=float)
+    assert found.dtype == dtype
+    assert np.abs(found - expected).max() <= 1e-4 * expected.std()
+
+
 def test_a_row_that_is_longer_than_a_block(monkeypatch):
     monkeypatch.setattr(text, "BLOCKS", (24, 1 << 20))
     assert one_column(["1", "y" * 100]) == ["1", "y" * 100]

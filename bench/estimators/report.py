@@ -73,20 +73,22 @@ def names_of(results: list[Result]) -> list[str]:
 
 
 def times(results: list[Result], what: str, title: str) -> list[list[str]]:
-    """A row for each case: bpnet's seconds, and how many times as long the others take."""
+    """A row for each case: bpnet's seconds, first and in the median, and how many times as long the others take."""
     others = [name for name in names_of(results) if name != SUBJECT]
-    rows = [[title, "bpnet", *(CONTENDERS[name][0] for name in others)]]
+    rows = [[title, "bpnet's first", "bpnet", *(CONTENDERS[name][0] for name in others)]]
     ratios: dict[str, list[float]] = {name: [] for name in others}
     for case in cases_of(results):
-        own = [r[what] for r in of(results, case, SUBJECT).values()]
-        cells = [CASES[case].title, seconds(statistics.median(own)) if own else ""]
+        own = list(of(results, case, SUBJECT).values())
+        first = [r[what] for r in own if r["first"]]
+        cells = [CASES[case].title, seconds(first[0]) if first else ""]
+        cells.append(seconds(statistics.median(r[what] for r in own)) if own else "")
         for name in others:
             found = ratio(results, case, name, what)
             ratios[name] += [] if found is None else [found]
             cells.append("" if found is None else f"{found:.2f} x")
         rows.append(cells)
     means = (f"{statistics.geometric_mean(ratios[name]):.2f} x" if ratios[name] else "" for name in others)
-    return [*rows, ["geometric mean", "", *means]]
+    return [*rows, ["geometric mean", "", "", *means]]
 
 
 def seconds(value: float) -> str:

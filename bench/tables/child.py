@@ -36,7 +36,7 @@ class Session:
             "fit_s": round(fitted[0] - begun[0], 4),
             "cpu_s": round(fitted[1] - begun[1], 4),
             "predict_s": round(ended[0] - fitted[0], 4),
-            "busy": others(begun, fitted),
+            "busy": others(begun),
         }
 
 

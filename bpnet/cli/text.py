@@ -19,7 +19,7 @@ from bpnet.cli.sources import Source, TextOptions
 from bpnet.cli.terminal import reason
 from bpnet.errors import DataError
 from bpnet.tabular.columns import Column, column_of
-from bpnet.tabular.inference import scale_of
+from bpnet.tabular.inference import LOST, scale_of
 
 SEPARATORS = ("\t", ";", "|", ",")
 """Those that are looked for, of two that fit equally well the first."""
@@ -114,7 +114,7 @@ class TextColumn:
             found = fitting(several, texts) or fitting(several, self._trimmed(texts))
             if found is not None:
                 self.casts, made = found
-                self.parts.append((self.casts[0], made))
+                self.parts.append((self.casts[0], lean(made) if self.narrow and made.type == pa.float64() else made))
                 return
         self.casts = ()
         self.parts.append((None, self._trimmed(texts, only_gaps=True).dictionary_encode()))
@@ -129,7 +129,18 @@ class TextColumn:
 
     def again(self) -> bool:
         """Whether blocks have to be read again, since later ones have shown the column to be something else."""
-        return any(cast is not self._cast and not self._converts(cast, part) for cast, part in self.parts)
+        other = any(cast is not self._cast and not self._converts(cast, part) for cast, part in self.parts)
+        return other or (self.narrow and self._lossy())
+
+    def _lossy(self) -> bool:
+        """Whether float32, in which there are blocks, takes more off the column's values than it may."""
+        known = [part for _, part in self.parts if part.null_count < len(part)]
+        if not any(part.type == pa.float32() for part in known):
+            return False
+        values = np.concatenate([part.drop_null().to_numpy(zero_copy_only=False) for part in known])
+        values = values[np.isfinite(values)]
+        wide = values.dtype == np.float64 and any(part.type == pa.float64() for part in known)
+        return wide or bool(len(values) and np.abs(values).max() * 2.0**-24 > LOST * values.std(dtype=np.float64))
 
     @property
     def _cast(self) -> Cast | None:
@@ -146,12 +157,19 @@ class TextColumn:
         typed = [part.type for part in parts if part.null_count < len(part)]
         if not typed:
             return column_of(np.full(sum(map(len, parts)), np.nan), "")
-        kind = next((t for t in typed if t == pa.float64()), typed[-1])
+        mixed = pa.float64() in typed or (pa.float32() in typed and pa.int64() in typed)
+        kind = pa.float64() if mixed else typed[-1]
         parts = [part if part.type == kind else as_type(part, kind) for part in parts]
         column = column_of(pa.chunked_array(parts), "")
         if self.narrow and column.codes is None and column.values.dtype == np.float64 and not scale_of(column.values):
             return Column(column.values.astype(np.float32))
         return column
+
+
+def lean(values: pa.Array) -> pa.Array:
+    """Numbers as float32, where that holds what tells them apart; else as they are."""
+    numbers = values.to_numpy(zero_copy_only=False)
+    return values if scale_of(numbers) else pa.array(numbers.astype(np.float32), from_pandas=True)
 
 
 def as_type(part: pa.Array, kind: Any) -> pa.Array:
@@ -202,7 +220,7 @@ class Text:
         self._fill(columns, block)
         late = {name: column for name, column in columns.items() if column.again()}
         for column in late.values():
-            column.parts = []
+            column.parts, column.narrow = [], False
         if late:
             self._fill(late, block)
         return {name: column.values() for name, column in columns.items()}

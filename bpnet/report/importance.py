@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.backends import Array
 from bpnet.report.scores import worse_by
 
-WORK = 1e11
-"""Floating-point operations that the importance of all columns may take, which are some seconds."""
+WORK = 2e10
+"""Floating-point operations that the importance of all columns may take, which are a second or so."""
 LEAST_ROWS, LEAST_RUNS = 200, 100
 """Rows and passes that are worth it whatever they take."""
 
@@ -50,48 +49,54 @@ class Importances:
     others_worse: float = 0.0
 
 
+Score = Callable[[Any, int], list[dict[str, float]]]
+"""score(x, n): scores by name of each of n parts of x, which have the same rows in turn."""
+
+
 class Shuffler:
-    """Scores of a model where some columns are shuffled, on rows that are kept on the host."""
+    """Scores of a model where some columns are shuffled, `repeats` times side by side, on rows kept on the host."""
 
     def __init__(
-        self, x: Any, places: Mapping[str, Places], score: Callable[[Any], dict[str, float]], rng: np.random.Generator
+        self, x: Any, places: Mapping[str, Places], score: Score, rng: np.random.Generator, repeats: int = 1
     ) -> None:
-        self.x, self.places, self.score, self.rng = x, places, score, rng
+        self.places, self.score, self.rng, self.repeats = places, score, rng, repeats
         first = next(iter(x.values())) if isinstance(x, dict) else x
-        self.rows, self.base = len(first), score(x)
+        self.rows, (self.base,) = len(first), score(x, 1)
+        self.arrays = {
+            key: np.concatenate([a] * repeats) for key, a in (x if isinstance(x, dict) else {None: x}).items()
+        }
 
-    def array(self, key: str | None) -> Array:
-        """One of the arrays of x."""
-        return self.x if key is None else self.x[key]
-
-    def worse(self, names: Sequence[str]) -> dict[str, float]:
-        """By how much each score is worse with these columns shuffled, all in one order."""
-        order = self.rng.permutation(self.rows)
-        kept = [(key, j, self.array(key)[:, j].copy()) for name in names for key, j in self.places[name]]
-        for key, j, values in kept:
-            self.array(key)[:, j] = values[order]
+    def worse(self, names: Sequence[str]) -> list[dict[str, float]]:
+        """By how much each score is worse with these columns shuffled, all in one order, which each repeat has anew."""
+        order = np.concatenate([k * self.rows + self.rng.permutation(self.rows) for k in range(self.repeats)])
+        kept = [(self.arrays[key], j, self.arrays[key][:, j].copy()) for name in names for key, j in self.places[name]]
+        for array, j, values in kept:
+            array[:, j] = values[order]
         try:
-            found = self.score(self.x)
+            found = self.score(self.arrays.get(None, self.arrays), self.repeats)
         finally:
-            for key, j, values in kept:
-                self.array(key)[:, j] = values
-        return {name: worse_by(name, value, found[name]) for name, value in self.base.items()}
+            for array, j, values in kept:
+                array[:, j] = values
+        return [{name: worse_by(name, value, one[name]) for name, value in self.base.items()} for one in found]
 
 
-def importances(shuffler: Shuffler, cost: float, repeats: int = 5) -> Importances:
+def importances(
+    x: Any, places: Mapping[str, Places], score: Score, rng: np.random.Generator, cost: float, repeats: int = 5
+) -> Importances:
     """The importance of every column: by the score that comes first, where it is put before others.
 
-    `cost` is the number of floating-point operations of a pass over the rows.
+    `cost` is the number of floating-point operations of a pass over the rows of x.
     """
-    names, scores = list(shuffler.places), tuple(shuffler.base)
+    shuffler = Shuffler(x, places, score, rng, repeats)
+    names, scores = list(places), tuple(shuffler.base)
     first, runs = scores[0], max(int(WORK / max(cost, 1.0)), LEAST_RUNS)
     others, others_worse = 0, 0.0
     if len(names) * repeats > runs:
-        names, rest = search(shuffler, names, first, runs // 2, runs // (2 * repeats))
+        names, rest = search(Shuffler(x, places, score, rng), names, first, runs // 2, runs // (2 * repeats))
         others, others_worse = sum(len(group) for _, group in rest), max((worse for worse, _ in rest), default=0.0)
     found = []
     for name in names:
-        each = [shuffler.worse([name]) for _ in range(repeats)]
+        each = shuffler.worse([name])
         values = {score: np.array([one[score] for one in each]) for score in scores}
         deviation = {score: float(v.std(ddof=1)) if repeats > 1 else 0.0 for score, v in values.items()}
         found.append(Importance(name, {score: float(v.mean()) for score, v in values.items()}, deviation))
@@ -117,5 +122,5 @@ def search(
             singles.append((-worse, group[0]))
             continue
         for k, part in enumerate((group[: len(group) // 2], group[len(group) // 2 :])):
-            heapq.heappush(heap, (-shuffler.worse(part)[score], number + k + 1, part))
+            heapq.heappush(heap, (-shuffler.worse(part)[0][score], number + k + 1, part))
     return [name for _, name in singles], [(-worse, group) for worse, _, group in heap]

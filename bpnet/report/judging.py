@@ -8,7 +8,7 @@ import numpy as np
 
 from bpnet.backends import Array
 from bpnet.report.classes import Confusion, Labels, Mistake, Reliability, surest_mistakes, to_json
-from bpnet.report.importance import LEAST_ROWS, WORK, Importances, Places, Shuffler, importances
+from bpnet.report.importance import LEAST_ROWS, WORK, Importances, Places, importances
 from bpnet.report.quantities import FEW, Residuals
 from bpnet.report.scores import Statement, measure
 
@@ -167,10 +167,12 @@ def importance(
     some = np.sort(rng.permutation(count)[: max(affordable, LEAST_ROWS)])
     kept, true = take(x, some), target[some]
 
-    def scores(x: Any) -> dict[str, float]:
-        return measure(score(x), true, metrics)
+    def scores(x: Any, parts: int) -> list[dict[str, float]]:
+        said = score(x)
+        each = np.split(said.values, parts)
+        return [measure(replace(said, values=values), true, metrics) for values in each]
 
-    return importances(Shuffler(kept, places, scores, rng), cost * len(some), repeats)
+    return importances(kept, places, scores, rng, cost * len(some), repeats)
 
 
 def take(x: Any, rows: Array) -> Any:

@@ -113,7 +113,7 @@ def scale_of(values: Any) -> dict[str, float]:
     part = np.ldexp(values, -exponent)
     constant = bool(part.min() == part.max())
     deviation = 0.0 if constant else float(np.ldexp(part.std(), exponent))
-    if lost <= LOST * deviation or (constant and largest < np.finfo(np.float32).max):
+    if lost <= LOST * deviation or (constant and largest < float(np.finfo(np.float32).max)):
         return {}
     origin = float(values[0] if constant else np.ldexp(part.mean(), exponent))
     return {"origin": origin, "unit": deviation or 1.0}

@@ -18,6 +18,7 @@ from bpnet.metrics.base import Metric
 from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
+from bpnet.tabular import calibration, distributions
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
@@ -168,6 +169,59 @@ class TableModel:
             _, outputs = pooled(backend, self.trainer.loss, outputs)
             found = xp.exp(0.5 * xp.reshape(outputs, (outputs.shape[0], -1, 2))[:, :, 1])
             return found if self.target.columns else xp.reshape(found, (-1,))
+
+    def predict_quantiles(self, table: Any, quantiles: Sequence[float] | None = None) -> Any:
+        """Quantiles of each row's quantity: (rows, quantiles), or (rows, columns, quantiles).
+
+        With the loss "quantile" those that were learnt, with "gaussian_nll" any: see `distributions.quantiles`.
+        """
+        outputs = self.outputs(table)
+        return self._shaped(distributions.quantiles(backend_of(outputs), self.trainer.loss, outputs, quantiles))
+
+    def calibrate(self, table: Any, y: Any = None) -> "TableModel":
+        """Find out by rows that it was not trained on how far off it is, for `predict_interval` and `predict_set`.
+
+        y is as of `evaluate`.  What is found out is kept in `settings`, and so in files.
+        """
+        frame, loss = Frame.of(table), self.trainer.loss
+        outputs = self.outputs(frame)
+        target = self.target.encode(self.answers(frame, y), loss, like=outputs)
+        xp = backend_of(outputs).xp
+        if self.target.kind == "number":
+            scores = calibration.interval_scores(loss, outputs, xp.reshape(target, (outputs.shape[0], -1)))
+        elif self.target.kind == "class":
+            p = self.target.probabilities(loss, outputs)
+            codes = xp.astype(target, xp.int64)
+            codes = codes if codes.ndim == 1 else codes[:, 0] if codes.shape[1] == 1 else xp.argmax(codes, axis=1)
+            scores = calibration.set_scores(p, codes, self.trainer.seed)
+        else:
+            raise OptionError("calibrate is for one label a row, of which a set holds the true one; rows have several")
+        self.settings = {**self.settings, "calibration": calibration.kept(scores)}
+        return self
+
+    def predict_interval(self, table: Any, coverage: float = 0.9) -> Any:
+        """For every quantity the ends of an interval that holds it with that probability: (rows, 2) or (rows, columns,
+        2).  It needs `calibrate`; see `calibration.intervals`."""
+        if self.target.kind != "number":
+            raise OptionError("predict_interval is for quantities; predict_set gives sets of classes")
+        outputs = self.outputs(table)
+        scores = calibration.restored(self.settings, outputs)
+        return self._shaped(calibration.intervals(self.trainer.loss, outputs, scores, coverage))
+
+    def predict_set(self, table: Any, coverage: float = 0.9, method: str = "lac") -> Any:
+        """Which classes each row may be of, its true one with that probability: (rows, classes) of True and False.
+
+        It needs `calibrate`; `method` is "lac" or "aps", see `conformal.label_scores`.
+        """
+        if self.target.kind != "class":
+            raise OptionError("predict_set is for classes; predict_interval gives intervals of quantities")
+        p = self.predict_proba(table)
+        scores = calibration.restored(self.settings, p)
+        return calibration.sets(p, scores, coverage, method, self.trainer.seed)
+
+    def _shaped(self, values: Any) -> Any:
+        """(rows, columns, ...), of a target that is one column without that axis."""
+        return values if self.target.columns else values[:, 0, ...]
 
     def evaluate(
         self,
