@@ -92,7 +92,7 @@ class NumericEmbedding(Layer):
         xp = backend.xp
         with backend.session(device=backend.device(x)):
             ordered = backend.to_host(xp.sort(x, axis=0))
-            missing = backend.to_host(xp.sum(xp.astype(xp.isnan(x), xp.int64), axis=0))
+            missing = backend.to_host(xp.sum(xp.astype(xp.isnan(x), xp.int32), axis=0))
         found = []
         for j in range(x.shape[1]):
             last = x.shape[0] - 1 - int(missing[j])  # NaN comes after all others
