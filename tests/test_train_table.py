@@ -229,6 +229,9 @@ def test_tables_of_another_library_are_trained_on_where_they_are(as_one):
     x[:, 2] = np.arange(60) % 4
     table = strict.asarray(x) if as_one else {f"x{i}": strict.asarray(x[:, i].copy()) for i in range(3)}
     model = bp.train_table(table, "x2", **QUICK | {"epochs": 2})
+    with pytest.raises(DataError, match="column 'x1' of the table is infinite in row 7"):
+        bp.train_table(strict.asarray(np.where(np.arange(60)[:, None] == 7, [0, np.inf, 0], x)), "x2", **QUICK)
+    bp.train_table(table, strict.asarray(x[:, 2] > 1.0), class_weight="balanced", **QUICK | {"epochs": 1})
     found = model.predict(table)
     assert isinstance(found, type(strict.asarray(0)))
     assert found.shape == (60,)

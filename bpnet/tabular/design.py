@@ -142,11 +142,16 @@ def check_memory(network: Layer, x: Any) -> None:
 def check_finite(frame: Frame) -> None:
     """Raise DataError where a number of an array, which is taken as it is, is infinite."""
     matrix = frame.matrix
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
+    if matrix is None:
+        return
+    backend = backend_of(matrix)
+    xp = backend.xp
+    if not xp.isdtype(matrix.dtype, "real floating"):
         return
     for start in range(0, frame.rows, BLOCK):
-        wrong = np.isinf(matrix[start : start + BLOCK])
-        if wrong.any():
+        wrong = xp.isinf(matrix[start : min(start + BLOCK, frame.rows), ...])
+        if bool(xp.any(wrong)):
+            wrong = backend.to_host(wrong)
             row, column = np.argwhere(wrong)[0].tolist()
             where = f"column {frame.names[column]!r} of {frame.what} is infinite in row {start + row}"
             raise DataError(f"{where}: a missing value is NaN, others are finite numbers")

@@ -184,7 +184,7 @@ class Target:
             raise OptionError("balanced weights are of classes; the target is " + self.kind)
         backend = backend_of(labels)
         counts = np.bincount(backend.to_host(labels), minlength=len(self.classes))
-        weights = (len(labels) / (len(self.classes) * np.maximum(counts, 1))).astype(np.float32)
+        weights = (labels.shape[0] / (len(self.classes) * np.maximum(counts, 1))).astype(np.float32)
         if backend.name == "numpy":
             return weights[labels]
         return backend.xp.take(backend.from_host(weights, None, backend.device(labels)), labels)
