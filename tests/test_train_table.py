@@ -110,6 +110,10 @@ def test_what_is_wrong_is_said_before_the_training():
         bp.train_table(columns, "poor")
     with pytest.raises(DataError, match="no column to learn from: there is the target alone"):
         bp.train_table({"rich": columns["rich"]}, "rich")
+    with pytest.raises(DataError, match="no column 'poor'"):
+        bp.train_table(columns, ["rich", "poor"])
+    with pytest.raises(DataError, match=r"the target of the table has 0 in row 3; Gamma\(\) needs targets above 0"):
+        bp.train_table({"b": columns["b"]}, np.where(np.arange(120) == 3, 0.0, 1.5), loss="gamma")
     infinite = np.stack([columns["b"], np.where(np.arange(120) == 7, np.inf, columns["b"])], axis=1)
     with pytest.raises(DataError, match="column 'x1' of the table is infinite in row 7"):
         bp.train_table(infinite, columns["rich"])
@@ -247,7 +251,15 @@ def test_targets_of_another_length_are_refused(kind, rows):
 
 @pytest.mark.parametrize(
     "options",
-    [{"hidden": 64}, {"drop": "city"}, {"metrics": "f1"}, {"types": None}, {"early_stopping": 2.5}],
+    [
+        {"hidden": 64},
+        {"drop": "city"},
+        {"metrics": "f1"},
+        {"types": None},
+        {"early_stopping": 2.5},
+        {"seed": -1},
+        {"schedule": 3},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_options_of_the_wrong_kind_are_refused(options):

@@ -44,7 +44,10 @@ class Column:
         return isinstance(self.values, np.ndarray)
 
     def take(self, rows: Any) -> "Column":
-        """These rows: see `rows_of`."""
+        """These rows: see `rows_of`.
+
+        `values` stay, so that what text is taken for does not hang on a few rows: see `used`.
+        """
         if self.codes is not None:
             return replace(self, codes=self.codes[rows])
         return replace(self, values=rows_of(self.values, rows))

@@ -82,6 +82,7 @@ class TrainingOptions:
             if (value := getattr(self, name)) is not None:
                 whole(name, value, 1)
         fraction("validation", self.validation)
+        whole("seed", self.seed, 0)
         if type(self.early_stopping) is not bool:
             whole("early_stopping", self.early_stopping, 0)
         if isinstance(self.class_weight, str):
@@ -140,7 +141,7 @@ def scheduled(optimizer: Optimizer, schedule: Any, epochs: int) -> Optimizer:
     """`optimizer` with its learning rate along a schedule of so many epochs."""
     if schedule is None:
         return optimizer
-    make = SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))] if isinstance(schedule, str) else schedule
+    make = schedule if callable(schedule) else SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))]
     base = getattr(optimizer, "base", None)
     if isinstance(base, Optimizer):
         return dataclasses.replace(optimizer, base=scheduled(base, schedule, epochs))  # type: ignore[type-var]

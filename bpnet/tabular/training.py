@@ -16,6 +16,7 @@ from bpnet.tabular.design import Design, check_finite, design_of, encoded, first
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
     as_type,
+    check_bounds,
     class_numbers,
     class_weights,
     find_goal,
@@ -223,6 +224,7 @@ def prepare(
     count = int((goal.encode(y) if labels is None else labels).shape[0])
     if count != frame.rows:
         raise ShapeError(f"{what} has {count} values, but {frame.what} {frame.rows} rows: expected one a row")
+    check_bounds(quantities(goal, y, slice(None)), loss, what)
     remarks = remarks_on(frame, y, name or "y")
     idle = {column for remark in remarks if remark.kind in ("empty", "constant") for column in remark.names}
     parts = parts or split(frame.rows, options.validation, options.seed, labels)
