@@ -19,7 +19,7 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import options as of
 from bpnet.cli import terminal
-from bpnet.cli.checkpoints import Checkpoints, resume
+from bpnet.cli.checkpoints import Checkpoints, check_unused, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import KINDS, text_options
@@ -110,6 +110,8 @@ def train(
         )
     if resumed and checkpoint is None:
         raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
+    if checkpoint is not None and not resumed:
+        check_unused(str(checkpoint))
     if folds and (checkpoint or plot):
         raise OptionError(
             f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"

@@ -193,7 +193,7 @@ class TableModel:
             p = self.target.probabilities(loss, outputs)
             codes = xp.astype(target, xp.int64)
             codes = codes if codes.ndim == 1 else codes[:, 0] if codes.shape[1] == 1 else xp.argmax(codes, axis=1)
-            scores = calibration.set_scores(p, codes, self.trainer.seed)
+            scores = calibration.set_scores(p, codes)
         else:
             raise OptionError("calibrate is for one label a row, of which a set holds the true one; rows have several")
         self.settings = {**self.settings, "calibration": calibration.kept(scores)}
@@ -217,7 +217,7 @@ class TableModel:
             raise OptionError("predict_set is for classes; predict_interval gives intervals of quantities")
         p = self.predict_proba(table)
         scores = calibration.restored(self.settings, p)
-        return calibration.sets(p, scores, coverage, method, self.trainer.seed)
+        return calibration.sets(p, scores, coverage, method)
 
     def _shaped(self, values: Any) -> Any:
         """(rows, columns, ...), of a target that is one column without that axis."""
