@@ -160,6 +160,8 @@ def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None
         )
         with pytest.raises(ValueError, match="predict_interval"):
             loaded.predict_set(x)
+        with pytest.raises(ValueError, match="y has NaN"):
+            model.calibrate(x, y * np.nan)
     for classes in (2, 3):
         x, y = mixed(200)
         y = np.where(y == "c", "a", y) if classes == 2 else y

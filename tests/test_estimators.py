@@ -384,6 +384,23 @@ def test_a_network_of_ones_own_has_columns_scaled_and_gaps_filled() -> None:
     assert np.isfinite(bp.MLPClassifier(**options).fit(far, TWO).predict_proba(far)).all()
 
 
+def test_a_single_class_is_certain(tmp_path: Any) -> None:
+    for options in ({}, {"preset": "strong"}, {"ensemble": 2}):
+        model = bp.MLPClassifier(max_iter=1, **options).fit(X, ["a"] * len(X))
+        model.save(tmp_path / "model.safetensors")
+        for one in (model, bp.load(tmp_path / "model.safetensors")):
+            assert one.predict_proba(X).tolist() == [[1.0]] * len(X)
+            assert set(one.predict(X)) == {"a"}
+
+
+def test_rows_of_weight_0_are_not_looked_at() -> None:
+    wild, weight, y = X.copy(), np.ones(len(X)), NUMBERS.astype(float)
+    wild[:5], y[:5], weight[:5] = 1e6, 1e6, 0.0
+    for options in ({"preset": "strong"}, {"scaling": "standard"}):
+        model = bp.MLPRegressor(max_iter=2, random_state=0, **options).fit(wild, y, weight)
+        assert np.abs(model.predict(X)).max() < 1e4
+
+
 def test_training_goes_on_with_other_options() -> None:
     model = bp.MLPClassifier(8, solver="lbfgs", max_iter=2, warm_start=True, random_state=0).fit(X, TWO)
     model.set_params(solver="adam").fit(X, TWO)

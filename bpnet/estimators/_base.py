@@ -188,7 +188,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
-        x, y, *_ = rows
+        x, y, weight, _ = rows
+        if weight is not None and tables.looks_at_rows(self) and not (counts := to_host(weight) > 0.0).all():
+            x, y = (take(array, np.flatnonzero(counts)) for array in (x, y))  # others are not to be looked at
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
         seed = 0 if plan.plain and not plan.network.stochastic else making.seed_of(random_state)

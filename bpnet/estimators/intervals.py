@@ -139,6 +139,8 @@ class Quantities(Calibrated):
             raise ShapeError(
                 f"y has the shape {known.shape}; expected ({outputs.shape[0]}, {self.n_outputs_}), a row for each of X"
             )
+        if not np.isfinite(known).all():
+            raise DataError("y has NaN or infinity, which tells nothing of how far off a prediction is: leave it out")
         target = beside(outputs, known.reshape(-1, columns))
         self.calibration_scores_ = calibration.interval_scores(loss, outputs, target)
         return self

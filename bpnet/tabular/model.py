@@ -63,7 +63,7 @@ class TableModel:
         self.settings: Mapping[str, Any] = dict(settings or {})
         if trainer._engine is not None:
             self._check(trainer.layout)
-        if target.kind == "class" and trainer.classes is None:
+        if target.kind == "class" and trainer.classes is None and len(target.classes) > 1:
             trainer.classes = list(target.classes)
 
     def _check(self, layout: Layout) -> None:
@@ -87,7 +87,7 @@ class TableModel:
     def __repr__(self) -> str:
         target, trainer = self.target, self.trainer
         what = {
-            "class": f"{len(target.classes)} classes",
+            "class": plural(len(target.classes), "class"),
             "number": "a number" if target.columns < 2 else f"{target.columns} numbers",
             "multilabel": f"{target.columns} labels",
         }[target.kind]
