@@ -96,7 +96,7 @@ def train(
             schedule=schedule,
             epochs=epochs,
             batch_size=batch_size,
-            validation=0.0 if folds else validation,
+            validation=validation,
             early_stopping=True if patience is None else patience,
             class_weight=class_weight,
             members=ensemble,
@@ -285,7 +285,8 @@ def cross_validate(
             training.fit(callbacks, progress=False)
             if interrupt.number:
                 terminal.stop(interrupt.number)
-            figures = evaluate_rows(training.model, training.unseen[0], training.unseen[1], options.metrics)
+            x, y = training.apart[:2]
+            figures = evaluate_rows(training.model, x, y, options.metrics)
             epochs = training.best_epoch or len(training.model.trainer.history)
             found.append(figures | {"epochs": epochs})
     names = [name for name, value in found[0].items() if isinstance(value, float | int)]
@@ -300,7 +301,7 @@ def cross_validate(
 
 def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
     """Of the training on all rows, which takes as many epochs as the folds took in the mean."""
-    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1))
+    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1), validation=0.0)
 
 
 def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
