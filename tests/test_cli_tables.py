@@ -340,6 +340,15 @@ def test_predictions_beside_keys_and_probabilities(model):
     assert "a .npy file holds one column" in refused("predict", model.path, model.data, "--proba", "-o", "p.npy")
 
 
+def test_keys_keep_their_names_and_rows_their_lines(model):
+    lines = Path(model.data).read_text(encoding="utf-8").splitlines()
+    new = [f"{line},{extra}" for line, extra in zip(lines, ["predicted_kind", *["odd\u2028key"] * 150], strict=True)]
+    Path("new.csv").write_text("\n".join(new), encoding="utf-8")
+    shown = ok("predict", model.path, "new.csv", "--keys", "kind,predicted_kind").out.splitlines()
+    assert shown[0] == "kind,predicted_kind,predicted_predicted_kind"
+    assert len(shown) == 151
+
+
 # ---- what is said of columns and rows -------------------------------------------------------------------------------
 
 
@@ -468,6 +477,7 @@ def test_training_goes_on_from_a_checkpoint(csv):
     other = run(*train, "--resume", "--seed", "1")
     assert other.status == 2
     assert "saved/epoch-00006.safetensors was trained with another seed" in other.err
+    assert "--checkpoint is saved, which holds another training" in refused(*train)
 
 
 def test_cross_validation(csv):

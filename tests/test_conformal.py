@@ -63,7 +63,8 @@ def test_sets_hold_the_true_class_as_often_as_asked_for(backend: Any, method: st
     truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     codes = (rng.uniform(size=(6000, 1)) > truth.cumsum(1)).sum(1).clip(0, 3)
     wrong = np.sqrt(truth) / np.sqrt(truth).sum(1, keepdims=True)  # a network that is not sure enough
-    chance = rng.uniform(size=(6000, 1))
+    chance = backend.host(conformal.shares(backend.array(wrong)))
+    np.testing.assert_allclose(np.histogram(chance, 10, (0.0, 1.0))[0], 600, atol=120)
     scores = conformal.label_scores(backend.array(wrong), method, backend.array(chance))
     held = conformal.true_scores(scores[:999, :], backend.array(codes[:999], "int64"))
     inside = backend.host(scores[999:, :]) <= backend.host(conformal.threshold(held, 0.9))

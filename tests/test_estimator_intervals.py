@@ -137,6 +137,8 @@ def test_sets_hold_as_many_labels_as_asked_for(method: str) -> None:
     sure = model.predict_proba(new).max(1) > 0.8
     assert sets[sure].sum(1).mean() < sets[~sure].sum(1).mean()
     np.testing.assert_array_equal(sets, model.predict_set(new, 0.9, method))  # the same every time
+    alone = [model.predict_set(new[i : i + 1], 0.9, method)[0] for i in range(300)]
+    assert (alone == sets[:300]).mean() > 0.99  # but for rounding, whatever rows are beside it
     with pytest.raises(ValueError, match="method is 'raps'"):
         model.predict_set(new, method="raps")
     with pytest.raises(NotFittedError, match="calibrate"):
@@ -158,6 +160,8 @@ def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None
         )
         with pytest.raises(ValueError, match="predict_interval"):
             loaded.predict_set(x)
+        with pytest.raises(ValueError, match="y has NaN"):
+            model.calibrate(x, y * np.nan)
     for classes in (2, 3):
         x, y = mixed(200)
         y = np.where(y == "c", "a", y) if classes == 2 else y

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, DataError, OptionError, UnknownNameError
+from bpnet.errors import ArgumentError, DataError, OptionError, ShapeError, UnknownNameError
 
 pytest.importorskip("sklearn", "1.6", reason="the estimators need scikit-learn")
 sparse = pytest.importorskip("scipy.sparse")
@@ -360,11 +360,65 @@ def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
         ({"warm_start": "maybe"}, ValueError, "'warm_start' parameter"),
         ({"callbacks": ["early_stoping"]}, UnknownNameError, "early_stopping"),
         ({"device": "nowhere"}, ValueError, "nowhere"),
+        ({"loss": "binary_cross_entropy"}, OptionError, "takes probabilities"),
+        ({"network": bp.Dense(1), "dropout": 0.1}, OptionError, "dropout is 0.1, but network is set"),
+        ({"network": bp.Dense(3)}, ShapeError, "expected 1 output"),
+        ({"preset": "strong", "network": bp.Dense(1)}, OptionError, "but preset is set"),
+        ({"preset": "strong", "scaling": "robust"}, OptionError, "scaling is 'robust', but preset is set"),
+        ({"preset": "strong", "solver": "lbfgs"}, OptionError, "which has no epochs"),
+        ({"callbacks": ["early_stopping"], "solver": "lbfgs"}, OptionError, "callbacks is set, but solver is 'lbfgs'"),
     ],
 )
 def test_what_can_not_be(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         bp.MLPClassifier(**options).fit(X, TWO)
+
+
+def test_a_network_of_ones_own_has_columns_scaled_and_gaps_filled() -> None:
+    options: dict[str, Any] = {"max_iter": 2, "random_state": 0, "network": bp.Dense(1)}
+    far = X * 1000.0 + 5000.0
+    one = bp.MLPClassifier(**options, scaling="standard").fit(far, TWO)
+    other = bp.MLPClassifier(**options, scaling="standard").fit(X, TWO)
+    np.testing.assert_allclose(one.predict_proba(far), other.predict_proba(X), rtol=1e-6)
+    far[::3, 1] = np.nan
+    assert np.isfinite(bp.MLPClassifier(**options).fit(far, TWO).predict_proba(far)).all()
+
+
+def test_a_single_class_is_certain(tmp_path: Any) -> None:
+    for options in ({}, {"preset": "strong"}, {"ensemble": 2}):
+        model = bp.MLPClassifier(max_iter=1, **options).fit(X, ["a"] * len(X))
+        model.save(tmp_path / "model.safetensors")
+        for one in (model, bp.load(tmp_path / "model.safetensors")):
+            assert one.predict_proba(X).tolist() == [[1.0]] * len(X)
+            assert set(one.predict(X)) == {"a"}
+
+
+def test_rows_of_weight_0_are_not_looked_at() -> None:
+    wild, weight, y = X.copy(), np.ones(len(X)), NUMBERS.astype(float)
+    wild[:5], y[:5], weight[:5] = 1e6, 1e6, 0.0
+    for options in ({"preset": "strong"}, {"scaling": "standard"}):
+        model = bp.MLPRegressor(max_iter=2, random_state=0, **options).fit(wild, y, weight)
+        assert np.abs(model.predict(X)).max() < 1e4
+
+
+def test_training_goes_on_with_other_options() -> None:
+    model = bp.MLPClassifier(8, solver="lbfgs", max_iter=2, warm_start=True, random_state=0).fit(X, TWO)
+    model.set_params(solver="adam").fit(X, TWO)
+    model.set_params(early_stopping=True).fit(X, TWO)
+    assert (len(model.loss_curve_), len(model.validation_scores_), model.best_loss_) == (4, 2, None)
+    model.set_params(early_stopping=False).fit(X, TWO)
+    assert np.isfinite(model.best_loss_)
+    with pytest.raises(OptionError, match="loss is 'hinge', but the network was trained with another"):
+        model.set_params(loss="hinge").fit(X, TWO)
+    with pytest.raises(OptionError, match="validation_data"):
+        bp.MLPClassifier(solver="lbfgs").fit(X, TWO, validation_data=(X, TWO))
+
+
+def test_the_strong_preset_has_a_learning_rate_of_its_own() -> None:
+    options: dict[str, Any] = {"preset": "strong", "max_iter": 2, "random_state": 0}
+    plain = bp.MLPClassifier(**options).fit(X, TWO)
+    other = bp.MLPClassifier(**options, solver="sgd", learning_rate="invscaling").fit(X, TWO)
+    np.testing.assert_array_equal(other.predict_proba(X), plain.predict_proba(X))
 
 
 def test_a_model_of_another_kind(tmp_path: Any) -> None:

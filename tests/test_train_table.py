@@ -8,6 +8,7 @@ import pytest
 import bpnet as bp
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.tabular import leaks, sizing, splits
+from bpnet.tabular.folds import each_fold
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.schema import Schema
@@ -178,6 +179,18 @@ def test_rows_are_held_out_of_every_class(sizes):
         assert abs(count - 0.2 * size) <= 1.0 or size <= 2
     again = splits.split(len(classes), 0.2, 3, classes)
     assert (again[0] == rows).all()
+
+
+def test_a_fold_has_no_say_in_its_training():
+    x = np.arange(60.0).reshape(30, 2)
+    options = TrainingOptions(epochs=1, hidden=(2,))
+    apart = []
+    for training in each_fold(x, x[:, 0] % 4, options, 3):
+        lots = [lot[1] for lot in (training.seen, training.unseen, training.apart)]
+        assert [len(lot) for lot in lots] == [16, 4, 10]
+        known = np.concatenate([training.rows, training.held_out])
+        apart += set(range(30)) - set(known.tolist())
+    assert sorted(apart) == list(range(30))
 
 
 def test_folds_hold_out_every_row_once():

@@ -98,9 +98,8 @@ def scatter_add(run: Any, table: Array, index: Array, rows: Array) -> Array:
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, f: Any) -> tuple[Array, Array | None]:
     b, rows, units = run.backend, x.shape[0], weight.shape[1]
-    if rows * weight.size <= SMALL or not isinstance(
-        x, numpy.ndarray
-    ):  # but of scipy.sparse, as estimators take it  # nor would BLAS be given it in pieces
+    # What is small BLAS would not be given in pieces; rows of scipy.sparse, which estimators take, can't be.
+    if rows * weight.size <= SMALL or not isinstance(x, numpy.ndarray):
         z = x @ weight
         if bias is not None:
             z += bias

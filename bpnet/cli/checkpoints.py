@@ -56,6 +56,15 @@ def _numbers(folder: str) -> list[int]:
     return [int(found[1]) for name in names if (found := NAME.fullmatch(name))]
 
 
+def check_unused(folder: str) -> None:
+    """Raise OptionError where a folder has what another training saved, which would be mixed up with this one's."""
+    if _numbers(folder) or os.path.exists(os.path.join(folder, BEST)):
+        raise OptionError(
+            f"--checkpoint is {folder}, which holds another training: go on with that by --resume, or choose another "
+            "folder"
+        )
+
+
 def resume(training: TableTraining, folder: str) -> int:
     """Give a training the state that the newest file of a folder has; the number of its epochs, 0 where there is none.
 

@@ -60,13 +60,18 @@ def predict(
     result: JSON = {"rows": dataset.frame.rows, "seconds": time.perf_counter() - began}
     result |= {**location(found.trainer), "data": data}
     beside = {} if dataset.keys is None else {name: plain(dataset.keys.column(name)) for name in dataset.keys.names}
-    columns = beside | {(f"predicted_{name}" if name in beside else name): values for name, values in columns.items()}
+    for name in [*columns]:
+        free = name
+        while free in beside:
+            free = f"predicted_{free}"
+        beside[free] = columns[name]
+    columns = beside
     if output is not None:
         write(output, columns)
         lines = [f"{plural(dataset.frame.rows, 'prediction')} written to {output}"]
         result["output"] = str(output)
     elif proba or keys:
-        lines = as_csv(columns).splitlines()
+        lines = as_csv(columns).removesuffix("\n").split("\n")
         result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     else:
         rows = [list(row) if len(row) > 1 else row[0] for row in zip(*columns.values(), strict=True)]

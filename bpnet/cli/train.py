@@ -19,7 +19,7 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import options as of
 from bpnet.cli import terminal
-from bpnet.cli.checkpoints import Checkpoints, resume
+from bpnet.cli.checkpoints import Checkpoints, check_unused, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
 from bpnet.cli.options import KINDS, text_options
@@ -96,7 +96,7 @@ def train(
             schedule=schedule,
             epochs=epochs,
             batch_size=batch_size,
-            validation=0.0 if folds else validation,
+            validation=validation,
             early_stopping=True if patience is None else patience,
             class_weight=class_weight,
             members=ensemble,
@@ -110,6 +110,8 @@ def train(
         )
     if resumed and checkpoint is None:
         raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
+    if checkpoint is not None and not resumed:
+        check_unused(str(checkpoint))
     if folds and (checkpoint or plot):
         raise OptionError(
             f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
@@ -283,7 +285,8 @@ def cross_validate(
             training.fit(callbacks, progress=False)
             if interrupt.number:
                 terminal.stop(interrupt.number)
-            figures = evaluate_rows(training.model, training.unseen[0], training.unseen[1], options.metrics)
+            x, y = training.apart[:2]
+            figures = evaluate_rows(training.model, x, y, options.metrics)
             epochs = training.best_epoch or len(training.model.trainer.history)
             found.append(figures | {"epochs": epochs})
     names = [name for name, value in found[0].items() if isinstance(value, float | int)]
@@ -298,7 +301,7 @@ def cross_validate(
 
 def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
     """Of the training on all rows, which takes as many epochs as the folds took in the mean."""
-    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1))
+    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1), validation=0.0)
 
 
 def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:

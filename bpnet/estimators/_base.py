@@ -15,7 +15,7 @@ from bpnet.backends import Array, backend_of
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
-from bpnet.errors import DataError, DivergedError, ShapeError
+from bpnet.errors import DataError, DivergedError, OptionError, ShapeError, plural
 from bpnet.estimators import making, sparse, tables
 from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
@@ -46,6 +46,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     _checks: dict[str, Any] = {}
     _inside = False
     _scale = 1.0
+    best_validation_score_: float | None
 
     def __init__(self, options: dict[str, Any]) -> None:
         """With all arguments of the subclass, by their names."""
@@ -97,6 +98,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         self._validate_params()
         self._forget_calibration()
         making.hidden_sizes(self)
+        making.check_together(self)
+        if validation_data is not None and self.solver == "lbfgs":
+            raise OptionError("validation_data is scored after epochs, which solver='lbfgs' has none of: leave one out")
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         first = not hasattr(self, "_trainer") or not (self.warm_start or incremental)
@@ -110,6 +114,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         elif not (incremental and hasattr(self, "_labels")):
             self._define(y)
         loss = self._loss()
+        if not first:
+            self._compare_loss(loss)
         target, weight = beside(X, self._targets(y)), self._row_weights(y, sample_weight, incremental)
         scale = 1.0 if first else self._scale
         if weight is not None:
@@ -128,6 +134,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             self._start(rows if kept is None else _take(rows, kept), loss, scale, random_state)
         else:
             self._go_on(scale, keep=incremental or goes_on)
+        if self.solver != "lbfgs":
+            self._begin_records(first)
         if splits and kept is None:  # scikit-learn's order of random numbers
             kept, out = self._split(target, random_state)
         held_out = None if out is None else _take(rows, out)
@@ -180,7 +188,9 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
-        x, y, *_ = rows
+        x, y, weight, _ = rows
+        if weight is not None and tables.looks_at_rows(self) and not (counts := to_host(weight) > 0.0).all():
+            x, y = (take(array, np.flatnonzero(counts)) for array in (x, y))  # others are not to be looked at
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
         seed = 0 if plan.plain and not plan.network.stochastic else making.seed_of(random_state)
@@ -193,13 +203,28 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         self._trainer, self._plain, self._best = trainer, plan.plain, None
         self.n_layers_ = len(making.dense_slots(trainer.layout)) + 1
         self.n_iter_ = self.t_ = 0
-        if self.solver != "lbfgs":
+        shape, units = trainer.layout.out_shape, self._units()
+        if shape[-1:] != (units,):
+            raise ShapeError(f"the network gives {shape} for a row; expected {plural(units, 'output')}: let it end so")
+
+    def _begin_records(self, anew: bool) -> None:
+        """What is noted of epochs; where training goes on, what is lacking since a parameter was another then."""
+        if anew or not hasattr(self, "loss_curve_"):
+            anew = True
             self.loss_curve_: list[float] = []
+        stops = bool(self.early_stopping)
+        if anew or (self.best_validation_score_ is not None) != stops:
             self._no_improvement_count = 0
-            self.best_loss_ = None if self.early_stopping else math.inf
-            self.validation_scores_: list[float] | None = [] if self.early_stopping else None
-            self.validation_loss_curve_: list[float] | None = [] if self.early_stopping else None
-            self.best_validation_score_ = -math.inf if self.early_stopping else None
+            self.best_loss_ = None if stops else math.inf
+            self.validation_scores_: list[float] | None = [] if stops else None
+            self.validation_loss_curve_: list[float] | None = [] if stops else None
+            self.best_validation_score_ = -math.inf if stops else None
+
+    def _compare_loss(self, loss: Loss) -> None:
+        """Raise OptionError where what there is was trained with another loss, of which its outputs are."""
+        known = getattr(self._trainer.loss, "inner", self._trainer.loss)
+        if self.preset is None and loss != known:
+            raise OptionError(f"loss is {self.loss!r}, but the network was trained with another: set warm_start=False")
 
     def _made(
         self, network: Layer, loss: Loss, optimizer: Optimizer, scale: float, seed: int, on_numpy: bool

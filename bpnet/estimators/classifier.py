@@ -70,7 +70,8 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     dropout : the share of units that are left out after each hidden layer, or a schedule
     norm : a layer between product and activation, by name ("LayerNorm") or as an object
     residual : y = x + block(x) for every hidden layer that is as wide as the one before it
-    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says
+    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says.  Columns are
+        scaled, embedded and freed of gaps before it, unless it begins with a layer such as `bp.NumericInput` itself
     ensemble : so many networks in one, trained side by side on the same batches, whose predictions are averaged (TabM,
         Gorishniy et al. 2025)
     preset : "strong" trains a network of RealMLP's kind for `max_iter` epochs (Holzmueller et al. 2024; see
@@ -251,7 +252,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         count, several = len(self._labels.values), self._labels.several
         loss: Loss
         if self.loss == "log_loss":
-            wide = not several and (count > 2 or self.preset is not None)
+            wide = not several and (count > 2 or (count == 2 and self.preset is not None))
             loss = CrossEntropy() if wide else _LabelLogLoss()
         else:
             loss = resolve(Loss, "loss", self.loss)
@@ -304,8 +305,9 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
             return self._target().probabilities(loss, outputs)
         with backend.session(device=backend.device(outputs)):
             p = loss.prediction(backend, outputs)
-            one = self.n_outputs_ == 1 and not self._labels.several
-            return backend.xp.concat([1.0 - p, p], axis=1) if one else p
+            if self.n_outputs_ > 1 or self._labels.several:
+                return p
+            return backend.xp.concat([1.0 - p, p], axis=1) if len(self._labels.values) > 1 else backend.xp.ones_like(p)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of rows whose label is right, of several labels a row all of them."""

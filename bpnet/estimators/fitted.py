@@ -160,6 +160,11 @@ class Fitted:
             elif name in objects:
                 place = "network" if objects[name] is trainer.network else name
                 given = {**given, place: objects[name]}
+        if given.get("network") is not None:  # which has these layers in it, or is what the preset makes
+            held = {"dropout": 0.0, "norm": None, "residual": False}
+            given = {**given, **({"network": None} if given.get("preset") else held)}
+        if "hidden_layer_sizes" in given:
+            given = {**given, "hidden_layer_sizes": tuple(given["hidden_layer_sizes"])}
         made.set_params(**{name: value for name, value in given.items() if name in known})
         made._restore(model)
         vars(made).update({name: settings.get("fitted", {}).get(name, copy.copy(none)) for name, none in KEPT.items()})

@@ -139,6 +139,8 @@ class Quantities(Calibrated):
             raise ShapeError(
                 f"y has the shape {known.shape}; expected ({outputs.shape[0]}, {self.n_outputs_}), a row for each of X"
             )
+        if not np.isfinite(known).all():
+            raise DataError("y has NaN or infinity, which tells nothing of how far off a prediction is: leave it out")
         target = beside(outputs, known.reshape(-1, columns))
         self.calibration_scores_ = calibration.interval_scores(loss, outputs, target)
         return self
@@ -178,16 +180,14 @@ class Classes(Calibrated):
             if return_std:
                 raise OptionError("return_std=True tells how far networks disagree: draw some by samples=50, say")
             return self._probabilities_of(self._said(X, "predict_proba")[2])
-        total: Any = 0.0
-        squares: Any = 0.0
-        for outputs in self._drawn(X, "predict_proba", samples):
+        mean: Any = 0.0
+        spread: Any = 0.0
+        for i, outputs in enumerate(self._drawn(X, "predict_proba", samples)):
             p = self._probabilities_of(outputs)
-            total, squares = total + p, squares + p * p
-        mean = total * (1.0 / samples)
-        if not return_std:
-            return mean
-        xp = backend_of(mean).xp
-        return mean, xp.sqrt(xp.maximum(squares * (1.0 / samples) - mean * mean, 0.0))
+            change = p - mean
+            mean = mean + change * (1.0 / (i + 1))
+            spread = spread + change * (p - mean)
+        return (mean, backend_of(mean).xp.sqrt(spread * (1.0 / samples))) if return_std else mean
 
     def calibrate(self, X: Any, y: Any) -> Self:
         """Find out by rows that it was not trained on how likely the true class is thought, for `predict_set`.
@@ -203,7 +203,7 @@ class Classes(Calibrated):
         if known.shape[0] != p.shape[0]:
             raise ShapeError(f"y has {known.shape[0]} labels; expected {p.shape[0]}, one for each row of X")
         codes = beside(p, np.searchsorted(self._labels.values, known))
-        self.calibration_scores_ = calibration.set_scores(p, codes, self._trainer.seed)
+        self.calibration_scores_ = calibration.set_scores(p, codes)
         return self
 
     def predict_set(self, X: Any, coverage: float = 0.9, method: str = "lac") -> Any:
@@ -215,4 +215,4 @@ class Classes(Calibrated):
         rows (Romano, Sesia and Candes 2020).
         """
         scores, p = self._scores(), self._probabilities_of(self._said(X, "predict_set")[2])
-        return calibration.sets(p, scores, coverage, method, self._trainer.seed)
+        return calibration.sets(p, scores, coverage, method)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bpnet.errors import OptionError
+from bpnet.errors import OptionError, shown
 from bpnet.estimators.arrays import to_host
 from bpnet.estimators.tables import categorical_input, input_layer, numeric_input
 from bpnet.layer import Layer
@@ -17,6 +17,7 @@ from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, Slot
 from bpnet.losses.base import Loss
+from bpnet.losses.binary import BinaryCrossEntropy
 from bpnet.optimizers.base import Optimizer
 from bpnet.penalties import L2
 from bpnet.registry import resolve
@@ -65,20 +66,46 @@ def hidden_sizes(estimator: Any) -> list[int]:
     return [int(size) for size in sizes]
 
 
+def check_together(estimator: Any) -> None:
+    """Raise OptionError where a parameter is set that another one leaves nothing to do."""
+    layers = {"dropout": 0.0, "norm": None, "residual": False}
+    rivals: dict[str, dict[str, Any]] = {
+        "preset": {"network": None, "norm": None, "residual": False, "scaling": None},
+        "network": layers,
+    }
+    for name, others in rivals.items():
+        for other, unset in others.items():
+            value = getattr(estimator, other)
+            if getattr(estimator, name) is not None and value is not unset and value != unset:
+                raise OptionError(
+                    f"{other} is {shown(value)}, but {name} is set, which has layers of its own: leave one out"
+                )
+    if estimator.solver == "lbfgs":
+        for name in ("preset", "callbacks"):
+            if getattr(estimator, name):
+                raise OptionError(f"{name} is set, but solver is 'lbfgs', which has no epochs: take another solver")
+
+
 def plan_of(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     """The plan for an estimator whose network needs so many outputs; x and y are the rows to train on."""
-    members = estimator.ensemble
+    members, network = estimator.ensemble, estimator.network
     if estimator.preset is not None:
         return _strong(estimator, loss, outputs, x, y)
+    if network is None and isinstance(loss, BinaryCrossEntropy):
+        raise OptionError(
+            f"loss is {estimator.loss!r}, which takes probabilities, but the last layer gives numbers: take "
+            "'binary_cross_entropy_with_logits', or a network= that ends in a sigmoid"
+        )
     if members is not None:
         from bpnet.losses.members import Members
 
         loss = _make(Members, loss)
-    if estimator.network is not None:
-        return Plan(estimator.network, loss, optimizer_of(estimator), False)
+    inputs = None if network is not None and network.accepts_nan else input_layer(estimator, x)
+    if network is not None:
+        return Plan(
+            network if inputs is None else _make(Sequential, inputs, network), loss, optimizer_of(estimator), False
+        )
     sizes, activation = hidden_sizes(estimator), ACTIVATIONS.get(estimator.activation, estimator.activation)
-    network: Layer
-    inputs = input_layer(estimator, x)
     if members is None and estimator.norm is None and not estimator.residual and estimator.dropout == 0.0:
         network = _make(_stack, inputs, tuple(sizes), activation, outputs)
     else:

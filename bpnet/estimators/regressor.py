@@ -49,7 +49,8 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     dropout : the share of units that are left out after each hidden layer, or a schedule
     norm : a layer between product and activation, by name ("LayerNorm") or as an object
     residual : y = x + block(x) for every hidden layer that is as wide as the one before it
-    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says
+    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says.  Columns are
+        scaled, embedded and freed of gaps before it, unless it begins with a layer such as `bp.NumericInput` itself
     ensemble : so many networks in one, trained side by side on the same batches, whose predictions are averaged (TabM,
         Gorishniy et al. 2025)
     preset : "strong" trains a network of RealMLP's kind for `max_iter` epochs (Holzmueller et al. 2024; see

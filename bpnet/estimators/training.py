@@ -96,7 +96,7 @@ class Epochs(Callback):
             print(f"Iteration {est.n_iter_}, loss = {est.loss_:.8f}")
         self._count(trainer, record)
         compile_soon(trainer, self.data, self.batch_size)
-        if est.solver == "sgd" and est.learning_rate == "invscaling":
+        if est.solver == "sgd" and est.learning_rate == "invscaling" and est.preset is None:
             trainer.lr_scale = 1.0 / (est.t_ + 1) ** est.power_t
         if est._no_improvement_count > est.n_iter_no_change and est.preset is None:
             what = "Validation score" if est.early_stopping else "Training loss"

@@ -53,29 +53,26 @@ def intervals(loss: Loss, outputs: Array, scores: Array, coverage: float) -> Arr
         return backend.xp.stack(ends, axis=2)
 
 
-def set_scores(probabilities: Array, codes: Array, seed: int) -> Array:
+def set_scores(probabilities: Array, codes: Array) -> Array:
     """How unlikely each row's true class is thought: (rows, 2), by "lac" and by "aps", the smallest first."""
     backend = backend_of(probabilities)
     with backend.session(device=backend.device(probabilities)):
-        found = [_scores(probabilities, method, (seed, 0)) for method in conformal.SETS]
+        found = [_scores(probabilities, method) for method in conformal.SETS]
         own = [conformal.true_scores(scores, codes) for scores in found]
         return backend.xp.sort(backend.xp.concat(own, axis=1), axis=0)
 
 
-def sets(probabilities: Array, scores: Array, coverage: float, method: str, seed: int) -> Array:
+def sets(probabilities: Array, scores: Array, coverage: float, method: str) -> Array:
     """Which classes each row may be of, its true one with probability `coverage`: (rows, classes) of True and False."""
     place, backend = conformal.SETS.index(conformal.check_sets(method)), backend_of(probabilities)
     with backend.session(device=backend.device(probabilities)):
         limit = conformal.threshold(scores, coverage)[place]
-        return _scores(probabilities, method, (seed, 1)) <= limit
+        return _scores(probabilities, method) <= limit
 
 
-def _scores(probabilities: Array, method: str, seed: tuple[int, int]) -> Array:
-    """The score of every class of every row; the shares that "aps" draws are the same every time."""
-    backend = backend_of(probabilities)
-    chance = np.random.default_rng(seed).uniform(size=(probabilities.shape[0], 1))
-    own = backend.from_host(chance, probabilities.dtype, backend.device(probabilities))
-    return conformal.label_scores(probabilities, method, own)
+def _scores(probabilities: Array, method: str) -> Array:
+    """The score of every class of every row, the same whatever rows are beside it."""
+    return conformal.label_scores(probabilities, method, conformal.shares(probabilities))
 
 
 def kept(scores: Any) -> Any:

@@ -17,6 +17,8 @@ from bpnet.errors import OptionError, shown
 from bpnet.options import number
 
 SETS = ("lac", "aps")
+SPREAD = 300.0
+"""About how often a row's share runs through 0 ... 1 while a probability does: float32 still has 4 digits of it."""
 
 
 def rank(count: int, coverage: float) -> int:
@@ -82,7 +84,7 @@ def label_scores(probabilities: Array, method: str, chance: Array) -> Array:
 
     "lac" is 1 - p, which gives the smallest sets on average (Sadinle, Lei and Wasserman 2019).  "aps" is the sum of the
     probabilities of all likelier classes, and a random share of the class's own: larger sets for rows that are
-    harder (Romano, Sesia and Candes 2020).  `chance` is that share, evenly drawn from 0 ... 1: (rows, 1).
+    harder (Romano, Sesia and Candes 2020).  `chance` is that share, spread evenly over 0 ... 1: (rows, 1).
     """
     xp = backend_of(probabilities).xp
     if method == "lac":
@@ -92,6 +94,18 @@ def label_scores(probabilities: Array, method: str, chance: Array) -> Array:
     falling = xp.sort(probabilities, axis=1, descending=True)
     likelier = xp.cumulative_sum(falling, axis=1) - falling
     return xp.take_along_axis(likelier, ranks, axis=1) + chance * probabilities
+
+
+def shares(probabilities: Array) -> Array:
+    """A share of 0 ... 1 for each row, (rows, 1), spread as if drawn evenly, but the row's own.
+
+    Were it drawn by the row's place, all rows that are asked for one at a time would have the same, and their sets not
+    the coverage that was asked for.  So it is the fraction of a sum that changes fast with the probabilities.
+    """
+    backend = backend_of(probabilities)
+    factors = [SPREAD * math.sqrt(k + 2) for k in range(probabilities.shape[1])]
+    total = backend.xp.sum(probabilities * backend.constants(factors, probabilities), axis=1, keepdims=True)
+    return total - backend.xp.floor(total)
 
 
 def true_scores(scores: Array, codes: Array) -> Array:

@@ -9,14 +9,15 @@ from bpnet.options import whole
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import class_numbers, find_goal, target_names, with_target
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.splits import folds
+from bpnet.tabular.splits import folds, split
 from bpnet.tabular.training import TableTraining, prepare
 
 
 def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> Iterator[TableTraining]:
-    """A training for each of `count` parts of the rows, which are held out, of every class alike, as `prepare` has it.
+    """A training for each of `count` parts of the rows, of every class alike, which are kept apart: see `prepare`.
 
-    Raises OptionError where there are more parts than rows.
+    Of all other rows the share `validation` is held out, by which training stops and the best epoch is kept: would the
+    part itself say that, its figures would flatter.  Raises OptionError where there are more parts than rows.
     """
     frame = Frame.of(table)
     whole("folds", count, 2)
@@ -28,5 +29,8 @@ def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> 
     goal, _ = find_goal(y, name, said, options.loss, "the target")
     if count > kept.rows:
         raise OptionError(f"folds is {count}, but there are {kept.rows} rows")
-    for i, parts in enumerate(folds(kept.rows, count, options.seed, class_numbers(goal, y))):
-        yield prepare(frame, target, replace(options, seed=options.seed + i), parts)
+    classes = class_numbers(goal, y)
+    for i, (others, part) in enumerate(folds(kept.rows, count, options.seed, classes)):
+        own = replace(options, seed=options.seed + i)
+        rows, held_out = split(len(others), own.validation, own.seed, None if classes is None else classes[others])
+        yield prepare(frame, target, own, (others[rows], others[held_out]), part)

@@ -63,7 +63,7 @@ class TableModel:
         self.settings: Mapping[str, Any] = dict(settings or {})
         if trainer._engine is not None:
             self._check(trainer.layout)
-        if target.kind == "class" and trainer.classes is None:
+        if target.kind == "class" and trainer.classes is None and len(target.classes) > 1:
             trainer.classes = list(target.classes)
 
     def _check(self, layout: Layout) -> None:
@@ -87,7 +87,7 @@ class TableModel:
     def __repr__(self) -> str:
         target, trainer = self.target, self.trainer
         what = {
-            "class": f"{len(target.classes)} classes",
+            "class": plural(len(target.classes), "class"),
             "number": "a number" if target.columns < 2 else f"{target.columns} numbers",
             "multilabel": f"{target.columns} labels",
         }[target.kind]
@@ -193,7 +193,7 @@ class TableModel:
             p = self.target.probabilities(loss, outputs)
             codes = xp.astype(target, xp.__array_namespace_info__().default_dtypes()["integral"])
             codes = codes if codes.ndim == 1 else codes[:, 0] if codes.shape[1] == 1 else xp.argmax(codes, axis=1)
-            scores = calibration.set_scores(p, codes, self.trainer.seed)
+            scores = calibration.set_scores(p, codes)
         else:
             raise OptionError("calibrate is for one label a row, of which a set holds the true one; rows have several")
         self.settings = {**self.settings, "calibration": calibration.kept(scores)}
@@ -217,7 +217,7 @@ class TableModel:
             raise OptionError("predict_set is for classes; predict_interval gives intervals of quantities")
         p = self.predict_proba(table)
         scores = calibration.restored(self.settings, p)
-        return calibration.sets(p, scores, coverage, method, self.trainer.seed)
+        return calibration.sets(p, scores, coverage, method)
 
     def _shaped(self, values: Any) -> Any:
         """(rows, columns, ...), of a target that is one column without that axis."""

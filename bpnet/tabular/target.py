@@ -204,6 +204,8 @@ class Target:
         with backend.session(device=backend.device(outputs)):
             loss, outputs = pooled(backend, loss, outputs)
             found = loss.prediction(backend, outputs)
+            if self.kind == "class" and len(self.classes) == 1:
+                return xp.ones_like(found[:, :1])
             if self.kind == "class" and found.shape[1] == 1:
                 return xp.concat([1.0 - found, found], axis=1)
             if self.kind == "class" and not isinstance(loss, ClassLoss):  # one against the rest, each on its own
@@ -228,7 +230,8 @@ class Target:
             index = xp.__array_namespace_info__().default_dtypes()["integral"]
             if self.kind == "multilabel":
                 return xp.astype(above, index)
-            place = xp.astype(above[:, 0], index) if found.shape[1] == 1 else xp.argmax(found, axis=1)
+            one = xp.astype(above[:, 0] & (len(self.classes) > 1), index)
+            place = one if found.shape[1] == 1 else xp.argmax(found, axis=1)
             classes = self.array(backend, backend.device(outputs))
             if isinstance(classes, np.ndarray):
                 return classes[backend.to_host(place)]
@@ -261,7 +264,7 @@ class Target:
         )
         if made.kind == "class" and made.columns:
             raise FileFormatError("the target of the table is a class of several columns")
-        if (made.kind == "class") != (len(set(classes)) == len(classes) >= 2) or list(classes) != sorted(classes):
+        if (made.kind == "class") != (len(set(classes)) == len(classes) >= 1) or list(classes) != sorted(classes):
             raise FileFormatError("the target of the table has classes that are not sorted, or not different")
         return made
 

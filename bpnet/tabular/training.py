@@ -88,7 +88,8 @@ class TableTraining:
     options, size : what was asked for, and what the number of rows suggests
     frame, y : all rows with a target, as they came; `rows` and `held_out` are the numbers of those that are trained on
         and held out
-    seen, unseen : what `Trainer.fit` takes of both: (x, y) or (x, y, weight); unseen is None where none are held out
+    seen, unseen, apart : what `Trainer.fit` takes of them, and of rows that are kept apart: (x, y) or (x, y, weight);
+        None where there are none
     model : the `TableModel`
     remarks : what is suspicious about the columns
     wide : what made float64 necessary, None for nothing
@@ -102,7 +103,7 @@ class TableTraining:
         frame: Frame,
         y: Any,
         parts: tuple[Array, Array],
-        data: tuple[Any, Any],
+        data: Sequence[Any],
         model: TableModel,
         design: Design,
         notes: Sequence[str] = (),
@@ -111,7 +112,7 @@ class TableTraining:
     ) -> None:
         self.options, self.size, self.frame, self.y, self.model = options, size, frame, y, model
         self.rows, self.held_out = parts
-        self.seen, self.unseen = data
+        self.seen, self.unseen, self.apart = data if len(data) > 2 else (*data, None)
         self.design, self.notes, self.remarks, self.wide = design, list(notes), list(remarks), wide
         self.best_epoch: int | None = None
         self.stopping: BestEpoch | None = None
@@ -200,9 +201,16 @@ class BestEpoch(EarlyStopping):
 
 
 def prepare(
-    table: Any, target: Any, options: TrainingOptions, parts: tuple[Array, Array] | None = None
+    table: Any,
+    target: Any,
+    options: TrainingOptions,
+    parts: tuple[Array, Array] | None = None,
+    apart: Array | None = None,
 ) -> TableTraining:
-    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, where known."""
+    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, where known.
+
+    Rows that are kept `apart` take no part in it: they are for figures afterwards.
+    """
     frame = Frame.of(table)
     notes: list[str] = []
     types, y, names = dict(options.types), target, target_names(target, frame)
@@ -240,7 +248,9 @@ def prepare(
         schema = replace(schema, dtype="float64")
         if options.precision != "float32":
             raise OptionError(f"precision is {options.precision}, but {wide} needs float64")
-    seen, unseen = encoded(schema, frame, parts)
+    lots = parts if apart is None else (*parts, apart)
+    inputs = encoded(schema, frame, lots)
+    seen = inputs[0]
     design = design_of(schema, seen, goal, output, size, options)
     trainer = Trainer(
         design.network,
@@ -259,13 +269,13 @@ def prepare(
     answers = answers if goal.kind == "class" else as_type(answers, trainer.theta)
     data = [
         (x, *(take(array, rows) for array in (answers, weight) if array is not None)) if len(rows) else None
-        for x, rows in ((seen, parts[0]), (unseen, parts[1]))
+        for x, rows in zip(inputs, lots, strict=True)
     ]
     if labels is not None and len(parts[1]):
         notes += rare_classes(labels, parts[1], goal)
     elif options.validation > 0 and not len(parts[1]):
         notes.append("no class has two rows, so that none is held out: what is learnt is not tried on other rows")
-    return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
+    return TableTraining(options, size, frame, y, parts, data, model, design, notes, remarks, wide)
 
 
 def split_settings(rows: int, options: TrainingOptions) -> dict[str, Any]:
