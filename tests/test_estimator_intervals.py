@@ -61,7 +61,7 @@ def test_quantiles_are_above_as_many_targets_as_they_say(models: Any) -> None:
     np.testing.assert_allclose((y[:, None] < normal).mean(0), (0.1, 0.5, 0.9), atol=0.05)
     with pytest.raises(ValueError, match=r"quantiles has 0.3; .*\(0.1, 0.5, 0.9\)"):
         models["quantile"].predict_quantiles(x, (0.3,))
-    with pytest.raises(ValueError, match="loss='quantile'"):
+    with pytest.raises(ValueError, match=r"loss is squared_error, which .*loss='quantile'"):
         models["squared_error"].predict_quantiles(x)
 
 
@@ -155,6 +155,9 @@ def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None
         np.testing.assert_array_equal(again.predict_interval(x, 0.8), model.predict_interval(x, 0.8))
         if loss != "squared_error":
             np.testing.assert_array_equal(loaded.predict_quantiles(x), model.predict_quantiles(x))
+        if loss != "quantile":
+            how = {"return_std": True, "samples": 5 if loss == "squared_error" else 0}
+            np.testing.assert_allclose(loaded.predict(x, **how), model.predict(x, **how), rtol=1e-6)
         np.testing.assert_array_equal(
             loaded.calibrate(x, y).predict_interval(x), again.calibrate(x, y).predict_interval(x)
         )

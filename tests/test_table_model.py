@@ -669,7 +669,10 @@ def test_members_say_together_what_they_say_on_average():
     outputs = model.outputs(x).astype(np.float64)
     np.testing.assert_allclose(model.predict(x), outputs[:, :, 0].mean(1), rtol=1e-4, atol=1e-6)
     variance = np.exp(outputs[:, :, 1]).mean(1) + outputs[:, :, 0].var(1)
-    np.testing.assert_allclose(model.predict_deviation(x), np.sqrt(variance), rtol=1e-4)
+    mean, deviation = model.predict(x, return_std=True, batch_size=7)
+    np.testing.assert_allclose(deviation, np.sqrt(variance), rtol=1e-4)
+    np.testing.assert_allclose(mean, model.predict(x), rtol=1e-5)
+    np.testing.assert_array_equal(model.predict_deviation(x, batch_size=7), deviation)
 
 
 def test_several_labels_and_several_quantities():
@@ -686,7 +689,7 @@ def test_several_labels_and_several_quantities():
         _ = numbers.classes_
     with pytest.raises(AttributeError, match="without names"):
         _ = numbers.feature_names_in_
-    with pytest.raises(OptionError, match="train with gaussian_nll"):
+    with pytest.raises(OptionError, match=r"loss is .*standard deviation: train with loss='gaussian_nll'"):
         numbers.predict_deviation(x)
 
 

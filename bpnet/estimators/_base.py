@@ -128,7 +128,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         random_state = self._random_state if goes_on else check_random_state(self.random_state)
         rows, kept, out = (X, target, weight, y), None, None
         splits = self.early_stopping and validation_data is None and self.solver != "lbfgs"
-        if splits and tables.looks_at_rows(self):  # what is held out is not to be looked at
+        if splits and tables.looks_at_rows(self, X):  # what is held out is not to be looked at
             kept, out = self._split(target, random_state)
         if first:
             self._start(rows if kept is None else _take(rows, kept), loss, scale, random_state)
@@ -189,7 +189,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
         x, y, weight, _ = rows
-        if weight is not None and tables.looks_at_rows(self) and not (counts := to_host(weight) > 0.0).all():
+        if weight is not None and tables.looks_at_rows(self, X) and not (counts := to_host(weight) > 0.0).all():
             x, y = (take(array, np.flatnonzero(counts)) for array in (x, y))  # others are not to be looked at
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
@@ -362,9 +362,11 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             warnings.warn(text, ConvergenceWarning, stacklevel=4)
         else:
             if not incremental and not epochs.converged and self.n_iter_ == self.max_iter and self.preset is None:
+                scaled = self.scaling is not None and (self.scaling != "auto" or self.categorical_features is not None)
+                scale = "" if scaled else ", or scale X (scaling='standard' does)"
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                    "converged yet: raise max_iter or learning_rate_init, or scale X.",
+                    f"converged yet: raise max_iter or learning_rate_init{scale}.",
                     ConvergenceWarning,
                     stacklevel=4,
                 )

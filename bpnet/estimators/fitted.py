@@ -185,7 +185,7 @@ class Fitted:
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         named = self.categorical_features  # type: ignore[attr-defined]
-        dense = self.scaling or self.preset  # type: ignore[attr-defined]
+        dense = self.scaling not in (None, "auto") or self.preset  # type: ignore[attr-defined]
         tags.input_tags.sparse = not dense and (named is None or isinstance(named, str))
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = tags.input_tags.string = named is not None

@@ -15,7 +15,7 @@ from bpnet.estimators.sparse import is_sparse
 from bpnet.losses.base import Loss
 from bpnet.options import whole
 from bpnet.tabular import calibration
-from bpnet.tabular.distributions import drawn_moments, moments
+from bpnet.tabular.distributions import drawn_moments, moments, no_deviation
 from bpnet.tabular.distributions import quantiles as quantiles_of
 from bpnet.tabular.sampling import samples as networks
 
@@ -113,10 +113,7 @@ class Quantities(Calibrated):
         if not return_std:
             return self._shaped(mean)
         if variance is None:
-            raise OptionError(
-                f"return_std=True, but {loss} tells no deviation: train with loss='gaussian_nll' or with ensemble=8, "
-                "or with dropout=0.1 and draw samples=50, say"
-            )
+            raise OptionError(no_deviation(loss))
         return self._shaped(mean), self._shaped(backend_of(variance).xp.sqrt(variance))
 
     def predict_quantiles(self, X: Any, quantiles: Any = None) -> Any:

@@ -70,13 +70,13 @@ def check_together(estimator: Any) -> None:
     """Raise OptionError where a parameter is set that another one leaves nothing to do."""
     layers = {"dropout": 0.0, "norm": None, "residual": False}
     rivals: dict[str, dict[str, Any]] = {
-        "preset": {"network": None, "norm": None, "residual": False, "scaling": None},
+        "preset": {"network": None, "norm": None, "residual": False, "scaling": "auto"},
         "network": layers,
     }
     for name, others in rivals.items():
         for other, unset in others.items():
             value = getattr(estimator, other)
-            if getattr(estimator, name) is not None and value is not unset and value != unset:
+            if getattr(estimator, name) is not None and value is not None and value != unset:
                 raise OptionError(
                     f"{other} is {shown(value)}, but {name} is set, which has layers of its own: leave one out"
                 )

@@ -55,7 +55,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "dtype": [StrOptions({"float32", "float64"}), None],
     "n_jobs": [Integral, None],
     "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
-    "scaling": [StrOptions({"robust", "standard", "quantile"}), None],
+    "scaling": [StrOptions({"auto", "robust", "standard", "quantile"}), None],
     "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
 }
 

@@ -66,8 +66,9 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     categorical_features : columns of X that are no quantities: their names or numbers, or a mask; they are one-hot, or
         embedded where they have more than 8 values.  "from_dtype" takes text, booleans and dates as such too, as they
         stand in a frame; None expects numbers only
-    scaling : "robust", "standard" or "quantile" brings columns of numbers to one scale, within the network (see
-        `bp.NumericInput`); None takes them as they come
+    scaling : "standard", "robust" or "quantile" brings columns of numbers to one scale, as the network's first layer
+        (see `bp.NumericInput`); None takes them as they are.  "auto" is "standard" where `categorical_features` is
+        given, and else None, as in scikit-learn
 
     Attributes
     ----------
@@ -123,7 +124,7 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
         quantiles: Any = (0.05, 0.5, 0.95),
         calibration_fraction: Any = None,
         categorical_features: Any = None,
-        scaling: Any = None,
+        scaling: Any = "auto",
     ) -> None:
         super().__init__(locals())
 

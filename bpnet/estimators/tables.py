@@ -90,16 +90,17 @@ def numbers_of(x: Any) -> Any:
 
 def numeric_input(estimator: Any, x: Any) -> NumericInput | None:
     """The layer for columns of numbers that have gaps, or are to be scaled; None where neither is so."""
-    if is_sparse(x) and (estimator.scaling is not None or estimator.preset is not None):
-        what = f"scaling={estimator.scaling!r}" if estimator.preset is None else f"preset={estimator.preset!r}"
+    scaling = scaling_of(estimator, x)
+    if is_sparse(x) and (scaling is not None or estimator.preset is not None):
+        what = f"scaling={scaling!r}" if estimator.preset is None else f"preset={estimator.preset!r}"
         raise DataError(f"{what} is for rows that are not sparse: pass X.toarray(), or leave it out")
     numbers = numbers_of(x)
     if numbers is None:
         return None
     gaps = gaps_of(numbers)
-    if estimator.scaling is None and estimator.preset is None:
+    if scaling is None and estimator.preset is None:
         return NumericInput(missing=gaps) if gaps else None
-    kind: Any = "robust" if estimator.preset is not None else estimator.scaling
+    kind: Any = "robust" if estimator.preset is not None else scaling
     return NumericInput.fit(numbers, kind, clip=CLIPPED if kind == "robust" else None, missing=gaps)
 
 
@@ -110,9 +111,16 @@ def categorical_input(schema: Schema | None) -> CategoricalInput | None:
     return CategoricalInput(schema.entries, strong_widths(schema.entries))
 
 
-def looks_at_rows(estimator: Any) -> bool:
-    """Whether the network that is made depends on the values of rows, and not on how many columns they have alone."""
-    return estimator.preset is not None or estimator.scaling is not None
+def scaling_of(estimator: Any, x: Any) -> str | None:
+    """How columns of numbers are scaled: "auto" is "standard" with `categorical_features`, as a table has any units."""
+    if estimator.scaling != "auto":
+        return estimator.scaling  # type: ignore[no-any-return]
+    return None if estimator.categorical_features is None or is_sparse(x) else "standard"
+
+
+def looks_at_rows(estimator: Any, x: Any) -> bool:
+    """Whether the network depends on the values of the rows, not just on their number of columns."""
+    return estimator.preset is not None or scaling_of(estimator, x) is not None
 
 
 def input_layer(estimator: Any, x: Any) -> Layer | None:

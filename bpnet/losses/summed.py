@@ -1,7 +1,7 @@
 """Losses as scikit-learn's perceptrons have them: sums over a row's outputs where bpnet's others are means."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.layer import Run
@@ -11,7 +11,12 @@ from bpnet.losses.likelihood import Poisson
 
 
 class _Summed(ElementwiseLoss):
-    """Of a sum over outputs."""
+    """Of a sum over outputs; `str` gives scikit-learn's name of it."""
+
+    called: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.called
 
     def __call__(self, run: Run, output: Array, target: Array, weight: Array | None, total: Any) -> tuple[Array, Array]:
         factor = row_weights(run, output, weight, total, 1)
@@ -27,6 +32,8 @@ class _Summed(ElementwiseLoss):
 class _LabelLogLoss(_Summed, BinaryCrossEntropyWithLogits):
     """l = sum over outputs of log(1 + exp(z)) - t z, of logits z; dl/dz = sigmoid(z) - t."""
 
+    called = "log_loss"
+
 
 @dataclass(frozen=True, repr=False)
 class _SquaredError(_Summed):
@@ -34,6 +41,8 @@ class _SquaredError(_Summed):
 
     That is of the sum over outputs: scikit-learn reports one and descends along the other.  With one output they agree.
     """
+
+    called = "squared_error"
 
     def value(self, b: Backend, output: Array, target: Array) -> Array:
         error = output - target
@@ -46,6 +55,8 @@ class _SquaredError(_Summed):
 @dataclass(frozen=True, repr=False)
 class _PoissonDeviance(_Summed, Poisson):
     """l = sum over outputs of t log t - t + exp(z) - t z, half of the Poisson deviance; dl/dz = exp(z) - t."""
+
+    called = "poisson"
 
     def value(self, b: Backend, output: Array, target: Array) -> Array:
         xp = b.xp

@@ -45,6 +45,14 @@ def _moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array
     return mean, xp.mean(off * off, axis=1)
 
 
+def no_deviation(loss: Loss) -> str:
+    """The message where a standard deviation is asked for and nothing gives one."""
+    return (
+        f"return_std=True, but loss is {plain_loss(loss)}, which gives no standard deviation: train with "
+        "loss='gaussian_nll' or with ensemble=8, or with dropout=0.1 and draw samples=50, say"
+    )
+
+
 def drawn_moments(loss: Loss, draws: Iterable[Array]) -> tuple[Array, Array]:
     """The mean and the variance of a prediction over networks that were drawn, each of which gave some outputs.
 
@@ -99,7 +107,9 @@ def _quantiles(backend: Backend, loss: Loss, outputs: Array, levels: Sequence[fl
         return xp.expand_dims(mean, axis=2) + xp.expand_dims(xp.sqrt(variance), axis=2) * z
     known = levels_of(loss)
     if not known:
-        raise OptionError(f"{loss} gives no quantiles: train with loss='quantile', or with 'gaussian_nll'")
+        raise OptionError(
+            f"loss is {plain}, which gives no quantiles: train with loss='quantile', or with 'gaussian_nll'"
+        )
     _, output = pooled(backend, loss, outputs)
     found = xp.sort(xp.reshape(output, (output.shape[0], -1, len(known))), axis=2)
     if levels is None or tuple(levels) == known:

@@ -1,9 +1,10 @@
 """A trained network that takes tables and gives labels or quantities."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,15 +14,15 @@ from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError, ShapeError, kind_of, plural
 from bpnet.layers.categorical import CategoricalInput
 from bpnet.layout import Layout
-from bpnet.losses.likelihood import GaussianNLL
 from bpnet.metrics.base import Metric
 from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular import calibration, distributions
 from bpnet.tabular.frames import Frame
+from bpnet.tabular.sampling import samples as drawn_networks
 from bpnet.tabular.schema import Schema, some
-from bpnet.tabular.target import Target, plain_loss, pooled
+from bpnet.tabular.target import Target
 from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
 
@@ -134,12 +135,42 @@ class TableModel:
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
-    def predict(self, table: Any, *, batch_size: int = ROWS) -> Any:
+    def predict(self, table: Any, *, return_std: bool = False, samples: int = 0, batch_size: int = ROWS) -> Any:
         """For every row its label, or its quantity in the target's own unit: (rows,), or (rows, columns) of several.
 
         A loss of several quantiles gives a column for each.  `batch_size` bounds the rows that are computed at a time.
+
+        For quantities, `return_std=True` also gives a standard deviation of the same shape: with the loss gaussian_nll
+        the predicted one, with an ensemble how far its members disagree.  With `samples`, the prediction is the mean
+        of as many networks that are drawn from this one by its dropout, and their spread is part of the deviation
+        (Gal and Ghahramani 2016).  Raises OptionError where nothing tells a deviation.
         """
-        return _joined([self.target.decode(some, self.trainer.loss) for some in self._batches(table, batch_size)])
+        if not (return_std or samples):
+            return _joined([self.target.decode(some, self.trainer.loss) for some in self._batches(table, batch_size)])
+        if self.target.kind != "number":
+            raise OptionError(
+                "return_std and samples are for quantities; of classes, predict_proba says how likely each is"
+            )
+        mean, variance = (
+            _joined(list(parts)) for parts in zip(*self._moments(table, samples, batch_size), strict=True)
+        )
+        if not return_std:
+            return self._shaped(mean)
+        return self._shaped(mean), self._shaped(backend_of(variance).xp.sqrt(variance))
+
+    def _moments(self, table: Any, samples: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """The predictions for some rows after others, and their variances."""
+        loss = self.trainer.loss
+        if samples:
+            count = whole("samples", samples, 1)
+            draw = partial(drawn_networks, self.trainer, count=count, seed=self.trainer.seed)
+            yield from self._batches(table, batch_size, lambda x: distributions.drawn_moments(loss, draw(x)))
+            return
+        for outputs in self._batches(table, batch_size):
+            mean, variance = distributions.moments(backend_of(outputs), loss, outputs)
+            if variance is None:
+                raise OptionError(distributions.no_deviation(loss))
+            yield mean, variance
 
     def predict_proba(self, table: Any, *, batch_size: int = ROWS) -> Any:
         """(rows, classes) probabilities, the classes in the order of `classes_`; or (rows, labels).
@@ -154,21 +185,9 @@ class TableModel:
         return _joined(list(self._batches(table, batch_size)))
 
     def predict_deviation(self, table: Any, *, batch_size: int = ROWS) -> Any:
-        """For every quantity its standard deviation, of a model with the loss gaussian_nll: (rows,) or (rows, columns).
-
-        Of members it is that of the mixture of what they say.
-        """
-        if not isinstance(plain_loss(self.trainer.loss), GaussianNLL):
-            raise OptionError(f"{self.trainer.loss} gives no deviation: train with gaussian_nll")
-        return _joined([self._deviation(some) for some in self._batches(table, batch_size)])
-
-    def _deviation(self, outputs: Any) -> Any:
-        backend = backend_of(outputs)
-        xp = backend.xp
-        with backend.session(device=backend.device(outputs)):
-            _, outputs = pooled(backend, self.trainer.loss, outputs)
-            found = xp.exp(0.5 * xp.reshape(outputs, (outputs.shape[0], -1, 2))[:, :, 1])
-            return found if self.target.columns else xp.reshape(found, (-1,))
+        """The standard deviation of every quantity, (rows,) or (rows, columns): the second of `predict(table,
+        return_std=True)`."""
+        return self.predict(table, return_std=True, batch_size=batch_size)[1]
 
     def predict_quantiles(self, table: Any, quantiles: Sequence[float] | None = None) -> Any:
         """Quantiles of each row's quantity: (rows, quantiles), or (rows, columns, quantiles).
@@ -259,19 +278,22 @@ class TableModel:
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
-    def _batches(self, table: Any, batch_size: int) -> Iterator[Any]:
-        """The network's outputs for some rows after others."""
+    def _batches(self, table: Any, batch_size: int, compute: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+        """The network's outputs for some rows after others, or what else is computed from what it takes."""
         size, frame = whole("batch_size", batch_size, 1), Frame.of(table)
         if frame.rows == 0:
             raise DataError(f"{frame.what} has no rows")
         encoder, moves, own = self.schema.encoder(frame), self._moves(frame), self.trainer.backend
+        compute = compute or self.trainer.predict
         for start in range(0, frame.rows, size):
             x = encoder(slice(start, start + size))
             on_host = backend_of(next(iter(x.values())) if isinstance(x, dict) else x).name == "numpy"
             x = self._placed(x, frame, start)
             with self._named(frame, x, start):
-                found = self.trainer.predict(x)
-            yield own.to_host(found) if moves and on_host else found
+                found = compute(x)
+            if moves and on_host:
+                found = tuple(map(own.to_host, found)) if isinstance(found, tuple) else own.to_host(found)
+            yield found
 
     def _moves(self, frame: Frame) -> bool:
         """Whether what is made of a table on the host goes to another library: not what was an array there itself."""
