@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import Array, Backend
 from bpnet.backpropagation import type_of
 from bpnet.data.checks import check_like
-from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown
+from bpnet.errors import ArgumentError, BpnetWarning, DTypeError, OptionError, ShapeError, kind_of, shown, users_line
 from bpnet.layer import InShape, Layer, Params, leaves
 from bpnet.layers.activations.others import Softmax
 from bpnet.layers.activations.sigmoids import Sigmoid
@@ -102,4 +102,4 @@ def warn_of_probabilities(network: Layer, loss: Loss) -> None:
         "that it learns badly: leave the last activation out"
     )
     text += ", or take the loss 'binary_cross_entropy'" if binary else ""
-    warnings.warn(text, BpnetWarning, stacklevel=5)  # named is the line that calls fit, step or build
+    warnings.warn(text, BpnetWarning, stacklevel=users_line())

@@ -4,9 +4,13 @@ Checks run once, at the public boundary; a message names the argument, what was 
 """
 
 import copyreg
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+INNER = ("bpnet", "sklearn", "joblib")
+"""Packages whose lines are none that a user wrote."""
 
 
 class BpnetError(Exception):
@@ -50,6 +54,14 @@ class OptionError(BpnetError, ValueError):
 
 class BpnetWarning(UserWarning):
     """What was asked for can be done, but is probably a mistake."""
+
+
+def users_line() -> int:
+    """The `stacklevel` by which a warning names the line that called bpnet, be it through scikit-learn."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INNER:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def kind_of(value: object) -> str:
@@ -100,7 +112,8 @@ class MissingExtraError(BpnetError, ImportError):
     """Something needs a package that is not installed."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f"{what} needs {package}: pip install 'bpnet-xp[{extra}]'")
+        verb = "need" if " and " in what else "needs"
+        super().__init__(f"{what} {verb} {package}: pip install 'bpnet-xp[{extra}]'")
 
 
 class RecordError(BpnetError, KeyError):

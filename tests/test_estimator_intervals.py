@@ -92,6 +92,12 @@ def test_intervals_hold_as_many_targets_as_asked_for(models: Any, loss: str) -> 
     assert np.isinf(models[loss].predict_interval(x, 0.999)).all() or loss == "quantile"
 
 
+def test_quantiles_are_for_their_loss() -> None:
+    x, y = noisy(20)
+    with pytest.raises(ValueError, match=r"quantiles is \(0.1, 0.9\), but .*: pass loss='quantile'"):
+        MLPRegressor(quantiles=(0.1, 0.9)).fit(x, y)
+
+
 def test_the_calibration_is_by_rows_that_were_not_trained_on() -> None:
     """A network that knows its rows by heart still gives intervals that are wide enough for new ones."""
     x, y = np.random.default_rng(0).normal(size=(2, 120, 3))
@@ -152,6 +158,7 @@ def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None
         loaded = bp.load(tmp_path / "model.safetensors")
         np.testing.assert_array_equal(loaded.predict_interval(x, 0.8), model.predict_interval(x, 0.8))
         again = MLPRegressor.from_model(loaded)
+        assert again.quantiles == model.quantiles
         np.testing.assert_array_equal(again.predict_interval(x, 0.8), model.predict_interval(x, 0.8))
         if loss != "squared_error":
             np.testing.assert_array_equal(loaded.predict_quantiles(x), model.predict_quantiles(x))

@@ -1,6 +1,7 @@
 """Estimators on tables as they come: text, booleans, dates, gaps, and numbers of any scale."""
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,36 @@ def test_scaling_makes_units_immaterial(scaling: str) -> None:
     one, other = MLPClassifier(**options).fit(x, y), MLPClassifier(**options).fit(x * units + 7.0 * units, y)
     np.testing.assert_allclose(other.predict_proba(x * units + 7.0 * units), one.predict_proba(x), rtol=1e-6)
     assert isinstance(one.coefs_[0], np.ndarray)
+
+
+def test_numbers_beside_categories_are_scaled_unless_told_otherwise() -> None:
+    """A frame has columns of any unit; plain numbers are taken as they are, as in scikit-learn."""
+    x, y = np.random.default_rng(0).normal(size=(120, 3)), np.arange(120) % 2
+    x[:, 0] = np.arange(120) // 4 % 3
+    options = SMALL | {"max_iter": 2, "categorical_features": [0]}
+    auto, standard, none = (
+        MLPClassifier(**options, **more).fit(x * [1, 100, 100], y)
+        for more in ({}, {"scaling": "standard"}, {"scaling": None})
+    )
+    np.testing.assert_array_equal(auto.predict_proba(x), standard.predict_proba(x))
+    assert not np.allclose(auto.predict_proba(x), none.predict_proba(x))
+    assert isinstance(none.set_params(categorical_features=None, scaling="auto").fit(x, y).coefs_[0], np.ndarray)
+    assert none.coefs_[0].shape[0] == 3
+    assert not any(isinstance(layer, bp.NumericInput) for layer in none.model_.trainer.network.layers)
+
+
+def test_warnings_name_the_line_that_calls_fit() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = pandas.DataFrame({"a": np.arange(40.0), "b": [*map(str, range(39)), "nobody"]}), np.arange(40) % 2
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        MLPClassifier(max_iter=1, categorical_features="from_dtype").fit(x, y)
+        MLPClassifier(max_iter=1).fit(x[["a"]], y)
+    text, slow, unscaled = found
+    assert "column 'b' is taken for numbers" in str(text.message)
+    assert "scaling" not in str(slow.message)
+    assert "scaling='standard'" in str(unscaled.message)
+    assert {warning.filename for warning in found} == {__file__}
 
 
 def test_everything_together_with_the_strong_preset_and_an_ensemble() -> None:

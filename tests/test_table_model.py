@@ -386,6 +386,7 @@ def test_infinity_is_refused_by_column_and_row():
 
 
 def test_rows_and_columns_must_be_there():
+    pandas = installed("pandas")
     for table, error, message in (
         ({"a": [1, 2], "b": [1]}, ShapeError, "'a' of the table has 2 rows, but column 'b' 1"),
         ({"a": []}, DataError, "has no rows"),
@@ -394,6 +395,7 @@ def test_rows_and_columns_must_be_there():
         (3, ArgumentError, "the table is of type int; expected an array"),
         ("data.csv", ArgumentError, "of type str"),
         ([1, 2], ArgumentError, "a list of 1"),
+        (pandas.Series([1, 2]), ArgumentError, r"a row of a DataFrame is frame.iloc\[\[0\]\]"),
     ):
         with pytest.raises(error, match=message):
             bp.Schema.of(table)

@@ -1,12 +1,14 @@
 """train_table: a model of a table from Python, and the parts that it is made of."""
 
+import dataclasses
+import inspect
 import warnings
 
 import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, UnknownNameError
 from bpnet.tabular import leaks, sizing, splits
 from bpnet.tabular.folds import each_fold
 from bpnet.tabular.model import TableModel
@@ -69,6 +71,9 @@ def test_several_quantities_count_alike_whatever_their_units():
 def test_rows_without_a_target_are_left_out_with_a_warning():
     columns = without(shop(), "score", "large")
     columns["rich"][[7, 9]] = None
+    infinite = columns | {"b": np.where(np.arange(120) == 12, np.inf, columns["b"])}
+    with pytest.raises(DataError, match="column 'b' of the table is infinite in row 12"):
+        bp.train_table(infinite, "rich", **QUICK)
     with pytest.warns(BpnetWarning, match="2 rows of the table have no 'rich', first in row 7: left out"):
         model = bp.train_table(columns, "rich", **QUICK | {"epochs": 1})
     assert len(model.classes_) == 2
@@ -137,7 +142,7 @@ def test_presets(preset):
     )
     assert model.evaluate(columns)["accuracy"] > 0.7
     numbers = bp.train_table(
-        without(columns, "rich", "large"), "score", preset=preset, members=2, epochs=2, progress=False, compile=False
+        without(columns, "rich", "large"), "score", preset=preset, ensemble=2, epochs=2, progress=False, compile=False
     )
     assert numbers.outputs(columns).shape == (120, 2, 1)
     low, high = columns["score"].min(), columns["score"].max()
@@ -262,12 +267,31 @@ def test_targets_of_another_length_are_refused(kind, rows):
         bp.train_table({"a": columns["a"]}, shop(90)[kind][:rows], **QUICK)
 
 
+def test_a_single_name_is_one_name():
+    options = QUICK | {"epochs": 1, "drop": "b", "metrics": "f1", "callbacks": "norms"}
+    model = bp.train_table(without(shop(), "score", "large"), "rich", **options)
+    assert "b" not in model.feature_names_in_
+    assert "val_f1" in model.trainer.history.epochs[0]
+    assert any(name.startswith("norm") for name in model.trainer.history.epochs[0])
+
+
+def test_train_table_shows_its_options_and_knows_no_others():
+    shown = inspect.signature(bp.train_table).parameters
+    for option in dataclasses.fields(TrainingOptions):
+        default = option.default if option.default is not dataclasses.MISSING else {}
+        assert shown[option.name].default == default, option.name
+        assert shown[option.name].kind is inspect.Parameter.KEYWORD_ONLY
+    for train in (bp.train_table, bp.search_table):
+        with pytest.raises(UnknownNameError, match="unknown option 'epoch': did you mean 'epochs'"):
+            train(shop(), "rich", epoch=3)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"hidden": 64},
-        {"drop": "city"},
-        {"metrics": "f1"},
+        {"drop": 3},
+        {"metrics": None},
         {"types": None},
         {"early_stopping": 2.5},
         {"seed": -1},

@@ -99,7 +99,7 @@ def train(
             validation=validation,
             early_stopping=True if patience is None else patience,
             class_weight=class_weight,
-            members=ensemble,
+            ensemble=ensemble,
             preset=preset,
             types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
             metrics=cast(Any, list(metric or ())),
@@ -250,7 +250,6 @@ def in_options(text: str) -> str:
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
     names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds")}
-    names["members"] = "ensemble"
     try:
         yield
     except OptionError as error:

@@ -15,7 +15,7 @@ from bpnet.backends import Array, backend_of
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
-from bpnet.errors import DataError, DivergedError, OptionError, ShapeError, plural
+from bpnet.errors import DataError, DivergedError, OptionError, ShapeError, plural, users_line
 from bpnet.estimators import making, sparse, tables
 from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
@@ -189,7 +189,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
         x, y, weight, _ = rows
-        if weight is not None and tables.looks_at_rows(self, X) and not (counts := to_host(weight) > 0.0).all():
+        if weight is not None and tables.looks_at_rows(self, x) and not (counts := to_host(weight) > 0.0).all():
             x, y = (take(array, np.flatnonzero(counts)) for array in (x, y))  # others are not to be looked at
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
@@ -337,7 +337,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         size = self._batch_size(data.count)
         if self.batch_size != "auto" and self.batch_size > data.count:
             text = "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=users_line())
         kind = Epochs if data.weight is None else WeightedEpochs
         epochs = kind(self, data, size, held_out)
         order = self._order(data.count, random_state) if self.shuffle else False
@@ -348,7 +348,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             run(trainer, data, epochs, count, order, listeners)
         except KeyboardInterrupt:
             self.n_iter_ = len(self.loss_curve_) - before  # it may have come between these two
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warnings.warn("Training interrupted by user.", stacklevel=users_line())
         except DivergedError as error:
             if self._best is None:
                 raise
@@ -359,7 +359,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
                 if curve is not None:
                     curve.append(math.nan)
             text = f"Training ended, since it diverged, with the parameters of the best validation score ({error})."
-            warnings.warn(text, ConvergenceWarning, stacklevel=4)
+            warnings.warn(text, ConvergenceWarning, stacklevel=users_line())
         else:
             if not incremental and not epochs.converged and self.n_iter_ == self.max_iter and self.preset is None:
                 scaled = self.scaling is not None and (self.scaling != "auto" or self.categorical_features is not None)
@@ -368,7 +368,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                     f"converged yet: raise max_iter or learning_rate_init{scale}.",
                     ConvergenceWarning,
-                    stacklevel=4,
+                    stacklevel=users_line(),
                 )
         if self.early_stopping and self._best is not None:
             engine = trainer._have()

@@ -128,6 +128,8 @@ class Fitted:
         }
         if isinstance(est.hidden_layer_sizes, list | tuple):
             plain["hidden_layer_sizes"] = making.hidden_sizes(est)
+        if hasattr(est, "quantiles"):
+            plain["quantiles"] = list(map(float, est.quantiles))
         known = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
         fitted = {name: value for name, value in known.items() if _is_finite(value)}
         settings = {"estimator": type(self).__name__, "parameters": plain, "plain": self._plain, "fitted": fitted}
@@ -163,8 +165,7 @@ class Fitted:
         if given.get("network") is not None:  # which has these layers in it, or is what the preset makes
             held = {"dropout": 0.0, "norm": None, "residual": False}
             given = {**given, **({"network": None} if given.get("preset") else held)}
-        if "hidden_layer_sizes" in given:
-            given = {**given, "hidden_layer_sizes": tuple(given["hidden_layer_sizes"])}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         made.set_params(**{name: value for name, value in given.items() if name in known})
         made._restore(model)
         vars(made).update({name: settings.get("fitted", {}).get(name, copy.copy(none)) for name, none in KEPT.items()})

@@ -28,6 +28,8 @@ from sklearn.base import is_classifier  # isort: skip
 
 ACTIVATIONS = {"logistic": "sigmoid"}
 """scikit-learn's names that are others here."""
+QUANTILES = (0.05, 0.5, 0.95)
+"""Those that the loss "quantile" learns where none are named."""
 RULES = ("constant", "invscaling", "adaptive")
 """scikit-learn's learning rates."""
 SCHEDULES = {
@@ -80,6 +82,11 @@ def check_together(estimator: Any) -> None:
                 raise OptionError(
                     f"{other} is {shown(value)}, but {name} is set, which has layers of its own: leave one out"
                 )
+    quantiles = getattr(estimator, "quantiles", None)
+    if quantiles is not None and estimator.loss != "quantile" and not np.array_equal(quantiles, QUANTILES):
+        raise OptionError(
+            f"quantiles is {shown(quantiles)}, but loss is {estimator.loss!r}: pass loss='quantile' as well"
+        )
     if estimator.solver == "lbfgs":
         for name in ("preset", "callbacks"):
             if getattr(estimator, name):

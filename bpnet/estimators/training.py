@@ -12,6 +12,7 @@ from bpnet.backends import Array
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
 from bpnet.data.loader import Batch, Loader
+from bpnet.errors import users_line
 from bpnet.estimators.hooks import Tasks
 from bpnet.estimators.sparse import SparseLoader
 from bpnet.fitting import run_epochs
@@ -234,7 +235,7 @@ def minimize(trainer: Trainer, data: Loader, verbose: Any, told: Tasks | None, *
         result = minimize(function, begin, method="L-BFGS-B", jac=True, options=options, callback=after)
     except KeyboardInterrupt:
         result = last
-        warnings.warn("Training interrupted by user.", stacklevel=2)
+        warnings.warn("Training interrupted by user.", stacklevel=users_line())
     finally:
         engine.compile = trainer.compile
     end = backend.from_host(result.x, dtype, device)

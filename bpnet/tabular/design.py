@@ -83,7 +83,7 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
             loss=None if plain else output.loss,
             out_scale=output.layer,
             out_range=output.range if plain else None,
-            members=options.members,
+            members=options.ensemble,
             simple=options.preset == "simple",
             epochs=size.epochs,
             batch_size=size.batch_size,
@@ -96,11 +96,11 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
         hidden=size.hidden,
         activation=options.activation,
         dropout=size.dropout,
-        members=options.members,
+        members=options.ensemble,
         out_scale=output.layer,
     )
     network = _ending(network, output.loss)
-    loss = output.loss if options.members is None else Members(output.loss)
+    loss = output.loss if options.ensemble is None else Members(output.loss)
     check_memory(network, x)
     return Design(network, loss, options.rule(size.epochs, output.factor))
 

@@ -222,6 +222,8 @@ def _plain(table: Any, what: str) -> Any:
 
 
 def _hint(table: Any) -> str:
+    if hasattr(table, "iloc"):  # a pandas Series
+        return "; a row of a DataFrame is frame.iloc[[0]], with two brackets; a column's .to_frame() gives a table"
     ways = ("to_frame", "collect", "compute", "toarray", "to_pandas", "toPandas", "df")
     known = next((way for way in ways if callable(getattr(table, way, None))), None)
     return f"; its .{known}() gives one" if known else ""

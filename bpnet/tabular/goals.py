@@ -1,6 +1,8 @@
 """What is to be learnt of a table, by which loss, and how much each row counts."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,18 @@ def with_target(
     has, shown = "have" if count > 1 else "has", " or ".join(map(repr, names))
     note = f"{plural(count, 'row')} of {frame.what} {has} no {shown}, first in row {begin:,}: left out"
     return rest.take(kept), y.take(kept), [note], kept
+
+
+@contextmanager
+def rows_of_table(kept: Array | None) -> Iterator[None]:
+    """Errors name the rows of the table that rows were left out of; `kept` are the numbers there of the others."""
+    try:
+        yield
+    except (DataError, DTypeError) as error:
+        if kept is None:
+            raise
+        text = re.sub(r"(?<=in row )\d+", lambda found: str(kept[int(found[0])]), str(error))
+        raise type(error)(text) from None
 
 
 def rows_of(y: Any, rows: Array) -> Any:

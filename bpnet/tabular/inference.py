@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import BpnetWarning, DataError, shown
+from bpnet.errors import BpnetWarning, DataError, shown, users_line
 from bpnet.tabular.columns import Column
 from bpnet.tabular.dates import as_clocks_show, chosen, format_of, have_offsets, parsed
 from bpnet.tabular.encoding import _different
@@ -38,7 +38,7 @@ def infer(column: Column, name: str, kind: str | None, most: int) -> dict[str, A
     values = _known(column, most)
     if not values:
         why = "its text hardly repeats, as free text or an identifier does" if len(column.values) else "it has no value"
-        warnings.warn(f"column {name!r} is left out: {why}", BpnetWarning, stacklevel=4)
+        warnings.warn(f"column {name!r} is left out: {why}", BpnetWarning, stacklevel=users_line())
         return None
     return {"name": name, "kind": kind, "values": values}
 
@@ -83,7 +83,7 @@ def _number(column: Column, name: str) -> dict[str, Any]:
                 f"column {name!r} is taken for numbers, and {', '.join(map(shown, texts[:3]))} there for missing ones: "
                 f"types={{{name!r}: 'category'}} takes all of it as text",
                 BpnetWarning,
-                stacklevel=5,
+                stacklevel=users_line(),
             )
         values = np.array([np.nan if n is None else n for n in map(as_number, objects)] + [np.nan])[column.codes]
     elif values.dtype.kind == "m":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bpnet.errors import OptionError, shown
+from bpnet.errors import OptionError, UnknownNameError, shown
 from bpnet.layers.activation import Activation
 from bpnet.layers.dropout import Dropout
 from bpnet.losses.base import Loss
@@ -51,11 +51,11 @@ class TrainingOptions:
     validation: float = 0.2
     early_stopping: bool | int = True
     class_weight: str | Mapping[Any, float] | None = None
-    members: int | None = None
+    ensemble: int | None = None
     preset: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
-    drop: Sequence[str] = ()
-    metrics: Sequence[MetricName | Metric] = ()
+    drop: str | Sequence[str] = ()
+    metrics: MetricName | Sequence[MetricName | Metric] = ()
     seed: int = 0
     device: str | None = None
     precision: Precision = "float32"
@@ -64,6 +64,9 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         """Raise OptionError, UnknownNameError or ArgumentError on what can be seen to be wrong before the data."""
+        for name in ("drop", "metrics"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         for name in ("hidden", "drop", "metrics"):
             value = getattr(self, name)
             if isinstance(value, str) or not (isinstance(value, Collection) or (name == "hidden" and value is None)):
@@ -78,7 +81,7 @@ class TrainingOptions:
         if self.loss != "auto":
             check_loss(resolve(Loss, "loss", self.loss))
         self.rule(1)
-        for name in ("epochs", "batch_size", "members"):
+        for name in ("epochs", "batch_size", "ensemble"):
             if (value := getattr(self, name)) is not None:
                 whole(name, value, 1)
         fraction("validation", self.validation)
@@ -95,6 +98,15 @@ class TrainingOptions:
                     raise OptionError(f"{name} is {value}, but the preset {self.preset!r} has its own: leave one out")
         for i, metric in enumerate(self.metrics):
             resolve(Metric, f"metrics[{i}]", metric)
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> "TrainingOptions":
+        """The options with these names; raises UnknownNameError where there is none of a name."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("option", name, known)
+        return cls(**options)
 
     def size(self, rows: int, classes: bool) -> Size:
         """What is asked for, and else what so many rows to train on suggest."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bpnet.callbacks.base import Callback, Record
-from bpnet.errors import BpnetWarning, DataError, DivergedError, MissingExtraError, OptionError, plural
+from bpnet.errors import BpnetWarning, DataError, DivergedError, MissingExtraError, OptionError, plural, users_line
 from bpnet.options import number, whole
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions, with_option
@@ -123,12 +123,12 @@ def search_table(
         training = prepare(table, target, chosen)
         for text in training.warnings():
             if text not in said:
-                warnings.warn(text, BpnetWarning, stacklevel=4)
+                warnings.warn(text, BpnetWarning, stacklevel=users_line())
                 said.add(text)
         return training
 
     found = search(
-        make, TrainingOptions(**options), trials, given=set(options), seconds=seconds, on_trial=on_trial,
+        make, TrainingOptions.named(options), trials, given=set(options), seconds=seconds, on_trial=on_trial,
         callbacks=callbacks,
     )  # fmt: skip
     assert found.best is not None
@@ -136,7 +136,7 @@ def search_table(
         warnings.warn(
             f"the search was interrupted after {plural(len(found.trials), 'trial')}; the best so far is kept",
             BpnetWarning,
-            stacklevel=2,
+            stacklevel=users_line(),
         )
     model = found.best.model
     model.settings = {**model.settings, "search": found.describe()}

@@ -2,15 +2,22 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, Never
 
 from bpnet.backends import Array
+from bpnet.callbacks.base import Callback
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
-from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
+from bpnet.layers.activation import Activation
+from bpnet.losses.base import Loss
+from bpnet.metrics.base import Metric
+from bpnet.optimizers.base import Optimizer
 from bpnet.options import number, whole
+from bpnet.schedules import Schedule
 from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
 from bpnet.tabular.frames import Frame
@@ -22,6 +29,7 @@ from bpnet.tabular.goals import (
     find_goal,
     quantities,
     rare_classes,
+    rows_of_table,
     target_names,
     with_target,
 )
@@ -33,66 +41,100 @@ from bpnet.tabular.schema import Schema
 from bpnet.tabular.sizing import Size
 from bpnet.tabular.splits import split
 from bpnet.trainer import Trainer
+from bpnet.typing import ActivationName, CallbackName, LossName, MetricName, OptimizerName, Precision
 
 ROWS = 1 << 14
 """Rows that are evaluated at a time."""
 
 
-def train_table(table: Any, target: Any, **options: Any) -> TableModel:
-    """A model of a table that says what stands in a column, or what `target` has for every row.
+def train_table(
+    table: Any,
+    target: Any,
+    *,
+    hidden: Sequence[int] | None = None,
+    activation: ActivationName | Activation = "relu",
+    dropout: float | None = None,
+    loss: LossName | Loss | Literal["auto"] = "auto",
+    optimizer: OptimizerName | Optimizer = "adam",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    schedule: str | Callable[[float, int], Schedule] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    validation: float = 0.2,
+    early_stopping: bool | int = True,
+    class_weight: str | Mapping[Any, float] | None = None,
+    ensemble: int | None = None,
+    preset: str | None = None,
+    types: Mapping[str, str] = MappingProxyType({}),
+    drop: str | Sequence[str] = (),
+    metrics: MetricName | Sequence[MetricName | Metric] = (),
+    seed: int = 0,
+    device: str | None = None,
+    precision: Precision = "float32",
+    threads: int | None = None,
+    compile: bool | str = "auto",
+    callbacks: CallbackName | Sequence[CallbackName | Callback] = (),
+    progress: bool | None = None,
+    **unknown: Never,
+) -> TableModel:
+    """Train a model that predicts a column of a table, or what `target` has for every row.
 
         model = bp.train_table(frame, "species")
         model.predict(frame)
 
-    Of the rows a share is held out, of every class alike.  Columns are looked at (text, gaps, dates: see `Schema`), and
-    numbers scaled, by the others alone; training stops when the loss of those held out has not become smaller for a
-    while, and the best epoch is kept.  Rows without a value in the target column are left out.
+    A share of the rows is held out, the same share of each class.  Training stops when the loss on them has not fallen
+    for a while, and the best epoch is kept.  Categories, gaps and the scale of numbers are found in the other rows
+    alone; only whether a column of text holds words, numbers or dates is told from all rows (see `Schema`).  Rows
+    without a value in the target column are left out.
 
     Parameters
     ----------
     table : a DataFrame, an array, ...: see `TableModel`
     target : the name of a column, or a list of them; or an array with a label or a quantity for every row
-    hidden, dropout, batch_size, epochs : units of the hidden layers, share of their values that is dropped, rows in a
-        step, most epochs; where they are None, what is sensible for the number of rows: see `bpnet.tabular.sizing`
-    activation, loss, optimizer : names or objects; the loss "auto" is cross_entropy of labels, mse of quantities.  A
-        loss of classes makes labels of whole numbers, one of quantities takes them as such
-    lr, weight_decay : of the optimizer; weight decay makes AdamW of Adam
-    schedule : of the learning rate over all epochs: "cosine", "one_cycle", ..., or a function of the rate and the
-        number of epochs that gives a `Schedule`
+    hidden, dropout, batch_size, epochs : units of the hidden layers, dropout rate, rows per step, and the largest
+        number of epochs; None for what suits the number of rows: see `bpnet.tabular.sizing`
+    activation, loss, optimizer : names or objects; the loss "auto" is cross_entropy for labels, mse for quantities.
+        Whole numbers are labels with a loss for classes, and quantities with a loss for quantities
+    lr, weight_decay : of the optimizer; with weight decay, Adam becomes AdamW
+    schedule : of the learning rate over all epochs: "cosine", "one_cycle", ..., or a function of the learning rate and
+        the number of epochs that gives a `Schedule`
     validation : the share of rows that is held out, 0 for none
-    early_stopping : whether to stop and keep the best epoch; a whole number of epochs to wait
-    class_weight : "balanced" counts all classes the same; or a dict with a weight for each
-    members : so many networks in one, each of which sees all rows, and whose answers are averaged: TabM
-    preset : "strong" takes RealMLP's network and training, "simple" its simple variant
-    types : of columns what they are, by name: "number", "category", "boolean" or "date"; of the target too
-    drop : columns to leave out
+    early_stopping : whether to stop early and keep the best epoch; or for how many epochs to wait
+    class_weight : "balanced" gives all classes the same total weight; or a dict with a weight for each
+    ensemble : this many networks in one, each trained on all rows, whose predictions are averaged (TabM)
+    preset : "strong" takes RealMLP's network and training, "simple" its simpler variant
+    types : the kinds of columns by their names, "number", "category", "boolean" or "date"; the target's too
+    drop : columns to leave out: a name, or several
     metrics : names or objects, recorded after every epoch
-    seed : of start values, order, dropout and held-out rows
-    device, precision, threads, compile : as of `Trainer`
-    callbacks, progress : as of `Trainer.fit`
+    seed : of start values, the order of rows, dropout and held-out rows
+    device, precision, threads, compile : as in `Trainer`
+    callbacks, progress : as in `Trainer.fit`
 
-    Raises DataError, DTypeError, ShapeError, OptionError; DivergedError where training diverged.  Warns of columns that
-    never vary, that tell the target outright or that are row numbers, and of classes of which no row is held out.
+    Raises DataError, DTypeError, ShapeError, OptionError, UnknownNameError; DivergedError where training diverged.
+    Warns of columns that never vary, that give the target away or that number the rows, and of classes of which no row
+    is held out.
     """
-    callbacks, progress = options.pop("callbacks", ()), options.pop("progress", None)
-    training = prepare(table, target, TrainingOptions(**options))
+    given = locals()
+    options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
+    training = prepare(table, target, TrainingOptions.named(options | unknown))
     for text in training.warnings():
-        warnings.warn(text, BpnetWarning, stacklevel=2)
-    training.fit(callbacks, progress=progress)
+        warnings.warn(text, BpnetWarning, stacklevel=users_line())
+    training.fit([callbacks] if isinstance(callbacks, str) else callbacks, progress=progress)
     return training.model
 
 
 class TableTraining:
-    """A training on a table that is ready to begin, and after `fit` what has become of it.
+    """A training on a table that is ready to begin, and after `fit` its outcome.
 
     options, size : what was asked for, and what the number of rows suggests
     frame, y : all rows with a target, as they came; `rows` and `held_out` are the numbers of those that are trained on
         and held out
-    seen, unseen, apart : what `Trainer.fit` takes of them, and of rows that are kept apart: (x, y) or (x, y, weight);
-        None where there are none
+    seen, unseen, apart : these rows, and those that are kept apart, as `Trainer.fit` takes them: (x, y) or
+        (x, y, weight); None where there are none
     model : the `TableModel`
     remarks : what is suspicious about the columns
-    wide : what made float64 necessary, None for nothing
+    wide : what made float64 necessary, None where nothing did
     best_epoch : the epoch that was kept, None where no rows are held out or early stopping is off
     """
 
@@ -122,13 +164,13 @@ class TableTraining:
         return self.size.epochs
 
     def warnings(self, drop: Any = None) -> list[str]:
-        """What is to be said before the training begins; `drop` says how columns are left out."""
+        """Warnings to give before the training begins; `drop` says how columns are left out."""
         return [*self.notes, *(remark.text() if drop is None else remark.text(drop) for remark in self.remarks)]
 
     def fit(self, callbacks: Sequence[Any] = (), progress: bool | None = None) -> History:
-        """Train to the end, and keep the best epoch; raises as `Trainer.fit`.
+        """Train to the end and keep the best epoch; raises what `Trainer.fit` raises.
 
-        An interrupt keeps what was learnt until then, or the best epoch where that is better.
+        An interrupt keeps what was learnt so far, or the best epoch if that is better.
         """
         trainer = self.model.trainer
         x, y = self.seen[:2]
@@ -158,7 +200,7 @@ class TableTraining:
         return trainer.history
 
     def begin_stopping(self) -> "BestEpoch | None":
-        """What keeps the best epoch, None where none is to be kept."""
+        """The callback that keeps the best epoch, None where none is to be kept."""
         if self.unseen is not None and self.options.early_stopping:
             self.stopping = self.stopping or BestEpoch(self.size.patience, self.design.monitor)
         return self.stopping
@@ -207,17 +249,31 @@ def prepare(
     parts: tuple[Array, Array] | None = None,
     apart: Array | None = None,
 ) -> TableTraining:
-    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, where known.
+    """The training that `train_table` describes; `parts` are the rows to train on and to hold out, if known.
 
     Rows that are kept `apart` take no part in it: they are for figures afterwards.
     """
     frame = Frame.of(table)
-    notes: list[str] = []
-    types, y, names = dict(options.types), target, target_names(target, frame)
-    name = names[0] if len(names) == 1 else None
+    names = target_names(target, frame)
+    if not names:
+        return _prepared(frame, target, None, [], options, parts, apart)
+    frame, y, notes, kept = with_target(frame, names)
+    with rows_of_table(kept):
+        return _prepared(frame, y, names[0] if len(names) == 1 else None, notes, options, parts, apart)
+
+
+def _prepared(
+    frame: Frame,
+    y: Any,
+    name: str | None,
+    notes: list[str],
+    options: TrainingOptions,
+    parts: tuple[Array, Array] | None,
+    apart: Array | None,
+) -> TableTraining:
+    """The same for the columns to learn from and the target, which may have a name."""
+    types = dict(options.types)
     said = types.pop(name, None) if name is not None else None
-    if names:
-        frame, y, notes, _ = with_target(frame, names)
     for column in options.drop:
         frame.coded(column)  # which says that there is none
     frame = frame.without(options.drop)
