@@ -401,6 +401,19 @@ def test_rows_of_weight_0_are_not_looked_at() -> None:
         assert np.abs(model.predict(X)).max() < 1e4
 
 
+def test_a_device_takes_arrays_of_numpy_and_gives_such_back() -> None:
+    pytest.importorskip("torch")
+    x, there = X.astype(np.float32), {"device": "torch", "max_iter": 3, "random_state": 0}
+    for options in ({"early_stopping": True}, {"calibration_fraction": 0.3}):
+        found = bp.MLPClassifier(**there, **options).fit(x, TWO)
+        expected = bp.MLPClassifier(**(there | options | {"device": None})).fit(x, TWO)
+        assert type(found.predict(x)) is type(found.predict_proba(x)) is type(found.classes_) is np.ndarray
+        np.testing.assert_allclose(found.predict_proba(x), expected.predict_proba(x), atol=1e-5)
+    assert found.predict_set(x).shape == (len(x), 2)
+    with pytest.raises(DataError, match="X is sparse"):
+        found.predict(sparse.csr_matrix(x))
+
+
 def test_training_goes_on_with_other_options() -> None:
     model = bp.MLPClassifier(8, solver="lbfgs", max_iter=2, warm_start=True, random_state=0).fit(X, TWO)
     model.set_params(solver="adam").fit(X, TWO)

@@ -229,7 +229,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         if not hasattr(self, "_labels"):
             raise AttributeError(f"{type(self).__name__} has no classes_ yet: call fit first")
         values = self._labels.values
-        numbers = values.dtype.kind in "biuf" and hasattr(self, "_trainer")
+        numbers = values.dtype.kind in "biuf" and hasattr(self, "_trainer") and self.device is None
         return beside(self._trainer.theta, values) if numbers and foreign(self._trainer.theta) else values
 
     def _target(self) -> Any:
@@ -290,8 +290,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         if self._labels.several:
             xp = backend_of(found).xp
             return xp.astype(found, xp.int64)
-        classes = self.classes_
-        return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
+        values = self._labels.values
+        if foreign(found) is None or values.dtype.kind not in "biuf":
+            return values[to_host(found)]
+        return backend_of(found).xp.take(beside(found, values), found)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`: -inf where a probability is too small for its type, and so 0."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.backends import Array
+from bpnet.backends import Array, backend_of
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
 from bpnet.data.loader import Batch, Loader
@@ -70,7 +70,8 @@ class HeldOut:
 
     def evaluate(self, trainer: Trainer) -> tuple[float, float]:
         """The loss and the score of the trainer's network."""
-        backend, outputs = trainer.backend, self.outputs(self.x)
+        outputs = self.outputs(self.x)
+        backend = backend_of(outputs)
         with backend.session(device=backend.device(outputs)):
             total = float(outputs.shape[0]) if self.weight is None else float(backend.xp.sum(self.weight))
             value, _ = trainer.loss(Run(backend), outputs, self.y, self.weight, trainer.loss.total(total))
