@@ -41,7 +41,10 @@ class Shuffled:
     def __call__(self, epoch: int) -> Any:
         index = np.arange(self.last.size, dtype=self.last.dtype)
         self.random_state.shuffle(index)
-        self.last = self.last[index]
+        for start in range(0, index.size, 2**16):  # in place, where many rows take some memory
+            part = index[start : start + 2**16]
+            part[:] = self.last[part]
+        self.last = index
         return self.last
 
 
