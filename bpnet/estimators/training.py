@@ -19,11 +19,11 @@ from bpnet.layer import Run
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
 
-COMPILES, COMPILES_AT_ONCE = 1e9, 5e9
+COMPILES, COMPILES_AT_ONCE = 1e9, 2e9
 """Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: some 0.05 seconds.
 
 And so many in the whole of a fit from which on they are at once.  Once machine code for a kind of network is on the
-disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
+disk, which takes 0.2 to 0.4 seconds, that costs 0.03 seconds at the first time in a process and 0.01 for further sizes;
 each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
 INTERRUPTED = 99
