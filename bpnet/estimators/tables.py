@@ -68,8 +68,9 @@ def _names(frame: Frame, wanted: Any) -> list[str]:
 def encoded(estimator: Any, schema: Schema, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
     """X as the network takes it, and y on the host; scikit-learn's checks of names and numbers of columns are made."""
     y = y if isinstance(y, str) else to_host(y)
+    X = _table(estimator, X)
     validate_data(estimator, X, y, reset=reset, skip_check_array=True)
-    x = schema.encode(_table(estimator, X))
+    x = schema.encode(X)
     if isinstance(y, str):
         return x
     y = _check_y(y, multi_output=True, y_numeric=checks.get("y_numeric", False), estimator=estimator)
