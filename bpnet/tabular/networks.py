@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from bpnet.backends.base import Array
 from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import OptionError, kind_of
 from bpnet.initializers import Normal
 from bpnet.layer import Layer, Rng, Run
 from bpnet.layers.activation import Activation
+from bpnet.layers.categorical import KNOWN, CategoricalInput
 from bpnet.layers.clamp import Clamp
 from bpnet.layers.composition import Residual, Sequential, named_layer
 from bpnet.layers.dense import Dense
@@ -248,9 +251,39 @@ def even_batches(rows: int, least: int = 256) -> int:
     return -(-rows // max(1, rows // least))
 
 
-def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:
-    """The `width` of a `CategoricalInput` in RealMLP: 8, or one-hot for up to 8 known values, or where it is simple."""
-    return tuple(0 if simple or known <= 10 else 8 for known in entries)
+def strong_categories(entries: Sequence[int], codes: Array, simple: bool = False) -> Layer:
+    """The layer for columns of categories in RealMLP, given the codes (rows, columns) that are trained on, on the host.
+
+    A column of up to 8 known values, or where it is simple any, is one-hot, one of two values a sign, and centred and
+    scaled as numbers are (robust scaling and the smooth clip of `NumericInput`), so that rare values weigh more.  Others
+    have 8 trained numbers, which start with deviation 1 and decay.
+    """
+    width = [0 if simple or known <= 10 else 8 for known in entries]
+    import os
+    T = os.environ.get("TRY", "ABC")
+    layer = CategoricalInput(entries, width, signs="B" in T, sigma=1.0 if "C" in T else None, decay="C" in T)
+    if "A" not in T:
+        return layer
+    center, scale = [], []
+    for group in layer.groups:
+        for column in group.columns:
+            if group.width:
+                center += [0.0] * group.width
+                scale += [1.0] * group.width
+                continue
+            code = codes[:, column]
+            if group.known:
+                features = code[:, None] == np.arange(group.known) + KNOWN
+            else:
+                features = (1.0 * (code == KNOWN) - (code == KNOWN + 1))[:, None]
+            low, middle, high = np.quantile(features.astype(float), [0.25, 0.5, 0.75], axis=0)
+            spread = np.where(high > low, high - low, 0.5 * np.ptp(features.astype(float), axis=0))
+            # the smooth clip of a feature's other value, whose distance from the middle is the whole range
+            z = np.ptp(features.astype(float), axis=0) / np.where(spread > 0, spread, 1.0)
+            spread = spread * np.sqrt(1 + (z / 3.0)**2)
+            center += middle.tolist()
+            scale += np.where(spread > 0, spread, 1.0).tolist()
+    return Sequential(layer, Standardize(center, scale))
 
 
 def _some(x: Any) -> Any:
