@@ -241,6 +241,25 @@ def test_batches_in_order_and_a_smaller_last_one(backend: Any) -> None:
     assert history["loss"] == [pytest.approx((2 * losses[0] + 2 * losses[1] + losses[2]) / 5, rel=1e-12)]
 
 
+def test_rows_that_are_left_over_may_be_left_out(backend: Any) -> None:
+    """Of an epoch, in whatever order its rows come; schedules and losses count the steps that are done."""
+    x, y = map(backend.array, rows(40))
+    optimizer = bp.SGD(bp.Epochs(bp.StepDecay(0.1, 1, 0.5)))
+    for batch_size, steps in ((16, 2), (50, 1)):
+        fitted, stepped = made(optimizer=optimizer), made(optimizer=optimizer)
+        told: dict[str, Any] = {"batch_size": batch_size, "drop_last": True, "progress": False}
+        history = fitted.fit(x, y, epochs=3, shuffle=lambda epoch: np.roll(np.arange(40), epoch), **told)
+        assert history["step"] == [steps, 2 * steps, 3 * steps]
+        assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
+        stepped.fit(
+            x[: steps * batch_size], y[: steps * batch_size], batch_size=batch_size, shuffle=False, progress=False
+        )
+        first = stepped.history["loss"]
+        assert history["loss"][:1] == pytest.approx(first, rel=1e-12)
+        stepped.fit(x, y, shuffle=False, **told)
+        assert stepped.step_count == 2 * steps
+
+
 def test_an_order_from_outside(backend: Any) -> None:
     """A function of the number of the epoch says which rows come, one of them twice; other numbers are refused."""
     x, y = rows()

@@ -25,7 +25,7 @@ from bpnet.losses.regression import MeanSquaredError
 from bpnet.optimizers.base import Optimizer
 from bpnet.registry import resolve
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.networks import Recipe, strong, strong_categories, table_network
+from bpnet.tabular.networks import CLIP, Recipe, strong, strong_categories, table_network
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.scaling import Output, needs_float64, rescaled
 from bpnet.tabular.schema import Schema
@@ -37,8 +37,6 @@ BLOCK = 1 << 16
 """Rows that are encoded at a time."""
 FEW = 8
 """Known values up to which a category is one-hot; of more each has so many trained numbers."""
-CLIP = 3.0
-"""Of the smooth clip of numbers, in which outliers lose their pull (Holzmueller et al. 2024)."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Networks for tables: a plain one, and the preset "strong", with the ingredients of RealMLP."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,7 +93,7 @@ class Recipe:
 
         trainer = recipe.start(recipe.trainer(seed=0), x)
         options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "callbacks": [recipe.best_epoch()]}
-        trainer.fit(x, y, validation=(xv, yv), **options)
+        trainer.fit(x, y, validation=(xv, yv), drop_last=True, **options)
     """
 
     network: Sequential
@@ -146,6 +147,8 @@ class Recipe:
         return start_from_data(trainer, _some(x), tune)
 
 
+CLIP = 3.0
+"""Of the smooth clip of numbers, in which outliers lose their pull (Holzmueller et al. 2024)."""
 CORNERS = 5
 """How many rows a bias is a mean of."""
 STARTING = 8192
@@ -163,20 +166,18 @@ def strong(
     out_range: tuple[Any, Any] | None = None,
     members: int | None = None,
     simple: bool = False,
-    rows: int | None = None,
     epochs: int = 256,
     batch_size: int = 256,
 ) -> Recipe:
     """The network and the training of RealMLP-TD, or with `simple` of RealMLP-TD-S (Holzmueller et al. 2024).
 
-    numbers, categories : NumericInput.fit(x, "robust", clip=3.0), and a `CategoricalInput` of `strong_widths`; None
-        where the table has no such columns
+    numbers, categories : NumericInput.fit(x, "robust", clip=3.0), and `strong_categories`; None where the table has no
+        such columns
     task : "classification", with an output for each class, or "regression"
     loss : by default cross_entropy with a label smoothing of 0.1; for numbers mse in units of `out_scale`
     out_scale, out_range : for regression an inverted `Standardize` of the targets, and the least and the largest one
     members : so many networks in one (TabM-mini: Gorishniy, Kotelnikov and Babenko 2025), all dense layers being shared
         but the last; the output is (rows, members, outputs), and the loss `Members`
-    rows : how many are trained on, over which batches are then spread evenly: see `even_batches`
 
     The features (of numbers their pbld embedding) go through a trained scale, three dense layers of 256 units in the
     parametrization of the neural tangent kernel with a parametric activation (selu for classes, mish for numbers) and
@@ -186,7 +187,6 @@ def strong(
     """
     choice("task", task, ("classification", "regression"))
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
-    batch_size = batch_size if rows is None else even_batches(rows, batch_size)
     classes = task == "classification"
     if numbers is None and categories is None:
         raise OptionError("strong() has neither numbers nor categories; expected a layer for one of them")
@@ -243,47 +243,44 @@ def _optimizer(network: Sequential, classes: bool, simple: bool, epochs: int) ->
     return Grouped(adam(1.0, 0.02), groups)
 
 
-def even_batches(rows: int, least: int = 256) -> int:
-    """The batch size, of at least `least` rows where there are so many, with which all batches are about as large.
+def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:
+    """The `width` of a `CategoricalInput` in RealMLP: 8, or one-hot for up to 8 known values, or where it is simple."""
+    return tuple(0 if simple or known <= 10 else 8 for known in entries)
 
-    A few rows that are left over would else be a batch of their own, and at the high rates of `strong` a step far off.
+
+def strong_categories(entries: Sequence[int], codes: Any, simple: bool = False) -> Layer:
+    """The layer for columns of categories in RealMLP, given the codes that are trained on, NumPy's (rows, columns).
+
+    Columns that are one-hot, of two values as a sign, are centred and scaled like numbers (Holzmueller et al. 2024), so
+    that the usual value is 0 and a rare one far from it; of the others, the trained numbers start with deviation 1 and
+    decay.
     """
-    return -(-rows // max(1, rows // least))
-
-
-def strong_categories(entries: Sequence[int], codes: Array, simple: bool = False) -> Layer:
-    """The layer for columns of categories in RealMLP, given the codes (rows, columns) that are trained on, on the host.
-
-    A column of up to 8 known values, or where it is simple any, is one-hot, one of two values a sign, and centred and
-    scaled as numbers are (robust scaling and the smooth clip of `NumericInput`), so that rare values weigh more.  Others
-    have 8 trained numbers, which start with deviation 1 and decay.
-    """
-    width = [0 if simple or known <= 10 else 8 for known in entries]
-    import os
-    T = os.environ.get("TRY", "ABC")
-    layer = CategoricalInput(entries, width, signs="B" in T, sigma=1.0 if "C" in T else None, decay="C" in T)
-    if "A" not in T:
-        return layer
-    center, scale = [], []
+    layer = CategoricalInput(entries, strong_widths(entries, simple), signs=True, sigma=1.0, decay=True)
+    scales: list[tuple[float, float]] = []
     for group in layer.groups:
         for column in group.columns:
             if group.width:
-                center += [0.0] * group.width
-                scale += [1.0] * group.width
+                scales += [(0.0, 1.0)] * group.width
                 continue
-            code = codes[:, column]
+            counts = np.bincount(codes[:, column], minlength=layer.entries[column])
             if group.known:
-                features = code[:, None] == np.arange(group.known) + KNOWN
+                scales += [_robust({0.0: len(codes) - n, 1.0: n}) for n in counts[KNOWN:].tolist()]
             else:
-                features = (1.0 * (code == KNOWN) - (code == KNOWN + 1))[:, None]
-            low, middle, high = np.quantile(features.astype(float), [0.25, 0.5, 0.75], axis=0)
-            spread = np.where(high > low, high - low, 0.5 * np.ptp(features.astype(float), axis=0))
-            # the smooth clip of a feature's other value, whose distance from the middle is the whole range
-            z = np.ptp(features.astype(float), axis=0) / np.where(spread > 0, spread, 1.0)
-            spread = spread * np.sqrt(1 + (z / 3.0)**2)
-            center += middle.tolist()
-            scale += np.where(spread > 0, spread, 1.0).tolist()
-    return Sequential(layer, Standardize(center, scale))
+                neither, first, second = counts[:KNOWN].sum(), *counts[KNOWN:]
+                scales.append(_robust({-1.0: second, 0.0: neither, 1.0: first}))
+    return Sequential(layer, Standardize([center for center, _ in scales], [scale for _, scale in scales]))
+
+
+def _robust(counts: dict[float, int]) -> tuple[float, float]:
+    """Center and scale of a feature of few values, in rising order, that come so often: as `NumericInput` has them.
+
+    The scale holds the smooth clip too, which of the value furthest from the center is a factor like any other.
+    """
+    values = [value for value, count in counts.items() if count]
+    ends = np.cumsum([counts[value] for value in values])
+    low, center, high = (values[int(np.searchsorted(ends, q * ends[-1]))] for q in (0.25, 0.5, 0.75))
+    scale = high - low or 0.5 * (values[-1] - values[0]) or 1.0
+    return center, math.hypot(scale, max(values[-1] - center, center - values[0]) / CLIP)
 
 
 def _some(x: Any) -> Any:
