@@ -220,9 +220,12 @@ def test_what_is_said_lies_where_x_does(backend: Any) -> None:
 
 def test_what_can_not_be_is_refused() -> None:
     x, y = noisy(40)
-    for wrong in (0.0, 1.0, -0.5, "some"):
+    for fraction in (0.0, 1.0, -0.5, "some"):
         with pytest.raises(ValueError, match="calibration_fraction"):
-            MLPRegressor(calibration_fraction=wrong).fit(x, y)
+            MLPRegressor(calibration_fraction=fraction).fit(x, y)
+    for wrong in ((x, y[1:]), (x, y, np.ones(39)), (x, y, np.ones((40, 2)))):
+        with pytest.raises(ValueError, match=r"y has 39 rows|[Ss]ample.weight"):
+            MLPRegressor(calibration_fraction=0.5).fit(*wrong)
     with pytest.raises(ValueError, match="quantiles"):
         MLPRegressor(loss="quantile", quantiles=(0.5, 1.5)).fit(x, y)
     model = MLPRegressor(**SMALL, max_iter=1, calibration_fraction=0.5).fit(x, y)

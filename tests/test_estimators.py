@@ -1,6 +1,5 @@
 """The estimators beside scikit-learn's, driven side by side; and what they have besides."""
 
-import _thread
 import os
 import pickle
 import subprocess
@@ -145,7 +144,7 @@ def test_continued_training_is_one_training() -> None:
 def test_sparse_rows(form: str) -> None:
     x = sparse.random(90, 40, 0.1, "csr", random_state=0, dtype=np.float64)
     total = np.asarray(x.sum(axis=1)).ravel()
-    x, y = getattr(sparse, form)(x), np.where(total > np.median(total), "much", "little")
+    x, y = getattr(sparse, form)(x), np.where(total > np.median(total), 7, 3)
     for options in ({"batch_size": 20}, {"early_stopping": True}, {"solver": "lbfgs"}):
         options = {"max_iter": 8, "random_state": 0} | options
         same(*(c(**options).fit(x, y) for c in (MLPClassifier, bp.MLPClassifier)), x)
@@ -204,14 +203,14 @@ class Interrupt(bp.Callback):
     def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
         self.epochs += 1
         if self.epochs == 3:
-            _thread.interrupt_main()
+            raise KeyboardInterrupt
 
 
 def test_an_interrupt_keeps_the_network_so_far() -> None:
     ours = bp.MLPClassifier(max_iter=1000, tol=0.0, n_iter_no_change=2000, callbacks=[Interrupt()])
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         ours.fit(X, CLASSES)
-    assert 3 <= len(ours.loss_curve_) == ours.n_iter_ < 1000
+    assert len(ours.loss_curve_) == ours.n_iter_ == 3
     assert set(ours.predict(X)) <= set(CLASSES)
 
 

@@ -316,11 +316,12 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         epochs = kind(self, data, size, held_out)
         order = self._order(data.count, random_state) if self.shuffle else False
         listeners = [*check_callbacks(self.callbacks), *([] if told is None else [told])]
-        self.n_iter_ = 0
+        self.n_iter_, before = 0, len(self.loss_curve_)
         try:
             count = 1 if incremental else self.max_iter
             run(trainer, data, epochs, count, order, listeners)
         except KeyboardInterrupt:
+            self.n_iter_ = len(self.loss_curve_) - before  # it may have come between these two
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except DivergedError as error:
             if self._best is None:

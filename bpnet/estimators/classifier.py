@@ -32,7 +32,7 @@ class _Labels(NamedTuple):
 
 def _numbered(y: Any) -> tuple[Any, Any]:
     """The different labels, sorted, and the number of every row's: `numpy.unique`, faster for whole numbers."""
-    if y.dtype.kind in "biu" and y.size:
+    if y.dtype.kind in "biu" and y.ndim == 1 and y.size:
         low, high = int(y.min()), int(y.max())
         if high - low < 2**16 and abs(high) < 2**62:
             place = y.astype(np.int64) - low
@@ -190,7 +190,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
                     f"{error} Pass labels as y, text or whole numbers say; MLPRegressor learns numbers"
                 ) from None
         several = y.ndim == 2 and type_of_target(y).startswith("multilabel")
-        self._labels = _Labels(np.arange(y.shape[1]) if several else _numbered(y)[0], several)
+        self._labels = _Labels(np.arange(y.shape[1]) if several else _numbered(y.reshape(-1))[0], several)
 
     def _compare(self, y: Any) -> None:
         found, known = unique_labels(y), self._labels.values

@@ -179,10 +179,11 @@ class Fitted:
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
-        tags.input_tags.sparse = True
+        named = self.categorical_features  # type: ignore[attr-defined]
+        dense = self.scaling or self.preset  # type: ignore[attr-defined]
+        tags.input_tags.sparse = not dense and (named is None or isinstance(named, str))
         tags.input_tags.allow_nan = True
-        tags.input_tags.categorical = self.categorical_features is not None  # type: ignore[attr-defined]
-        tags.input_tags.string = self.categorical_features is not None  # type: ignore[attr-defined]
+        tags.input_tags.categorical = tags.input_tags.string = named is not None
         tags.array_api_support = True
         return tags
 

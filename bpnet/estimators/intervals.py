@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from bpnet.backends import Array, Backend, backend_of
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import DataError, OptionError, ShapeError
 from bpnet.estimators.arrays import beside, foreign, take, to_host
 from bpnet.estimators.sparse import is_sparse
 from bpnet.losses.base import Loss
@@ -24,7 +24,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import _num_samples, check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 
 class Calibrated:
@@ -45,16 +45,24 @@ class Calibrated:
             est._fit(X, y, sample_weight, False, validation_data)
             return self
         est._validate_params()
-        known = None if y is None else to_host(y)
+        known, count = None if y is None else to_host(y), _num_samples(X)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(to_host(sample_weight), np.broadcast_to(0.0, (count, 1)))
+        if known is not None and _num_samples(known) != count:
+            raise DataError(f"y has {_num_samples(known)} rows, but X {count}: expected as many")
         options = {"test_size": est.calibration_fraction, "random_state": check_random_state(est.random_state)}
         if is_classifier(est) and known is not None and type_of_target(known) in ("binary", "multiclass"):
             options["stratify"] = known
-        kept, held = train_test_split(np.arange(_num_samples(X)), **options)
+        kept, held = train_test_split(np.arange(count), **options)
 
         def of(values: Any, rows: Any) -> Any:
             if values is None:
                 return None
-            return _safe_indexing(values, rows) if foreign(values) is None else take(values, rows)
+            if foreign(values) is not None:
+                return take(values, rows)
+            if is_sparse(values):
+                return values.tocsr()[rows]
+            return _safe_indexing(values if hasattr(values, "__getitem__") else np.asarray(values), rows)
 
         est._fit(of(X, kept), of(y, kept), of(sample_weight, kept), False, validation_data)
         return self.calibrate(of(X, held), of(y, held))

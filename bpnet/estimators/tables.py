@@ -8,7 +8,7 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, OptionError, shown
-from bpnet.estimators.arrays import to_host
+from bpnet.estimators.arrays import foreign, to_host
 from bpnet.estimators.sparse import is_sparse
 from bpnet.layer import Layer
 from bpnet.layers.categorical import CategoricalInput
@@ -19,7 +19,7 @@ from bpnet.tabular.frames import Frame
 from bpnet.tabular.networks import strong_widths
 from bpnet.tabular.schema import Schema
 
-from sklearn.utils.validation import _check_y, check_consistent_length, validate_data  # isort: skip
+from sklearn.utils.validation import _check_y, check_array, check_consistent_length, validate_data  # isort: skip
 
 CLIPPED = 3.0
 """Where robustly scaled numbers are bent towards, in quartile ranges (Holzmueller et al. 2024)."""
@@ -28,18 +28,24 @@ CLIPPED = 3.0
 def schema_of(estimator: Any, X: Any) -> Schema | None:
     """How the columns of X are read, where `categorical_features` says that some are no plain numbers; else None."""
     wanted = estimator.categorical_features
-    if wanted is None:
+    if wanted is None or (isinstance(wanted, str) and not _is_frame(X)):
         return None
-    if is_sparse(X):
-        raise DataError("categorical_features are columns of a table or an array: pass X.toarray(), or leave them out")
-    frame = Frame.of(X, "X")
+    frame = Frame.of(_table(estimator, X), "X")
     types = {} if isinstance(wanted, str) else dict.fromkeys(_names(frame, wanted), "category")
-    if isinstance(wanted, str) and wanted != "from_dtype":
-        raise OptionError(
-            f"categorical_features is {shown(wanted)}; expected 'from_dtype', or names, numbers or a mask of columns"
-        )
     schema = Schema.of(frame, types, dtype=estimator.dtype or "float64")
     return None if schema.plain else schema
+
+
+def _is_frame(X: Any) -> bool:
+    """Whether X is a table whose columns have names and types of their own."""
+    return any(hasattr(X, name) for name in ("columns", "column_names", "__dataframe__"))
+
+
+def _table(estimator: Any, X: Any) -> Any:
+    """X where it is a frame or an array of another library; else an array of two axes, or the error that it is none."""
+    if _is_frame(X) or foreign(X) is not None:
+        return X
+    return check_array(X, dtype=None, ensure_all_finite="allow-nan", estimator=estimator)
 
 
 def _names(frame: Frame, wanted: Any) -> list[str]:
@@ -62,6 +68,7 @@ def _names(frame: Frame, wanted: Any) -> list[str]:
 def encoded(estimator: Any, schema: Schema, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
     """X as the network takes it, and y on the host; scikit-learn's checks of names and numbers of columns are made."""
     y = y if isinstance(y, str) else to_host(y)
+    X = _table(estimator, X)
     validate_data(estimator, X, y, reset=reset, skip_check_array=True)
     x = schema.encode(X)
     if isinstance(y, str):
@@ -127,8 +134,9 @@ def gaps_of(numbers: Any) -> tuple[int, ...]:
 def check_gaps(estimator: Any, x: Any, network: Layer) -> None:
     """Raise DataError where values are missing in columns where none were when the network was made."""
     numbers = numbers_of(x)
-    if numbers is None or not math.isnan(float(backend_of(numbers).xp.sum(numbers))):
-        return
+    with np.errstate(all="ignore"):
+        if numbers is None or not math.isnan(float(backend_of(numbers).xp.sum(numbers))):
+            return
     known = next(iter(parts_of(network, NumericInput)), None)
     new = [column for column in gaps_of(numbers) if known is None or column not in known.missing]
     if new:

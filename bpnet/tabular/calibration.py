@@ -26,12 +26,13 @@ def _spread(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array,
 def interval_scores(loss: Loss, outputs: Array, target: Array) -> Array:
     """How far off the outputs are for each target, (rows, targets), the smallest first."""
     backend = backend_of(outputs)
-    middle, deviation, low, high = _spread(backend, loss, outputs)
-    if low is None:
-        scores = conformal.residual_scores(target, middle, deviation)
-    else:
-        scores = conformal.quantile_scores(target, low, high)
-    return backend.xp.sort(scores, axis=0)
+    with backend.session(device=backend.device(outputs)):
+        middle, deviation, low, high = _spread(backend, loss, outputs)
+        if low is None:
+            scores = conformal.residual_scores(target, middle, deviation)
+        else:
+            scores = conformal.quantile_scores(target, low, high)
+        return backend.xp.sort(scores, axis=0)
 
 
 def intervals(loss: Loss, outputs: Array, scores: Array, coverage: float) -> Array:
@@ -41,28 +42,32 @@ def intervals(loss: Loss, outputs: Array, scores: Array, coverage: float) -> Arr
     deviation, in proportion to it; and with several quantiles the lowest and the highest of them, moved by the same for
     all rows (conformalized quantile regression, Romano, Patterson and Candes 2019).
     """
-    backend, limit = backend_of(outputs), conformal.threshold(scores, coverage)
-    middle, deviation, low, high = _spread(backend, loss, outputs)
-    if low is None:
-        ends = conformal.residual_interval(middle, limit, deviation)
-    else:
-        ends = conformal.quantile_interval(low, high, limit)
-    return backend.xp.stack(ends, axis=2)
+    backend = backend_of(outputs)
+    with backend.session(device=backend.device(outputs)):
+        limit = conformal.threshold(scores, coverage)
+        middle, deviation, low, high = _spread(backend, loss, outputs)
+        if low is None:
+            ends = conformal.residual_interval(middle, limit, deviation)
+        else:
+            ends = conformal.quantile_interval(low, high, limit)
+        return backend.xp.stack(ends, axis=2)
 
 
 def set_scores(probabilities: Array, codes: Array, seed: int) -> Array:
     """How unlikely each row's true class is thought: (rows, 2), by "lac" and by "aps", the smallest first."""
-    xp = backend_of(probabilities).xp
-    found = [_scores(probabilities, method, (seed, 0)) for method in conformal.SETS]
-    own = [conformal.true_scores(scores, codes) for scores in found]
-    return xp.sort(xp.concat(own, axis=1), axis=0)
+    backend = backend_of(probabilities)
+    with backend.session(device=backend.device(probabilities)):
+        found = [_scores(probabilities, method, (seed, 0)) for method in conformal.SETS]
+        own = [conformal.true_scores(scores, codes) for scores in found]
+        return backend.xp.sort(backend.xp.concat(own, axis=1), axis=0)
 
 
 def sets(probabilities: Array, scores: Array, coverage: float, method: str, seed: int) -> Array:
     """Which classes each row may be of, its true one with probability `coverage`: (rows, classes) of True and False."""
-    place = conformal.SETS.index(conformal.check_sets(method))
-    limit = conformal.threshold(scores, coverage)[place]
-    return _scores(probabilities, method, (seed, 1)) <= limit
+    place, backend = conformal.SETS.index(conformal.check_sets(method)), backend_of(probabilities)
+    with backend.session(device=backend.device(probabilities)):
+        limit = conformal.threshold(scores, coverage)[place]
+        return _scores(probabilities, method, (seed, 1)) <= limit
 
 
 def _scores(probabilities: Array, method: str, seed: tuple[int, int]) -> Array:

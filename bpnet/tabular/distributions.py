@@ -25,8 +25,12 @@ def moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array 
     Of gaussian_nll it is the predicted one, for members that of the mixture of what they say, sum (s_m + mu_m**2) / k -
     mu**2 (Lakshminarayanan, Pritzel and Blundell 2017).  Of members with another loss, it is how far they disagree.
     """
-    xp = backend.xp
-    plain = plain_loss(loss)
+    with backend.session(device=backend.device(outputs)):
+        return _moments(backend, loss, outputs)
+
+
+def _moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array | None]:
+    xp, plain = backend.xp, plain_loss(loss)
     if isinstance(plain, GaussianNLL):
         _, output = pooled(backend, loss, outputs)
         log = xp.reshape(output, (output.shape[0], -1, 2))[:, :, 1]
@@ -52,16 +56,18 @@ def drawn_moments(loss: Loss, draws: Iterable[Array]) -> tuple[Array, Array]:
     spread: Array = None
     within: Array = None
     for outputs in draws:
-        value, variance = moments(backend_of(outputs), loss, outputs)
-        count += 1
-        if mean is None:
-            mean, spread = value, value * 0.0
-            within = spread if variance is None else variance
-            continue
-        change = value - mean
-        mean = mean + change * (1.0 / count)
-        spread = spread + change * (value - mean)
-        within = within if variance is None else within + variance
+        backend = backend_of(outputs)
+        with backend.session(device=backend.device(outputs)):
+            value, variance = _moments(backend, loss, outputs)
+            count += 1
+            if mean is None:
+                mean, spread = value, value * 0.0
+                within = spread if variance is None else variance
+                continue
+            change = value - mean
+            mean = mean + change * (1.0 / count)
+            spread = spread + change * (value - mean)
+            within = within if variance is None else within + variance
     return mean, (spread + within) * (1.0 / count)
 
 
@@ -78,11 +84,16 @@ def quantiles(backend: Backend, loss: Loss, outputs: Array, levels: Sequence[flo
     are never further from the true ones than as they come; of gaussian_nll mean + z deviation, with z that of the
     normal distribution.  Raises OptionError where the loss gives none, or not these.
     """
-    xp, plain = backend.xp, plain_loss(loss)
     if levels is not None:
         levels = numbers("quantiles", levels, 0.0, 1.0, closed="neither")
+    with backend.session(device=backend.device(outputs)):
+        return _quantiles(backend, loss, outputs, levels)
+
+
+def _quantiles(backend: Backend, loss: Loss, outputs: Array, levels: Sequence[float] | None) -> Array:
+    xp, plain = backend.xp, plain_loss(loss)
     if isinstance(plain, GaussianNLL):
-        mean, variance = moments(backend, loss, outputs)
+        mean, variance = _moments(backend, loss, outputs)
         assert variance is not None
         z = backend.constants([NormalDist().inv_cdf(q) for q in levels or USUAL], mean)
         return xp.expand_dims(mean, axis=2) + xp.expand_dims(xp.sqrt(variance), axis=2) * z

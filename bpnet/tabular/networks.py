@@ -287,4 +287,4 @@ def _some(x: Any) -> Any:
     """Rows of x, evenly spaced, where there are many."""
     if isinstance(x, dict):
         return {name: _some(part) for name, part in x.items()}
-    return x[:: max(1, -(-x.shape[0] // STARTING))]
+    return x[:: max(1, -(-x.shape[0] // STARTING)), ...]

@@ -23,6 +23,10 @@ _engines: list[Any] = []
 _addresses: dict[str, int] = {}
 
 
+AS_WRITTEN = ("product",)
+"""What is written vector by vector and unrolled, so that LLVM's passes would take most of the time and gain nothing."""
+
+
 def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
     """The address of the function that `write(module, name)` writes; `key` tells apart all that it may write.
 
@@ -58,8 +62,9 @@ def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     machine = _machine()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(parsed, passes)
+    if name not in AS_WRITTEN:
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes.getModulePassManager().run(parsed, passes)
     code: bytes = machine.emit_object(parsed)
     return code
 
