@@ -245,19 +245,15 @@ def test_rows_that_are_left_over_may_be_left_out(backend: Any) -> None:
     """Of an epoch, in whatever order its rows come; schedules and losses count the steps that are done."""
     x, y = map(backend.array, rows(40))
     optimizer = bp.SGD(bp.Epochs(bp.StepDecay(0.1, 1, 0.5)))
-    for batch_size, steps in ((16, 2), (50, 1)):
-        fitted, stepped = made(optimizer=optimizer), made(optimizer=optimizer)
-        told: dict[str, Any] = {"batch_size": batch_size, "drop_last": True, "progress": False}
-        history = fitted.fit(x, y, epochs=3, shuffle=lambda epoch: np.roll(np.arange(40), epoch), **told)
-        assert history["step"] == [steps, 2 * steps, 3 * steps]
-        assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
-        stepped.fit(
-            x[: steps * batch_size], y[: steps * batch_size], batch_size=batch_size, shuffle=False, progress=False
-        )
-        first = stepped.history["loss"]
-        assert history["loss"][:1] == pytest.approx(first, rel=1e-12)
-        stepped.fit(x, y, shuffle=False, **told)
-        assert stepped.step_count == 2 * steps
+    fitted, stepped = made(optimizer=optimizer), made(optimizer=optimizer)
+    told: dict[str, Any] = {"batch_size": 16, "drop_last": True, "progress": False}
+    history = fitted.fit(x, y, epochs=3, shuffle=lambda epoch: np.roll(np.arange(40), epoch), **told)
+    assert history["step"] == [2, 4, 6]
+    assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
+    stepped.fit(x[:32, ...], y[:32, ...], batch_size=16, shuffle=False, progress=False)
+    assert history["loss"][0] == pytest.approx(stepped.history["loss"][0], rel=1e-12)
+    stepped.fit(x, y, shuffle=False, **told)
+    assert stepped.step_count == 4
 
 
 def test_an_order_from_outside(backend: Any) -> None:
@@ -282,7 +278,7 @@ def test_an_order_from_outside(backend: Any) -> None:
 def test_a_batch_may_be_larger_than_the_data(backend: Any) -> None:
     x, y = map(backend.array, rows(16))
     fitted, stepped = made(), made()
-    fitted.fit(x, y, batch_size=1000, shuffle=False, progress=False)
+    fitted.fit(x, y, batch_size=1000, shuffle=False, drop_last=True, progress=False)
     stepped.step(x, y)
     assert same(backend, fitted, stepped)
 
