@@ -87,7 +87,7 @@ class Layout:
         return sum(slot.size for slot in self.buffers)
 
     @cached_property
-    def parted(self) -> dict[tuple[str, ...], Any]:
+    def parted(self) -> dict[tuple[str, ...], list[Any]]:
         """How patterns of names part it, kept since every step asks: see `Grouped`."""
         return {}
 

@@ -7,15 +7,15 @@ import pytest
 
 import bpnet as bp
 from bpnet.errors import OptionError
-from bpnet.tabular.networks import strong, strong_categories, strong_widths, table_network
+from bpnet.tabular.networks import strong, strong_widths, table_network
 
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.standard_normal((64, 3)).astype(np.float32) * [1.0, 10.0, 0.1]
-CODES = RNG.integers(0, (12, 8), (64, 2)).astype(np.int32)
+CODES = RNG.integers(0, 12, (64, 2)).astype(np.int32)
 LABELS = (NUMBERS[:, 0] > 0.0).astype(np.int32) + (CODES[:, 0] > 6)
 X = {"numbers": NUMBERS.astype(np.float32), "categories": CODES}
 INPUT = bp.NumericInput.fit(NUMBERS, "robust", clip=3.0)
-CATEGORIES = strong_categories((12, 8), CODES)
+CATEGORIES = bp.CategoricalInput((12, 12), strong_widths((12, 8)))
 
 
 def test_a_plain_network_is_its_layers_in_their_order():
@@ -159,18 +159,6 @@ def test_predictions_stay_within_the_targets():
     assert predicted.min() >= 4.0
     assert predicted.max() <= 6.0
     assert ((predicted == 4.0) | (predicted == 6.0)).any()
-
-
-def test_categories_are_scaled_as_numbers_are():
-    """Robustly, with the smooth clip: the usual value is 0, and any other further from it the rarer it is."""
-    columns = [[2] * 90 + [3] * 10, [2] * 60 + [3] * 40, [2] * 90 + [3] * 10, [2] * 100, [0] * 100]
-    codes, entries = np.array(columns).T, (5, 4, 4, 3, 11)
-    layer = strong_categories(entries, codes)
-    trainer = bp.Trainer(bp.Sequential(layer, bp.Identity()), "mse", compile=False)
-    y = np.asarray(trainer.build(codes).predict(codes[[0, -1]])).T
-    far, near = 2.0 / np.sqrt(1.0 + (2.0 / 3.0) ** 2), 1.0 / np.sqrt(1.0 + (1.0 / 3.0) ** 2)
-    expected = [[0.0, -far], [0.0, far], [0.0, 0.0], [0.0, -near], [0.0, -far], [0.0, 0.0]]
-    np.testing.assert_allclose(y[:6], expected, rtol=1e-6)
 
 
 def test_the_best_epoch_is_the_latest_of_equal_ones():

@@ -192,17 +192,17 @@ def test_fitting_takes_what_fit_takes() -> None:
 # ---- categories -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("width", "signs"), [((3, 0, 2, 0, 3), False), ((3, 0, 3, 3, 0), True)])
-def test_categories_as_the_formulas_say(backend: Any, width: tuple[int, ...], signs: bool, uncompiled: Any) -> None:
-    """Rows of tables, places and signs, side by side by width; codes that are none are unseen; sums of gradients."""
-    rng, layer = np.random.default_rng(0), bp.CategoricalInput((5, 4, 7, 4, 5), width, signs)
+@pytest.mark.parametrize("width", [(3, 0, 2, 0, 3), (3, 0, 3, 3, 0)])
+def test_categories_as_the_formulas_say(backend: Any, width: tuple[int, ...], uncompiled: Any) -> None:
+    """Rows of tables and places, side by side by width; codes that are none count as unseen; sums of gradients."""
+    rng, layer = np.random.default_rng(0), bp.CategoricalInput((5, 4, 7, 4, 5), width)
     p = start(layer, (5,), backend)
     tables = {name: rng.standard_normal(a.shape) for name, a in p.items() if "width" in name}
     x, dy = rng.integers(-2, 9, (30, 5)), rng.standard_normal((30, *layer.out_shape((5,))))
     p |= {name: backend.array(table) for name, table in tables.items()}
     y, *grads = both(backend, layer, p, backend.array(x), backend.array(dy))
     code = np.where((x >= 0) & (x < np.array(layer.entries)), x, 1)
-    kinds = [w or (0 if signs and n == 4 else 2 - n) for w, n in zip(width, layer.entries, strict=True)]
+    kinds = [w or -(n - 2) for w, n in zip(width, layer.entries, strict=True)]
     made, sums, at = [], {name: np.zeros_like(table) for name, table in tables.items()}, 0
     for kind in dict.fromkeys(kinds):
         first = 0
@@ -210,11 +210,9 @@ def test_categories_as_the_formulas_say(backend: Any, width: tuple[int, ...], si
             if kind > 0:
                 made.append(tables[f"width_{kind}"][first + code[:, j]])
                 np.add.at(sums[f"width_{kind}"], first + code[:, j], dy[:, at : at + kind])
-            elif kind < 0:
-                made.append(np.eye(layer.entries[j])[code[:, j]][:, 2:])
             else:
-                made.append(np.array([0.0, 0.0, 1.0, -1.0])[code[:, j : j + 1]])
-            first, at = first + layer.entries[j], at + (abs(kind) or 1)
+                made.append(np.eye(layer.entries[j])[code[:, j]][:, 2:])
+            first, at = first + layer.entries[j], at + abs(kind)
     backend.close(y, np.concatenate(made, axis=1))
     for grad, expected in zip(grads, sums.values(), strict=True):
         backend.close(grad, expected)
@@ -230,10 +228,6 @@ def test_tables_start_with_nothing_said_of_what_is_not_known() -> None:
     layout = bp.layout_of(layer, (3,))
     assert [(slot.name, slot.decay) for slot in layout.parameters] == [("width_16", False)]
     assert layer.out_shape((3,)) == (35,)
-    layout = bp.layout_of(bp.CategoricalInput((400, 300, 5), (16, 16, 0), sigma=1.0, decay=True), (3,))
-    assert layout.parameters[0].decay
-    theta = bp.Trainer(layout.network, "mse", compile=False).build(np.ones((1, 3), "int32")).theta
-    assert np.std(theta[theta != 0.0]) == pytest.approx(1.0, rel=0.03)
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "bool"])
@@ -468,7 +462,6 @@ def test_a_divergence_is_said_of_what_diverged() -> None:
         (lambda: bp.NumericInput().out_shape(()), ShapeError, "needs rows of features"),
         (lambda: bp.CategoricalInput((5, 4), (1,)), OptionError, "entries has 2 numbers and width 1"),
         (lambda: bp.CategoricalInput((), ()), OptionError, "entries has 0 numbers"),
-        (lambda: bp.CategoricalInput((5,), (1,), sigma=0.0), OptionError, "sigma is 0"),
         (lambda: bp.CategoricalInput((1,), (1,)), OptionError, r"entries\[0\] is 1; expected .* at least 2"),
         (lambda: bp.CategoricalInput((5,), (-1,)), OptionError, r"width\[0\] is -1"),
         (lambda: bp.CategoricalInput((2,), (0,)), OptionError, "leave no feature"),

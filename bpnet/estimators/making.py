@@ -11,7 +11,7 @@ import numpy as np
 
 from bpnet.errors import OptionError
 from bpnet.estimators.arrays import to_host
-from bpnet.estimators.tables import input_layer, numeric_input
+from bpnet.estimators.tables import categorical_input, input_layer, numeric_input
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -98,7 +98,7 @@ def _stack(inputs: Layer | None, sizes: tuple[int, ...], activation: Any, output
 def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     """RealMLP's ingredients, for as many epochs as `max_iter` says."""
     from bpnet.layers.standardize import Standardize
-    from bpnet.tabular.networks import strong, strong_categories
+    from bpnet.tabular.networks import strong
 
     task: Literal["classification", "regression"]
     options: dict[str, Any] = {"members": estimator.ensemble, "epochs": estimator.max_iter}
@@ -112,9 +112,9 @@ def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
             scale = np.where(scale > 0.0, scale, 1.0)
             options["out_scale"] = Standardize(tuple(mean.tolist()), tuple(scale.tolist()), invert=True)
             options["out_range"] = tuple(y.min(axis=0).tolist()), tuple(y.max(axis=0).tolist())
-    entries, codes = getattr(estimator._schema, "entries", ()), x["categories"] if isinstance(x, dict) else x
-    categories = strong_categories(entries, to_host(codes)) if entries else None
-    recipe = strong(numeric_input(estimator, x), categories, outputs, task=task, loss=own, **options)
+    recipe = strong(
+        numeric_input(estimator, x), categorical_input(estimator._schema), outputs, task=task, loss=own, **options
+    )
     return Plan(recipe.network, recipe.loss, recipe.optimizer, False, recipe.start)
 
 

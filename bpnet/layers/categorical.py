@@ -11,7 +11,7 @@ from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, plural
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.layers.numeric import MOST
-from bpnet.options import flag, positive, whole
+from bpnet.options import whole
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
 """The codes of what is missing and of what is not known, and the first of those that are."""
@@ -19,7 +19,7 @@ MISSING, UNSEEN, KNOWN = 0, 1, 2
 
 class Group(NamedTuple):
     """Columns that are looked up together: their numbers, and either their common width, or as how many known values
-    each is one-hot, 0 for those that are signs."""
+    each is one-hot."""
 
     columns: tuple[int, ...]
     width: int
@@ -28,7 +28,7 @@ class Group(NamedTuple):
     @property
     def features(self) -> int:
         """Of each column."""
-        return self.width or self.known or 1
+        return self.width or self.known
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,13 @@ class CategoricalInput(Layer):
     2 ... K_j + 1 are the known ones, so `entries` has K_j + 2.  Any other code counts as 1.
 
     Where `width` has 0 for a column, it is one-hot: K_j features, of which that of the value is 1 and all others are 0;
-    all are 0 where it is missing or not known.  With `signs` a column of two known values is a single feature instead,
-    1 for the first and -1 for the second.  Else its values are rows of a table of (entries_j, width_j), of which the
-    first two start as zeros, so that nothing is said of what training has not shown, and the others are normally
-    distributed with deviation `sigma`, by default 1 / sqrt(width_j).  By the chain rule
+    all are 0 where it is missing or not known.  Else its values are rows of a table of (entries_j, width_j), of which
+    the first two start as zeros, so that nothing is said of what training has not shown, and the others are normally
+    distributed with deviation 1 / sqrt(width_j).  By the chain rule
 
         dL/dE_j[k] = sum over all rows with the code k of the part of dL/dy that belongs to column j.
 
-    There is no dL/dx.  Weight decay leaves the tables alone, as those of `Embedding`, but where `decay` is True.
+    There is no dL/dx.  Weight decay leaves the tables alone, as those of `Embedding`.
 
     Rows x of c codes become rows of sum K_j + sum width_j features, those of columns of one width side by side: first
     those of the width of the first column.  They are looked up together, in one table, "width_8" for that width.
@@ -56,9 +55,6 @@ class CategoricalInput(Layer):
 
     entries: Sequence[int]
     width: Sequence[int]
-    signs: bool = False
-    sigma: float | None = None
-    decay: bool = False
 
     accepts_nan = True
     example = ((5, 9, 40) * 4, (0, 0, 4) * 4)
@@ -71,9 +67,6 @@ class CategoricalInput(Layer):
                 f"entries has {len(entries)} numbers and width {len(width)}; expected one of each a column"
             )
         self._set(entries=entries, width=width)
-        self._check(signs=flag, decay=flag)
-        if self.sigma is not None:
-            self._check(sigma=positive)
         if sum(entries) > MOST:
             raise OptionError(
                 f"the tables of CategoricalInput have {sum(entries):,} entries; expected at most {MOST:,}"
@@ -91,8 +84,7 @@ class CategoricalInput(Layer):
         found: dict[tuple[int, int], list[int]] = {}
         for i, (n, width) in enumerate(zip(self.entries, self.width, strict=True)):
             if width or n > KNOWN:
-                sign = self.signs and n == KNOWN + 2
-                found.setdefault((width, 0 if width or sign else n - KNOWN), []).append(i)
+                found.setdefault((width, 0 if width else n - KNOWN), []).append(i)
         return tuple(Group(tuple(columns), *kind) for kind, columns in found.items())
 
     @cached_property
@@ -129,8 +121,8 @@ class CategoricalInput(Layer):
                 *starts, rows = accumulate((self.entries[column] for column in group.columns), initial=0)
                 first |= zip(group.columns, map(float, starts), strict=True)
                 shape = rows, group.width
-                table = rng.computed(shape, partial(_table, rng, shape, starts, self.sigma))
-                params[f"width_{group.width}"] = Leaf(table, decay=self.decay)
+                table = rng.computed(shape, partial(_table, rng, shape, starts))
+                params[f"width_{group.width}"] = Leaf(table, decay=False)
         order, _ = self.picks
         # between whole numbers, so that no rounding makes others of them
         kept = {"bound": [self.entries[c] - 0.5 for c in order], "first": [first[c] + 0.5 for c in order]}
@@ -151,9 +143,6 @@ class CategoricalInput(Layer):
                 index = xp.reshape(place[:, some], (-1,))
                 indices.append(index)
                 features = xp.take(p[f"width_{group.width}"], index, axis=0)
-            elif not group.known:
-                features = known[:, some]
-                features = xp.astype(features == 0.0, real) - xp.astype(features == 1.0, real)
             else:
                 numbers = xp.arange(group.known, dtype=real, device=run.backend.device(code))
                 features = xp.astype(xp.reshape(known[:, some], (rows, -1, 1)) == numbers, real)
@@ -172,9 +161,9 @@ class CategoricalInput(Layer):
         return None, grads
 
 
-def _table(rng: Rng, shape: Shape, starts: Sequence[int], sigma: float | None) -> Any:
+def _table(rng: Rng, shape: Shape, starts: Sequence[int]) -> Any:
     """Start values of a table in which columns begin at these rows."""
-    found = rng.normal(shape, 1.0 / math.sqrt(shape[1]) if sigma is None else sigma)
+    found = rng.normal(shape, 1.0 / math.sqrt(shape[1]))
     for start in starts:
         found[start : start + KNOWN] = 0.0
     return found

@@ -132,12 +132,13 @@ class Grouped(Optimizer):
     def _parts(self, layout: Layout) -> list[Part | None]:
         """Of `base`, and of each group; found once for a layout."""
         patterns = tuple(pattern for pattern, _ in self.groups)
-        if patterns not in layout.parted:
+        found = layout.parted.get(patterns)
+        if found is None:
             slots: list[list[Slot]] = [[] for _ in self._members]
             for slot in layout.parameters:
                 slots[next((i for i, p in enumerate(patterns, 1) if fnmatchcase(slot.name, p)), 0)].append(slot)
-            layout.parted[patterns] = [part_of(layout, some) for some in slots]
-        return layout.parted[patterns]  # type: ignore[no-any-return]
+            found = layout.parted.setdefault(patterns, [part_of(layout, some) for some in slots])
+        return found
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         names = [slot.name for slot in layout.parameters]

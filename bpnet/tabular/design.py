@@ -25,7 +25,7 @@ from bpnet.losses.regression import MeanSquaredError
 from bpnet.optimizers.base import Optimizer
 from bpnet.registry import resolve
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.networks import CLIP, Recipe, strong, strong_categories, table_network
+from bpnet.tabular.networks import Recipe, strong, table_network
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.scaling import Output, needs_float64, rescaled
 from bpnet.tabular.schema import Schema
@@ -37,6 +37,8 @@ BLOCK = 1 << 16
 """Rows that are encoded at a time."""
 FEW = 8
 """Known values up to which a category is one-hot; of more each has so many trained numbers."""
+CLIP = 3.0
+"""Of the smooth clip of numbers, in which outliers lose their pull (Holzmueller et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Design:
 
 def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, options: TrainingOptions) -> Design:
     """The design for rows x that are trained on; raises OptionError where the network is more than the memory."""
-    numbers, categories = input_layers(schema, x, options.preset)
+    numbers, categories = input_layers(schema, x)
     units = goal.outputs(output.loss)
     if options.preset is not None:
         plain = isinstance(output.loss, MeanSquaredError) or output.loss == CrossEntropy()
@@ -104,16 +106,12 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
     return Design(network, loss, rescaled(options.rule(size.epochs), output.factor))
 
 
-def input_layers(schema: Schema, x: Any, preset: str | None) -> tuple[NumericInput | None, Layer | None]:
+def input_layers(schema: Schema, x: Any) -> tuple[NumericInput | None, CategoricalInput | None]:
     """The layers for the columns of numbers and of categories."""
-    numbers: NumericInput | None = None
-    categories: Layer | None = None
+    numbers = categories = None
     if schema.n_numbers:
         numbers = NumericInput.fit(x["numbers"] if isinstance(x, dict) else x, "robust", clip=CLIP)
-    if schema.entries and preset is not None:
-        codes = x["categories"] if isinstance(x, dict) else x
-        categories = strong_categories(schema.entries, codes, preset == "simple")
-    elif schema.entries:
+    if schema.entries:
         widths = [0 if entries - 2 <= FEW else FEW for entries in schema.entries]
         categories = CategoricalInput(schema.entries, widths)
     return numbers, categories

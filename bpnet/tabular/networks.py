@@ -1,11 +1,8 @@
 """Networks for tables: a plain one, and the preset "strong", with the ingredients of RealMLP."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from bpnet.backends.base import Array
 from bpnet.callbacks.monitors import EarlyStopping
@@ -13,7 +10,6 @@ from bpnet.errors import OptionError, kind_of
 from bpnet.initializers import Normal
 from bpnet.layer import Layer, Rng, Run
 from bpnet.layers.activation import Activation
-from bpnet.layers.categorical import KNOWN, CategoricalInput
 from bpnet.layers.clamp import Clamp
 from bpnet.layers.composition import Residual, Sequential, named_layer
 from bpnet.layers.dense import Dense
@@ -89,7 +85,7 @@ def table_network(
 class Recipe:
     """How a network is trained: what `Trainer` and `fit` are to be given, and how it starts.
 
-    With rows x, y to train on, and others held out:
+    Rows that are left over in an epoch are left out of it: at such rates, a step by a few would lead far off.  With rows x, y to train on, and others held out:
 
         trainer = recipe.start(recipe.trainer(seed=0), x)
         options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "callbacks": [recipe.best_epoch()]}
@@ -147,8 +143,6 @@ class Recipe:
         return start_from_data(trainer, _some(x), tune)
 
 
-CLIP = 3.0
-"""Of the smooth clip of numbers, in which outliers lose their pull (Holzmueller et al. 2024)."""
 CORNERS = 5
 """How many rows a bias is a mean of."""
 STARTING = 8192
@@ -171,8 +165,8 @@ def strong(
 ) -> Recipe:
     """The network and the training of RealMLP-TD, or with `simple` of RealMLP-TD-S (Holzmueller et al. 2024).
 
-    numbers, categories : NumericInput.fit(x, "robust", clip=3.0), and `strong_categories`; None where the table has no
-        such columns
+    numbers, categories : NumericInput.fit(x, "robust", clip=3.0), and a `CategoricalInput` of `strong_widths`; None
+        where the table has no such columns
     task : "classification", with an output for each class, or "regression"
     loss : by default cross_entropy with a label smoothing of 0.1; for numbers mse in units of `out_scale`
     out_scale, out_range : for regression an inverted `Standardize` of the targets, and the least and the largest one
@@ -246,41 +240,6 @@ def _optimizer(network: Sequential, classes: bool, simple: bool, epochs: int) ->
 def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:
     """The `width` of a `CategoricalInput` in RealMLP: 8, or one-hot for up to 8 known values, or where it is simple."""
     return tuple(0 if simple or known <= 10 else 8 for known in entries)
-
-
-def strong_categories(entries: Sequence[int], codes: Any, simple: bool = False) -> Layer:
-    """The layer for columns of categories in RealMLP, given the codes that are trained on, NumPy's (rows, columns).
-
-    Columns that are one-hot, of two values as a sign, are centred and scaled like numbers (Holzmueller et al. 2024), so
-    that the usual value is 0 and a rare one far from it; of the others, the trained numbers start with deviation 1 and
-    decay.
-    """
-    layer = CategoricalInput(entries, strong_widths(entries, simple), signs=True, sigma=1.0, decay=True)
-    scales: list[tuple[float, float]] = []
-    for group in layer.groups:
-        for column in group.columns:
-            if group.width:
-                scales += [(0.0, 1.0)] * group.width
-                continue
-            counts = np.bincount(codes[:, column], minlength=layer.entries[column])
-            if group.known:
-                scales += [_robust({0.0: len(codes) - n, 1.0: n}) for n in counts[KNOWN:].tolist()]
-            else:
-                neither, first, second = counts[:KNOWN].sum(), *counts[KNOWN:]
-                scales.append(_robust({-1.0: second, 0.0: neither, 1.0: first}))
-    return Sequential(layer, Standardize([center for center, _ in scales], [scale for _, scale in scales]))
-
-
-def _robust(counts: dict[float, int]) -> tuple[float, float]:
-    """Center and scale of a feature of few values, in rising order, that come so often: as `NumericInput` has them.
-
-    The scale holds the smooth clip too, which of the value furthest from the center is a factor like any other.
-    """
-    values = [value for value, count in counts.items() if count]
-    ends = np.cumsum([counts[value] for value in values])
-    low, center, high = (values[int(np.searchsorted(ends, q * ends[-1]))] for q in (0.25, 0.5, 0.75))
-    scale = high - low or 0.5 * (values[-1] - values[0]) or 1.0
-    return center, math.hypot(scale, max(values[-1] - center, center - values[0]) / CLIP)
 
 
 def _some(x: Any) -> Any:

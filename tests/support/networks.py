@@ -225,7 +225,7 @@ class Draw:
             x["codes"] = self.rng.integers(-1, 6, (rows, 4), "int32")
             x["gaps"] = np.where(self.rng.random((rows, 3)) < 0.2, np.nan, 3.0 * self.normal(rows, 3))
             scale, knots = (1.0, 2.0, 0.0), ((-3.0, 0.0, 0.0, 2.0),) * 3
-            branches["codes"] = bp.CategoricalInput((5, 4, 3, 5), (width, 0, width, 0), signs=width > 2)
+            branches["codes"] = bp.CategoricalInput((5, 4, 3, 5), (width, 0, width, 0))
             branches["gaps"] = self.of(
                 bp.NumericInput(0.5, scale, clip=2.0, missing=(0, 2)), bp.NumericInput(quantiles=knots, missing=(1,))
             )
