@@ -85,11 +85,13 @@ def table_network(
 class Recipe:
     """How a network is trained: what `Trainer` and `fit` are to be given, and how it starts.
 
-    Rows that are left over in an epoch are left out of it: at such rates, a step by a few would lead far off.  With rows x, y to train on, and others held out:
+    With rows x, y to train on, and others held out:
 
         trainer = recipe.start(recipe.trainer(seed=0), x)
         options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "callbacks": [recipe.best_epoch()]}
         trainer.fit(x, y, validation=(xv, yv), drop_last=True, **options)
+
+    At its high rates, a step by the few rows that are left over in an epoch would lead far off.
     """
 
     network: Sequential
