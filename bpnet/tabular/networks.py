@@ -135,9 +135,9 @@ class Recipe:
                 return weight * inverse, None
             device = backend.device(weight)
             even = [(rng.uniform((CORNERS, units), 0.5) + 0.5).clip(2.0**-53) for _ in range(2)]  # within 0 ... 1
-            place = backend.from_host((even[0] * rows).astype("int64"), xp.int64, device)
+            place = backend.from_host((even[0] * rows).astype("int32"), xp.int32, device)
             share = -xp.log(backend.from_host(even[1], weight.dtype, device))
-            columns = xp.arange(units, dtype=xp.int64, device=device)
+            columns = xp.arange(units, dtype=xp.int32, device=device)
             corners = xp.reshape(xp.take(xp.reshape(z, (-1,)), xp.reshape(place * units + columns, (-1,))), share.shape)
             point = xp.sum(share * corners, axis=0) / xp.sum(share, axis=0)
             return weight * inverse, -point * inverse
