@@ -182,14 +182,16 @@ def run(
 ) -> None:
     """`Trainer.fit` on rows that have been checked; `after` comes before the other listeners."""
     engine, size = trainer._have(), after.batch_size
-    steps = -(-data.count // size)
+    preset = after.estimator.preset is not None
+    count = after.rows = data.count - data.count % size if preset else data.count  # as with drop_last
+    steps = -(-count // size)
     engine.set_epoch(steps)
     with engine.session(data.count):
         data = data.cached()
     trainer.stop = False
-    planned = math.inf if after.estimator.preset is not None else steps * epochs
+    planned = math.inf if preset else steps * epochs
     compile_soon(trainer, data, size, planned)
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": ()}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": (), "count": count}
     try:
         run_epochs(trainer, engine, data, None, **options, listeners=[after, *listeners])
     finally:
