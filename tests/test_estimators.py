@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from textwrap import dedent
 from typing import Any
@@ -338,6 +339,23 @@ def test_compiled_is_as_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(other.coefs_[0], fits[0].coefs_[0], rtol=1e-9)
         assert len(made) == 2
         made.clear()
+
+
+@pytest.mark.parametrize("kind", [bp.MLPClassifier, bp.MLPRegressor])
+def test_a_fit_holds_little_beside_the_data(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a mask of the numbers, which were a quarter of them in float32; nor are labels kept in wide types."""
+    monkeypatch.setattr("bpnet.estimators.training.COMPILES_AT_ONCE", np.inf)
+    x, y = np.ones((40_000, 100), dtype=np.float32), np.arange(40_000) % 7
+    y = y if kind is bp.MLPClassifier else y.astype(np.float32)
+    options = {"hidden_layer_sizes": 2, "batch_size": 1000, "max_iter": 1, "n_jobs": 1}
+    kind(**options).fit(x[:1000], y[:1000])
+    tracemalloc.start()
+    try:
+        kind(**options).fit(x, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 12  # of which a batch is half
 
 
 def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -879,6 +879,15 @@ def test_the_loss_of_each_row(case, weight, library):
         np.testing.assert_allclose(slopes, slope * np.sum(by_row), rtol=1e-12, atol=1e-300)
 
 
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_a_sum_takes_weights_as_they_are(weight):
+    x, y, weights = np.ones((4, 2)), np.array([[1.0], [2.0], [3.0], [4.0]]), weight * np.array([0.0, 0.5, 1.0, 1.0])
+    trainer = bp.Trainer(bp.Dense(1), bp.MeanSquaredError(reduction="sum"), bp.SGD(0.01), compile=False).build(x)
+    expected = float(np.sum((trainer.predict(x) - y)[:, 0] ** 2 * weights))
+    assert trainer.evaluate(x, y, sample_weight=weights)["loss"] == pytest.approx(expected, rel=1e-12)
+    assert trainer.step(x, y, weights) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_loss_of_each_row_is_of_the_library_of_the_output(backend):
     output, target = np.array([[1.0], [3.0]]), np.array([[0.5], [0.0]])
     rows = bp.row_losses("mse", backend.array(output), backend.array(target))

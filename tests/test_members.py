@@ -124,6 +124,11 @@ def test_a_saved_one_comes_back(tmp_path):
     np.testing.assert_array_equal(loaded.predict(x), trainer.predict(x))
 
 
+def test_shapes_of_very_many_members_take_no_time():
+    shape = bp.layout_of(bp.MemberDense(10**9, 3), (4,)).parameters[0].shape
+    assert shape == (10**9, 4, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

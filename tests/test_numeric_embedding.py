@@ -45,6 +45,7 @@ def test_bins_are_quantiles_of_what_is_there(backend):
     np.testing.assert_array_equal(found[1], np.unique(np.quantile(x[:, 1], share)))
     assert found[2:] == ((7.0, 8.0), (0.0, 1.0))
     bp.NumericEmbedding("piecewise_linear", bins=found)
+    bp.NumericEmbedding("piecewise_linear", bins=bp.NumericEmbedding.bins_of(np.full((3, 1), -1e30)))
 
 
 def test_each_form_starts_as_its_paper_has_it(library):

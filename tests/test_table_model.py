@@ -212,6 +212,41 @@ def test_unseen_rare_and_too_many_values_have_one_code():
     assert schema.names == ("x",)
 
 
+def test_categories_of_numbers_are_told_apart_in_the_type_that_they_come_in():
+    large = np.array([2**53, 2**53 + 1, 7])
+    schema = bp.Schema.of({"c": large}, types={"c": "category"})
+    assert schema.encode({"c": large})[:, 0].tolist() == [3, 4, 2]
+    assert schema.encode({"c": np.uint64([2**53 + 1, 2**64 - 1])})[:, 0].tolist() == [4, 1]
+    assert schema.encode({"c": np.int8([7, -7])})[:, 0].tolist() == [2, 1]
+    strict = pytest.importorskip("array_api_strict")
+    assert np.asarray(schema.encode({"c": strict.asarray(large)}))[:, 0].tolist() == [3, 4, 2]
+    schema = bp.Schema.of({"c": np.array([0.1, 0.2, 0.2])}, types={"c": "category"})
+    assert schema.encode({"c": np.float32([0.2, 0.1, np.nan, 0.3])})[:, 0].tolist() == [3, 2, 0, 1]
+    assert schema.encode({"c": np.array([1, 0])})[:, 0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("values", [[None], [np.nan], np.array([np.nan])], ids=["None", "NaN", "array"])
+def test_rows_may_lack_everything(values):
+    table = {"n": [1.5, 2.0], "c": ["a", "b"], "z": ["1a", "2"], "d": ["2024-01-01", "2024-02-01"], "b": [True, False]}
+    x = bp.Schema.of(table).encode(dict.fromkeys(table, values))
+    assert np.isnan(x["numbers"]).all()
+    assert x["categories"].tolist() == [[0, 0]]
+
+
+def test_text_with_underscores_is_no_number():
+    schema = bp.Schema.of({"c": ["1_000", "1_", "2__3"]})
+    assert schema.features[0].values == ("1_", "1_000", "2__3")
+
+
+def test_only_what_rows_have_counts():
+    schema = bp.Schema.of({"n": [1.5, 2.0], "d": ["2024-01-01", "2024-02-01"], "c": ["a", "b"]})
+    table = Frame.of({"n": ["1", "many", "1e300"], "d": ["2024-01-01", "soon", "-"], "c": ["a", 7, "b"]})
+    x = schema.encode(table.take([0]))
+    assert x["numbers"][0, 0] == 1.0
+    with pytest.raises(DTypeError, match="column 'n' of the table has 'many' in row 0"):
+        schema.encode(table.take([1]))
+
+
 # ---- dates ----------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +287,8 @@ def test_times_of_a_zone_are_what_its_clocks_show():
     np.testing.assert_array_equal(x, schema.encode(naive))
     elsewhere = {"t": [time.astimezone(dt.UTC) for time in local]}
     np.testing.assert_array_equal(x, schema.encode(elsewhere))
+    written = {"t": [time.isoformat() for time in elsewhere["t"]]}
+    np.testing.assert_array_equal(x, schema.encode(written))
     assert schema.features[0].zone == "Europe/Berlin"
     with pytest.raises(DataError, match="time zone 'Atlantis/Deep' is not known here"):
         bp.Schema.restore(
@@ -272,6 +309,13 @@ def test_dates_at_prediction_may_be_text_or_dates():
         schema.encode({"d": ["1.2.2024", "2024-02-01"]})
     with pytest.raises(DTypeError, match=r"has 1\.5 in row 0; the model takes dates there"):
         schema.encode({"d": [1.5, 2.0]})
+    schema = bp.Schema.of({"d": ["2024-01-01", "2024-02-03"]})
+    np.testing.assert_array_equal(schema.encode({"d": ["20240203"]}), schema.encode({"d": [dt.date(2024, 2, 3)]}))
+    for word in ("now", "today", "2024"):
+        with pytest.raises(DTypeError, match=f"has '{word}' in row 0; the model takes dates there"):
+            schema.encode({"d": [word]})
+    schema = bp.Schema.of({"d": ["2024-01-01", "2024-02-03"]}, types={"d": "category"})
+    assert schema.encode({"d": [dt.datetime(2024, 2, 3), dt.datetime(2024, 2, 3, 1)]})[:, 0].tolist() == [3, 1]
 
 
 # ---- columns that are not as they should be -------------------------------------------------------------------------
@@ -378,6 +422,7 @@ LABELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "whole floats": ([2.0, 1.0, 2.0], (1.0, 2.0)),
     "a column": (np.array([[1], [0]]), (0, 1)),
     "small integers": (np.array([200, 3], dtype=np.uint8), (3, 200)),
+    "bytes that are no text": ([b"\xff", b"a", "b", b"\xfe"], ("\\xfe", "\\xff", "a", "b")),
 }
 
 
@@ -390,7 +435,10 @@ def test_labels_come_back_as_they_were(case):
     assert all(type(a) is type(b) for a, b in zip(target.classes, classes, strict=True))
     loss = bp.CrossEntropy()
     codes = target.encode(y, loss)
-    flat = np.ravel(np.array(y, dtype=object)).tolist()
+    flat = [
+        label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else label
+        for label in np.ravel(np.array(y, dtype=object)).tolist()
+    ]
     assert [classes[i] for i in codes.tolist()] == flat
     decoded = target.decode(np.eye(len(classes), dtype=np.float32)[codes], loss)
     assert decoded.tolist() == flat

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import BpnetWarning, DataError, OptionError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.tabular import leaks, sizing, splits
 from bpnet.tabular.folds import each_fold
+from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions
+from bpnet.tabular.schema import Schema
 from bpnet.tabular.training import prepare
 
 QUICK = {"epochs": 30, "lr": 0.02, "hidden": (16,), "dropout": 0.0, "progress": False, "compile": False}
@@ -107,6 +109,24 @@ def test_what_is_wrong_is_said_before_the_training():
             bp.train_table(columns, "rich", **options)
     with pytest.raises(DataError, match="no column 'poor'"):
         bp.train_table(columns, "poor")
+    with pytest.raises(DataError, match="no column to learn from: there is the target alone"):
+        bp.train_table({"rich": columns["rich"]}, "rich")
+    with pytest.raises(DataError, match="no column 'poor'"):
+        bp.train_table(columns, ["rich", "poor"])
+    with pytest.raises(DataError, match=r"the target of the table has 0 in row 3; Gamma\(\) needs targets above 0"):
+        bp.train_table({"b": columns["b"]}, np.where(np.arange(120) == 3, 0.0, 1.5), loss="gamma")
+    infinite = np.stack([columns["b"], np.where(np.arange(120) == 7, np.inf, columns["b"])], axis=1)
+    with pytest.raises(DataError, match="column 'x1' of the table is infinite in row 7"):
+        bp.train_table(infinite, columns["rich"])
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+def test_the_unit_of_a_quantity_does_not_matter_to_sgd(schedule):
+    columns = shop(60)
+    x = np.stack([columns["b"], columns["score"]], axis=1)
+    options = QUICK | {"epochs": 2, "optimizer": bp.SGD(lr=0.02), "lr": None, "schedule": schedule, "validation": 0.0}
+    small, large = (bp.train_table(x, columns["b"] ** 2 * unit + 0.5, **options).predict(x) for unit in (1.0, 2.0**13))
+    np.testing.assert_allclose((large - 0.5) * 2.0**-13, small - 0.5, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["strong", "simple"])
@@ -121,6 +141,16 @@ def test_presets(preset):
     )
     assert numbers.outputs(columns).shape == (120, 2, 1)
     low, high = columns["score"].min(), columns["score"].max()
+    several = bp.train_table(
+        without(columns, "rich", "large", "score"),
+        np.stack([columns["score"] > 0, columns["a"] > 0], axis=1),
+        loss="binary_cross_entropy",
+        preset=preset,
+        epochs=1,
+        progress=False,
+        compile=False,
+    )
+    assert several.predict_proba(columns).shape == (120, 2)
     assert preset == "simple" or ((low <= numbers.predict(columns)) & (numbers.predict(columns) <= high)).all()
 
 
@@ -196,3 +226,55 @@ def test_rows_are_known_again():
     assert len(known["hashes"]) < 400_000
     mixed = np.concatenate([many[:5000], rng.normal(size=(5000, 1)).astype(np.float32)])
     assert leaks.seen_share(known, mixed, np.zeros(10_000)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_target_may_be_a_column_of_an_array_and_others_may_be_left_out():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.integers(0, 2, (80, 1)), rng.normal(size=(80, 3))], axis=1)
+    model = bp.train_table(x, "x0", drop=["x2"], **QUICK | {"epochs": 2})
+    assert (model.schema.names, model.schema.width) == (("x1", "x3"), 4)
+    found = model.predict_proba(x)
+    np.testing.assert_array_equal(model.predict_proba(x[:, [1, 3]]), found)
+    restored = TableModel(Schema.restore(model.schema.describe()), model.target, model.trainer)
+    np.testing.assert_array_equal(restored.predict_proba(x.tolist()), found)
+
+
+@pytest.mark.parametrize("as_one", [True, False])
+def test_tables_of_another_library_are_trained_on_where_they_are(as_one):
+    strict = pytest.importorskip("array_api_strict")
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    x[:, 2] = np.arange(60) % 4
+    table = strict.asarray(x) if as_one else {f"x{i}": strict.asarray(x[:, i].copy()) for i in range(3)}
+    model = bp.train_table(table, "x2", **QUICK | {"epochs": 2})
+    with pytest.raises(DataError, match="column 'x1' of the table is infinite in row 7"):
+        bp.train_table(strict.asarray(np.where(np.arange(60)[:, None] == 7, [0, np.inf, 0], x)), "x2", **QUICK)
+    bp.train_table(table, strict.asarray(x[:, 2] > 1.0), class_weight="balanced", **QUICK | {"epochs": 1})
+    found = model.predict(table)
+    assert isinstance(found, type(strict.asarray(0)))
+    assert found.shape == (60,)
+
+
+@pytest.mark.parametrize("rows", [30, 90])
+@pytest.mark.parametrize("kind", ["rich", "score"])
+def test_targets_of_another_length_are_refused(kind, rows):
+    columns = shop(60)
+    with pytest.raises(ShapeError, match=rf"has {rows} values, but the table 60 rows"):
+        bp.train_table({"a": columns["a"]}, shop(90)[kind][:rows], **QUICK)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": 64},
+        {"drop": "city"},
+        {"metrics": "f1"},
+        {"types": None},
+        {"early_stopping": 2.5},
+        {"seed": -1},
+        {"schedule": 3},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_wrong_kind_are_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        TrainingOptions(**options)

@@ -194,12 +194,19 @@ def _check_targets(backend: Backend, loss: Loss, y: Array, name: str) -> None:
 
 
 def check_weight(
-    backend: Backend, rows: int, dtype: Any, weight: Array | None, name: str = "sample_weight", values: bool = True
+    backend: Backend,
+    rows: int,
+    dtype: Any,
+    weight: Array | None,
+    name: str = "sample_weight",
+    values: bool = True,
+    ratios: bool = True,
 ) -> Array | None:
     """`weight` as one finite, non-negative number of `dtype` for each of so many rows.
 
-    Only ratios count, so weights that are very large or small are scaled in their own type, before they become of
-    `dtype`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in float32.
+    Of a mean only `ratios` count, so weights that are very large or small are scaled in their own type, before they
+    become of `dtype`: then no sum overflows or loses bits.  What is less than 1e-37 of the largest may count as 0 in
+    float32.
     """
     if weight is None:
         return None
@@ -220,10 +227,12 @@ def check_weight(
                 f"{name} is 0 everywhere; expected at least one row that counts (some libraries take numbers under "
                 f"{least:.2g} for 0: scale all weights up)"
             )
-        if not 1.0 <= largest < 2.0**LARGEST_WEIGHT:  # else they stay the array that they are, as a CUDA graph likes
+        if (
+            ratios and not 1.0 <= largest < 2.0**LARGEST_WEIGHT
+        ):  # else they stay the array that they are, as a CUDA graph likes
             power = LARGEST_WEIGHT - math.frexp(largest)[1]
             weight = weight * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)  # at once it may be no float32
-    else:
+    elif ratios:
         least = float(xp.finfo(weight.dtype).smallest_normal)
         root = 2.0 ** (LARGEST_WEIGHT / 2) / xp.sqrt(xp.maximum(xp.max(weight), least))
         weight = weight * root * root

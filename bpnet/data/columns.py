@@ -24,7 +24,7 @@ def numeric_input(x: Any, kind: str, clip: float | None, missing: Sequence[int] 
     xp = backend.xp
     with backend.session(device=backend.device(x)):
         rows = xp.reshape(x, (-1, x.shape[-1]))
-        known = xp.sum(xp.astype(~xp.isnan(rows), xp.int64), axis=0)
+        known = xp.sum(xp.astype(~xp.isnan(rows), _whole_numbers(xp)), axis=0)
         counts: list[int] = backend.to_host(known).tolist()
         found: list[Column] = []
         if kind == "standard":
@@ -49,6 +49,11 @@ def numeric_input(x: Any, kind: str, clip: float | None, missing: Sequence[int] 
         return NumericInput(clip=clip, missing=tuple(missing))
     centers, scales, _ = zip(*found, strict=True)
     return NumericInput(tuple(map(plain, centers)), tuple(map(plain, scales)), clip, missing=tuple(missing))
+
+
+def _whole_numbers(xp: Any) -> Any:
+    """The type of whole numbers that the library takes by itself, which is not of 64 bits everywhere."""
+    return xp.__array_namespace_info__().default_dtypes()["integral"]
 
 
 def _standard(backend: Backend, x: Array, counts: Sequence[int]) -> list[Column]:
@@ -81,7 +86,7 @@ def _sorted(backend: Backend, x: Array, counts: Sequence[int], kind: str, knots:
     values = []
     for rounded in (math.floor, math.ceil):
         index = [[rounded(at) for at in (*some, *[some[-1]] * (most - len(some)))] for some in places]
-        numbers = xp.asarray(index, dtype=xp.int64, device=backend.device(x))
+        numbers = xp.asarray(index, dtype=_whole_numbers(xp), device=backend.device(x))
         values.append(backend.to_host(xp.take_along_axis(columns, numbers, axis=-1)).tolist())
     found: list[Column] = []
     for count, some, low, high in zip(counts, places, *values, strict=True):

@@ -143,7 +143,8 @@ def prepare(
             rows = int(first.x.shape[0])
             y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, first.what, values)
         if targets[1:]:
-            weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values)
+            ratios = loss.reduction == "mean"
+            weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values, ratios)
         if targets:
             weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:

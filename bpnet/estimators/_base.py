@@ -237,9 +237,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         return Trainer(network, loss, optimizer, **options)
 
     def _batch_size(self, rows: int) -> int:
-        if self.batch_size == "auto" and self.preset is not None:
-            return making.even_batches(rows)
-        return min(200 if self.batch_size == "auto" else int(self.batch_size), rows)
+        usual = 200 if self.preset is None else 256
+        return min(usual if self.batch_size == "auto" else int(self.batch_size), rows)
 
     def _go_on(self, scale: float, keep: bool) -> None:
         """Have a trainer of what the parameters of the estimator now are, with those of the network.

@@ -44,7 +44,7 @@ class SparseLoader(Loader):
         self.stays = takes_sparse(layout.network)
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        for start, stop in parts(self.count, size):
+        for start, stop in parts(self.count if order is None else len(order), size):
             rows = slice(start, stop) if order is None else np.asarray(order[start:stop])
             y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
             yield self._given(self.x[rows]), y, weight, None

@@ -5,7 +5,7 @@ Rows are of (n,), which all members see, or of (k, n), one for each; what comes 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -271,11 +271,16 @@ class MemberDense(_MemberLayer):
     example = (3, 5, "relu")
 
     def init(self, rng: Rng, in_shape: Shape) -> dict[str, Any]:
-        n, k = in_shape[-1], self.members
-        params = {"weight": rng.given((k, n, self.units), [self.weight(rng, n) for _ in range(k)])}
+        n = in_shape[-1]
+        params = {"weight": self.each(rng, (n, self.units), lambda: self.weight(rng, n))}
         if self.bias:
-            params["bias"] = Leaf(rng.given((k, self.units), [self.biases(rng, n) for _ in range(k)]), decay=False)
+            params["bias"] = Leaf(self.each(rng, (self.units,), lambda: self.biases(rng, n)), decay=False)
         return params | self.own(rng)
+
+    def each(self, rng: Rng, shape: Shape, draw: Callable[[], Any]) -> Any:
+        """Start values for each member, the first of which tell what is wrong where only shapes are wanted."""
+        shape, first = (self.members, *shape), draw()
+        return rng.computed(shape, lambda: rng.given(shape, [first, *(draw() for _ in range(self.members - 1))]))
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         xp, (k, n, _) = run.xp, p["weight"].shape

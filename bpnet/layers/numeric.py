@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -220,7 +220,7 @@ def _checked_knots(quantiles: Any) -> tuple[tuple[float, ...], ...] | None:
     return columns
 
 
-@cache
+@lru_cache(maxsize=16)
 def _normal_scores(count: int) -> tuple[float, ...]:
     """Phi^{-1}((i + 1/2) / count) for each i below it."""
     return tuple([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])

@@ -92,12 +92,12 @@ class NumericEmbedding(Layer):
         xp = backend.xp
         with backend.session(device=backend.device(x)):
             ordered = backend.to_host(xp.sort(x, axis=0))
-            missing = backend.to_host(xp.sum(xp.astype(xp.isnan(x), xp.int64), axis=0))
+            missing = backend.to_host(xp.sum(xp.astype(xp.isnan(x), xp.int32), axis=0))
         found = []
         for j in range(x.shape[1]):
             last = x.shape[0] - 1 - int(missing[j])  # NaN comes after all others
             edges = sorted({_between(ordered[:, j], last, i / count) for i in range(count + 1)}) if last >= 0 else [0.0]
-            found.append(tuple(edges) if len(edges) > 1 else (edges[0], edges[0] + 1.0))
+            found.append(tuple(edges) if len(edges) > 1 else (edges[0], edges[0] + max(1.0, 1e-6 * abs(edges[0]))))
         return tuple(found)
 
     @property

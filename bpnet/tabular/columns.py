@@ -6,6 +6,7 @@ Libraries are recognised by what their columns have, so that none is imported.
 import datetime
 import decimal
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,10 +44,23 @@ class Column:
         return isinstance(self.values, np.ndarray)
 
     def take(self, rows: Any) -> "Column":
-        """These rows: see `rows_of`."""
+        """These rows: see `rows_of`.
+
+        `values` stay, so that what text is taken for does not hang on a few rows: see `used`.
+        """
         if self.codes is not None:
             return replace(self, codes=self.codes[rows])
         return replace(self, values=rows_of(self.values, rows))
+
+    def used(self) -> "Column":
+        """The column without values that no row has, as one of some rows of another may have them."""
+        if self.codes is None:
+            return self
+        there = np.bincount(self.codes + 1, minlength=len(self.values) + 1)[1:] > 0
+        if there.all():
+            return self
+        place = np.append(np.cumsum(there) - 1, -1)  # which is that of the code -1
+        return replace(self, values=self.values[there], codes=place[self.codes])
 
     def array(self) -> Any:
         """One value a row: an array of objects where there are codes, None where one is missing."""
@@ -78,6 +92,15 @@ def rows_of(values: Any, rows: Any) -> Any:
     backend = backend_of(values)
     index = backend.from_host(rows, None, backend.device(values))
     return backend.xp.take(values, index, axis=0)
+
+
+def columns_of(matrix: Any, places: Sequence[int]) -> Any:
+    """Some columns of an array (rows, columns), where it lies."""
+    if isinstance(matrix, np.ndarray):
+        return matrix[:, list(places)]
+    backend = backend_of(matrix)
+    index = backend.from_host(np.array(places, dtype=np.int64), None, backend.device(matrix))
+    return backend.xp.take(matrix, index, axis=1)
 
 
 def column_of(raw: Any, what: str) -> Column:
@@ -153,7 +176,9 @@ def booleans(codes: Any) -> Column:
 
 
 def _plain(value: Any) -> Any:
-    """What NumPy holds as Python has it."""
+    """What NumPy holds as Python has it, and bytes as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
     if not isinstance(value, np.generic):
         return value
     return value.astype("datetime64[us]").item() if isinstance(value, np.datetime64) else value.item()
@@ -174,18 +199,19 @@ def is_missing(value: Any) -> bool:
 def _of_list(items: list[Any], what: str) -> Column:
     """Objects, one a row."""
     try:
-        different = list(dict.fromkeys(items))
+        place: dict[Any, int] = dict.fromkeys(items, -1)
     except TypeError:
         row = next(i for i, item in enumerate(items) if not _hashable(item))
         raise DTypeError(
             f"{what} holds {kind_of(items[row]).removeprefix('of type ')} in row {row}: {shown(items[row])}; expected "
             "one number, text, boolean or date a row"
         ) from None
-    present = ~np.fromiter(map(is_missing, different), bool, len(different))
-    place = dict(zip(different, np.where(present, np.cumsum(present) - 1, -1).tolist(), strict=True))
+    found: dict[Any, int] = {}
+    for item in place:
+        if not is_missing(item):
+            place[item] = found.setdefault(_plain(item), len(found))
     codes = np.fromiter(map(place.__getitem__, items), np.int64, len(items))
-    found = [_plain(value) for value, there in zip(different, present.tolist(), strict=True) if there]
-    return simplified(found, codes, what)
+    return simplified(list(found), codes, what)
 
 
 def _hashable(value: Any) -> bool:
@@ -209,7 +235,7 @@ def simplified(found: list[Any], codes: Any, what: str) -> Column:
     if all(isinstance(value, datetime.time) for value in found):
         return Column(np.array([*map(_on_epoch_day, found), "NaT"], dtype="datetime64[us]")[codes])
     values = np.empty(len(found), dtype=object)
-    values[:] = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
+    values[:] = found
     return Column(values, codes)
 
 
@@ -250,7 +276,8 @@ def _zone_name(date: datetime.datetime) -> str:
 def _of_pandas(raw: Any, what: str) -> Column:
     if not hasattr(raw, "dtype"):
         raise ShapeError(f"{what} has several columns; expected one")
-    raw = raw if hasattr(raw, "iloc") else raw.to_series()
+    if not hasattr(raw, "iloc"):  # an index, or an array of pandas
+        raw = raw.to_series() if hasattr(raw, "to_series") else sys.modules["pandas"].Series(raw)
     dtype = raw.dtype
     if isinstance(dtype, np.dtype):
         return _of_numpy(raw.to_numpy(), what)
@@ -334,7 +361,7 @@ def _of_arrow(raw: Any, what: str) -> Column:
         return _of_arrow(raw.cast(raw.type.storage_type), what)
     if kind.startswith("dictionary"):
         raw = raw.unify_dictionaries() if hasattr(raw, "unify_dictionaries") else raw
-    elif "string" in kind or kind in ("binary", "large_binary", "utf8"):
+    elif "string" in kind or kind == "utf8":
         raw = raw.cast("string").dictionary_encode()
         kind = str(raw.type)
     raw = _joined(raw)

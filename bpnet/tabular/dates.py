@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.errors import DataError
+from bpnet.errors import DataError, shown
 
 CYCLES = {"month": 12.0, "day": 31.0, "weekday": 7.0, "hour": 24.0, "minute": 60.0}
 """Parts that come around again, which are a sine and a cosine each, by their period."""
@@ -19,6 +19,8 @@ FORMATS = (
 )  # fmt: skip
 """How dates may be written beside the ways of ISO 8601; where two fit all of a column, the first."""
 ISO = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2}([T ][0-9:.,]+)?)?")
+PLAIN = re.compile(r"-?[0-9]{4,6}-[0-9]{2}(-[0-9]{2}([T ][0-9:.]+)?)?")
+"""What NumPy reads as it should: without an offset, years of more digits among them."""
 OFFSET = re.compile(r"[T ][0-9:.,]+(Z|[+-][0-9:]+)\s*$")
 PER_DAY = {"D": 1, "h": 24, "m": 1440, "s": 86400, "ms": 86400 * 10**3, "us": 86400 * 10**6, "ns": 86400 * 10**9}
 """Of the units of time in NumPy, how many make a day."""
@@ -117,15 +119,14 @@ def format_of(texts: list[str]) -> str | None:
 
 def parsed(texts: list[str], way: str) -> tuple[Any, int | None]:
     """Texts as datetime64, in UTC where they say their offset; and the number of the first that is none, if one is."""
-    joined = " ".join(texts) if way == "iso" else "+"
-    if not ("+" in joined or "Z" in joined or joined.count("-") > 2 * len(texts)):  # none says its offset
+    stripped = list(map(str.strip, texts))
+    if way == "iso" and all(map(PLAIN.fullmatch, stripped)):  # NumPy would also take "now", and 20240101 for a year
         try:
-            return np.array(list(map(str.strip, texts)), dtype="datetime64[us]"), None
+            return np.array(stripped, dtype="datetime64[us]"), None
         except ValueError:
             pass
     found = np.empty(len(texts), dtype="datetime64[us]")
-    for i, text in enumerate(texts):
-        text = text.strip()
+    for i, text in enumerate(stripped):
         try:
             date = datetime.fromisoformat(text) if way == "iso" else datetime.strptime(text, way)
         except ValueError:
@@ -158,7 +159,7 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
-        raise DataError(f"the time zone {name!r} is not known here: pip install tzdata") from None
+        raise DataError(f"the time zone {shown(name)} is not known here: pip install tzdata") from None
 
 
 def as_clocks_show(dates: Any, zone: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bpnet.backends import Array, backend_of
 from bpnet.backends.numpy import can_compile
-from bpnet.errors import OptionError
+from bpnet.errors import DataError, OptionError
 from bpnet.layer import Layer
 from bpnet.layers.activation import Activation
 from bpnet.layers.categorical import CategoricalInput
@@ -27,7 +27,7 @@ from bpnet.registry import resolve
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.networks import Recipe, strong, table_network
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.scaling import Output, needs_float64, rescaled
+from bpnet.tabular.scaling import Output, needs_float64
 from bpnet.tabular.schema import Schema
 from bpnet.tabular.sizing import Size
 from bpnet.tabular.target import Target
@@ -88,7 +88,7 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
             epochs=size.epochs,
             batch_size=size.batch_size,
         )
-        return Design(recipe.network, recipe.loss, recipe.optimizer, recipe)
+        return Design(_ending(recipe.network, output.loss), recipe.loss, recipe.optimizer, recipe)
     inputs = TabularInput(numbers, categories) if numbers and categories else numbers or categories
     network = table_network(
         inputs,
@@ -99,11 +99,17 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
         members=options.members,
         out_scale=output.layer,
     )
-    if isinstance(output.loss, BinaryCrossEntropy):  # of probabilities
-        network = Sequential(*network.layers, resolve(Activation, "activation", "sigmoid"))
+    network = _ending(network, output.loss)
     loss = output.loss if options.members is None else Members(output.loss)
     check_memory(network, x)
-    return Design(network, loss, rescaled(options.rule(size.epochs), output.factor))
+    return Design(network, loss, options.rule(size.epochs, output.factor))
+
+
+def _ending(network: Sequential, loss: Loss) -> Sequential:
+    """The network, ending as the loss needs it: with probabilities where it is of these."""
+    if not isinstance(loss, BinaryCrossEntropy):
+        return network
+    return Sequential(*network.layers, resolve(Activation, "activation", "sigmoid"))
 
 
 def input_layers(schema: Schema, x: Any) -> tuple[NumericInput | None, CategoricalInput | None]:
@@ -133,6 +139,24 @@ def check_memory(network: Layer, x: Any) -> None:
 # ---- rows as arrays -------------------------------------------------------------------------------------------------
 
 
+def check_finite(frame: Frame) -> None:
+    """Raise DataError where a number of an array, which is taken as it is, is infinite."""
+    matrix = frame.matrix
+    if matrix is None:
+        return
+    backend = backend_of(matrix)
+    xp = backend.xp
+    if not xp.isdtype(matrix.dtype, "real floating"):
+        return
+    for start in range(0, frame.rows, BLOCK):
+        wrong = xp.isinf(matrix[start : min(start + BLOCK, frame.rows), ...])
+        if bool(xp.any(wrong)):
+            wrong = backend.to_host(wrong)
+            row, column = np.argwhere(wrong)[0].tolist()
+            where = f"column {frame.names[column]!r} of {frame.what} is infinite in row {start + row}"
+            raise DataError(f"{where}: a missing value is NaN, others are finite numbers")
+
+
 def wide_column(frame: Frame, schema: Schema, rows: Array) -> str | None:
     """The name of a column of an array of numbers, which are taken as they come, that float32 can't hold."""
     matrix = frame.matrix
@@ -146,9 +170,9 @@ def wide_column(frame: Frame, schema: Schema, rows: Array) -> str | None:
 def encoded(schema: Schema, frame: Frame, parts: Sequence[Array]) -> list[Any]:
     """What the network takes for some rows of a table, for each of several lots; encoded block by block."""
     encoder = schema.encoder(frame)
-    matrix = frame.matrix
-    if matrix is not None and not isinstance(matrix, np.ndarray):
-        x = encoder(slice(None))
+    x = encoder(slice(0, 1))
+    if not all(isinstance(array, np.ndarray) for array in (x.values() if isinstance(x, dict) else (x,))):
+        x = encoder(slice(None))  # on its device
         return [take(x, rows) for rows in parts]
     lot, place = np.full(frame.rows, -1, dtype=np.int8), np.empty(frame.rows, dtype=np.int64)
     for i, rows in enumerate(parts):
@@ -186,4 +210,4 @@ def take(x: Any, rows: Array) -> Any:
 
 def first_rows(x: Any) -> Any:
     """A row or a few, of which a trainer learns shapes and types."""
-    return {name: array[:1] for name, array in x.items()} if isinstance(x, dict) else x[:1]
+    return {name: array[:1, ...] for name, array in x.items()} if isinstance(x, dict) else x[:1, ...]

@@ -8,7 +8,7 @@ import numpy as np
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, DTypeError, shown
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import as_clocks_show, parsed, reader_of, zone_of
+from bpnet.tabular.dates import as_clocks_show, have_offsets, parsed, reader_of, zone_of
 from bpnet.tabular.values import as_boolean, as_number, as_text
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def encoder_of(feature: "Feature", column: Column, what: str, dtype: str = "floa
     Raises DTypeError where the column holds something else than the feature, with the first row that does, and
     DataError where a number is infinite, or too large for `dtype`.
     """
+    column = column.used()
     if feature.kind == "number":
         return numbers(feature, column, what, dtype)
     return ENCODERS[feature.kind](feature, column, what)
@@ -134,8 +135,8 @@ def dates(feature: "Feature", column: Column, what: str) -> Encoder:
             raise _refused(column, _first(column) if column.on_host else 0, what, "dates")
     if column.zone is not None:
         zone_of(column.zone)
-    zone = None if column.zone is None else feature.zone or column.zone
-
+    own = "UTC" if codes is not None and have_offsets(texts) else column.zone
+    zone = None if own is None else feature.zone or own
     read = reader_of(values, feature.parts, feature.origin)
 
     def numbers(some: Any) -> Any:
@@ -152,13 +153,12 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
     known, codes = feature.values, column.codes
     textual = bool(known) and isinstance(known[0], str)
     if codes is None:
-        if not column.on_host:
-            return _device_codes(known, column.values)
-        if textual or column.values.dtype.kind in "mM":
-            column = _different(column)
-            codes = column.codes
-        else:
+        if not textual and not (column.on_host and column.values.dtype.kind in "mM"):
             return _number_codes(known, column.values)
+        if not column.on_host:
+            column = Column(backend_of(column.values).to_host(column.values))
+        column = _different(column)
+        codes = column.codes
     place = {value: FIRST + i for i, value in enumerate(known)}
     table = np.full(len(column.values) + 1, MISSING, dtype=np.int32)
     numeric = textual and any(as_number(value) is not None for value in known)
@@ -174,43 +174,38 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
 
 def _different(column: Column) -> Column:
     """Values of an array as different ones and their codes."""
-    values, codes = np.unique(column.values, return_inverse=True, equal_nan=True)
+    missing = column.missing()
+    values, found = np.unique(column.values[~missing], return_inverse=True)
+    codes = np.full(column.rows, -1)
+    codes[~missing] = found.reshape(-1)
     objects = np.empty(len(values), dtype=object)
     objects[:] = values.astype("datetime64[us]").tolist() if values.dtype.kind == "M" else values.tolist()
-    return Column(objects, np.where(column.missing(), -1, codes.reshape(-1)), column.zone)
+    return Column(objects, codes, column.zone)
 
 
 def _number_codes(known: tuple[Any, ...], values: Any) -> Encoder:
-    """Of numbers in an array."""
-    table = np.array(known, dtype=np.float64)
-    order = np.argsort(table)
-    table, place = table[order], (FIRST + order).astype(np.int32)
-
-    def codes(rows: slice) -> Any:
-        some = values[rows].astype(np.float64)
-        if not len(table):
-            return np.where(np.isnan(some), MISSING, UNSEEN)
-        at = np.minimum(np.searchsorted(table, some), len(table) - 1)
-        return np.where(table[at] == some, place[at], np.where(np.isnan(some), MISSING, UNSEEN))
-
-    return codes
-
-
-def _device_codes(known: tuple[Any, ...], values: Any) -> Encoder:
-    """The same, where they lie."""
+    """Of numbers in an array of any library where they lie, compared in their own type, as float32 has fewer digits."""
     backend = backend_of(values)
     xp, place = backend.xp, backend.device(values)
-    dtype = values.dtype if xp.isdtype(values.dtype, "real floating") else xp.float32
-    order = sorted(range(len(known)), key=lambda i: float(known[i]))
-    table = backend.from_host(np.array([float(known[i]) for i in order]), dtype, place)
-    codes = backend.from_host(np.array([FIRST + i for i in order], dtype=np.int32), xp.int32, place)
+    if xp.isdtype(values.dtype, "bool"):
+        values = xp.astype(values, xp.int32)
+    floats, dtype = xp.isdtype(values.dtype, "real floating"), values.dtype
+    if floats:
+        places = {float(value): FIRST + i for i, value in enumerate(known)}
+    else:  # fractions, and what the type can't hold, are equal to none of the values
+        low, high = xp.iinfo(dtype).min, xp.iinfo(dtype).max
+        fit = ((i, int(v)) for i, v in enumerate(known) if low <= v <= high and v == int(v))
+        places = {value: FIRST + i for i, value in fit}
+    rising = sorted(places)
+    table = backend.from_host(np.array(rising), dtype, place)
+    codes = backend.from_host(np.array([places[value] for value in rising], dtype=np.int32), xp.int32, place)
 
     def found(rows: slice) -> Any:
-        some = xp.astype(values[rows], dtype)
-        other = xp.astype(~xp.isnan(some), xp.int32)  # MISSING and UNSEEN
-        if not known:
-            return other
-        at = xp.minimum(xp.searchsorted(table, some), len(known) - 1)
+        some = xp.asarray(values[rows], copy=True)  # in one piece, as PyTorch likes to search it
+        other = xp.astype(~xp.isnan(some), xp.int32) if floats else xp.ones_like(some, dtype=xp.int32)
+        if not rising:
+            return other  # MISSING and UNSEEN
+        at = xp.minimum(xp.searchsorted(table, some), len(rising) - 1)
         return xp.where(xp.take(table, at) == some, xp.take(codes, at), other)
 
     return found

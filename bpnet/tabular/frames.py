@@ -9,7 +9,7 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, ArrayMismatchError, DataError, ShapeError, closest, kind_of, shown
-from bpnet.tabular.columns import Column, column_of, rows_of
+from bpnet.tabular.columns import Column, column_of, columns_of, rows_of
 
 TABLES = (
     "an array (rows, columns), a DataFrame of pandas or polars, a table of Arrow, a structured array, a dict of "
@@ -23,14 +23,23 @@ class Frame:
     names : of the columns, in their order; "x0", "x1", ... where the table has none
     named : whether the table has names of its own
     rows : how many
+    width : how many columns the table had that this is of, columns that were left out among them
     matrix : the table itself where it is an array of numbers (rows, columns) of any library, else None
     """
 
     def __init__(
-        self, columns: Mapping[str, Any], rows: int, *, matrix: Any = None, named: bool = True, what: str = "the table"
+        self,
+        columns: Mapping[str, Any],
+        rows: int,
+        *,
+        matrix: Any = None,
+        named: bool = True,
+        width: int | None = None,
+        what: str = "the table",
     ) -> None:
         self.names = tuple(columns)
         self.rows, self.matrix, self.named, self.what = rows, matrix, named, what
+        self.width = len(self.names) if width is None else width
         self._raw = columns
         self._columns: dict[str, Column] = {}
 
@@ -68,11 +77,13 @@ class Frame:
         return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, named=named, what=what)
 
     @classmethod
-    def _of_matrix(cls, matrix: Any, what: str) -> "Frame":
+    def _of_matrix(
+        cls, matrix: Any, what: str, names: Sequence[str] | None = None, width: int | None = None
+    ) -> "Frame":
         numbers = not isinstance(matrix, np.ndarray) or matrix.dtype.kind in "fiub"
-        return cls(
-            _MatrixColumns(matrix), int(matrix.shape[0]), matrix=matrix if numbers else None, named=False, what=what
-        )
+        columns = _MatrixColumns(matrix, _places(int(matrix.shape[1])) if names is None else names)
+        kept = matrix if numbers else None
+        return cls(columns, int(matrix.shape[0]), matrix=kept, named=False, width=width, what=what)
 
     def column(self, name: str) -> Any:
         """The values of a column, one a row: a NumPy array, or where numbers lie on a device an array there.
@@ -99,18 +110,22 @@ class Frame:
     def take(self, rows: Any) -> "Frame":
         """The table of some rows: a slice, or an array of whole numbers, or of booleans."""
         if self.matrix is not None:
-            return Frame._of_matrix(rows_of(self.matrix, rows), self.what)
+            return Frame._of_matrix(rows_of(self.matrix, rows), self.what, self.names, self.width)
         columns = {name: self.coded(name).take(rows) for name in self.names}
         first = next(iter(columns.values()), None)
-        return Frame(columns, 0 if first is None else first.rows, named=self.named, what=self.what)
+        rows = 0 if first is None else first.rows
+        return Frame(columns, rows, named=self.named, width=self.width, what=self.what)
 
     def select(self, names: Iterable[str]) -> "Frame":
         """The table of these columns; raises DataError where it lacks one."""
         names = list(names)
         for name in names:
             self.check(name)
+        if self.matrix is not None:
+            places = [self.names.index(name) for name in names]
+            return Frame._of_matrix(columns_of(self.matrix, places), self.what, names, self.width)
         raw = {name: self._columns.get(name, self._raw[name]) for name in names}
-        return Frame(raw, self.rows, named=self.named, what=self.what)
+        return Frame(raw, self.rows, named=self.named, width=self.width, what=self.what)
 
     def without(self, names: Iterable[str]) -> "Frame":
         """The table without these columns; those that it does not have don't matter."""
@@ -123,7 +138,8 @@ class Frame:
         if column.rows != self.rows:
             raise ShapeError(f"column {name!r} has {column.rows} rows, but {self.what} {self.rows}")
         raw = {key: self._columns.get(key, value) for key, value in self._raw.items()}
-        return Frame({**raw, name: column}, self.rows, named=self.named, what=self.what)
+        width = None if self.named or name not in self else self.width
+        return Frame({**raw, name: column}, self.rows, named=self.named, width=width, what=self.what)
 
     def permuted(self, name: str, order: Any) -> "Frame":
         """The table with the values of one column in another order: what is lost without that column?"""
@@ -133,8 +149,9 @@ class Frame:
 class _MatrixColumns(Mapping[str, Any]):
     """The columns of an array, each cut out when it is asked for."""
 
-    def __init__(self, matrix: Any) -> None:
-        self.matrix, self.names = matrix, _places(int(matrix.shape[1]))
+    def __init__(self, matrix: Any, names: Iterable[str]) -> None:
+        self.matrix = matrix
+        self.names = names if isinstance(names, dict) else {name: i for i, name in enumerate(names)}
 
     def __getitem__(self, name: str) -> Any:
         return self.matrix[:, self.names[name]]
@@ -188,7 +205,7 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
         made = next((module.table if module is loaded[0] else module.DataFrame for module in loaded if module), None)
         if made is not None:
             return _parts(made(table), what)
-    if isinstance(table, Sequence) and not isinstance(table, str | bytes):
+    if isinstance(table, Sequence) and not isinstance(table, str | bytes | memoryview):
         return _of_rows(list(table), what)
     try:
         return None, _two_axes(_plain(table, what), what)

@@ -17,17 +17,25 @@ from bpnet.tabular.columns import Column, column_of
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.options import check_loss
 from bpnet.tabular.splits import rare
-from bpnet.tabular.target import Target
+from bpnet.tabular.target import Target, plain_loss
 
 
 def target_names(target: Any, frame: Frame) -> tuple[str, ...]:
-    """The columns of a table that `target` names; none where it is the values of the target."""
+    """The columns of a table that `target` names; none where it is the values of the target.
+
+    Raises DataError where one of several names is that of no column.
+    """
     if isinstance(target, str):
         return (target,)
     if not isinstance(target, list | tuple) or not target or not all(isinstance(name, str) for name in target):
         return ()
-    names = len(target) != frame.rows and len(set(target)) == len(target) and all(name in frame for name in target)
-    return tuple(target) if names else ()
+    if len(target) == frame.rows or not any(name in frame for name in target):  # labels
+        return ()
+    for name in target:
+        frame.check(name)
+    if len(set(target)) < len(target):
+        raise DataError(f"the target names a column more than once: {', '.join(map(repr, target))}")
+    return tuple(target)
 
 
 def with_target(
@@ -106,13 +114,24 @@ def class_numbers(goal: Target, y: Any) -> Array | None:
     return backend_of(codes).to_host(codes)
 
 
-def quantities(goal: Target, y: Any, rows: Array) -> Array:
+def quantities(goal: Target, y: Any, rows: Array | slice) -> Array:
     """Some rows of the numbers of y, (rows, columns), on the host; zeros where there are none."""
     if goal.kind != "number":
         return np.zeros((1, 1))
     values = goal.encode(y)
     host: Array = backend_of(values).to_host(values)
     return host[rows].astype(np.float64)
+
+
+def check_bounds(y: Array, loss: Loss, what: str) -> None:
+    """Raise DataError where a quantity of y, (rows, columns), is less than the loss takes."""
+    loss = plain_loss(loss)
+    least = max(loss.least, 0.0) if loss.positive else loss.least
+    wrong = (y <= least) if loss.positive else (y < least)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        bound = f"above {least:g}" if loss.positive else f"of at least {least:g}"
+        raise DataError(f"{what} has {y[row, column]:g} in row {row}; {loss} needs targets {bound}")
 
 
 def as_type(values: Any, like: Any) -> Any:

@@ -127,7 +127,7 @@ def _date(column: Column, name: str) -> dict[str, Any]:
         way = format_of(texts) if texts else "iso"
         if way is None:
             raise DataError(f"column {name!r} has {shown(texts[0])}, which is no date as ISO 8601 writes them")
-        values, found["format"] = parsed(texts, way)[0], way
+        values, found["format"] = parsed(texts, way)[0][np.unique(column.codes[column.codes >= 0])], way
         if way == "iso" and have_offsets(texts):
             found["zone"] = "UTC"
     elif values.dtype.kind != "M":

@@ -191,7 +191,7 @@ class TableModel:
             scores = calibration.interval_scores(loss, outputs, xp.reshape(target, (outputs.shape[0], -1)))
         elif self.target.kind == "class":
             p = self.target.probabilities(loss, outputs)
-            codes = xp.astype(target, xp.int64)
+            codes = xp.astype(target, xp.__array_namespace_info__().default_dtypes()["integral"])
             codes = codes if codes.ndim == 1 else codes[:, 0] if codes.shape[1] == 1 else xp.argmax(codes, axis=1)
             scores = calibration.set_scores(p, codes)
         else:

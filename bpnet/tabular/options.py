@@ -1,7 +1,7 @@
 """What the training on a table can be told, and what it is told where nobody says it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from bpnet.optimizers.base import Optimizer
 from bpnet.options import choice, fraction, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Constant, Cosine, CosLog, Epochs, FlatCosine, OneCycle, Polynomial, Schedule, WarmUp
-from bpnet.tabular.networks import even_batches
+from bpnet.tabular.scaling import rescaled
 from bpnet.tabular.sizing import Size, size_for
 from bpnet.typing import ActivationName, LossName, MetricName, OptimizerName, Precision
 
@@ -63,6 +63,12 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         """Raise OptionError, UnknownNameError or ArgumentError on what can be seen to be wrong before the data."""
+        for name in ("hidden", "drop", "metrics"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not (isinstance(value, Collection) or (name == "hidden" and value is None)):
+                raise OptionError(f"{name} is {shown(value)}; expected several, in a list")
+        if not isinstance(self.types, Mapping):
+            raise OptionError(f"types is {shown(self.types)}; expected a dict of kinds by column")
         for i, units in enumerate(self.hidden or ()):
             whole(f"hidden[{i}]", units, 1)
         resolve(Activation, "activation", self.activation)
@@ -75,7 +81,9 @@ class TrainingOptions:
             if (value := getattr(self, name)) is not None:
                 whole(name, value, 1)
         fraction("validation", self.validation)
-        whole("early_stopping", int(self.early_stopping), 0)
+        whole("seed", self.seed, 0)
+        if type(self.early_stopping) is not bool:
+            whole("early_stopping", self.early_stopping, 0)
         if isinstance(self.class_weight, str):
             choice("class_weight", self.class_weight, ("balanced",))
         if self.preset is not None:
@@ -97,20 +105,23 @@ class TrainingOptions:
         size = dataclasses.replace(size, **found, batch_size=batch_size)
         patience = max(size.epochs // 10, 8)
         if self.preset is not None:  # whose rates and rates of dropout follow schedules to the end
-            rows_in_step = min(self.batch_size or even_batches(rows), rows)
+            rows_in_step = min(self.batch_size or 256, rows)
             size = dataclasses.replace(size, epochs=self.epochs or 256, batch_size=rows_in_step)
             patience = size.epochs
         waits = type(self.early_stopping) is int and self.early_stopping > 0
         return dataclasses.replace(size, patience=int(self.early_stopping) if waits else patience)
 
-    def rule(self, epochs: int) -> Optimizer:
-        """The optimizer for so many epochs, with the rate, the schedule and the weight decay that are given."""
+    def rule(self, epochs: int, factor: float = 1.0) -> Optimizer:
+        """The optimizer for so many epochs, with the rate, the schedule and the weight decay that are given.
+
+        `factor` is how many times as large the gradient is as that of a target of deviation 1.
+        """
         rule = resolve(Optimizer, "optimizer", self.optimizer)
         if self.lr is not None:
             rule = with_option(rule, "lr", self.lr)
         if self.weight_decay is not None:
             rule = with_option(rule, "weight_decay", self.weight_decay)
-        return scheduled(rule, self.schedule, epochs)
+        return scheduled(rescaled(rule, factor), self.schedule, epochs)
 
 
 def with_option(optimizer: Optimizer, name: str, value: Any) -> Optimizer:
@@ -129,7 +140,7 @@ def scheduled(optimizer: Optimizer, schedule: Any, epochs: int) -> Optimizer:
     """`optimizer` with its learning rate along a schedule of so many epochs."""
     if schedule is None:
         return optimizer
-    make = SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))] if isinstance(schedule, str) else schedule
+    make = schedule if callable(schedule) else SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))]
     base = getattr(optimizer, "base", None)
     if isinstance(base, Optimizer):
         return dataclasses.replace(optimizer, base=scheduled(base, schedule, epochs))  # type: ignore[type-var]

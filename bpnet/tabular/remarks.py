@@ -111,4 +111,5 @@ def _linear(x: Array, y: Array) -> bool:
 
 def _counts(values: Array) -> bool:
     """Whether they are whole and each is one more than the one before."""
-    return bool(values[0] % 1 == 0) and bool(np.all(np.diff(values) == 1))
+    with np.errstate(invalid="ignore"):  # of infinity, which is refused later
+        return bool(values[0] % 1 == 0) and bool(np.all(np.diff(values) == 1))

@@ -11,7 +11,7 @@ import numpy as np
 from bpnet.backends import backend_of
 from bpnet.errors import DataError, FileFormatError, ShapeError, plural
 from bpnet.options import choice, finite, flag, positive, whole
-from bpnet.tabular.columns import Column
+from bpnet.tabular.columns import Column, columns_of
 from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
 from bpnet.tabular.frames import Frame
@@ -121,7 +121,7 @@ class Schema:
 
     features : of every column what it is
     named : whether the table had names; else columns are told by their places
-    width : how many columns the table had, where it had no names
+    width : how many columns the table had, where it had no names, those that were left out among them
     dtype : of the numbers, "float32" or "float64"
     """
 
@@ -167,7 +167,7 @@ class Schema:
         return cls(
             tuple(features),
             frame.named,
-            0 if frame.named else len(frame.names),
+            0 if frame.named else frame.width,
             choice("dtype", dtype, ("float32", "float64")),
         )
 
@@ -220,6 +220,8 @@ class Schema:
                 )
             return list(self.names)
         count = len(frame.names)
+        if not (self.named or frame.named) and frame.width == self.width and all(name in frame for name in self.names):
+            return list(self.names)
         if not self.named and count == self.width:
             return [frame.names[int(name[1:])] for name in self.names]
         if count == len(self.features):
@@ -278,9 +280,7 @@ class Schema:
     def _matrix_rows(self, frame: Frame, places: list[str]) -> Callable[[slice], Any]:
         matrix, backend = frame.matrix, backend_of(frame.matrix)
         if places != list(frame.names):
-            columns = [frame.names.index(name) for name in places]
-            index = backend.from_host(np.array(columns, dtype=np.int64), None, backend.device(matrix))
-            matrix = backend.xp.take(matrix, index, axis=1)
+            matrix = columns_of(matrix, [frame.names.index(name) for name in places])
         floats = backend.xp.isdtype(matrix.dtype, "real floating")
         if floats and matrix.dtype not in (backend.xp.float32, backend.xp.float64):
             floats = False

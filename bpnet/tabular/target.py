@@ -157,6 +157,7 @@ class Target:
             else:
                 values = xp.astype(values, xp.float64) if whole else values
                 table = backend.from_host(known.astype(np.float64), values.dtype, backend.device(values))
+            values = xp.asarray(values, copy=True)  # in one piece, as PyTorch likes to search it
             at = xp.minimum(xp.searchsorted(table, values), len(known) - 1)
             same = xp.take(table, at) == values
             if not bool(xp.all(same)):
@@ -183,7 +184,7 @@ class Target:
             raise OptionError("balanced weights are of classes; the target is " + self.kind)
         backend = backend_of(labels)
         counts = np.bincount(backend.to_host(labels), minlength=len(self.classes))
-        weights = (len(labels) / (len(self.classes) * np.maximum(counts, 1))).astype(np.float32)
+        weights = (labels.shape[0] / (len(self.classes) * np.maximum(counts, 1))).astype(np.float32)
         if backend.name == "numpy":
             return weights[labels]
         return backend.xp.take(backend.from_host(weights, None, backend.device(labels)), labels)
@@ -292,9 +293,11 @@ def _columns(y: Any) -> tuple[list[str], list[Column], bool]:
     shape = getattr(y, "shape", None)
     one_axis = shape is not None and len(shape) == 1 and getattr(getattr(y, "dtype", None), "names", None) is None
     listed = isinstance(y, list | tuple) and not (y and isinstance(y[0], list | tuple | dict))
-    if one_axis or listed or hasattr(y, "to_physical") or hasattr(y, "null_count"):
+    series = hasattr(y, "to_physical") or (hasattr(y, "null_count") and not hasattr(y, "columns"))
+    if one_axis or listed or series:
         name = getattr(y, "name", None)
-        return [] if name is None or not isinstance(name, str | int) else [str(name)], [column_of(y, "y")], False
+        named = isinstance(name, str | int) and name != ""  # as that of polars is where it has none
+        return [str(name)] if named else [], [column_of(y, "y")], False
     frame = Frame.of(y, "y")
     columns = [frame.coded(name) for name in frame.names]
     return list(frame.names) if frame.named else [], columns, len(columns) > 1

@@ -9,13 +9,14 @@ from typing import Any
 from bpnet.backends import Array
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
-from bpnet.errors import BpnetWarning, DataError, OptionError
+from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError
 from bpnet.options import number, whole
 from bpnet.step import Snapshot
-from bpnet.tabular.design import Design, design_of, encoded, first_rows, take, wide_column
+from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
     as_type,
+    check_bounds,
     class_numbers,
     class_weights,
     find_goal,
@@ -139,10 +140,9 @@ class TableTraining:
             left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
-        metrics = list(self.options.metrics)
-        if self.design.monitor == "val_accuracy" and "accuracy" not in metrics:
-            metrics.append("accuracy")
+        metrics = list(self.options.metrics)  # each of which takes another pass over the rows that are trained on
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
+        more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
         try:
             if left > 0:
@@ -220,11 +220,18 @@ def prepare(
     for column in options.drop:
         frame.coded(column)  # which says that there is none
     frame = frame.without(options.drop)
+    if not frame.names:
+        raise DataError(f"{frame.what} has no column to learn from: there is the target alone, or what is left out")
+    check_finite(frame)
     if frame.rows < 2:
         raise DataError(f"{frame.what} has {'a single row' if frame.rows else 'no rows'}: expected at least 2")
     what = f"the target {'' if name is None else f'{name!r} '}of {frame.what}"
     goal, loss = find_goal(y, name, said, options.loss, what)
     labels = class_numbers(goal, y)
+    count = int((goal.encode(y) if labels is None else labels).shape[0])
+    if count != frame.rows:
+        raise ShapeError(f"{what} has {count} values, but {frame.what} {frame.rows} rows: expected one a row")
+    check_bounds(quantities(goal, y, slice(None)), loss, what)
     remarks = remarks_on(frame, y, name or "y")
     idle = {column for remark in remarks if remark.kind in ("empty", "constant") for column in remark.names}
     parts = parts or split(frame.rows, options.validation, options.seed, labels)
@@ -233,7 +240,7 @@ def prepare(
         warnings.simplefilter("always")
         schema = Schema.of(frame.take(parts[0]), types, idle)
     notes += [str(warning.message) for warning in caught]
-    wide = wide_column(frame, schema, parts[0])
+    wide = next((title for rows in parts if len(rows) and (title := wide_column(frame, schema, rows))), None)
     output = output_for(quantities(goal, y, parts[0]), loss, what)
     wide = wide or (what if output.wide else None)
     if wide is not None:

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-NUMBER = re.compile(r"\s*[+-]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 CODE = re.compile(r"\s*[+-]?0[0-9]")
 """Text of digits that is no number, since what begins it would be lost: "007"."""
 NONE = frozenset({"na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", "."})
@@ -31,12 +31,12 @@ def as_number(value: Any) -> float | None:
 
 
 def as_text(value: Any) -> str:
-    """An object as text: numbers as Python writes them, whole ones without a point."""
+    """An object as text: numbers as Python writes them, whole ones without a point, days without a time."""
     if isinstance(value, str):
         return value
     if isinstance(value, float | decimal.Decimal) and -(2**53) < value < 2**53 and value == int(value):
         return str(int(value))
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return value.isoformat().removesuffix("T00:00:00") if hasattr(value, "isoformat") else str(value)
 
 
 def as_boolean(value: Any) -> float | None:
