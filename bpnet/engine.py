@@ -246,19 +246,21 @@ class Engine:
         singly: bool,
         after: Callable[[int, Array], None],
         before: Snapshot,
+        count: int,
     ) -> dict[str, Any]:
-        """A pass over the data, after so many; `after` is told each step and its loss.  Gives the record of the epoch.
+        """A pass over `count` rows, after so many; `after` is told each step and its loss.  Gives the epoch's record.
 
         With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
         """
         backend, xp = self.backend, self.backend.xp
         singly = singly or data.streams or current.reference or not self.optimizer.traceable or self.sparse is not None
-        together, whole = 1 if singly else backend.max_steps_per_launch, data.count // batch_size
+        together, whole = 1 if singly else backend.max_steps_per_launch, count // batch_size
         if whole < together:
             together = max(whole, 1) if shuffle else 1  # in their order, few batches are read where they lie
-        order = row_order(self.seed, number, data.count, shuffle) if shuffle or together > 1 else None
+        ordered = bool(shuffle) or together > 1 or count < data.count
+        order = row_order(self.seed, number, data.count, shuffle)[:count] if ordered else None
         losses: list[Array] = []
-        with self.session(min(batch_size, data.count), -(-data.count // batch_size)):
+        with self.session(min(batch_size, count), -(-count // batch_size)):
             for i, loss in enumerate(self._steps(data, batch_size, order, together)):
                 losses.append(loss)
                 after(i + 1, loss)

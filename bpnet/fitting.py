@@ -28,13 +28,15 @@ def run_epochs(
     shuffle: bool | Callable[[int], Any],
     metrics: tuple[Metric, ...],
     listeners: Sequence[Callback],
+    count: int | None = None,
 ) -> None:
-    """Train on all rows of `data` so many times, and add a record to the trainer's history each time.
+    """Train on all rows of `data` so many times, or `count` of them, and each time add a record to the history.
 
     Metrics are of all rows of `data` and of `held_out`, by the parameters at the end of the epoch.
     """
     singly, evaluated = any(map(needs_each_step, listeners)), trainer.micro_batch or max(batch_size, LEAST_EVALUATED)
     begun: list[Callback] = []
+    count = data.count if count is None else count
 
     def after(step: int, loss: Array) -> None:
         trainer.step_loss = loss
@@ -43,11 +45,11 @@ def run_epochs(
 
     try:
         for callback in listeners:
-            callback.on_train_begin(trainer, epochs, -(-data.count // batch_size))
+            callback.on_train_begin(trainer, epochs, -(-count // batch_size))
             begun.append(callback)
         for _ in range(epochs):
             started, before = time.perf_counter(), engine.snapshot()
-            record = engine.epoch(data, batch_size, len(trainer.history), shuffle, singly, after, before)
+            record = engine.epoch(data, batch_size, len(trainer.history), shuffle, singly, after, before, count)
             if metrics:
                 found = engine.validate(data, evaluated, before, metrics, "training")
                 record |= {metric.key: found[metric.key] for metric in metrics}

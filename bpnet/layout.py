@@ -86,6 +86,11 @@ class Layout:
         """Number of buffer values."""
         return sum(slot.size for slot in self.buffers)
 
+    @cached_property
+    def parted(self) -> dict[tuple[str, ...], list[Any]]:
+        """How patterns of names part it, kept since every step asks: see `Grouped`."""
+        return {}
+
     def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
         """Reshaped slices of the vectors, nested by name as the layers see them."""
         tree: dict[str, Any] = {}

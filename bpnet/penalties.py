@@ -55,8 +55,11 @@ class Penalty(Registered, kind="penalty"):
 
     def at(self, value: Callable[[Any], Any]) -> Self:
         """The penalty with value(strength) for its strength, which under tracing is a symbol."""
+        strength = value(self.strength)
+        if strength is self.strength:
+            return self
         other = copy.copy(self)
-        other._set(strength=value(self.strength))
+        other._set(strength=strength)
         return other
 
     def value(self, b: Backend, w: Array) -> Array:
@@ -144,19 +147,23 @@ def with_penalties(
 ) -> tuple[Array, Array]:
     """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules.
 
-    `rows` is the number of rows in the batch, or the sum of their weights.
+    `rows` is the number of rows in the batch, or the sum of their weights.  The gradient may be written to.
     """
     for penalty in penalties:
         now, parts, end = penalty.at(of_step), [], 0
         if penalty.per_row:
             now = now.at(lambda strength: strength / rows)
         for part, shape in _places(penalty, penalty.slots(layout)):
-            w = backend.xp.reshape(theta[part], shape)
-            value = value + now.value(backend, w)
-            slope = backend.xp.reshape(now.derivative(backend, w), (-1,))
+            w = theta[part] if len(shape) == 1 else backend.xp.reshape(theta[part], shape)
+            value, slope = value + now.value(backend, w), now.derivative(backend, w)
+            slope = slope if len(shape) == 1 else backend.xp.reshape(slope, (-1,))
+            if backend.writable:
+                grad[part] += slope
+                continue
             parts += [grad[end : part.start], grad[part] + slope]
             end = part.stop
-        grad = backend.concat([part for part in (*parts, grad[end:]) if part.shape[0]])
+        if parts:
+            grad = backend.concat([part for part in (*parts, grad[end:]) if part.shape[0]])
     return value, grad
 
 

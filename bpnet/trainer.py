@@ -288,6 +288,7 @@ class Trainer(HasState):
         validation: Sequence[Any] | None = None,
         sample_weight: AnyArray | None = None,
         shuffle: bool | Callable[[int], Any] = True,
+        drop_last: bool = False,
         metrics: Sequence[MetricName | Metric] = (),
         callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
@@ -305,6 +306,8 @@ class Trainer(HasState):
         shuffle : another order of the rows in every epoch, drawn from the seed; or a function that is given how many
             epochs there have been and gives the numbers of as many rows as x has, in the order in which they are to
             come, a vector of whole numbers that NumPy can take: some may come twice and others not, as in a bootstrap
+        drop_last : whether the rows that are left over in an epoch, fewer than `batch_size`, are left out of it; where
+            there are no others, they are a batch
         metrics : names or objects of `bpnet.metrics`, recorded after every epoch: of all rows of x and y, by one more
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
         callbacks : names, such as "early_stopping", or objects, called after steps and epochs
@@ -324,14 +327,16 @@ class Trainer(HasState):
             held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
         metrics = check_metrics(metrics, self.loss, data.layout.out_shape)
         engine = self._engine or self._start(data)
-        engine.set_epoch(-(-data.count // batch_size))
+        left = data.count % batch_size if flag("drop_last", drop_last) and data.count > batch_size else 0
+        count = data.count - left
+        engine.set_epoch(-(-count // batch_size))
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
         if progress:
             listeners.insert(0, Progress())
         self.stop = False
-        more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners}
+        more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners, "count": count}
         run_epochs(self, engine, data, held_out, epochs=epochs, batch_size=batch_size, **more)
         return self.history
 

@@ -154,6 +154,17 @@ def test_commands_options_names_and_columns_are_completed(line, offered, monkeyp
     assert all(one.startswith(words[-1]) for one in found)
 
 
+def test_names_that_a_shell_would_obey_are_not_offered(monkeypatch):
+    Path("odd.csv").write_text("a,\\$(touch there),\x1b[2Jb,c\n1,2,3,4\n", encoding="utf-8")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "bpnet train odd.csv --target ")
+    monkeypatch.setenv("_BPNET_COMPLETE", "complete_zsh")
+    offered = ok()
+    assert '"a"' in offered
+    assert '"c"' in offered
+    assert "touch" not in offered
+    assert "\x1b" not in offered
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_a_real_bash_asks_the_program(tmp_path, monkeypatch):
     program = tmp_path / "bin" / "bpnet"

@@ -188,6 +188,17 @@ def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None
             loaded.predict_set(x)
 
 
+def test_members_that_agree_have_intervals_too() -> None:
+    x, y = noisy(40)
+    one = MLPRegressor(**SMALL, max_iter=2, ensemble=1).fit(x, y).calibrate(x, y)
+    assert np.isfinite(one.predict_interval(x)).all()
+    with pytest.raises(ValueError, match="tells no deviation"):
+        one.predict(x, return_std=True)
+    two = MLPRegressor(**SMALL, max_iter=2, ensemble=2).fit(x, y)
+    two._trainer.theta[:] = 0.0
+    assert np.isfinite(two.calibrate(x, y).predict_interval(x)).all()
+
+
 def test_dropout_tells_what_a_network_does_not_know(models: Any) -> None:
     model, near = models["squared_error"], np.linspace(-1.0, 1.0, 50)[:, None]
     mean, deviation = model.predict(near, samples=100, return_std=True)

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from textwrap import dedent
 from typing import Any
@@ -340,6 +341,23 @@ def test_compiled_is_as_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         made.clear()
 
 
+@pytest.mark.parametrize("kind", [bp.MLPClassifier, bp.MLPRegressor])
+def test_a_fit_holds_little_beside_the_data(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a mask of the numbers, which were a quarter of them in float32; nor are labels kept in wide types."""
+    monkeypatch.setattr("bpnet.estimators.training.COMPILES_AT_ONCE", np.inf)
+    x, y = np.ones((40_000, 100), dtype=np.float32), np.arange(40_000) % 7
+    y = y if kind is bp.MLPClassifier else y.astype(np.float32)
+    options = {"hidden_layer_sizes": 2, "batch_size": 1000, "max_iter": 1, "n_jobs": 1}
+    kind(**options).fit(x[:1000], y[:1000])
+    tracemalloc.start()
+    try:
+        kind(**options).fit(x, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 12  # of which a batch is half
+
+
 def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     known = {None: 3, 1: 1, 2: 2, -1: None, -(os.cpu_count() or 1): 1}
@@ -399,6 +417,19 @@ def test_rows_of_weight_0_are_not_looked_at() -> None:
     for options in ({"preset": "strong"}, {"scaling": "standard"}):
         model = bp.MLPRegressor(max_iter=2, random_state=0, **options).fit(wild, y, weight)
         assert np.abs(model.predict(X)).max() < 1e4
+
+
+def test_a_device_takes_arrays_of_numpy_and_gives_such_back() -> None:
+    pytest.importorskip("torch")
+    x, there = X.astype(np.float32), {"device": "torch", "max_iter": 3, "random_state": 0}
+    for options in ({"early_stopping": True}, {"calibration_fraction": 0.3}):
+        found = bp.MLPClassifier(**there, **options).fit(x, TWO)
+        expected = bp.MLPClassifier(**(there | options | {"device": None})).fit(x, TWO)
+        assert type(found.predict(x)) is type(found.predict_proba(x)) is type(found.classes_) is np.ndarray
+        np.testing.assert_allclose(found.predict_proba(x), expected.predict_proba(x), atol=1e-5)
+    assert found.predict_set(x).shape == (len(x), 2)
+    with pytest.raises(DataError, match="X is sparse"):
+        found.predict(sparse.csr_matrix(x))
 
 
 def test_training_goes_on_with_other_options() -> None:

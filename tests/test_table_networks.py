@@ -170,11 +170,6 @@ def test_predictions_stay_within_the_targets():
     assert ((predicted == 4.0) | (predicted == 6.0)).any()
 
 
-@pytest.mark.parametrize(("rows", "size"), [(10, 10), (256, 256), (265, 265), (511, 511), (512, 256), (800, 267)])
-def test_batches_are_about_as_large(rows, size):
-    assert strong(INPUT, None, 2, task="classification", rows=rows).batch_size == size
-
-
 def test_the_best_epoch_is_the_latest_of_equal_ones():
     made = recipe()
     trainer = made.start(made.trainer(seed=0, compile=False), X)

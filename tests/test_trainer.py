@@ -241,6 +241,21 @@ def test_batches_in_order_and_a_smaller_last_one(backend: Any) -> None:
     assert history["loss"] == [pytest.approx((2 * losses[0] + 2 * losses[1] + losses[2]) / 5, rel=1e-12)]
 
 
+def test_rows_that_are_left_over_may_be_left_out(backend: Any) -> None:
+    """Of an epoch, in whatever order its rows come; schedules and losses count the steps that are done."""
+    x, y = map(backend.array, rows(40))
+    optimizer = bp.SGD(bp.Epochs(bp.StepDecay(0.1, 1, 0.5)))
+    fitted, stepped = made(optimizer=optimizer), made(optimizer=optimizer)
+    told: dict[str, Any] = {"batch_size": 16, "drop_last": True, "progress": False}
+    history = fitted.fit(x, y, epochs=3, shuffle=lambda epoch: np.roll(np.arange(40), epoch), **told)
+    assert history["step"] == [2, 4, 6]
+    assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
+    stepped.fit(x[:32, ...], y[:32, ...], batch_size=16, shuffle=False, progress=False)
+    assert history["loss"][0] == pytest.approx(stepped.history["loss"][0], rel=1e-12)
+    stepped.fit(x, y, shuffle=False, **told)
+    assert stepped.step_count == 4
+
+
 def test_an_order_from_outside(backend: Any) -> None:
     """A function of the number of the epoch says which rows come, one of them twice; other numbers are refused."""
     x, y = rows()
@@ -263,7 +278,7 @@ def test_an_order_from_outside(backend: Any) -> None:
 def test_a_batch_may_be_larger_than_the_data(backend: Any) -> None:
     x, y = map(backend.array, rows(16))
     fitted, stepped = made(), made()
-    fitted.fit(x, y, batch_size=1000, shuffle=False, progress=False)
+    fitted.fit(x, y, batch_size=1000, shuffle=False, drop_last=True, progress=False)
     stepped.step(x, y)
     assert same(backend, fitted, stepped)
 

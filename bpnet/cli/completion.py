@@ -29,13 +29,17 @@ def activations(incomplete: str) -> list[str]:
 
 
 def columns(incomplete: str) -> list[str]:
-    """The columns of DATA, if it is on the line; of several with commas between the one that is being written."""
+    """The columns of DATA, if it is on the line; of several with commas between the one that is being written.
+
+    A stranger's file may name a column so that a terminal obeys it, or that zsh, which evaluates what it is offered and
+    whose escapes a backslash undoes, runs it: such names are not offered.
+    """
     try:
         found = columns_of(shlex.split(os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")))
     except Exception:  # a file that can't be read has no columns to offer, and there is nobody to tell
         return []
     before = incomplete[: incomplete.rfind(",") + 1]
-    return [before + escaped(name) for name in found if name.strip()]
+    return [before + escaped(name) for name in found if name.strip() and name.isprintable() and "\\" not in name]
 
 
 def columns_of(words: Sequence[str]) -> list[str]:

@@ -84,7 +84,7 @@ class Loader:
         """An array of the library, device and type that is computed with."""
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        """Batches of at most `size` rows (None: all), in their order or that of `order`, a NumPy vector."""
+        """Batches of at most `size` rows (None: all), in their order or those of `order`, a NumPy vector or a range."""
         if order is None:
             for part in parts(self.count, size):
                 x, y, weight = take_rows(self.backend, (self.x, self.y, self.weight), part, None)
@@ -92,7 +92,7 @@ class Loader:
             return
         index = self.backend.xp.int64 if self.count >= 2**31 else self.backend.xp.int32
         rows = self.backend.from_host(order, index, self.device)
-        for start, stop in parts(self.count, size):
+        for start, stop in parts(len(order), size):
             yield self.x, self.y, self.weight, rows[start:stop]
 
     @cached_property
@@ -103,7 +103,7 @@ class Loader:
 
     def sizes(self, size: int, order: Any = None) -> list[float]:
         """The weight of each batch, that of a row being 1 where none is given, added up on the host."""
-        batches = parts(self.count, size)
+        batches = parts(self.count if order is None else len(order), size)
         if self.weight is None:
             return [stop - start for start, stop in batches]
         rows = (slice(start, stop) if order is None else order[start:stop] for start, stop in batches)
@@ -152,7 +152,8 @@ class StreamingLoader(Loader):
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
         arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
-        cut = parts(self.count, self.largest_batch() if size is None else size)
+        count = self.count if order is None else len(order)
+        cut = parts(count, self.largest_batch() if size is None else size)
         specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
         prefetcher: Any = None
         try:

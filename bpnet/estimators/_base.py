@@ -237,9 +237,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         return Trainer(network, loss, optimizer, **options)
 
     def _batch_size(self, rows: int) -> int:
-        if self.batch_size == "auto" and self.preset is not None:
-            return making.even_batches(rows)
-        return min(200 if self.batch_size == "auto" else int(self.batch_size), rows)
+        usual = 200 if self.preset is None else 256
+        return min(usual if self.batch_size == "auto" else int(self.batch_size), rows)
 
     def _go_on(self, scale: float, keep: bool) -> None:
         """Have a trainer of what the parameters of the estimator now are, with those of the network.
@@ -301,7 +300,11 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             raise ShapeError("validation_data is expected to be (X, y) or (X, y, sample_weight)")
         x_val, labels = self._checked(validation_data[0], validation_data[1], reset=False)
         weight = validation_data[2] if len(validation_data) == 3 else None
-        weight = None if weight is None else beside(x, weights(weight, x_val) * scale)
+        if weight is not None:
+            weight = weights(weight, x_val)
+            if weight.min() < 0.0:
+                raise DataError(f"validation_data has a negative weight, first in row {int(np.argmax(weight < 0.0))}")
+            weight = beside(x, weight * scale)
         return x_val, beside(x, self._targets(labels)), weight, labels
 
     def _watched(self, rows: Rows | None) -> HeldOut | None:
@@ -420,7 +423,8 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         """The same for rows that have been checked."""
         if sparse.is_sparse(x):
             return sparse.outputs(self._trainer, x)
-        return self._trainer.predict(x, check=isinstance(x, dict))
+        outputs = self._trainer.predict(x, check=isinstance(x, dict))
+        return outputs if foreign(first_of(x)) is not None else to_host(outputs)  # which device= has elsewhere
 
 
 def _take(arrays: Rows, rows: Any) -> Rows:

@@ -86,8 +86,10 @@ def weights(sample_weight: Any, X: Any) -> Any:
 
 
 def check_place(estimator: Any, X: Any, theta: Array, method: str) -> None:
-    """Raise DataError unless X is of the library, and on the device, of what was fitted."""
+    """Raise DataError unless X is where what was fitted is; with device= NumPy's may come too."""
     X = first_of(X)
+    if estimator.device is not None and foreign(X) is None:
+        return
     found, known = foreign(X), foreign(theta)
     if found is known and (found is None or found.device(X) == found.device(theta)):
         return

@@ -35,9 +35,11 @@ def _numbered(y: Any) -> tuple[Any, Any]:
     if y.dtype.kind in "biu" and y.ndim == 1 and y.size:
         low, high = int(y.min()), int(y.max())
         if high - low < 2**16 and abs(high) < 2**62:
-            place = y.astype(np.int64) - low
-            there = np.bincount(place) > 0
-            return (np.flatnonzero(there) + low).astype(y.dtype), (np.cumsum(there) - 1)[place]
+            there, place = np.zeros(high - low + 1, dtype=bool), np.empty(y.size, dtype=np.uint16)
+            for start in range(0, y.size, 2**16):  # so that little is held beside the labels
+                some = y[start : start + 2**16].astype(np.int64) - low
+                there[some], place[start : start + 2**16] = True, some
+            return (np.flatnonzero(there) + low).astype(y.dtype), (np.cumsum(there, dtype=np.int32) - 1)[place]
     return np.unique(y, return_inverse=True)
 
 
@@ -211,9 +213,9 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         place = np.searchsorted(known, found) if len(known) else np.zeros(len(found), dtype=np.intp)
         if not np.array_equal(known[np.minimum(place, len(known) - 1)], found):
             raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {found}.")
-        codes = place[codes.reshape(-1)]
+        codes = place.astype(np.int32)[codes.reshape(-1)]
         if self._loss().labels:
-            return codes.astype(np.int32)
+            return codes
         return (codes[:, None] if self.n_outputs_ == 1 else codes[:, None] == np.arange(len(known))).astype(np.float64)
 
     def _row_weights(self, y: Any, sample_weight: Any, incremental: bool) -> Any:
@@ -230,7 +232,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         if not hasattr(self, "_labels"):
             raise AttributeError(f"{type(self).__name__} has no classes_ yet: call fit first")
         values = self._labels.values
-        numbers = values.dtype.kind in "biuf" and hasattr(self, "_trainer")
+        numbers = values.dtype.kind in "biuf" and hasattr(self, "_trainer") and self.device is None
         return beside(self._trainer.theta, values) if numbers and foreign(self._trainer.theta) else values
 
     def _target(self) -> Any:
@@ -291,8 +293,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         if self._labels.several:
             xp = backend_of(found).xp
             return xp.astype(found, xp.int64)
-        classes = self.classes_
-        return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
+        values = self._labels.values
+        if foreign(found) is None or values.dtype.kind not in "biuf":
+            return values[to_host(found)]
+        return backend_of(found).xp.take(beside(found, values), found)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`: -inf where a probability is too small for its type, and so 0."""

@@ -152,13 +152,6 @@ def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     return Plan(recipe.network, recipe.loss, recipe.optimizer, False, recipe.start)
 
 
-def even_batches(rows: int) -> int:
-    """The size of the strong preset's batches."""
-    from bpnet.tabular import networks
-
-    return networks.even_batches(rows)
-
-
 # ---- how it is trained ----------------------------------------------------------------------------------------------
 
 

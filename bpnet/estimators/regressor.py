@@ -155,7 +155,7 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
                 f"y holds values of type {y.dtype}; expected numbers: convert it by y.astype(float), or learn labels "
                 "by MLPClassifier"
             )
-        return np.asarray(y.reshape(-1, 1) if y.ndim == 1 else y, dtype=np.float64)
+        return np.asarray(y.reshape(-1, 1) if y.ndim == 1 else y, dtype=None if y.dtype == np.float32 else np.float64)
 
     def _target(self) -> Any:
         from bpnet.tabular.target import Target

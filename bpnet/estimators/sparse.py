@@ -10,6 +10,7 @@ import numpy as np
 
 from bpnet.backends import Array, get
 from bpnet.data.loader import Batch, Loader, parts
+from bpnet.errors import DataError
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -37,11 +38,13 @@ class SparseLoader(Loader):
     streams = True
 
     def __init__(self, layout: Layout, x: Any, y: Array | None, weight: Array | None, like: Array) -> None:
+        if not isinstance(like, np.ndarray):
+            raise DataError("X is sparse, which only SciPy computes with, and device is another: pass X.toarray()")
         super().__init__(get("numpy"), layout, x, y, weight, like)
         self.stays = takes_sparse(layout.network)
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        for start, stop in parts(self.count, size):
+        for start, stop in parts(self.count if order is None else len(order), size):
             rows = slice(start, stop) if order is None else np.asarray(order[start:stop])
             y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
             yield self._given(self.x[rows]), y, weight, None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.backends import Array
+from bpnet.backends import Array, backend_of
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
 from bpnet.data.loader import Batch, Loader
@@ -20,11 +20,11 @@ from bpnet.layer import Run
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
 
-COMPILES, COMPILES_AT_ONCE = 1e9, 5e9
+COMPILES, COMPILES_AT_ONCE = 1e9, 2e9
 """Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: some 0.05 seconds.
 
 And so many in the whole of a fit from which on they are at once.  Once machine code for a kind of network is on the
-disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
+disk, which takes 0.2 to 0.4 seconds, that costs 0.03 seconds at the first time in a process and 0.01 for further sizes;
 each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
 INTERRUPTED = 99
@@ -42,7 +42,10 @@ class Shuffled:
     def __call__(self, epoch: int) -> Any:
         index = np.arange(self.last.size, dtype=self.last.dtype)
         self.random_state.shuffle(index)
-        self.last = self.last[index]
+        for start in range(0, index.size, 2**16):  # in place, where many rows take some memory
+            part = index[start : start + 2**16]
+            part[:] = self.last[part]
+        self.last = index
         return self.last
 
 
@@ -71,7 +74,8 @@ class HeldOut:
 
     def evaluate(self, trainer: Trainer) -> tuple[float, float]:
         """The loss and the score of the trainer's network."""
-        backend, outputs = trainer.backend, self.outputs(self.x)
+        outputs = self.outputs(self.x)
+        backend = backend_of(outputs)
         with backend.session(device=backend.device(outputs)):
             total = float(outputs.shape[0]) if self.weight is None else float(backend.xp.sum(self.weight))
             value, _ = trainer.loss(Run(backend), outputs, self.y, self.weight, trainer.loss.total(total))
@@ -180,14 +184,16 @@ def run(
 ) -> None:
     """`Trainer.fit` on rows that have been checked; `after` comes before the other listeners."""
     engine, size = trainer._have(), after.batch_size
-    steps = -(-data.count // size)
+    preset = after.estimator.preset is not None
+    count = after.rows = data.count - data.count % size if preset else data.count  # as with drop_last
+    steps = -(-count // size)
     engine.set_epoch(steps)
     with engine.session(data.count):
         data = data.cached()
     trainer.stop = False
-    planned = math.inf if after.estimator.preset is not None else steps * epochs
+    planned = math.inf if preset else steps * epochs
     compile_soon(trainer, data, size, planned)
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": ()}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": (), "count": count}
     try:
         run_epochs(trainer, engine, data, None, **options, listeners=[after, *listeners])
     finally:

@@ -130,14 +130,15 @@ class Grouped(Optimizer):
         return tuple(() if member is None else member.hyperparameters_at(step, lr_scale) for member in self._members)
 
     def _parts(self, layout: Layout) -> list[Part | None]:
-        """Of `base`, and of each group."""
-
-        def group(slot: Slot) -> int:
-            return next((i for i, (pattern, _) in enumerate(self.groups, 1) if fnmatchcase(slot.name, pattern)), 0)
-
-        return [
-            part_of(layout, [slot for slot in layout.parameters if group(slot) == i]) for i in range(len(self._members))
-        ]
+        """Of `base`, and of each group; found once for a layout."""
+        patterns = tuple(pattern for pattern, _ in self.groups)
+        found = layout.parted.get(patterns)
+        if found is None:
+            slots: list[list[Slot]] = [[] for _ in self._members]
+            for slot in layout.parameters:
+                slots[next((i for i, p in enumerate(patterns, 1) if fnmatchcase(slot.name, p)), 0)].append(slot)
+            found = layout.parted.setdefault(patterns, [part_of(layout, some) for some in slots])
+        return found
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         names = [slot.name for slot in layout.parameters]

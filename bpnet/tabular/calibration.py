@@ -20,7 +20,10 @@ def _spread(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array,
     if len(levels_of(loss)) > 1:
         found = quantiles(backend, loss, outputs)
         return mean, None, found[:, :, 0], found[:, :, -1]
-    return mean, None if variance is None else backend.xp.sqrt(variance), None, None
+    if variance is None:
+        return mean, None, None, None
+    least = backend.xp.finfo(mean.dtype).smallest_normal  # members may agree to the last bit
+    return mean, backend.xp.sqrt(backend.xp.maximum(variance, float(least))), None, None
 
 
 def interval_scores(loss: Loss, outputs: Array, target: Array) -> Array:

@@ -23,7 +23,7 @@ def moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array 
     """The prediction of each target, (rows, targets), and its variance, None where nothing tells it.
 
     Of gaussian_nll it is the predicted one, for members that of the mixture of what they say, sum (s_m + mu_m**2) / k -
-    mu**2 (Lakshminarayanan, Pritzel and Blundell 2017).  Of members with another loss, it is how far they disagree.
+    mu**2 (Lakshminarayanan, Pritzel and Blundell 2017).  Of several members with another loss, how far they disagree.
     """
     with backend.session(device=backend.device(outputs)):
         return _moments(backend, loss, outputs)
@@ -36,7 +36,7 @@ def _moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array
         log = xp.reshape(output, (output.shape[0], -1, 2))[:, :, 1]
         return plain.prediction(backend, output), xp.exp(log)
     mean = loss.prediction(backend, outputs)
-    if not isinstance(loss, Members):
+    if not isinstance(loss, Members) or outputs.shape[1] == 1:
         return mean, None
     rows, members = outputs.shape[:2]
     each = plain.prediction(backend, xp.reshape(outputs, (rows * members, -1)))

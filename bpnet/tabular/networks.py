@@ -89,7 +89,9 @@ class Recipe:
 
         trainer = recipe.start(recipe.trainer(seed=0), x)
         options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "callbacks": [recipe.best_epoch()]}
-        trainer.fit(x, y, validation=(xv, yv), **options)
+        trainer.fit(x, y, validation=(xv, yv), drop_last=True, **options)
+
+    At its high rates, a step by the few rows that are left over in an epoch would lead far off.
     """
 
     network: Sequential
@@ -160,7 +162,6 @@ def strong(
     out_range: tuple[Any, Any] | None = None,
     members: int | None = None,
     simple: bool = False,
-    rows: int | None = None,
     epochs: int = 256,
     batch_size: int = 256,
 ) -> Recipe:
@@ -173,7 +174,6 @@ def strong(
     out_scale, out_range : for regression an inverted `Standardize` of the targets, and the least and the largest one
     members : so many networks in one (TabM-mini: Gorishniy, Kotelnikov and Babenko 2025), all dense layers being shared
         but the last; the output is (rows, members, outputs), and the loss `Members`
-    rows : how many are trained on, over which batches are then spread evenly: see `even_batches`
 
     The features (of numbers their pbld embedding) go through a trained scale, three dense layers of 256 units in the
     parametrization of the neural tangent kernel with a parametric activation (selu for classes, mish for numbers) and
@@ -183,7 +183,6 @@ def strong(
     """
     choice("task", task, ("classification", "regression"))
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
-    batch_size = batch_size if rows is None else even_batches(rows, batch_size)
     classes = task == "classification"
     if numbers is None and categories is None:
         raise OptionError("strong() has neither numbers nor categories; expected a layer for one of them")
@@ -238,14 +237,6 @@ def _optimizer(network: Sequential, classes: bool, simple: bool, epochs: int) ->
         if any(True for _ in parts_of(network, NumericEmbedding)):
             groups = {"0.numbers.*": adam(0.1, 0.02), **groups}
     return Grouped(adam(1.0, 0.02), groups)
-
-
-def even_batches(rows: int, least: int = 256) -> int:
-    """The batch size, of at least `least` rows where there are so many, with which all batches are about as large.
-
-    A few rows that are left over would else be a batch of their own, and at the high rates of `strong` a step far off.
-    """
-    return -(-rows // max(1, rows // least))
 
 
 def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from bpnet.optimizers.base import Optimizer
 from bpnet.options import choice, fraction, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Constant, Cosine, CosLog, Epochs, FlatCosine, OneCycle, Polynomial, Schedule, WarmUp
-from bpnet.tabular.networks import even_batches
 from bpnet.tabular.scaling import rescaled
 from bpnet.tabular.sizing import Size, size_for
 from bpnet.typing import ActivationName, LossName, MetricName, OptimizerName, Precision
@@ -118,7 +117,7 @@ class TrainingOptions:
         size = dataclasses.replace(size, **found, batch_size=batch_size)
         patience = max(size.epochs // 10, 8)
         if self.preset is not None:  # whose rates and rates of dropout follow schedules to the end
-            rows_in_step = min(self.batch_size or even_batches(rows), rows)
+            rows_in_step = min(self.batch_size or 256, rows)
             size = dataclasses.replace(size, epochs=self.epochs or 256, batch_size=rows_in_step)
             patience = size.epochs
         waits = type(self.early_stopping) is int and self.early_stopping > 0

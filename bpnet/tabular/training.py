@@ -182,10 +182,9 @@ class TableTraining:
             left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
-        metrics = list(self.options.metrics)
-        if self.design.monitor == "val_accuracy" and "accuracy" not in metrics:
-            metrics.append("accuracy")
+        metrics = list(self.options.metrics)  # each of which takes another pass over the rows that are trained on
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
+        more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
         try:
             if left > 0:
