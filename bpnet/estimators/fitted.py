@@ -172,7 +172,7 @@ class Fitted:
         made.n_layers_ = len(making.dense_slots(trainer.layout)) + 1
         made._trainer, made._plain, made._best = trainer, settings.get("plain", False), None
         made._scale = 1.0
-        made._schema = None if model.schema.plain else model.schema
+        made._schema = None if model.schema.plain and not any(f.texts for f in model.schema.features) else model.schema
         if "calibration" in model.settings:
             made.calibration_scores_ = calibration.restored(model.settings, model.trainer.theta)
         made.n_features_in_ = model.n_features_in_

@@ -33,7 +33,8 @@ def schema_of(estimator: Any, X: Any) -> Schema | None:
     frame = Frame.of(_table(estimator, X), "X")
     types = {} if isinstance(wanted, str) else dict.fromkeys(_names(frame, wanted), "category")
     schema = Schema.of(frame, types, dtype=estimator.dtype or "float64")
-    return None if schema.plain else schema
+    text = any(frame.coded(name).codes is not None for name in frame.names)  # be it numbers that are written as text
+    return None if schema.plain and not text else schema
 
 
 def _is_frame(X: Any) -> bool:
