@@ -11,7 +11,7 @@ import sys
 from docs import pages, reference
 
 ROOT = pages.HERE.parent
-SOURCE = ROOT / "build" / "pages"
+SOURCE, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 
 
 def main(*options: str) -> int:
@@ -25,7 +25,10 @@ def main(*options: str) -> int:
         (SOURCE / place).parent.mkdir(exist_ok=True)
         (SOURCE / place).write_text(text, encoding="utf-8")
     command = ["serve"] if "--serve" in options else ["build", "--clean", "--strict"]
-    return subprocess.run([sys.executable, "-m", "zensical", *command], cwd=ROOT).returncode
+    code = subprocess.run([sys.executable, "-m", "zensical", *command], cwd=ROOT).returncode
+    if code == 0 and command[0] == "build":
+        print(f"The site is in {SITE}: open {SITE / 'index.html'} in a browser.")
+    return code
 
 
 if __name__ == "__main__":

@@ -994,11 +994,6 @@ def test_errors_can_be_pickled() -> None:
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-def test_what_is_missing_is_said_in_the_plural_of_two() -> None:
-    assert str(MissingExtraError("A and B", "sklearn", "x")) == "A and B need sklearn: pip install 'bpnet-xp[x]'"
-    assert "A needs" in str(MissingExtraError("A", "sklearn", "x"))
-
-
 # ---- probabilities for a loss that wants logits ---------------------------------------------------------------------
 
 SOFTMAXES: list[bp.Layer] = [

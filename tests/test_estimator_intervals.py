@@ -192,7 +192,7 @@ def test_members_that_agree_have_intervals_too() -> None:
     x, y = noisy(40)
     one = MLPRegressor(**SMALL, max_iter=2, ensemble=1).fit(x, y).calibrate(x, y)
     assert np.isfinite(one.predict_interval(x)).all()
-    with pytest.raises(ValueError, match="tells no deviation"):
+    with pytest.raises(ValueError, match="no standard deviation"):
         one.predict(x, return_std=True)
     two = MLPRegressor(**SMALL, max_iter=2, ensemble=2).fit(x, y)
     two._trainer.theta[:] = 0.0

@@ -475,4 +475,4 @@ def test_without_scikit_learn_it_is_said_what_to_install() -> None:
             print(error)
     """
     said = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True)
-    assert "needs scikit-learn: pip install 'bpnet-xp[sklearn]'" in said.stdout, said.stderr
+    assert "MLPRegressor need scikit-learn: pip install 'bpnet-xp[sklearn]'" in said.stdout, said.stderr
