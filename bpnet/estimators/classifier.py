@@ -1,4 +1,4 @@
-"""A classifier with scikit-learn's face."""
+"""A classifier with scikit-learn's interface."""
 
 from typing import Any, NamedTuple, Self
 
@@ -24,14 +24,14 @@ from sklearn.utils.validation import column_or_1d
 
 
 class _Labels(NamedTuple):
-    """What the outputs stand for: sorted, on the host; of several labels a row, their numbers."""
+    """What the outputs stand for: sorted, on the host; for several labels per row, their indices."""
 
     values: Any
     several: bool
 
 
 def _numbered(y: Any) -> tuple[Any, Any]:
-    """The different labels, sorted, and the number of every row's: `numpy.unique`, faster for whole numbers."""
+    """The distinct labels, sorted, and the index of each row's: `numpy.unique`, faster for whole numbers."""
     if y.dtype.kind in "biu" and y.ndim == 1 and y.size:
         low, high = int(y.min()), int(y.max())
         if high - low < 2**16 and abs(high) < 2**62:
@@ -44,50 +44,51 @@ def _numbered(y: Any) -> tuple[Any, Any]:
 
 
 class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
-    """A multi-layer perceptron that names classes: scikit-learn's `MLPClassifier`, trained by bpnet.
+    """A multi-layer perceptron classifier: scikit-learn's `MLPClassifier`, trained by bpnet.
 
         from bpnet import MLPClassifier
         MLPClassifier(random_state=0).fit(X, y).predict(X)
 
-    X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
-    CSC) stay sparse where the network begins with a dense layer.  NaN in X is a
-    missing value: it counts as 0, or as the middle where numbers are scaled, and the network is told of it.
+    X may be an array of any library; parameters and predictions are then arrays of that library on X's device.  Sparse
+    rows (CSR, CSC) stay sparse if the network begins with a dense layer.  NaN in X is a missing value: it counts as 0,
+    or as the center if numbers are scaled, and an extra feature tells the network that it is missing.
 
-    y are labels, or (rows, labels) of 0 and 1.
+    y holds labels, or (rows, labels) of 0 and 1.
 
     Parameters
     ----------
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter,
     shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction,
-    beta_1, beta_2, epsilon, n_iter_no_change, max_fun : as scikit-learn's, which the same `random_state` gives the
-        same start values, held-out rows and batches.  Besides:
-        activation : also any activation of bpnet, by name ("gelu") or as an object
-        solver : also any optimizer of bpnet, by name ("adamw"), with its own learning rate, or as an object
-        learning_rate : also "cosine", "coslog", "flat_cosine", "linear" or "one_cycle", which end with `max_iter`
-            epochs, or any bpnet schedule
-        warm_start : True goes on from the coefficients with a new optimizer, as scikit-learn does; "continue" goes on
-            with the optimizer and the order of rows too, so that two fits are one longer fit
+    beta_1, beta_2, epsilon, n_iter_no_change, max_fun : as in scikit-learn; with the same `random_state`, initial
+        weights, held-out rows and batches are the same.  In addition:
+        activation : or any activation of bpnet, by name ("gelu") or as an object
+        solver : or any optimizer of bpnet, by name ("adamw"), with its own learning rate, or as an object
+        learning_rate : or "cosine", "coslog", "flat_cosine", "linear" or "one_cycle", which span `max_iter` epochs, or
+            any bpnet schedule
+        warm_start : True continues from the coefficients with a new optimizer, as scikit-learn does; "continue" keeps
+            the state of the optimizer and the order of rows too, so that two fits equal one longer fit
     loss : "log_loss", or any loss of bpnet, by name ("focal") or as an object
-    class_weight : how much rows of each class count: {label: weight}, or "balanced" for as much of each class
-    dropout : the share of units that are left out after each hidden layer, or a schedule
-    norm : a layer between product and activation, by name ("LayerNorm") or as an object
+    class_weight : the weight of each class, {label: weight}, or "balanced" for the same total weight of all classes
+    dropout : the dropout rate after each hidden layer, or a schedule
+    norm : a layer between the product and the activation, by name ("LayerNorm") or as an object
     residual : y = x + block(x) for every hidden layer that is as wide as the one before it
-    network : a bpnet layer in the place of the hidden layers and the last one; it starts as itself says.  Columns are
+    network : a bpnet layer in place of the hidden layers and the last one, with its own initialization.  Columns are
         scaled, embedded and freed of gaps before it, unless it begins with a layer such as `bp.NumericInput` itself
-    ensemble : so many networks in one, trained side by side on the same batches, whose predictions are averaged (TabM,
-        Gorishniy et al. 2025)
+    ensemble : this many networks in one, trained side by side on the same batches, whose predictions are averaged
+        (TabM, Gorishniy et al. 2025)
     preset : "strong" trains a network of RealMLP's kind for `max_iter` epochs (Holzmueller et al. 2024; see
-        `bpnet.tabular.networks.strong`) in the place of what solver, activation, hidden_layer_sizes, alpha, dropout
+        `bpnet.tabular.networks.strong`) in place of what solver, activation, hidden_layer_sizes, alpha, dropout
         and learning rates say; with `early_stopping` the best epoch is kept
-    scoring : what held-out rows are scored by: a name or function of scikit-learn's, or "loss"; None for `score`
+    scoring : how held-out rows are scored: a scorer of scikit-learn, by name or as a function, or "loss"; None for
+        `score`
     callbacks : bpnet's callbacks, by name or as objects
-    precision, device : as of `bp.Trainer`
-    dtype : "float32" or "float64" computes in that type; None in that of X
-    n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
-    calibration_fraction : the share of the rows that is not trained on, by which `predict_set` is calibrated
-    categorical_features : columns of X that are no quantities: their names or numbers, or a mask; they are one-hot, or
-        embedded where they have more than 8 values.  "from_dtype" takes text, booleans and dates as such too, as they
-        stand in a frame; None expects numbers only
+    precision, device : as in `bp.Trainer`
+    dtype : "float32" or "float64", in which everything is computed; None for that of X
+    n_jobs : the number of threads; None and -1 for all (None at most OMP_NUM_THREADS)
+    calibration_fraction : the share of rows that are kept out of training, by which `predict_set` is calibrated
+    categorical_features : the columns of X that are categories: their names or indices, or a mask; they are one-hot
+        encoded, or embedded if they have more than 8 values.  "from_dtype" reads text, booleans and dates of a
+        DataFrame as such; None expects numbers only
     scaling : "standard", "robust" or "quantile" brings columns of numbers to one scale, as the network's first layer
         (see `bp.NumericInput`); None takes them as they are.  "auto" is "standard" where `categorical_features` is
         given, and else None, as in scikit-learn
@@ -95,9 +96,9 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     Attributes
     ----------
     coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_, best_validation_score_, n_iter_, t_,
-    n_layers_, n_outputs_, out_activation_, classes_, n_features_in_, feature_names_in_ : as scikit-learn's
-    validation_loss_curve_ : the loss on held-out rows after every epoch, where there are some
-    calibration_scores_ : how unlikely the class was thought of each row that it was calibrated by, the smallest first
+    n_layers_, n_outputs_, out_activation_, classes_, n_features_in_, feature_names_in_ : as in scikit-learn
+    validation_loss_curve_ : the loss on held-out rows after every epoch, if there are any
+    calibration_scores_ : how unlikely the true class of each calibration row was predicted to be, in rising order
     model_ : the network as a `bp.TableModel`, which needs no scikit-learn
     """
 
@@ -155,16 +156,16 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation_data: Any = None) -> Self:
         """Train on rows X with labels y.
 
-        `sample_weight` says how much each row counts.  `validation_data`, (X, y) or (X, y, sample_weight), is scored
-        after every epoch, and is what early stopping looks at.
+        `sample_weight` is the weight of each row.  `validation_data`, (X, y) or (X, y, sample_weight), is scored after
+        every epoch, and early stopping uses it.
         """
         return self._fit_and_calibrate(X, y, sample_weight, validation_data)
 
     @available_if(lambda est: est._check_solver())  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """Train for one epoch on these rows, and go on from what there is; `classes` are all that there will be.
+        """Train for one more epoch on these rows; `classes` are all classes that will ever occur.
 
-        Of rows with several labels, the columns say how many there are.
+        With several labels per row, the number of columns says how many there are.
         """
         y = to_host(y)
         if not hasattr(self, "_labels"):
@@ -228,7 +229,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
 
     @property
     def classes_(self) -> Any:
-        """The labels in the order of the probabilities: where they are numbers, in the library of X, else NumPy's."""
+        """The labels in the order of the probabilities: numbers in the library of X, others in NumPy."""
         if not hasattr(self, "_labels"):
             raise AttributeError(f"{type(self).__name__} has no classes_ yet: call fit first")
         values = self._labels.values
@@ -270,7 +271,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         return len(self._labels.values) <= 2 and not self._labels.several
 
     def _answers(self, outputs: Array) -> Array:
-        """The number of each row's class, or for each label whether it has it."""
+        """The index of each row's class, or for each label whether the row has it."""
         z, loss = self._pooled(outputs)
         xp, cut = backend_of(z).xp, loss.boundary if loss.boundary is not None else 0.5
         if self._labels.several:
@@ -288,7 +289,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         return float(np.average(right, weights=weight))
 
     def predict(self, X: Any) -> Any:
-        """The label of each row, or for each label whether a row has it."""
+        """The predicted label of each row, or for each label whether the row has it."""
         found = self._answers(self._outputs(X, "predict"))
         if self._labels.several:
             xp = backend_of(found).xp
@@ -299,7 +300,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         return backend_of(found).xp.take(beside(found, values), found)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`: -inf where a probability is too small for its type, and so 0."""
+        """The logarithm of `predict_proba`; -inf where a probability underflows to 0."""
         p = self._probabilities_of(self._outputs(X, "predict_log_proba"))
         with np.errstate(divide="ignore"):
             return backend_of(p).xp.log(p)

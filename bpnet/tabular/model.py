@@ -1,4 +1,4 @@
-"""A trained network that takes tables and gives labels or quantities."""
+"""A trained network that takes tables and predicts labels or quantities."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,26 +27,26 @@ from bpnet.trainer import Trainer
 from bpnet.typing import MetricName
 
 ROWS = 16384
-"""Rows that are predicted at a time, so that memory does not grow with the table."""
+"""Rows that are predicted at a time, so that memory use does not grow with the table."""
 
 
 class TableModel:
-    """A network that was trained on a table: it takes tables of the same columns, and gives what was to be learnt.
+    """A network trained on a table: it takes tables with the same columns, and predicts the target.
 
         model = bp.load("model.safetensors")
         model.predict(frame)          # labels, or quantities in their own unit
         model.predict_proba(frame)    # (rows, classes), in the order of model.classes_
 
     A table is an array (rows, columns) of numbers of any library, a DataFrame of pandas or polars, a table of Arrow, a
-    structured array, a dict of columns, a list of dicts or of lists.  Columns are found by their names, in whatever
-    order; further ones don't matter.  Results are NumPy arrays; for an array of numbers on a device, arrays there,
-    but for labels that are text.
+    structured array, a dict of columns, a list of dicts or of lists.  Columns are found by their names, in any
+    order; additional columns are ignored.  Results are NumPy arrays; an array of numbers on a device gives arrays
+    there, except for text labels.
 
     Parameters
     ----------
-    schema : what the columns of a table are
-    target : what the network says of a row
-    trainer : a `bp.Trainer` of the network, on what the schema makes of tables and the target of y
+    schema : how the columns of a table are read
+    target : what the network predicts
+    trainer : a `bp.Trainer` of the network, which takes tables and y as the schema and the target encode them
     settings : how it was trained; anything that JSON can hold
     """
 
@@ -68,7 +68,7 @@ class TableModel:
             trainer.classes = list(target.classes)
 
     def _check(self, layout: Layout) -> None:
-        """Raise ShapeError where the network was built for other rows, or gives something else than the target."""
+        """Raise ShapeError if the network was built for other rows, or its outputs don't fit the target."""
         given = layout.in_shape
         parts = ("numbers", self.schema.n_numbers), ("categories", len(self.schema.categories))
         counts = {name: count for name, count in parts if count}
@@ -96,11 +96,11 @@ class TableModel:
         size = "not trained" if trainer._engine is None else plural(trainer.layout.size, "parameter")
         return f"<TableModel of {name}{what} from {plural(len(self.schema.features), 'column')}, {size}>"
 
-    # ---- what it is of ------------------------------------------------------------------------------------------
+    # ---- properties ---------------------------------------------------------------------------------------------
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What was saved beside the model."""
+        """Your data saved with the model."""
         return self.trainer.metadata
 
     @metadata.setter
@@ -109,7 +109,7 @@ class TableModel:
 
     @property
     def classes_(self) -> Any:
-        """The classes, in the order of the columns of `predict_proba`; of labels, their numbers."""
+        """The classes, in the order of the columns of `predict_proba`; for several labels per row, their indices."""
         if self.target.kind == "multilabel":
             return np.arange(self.target.columns)
         if self.target.kind != "class":
@@ -118,38 +118,38 @@ class TableModel:
 
     @property
     def feature_names_in_(self) -> Any:
-        """Names of the columns that it looks at."""
+        """Names of the columns that the model uses."""
         if not self.schema.named:
             raise AttributeError("the model was trained on a table without names")
         return np.array(self.schema.names, dtype=object)
 
     @property
     def n_features_in_(self) -> int:
-        """How many columns it looks at."""
+        """The number of columns that the model uses."""
         return len(self.schema.features)
 
     @property
     def target_name(self) -> str | None:
-        """Of the column that is predicted, where it has a name."""
+        """The name of the predicted column, if it has one."""
         return self.target.name
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
     def predict(self, table: Any, *, return_std: bool = False, samples: int = 0, batch_size: int = ROWS) -> Any:
-        """For every row its label, or its quantity in the target's own unit: (rows,), or (rows, columns) of several.
+        """The label of each row, or its quantity in the target's own unit: (rows,), or (rows, columns) for several.
 
-        A loss of several quantiles gives a column for each.  `batch_size` bounds the rows that are computed at a time.
+        A loss for several quantiles gives a column for each.  `batch_size` bounds the rows that are computed at a time.
 
-        For quantities, `return_std=True` also gives a standard deviation of the same shape: with the loss gaussian_nll
-        the predicted one, with an ensemble how far its members disagree.  With `samples`, the prediction is the mean
-        of as many networks that are drawn from this one by its dropout, and their spread is part of the deviation
-        (Gal and Ghahramani 2016).  Raises OptionError where nothing tells a deviation.
+        For quantities, `return_std=True` also gives standard deviations of the same shape: with the loss gaussian_nll
+        the predicted ones, with an ensemble those of its members' predictions.  With `samples`, the prediction is the
+        mean over this many networks drawn by dropout, and their variance is part of the predicted one (Gal and
+        Ghahramani 2016).  Raises OptionError where the model gives no standard deviation.
         """
         if not (return_std or samples):
             return _joined([self.target.decode(some, self.trainer.loss) for some in self._batches(table, batch_size)])
         if self.target.kind != "number":
             raise OptionError(
-                "return_std and samples are for quantities; of classes, predict_proba says how likely each is"
+                "return_std and samples are for quantities; predict_proba gives the probability of each class"
             )
         mean, variance = (
             _joined(list(parts)) for parts in zip(*self._moments(table, samples, batch_size), strict=True)
@@ -159,7 +159,7 @@ class TableModel:
         return self._shaped(mean), self._shaped(backend_of(variance).xp.sqrt(variance))
 
     def _moments(self, table: Any, samples: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
-        """The predictions for some rows after others, and their variances."""
+        """Predictions and their variances, batch by batch."""
         loss = self.trainer.loss
         if samples:
             count = whole("samples", samples, 1)
@@ -173,15 +173,15 @@ class TableModel:
             yield mean, variance
 
     def predict_proba(self, table: Any, *, batch_size: int = ROWS) -> Any:
-        """(rows, classes) probabilities, the classes in the order of `classes_`; or (rows, labels).
+        """Probabilities (rows, classes) in the order of `classes_`, or (rows, labels).
 
-        Raises OptionError where the loss gives none, as that of quantities or hinge.
+        Raises OptionError where the loss gives none, such as a loss for quantities, or hinge.
         """
         loss, found = self.trainer.loss, self._batches(table, batch_size)
         return _joined([self.target.probabilities(loss, some) for some in found])
 
     def outputs(self, table: Any, *, batch_size: int = ROWS) -> Any:
-        """What the network itself gives: (rows, units), or (rows, members, units)."""
+        """The network's own outputs: (rows, units), or (rows, members, units)."""
         return _joined(list(self._batches(table, batch_size)))
 
     def predict_deviation(self, table: Any, *, batch_size: int = ROWS) -> Any:
@@ -192,15 +192,15 @@ class TableModel:
     def predict_quantiles(self, table: Any, quantiles: Sequence[float] | None = None) -> Any:
         """Quantiles of each row's quantity: (rows, quantiles), or (rows, columns, quantiles).
 
-        With the loss "quantile" those that were learnt, with "gaussian_nll" any: see `distributions.quantiles`.
+        The loss "quantile" gives the ones it was trained for, "gaussian_nll" any: see `distributions.quantiles`.
         """
         outputs = self.outputs(table)
         return self._shaped(distributions.quantiles(backend_of(outputs), self.trainer.loss, outputs, quantiles))
 
     def calibrate(self, table: Any, y: Any = None) -> "TableModel":
-        """Find out by rows that it was not trained on how far off it is, for `predict_interval` and `predict_set`.
+        """Measure the errors on rows that the model was not trained on, for `predict_interval` and `predict_set`.
 
-        y is as of `evaluate`.  What is found out is kept in `settings`, and so in files.
+        y is as in `evaluate`.  The result is kept in `settings`, and so in files.
         """
         frame, loss = Frame.of(table), self.trainer.loss
         outputs = self.outputs(frame)
@@ -219,8 +219,8 @@ class TableModel:
         return self
 
     def predict_interval(self, table: Any, coverage: float = 0.9) -> Any:
-        """For every quantity the ends of an interval that holds it with that probability: (rows, 2) or (rows, columns,
-        2).  It needs `calibrate`; see `calibration.intervals`."""
+        """The ends of an interval that contains each quantity with probability `coverage`: (rows, 2) or
+        (rows, columns, 2).  It needs `calibrate`; see `calibration.intervals`."""
         if self.target.kind != "number":
             raise OptionError("predict_interval is for quantities; predict_set gives sets of classes")
         outputs = self.outputs(table)
@@ -228,7 +228,7 @@ class TableModel:
         return self._shaped(calibration.intervals(self.trainer.loss, outputs, scores, coverage))
 
     def predict_set(self, table: Any, coverage: float = 0.9, method: str = "lac") -> Any:
-        """Which classes each row may be of, its true one with that probability: (rows, classes) of True and False.
+        """A set of classes that contains the true one with probability `coverage`: (rows, classes) of True and False.
 
         It needs `calibrate`; `method` is "lac" or "aps", see `conformal.label_scores`.
         """
@@ -239,7 +239,7 @@ class TableModel:
         return calibration.sets(p, scores, coverage, method)
 
     def _shaped(self, values: Any) -> Any:
-        """(rows, columns, ...), of a target that is one column without that axis."""
+        """(rows, columns, ...), without the axis of columns for a single quantity."""
         return values if self.target.columns else values[:, 0, ...]
 
     def evaluate(
@@ -251,9 +251,9 @@ class TableModel:
         metrics: Sequence[MetricName | Metric] = (),
         batch_size: int = ROWS,
     ) -> dict[str, Any]:
-        """The loss over the rows, the accuracy of a loss of classes, and `metrics`, as `Trainer.evaluate` has them.
+        """The loss over the rows, for classes the accuracy, and `metrics`, as in `Trainer.evaluate`.
 
-        y is a vector, or (rows, columns); None for the columns of the table that are called as the target.
+        y is a vector, (rows, columns), or the name of a column; None takes the target's columns from the table.
         """
         frame = Frame.of(table)
         x = self.inputs(frame)
@@ -262,7 +262,7 @@ class TableModel:
             return self.trainer.evaluate(x, y, sample_weight=sample_weight, batch_size=batch_size, metrics=metrics)
 
     def answers(self, table: Any, y: Any = None) -> Any:
-        """y, or the name of a column of the table, or None for those that are called as the target."""
+        """The values of y: y itself, the column with that name, or for None the target's columns."""
         if y is not None and not isinstance(y, str):
             return y
         names = (y,) if isinstance(y, str) else self.target.names
@@ -272,14 +272,14 @@ class TableModel:
         return frame.coded(names[0]) if len(names) == 1 else frame.select(names)
 
     def inputs(self, table: Any) -> Any:
-        """What the network takes for the rows of a table, where its parameters lie."""
+        """The rows of a table as the network takes them, on the device of its parameters."""
         frame = Frame.of(table)
         return self._placed(self.schema.encode(frame), frame)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
     def _batches(self, table: Any, batch_size: int, compute: Callable[[Any], Any] | None = None) -> Iterator[Any]:
-        """The network's outputs for some rows after others, or what else is computed from what it takes."""
+        """The network's outputs batch by batch, or what `compute` makes of its inputs."""
         size, frame = whole("batch_size", batch_size, 1), Frame.of(table)
         if frame.rows == 0:
             raise DataError(f"{frame.what} has no rows")
@@ -296,7 +296,7 @@ class TableModel:
             yield found
 
     def _moves(self, frame: Frame) -> bool:
-        """Whether what is made of a table on the host goes to another library: not what was an array there itself."""
+        """Whether rows of a table on the host move to another library; rows of an array never do."""
         return self.trainer.backend.name != "numpy" and self.trainer.device is None and frame.matrix is None
 
     @contextmanager
@@ -322,14 +322,14 @@ class TableModel:
             ) from None
 
     def _placed(self, x: Any, frame: Frame, start: int = 0) -> Any:
-        """The rows x of a table, from `start` on, as the network takes them: in its shape and type, where it is."""
+        """The rows x of a table, from `start` on, in the shape and type and on the device that the network takes."""
         if isinstance(x, dict):
             return {name: self._converted(array, frame, start) for name, array in x.items()}
         x, shape = self._converted(x, frame, start), self.trainer.layout.in_shape
         return x if len(shape) == 1 else backend_of(x).xp.reshape(x, (x.shape[0], *shape))
 
     def _converted(self, x: Any, frame: Frame, start: int) -> Any:
-        """In the parameters' type, and where these are if it moves."""
+        """In the parameters' type, and on their device if it moves."""
         backend, own, theta = backend_of(x), self.trainer.backend, self.trainer.theta
         xp, floats = backend.xp, backend.xp.isdtype(x.dtype, "real floating")
         if backend.name == "numpy" and self._moves(frame):
@@ -356,7 +356,7 @@ class TableModel:
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the model to a .safetensors file, for `bp.load`, which gives a TableModel again.
 
-        `metadata` is anything of yours that JSON can hold.  Raises as `Trainer.save` does.
+        `metadata` is any data of yours that JSON can hold.  Raises what `Trainer.save` raises.
         """
         from bpnet.files.model import write_checkpoint
 
@@ -364,7 +364,7 @@ class TableModel:
         write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
 
     def summary(self) -> str:
-        """The columns and how they are read, what is learnt, and the network."""
+        """The columns and how they are read, the target, and the network."""
         columns = [(feature.name, feature.kind, feature.details) for feature in self.schema.features]
         widths = [max(len(row[i]) for row in columns) for i in range(2)]
         lines = [repr(self)]
@@ -375,7 +375,7 @@ class TableModel:
 
 
 def restored(table: Any, trainer: Trainer) -> TableModel:
-    """The model that a file's entry describes, around its trainer."""
+    """The model that an entry of a file describes, with its trainer."""
     if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
         raise FileFormatError("the entry of the table is none")
     schema, target = Schema.restore(table["schema"]), Target.restore(table["target"])

@@ -1,4 +1,4 @@
-"""What the columns of a table are, and how they become the numbers and codes that a network takes."""
+"""The kinds of columns in a table, and how they become the numbers and codes that a network takes."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,23 +19,23 @@ from bpnet.tabular.inference import MOST_CATEGORIES, infer
 
 KINDS = ("number", "boolean", "date", "category")
 BLOCK = 4096
-"""Rows that are put together at a time, so that what is written stays in the processor's cache."""
+"""Rows that are assembled at a time, so that what is written stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column that a model looks at, and how it is read.
+    """A column that a model uses, and how it is read.
 
     name : of the column
-    kind : "number"; "boolean", a number of 0 and 1; "date", several numbers; "category", the code of one of `values`
-    origin, unit : of a number, which becomes (x - origin) / unit in float64 where float32 could not tell its values
-        apart; of a date, the origin in days since 1970
-    values : of a category: text, numbers or booleans, in order; the first one's code is 2
-    texts : of a number: what stands in the column where there is none ("unknown")
+    kind : "number"; "boolean", a number 0 or 1; "date", several numbers; "category", the code of one of `values`
+    origin, unit : a number becomes (x - origin) / unit, computed in float64, if float32 could not distinguish its
+        values; a date has its origin in days since 1970
+    values : the values of a category, text, numbers or booleans, in order; the first one has the code 2
+    texts : the words that stand for missing values in a column of numbers ("unknown")
     parts : of a date: "days" since the origin, "year", and "month", "day", "weekday", "hour", "minute" as sine and
         cosine
-    zone : of a date: the time zone whose clocks it is read on, where the column has one
-    format : of a date that is text: how it is written, "iso" or one of `dates.FORMATS`
+    zone : the time zone in which a date is read, where the column has one
+    format : how a date in text is written: "iso" or one of `dates.FORMATS`
     """
 
     name: str
@@ -50,7 +50,7 @@ class Feature:
 
     @property
     def numbers(self) -> list[str]:
-        """What its columns among the numbers are called."""
+        """The names of its columns of numbers."""
         if self.kind == "date":
             return [f"{self.name}.{part}" for part in names_of(self.parts)]
         return [] if self.kind == "category" else [self.name]
@@ -67,13 +67,13 @@ class Feature:
         return "; ".join(words)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it, without what is as usual."""
+        """As JSON, without defaults."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @classmethod
     def restore(cls, plain: Any) -> "Feature":
-        """The feature that `describe` described; raises FileFormatError where it is none."""
+        """The feature that `describe` described; raises FileFormatError if it is invalid."""
         if (
             not isinstance(plain, dict)
             or plain.keys() - {f.name for f in fields(cls)}
@@ -112,16 +112,16 @@ def some(values: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns that a model looks at, in their order, and how they become numbers and codes.
+    """The columns that a model uses, in order, and how they become numbers and codes.
 
         schema = Schema.of(table)
         schema.encode(table)  # {"numbers": (rows, n) floats, NaN = missing, "categories": (rows, c) int32 codes}
 
-    A category's code is 0 where the value is missing, 1 where it is unseen, and 2 ... K + 1 for its K known values.
+    A category has the code 0 where its value is missing, 1 where it is unknown, and 2 ... K + 1 for its K known values.
 
-    features : of every column what it is
-    named : whether the table had names; else columns are told by their places
-    width : how many columns the table had, where it had no names, those that were left out among them
+    features : how each column is read
+    named : whether the table had column names; if not, columns are identified by position
+    width : for a table without names, its number of columns, those left out included
     dtype : of the numbers, "float32" or "float64"
     """
 
@@ -139,14 +139,14 @@ class Schema:
         most_categories: int = MOST_CATEGORIES,
         dtype: str = "float32",
     ) -> "Schema":
-        """What the columns of a table are.
+        """The schema of a table.
 
-        types : of columns, by name, what they are to be: "number", "boolean", "date" or "category"
-        drop : names of columns to leave out, the target's for instance
-        most_categories : values that a category may have: the most frequent ones are known
+        types : the kinds of columns by their names: "number", "boolean", "date" or "category"
+        drop : names of columns to leave out, such as the target
+        most_categories : the largest number of known values of a category; the most frequent ones are kept
 
         Whole numbers are numbers unless `types` says "category".  Text is a category, unless all of it is numbers or
-        dates.  Raises DataError where a column can't be used or none is left.
+        dates.  Raises DataError where a column can't be used or no column is left.
         """
         frame = Frame.of(table)
         types, most = dict(types or {}), whole("most_categories", most_categories, 1)
@@ -175,17 +175,17 @@ class Schema:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the columns."""
+        """Names of the columns."""
         return tuple(feature.name for feature in self.features)
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:
-        """What the columns of numbers are called that `encode` gives: "age", "born.year", ..."""
+        """The names of the columns of numbers that `encode` gives: "age", "born.year", ..."""
         return tuple(name for feature in self.features for name in feature.numbers)
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """Of each of these the place of the column in `features`."""
+        """For each of these, the index of its column in `features`."""
         return tuple(i for i, feature in enumerate(self.features) for _ in feature.numbers)
 
     @cached_property
@@ -199,18 +199,18 @@ class Schema:
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """Of each column of codes how many there are: missing, unseen, and the known values."""
+        """The number of codes of each category: missing, unknown, and its known values."""
         return tuple(len(feature.values) + 2 for feature in self.categories)
 
     @cached_property
     def plain(self) -> bool:
-        """Whether rows of numbers are taken as they come."""
+        """Whether rows of numbers are taken unchanged."""
         return all(f.kind == "number" and f.origin == 0.0 and f.unit == 1.0 for f in self.features)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
     def places(self, frame: Frame) -> list[str]:
-        """What the columns of `frame` are called that the features are; raises DataError or ShapeError."""
+        """The names in `frame` of the features' columns; raises DataError or ShapeError."""
         if self.named and frame.named:
             missing = [name for name in self.names if name not in frame]
             if missing:
@@ -230,15 +230,16 @@ class Schema:
         raise ShapeError(f"{frame.what} has {count} columns; the model takes {expected}")
 
     def encode(self, table: Any) -> Any:
-        """What a network takes for the rows of a table: an array of numbers, one of codes, or a dict of both.
+        """The rows of a table as a network takes them: an array of numbers, one of codes, or a dict of both.
 
-        Numbers are of the schema's type; but an array of floats, of any library, is taken as it is.  Raises DataError,
-        DTypeError or ShapeError where a column is missing or holds what it can't be, with the first row that does.
+        Numbers have the schema's dtype, but an array of floats of any library is taken unchanged.  Raises DataError,
+        DTypeError or ShapeError where a column is missing or has a value of the wrong kind, and names the first such
+        row.
         """
         return self.encoder(table)(slice(None))
 
     def encoder(self, table: Any) -> Callable[[slice], Any]:
-        """`encode` of some rows of a table at a time; what is done once for a table is done here."""
+        """`encode` for some rows at a time; work that is done once per table is done here."""
         frame = Frame.of(table)
         places = self.places(frame)
         matrix = frame.matrix
@@ -294,7 +295,7 @@ class Schema:
         return rows
 
     def _on_device(self, numbers: list[Any], codes: list[Any], part: slice, like: Column) -> Any:
-        """Put together where arrays of a device lie."""
+        """Assembled on the device of `like`."""
         backend = backend_of(like.values)
         xp, place = backend.xp, backend.device(like.values)
 
@@ -311,13 +312,13 @@ class Schema:
     # ---- as data ------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON."""
         features = [feature.describe() for feature in self.features]
         return {"features": features, "named": self.named, "width": self.width, "dtype": self.dtype}
 
     @classmethod
     def restore(cls, plain: Any) -> "Schema":
-        """The schema that `describe` described; raises FileFormatError, OptionError or DataError where it is none."""
+        """The schema that `describe` described; raises FileFormatError, OptionError or DataError if it is invalid."""
         if not isinstance(plain, dict) or not isinstance(plain.get("features"), list) or not plain["features"]:
             raise FileFormatError("the table has no columns")
         made = cls(

@@ -1,4 +1,4 @@
-"""What a model says of a row: labels or quantities as the user has them, and what a loss makes of them."""
+"""What a model predicts: labels or quantities as the user has them, and their encoding for a loss."""
 
 import math
 from dataclasses import dataclass, fields
@@ -20,24 +20,24 @@ from bpnet.tabular.values import as_number
 
 KINDS = ("class", "number", "multilabel")
 FEW = 20
-"""Different whole numbers that are taken for classes, whatever they are."""
+"""So many distinct whole numbers are taken for classes, whatever they are."""
 NUMBERED = 1000
-"""And so many where they are all of 0 ... K - 1, or of 1 ... K, each in PER_CLASS rows on average."""
+"""And so many if they are exactly 0 ... K - 1 or 1 ... K, with PER_CLASS rows each on average."""
 PER_CLASS = 5
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is learnt: one of several classes, quantities, or labels each of which a row may have.
+    """What is learnt: one of several classes, quantities, or any number of labels for each row.
 
         target = Target.of(y)
         trainer.fit(x, target.encode(y, loss))
         target.decode(trainer.predict(x), loss)
 
     kind : "class", "number" or "multilabel"
-    names : of the columns, where they have any
-    classes : of a "class" the labels, sorted: text, whole numbers, floats or booleans, as they came
-    columns : of quantities or labels how many; 0 where they came as a vector
+    names : of the columns, if they have any
+    classes : the sorted labels of a "class": text, whole numbers, floats or booleans, as they were given
+    columns : the number of quantities or labels; 0 for a vector
     """
 
     kind: str
@@ -47,11 +47,11 @@ class Target:
 
     @classmethod
     def of(cls, y: Any, name: str | None = None, kind: str | None = None) -> "Target":
-        """The target whose values y has: a vector or column, or (rows, columns).
+        """The target for the values y: a vector or column, or (rows, columns).
 
-        Text and booleans are classes.  So are whole numbers where there are at most 20 different ones, or where they
-        number classes from 0 or 1 on without a gap; other numbers are quantities.  `kind` says it otherwise.  Several
-        columns are quantities, but of whole numbers 0 and 1, or booleans, labels.
+        Text and booleans are classes.  So are whole numbers if there are at most 20 distinct ones, or if they count
+        classes from 0 or 1 without gaps; other numbers are quantities.  `kind` overrides this.  Several columns are
+        labels if they hold booleans or the whole numbers 0 and 1, and quantities otherwise.
         """
         kind = None if kind is None else choice("kind", kind, KINDS)
         names, columns, several = _columns(y)
@@ -77,17 +77,17 @@ class Target:
 
     @property
     def name(self) -> str | None:
-        """Of the column, where it is one that has a name."""
+        """The name of the column, if it is a single one with a name."""
         return self.names[0] if len(self.names) == 1 else None
 
     def array(self, backend: Backend | None = None, device: Any = None) -> Any:
-        """The classes as an array: of text, an array of objects."""
+        """The classes as an array; text is an array of objects."""
         kind = "O" if any(isinstance(label, str) for label in self.classes) else None
         host = np.array(self.classes, dtype=kind)
         return host if backend is None or kind or backend.name == "numpy" else backend.from_host(host, None, device)
 
     def outputs(self, loss: Loss) -> int:
-        """How many outputs a network needs for it."""
+        """The number of outputs that the network needs."""
         loss = plain_loss(loss)
         if self.kind == "class":
             return len(self.classes) if isinstance(loss, ClassLoss) or len(self.classes) > 2 else 1
@@ -98,10 +98,10 @@ class Target:
     # ---- to a loss ----------------------------------------------------------------------------------------------
 
     def encode(self, y: Any, loss: Loss | None = None, like: Any = None) -> Any:
-        """y as a loss takes it: labels 0 ... K - 1 (rows,), or columns of numbers.
+        """y as a loss takes it: labels 0 ... K - 1 of shape (rows,), or columns of numbers.
 
-        Of a loss with an output for each class that is right or wrong (binary cross-entropy, hinge), columns of 0 and
-        1, one where there are two classes.  What is on the host comes to the library and device of `like`.
+        For a loss that judges each class separately (binary cross-entropy, hinge), columns of 0 and 1, a single one
+        for two classes.  Values on the host move to the library and device of `like`.
         """
         _, columns, _ = _columns(y)
         for column in columns:
@@ -125,7 +125,7 @@ class Target:
         return backend.from_host(made, dtype, backend.device(like))
 
     def _labels(self, column: Column) -> Any:
-        """The number of every row's class."""
+        """The index of each row's class."""
         known = self.classes
         if not column.on_host:
             return self._device_labels(column.values)
@@ -143,7 +143,7 @@ class Target:
         return labels
 
     def _device_labels(self, values: Any) -> Any:
-        """The same where they lie."""
+        """The same on the values' own device."""
         backend = backend_of(values)
         xp, known = backend.xp, np.array(self.classes)
         with backend.session(device=backend.device(values)):
@@ -178,7 +178,7 @@ class Target:
         return xp.astype(xp.reshape(labels, (-1, 1)) == every, labels.dtype)
 
     def balanced_weights(self, y: Any) -> Any:
-        """For every row the weight rows / (K rows of its class), with which all classes count the same."""
+        """For each row the weight rows / (K * rows of its class), which gives all classes the same total weight."""
         labels = self.encode(y)
         if self.kind != "class":
             raise OptionError("balanced weights are of classes; the target is " + self.kind)
@@ -192,7 +192,7 @@ class Target:
     # ---- from outputs -------------------------------------------------------------------------------------------
 
     def probabilities(self, loss: Loss, outputs: Any) -> Any:
-        """(rows, K) probabilities of the classes in their order, or of each label; raises OptionError without any."""
+        """Probabilities of the classes, or of each label: (rows, K).  Raises OptionError if there are none."""
         if self.kind == "number":
             raise OptionError("a model of quantities has no probabilities")
         if not loss.logits and (_has_margins(loss) or not loss.probabilities):
@@ -214,10 +214,10 @@ class Target:
             return found
 
     def decode(self, outputs: Any, loss: Loss) -> Any:
-        """Labels or quantities for a network's outputs, (rows,) or (rows, columns), on their device.
+        """Labels or quantities from a network's outputs, (rows,) or (rows, columns), on their device.
 
-        Labels that are text are a NumPy array of objects.  Of a loss of several quantiles there is a column for each;
-        of gaussian_nll the mean.
+        Text labels are a NumPy array of objects.  A loss for several quantiles gives a column for each; gaussian_nll
+        gives the mean.
         """
         backend = backend_of(outputs)
         xp = backend.xp
@@ -240,7 +240,7 @@ class Target:
     # ---- as data ------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON."""
         return {
             "kind": self.kind,
             "names": list(self.names),
@@ -250,7 +250,7 @@ class Target:
 
     @classmethod
     def restore(cls, plain: Any) -> "Target":
-        """The target that `describe` described; raises FileFormatError or OptionError where it is none."""
+        """The target that `describe` described; raises FileFormatError or OptionError if it is invalid."""
         if not isinstance(plain, dict) or plain.keys() != {f.name for f in fields(cls)}:
             raise FileFormatError("the table has no target")
         names, classes = plain["names"], plain["classes"]
@@ -270,22 +270,22 @@ class Target:
 
 
 def plain_loss(loss: Loss) -> Loss:
-    """The loss of one member, where `loss` is of several."""
+    """The loss of one member, if `loss` is that of an ensemble."""
     return loss.inner if isinstance(loss, Members) else loss
 
 
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
-    """The loss of one member, and of the members' outputs the one (rows, units) that says what they say on average."""
+    """The loss of one member, and a single output (rows, units) that gives the average of the members' predictions."""
     return plain_loss(loss), loss.pooled(backend, outputs) if isinstance(loss, Members) else outputs
 
 
 def _has_margins(loss: Loss) -> bool:
-    """Whether outputs are compared with 0, but are no logits."""
+    """Whether outputs are compared with 0 but are not logits."""
     return loss.boundary == 0.0 and not loss.logits
 
 
 def _columns(y: Any) -> tuple[list[str], list[Column], bool]:
-    """Names and columns of y, and whether they are several."""
+    """Names and columns of y, and whether there are several."""
     if isinstance(y, Column):
         return [], [y], False
     if isinstance(y, Frame):
@@ -314,7 +314,7 @@ def _check_present(column: Column) -> None:
 
 
 def _numbers(column: Column) -> Any:
-    """Finite numbers, one a row; those that are text among them."""
+    """Finite numbers, one per row, those written as text included."""
     values = column.values
     if column.codes is not None:
         read = list(map(as_number, values.tolist()))
@@ -335,7 +335,7 @@ def _numbers(column: Column) -> Any:
 
 
 def _side_by_side(columns: list[Any]) -> Any:
-    """Columns of numbers as one array, of a floating type where one of them has it."""
+    """Columns of numbers as one array, floating if any of them is."""
     xp = backend_of(columns[0]).xp
     floats = [column.dtype for column in columns if xp.isdtype(column.dtype, "real floating")]
     if floats and len({column.dtype for column in columns}) > 1:
@@ -344,7 +344,7 @@ def _side_by_side(columns: list[Any]) -> Any:
 
 
 def _are_whole(column: Column) -> bool:
-    """Whether values are whole numbers or booleans by their type."""
+    """Whether the values have an integer or boolean type."""
     if column.codes is not None:
         return False
     return bool(backend_of(column.values).xp.isdtype(column.values.dtype, ("bool", "integral")))
@@ -360,7 +360,7 @@ def _are_flags(column: Column) -> bool:
 
 
 def _are_classes(column: Column) -> bool:
-    """Whether values are taken for labels: see `Target.of`."""
+    """Whether the values are taken for labels: see `Target.of`."""
     if column.codes is not None:
         return True
     values = column.values if column.on_host else backend_of(column.values).to_host(column.values)
