@@ -284,6 +284,8 @@ def test_train_table_shows_its_options_and_knows_no_others():
     for train in (bp.train_table, bp.search_table):
         with pytest.raises(UnknownNameError, match="unknown option 'epoch': did you mean 'epochs'"):
             train(shop(), "rich", epoch=3)
+        with pytest.raises(UnknownNameError, match="did you mean 'callbacks'"):
+            train(shop(), "rich", callback="norms")
 
 
 @pytest.mark.parametrize(

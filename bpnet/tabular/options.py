@@ -99,12 +99,12 @@ class TrainingOptions:
             resolve(Metric, f"metrics[{i}]", metric)
 
     @classmethod
-    def named(cls, options: Mapping[str, Any]) -> "TrainingOptions":
-        """The options with these names; raises UnknownNameError where there is none of a name."""
+    def named(cls, options: Mapping[str, Any], others: Collection[str] = ()) -> "TrainingOptions":
+        """The options with these names; raises UnknownNameError for another, with `others` among those it could be."""
         known = [f.name for f in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                raise UnknownNameError("option", name, known)
+                raise UnknownNameError("option", name, (*known, *others))
         return cls(**options)
 
     def size(self, rows: int, classes: bool) -> Size:

@@ -24,6 +24,8 @@ from bpnet.tabular.training import TableTraining, prepare
 
 SEARCHED = ("hidden", "activation", "dropout", "lr", "weight_decay", "batch_size")
 """The options that are chosen, unless they are given."""
+OWN = ("trials", "seconds", "on_trial", "callbacks")
+"""Options of the search itself."""
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh")
 WIDTHS, DEPTHS, BATCH_SIZES = (16, 32, 64, 128, 256, 512), (1, 4), (16, 32, 64, 128, 256, 512, 1024)
 DROPOUT, WEIGHT_DECAY = (0.0, 0.5), (1e-5, 0.5)
@@ -128,7 +130,7 @@ def search_table(
         return training
 
     found = search(
-        make, TrainingOptions.named(options), trials, given=set(options), seconds=seconds, on_trial=on_trial,
+        make, TrainingOptions.named(options, OWN), trials, given=set(options), seconds=seconds, on_trial=on_trial,
         callbacks=callbacks,
     )  # fmt: skip
     assert found.best is not None

@@ -117,7 +117,7 @@ def train_table(
     """
     given = locals()
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
-    training = prepare(table, target, TrainingOptions.named(options | unknown))
+    training = prepare(table, target, TrainingOptions.named(options | unknown, ("callbacks", "progress")))
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
     training.fit([callbacks] if isinstance(callbacks, str) else callbacks, progress=progress)
