@@ -1,5 +1,7 @@
 """A model for a table, from the table: `train_table`, which the command line calls too."""
 
+from __future__ import annotations  # so that help() shows the names of types, not all that they stand for
+
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -198,7 +200,7 @@ class TableTraining:
         self._keep_best()
         return trainer.history
 
-    def begin_stopping(self) -> "BestEpoch | None":
+    def begin_stopping(self) -> BestEpoch | None:
         """The callback that keeps the best epoch, None where none is to be kept."""
         if self.unseen is not None and self.options.early_stopping:
             self.stopping = self.stopping or BestEpoch(self.size.patience, self.design.monitor)
