@@ -147,7 +147,7 @@ def with_penalties(
 ) -> tuple[Array, Array]:
     """A loss and its gradient with the penalties on `theta` and theirs; `of_step` gives the numbers of schedules.
 
-    `rows` is the number of rows in the batch, or the sum of their weights.  The gradient may be written to.
+    `rows` is the number of rows in the batch, or the sum of their weights.
     """
     for penalty in penalties:
         now, parts, end = penalty.at(of_step), [], 0
@@ -157,9 +157,6 @@ def with_penalties(
             w = theta[part] if len(shape) == 1 else backend.xp.reshape(theta[part], shape)
             value, slope = value + now.value(backend, w), now.derivative(backend, w)
             slope = slope if len(shape) == 1 else backend.xp.reshape(slope, (-1,))
-            if backend.writable:
-                grad[part] += slope
-                continue
             parts += [grad[end : part.start], grad[part] + slope]
             end = part.stop
         if parts:
