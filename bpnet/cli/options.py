@@ -71,6 +71,7 @@ Preset = Annotated[
     of_network("NAME", "strong: RealMLP's network and training; simple.", autocompletion=choices("strong", "simple")),
 ]
 Loss = Annotated[str, of_training("NAME", LOSSES, autocompletion=names_of("loss", "auto"))]
+Quantiles = Annotated[str | None, of_training("Q,Q,...", "Quantiles to predict, such as 0.05,0.5,0.95.")]
 Optimizer = Annotated[str, of_training("NAME", OPTIMIZERS, autocompletion=names_of("optimizer"))]
 Rate = Annotated[float | None, of_training("X", "Learning rate; the optimizer's own if not given.")]
 Schedule = Annotated[
