@@ -233,7 +233,7 @@ def test_separators_that_can_not_be():
     Path("t.csv").write_text("a,y\n1,2\n")
     for sep in (";;", '"', "é"):
         assert "--sep is" in refused("train", "t.csv", "-t", "y", "--sep", sep)
-    assert refused("train", "t.csv", "-t", "y", "--sep", ";").endswith("(it is read as parted by ';': see --sep)\n")
+    assert refused("train", "t.csv", "-t", "y", "--sep", ";").endswith("(it is read as separated by ';': see --sep)\n")
     assert "nothing comes from standard input" in refused("train", "-", "-t", "y") or not os.isatty(0)
 
 
@@ -315,9 +315,7 @@ def test_evaluation_is_of_rows_held_out_of_every_class(model):
 
 def test_rows_that_were_trained_on_are_told_of(model):
     Path("again.csv").write_text(as_text(birds()) + "\n", encoding="utf-8")
-    assert re.search(
-        "of the rows of again.csv are rows that the model was trained on", ok("evaluate", model.path, "again.csv").err
-    )
+    assert re.search("of the rows of again.csv were in the training data", ok("evaluate", model.path, "again.csv").err)
     Path("new.csv").write_text(as_text(birds(60, seed=3)), encoding="utf-8")
     assert ok("evaluate", model.path, "new.csv").err == ""
 
@@ -435,7 +433,7 @@ def test_options_of_training_reach_it(csv):
         (("--class-weight", "equal"), "--class-weight is 'equal'; expected"),
         (("--preset", "weak"), "--preset is 'weak'; expected"),
         (("--preset", "strong", "--lr", "1"), "--lr is 1.0, but the preset 'strong' has its own: leave one out"),
-        (("--metric", "f3"), "unknown metric"),
+        (("--metric", "f3"), "unknown --metric 'f3': did you mean 'f1'? known are "),
         (("--optimizer", "sgd", "--weight-decay", "-1"), "--weight-decay is -1"),
         (("--optimizer", "prodigy", "--schedule", "cosine", "--lr", "-1"), "lr is -1"),
         (("--resume",), "give that too"),

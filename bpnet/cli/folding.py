@@ -12,7 +12,7 @@ from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset
 from bpnet.cli.model import evaluate_rows, rows_from_one
 from bpnet.cli.progress import Interrupt, Report
-from bpnet.cli.reporting import facts_of
+from bpnet.cli.reporting import NUMBERING, facts_of
 from bpnet.cli.terminal import JSON
 from bpnet.errors import plural
 from bpnet.report import Figures, statement, to_host
@@ -62,7 +62,7 @@ class OutOfFold:
         facts = facts_of(model) | {"cross-validation": summary(rates)}
         return judge(
             self.statement, self.target, rows=numbers, seed=model.trainer.seed, title=dataset.name, which=which,
-            facts=facts, history=list(model.trainer.history.epochs),
+            facts=facts, numbering=NUMBERING, history=list(model.trainer.history.epochs),
         )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from bpnet.files.model import plain_shape
 from bpnet.layer import InShape
 from bpnet.layout import Layout
 from bpnet.registry import Registered, own_catalogue
+from bpnet.report.words import brief
 
 MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
     "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
@@ -285,6 +286,9 @@ def show_model(result: JSON) -> None:
     trained = f"{plural(result['epochs'], 'epoch')}, {steps}"
     if best is not None and best < result["epochs"]:
         trained = f"{plural(result['epochs'], 'epoch')}, of which the best, {best}, is kept ({steps})"
-    show(f"{result['loss_function']}, {result['optimizer']}", f"{trained}, products in {result['precision']}")
+    show(
+        f"{brief(result['loss_function'])}, {brief(result['optimizer'])}",
+        f"{trained}, products in {result['precision']}",
+    )
     if result["training"] is not None:
         show(*how_trained(result["training"]))

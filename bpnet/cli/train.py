@@ -20,13 +20,14 @@ from bpnet.cli import terminal
 from bpnet.cli.checkpoints import Checkpoints, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
-from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
+from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
 from bpnet.cli.options import KINDS, text_options
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
-from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
+from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, plural, shown
+from bpnet.tabular.goals import rows_of
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.training import TableTraining, prepare
@@ -75,14 +76,16 @@ def train(
 ) -> None:
     """Train a network on DATA and write it to a file.
 
-    Text, booleans and whole numbers of few values, as a target, are classes;
-    other numbers a quantity.  Columns may hold text, numbers, dates and gaps:
-    what they need is in the network, so that the model takes tables as they are,
-    in Python too.  Size and length of the training suit the number of rows.
+    A target of text, booleans or few different whole numbers is a class, one of
+    other numbers a quantity.  Features may be text, numbers and dates, and have
+    missing values: the model contains the preprocessing, so that it takes tables
+    as they are, in Python too.  By default, the size of the network and the
+    length of the training depend on the number of rows.
 
     Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
     """
     # All that can be wrong is found out before the work begins.
+    check_metric_names(metric)
     with options_named():
         options = TrainingOptions(
             hidden=None if hidden is None else parse_hidden(hidden),
@@ -108,7 +111,7 @@ def train(
             threads=threads,
         )
     if resumed and checkpoint is None:
-        raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
+        raise OptionError("--resume continues from what --checkpoint DIR has saved: give that too")
     if folds and (checkpoint or plot):
         raise OptionError(
             f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
@@ -160,7 +163,7 @@ def train(
             before = resume(training, str(checkpoint)) if resumed else 0
             callbacks.append(Checkpoints(training, str(checkpoint)))
             if resumed and not (quiet or as_json):
-                terminal.show(f"going on after epoch {before}" if before else f"nothing to resume in {checkpoint}")
+                terminal.show(f"resuming after epoch {before}" if before else f"nothing to resume in {checkpoint}")
         problems = fit(training, interrupt, callbacks) if found is None else []
         seconds = time.perf_counter() - began
         figured = judge(training, metric or (), problems)
@@ -214,6 +217,9 @@ def train(
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
             lines = [*shown, *in_words(result, interrupt.number, metric or ())]
             terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
+        if not problems and not result["interrupted"] and class_weight is None:
+            judged = training.held_out if len(training.held_out) else training.rows
+            warn_of_useless(training.model, result, rows_of(training.y, judged))
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -277,6 +283,8 @@ def options_named() -> Iterator[None]:
         word, _, rest = str(error).partition(" ")
         bare = word.partition("[")[0]
         raise type(error)(f"--{names[bare]} {rest}" if bare in names else str(error)) from None
+    except (DataError, DTypeError) as error:
+        raise type(error)(in_options(str(error))) from None
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from bpnet.tabular.goals import (
     class_numbers,
     class_weights,
     find_goal,
+    identifiers,
     quantities,
     rare_classes,
     target_names,
@@ -262,9 +263,11 @@ def prepare(
         for x, rows in ((seen, parts[0]), (unseen, parts[1]))
     ]
     if labels is not None and len(parts[1]):
-        notes += rare_classes(labels, parts[1], goal)
+        notes += identifiers(labels, what) or rare_classes(labels, parts[1], goal)
     elif options.validation > 0 and not len(parts[1]):
-        notes.append("no class has two rows, so that none is held out: what is learnt is not tried on other rows")
+        odd = [] if labels is None else identifiers(labels, what)
+        none = "no class has two rows, so that none is held out: what is learnt is not tried on other rows"
+        notes.append("; ".join([*odd, none]))
     return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
 
 
