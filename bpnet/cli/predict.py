@@ -141,10 +141,10 @@ def answers(model: bp.TableModel, frame: Any, proba: bool, interval: float | Non
     """Predictions by the name of their column: labels or numbers, and how sure the model is of them."""
     backend, target = model.trainer.backend, model.target
     name = target.name or "prediction"
-    names: Sequence[str] = target.names or (name,)
-    several = len(levels_of(plain_loss(model.trainer.loss))) > 1
-    if target.kind == "number" and several and len(names) == max(target.columns, 1):
-        return uncertainty(model, frame, names, interval)
+    if target.kind == "number" and len(levels_of(plain_loss(model.trainer.loss))) > 1:
+        count = max(target.columns, 1)
+        numbered = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+        return uncertainty(model, frame, target.names if len(target.names) == count else numbered, interval)
     made: Array = host(backend, model.predict(frame, batch_size=ROWS))
     if made.ndim == 1:
         columns = {name: plain(made)}

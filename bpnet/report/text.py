@@ -168,7 +168,7 @@ def reliability(figures: "Figures") -> list[str]:
         span = f"{k * 100 // BINS} to {(k + 1) * 100 // BINS}%"
         rows.append([span, f"{found.rows[k]:,}", percent(found.mean[k]), percent(found.true[k])])
     of = "the predicted class" if figures.kind == "class" else "all labels"
-    return [f"Calibration of {of}: calibration error {percent(found.error, 2)}", *aligned(rows)]
+    return [f"Calibration of {of} (calibration error {percent(found.error, 2)})", *aligned(rows)]
 
 
 def importance(figures: "Figures", width: int) -> list[str]:
