@@ -666,7 +666,7 @@ def test_a_backend_that_is_missing_or_has_no_device(npz):
         (("--hidden", "0"), "--hidden is '0'"),
         (("--lr", "-1"), "lr is -1"),
         (("--lr", "nan"), "lr is nan"),
-        (("--dropout", "1"), "rate is 1"),
+        (("--dropout", "1"), "--dropout is 1"),
         (("--validation", "1"), "--validation is 1"),
         (("--validation", "nan"), "--validation is nan"),
         (("--output", "nowhere/model.safetensors"), "there is no folder"),
@@ -814,7 +814,7 @@ def test_data_is_never_waited_for(name, request):
         (b"a,y\n1,caf\xe9\n2,tea\n", "t.csv is not written in UTF-8"),
         (b"\xe9a,y\n1,2\n", "t.csv is not written in UTF-8: say in what by --encoding"),
         ("a,y\n1,2\n".encode("utf-16"), "t.csv is written in UTF-16: say so by --encoding utf-16"),
-        (b"a:b:y\n1:2:3\n", "t.csv has no column 'y': it has a:b:y (it is read as parted by ',': see --sep)"),
+        (b"a:b:y\n1:2:3\n", "t.csv has no column 'y': it has a:b:y (it is read as separated by ',': see --sep)"),
         (b'a,y\n"1,2\n2,3\n', "t.csv can't be read as .csv"),
         (b"a,y\n1,2,3\n", "t.csv can't be read as .csv"),
         (b"\n\n\n", "t.csv can't be read as .csv"),
@@ -969,8 +969,8 @@ def test_a_single_array_is_no_npz_file():
 def test_columns_that_can_not_be_used(arrow):
     good = {"a": [1.0, 2.0, 3.0], "y": ["u", "v", "u"]}
     cases = [
-        ({}, "--target must say which column of t.csv is to be learnt: a, y\n", []),
-        ({"": [1, 2, 3]}, "--target must say which column of t.csv is to be learnt: a, y, column 3 (unnamed)\n", []),
+        ({}, "--target must name the column of t.csv to predict: a, y\n", []),
+        ({"": [1, 2, 3]}, "--target must name the column of t.csv to predict: a, y, column 3 (unnamed)\n", []),
         ({}, "has no column 'yy': did you mean 'y'? it has a, y", ["--target", "yy"]),
         ({"a": [1.0, 2.0, float("inf")]}, "column 'a' of t.csv is infinite in row 3", ["--target", "y"]),
         ({"y": [1.5, 2.0, float("inf")]}, "the target 'y' of t.csv is infinite in row 3", ["--target", "y"]),
@@ -989,7 +989,9 @@ def test_columns_that_can_not_be_used(arrow):
     Path("t.csv").write_text("a,y\n1,2\n3\n")
     assert "t.csv can't be read as .csv" in refused("train", "t.csv", "--target", "y")
     write_table(arrow, "t.parquet", a=[1.0, 2.0], when=np.array(["2020-01-01", "2020-01-02"], "datetime64[s]"))
-    assert "the target 'when' of t.parquet holds datetime64[ms]" in refused("train", "t.parquet", "--target", "when")
+    assert "the target 'when' of t.parquet is a date (datetime64[ms]); expected labels or numbers" in refused(
+        "train", "t.parquet", "--target", "when"
+    )
     write_table(arrow, "t.parquet", a=[1.0, 2.0], some=[[1, 2], [3]])
     assert "column 'some' of t.parquet holds list" in refused("train", "t.parquet", "--target", "a")
 

@@ -55,7 +55,12 @@ def table(tmp_path, monkeypatch):
 
 def test_train_and_evaluate_show_the_same_figures(table):
     trained = ok("train", "t.csv", "--target", "kind", *table, *SMALL)
-    for words in ("t.csv: 28 rows held out", "Confusion: ", "Calibration of ", "Importance: each column shuffled"):
+    for words in (
+        "t.csv: 28 rows held out",
+        "Confusion matrix (rows: true class, columns: predicted class)",
+        "Calibration of ",
+        "Importance: each column shuffled",
+    ):
         assert words in trained
     assert trained.splitlines()[-1] == "model: model.safetensors"
     evaluated = ok("evaluate", "model.safetensors", "t.csv")
@@ -67,6 +72,28 @@ def test_train_and_evaluate_show_the_same_figures(table):
     assert re.fullmatch(r"accuracy [\d.]+%, loss [\d.]+ on 28 rows, held out from training", evaluated.splitlines()[-1])
     assert ok("evaluate", "model.safetensors", "t.csv", "--quiet").count("\n") == 1
     assert ok("train", "t.csv", "--target", "kind", *table, *SMALL, "--quiet").count("\n") <= 3
+
+
+def test_what_is_suspicious_is_warned_of(table):
+    rng = np.random.default_rng(1)
+    rows = [f"{u:.3f},{v:.3f},n{i:03},{'yn'[i % 3 > 0]}" for i, (u, v) in enumerate(rng.normal(size=(120, 2)))]
+    Path("o.csv").write_text("\n".join(["a,b,name,kind", *rows]) + "\n")
+    _, _, err = run("train", "o.csv", "-t", "name", "--epochs", "1", "--quiet", "--features", "a")
+    assert "looks like an identifier: 120 of its 120 classes have a single row" in err
+    _, out, err = run("train", "o.csv", "-t", "kind", "--drop", "name", "--epochs", "1", "--lr", "1e-9")
+    assert "Rows count from 1, without the header." in out
+    _, _, err = run("train", "o.csv", "-t", "a", "--features", "b", "--epochs", "1", "--lr", "1e-9", "-q")
+    assert "the model is no better than predicting the mean" in err
+    Path("o.csv").write_text("ort,x,y\n" + 20 * "Köln,1,1\nBern,2,0\n", encoding="utf-8")
+    train = ("train", "o.csv", "-t", "y", "--epochs", "1", "-q")
+    assert "o.csv is valid UTF-8, but is read as latin-1" in run(*train, "--encoding", "latin-1")[2]
+    assert run(*train, "--encoding", "utf-16")[2].endswith("not written in utf-16 but in UTF-8: leave out --encoding\n")
+    for options, words in (
+        (("-t", "ort"), "the target of o.csv holds 'Köln' in row 1 of column 'ort'; expected numbers"),
+        (("--backend", "tensorflow"), "unknown --backend 'tensorflow': known are cupy, jax, numpy, torch"),
+        (("--metric", "rmse"), "the metric rmse is for numbers"),
+    ):
+        assert words in run(*train, *options)[2]
 
 
 def test_single_rows_are_called_as_in_the_file(table):

@@ -233,7 +233,7 @@ def test_separators_that_can_not_be():
     Path("t.csv").write_text("a,y\n1,2\n")
     for sep in (";;", '"', "é"):
         assert "--sep is" in refused("train", "t.csv", "-t", "y", "--sep", sep)
-    assert refused("train", "t.csv", "-t", "y", "--sep", ";").endswith("(it is read as parted by ';': see --sep)\n")
+    assert refused("train", "t.csv", "-t", "y", "--sep", ";").endswith("(it is read as separated by ';': see --sep)\n")
     assert "nothing comes from standard input" in refused("train", "-", "-t", "y") or not os.isatty(0)
 
 
@@ -315,9 +315,7 @@ def test_evaluation_is_of_rows_held_out_of_every_class(model):
 
 def test_rows_that_were_trained_on_are_told_of(model):
     Path("again.csv").write_text(as_text(birds()) + "\n", encoding="utf-8")
-    assert re.search(
-        "of the rows of again.csv are rows that the model was trained on", ok("evaluate", model.path, "again.csv").err
-    )
+    assert re.search("of the rows of again.csv were in the training data", ok("evaluate", model.path, "again.csv").err)
     Path("new.csv").write_text(as_text(birds(60, seed=3)), encoding="utf-8")
     assert ok("evaluate", model.path, "new.csv").err == ""
 
@@ -444,7 +442,7 @@ def test_options_of_training_reach_it(csv):
         (("--class-weight", "equal"), "--class-weight is 'equal'; expected"),
         (("--preset", "weak"), "--preset is 'weak'; expected"),
         (("--preset", "strong", "--lr", "1"), "--lr is 1.0, but the preset 'strong' has its own: leave one out"),
-        (("--metric", "f3"), "unknown metric"),
+        (("--metric", "f3"), "unknown --metric 'f3': did you mean 'f1'? known are "),
         (("--optimizer", "sgd", "--weight-decay", "-1"), "--weight-decay is -1"),
         (("--optimizer", "prodigy", "--schedule", "cosine", "--lr", "-1"), "lr is -1"),
         (("--resume",), "give that too"),
@@ -489,7 +487,16 @@ def test_cross_validation(csv):
     assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
     assert found["deviation"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
     assert result["epochs"] == round(np.mean([fold["epochs"] for fold in found["each"]]))
-    assert "mean and deviation over 3 folds" in ok("train", csv, "-t", "kind", *SMALL, "--folds", "3").out
+    assert (result["accuracy"], result["loss"]) == (found["mean"]["accuracy"], found["mean"]["loss"])
+    shown = ok("train", csv, "-t", "kind", *SMALL[:-1], "--folds", "3", "--report", "page.html").out
+    over = re.search("accuracy .*% ± .*%, loss .*: mean and standard deviation over 3 folds", shown)[0]
+    assert f"accuracy {found['mean']['accuracy']:.2%}" in over
+    assert over in ok("info", "model.safetensors").out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert over in page
+    for told in (shown, page):  # every row by the network that was trained without it
+        assert "150 rows, each predicted by a network that was trained without it" in told
+        assert f"{found['mean']['accuracy']:.2%}" in told
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber", "quantile", "gaussian_nll"])
@@ -503,11 +510,42 @@ def test_quantities_of_any_unit_by_any_loss(loss):
             "a,b,c,y\n" + "".join(f"{r[0]},{r[1]},{r[2]},{q}\n" for r, q in zip(x, center + unit * y, strict=True))
         )
         ok("train", "t.csv", "-t", "y", *SMALL, "--loss", loss, "--epochs", "40")
-        prediction = np.array(ok("predict", "model.safetensors", "t.csv", "--json").json["predictions"])
-        middle = prediction if prediction.ndim == 1 else prediction[:, prediction.shape[1] // 2]
+        predictions = ok("predict", "model.safetensors", "t.csv", "--json").json["predictions"]
+        middle = np.array([row["y"] if isinstance(row, dict) else row for row in predictions])
         found.append((middle - center) / unit)
     assert np.var(found[0] - y) < 0.4 * np.var(y)
     assert np.sqrt(np.mean((found[0] - found[1]) ** 2)) < 0.1 * np.std(y)
+
+
+def test_how_sure_a_model_of_numbers_is():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    y = 100 + 5 * x[:, 0] + rng.normal(size=200)
+    Path("t.csv").write_text("a,b,y\n" + "".join(f"{r[0]},{r[1]},{q}\n" for r, q in zip(x, y, strict=True)))
+    ok("train", "t.csv", "-t", "y", *SMALL, "--loss", "quantile", "--quantiles", "0.05,0.5,0.95", "--epochs", "40")
+    predict = ("predict", "model.safetensors", "t.csv")
+    assert ok(*predict).out.startswith("y_q0.05,y_q0.5,y_q0.95\n")
+    rows = ok(*predict, "--interval", "0.9", "--json").json["predictions"]
+    assert all(row["y_low"] == row["y_q0.05"] <= row["y_q0.5"] <= row["y_q0.95"] == row["y_high"] for row in rows)
+    assert 0.75 < np.mean([row["y_low"] <= q <= row["y_high"] for row, q in zip(rows, y, strict=True)]) < 0.99
+    assert "--loss quantile --quantiles 0.1,0.5,0.9" in refused(*predict, "--interval", "0.8")
+    assert "--interval is 1.5" in refused(*predict, "--interval", "1.5")
+    model = bp.load("model.safetensors")
+    columns = {"a": x[:, 0], "b": x[:, 1]}
+    model.calibrate(columns, y).save("calibrated.safetensors")
+    rows = ok("predict", "calibrated.safetensors", "t.csv", "--interval", "0.8", "--json").json["predictions"]
+    ends = [[row["y_low"], row["y_high"]] for row in rows]
+    np.testing.assert_allclose(ends, model.predict_interval(columns, 0.8), rtol=1e-5)
+    ok("train", "t.csv", "-t", "y", *SMALL, "--loss", "gaussian_nll", "--epochs", "40")
+    shown = ok(*predict, "--interval", "0.9").out.splitlines()
+    assert shown[0] == "y,y_sd,y_low,y_high"
+    found = np.array([line.split(",") for line in shown[1:]], dtype=float)
+    np.testing.assert_allclose(found[:, 3] - found[:, 0], 1.6449 * found[:, 1], rtol=1e-3)
+    ok("train", "t.csv", "-t", "y", *SMALL)
+    assert "needs a model that was calibrated" in refused(*predict, "--interval", "0.9")
+    assert "--loss is 'mae'" in refused("train", "t.csv", "-t", "y", "--loss", "mae", "--quantiles", "0.5")
+    assert "--quantiles is '0.5;1'" in refused("train", "t.csv", "-t", "y", "--quantiles", "0.5;1")
+    assert "--quantiles" in refused("train", "t.csv", "-t", "y", "--quantiles", "2")
 
 
 def test_the_help_names_what_there_is(monkeypatch):

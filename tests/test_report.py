@@ -378,7 +378,7 @@ def test_a_page_of_quantities_shows_them(tmp_path):
     report.figures(model, table, y, title="houses", facts={"trained on": "a & b"}).html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     text = Tags(page).text
-    for words in ("houses", "a & b", "Residuals", "Worst rows", "How far intervals hold", "Predicted quantiles"):
+    for words in ("houses", "a & b", "Residuals", "Worst rows", "Interval coverage", "Predicted quantiles"):
         assert words in text
     assert page.count("<circle") == 2 * 600
 

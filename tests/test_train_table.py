@@ -190,11 +190,12 @@ def test_a_fold_has_no_say_in_its_training():
     x = np.arange(60.0).reshape(30, 2)
     options = TrainingOptions(epochs=1, hidden=(2,))
     apart = []
-    for training in each_fold(x, x[:, 0] % 4, options, 3):
+    for training, part in each_fold(x, x[:, 0] % 4, options, 3):
         lots = [lot[1] for lot in (training.seen, training.unseen, training.apart)]
         assert [len(lot) for lot in lots] == [16, 4, 10]
         known = np.concatenate([training.rows, training.held_out])
-        apart += set(range(30)) - set(known.tolist())
+        assert set(range(30)) - set(known.tolist()) == set(part.tolist())
+        apart += part.tolist()
     assert sorted(apart) == list(range(30))
 
 

@@ -118,7 +118,8 @@ def _check_same(path: str, training: TableTraining, saved: TableModel) -> None:
     }
     for what, (mine, its) in pairs.items():
         if mine != its:
+            which = "other" if what in ("held-out rows", "columns") else "another"
             raise OptionError(
-                f"{path} was trained with another {what}: resume with the same data and options, or choose another "
+                f"{path} was trained with {which} {what}: resume with the same data and options, or choose another "
                 "folder for checkpoints"
             )

@@ -44,7 +44,7 @@ class Columns:
                 )
             if not name.startswith("__index_level_"):  # as pandas calls the names of rows, which are no column
                 self.position[name] = i
-        parted = f" (it is read as parted by {self.text.sep!r}: see --sep)" if self.text else ""
+        parted = f" (it is read as separated by {self.text.sep!r}: see --sep)" if self.text else ""
         self.hint = parted if len(found) == 1 else ""
 
     def title(self, name: str) -> str:
@@ -147,10 +147,12 @@ def numbers_rows(column: Column) -> bool:
 
 def read_columns(source: Source, request: Request) -> Dataset:
     """The data set that `read` describes; warns of columns that are row numbers, and of rows without a target."""
-    columns, remarks = Columns(source, request.text), []
+    columns = Columns(source, request.text)
+    remarks = [columns.text.remark] if columns.text and columns.text.remark else []
     targets = columns.select(request.targets)
     if not targets and request.labelled:
-        raise OptionError(f"--target must say which column of {source.name} is to be learnt: {columns}")
+        which = "with the true values" if request.evaluates else "to predict"
+        raise OptionError(f"--target must name the column of {source.name} {which}: {columns}")
     drop, keys = columns.select(request.drop), columns.select(request.keys)
     for name in targets:
         if name in drop:

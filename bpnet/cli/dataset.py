@@ -38,6 +38,7 @@ class Request:
 
     `known` are the features of a model, of which `texts` are text; without one all columns but the target and those to
     `drop` are features, unless `features` names them.  `types` is what the user says that columns are.
+    `evaluates` is whether the target is to be compared with the predictions of a model, and not learnt.
     """
 
     targets: Sequence[str] = ()
@@ -49,6 +50,7 @@ class Request:
     types: Mapping[str, str] = field(default_factory=dict)
     keys: Sequence[str] = ()
     text: TextOptions = field(default_factory=TextOptions)
+    evaluates: bool = False
 
 
 def read(data: str, request: Request) -> Dataset:

@@ -32,6 +32,7 @@ from bpnet import (
     metrics,
 )
 from bpnet.callbacks.base import NAMES as CALLBACKS
+from bpnet.cli.folding import summary
 from bpnet.cli.model import expect_sound, load, scores
 from bpnet.cli.terminal import JSON, AsJSON, printable, report, show
 from bpnet.errors import OptionError, plural
@@ -39,6 +40,7 @@ from bpnet.files.model import plain_shape
 from bpnet.layer import InShape
 from bpnet.layout import Layout
 from bpnet.registry import Registered, own_catalogue
+from bpnet.report.words import brief
 
 MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), "") | {
     "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
@@ -263,9 +265,12 @@ def describe_model(model: Path) -> JSON:
 def how_trained(training: JSON) -> list[str]:
     """What `bpnet train` noted, in words."""
     where = f"{training['data']}, {plural(training['training_rows'], 'row')}, {training['held_out_rows']:,} held out"
+    found = summary(training["folds"]) if "folds" in training else scores(training)
+    if "folds" not in training:
+        found += " on the rows held out" if training["held_out_rows"] else " on the rows that it was trained on"
     return [
         f"trained on {where}, with bpnet {training['bpnet']} and {training['backend']}",
-        f"{scores(training)}, {training['seconds']:.1f} s",
+        f"{found}; {training['seconds']:.1f} s",
     ]
 
 
@@ -276,7 +281,14 @@ def show_model(result: JSON) -> None:
         for layer in result["layers"]
     ]
     show_grid([*rows, ("", "", "", f"{result['parameters']:,}")], "", "layer", "output", "parameters")
-    trained = f"{plural(result['epochs'], 'epoch')}, {plural(result['steps'], 'step')}"
-    show(f"{result['loss_function']}, {result['optimizer']}", f"{trained}, products in {result['precision']}")
+    training = result["training"] or {}
+    steps, best = plural(result["steps"], "step"), training.get("best_epoch")
+    trained = f"{plural(result['epochs'], 'epoch')}, {steps}"
+    if best is not None and best < result["epochs"]:
+        trained = f"{plural(result['epochs'], 'epoch')}, of which the best, {best}, is kept ({steps})"
+    show(
+        f"{brief(result['loss_function'])}, {brief(result['optimizer'])}",
+        f"{trained}, products in {result['precision']}",
+    )
     if result["training"] is not None:
         show(*how_trained(result["training"]))

@@ -11,11 +11,19 @@ import numpy as np
 
 import bpnet as bp
 from bpnet.backends import Array
+from bpnet.cli.completion import names_of
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.sources import TextOptions
-from bpnet.cli.terminal import JSON, device_of
-from bpnet.errors import BpnetError, DataError, DTypeError, FileFormatError, ShapeError
+from bpnet.cli.terminal import JSON, device_of, warn
+from bpnet.errors import BpnetError, DataError, DTypeError, FileFormatError, ShapeError, UnknownNameError
+from bpnet.metrics.base import Metric
+from bpnet.registry import resolve
+from bpnet.report.quantities import FEW
+from bpnet.tabular.columns import Column
+from bpnet.tabular.frames import Frame
+from bpnet.tabular.goals import class_numbers
 from bpnet.tabular.schema import Feature
+from bpnet.tabular.target import plain_loss
 
 ROWS = 8192
 """Rows that are evaluated or predicted at a time, so that memory does not grow with the data."""
@@ -82,7 +90,9 @@ def read_for(
     if any(isinstance(label, str) for label in model.target.classes):
         texts += targets
     known = list(model.schema.names) if model.schema.named else None
-    request = Request(targets=targets, labelled=labelled, known=known, texts=texts, keys=keys, text=text)
+    request = Request(
+        targets=targets, labelled=labelled, known=known, texts=texts, keys=keys, text=text, evaluates=labelled
+    )
     dataset = read(data, request)
     if not model.schema.named and len(dataset.frame.names) != model.n_features_in_:
         has = f"{len(dataset.frame.names)} columns" if dataset.targets else f"{len(dataset.frame.names)} numbers a row"
@@ -95,28 +105,74 @@ def location(trainer: bp.Trainer) -> JSON:
     return {"backend": trainer.backend.name, "device": str(trainer.backend.device(trainer.theta))}
 
 
+def check_metric_names(metrics: Sequence[str] | None) -> None:
+    """Raise UnknownNameError, with the metric that was probably meant, where one has no name of one."""
+    for name in metrics or ():
+        try:
+            resolve(Metric, "--metric", name)
+        except UnknownNameError as error:
+            if re.fullmatch(r"f[\d.]+|f.?(beta|score)", name.lower()):
+                known = names_of("metric")("")
+                raise UnknownNameError("--metric", name, known, "f1") from None
+            raise error
+
+
 def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any] = ()) -> JSON:
     """Loss in the target's own unit, accuracy (None for numbers), the metrics, and for numbers R2.
 
-    R2 is the share of variance that is explained.
+    R2 is the share of variance that is explained.  Of a loss with label smoothing, the log loss without is there too.
     """
     trainer = model.trainer
-    scaled = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale != 1.0 and "r2" not in metrics
-    wanted: list[Any] = [*metrics, *(["r2"] if scaled else [])]
+    plain = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0
+    wanted: list[Any] = list(metrics)
+    if model.target.kind == "number" and not plain and "r2" not in metrics:
+        wanted.append("r2")
+    if getattr(plain_loss(trainer.loss), "label_smoothing", 0.0) and "log_loss" not in metrics:
+        wanted.append("log_loss")
     found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
     result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}
-    if isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0:
+    if plain:
         with np.errstate(over="ignore"):
             variance = float(trainer.backend.to_host(y).var(axis=0, dtype=np.float64).mean())
         result["r2"] = 1.0 - result["loss"] / variance if 0 < variance < np.inf else None
     return result | {name: value for name, value in found.items() if name not in result}
 
 
+def useless(model: bp.TableModel, result: JSON, y: Any) -> str | None:
+    """What a result on rows with the target y is no better than: a prediction that looks at no column; or None.
+
+    Few rows don't tell.
+    """
+    if (y.rows if isinstance(y, Column | Frame) else len(y)) < FEW:
+        return None
+    if model.target.kind == "number":
+        r2 = result.get("r2")
+        return "predicting the mean" if isinstance(r2, float) and r2 <= 0.0 else None
+    labels = class_numbers(model.target, y)
+    if labels is None or result["accuracy"] is None:
+        return None
+    counts = np.bincount(labels)
+    if result["accuracy"] > counts.max() / len(labels) + 1e-6:
+        return None
+    return f"always predicting {str(model.target.classes[int(counts.argmax())])!r}"
+
+
+def warn_of_useless(model: bp.TableModel, result: JSON, y: Any) -> None:
+    """Warn where a result is no better than a prediction that looks at no column."""
+    if baseline := useless(model, result, y):
+        warn(
+            f"the model is no better than {baseline}: the columns may not tell the target, or it takes more rows or "
+            "another training"
+        )
+
+
 def scores(result: JSON, metrics: Sequence[str] = ()) -> str:
     """The figures of an evaluation in words."""
     accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.2%}, "
     r2 = "" if result.get("r2") is None else f", R2 {result['r2']:.3f}"
+    smoothed = isinstance(result.get("log_loss"), float) and "log_loss" not in metrics
+    loss = f"log loss {result['log_loss']:.4g}" if smoothed else f"loss {result['loss']:.4g}"
     more = "".join(
         f", {name} {value:.4g}" for name in metrics if isinstance(value := result.get(name), float) and name != "r2"
     )
-    return f"{accuracy}loss {result['loss']:.4g}{r2}{more}"
+    return f"{accuracy}{loss}{r2}{more}"

@@ -34,61 +34,77 @@ of_columns, of_text, of_network, of_training, of_running, of_output = (
 
 Learnt = Annotated[
     list[str] | None,
-    of_columns("COLUMN", "What is to be learnt; again for more.", "--target", "-t", autocompletion=columns),
+    of_columns("COLUMN", "Column to predict; repeat for several.", "--target", "-t", autocompletion=columns),
 ]
 Predicted = Annotated[
     list[str] | None,
-    of_columns("COLUMN", "What is predicted, where it is called otherwise.", "--target", "-t", autocompletion=columns),
+    of_columns("COLUMN", "The target, if the column has another name.", "--target", "-t", autocompletion=columns),
 ]
 Features = Annotated[
     list[str] | None,
-    of_columns("COLUMNS", "Learn from these alone: names with commas, or patterns.", autocompletion=columns),
+    of_columns("COLUMNS", "Use only these features: names with commas, or patterns.", autocompletion=columns),
 ]
-Drop = Annotated[list[str] | None, of_columns("COLUMNS", "Leave these out.", autocompletion=columns)]
-Types = Annotated[list[str] | None, of_columns("COLUMN=KIND", f"What a column is: {', '.join(KINDS)}.")]
+Drop = Annotated[
+    list[str] | None,
+    of_columns("COLUMNS", "Leave these columns out.", autocompletion=columns),
+]
+Types = Annotated[list[str] | None, of_columns("COLUMN=KIND", f"Type of a column: {', '.join(KINDS)}.")]
 Keys = Annotated[
     list[str] | None,
-    option("COLUMN", "Put a column of DATA beside predictions; may be given again.", autocompletion=columns),
+    option(
+        "COLUMN",
+        "Columns to put beside predictions: names with commas.",
+        autocompletion=columns,
+    ),
 ]
-Sep = Annotated[str | None, of_text("CHAR", "What parts columns; found out if not given.")]
+Sep = Annotated[str | None, of_text("CHAR", "Column separator; detected if not given.")]
 Encoding = Annotated[
     str,
-    of_text("NAME", "Such as latin-1, cp1252, utf-16.", autocompletion=choices("utf-8", "latin-1", "cp1252", "utf-16")),
+    of_text(
+        "NAME",
+        "Encoding: latin-1, cp1252, utf-16, ...",
+        autocompletion=choices("utf-8", "latin-1", "cp1252", "utf-16"),
+    ),
 ]
 Missing = Annotated[
     list[str] | None,
-    of_text("TEXT", "Stands for a missing value, as empty fields, NA, NaN, null and ? do; may be given again."),
+    of_text("TEXT", "Also counts as a missing value, as empty fields, NA, NaN, null and ? do; may be repeated."),
 ]
 
 # ---- network and training -------------------------------------------------------------------------------------------
 
 Hidden = Annotated[str | None, of_network("N,N,...", "Units of the hidden layers; '' for none.")]
 Activation = Annotated[str, of_network("NAME", ACTIVATIONS, autocompletion=activations)]
-Dropout = Annotated[float | None, of_network("X", "Share of hidden values dropped in training.")]
-Ensemble = Annotated[int | None, of_network("K", "So many networks in one, averaged (TabM).", min=1)]
+Dropout = Annotated[float | None, of_network("X", "Dropout rate of the hidden layers.")]
+Ensemble = Annotated[int | None, of_network("K", "Number of networks, averaged (TabM).", min=1)]
 Preset = Annotated[
     str | None,
-    of_network("NAME", "strong: RealMLP's network and training; simple.", autocompletion=choices("strong", "simple")),
+    of_network(
+        "NAME",
+        "strong: RealMLP's network and training; simple.",
+        autocompletion=choices("strong", "simple"),
+    ),
 ]
 Loss = Annotated[str, of_training("NAME", LOSSES, autocompletion=names_of("loss", "auto"))]
+Quantiles = Annotated[str | None, of_training("Q,Q,...", "Quantiles to predict, such as 0.05,0.5,0.95.")]
 Optimizer = Annotated[str, of_training("NAME", OPTIMIZERS, autocompletion=names_of("optimizer"))]
-Rate = Annotated[float | None, of_training("X", "Learning rate; the optimizer's own if not given.")]
+Rate = Annotated[float | None, of_training("X", "Learning rate; the optimizer's default if not given.")]
 Schedule = Annotated[
     str | None,
-    of_training("NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", autocompletion=choices(*SCHEDULES)),
+    of_training("NAME", f"Learning rate schedule: {', '.join(SCHEDULES)}.", autocompletion=choices(*SCHEDULES)),
 ]
-WeightDecay = Annotated[float | None, of_training("X", "Of weights, at each step.")]
+WeightDecay = Annotated[float | None, of_training("X", "Weight decay.")]
 ClassWeight = Annotated[
     str | None,
-    of_training("NAME", "balanced: rare classes count as much.", autocompletion=choices("balanced")),
+    of_training("NAME", "balanced: all classes count the same, however rare.", autocompletion=choices("balanced")),
 ]
-BatchSize = Annotated[int | None, of_training("N", "Rows in a step.", min=1)]
-Epochs = Annotated[int | None, of_training("N", "Most passes over the rows.", min=1)]
-Patience = Annotated[int | None, of_training("N", "Epochs without a gain until it stops; 0: never.", min=0)]
-Validation = Annotated[float, of_training("X", "Share of the rows that is held out.")]
+BatchSize = Annotated[int | None, of_training("N", "Batch size: rows per step.", min=1)]
+Epochs = Annotated[int | None, of_training("N", "Maximum number of epochs.", min=1)]
+Patience = Annotated[int | None, of_training("N", "Stop after so many epochs without improvement; 0: never.", min=0)]
+Validation = Annotated[float, of_training("X", "Share of the rows held out for validation.")]
 Folds = Annotated[int | None, of_training("K", "Cross-validate in K parts, then train on all.", min=2)]
-Trials = Annotated[int | None, of_training("N", "Try N choices of the options that are not given (Optuna).", min=1)]
-Seed = Annotated[int, of_training("N", "Of start values, order, dropout, held-out rows.", min=0)]
+Trials = Annotated[int | None, of_training("N", "Tune the options that are not given in N trials (Optuna).", min=1)]
+Seed = Annotated[int, of_training("N", "Random seed: initial values, order, dropout, held-out rows.", min=0)]
 
 # ---- how it runs, and what comes of it ------------------------------------------------------------------------------
 
@@ -98,20 +114,22 @@ Library = Annotated[
 ]
 Precision = Annotated[
     str,
-    of_running("NAME", "Of products: float32; on a GPU tf32, bfloat16.", autocompletion=choices(*PRECISIONS)),
+    of_running(
+        "NAME", "Precision of matrix products: float32; on a GPU tf32, bfloat16.", autocompletion=choices(*PRECISIONS)
+    ),
 ]
-Threads = Annotated[int | None, of_running("N", "Processors to use on a CPU; all if not given.", min=1)]
-Checkpoint = Annotated[Path | None, of_running("DIR", "Save there after every epoch.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest there.", rich_help_panel=RUNNING)]
-ModelTo = Annotated[Path, of_output("FILE", "Where the model goes.", "--output", "-o")]
+Threads = Annotated[int | None, of_running("N", "Number of CPU threads; all if not given.", min=1)]
+Checkpoint = Annotated[Path | None, of_running("DIR", "Save a checkpoint there after every epoch.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.", rich_help_panel=RUNNING)]
+ModelTo = Annotated[Path, of_output("FILE", "Write the model to this file.", "--output", "-o")]
 Metrics = Annotated[
     list[str] | None,
-    of_output("NAME", f"Give it too, more than once: {METRICS}", autocompletion=names_of("metric")),
+    of_output("NAME", f"Also report this metric; may be repeated: {METRICS}", autocompletion=names_of("metric")),
 ]
-PlotTo = Annotated[Path | None, of_output("FILE", "Draw the learning curves: .png, .pdf, .svg.")]
-ReportTo = Annotated[Path | None, of_output("FILE", "Write a page with all figures and plots: .html.")]
+PlotTo = Annotated[Path | None, of_output("FILE", "Plot the learning curves: .png, .pdf, .svg.")]
+ReportTo = Annotated[Path | None, of_output("FILE", "Write a report with all figures and plots: .html.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Only the result: no progress, confusion, residuals, importance.")
+    bool, typer.Option("--quiet", "-q", help="Only the result: no progress, confusion matrix, residuals, importance.")
 ]
 
 

@@ -1,10 +1,10 @@
-"""bpnet predict: what a saved model says of the rows of a data set."""
+"""bpnet predict: the predictions of a saved model for the rows of a data set."""
 
 import csv
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,9 @@ from bpnet.cli.options import Encoding, Keys, Library, Missing, Sep, text_option
 from bpnet.cli.terminal import JSON, AsJSON, Data, Model, option
 from bpnet.disk import write_atomically
 from bpnet.errors import OptionError, plural
+from bpnet.options import number
+from bpnet.tabular.distributions import levels_of
+from bpnet.tabular.target import plain_loss
 
 ENDINGS = (".csv", ".parquet", ".jsonl", ".npy")
 
@@ -29,7 +32,11 @@ def predict(
     output: Annotated[
         Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.", "--output", "-o")
     ] = None,
-    proba: Annotated[bool, typer.Option("--proba", help="Give the probability of every class, too.")] = False,
+    proba: Annotated[bool, typer.Option("--proba", help="Add the probability of every class.")] = False,
+    interval: Annotated[
+        float | None,
+        option("X", "Add the ends of an interval that holds the true value with probability X, such as 0.9."),
+    ] = None,
     keys: Keys = None,
     sep: Sep = None,
     encoding: Encoding = "utf-8",
@@ -37,26 +44,31 @@ def predict(
     backend: Library = "numpy",
     as_json: AsJSON = False,
 ) -> None:
-    """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers.
+    """Predict every row of DATA with MODEL, one line a row: a class by its name, or numbers.
 
-    With --proba or --keys, lines are of text with commas, below a header.
+    Models of quantiles give a column for each, gaussian_nll a standard deviation.
+    With several columns named, lines are CSV with a header.
     """
+    if interval is not None:
+        number("--interval", interval, 0.0, 1.0, closed="neither")
     if output is not None:
         if output.suffix.lower() not in ENDINGS:
             expected = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
             raise OptionError(f"--output is {output}: expected a {expected} file")
-        if output.suffix.lower() == ".npy" and (proba or keys):
+        if output.suffix.lower() == ".npy" and (proba or keys or interval):
             raise OptionError(f"--output is {output}, but a .npy file holds one column: take a .csv or .parquet file")
         if output.suffix.lower() == ".parquet":
             terminal.load_extra("pyarrow", "writing .parquet", "pyarrow")
         terminal.check_output("--output", output, MODEL=model, DATA=data)
     found = load(model, backend)
     if proba and found.target.kind == "number":
-        raise OptionError(f"--proba is of classes, but {model} predicts numbers")
+        raise OptionError(f"--proba is for classes, but {model} predicts numbers")
+    if interval is not None:
+        check_interval(found, interval)
     dataset = read_for(found, data, text_options(sep, encoding, missing), labelled=False, keys=keys or ())
     began = time.perf_counter()
     with rows_from_one():
-        columns = answers(found, dataset.frame, proba)
+        columns = answers(found, dataset.frame, proba, interval)
     result: JSON = {"rows": dataset.frame.rows, "seconds": time.perf_counter() - began}
     result |= {**location(found.trainer), "data": data}
     beside = {} if dataset.keys is None else {name: plain(dataset.keys.column(name)) for name in dataset.keys.names}
@@ -70,7 +82,7 @@ def predict(
         write(output, columns)
         lines = [f"{plural(dataset.frame.rows, 'prediction')} written to {output}"]
         result["output"] = str(output)
-    elif proba or keys:
+    elif proba or keys or interval or spread(found):
         lines = as_csv(columns).removesuffix("\n").split("\n")
         result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     else:
@@ -80,11 +92,65 @@ def predict(
     terminal.report(result, as_json, *lines)
 
 
-def answers(model: bp.TableModel, frame: Any, proba: bool) -> dict[str, list[Any]]:
-    """By what a column of answers is called: labels or quantities, and probabilities."""
+def spread(model: bp.TableModel) -> bool:
+    """Whether a model predicts more of a number than its value: quantiles, or a standard deviation."""
+    loss = plain_loss(model.trainer.loss)
+    return model.target.kind == "number" and (len(levels_of(loss)) > 1 or isinstance(loss, bp.GaussianNLL))
+
+
+def check_interval(model: bp.TableModel, coverage: float) -> None:
+    """Raise OptionError where a model gives no interval of that coverage."""
+    loss = plain_loss(model.trainer.loss)
+    if model.target.kind != "number":
+        raise OptionError("--interval is for numbers, but the model predicts classes: see --proba")
+    if "calibration" in model.settings or isinstance(loss, bp.GaussianNLL):
+        return
+    levels = ends_of(coverage)
+    if not set(levels) <= set(levels_of(loss)):
+        raise OptionError(
+            f"--interval {coverage:g} needs a model that was calibrated, or trained with --loss gaussian_nll or "
+            f"--loss quantile --quantiles {levels[0]:g},0.5,{levels[1]:g}"
+        )
+
+
+def ends_of(coverage: float) -> tuple[float, float]:
+    """The quantiles between which a value lies with that probability, as one would write them."""
+    return round((1.0 - coverage) / 2, 10), round((1.0 + coverage) / 2, 10)
+
+
+def uncertainty(model: bp.TableModel, frame: Any, names: Sequence[str], coverage: float | None) -> dict[str, list[Any]]:
+    """Of each number its quantiles or its standard deviation, and the ends of its interval."""
+    backend, loss = model.trainer.backend, plain_loss(model.trainer.loss)
+    found: dict[str, Array] = {}
+    levels = levels_of(loss)
+    if len(levels) > 1:
+        found |= dict(zip((f"q{q:g}" for q in levels), last_axis(backend, model.predict_quantiles(frame)), strict=True))
+    elif isinstance(loss, bp.GaussianNLL):
+        found["sd"] = host(backend, model.predict_deviation(frame))
+    if coverage is not None:
+        known = "calibration" in model.settings
+        ends = model.predict_interval(frame, coverage) if known else model.predict_quantiles(frame, ends_of(coverage))
+        found |= dict(zip(("low", "high"), last_axis(backend, ends), strict=True))
+    return {
+        f"{name}_{what}": plain(values.reshape(len(values), -1)[:, i])
+        for i, name in enumerate(names) for what, values in found.items()
+    }  # fmt: skip
+
+
+def last_axis(backend: Any, values: Any) -> list[Array]:
+    """The parts of an array along its last axis, on the host."""
+    return list(np.moveaxis(host(backend, values), -1, 0))
+
+
+def answers(model: bp.TableModel, frame: Any, proba: bool, interval: float | None = None) -> dict[str, list[Any]]:
+    """Predictions by the name of their column: labels or numbers, and how sure the model is of them."""
     backend, target = model.trainer.backend, model.target
-    made: Array = host(backend, model.predict(frame, batch_size=ROWS))
     name = target.name or "prediction"
+    if target.kind == "number" and len(levels_of(plain_loss(model.trainer.loss))) > 1:
+        count = max(target.columns, 1)
+        numbered = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+        return uncertainty(model, frame, target.names if len(target.names) == count else numbered, interval)
+    made: Array = host(backend, model.predict(frame, batch_size=ROWS))
     if made.ndim == 1:
         columns = {name: plain(made)}
     else:
@@ -94,6 +160,8 @@ def answers(model: bp.TableModel, frame: Any, proba: bool) -> dict[str, list[Any
         chances = host(backend, model.predict_proba(frame, batch_size=ROWS))
         labels = target.classes or tuple(columns)
         columns |= {f"proba_{label}": plain(chances[:, i]) for i, label in enumerate(labels)}
+    if target.kind == "number":
+        columns |= uncertainty(model, frame, list(columns), interval)
     return columns
 
 

@@ -11,7 +11,10 @@ from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset
 from bpnet.errors import OptionError, plural
 from bpnet.report import Figures, figures
+from bpnet.report.words import brief
 from bpnet.tabular.goals import rows_of
+
+NUMBERING = "Rows count from 1, without the header."
 
 
 def check_report(path: Path | None, **inputs: str | Path) -> None:
@@ -34,7 +37,7 @@ def figures_of(model: TableModel, dataset: Dataset, rows: Array | None, which: s
     with warnings.catch_warnings(action="ignore"):  # what there is to say of the columns was said of the data
         return figures(
             model, frame, y, rows=numbers, title=dataset.name, which=f"{plural(frame.rows, 'row')}{which}",
-            facts=facts_of(model), seed=model.trainer.seed,
+            facts=facts_of(model), numbering=NUMBERING, seed=model.trainer.seed,
         )  # fmt: skip
 
 
@@ -47,7 +50,7 @@ def facts_of(model: TableModel) -> dict[str, str]:
     network = f"{plural(trainer.layout.size, 'parameter')}"
     if isinstance(training, dict) and training.get("hidden"):
         network = f"hidden layers of {', '.join(map(str, training['hidden']))} units, {network}"
-    return found | {"network": network, "optimizer": str(trainer.optimizer), "seed": str(trainer.seed)}
+    return found | {"network": network, "optimizer": brief(str(trainer.optimizer)), "seed": str(trainer.seed)}
 
 
 def lines_of(found: Figures) -> list[str]:

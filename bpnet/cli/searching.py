@@ -49,7 +49,7 @@ def best_of(found: dict[str, Any]) -> list[str]:
     """What came of a search, as `Search.describe` has it."""
     trials, best = found["trials"], found["trials"][found["best"] - 1]
     chosen = f"trial {found['best']} of {len(trials)} is kept: {in_words(best['options'])}"
-    flattered = "the rows held out chose it among trials, so expect a little less of others"
+    flattered = "the rows held out chose it among trials, so expect slightly worse results on others"
     return [chosen, flattered] if len(trials) > 1 else [chosen]
 
 

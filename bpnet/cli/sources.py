@@ -78,6 +78,8 @@ def find_source(data: str) -> Source:
     if data == "-":
         return standard_input()
     path = Path(data)
+    if path.is_dir():
+        raise DataError(f"{data} is a folder; expected the name of a file")
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     compression = COMPRESSED.get(endings[-1]) if endings else None
     ending = "".join(endings[-2 if compression else -1 :])

@@ -14,8 +14,9 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from bpnet import backends
 from bpnet.disk import write_atomically
-from bpnet.errors import BpnetError, MissingExtraError, OptionError, path_error
+from bpnet.errors import BpnetError, MissingExtraError, OptionError, UnknownNameError, path_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +38,12 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet 
 
 def device_of(backend: str) -> str:
     """What a trainer calls the place where an array library computes."""
-    return "cuda" if backend == "cupy" else backend
+    device = "cuda" if backend == "cupy" else backend
+    try:
+        backends.device_named(device)
+    except UnknownNameError:
+        raise UnknownNameError("--backend", backend, ("numpy", "cupy", "torch", "jax")) from None
+    return device
 
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]

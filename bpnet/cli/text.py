@@ -4,6 +4,7 @@ The text is read block by block, of which numbers are kept, and codes of text.  
 else later is read once more.  So memory is that of the compact columns and of a few blocks, whatever the text takes.
 """
 
+import codecs
 import csv as python_csv
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -193,8 +194,10 @@ class Text:
     """The columns of a text; raises DataError where it can't be read."""
 
     def __init__(self, source: Source, options: TextOptions) -> None:
-        self.source, self.options = source, options
+        self.source, self.options, self.remark = source, options, ""
         with self._errors():
+            if not codecs.lookup(options.encoding).name.startswith("utf") and self._is_utf8(beyond_ascii=True):
+                self.remark = f"{source.name} is valid UTF-8, but is read as {options.encoding}: leave out --encoding"
             self.sep = options.sep or ("\t" if source.ending in (".tsv", ".tab") else self._sniffed())
             with self._reader(None, BLOCKS[0]) as reader:
                 self.names: list[str] = reader.schema.names
@@ -249,6 +252,16 @@ class Text:
         with self.source.open() as file:
             yield file if self.source.compression is None else pa.CompressedInputStream(file, self.source.compression)
 
+    def _is_utf8(self, beyond_ascii: bool = False) -> bool:
+        """Whether the beginning is valid UTF-8 without NUL, which text in UTF-16 has; also with more than ASCII."""
+        with self._stream() as stream:
+            start = stream.read(SAMPLE)
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(start)  # which a cut character at the end does not disturb
+        except UnicodeError:
+            return False
+        return b"\0" not in start and not (beyond_ascii and start.isascii())
+
     def _sniffed(self) -> str:
         """The separator that parts the rows at the beginning into equally many values, the most of them."""
         with self._stream() as stream:
@@ -277,8 +290,13 @@ class Text:
             raise
         except Exception as error:  # a damaged file can fail in any way
             if isinstance(error, UnicodeError) or "UTF8" in str(error):
-                told = "UTF-8" if self.options.encoding.lower().startswith("utf-8") else self.options.encoding
+                own = codecs.lookup(self.options.encoding).name
+                told = "UTF-8" if own.startswith("utf-8") else self.options.encoding
+                if own.startswith("utf-16") and self._is_utf8():
+                    raise DataError(f"{name} is not written in {told} but in UTF-8: leave out --encoding") from error
+                others = [other for other in ("latin-1", "cp1252", "utf-16") if codecs.lookup(other).name != own]
+                such = f"{', '.join(others[:-1])} or {others[-1]}"
                 raise DataError(
-                    f"{name} is not written in {told}: say in what by --encoding, such as latin-1, cp1252 or utf-16"
+                    f"{name} is not written in {told}: say in what by --encoding, such as {such}"
                 ) from error
             raise DataError(f"{name} can't be read as {self.source.ending}: {reason(error)}") from error

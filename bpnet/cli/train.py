@@ -1,6 +1,5 @@
 """bpnet train: a network for a data set, its training, and the file that keeps it."""
 
-import dataclasses
 import math
 import re
 import signal
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import typer
 
 import bpnet as bp
@@ -21,14 +19,15 @@ from bpnet.cli import options as of
 from bpnet.cli import terminal
 from bpnet.cli.checkpoints import Checkpoints, check_unused, resume
 from bpnet.cli.dataset import Dataset, Request, read
-from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
+from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
+from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
 from bpnet.cli.options import KINDS, text_options
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
-from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
-from bpnet.tabular.folds import each_fold
+from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, plural, shown
+from bpnet.tabular.goals import rows_of
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.training import TableTraining, prepare
@@ -50,6 +49,7 @@ def train(
     ensemble: of.Ensemble = None,
     preset: of.Preset = None,
     loss: of.Loss = "auto",
+    quantiles: of.Quantiles = None,
     optimizer: of.Optimizer = "adam",
     lr: of.Rate = None,
     schedule: of.Schedule = None,
@@ -76,20 +76,22 @@ def train(
 ) -> None:
     """Train a network on DATA and write it to a file.
 
-    Text, booleans and whole numbers of few values, as a target, are classes;
-    other numbers a quantity.  Columns may hold text, numbers, dates and gaps:
-    what they need is in the network, so that the model takes tables as they are,
-    in Python too.  Size and length of the training suit the number of rows.
+    A target of text, booleans or few different whole numbers is a class, one of
+    other numbers a quantity.  Features may be text, numbers and dates, and have
+    missing values: the model contains the preprocessing, so that it takes tables
+    as they are, in Python too.  By default, the size of the network and the
+    length of the training depend on the number of rows.
 
     Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
     """
     # All that can be wrong is found out before the work begins.
+    check_metric_names(metric)
     with options_named():
         options = TrainingOptions(
             hidden=None if hidden is None else parse_hidden(hidden),
             activation=cast(Any, activation),
             dropout=dropout,
-            loss=cast(Any, loss),
+            loss=cast(Any, loss if quantiles is None else quantile_loss(loss, quantiles)),
             optimizer=cast(Any, optimizer),
             lr=lr,
             weight_decay=weight_decay,
@@ -109,7 +111,7 @@ def train(
             threads=threads,
         )
     if resumed and checkpoint is None:
-        raise OptionError("--resume goes on from what --checkpoint DIR has saved: give that too")
+        raise OptionError("--resume continues from what --checkpoint DIR has saved: give that too")
     if checkpoint is not None and not resumed:
         check_unused(str(checkpoint))
     if folds and (checkpoint or plot):
@@ -137,7 +139,11 @@ def train(
     interrupt, began = Interrupt(), time.perf_counter()
     shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
-        rates = cross_validate(table, goal, options, folds, interrupt, shows) if folds else {}
+        rates: JSON = {}
+        out_of_fold = None
+        if folds:
+            with options_named():
+                rates, out_of_fold = cross_validate(table, goal, options, folds, interrupt, shows)
         with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
@@ -159,11 +165,14 @@ def train(
             before = resume(training, str(checkpoint)) if resumed else 0
             callbacks.append(Checkpoints(training, str(checkpoint)))
             if resumed and not (quiet or as_json):
-                terminal.show(f"going on after epoch {before}" if before else f"nothing to resume in {checkpoint}")
+                terminal.show(f"resuming after epoch {before}" if before else f"nothing to resume in {checkpoint}")
         problems = fit(training, interrupt, callbacks) if found is None else []
         seconds = time.perf_counter() - began
+        figured = judge(training, metric or (), problems)
+        if folds and not problems:  # of the rows that it was trained on nothing can be learnt about others
+            figured = figures_over(rates)
         result: JSON = {
-            **judge(training, metric or (), problems),
+            **figured,
             "seconds": seconds,
             **location(trainer),
             "precision": "float64" if training.wide else precision,
@@ -196,10 +205,13 @@ def train(
                 problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
         shown: list[str] = []
         if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
-            none = not len(training.held_out)
-            which = " that it was trained on, as none were held out" if none else " held out from training"
-            rows = training.held_out if len(training.held_out) else None
-            figures = figures_of(training.model, dataset, rows, which)
+            if out_of_fold is not None:
+                figures = out_of_fold.figures(dataset, training.model, rates)
+            else:
+                none = not len(training.held_out)
+                which = " that it was trained on, as none were held out" if none else " held out from training"
+                rows = training.held_out if len(training.held_out) else None
+                figures = figures_of(training.model, dataset, rows, which)
             shown = [] if quiet else lines_of(figures)
             if report is not None:
                 figures.html(report)
@@ -207,6 +219,9 @@ def train(
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
             lines = [*shown, *in_words(result, interrupt.number, metric or ())]
             terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
+        if not problems and not result["interrupted"] and class_weight is None:
+            judged = training.held_out if len(training.held_out) else training.rows
+            warn_of_useless(training.model, result, rows_of(training.y, judged))
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -226,6 +241,19 @@ def parse_hidden(text: str) -> list[int]:
             "between, as 256,128"
         )
     return list(map(int, parts))
+
+
+def quantile_loss(loss: str, text: str) -> bp.Quantile:
+    """The loss for the quantiles of `0.05,0.5,0.95`."""
+    if loss not in ("auto", "quantile"):
+        raise OptionError(f"--quantiles is for --loss quantile, but --loss is {shown(loss)}: leave one out")
+    try:
+        levels = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise OptionError(
+            f"--quantiles is {shown(text)}; expected numbers between 0 and 1, with commas between, as 0.05,0.5,0.95"
+        ) from None
+    return bp.Quantile(levels)
 
 
 def parse_types(given: Sequence[str] | None) -> dict[str, str]:
@@ -249,13 +277,15 @@ def in_options(text: str) -> str:
 @contextmanager
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
-    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds")}
+    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds", "quantiles")}
     try:
         yield
     except OptionError as error:
         word, _, rest = str(error).partition(" ")
         bare = word.partition("[")[0]
         raise type(error)(f"--{names[bare]} {rest}" if bare in names else str(error)) from None
+    except (DataError, DTypeError) as error:
+        raise type(error)(in_options(str(error))) from None
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -269,38 +299,6 @@ def table_of(dataset: Dataset) -> tuple[Any, Any]:
     for name in names:
         table = table.with_column(name, dataset.y if len(names) == 1 else dataset.y.coded(name))
     return table, names
-
-
-def cross_validate(
-    table: Any, goal: Any, options: TrainingOptions, count: int, interrupt: Interrupt, shows: bool
-) -> JSON:
-    """Mean and deviation of every figure over the folds, and the figures of each."""
-    found: list[JSON] = []
-    with options_named(), rows_from_one():
-        for i, training in enumerate(each_fold(table, goal, options, count)):
-            callbacks: list[Any] = [interrupt]
-            if shows:
-                callbacks.insert(0, Report(options.class_weight is not None, fold=f"fold {i + 1}/{count}  "))
-            training.fit(callbacks, progress=False)
-            if interrupt.number:
-                terminal.stop(interrupt.number)
-            x, y = training.apart[:2]
-            figures = evaluate_rows(training.model, x, y, options.metrics)
-            epochs = training.best_epoch or len(training.model.trainer.history)
-            found.append(figures | {"epochs": epochs})
-    names = [name for name, value in found[0].items() if isinstance(value, float | int)]
-    values = {name: np.array([figures[name] for figures in found], dtype=float) for name in names}
-    return {
-        "count": count,
-        "mean": {name: float(v.mean()) for name, v in values.items()},
-        "deviation": {name: float(v.std(ddof=1)) for name, v in values.items()},
-        "each": found,
-    }
-
-
-def after_folds(options: TrainingOptions, rates: JSON) -> TrainingOptions:
-    """Of the training on all rows, which takes as many epochs as the folds took in the mean."""
-    return dataclasses.replace(options, epochs=max(round(rates["mean"]["epochs"]), 1), validation=0.0)
 
 
 def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
@@ -373,12 +371,15 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
         after = plural(len(tried["trials"]), "trial") if tried else plural(result["steps"], "step")
         lines.append(f"{word} after {after}; {'the best' if tried else 'what was learnt'} until then is saved")
     if folds := result.get("folds"):
-        shown = [name for name in ("accuracy", "loss", "r2", *metrics) if name in folds["mean"]]
-        parts = [f"{name} {folds['mean'][name]:.4g} ± {folds['deviation'][name]:.2g}" for name in shown]
-        lines.append(f"{', '.join(parts)}: mean and deviation over {folds['count']} folds")
-    rows = plural(result["held_out_rows"] or result["training_rows"], "row")
-    which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
-    lines.append(f"{scores(result, metrics)} on {rows} {which}; {result['seconds']:.1f} s of training")
+        lines.append(summary(folds, metrics))
+        lines.append(
+            f"the model is trained on all {plural(result['training_rows'], 'row')}, {plural(result['epochs'], 'epoch')}"
+            f"; {result['seconds']:.1f} s in all"
+        )
+    else:
+        rows = plural(result["held_out_rows"] or result["training_rows"], "row")
+        which = "held out" if result["held_out_rows"] else "that it was trained on, as none were held out"
+        lines.append(f"{scores(result, metrics)} on {rows} {which}; {result['seconds']:.1f} s of training")
     if result["best_epoch"] is not None and result["best_epoch"] < result["epochs"]:
         lines.append(f"epoch {result['best_epoch']} of {result['epochs']} was the best and is kept")
     if tried := result.get("search"):

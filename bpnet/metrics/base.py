@@ -46,7 +46,7 @@ class Metric(Registered, kind="metric"):
         if kind not in self.of:
             takes = " or ".join(KINDS[name] for name in self.of)
             given = KINDS.get(kind, "neither (of one of several heads, take metrics.OfHead(head, metric))")
-            raise OptionError(f"the metric {self.key} is of {takes}, but the loss {loss} of {given}")
+            raise OptionError(f"the metric {self.key} is for {takes}, but the loss {loss} is for {given}")
 
     def statistics(self, run: Run, loss: Loss, output: Array, target: Array, weight: Array) -> Statistics:
         """What is needed of these rows; `weight` has a number for each.  Rows of weight 0 must change nothing."""

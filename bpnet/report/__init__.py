@@ -40,6 +40,7 @@ def figures(
     title: str = "",
     which: str = "",
     facts: Mapping[str, str] | None = None,
+    numbering: str = "",
     importance: bool = True,
     repeats: int = 5,
     seed: int = 0,
@@ -51,6 +52,7 @@ def figures(
     table, y : as `TableModel.evaluate` takes them
     rows : what the rows are called where single ones are named, by default 1, 2, ...
     title, which, facts : what the model is called, which rows these are, and what else is to stand above the figures
+    numbering : how the rows are counted, which stands below tables of rows
     importance : whether to find out which columns matter, by shuffling each `repeats` times in an order that `seed`
         decides; it takes some seconds at most, and fewer rows where there are many columns
 
@@ -68,6 +70,7 @@ def figures(
         return statement(model, trainer.predict(placed(x, own), batch_size=ROWS))
 
     more: dict[str, Any] = {"title": title, "which": which, "facts": dict(facts or {})}
+    more |= {"numbering": numbering} if numbering else {}
     if importance:
         more |= {"x": x, "places": places_of(model.schema), "score": score, "cost": 2.0 * trainer.layout.size}
     numbers = None if rows is None else np.asarray(rows)

@@ -1,4 +1,4 @@
-"""Permutation importance: how much worse a model does where the values of one column are dealt to other rows.
+"""Permutation importance: how much worse a model does where the values of one column are shuffled.
 
     importance_j = score(x) - mean over repeats of score(x with column j shuffled)
 

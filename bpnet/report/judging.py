@@ -19,8 +19,8 @@ class Figures:
 
     Which of the figures there are depends on what is predicted: one of several classes (`confusion`, `mistakes`), what
     is true or false (`labels`), or quantities (`residuals`, one for each).  `scores` are metrics by name, `baseline`
-    those of a model that knows no columns: that always says the most frequent class, or the mean.  `reliability` says
-    whether stated probabilities hold, `importances` which columns matter, `history` how the training went.
+    those of a model that knows no columns: that always predicts the most frequent class, or the mean.  `reliability`
+    says whether predicted probabilities hold, `importances` which columns matter, `history` how the training went.
     """
 
     kind: str
@@ -30,6 +30,7 @@ class Figures:
     baseline: dict[str, float]
     title: str = ""
     which: str = ""
+    numbering: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     confusion: Confusion | None = None
     labels: Labels | None = None
@@ -61,7 +62,7 @@ class Figures:
         found = asdict(self)
         for residuals in found["residuals"]:
             del residuals["points"], residuals["residuals"]
-        for name in ("title", "which", "facts", "history"):
+        for name in ("title", "which", "numbering", "facts", "history"):
             del found[name]
         result: dict[str, Any] = to_json({name: value for name, value in found.items() if value not in (None, [], {})})
         return result
@@ -93,6 +94,8 @@ def judge(
     target = target if kind == "class" else np.asarray(target, np.float64)
     numbers = np.arange(1, len(values) + 1) if rows is None else np.asarray(rows)
     scores = measure(statement, target, statement.scores())
+    if rows is None:
+        more.setdefault("numbering", "Rows count from 1.")
     given: dict[str, Any] = {"kind": kind, "rows": len(values), "names": statement.names, **more}
     if kind == "class":
         given |= of_classes(statement, target, scores, numbers)

@@ -112,11 +112,13 @@ def head(figures: "Figures", name: str) -> str:
     ]
     if figures.confusion is not None:
         common = figures.names[int(figures.confusion.rows.argmax())]
-        less = f"A model that always says {fit(common, 60)} has accuracy {percent(figures.baseline['accuracy'], 2)}."
+        less = (
+            f"A model that always predicts {fit(common, 60)} has accuracy {percent(figures.baseline['accuracy'], 2)}."
+        )
     elif figures.labels is not None:
-        less = f"A model that always says the same has accuracy {percent(figures.baseline['accuracy'], 2)}."
+        less = f"A model that always predicts the same has accuracy {percent(figures.baseline['accuracy'], 2)}."
     elif len(figures.residuals) == 1:
-        less = f"A model that always says the mean has a mean absolute error of {short(figures.baseline['mae'])}."
+        less = f"A model that always predicts the mean has a mean absolute error of {short(figures.baseline['mae'])}."
     else:
         less = "The mean over quantities; each by itself is below."
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(clean(v))}</dd>" for k, v in figures.facts.items())
@@ -174,28 +176,27 @@ def confusion(found: Confusion) -> str:
         for i, name in enumerate(names):
             cells = "".join(
                 f'<td class="cell" style="background: rgba(var(--heat), {0.55 * shares[i, j]:.2f})" '
-                f'title="{escape(name)} taken for {escape(names[j])}">{found.matrix[i, j] or ""}</td>'
+                f'title="{escape(name)} predicted as {escape(names[j])}">{found.matrix[i, j] or ""}</td>'
                 for j in range(count)
             )
             recall = f"<td>{found.rows[i]:,}</td><td>{percent(found.recall[i])}</td>"
             lines.append(f'<tr><td class="left">{escape(fit(name, 40))}</td>{cells}{recall}</tr>')
         precision = "".join(f"<td>{percent(p)}</td>" for p in found.precision)
         parts.append(
-            f'<div class="wide"><table><thead><tr><th class="left">is \\ said</th>{heads}<th>rows</th><th>recall</th>'
-            f'</tr></thead><tbody>{"".join(lines)}<tr><td class="left">precision</td>{precision}<td></td><td></td></tr>'
+            f'<div class="wide"><table><thead><tr><th class="left">true \\ predicted</th>{heads}<th>rows</th>'
+            f"<th>recall</th></tr></thead><tbody>{''.join(lines)}<tr>"
+            f'<td class="left">precision</td>{precision}<td></td><td></td></tr>'
             "</tbody></table></div>"
         )
     else:
         order = found.by_errors()
         if count <= MOST_HEAT:
-            titles = [
-                [f"{a} taken for {b}: {found.matrix[i, j]}" for j, b in enumerate(names)] for i, a in enumerate(names)
-            ]
-            caption = "A row for each class, a column for what the model says; point at a field for its names."
+            titles = [[f"{a} as {b}: {found.matrix[i, j]}" for j, b in enumerate(names)] for i, a in enumerate(names)]
+            caption = "Rows: true class, columns: predicted class; point at a cell for its names."
             parts.append(figure(heat_map(shares, titles), caption))
         pairs = [(f"{n:,}", names[i], names[j]) for n, i, j in found.most_confused(15)]
         if pairs:
-            parts += ["<h3>Most often taken for another</h3>", table(["rows", "is", "the model says"], pairs, 3)]
+            parts += ["<h3>Most often confused</h3>", table(["rows", "true", "predicted"], pairs, 3)]
         rows = [
             [
                 names[i],
@@ -206,13 +207,13 @@ def confusion(found: Confusion) -> str:
             ]
             for i in order
         ]
-        heads_of_all = ["class", "rows", "said", "precision", "recall"]
+        heads_of_all = ["class", "rows", "predicted", "precision", "recall"]
         parts.append(f"<details><summary>All {count:,} classes</summary>{table(heads_of_all, rows)}</details>")
     about = (
-        "A row for what table rows are, a column for what the model says. Precision: of what is said to be of a class, "
-        "the share that is. Recall: of what is of a class, the share that is said to be."
+        "Rows: true class, columns: predicted class. Precision: the share of the rows predicted as a class that are of "
+        "it. Recall: the share of the rows of a class that are predicted as it."
     )
-    return section("Confusion", about, *parts)
+    return section("Confusion matrix", about, *parts)
 
 
 def labels(figures: "Figures") -> str:
@@ -222,8 +223,8 @@ def labels(figures: "Figures") -> str:
         [name, f"{found.true[i]:,}", f"{found.said[i]:,}", percent(found.precision[i]), percent(found.recall[i])]
         for i, name in enumerate(found.names)
     ]
-    about = "How many rows have a label and are said to have it; precision and recall of that."
-    return section("Labels", about, table(["label", "true", "said", "precision", "recall"], rows))
+    about = "How many rows have a label, for how many it is predicted; precision and recall."
+    return section("Labels", about, table(["label", "true", "predicted", "precision", "recall"], rows))
 
 
 def mistakes(figures: "Figures") -> str:
@@ -234,8 +235,9 @@ def mistakes(figures: "Figures") -> str:
         [f"{one.row:,}", one.true, one.said, "" if one.probability is None else percent(one.probability)]
         for one in figures.mistakes
     ]
-    about = "Rows that the model is surest of and wrong about: something is odd about them, or their label is wrong."
-    return section("Surest mistakes", about, table(["row", "is", "the model says", "probability"], rows, 3))
+    about = "Wrong predictions with the highest probability: the row may be unusual, or its label wrong."
+    found = table(["row", "true", "predicted", "probability"], rows, 3)
+    return section("Most confident mistakes", about, found, f"<p>{escape(figures.numbering)}</p>")
 
 
 def quantities(figures: "Figures") -> str:
@@ -244,20 +246,22 @@ def quantities(figures: "Figures") -> str:
     if not found:
         return ""
     if len(found) == 1:
-        return section("Residuals", f"Target - prediction of {fit(found[0].name, 60)}.", residuals(found[0]))
+        return section(
+            "Residuals", f"Target - prediction of {fit(found[0].name, 60)}.", residuals(found[0], figures.numbering)
+        )
     ordered = sorted(found, key=lambda one: one.scores["r2"])
     rows = [[one.name, *(score(k, one.scores[k]) for k in ("r2", "mae", "rmse"))] for one in ordered]
     parts = [table(["quantity", "R2", "mean absolute error", "root mean squared error"], rows)]
     for one in ordered[:MOST_QUANTITIES]:
         parts.append(f"<details{' open' if one is ordered[0] else ''}><summary>{escape(clean(one.name))}</summary>")
-        parts.append(f"{residuals(one)}</details>")
+        parts.append(f"{residuals(one, figures.numbering)}</details>")
     about = "Target - prediction of each quantity, those that are predicted worst first."
     if len(found) > MOST_QUANTITIES:
         about += f" Pictures are of {MOST_QUANTITIES} of {len(found)}."
     return section("Residuals", about, *parts)
 
 
-def residuals(one: Residuals) -> str:
+def residuals(one: Residuals, numbering: str) -> str:
     """Pictures and tables of one quantity."""
     target, said = one.points[:, 0], one.points[:, 1]
     ends = spread(float(one.points.min()), float(one.points.max()), 0.03)
@@ -279,7 +283,7 @@ def residuals(one: Residuals) -> str:
     parts += ["<h3>Quantiles of residuals</h3>", table(quantiles, [[short(q) for q in one.quantiles]], 0)]
     if len(one.bins) > 1:
         rows = [[f"{short(b.low)} to {short(b.high)}", f"{b.rows:,}", short(b.mean), short(b.size)] for b in one.bins]
-        heads = ["prediction", "rows", "mean residual", "mean size"]
+        heads = ["prediction", "rows", "mean residual", "mean absolute residual"]
         parts += ["<h3>By the size of the prediction</h3>", table(heads, rows)]
     if one.coverage:
         thirds = ["lowest third", "middle third", "highest third"] if one.coverage[0].by_size else []
@@ -288,34 +292,35 @@ def residuals(one: Residuals) -> str:
             for c in one.coverage
         ]
         about = (
-            "The prediction and so much to either side of it is to hold a share of all rows. What it holds was counted "
-            "on rows that had no part in finding the width. Where the thirds of the predictions differ, errors grow "
-            "with what is predicted."
+            "The interval prediction ± width is to contain a share (level) of all targets. The coverage is counted on "
+            "rows that were not used to find the width. Where it differs between thirds of the predictions, the errors "
+            "depend on the size of the prediction."
         )
-        heads = ["share", "width", "holds", *thirds]
-        parts += ["<h3>How far intervals hold</h3>", f"<p>{about}</p>", table(heads, rows)]
+        heads = ["level", "width", "coverage", *thirds]
+        parts += ["<h3>Interval coverage</h3>", f"<p>{about}</p>", table(heads, rows)]
     if one.predicted_quantiles:
         rows = [[percent(q), percent(below)] for q, below in one.predicted_quantiles.items()]
         parts += ["<h3>Predicted quantiles</h3>", table(["quantile", "targets below"], rows)]
     rows = [[f"{w.row:,}", short(w.true), short(w.said), short(w.true - w.said)] for w in one.worst]
     parts += ["<h3>Worst rows</h3>", table(["row", "target", "prediction", "residual"], rows)]
+    parts.append(f"<p>{escape(numbering)}</p>")
     return "\n".join(filter(None, parts))
 
 
 def reliability(figures: "Figures") -> str:
-    """Whether what is said with a probability comes true as often."""
+    """Whether predicted probabilities come true as often."""
     found = figures.reliability
     if found is None:
         return ""
-    of, word = ("the class that the model says", "right") if figures.kind == "class" else ("each label", "true")
+    of, word = ("the predicted class", "correct") if figures.kind == "class" else ("each label", "true")
     there = np.flatnonzero(found.rows)
-    plot = Plot((0.0, 1.0), (0.0, 1.0), ("probability that is stated", f"share that is {word}"), percent=(True, True))
+    plot = Plot((0.0, 1.0), (0.0, 1.0), ("predicted probability", f"share that is {word}"), percent=(True, True))
     edges = [k / BINS for k in range(BINS + 1)]
     plot.bars(edges, (found.rows / found.rows.max()).tolist(), "faint")
     plot.line([(0.0, 0.0), (1.0, 1.0)], "ideal")
     points = [(found.mean[k], found.true[k]) for k in there]
     plot.line(points, "two")
-    said = [f"{found.rows[k]:,} rows: stated {percent(found.mean[k])}, {word} {percent(found.true[k])}" for k in there]
+    said = [f"{found.rows[k]:,} rows: mean {percent(found.mean[k])}, {word} {percent(found.true[k])}" for k in there]
     plot.dots(points, "two", 4.0, said)
     rows = [
         [
@@ -327,13 +332,13 @@ def reliability(figures: "Figures") -> str:
         for k in there
     ]
     about = (
-        f"The probability of {of}, and how often that is {word}. On the broken line it is {word} as often as it is "
-        f"stated; below it the model is too sure. On average it is off by {percent(found.error)} (expected calibration "
-        "error). Bars show where the rows are."
+        f"The predicted probability of {of}, and how often that is {word}. On the dashed line both are equal; below it "
+        f"the model is overconfident. The expected calibration error is {percent(found.error, 2)}. Bars show how many "
+        "rows there are."
     )
     return section(
         "Calibration", about, f'<div class="plots">{figure(plot.svg())}'
-        f"<div>{table(['probability', 'rows', 'mean', word], rows)}</div></div>",
+        f"<div>{table(['predicted probability', 'rows', 'mean', word], rows)}</div></div>",
     )  # fmt: skip
 
 
@@ -349,9 +354,9 @@ def importance(figures: "Figures") -> str:
     chart = bar_chart([fit(one.name, 30) for one in shown], values, deviations, words)
     less = "rises" if first == "log_loss" else "falls"
     about = (
-        f"By how much {title(first)} {less} where the values of one column are dealt to other rows: the mean and "
-        f"deviation of {plural(found.repeats, 'time')}, on {plural(found.rows, 'row')}. Columns that say the same "
-        "stand in for each other, and each of them seems unimportant."
+        f"By how much {title(first)} {less} where the values of one column are shuffled: the mean and standard "
+        f"deviation of {plural(found.repeats, 'time')}, on {plural(found.rows, 'row')}. Correlated columns share "
+        "importance, so each may look unimportant."
     )
     parts = [figure(chart)]
     if found.others:

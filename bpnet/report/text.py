@@ -39,11 +39,11 @@ def scores(figures: "Figures", width: int) -> list[str]:
         lines += wrapped([f"mean R2 {figures.scores['r2']:.4f}"], width)
     if figures.confusion is not None:
         common = fit(figures.names[int(figures.confusion.rows.argmax())], 24)
-        lines.append(f"  always saying {common} would have accuracy {percent(figures.baseline['accuracy'], 2)}")
+        lines.append(f"  always predicting {common} would have accuracy {percent(figures.baseline['accuracy'], 2)}")
     elif figures.labels is not None:
-        lines.append(f"  always saying the same would have accuracy {percent(figures.baseline['accuracy'], 2)}")
+        lines.append(f"  always predicting the same would have accuracy {percent(figures.baseline['accuracy'], 2)}")
     elif len(figures.residuals) == 1:
-        lines.append(f"  always saying the mean would have mean absolute error {short(figures.baseline['mae'])}")
+        lines.append(f"  always predicting the mean would have mean absolute error {short(figures.baseline['mae'])}")
     return lines
 
 
@@ -54,8 +54,8 @@ def confusion(found: Confusion, width: int) -> list[str]:
     if count <= MOST_CLASSES and 2 + 12 + (count + 2) * (digits + 2) + 9 <= width:
         return matrix(found, width, digits)
     order = found.by_errors()[:MOST_CLASSES]
-    rows = [["class", "rows", "said", "precision", "recall"]]
-    names = [fit(found.names[i], width - 42) for i in order]
+    rows = [["class", "rows", "predicted", "precision", "recall"]]
+    names = [fit(found.names[i], width - 47) for i in order]
     for name, i in zip(names, order, strict=True):
         counts = f"{found.rows[i]:,}", f"{found.said[i]:,}"
         rows.append([name, *counts, percent(found.precision[i]), percent(found.recall[i])])
@@ -63,10 +63,10 @@ def confusion(found: Confusion, width: int) -> list[str]:
     if count > MOST_CLASSES:
         lines.append(f"  {more(count - MOST_CLASSES, 'classes with fewer errors')}")
     if pairs := found.most_confused(MOST_CLASSES // 2):
-        half = (width - 28) // 2
-        lines += ["", "Most often taken for another"]
+        half = (width - 22) // 2
+        lines += ["", "Most often confused: true class as predicted class"]
         lines += aligned(
-            [[f"{n:,}", f"{fit(found.names[i], half)}  taken for  {fit(found.names[j], half)}"] for n, i, j in pairs],
+            [[f"{n:,}", f"{fit(found.names[i], half)}  as  {fit(found.names[j], half)}"] for n, i, j in pairs],
             left=2,
         )
     return lines
@@ -81,19 +81,19 @@ def matrix(found: Confusion, width: int, digits: int) -> list[str]:
     for i, name in enumerate(found.names):
         counts = [f"{n:,}" if n else "." for n in found.matrix[i]]
         rows.append([f"{i + 1} {fit(name, room)}", *counts, f"{found.rows[i]:,}", percent(found.recall[i])])
-    rows.append(["said", *(f"{n:,}" for n in found.said), f"{found.matrix.sum():,}", ""])
+    rows.append(["predicted", *(f"{n:,}" for n in found.said), f"{found.matrix.sum():,}", ""])
     rows.append(["precision", *(percent(p, 0) for p in found.precision), "", ""])
-    return ["Confusion: a line for what rows are, a column for what the model says", *aligned(rows)]
+    return ["Confusion matrix (rows: true class, columns: predicted class)", *aligned(rows)]
 
 
 def labels(figures: "Figures", width: int) -> list[str]:
     """Of every label how many rows are true, are said to be, and how far that is right."""
     found: Any = figures.labels
     order = np.argsort(-(found.true + found.said - 2 * found.both), kind="stable")[: 2 * MOST_CLASSES]
-    rows = [["label", "true", "said", "precision", "recall"]]
+    rows = [["label", "true", "predicted", "precision", "recall"]]
     for i in order:
         counts = f"{found.true[i]:,}", f"{found.said[i]:,}"
-        name = fit(found.names[i], width - 42)
+        name = fit(found.names[i], width - 47)
         rows.append([name, *counts, percent(found.precision[i]), percent(found.recall[i])])
     lines = ["Labels, those with most errors first", *aligned(rows)]
     left_out = len(found.names) - len(order)
@@ -104,19 +104,20 @@ def mistakes(figures: "Figures", width: int) -> list[str]:
     """The wrong rows that the model is surest of."""
     if not figures.mistakes:
         return []
-    room = (width - 34) // 2
-    rows = [["row", "is", "the model says", ""]]
+    room = (width - 39) // 2
+    rows = [["row", "true", "predicted", "probability"]]
     for one in figures.mistakes[:5]:
         sure = "" if one.probability is None else percent(one.probability)
         rows.append([f"{one.row:,}", fit(one.true, room), fit(one.said, room), sure])
-    return ["Surest mistakes: an odd row, or a wrong label", *aligned(rows, left=3)]
+    lines = ["Most confident mistakes: the row may be unusual, or its label wrong", *aligned(rows, left=3)]
+    return lines + ([f"  {figures.numbering}"] if figures.numbering else [])
 
 
 def quantities(figures: "Figures", width: int) -> list[list[str]]:
     """Residuals of each quantity; of more than a few a line for each, and those that are predicted worst."""
     found = figures.residuals
     if len(found) <= 1:
-        return [residuals(one, width) for one in found]
+        return [residuals(one, width, figures.numbering) for one in found]
     ordered = sorted(found, key=lambda one: one.scores["r2"])
     rows = [["quantity", "R2", "mean abs. error", "root mean sq. error"]]
     for one in ordered[: 2 * MOST_CLASSES]:
@@ -125,30 +126,30 @@ def quantities(figures: "Figures", width: int) -> list[list[str]]:
     lines = ["Quantities, those predicted worst first", *aligned(rows)]
     if len(found) > 2 * MOST_CLASSES:
         lines.append(f"  {more(len(found) - 2 * MOST_CLASSES, 'quantities with a larger R2')}")
-    return [lines, *(residuals(one, width) for one in ordered[:MOST_QUANTITIES])]
+    return [lines, *(residuals(one, width, figures.numbering) for one in ordered[:MOST_QUANTITIES])]
 
 
-def residuals(one: Residuals, width: int) -> list[str]:
+def residuals(one: Residuals, width: int, numbering: str) -> list[str]:
     """Quantiles, by the size of the prediction, the worst rows, and how wide intervals must be."""
     names = "smallest", "5%", "25%", "median", "75%", "95%", "largest"
     lines = [f"Residuals of {fit(one.name, width - 36)}: target - prediction"]
     lines += aligned([names, [short(q) for q in one.quantiles]], left=0)
     if len(one.bins) > 1:
-        rows = [["prediction", "", "rows", "mean", "mean size"]]
+        rows = [["prediction", "", "rows", "mean", "mean absolute"]]
         for some in one.bins:
             ends = short(some.low), f"to {short(some.high)}"
             rows.append([*ends, f"{some.rows:,}", short(some.mean), short(some.size)])
         lines += ["", *aligned(rows, left=0)]
     rows = [["worst: row", "target", "prediction", "residual"]]
     rows += [[f"{w.row:,}", short(w.true), short(w.said), short(w.true - w.said)] for w in one.worst]
-    lines += ["", *aligned(rows, left=0)]
+    lines += ["", *aligned(rows, left=0), *([f"  {numbering}"] if numbering else [])]
     if one.coverage:
         thirds = ["low third", "middle", "high third"] if one.coverage[0].by_size else []
-        rows = [["interval", "+- width", "holds", *thirds]]
+        rows = [["level", "+- width", "coverage", *thirds]]
         for level in one.coverage:
             held = percent(level.held), *(percent(share) for share in level.by_size)
             rows.append([percent(level.level, 0), short(level.width), *held])
-        lines += ["", "  How many rows an interval about the prediction holds, and by the prediction"]
+        lines += ["", "  Interval coverage: rows within prediction +- width, of all and by the prediction"]
         lines += aligned(rows, left=0)
     if one.predicted_quantiles:
         rows = [["quantile", "targets below"]]
@@ -158,16 +159,16 @@ def residuals(one: Residuals, width: int) -> list[str]:
 
 
 def reliability(figures: "Figures") -> list[str]:
-    """What was said with which probability, and how often it came true."""
+    """Predicted probabilities, and how often they came true."""
     found = figures.reliability
     if found is None:
         return []
-    rows = [["probability", "rows", "mean", "right" if figures.kind == "class" else "true"]]
+    rows = [["predicted probability", "rows", "mean", "correct" if figures.kind == "class" else "true"]]
     for k in np.flatnonzero(found.rows):
         span = f"{k * 100 // BINS} to {(k + 1) * 100 // BINS}%"
         rows.append([span, f"{found.rows[k]:,}", percent(found.mean[k]), percent(found.true[k])])
-    of = "what the model says" if figures.kind == "class" else "all labels"
-    return [f"Calibration of {of}: off by {percent(found.error)} on average", *aligned(rows)]
+    of = "the predicted class" if figures.kind == "class" else "all labels"
+    return [f"Calibration of {of} (calibration error {percent(found.error, 2)})", *aligned(rows)]
 
 
 def importance(figures: "Figures", width: int) -> list[str]:
@@ -193,10 +194,10 @@ def importance(figures: "Figures", width: int) -> list[str]:
         lines.append(f"  {more(len(rest), 'columns')}, each no more than {rest[0].worse[first]:.3g}")
     if found.others:
         lines.append(
-            f"  {more(found.others, 'columns')} in groups, none of which changes it by {found.others_worse:.3g}"
+            f"  {more(found.others, 'columns')} in groups, none changes it by more than {found.others_worse:.3g}"
         )
     if len(found.columns) > 1:
-        lines.append("  Columns that say the same stand in for each other, and each seems unimportant.")
+        lines.append("  Correlated columns share importance, so each may look unimportant.")
     return lines
 
 

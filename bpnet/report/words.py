@@ -40,6 +40,19 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def brief(text: str, width: int = 160) -> str:
+    """What a layer or an optimizer is as code, without what stands in parentheses within others; at most so long."""
+    depth, parts = 0, []
+    for c in text:
+        depth -= c in ")]}"
+        if depth < 2:
+            parts.append(c)
+        if c in "([{":
+            depth += 1
+            parts += ["..."] * (depth == 2)
+    return fit("".join(parts), width)
+
+
 def fixed(value: float, digits: int) -> str:
     """A number with so many decimals, and without a sign where all of them are 0."""
     return f"{round(value, digits) + 0.0:,.{digits}f}"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from bpnet.backends import Array
 from bpnet.errors import OptionError
 from bpnet.options import whole
 from bpnet.tabular.frames import Frame
@@ -13,8 +14,10 @@ from bpnet.tabular.splits import folds, split
 from bpnet.tabular.training import TableTraining, prepare
 
 
-def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> Iterator[TableTraining]:
+def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> Iterator[tuple[TableTraining, Array]]:
     """A training for each of `count` parts of the rows, of every class alike, which are kept apart: see `prepare`.
+
+    With it come the numbers of the rows of that part.
 
     Of all other rows the share `validation` is held out, by which training stops and the best epoch is kept: would the
     part itself say that, its figures would flatter.  Raises OptionError where there are more parts than rows.
@@ -33,4 +36,4 @@ def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> 
     for i, (others, part) in enumerate(folds(kept.rows, count, options.seed, classes)):
         own = replace(options, seed=options.seed + i)
         rows, held_out = split(len(others), own.validation, own.seed, None if classes is None else classes[others])
-        yield prepare(frame, target, own, (others[rows], others[held_out]), part)
+        yield prepare(frame, target, own, (others[rows], others[held_out]), part), part

@@ -183,3 +183,13 @@ def rare_classes(labels: Array, held_out: Array, goal: Target) -> list[str]:
     more = f", ... ({len(found):,} in all)" if len(found) > 5 else ""
     which, it = ("classes", "they are") if len(found) > 1 else ("class", "it is")
     return [f"too rare to be held out: {which} {some}{more}; how well {it} told from others is not measured"]
+
+
+def identifiers(labels: Array, what: str) -> list[str]:
+    """A note where more than half of the classes have a single row each, of a table of more than a few."""
+    sizes = np.bincount(labels)
+    classes, single = int((sizes > 0).sum()), int((sizes == 1).sum())
+    if len(labels) < 10 or 2 * single <= classes or classes < 10:
+        return []
+    of = f"{single:,} of its {classes:,} classes have a single row"
+    return [f"{what} looks like an identifier: {of}, from which nothing can be learnt about others"]

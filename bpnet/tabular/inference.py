@@ -131,7 +131,7 @@ def _date(column: Column, name: str) -> dict[str, Any]:
         if way == "iso" and have_offsets(texts):
             found["zone"] = "UTC"
     elif values.dtype.kind != "M":
-        raise DataError(f"column {name!r} holds {values.dtype} values, which are no dates")
+        raise DataError(f"column {name!r} holds {values.dtype} values, not dates: leave out types={{{name!r}: 'date'}}")
     if column.zone is not None:
         found["zone"], values = column.zone, as_clocks_show(values, column.zone)
     found["parts"], found["origin"] = chosen(values)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from bpnet.errors import OptionError, UnknownNameError, shown
 from bpnet.layers.activation import Activation
-from bpnet.layers.dropout import Dropout
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import KLDivergence
 from bpnet.losses.similarity import CosineSimilarity
@@ -76,7 +75,7 @@ class TrainingOptions:
             whole(f"hidden[{i}]", units, 1)
         resolve(Activation, "activation", self.activation)
         if self.dropout is not None:
-            Dropout(self.dropout)
+            fraction("dropout", self.dropout)
         if self.loss != "auto":
             check_loss(resolve(Loss, "loss", self.loss))
         self.rule(1)

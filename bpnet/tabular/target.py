@@ -63,6 +63,8 @@ class Target:
             kind = kind or ("multilabel" if whole_numbers and all(map(_are_flags, columns)) else "number")
             if kind == "class":
                 raise ShapeError(f"y has {len(columns)} columns; expected one label a row")
+            if kind == "number":
+                _all_numbers(names, columns)
             return cls(kind, tuple(names), (), len(columns))
         (column,) = columns
         if kind is None:
@@ -103,7 +105,7 @@ class Target:
         For a loss that judges each class separately (binary cross-entropy, hinge), columns of 0 and 1, a single one
         for two classes.  Values on the host move to the library and device of `like`.
         """
-        _, columns, _ = _columns(y)
+        names, columns, _ = _columns(y)
         for column in columns:
             _check_present(column)
         if len(columns) != (self.columns or 1):
@@ -112,7 +114,7 @@ class Target:
             labels = self._labels(columns[0])
             made = labels if loss is None or loss.labels else self._one_hot(labels)
         else:
-            found = [_numbers(column) for column in columns]
+            found = _all_numbers(names, columns)
             if self.kind == "multilabel" and not all(map(_are_flags, columns)):
                 raise DataError("y has values other than 0 and 1; expected for every label whether a row has it")
             made = _side_by_side(found)
@@ -313,25 +315,36 @@ def _check_present(column: Column) -> None:
         raise DataError("y has no rows")
 
 
-def _numbers(column: Column) -> Any:
-    """Finite numbers, one per row, those written as text included."""
+def _all_numbers(names: list[str], columns: list[Column]) -> list[Any]:
+    """Those of every column; of several, an error says in which."""
+    several = len(columns) > 1 and len(names) == len(columns)
+    places = [f" of column {name!r}" for name in names] if several else [""] * len(columns)
+    return [_numbers(column, place) for column, place in zip(columns, places, strict=True)]
+
+
+def _numbers(column: Column, place: str = "") -> Any:
+    """Finite numbers, one per row, those written as text included; `place` is what an error says after the row."""
     values = column.values
     if column.codes is not None:
         read = list(map(as_number, values.tolist()))
         wrong = next((i for i, number in enumerate(read) if number is None or math.isnan(number)), None)
         if wrong is not None:
             row = int(np.argmax(column.codes == wrong))
-            raise DTypeError(f"y holds {shown(values[wrong])} in row {row}; expected numbers, as quantities are")
+            raise DTypeError(f"y holds {shown(values[wrong])} in row {row}{place}; expected numbers")
         values = np.array(read, dtype=np.float64)[column.codes]
     elif column.on_host and values.dtype.kind in "mM":
-        raise DTypeError(f"y holds {values.dtype} values; expected numbers, as quantities are")
+        raise DTypeError(f"y {_time_of(values)}{place and f' in{place[3:]}'}; expected numbers")
     backend = backend_of(values)
     if backend.xp.isdtype(values.dtype, "real floating"):
         bad = backend.xp.isinf(values)
         if bool(backend.xp.any(bad)):
             row = int(backend.xp.argmax(backend.xp.astype(bad, backend.xp.int32)))
-            raise DataError(f"y is infinite in row {row}")
+            raise DataError(f"y is infinite in row {row}{place}")
     return values
+
+
+def _time_of(values: Any) -> str:
+    return f"is a {'date' if values.dtype.kind == 'M' else 'duration'} ({values.dtype})"
 
 
 def _side_by_side(columns: list[Any]) -> Any:
@@ -373,7 +386,7 @@ def _are_classes(column: Column) -> bool:
         numbered = first in (0, 1) and different[-1] - first == count - 1 and count <= NUMBERED
         return count <= FEW or (bool(numbered) and values.dtype.kind != "f" and len(values) >= PER_CLASS * count)
     if values.dtype.kind in "mM":
-        raise DTypeError(f"y holds {values.dtype} values; expected labels or numbers")
+        raise DTypeError(f"y {_time_of(values)}; expected labels or numbers")
     return False
 
 

@@ -29,6 +29,7 @@ from bpnet.tabular.goals import (
     class_numbers,
     class_weights,
     find_goal,
+    identifiers,
     quantities,
     rare_classes,
     rows_of_table,
@@ -329,9 +330,11 @@ def _prepared(
         for x, rows in zip(inputs, lots, strict=True)
     ]
     if labels is not None and len(parts[1]):
-        notes += rare_classes(labels, parts[1], goal)
+        notes += identifiers(labels, what) or rare_classes(labels, parts[1], goal)
     elif options.validation > 0 and not len(parts[1]):
-        notes.append("no class has two rows, so that none is held out: what is learnt is not tried on other rows")
+        odd = [] if labels is None else identifiers(labels, what)
+        none = "no class has two rows, so that none is held out: what is learnt is not tried on other rows"
+        notes.append("; ".join([*odd, none]))
     return TableTraining(options, size, frame, y, parts, data, model, design, notes, remarks, wide)
 
 
