@@ -96,6 +96,17 @@ def test_what_is_suspicious_is_warned_of(table):
         assert words in run(*train, *options)[2]
 
 
+def test_the_result_is_that_of_the_kept_epoch_in_plain_terms(table):
+    out = ok("train", "t.csv", "-t", "kind", *table, "--preset", "strong", "--epochs", "3", "-q")
+    assert re.match(r"accuracy [\d.]+%, log loss [\d.]+ on 28 rows held out", out)  # without label smoothing
+    shown = ok("info", "model.safetensors")
+    found = json.loads(ok("info", "model.safetensors", "--json"))
+    best, steps = found["training"]["best_epoch"], found["steps"]
+    kept = f"3 epochs, of which the best, {best}, is kept ({steps} step" if best < 3 else f"3 epochs, {steps} step"
+    assert kept in shown
+    assert max(map(len, shown.splitlines()[-4:])) <= 200 < len(found["optimizer"])
+
+
 def test_single_rows_are_called_as_in_the_file(table):
     ok("train", "t.csv", "--target", "some", "--drop", "kind,amount,size", *SMALL, "--quiet")
     found = json.loads(ok("evaluate", "model.safetensors", "t.csv", "--json", "--report", "page.html"))
