@@ -106,6 +106,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     )
     from bpnet.tabular.model import TableModel
     from bpnet.tabular.schema import Schema
+    from bpnet.tabular.search import search_table
     from bpnet.tabular.target import Target
     from bpnet.tabular.training import train_table
     from bpnet.testing import GradientReport, check_gradients
@@ -134,8 +135,8 @@ __all__ = [
     "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
     "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
     "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
-    "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "testing", "train_table", "typing",
-    "value_and_grad",
+    "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "search_table", "testing", "train_table",
+    "typing", "value_and_grad",
 ]  # fmt: skip
 
 

@@ -79,6 +79,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.tabular.model": "TableModel",
         "bpnet.tabular.schema": "Schema",
         "bpnet.tabular.target": "Target",
+        "bpnet.tabular.search": "search_table",
         "bpnet.tabular.training": "train_table",
         "bpnet.testing": "GradientReport check_gradients",
         "bpnet.trainer": "Trainer",
@@ -132,7 +133,7 @@ STRINGS: Mapping[str, Mapping[str, str]] = {
 """By the family's kind: names as strings, such as "relu", by the modules that define the classes they stand for."""
 
 IN_FILES: Mapping[str, Mapping[str, str]] = {
-    "loss": {"bpnet.estimators.losses": "_LabelLogLoss _PoissonDeviance _SquaredError"},
+    "loss": {"bpnet.losses.summed": "_LabelLogLoss _PoissonDeviance _SquaredError"},
 }
 """The same of classes that are not public, by the names that files have."""
 

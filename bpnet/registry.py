@@ -68,7 +68,12 @@ class Registered:
             for part in flattened(getattr(self, option.name)):
                 if isinstance(part, Registered):
                     part.check_type(dtype, smallest, largest)
-                elif isinstance(part, float) and _declared_by(type(self), option).__module__.startswith("bpnet."):
+                elif (
+                    isinstance(part, float)
+                    and part
+                    and not smallest <= abs(part) <= largest
+                    and _declared_by(type(self), option).__module__.startswith("bpnet.")
+                ):
                     check_range(f"{option.name} of {self}", part, dtype, smallest, largest)
 
 
@@ -83,7 +88,10 @@ def flattened(value: Any) -> Iterator[Any]:
         yield value
         return
     for part in value:
-        yield from flattened(part)
+        if isinstance(part, tuple):
+            yield from flattened(part)
+        else:
+            yield part
 
 
 def parts_of(value: Any, base: type[S]) -> Iterator[S]:

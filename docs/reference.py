@@ -22,7 +22,7 @@ BASES = {
 
 OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
-    "Tables": "TableModel Schema Target",
+    "Tables": "train_table search_table TableModel Schema Target MLPClassifier MLPRegressor report",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
     "Protocol": "Layer Composite Leaf Run Rng testing check_gradients GradientReport check_backend BackendReport",
     "Errors": "errors",
@@ -34,6 +34,7 @@ MEMBERS: dict[str, Sequence[str]] = {
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
     "initializers": (),
     "metrics": (),
+    "report": ("figures", "Figures"),
     "testing": (),
     "typing": [*(name for name in vars(typing) if re.fullmatch("Any[A-Z].*|.+Name", name)), "Precision"],
 }

@@ -121,11 +121,11 @@ def test_dropout_draws_networks_around_the_prediction(backend: Any) -> None:
     rate, x = 0.25, np.random.default_rng(3).normal(size=(8, 5)).astype(np.float32)
     net = bp.Sequential(bp.Residual(bp.Sequential(bp.Dropout(rate))), bp.Dense(2))  # x + x m
     trainer = bp.Trainer(net, "mse", compile=False).build(backend.array(x))
-    drawn = np.stack([backend.host(output) for output in samples(trainer, backend.array(x), 100, seed=1)])
-    np.testing.assert_allclose(drawn.mean(0), backend.host(trainer.predict(backend.array(x))), atol=0.5)
+    drawn = np.stack([backend.host(output) for output in samples(trainer, backend.array(x), 40, seed=1)])
+    np.testing.assert_allclose(drawn.mean(0), backend.host(trainer.predict(backend.array(x))), atol=0.9)
     weight = backend.host(trainer.parameters["1"]["weight"])
     expected = np.sqrt((x**2) @ (weight**2) * rate / (1 - rate))
-    np.testing.assert_allclose(drawn.std(0), expected, rtol=0.3)
+    np.testing.assert_allclose(drawn.std(0), expected, rtol=0.45)
     again = [backend.host(output) for output in samples(trainer, backend.array(x), 2, seed=1)]
     np.testing.assert_array_equal(again, drawn[:2])
     other = next(samples(trainer, backend.array(x), 1, seed=2))

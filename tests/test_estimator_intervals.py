@@ -143,6 +143,37 @@ def test_sets_hold_as_many_labels_as_asked_for(method: str) -> None:
         clone(model).set_params(calibration_fraction=None).fit(x[:50], y[:50]).predict_set(x)
 
 
+def test_saved_models_keep_their_calibration(models: Any, tmp_path: Any) -> None:
+    x, y = noisy(50)
+    for loss, model in models.items():
+        model.save(tmp_path / "model.safetensors")
+        loaded = bp.load(tmp_path / "model.safetensors")
+        np.testing.assert_array_equal(loaded.predict_interval(x, 0.8), model.predict_interval(x, 0.8))
+        again = MLPRegressor.from_model(loaded)
+        np.testing.assert_array_equal(again.predict_interval(x, 0.8), model.predict_interval(x, 0.8))
+        if loss != "squared_error":
+            np.testing.assert_array_equal(loaded.predict_quantiles(x), model.predict_quantiles(x))
+        np.testing.assert_array_equal(
+            loaded.calibrate(x, y).predict_interval(x), again.calibrate(x, y).predict_interval(x)
+        )
+        with pytest.raises(ValueError, match="predict_interval"):
+            loaded.predict_set(x)
+    for classes in (2, 3):
+        x, y = mixed(200)
+        y = np.where(y == "c", "a", y) if classes == 2 else y
+        classifier = MLPClassifier(**SMALL, max_iter=5, calibration_fraction=0.5).fit(x, y)
+        classifier.save(tmp_path / "model.safetensors")
+        loaded = bp.load(tmp_path / "model.safetensors")
+        for method in ("lac", "aps"):
+            expected = classifier.predict_set(x, 0.8, method)
+            np.testing.assert_array_equal(loaded.predict_set(x, 0.8, method), expected)
+        loaded.calibrate(x, y)
+        np.testing.assert_array_equal(loaded.predict_set(x), classifier.calibrate(x, y).predict_set(x))
+        loaded.settings = {}
+        with pytest.raises(ValueError, match="calibrate"):
+            loaded.predict_set(x)
+
+
 def test_dropout_tells_what_a_network_does_not_know(models: Any) -> None:
     model, near = models["squared_error"], np.linspace(-1.0, 1.0, 50)[:, None]
     mean, deviation = model.predict(near, samples=100, return_std=True)

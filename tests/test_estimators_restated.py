@@ -122,7 +122,7 @@ def test_lbfgs_learns_numbers() -> None:
     for activation in ACTIVATIONS:
         model = fitted(
             MLPRegressor(
-                hidden_layer_sizes=50, activation=activation, solver="lbfgs", max_iter=200, tol=1e-3, random_state=1
+                hidden_layer_sizes=30, activation=activation, solver="lbfgs", max_iter=200, tol=1e-3, random_state=1
             ),
             x,
             y,
@@ -155,15 +155,15 @@ def test_poisson_loss_without_a_hidden_layer_to_speak_of_is_poisson_regression()
 
 def test_several_labels_a_row() -> None:
     x, y = make_multilabel_classification(50, random_state=0)
-    model = fitted(MLPClassifier(30, "logistic", solver="lbfgs", alpha=1e-5, random_state=0), x, y)
+    model = fitted(MLPClassifier(20, "logistic", solver="lbfgs", alpha=1e-5, random_state=0), x, y)
     assert model.score(x, y) > 0.97
     chances = model.predict_proba(x)
     assert chances.shape == y.shape
     np.testing.assert_array_equal(chances > 0.5, y == 1)
     assert np.abs(chances.sum(1) - 1.0).max() > 1e-5  # they are of one label each, and no softmax
     np.testing.assert_allclose(model.predict_log_proba(x), np.log(chances), atol=1e-12)
-    model = MLPClassifier(50, "logistic", solver="sgd", alpha=1e-5, learning_rate_init=0.2, random_state=0)
-    for _ in range(100):
+    model = MLPClassifier(50, "logistic", solver="sgd", alpha=1e-5, learning_rate_init=0.4, random_state=0)
+    for _ in range(50):
         model.partial_fit(x, y, classes=range(5))
     assert model.score(x, y) > 0.9
     early = fitted(MLPClassifier(10, early_stopping=True, max_iter=3, random_state=0), x, y)  # in no strata
@@ -172,7 +172,7 @@ def test_several_labels_a_row() -> None:
 
 def test_several_numbers_a_row() -> None:
     x, y = make_regression(200, 20, n_targets=5, random_state=11)
-    model = fitted(MLPRegressor(hidden_layer_sizes=50, solver="lbfgs", tol=1e-2, random_state=1), x, y)
+    model = fitted(MLPRegressor(hidden_layer_sizes=20, solver="lbfgs", tol=1e-2, random_state=1), x, y)
     assert model.score(x, y) > 0.9
 
 
@@ -199,9 +199,9 @@ def test_partial_fit_again_and_again_is_fit() -> None:
     for classes in (2, 3):
         x, y = digits(classes)
         options: Any = {"solver": "sgd", "alpha": 1e-5, "learning_rate_init": 0.2, "random_state": 1}
-        whole = fitted(MLPClassifier(20, tol=0.0, max_iter=100, **options), x, y)
+        whole = fitted(MLPClassifier(20, tol=0.0, max_iter=40, **options), x, y)
         part = MLPClassifier(20, **options)
-        for _ in range(100):
+        for _ in range(40):
             part.partial_fit(x, y, classes=np.unique(y))
         np.testing.assert_array_equal(part.predict(x), whole.predict(x))
         assert part.score(x, y) > 0.95

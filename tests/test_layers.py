@@ -120,7 +120,7 @@ def member_dense(t, p, x, run=None):
 def pbld(t, p, x, run=None):
     made = t.cos(2.0 * t.pi * x[..., None] * p["frequency"] + p["phase"])
     y = t.einsum("...nf,nfd->...nd", made, p["weight"]) + p["bias"]
-    return t.cat([y, x[..., None]], -1).flatten(-2)
+    return t.cat([y, x[..., None]], -1)
 
 
 def plr(t, p, x, run=None):
@@ -135,7 +135,7 @@ def encoding(t, p, x, run=None):
 
 def piecewise_linear(t, p, x, run=None):
     y = t.einsum("...nf,nfd->...nd", encoding(t, p, x), p["weight"])
-    return (y + x[..., None] * p["linear"] + p["bias"]).flatten(-2)
+    return y + x[..., None] * p["linear"] + p["bias"]
 
 
 BINS = ((-1.0, 0.0, 0.5), (-2.0, 2.0), (-1.0, 0.0, 1.0), (0.0, 1.0))
@@ -226,28 +226,38 @@ LAYERS = {
         lambda t, p, x, run: glu(lambda t, z: t.nn.functional.gelu(z))(t, p["0"], x) * t.tanh(x) * x,
     ),
     "clamp, predicting": Case(
-        bp.Clamp(-0.5, (0.0, 0.5, 1.0, 2.0)), (3, 2, 4),
+        bp.Clamp(-0.5, (0.0, 0.5, 1.0, 2.0)), (6, 4),
         lambda t, p, x, run: x.maximum(p["low"].detach()).minimum(p["high"].detach()), training=False,
     ),
-    "pbld": Case(bp.NumericEmbedding(frequencies=3), (6, 4), pbld),
-    "plr": Case(bp.NumericEmbedding("plr", width=2, frequencies=3, flatten=False), (6, 4), plr),
-    "piecewise linear of rows of 2 axes": Case(
-        bp.NumericEmbedding("piecewise_linear", width=2, bins=BINS), (3, 2, 4), piecewise_linear, training=False
+    "embeddings of numbers": Case(
+        bp.Parallel(
+            bp.NumericEmbedding(frequencies=3),
+            bp.NumericEmbedding("plr", width=2, frequencies=3),
+            bp.NumericEmbedding("piecewise_linear", width=2, bins=BINS),
+            bp.NumericEmbedding("piecewise_linear", width=None, bins=BINS),
+        ),
+        (6, 4),
+        lambda t, p, x, run: t.cat(
+            [f(t, p[str(i)], x).flatten(-2) for i, f in enumerate((pbld, plr, piecewise_linear, encoding))], -1
+        ),
+        training=False,
     ),
-    "piecewise linear encoding": Case(
-        bp.NumericEmbedding("piecewise_linear", width=None, bins=BINS), (6, 4),
-        lambda t, p, x, run: encoding(t, p, x).flatten(-2), training=False,
+    "batch ensemble": Case(
+        bp.BatchEnsemble(2, 3, "tanh", bias=False, ntk=True), (6, 4),
+        lambda t, p, x, run: batch_ensemble(t, p, x / 2.0),
     ),
-    "member scale": Case(bp.MemberScale(2), (6, 4), lambda t, p, x, run: x[:, None] * p["r"]),
-    "member scale of members": Case(bp.MemberScale(2), (3, 2, 4), lambda t, p, x, run: x * p["r"]),
-    "batch ensemble": Case(bp.BatchEnsemble(2, 3, bp.Parametric("tanh")), (6, 4), batch_ensemble),
-    "batch ensemble of members": Case(bp.BatchEnsemble(2, 3, "tanh", bias=False), (3, 2, 4), batch_ensemble),
-    "batch ensemble, ntk": Case(
-        bp.BatchEnsemble(2, 3, "tanh", ntk=True), (6, 4), lambda t, p, x, run: batch_ensemble(t, p, x / 2.0)
+    "member dense": Case(
+        bp.MemberDense(2, 3, "tanh", ntk=True), (6, 4), lambda t, p, x, run: member_dense(t, p, x / 2.0)
     ),
-    "member dense": Case(bp.MemberDense(2, 3, bp.Parametric("tanh")), (6, 4), member_dense),
-    "member dense of members, ntk": Case(
-        bp.MemberDense(2, 3, "tanh", ntk=True), (3, 2, 4), lambda t, p, x, run: member_dense(t, p, x / 2.0)
+    "ensemble": Case(
+        bp.Sequential(
+            bp.MemberScale(2), bp.MemberScale(2), bp.BatchEnsemble(2, 3, bp.Parametric("tanh")),
+            bp.MemberDense(2, 3, "tanh"),
+        ),
+        (6, 4),
+        lambda t, p, x, run: member_dense(
+            t, p["3"], batch_ensemble(t, p["2"], x[:, None] * p["0"]["r"] * p["1"]["r"])
+        ),
     ),
     "shared": Case(bp.Shared(bp.Dense(3), "encoder"), (6, 4), lambda t, p, x, run: dense(t, p["inner"], x)),
     "residual": Case(bp.Residual(bp.Dense(4)), (6, 4), lambda t, p, x, run: x + dense(t, p["inner"], x)),
@@ -763,7 +773,7 @@ KERNELS = {
     "numeric input": 3, "layer norm": 1, "layer norm of rows of 2 axes": 1, "rms norm": 1, "group norm": 3,
     "group norm of rows of 2 axes": 7, "scale": 1, "reshape": 2, "alpha dropout": 1, "gaussian noise": 1, "glu": 2,
     "weight norm": 6, "spectral norm": 8, "concatenated branches": 4, "added branches": 2, "multiplied branches": 2,
-    "shared": 1,
+    "shared": 1, "embeddings of numbers": 56, "batch ensemble": 9, "member dense": 8, "clamp, predicting": 1,
 }  # fmt: skip
 
 

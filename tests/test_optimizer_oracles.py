@@ -352,6 +352,25 @@ def stepped(optimizer: bp.Optimizer, gradients: list[Any]) -> Any:
 DECAYS = np.arange(LAYOUT.size) < LAYOUT.decaying
 
 
+def test_adam_with_epsilon_hat_by_hand() -> None:
+    """theta <- theta - lr c / (1 - beta1**t) m / (sqrt(v) + epsilon), with c = sqrt(1 - beta2**t)."""
+    theta, m, v, lr, beta1, beta2, epsilon = THETA, 0.0, 0.0, 0.01, 0.8, 0.99, 0.1
+    for t, grad in enumerate(GRADIENTS, 1):
+        m, v = beta1 * m + (1.0 - beta1) * grad, beta2 * v + (1.0 - beta2) * grad**2
+        theta = theta - lr * (1.0 - beta2**t) ** 0.5 / (1.0 - beta1**t) * m / (v**0.5 + epsilon)
+    check(bp.Adam(lr, beta1, beta2, epsilon, epsilon_hat=True), theta)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_steps_in_velocity_by_hand(nesterov: bool) -> None:
+    """v <- momentum v - lr g, theta <- theta + v, or momentum v - lr g once more: Keras's, with a rate that falls."""
+    theta, v, rate = THETA, 0.0, bp.Cosine(0.1, STEPS)
+    for t, grad in enumerate(GRADIENTS):
+        v = 0.9 * v - rate(t) * grad
+        theta = theta + (0.9 * v - rate(t) * grad if nesterov else v)
+    check(bp.SGD(rate, 0.9, nesterov, steps_in_velocity=True), theta)
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_prodigy_goes_further_and_decays_weights_by_hand(safe: bool) -> None:
     """Down a bowl, whose gradients show how far it is, as those drawn above don't."""

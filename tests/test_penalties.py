@@ -10,7 +10,7 @@ import bpnet as bp
 from bpnet.errors import ArgumentError, DivergedError, OptionError
 
 NET = bp.Sequential(bp.Dense(4, "tanh"), bp.ActivityPenalty(0.03, 0.2), bp.Dense(3))
-PENALTIES = (bp.L1(0.01), bp.L2(0.5, "0.bias"), bp.L2(0.2, "0.*"), bp.Orthogonality(0.1))
+PENALTIES = (bp.L1(0.01), bp.L2(0.5, "0.bias"), bp.L2(1.2, "0.*", per_row=True), bp.Orthogonality(0.1))
 """Of one leaf two at a time, of the last none; the matrices are a wide and a tall one."""
 ROWS = 6
 WEIGHT = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 1.5])
@@ -38,7 +38,7 @@ def expected(theta, x=X, y=Y, weight=None):
     rows = (error**2).mean(axis=1) + 0.03 * np.abs(hidden).sum(axis=1) + 0.1 * (hidden**2).sum(axis=1)
     value = (rows * w).sum() / w.sum() + 0.01 * (np.abs(a).sum() + np.abs(b).sum())
     value += 0.25 * (p["0"]["bias"] ** 2).sum()
-    value += 0.1 * ((a**2).sum() + (p["0"]["bias"] ** 2).sum())
+    value += 0.6 / w.sum() * ((a**2).sum() + (p["0"]["bias"] ** 2).sum())
     gram = [m.T @ m if m.shape[0] >= m.shape[1] else m @ m.T for m in (a, b)]
     return value + 0.025 * sum(((g - np.eye(len(g))) ** 2).sum() for g in gram)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import BpnetWarning, DivergedError, MissingExtraError, OptionError
-from bpnet.tabular.search import ACTIVATIONS, Prune, search_table
+from bpnet.errors import BpnetWarning, DataError, DivergedError, MissingExtraError, OptionError
+from bpnet.tabular.search import ACTIVATIONS, Prune
 
 pytest.importorskip("optuna", reason="a search needs Optuna (the search extra)")
 
@@ -23,7 +23,7 @@ def rings():
 
 def tried(table, target="ring", **options):
     """The model of a short search, and what it says of its trials."""
-    model = search_table(table, target, **{"trials": 6, "epochs": 7, "compile": False} | options)
+    model = bp.search_table(table, target, **{"trials": 6, "epochs": 7, "compile": False} | options)
     return model, model.settings["search"]
 
 
@@ -106,6 +106,15 @@ class Diverge(bp.Callback):
             raise DivergedError("training diverged")
 
 
+def test_an_interrupt_between_trials_keeps_the_best_so_far(rings):
+    def interrupt(trial, search):
+        raise KeyboardInterrupt
+
+    with pytest.warns(BpnetWarning, match="interrupted after 1 trial"):
+        _, found = tried(rings, on_trial=interrupt)
+    assert (found["interrupted"], found["best"]) == (True, 1)
+
+
 def test_what_diverges_is_not_the_best(rings):
     _, found = tried(rings, trials=3, callbacks=[Diverge(1, 3)])
     assert [trial["state"] for trial in found["trials"]] == ["diverged", "complete", "diverged"]
@@ -148,6 +157,8 @@ def test_what_can_not_be_searched_is_said(rings, monkeypatch):
         tried(rings, trials=0)
     with pytest.raises(OptionError, match="seconds"):
         tried(rings, seconds=-1.0)
+    with pytest.raises(DataError, match="no row can be held out"), pytest.warns(BpnetWarning, match="no class has two"):
+        tried({"x": np.arange(5.0), "ring": list("abcde")})
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"Optuna.*bpnet-xp\[search\]"):
         tried(rings)

@@ -161,6 +161,22 @@ def test_predictions_stay_within_the_targets():
     assert ((predicted == 4.0) | (predicted == 6.0)).any()
 
 
+@pytest.mark.parametrize(("rows", "size"), [(10, 10), (256, 256), (265, 265), (511, 511), (512, 256), (800, 267)])
+def test_batches_are_about_as_large(rows, size):
+    assert strong(INPUT, None, 2, task="classification", rows=rows).batch_size == size
+
+
+def test_the_best_epoch_is_the_latest_of_equal_ones():
+    made = recipe()
+    trainer = made.start(made.trainer(seed=0, compile=False), X)
+    best = made.best_epoch()
+    data = {"x": X, "y": LABELS, "validation": (X, LABELS), "epochs": 8, "batch_size": 16}
+    history = trainer.fit(**data, callbacks=[best], progress=False)
+    accuracy = np.array(history["val_accuracy"])
+    assert best.best_epoch == history["epoch"][np.flatnonzero(accuracy == accuracy.max())[-1]]
+    assert trainer.evaluate(X, LABELS)["accuracy"] == pytest.approx(accuracy.max())
+
+
 def test_what_does_not_fit():
     with pytest.raises(OptionError, match="task is 'ranking'; expected 'classification' or 'regression'"):
         recipe("ranking")

@@ -9,6 +9,7 @@ import pytest
 from support.world import World
 
 import bpnet as bp
+from bpnet import trainer as trainers
 from bpnet.data import loader
 from bpnet.errors import ArgumentError, BpnetError, DataError, DivergedError, DTypeError, OptionError, ShapeError
 
@@ -70,6 +71,8 @@ def expected_scores(x: float, knots: tuple[float, ...]) -> float:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_numbers_as_the_formulas_say(backend: Any, dtype: str, uncompiled: Any) -> None:
+    if (backend.name, dtype) == ("jax-jit", "float32"):
+        pytest.skip("float32 on JAX is what float64 is there")
     rng = np.random.default_rng(0)
     x = np.concatenate([2.0 * rng.standard_normal((20, 4)), *[[[k[0]] * 4, [k[-1]] * 4] for k in KNOTS], [[nan] * 4]])
     x[rng.random(x.shape) < 0.2] = nan
@@ -136,7 +139,7 @@ def test_what_is_fitted_is_numpys(backend: Any) -> None:
     x = columns()
     rows, known = backend.array(x), [0, 1, 2, 3, 6, 7]
     robust, standard = bp.NumericInput.fit(rows, clip=3.0), bp.NumericInput.fit(rows, "standard")
-    knots = bp.NumericInput.fit(rows, "quantile", knots=9).quantiles
+    knots = bp.NumericInput.fit(rows, "quantile", knots=5).quantiles
     quartiles = np.nanquantile(x[:, known], [0.25, 0.5, 0.75], axis=0)
     scale = quartiles[2] - quartiles[0]
     scale[2] = (np.nanmax(x[:, 2]) - np.nanmin(x[:, 2])) / 2.0
@@ -146,7 +149,7 @@ def test_what_is_fitted_is_numpys(backend: Any) -> None:
     deviation = np.where(np.arange(6) == 3, 0.0, np.nanstd(x[:, known], axis=0))
     np.testing.assert_allclose(np.take(standard.scale, known), deviation, rtol=1e-9)
     for column in known:
-        np.testing.assert_allclose(knots[column], np.nanquantile(x[:, column], np.linspace(0, 1, 9)), rtol=1e-12)
+        np.testing.assert_allclose(knots[column], np.nanquantile(x[:, column], np.linspace(0, 1, 5)), rtol=1e-12)
     assert (robust.center[4], robust.scale[4], robust.scale[5]) == (0.0, 0.0, 0.0)
     assert (knots[4], knots[5]) == ((0.0,), (2.0,))
     assert robust.missing == standard.missing == tuple(np.flatnonzero(np.isnan(x).any(axis=0)))
@@ -310,6 +313,22 @@ def test_one_array_alone_is_taken_as_it_is() -> None:
         np.testing.assert_array_equal(plain.predict(rows), wrapped.predict(rows))
 
 
+def test_a_batch_like_the_last_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are rows to predict, whatever is missing in them."""
+    seen: list[Any] = []
+    prepare = trainers.prepare
+    monkeypatch.setattr(trainers, "prepare", lambda *args, **options: seen.append(args) or prepare(*args, **options))
+    for network in (NET, bp.Sequential(ROBUST, bp.Dense(2))):
+        trainer = bp.Trainer(network, "mse", compile=False)
+        for seed in range(4):
+            x, y = data(seed=seed)
+            x = x if network is NET else x["numbers"]
+            trainer.step(x, y)
+            if network is not NET:
+                assert np.all(np.isfinite(trainer.predict(x)))
+    assert len(seen) == 3
+
+
 def test_what_goes_through_it_is_seen() -> None:
     """What is missing has no length; the lengths of all else are numbers."""
     x, y = data(12)
@@ -324,16 +343,17 @@ def test_what_goes_through_it_is_seen() -> None:
 
 
 def test_from_the_host_to_a_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "CACHED_SHARE", 0.0)  # batch by batch
+    """Batch by batch, with what is missing in them."""
+    monkeypatch.setattr(loader, "CACHED_SHARE", 0.0)
     x, y = data(dtype="float32")
-    net = bp.Sequential(bp.TabularInput(bp.NumericInput(missing=(0,)), CODES), bp.Dense(2))
-    there, here = (bp.Trainer(net, "mse", bp.SGD(0.1), device=device) for device in (None, "cuda"))
-    there.fit({name: world.array(a) for name, a in x.items()}, world.array(y), batch_size=20, progress=False)
-    here.fit(x, y, batch_size=20, progress=False)
-    np.testing.assert_array_equal(*(world.cupy.asnumpy(t.theta) for t in (there, here)))
-    x["numbers"][3, 1] = inf
-    with pytest.raises(DataError, match=r"x\['numbers'\] has infinity, first in row 3"):
-        here.fit(x, y, progress=False)
+    numbers, net = x["numbers"], bp.Sequential(bp.NumericInput(), bp.Dense(2))
+    there, here = (bp.Trainer(net, "mse", bp.SGD(0.001), device=device) for device in ("cuda", None))
+    for trainer in (there, here):
+        trainer.fit(numbers, y, batch_size=20, shuffle=False, progress=False)
+    np.testing.assert_allclose(world.cupy.asnumpy(there.theta), here.theta, rtol=1e-4, atol=1e-6)
+    numbers[3, 1] = inf
+    with pytest.raises(DataError, match=r"^x has infinity, first in row 3"):
+        there.fit(numbers, y, progress=False)
 
 
 # ---- where what is missing may be -----------------------------------------------------------------------------------
@@ -431,6 +451,11 @@ def test_a_divergence_is_said_of_what_diverged() -> None:
         (lambda: bp.NumericInput((1.0, 2.0), (1.0,)), OptionError, "center 2, scale 1; expected one of each for every"),
         (lambda: bp.NumericInput(quantiles=((0.0, 2.0, 1.0),)), OptionError, r"quantiles\[0\] is not sorted"),
         (lambda: bp.NumericInput(quantiles=()), OptionError, "quantiles is empty"),
+        (
+            lambda: bp.NumericInput(quantiles=(tuple(range(2049)), *((0,),) * 2047)),
+            OptionError,
+            "2,048 columns of up to 2,049 knots; expected at most 4,194,304 in all",
+        ),
         (lambda: bp.NumericInput(quantiles=((),)), OptionError, r"quantiles\[0\] is \(\)"),
         (lambda: bp.NumericInput((1.0, 2.0)).out_shape((3,)), ShapeError, "center for 2 columns, but rows have 3"),
         (lambda: bp.NumericInput(missing=(3,)).out_shape((3,)), ShapeError, "the column 3 .* but rows have 3"),
@@ -440,7 +465,7 @@ def test_a_divergence_is_said_of_what_diverged() -> None:
         (lambda: bp.CategoricalInput((1,), (1,)), OptionError, r"entries\[0\] is 1; expected .* at least 2"),
         (lambda: bp.CategoricalInput((5,), (-1,)), OptionError, r"width\[0\] is -1"),
         (lambda: bp.CategoricalInput((2,), (0,)), OptionError, "leave no feature"),
-        (lambda: bp.CategoricalInput((2**23, 2**23 + 1), (1, 1)), OptionError, "16,777,217 entries; expected at most"),
+        (lambda: bp.CategoricalInput((2**22, 2**22 + 1), (1, 1)), OptionError, "8,388,609 entries; expected at most"),
         (
             lambda: bp.CategoricalInput((5,), (1,)).out_shape((2,)),
             ShapeError,

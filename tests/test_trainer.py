@@ -241,6 +241,25 @@ def test_batches_in_order_and_a_smaller_last_one(backend: Any) -> None:
     assert history["loss"] == [pytest.approx((2 * losses[0] + 2 * losses[1] + losses[2]) / 5, rel=1e-12)]
 
 
+def test_an_order_from_outside(backend: Any) -> None:
+    """A function of the number of the epoch says which rows come, one of them twice; other numbers are refused."""
+    x, y = rows()
+    orders = [np.random.default_rng(epoch).integers(0, 48, 48) for epoch in range(3)]
+    fitted, stepped = made(), made()
+    fitted.fit(backend.array(x), backend.array(y), batch_size=16, progress=False)
+    stepped.fit(backend.array(x), backend.array(y), batch_size=16, progress=False)
+    fitted.fit(
+        backend.array(x), backend.array(y), epochs=2, batch_size=16, shuffle=lambda epoch: orders[epoch], progress=False
+    )
+    for batch in np.concatenate(orders[1:]).reshape(-1, 16):
+        stepped.step(backend.array(x[batch]), backend.array(y[batch]))
+    assert same(backend, fitted, stepped)
+    for wrong in (orders[0][1:], orders[0] + 24, orders[0] / 1.0):
+        with pytest.raises(bp.errors.DataError, match="expected the numbers of 48 rows, each from 0 to 47"):
+            fitted.fit(backend.array(x), backend.array(y), shuffle=lambda _, wrong=wrong: wrong, progress=False)
+    assert same(backend, fitted, stepped)
+
+
 def test_a_batch_may_be_larger_than_the_data(backend: Any) -> None:
     x, y = map(backend.array, rows(16))
     fitted, stepped = made(), made()

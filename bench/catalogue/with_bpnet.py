@@ -29,7 +29,8 @@ def network(entry: Entry) -> Any:
     if entry.kind == "layers":
         return bp.Sequential(*layers(entry.name))
     between = [entry.name] if entry.kind == "activations" else ["relu"]
-    last = {"binary_cross_entropy": ["sigmoid"], "Members": [bp.Reshape((MEMBERS, CLASSES))]}.get(entry.name, [])
+    ends: dict[str, list[Any]] = {"binary_cross_entropy": ["sigmoid"], "Members": [bp.Reshape((MEMBERS, CLASSES))]}
+    last = ends.get(entry.name, [])
     return bp.Sequential(
         bp.Dense(WIDTH), *between, bp.Dense(WIDTH), *between, bp.Dense(outputs_of(entry)), *last
     )  # fmt: skip
@@ -95,7 +96,7 @@ def layers(name: str) -> list[Any]:
 
 def loss(entry: Entry) -> Any:
     if entry.name in OF_MEMBERS:
-        return bp.Members("cross_entropy")
+        return bp.Members(bp.CrossEntropy())
     if entry.kind != "losses":
         return "cross_entropy"
     made = {

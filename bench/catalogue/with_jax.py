@@ -334,7 +334,7 @@ def nested(values: dict[str, Any]) -> Any:
     return tree
 
 
-BUFFERS = ("mean", "var", "left", "right", "center", "factor", "entries", "first", "low", "high")
+BUFFERS = ("mean", "var", "left", "right", "center", "factor", "bound", "first", "low", "high")
 
 
 class Jax:

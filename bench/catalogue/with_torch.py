@@ -135,7 +135,7 @@ class CategoricalInput(nn.Module):
         self.wide = [i for i, width in enumerate(WIDTH_OF) if width]
         self.narrow = [i for i, width in enumerate(WIDTH_OF) if not width]
         self.width_8 = nn.Parameter(torch.zeros(CITIES * len(self.wide), 8))
-        self.register_buffer("entries", torch.zeros(len(WIDTH_OF)))
+        self.register_buffer("bound", torch.zeros(len(WIDTH_OF)))
         self.register_buffer("first", torch.zeros(len(WIDTH_OF)))
         self.register_buffer("start", CITIES * torch.arange(len(self.wide)), persistent=False)
 

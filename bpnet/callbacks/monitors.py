@@ -7,7 +7,7 @@ from bpnet.callbacks.base import Callback, Record
 from bpnet.callbacks.history import unrecorded
 from bpnet.errors import OptionError, shown
 from bpnet.metrics.base import larger_is_better
-from bpnet.options import number, whole
+from bpnet.options import flag, number, whole
 
 if TYPE_CHECKING:
     from bpnet.step import Snapshot
@@ -68,21 +68,26 @@ class EarlyStopping(_Waits):
     """Stop when `monitor` has not become better by `min_delta` for `patience` epochs; then restore the best parameters.
 
     Which is better, larger or smaller, is what the metric of that name says; of any other quantity smaller is, unless
-    its name ends in "accuracy".
+    its name ends in "accuracy".  Of epochs that are equally good the first counts; with `latest` the last is restored,
+    which for an accuracy of few rows is better trained.
     """
 
-    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
+    def __init__(
+        self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0, latest: bool = False
+    ) -> None:
         super().__init__(monitor, patience, min_delta)
+        self.latest = flag("latest", latest)
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         super().on_train_begin(trainer, epochs, steps)
         self.kept: Snapshot | None = None
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
-        if self.improved(record):
+        better = self.improved(record)
+        if better or (self.latest and self.value(record) == self.best):
             self.kept = trainer.snapshot()
             self.best_epoch = record["epoch"]
-        else:
+        if not better:
             trainer.stop = trainer.stop or self.waited >= self.patience
 
     def on_train_end(self, trainer: "Trainer") -> None:

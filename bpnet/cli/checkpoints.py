@@ -99,13 +99,13 @@ def _take_over(trainer: Trainer, saved: Trainer) -> None:
 def _check_same(path: str, training: TableTraining, saved: TableModel) -> None:
     own, other = training.model, saved
     pairs: Mapping[str, tuple[Any, Any]] = {
+        "seed": (own.trainer.seed, other.trainer.seed),
+        "held-out rows": (own.settings["split"], other.settings.get("split")),
         "columns": (own.schema, other.schema),
         "target": (own.target, other.target),
         "network": (own.trainer.network, other.trainer.network),
         "loss": (own.trainer.loss, other.trainer.loss),
         "optimizer": (own.trainer.optimizer, other.trainer.optimizer),
-        "seed": (own.trainer.seed, other.trainer.seed),
-        "held-out rows": (own.settings["split"], other.settings.get("split")),
     }
     for what, (mine, its) in pairs.items():
         if mine != its:

@@ -15,9 +15,10 @@ from bpnet.cli.dataset import Dataset, Request
 from bpnet.cli.sources import Source, TextOptions
 from bpnet.cli.terminal import names, reason, warn
 from bpnet.cli.text import Text
-from bpnet.errors import DataError, OptionError, plural
+from bpnet.errors import DataError, OptionError
 from bpnet.tabular.columns import Column, without
 from bpnet.tabular.frames import Frame
+from bpnet.tabular.goals import with_target
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")
@@ -74,10 +75,11 @@ class Columns:
                 found += [name for name in some or [self.find(part)] if name not in found]
         return found
 
-    def frame(self, wanted: Sequence[str], texts: Collection[str]) -> Frame:
-        """Some columns, of which a file of text with separators is not to turn `texts` into numbers."""
+    def frame(self, wanted: Sequence[str], texts: Collection[str], narrow: Collection[str]) -> Frame:
+        """Some columns; of text with separators `texts` are not turned into numbers, and `narrow` ones into float32."""
         if self.text is not None:
-            return Frame.of(self.text.table(wanted, texts), self.source.name)
+            made = self.text.columns(wanted, texts, narrow)
+            return Frame(made, next((column.rows for column in made.values()), 0), what=self.source.name)
         frame = Frame.of(self._guarded(lambda: self._read(wanted)), self.source.name)
         for name in wanted if self.missing else ():
             frame = frame.with_column(name, without(column := frame.coded(name), self._gaps(column)))
@@ -146,12 +148,13 @@ def numbers_rows(column: Column) -> bool:
 def read_columns(source: Source, request: Request) -> Dataset:
     """The data set that `read` describes; warns of columns that are row numbers, and of rows without a target."""
     columns, remarks = Columns(source, request.text), []
-    target = request.target if request.target is None else columns.find(request.target)
-    if target is None and request.labelled:
+    targets = columns.select(request.targets)
+    if not targets and request.labelled:
         raise OptionError(f"--target must say which column of {source.name} is to be learnt: {columns}")
     drop, keys = columns.select(request.drop), columns.select(request.keys)
-    if target in drop:
-        raise OptionError(f"--drop {target} is the target, which can't be left out")
+    for name in targets:
+        if name in drop:
+            raise OptionError(f"--drop {name} is the target, which can't be left out")
     if missing := [repr(name) for name in request.known or () if name not in columns.position]:
         these = f"column{'s' * (len(missing) > 1)} {names(missing)}"
         raise DataError(f"{source.name} lacks the {these} of the model{columns.hint}")
@@ -159,19 +162,23 @@ def read_columns(source: Source, request: Request) -> Dataset:
         features = list(request.known)
     elif request.features:
         features = columns.select(request.features)
-        if target in features:
-            raise OptionError(f"--features has {target!r}, which is the target")
+        for name in targets:
+            if name in features:
+                raise OptionError(f"--features has {name!r}, which is the target")
         features = [name for name in features if name not in drop]
     else:
-        features = [name for name in columns.position if name not in (target, *drop)]
-    strange = [name for name in request.types if name not in (target, *features)]
+        features = [name for name in columns.position if name not in (*targets, *drop)]
+    strange = [name for name in request.types if name not in (*targets, *features)]
     for name in strange:
         columns.find(name)  # which refuses it
         raise OptionError(f"--types says what {name!r} is, which is neither a feature nor the target")
-    wanted = list(dict.fromkeys([*features, *([] if target is None else [target]), *keys]))
-    if not wanted and request.target is not None:
-        raise DataError(f"{source.name} has no column beside the target {target!r} to learn from")
-    frame = columns.frame(wanted, [*request.texts, *(name for name, kind in request.types.items() if kind == "text")])
+    wanted = list(dict.fromkeys([*features, *targets, *keys]))
+    beside = f"{source.name} has no column beside the target {', '.join(map(repr, targets))} to learn from"
+    if not wanted and targets:
+        raise DataError(beside)
+    texts = [*request.texts, *(name for name, kind in request.types.items() if kind == "text")]
+    narrow = {*features} - {*keys, *request.types} if request.known is None else ()  # a model may need float64
+    frame = columns.frame(wanted, texts, narrow)
     if frame.rows == 0:
         raise DataError(f"{source.name} has no rows")
     for name in filter(UNNAMED.fullmatch, [] if request.known or request.features else list(features)):
@@ -185,20 +192,16 @@ def read_columns(source: Source, request: Request) -> Dataset:
                 "give it a name to learn from it"
             )
     if not features:
-        without = f"{source.name} has no column beside the target {target!r} to learn from"
-        raise DataError("; ".join([without, *remarks]))
+        raise DataError("; ".join([beside, *remarks]))
     y = numbers = None
-    if target is not None:
-        y = frame.coded(target)
-        if (gaps := y.missing()).any():
-            rows, first = plural(int(gaps.sum()), "row"), int(np.argmax(gaps)) + 1
-            if gaps.all():
-                raise DataError(f"the target {target!r} of {source.name} has no values: all are missing")
-            remarks.append(f"{rows} of {source.name} have no {target!r}, first row {first:,}: left out")
-            kept = np.flatnonzero(~gaps)
-            y, frame, numbers = y.take(kept), frame.take(kept), kept + 1
+    if targets:
+        _, y, notes, kept = with_target(frame, targets, first=1)
+        remarks += notes
+        if kept is not None:
+            frame, numbers = frame.take(kept), kept + 1
     for remark in remarks:
         warn(remark)
     titles = {name: columns.title(name) for name in features}
     known = source.fingerprint()
-    return Dataset(source.name, known, frame.select(features), y, target, frame.select(keys), titles, numbers)
+    learnt, beside_them = frame.select(features), frame.select(keys)
+    return Dataset(source.name, known, learnt, y, tuple(targets), beside_them, titles, numbers)

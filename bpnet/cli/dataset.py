@@ -25,8 +25,8 @@ class Dataset:
     name: str
     fingerprint: str
     frame: Frame
-    y: Array = None
-    target: str | None = None
+    y: Any = None
+    targets: tuple[str, ...] = ()
     keys: Frame | None = None
     titles: Mapping[str, str] = field(default_factory=dict)
     numbers: Array | None = None
@@ -40,7 +40,7 @@ class Request:
     `drop` are features, unless `features` names them.  `types` is what the user says that columns are.
     """
 
-    target: str | None = None
+    targets: Sequence[str] = ()
     labelled: bool = True
     known: Sequence[str] | None = None
     texts: Sequence[str] = ()
@@ -63,7 +63,7 @@ def read(data: str, request: Request) -> Dataset:
             dataset: Dataset = read_columns(source, request)
             return dataset
     options: dict[str, Any] = {
-        "--target": request.target if request.known is None else None,
+        "--target": request.targets if request.known is None else None,
         "--features": request.features,
     }
     options |= {"--drop": request.drop, "--types": request.types, "--keys": request.keys}

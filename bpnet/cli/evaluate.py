@@ -1,19 +1,17 @@
 """bpnet evaluate: how well a saved model does on a data set."""
 
 import time
-from typing import Annotated
 
 import numpy as np
-import typer
 
 from bpnet.cli import terminal
 from bpnet.cli.model import evaluate_rows, expect_sound, load, location, read_for, rows_from_one, scores
-from bpnet.cli.options import Encoding, Missing, Sep, text_options
-from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of, write
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, Target, option
+from bpnet.cli.options import Encoding, Library, Metrics, Missing, Predicted, Quiet, ReportTo, Sep, text_options
+from bpnet.cli.reporting import check_report, figures_of, lines_of, write
+from bpnet.cli.terminal import JSON, AsJSON, Data, Model
 from bpnet.errors import plural
 from bpnet.metrics.base import check_metrics
-from bpnet.tabular.columns import Column
+from bpnet.tabular.goals import rows_of
 from bpnet.tabular.leaks import seen_share
 from bpnet.tabular.training import held_out_rows
 
@@ -24,17 +22,15 @@ MARGIN = 0.1
 def evaluate(
     model: Model,
     data: Data,
-    target: Target = None,
-    metric: Annotated[list[str] | None, option("NAME", "Give this too, such as f1; may be given again.")] = None,
+    target: Predicted = None,
+    metric: Metrics = None,
     sep: Sep = None,
     encoding: Encoding = "utf-8",
     missing: Missing = None,
-    backend: Backend = "numpy",
+    backend: Library = "numpy",
     report: ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="One line, no confusion, residuals, importance.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """How well MODEL does on DATA: confusion or residuals, calibration, what counts.
 
@@ -52,7 +48,7 @@ def evaluate(
         with expect_sound(model):
             held_out = held_out_rows(found, frame.rows, y)
         if held_out is not None:
-            frame, y = frame.take(held_out), y.take(held_out) if isinstance(y, Column) else y[held_out]
+            frame, y = frame.take(held_out), rows_of(y, held_out)
     with rows_from_one():
         x = found.inputs(frame)
         host = isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray)

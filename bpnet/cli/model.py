@@ -28,7 +28,6 @@ class OfTrainer(bp.TableModel):
         shape, units = trainer.layout.in_shape, trainer.layout.out_shape[-1]
         if shape and isinstance(shape[0], tuple):
             raise ShapeError("the network takes several arrays, which no data set here has")
-        self.shape = shape
         count = int(np.prod(shape, dtype=np.int64))
         schema = bp.Schema(tuple(Feature(f"x{i}", "number") for i in range(count)), named=False, width=count)
         loss, classes = trainer.loss, trainer.classes
@@ -37,11 +36,9 @@ class OfTrainer(bp.TableModel):
         elif loss.boundary is not None:
             target = bp.Target("multilabel", (), (), units)
         else:
-            target = bp.Target("number", (), (), units if units > 1 else 0)
+            columns = units // bp.Target("number").outputs(loss)
+            target = bp.Target("number", (), (), columns if columns > 1 else 0)
         super().__init__(schema, target, trainer)
-
-    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
-        return super()._placed(x, what, start).reshape(len(x), *self.shape)
 
 
 @contextmanager
@@ -75,20 +72,20 @@ def read_for(
     data: str,
     text: TextOptions,
     *,
-    target: str | None = None,
+    target: Sequence[str] | None = None,
     labelled: bool = True,
     keys: Sequence[str] = (),
 ) -> Dataset:
     """The rows of a data set for a model: its columns, and with `labelled` the target, by default that of the model."""
     texts = [f.name for f in model.schema.features if f.values and isinstance(f.values[0], str)]
-    target = (target or model.target_name) if labelled else None
-    if target is not None and any(isinstance(label, str) for label in model.target.classes):
-        texts.append(target)
+    targets = (target or model.target.names) if labelled else ()
+    if any(isinstance(label, str) for label in model.target.classes):
+        texts += targets
     known = list(model.schema.names) if model.schema.named else None
-    request = Request(target=target, labelled=labelled, known=known, texts=texts, keys=keys, text=text)
+    request = Request(targets=targets, labelled=labelled, known=known, texts=texts, keys=keys, text=text)
     dataset = read(data, request)
     if not model.schema.named and len(dataset.frame.names) != model.n_features_in_:
-        has = f"{len(dataset.frame.names)} columns" if dataset.target else f"{len(dataset.frame.names)} numbers a row"
+        has = f"{len(dataset.frame.names)} columns" if dataset.targets else f"{len(dataset.frame.names)} numbers a row"
         raise ShapeError(f"{dataset.name} has {has}; the model was trained on {model.n_features_in_}")
     return dataset
 

@@ -15,8 +15,8 @@ import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
 from bpnet.cli.model import ROWS, load, location, read_for, rows_from_one
-from bpnet.cli.options import Encoding, Missing, Sep, text_options
-from bpnet.cli.terminal import JSON, AsJSON, Backend, Data, Model, option
+from bpnet.cli.options import Encoding, Keys, Library, Missing, Sep, text_options
+from bpnet.cli.terminal import JSON, AsJSON, Data, Model, option
 from bpnet.disk import write_atomically
 from bpnet.errors import OptionError, plural
 
@@ -30,13 +30,11 @@ def predict(
         Path | None, option("FILE", "Write to a .csv, .parquet, .jsonl or .npy file.", "--output", "-o")
     ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="Give the probability of every class, too.")] = False,
-    keys: Annotated[
-        list[str] | None, option("COLUMN", "Put a column of DATA beside predictions; may be given again.")
-    ] = None,
+    keys: Keys = None,
     sep: Sep = None,
     encoding: Encoding = "utf-8",
     missing: Missing = None,
-    backend: Backend = "numpy",
+    backend: Library = "numpy",
     as_json: AsJSON = False,
 ) -> None:
     """What MODEL says of each row of DATA, one line a row: a class by its name, or numbers.

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -10,14 +9,9 @@ from bpnet import TableModel
 from bpnet.backends import Array
 from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset
-from bpnet.cli.terminal import option
 from bpnet.errors import OptionError, plural
 from bpnet.report import Figures, figures
-from bpnet.tabular.columns import Column
-
-ReportTo = Annotated[
-    Path | None, option("FILE", "Write a page with all figures and plots: .html.", rich_help_panel="Output")
-]
+from bpnet.tabular.goals import rows_of
 
 
 def check_report(path: Path | None, **inputs: str | Path) -> None:
@@ -36,8 +30,7 @@ def figures_of(model: TableModel, dataset: Dataset, rows: Array | None, which: s
     frame, y, numbers = dataset.frame, dataset.y, dataset.numbers
     numbers = np.arange(1, frame.rows + 1) if numbers is None else numbers
     if rows is not None:
-        frame, numbers = frame.take(rows), numbers[rows]
-        y = y.take(rows) if isinstance(y, Column) else y[rows]
+        frame, y, numbers = frame.take(rows), rows_of(y, rows), numbers[rows]
     with warnings.catch_warnings(action="ignore"):  # what there is to say of the columns was said of the data
         return figures(
             model, frame, y, rows=numbers, title=dataset.name, which=f"{plural(frame.rows, 'row')}{which}",

@@ -98,18 +98,18 @@ def standard_input() -> Source:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or sys.stdin.isatty():
         raise DataError("DATA is -, but nothing comes from standard input: pipe a table into the command")
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the source
-    shutil.copyfileobj(stream, file)
-    if file.tell() == 0:
-        raise DataError("DATA is -, but standard input is empty")
-    file.flush()
-    file.seek(0)
-    start = file.read(8)
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(stream, file)
+        if file.tell() == 0:
+            raise DataError("DATA is -, but standard input is empty")
+        file.seek(0)
+        start = file.read(8)
+        number = os.dup(file.fileno())  # which lives as long as the process
     kind = next((kind for beginning, kind in BEGINNINGS.items() if start.startswith(beginning)), "text")
     compression = next((name for beginning, name in PACKED.items() if start.startswith(beginning)), None)
 
     def reopen() -> BinaryIO:
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        return open(file.fileno(), "rb", closefd=False)
+        os.lseek(number, 0, os.SEEK_SET)
+        return open(number, "rb", closefd=False)
 
     return Source("standard input", kind, ".csv" if kind == "text" else f".{kind}", compression, reopen)

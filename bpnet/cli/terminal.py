@@ -33,8 +33,6 @@ DATA = (
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
-Target = Annotated[str | None, option("COLUMN", "The column that is predicted, if called otherwise.", "--target", "-t")]
-Backend = Annotated[str, option("NAME", "The array library: numpy, cupy, torch or jax.")]
 
 
 def device_of(backend: str) -> str:

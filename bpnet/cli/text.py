@@ -1,31 +1,32 @@
 """Text with separators as a table of Arrow: every column gets the narrowest type that all of its values fit.
 
-The text is read twice, block by block: first to find the types, then to keep values as numbers, and text as codes.  So
-memory is that of the compact columns and of a few blocks, whatever the text takes.
+The text is read block by block, of which numbers are kept, and codes of text.  A column that turns out to be something
+else later is read once more.  So memory is that of the compact columns and of a few blocks, whatever the text takes.
 """
 
 import csv as python_csv
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import compute, csv
 
 from bpnet.cli.sources import Source, TextOptions
 from bpnet.cli.terminal import reason
 from bpnet.errors import DataError
+from bpnet.tabular.columns import Column, column_of
+from bpnet.tabular.inference import scale_of
 
 SEPARATORS = ("\t", ";", "|", ",")
 """Those that are looked for, of two that fit equally well the first."""
 SAMPLE = 1 << 16
 """Bytes from which the separator is taken."""
-BLOCKS = (1 << 24, 1 << 30)
+BLOCKS = (1 << 20, 1 << 30)
 """Bytes that are read at a time; the larger where a row is longer than the smaller."""
-KEPT = 1 << 26
-"""Bytes of text that are kept from the first reading, so that there need be no second."""
 MISSING = (*csv.ConvertOptions().null_values, "<NA>", "?")
 """What counts as a missing value."""
 
@@ -33,8 +34,15 @@ Cast = Callable[[pa.Array], pa.Array]
 """What makes values of texts without blanks around them; raises ArrowInvalid where one does not fit."""
 
 
+class CodeError(Exception):
+    """Digits are no number, since they begin with a 0, which would be lost."""
+
+
 def integers(values: pa.Array) -> pa.Array:
-    return values.cast(pa.int64())
+    made = values.cast(pa.int64())
+    if compute.any(compute.match_substring_regex(values, r"^[-+]?0\d")).as_py():
+        raise CodeError
+    return made
 
 
 def floats(values: pa.Array) -> pa.Array:
@@ -82,55 +90,85 @@ def families(sep: str) -> list[tuple[Cast, ...]]:
     return [(integers, floats, commas), (booleans,), (days, moments), (moments_with_zone,)]
 
 
-LEADING_ZERO = r"^[-+]?0\d"
-"""What would be lost if "007" were taken for a number."""
-
-
 @dataclass
-class Column:
-    """The type of a column, as far as some blocks of text show it."""
+class TextColumn:
+    """A column that is read block by block: what it is, as far as these show, and its values."""
 
     missing: pa.Array
     families: Sequence[tuple[Cast, ...]]
-    """None where it is to be text."""
+    """Empty where it is to be text."""
+    narrow: bool = False
+    """Whether numbers may be of float32, where that holds what is to be learnt from them."""
     casts: Sequence[Cast] | None = None
     """Those that fit until now, of which the first is used; none for text; None before there was a value."""
+    parts: list[tuple[Cast | None, pa.Array]] = field(default_factory=list)
+    """The blocks, each with the cast that made it, None for text."""
 
-    def look(self, texts: pa.Array) -> None:
-        """Take another block into account."""
-        if not self.families or self.casts == ():
+    def add(self, texts: pa.Array) -> None:
+        """Take another block."""
+        if texts.null_count == len(texts) and self.casts is None:
+            self.parts.append((None, texts))
             return
-        values = self._trimmed(texts)
-        if values.null_count < len(values):
+        if self.families and self.casts != ():
             several = self.families if self.casts is None else [self.casts]
-            self.casts = next(filter(None, (fitting(family, values) for family in several)), ())
-            code = compute.match_substring_regex(values, LEADING_ZERO) if integers in self.casts else None
-            if code is not None and compute.any(code).as_py():
-                self.casts = ()
+            found = fitting(several, texts) or fitting(several, self._trimmed(texts))
+            if found is not None:
+                self.casts, made = found
+                self.parts.append((self.casts[0], made))
+                return
+        self.casts = ()
+        self.parts.append((None, self._trimmed(texts, only_gaps=True).dictionary_encode()))
 
-    def _trimmed(self, texts: pa.Array) -> pa.Array:
-        values = compute.ascii_trim_whitespace(texts)
-        return compute.if_else(compute.is_in(values, self.missing), pa.scalar(None, values.type), values)
+    def _trimmed(self, texts: pa.Array, only_gaps: bool = False) -> pa.Array:
+        """Without blanks around values, and what is missing but for these as missing."""
+        if only_gaps and not compute.any(compute.match_substring_regex(texts, r"^\s|\s$")).as_py():
+            return texts
+        values = compute.utf8_trim_whitespace(texts)
+        gap = compute.is_in(values, self.missing)
+        return compute.if_else(gap, pa.scalar(None, texts.type), texts if only_gaps else values)
 
-    def values(self, texts: pa.Array) -> pa.Array:
-        """A block as what all blocks together have shown the column to be: text as codes of what there is."""
-        if self.casts:
-            return self.casts[0](self._trimmed(texts))
-        if self.casts is None and self.families:
-            return pa.nulls(len(texts), pa.float64())
-        gap = compute.is_in(compute.ascii_trim_whitespace(texts), self.missing)
-        return compute.if_else(gap, pa.scalar(None, texts.type), texts).dictionary_encode()
+    def again(self) -> bool:
+        """Whether blocks have to be read again, since later ones have shown the column to be something else."""
+        return any(cast is not self._cast and not self._converts(cast, part) for cast, part in self.parts)
+
+    @property
+    def _cast(self) -> Cast | None:
+        return self.casts[0] if self.casts else None
+
+    def _converts(self, cast: Cast | None, part: pa.Array) -> bool:
+        """Whether a block, by another cast than the last, can be made from what it is: gaps alone, or whole numbers."""
+        return part.null_count == len(part) or (cast is integers and self._cast in (floats, decimal_commas))
+
+    def values(self) -> Column:
+        """All blocks together, which are given up."""
+        parts = [part for _, part in self.parts]
+        self.parts = []
+        typed = [part.type for part in parts if part.null_count < len(part)]
+        if not typed:
+            return column_of(np.full(sum(map(len, parts)), np.nan), "")
+        kind = next((t for t in typed if t == pa.float64()), typed[-1])
+        parts = [part if part.type == kind else as_type(part, kind) for part in parts]
+        column = column_of(pa.chunked_array(parts), "")
+        if self.narrow and column.codes is None and column.values.dtype == np.float64 and not scale_of(column.values):
+            return Column(column.values.astype(np.float32))
+        return column
 
 
-def fitting(family: Sequence[Cast], values: pa.Array) -> tuple[Cast, ...]:
-    """The casts of a family from the first on that takes the values."""
-    for i, cast in enumerate(family):
-        try:
-            cast(values)
-        except pa.ArrowInvalid:
-            continue
-        return tuple(family[i:])
-    return ()
+def as_type(part: pa.Array, kind: Any) -> pa.Array:
+    return pa.nulls(len(part), kind) if part.null_count == len(part) else part.cast(kind)
+
+
+def fitting(several: Sequence[Sequence[Cast]], values: pa.Array) -> tuple[tuple[Cast, ...], pa.Array] | None:
+    """The casts of the first family that takes the values, from the one that does on, and what it makes of them."""
+    for family in several:
+        for i, cast in enumerate(family):
+            try:
+                return tuple(family[i:]), cast(values)
+            except pa.ArrowInvalid:
+                continue
+            except CodeError:
+                return None
+    return None
 
 
 class Text:
@@ -143,42 +181,42 @@ class Text:
             with self._reader(None, BLOCKS[0]) as reader:
                 self.names: list[str] = reader.schema.names
 
-    def table(self, names: Sequence[str], texts: Collection[str] = ()) -> pa.Table:
-        """The named columns, of which some are to stay `texts`."""
-        missing = pa.array([*MISSING, *self.options.missing])
-        columns = [Column(missing, () if name in texts else families(self.sep)) for name in names]
+    def columns(
+        self, names: Sequence[str], texts: Collection[str] = (), narrow: Collection[str] = ()
+    ) -> dict[str, Column]:
+        """The named columns, of which some are to stay `texts`, and some may be of `narrow` numbers."""
         with self._errors():
             for block in BLOCKS:
                 try:
-                    return self._table(names, columns, block)
+                    return self._columns(names, texts, narrow, block)
                 except pa.ArrowInvalid as error:
                     if "straddling" not in str(error) or block == BLOCKS[-1]:
                         raise
         raise AssertionError
 
-    def _table(self, names: Sequence[str], columns: Sequence[Column], block: int) -> pa.Table:
-        kept: list[Any] | None = []
-        for batch in self._batches(names, block):
-            for column, texts in zip(columns, batch.columns, strict=True):
-                column.look(texts)
-            if kept is not None:
-                kept.append(batch)
-                kept = kept if sum(b.nbytes for b in kept) <= KEPT else None
-        found = [
-            [column.values(texts) for column, texts in zip(columns, batch.columns, strict=True)]
-            for batch in (self._batches(names, block) if kept is None else kept)
-        ]
-        chunks = [pa.chunked_array(parts) for parts in zip(*found, strict=True)]
-        return pa.table(chunks, names=list(names)).unify_dictionaries() if found else pa.table({n: [] for n in names})
+    def _columns(
+        self, names: Sequence[str], texts: Collection[str], narrow: Collection[str], block: int
+    ) -> dict[str, Column]:
+        missing, several = pa.array([*MISSING, *self.options.missing]), families(self.sep)
+        columns = {name: TextColumn(missing, () if name in texts else several, name in narrow) for name in names}
+        self._fill(columns, block)
+        late = {name: column for name, column in columns.items() if column.again()}
+        for column in late.values():
+            column.parts = []
+        if late:
+            self._fill(late, block)
+        return {name: column.values() for name, column in columns.items()}
 
-    def _batches(self, names: Sequence[str], block: int) -> Iterator[pa.RecordBatch]:
-        with self._reader(names, block) as reader:
-            yield from reader
+    def _fill(self, columns: Mapping[str, TextColumn], block: int) -> None:
+        with self._reader(list(columns), block) as reader:
+            for batch in reader:
+                for column, texts in zip(columns.values(), batch.columns, strict=True):
+                    column.add(texts)
 
     @contextmanager
     def _reader(self, names: Sequence[str] | None, block: int) -> Iterator[Any]:
         size, nulls = self.source.size, [*MISSING, *self.options.missing]
-        options = csv.ReadOptions(block_size=min(block, max(size + 1, 1 << 20)), encoding=self.options.encoding)
+        options = csv.ReadOptions(block_size=min(block, max(size + 1, BLOCKS[0])), encoding=self.options.encoding)
         parse = csv.ParseOptions(delimiter=self.sep, newlines_in_values=True)
         types = {} if names is None else dict.fromkeys(names, pa.string())
         convert = csv.ConvertOptions(

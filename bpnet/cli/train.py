@@ -10,128 +10,69 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import typer
 
 import bpnet as bp
 from bpnet.backends import check_device
+from bpnet.cli import options as of
 from bpnet.cli import terminal
 from bpnet.cli.checkpoints import Checkpoints, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.model import evaluate_rows, location, rows_from_one, scores
-from bpnet.cli.options import Encoding, Missing, Sep, text_options
+from bpnet.cli.options import KINDS, text_options
 from bpnet.cli.progress import Interrupt, Report
-from bpnet.cli.reporting import ReportTo, check_report, figures_of, lines_of
+from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
-from bpnet.cli.terminal import JSON, AsJSON, Data, device_of, option
+from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
 from bpnet.errors import BpnetError, DivergedError, OptionError, plural, shown
 from bpnet.tabular.folds import each_fold
 from bpnet.tabular.leaks import remembered
-from bpnet.tabular.options import SCHEDULES, TrainingOptions
+from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.training import TableTraining, prepare
-
-COLUMNS, NETWORK, TRAINING, RUNNING, OUTPUT = "Columns", "Network", "Training", "Running", "Output"
-"""Panels of the help."""
-KINDS = ("number", "category", "text", "boolean", "date")
-ACTIVATIONS = "relu, gelu, silu, mish, selu, elu, leaky_relu, tanh, sine, identity, ..."
-LOSSES = (
-    "auto: cross_entropy for classes, else mse. Of classes also focal; of two, binary_cross_entropy_with_logits, "
-    "binary_focal, hinge; of numbers mae, huber, log_cosh, quantile, poisson, gamma, tweedie, gaussian_nll."
-)
-OPTIMIZERS = "adam, adamw, nadam, radam, adabelief, sgd, lion, rmsprop, adagrad, lamb, muon, prodigy, lbfgs, ..."
-METRICS = "f1, balanced_accuracy, precision, recall, roc_auc, log_loss, brier, mae, rmse, mape, r2, ..."
 
 
 def train(
     context: typer.Context,
     data: Data,
-    target: Annotated[
-        str | None, option("COLUMN", "The column to be learnt.", "--target", "-t", rich_help_panel=COLUMNS)
-    ] = None,
-    features: Annotated[
-        list[str] | None,
-        option("COLUMNS", "Learn from these alone: names with commas, or patterns.", rich_help_panel=COLUMNS),
-    ] = None,
-    drop: Annotated[list[str] | None, option("COLUMNS", "Leave these out.", rich_help_panel=COLUMNS)] = None,
-    types: Annotated[
-        list[str] | None,
-        option("COLUMN=KIND", f"What a column is: {', '.join(KINDS)}.", rich_help_panel=COLUMNS),
-    ] = None,
-    sep: Sep = None,
-    encoding: Encoding = "utf-8",
-    missing: Missing = None,
-    hidden: Annotated[
-        str | None, option("N,N,...", "Units of the hidden layers; '' for none.", rich_help_panel=NETWORK)
-    ] = None,
-    activation: Annotated[str, option("NAME", ACTIVATIONS, rich_help_panel=NETWORK)] = "relu",
-    dropout: Annotated[
-        float | None, option("X", "Share of hidden values dropped in training.", rich_help_panel=NETWORK)
-    ] = None,
-    ensemble: Annotated[
-        int | None, option("K", "So many networks in one, averaged (TabM).", min=1, rich_help_panel=NETWORK)
-    ] = None,
-    preset: Annotated[
-        str | None, option("NAME", "strong: RealMLP's network and training; simple.", rich_help_panel=NETWORK)
-    ] = None,
-    loss: Annotated[str, option("NAME", LOSSES, rich_help_panel=TRAINING)] = "auto",
-    optimizer: Annotated[str, option("NAME", OPTIMIZERS, rich_help_panel=TRAINING)] = "adam",
-    lr: Annotated[
-        float | None, option("X", "Learning rate; the optimizer's own if not given.", rich_help_panel=TRAINING)
-    ] = None,
-    schedule: Annotated[
-        str | None, option("NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", rich_help_panel=TRAINING)
-    ] = None,
-    weight_decay: Annotated[float | None, option("X", "Of weights, at each step.", rich_help_panel=TRAINING)] = None,
-    class_weight: Annotated[
-        str | None, option("NAME", "balanced: rare classes count as much.", rich_help_panel=TRAINING)
-    ] = None,
-    batch_size: Annotated[int | None, option("N", "Rows in a step.", min=1, rich_help_panel=TRAINING)] = None,
-    epochs: Annotated[int | None, option("N", "Most passes over the rows.", min=1, rich_help_panel=TRAINING)] = None,
-    patience: Annotated[
-        int | None, option("N", "Epochs without a gain until it stops; 0: never.", min=0, rich_help_panel=TRAINING)
-    ] = None,
-    validation: Annotated[float, option("X", "Share of the rows that is held out.", rich_help_panel=TRAINING)] = 0.2,
-    folds: Annotated[
-        int | None, option("K", "Cross-validate in K parts, then train on all.", min=2, rich_help_panel=TRAINING)
-    ] = None,
-    search: Annotated[
-        int | None,
-        option(
-            "N", "Try N choices of network and training, by Optuna; keep the best.", min=1, rich_help_panel=TRAINING
-        ),
-    ] = None,
-    seed: Annotated[
-        int, option("N", "Of start values, order, dropout, held-out rows.", min=0, rich_help_panel=TRAINING)
-    ] = 0,
-    backend: Annotated[
-        str, option("NAME", "The array library: numpy, cupy, torch or jax.", rich_help_panel=RUNNING)
-    ] = "numpy",
-    precision: Annotated[
-        str, option("NAME", "Of products: float32; on a GPU tf32, bfloat16.", rich_help_panel=RUNNING)
-    ] = "float32",
-    threads: Annotated[
-        int | None, option("N", "Processors to use on a CPU; all if not given.", min=1, rich_help_panel=RUNNING)
-    ] = None,
-    checkpoint: Annotated[Path | None, option("DIR", "Save there after every epoch.", rich_help_panel=RUNNING)] = None,
-    resumed: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest there.", rich_help_panel=RUNNING)
-    ] = False,
-    output: Annotated[Path, option("FILE", "Where the model goes.", "--output", "-o", rich_help_panel=OUTPUT)] = Path(
-        "model.safetensors"
-    ),
-    metric: Annotated[
-        list[str] | None, option("NAME", f"Give it too, more than once: {METRICS}", rich_help_panel=OUTPUT)
-    ] = None,
-    plot: Annotated[
-        Path | None, option("FILE", "Draw the learning curves: .png, .pdf, .svg.", rich_help_panel=OUTPUT)
-    ] = None,
-    report: ReportTo = None,
+    target: of.Learnt = None,
+    features: of.Features = None,
+    drop: of.Drop = None,
+    types: of.Types = None,
+    sep: of.Sep = None,
+    encoding: of.Encoding = "utf-8",
+    missing: of.Missing = None,
+    hidden: of.Hidden = None,
+    activation: of.Activation = "relu",
+    dropout: of.Dropout = None,
+    ensemble: of.Ensemble = None,
+    preset: of.Preset = None,
+    loss: of.Loss = "auto",
+    optimizer: of.Optimizer = "adam",
+    lr: of.Rate = None,
+    schedule: of.Schedule = None,
+    weight_decay: of.WeightDecay = None,
+    class_weight: of.ClassWeight = None,
+    batch_size: of.BatchSize = None,
+    epochs: of.Epochs = None,
+    patience: of.Patience = None,
+    validation: of.Validation = 0.2,
+    folds: of.Folds = None,
+    search: of.Trials = None,
+    seed: of.Seed = 0,
+    backend: of.Library = "numpy",
+    precision: of.Precision = "float32",
+    threads: of.Threads = None,
+    checkpoint: of.Checkpoint = None,
+    resumed: of.Resume = False,
+    output: of.ModelTo = Path("model.safetensors"),
+    metric: of.Metrics = None,
+    plot: of.PlotTo = None,
+    report: of.ReportTo = None,
     as_json: AsJSON = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only the result: no progress, no confusion, residuals, importance.")
-    ] = False,
+    quiet: of.Quiet = False,
 ) -> None:
     """Train a network on DATA and write it to a file.
 
@@ -183,7 +124,7 @@ def train(
         terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
 
     request = Request(
-        target=target,
+        targets=target or (),
         features=features or (),
         drop=drop or (),
         types=parse_types(types),
@@ -199,7 +140,7 @@ def train(
             final = options if not folds else after_folds(options, rates)
             training = prepare(table, goal, final)
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
-            terminal.warn(text)
+            terminal.warn(in_options(text))
         if not (quiet or as_json):
             announce(dataset, training, search)
         found = None
@@ -225,7 +166,7 @@ def train(
             **location(trainer),
             "precision": "float64" if training.wide else precision,
             "data": data,
-            "target": dataset.target,
+            "target": dataset.targets[0] if len(dataset.targets) == 1 else list(dataset.targets) or None,
             "training_rows": len(training.rows),
             "held_out_rows": len(training.held_out),
             "epochs": len(trainer.history),
@@ -298,10 +239,16 @@ def parse_types(given: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def in_options(text: str) -> str:
+    """What `train_table` says of columns, in the words of the command: `types={'a': 'text'}` as `--types 'a=text'`."""
+    return re.sub(r"types=\{(['\"])(.*)\1: '(\w+)'\}", r"--types \1\2=\3\1", text)
+
+
 @contextmanager
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
-    names = {"members": "ensemble", **{name: name.replace("_", "-") for name in TrainingOptions.__dataclass_fields__}}
+    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds")}
+    names["members"] = "ensemble"
     try:
         yield
     except OptionError as error:
@@ -314,10 +261,13 @@ def options_named() -> Iterator[None]:
 
 
 def table_of(dataset: Dataset) -> tuple[Any, Any]:
-    """What `prepare` takes: the table, and the name of its target or its values."""
-    if dataset.target is None:
-        return dataset.frame, dataset.y
-    return dataset.frame.with_column(dataset.target, dataset.y), dataset.target
+    """What `prepare` takes: the table, and the names of its targets or their values."""
+    names, table = dataset.targets, dataset.frame
+    if not names:
+        return table, dataset.y
+    for name in names:
+        table = table.with_column(name, dataset.y if len(names) == 1 else dataset.y.coded(name))
+    return table, names
 
 
 def cross_validate(
@@ -356,7 +306,8 @@ def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> N
     model, trainer = training.model, training.model.trainer
     where, target = location(trainer), model.target
     kinds = {"class": plural(len(target.classes), "class"), "multilabel": plural(target.columns, "label")}
-    subject = kinds.get(target.kind, f"{dataset.target or 'y'} is a number")
+    names = dataset.targets or ("y",)
+    subject = kinds.get(target.kind, f"{' and '.join(names)} {'are numbers' if len(names) > 1 else 'is a number'}")
     wide = f", in float64 because of {training.wide}" if training.wide else ""
     size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
     terminal.show(
@@ -416,7 +367,9 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
     lines = []
     if result["interrupted"]:
         word = terminal.STOP_SIGNALS[signal.Signals(number)]
-        lines.append(f"{word} after {plural(result['steps'], 'step')}; what was learnt until then is saved")
+        tried = result.get("search")
+        after = plural(len(tried["trials"]), "trial") if tried else plural(result["steps"], "step")
+        lines.append(f"{word} after {after}; {'the best' if tried else 'what was learnt'} until then is saved")
     if folds := result.get("folds"):
         shown = [name for name in ("accuracy", "loss", "r2", *metrics) if name in folds["mean"]]
         parts = [f"{name} {folds['mean'][name]:.4g} ± {folds['deviation'][name]:.2g}" for name in shown]

@@ -168,8 +168,8 @@ class Graph:
             return self.entries("astype" if x.dtype == numpy.bool_ else "copy", (self.by_rows(x),), x.shape, dtype)
         if dtype == numpy.bool_ and x.dtype == self.real:
             return self.elementwise("not_equal", x, 0.0)
-        if dtype.kind == "i" and x.dtype == self.real:  # stored without what is behind the point
-            return self.entries("copy", (self.by_rows(x),), x.shape, dtype)
+        if dtype.kind == "i" and x.dtype == self.real:  # without what is behind the point, also where it is not stored
+            return self.entries("copy", (self.elementwise("trunc", x),), x.shape, dtype)
         raise NotTraceableError(f"{x.dtype} as {dtype}")
 
     def power(self, x: Symbol, exponent: Any) -> Symbol:

@@ -47,6 +47,7 @@ _TABLE = [
     Operation("abs", 1, ELEMENTWISE, "fabs", "fabs({0})"),
     Operation("sign", 1, ELEMENTWISE, "sign", "{0} > T(0) ? T(1) : {0} < T(0) ? T(-1) : {0}"),
     Operation("sqrt", 1, ELEMENTWISE, "sqrt", "sqrt({0})"),
+    Operation("trunc", 1, ELEMENTWISE, "trunc", "trunc({0})"),
     Operation("exp", 1, ELEMENTWISE, "exp", "exp({0})", costly=True),
     Operation("log", 1, ELEMENTWISE, "log", "log({0})", costly=True),
     Operation("log1p", 1, ELEMENTWISE, "log1p", "log1p({0})", costly=True),

@@ -5,94 +5,47 @@ The order in which random numbers are drawn, and what is computed from them, are
 """
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 
 from bpnet.backends import Array, backend_of
-from bpnet.backends.base import PRECISIONS
-from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
-from bpnet.engine import WORK_OF_A_CALL
-from bpnet.errors import DataError, DivergedError, MissingExtraError, OptionError, ShapeError
-from bpnet.estimators import making, sparse
-from bpnet.estimators.arrays import beside, check_place, foreign, take, to_host, validated, weights
+from bpnet.errors import DataError, DivergedError, ShapeError
+from bpnet.estimators import making, sparse, tables
+from bpnet.estimators.arrays import beside, check_place, first_of, foreign, take, to_host, validated, weights
 from bpnet.estimators.fitted import Fitted
 from bpnet.estimators.hooks import CallbackSupportMixin, Tasks, tasks, with_callbacks
-from bpnet.estimators.training import Epochs, HeldOut, Shuffled, WeightedEpochs, minimize, run
+from bpnet.estimators.parameters import CONSTRAINTS, threads_of
+from bpnet.estimators.training import INTERRUPTED, Epochs, HeldOut, Part, Shuffled, WeightedEpochs, minimize, run
 from bpnet.layer import Layer
-from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
-from bpnet.schedules import Schedule
 from bpnet.trainer import Trainer
 
-try:
-    from sklearn.base import BaseEstimator
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.metrics import check_scoring
-    from sklearn.model_selection import train_test_split
-    from sklearn.utils import check_random_state
-    from sklearn.utils._param_validation import Interval, Options, StrOptions
-    from sklearn.utils.optimize import _check_optimize_result
-    from sklearn.utils.validation import check_is_fitted
-except ImportError as error:
-    raise MissingExtraError("an estimator", "scikit-learn", "sklearn") from error
+from sklearn.base import BaseEstimator  # isort: skip
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.optimize import _check_optimize_result
+from sklearn.utils.validation import check_is_fitted
 
-COMPILED = 2e10
-"""Floating-point operations, as `Engine.cost` counts them, that a fit may take from which on it compiles at once."""
+Rows = tuple[Any, ...]
+"""Rows of X, targets as the loss wants them, weights or None, all beside each other; and y as it came, on the host."""
 
 
 class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc]
     """Base of the estimators."""
 
-    _parameter_constraints: dict[str, list[Any]] = {
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [str, Activation],
-        "solver": [str, Optimizer],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [StrOptions({*making.RULES, *making.SCHEDULES}), Schedule],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-        "power_t": [Interval(Real, 0, None, closed="left")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "shuffle": ["boolean"],
-        "random_state": ["random_state"],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "verbose": ["verbose"],
-        "warm_start": ["boolean", StrOptions({"continue"})],
-        "momentum": [Interval(Real, 0, 1, closed="both")],
-        "nesterovs_momentum": ["boolean"],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
-        "beta_1": [Interval(Real, 0, 1, closed="left")],
-        "beta_2": [Interval(Real, 0, 1, closed="left")],
-        "epsilon": [Interval(Real, 0, None, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
-        "max_fun": [Interval(Integral, 1, None, closed="left")],
-        "loss": [str, Loss],
-        "dropout": [Interval(Real, 0, 1, closed="left"), Schedule],
-        "norm": [str, Layer, None],
-        "residual": ["boolean"],
-        "network": [Layer, None],
-        "ensemble": [Interval(Integral, 1, None, closed="left"), None],
-        "preset": [StrOptions({"strong"}), None],
-        "scoring": [str, callable, None],
-        "callbacks": [list, tuple],
-        "precision": [StrOptions(set(PRECISIONS))],
-        "device": [str, None],
-        "dtype": [StrOptions({"float32", "float64"}), None],
-        "n_jobs": [Integral, None],
-        "calibration_fraction": [Interval(Real, 0, 1, closed="neither"), None],
-    }
+    _parameter_constraints = CONSTRAINTS
     _checks: dict[str, Any] = {}
     _inside = False
+    _scale = 1.0
 
     def __init__(self, options: dict[str, Any]) -> None:
         """With all arguments of the subclass, by their names."""
@@ -102,7 +55,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _forget_calibration(self) -> None:
         """The network is another one from now on."""
-        vars(self).pop("calibration_scores_", None)
+        self.__dict__.pop("calibration_scores_", None)
 
     # ---- what a subclass has ------------------------------------------------------------------------------------
 
@@ -158,27 +111,37 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             self._define(y)
         loss = self._loss()
         target, weight = beside(X, self._targets(y)), self._row_weights(y, sample_weight, incremental)
-        scale = 1.0
+        scale = 1.0 if first else self._scale
         if weight is not None:
-            power = math.frexp(float(weight.max()))[1]
-            if not 0 < power <= 60:  # else the trainer would scale them, and the penalty would not know
-                scale = 2.0 ** (1 - power)
+            largest = float(weight.max())
+            if not 1.0 <= largest * scale < 2.0**60:  # the trainer would scale them, and the penalty would not know
+                scale = 2.0 ** (20 - math.frexp(largest)[1])
             weight = beside(X, weight * scale)
+        self._scale = scale
         goes_on = self.warm_start == "continue" and not first
         random_state = self._random_state if goes_on else check_random_state(self.random_state)
-        rows = X, target, weight
+        rows, kept, out = (X, target, weight, y), None, None
+        splits = self.early_stopping and validation_data is None and self.solver != "lbfgs"
+        if splits and tables.looks_at_rows(self):  # what is held out is not to be looked at
+            kept, out = self._split(target, random_state)
         if first:
-            self._start(rows, loss, scale, random_state)
+            self._start(rows if kept is None else _take(rows, kept), loss, scale, random_state)
         else:
             self._go_on(scale, keep=incremental or goes_on)
+        if splits and kept is None:  # scikit-learn's order of random numbers
+            kept, out = self._split(target, random_state)
+        held_out = None if out is None else _take(rows, out)
+        if validation_data is not None:
+            held_out = self._given(validation_data, X, scale)
         told = None if incremental else tasks(self, X, y, sample_weight)
         self._inside = True
         try:
             if self.solver == "lbfgs":
                 self._fit_lbfgs(rows, told)
             else:
-                rows, held_out = self._split(rows, y, random_state, validation_data, scale)
-                self._fit_epochs(rows, held_out, random_state, incremental, told)
+                self._fit_epochs(
+                    self._loader(*rows[:3], kept), self._watched(held_out), random_state, incremental, told
+                )
         except DivergedError as error:
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
@@ -194,9 +157,16 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         """Rows and targets, as sound arrays."""
-        X, y = validated(self, X, y, reset=reset, **self._checks)
-        y = y.toarray() if sparse.is_sparse(y) else y
-        return self._typed(X, None if reset else self._trainer.theta), y
+        if reset:
+            self._schema = tables.schema_of(self, X)
+        if self._schema is None:
+            X, y = validated(self, X, y, reset=reset, **self._checks)
+            X = self._typed(X, None if reset else self._trainer.theta)
+        else:
+            X, y = tables.encoded(self, self._schema, X, y, reset=reset, **self._checks)
+        if not reset:
+            tables.check_gaps(self, X, self._trainer.network)
+        return X, y.toarray() if sparse.is_sparse(y) else y
 
     def _typed(self, X: Any, like: Array | None) -> Any:
         """X of the type that is computed with."""
@@ -208,15 +178,14 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         backend = foreign(X)
         return X.astype(name) if backend is None else backend.xp.astype(X, getattr(backend.xp, name))
 
-    def _start(self, rows: tuple[Any, Any, Any], loss: Loss, scale: float, random_state: Any) -> None:
+    def _start(self, rows: Rows, loss: Loss, scale: float, random_state: Any) -> None:
         """Make a trainer for rows like these."""
-        x, y, _ = rows
+        x, y, *_ = rows
         sample = x[:1].toarray() if sparse.is_sparse(x) else x
         plan = making.plan_of(self, loss, self._units(), x, y)
         seed = 0 if plan.plain and not plan.network.stochastic else making.seed_of(random_state)
-        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed)
+        trainer = self._made(plan.network, plan.loss, plan.optimizer, scale, seed, foreign(first_of(x)) is None)
         data = trainer._prepare({"x": sample}, values=False)
-        trainer.compile = self._compiles(data.layout.size, x)
         starts = making.start_values(data.layout, seed, random_state, self.activation) if plan.plain else None
         trainer._start(data, starts)
         if plan.begin is not None:
@@ -232,25 +201,20 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
             self.validation_loss_curve_: list[float] | None = [] if self.early_stopping else None
             self.best_validation_score_ = -math.inf if self.early_stopping else None
 
-    def _made(self, network: Layer, loss: Loss, optimizer: Optimizer, scale: float, seed: int) -> Trainer:
+    def _made(
+        self, network: Layer, loss: Loss, optimizer: Optimizer, scale: float, seed: int, on_numpy: bool
+    ) -> Trainer:
         """A trainer with the parameters of the estimator."""
         options: dict[str, Any] = {"seed": seed, "penalties": making.penalties_of(self, scale)}
-        options |= {"threads": _threads(self.n_jobs), "precision": self.precision, "device": self.device}
+        options |= {"threads": threads_of(self.n_jobs), "precision": self.precision, "device": self.device}
+        if on_numpy and self.device is None:  # `training` compiles steps; predictions are of any number of rows
+            options["compile"] = False
         return Trainer(network, loss, optimizer, **options)
 
-    def _compiles(self, size: int, x: Any) -> bool | str:
-        """Whether steps of a network of so many parameters are compiled: by NumPy, where a fit may take long enough."""
-        if sparse.is_sparse(x):
-            return False
-        rows = x.shape[0]
-        batch = rows if self.solver == "lbfgs" else self._batch_size(rows)
-        work = self.max_iter * math.ceil(rows / batch) * (6.0 * size * batch + WORK_OF_A_CALL)
-        pays = work >= COMPILED or self.preset is not None
-        return True if pays and isinstance(x, np.ndarray) and self.device is None and can_compile() else "auto"
-
     def _batch_size(self, rows: int) -> int:
-        size = (making.STRONG_BATCH if self.preset else 200) if self.batch_size == "auto" else self.batch_size
-        return min(int(size), rows)
+        if self.batch_size == "auto" and self.preset is not None:
+            return making.even_batches(rows)
+        return min(200 if self.batch_size == "auto" else int(self.batch_size), rows)
 
     def _go_on(self, scale: float, keep: bool) -> None:
         """Have a trainer of what the parameters of the estimator now are, with those of the network.
@@ -266,82 +230,97 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if not keep:
             with old._have().looking():
                 state = optimizer.init(old.backend, old.layout, theta)
-        trainer = self._made(old.network, old.loss, optimizer, scale, old.seed)
-        trainer.compile = old.compile
+        trainer = self._made(old.network, old.loss, optimizer, scale, old.seed, old.compile is False)
         count, lr_scale = (old.step_count, old.lr_scale) if keep else (0, 1.0)
         trainer._set_state(old.backend, old.layout, (theta, buffers, state), count, lr_scale)
         trainer.history.epochs += old.history.epochs
         self._trainer = trainer
 
-    def _loader(self, x: Any, y: Array | None, weight: Array | None) -> Loader:
+    def _loader(self, x: Any, y: Array | None, weight: Array | None, kept: Any = None) -> Loader:
+        """The rows, or those of these numbers, batch by batch; none is copied but where it is computed with."""
         trainer = self._trainer
+        if kept is not None and (sparse.is_sparse(x) or self.device is not None):
+            x, y, weight = _take((x, y, weight), kept)
+            kept = None
         if sparse.is_sparse(x):
             return sparse.SparseLoader(trainer.layout, x, y, weight, trainer.theta)
-        return trainer._prepare(named(x, y, weight))
+        data = trainer._prepare(named(x, y, weight))
+        return data if kept is None else Part(data, kept)
 
-    def _fit_lbfgs(self, rows: tuple[Any, Any, Any], told: Tasks | None) -> None:
+    def _fit_lbfgs(self, rows: Rows, told: Tasks | None) -> None:
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        result = minimize(self._trainer, self._loader(*rows), bool(self.verbose), told, **options)
+        result = minimize(self._trainer, self._loader(*rows[:3]), self.verbose, told, **options)
         self.loss_ = float(result.fun)
-        self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
+        interrupted = result.status == INTERRUPTED
+        self.n_iter_ = result.nit if interrupted else _check_optimize_result("lbfgs", result, self.max_iter)
 
-    def _split(
-        self, rows: tuple[Any, Any, Any], labels: Any, random_state: Any, validation_data: Any, scale: float
-    ) -> tuple[tuple[Any, Any, Any], HeldOut | None]:
-        """Rows to train on, and rows that are held out."""
-        x, y, weight = rows
-        if validation_data is not None:
-            if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
-                raise ShapeError("validation_data is expected to be (X, y) or (X, y, sample_weight)")
-            x_val, labels_val = self._checked(validation_data[0], validation_data[1], reset=False)
-            y_val, weight_val = beside(x, self._targets(labels_val)), None
-            if len(validation_data) == 3 and validation_data[2] is not None:
-                weight_val = beside(x, weights(validation_data[2], x_val) * scale)
-        elif self.early_stopping:
-            stratify = to_host(y).reshape(-1) if self._stratifies() else None
+    def _split(self, target: Array, random_state: Any) -> tuple[Any, Any]:
+        """Numbers of rows to train on, and of rows to hold out: where training continues, the same as before."""
+        count = target.shape[0]
+        parts = getattr(self, "_parts", None) if self.warm_start == "continue" else None
+        if parts is None or sum(map(len, parts)) != count:
+            stratify = to_host(target).reshape(-1) if self._stratifies() else None
             options = {"random_state": random_state, "test_size": self.validation_fraction, "stratify": stratify}
-            kept, out = train_test_split(np.arange(x.shape[0]), **options)
-            if out.shape[0] < 2:
-                raise ValueError(
-                    "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-                )
-            (x_val, y_val, weight_val), labels_val = [None if a is None else take(a, out) for a in rows], labels[out]
-            x, y, weight = [None if a is None else take(a, kept) for a in rows]
-        else:
-            return rows, None
-        known = to_host(y_val), None if weight_val is None else to_host(weight_val)
+            parts = train_test_split(np.arange(count), **options)
+        if len(parts[1]) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        if self.warm_start == "continue":
+            self._parts = parts
+        return parts[0], parts[1]
+
+    def _given(self, validation_data: Any, x: Any, scale: float) -> Rows:
+        """Rows that are to be held out, as those to train on are."""
+        if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
+            raise ShapeError("validation_data is expected to be (X, y) or (X, y, sample_weight)")
+        x_val, labels = self._checked(validation_data[0], validation_data[1], reset=False)
+        weight = validation_data[2] if len(validation_data) == 3 else None
+        weight = None if weight is None else beside(x, weights(weight, x_val) * scale)
+        return x_val, beside(x, self._targets(labels)), weight, labels
+
+    def _watched(self, rows: Rows | None) -> HeldOut | None:
+        """What looks at held-out rows after every epoch."""
+        if rows is None:
+            return None
+        x, y, weight, labels = rows
+        known = to_host(y), None if weight is None else to_host(weight)
+        if known[1] is not None and not np.any(known[1]):
+            raise DataError(
+                "all rows that are held out have the weight 0: give some a weight, or hold out more of them"
+            )
         score: Any = lambda outputs: self._scored(to_host(outputs), *known)  # noqa: E731
         if self.scoring is not None:
             scorer = None if self.scoring == "loss" else check_scoring(self, self.scoring)
-            score = None if scorer is None else lambda _: scorer(self, x_val, labels_val)
+            score = None if scorer is None else lambda _: scorer(self, x, labels)
         if self.validation_scores_ is None:
             self.validation_scores_, self.validation_loss_curve_ = [], []
-        return (x, y, weight), HeldOut(x_val, y_val, weight_val, self._outputs_of, score)
+        return HeldOut(x, y, weight, self._outputs_of, score)
 
     def _stratifies(self) -> bool:
         return False
 
     def _fit_epochs(
         self,
-        rows: tuple[Any, Any, Any],
+        data: Loader,
         held_out: HeldOut | None,
         random_state: Any,
         incremental: bool,
         told: Tasks | None,
     ) -> None:
-        trainer, data = self._trainer, self._loader(*rows)
+        trainer = self._trainer
         size = self._batch_size(data.count)
         if self.batch_size != "auto" and self.batch_size > data.count:
             text = "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             warnings.warn(text, stacklevel=4)
         kind = Epochs if data.weight is None else WeightedEpochs
-        epochs = kind(self, data.count, size, held_out)
+        epochs = kind(self, data, size, held_out)
         order = self._order(data.count, random_state) if self.shuffle else False
-        listeners = [epochs, *check_callbacks(self.callbacks), *([] if told is None else [told])]
+        listeners = [*check_callbacks(self.callbacks), *([] if told is None else [told])]
         self.n_iter_ = 0
         try:
             count = 1 if incremental else self.max_iter
-            run(trainer, data, epochs=count, batch_size=size, shuffle=order, listeners=listeners)
+            run(trainer, data, epochs, count, order, listeners)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         except DivergedError as error:
@@ -386,15 +365,22 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if self._inside:
             return X
         like = self._trainer.theta
-        check_place(self, X, like, method)
-        return self._typed(validated(self, X, reset=False), like)
+        schema = getattr(self, "_schema", None)
+        if schema is not None:
+            found = tables.encoded(self, schema, X, reset=False)
+            check_place(self, found, like, method)
+        else:
+            check_place(self, X, like, method)
+            found = self._typed(validated(self, X, reset=False), like)
+        tables.check_gaps(self, found, self._trainer.network)
+        return found
 
     def _outputs(self, X: Any, method: str) -> Array:
         """What the network gives for rows of X: logits, or numbers before the link."""
         check_is_fitted(self)
         theta = self._trainer.theta
         plain = type(X) is type(theta) is np.ndarray and X.dtype == theta.dtype and not self._inside
-        plain = plain and not hasattr(self, "feature_names_in_")
+        plain = plain and not (self._trainer.network.accepts_nan or hasattr(self, "feature_names_in_"))
         if plain and X.ndim == 2 and X.shape[0] and X.shape[1] == self.n_features_in_:  # as most often
             try:
                 return self._trainer.predict(X)
@@ -404,14 +390,11 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
 
     def _outputs_of(self, x: Any) -> Array:
         """The same for rows that have been checked."""
-        return sparse.outputs(self._trainer, x) if sparse.is_sparse(x) else self._trainer.predict(x, check=False)
+        if sparse.is_sparse(x):
+            return sparse.outputs(self._trainer, x)
+        return self._trainer.predict(x, check=isinstance(x, dict))
 
 
-def _threads(jobs: int | None) -> int | None:
-    """How many threads `n_jobs` means; None for all that the process may use."""
-    if jobs == 0:
-        raise OptionError("n_jobs is 0; expected a number of threads, or -1 for all")
-    if jobs is None:  # as joblib's workers are told how many they may have
-        told = os.environ.get("OMP_NUM_THREADS", "")
-        return int(told) if told.isdecimal() and int(told) > 0 else None
-    return None if jobs == -1 else jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+def _take(arrays: Rows, rows: Any) -> Rows:
+    """The rows with these numbers of all arrays that there are."""
+    return tuple(None if a is None else take(a, rows) for a in arrays)

@@ -15,8 +15,14 @@ from bpnet.errors import DataError
 from sklearn.utils.validation import _check_sample_weight, validate_data  # isort: skip
 
 
+def first_of(x: Any) -> Any:
+    """x, or where it is several arrays, the first of them."""
+    return next(iter(x.values())) if type(x) is dict else x  # rows of scipy.sparse may be a kind of dict
+
+
 def foreign(x: Any) -> Backend | None:
     """The backend of an array of another library than NumPy; None for all else, lists and frames among them."""
+    x = first_of(x)
     if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
         return None
     return backend_of(x, "X")
@@ -30,7 +36,7 @@ def to_host(x: Any) -> Any:
 
 def beside(x: Array, values: Any) -> Array:
     """Values of the host in the library and on the device of x; floats in its type."""
-    backend = foreign(x)
+    backend, x = foreign(x), first_of(x)
     dtype = values.dtype.name
     if dtype.startswith("float"):
         dtype = "float64" if x.dtype == (np if backend is None else backend.xp).float64 else "float32"
@@ -41,40 +47,47 @@ def beside(x: Array, values: Any) -> Array:
 
 def take(x: Any, rows: Any) -> Any:
     """The rows of x with these numbers, an array of the host."""
+    if isinstance(x, dict):
+        return {name: take(array, rows) for name, array in x.items()}
     backend = foreign(x)
     return x[rows] if backend is None else backend.xp.take(x, beside(x, rows), axis=0)
 
 
 def validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
-    """X of two axes and finite numbers, and y, on the host, as `sklearn.utils.validation.validate_data` has them."""
+    """X of two axes, of finite numbers and NaN, and y, on the host, as `validate_data` of scikit-learn has them."""
     y, backend = y if isinstance(y, str) else to_host(y), foreign(X)
     if not isinstance(y, str):
         checks |= {"multi_output": True}
     if backend is None:
         dtype = (np.float64, np.float32)
-        return validate_data(
-            estimator, X, y, reset=reset, accept_sparse=["csr", "csc"], dtype=dtype, order="C", **checks
-        )
+        checks |= {"accept_sparse": ["csr", "csc"], "dtype": dtype, "order": "C"}
+        checks["ensure_all_finite"] = True if hasattr(X, "tocsr") else "allow-nan"
+        try:
+            return validate_data(estimator, X, y, reset=reset, **checks)
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise DataError(f"{error}; categorical_features='from_dtype' takes text as categories") from None
     xp, X = backend.xp, backend.detach(X)
     kind = np.complex128 if xp.isdtype(X.dtype, "complex floating") else np.float64
     standing = np.broadcast_to(kind(0.0), tuple(X.shape))  # for X: its shape is looked at, but not its values
     found = validate_data(estimator, standing, y, reset=reset, dtype=None, ensure_all_finite=False, **checks)
     if X.dtype not in (xp.float64, xp.float32):
         X = xp.astype(X, xp.float64)
-    if not bool(xp.all(xp.isfinite(X))):
-        what = "NaN" if bool(xp.any(xp.isnan(X))) else "infinity"
-        raise DataError(f"Input X contains {what}: {type(estimator).__name__} wants numbers that are finite")
+    if bool(xp.any(xp.isinf(X))):
+        raise DataError(f"Input X contains infinity: {type(estimator).__name__} wants finite numbers, or NaN for none")
     return X if isinstance(y, str) else (X, found[1])
 
 
 def weights(sample_weight: Any, X: Any) -> Any:
     """The weights of the rows of X as an array of the host."""
-    rows = X if foreign(X) is None else np.broadcast_to(0.0, tuple(X.shape))
+    rows = X if foreign(X) is None and not isinstance(X, dict) else np.broadcast_to(0.0, tuple(first_of(X).shape))
     return _check_sample_weight(to_host(sample_weight), rows)
 
 
 def check_place(estimator: Any, X: Any, theta: Array, method: str) -> None:
     """Raise DataError unless X is of the library, and on the device, of what was fitted."""
+    X = first_of(X)
     found, known = foreign(X), foreign(theta)
     if found is known and (found is None or found.device(X) == found.device(theta)):
         return

@@ -9,9 +9,9 @@ from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
 from bpnet.estimators.intervals import Classes
-from bpnet.estimators.losses import _LabelLogLoss
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import CrossEntropy
+from bpnet.losses.summed import _LabelLogLoss
 from bpnet.registry import resolve
 
 from sklearn.base import ClassifierMixin  # isort: skip
@@ -30,6 +30,17 @@ class _Labels(NamedTuple):
     several: bool
 
 
+def _numbered(y: Any) -> tuple[Any, Any]:
+    """The different labels, sorted, and the number of every row's: `numpy.unique`, faster for whole numbers."""
+    if y.dtype.kind in "biu" and y.size:
+        low, high = int(y.min()), int(y.max())
+        if high - low < 2**16 and abs(high) < 2**62:
+            place = y.astype(np.int64) - low
+            there = np.bincount(place) > 0
+            return (np.flatnonzero(there) + low).astype(y.dtype), (np.cumsum(there) - 1)[place]
+    return np.unique(y, return_inverse=True)
+
+
 class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     """A multi-layer perceptron that names classes: scikit-learn's `MLPClassifier`, trained by bpnet.
 
@@ -37,7 +48,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         MLPClassifier(random_state=0).fit(X, y).predict(X)
 
     X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
-    CSC) stay sparse where the network begins with a dense layer.  y are labels, or (rows, labels) of 0 and 1.
+    CSC) stay sparse where the network begins with a dense layer.  NaN in X is a
+    missing value: it counts as 0, or as the middle where numbers are scaled, and the network is told of it.
+
+    y are labels, or (rows, labels) of 0 and 1.
 
     Parameters
     ----------
@@ -68,6 +82,11 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     dtype : "float32" or "float64" computes in that type; None in that of X
     n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
     calibration_fraction : the share of the rows that is not trained on, by which `predict_set` is calibrated
+    categorical_features : columns of X that are no quantities: their names or numbers, or a mask; they are one-hot, or
+        embedded where they have more than 8 values.  "from_dtype" takes text, booleans and dates as such too, as they
+        stand in a frame; None expects numbers only
+    scaling : "robust", "standard" or "quantile" brings columns of numbers to one scale, within the network (see
+        `bp.NumericInput`); None takes them as they come
 
     Attributes
     ----------
@@ -124,6 +143,8 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         dtype: Any = None,
         n_jobs: Any = None,
         calibration_fraction: Any = None,
+        categorical_features: Any = None,
+        scaling: Any = None,
     ) -> None:
         super().__init__(locals())
 
@@ -169,7 +190,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
                     f"{error} Pass labels as y, text or whole numbers say; MLPRegressor learns numbers"
                 ) from None
         several = y.ndim == 2 and type_of_target(y).startswith("multilabel")
-        self._labels = _Labels(np.arange(y.shape[1]) if several else np.unique(y), several)
+        self._labels = _Labels(np.arange(y.shape[1]) if several else _numbered(y)[0], several)
 
     def _compare(self, y: Any) -> None:
         found, known = unique_labels(y), self._labels.values
@@ -184,7 +205,7 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         if several:
             return np.asarray(y, dtype=np.float64)
         y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        found, codes = np.unique(y, return_inverse=True)
+        found, codes = _numbered(y)
         place = np.searchsorted(known, found) if len(known) else np.zeros(len(found), dtype=np.intp)
         if not np.array_equal(known[np.minimum(place, len(known) - 1)], found):
             raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {found}.")
@@ -272,17 +293,10 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
         return classes[to_host(found)] if isinstance(classes, np.ndarray) else backend_of(found).xp.take(classes, found)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`, finite where a probability is too small for its type."""
-        z = self._outputs(X, "predict_log_proba")
-        xp = backend_of(z).xp
-        if type(self._trainer.loss) not in (CrossEntropy, _LabelLogLoss):
-            return xp.log(self._probabilities_of(z))
-        if self.out_activation_ == "softmax":
-            z = z - xp.max(z, axis=1, keepdims=True)
-            return z - xp.log(xp.sum(xp.exp(z), axis=1, keepdims=True))
-        far = xp.log1p(xp.exp(-xp.abs(z)))
-        log = xp.minimum(z, 0.0) - far
-        return log if self._labels.several else xp.concat([xp.minimum(-z, 0.0) - far, log], axis=1)
+        """The logarithm of `predict_proba`: -inf where a probability is too small for its type, and so 0."""
+        p = self._probabilities_of(self._outputs(X, "predict_log_proba"))
+        with np.errstate(divide="ignore"):
+            return backend_of(p).xp.log(p)
 
     def _probabilities_of(self, outputs: Array) -> Array:
         loss, backend = self._trainer.loss, backend_of(outputs)

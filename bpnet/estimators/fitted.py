@@ -9,6 +9,7 @@ from typing import Any, Self
 from bpnet.backends import Array
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.estimators import making
+from bpnet.tabular import calibration
 from bpnet.trainer import Trainer
 
 KEPT: Mapping[str, Any] = {
@@ -129,7 +130,9 @@ class Fitted:
             plain["hidden_layer_sizes"] = making.hidden_sizes(est)
         known = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
         fitted = {name: value for name, value in known.items() if _is_finite(value)}
-        settings = {"estimator": type(self).__name__, "parameters": plain, "fitted": fitted}
+        settings = {"estimator": type(self).__name__, "parameters": plain, "plain": self._plain, "fitted": fitted}
+        if hasattr(self, "calibration_scores_"):
+            settings["calibration"] = calibration.kept(self.calibration_scores_)
         return TableModel(schema, est._target(), self._trainer, settings)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
@@ -148,15 +151,24 @@ class Fitted:
             raise ArgumentError(f"model is {kind_of(model)}; expected a path, or a bp.TableModel")
         settings = model.settings if model.settings.get("estimator") == cls.__name__ else {}
         made: Any = cls()
-        known = made.get_params()
-        made.set_params(**{n: v for n, v in settings.get("parameters", {}).items() if n in known})
-        if not settings:
-            made.set_params(network=model.trainer.network, loss=model.trainer.loss, solver=model.trainer.optimizer)
+        trainer, known, given = model.trainer, made.get_params(), settings.get("parameters", {})
+        objects = {"loss": getattr(trainer.loss, "inner", trainer.loss), "solver": trainer.optimizer}
+        objects |= dict.fromkeys(("activation", "norm", "network", "dropout"), trainer.network)
+        for name in known.keys() - given.keys():  # those that are objects, which a file has as what came of them
+            if name == "learning_rate":
+                given = {**given, "solver": trainer.optimizer}
+            elif name in objects:
+                place = "network" if objects[name] is trainer.network else name
+                given = {**given, place: objects[name]}
+        made.set_params(**{name: value for name, value in given.items() if name in known})
         made._restore(model)
         vars(made).update({name: settings.get("fitted", {}).get(name, copy.copy(none)) for name, none in KEPT.items()})
-        made.n_layers_ = len(making.dense_slots(model.trainer.layout)) + 1
-        made._trainer, made._plain, made._best = model.trainer, bool(settings) and made.network is None, None
+        made.n_layers_ = len(making.dense_slots(trainer.layout)) + 1
+        made._trainer, made._plain, made._best = trainer, settings.get("plain", False), None
+        made._scale = 1.0
         made._schema = None if model.schema.plain else model.schema
+        if "calibration" in model.settings:
+            made.calibration_scores_ = calibration.restored(model.settings, model.trainer.theta)
         made.n_features_in_ = model.n_features_in_
         if model.schema.named:
             made.feature_names_in_ = model.feature_names_in_
@@ -168,6 +180,9 @@ class Fitted:
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = self.categorical_features is not None  # type: ignore[attr-defined]
+        tags.input_tags.string = self.categorical_features is not None  # type: ignore[attr-defined]
         tags.array_api_support = True
         return tags
 

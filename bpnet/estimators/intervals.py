@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 
 from bpnet.backends import Array, Backend, backend_of
-from bpnet.errors import ArgumentError, OptionError
+from bpnet.errors import OptionError, ShapeError
 from bpnet.estimators.arrays import beside, foreign, take, to_host
 from bpnet.estimators.sparse import is_sparse
 from bpnet.losses.base import Loss
 from bpnet.options import whole
-from bpnet.tabular import conformal
-from bpnet.tabular.distributions import drawn_moments, levels_of, moments
+from bpnet.tabular import calibration
+from bpnet.tabular.distributions import drawn_moments, moments
 from bpnet.tabular.distributions import quantiles as quantiles_of
 from bpnet.tabular.sampling import samples as networks
 
@@ -33,6 +33,7 @@ class Calibrated:
     calibration_fraction: Any
     random_state: Any
     _trainer: Any
+    calibration_scores_: Array
 
     def calibrate(self, X: Any, y: Any) -> Self:
         raise NotImplementedError
@@ -58,15 +59,15 @@ class Calibrated:
         est._fit(of(X, kept), of(y, kept), of(sample_weight, kept), False, validation_data)
         return self.calibrate(of(X, held), of(y, held))
 
-    def _threshold(self, coverage: float) -> Array:
-        """The score that a new row's stays below with that probability."""
+    def _scores(self) -> Array:
+        """Those of the rows that it was calibrated by."""
         check_is_fitted(self)
         if not hasattr(self, "calibration_scores_"):
             raise NotFittedError(
                 f"this {type(self).__name__} is not calibrated: fit it with calibration_fraction=0.2, say, or call "
                 "calibrate(X, y) with rows that it was not trained on"
             )
-        return conformal.threshold(self.calibration_scores_, coverage)
+        return self.calibration_scores_
 
     def _drawn(self, X: Any, method: str, samples: int) -> Any:
         """The outputs of so many networks that are drawn by dropout, the same ones every time."""
@@ -123,17 +124,15 @@ class Quantities(Calibrated):
 
         The scores are kept as `calibration_scores_`, (rows, targets).
         """
-        middle, deviation, low, high = self._spread(X, "calibrate")
-        xp = backend_of(middle).xp
+        _, loss, outputs = self._said(X, "calibrate")
         known = np.asarray(to_host(y), dtype=np.float64)
-        target = beside(middle, known.reshape(known.shape[0], -1))
-        if tuple(target.shape) != tuple(middle.shape):
-            raise ArgumentError(f"y has the shape {known.shape}; expected {tuple(middle.shape)}, a row for each of X")
-        if low is None:
-            scores = conformal.residual_scores(target, middle, deviation)
-        else:
-            scores = conformal.quantile_scores(target, low, high)
-        self.calibration_scores_ = xp.sort(scores, axis=0)
+        columns = 1 if known.ndim == 1 else known.shape[1]
+        if known.ndim > 2 or known.shape[0] != outputs.shape[0] or columns != self.n_outputs_:
+            raise ShapeError(
+                f"y has the shape {known.shape}; expected ({outputs.shape[0]}, {self.n_outputs_}), a row for each of X"
+            )
+        target = beside(outputs, known.reshape(-1, columns))
+        self.calibration_scores_ = calibration.interval_scores(loss, outputs, target)
         return self
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> Any:
@@ -145,23 +144,8 @@ class Quantities(Calibrated):
         lowest and the highest of them, moved by the same for all rows (conformalized quantile regression, Romano,
         Patterson and Candes 2019).  Infinite where the calibration had too few rows for such a coverage.
         """
-        limit = self._threshold(coverage)
-        middle, deviation, low, high = self._spread(X, "predict_interval")
-        xp = backend_of(middle).xp
-        if low is None:
-            ends = conformal.residual_interval(middle, limit, deviation)
-        else:
-            ends = conformal.quantile_interval(low, high, limit)
-        return self._shaped(xp.stack(ends, axis=2))
-
-    def _spread(self, X: Any, method: str) -> tuple[Array, Array, Array, Array]:
-        """Prediction and deviation, and the lowest and highest quantile; None where there is no such."""
-        backend, loss, outputs = self._said(X, method)
-        mean, variance = moments(backend, loss, outputs)
-        if len(levels_of(loss)) > 1:
-            found = quantiles_of(backend, loss, outputs)
-            return mean, None, found[:, :, 0], found[:, :, -1]
-        return mean, None if variance is None else backend.xp.sqrt(variance), None, None
+        scores, (_, loss, outputs) = self._scores(), self._said(X, "predict_interval")
+        return self._shaped(calibration.intervals(loss, outputs, scores, coverage))
 
     def _shaped(self, values: Array) -> Array:
         """Of one target without the axis of targets."""
@@ -209,11 +193,9 @@ class Classes(Calibrated):
         if unknown.size:
             raise OptionError(f"y has classes that are not in classes_, {unknown[0]!r} for example")
         if known.shape[0] != p.shape[0]:
-            raise ArgumentError(f"y has {known.shape[0]} labels; expected {p.shape[0]}, one for each row of X")
+            raise ShapeError(f"y has {known.shape[0]} labels; expected {p.shape[0]}, one for each row of X")
         codes = beside(p, np.searchsorted(self._labels.values, known))
-        found = [conformal.true_scores(self._label_scores(p, method, place=0), codes) for method in conformal.SETS]
-        xp = backend_of(p).xp
-        self.calibration_scores_ = xp.sort(xp.concat(found, axis=1), axis=0)
+        self.calibration_scores_ = calibration.set_scores(p, codes, self._trainer.seed)
         return self
 
     def predict_set(self, X: Any, coverage: float = 0.9, method: str = "lac") -> Any:
@@ -224,12 +206,5 @@ class Classes(Calibrated):
         2019); "aps" larger ones for rows that are harder, so that the coverage is nearly the same for easy and hard
         rows (Romano, Sesia and Candes 2020).
         """
-        place = conformal.SETS.index(conformal.check_sets(method))
-        limit = self._threshold(coverage)
-        p = self._probabilities_of(self._said(X, "predict_set")[2])
-        return self._label_scores(p, method, place=1) <= limit[place]
-
-    def _label_scores(self, p: Array, method: str, place: int) -> Array:
-        """The score of every class of every row; the shares that "aps" draws are the same every time."""
-        chance = np.random.default_rng((self._trainer.seed, place)).uniform(size=(p.shape[0], 1))
-        return conformal.label_scores(p, method, beside(p, chance))
+        scores, p = self._scores(), self._probabilities_of(self._said(X, "predict_set")[2])
+        return calibration.sets(p, scores, coverage, method, self._trainer.seed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bpnet.errors import OptionError
 from bpnet.estimators.arrays import to_host
+from bpnet.estimators.tables import categorical_input, input_layer, numeric_input
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
@@ -36,7 +37,6 @@ SCHEDULES = {
     "one_cycle": "OneCycle",
 }
 """Learning rates that fall to 0 over all epochs, by name."""
-STRONG_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,30 @@ def plan_of(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     if members is not None:
         from bpnet.losses.members import Members
 
-        loss = Members(loss)
+        loss = _make(Members, loss)
     if estimator.network is not None:
         return Plan(estimator.network, loss, optimizer_of(estimator), False)
     sizes, activation = hidden_sizes(estimator), ACTIVATIONS.get(estimator.activation, estimator.activation)
     network: Layer
+    inputs = input_layer(estimator, x)
     if members is None and estimator.norm is None and not estimator.residual and estimator.dropout == 0.0:
-        network = _make(_stack, tuple(sizes), activation, outputs)
+        network = _make(_stack, inputs, tuple(sizes), activation, outputs)
     else:
         from bpnet.tabular.networks import table_network
 
         options = {name: getattr(estimator, name) for name in ("dropout", "norm", "residual")}
-        network = table_network(None, outputs, hidden=sizes, activation=activation, members=members, **options)
+        options |= {"hidden": tuple(sizes), "activation": activation, "members": members}
+        network = _make(table_network, inputs, outputs, **options)
     return Plan(network, loss, optimizer_of(estimator), members is None)
 
 
-def _stack(sizes: tuple[int, ...], activation: Any, outputs: int) -> Sequential:
-    return Sequential(*[Dense(units, activation) for units in sizes], Dense(outputs))
+def _stack(inputs: Layer | None, sizes: tuple[int, ...], activation: Any, outputs: int) -> Sequential:
+    first = [] if inputs is None else [inputs]
+    return Sequential(*first, *[Dense(units, activation) for units in sizes], Dense(outputs))
 
 
 def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
     """RealMLP's ingredients, for as many epochs as `max_iter` says."""
-    from bpnet.layers.numeric import NumericInput
     from bpnet.layers.standardize import Standardize
     from bpnet.tabular.networks import strong
 
@@ -110,8 +112,17 @@ def _strong(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
             scale = np.where(scale > 0.0, scale, 1.0)
             options["out_scale"] = Standardize(tuple(mean.tolist()), tuple(scale.tolist()), invert=True)
             options["out_range"] = tuple(y.min(axis=0).tolist()), tuple(y.max(axis=0).tolist())
-    recipe = strong(NumericInput.fit(x, "robust", clip=3.0), None, outputs, task=task, loss=own, **options)
+    recipe = strong(
+        numeric_input(estimator, x), categorical_input(estimator._schema), outputs, task=task, loss=own, **options
+    )
     return Plan(recipe.network, recipe.loss, recipe.optimizer, False, recipe.start)
+
+
+def even_batches(rows: int) -> int:
+    """The size of the strong preset's batches."""
+    from bpnet.tabular import networks
+
+    return networks.even_batches(rows)
 
 
 # ---- how it is trained ----------------------------------------------------------------------------------------------

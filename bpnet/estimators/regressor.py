@@ -9,9 +9,9 @@ from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import to_host
 from bpnet.estimators.intervals import Quantities
-from bpnet.estimators.losses import _PoissonDeviance, _SquaredError
 from bpnet.losses.base import Loss
 from bpnet.losses.regression import Quantile
+from bpnet.losses.summed import _PoissonDeviance, _SquaredError
 from bpnet.registry import resolve
 
 from sklearn.base import RegressorMixin  # isort: skip
@@ -27,7 +27,10 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
         MLPRegressor(random_state=0).fit(X, y).predict(X)
 
     X may be an array of any library; what is fitted and predicted is then of it, and on its device.  Sparse rows (CSR,
-    CSC) stay sparse where the network begins with a dense layer.  y are numbers, (rows,) or (rows, quantities).
+    CSC) stay sparse where the network begins with a dense layer.  NaN in X is a
+    missing value: it counts as 0, or as the middle where numbers are scaled, and the network is told of it.
+
+    y are numbers, (rows,) or (rows, quantities).
 
     Parameters
     ----------
@@ -59,6 +62,11 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     n_jobs : threads of the processor; None and -1 take all (None no more than OMP_NUM_THREADS says)
     quantiles : which ones the loss "quantile" learns, the smallest first
     calibration_fraction : the share of the rows that is not trained on, by which `predict_interval` is calibrated
+    categorical_features : columns of X that are no quantities: their names or numbers, or a mask; they are one-hot, or
+        embedded where they have more than 8 values.  "from_dtype" takes text, booleans and dates as such too, as they
+        stand in a frame; None expects numbers only
+    scaling : "robust", "standard" or "quantile" brings columns of numbers to one scale, within the network (see
+        `bp.NumericInput`); None takes them as they come
 
     Attributes
     ----------
@@ -113,6 +121,8 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
         n_jobs: Any = None,
         quantiles: Any = (0.05, 0.5, 0.95),
         calibration_fraction: Any = None,
+        categorical_features: Any = None,
+        scaling: Any = None,
     ) -> None:
         super().__init__(locals())
 

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,23 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
-from bpnet.data.loader import Loader
+from bpnet.data.loader import Batch, Loader
 from bpnet.estimators.hooks import Tasks
+from bpnet.estimators.sparse import SparseLoader
 from bpnet.fitting import run_epochs
 from bpnet.layer import Run
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
 
-COMPILES = 2e9
-"""Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: a tenth of a second.
+COMPILES, COMPILES_AT_ONCE = 1e9, 5e9
+"""Floating-point operations, as `Engine.cost` counts them, after which NumPy's steps are compiled: some 0.05 seconds.
 
-So much does that cost at the first time in a process; each step is then some three times faster.
+And so many in the whole of a fit from which on they are at once.  Once machine code for a kind of network is on the
+disk, which takes a second or two, that costs 0.1 seconds at the first time in a process and 0.01 for further sizes;
+each step is then some three times faster.  When it begins depends on numbers alone: a fit repeats bit for bit.
 """
+INTERRUPTED = 99
+"""The status of SciPy's result where Ctrl-C ended the search."""
 SMALLEST_RATE = 1e-6
 """The adaptive learning rate is not divided below it."""
 
@@ -31,13 +36,30 @@ class Shuffled:
     """The order of the rows in every epoch, as scikit-learn draws it: that of the last epoch, shuffled."""
 
     def __init__(self, rows: int, random_state: Any) -> None:
-        self.random_state, self.last = random_state, np.arange(rows)
+        self.random_state, self.last = random_state, np.arange(rows, dtype=np.int32 if rows < 2**31 else np.int64)
 
     def __call__(self, epoch: int) -> Any:
-        index = np.arange(self.last.size)
+        index = np.arange(self.last.size, dtype=self.last.dtype)
         self.random_state.shuffle(index)
         self.last = self.last[index]
         return self.last
+
+
+class Part(Loader):
+    """Some rows of another loader's, by their numbers: they stay where they are until a batch takes them."""
+
+    def __init__(self, data: Loader, kept: Any) -> None:
+        super().__init__(data.backend, data.layout, data.x, data.y, data.weight, data.like)
+        self.kept, self.count = kept, len(kept)
+
+    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+        return super().batches(size, self._own(order))
+
+    def sizes(self, size: int, order: Any = None) -> list[float]:
+        return super().sizes(size, self._own(order))
+
+    def _own(self, order: Any) -> Any:
+        return self.kept if order is None else self.kept[np.asarray(order)]
 
 
 class HeldOut:
@@ -59,8 +81,9 @@ class HeldOut:
 class Epochs(Callback):
     """What scikit-learn's perceptrons do after an epoch: note losses and scores, set the learning rate, and end."""
 
-    def __init__(self, estimator: Any, rows: int, batch_size: int, held_out: HeldOut | None) -> None:
-        self.estimator, self.rows, self.batch_size, self.held_out = estimator, rows, batch_size, held_out
+    def __init__(self, estimator: Any, data: Loader, batch_size: int, held_out: HeldOut | None) -> None:
+        self.estimator, self.data, self.batch_size, self.held_out = estimator, data, batch_size, held_out
+        self.rows = data.count
         self.converged = False
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
@@ -72,7 +95,7 @@ class Epochs(Callback):
         if est.verbose:
             print(f"Iteration {est.n_iter_}, loss = {est.loss_:.8f}")
         self._count(trainer, record)
-        compile_later(trainer, self.batch_size)
+        compile_soon(trainer, self.data, self.batch_size)
         if est.solver == "sgd" and est.learning_rate == "invscaling":
             trainer.lr_scale = 1.0 / (est.t_ + 1) ** est.power_t
         if est._no_improvement_count > est.n_iter_no_change and est.preset is None:
@@ -100,7 +123,8 @@ class Epochs(Callback):
                 print(f"Validation score: {score:f}")
         if est.early_stopping:
             worse = score < est.best_validation_score_ + est.tol
-            if score > est.best_validation_score_:
+            better = score > est.best_validation_score_ or (est.preset and score == est.best_validation_score_)
+            if better:  # of RealMLP's best epochs the last one
                 est.best_validation_score_, est._best = score, trainer.snapshot()[0][:2]
         else:
             worse = est.loss_ > est.best_loss_ - est.tol
@@ -140,30 +164,36 @@ class WeightedEpochs(Epochs):
         return sum(v * min(size, self.rows - size * i) for i, v in enumerate(values)) / self.rows
 
 
-def compile_later(trainer: Trainer, batch_size: int) -> None:
-    """Compile from now on, where the steps that there have been are worth it; it depends on their number alone."""
+def compile_soon(trainer: Trainer, data: Loader, batch_size: int, planned: float = 0.0, done: int = 0) -> None:
+    """Compile from now on where it pays: by the steps that there have been, or the work that is planned."""
     engine = trainer._have()
-    worth = engine.count * engine.cost(batch_size) >= COMPILES
-    if worth and engine.compile == "auto" and engine.backend.name == "numpy" and can_compile():
-        engine.compile = True
+    if trainer.compile is False and not engine.compile and not isinstance(data, SparseLoader):
+        cost = engine.cost(batch_size)
+        pays = (engine.count + done) * cost >= COMPILES or planned * cost >= COMPILES_AT_ONCE
+        engine.compile = pays and can_compile()
 
 
 @locked("train")
 def run(
-    trainer: Trainer, data: Loader, *, epochs: int, batch_size: int, shuffle: Any, listeners: Sequence[Callback]
+    trainer: Trainer, data: Loader, after: Epochs, epochs: int, shuffle: Any, listeners: Sequence[Callback]
 ) -> None:
-    """`Trainer.fit` on rows that have been checked."""
-    engine = trainer._have()
-    engine.set_epoch(-(-data.count // batch_size))
+    """`Trainer.fit` on rows that have been checked; `after` comes before the other listeners."""
+    engine, size = trainer._have(), after.batch_size
+    steps = -(-data.count // size)
+    engine.set_epoch(steps)
     with engine.session(data.count):
         data = data.cached()
     trainer.stop = False
-    compile_later(trainer, batch_size)
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
-    run_epochs(trainer, engine, data, None, **options, metrics=(), listeners=listeners)
+    planned = math.inf if after.estimator.preset is not None else steps * epochs
+    compile_soon(trainer, data, size, planned)
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": ()}
+    try:
+        run_epochs(trainer, engine, data, None, **options, listeners=[after, *listeners])
+    finally:
+        engine.compile = trainer.compile
 
 
-def minimize(trainer: Trainer, data: Loader, verbose: bool, told: Tasks | None, **options: Any) -> Any:
+def minimize(trainer: Trainer, data: Loader, verbose: Any, told: Tasks | None, **options: Any) -> Any:
     """Train on all rows at once by SciPy's L-BFGS-B, from the trainer's parameters: SciPy's result.
 
     `told` hears of every iteration, and may end it.  An interrupt ends it at the last iteration that was complete.
@@ -175,11 +205,14 @@ def minimize(trainer: Trainer, data: Loader, verbose: bool, told: Tasks | None, 
     dtype, device = theta.dtype, backend.device(theta)
     begin = np.asarray(backend.to_host(theta), dtype=np.float64)
     batch, evaluations = data.whole_batch(), 0
-    last = OptimizeResult(x=begin, nit=0, nfev=0, status=99, success=False, message="interrupted", fun=math.nan)
+    last = OptimizeResult(
+        x=begin, nit=0, nfev=0, status=INTERRUPTED, success=False, message="interrupted", fun=math.nan
+    )
 
     def function(vector: Any) -> tuple[float, Any]:
         nonlocal evaluations
         evaluations += 1
+        compile_soon(trainer, data, data.count, options["maxiter"], evaluations)
         with engine.session(data.count, evaluations):
             at = backend.from_host(vector, dtype, device)
             value, grad, _ = engine.gradient(at, buffers, *batch, count + 1)
@@ -202,6 +235,8 @@ def minimize(trainer: Trainer, data: Loader, verbose: bool, told: Tasks | None, 
     except KeyboardInterrupt:
         result = last
         warnings.warn("Training interrupted by user.", stacklevel=2)
+    finally:
+        engine.compile = trainer.compile
     end = backend.from_host(result.x, dtype, device)
     engine.state.now = (end, buffers, engine.optimizer.restart(backend, engine.layout, end, state)), count + evaluations
     return result

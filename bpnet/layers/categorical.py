@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, plural
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
+from bpnet.layers.numeric import MOST
 from bpnet.options import whole
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
 """The codes of what is missing and of what is not known, and the first of those that are."""
-MOST = 2**24
-"""Whole numbers up to it are exact in float32."""
 
 
 class Group(NamedTuple):
@@ -125,17 +124,18 @@ class CategoricalInput(Layer):
                 table = rng.computed(shape, partial(_table, rng, shape, starts))
                 params[f"width_{group.width}"] = Leaf(table, decay=False)
         order, _ = self.picks
-        kept = {"entries": [float(self.entries[column]) for column in order], "first": [first[c] for c in order]}
+        # between whole numbers, so that no rounding makes others of them
+        kept = {"bound": [self.entries[c] - 0.5 for c in order], "first": [first[c] + 0.5 for c in order]}
         return params | {name: Leaf(rng.given((len(order),), v), trainable=False) for name, v in kept.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        xp, real, rows, (order, slices) = run.xp, p["entries"].dtype, x.shape[0], self.picks
+        xp, real, rows, (order, slices) = run.xp, p["bound"].dtype, x.shape[0], self.picks
         x = xp.reshape(x, (rows, len(self.entries)))
         if order != tuple(range(len(self.entries))):
-            columns = run.backend.constants([float(i) for i in order], p["entries"])
+            columns = run.backend.constants([float(i) for i in order], p["bound"])
             x = xp.take(x, xp.astype(columns, xp.int32), axis=1)
         code = xp.astype(x, real)
-        code = xp.where((code >= 0.0) & (code < p["entries"]), code, float(UNSEEN))
+        code = xp.where((code >= 0.0) & (code < p["bound"]), code, float(UNSEEN))
         place, known = xp.astype(code + p["first"], xp.int32), code - float(KNOWN)
         made, indices = [], []
         for group, some in zip(self.groups, slices, strict=True):

@@ -83,20 +83,27 @@ class MemberScale(_OfMembers):
         return {"r": _adapter(rng, self.start, self.members, in_shape[-1], self.chunks)}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        return (x if x.ndim == 3 else run.xp.expand_dims(x, axis=1)) * p["r"], x
+        rows = _of_members(run, x, self.members)
+        return run.xp.reshape(rows * run.xp.reshape(p["r"], (-1,)), (x.shape[0], *p["r"].shape)), (x.ndim, rows)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        dx, dr = _scaled_backward(run, cache, p["r"], dy, need_dx)
-        return dx, {"r": dr}
+        (axes, rows), xp = cache, run.xp
+        dy = xp.reshape(dy, rows.shape)
+        grads = {"r": xp.reshape(run.sum_rows(dy * rows), p["r"].shape)}
+        return (_to_rows(run, dy, p["r"], axes) if need_dx else None), grads
 
 
-def _scaled_backward(run: Run, x: Array, r: Array, dy: Array, need_dx: bool) -> tuple[Array | None, Array]:
-    """dL/dx and dL/dr of y_m = x_m r_m."""
-    xp = run.xp
-    shared = x.ndim == 2
-    dr = run.sum_rows(xp.reshape(dy * (xp.expand_dims(x, axis=1) if shared else x), (dy.shape[0], -1)))
-    dx = dy * r if need_dx else None
-    return (xp.sum(dx, axis=1) if dx is not None and shared else dx), xp.reshape(dr, r.shape)
+def _of_members(run: Run, x: Array, members: int) -> Array:
+    """What the members see of each row, side by side: (rows, k n)."""
+    if x.ndim == 2:
+        x = run.xp.broadcast_to(run.xp.expand_dims(x, axis=1), (x.shape[0], members, x.shape[1]))
+    return run.xp.reshape(x, (x.shape[0], -1))
+
+
+def _to_rows(run: Run, drows: Array, r: Array, axes: int) -> Array:
+    """dL/dx of x_m r_m, from dL/d(x_m r_m) side by side; of an x of two axes, which all see, the sum over m."""
+    dx = run.xp.reshape(drows * run.xp.reshape(r, (-1,)), (drows.shape[0], *r.shape))
+    return run.xp.sum(dx, axis=1) if axes == 2 else dx
 
 
 def _chunks(chunks: Any) -> tuple[int, ...] | None:
@@ -146,22 +153,28 @@ class _MemberLayer(_OfMembers):
         return {"activation": own} if own else {}
 
     def activated(self, run: Run, p: Params, z: Array) -> tuple[Array, Any]:
-        """f(z), and what its derivative reads."""
+        """y = f(z + b) of (rows, k, units) from z, the members side by side, and what the derivative of f reads."""
+        xp, shape = run.xp, (z.shape[0], self.members, self.units)
+        z = z + xp.reshape(p["bias"], (-1,)) if self.bias else z
         if "activation" in p:
-            return self.function.forward(run, p["activation"], z)
+            y, saved = self.function.forward(run, p["activation"], xp.reshape(z, (-1, self.units)))
+            return xp.reshape(y, shape), saved
         y = self.function.value(run.backend, z)
-        return y, self.function.saved(z, y)
+        return xp.reshape(y, shape), self.function.saved(z, y)
 
     def derived(self, run: Run, p: Params, saved: Any, dy: Array) -> tuple[Array, dict[str, Any]]:
-        """dL/dz, and the gradients of what f and the biases are trained by."""
+        """dL/dz, the members side by side, and the gradients of what f and the biases are trained by."""
         xp, grads = run.xp, {}
         if "activation" in p:
-            dz, grads["activation"] = self.function.backward(run, p["activation"], saved, dy)
+            rows = xp.reshape(dy, (-1, self.units))
+            dz, grads["activation"] = self.function.backward(run, p["activation"], saved, rows)
             assert dz is not None
         else:
-            dz = self.function.derivative(run.backend, saved, dy)
+            rows = xp.reshape(dy, (dy.shape[0], -1))
+            dz = self.function.derivative(run.backend, saved, rows)
+        dz = xp.reshape(dz, (dy.shape[0], -1))
         if self.bias:
-            grads["bias"] = xp.reshape(run.sum_rows(xp.reshape(dz, (dz.shape[0], -1))), dz.shape[1:])
+            grads["bias"] = xp.reshape(run.sum_rows(dz), p["bias"].shape)
         return dz, grads
 
 
@@ -211,23 +224,27 @@ class BatchEnsemble(_MemberLayer):
         return params | self.own(rng)
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        xp, (k, n) = run.xp, p["r"].shape
-        r = p["r"] * (1.0 / math.sqrt(n)) if self.ntk else p["r"]
-        rows = xp.reshape((x if x.ndim == 3 else xp.expand_dims(x, axis=1)) * r, (-1, n))
-        h = xp.reshape(run.matmul(rows, p["weight"]), (-1, k, self.units))
-        z = h * p["s"]
-        y, saved = self.activated(run, p, z + p["bias"] if self.bias else z)
-        return y, (x, r, rows, h, saved)
+        xp, (k, n), r = run.xp, p["r"].shape, self._factors(p)
+        rows = _of_members(run, x, k)
+        scaled = xp.reshape(rows * xp.reshape(r, (-1,)), (-1, n))
+        h = xp.reshape(run.matmul(scaled, p["weight"]), (x.shape[0], -1))
+        y, saved = self.activated(run, p, h * xp.reshape(p["s"], (-1,)))
+        return y, (x.ndim, rows, scaled, h, saved)
+
+    def _factors(self, p: Params) -> Array:
+        """r, or with `ntk` r / sqrt(n)."""
+        return p["r"] * (1.0 / math.sqrt(p["r"].shape[1])) if self.ntk else p["r"]
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        xp, (x, r, rows, h, saved) = run.xp, cache
+        xp, (axes, rows, scaled, h, saved) = run.xp, cache
         dz, grads = self.derived(run, p, saved, dy)
-        grads["s"] = xp.reshape(run.sum_rows(xp.reshape(dz * h, (dz.shape[0], -1))), p["s"].shape)
-        dh = xp.reshape(dz * p["s"], (-1, self.units))
-        grads["weight"] = run.matmul(rows, dh, transpose_a=True)
-        drows = xp.reshape(run.matmul(dh, p["weight"], transpose_b=True), (-1, *r.shape))
-        dx, dr = _scaled_backward(run, x, r, drows, need_dx)
-        return dx, grads | {"r": dr * (1.0 / math.sqrt(r.shape[1])) if self.ntk else dr}
+        grads["s"] = xp.reshape(run.sum_rows(dz * h), p["s"].shape)
+        dh = xp.reshape(dz * xp.reshape(p["s"], (-1,)), (-1, self.units))
+        grads["weight"] = run.matmul(scaled, dh, transpose_a=True)
+        dscaled = xp.reshape(run.matmul(dh, p["weight"], transpose_b=True), rows.shape)
+        dr = xp.reshape(run.sum_rows(dscaled * rows), p["r"].shape)
+        grads["r"] = dr * (1.0 / math.sqrt(dr.shape[1])) if self.ntk else dr
+        return (_to_rows(run, dscaled, self._factors(p), axes) if need_dx else None), grads
 
 
 @dataclass(frozen=True, repr=False)
@@ -268,14 +285,14 @@ class MemberDense(_MemberLayer):
             rows = xp.permute_dims(x, (1, 0, 2))
         if self.ntk:
             rows = rows * (1.0 / math.sqrt(n))
-        z = xp.permute_dims(run.matmul(rows, p["weight"]), (1, 0, 2))
-        y, saved = self.activated(run, p, z + p["bias"] if self.bias else z)
+        z = xp.reshape(xp.permute_dims(run.matmul(rows, p["weight"]), (1, 0, 2)), (x.shape[0], -1))
+        y, saved = self.activated(run, p, z)
         return y, (rows, saved, x.ndim)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         xp, (rows, saved, axes) = run.xp, cache
         dz, grads = self.derived(run, p, saved, dy)
-        dz = xp.permute_dims(dz, (1, 0, 2))
+        dz = xp.permute_dims(xp.reshape(dz, dy.shape), (1, 0, 2))
         grads["weight"] = run.matmul(rows, dz, transpose_a=True)
         if not need_dx:
             return None, grads

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.layers.standardize import shown_values
 from bpnet.options import number_or_numbers, numbers, positive, whole
 
+MOST = 2**23
+"""Whole numbers up to it, and what is half way between two, are exact in float32."""
 STEEPEST = 1e30
 """What a derivative by x is at most: a number of float32."""
 FAR = 1e9
@@ -88,7 +91,20 @@ class NumericInput(Layer):
         missing: Sequence[int] | None = None,
         knots: int = 128,
     ) -> "NumericInput":
-        """The layer for the columns of x, (rows, n), of any array library, whose NaN are missing and count nowhere."""
+        r"""The layer for the columns of x, (..., n), an array of any library; what is computed of it is computed there.
+
+        NaN is missing, and counts nowhere.
+
+        kind : "robust", center is the median and scale the distance of the quartiles, or where these are equal, half
+            of that from the smallest to the largest value (Holzmueller et al. 2024); "standard", mean and standard
+            deviation; "quantile", so many `knots` as quantiles, from the smallest value to the largest; "none", 0 and 1
+        clip : of the layer
+        missing : the numbers of the columns that get an indicator; None for those that have NaN in x
+        knots : at most, where there are as many values
+
+        A column that is constant, or of which nothing is known, has scale 0 (or a single knot), and so is 0.  Raises
+        DataError where x has infinity, and DTypeError or ShapeError where it is not rows of numbers.
+        """
         found: NumericInput = importlib.import_module("bpnet.data.columns").numeric_input(x, kind, clip, missing, knots)
         return found
 
@@ -120,7 +136,8 @@ class NumericInput(Layer):
             values = {
                 "knots": rng.given(table, [[knot] for knot, _ in padded]),
                 "scores": rng.given(table, [[score] for _, score in padded]),
-                "first": rng.given(columns, [float(size * i) for i in range(columns[0])]),
+                # between whole numbers, so that no rounding makes others of them
+                "first": rng.given(columns, [size * i + 0.5 for i in range(columns[0])]),
                 "low": rng.given(columns, [some[0][0] for some in places]),
                 "high": rng.given(columns, [some[-1][0] for some in places]),
             }
@@ -197,12 +214,21 @@ def _checked_knots(quantiles: Any) -> tuple[tuple[float, ...], ...] | None:
             raise OptionError(f"quantiles[{i}] is not sorted; expected knots that do not decrease")
     if not columns:
         raise OptionError("quantiles is empty; expected the knots of every column")
+    if len(columns) * 2 * max(map(len, columns)) > MOST:
+        many = f"{len(columns):,} columns of up to {max(map(len, columns)):,} knots"
+        raise OptionError(f"quantiles has {many}; expected at most {MOST // 2:,} in all: take fewer knots")
     return columns
+
+
+@cache
+def _normal_scores(count: int) -> tuple[float, ...]:
+    """Phi^{-1}((i + 1/2) / count) for each i below it."""
+    return tuple([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
 
 
 def _places(knots: Sequence[float]) -> list[tuple[float, float]]:
     """The knots with their scores; those that are equal are one, with the mean of theirs."""
     scores: dict[float, list[float]] = {}
-    for i, knot in enumerate(knots):
-        scores.setdefault(knot, []).append(NormalDist().inv_cdf((i + 0.5) / len(knots)))
+    for knot, score in zip(knots, _normal_scores(len(knots)), strict=True):
+        scores.setdefault(knot, []).append(score)
     return [(knot, math.fsum(some) / len(some)) for knot, some in scores.items()]

@@ -167,69 +167,122 @@ class NumericEmbedding(Layer):
         }
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        xp = run.xp
-        columns = xp.expand_dims(xp.permute_dims(xp.reshape(x, (-1, x.shape[-1])), (1, 0)), axis=2)
-        if self.bins is not None:
-            z = (columns - _each(xp, p["left"])) * _each(xp, p["inverse"])
-            made = xp.minimum(xp.maximum(z, _each(xp, p["least"])), _each(xp, p["most"]))
-            y = made
-            if self.width is not None:
-                y = run.matmul(made, p["weight"]) + columns * _each(xp, p["linear"]) + _each(xp, p["bias"])
-        else:
-            z = TURN * columns * _each(xp, p["frequency"])
-            if self.form == "pbld":
-                z = z + _each(xp, p["phase"])
-                made = xp.cos(z)
-            else:
-                made = xp.concat([xp.cos(z), xp.sin(z)], axis=2)
-            y = run.matmul(made, p["weight"]) + _each(xp, p["bias"])
-            y = xp.concat([y, columns], axis=2) if self.form == "pbld" else xp.maximum(y, 0.0)
-        shape = self.out_shape(x.shape[1:])
-        return xp.reshape(xp.permute_dims(y, (1, 0, 2)), (x.shape[0], *shape)), (columns, z, made, y, x.shape)
+        rows = run.xp.reshape(x, (-1, x.shape[-1]))
+        y, cache = (self._periodic if self.bins is None else self._binned)(run, p, rows)
+        return run.xp.reshape(y, (x.shape[0], *self.out_shape(x.shape[1:]))), (x.shape, cache)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
-        xp, (columns, z, made, y, in_shape) = run.xp, cache
-        n, width = in_shape[-1], self.features
-        dy = xp.permute_dims(xp.reshape(dy, (-1, n, width)), (1, 0, 2))
-        dx: Array | None = None
-        grads = {}
-        if self.bins is not None:
-            de = dy
-            if self.width is not None:
-                grads = {
-                    "linear": xp.sum(columns * dy, axis=1),
-                    "weight": run.matmul(made, dy, transpose_a=True),
-                    "bias": xp.sum(dy, axis=1),
-                }
-                de = run.matmul(dy, p["weight"], transpose_b=True) if need_dx else dy
-            if need_dx:
-                within = (z > _each(xp, p["least"])) & (z < _each(xp, p["most"]))
-                dx = xp.sum(xp.where(within, de * _each(xp, p["inverse"]), 0.0), axis=2)
-                if self.width is not None:
-                    dx = dx + xp.sum(dy * _each(xp, p["linear"]), axis=2)
+        in_shape, cache = cache
+        rows = run.xp.reshape(dy, (-1, in_shape[-1] * self.features))
+        derived = self._periodic_backward if self.bins is None else self._binned_backward
+        dx, grads = derived(run, p, cache, rows, in_shape[-1], need_dx)
+        return (None if dx is None else run.xp.reshape(dx, in_shape)), grads
+
+    def _periodic(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        """y, (rows, n width), of x, (rows, n): "pbld" and "plr"."""
+        xp, n = run.xp, x.shape[1]
+        each = _repeated(xp, x, self.frequencies)
+        z = TURN * each * _flat(xp, p["frequency"])
+        if self.form == "plr":
+            made = [xp.cos(z), xp.sin(z)]
+            y, stacks = self._project(run, p, made, n)
+            y = xp.maximum(y, 0.0)
+            return y, (each, made, stacks, y)
+        z = z + _flat(xp, p["phase"])
+        y, stacks = self._project(run, p, [xp.cos(z)], n)
+        y = xp.concat([xp.reshape(y, (x.shape[0], n, -1)), xp.expand_dims(x, axis=2)], axis=2)
+        return y, (each, [z], stacks, None)
+
+    def _periodic_backward(
+        self, run: Run, p: Params, cache: Any, dy: Array, n: int, need_dx: bool
+    ) -> tuple[Array | None, dict[str, Any]]:
+        xp, (each, saved, stacks, y) = run.xp, cache
+        by_column = xp.reshape(dy, (dy.shape[0], n, -1))
+        if self.form == "plr":
+            (c, s), dt = saved, xp.where(y > 0.0, dy, 0.0)
+            (dc, ds), grads = self._project_backward(run, p, stacks, dt, n)
+            dz = c * ds - s * dc
         else:
-            f = self.frequencies
-            dt = dy[:, :, : width - 1] if self.form == "pbld" else xp.where(y > 0.0, dy, 0.0)
-            dmade = run.matmul(dt, p["weight"], transpose_b=True)
-            if self.form == "pbld":
-                dz = -xp.sin(z) * dmade
-                grads["phase"] = xp.sum(dz, axis=1)
-            else:
-                dz = made[:, :, :f] * dmade[:, :, f:] - made[:, :, f:] * dmade[:, :, :f]
-            grads |= {
-                "frequency": TURN * xp.sum(columns * dz, axis=1),
-                "weight": run.matmul(made, dt, transpose_a=True),
-                "bias": xp.sum(dt, axis=1),
-            }
-            if need_dx:
-                dx = TURN * xp.sum(dz * _each(xp, p["frequency"]), axis=2)
-                dx = dx + dy[:, :, width - 1] if self.form == "pbld" else dx
-        return (None if dx is None else xp.reshape(xp.permute_dims(dx, (1, 0)), in_shape)), grads
+            dt = xp.reshape(by_column[:, :, : self.features - 1], (dy.shape[0], -1))
+            (dc,), grads = self._project_backward(run, p, stacks, dt, n)
+            dz = -xp.sin(saved[0]) * dc
+            grads["phase"] = xp.reshape(run.sum_rows(dz), p["phase"].shape)
+        grads["frequency"] = TURN * xp.reshape(run.sum_rows(each * dz), p["frequency"].shape)
+        if not need_dx:
+            return None, grads
+        dx = TURN * _summed(xp, dz * _flat(xp, p["frequency"]), n)
+        return (dx if self.form == "plr" else dx + by_column[:, :, self.features - 1]), grads
+
+    def _binned(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
+        """y, (rows, n width), of x, (rows, n): "piecewise_linear"."""
+        xp = run.xp
+        z = (_repeated(xp, x, self.most_bins) - _flat(xp, p["left"])) * _flat(xp, p["inverse"])
+        e = xp.minimum(xp.maximum(z, _flat(xp, p["least"])), _flat(xp, p["most"]))
+        if self.width is None:
+            return e, (z, None, None)
+        each = _repeated(xp, x, self.width)
+        y, stacks = self._project(run, p, [e], x.shape[1])
+        return y + each * _flat(xp, p["linear"]), (z, each, stacks)
+
+    def _binned_backward(
+        self, run: Run, p: Params, cache: Any, dy: Array, n: int, need_dx: bool
+    ) -> tuple[Array | None, dict[str, Any]]:
+        xp, (z, each, stacks) = run.xp, cache
+        de, grads = dy, dict[str, Any]()
+        if self.width is not None:
+            (de,), grads = self._project_backward(run, p, stacks, dy, n)
+            grads["linear"] = xp.reshape(run.sum_rows(each * dy), p["linear"].shape)
+        if not need_dx:
+            return None, grads
+        within = (z > _flat(xp, p["least"])) & (z < _flat(xp, p["most"]))
+        dx = _summed(xp, xp.where(within, de * _flat(xp, p["inverse"]), 0.0), n)
+        return (dx if self.width is None else dx + _summed(xp, dy * _flat(xp, p["linear"]), n)), grads
+
+    def _project(self, run: Run, p: Params, made: list[Array], n: int) -> tuple[Array, list[Array]]:
+        """The sum of c V and a over what is made of x, (rows, n k) each, and its parts as stacks, a matrix a column."""
+        stacks = [_by_column(run.xp, part, n) for part in made]
+        y, *more = (run.matmul(part, weight) for part, weight in zip(stacks, self._weights(p), strict=True))
+        return _by_row(run.xp, sum(more, y)) + _flat(run.xp, p["bias"]), stacks
+
+    def _project_backward(
+        self, run: Run, p: Params, stacks: list[Array], dt: Array, n: int
+    ) -> tuple[list[Array], dict[str, Any]]:
+        """dL/dc of each part, and the gradients of V and a."""
+        by_column = _by_column(run.xp, dt, n)
+        slopes = [_by_row(run.xp, run.matmul(by_column, weight, transpose_b=True)) for weight in self._weights(p)]
+        dweights = [run.matmul(part, by_column, transpose_a=True) for part in stacks]
+        dweight = dweights[0] if len(dweights) == 1 else run.xp.concat(dweights, axis=1)
+        return slopes, {"weight": dweight, "bias": run.xp.reshape(run.sum_rows(dt), p["bias"].shape)}
+
+    def _weights(self, p: Params) -> list[Array]:
+        """V for each part of what is made of x."""
+        f, weight = self.frequencies, p["weight"]
+        return [weight[:, :f, :], weight[:, f:, :]] if self.form == "plr" else [weight]
 
 
-def _each(xp: Any, values: Array) -> Array:
-    """Values of every column, (n, k), beside rows that lie column by column, (n, rows, k)."""
-    return xp.expand_dims(values, axis=1)
+def _flat(xp: Any, values: Array) -> Array:
+    """Parameters of every column, (n, k), as one vector beside rows of n k features."""
+    return xp.reshape(values, (-1,))
+
+
+def _repeated(xp: Any, x: Array, times: int) -> Array:
+    """Each number of a row so many times: (rows, n) -> (rows, n times)."""
+    return xp.reshape(xp.broadcast_to(xp.expand_dims(x, axis=2), (*x.shape, times)), (x.shape[0], -1))
+
+
+def _by_column(xp: Any, rows: Array, n: int) -> Array:
+    """Rows of k features for each of n columns as a stack of matrices, one a column: (rows, n k) -> (n, rows, k)."""
+    return xp.permute_dims(xp.reshape(rows, (rows.shape[0], n, -1)), (1, 0, 2))
+
+
+def _by_row(xp: Any, stack: Array) -> Array:
+    """The reverse."""
+    return xp.reshape(xp.permute_dims(stack, (1, 0, 2)), (stack.shape[1], -1))
+
+
+def _summed(xp: Any, rows: Array, n: int) -> Array:
+    """The sum over the features of each column: (rows, n k) -> (rows, n)."""
+    return xp.sum(xp.reshape(rows, (rows.shape[0], n, -1)), axis=2)
 
 
 def _edges(what: str, edges: Any) -> tuple[float, ...]:

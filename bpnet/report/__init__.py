@@ -18,8 +18,8 @@ from bpnet.losses.likelihood import GaussianNLL
 from bpnet.losses.members import Members
 from bpnet.losses.regression import Quantile
 from bpnet.options import whole
-from bpnet.report.figures import Figures, judge
 from bpnet.report.importance import Places
+from bpnet.report.judging import Figures, judge
 from bpnet.report.scores import Statement
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.model import TableModel

@@ -15,7 +15,7 @@ from bpnet.report.text import best_epoch
 from bpnet.report.words import clean, decimals, fit, fixed, percent, score, short, title
 
 if TYPE_CHECKING:
-    from bpnet.report.figures import Figures
+    from bpnet.report.judging import Figures
 
 MOST_CELLS, MOST_HEAT, MOST_BARS, MOST_QUANTITIES = 20, 150, 40, 12
 """Classes of which a table shows all counts, and a picture; columns with a bar; quantities with pictures."""

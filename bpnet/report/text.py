@@ -10,7 +10,7 @@ from bpnet.report.quantities import Residuals
 from bpnet.report.words import SHARES, aligned, decimals, fit, fixed, more, percent, score, short, title, wrapped
 
 if TYPE_CHECKING:
-    from bpnet.report.figures import Figures
+    from bpnet.report.judging import Figures
 
 MOST_CLASSES, MOST_COLUMNS, MOST_QUANTITIES, MOST_EPOCHS = 10, 15, 3, 8
 """How many are shown in full; of more the most telling."""

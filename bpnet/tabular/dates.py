@@ -19,6 +19,7 @@ FORMATS = (
 )  # fmt: skip
 """How dates may be written beside the ways of ISO 8601; where two fit all of a column, the first."""
 ISO = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2}([T ][0-9:.,]+)?)?")
+OFFSET = re.compile(r"[T ][0-9:.,]+(Z|[+-][0-9:]+)\s*$")
 PER_DAY = {"D": 1, "h": 24, "m": 1440, "s": 86400, "ms": 86400 * 10**3, "us": 86400 * 10**6, "ns": 86400 * 10**9}
 """Of the units of time in NumPy, how many make a day."""
 
@@ -129,8 +130,15 @@ def parsed(texts: list[str], way: str) -> tuple[Any, int | None]:
             date = datetime.fromisoformat(text) if way == "iso" else datetime.strptime(text, way)
         except ValueError:
             return found, i
+        if way.startswith("%H"):  # of a clock alone, on the day on which times are
+            date = date.replace(year=1970)
         found[i] = date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date
     return found, None
+
+
+def have_offsets(texts: list[str]) -> bool:
+    """Whether texts as ISO 8601 has them say how far they are from UTC."""
+    return any(OFFSET.search(text) for text in texts)
 
 
 # ---- time zones ---------------------------------------------------------------------------------------------------

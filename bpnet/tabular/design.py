@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array, backend_of
+from bpnet.backends.numpy import can_compile
 from bpnet.errors import OptionError
 from bpnet.layer import Layer
 from bpnet.layers.activation import Activation
@@ -18,7 +19,9 @@ from bpnet.layers.tabular import TabularInput
 from bpnet.layout import layout_of
 from bpnet.losses.base import Loss
 from bpnet.losses.binary import BinaryCrossEntropy
+from bpnet.losses.classes import CrossEntropy
 from bpnet.losses.members import Members
+from bpnet.losses.regression import MeanSquaredError
 from bpnet.optimizers.base import Optimizer
 from bpnet.registry import resolve
 from bpnet.tabular.frames import Frame
@@ -47,6 +50,19 @@ class Design:
     optimizer: Optimizer
     recipe: Recipe | None = None
 
+    @property
+    def monitor(self) -> str:
+        """The quantity of whose best epoch the parameters are kept."""
+        return "val_loss" if self.recipe is None else self.recipe.monitor
+
+    def compiles(self, x: Any, options: TrainingOptions) -> bool | str:
+        """What `Trainer` is told: a preset takes so many steps that compiling pays from the first one on."""
+        on_host = (
+            isinstance(next(iter(x.values())) if isinstance(x, dict) else x, np.ndarray) and options.device is None
+        )
+        at_once = self.recipe is not None and options.compile == "auto" and on_host and can_compile()
+        return True if at_once else options.compile
+
     def start(self, trainer: Trainer, x: Any) -> None:
         """Give parameters the start values that depend on data."""
         if self.recipe is not None:
@@ -58,13 +74,15 @@ def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, 
     numbers, categories = input_layers(schema, x)
     units = goal.outputs(output.loss)
     if options.preset is not None:
+        plain = isinstance(output.loss, MeanSquaredError) or output.loss == CrossEntropy()
         recipe = strong(
             numbers,
             categories,
             units,
             task="regression" if goal.kind == "number" else "classification",
-            loss=None if options.loss == "auto" else output.loss,
+            loss=None if plain else output.loss,
             out_scale=output.layer,
+            out_range=output.range if plain else None,
             members=options.members,
             simple=options.preset == "simple",
             epochs=size.epochs,

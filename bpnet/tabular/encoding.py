@@ -20,12 +20,14 @@ MISSING, UNSEEN, FIRST = 0, 1, 2
 Encoder = Callable[[slice], Any]
 
 
-def encoder_of(feature: "Feature", column: Column, what: str) -> Encoder:
+def encoder_of(feature: "Feature", column: Column, what: str, dtype: str = "float32") -> Encoder:
     """What gives numbers, (rows,) or (rows, numbers), or codes of some rows of a column, called `what` in errors.
 
     Raises DTypeError where the column holds something else than the feature, with the first row that does, and
-    DataError where a number is infinite.
+    DataError where a number is infinite, or too large for `dtype`.
     """
+    if feature.kind == "number":
+        return numbers(feature, column, what, dtype)
     return ENCODERS[feature.kind](feature, column, what)
 
 
@@ -53,32 +55,38 @@ def _each(feature: "Feature", column: Column, what: str, read: Callable[[Any], f
     return made
 
 
-def _infinite(what: str, row: int) -> DataError:
-    return DataError(f"{what} is infinite in row {row}: a missing value is NaN, others are finite numbers")
-
-
-def numbers(feature: "Feature", column: Column, what: str) -> Encoder:
+def numbers(feature: "Feature", column: Column, what: str, dtype: str) -> Encoder:
     """(x - origin) / unit, in float64 where that is not x itself."""
-    values, codes, plain = column.values, column.codes, feature.origin == 0.0 and feature.unit == 1.0
+    values, codes = column.values, column.codes
     if codes is not None:
         values = _each(feature, column, what, as_number, "numbers")
     elif not column.on_host:
         return _device_numbers(feature, values)
     elif values.dtype.kind == "m":
-        gaps = np.isnat(values)
-        seconds = values / np.timedelta64(1, "s")
-        values = np.where(gaps, np.nan, seconds) if gaps.any() else seconds
+        values = np.where(np.isnat(values), np.nan, values / np.timedelta64(1, "s"))
     elif values.dtype.kind == "M":
         raise _refused(column, _first(column), what, "numbers")
-    infinite = np.isinf(values) if values.dtype.kind == "f" else np.zeros(0, dtype=bool)
-    if infinite.any():
-        wrong = int(np.argmax(infinite))
-        raise _infinite(what, wrong if codes is None else _first(column, wrong))
-    if not plain:
+    given = values
+    if feature.origin != 0.0 or feature.unit != 1.0:
         values = (values.astype(np.float64) - feature.origin) / feature.unit
-    if codes is not None:
-        return lambda rows: values[codes[rows]]
-    return lambda rows: values[rows]
+    largest = float(np.finfo(dtype).max)
+    if values.dtype.kind == "f" and not (_least(values) >= -largest and _most(values) <= largest):
+        place = int(np.argmax(np.abs(values) > largest))
+        row = place if codes is None else _first(column, place)
+        if np.isinf(given[place]):
+            raise DataError(f"{what} is infinite in row {row}: a missing value is NaN, others are finite numbers")
+        raise DataError(f"{what} has {given[place]:g} in row {row}, which is too large for {dtype}")
+    return (lambda rows: values[rows]) if codes is None else (lambda rows: values[codes[rows]])
+
+
+def _least(values: Any) -> float:
+    """The smallest number, or 0."""
+    return float(np.fmin.reduce(values, initial=0.0))
+
+
+def _most(values: Any) -> float:
+    """The largest number, or 0."""
+    return float(np.fmax.reduce(values, initial=0.0))
 
 
 def _device_numbers(feature: "Feature", values: Any) -> Encoder:
@@ -153,16 +161,13 @@ def categories(feature: "Feature", column: Column, what: str) -> Encoder:
             return _number_codes(known, column.values)
     place = {value: FIRST + i for i, value in enumerate(known)}
     table = np.full(len(column.values) + 1, MISSING, dtype=np.int32)
-    numeric = textual and not any(as_number(value) is not None for value in known)
+    numeric = textual and any(as_number(value) is not None for value in known)
     for i, value in enumerate(column.values.tolist()):
-        if textual:
-            if numeric and isinstance(value, int | float) and not isinstance(value, bool):
-                raise _refused(column, _first(column, i), what, f"text such as {known[0]!r}")
-            key: Any = as_text(value)
-        else:
-            key = as_number(value) if isinstance(value, str) else value
-            if known and key is None:
-                raise _refused(column, _first(column, i), what, f"values such as {known[0]!r}")
+        key: Any = as_text(value) if textual else as_number(value) if isinstance(value, str) else value
+        strange = textual and isinstance(value, int | float) and not (numeric or key in place)
+        if strange or (known and key is None):
+            expected = f"text such as {known[0]!r}" if textual else f"values such as {known[0]!r}"
+            raise _refused(column, _first(column, i), what, expected)
         table[i] = place.get(key, UNSEEN)
     return lambda rows: table[codes[rows]]
 
@@ -212,7 +217,6 @@ def _device_codes(known: tuple[Any, ...], values: Any) -> Encoder:
 
 
 ENCODERS: dict[str, Callable[["Feature", Column, str], Encoder]] = {
-    "number": numbers,
     "boolean": truths,
     "date": dates,
     "category": categories,

@@ -7,7 +7,7 @@ from typing import Any
 from bpnet.errors import OptionError
 from bpnet.options import whole
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.goals import class_numbers, find_goal, with_target
+from bpnet.tabular.goals import class_numbers, find_goal, target_names, with_target
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.splits import folds
 from bpnet.tabular.training import TableTraining, prepare
@@ -18,12 +18,13 @@ def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> 
 
     Raises OptionError where there are more parts than rows.
     """
-    frame, name = Frame.of(table), target if isinstance(target, str) else None
+    frame = Frame.of(table)
     whole("folds", count, 2)
-    y, kept = target, frame
+    y, kept, names = target, frame, target_names(target, frame)
+    name = names[0] if len(names) == 1 else None
     said = options.types.get(name) if name is not None else None
-    if name is not None:
-        kept, y, _ = with_target(frame, name)
+    if names:
+        kept, y = with_target(frame, names)[:2]
     goal, _ = find_goal(y, name, said, options.loss, "the target")
     if count > kept.rows:
         raise OptionError(f"folds is {count}, but there are {kept.rows} rows")

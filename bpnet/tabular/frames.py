@@ -1,7 +1,8 @@
 """One view on every kind of table: names of columns, and each column's values."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Frame:
     ) -> None:
         self.names = tuple(columns)
         self.rows, self.matrix, self.named, self.what = rows, matrix, named, what
-        self._raw = dict(columns)
+        self._raw = columns
         self._columns: dict[str, Column] = {}
 
     def __repr__(self) -> str:
@@ -49,8 +50,10 @@ class Frame:
         if isinstance(table, Frame):
             return table
         names, columns = _parts(table, what)
-        if names is None:
+        if names is None and hasattr(columns, "ndim"):
             return cls._of_matrix(columns, what)
+        named = names is not None
+        names = list(_places(len(columns))) if names is None else names
         keys = [str(name) for name in names]
         if len(set(keys)) < len(keys):
             twice = next(name for i, name in enumerate(keys) if name in keys[:i])
@@ -62,14 +65,14 @@ class Frame:
                 f"column {keys[0]!r} of {what} has {lengths[0]} rows, but column {keys[odd]!r} {lengths[odd]}: "
                 "expected as many"
             )
-        return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, what=what)
+        return cls(dict(zip(keys, columns, strict=True)), lengths[0] if lengths else 0, named=named, what=what)
 
     @classmethod
     def _of_matrix(cls, matrix: Any, what: str) -> "Frame":
-        names = [f"x{i}" for i in range(int(matrix.shape[1]))]
         numbers = not isinstance(matrix, np.ndarray) or matrix.dtype.kind in "fiub"
-        columns = {name: _MatrixColumn(matrix, i) for i, name in enumerate(names)}
-        return cls(columns, int(matrix.shape[0]), matrix=matrix if numbers else None, named=False, what=what)
+        return cls(
+            _MatrixColumns(matrix), int(matrix.shape[0]), matrix=matrix if numbers else None, named=False, what=what
+        )
 
     def column(self, name: str) -> Any:
         """The values of a column, one a row: a NumPy array, or where numbers lie on a device an array there.
@@ -90,9 +93,7 @@ class Frame:
         found = self._columns.get(name)
         if found is None:
             self.check(name)
-            raw = self._raw[name]
-            raw = raw.values() if isinstance(raw, _MatrixColumn) else raw
-            found = self._columns[name] = column_of(raw, f"column {name!r} of {self.what}")
+            found = self._columns[name] = column_of(self._raw[name], f"column {name!r} of {self.what}")
         return found
 
     def take(self, rows: Any) -> "Frame":
@@ -122,24 +123,33 @@ class Frame:
         if column.rows != self.rows:
             raise ShapeError(f"column {name!r} has {column.rows} rows, but {self.what} {self.rows}")
         raw = {key: self._columns.get(key, value) for key, value in self._raw.items()}
-        return Frame(raw | {name: column}, self.rows, named=self.named, what=self.what)
+        return Frame({**raw, name: column}, self.rows, named=self.named, what=self.what)
 
     def permuted(self, name: str, order: Any) -> "Frame":
         """The table with the values of one column in another order: what is lost without that column?"""
         return self.with_column(name, self.coded(name).take(order))
 
 
-class _MatrixColumn:
-    """A column of an array, which is cut out when it is asked for."""
+class _MatrixColumns(Mapping[str, Any]):
+    """The columns of an array, each cut out when it is asked for."""
 
-    def __init__(self, matrix: Any, place: int) -> None:
-        self.matrix, self.place = matrix, place
+    def __init__(self, matrix: Any) -> None:
+        self.matrix, self.names = matrix, _places(int(matrix.shape[1]))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.matrix[:, self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return int(self.matrix.shape[0])
+        return len(self.names)
 
-    def values(self) -> Any:
-        return self.matrix[:, self.place]
+
+@lru_cache(maxsize=8)
+def _places(count: int) -> dict[str, int]:
+    """Of columns without names what they are called, and their places."""
+    return {f"x{i}": i for i in range(count)}
 
 
 def _length(column: Any, what: str) -> int:
@@ -149,11 +159,12 @@ def _length(column: Any, what: str) -> int:
     try:
         return int(shape[0]) if isinstance(shape, tuple) and shape else len(column)
     except TypeError:
-        raise ArgumentError(f"{what} of the table is {shown(column)}; expected a value for every row") from None
+        hint = "a value for every row (a table of one row is a list with its dict)"
+        raise ArgumentError(f"{what} of the table is {shown(column)}; expected {hint}") from None
 
 
 def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
-    """Names and columns of a table; no names, and the array itself, where it is an array (rows, columns)."""
+    """Names and columns of a table; no names where it has none, and the array itself where it is (rows, columns)."""
     if isinstance(table, np.ndarray) and table.dtype.names:
         return list(table.dtype.names), [table[name] for name in table.dtype.names]
     if isinstance(table, np.ma.MaskedArray):
@@ -164,7 +175,10 @@ def _parts(table: Any, what: str) -> tuple[list[Any] | None, Any]:
     if isinstance(table, Mapping):
         return list(table.keys()), list(table.values())
     if hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas
-        return list(table.columns), [table.iloc[:, i] for i in range(len(table.columns))]
+        dtypes = set(table.dtypes)
+        if len(dtypes) == 1 and isinstance(dtype := dtypes.pop(), np.dtype) and dtype.kind in "fiub":
+            return list(table.columns), list(table.to_numpy().T)
+        return list(table.columns), [column for _, column in table.items()]
     if hasattr(table, "get_columns") and hasattr(table, "columns"):  # polars
         return list(table.columns), list(table.get_columns())
     if hasattr(table, "column_names") and hasattr(table, "num_columns"):  # Arrow
@@ -212,10 +226,4 @@ def _of_rows(rows: list[Any], what: str) -> tuple[list[Any] | None, Any]:
     widths = {len(row) for row in wide}
     if not rows or widths == {0} or len(widths) > 1:
         raise ArgumentError(f"{what} is a list of {shown(rows[0]) if rows else 'no rows'}; expected {TABLES}")
-    columns = [column_of(list(values), f"column {i} of {what}") for i, values in enumerate(zip(*wide, strict=True))]
-    if all(column.codes is None and column.values.dtype.kind in "fiub" for column in columns):
-        return None, np.stack([column.values for column in columns], axis=1)
-    matrix = np.empty((len(rows), len(columns)), dtype=object)
-    for i, row in enumerate(wide):
-        matrix[i] = row
-    return None, matrix
+    return None, list(map(list, zip(*wide, strict=True)))

@@ -1,6 +1,6 @@
 """What is to be learnt of a table, by which loss, and how much each row counts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,43 @@ from bpnet.tabular.splits import rare
 from bpnet.tabular.target import Target
 
 
-def with_target(frame: Frame, name: str) -> tuple[Frame, Column, list[str]]:
-    """The other columns and the target's, of the rows that have a value there; and a note where some have none."""
-    column, frame = frame.coded(name), frame.without([name])
-    gaps = backend_of(missing := column.missing()).to_host(missing)
+def target_names(target: Any, frame: Frame) -> tuple[str, ...]:
+    """The columns of a table that `target` names; none where it is the values of the target."""
+    if isinstance(target, str):
+        return (target,)
+    if not isinstance(target, list | tuple) or not target or not all(isinstance(name, str) for name in target):
+        return ()
+    names = len(target) != frame.rows and len(set(target)) == len(target) and all(name in frame for name in target)
+    return tuple(target) if names else ()
+
+
+def with_target(
+    frame: Frame, names: Sequence[str], first: int = 0
+) -> tuple[Frame, Column | Frame, list[str], Array | None]:
+    """The other columns, and those of the target, of the rows that have a value there.
+
+    Then a note where some have none, in which rows are counted from `first`, and the numbers from 0 of those that have
+    (None: all).  Raises DataError where none has.
+    """
+    y = frame.coded(names[0]) if len(names) == 1 else frame.select(names)
+    gaps = np.zeros(frame.rows, dtype=bool)
+    for name in names:
+        missing = frame.coded(name).missing()
+        gaps |= backend_of(missing).to_host(missing)
+        if gaps.all():
+            raise DataError(f"the target {name!r} of {frame.what} has no values: all are missing")
+    rest = frame.without(names)
     if not gaps.any():
-        return frame, column, []
-    if gaps.all():
-        raise DataError(f"the target {name!r} of {frame.what} has no values: all are missing")
-    kept, first, count = np.flatnonzero(~gaps), int(np.argmax(gaps)), int(gaps.sum())
-    has = "have" if count > 1 else "has"
-    note = f"{plural(count, 'row')} of {frame.what} {has} no {name!r}, first row {first:,}: left out"
-    return frame.take(kept), column.take(kept), [note]
+        return rest, y, [], None
+    kept, begin, count = np.flatnonzero(~gaps), int(np.argmax(gaps)) + first, int(gaps.sum())
+    has, shown = "have" if count > 1 else "has", " or ".join(map(repr, names))
+    note = f"{plural(count, 'row')} of {frame.what} {has} no {shown}, first in row {begin:,}: left out"
+    return rest.take(kept), y.take(kept), [note], kept
+
+
+def rows_of(y: Any, rows: Array) -> Any:
+    """Some rows of a target, however it came."""
+    return y.take(rows) if isinstance(y, Column | Frame) else y[rows]
 
 
 def find_goal(y: Any, name: str | None, said: str | None, given: Any, what: str) -> tuple[Target, Loss]:

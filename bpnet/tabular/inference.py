@@ -8,7 +8,7 @@ import numpy as np
 from bpnet.backends import backend_of
 from bpnet.errors import BpnetWarning, DataError, shown
 from bpnet.tabular.columns import Column
-from bpnet.tabular.dates import as_clocks_show, chosen, format_of, parsed
+from bpnet.tabular.dates import as_clocks_show, chosen, format_of, have_offsets, parsed
 from bpnet.tabular.encoding import _different
 from bpnet.tabular.values import as_number, as_text
 
@@ -37,12 +37,8 @@ def infer(column: Column, name: str, kind: str | None, most: int) -> dict[str, A
         return {"name": name, "kind": kind, **_date(column, name)}
     values = _known(column, most)
     if not values:
-        warnings.warn(
-            f"column {name!r} is left out: its text hardly repeats, as free text or an identifier does; "
-            f"types={{{name!r}: 'category'}} keeps what does",
-            BpnetWarning,
-            stacklevel=4,
-        )
+        why = "its text hardly repeats, as free text or an identifier does" if len(column.values) else "it has no value"
+        warnings.warn(f"column {name!r} is left out: {why}", BpnetWarning, stacklevel=4)
         return None
     return {"name": name, "kind": kind, "values": values}
 
@@ -132,6 +128,8 @@ def _date(column: Column, name: str) -> dict[str, Any]:
         if way is None:
             raise DataError(f"column {name!r} has {shown(texts[0])}, which is no date as ISO 8601 writes them")
         values, found["format"] = parsed(texts, way)[0], way
+        if way == "iso" and have_offsets(texts):
+            found["zone"] = "UTC"
     elif values.dtype.kind != "M":
         raise DataError(f"column {name!r} holds {values.dtype} values, which are no dates")
     if column.zone is not None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bpnet.metrics.base import Metric
 from bpnet.options import whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
+from bpnet.tabular import calibration, distributions
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.schema import Schema, some
 from bpnet.tabular.target import Target, plain_loss, pooled
@@ -68,10 +70,13 @@ class TableModel:
         """Raise ShapeError where the network was built for other rows, or gives something else than the target."""
         given = layout.in_shape
         parts = ("numbers", self.schema.n_numbers), ("categories", len(self.schema.categories))
-        shapes = {name: (count,) for name, count in parts if count}
-        expected = next(iter(shapes.values())) if len(shapes) == 1 else shapes
-        if (dict(given) if given and isinstance(given[0], tuple) else given) != expected:
-            raise ShapeError(f"the network was built for rows of {given}; the schema makes {expected} of them")
+        counts = {name: count for name, count in parts if count}
+        several = bool(given) and isinstance(given[0], tuple)
+        found = (
+            {name: prod(shape) for name, shape in given} if several else dict.fromkeys(list(counts)[:1], prod(given))
+        )
+        if found != counts:
+            raise ShapeError(f"the network was built for rows of {given}; the schema makes {counts} of them")
         codes = list(parts_of(layout.network, CategoricalInput))
         if len(codes) == 1 and codes[0].entries != self.schema.entries:
             raise ShapeError(f"the network has {codes[0].entries} codes; the schema {self.schema.entries}")
@@ -165,6 +170,59 @@ class TableModel:
             found = xp.exp(0.5 * xp.reshape(outputs, (outputs.shape[0], -1, 2))[:, :, 1])
             return found if self.target.columns else xp.reshape(found, (-1,))
 
+    def predict_quantiles(self, table: Any, quantiles: Sequence[float] | None = None) -> Any:
+        """Quantiles of each row's quantity: (rows, quantiles), or (rows, columns, quantiles).
+
+        With the loss "quantile" those that were learnt, with "gaussian_nll" any: see `distributions.quantiles`.
+        """
+        outputs = self.outputs(table)
+        return self._shaped(distributions.quantiles(backend_of(outputs), self.trainer.loss, outputs, quantiles))
+
+    def calibrate(self, table: Any, y: Any = None) -> "TableModel":
+        """Find out by rows that it was not trained on how far off it is, for `predict_interval` and `predict_set`.
+
+        y is as of `evaluate`.  What is found out is kept in `settings`, and so in files.
+        """
+        frame, loss = Frame.of(table), self.trainer.loss
+        outputs = self.outputs(frame)
+        target = self.target.encode(self.answers(frame, y), loss, like=outputs)
+        xp = backend_of(outputs).xp
+        if self.target.kind == "number":
+            scores = calibration.interval_scores(loss, outputs, xp.reshape(target, (outputs.shape[0], -1)))
+        elif self.target.kind == "class":
+            p = self.target.probabilities(loss, outputs)
+            codes = xp.astype(target, xp.int64)
+            codes = codes if codes.ndim == 1 else codes[:, 0] if codes.shape[1] == 1 else xp.argmax(codes, axis=1)
+            scores = calibration.set_scores(p, codes, self.trainer.seed)
+        else:
+            raise OptionError("calibrate is for one label a row, of which a set holds the true one; rows have several")
+        self.settings = {**self.settings, "calibration": calibration.kept(scores)}
+        return self
+
+    def predict_interval(self, table: Any, coverage: float = 0.9) -> Any:
+        """For every quantity the ends of an interval that holds it with that probability: (rows, 2) or (rows, columns,
+        2).  It needs `calibrate`; see `calibration.intervals`."""
+        if self.target.kind != "number":
+            raise OptionError("predict_interval is for quantities; predict_set gives sets of classes")
+        outputs = self.outputs(table)
+        scores = calibration.restored(self.settings, outputs)
+        return self._shaped(calibration.intervals(self.trainer.loss, outputs, scores, coverage))
+
+    def predict_set(self, table: Any, coverage: float = 0.9, method: str = "lac") -> Any:
+        """Which classes each row may be of, its true one with that probability: (rows, classes) of True and False.
+
+        It needs `calibrate`; `method` is "lac" or "aps", see `conformal.label_scores`.
+        """
+        if self.target.kind != "class":
+            raise OptionError("predict_set is for classes; predict_interval gives intervals of quantities")
+        p = self.predict_proba(table)
+        scores = calibration.restored(self.settings, p)
+        return calibration.sets(p, scores, coverage, method, self.trainer.seed)
+
+    def _shaped(self, values: Any) -> Any:
+        """(rows, columns, ...), of a target that is one column without that axis."""
+        return values if self.target.columns else values[:, 0, ...]
+
     def evaluate(
         self,
         table: Any,
@@ -197,7 +255,7 @@ class TableModel:
     def inputs(self, table: Any) -> Any:
         """What the network takes for the rows of a table, where its parameters lie."""
         frame = Frame.of(table)
-        return self._placed(self.schema.encode(frame), frame.what)
+        return self._placed(self.schema.encode(frame), frame)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -206,12 +264,18 @@ class TableModel:
         size, frame = whole("batch_size", batch_size, 1), Frame.of(table)
         if frame.rows == 0:
             raise DataError(f"{frame.what} has no rows")
-        encoder = self.schema.encoder(frame)
+        encoder, moves, own = self.schema.encoder(frame), self._moves(frame), self.trainer.backend
         for start in range(0, frame.rows, size):
-            x = self._placed(encoder(slice(start, start + size)), frame.what, start)
+            x = encoder(slice(start, start + size))
+            on_host = backend_of(next(iter(x.values())) if isinstance(x, dict) else x).name == "numpy"
+            x = self._placed(x, frame, start)
             with self._named(frame, x, start):
                 found = self.trainer.predict(x)
-            yield found
+            yield own.to_host(found) if moves and on_host else found
+
+    def _moves(self, frame: Frame) -> bool:
+        """Whether what is made of a table on the host goes to another library: not what was an array there itself."""
+        return self.trainer.backend.name != "numpy" and self.trainer.device is None and frame.matrix is None
 
     @contextmanager
     def _named(self, frame: Frame, x: Any, start: int) -> Iterator[None]:
@@ -235,20 +299,21 @@ class TableModel:
                 f"column {name!r} of {frame.what} {what} in row {start + row}; the model takes {takes}"
             ) from None
 
-    def _placed(self, x: Any, what: str, start: int = 0) -> Any:
-        """Numbers of the parameters' type; what was made on the host, where they lie; `start` is the first row's."""
+    def _placed(self, x: Any, frame: Frame, start: int = 0) -> Any:
+        """The rows x of a table, from `start` on, as the network takes them: in its shape and type, where it is."""
         if isinstance(x, dict):
-            return {name: self._placed(array, what, start) for name, array in x.items()}
-        backend, own = backend_of(x), self.trainer.backend
-        xp = backend.xp
-        if not xp.isdtype(x.dtype, "real floating"):
-            dtype = None
-        else:
-            dtype = getattr(xp, "float32" if self.trainer.theta.dtype == own.xp.float32 else "float64")
-        if backend.name == "numpy" and own is not backend and self.trainer.device is None:
-            kind = own.xp.int32 if dtype is None else self.trainer.theta.dtype
-            return own.from_host(x, kind, own.device(self.trainer.theta))
-        if dtype is None or x.dtype == dtype:
+            return {name: self._converted(array, frame, start) for name, array in x.items()}
+        x, shape = self._converted(x, frame, start), self.trainer.layout.in_shape
+        return x if len(shape) == 1 else backend_of(x).xp.reshape(x, (x.shape[0], *shape))
+
+    def _converted(self, x: Any, frame: Frame, start: int) -> Any:
+        """In the parameters' type, and where these are if it moves."""
+        backend, own, theta = backend_of(x), self.trainer.backend, self.trainer.theta
+        xp, floats = backend.xp, backend.xp.isdtype(x.dtype, "real floating")
+        if backend.name == "numpy" and self._moves(frame):
+            return own.from_host(x, theta.dtype if floats else own.xp.int32, own.device(theta))
+        dtype = (xp.float32 if theta.dtype == own.xp.float32 else xp.float64) if floats else x.dtype
+        if x.dtype == dtype:
             return x
         if backend.name != "numpy":
             return xp.astype(x, dtype)
@@ -257,8 +322,11 @@ class TableModel:
         lost = np.isinf(made) & ~np.isinf(x)
         if lost.any():
             row, column = np.argwhere(lost)[0].tolist()
-            name = self.schema.names[self.schema.owners[column]]
-            raise DataError(f"column {name!r} of {what} is too large for {np.dtype(dtype)}, first in row {start + row}")
+            name = self.schema.places(frame)[self.schema.owners[column]]
+            raise DataError(
+                f"column {name!r} of {frame.what} has {x[row, column]:g} in row {start + row}, which is too large for "
+                f"{made.dtype}"
+            )
         return made
 
     # ---- files --------------------------------------------------------------------------------------------------

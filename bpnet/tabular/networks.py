@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bpnet.backends.base import Array
+from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import OptionError, kind_of
 from bpnet.initializers import Normal
 from bpnet.layer import Layer, Rng, Run
@@ -84,9 +85,11 @@ def table_network(
 class Recipe:
     """How a network is trained: what `Trainer` and `fit` are to be given, and how it starts.
 
-    trainer = recipe.start(recipe.trainer(seed=0), x)
-    best = bp.EarlyStopping(recipe.monitor, patience=recipe.epochs)
-    trainer.fit(x, y, epochs=recipe.epochs, batch_size=recipe.batch_size, validation=(xv, yv), callbacks=[best])
+    With rows x, y to train on, and others held out:
+
+        trainer = recipe.start(recipe.trainer(seed=0), x)
+        options = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "callbacks": [recipe.best_epoch()]}
+        trainer.fit(x, y, validation=(xv, yv), **options)
     """
 
     network: Sequential
@@ -102,6 +105,10 @@ class Recipe:
     def trainer(self, **options: Any) -> Trainer:
         """A trainer of it; the options are those of `bp.Trainer`."""
         return Trainer(self.network, self.loss, self.optimizer, **options)
+
+    def best_epoch(self) -> EarlyStopping:
+        """The callback that restores the parameters of the best epoch on held-out rows, of equal ones the latest."""
+        return EarlyStopping(self.monitor, patience=self.epochs, latest=True)
 
     def start(self, trainer: Trainer, x: Any) -> Trainer:
         """Give dense layers the start values that depend on the rows `x`; call it once, before `fit`.
@@ -153,6 +160,7 @@ def strong(
     out_range: tuple[Any, Any] | None = None,
     members: int | None = None,
     simple: bool = False,
+    rows: int | None = None,
     epochs: int = 256,
     batch_size: int = 256,
 ) -> Recipe:
@@ -165,6 +173,7 @@ def strong(
     out_scale, out_range : for regression an inverted `Standardize` of the targets, and the least and the largest one
     members : so many networks in one (TabM-mini: Gorishniy, Kotelnikov and Babenko 2025), all dense layers being shared
         but the last; the output is (rows, members, outputs), and the loss `Members`
+    rows : how many are trained on, over which batches are then spread evenly: see `even_batches`
 
     The features (of numbers their pbld embedding) go through a trained scale, three dense layers of 256 units in the
     parametrization of the neural tangent kernel with a parametric activation (selu for classes, mish for numbers) and
@@ -174,6 +183,7 @@ def strong(
     """
     choice("task", task, ("classification", "regression"))
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
+    batch_size = batch_size if rows is None else even_batches(rows, batch_size)
     classes = task == "classification"
     if numbers is None and categories is None:
         raise OptionError("strong() has neither numbers nor categories; expected a layer for one of them")
@@ -228,6 +238,14 @@ def _optimizer(network: Sequential, classes: bool, simple: bool, epochs: int) ->
         if any(True for _ in parts_of(network, NumericEmbedding)):
             groups = {"0.numbers.*": adam(0.1, 0.02), **groups}
     return Grouped(adam(1.0, 0.02), groups)
+
+
+def even_batches(rows: int, least: int = 256) -> int:
+    """The batch size, of at least `least` rows where there are so many, with which all batches are about as large.
+
+    A few rows that are left over would else be a batch of their own, and at the high rates of `strong` a step far off.
+    """
+    return -(-rows // max(1, rows // least))
 
 
 def strong_widths(entries: Sequence[int], simple: bool = False) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from bpnet.optimizers.base import Optimizer
 from bpnet.options import choice, fraction, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Constant, Cosine, CosLog, Epochs, FlatCosine, OneCycle, Polynomial, Schedule, WarmUp
+from bpnet.tabular.networks import even_batches
 from bpnet.tabular.sizing import Size, size_for
 from bpnet.typing import ActivationName, LossName, MetricName, OptimizerName, Precision
 
@@ -79,6 +80,10 @@ class TrainingOptions:
             choice("class_weight", self.class_weight, ("balanced",))
         if self.preset is not None:
             choice("preset", self.preset, ("strong", "simple"))
+            for name in ("hidden", "activation", "dropout", "optimizer", "lr", "weight_decay", "schedule"):
+                if getattr(self, name) != getattr(TrainingOptions, name):
+                    value = shown(getattr(self, name))
+                    raise OptionError(f"{name} is {value}, but the preset {self.preset!r} has its own: leave one out")
         for i, metric in enumerate(self.metrics):
             resolve(Metric, f"metrics[{i}]", metric)
 
@@ -91,6 +96,10 @@ class TrainingOptions:
         batch_size = min(self.batch_size or size.batch_size, rows)
         size = dataclasses.replace(size, **found, batch_size=batch_size)
         patience = max(size.epochs // 10, 8)
+        if self.preset is not None:  # whose rates and rates of dropout follow schedules to the end
+            rows_in_step = min(self.batch_size or even_batches(rows), rows)
+            size = dataclasses.replace(size, epochs=self.epochs or 256, batch_size=rows_in_step)
+            patience = size.epochs
         waits = type(self.early_stopping) is int and self.early_stopping > 0
         return dataclasses.replace(size, patience=int(self.early_stopping) if waits else patience)
 

@@ -91,7 +91,9 @@ def _tells(column: Column, goal: Array, codes: Array | None) -> bool:
         return _linear(column.values.astype(np.float64), goal.astype(np.float64))
     values = column.codes if column.codes is not None else column.values
     classes = int(codes.max()) + 1
-    if len(np.unique(values[:1000])) > classes:
+    if (
+        2 * classes > len(codes) or len(np.unique(values[:1000])) > classes
+    ):  # nothing repeats, so that all goes together
         return False
     _, own = np.unique(values, return_inverse=True)
     if int(own.max()) + 1 != classes:

@@ -30,16 +30,27 @@ class Output:
     """What comes after the last weights: the layer that brings outputs to the unit of the target, None for classes.
 
     `loss` is in that unit, and its gradient `factor` times that of the standardized target.  `wide` says that float32
-    can't hold the target.
+    can't hold the target, and `range` has the least and the largest value of each quantity.
     """
 
     layer: Standardize | None
     loss: Loss
     factor: float = 1.0
     wide: bool = False
+    range: tuple[list[float], list[float]] | None = None
 
 
 def output_for(y: Array, loss: Loss, what: str) -> Output:
+    """As `_output`, with the range."""
+    found = _output(y, loss, what)
+    return (
+        found
+        if found.layer is None
+        else dataclasses.replace(found, range=(y.min(axis=0).tolist(), y.max(axis=0).tolist()))
+    )
+
+
+def _output(y: Array, loss: Loss, what: str) -> Output:
     """For quantities y, (rows, columns), and a loss; mean squared error counts all columns alike.
 
     Raises DataError where a unit is one of which float64 can't hold the powers that training takes.

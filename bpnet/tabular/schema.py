@@ -87,7 +87,8 @@ class Feature:
         choice("the kind of a column", made.kind, KINDS)
         finite("the origin of a column", made.origin)
         positive("the unit of a column", made.unit)
-        plain_values = all(isinstance(value, str | bool | int | float) and value == value for value in made.values)
+        sorts = {type(value) for value in made.values}
+        plain_values = sorts <= {str} or sorts <= {bool} or (sorts <= {int, float} and np.isfinite(made.values).all())
         text = all(isinstance(value, str) for value in (*made.texts, made.zone or "", made.format or ""))
         sound = plain_values and text and isinstance(made.values, tuple) and isinstance(made.texts, tuple)
         parts = made.parts if isinstance(made.parts, tuple) else (None,)
@@ -201,7 +202,7 @@ class Schema:
         """Of each column of codes how many there are: missing, unseen, and the known values."""
         return tuple(len(feature.values) + 2 for feature in self.categories)
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether rows of numbers are taken as they come."""
         return all(f.kind == "number" and f.origin == 0.0 and f.unit == 1.0 for f in self.features)
@@ -242,7 +243,7 @@ class Schema:
         if matrix is not None and self.plain:
             return self._matrix_rows(frame, places)
         made = [
-            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}")
+            encoder_of(feature, frame.coded(name), f"column {name!r} of {frame.what}", self.dtype)
             for feature, name in zip(self.features, places, strict=True)
         ]
         numbers = [e for e, f in zip(made, self.features, strict=True) if f.kind != "category"]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bpnet.callbacks.base import Callback, Record
-from bpnet.errors import BpnetWarning, DivergedError, MissingExtraError, OptionError, plural
+from bpnet.errors import BpnetWarning, DataError, DivergedError, MissingExtraError, OptionError, plural
 from bpnet.options import number, whole
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions, with_option
@@ -53,12 +53,24 @@ class Trial:
 
 @dataclass
 class Search:
-    """What was tried, and the training that is best so far."""
+    """What was tried, the training of the first trial, and the one that is best so far."""
 
     trials: list[Trial] = field(default_factory=list)
+    first: TableTraining | None = None
     best: TableTraining | None = None
     best_trial: Trial | None = None
     interrupted: bool = False
+
+    def add(self, training: TableTraining, chosen: dict[str, Any], outcome: str, seconds: float) -> Trial:
+        """The trial that a training was."""
+        records = training.model.trainer.history.epochs
+        loss = math.nan if outcome == "diverged" else loss_of(records, bool(training.options.early_stopping))
+        one = Trial(len(self.trials) + 1, chosen, loss, len(records), seconds, outcome)
+        self.trials.append(one)
+        self.interrupted = outcome == "interrupted"
+        if math.isfinite(loss) and (self.best_trial is None or loss < self.best_trial.loss):
+            self.best, self.best_trial = training, one
+        return one
 
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -154,42 +166,47 @@ def search(
         raise OptionError(f"preset is {options.preset!r}, which brings options of its own: search without it")
     if options.validation == 0:
         raise OptionError("validation is 0, but a search needs rows that are held out, on which trials are compared")
-    found, began, first, diverged = Search(), time.monotonic(), None, None
+    found, began, free = Search(), time.monotonic(), set(SEARCHED) - set(given)
     with quiet_study(options.seed) as (study, state):
-        for n in range(trials):
-            if first is not None and seconds is not None and time.monotonic() - began > seconds:
-                break
-            asked = study.ask()
-            begin = time.monotonic()
-            chosen = {} if first is None else suggest(asked, options, set(SEARCHED) - set(given), first)
-            training = make(replace(options, **chosen))
-            first = first or training
-            prune, outcome = Prune(asked), "complete"
-            before = len(training.model.trainer.history)
-            try:
-                training.fit([prune, *callbacks], progress=False)
-                outcome = "interrupted" if stopped() else "pruned" if prune.pruned else outcome
-            except DivergedError as error:
-                diverged, outcome = error, "diverged"
-            except KeyboardInterrupt:
-                outcome = "interrupted"
-                if found.best is None and len(training.model.trainer.history) == before:
-                    raise
-            records = training.model.trainer.history.epochs[before:]
-            loss = loss_of(records, bool(options.early_stopping)) if outcome != "diverged" else math.nan
-            one = Trial(n + 1, chosen, loss, len(records), time.monotonic() - begin, outcome)
-            found.trials.append(one)
-            if math.isfinite(loss) and (found.best_trial is None or loss < found.best_trial.loss):
-                found.best, found.best_trial = training, one
-            study.tell(asked, loss if outcome == "complete" else None, state=state(outcome))
-            if on_trial is not None:
-                on_trial(one, found)
-            if outcome == "interrupted":
-                found.interrupted = True
-                break
+        try:
+            while len(found.trials) < trials and not found.interrupted:
+                if found.trials and seconds is not None and time.monotonic() - began > seconds:
+                    break
+                asked, begin = study.ask(), time.monotonic()
+                chosen = {} if found.first is None else suggest(asked, options, free, found.first)
+                training = make(replace(options, **chosen))
+                if not len(training.held_out):
+                    raise DataError("no row can be held out, on which trials are compared")
+                found.first = found.first or training
+                outcome = fit(training, asked, callbacks, stopped)
+                one = found.add(training, chosen, outcome, time.monotonic() - begin)
+                study.tell(asked, one.loss if outcome == "complete" else None, state=state(outcome))
+                if on_trial is not None:
+                    on_trial(one, found)
+        except KeyboardInterrupt:
+            found.interrupted = True
+            if found.best is None:
+                raise
     if found.best is None:
-        raise KeyboardInterrupt if diverged is None else diverged
+        raise DivergedError(f"training diverged in {plural(len(found.trials), 'trial')} of as many: try a smaller lr")
     return found
+
+
+def fit(training: TableTraining, asked: Any, callbacks: Sequence[Callback], stopped: Callable[[], bool]) -> str:
+    """Train for a trial of Optuna; what became of it, which `Trial` lists.
+
+    Raises KeyboardInterrupt where that came before the end of an epoch.
+    """
+    prune = Prune(asked)
+    try:
+        training.fit([prune, *callbacks], progress=False)
+    except DivergedError:
+        return "diverged"
+    except KeyboardInterrupt:
+        if not len(training.model.trainer.history):
+            raise
+        return "interrupted"
+    return "interrupted" if stopped() else "pruned" if prune.pruned else "complete"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a model says of a row: labels or quantities as the user has them, and what a loss makes of them."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from bpnet.losses.regression import Quantile
 from bpnet.options import choice, whole
 from bpnet.tabular.columns import Column, column_of
 from bpnet.tabular.frames import Frame
+from bpnet.tabular.values import as_number
 
 KINDS = ("class", "number", "multilabel")
 FEW = 20
@@ -57,8 +59,8 @@ class Target:
         for column in columns:
             _check_present(column)
         if several or kind == "multilabel":
-            flags = all(_are_flags(column) for column in columns)
-            kind = kind or ("multilabel" if flags else "number")
+            whole_numbers = all(map(_are_whole, columns))
+            kind = kind or ("multilabel" if whole_numbers and all(map(_are_flags, columns)) else "number")
             if kind == "class":
                 raise ShapeError(f"y has {len(columns)} columns; expected one label a row")
             return cls(kind, tuple(names), (), len(columns))
@@ -113,8 +115,7 @@ class Target:
             found = [_numbers(column) for column in columns]
             if self.kind == "multilabel" and not all(map(_are_flags, columns)):
                 raise DataError("y has values other than 0 and 1; expected for every label whether a row has it")
-            backend = backend_of(found[0])
-            made = backend.xp.stack(found, axis=1)
+            made = _side_by_side(found)
         if like is None or not isinstance(made, np.ndarray):
             return made
         backend = backend_of(like)
@@ -307,11 +308,17 @@ def _check_present(column: Column) -> None:
 
 
 def _numbers(column: Column) -> Any:
-    """Finite numbers, one a row."""
+    """Finite numbers, one a row; those that are text among them."""
     values = column.values
-    if column.codes is not None or (column.on_host and values.dtype.kind in "mM"):
-        held = shown(column.array()[0])
-        raise DTypeError(f"y holds {held} in row 0; expected numbers, as quantities are")
+    if column.codes is not None:
+        read = list(map(as_number, values.tolist()))
+        wrong = next((i for i, number in enumerate(read) if number is None or math.isnan(number)), None)
+        if wrong is not None:
+            row = int(np.argmax(column.codes == wrong))
+            raise DTypeError(f"y holds {shown(values[wrong])} in row {row}; expected numbers, as quantities are")
+        values = np.array(read, dtype=np.float64)[column.codes]
+    elif column.on_host and values.dtype.kind in "mM":
+        raise DTypeError(f"y holds {values.dtype} values; expected numbers, as quantities are")
     backend = backend_of(values)
     if backend.xp.isdtype(values.dtype, "real floating"):
         bad = backend.xp.isinf(values)
@@ -321,13 +328,29 @@ def _numbers(column: Column) -> Any:
     return values
 
 
+def _side_by_side(columns: list[Any]) -> Any:
+    """Columns of numbers as one array, of a floating type where one of them has it."""
+    xp = backend_of(columns[0]).xp
+    floats = [column.dtype for column in columns if xp.isdtype(column.dtype, "real floating")]
+    if floats and len({column.dtype for column in columns}) > 1:
+        columns = [xp.astype(column, xp.result_type(*floats)) for column in columns]
+    return xp.stack(columns, axis=1)
+
+
+def _are_whole(column: Column) -> bool:
+    """Whether values are whole numbers or booleans by their type."""
+    if column.codes is not None:
+        return False
+    return bool(backend_of(column.values).xp.isdtype(column.values.dtype, ("bool", "integral")))
+
+
 def _are_flags(column: Column) -> bool:
+    """Whether all values are 0 or 1."""
     if column.codes is not None or (column.on_host and column.values.dtype.kind not in "biuf"):
         return False
     xp = backend_of(column.values).xp
-    if xp.isdtype(column.values.dtype, "real floating"):
-        return False
-    return bool(xp.all((column.values == 0) | (column.values == 1)))
+    values = xp.astype(column.values, xp.int32) if column.values.dtype == xp.bool else column.values
+    return bool(xp.all((values == 0) | (values == 1)))
 
 
 def _are_classes(column: Column) -> bool:
@@ -335,7 +358,8 @@ def _are_classes(column: Column) -> bool:
     if column.codes is not None:
         return True
     values = column.values if column.on_host else backend_of(column.values).to_host(column.values)
-    if values.dtype.kind in "biu" or (values.dtype.kind == "f" and bool(np.all(values == np.floor(values)))):
+    without_fractions = values.dtype.kind == "f" and bool(np.all(np.isfinite(values) & (values == np.floor(values))))
+    if values.dtype.kind in "biu" or without_fractions:
         if values.dtype.kind == "b":
             return True
         different = np.unique(values)

@@ -21,6 +21,7 @@ from bpnet.tabular.goals import (
     find_goal,
     quantities,
     rare_classes,
+    target_names,
     with_target,
 )
 from bpnet.tabular.model import TableModel
@@ -49,7 +50,7 @@ def train_table(table: Any, target: Any, **options: Any) -> TableModel:
     Parameters
     ----------
     table : a DataFrame, an array, ...: see `TableModel`
-    target : the name of a column, or an array with a label or a quantity for every row
+    target : the name of a column, or a list of them; or an array with a label or a quantity for every row
     hidden, dropout, batch_size, epochs : units of the hidden layers, share of their values that is dropped, rows in a
         step, most epochs; where they are None, what is sensible for the number of rows: see `bpnet.tabular.sizing`
     activation, loss, optimizer : names or objects; the loss "auto" is cross_entropy of labels, mse of quantities.  A
@@ -137,7 +138,10 @@ class TableTraining:
             left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
-        more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": self.options.metrics}
+        metrics = list(self.options.metrics)
+        if self.design.monitor == "val_accuracy" and "accuracy" not in metrics:
+            metrics.append("accuracy")
+        more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
         try:
             if left > 0:
@@ -154,7 +158,7 @@ class TableTraining:
     def begin_stopping(self) -> "BestEpoch | None":
         """What keeps the best epoch, None where none is to be kept."""
         if self.unseen is not None and self.options.early_stopping:
-            self.stopping = self.stopping or BestEpoch(self.size.patience)
+            self.stopping = self.stopping or BestEpoch(self.size.patience, self.design.monitor)
         return self.stopping
 
     def _keep_best(self, halfway: bool = False) -> None:
@@ -163,8 +167,8 @@ class TableTraining:
         trainer = self.model.trainer
         if halfway and self.unseen is not None:
             weight = self.unseen[2] if len(self.unseen) > 2 else None
-            now = trainer.evaluate(*self.unseen[:2], sample_weight=weight, batch_size=ROWS)["loss"]
-            if now < self.stopping.best:
+            now = trainer.evaluate(*self.unseen[:2], sample_weight=weight, batch_size=ROWS)
+            if self.stopping.sign * now[self.stopping.monitor.removeprefix("val_")] < self.stopping.best:
                 return
         trainer.restore(self.stopping.kept)
         self.best_epoch = self.stopping.best_epoch
@@ -173,8 +177,8 @@ class TableTraining:
 class BestEpoch(EarlyStopping):
     """Keeps the best epoch, to which `TableTraining` goes back."""
 
-    def __init__(self, patience: int) -> None:
-        super().__init__("val_loss", patience)
+    def __init__(self, patience: int, monitor: str = "val_loss") -> None:
+        super().__init__(monitor, patience, latest=monitor != "val_loss")
         self.best, self.waited, self.best_epoch = math.inf, 0, 0
         self.kept: Snapshot | None = None
 
@@ -198,12 +202,13 @@ def prepare(
     table: Any, target: Any, options: TrainingOptions, parts: tuple[Array, Array] | None = None
 ) -> TableTraining:
     """The training that `train_table` describes; `parts` are the rows to train on and to hold out, where known."""
-    frame, name = Frame.of(table), target if isinstance(target, str) else None
+    frame = Frame.of(table)
     notes: list[str] = []
-    types, y = dict(options.types), target
+    types, y, names = dict(options.types), target, target_names(target, frame)
+    name = names[0] if len(names) == 1 else None
     said = types.pop(name, None) if name is not None else None
-    if name is not None:
-        frame, y, notes = with_target(frame, name)
+    if names:
+        frame, y, notes, _ = with_target(frame, names)
     for column in options.drop:
         frame.coded(column)  # which says that there is none
     frame = frame.without(options.drop)
@@ -237,7 +242,7 @@ def prepare(
         device=options.device,
         precision=options.precision,
         threads=options.threads,
-        compile=options.compile,
+        compile=design.compiles(seen, options),
     )
     model = TableModel(schema, goal, trainer, {"split": split_settings(frame.rows, options)})
     trainer.build(first_rows(seen))
@@ -250,6 +255,8 @@ def prepare(
     ]
     if labels is not None and len(parts[1]):
         notes += rare_classes(labels, parts[1], goal)
+    elif options.validation > 0 and not len(parts[1]):
+        notes.append("no class has two rows, so that none is held out: what is learnt is not tried on other rows")
     return TableTraining(options, size, frame, y, parts, (data[0], data[1]), model, design, notes, remarks, wide)
 
 
@@ -268,4 +275,5 @@ def held_out_rows(model: TableModel, rows: int, y: Any) -> Array | None:
     fraction, seed = number("fraction", known["fraction"], 0.0, 1.0, closed="left"), whole("seed", known["seed"], 0)
     if fraction == 0.0 or rows != known["rows"]:
         return None
-    return split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    found = split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    return found if len(found) else None

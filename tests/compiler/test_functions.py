@@ -104,6 +104,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda xp, a, t: xp.take(t, xp.argmax(a, axis=0), axis=1),
         (A, T),
     ),
+    "whole numbers": (lambda xp, a: xp.astype(xp.astype(3.0 * a, xp.int64), a.dtype) + xp.trunc(5.0 * a), (A,)),
+    "take by whole numbers": (
+        lambda xp, a, b: xp.take(b, xp.astype(xp.minimum(xp.abs(4.0 * a[:, 0]), 4.5), xp.int32), axis=0) * 2.0,
+        (A, B),
+    ),
     "argmax mid": (lambda xp, t: xp.astype(xp.argmax(t, axis=1), t.dtype) * 2.0, (T,)),
     "bool array": (
         lambda xp, a, m: xp.where(m, a, -a) + xp.astype(m, a.dtype),

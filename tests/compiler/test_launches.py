@@ -26,9 +26,10 @@ BY_HAND: dict[str, tuple[int, int]] = {
     "ActivityPenalty": (15, 14), "GaussianNoise": (14, 12), "GroupNorm": (20, 14), "Reshape": (16, 14),
     "Parallel": (18, 14), "Standardize": (13, 11), "WeightNorm": (17, 14), "SpectralNorm": (25, 22),
     "Bilinear": (24, 19), "Embedding": (15, 13), "Inputs": (17, 14), "Residual": (18, 17), "Shared": (18, 13),
-    "NumericInput": (14, 11), "CategoricalInput": (22, 15), "TabularInput": (23, 16),
+    "NumericInput": (14, 11), "CategoricalInput": (22, 15), "TabularInput": (23, 16), "NumericEmbedding": (35, 18),
+    "BatchEnsemble": (34, 17), "MemberScale": (25, 13), "MemberDense": (19, 11), "Clamp": PLAIN,
     # losses
-    "gaussian_nll": (14, 10), "quantile": (14, 10), "Heads": (16, 11), "triplet": (13, 12),
+    "Members": (14, 11), "gaussian_nll": (14, 10), "quantile": (14, 10), "Heads": (16, 11), "triplet": (13, 12),
     # optimizers
     "Clip": (14, 11), "Grouped": (13, 10), "schedule_free_adamw": (13, 10), "prodigy": (15, 11), "sam": (26, 21),
     "lars": (21, 16), "lamb": (23, 17), "adafactor": (37, 20), "muon": (44, 29), "lbfgs": (11, 9),

@@ -138,10 +138,32 @@ class Draw:
         return make(shape, level) if make in composite else make(shape)
 
     def of_dense(self, shape: Shape) -> bp.Layer:
+        if len(shape) == 1 and self.chance(0.1):
+            return self.of_members(self.whole(1, 3))
+        if self.chance(0.05):
+            return self.of_numbers(shape[-1])
         if shape[-1] > 1 and self.chance(0.1):
             options = {"kernel_init": self.initializer(True), "bias_init": self.initializer(False)}
             return bp.Bilinear(self.whole(1, 4), self.whole(1, shape[-1] - 1), self.chance(0.8), **options)
         return self.dense(self.whole(1, 6))
+
+    def of_members(self, k: int) -> bp.Layer:
+        """What makes rows of k members."""
+        units, options = self.whole(1, 4), {"bias": self.chance(0.8), "ntk": self.chance(0.3)}
+        return self.of(
+            bp.MemberScale(k, self.of("random_signs", "normal")),
+            bp.BatchEnsemble(k, units, self.activation(), "random_signs", **options),
+            bp.MemberDense(k, units, self.activation(), **options),
+        )
+
+    def of_numbers(self, columns: int) -> bp.Layer:
+        bins = tuple(tuple(np.sort(self.normal(self.whole(2, 4))).tolist()) for _ in range(columns))
+        options = {"frequencies": self.whole(1, 3), "sigma": self.number(0.1, 0.5), "flatten": self.chance(0.7)}
+        return self.of(
+            bp.NumericEmbedding("pbld", self.whole(2, 3), **options),
+            bp.NumericEmbedding("plr", self.whole(1, 3), **options),
+            bp.NumericEmbedding("piecewise_linear", self.whole(1, 3), bins=bins),
+        )
 
     def of_shape(self, shape: Shape) -> bp.Layer:
         size = math.prod(shape)
@@ -199,7 +221,15 @@ class Draw:
         embedded = bp.Sequential(bp.Embedding(codes, width), bp.Flatten()) if columns else bp.Embedding(codes, width)
         branches = {"numbers": bp.Sequential(bp.Flatten(), *self.chain((math.prod(shape),), 1, 1), bp.Flatten())}
         x = {"numbers": self.normal(rows, *shape)} | ({"codes": index} if start == 1 else {})
-        if start == 1:
+        if start == 1 and columns and self.chance(0.5):
+            x["codes"] = self.rng.integers(-1, 6, (rows, 4), "int32")
+            x["gaps"] = np.where(self.rng.random((rows, 3)) < 0.2, np.nan, 3.0 * self.normal(rows, 3))
+            scale, knots = (1.0, 2.0, 0.0), ((-3.0, 0.0, 0.0, 2.0),) * 3
+            branches["codes"] = bp.CategoricalInput((5, 4, 3, 5), (width, 0, width, 0))
+            branches["gaps"] = self.of(
+                bp.NumericInput(0.5, scale, clip=2.0, missing=(0, 2)), bp.NumericInput(quantiles=knots, missing=(1,))
+            )
+        elif start == 1:
             branches["codes"] = embedded
         else:
             x["more"], branches["more"] = self.normal(rows, 2), bp.Sequential(self.layer((2,), 1), bp.Flatten())

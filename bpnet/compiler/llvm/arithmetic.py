@@ -70,7 +70,7 @@ class Arithmetic:
                 return self.b.icmp_signed(operation.llvm, *a)
             compare = self.b.fcmp_unordered if op == "not_equal" else self.b.fcmp_ordered
             return compare(operation.llvm, *a)
-        if operation.llvm in ("sqrt", "fabs"):
+        if operation.llvm in ("sqrt", "fabs", "trunc"):
             return self.intrinsic(operation.llvm, *a)
         return getattr(self if hasattr(self, operation.llvm) else self.b, operation.llvm)(*a)
 
