@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
             for name in (names if seed % 2 == 0 else names[::-1])
             if options.again or (case, name, seed) not in done
         ]
-        if not turns:
+        late = options.seconds is not None and time.monotonic() - begun > options.seconds
+        if not turns or late:
             continue
         with tempfile.TemporaryDirectory(prefix="bench-") as made:
             folder = Path(made)

@@ -62,7 +62,8 @@ def train_table(**options: Any) -> Callable[[Any, Array, bool, int, int], Predic
     def fit(x: Any, y: Array, classes: bool, seed: int, threads: int) -> Predict:
         import bpnet as bp
 
-        predict: Predict = bp.train_table(x, y, seed=seed, **options).predict
+        categories = {name: "category" for name, column in x.items() if column.dtype.kind == "O"}  # also of digits
+        predict: Predict = bp.train_table(x, y, types=categories, seed=seed, **options).predict
         return predict
 
     return fit
