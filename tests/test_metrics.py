@@ -394,7 +394,7 @@ class _Called(M.MAE):
         ("mse", 1, "accuracy", ArgumentError, "metrics is an object of the type str|metrics is .*; expected a list"),
         ("mse", 1, ["acuracy"], UnknownNameError, "did you mean 'accuracy'"),
         ("mse", 1, [M.Accuracy], ArgumentError, "an instance"),
-        ("mse", 1, ["accuracy"], OptionError, "accuracy is of one of several classes or what is true or"),
+        ("mse", 1, ["accuracy"], OptionError, "accuracy is for one of several classes or what is true or"),
         ("cross_entropy", 3, ["rmse"], OptionError, "rmse is for numbers, but the loss"),
         ("cross_entropy", 3, ["f1", "f1"], OptionError, "two that are called 'f1'"),
         ("mse", 1, [_Called("lr")], OptionError, r"metrics\[0\] is called 'lr', but so is what an epoch's record"),
