@@ -554,3 +554,35 @@ def test_the_help_names_what_there_is(monkeypatch):
     for word in ("gelu", "cross_entropy", "huber", "adamw", "one_cycle", "balanced", "strong", "roc_auc", ".parquet"):
         assert word in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+# ---- one file for everybody -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["the command line", "Python", "an estimator"])
+def test_whoever_saved_a_model_all_read_the_same_in_it(maker, csv):
+    """Rows as they were trained on, with text, gaps and dates: from the command, from Python, from an estimator."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    frame = pandas.read_csv(csv, parse_dates=["seen"])
+    columns = ["mass", "island", "seen", "ringed"]
+    if maker == "the command line":
+        ok("train", csv, "--target", "kind", "--drop", "ring", *SMALL)
+    elif maker == "Python":
+        options = {"drop": "ring", "hidden": (16,), "epochs": 12, "lr": 0.02, "dropout": 0.0, "progress": False}
+        bp.train_table(frame, "kind", **options).save("model.safetensors")
+    else:
+        est = bp.MLPClassifier(
+            (16,), max_iter=40, tol=0.0, n_iter_no_change=50, learning_rate_init=0.02, categorical_features="from_dtype"
+        )
+        with pytest.warns(Warning, match="converged"):
+            est.fit(frame[columns], frame["kind"])
+        est.save("model.safetensors")
+    loaded, again = bp.load("model.safetensors"), bp.MLPClassifier.from_model("model.safetensors")
+    said = ok("predict", "model.safetensors", csv).out.splitlines()
+    sure = np.asarray([list(row.values())[1:] for row in json.loads(
+        ok("predict", "model.safetensors", csv, "--proba", "--json").out)["predictions"]], dtype=float)  # fmt: skip
+    assert said == loaded.predict(frame).tolist() == again.predict(frame[columns]).tolist()
+    for found in (loaded.predict_proba(frame), again.predict_proba(frame[columns])):
+        np.testing.assert_allclose(sure, found, atol=1e-6)
+    assert np.mean(np.asarray(said) == frame["kind"]) > 0.8
