@@ -65,7 +65,7 @@ MEMBERS = [
 ]
 
 
-EAGER_JAX = {"test_backends.py", "test_kernels.py", "test_layers.py", "test_losses.py"}
+EAGER_JAX = {"test_backends.py", "test_layers.py"}
 """Where that member runs; each other file has JAX compiled."""
 
 
