@@ -7,7 +7,6 @@ from bpnet.backends import get
 from bpnet.backends.base import Backend, by_halves
 from bpnet.errors import OutOfMemoryError
 from bpnet.losses.base import Loss
-from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics
 
 
@@ -49,8 +48,7 @@ class Collected:
     def results(self, loss: Loss) -> dict[str, Any]:
         """The metrics by name; raises OutOfMemoryError."""
         self._fetch()
-        loss = loss.inner if isinstance(loss, Members) else loss
-        found, host = {}, get("numpy")
+        loss, found, host = loss.single, {}, get("numpy")
         every = zip(self.metrics, self.stay, zip(*self.batches, strict=True), strict=True)
         with host.session():
             for metric, stays, some in every:

@@ -19,7 +19,6 @@ from bpnet.errors import ArgumentError, OutOfMemoryError, kind_of, plural
 from bpnet.layer import Input, Params, Run, row_count
 from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
-from bpnet.losses.members import Members
 from bpnet.metrics.base import Metric, Statistics
 from bpnet.optimizers.base import ElementwiseOptimizer, Optimizer
 from bpnet.options import whole
@@ -193,9 +192,7 @@ def scores(
     def statistics(run: Run, output: Array, y: Array, weight: Array | None) -> tuple[Statistics, ...]:
         if not metrics:
             return ()
-        rows, one = output.shape[0], loss
-        if isinstance(loss, Members):
-            one, output = loss.inner, loss.pooled(run.backend, output)
+        rows, one, output = output.shape[0], loss.single, loss.pooled(run.backend, output)
         each = run.xp.ones_like(run.xp.reshape(output, (rows, -1))[:, 0]) if weight is None else weight
         return tuple([metric.statistics(run, one, output, y, each) for metric in metrics])
 

@@ -23,7 +23,6 @@ from bpnet.tabular.columns import Column
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import class_numbers
 from bpnet.tabular.schema import Feature
-from bpnet.tabular.target import plain_loss
 
 ROWS = 8192
 """Rows that are evaluated or predicted at a time, so that memory does not grow with the data."""
@@ -127,7 +126,7 @@ def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any]
     wanted: list[Any] = list(metrics)
     if model.target.kind == "number" and not plain and "r2" not in metrics:
         wanted.append("r2")
-    if getattr(plain_loss(trainer.loss), "label_smoothing", 0.0) and "log_loss" not in metrics:
+    if getattr(trainer.loss.single, "label_smoothing", 0.0) and "log_loss" not in metrics:
         wanted.append("log_loss")
     found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
     result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}

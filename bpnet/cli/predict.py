@@ -21,7 +21,6 @@ from bpnet.disk import write_atomically
 from bpnet.errors import OptionError, plural
 from bpnet.options import number
 from bpnet.tabular.distributions import levels_of
-from bpnet.tabular.target import plain_loss
 
 ENDINGS = (".csv", ".parquet", ".jsonl", ".npy")
 
@@ -94,13 +93,13 @@ def predict(
 
 def spread(model: bp.TableModel) -> bool:
     """Whether a model predicts more of a number than its value: quantiles, or a standard deviation."""
-    loss = plain_loss(model.trainer.loss)
+    loss = model.trainer.loss.single
     return model.target.kind == "number" and (len(levels_of(loss)) > 1 or isinstance(loss, bp.GaussianNLL))
 
 
 def check_interval(model: bp.TableModel, coverage: float) -> None:
     """Raise OptionError where a model gives no interval of that coverage."""
-    loss = plain_loss(model.trainer.loss)
+    loss = model.trainer.loss.single
     if model.target.kind != "number":
         raise OptionError("--interval is for numbers, but the model predicts classes: see --proba")
     if "calibration" in model.settings or isinstance(loss, bp.GaussianNLL):
@@ -120,7 +119,7 @@ def ends_of(coverage: float) -> tuple[float, float]:
 
 def uncertainty(model: bp.TableModel, frame: Any, names: Sequence[str], coverage: float | None) -> dict[str, list[Any]]:
     """Of each number its quantiles or its standard deviation, and the ends of its interval."""
-    backend, loss = model.trainer.backend, plain_loss(model.trainer.loss)
+    backend, loss = model.trainer.backend, model.trainer.loss.single
     found: dict[str, Array] = {}
     levels = levels_of(loss)
     if len(levels) > 1:
@@ -146,7 +145,7 @@ def answers(model: bp.TableModel, frame: Any, proba: bool, interval: float | Non
     """Predictions by the name of their column: labels or numbers, and how sure the model is of them."""
     backend, target = model.trainer.backend, model.target
     name = target.name or "prediction"
-    if target.kind == "number" and len(levels_of(plain_loss(model.trainer.loss))) > 1:
+    if target.kind == "number" and len(levels_of(model.trainer.loss.single)) > 1:
         count = max(target.columns, 1)
         numbered = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
         return uncertainty(model, frame, target.names if len(target.names) == count else numbered, interval)

@@ -71,6 +71,15 @@ class Loss(Registered, kind="loss"):
         """Shape of one row's target for one row's output of `out_shape`; raises ShapeError where that does not fit."""
         return out_shape
 
+    @property
+    def single(self) -> "Loss":
+        """The loss of one network: itself, or that of each member where it is of several side by side (`Members`)."""
+        return self
+
+    def pooled(self, b: Backend, output: Array) -> Array:
+        """The output as one of `single`: what several networks side by side say on average."""
+        return output
+
     def prediction(self, b: Backend, output: Array) -> Array:
         """What an output says of the target, in the target's own unit: probabilities of classes, the mean of a count.
 

@@ -80,8 +80,11 @@ class Members(Loss):
         each = self.inner.rows(run, *self._apart(run, output, target))
         return run.xp.mean(run.xp.reshape(each, output.shape[:2]), axis=1)
 
+    @property
+    def single(self) -> Loss:
+        return self.inner
+
     def pooled(self, b: Backend, output: Array) -> Array:
-        """One output, (rows, ...), that says what the members say on average; `loss` is of such."""
         return self.inner.average(b, output)
 
     def prediction(self, b: Backend, output: Array) -> Array:

@@ -16,7 +16,6 @@ from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.layer import Run, Shape
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
-from bpnet.losses.members import Members
 from bpnet.names import define
 from bpnet.registry import Registered, catalogue, resolve
 
@@ -92,8 +91,8 @@ def check_metrics(metrics: Any, loss: Loss, out_shape: Shape) -> tuple[Metric, .
                 f"metrics[{i}] is called {key!r}, but so is what an epoch's record has besides: rename it, by its "
                 "`names` or its `key`"
             )
-    if isinstance(loss, Members):  # of what the members say on average
-        loss, out_shape = loss.inner, out_shape[1:]
+    if loss.single is not loss:  # of what the members say on average
+        loss, out_shape = loss.single, out_shape[1:]
     for metric in found:
         metric.check(loss, out_shape)
     return found

@@ -13,7 +13,7 @@ from bpnet.losses.likelihood import GaussianNLL
 from bpnet.losses.members import Members
 from bpnet.losses.regression import Quantile
 from bpnet.options import numbers
-from bpnet.tabular.target import plain_loss, pooled
+from bpnet.tabular.target import pooled
 
 USUAL = (0.05, 0.5, 0.95)
 """Quantiles where none are named."""
@@ -30,7 +30,7 @@ def moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array 
 
 
 def _moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array | None]:
-    xp, plain = backend.xp, plain_loss(loss)
+    xp, plain = backend.xp, loss.single
     if isinstance(plain, GaussianNLL):
         _, output = pooled(backend, loss, outputs)
         log = xp.reshape(output, (output.shape[0], -1, 2))[:, :, 1]
@@ -48,7 +48,7 @@ def _moments(backend: Backend, loss: Loss, outputs: Array) -> tuple[Array, Array
 def no_deviation(loss: Loss) -> str:
     """The message where a standard deviation is asked for and nothing gives one."""
     return (
-        f"return_std=True, but loss is {plain_loss(loss)}, which gives no standard deviation: train with "
+        f"return_std=True, but loss is {loss.single}, which gives no standard deviation: train with "
         "loss='gaussian_nll' or with ensemble=8, or with dropout=0.1 and draw samples=50, say"
     )
 
@@ -81,7 +81,7 @@ def drawn_moments(loss: Loss, draws: Iterable[Array]) -> tuple[Array, Array]:
 
 def levels_of(loss: Loss) -> tuple[float, ...]:
     """The quantiles that a network with this loss gives; none of other losses."""
-    plain = plain_loss(loss)
+    plain = loss.single
     return tuple(plain.quantiles) if isinstance(plain, Quantile) else ()
 
 
@@ -99,7 +99,7 @@ def quantiles(backend: Backend, loss: Loss, outputs: Array, levels: Sequence[flo
 
 
 def _quantiles(backend: Backend, loss: Loss, outputs: Array, levels: Sequence[float] | None) -> Array:
-    xp, plain = backend.xp, plain_loss(loss)
+    xp, plain = backend.xp, loss.single
     if isinstance(plain, GaussianNLL):
         mean, variance = _moments(backend, loss, outputs)
         assert variance is not None

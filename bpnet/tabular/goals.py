@@ -19,7 +19,7 @@ from bpnet.tabular.columns import Column, column_of
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.options import check_loss
 from bpnet.tabular.splits import rare
-from bpnet.tabular.target import Target, plain_loss
+from bpnet.tabular.target import Target
 
 
 def target_names(target: Any, frame: Frame) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def quantities(goal: Target, y: Any, rows: Array | slice) -> Array:
 
 def check_bounds(y: Array, loss: Loss, what: str) -> None:
     """Raise DataError where a quantity of y, (rows, columns), is less than the loss takes."""
-    loss = plain_loss(loss)
+    loss = loss.single
     least = max(loss.least, 0.0) if loss.positive else loss.least
     wrong = (y <= least) if loss.positive else (y < least)
     if wrong.any():

@@ -11,7 +11,6 @@ from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, Sh
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.losses.likelihood import GaussianNLL
-from bpnet.losses.members import Members
 from bpnet.losses.regression import Quantile
 from bpnet.options import choice, whole
 from bpnet.tabular.columns import Column, column_of
@@ -90,7 +89,7 @@ class Target:
 
     def outputs(self, loss: Loss) -> int:
         """The number of outputs that the network needs."""
-        loss = plain_loss(loss)
+        loss = loss.single
         if self.kind == "class":
             return len(self.classes) if isinstance(loss, ClassLoss) or len(self.classes) > 2 else 1
         count = self.columns or 1
@@ -271,14 +270,9 @@ class Target:
         return made
 
 
-def plain_loss(loss: Loss) -> Loss:
-    """The loss of one member, if `loss` is that of an ensemble."""
-    return loss.inner if isinstance(loss, Members) else loss
-
-
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
     """The loss of one member, and a single output (rows, units) that gives the average of the members' predictions."""
-    return plain_loss(loss), loss.pooled(backend, outputs) if isinstance(loss, Members) else outputs
+    return loss.single, loss.pooled(backend, outputs)
 
 
 def _has_margins(loss: Loss) -> bool:
