@@ -141,10 +141,6 @@ class Frame:
         width = None if self.named or name not in self else self.width
         return Frame({**raw, name: column}, self.rows, named=self.named, width=width, what=self.what)
 
-    def permuted(self, name: str, order: Any) -> "Frame":
-        """The table with the values of one column in another order: what is lost without that column?"""
-        return self.with_column(name, self.coded(name).take(order))
-
 
 class _MatrixColumns(Mapping[str, Any]):
     """The columns of an array, each cut out when it is asked for."""
