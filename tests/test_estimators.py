@@ -385,6 +385,7 @@ def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
         ({"preset": "strong", "scaling": "robust"}, OptionError, "scaling is 'robust', but preset is set"),
         ({"preset": "strong", "solver": "lbfgs"}, OptionError, "which has no epochs"),
         ({"callbacks": ["early_stopping"], "solver": "lbfgs"}, OptionError, "callbacks is set, but solver is 'lbfgs'"),
+        ({"dropout": 0.1, "solver": "lbfgs"}, OptionError, "a loss without chance"),
     ],
 )
 def test_what_can_not_be(options: dict[str, Any], error: type[Exception], message: str) -> None:

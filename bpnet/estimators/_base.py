@@ -73,7 +73,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
     def _pooled(self, outputs: Array) -> tuple[Array, Loss]:
         """Outputs and loss of an ensemble as those of one network."""
         loss: Any = self._trainer.loss
-        return (loss.pooled(backend_of(outputs), outputs), loss.inner) if outputs.ndim == 3 else (outputs, loss)
+        return loss.pooled(backend_of(outputs), outputs), loss.single
 
     def _loss(self) -> Loss:
         """The loss of one network; sets `n_outputs_` and `out_activation_`."""

@@ -91,6 +91,8 @@ def check_together(estimator: Any) -> None:
         for name in ("preset", "callbacks"):
             if getattr(estimator, name):
                 raise OptionError(f"{name} is set, but solver is 'lbfgs', which has no epochs: take another solver")
+        if estimator.dropout != 0.0:
+            raise OptionError("dropout is set, but solver is 'lbfgs', which needs a loss without chance: take another")
 
 
 def plan_of(estimator: Any, loss: Loss, outputs: int, x: Any, y: Any) -> Plan:
