@@ -112,6 +112,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "sparse": 10,
     "engine": 11,
     "state": 11.5,
+    "signals": 1,
+    "saving": 11.3,
     "fitting": 11.5,
     "trainer": 12,
     "unit_variance": 12.3,
