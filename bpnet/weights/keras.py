@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpnet.errors import ArgumentError, FileFormatError, MissingPackageError, ShapeError, kind_of, path_error, plural
+from bpnet.export.models import exported
 from bpnet.layout import Layout
-from bpnet.weights.matching import Unit, Value, set_values, to_host, trainer_of, units_of, values_of
+from bpnet.weights.matching import Unit, Value, set_values, to_host, units_of
 
 if TYPE_CHECKING:
     from bpnet.tabular.model import TableModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def from_keras(model: "Trainer | TableModel", weights: Any) -> Any:
-    """Give a network the weights of a Keras model that computes the same; returns `model`.
+    """Give a network the weights of a Keras model that computes the same; returns the trainer or table's model.
 
         net = bp.Sequential(bp.Dense(128, "relu"), bp.BatchNorm(epsilon=1e-3), bp.Dense(10))
         trainer = bp.Trainer(net, loss="cross_entropy").build(x)
@@ -34,8 +35,8 @@ def from_keras(model: "Trainer | TableModel", weights: Any) -> Any:
     are NaN, PathError or FileFormatError where a file can't be read, and NotBuiltError without parameters.  Nothing has
     changed then.
     """
-    trainer, (labels, arrays) = trainer_of(model), _arrays(weights)
-    expected = _expected(trainer.layout)
+    own, (labels, arrays) = exported(model), _arrays(weights)
+    expected = _expected(own.trainer.layout)
     for (unit, value), label, array in zip(expected, labels, arrays, strict=False):
         if tuple(array.shape) != value.slot.shape:
             name = (*value.keras, value.name)[0]
@@ -49,8 +50,7 @@ def from_keras(model: "Trainer | TableModel", weights: Any) -> Any:
             f"layer {over[0][0]}, needs {over[0][1].name} as well" if over else f"no layer has {labels[len(expected)]}"
         )
         raise ShapeError(f"the network has {plural(len(expected), 'array')}, weights has {len(arrays)}: {more}")
-    set_values(trainer, {value.slot.name: array for (_, value), array in zip(expected, arrays, strict=True)})
-    return model
+    return set_values(own, {value.slot.name: array for (_, value), array in zip(expected, arrays, strict=True)})
 
 
 def to_keras(model: "Trainer | TableModel") -> list[Any]:
@@ -58,9 +58,9 @@ def to_keras(model: "Trainer | TableModel") -> list[Any]:
 
     keras_model.set_weights(bp.files.to_keras(trainer))
     """
-    trainer = trainer_of(model)
-    values = values_of(trainer)
-    return [values[value.slot.name].copy() for _, value in _expected(trainer.layout)]
+    found = exported(model)
+    values = found.parameters | found.buffers
+    return [values[value.slot.name].copy() for _, value in _expected(found.trainer.layout)]
 
 
 def _expected(layout: Layout) -> list[tuple[Unit, Value]]:

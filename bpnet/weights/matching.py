@@ -13,6 +13,7 @@ import numpy as np
 
 from bpnet.backends import backend_of
 from bpnet.errors import ArgumentError, DataError, ShapeError, UnknownNameError, kind_of, plural
+from bpnet.export.models import Exported
 from bpnet.layer import Composite, Layer, Path, Shape
 from bpnet.layers.bilinear import Bilinear
 from bpnet.layers.dense import Dense
@@ -20,7 +21,6 @@ from bpnet.layers.embedding import Embedding
 from bpnet.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from bpnet.layers.reparametrized import Reparametrized, SpectralNorm, WeightNorm
 from bpnet.layout import Layout, Slot
-from bpnet.trainer import Trainer
 
 Names = tuple[str, ...]
 """What another library calls a value; where it has had several names, the present one comes first."""
@@ -193,28 +193,26 @@ def paired(
     return [(unit, pairs[unit.path]) for unit in units if unit.path in pairs]
 
 
-def set_values(trainer: Trainer, arrays: Mapping[str, Any]) -> None:
-    """Set the parameters and buffers of these names; the others stay, and the optimizer's state begins anew."""
+def set_values(model: Exported, arrays: Mapping[str, Any]) -> Any:
+    """Set the parameters and buffers of these names; the others stay, and the optimizer's state begins anew.
+
+    It gives the trainer, or the model of tables that it is in.
+    """
+    trainer = model.trainer
     layout, backend = trainer.layout, trainer.backend
     for name, array in arrays.items():
         if np.isnan(array).any():
             raise DataError(f"what is given for {name} has NaN among its values")
-    theta, buffers = (np.array(backend.to_host(vector)) for vector in (trainer._have().evaluated(), trainer.buffers))
-    for slots, vector in ((layout.parameters, theta), (layout.buffers, buffers)):
-        for slot in slots:
-            if slot.name in arrays:
-                vector[slot.part] = np.reshape(arrays[slot.name], slot.size)
     like, place = trainer.theta, backend.device(trainer.theta)
-    trainer.parameters = layout.views(backend, backend.from_host(theta, like.dtype, place))
+    vectors = []
+    for slots, known in ((layout.parameters, model.parameters), (layout.buffers, model.buffers)):
+        values = [np.reshape(arrays.get(slot.name, known[slot.name]), slot.size) for slot in slots]
+        vectors.append(backend.from_host(np.concatenate([np.empty(0, np.float32), *values]), like.dtype, place))
+    theta, buffers = vectors
+    trainer.parameters = layout.views(backend, theta)
     (new, _, state), count = trainer.snapshot()
-    trainer.restore(((new, backend.from_host(buffers, like.dtype, place), state), count))
-
-
-def values_of(trainer: Trainer) -> dict[str, Any]:
-    """Parameters and buffers by name, on the host."""
-    layout, to_host = trainer.layout, trainer.backend.to_host
-    found = layout.unpack(to_host(trainer._have().evaluated()))
-    return found | (layout.unpack(to_host(trainer.buffers), buffers=True) if layout.buffers else {})
+    trainer.restore(((new, buffers, state), count))
+    return model.table or trainer
 
 
 def to_host(value: Any, what: str) -> Any:
@@ -227,14 +225,3 @@ def to_host(value: Any, what: str) -> Any:
     backend = backend_of(value, what)
     found = np.asarray(backend.to_host(value))
     return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
-
-
-def trainer_of(model: Any) -> Trainer:
-    """The trainer with parameters that `model` is or has: of a table's model or an estimator the one within."""
-    for name in ("model_", "trainer"):
-        model = getattr(model, name) if hasattr(model, name) else model
-    if not isinstance(model, Trainer):
-        hint = "; bp.Trainer(network, loss).build(x) makes one" if isinstance(model, Layer) else ""
-        raise ArgumentError(f"model is {kind_of(model)}; expected a bpnet Trainer or TableModel, or a path{hint}")
-    model._have()
-    return model

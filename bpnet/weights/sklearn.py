@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import ArgumentError, kind_of
+from bpnet.export.models import exported
 from bpnet.layers.composition import Sequential
 from bpnet.layers.dense import Dense
 from bpnet.losses.base import Loss
@@ -57,7 +58,7 @@ def from_sklearn(mlp: Any) -> "TableModel":
     trainer = Trainer(network, loss, optimizer, penalties=penalties)
     trainer.build(np.zeros((1, mlp.n_features_in_), dtype=dtype))
     arrays = {f"{i}.weight": coef for i, coef in enumerate(mlp.coefs_)}
-    set_values(trainer, arrays | {f"{i}.bias": bias for i, bias in enumerate(mlp.intercepts_)})
+    set_values(exported(trainer), arrays | {f"{i}.bias": bias for i, bias in enumerate(mlp.intercepts_)})
     named = hasattr(mlp, "feature_names_in_")
     names = mlp.feature_names_in_ if named else [f"x{i}" for i in range(mlp.n_features_in_)]
     features = tuple(Feature(str(name), "number") for name in names)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
 from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.weights.matching import Theirs, Unit, Value, paired, set_values, to_host, trainer_of, units_of, values_of
+from bpnet.export.models import exported
+from bpnet.weights.matching import Theirs, Unit, Value, paired, set_values, to_host, units_of
 
 if TYPE_CHECKING:
     from bpnet.tabular.model import TableModel
@@ -20,7 +21,7 @@ COUNTER = "num_batches_tracked"
 def from_torch(
     model: "Trainer | TableModel", state_dict: Mapping[str, Any], names: Mapping[str, str | None] | None = None
 ) -> Any:
-    """Give a network the weights of a PyTorch module that computes the same; returns `model`.
+    """Give a network the weights of a PyTorch module that computes the same; returns the trainer or table's model.
 
         module = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))     # trained
         net = bp.Sequential(bp.Dense(128, "relu"), bp.Dense(10))
@@ -33,7 +34,7 @@ def from_torch(
 
     Parameters
     ----------
-    model : a trainer that has parameters (`build`), a table's model or a fitted estimator
+    model : a trainer that has parameters (`build`), a table's model, a fitted estimator, or a path of a saved one
     state_dict : what `module.state_dict()` gives, or the module; a dict of any library's arrays will do
     names : {path of a layer here: name of the module's} for layers that are not in the same order in both, such as
         {"0": "encoder.fc1"}; None in the place of a name leaves a layer as it is, and all others are taken in order
@@ -45,9 +46,9 @@ def from_torch(
     has a name that is nobody's, DataError where values are not finite, and NotBuiltError without parameters.  Nothing
     has changed then.
     """
-    trainer = trainer_of(model)
+    own = exported(model)
     made: dict[str, Any] = {}
-    for unit, theirs in paired(units_of(trainer.layout), _layers(state_dict), names, "the state_dict", _matched):
+    for unit, theirs in paired(units_of(own.trainer.layout), _layers(state_dict), names, "the state_dict", _matched):
         for value, name in _matched(unit, theirs):
             array = value.of_torch(theirs.arrays[name])
             known = made.setdefault(value.slot.name, array)
@@ -55,8 +56,7 @@ def from_torch(
                 raise ShapeError(
                     f"layer {unit.path!r} is shared with {value.slot.name}, but {theirs.name!r} has other values"
                 )
-    set_values(trainer, made)
-    return model
+    return set_values(own, made)
 
 
 def to_torch(
@@ -72,8 +72,8 @@ def to_torch(
     what it raises; entries that no layer here has, as of a BatchNorm's counter, are given back as they are.  Without
     it, names are made of this network's paths ("0.weight"), and tensors are on the processor.
     """
-    trainer, own, torch = trainer_of(model), {}, get("torch").xp
-    values, units = values_of(trainer), units_of(trainer.layout)
+    torch, found = get("torch").xp, exported(model)
+    values, units = found.parameters | found.buffers, units_of(found.trainer.layout)
     if state_dict is None:
         return {
             ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(value.to_torch(values[value.slot.name]))
