@@ -41,14 +41,10 @@ def from_keras(model: "Trainer | TableModel", weights: Any) -> Any:
         if tuple(array.shape) != value.slot.shape:
             name = (*value.keras, value.name)[0]
             shape = tuple(array.shape)
-            raise ShapeError(
-                f"layer {unit}, needs {name} {value.slot.shape}; {label}, taken in order, has the shape {shape}"
-            )
+            raise ShapeError(f"{unit}, needs {name} {value.slot.shape}; {label}, taken in order, has the shape {shape}")
     if len(expected) != len(arrays):
         over = expected[len(arrays) :]
-        more = (
-            f"layer {over[0][0]}, needs {over[0][1].name} as well" if over else f"no layer has {labels[len(expected)]}"
-        )
+        more = f"{over[0][0]}, needs {over[0][1].name} as well" if over else f"no layer has {labels[len(expected)]}"
         raise ShapeError(f"the network has {plural(len(expected), 'array')}, weights has {len(arrays)}: {more}")
     return set_values(own, {value.slot.name: array for (_, value), array in zip(expected, arrays, strict=True)})
 

@@ -88,7 +88,7 @@ class Unit:
     values: tuple[Value, ...]
 
     def __str__(self) -> str:
-        return f"{self.path!r} of the network, {self.layer}"
+        return f"layer {self.path!r} of the network, {self.layer}" if self.path else f"the network, {self.layer}"
 
     @property
     def first(self) -> bool:
@@ -183,7 +183,7 @@ def paired(
         check(unit, layer)
     if len(left) != len(rest):
         ours, other_ones = left[len(rest) :], rest[len(left) :]
-        over = f"layer {ours[0]}" if ours else f"{other_ones[0]} in {what}"
+        over = str(ours[0]) if ours else f"{other_ones[0]} in {what}"
         raise ShapeError(
             f"the network has {plural(len(left), 'layer')} with values, {what} has {len(rest)}: nothing belongs to "
             f"{over}. Write the same layers in both, or say by names={{'0': 'fc1', ...}} which belong together; None "

@@ -131,6 +131,6 @@ def _matched(unit: Unit, theirs: Theirs) -> list[tuple[Value, str]]:
     elif expected.keys() - shapes.keys() == {"bias"}:
         hint = ": Dense(..., bias=False) has no bias"
     raise ShapeError(
-        f"layer {unit}, needs {wanted}; the state_dict has {theirs}{hint}. Layers are taken in order, but where "
+        f"{unit}, needs {wanted}; the state_dict has {theirs}{hint}. Layers are taken in order, but where "
         "names={'0': 'fc1', ...} says which belong together"
     )
