@@ -112,6 +112,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "sparse": 10,
     "engine": 11,
     "state": 11.5,
+    "signals": 1,
+    "saving": 11.3,
     "fitting": 11.5,
     "trainer": 12,
     "unit_variance": 12.3,
@@ -123,7 +125,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "estimators": 13.5,
     "report": 13.3,
     "export": 13.3,
-    "weights": 13.3,
+    "weights": 13.6,
     "cli": 14,
     "__main__": 15,
 }

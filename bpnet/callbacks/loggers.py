@@ -123,6 +123,18 @@ class MLflow(Callback):
                 mlflow.end_run("FAILED")
                 raise
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self._module().active_run().info.run_id if self._own else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on in the run that the training had, instead of the one that has just begun."""
+        if self._own and state["run"] is not None:
+            mlflow = self._module()
+            begun = mlflow.active_run().info.run_id
+            mlflow.end_run("KILLED")
+            mlflow.delete_run(begun)
+            mlflow.start_run(run_id=state["run"])
+
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         self._module().log_metrics(_numbers(record), step=record["epoch"])
 
