@@ -1,0 +1,91 @@
+"""Pictures of a training, a network, and what a trainer has learnt.
+
+    history.plot()                                  # a figure of Matplotlib, which a notebook shows
+    history.plot("curves.png")                      # or .svg, .pdf, ...; .txt has it as text
+    history.plot(terminal=True)                     # in the terminal, as also where Matplotlib is not installed
+
+Figures don't come from pyplot: no window opens, and none has to be closed.  To show one of pyplot's, draw in it:
+`history.plot(figure=plt.figure()); plt.show()`.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from bpnet.disk import checked_path
+from bpnet.errors import DataError, MissingExtraError, OptionError
+from bpnet.options import flag
+from bpnet.plots.panels import panels
+
+if TYPE_CHECKING:
+    from bpnet.callbacks.history import History
+
+__all__ = ["history"]
+
+
+def history(
+    history: "History",
+    path: str | os.PathLike[str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    monitor: str | None = None,
+    terminal: bool = False,
+    figure: Any = None,
+) -> Any:
+    """Draw a history, as `history.plot()`: the loss, each metric, the learning rate where it changes, and norms.
+
+    Each has its axes, on which the training's curve is a solid line, and that of the validation data a dashed one.  The
+    best epoch is marked.  An axis is logarithmic where values differ by orders of magnitude, but linear around zero
+    where some are negative, as a log-likelihood's may be.  What is not finite leaves a gap.
+
+    Parameters
+    ----------
+    path : a file to write, as a whole or not at all: .png, .svg, .pdf and others of Matplotlib's, or .txt
+    names : which quantities to draw, such as ["loss", "f1"]; None for all
+    monitor : by which quantity an epoch is the best; None for "val_loss", or where there is none "loss"
+    terminal : draw with characters on standard output, as is done where Matplotlib is not installed
+    figure : a figure of Matplotlib to draw in, after it is cleared
+
+    Returns the figure, or None where it is drawn with characters.  Raises DataError where there are no epochs,
+    RecordError where a quantity was not recorded, OptionError where files can't be of that kind, MissingExtraError
+    where a picture or `figure` is asked for and Matplotlib is not installed, and PathError where nothing can be written.
+    """
+    if not len(history):
+        raise DataError("the history has no epochs, so there is nothing to draw: fit first")
+    made = panels(history.epochs, names, monitor)
+    if not made:
+        raise DataError("the history has no numbers that could be drawn")
+    path, as_text = target(path, terminal, figure)
+    if as_text:
+        text = importlib.import_module("bpnet.plots.terminal")
+        return text.put(lambda width, plain: text.lines_of(made, width, plain=plain), path)
+    return drawn("figures", "draw", made, figure, path=path)
+
+
+def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bool]:
+    """Where a picture goes, None being no file, and whether it is made of characters; raises OptionError."""
+    path = None if path is None else checked_path(path)
+    as_text = path is not None and path.lower().endswith(".txt")
+    if flag("terminal", terminal):
+        if path is not None or figure is not None:
+            raise OptionError(f"terminal is True, but there is a {'path' if path else 'figure'} too: leave one out")
+        return None, True
+    if as_text and figure is not None:
+        raise OptionError(f"path is {path}, a file of text, but there is a figure too: leave one out")
+    return path, as_text or (path is None and figure is None and find_spec("matplotlib") is None)
+
+
+def drawn(module: str, function: str, *args: Any, path: str | None = None) -> Any:
+    """What a function of a module makes with Matplotlib, written to a file where there is a path."""
+    try:
+        figures = importlib.import_module("bpnet.plots.figures")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("drawing", "Matplotlib", "cli") from error
+    if path is not None:
+        figures.check_format(path)
+    made = getattr(importlib.import_module(f"bpnet.plots.{module}"), function)(*args)
+    if path is not None:
+        figures.save(made, path)
+    return made
