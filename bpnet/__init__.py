@@ -135,8 +135,8 @@ __all__ = [
     "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
     "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
     "check_backend", "check_gradients", "errors", "find_learning_rate", "initializers", "inspect", "layout_of", "load",
-    "lsuv", "metrics", "minimize", "plots", "reference", "report", "row_losses", "search_table", "testing", "train_table",
-    "typing", "value_and_grad",
+    "lsuv", "metrics", "minimize", "plots", "reference", "report", "row_losses", "search_table", "testing",
+    "train_table", "typing", "value_and_grad",
 ]  # fmt: skip
 
 

@@ -11,18 +11,21 @@ Figures don't come from pyplot: no window opens, and none has to be closed.  To 
 import importlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bpnet.disk import checked_path
 from bpnet.errors import DataError, MissingExtraError, OptionError
+from bpnet.layer import Layer, check_layer
 from bpnet.options import flag
 from bpnet.plots.panels import panels
+from bpnet.typing import AnyInput
 
 if TYPE_CHECKING:
     from bpnet.callbacks.history import History
 
-__all__ = ["history"]
+__all__ = ["history", "network"]
 
 
 def history(
@@ -50,7 +53,7 @@ def history(
 
     Returns the figure, or None where it is drawn with characters.  Raises DataError where there are no epochs,
     RecordError where a quantity was not recorded, OptionError where files can't be of that kind, MissingExtraError
-    where a picture or `figure` is asked for and Matplotlib is not installed, and PathError where nothing can be written.
+    where a picture needs Matplotlib and that is not installed, and PathError where nothing can be written.
     """
     if not len(history):
         raise DataError("the history has no epochs, so there is nothing to draw: fit first")
@@ -62,6 +65,39 @@ def history(
         text = importlib.import_module("bpnet.plots.terminal")
         return text.put(lambda width, plain: text.lines_of(made, width, plain=plain), path)
     return drawn("figures", "draw", made, figure, path=path)
+
+
+def network(
+    network: Layer,
+    x: AnyInput | None = None,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    terminal: bool = False,
+    figure: Any = None,
+) -> Any:
+    """Draw a network, or any layer, as `net.plot(x)`: its layers as boxes, data flowing downwards.
+
+    For rows like those of `x` each box says the shape of an output row and how many parameters there are; without `x`,
+    which a network does not know, it says neither.  Branches stand side by side, a residual's input goes past it to the
+    sum, a layer that is shared says under which name, and layers that come several times over are drawn once.
+
+    Parameters
+    ----------
+    x : data as `net.summary(x)` takes them; values do not matter
+    path : a file to write, as a whole or not at all: .png, .svg, .pdf and others of Matplotlib's, or .txt
+    terminal : draw with characters on standard output, as is done where Matplotlib is not installed
+    figure : a figure of Matplotlib to draw in, after it is cleared
+
+    Returns the figure, or None where it is drawn with characters.  Raises what `net.summary` raises on unfit data, and
+    OptionError, MissingExtraError and PathError as `history` does.
+    """
+    check_layer("network", network)
+    path, as_text = target(path, terminal, figure)
+    diagram = importlib.import_module("bpnet.plots.diagram")
+    block, title = diagram.described(network, x)
+    if as_text:
+        return importlib.import_module("bpnet.plots.terminal").put(partial(diagram.lines_of, block, title), path)
+    return drawn("figures", "draw_network", block, title, figure, path=path)
 
 
 def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bool]:

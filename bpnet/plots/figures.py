@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from bpnet.disk import write_atomically
 from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.plots.diagram import Block, Box
 from bpnet.plots.panels import Curve, Panel
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
@@ -91,9 +92,8 @@ def draw_panel(axes: Any, panel: Panel) -> None:
         axes.set_yticks(panel.scale.ticks(*axes.get_ylim()), minor=False)
     elif panel.scale.kind == "log":
         axes.set_yscale("log")
-    axes.set_title(panel.title)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.set(xlabel="epoch", ylabel=panel.title)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     if panel.best is not None:
         draw_best(axes, panel)
@@ -130,7 +130,61 @@ def spread_about(ends: tuple[float, float], x: float) -> tuple[float, float]:
     return min(ends[0], x), max(ends[1], x)
 
 
-def finite_range(values: Any) -> tuple[float, float]:
-    """The least and the largest finite value, 0 and 1 where there is none."""
-    found = values[np.isfinite(values)]
-    return (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
+# ---- a network ------------------------------------------------------------------------------------------------------
+
+COLUMN, LINE = 0.078, 0.155
+"""Inches of a column and a line of the diagram."""
+LARGEST = 120.0
+"""Inches of a figure's longer side at most: of a deep network everything is smaller."""
+LOOKS: dict[str, dict[str, Any]] = {
+    "input": {"edgecolor": GREEN, "facecolor": GREEN + "22"},
+    "layer": {"edgecolor": BLUE, "facecolor": BLUE + "22"},
+    "plain": {"edgecolor": "#808080", "facecolor": "none"},
+    "shared": {"edgecolor": ORANGE, "facecolor": ORANGE + "22", "linewidth": 2.0},
+    "frame": {"edgecolor": "#808080", "facecolor": "none", "linestyle": (0, (4, 3))},
+}
+"""Of boxes by their kind."""
+
+
+def draw_network(block: Block, title: str, given: Any = None) -> Any:
+    """The boxes and lines of a network, data flowing downwards."""
+    across, down = block.left + block.right + 5, block.height + 2
+    scale = min(1.0, LARGEST / max(COLUMN * across, LINE * down))
+    wide, high = max(COLUMN * across * scale, 2.5), LINE * down * scale + 0.3
+    drawn = emptied(given, wide, high)
+    axes = drawn.subplots()
+    axes.set_axis_off()
+    middle = (block.right - block.left) / 2
+    half = wide / COLUMN / scale / 2
+    axes.set(xlim=(middle - half, middle + half), ylim=(block.height, -2.0))
+    axes.set_title(title, fontsize=10, color="#808080")
+    ink = rcParams["text.color"]
+    for line in block.lines:
+        axes.plot(*zip(*line, strict=True), color=ink, linewidth=0.9, solid_joinstyle="round", zorder=1)
+    for box in block.boxes:
+        draw_box(axes, box, 9.0 * scale)
+    return drawn
+
+
+def draw_box(axes: Any, box: Box, size: float) -> None:
+    """A box with its text, which stands between the lines that its frame is drawn on."""
+    ground = rcParams["figure.facecolor"]
+    if box.kind == "join":
+        text = box.text[0].strip("()")
+        look = {"boxstyle": "circle,pad=0.25" if len(text) == 1 else "round,pad=0.3", "facecolor": ground}
+        axes.text(box.x + box.width // 2, box.y, text, ha="center", va="center", fontsize=size, zorder=3, bbox=look)
+        return
+    corner, room = (box.x, box.y), (box.width - 1, box.height - 1)
+    style = "round,pad=0,rounding_size=0.8"
+    if box.kind != "frame":  # so that no line is seen through it
+        axes.add_patch(FancyBboxPatch(corner, *room, boxstyle=style, facecolor=ground, edgecolor="none", zorder=2))
+    axes.add_patch(FancyBboxPatch(corner, *room, boxstyle=style, **LOOKS[box.kind], zorder=2))
+    if box.kind == "frame":
+        axes.text(box.x + 1.5, box.y + 1, box.text[0], ha="left", va="center", fontsize=size, style="italic")
+        return
+    for i, text in enumerate(box.text):
+        bold = {"weight": "bold"} if i == 0 and len(box.text) > 1 and box.kind in ("layer", "plain") else {}
+        axes.text(
+            box.x + box.width // 2, box.y + i + 1, text, ha="center", va="center_baseline", fontsize=size, zorder=4,
+            parse_math=False, **bold,
+        )  # fmt: skip

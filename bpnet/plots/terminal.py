@@ -30,7 +30,7 @@ DASHES = (1, 1), (4, 7), (2, 4), (5, 9), (1, 3), (3, 8)
 MARKS = "*o+x#%"
 """What lines are drawn with in ASCII."""
 SYMBOLS = "│─└┤┴┊●⣿"
-PLAIN = str.maketrans("│─└┤┴┊●", "|-+++:@")
+PLAIN = str.maketrans("│─└┤┴┊●→×", "|-+++:@>x")
 BITS = np.asarray([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 """Of a braille character: each dot's bit, by row and column."""
 
@@ -266,5 +266,7 @@ def put(lines: Callable[[int, bool], Sequence[Line]], path: str | None = None, s
     stream = stream or sys.stdout
     if stream is not None:  # as in a process without a console
         plain = is_plain(stream)
-        stream.write(written(lines(columns(stream), plain), is_coloured(stream), plain) + "\n")
+        text = written(lines(columns(stream), plain), is_coloured(stream), plain)
+        code = getattr(stream, "encoding", None) or "ascii"
+        stream.write(text.encode(code, "replace").decode(code) + "\n")  # names may have any letters
         stream.flush()
