@@ -16,16 +16,17 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bpnet.disk import checked_path
-from bpnet.errors import DataError, MissingExtraError, OptionError
+from bpnet.errors import ArgumentError, DataError, MissingExtraError, OptionError, kind_of
 from bpnet.layer import Layer, check_layer
 from bpnet.options import flag
 from bpnet.plots.panels import panels
-from bpnet.typing import AnyInput
+from bpnet.trainer import Trainer
+from bpnet.typing import AnyArray, AnyInput
 
 if TYPE_CHECKING:
     from bpnet.callbacks.history import History
 
-__all__ = ["history", "network"]
+__all__ = ["confusion_matrix", "decision_boundary", "history", "network", "predictions", "weights"]
 
 
 def history(
@@ -100,6 +101,85 @@ def network(
     return drawn("figures", "draw_network", block, title, figure, path=path)
 
 
+def decision_boundary(
+    trainer: Trainer,
+    x: AnyArray,
+    y: AnyArray | None = None,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+) -> Any:
+    """Draw what a trainer says of every point of a plane, for a network of two features.
+
+    Classes: each region has its class's colour, the stronger the surer the network is, and lines are where two classes
+    are as likely; `trainer.classes` names them.  A quantity: shades of the prediction.  The rows of x, (rows, 2), say
+    which part of the plane is drawn, and with their targets `y` are drawn as points.
+
+    Returns the figure, or where `axes` of Matplotlib are given to draw on, theirs.  Raises ShapeError, DataError and
+    OptionError on what can't be drawn, and otherwise as `history` does.
+    """
+    check_trainer(trainer)
+    return drawn("learnt", "decision_boundary", trainer, x, y, axes, path=path)
+
+
+def weights(
+    trainer: Trainer,
+    shape: Sequence[int] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    axes: Any = None,
+) -> Any:
+    """Draw the weights of the first layer as images, one for each of its units, 64 at most.
+
+    `shape` is that of the image that a row of x is, (height, width) or (height, width, 3); None stands for a square.
+    Zero has no colour, and all images have the same scale.  Raises and returns as `decision_boundary` does.
+    """
+    check_trainer(trainer)
+    return drawn("learnt", "weights", trainer, shape, axes, path=path)
+
+
+def confusion_matrix(
+    y: Any,
+    predicted: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    axes: Any = None,
+) -> Any:
+    """Draw how many rows of each class are predicted as which; a row of shades adds up to 1.
+
+    y, predicted : a class a row, numbers or texts; or (rows, classes), of which the largest counts, as outputs are
+    names : what the classes 0, 1, ... are called; or all texts that are classes, in the order in which they are drawn
+
+    Raises and returns as `decision_boundary` does.
+    """
+    return drawn("learnt", "confusion_matrix", y, predicted, names, axes, path=path)
+
+
+def predictions(
+    y: Any,
+    predicted: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    axes: Any = None,
+) -> Any:
+    """Draw true against predicted quantities, (rows,) or (rows, k) of k quantities, which `names` calls something.
+
+    On the dashed line both are equal.  Of many rows 5,000 are drawn, and the scores are of all.  Raises and returns as
+    `decision_boundary` does.
+    """
+    return drawn("learnt", "predictions", y, predicted, names, axes, path=path)
+
+
+def check_trainer(trainer: Any) -> None:
+    """Raise ArgumentError unless it is a trainer, and NotBuiltError unless it has parameters."""
+    if not isinstance(trainer, Trainer):
+        hint = ": that of an estimator or of a model of tables is its trainer" if hasattr(trainer, "predict") else ""
+        raise ArgumentError(f"trainer is {kind_of(trainer)}; expected a bpnet Trainer{hint}")
+    trainer.layout  # noqa: B018 - raises
+
+
 def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bool]:
     """Where a picture goes, None being no file, and whether it is made of characters; raises OptionError."""
     path = None if path is None else checked_path(path)
@@ -113,12 +193,13 @@ def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bo
     return path, as_text or (path is None and figure is None and find_spec("matplotlib") is None)
 
 
-def drawn(module: str, function: str, *args: Any, path: str | None = None) -> Any:
+def drawn(module: str, function: str, *args: Any, path: Any = None) -> Any:
     """What a function of a module makes with Matplotlib, written to a file where there is a path."""
     try:
         figures = importlib.import_module("bpnet.plots.figures")
     except ModuleNotFoundError as error:
         raise MissingExtraError("drawing", "Matplotlib", "cli") from error
+    path = None if path is None else checked_path(path)
     if path is not None:
         figures.check_format(path)
     made = getattr(importlib.import_module(f"bpnet.plots.{module}"), function)(*args)
