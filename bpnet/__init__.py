@@ -90,6 +90,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.optimizers.schedule_free import ScheduleFreeAdamW
     from bpnet.optimizers.sgd import SGD, Lion
     from bpnet.penalties import L1, L2, Orthogonality, Penalty
+    from bpnet.plots.live import LivePlot
     from bpnet.schedules import (
         Constant,
         Cosine,
@@ -125,8 +126,8 @@ __all__ = [
     "Flatten", "Focal", "Gamma", "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport",
     "GroupNorm", "Grouped", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber",
     "Identity", "Inputs", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
-    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor",
-    "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
+    "LearningRateCurve", "Lion", "LivePlot", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier",
+    "MLPRegressor", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
     "ModelCheckpoint", "Muon", "NAdam", "Norms", "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer",
     "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
     "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",

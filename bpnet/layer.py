@@ -145,7 +145,7 @@ class ShapeRng(Rng):
             raise OutOfMemoryError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
-    def _zeros(self, shape: Shape, *others: Any) -> Any:
+    def _zeros(self, shape: Shape, *others: Any, **options: Any) -> Any:
         return self.full(shape, 0.0)
 
     given = computed = uniform = normal = truncated_normal = orthogonal = _zeros

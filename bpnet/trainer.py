@@ -333,7 +333,7 @@ class Trainer(HasState):
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
-        if progress:
+        if progress and not any(isinstance(listener, Progress) for listener in listeners):
             listeners.insert(0, Progress())
         self.stop = False
         more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners, "count": count}

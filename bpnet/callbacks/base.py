@@ -51,6 +51,7 @@ class Callback:
 
 NAMES = {
     "early_stopping": "EarlyStopping",
+    "live_plot": "LivePlot",
     "mlflow": "MLflow",
     "norms": "Norms",
     "progress": "Progress",

@@ -127,8 +127,7 @@ def framed(inner: Block, title: str) -> Block:
     """A block in a frame that has a title."""
     title = fit(title, WIDEST)
     at = inner.moved(0, 2)
-    left = max(inner.left + 2, 3)
-    right = max(inner.right + 2, columns_of(title) + 3 - left)
+    left, right = max(inner.left + 2, columns_of(title) + 3), inner.right + 2
     frame = Box("frame", (title,), -left, 0, left + right + 1, inner.height + 4)
     lines = (((0, 0), (0, 2)), ((0, inner.height + 1), (0, inner.height + 3)))
     return Block(left, right, inner.height + 4, (frame, *at.boxes), (*at.lines, *lines[inner.begins :]), inner.begins)
@@ -305,22 +304,19 @@ def drawn(block: Block, plain: bool = False) -> list[str]:
         right, bottom = one.x + one.width - 1, one.y + one.height - 1
         if one.kind != "join":
             stroke([(one.x, one.y), (right, one.y), (right, bottom), (one.x, bottom), (one.x, one.y)])
+        border = int(one.kind != "join")
+        for i, text in enumerate(one.text):
+            room = one.width - 2 * border
+            begin = 2 if one.kind == "frame" else border + (room - columns_of(text)) // 2
+            texts[one.y + i + border, one.x + begin + block.left] = text
     for line in block.lines:
         stroke(line)
-    for one in block.boxes:
-        if one.kind == "frame":
-            texts[one.y + 1, one.x + 2 + block.left] = one.text[0]
-            continue
-        for i, text in enumerate(one.text):
-            room = one.width - (0 if one.kind == "join" else 2)
-            begin = one.x + (0 if one.kind == "join" else 1) + (room - columns_of(text)) // 2
-            texts[one.y + i + (one.kind != "join"), begin + block.left] = text
     rows = []
-    for y, line in enumerate(strokes):
+    for y, strokes_of_row in enumerate(strokes):
         row, x = "", 0
         while x < width:
-            text = texts.get((y, x))
-            row += (PLAIN_STROKES if plain else STROKES)[line[x]] if text is None else text
-            x += 1 if text is None else columns_of(text)
+            words = texts.get((y, x))
+            row += (PLAIN_STROKES if plain else STROKES)[strokes_of_row[x]] if words is None else words
+            x += 1 if words is None else columns_of(words)
         rows.append(row.rstrip())
     return rows

@@ -26,7 +26,7 @@ FEW_POINTS = 40
 DOTS_PER_INCH = 150
 
 
-class Picture(Figure):  # type: ignore[misc]
+class Picture(Figure):
     """A figure that a notebook shows, whether or not pyplot has been imported there."""
 
     def _repr_png_(self) -> bytes:

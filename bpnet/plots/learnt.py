@@ -66,7 +66,7 @@ def decision_boundary(trainer: Trainer, x: Any, y: Any, axes: Any) -> Any:
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.where(high > low, 0.08 * (high - low), 0.5)
     ends = np.stack([low - room, high + room])
-    across, down = (np.linspace(*ends[:, k], GRID) for k in (0, 1))
+    across, down = (np.linspace(low, high, GRID) for low, high in ends.T.tolist())
     grid = np.stack([a.ravel() for a in np.meshgrid(across, down)], axis=1)
     kind, values = answers(trainer, grid)
     chosen = some(len(points))
@@ -165,7 +165,7 @@ def weights(trainer: Trainer, shape: Any, axes: Any) -> Any:
     for k in range(few):
         top, left = (k // columns) * (high + 1), (k % columns) * (wide + 1)
         tiles[top : top + high, left : left + wide] = matrix[:, k].reshape(high, wide, *channels)
-    drawn, axes = axes_of(axes, 6.4, max(6.4 * len(tiles) / tiles.shape[1] * 0.9, 1.6) + 0.4)
+    drawn, axes = axes_of(axes, 6.4, max(5.2 * len(tiles) / tiles.shape[1], 1.4) + 0.5)
     if channels:
         shown = np.concatenate([np.nan_to_num(0.5 + 0.5 * tiles / most), ~np.isnan(tiles[:, :, :1])], axis=2)
         axes.imshow(shown, interpolation="nearest")
@@ -277,7 +277,7 @@ def predictions(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
     down = math.ceil(shown / across)
     if axes is None:
         drawn = figure(4.2 * across + 0.4 * (across == 1), 4.0 * down)
-        every = drawn.subplots(down, across, squeeze=False).ravel()
+        every = drawn.subplots(down, across, squeeze=False).ravel().tolist()
     else:
         drawn, axes = axes_of(axes, 0.0, 0.0)
         every = [axes]

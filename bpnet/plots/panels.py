@@ -144,11 +144,16 @@ def group_of(key: str) -> str:
     return key.partition("/")[0].removeprefix("val_")
 
 
-def check_names(names: Any, known: Sequence[str]) -> list[str]:
-    """The panels that are asked for; "val_loss" means that of the loss, "norm/0.weight" that of norms."""
+def check_texts(names: Any) -> list[str]:
+    """A list of names; raises ArgumentError."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
         raise ArgumentError(f"names is {kind_of(names)}; expected a list of recorded quantities, as ['loss', 'lr']")
-    for name in names:
+    return list(names)
+
+
+def check_names(names: Any, known: Sequence[str]) -> list[str]:
+    """The panels that are asked for; "val_loss" means that of the loss, "norm/0.weight" that of norms."""
+    for name in check_texts(names):
         if group_of(name) not in known:
             raise RecordError(unrecorded(f"{name!r} was not recorded", name, known))
     return list(dict.fromkeys(map(group_of, names)))

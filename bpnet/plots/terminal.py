@@ -107,7 +107,7 @@ def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
     scale, (low, high) = panel.scale, ends
     bottom, top = spread(*(float(v) for v in scale.place(np.asarray(ends))))
     marks = [v for v in scale.ticks(low, high, max(height // 2, 2)) if low <= v <= high] or [low, high]
-    at = {}
+    at: dict[int, str] = {}
     canvas_rows = height
     for value in marks:
         share = (float(scale.place(np.asarray(value))) - bottom) / (top - bottom)
