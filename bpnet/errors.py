@@ -116,6 +116,13 @@ class MissingExtraError(BpnetError, ImportError):
         super().__init__(f"{what} {verb} {package}: pip install 'bpnet-xp[{extra}]'")
 
 
+class MissingPackageError(MissingExtraError):
+    """Something needs a package that is no part of an extra, and it is not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        ImportError.__init__(self, f"{what} needs {package}: pip install {package}")
+
+
 class RecordError(BpnetError, KeyError):
     """The history has no such quantity."""
 
@@ -132,6 +139,10 @@ class FileFormatError(BpnetError, ValueError):
     def __init__(self, message: str) -> None:
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:1000])
         super().__init__(shown + "..." * (len(message) > 1000))
+
+
+class ExportError(BpnetError, ValueError):
+    """A model, or a layer of it, can't be written in another format; the message names the layer and what it does."""
 
 
 class PathError(BpnetError, OSError):

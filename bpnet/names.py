@@ -94,6 +94,15 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.metrics.ranking": "AveragePrecision RocAuc Spearman",
         "bpnet.metrics.regression": "MAE MAPE R2 RMSE Pinball",
     },
+    "bpnet.files": {
+        "bpnet.export.c": "to_c",
+        "bpnet.export.numpy_source": "to_numpy_source",
+        "bpnet.export.onnx.write": "to_onnx",
+        "bpnet.export.torch_module": "to_torch_module",
+        "bpnet.weights.keras": "from_keras to_keras",
+        "bpnet.weights.sklearn": "from_sklearn",
+        "bpnet.weights.torch": "from_torch to_torch",
+    },
 }
 """By module: its public names, by the modules that define them."""
 
@@ -175,7 +184,7 @@ def define(kind: str, name: str) -> None:
 
 def define_all() -> None:
     """Import every module in which bpnet defines names of such families: the estimators are of scikit-learn's."""
-    for tables in PUBLIC.values():
-        for module in tables:
+    for package in ("bpnet", "bpnet.metrics"):
+        for module in PUBLIC[package]:
             if not module.startswith("bpnet.estimators."):
                 importlib.import_module(module)

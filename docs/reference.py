@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from bpnet import errors, typing
+from bpnet import errors, files, typing
 from bpnet.cli.info import describe_catalogue
 from bpnet.cli.terminal import JSON
 from docs.docstrings import prose
@@ -23,6 +23,7 @@ BASES = {
 OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
     "Tables": "train_table search_table TableModel Schema Target MLPClassifier MLPRegressor report",
+    "Files": "files",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
     "Protocol": "Layer Composite Leaf Run Rng testing check_gradients GradientReport check_backend BackendReport",
     "Errors": "errors",
@@ -32,6 +33,7 @@ OTHERS = {
 MEMBERS: dict[str, Sequence[str]] = {
     "backends": ("backend_of", "get"),
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
+    "files": files.__all__,
     "initializers": (),
     "metrics": (),
     "report": ("figures", "Figures"),

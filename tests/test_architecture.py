@@ -51,7 +51,19 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
 }
 
 HOST_ROOMS = tuple(
-    f"bpnet.{room}" for room in ("files", "compiler", "backends", "cli", "tabular", "report", "estimators", "plots")
+    f"bpnet.{room}"
+    for room in (
+        "files",
+        "compiler",
+        "backends",
+        "cli",
+        "tabular",
+        "report",
+        "estimators",
+        "export",
+        "weights",
+        "plots",
+    )
 )
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
@@ -111,6 +123,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "sparse": 10,
     "engine": 11,
     "state": 11.5,
+    "signals": 1,
+    "saving": 11.3,
     "fitting": 11.5,
     "trainer": 12,
     "unit_variance": 12.3,
@@ -122,6 +136,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "estimators": 13.5,
     "plots": 13.2,
     "report": 13.3,
+    "export": 13.3,
+    "weights": 13.6,
     "cli": 14,
     "__main__": 15,
 }
@@ -358,11 +374,13 @@ def test_every_name_is_found_before_its_module_is_imported():
         listed = {name: module for module, some in names.STRINGS[base.kind].items() for name in some.split()}
         assert listed == found
     assert sorted(names.STRINGS) == ["layer", "loss", "metric", "optimizer"]
-    public = ast.parse((ROOT / "metrics" / "__init__.py").read_text(encoding="utf-8"))
-    declared = {a.name: n.module for n in ast.walk(public) if isinstance(n, ast.ImportFrom) for a in n.names}
-    del declared["TYPE_CHECKING"], declared["names"]
-    assert declared == names.CLASSES["bpnet.metrics"]
-    assert declared.keys() == set(bp.metrics.__all__) <= set(dir(bp.metrics))
+    for package in (bp.metrics, bp.files):
+        public = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+        declared = {a.name: n.module for n in ast.walk(public) if isinstance(n, ast.ImportFrom) for a in n.names}
+        del declared["TYPE_CHECKING"], declared["names"]
+        assert declared == names.CLASSES[package.__name__]
+        assert declared.keys() == set(package.__all__) <= set(dir(package))
+        assert all(callable(getattr(package, name)) for name in declared)
 
 
 def test_a_name_imports_the_module_that_it_needs_and_no_other():
