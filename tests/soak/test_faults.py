@@ -37,7 +37,7 @@ def empty(folder):
 def said(error, path):
     """What is wrong with an error of a writing to `path`, None if nothing is."""
     if isinstance(error, Refused):
-        fine = error.status == 2 and error.said.startswith("bpnet: ") and error.said.count("\n") == 1
+        fine = error.status == 2 and error.said.splitlines()[-1].startswith("bpnet: ")
     else:
         fine = isinstance(error, bp.errors.PathError)
     text = str(error)
@@ -186,8 +186,8 @@ SINGLE = [writer for writer in WRITERS if "." in writer.target and writer.name !
 
 def test_a_full_file_system(soak, small):
     """Of every writer, with each number of free pages at which it does not fit, over an old file and anew."""
-    failures, cases, filler = [], 0, small / "filler"
-    for writer in SINGLE:
+    failures, cases, filler, rng = [], 0, small / "filler", np.random.default_rng(soak.seed)
+    for writer in (SINGLE[i] for i in rng.permutation(len(SINGLE))[: soak.count(len(SINGLE), 3)]):
         path = small / "folder" / writer.target
         empty(path.parent)
         writer.write(path)  # also what is imported at first
