@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat.numpy as library
 import numpy
 
-from bpnet.backends import get
+from bpnet.backends import get, register
 from bpnet.backends.base import Backend
 from bpnet.backends.interrupts import NoWarnings
 from bpnet.compiler.trace import DEPENDENT, reason
@@ -297,6 +297,7 @@ class RecordingBackend(Backend):
 
 
 BACKEND = RecordingBackend(NAMESPACE)
+register(Recorded, BACKEND)
 
 
 def _backend() -> RecordingBackend:

@@ -11,6 +11,7 @@ from onnx import helper
 from bpnet import __version__
 from bpnet.errors import ArgumentError, ExportError, kind_of
 from bpnet.export.models import Exported
+from bpnet.export.onnx.columns import add_inputs
 from bpnet.export.onnx.graph import Graph, Tensor
 from bpnet.export.onnx.operators import OPERATORS
 from bpnet.export.onnx.patterns import joined
@@ -32,14 +33,21 @@ def model_of(
     size = sum(a.nbytes for a in (given.parameters | given.buffers).values())
     if size > LARGEST:
         raise ExportError(f"the parameters have {size:,} bytes, but one ONNX file holds {LARGEST:,}")
-    trainer, g = given.trainer, Graph()
+    trainer, table, g = given.trainer, given.table, Graph()
     network = trainer.layout.network
-    if given.table is None:
-        program = given.program(None, fold=True, erf=given.dtype == np.float32)
+    finish = given.answers if table is not None or probabilities else None
+    program = given.program(finish, fold=True, erf=given.dtype == np.float32)
+    if table is None:
         x = [g.input(v.name, v.dtype, v.shape) for v in program.inputs]
-        made = add_program(g, program, x, network)
-        for name, tensor in made.items():
-            g.output(name, tensor, tensor.shape)
+    else:
+        columns = add_inputs(g, table.schema, given.dtype)
+        several = len(program.inputs) > 1
+        x = [_shaped(g, columns[v.name] if several else next(iter(columns.values())), v) for v in program.inputs]
+    found = add_program(g, program, x, network)
+    if given.classes is not None and "label" in found:
+        found["label"] = _labels(g, found["label"], given.classes)
+    for name, tensor in found.items():
+        g.output(name, tensor, tensor.shape)
     info = {"producer": "bpnet", "network": repr(network), "loss": repr(trainer.loss)}
     if trainer.classes is not None:
         info["classes"] = json.dumps(list(trainer.classes))
@@ -57,6 +65,22 @@ def model_of(
     )
     helper.set_model_props(model, info | _texts({**trainer.metadata, **(metadata or {})}))
     return checked(model)
+
+
+def _shaped(g: Graph, x: Tensor, value: Value) -> Tensor:
+    """Columns as an input of the network's program."""
+    if x.ndim != len(value.shape):
+        x = g.reshape(x, value.shape)
+    return Tensor(x.name, x.dtype, value.shape)
+
+
+def _labels(g: Graph, places: Tensor, classes: Any) -> Tensor:
+    """The labels of these places; whole numbers from 0 on are that themselves."""
+    if classes.dtype.kind == "i" and classes.tolist() == list(range(len(classes))):
+        return places
+    labels = g.array(classes, "classes", np.int64 if classes.dtype.kind == "i" else None)
+    found = g.node("Gather", labels, places, ndim=places.ndim)
+    return Tensor(found.name, found.dtype, places.shape)
 
 
 def checked(model: Any) -> Any:

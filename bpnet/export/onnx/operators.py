@@ -67,7 +67,7 @@ for _name, _operator in _BINARY.items():
     def _binary(g: Graph, x1: Any, x2: Any, operator: str = _operator) -> Tensor:
         dtype = g.result.dtype
         a, b = g.tensor(x1, dtype), g.tensor(x2, dtype)
-        return g.node(operator, a, b, ndim=max(a.ndim, b.ndim))  # type: ignore[no-any-return]
+        return g.node(operator, a, b, ndim=max(a.ndim, b.ndim))
 
     _enter(_name, _binary)
 for _name, _operator in _COMPARISON.items():
@@ -76,20 +76,20 @@ for _name, _operator in _COMPARISON.items():
         a, b = common(g, x1, x2)
         if a.dtype == bool and operator != "Equal":
             a, b = g.cast(a, np.int32), g.cast(b, np.int32)
-        return g.node(operator, a, b, dtype=bool, ndim=max(a.ndim, b.ndim))  # type: ignore[no-any-return]
+        return g.node(operator, a, b, dtype=bool, ndim=max(a.ndim, b.ndim))
 
     _enter(_name, _comparison)
 for _name, _operator in _LOGICAL.items():
 
     def _logical(g: Graph, x1: Any, x2: Any, operator: str = _operator) -> Tensor:
         a, b = g.tensor(x1, bool), g.tensor(x2, bool)
-        return g.node(operator, a, b, ndim=max(a.ndim, b.ndim))  # type: ignore[no-any-return]
+        return g.node(operator, a, b, ndim=max(a.ndim, b.ndim))
 
     def _bitwise(g: Graph, x1: Any, x2: Any, operator: str = _operator, logical: Any = _logical) -> Tensor:
         if g.result.dtype == bool:
-            return logical(g, x1, x2)  # type: ignore[no-any-return]
+            return logical(g, x1, x2)
         a, b = g.tensor(x1, g.result.dtype), g.tensor(x2, g.result.dtype)
-        return g.node(f"Bitwise{operator}", a, b, ndim=max(a.ndim, b.ndim))  # type: ignore[no-any-return]
+        return g.node(f"Bitwise{operator}", a, b, ndim=max(a.ndim, b.ndim))
 
     _enter(f"logical_{_name}", _logical)
     _enter(f"bitwise_{_name}", _bitwise)
@@ -97,17 +97,17 @@ for _name, _operator in _LOGICAL.items():
 
 @standard
 def not_equal(g: Graph, x1: Any, x2: Any) -> Tensor:
-    return g.node("Not", OPERATORS["equal"](g, x1, x2))  # type: ignore[no-any-return]
+    return g.node("Not", OPERATORS["equal"](g, x1, x2))
 
 
 @standard
 def logical_not(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Not", g.cast(x, bool))  # type: ignore[no-any-return]
+    return g.node("Not", g.cast(x, bool))
 
 
 @standard
 def bitwise_invert(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Not" if x.dtype == bool else "BitwiseNot", x)  # type: ignore[no-any-return]
+    return g.node("Not" if x.dtype == bool else "BitwiseNot", x)
 
 
 @standard
@@ -117,38 +117,38 @@ def positive(g: Graph, x: Tensor) -> Tensor:
 
 @standard
 def square(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Mul", x, x)  # type: ignore[no-any-return]
+    return g.node("Mul", x, x)
 
 
 @standard
 def isnan(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsNaN" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)  # type: ignore[no-any-return]
+    return g.node("IsNaN" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
 
 
 def _true(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Equal", x, x, dtype=bool)  # type: ignore[no-any-return]
+    return g.node("Equal", x, x, dtype=bool)
 
 
 @standard
 def isinf(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsInf" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)  # type: ignore[no-any-return]
+    return g.node("IsInf" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
 
 
 @standard
 def isfinite(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Not", g.node("Or", isnan(g, x), isinf(g, x)))  # type: ignore[no-any-return]
+    return g.node("Not", g.node("Or", isnan(g, x), isinf(g, x)))
 
 
 @standard
 def signbit(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)  # type: ignore[no-any-return]
+    return g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)
 
 
 @standard
 def expm1(g: Graph, x: Tensor) -> Tensor:
     """tanh(x / 2) (exp(x) + 1), which keeps its digits near 0."""
     half, one = g.array(0.5, dtype=x.dtype), g.array(1.0, dtype=x.dtype)
-    return g.node("Mul", g.node("Tanh", g.node("Mul", x, half)), g.node("Add", g.node("Exp", x), one))  # type: ignore[no-any-return]
+    return g.node("Mul", g.node("Tanh", g.node("Mul", x, half)), g.node("Add", g.node("Exp", x), one))
 
 
 @standard
@@ -160,17 +160,17 @@ def log1p(g: Graph, x: Tensor) -> Tensor:
     lost = g.node("Equal", d, zero, dtype=bool)
     near = g.node("And", g.node("Less", g.node("Abs", x), one, dtype=bool), g.node("Not", lost))
     ratio = g.node("Where", near, g.node("Div", x, g.node("Where", near, d, one, dtype=x.dtype)), one, dtype=x.dtype)
-    return g.node("Where", lost, x, g.node("Mul", g.node("Log", u), ratio), dtype=x.dtype)  # type: ignore[no-any-return]
+    return g.node("Where", lost, x, g.node("Mul", g.node("Log", u), ratio), dtype=x.dtype)
 
 
 @standard
 def log2(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Mul", g.node("Log", x), g.array(1.0 / math.log(2.0), dtype=x.dtype))  # type: ignore[no-any-return]
+    return g.node("Mul", g.node("Log", x), g.array(1.0 / math.log(2.0), dtype=x.dtype))
 
 
 @standard
 def log10(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Mul", g.node("Log", x), g.array(1.0 / math.log(10.0), dtype=x.dtype))  # type: ignore[no-any-return]
+    return g.node("Mul", g.node("Log", x), g.array(1.0 / math.log(10.0), dtype=x.dtype))
 
 
 @standard
@@ -181,27 +181,27 @@ def logaddexp(g: Graph, x1: Any, x2: Any) -> Tensor:
     top = g.node("Max", a, b, ndim=ndim)
     off = g.node("Where", g.node("Equal", a, b, dtype=bool, ndim=ndim), g.array(0.0, dtype=a.dtype),
                  g.node("Sub", a, b, ndim=ndim), dtype=a.dtype)  # fmt: skip
-    return g.node("Add", top, log1p(g, g.node("Exp", g.node("Neg", g.node("Abs", off)))))  # type: ignore[no-any-return]
+    return g.node("Add", top, log1p(g, g.node("Exp", g.node("Neg", g.node("Abs", off)))))
 
 
 @standard
 def hypot(g: Graph, x1: Any, x2: Any) -> Tensor:
     a, b = common(g, x1, x2)
     ndim = max(a.ndim, b.ndim)
-    return g.node("Sqrt", g.node("Add", g.node("Mul", a, a), g.node("Mul", b, b), ndim=ndim))  # type: ignore[no-any-return]
+    return g.node("Sqrt", g.node("Add", g.node("Mul", a, a), g.node("Mul", b, b), ndim=ndim))
 
 
 @standard
 def trunc(g: Graph, x: Tensor) -> Tensor:
     negative = g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)
-    return g.node("Where", negative, g.node("Ceil", x), g.node("Floor", x), dtype=x.dtype)  # type: ignore[no-any-return]
+    return g.node("Where", negative, g.node("Ceil", x), g.node("Floor", x), dtype=x.dtype)
 
 
 @standard
 def copysign(g: Graph, x1: Any, x2: Any) -> Tensor:
     a, b = common(g, x1, x2)
     size = g.node("Abs", a)
-    return g.node("Where", signbit(g, b), g.node("Neg", size), size, dtype=a.dtype, ndim=max(a.ndim, b.ndim))  # type: ignore[no-any-return]
+    return g.node("Where", signbit(g, b), g.node("Neg", size), size, dtype=a.dtype, ndim=max(a.ndim, b.ndim))
 
 
 @standard
@@ -209,8 +209,8 @@ def floor_divide(g: Graph, x1: Any, x2: Any) -> Tensor:
     a, b = common(g, x1, x2)
     ndim = max(a.ndim, b.ndim)
     if a.dtype.kind == "f":
-        return g.node("Floor", g.node("Div", a, b, ndim=ndim))  # type: ignore[no-any-return]
-    return g.node("Div", g.node("Sub", a, g.node("Mod", a, b, ndim=ndim), ndim=ndim), b)  # type: ignore[no-any-return]
+        return g.node("Floor", g.node("Div", a, b, ndim=ndim))
+    return g.node("Div", g.node("Sub", a, g.node("Mod", a, b, ndim=ndim), ndim=ndim), b)
 
 
 @standard
@@ -218,9 +218,9 @@ def remainder(g: Graph, x1: Any, x2: Any) -> Tensor:
     a, b = common(g, x1, x2)
     ndim = max(a.ndim, b.ndim)
     if a.dtype.kind != "f":
-        return g.node("Mod", a, b, ndim=ndim)  # type: ignore[no-any-return]
+        return g.node("Mod", a, b, ndim=ndim)
     whole = g.node("Floor", g.node("Div", a, b, ndim=ndim))
-    return g.node("Sub", a, g.node("Mul", whole, b), ndim=ndim)  # type: ignore[no-any-return]
+    return g.node("Sub", a, g.node("Mul", whole, b), ndim=ndim)
 
 
 @standard
@@ -235,7 +235,7 @@ def clip(g: Graph, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 def where(g: Graph, condition: Any, x1: Any, x2: Any) -> Tensor:
     dtype = g.result.dtype
     parts = g.tensor(condition, bool), g.tensor(x1, dtype), g.tensor(x2, dtype)
-    return g.node("Where", *parts, dtype=dtype, ndim=max(p.ndim for p in parts))  # type: ignore[no-any-return]
+    return g.node("Where", *parts, dtype=dtype, ndim=max(p.ndim for p in parts))
 
 
 @standard
@@ -249,7 +249,7 @@ def astype(g: Graph, x: Tensor, dtype: Any, *, copy: bool = True, device: Any = 
 @standard
 def gemm(g: Graph, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a b + c of matrices a and b."""
-    return g.node("Gemm", a, b, c)  # type: ignore[no-any-return]
+    return g.node("Gemm", a, b, c)
 
 
 @standard
@@ -259,7 +259,7 @@ def matrix_transpose(g: Graph, x: Tensor) -> Tensor:
 
 @standard
 def permute_dims(g: Graph, x: Tensor, axes: Sequence[int]) -> Tensor:
-    return g.node("Transpose", x, perm=[a % x.ndim for a in axes])  # type: ignore[no-any-return]
+    return g.node("Transpose", x, perm=[a % x.ndim for a in axes])
 
 
 @standard
@@ -275,7 +275,7 @@ def moveaxis(g: Graph, x: Tensor, source: Any, destination: Any) -> Tensor:
 def vecdot(g: Graph, x1: Tensor, x2: Tensor, *, axis: int = -1) -> Tensor:
     a, b = common(g, x1, x2)
     product = g.node("Mul", a, b, ndim=max(a.ndim, b.ndim))
-    return g.node("ReduceSum", product, g.integers(axis), keepdims=0, ndim=product.ndim - 1)  # type: ignore[no-any-return]
+    return g.node("ReduceSum", product, g.integers(axis), keepdims=0, ndim=product.ndim - 1)
 
 
 @standard
@@ -290,7 +290,7 @@ def tensordot(g: Graph, x1: Tensor, x2: Tensor, *, axes: Any = 2) -> Tensor:
         second[j] = first[i]
     kept = [c for i, c in enumerate(first) if i not in left] + [c for j, c in enumerate(second) if j not in right]
     equation = f"{first},{''.join(second)}->{''.join(kept)}"
-    return g.node("Einsum", a, b, equation=equation, ndim=len(kept))  # type: ignore[no-any-return]
+    return g.node("Einsum", a, b, equation=equation, ndim=len(kept))
 
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def broadcast_to(g: Graph, x: Tensor, shape: Any) -> Tensor:
     for i in range(1, x.ndim + 1):  # where it has the size already, 1 leaves it
         if x.shape[-i] is not None and x.shape[-i] == wanted[-i]:
             wanted[-i] = 1
-    return g.node("Expand", x, g.shape(wanted), ndim=len(wanted))  # type: ignore[no-any-return]
+    return g.node("Expand", x, g.shape(wanted), ndim=len(wanted))
 
 
 @standard
@@ -322,13 +322,13 @@ def broadcast_arrays(g: Graph, *arrays: Tensor) -> tuple[Tensor, ...]:
 
 @standard
 def expand_dims(g: Graph, x: Tensor, *, axis: int = 0) -> Tensor:
-    return g.node("Unsqueeze", x, g.integers(axis), ndim=x.ndim + 1)  # type: ignore[no-any-return]
+    return g.node("Unsqueeze", x, g.integers(axis), ndim=x.ndim + 1)
 
 
 @standard
 def squeeze(g: Graph, x: Tensor, axis: Any) -> Tensor:
     axes = axes_of(axis, x.ndim)
-    return g.node("Squeeze", x, g.integers(*axes), ndim=x.ndim - len(axes))  # type: ignore[no-any-return]
+    return g.node("Squeeze", x, g.integers(*axes), ndim=x.ndim - len(axes))
 
 
 @standard
@@ -338,13 +338,13 @@ def concat(g: Graph, arrays: Sequence[Any], *, axis: int | None = 0) -> Tensor:
         parts = [g.node("Reshape", x, g.integers(-1), ndim=1) for x in parts]
     if len(parts) == 1:
         return parts[0]
-    return g.node("Concat", *parts, axis=axis or 0)  # type: ignore[no-any-return]
+    return g.node("Concat", *parts, axis=axis or 0)
 
 
 @standard
 def stack(g: Graph, arrays: Sequence[Any], *, axis: int = 0) -> Tensor:
     parts = [expand_dims(g, g.tensor(x, g.result.dtype), axis=axis) for x in arrays]
-    return g.node("Concat", *parts, axis=axis)  # type: ignore[no-any-return]
+    return g.node("Concat", *parts, axis=axis)
 
 
 @standard
@@ -357,7 +357,7 @@ def unstack(g: Graph, x: Tensor, *, axis: int = 0) -> tuple[Tensor, ...]:
 @standard
 def flip(g: Graph, x: Tensor, *, axis: Any = None) -> Tensor:
     axes = axes_of(axis, x.ndim)
-    return _slice(g, x, {a: (-1, -(2**62), -1) for a in axes})
+    return _slice(g, x, dict.fromkeys(axes, (-1, -(2**62), -1)))
 
 
 @standard
@@ -391,17 +391,17 @@ def tile(g: Graph, x: Tensor, repetitions: Sequence[Any]) -> Tensor:
     ndim = max(x.ndim, len(repetitions))
     if x.ndim < ndim:
         x = g.node("Unsqueeze", x, g.integers(*range(ndim - x.ndim)), ndim=ndim)
-    return g.node("Tile", x, g.shape((*(1,) * (ndim - len(repetitions)), *repetitions)))  # type: ignore[no-any-return]
+    return g.node("Tile", x, g.shape((*(1,) * (ndim - len(repetitions)), *repetitions)))
 
 
 @standard
 def tril(g: Graph, x: Tensor, *, k: int = 0) -> Tensor:
-    return g.node("Trilu", x, g.array(k, dtype=np.int64), upper=0)  # type: ignore[no-any-return]
+    return g.node("Trilu", x, g.array(k, dtype=np.int64), upper=0)
 
 
 @standard
 def triu(g: Graph, x: Tensor, *, k: int = 0) -> Tensor:
-    return g.node("Trilu", x, g.array(k, dtype=np.int64), upper=1)  # type: ignore[no-any-return]
+    return g.node("Trilu", x, g.array(k, dtype=np.int64), upper=1)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def triu(g: Graph, x: Tensor, *, k: int = 0) -> Tensor:
 def _slice(g: Graph, x: Tensor, ends: dict[int, tuple[Any, Any, Any]]) -> Tensor:
     """x[start:stop:step] of some axes."""
     starts, stops, steps = (g.shape([end[i] for end in ends.values()]) for i in range(3))
-    return g.node("Slice", x, starts, stops, g.integers(*ends), steps)  # type: ignore[no-any-return]
+    return g.node("Slice", x, starts, stops, g.integers(*ends), steps)
 
 
 @standard
@@ -458,12 +458,12 @@ def take(g: Graph, x: Tensor, indices: Any, *, axis: int | None = None) -> Tenso
         if x.ndim != 1:
             raise ExportError("take without an axis, of an array with several")
     indices = g.tensor(indices)
-    return g.node("Gather", x, indices, axis=axis, ndim=x.ndim - 1 + indices.ndim)  # type: ignore[no-any-return]
+    return g.node("Gather", x, indices, axis=axis, ndim=x.ndim - 1 + indices.ndim)
 
 
 @standard
 def take_along_axis(g: Graph, x: Tensor, indices: Tensor, *, axis: int = -1) -> Tensor:
-    return g.node("GatherElements", x, g.cast(indices, np.int64), axis=axis % x.ndim)  # type: ignore[no-any-return]
+    return g.node("GatherElements", x, g.cast(indices, np.int64), axis=axis % x.ndim)
 
 
 @standard
@@ -474,7 +474,7 @@ def searchsorted(g: Graph, x1: Tensor, x2: Tensor, *, side: str = "left", sorter
     a, b = common(g, x1, x2)
     b = g.node("Unsqueeze", b, g.integers(-1), ndim=b.ndim + 1)
     before = g.node("Less" if side == "left" else "LessOrEqual", a, b, dtype=bool, ndim=b.ndim)
-    return g.node("ReduceSum", g.cast(before, np.int64), g.integers(-1), keepdims=0, ndim=b.ndim - 1)  # type: ignore[no-any-return]
+    return g.node("ReduceSum", g.cast(before, np.int64), g.integers(-1), keepdims=0, ndim=b.ndim - 1)
 
 
 # ---- over axes ------------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def _reduce(g: Graph, operator: str, x: Tensor, axis: Any, keepdims: bool) -> Te
     if not axes:
         return x
     ndim = x.ndim if keepdims else x.ndim - len(axes)
-    return g.node(operator, x, g.integers(*axes), keepdims=int(keepdims), ndim=ndim)  # type: ignore[no-any-return]
+    return g.node(operator, x, g.integers(*axes), keepdims=int(keepdims), ndim=ndim)
 
 
 for _name, _operator in {"sum": "ReduceSum", "prod": "ReduceProd", "mean": "ReduceMean"}.items():
@@ -532,7 +532,7 @@ def var(g: Graph, x: Tensor, *, axis: Any = None, correction: float = 0.0, keepd
 
 @standard
 def std(g: Graph, x: Tensor, **options: Any) -> Tensor:
-    return g.node("Sqrt", var(g, x, **options))  # type: ignore[no-any-return]
+    return g.node("Sqrt", var(g, x, **options))
 
 
 def _place(g: Graph, operator: str, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
@@ -541,7 +541,7 @@ def _place(g: Graph, operator: str, x: Tensor, axis: int | None, keepdims: bool)
         if keepdims:
             raise ExportError("the place of the largest or smallest of all entries, with keepdims")
     ndim = x.ndim if keepdims else x.ndim - 1
-    return g.node(operator, x, axis=axis % x.ndim, keepdims=int(keepdims), dtype=np.int64, ndim=ndim)  # type: ignore[no-any-return]
+    return g.node(operator, x, axis=axis % x.ndim, keepdims=int(keepdims), dtype=np.int64, ndim=ndim)
 
 
 @standard
@@ -558,7 +558,7 @@ def _sorted(g: Graph, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, T
     axis = axis % x.ndim
     size = g.result.shape[axis]
     most = g.shape([size])
-    values, places = g.node("TopK", x, most, axis=axis, largest=int(descending), sorted=1, count=2)
+    values, places = g.nodes_of("TopK", (x, most), 2, axis=axis, largest=int(descending), sorted=1)
     return values, Tensor(places.name, np.dtype(np.int64), places.shape)
 
 
@@ -582,7 +582,7 @@ def cumulative_sum(
         if x.ndim != 1:
             raise ExportError("cumulative_sum without an axis, of an array with several")
         axis = 0
-    return g.node("CumSum", g.cast(x, g.result.dtype), g.array(axis, dtype=np.int64))  # type: ignore[no-any-return]
+    return g.node("CumSum", g.cast(x, g.result.dtype), g.array(axis, dtype=np.int64))
 
 
 @standard
@@ -598,7 +598,7 @@ def diff(g: Graph, x: Tensor, *, axis: int = -1, n: int = 1, prepend: Any = None
 @standard
 def softmax(g: Graph, x: Tensor, axis: int) -> Tensor:
     """exp(x_j - max) / sum_k exp(x_k - max)."""
-    return g.node("Softmax", x, axis=axis)  # type: ignore[no-any-return]
+    return g.node("Softmax", x, axis=axis)
 
 
 # ---- new arrays -----------------------------------------------------------------------------------------------------
@@ -606,7 +606,7 @@ def softmax(g: Graph, x: Tensor, axis: int) -> Tensor:
 
 def _full(g: Graph, value: Any) -> Tensor:
     wanted = g.result
-    return g.node("Expand", g.tensor(value, wanted.dtype), g.shape(wanted.shape), ndim=len(wanted.shape))  # type: ignore[no-any-return]
+    return g.node("Expand", g.tensor(value, wanted.dtype), g.shape(wanted.shape), ndim=len(wanted.shape))
 
 
 @standard
@@ -631,7 +631,7 @@ def arange(g: Graph, start: Any, stop: Any = None, step: Any = 1, *, dtype: Any 
     for n in (first, last, step):
         n = g.node("Squeeze", g.rows(n), g.integers(0), ndim=0) if isinstance(n, Rows) else n
         ends.append(g.tensor(n, g.result.dtype))
-    return g.node("Range", *ends, ndim=1)  # type: ignore[no-any-return]
+    return g.node("Range", *ends, ndim=1)
 
 
 @standard
@@ -649,7 +649,7 @@ for _name in ("matmul", "matrix_transpose", "tensordot", "vecdot"):
 
 def _outer(g: Graph, x1: Tensor, x2: Tensor) -> Tensor:
     a, b = common(g, x1, x2)
-    return g.node("Mul", expand_dims(g, a, axis=1), expand_dims(g, b, axis=0))  # type: ignore[no-any-return]
+    return g.node("Mul", expand_dims(g, a, axis=1), expand_dims(g, b, axis=0))
 
 
 def _vector_norm(g: Graph, x: Tensor, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Tensor:
