@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpnet.backends.base import Backend
@@ -37,8 +37,10 @@ class Exported:
         """The same of another type of numbers, None for its own."""
         if dtype is None or self.dtype == dtype:
             return self
-        arrays = ({name: a.astype(dtype) for name, a in some.items()} for some in (self.parameters, self.buffers))
-        return Exported(self.trainer, self.table, *arrays, self.estimator)
+        parameters, buffers = (
+            {name: a.astype(dtype) for name, a in some.items()} for some in (self.parameters, self.buffers)
+        )
+        return replace(self, parameters=parameters, buffers=buffers)
 
     @property
     def classes(self) -> Any:

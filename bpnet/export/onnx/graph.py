@@ -43,6 +43,8 @@ class Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.made: dict[str, int] = {}
         """By the name of what is made: the number of its node."""
+        self.named: set[str] = set()
+        """Those of them that are called as in the program."""
         self.of_rows: dict[Rows, Tensor] = {}
         self.place = ""
         """Where the operations come from that are being added: names begin with it."""
@@ -53,6 +55,7 @@ class Graph:
 
     def name(self, wanted: str) -> str:
         """`wanted`, with a number after it where that is taken."""
+        wanted = wanted or "unnamed"
         self.taken[wanted] += 1
         if self.taken[wanted] == 1:
             return wanted
@@ -186,20 +189,13 @@ class Graph:
 
     def value(self, wanted: Value, made: Tensor) -> Tensor:
         """What was made, known to be `wanted`, and called as that is where it has no name of its own."""
-        if made.dtype != wanted.dtype:
-            made = self.cast(made, wanted.dtype)
+        made = self.cast(made, wanted.dtype)
         name = made.name
-        if made.name in self.made and made.name not in self.kept_names:
+        if made.name in self.made and made.name not in self.named:
             name = self.name(wanted.name)
             self.rename(made.name, name)
-            self.kept_names.add(name)
+            self.named.add(name)
         return Tensor(name, made.dtype, wanted.shape, made.value)
-
-    @property
-    def kept_names(self) -> set[str]:
-        """Of what has been named as a program does."""
-        found: set[str] = self.__dict__.setdefault("_kept_names", set())
-        return found
 
 
 def element_type(dtype: Any) -> int:

@@ -11,9 +11,9 @@ from onnx import helper
 from bpnet import __version__
 from bpnet.errors import ArgumentError, ExportError, kind_of
 from bpnet.export.models import Exported
+from bpnet.export.onnx.axes import operator_for
 from bpnet.export.onnx.columns import add_inputs
 from bpnet.export.onnx.graph import Graph, Tensor
-from bpnet.export.onnx.operators import OPERATORS
 from bpnet.export.onnx.patterns import joined
 from bpnet.export.record import Program, Value
 from bpnet.export.recording import leaves_of, mapped
@@ -48,10 +48,12 @@ def model_of(
         found["label"] = _labels(g, found["label"], given.classes)
     for name, tensor in found.items():
         g.output(name, tensor, tensor.shape)
-    info = {"producer": "bpnet", "network": repr(network), "loss": repr(trainer.loss)}
-    if trainer.classes is not None:
-        info["classes"] = json.dumps(list(trainer.classes))
-    graph = helper.make_graph(g.nodes, "bpnet", g.inputs, g.outputs, g.initializers, doc_string=f"{network!r}")
+    info = {"loss": repr(trainer.loss)}
+    if given.classes is not None:
+        info["classes"] = json.dumps(given.classes.tolist())
+    if table is not None and table.schema.named:
+        info["columns"] = json.dumps(table.schema.names)
+    graph = helper.make_graph(g.nodes, "bpnet", g.inputs, g.outputs, g.initializers, doc_string=repr(network))
     domains = [helper.make_opsetid("", opset)]
     if any(node.domain == "ai.onnx.ml" for node in g.nodes):
         domains.append(helper.make_opsetid("ai.onnx.ml", ML))
@@ -61,7 +63,7 @@ def model_of(
         ir_version=helper.find_min_ir_version_for(domains),
         producer_name="bpnet",
         producer_version=__version__,
-        doc_string=f"{network!r}",
+        doc_string=repr(network),
     )
     helper.set_model_props(model, info | _texts({**trainer.metadata, **(metadata or {})}))
     return checked(model)
@@ -122,10 +124,11 @@ def add_program(g: Graph, program: Program, inputs: list[Tensor], network: Layer
         g.place, g.result, start = f"{op.layer}/" if op.layer else "", op.result, len(g.nodes)
         layer = layer_at(network, op.layer)
         where = f"layer {op.layer!r} ({type(layer).__name__}) can't be exported: " if op.layer else ""
-        if op.function not in OPERATORS:
+        operator = operator_for(op.function)
+        if operator is None:
             raise ExportError(f"{where}ONNX has no counterpart of {op.function}")
         try:
-            made = OPERATORS[op.function](g, *args, **options)
+            made = operator(g, *args, **options)
         except ExportError as error:
             raise ExportError(f"{where}ONNX has no counterpart of {error}") from None
         except TypeError as error:
