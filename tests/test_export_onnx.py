@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.networks import drawn
+from support.onnx import BATCHES, apart, assert_same, run_by_all
 
 import bpnet as bp
 from bpnet.backends.base import Backend
@@ -14,8 +16,6 @@ from bpnet.errors import ExportError
 from bpnet.export.models import exported
 from bpnet.layer import Layer
 from bpnet.registry import examples
-from tests.support.networks import drawn
-from tests.support.onnx import BATCHES, apart, assert_same, run_by_all
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

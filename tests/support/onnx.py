@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import bpnet as bp
-from tests.support.networks import Problem
+from support.networks import Problem
 
 BATCHES = (1, 2, 7, 64)
 

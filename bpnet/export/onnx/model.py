@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from bpnet import __version__
-from bpnet.errors import ArgumentError, ExportError, kind_of
+from bpnet.errors import ArgumentError, ExportError, OptionError, kind_of
 from bpnet.export.models import Exported
 from bpnet.export.onnx.axes import operator_for
 from bpnet.export.onnx.columns import add_inputs
@@ -29,6 +29,9 @@ def model_of(
     given: Exported, dtype: str | None, probabilities: bool, opset: int, metadata: Mapping[str, Any] | None
 ) -> Any:
     """The model as `to_onnx` says."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise OptionError(f"opset is {opset}, but onnx {onnx.__version__} knows versions up to {newest}: upgrade it")
     given = given.as_type(dtype)
     size = sum(a.nbytes for a in (given.parameters | given.buffers).values())
     if size > LARGEST:
