@@ -14,7 +14,7 @@ from bpnet.export.models import Exported
 from bpnet.export.onnx.axes import operator_for
 from bpnet.export.onnx.columns import add_inputs
 from bpnet.export.onnx.graph import Graph, Tensor
-from bpnet.export.onnx.patterns import joined
+from bpnet.export.patterns import joined
 from bpnet.export.record import Program, Value
 from bpnet.export.recording import leaves_of, mapped
 from bpnet.layer import Layer
