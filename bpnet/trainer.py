@@ -25,7 +25,7 @@ from bpnet.compatibility import (
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, kind, named, place_of, prepare, validation_data
 from bpnet.engine import Engine
-from bpnet.errors import BuiltError, plural
+from bpnet.errors import ArgumentError, BuiltError, kind_of, plural
 from bpnet.fitting import run_epochs
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout, arranged
@@ -429,3 +429,10 @@ class Trainer(HasState):
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
         return prepare(given, self.network, self.loss, fits, device=self.device, threads=self.threads, values=values)
+
+
+def check_trainer(trainer: Any) -> Trainer:
+    """`trainer` where it is one; raises ArgumentError."""
+    if not isinstance(trainer, Trainer):
+        raise ArgumentError(f"trainer is {kind_of(trainer)}; expected a bpnet Trainer")
+    return trainer
