@@ -1,4 +1,4 @@
-"""Every public entry point, every argument of it, given 40 classes of values that are wrong in most places.
+"""Every public entry point, every argument of it, given 49 classes of values that are wrong in most places.
 
 Entries and arguments are generated: classes and functions from the tables of public names, arguments from their
 signatures.  A call either works, and then gives what it documents, or raises one of bpnet's errors, which is also the
@@ -35,7 +35,7 @@ REPEATS = {"epochs", "directions", "steps", "tries", "max_iter", "samples"}
 
 BUILT_IN = (TypeError, ValueError, OSError, LookupError, MemoryError, RuntimeError, ImportError, AssertionError)
 
-LONGEST = 20.0
+LONGEST = 60.0
 """Seconds that a call may take before it counts as one that hangs."""
 
 X = np.random.default_rng(0).standard_normal((12, 4)).astype("float32")
@@ -321,6 +321,18 @@ def of_functions() -> Iterator[Entry]:
         bp.check_gradients,
         lambda _: {"subject": NETWORK, **copy.deepcopy(data), "loss": "cross_entropy", "directions": 1},
     )
+
+    def square(xp: Any, z: Any) -> Any:
+        return z * z
+
+    def doubled(xp: Any, z: Any) -> Any:
+        return 2.0 * z
+
+    def activation(function: Any, slope: Any) -> Any:
+        return bp.Activation(function, slope)
+
+    yield Entry("Activation", activation, lambda _: {"function": square, "slope": doubled}, use)
+    yield Entry("Head", bp.Head, lambda _: {"loss": bp.MeanSquaredError(), "outputs": 1}, lambda h: bp.Heads(h))
     yield Entry("layout_of", bp.layout_of, lambda _: {"network": NETWORK, "in_shape": (4,)})
     yield Entry("load", bp.load, lambda folder: {"path": saved(folder)})
     yield Entry("inspect", bp.inspect, lambda _: {"trainer": built(), "x": X.copy(), "y": Y.copy()}, repr)
