@@ -122,6 +122,13 @@ class MissingExtraError(BpnetError, ImportError):
         super().__init__(f"{what} {verb} {package}: pip install 'bpnet-xp[{extra}]'")
 
 
+class MissingPackageError(MissingExtraError):
+    """Something needs a package that is no part of an extra, and it is not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        ImportError.__init__(self, f"{what} needs {package}: pip install {package}")
+
+
 class RecordError(BpnetError, KeyError):
     """The history has no such quantity."""
 

@@ -23,8 +23,9 @@ from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
+from bpnet.state import check_trainer
 from bpnet.table import Table
-from bpnet.trainer import Trainer, check_trainer
+from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
 
 ROWS = 2

@@ -10,7 +10,8 @@ from bpnet.data.prepare import named
 from bpnet.errors import OptionError
 from bpnet.locking import locked
 from bpnet.options import number, positive, whole
-from bpnet.trainer import Trainer, check_trainer
+from bpnet.state import check_trainer
+from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
 SMOOTHING = 0.9

@@ -10,7 +10,8 @@ from bpnet.errors import BuiltError, DataError, NotBuiltError, plural
 from bpnet.layer import KERNELS, Rng, Run
 from bpnet.layers.activation import Activation
 from bpnet.options import number, whole
-from bpnet.trainer import Trainer, check_trainer
+from bpnet.state import check_trainer
+from bpnet.trainer import Trainer
 from bpnet.typing import AnyInput
 
 Tune = Callable[[Run, str, Array, Array, Array | None], tuple[Array, Array | None]]

@@ -52,7 +52,18 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
 
 HOST_ROOMS = tuple(
     f"bpnet.{room}"
-    for room in ("files", "compiler", "backends", "cli", "tabular", "report", "estimators", "export", "weights")
+    for room in (
+        "files",
+        "compiler",
+        "backends",
+        "cli",
+        "tabular",
+        "report",
+        "estimators",
+        "export",
+        "weights",
+        "plots",
+    )
 )
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
@@ -112,6 +123,8 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "sparse": 10,
     "engine": 11,
     "state": 11.5,
+    "signals": 1,
+    "saving": 11.3,
     "fitting": 11.5,
     "trainer": 12,
     "unit_variance": 12.3,
@@ -121,9 +134,10 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "loading": 13,
     "learning_rate": 13,
     "estimators": 13.5,
+    "plots": 13.2,
     "report": 13.3,
     "export": 13.3,
-    "weights": 13.3,
+    "weights": 13.6,
     "cli": 14,
     "__main__": 15,
 }
