@@ -341,7 +341,7 @@ PLANTED = {
     "def f(path): path.write_text('x')": disk_writes,
     "def f(path): os.unlink(path)": disk_writes,
     "def f(path): figure.savefig(path)": disk_writes,
-    "def f(path): numpy.save(path, 1)": disk_writes,
+    "def f(path): parquet.write_table(table, path)": disk_writes,
 }
 
 
