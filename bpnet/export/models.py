@@ -23,6 +23,18 @@ class Exported:
     """What is predicted with: where the optimizer averages, the average."""
     buffers: dict[str, Any]
 
+    @property
+    def dtype(self) -> Any:
+        """The type of its numbers."""
+        return next(iter((self.parameters | self.buffers).values())).dtype
+
+    def as_type(self, dtype: str | None) -> "Exported":
+        """The same of another type of numbers, None for its own."""
+        if dtype is None or self.dtype == dtype:
+            return self
+        arrays = ({name: a.astype(dtype) for name, a in some.items()} for some in (self.parameters, self.buffers))
+        return Exported(self.trainer, self.table, *arrays)
+
     def program(
         self,
         finish: Callable[[Backend, Any], Mapping[str, Any]] | None = None,
