@@ -4,8 +4,8 @@ read, what is read again has a name, and so has what a layer gives."""
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -13,11 +13,11 @@ import numpy
 from bpnet.errors import ExportError
 from bpnet.export.onnx.patterns import joined
 from bpnet.export.record import Operation, Program, Rows, Value
-from bpnet.export.recording import leaves_of
+from bpnet.export.recording import leaves_of, mapped
 from bpnet.layer import Layer
 
-WIDTH = 96
-"""Of the lines, roughly."""
+WIDTH, LONG = 96, 76
+"""Of lines, and of expressions before parts of them have names, roughly."""
 
 # How tightly an expression holds together, as Python's grammar has it.
 ATOM, POWER, UNARY, PRODUCT, SUM, SHIFT, AND, XOR, OR, COMPARISON = range(10)
@@ -42,6 +42,28 @@ TEMPORARY = {
 """What a value is called that is read several times, by the function that makes it; others by that function's name."""
 
 HELPERS = {
+    "numbers": '''\
+def numbers(x, shape, dtype, missing=False):
+    """Rows of this shape as an array of this type."""
+    x = np.asarray(x).astype(dtype, copy=False)
+    if x.ndim == 0 or x.shape[1:] != shape:
+        raise ValueError(f"x has the shape {x.shape}; expected {('rows', *shape)}")
+    if np.isinf(x).any() or not missing and np.isnan(x).any():
+        raise ValueError("x holds values that are not finite")
+    return x
+''',
+    "codes": '''\
+def codes(x, shape, below=None):
+    """Rows of this shape, of whole numbers; with `below` from 0 to below - 1."""
+    x = np.asarray(x)
+    if x.ndim == 0 or x.shape[1:] != shape:
+        raise ValueError(f"x has the shape {x.shape}; expected {('rows', *shape)}")
+    if x.dtype.kind not in "iu":
+        raise ValueError(f"x holds {x.dtype} values; expected whole numbers")
+    if below is not None and x.size and not (x.min() >= 0 and x.max() < below):
+        raise ValueError(f"x holds numbers outside 0 ... {below - 1}")
+    return x.astype(np.int64)
+''',
     "sigmoid": '''\
 def sigmoid(z):
     """1 / (1 + exp(-z)), which no z is too large for."""
@@ -57,10 +79,18 @@ def softmax(z, axis):
 def erf(x):
     """The error function, by the rational approximations of S. L. Moshier, Cephes (1989)."""
     s = x * x
-    near = x * np.polyval({T}, s) / np.polyval({U}, s)
+    near = x * polynomial(s, {T}) / polynomial(s, {U})
     far = np.clip(np.abs(x), 0.5, 6.0)
-    tail = np.exp(-far * far) * np.polyval({P}, far) / np.polyval({Q}, far)
+    tail = np.exp(-far * far) * polynomial(far, {P}) / polynomial(far, {Q})
     return np.where(np.abs(x) < 1.0, near, np.sign(x) * (1.0 - tail))
+
+
+def polynomial(x, coefficients):
+    """Its value at x; the coefficient of the highest power comes first."""
+    value = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
 ''',
 }
 """Functions that a file defines where it needs them."""
@@ -84,21 +114,23 @@ class Statements:
 
     def __init__(self, program: Program, network: Layer | None = None, taken: Iterable[str] = ()) -> None:
         self.program, self.network = program, network
-        self.operations = joined(program)
+        self.operations, self.outputs = _without_reshapes(joined(program), program.outputs)
         self.lines: list[str] = []
         self.helpers: set[str] = set()
         self.reads_rows = False
         """Whether it reads how many rows there are."""
         self.taken = {*taken, "np", "W", "x", "rows"}
-        self.uses: Counter[str] = Counter(value.name for value in program.outputs.values())
+        self.uses: Counter[str] = Counter(value.name for value in self.outputs.values())
         for op in self.operations:
             self.uses.update(leaf.name for leaf in _leaves(op) if isinstance(leaf, Value))
         self.consumer: dict[str, str] = {}
         for op in self.operations:
             self.consumer |= {leaf.name: op.layer for leaf in _leaves(op) if isinstance(leaf, Value)}
-        self.known: dict[str, Text] = {name: Text(f"W[{name!r}]") for name in program.arrays}
+        self.known: dict[str, Text] = {name: Text(f"W[{quoted(name)}]") for name in program.arrays}
         self.left: Counter[str] = Counter()
         """How often each variable is still read."""
+        self.makers: dict[str, Operation] = {}
+        """By the name of a value that an operation has made."""
         self.place: str | None = None
 
     def written(self, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -108,7 +140,7 @@ class Statements:
             self.taken.add(inputs[value.name])
         for op in self.operations:
             self._operation(op)
-        return {name: self._taken(value).text for name, value in self.program.outputs.items()}
+        return {name: self.known[value.name].text for name, value in self.outputs.items()}
 
     def _variable(self, name: str, uses: int) -> Text:
         self.left[name] = uses
@@ -116,29 +148,36 @@ class Statements:
 
     def _operation(self, op: Operation) -> None:
         made = leaves_of(op.result)
-        if op.function == "reshape" and op.args[0].shape == op.result.shape:
-            self.known[op.result.name] = self._again(op.args[0], self.uses[op.result.name])
-            return
         text = self._expression(op)
+        while len(text.text) > LONG and (part := self._longest(op)) is not None:
+            self._assigned(part)
+            text = self._expression(op)
         if len(made) > 1 or not isinstance(op.result, Value):
             names = [self._name(op, value.name) for value in made]
             self._assign(op, ", ".join(names) + "," * (len(names) == 1), text)
             self.known |= {v.name: self._variable(n, self.uses[v.name]) for v, n in zip(made, names, strict=True)}
             return
         name, last = made[0].name, self.consumer.get(made[0].name) != op.layer
-        if self.uses[name] == 1 and len(text.text) <= WIDTH and not (last and name in self.consumer):
-            self.known[name] = text
-            return
+        self.known[name], self.makers[name] = text, op
+        if self.uses[name] > 1 or (last and name in self.consumer):
+            self._assigned(name)
+
+    def _assigned(self, name: str) -> None:
+        """Give a value a variable."""
+        op = self.makers[name]
         variable = self._name(op, name)
-        self._assign(op, variable, text)
+        self._assign(op, variable, self.known[name])
         self.known[name] = self._variable(variable, self.uses[name])
 
-    def _again(self, value: Any, uses: int) -> Text:
-        """The expression of a value that goes by another name from now on."""
-        text = self.known[value.name]
-        for name, count in text.reads.items():  # read as often as the new one is, and once less under its own
-            self.left[name] += count * (uses - 1)
-        return text
+    def _longest(self, op: Operation) -> str | None:
+        """Of the values that the operation reads, the one whose expression is the longest, where it is long."""
+        values = [leaf.name for leaf in _leaves(op) if isinstance(leaf, Value) and leaf.name in self.makers]
+        lengths = {
+            name: len(self.known[name].text)
+            for name in values
+            if len(self.known[name].reads) != 1 or self.known[name].level
+        }
+        return max(lengths, key=lengths.__getitem__) if lengths and max(lengths.values()) > 20 else None
 
     def _assign(self, op: Operation, target: str, text: Text) -> None:
         if op.layer != self.place:
@@ -163,13 +202,10 @@ class Statements:
 
     # ---- expressions --------------------------------------------------------------------------------------------
 
-    def _taken(self, value: Value) -> Text:
-        return self.known[value.name]
-
     def _argument(self, leaf: Any) -> Text:
         """An argument of a function: a value, a number, or a tuple or list of these."""
         if isinstance(leaf, Value):
-            return self._taken(leaf)
+            return self.known[leaf.name]
         if isinstance(leaf, Rows):
             self.reads_rows = True
             text = "rows" if leaf.factor == 1 else f"{leaf.factor} * rows"
@@ -184,7 +220,7 @@ class Statements:
         if isinstance(leaf, float) and not numpy.isfinite(leaf):
             return Text("np.nan" if leaf != leaf else "np.inf" if leaf > 0.0 else "-np.inf", UNARY)
         if leaf is None or isinstance(leaf, bool | int | float | str):
-            text = repr(leaf)
+            text = quoted(leaf) if isinstance(leaf, str) else repr(leaf)
             return Text(text, UNARY if text.startswith("-") else ATOM)
         raise ExportError(f"an argument is {leaf!r}, which can't be written as NumPy")
 
@@ -203,7 +239,7 @@ class Statements:
         if function == "getitem":
             return self._item(*args)
         if function == "reshape":
-            return self._reshaped(*args)
+            return self._reshaped(args[0], op.result.shape)
         if function == "astype":
             return self._call("{0}.astype", args[:1], (args[1],), {})
         if function == "matrix_transpose":
@@ -244,10 +280,10 @@ class Statements:
         called = form.format(*(a.within(ATOM) for a in owner))
         return Text(f"{called}({', '.join(inner)})", ATOM, _reads([*owner, *given, *more.values()]))
 
-    def _reshaped(self, x: Value, shape: Any, **options: Any) -> Text:
-        sizes = list(shape) if isinstance(shape, tuple | list) else [shape]
+    def _reshaped(self, x: Value, shape: tuple[Any, ...]) -> Text:
+        sizes: list[Any] = list(shape)
         places = [i for i, size in enumerate(sizes) if isinstance(size, Rows)]
-        if len(places) == 1 and -1 not in sizes and 0 not in sizes:  # as a reader would write it
+        if len(places) == 1 and 0 not in sizes:  # as a reader would write it
             sizes[places[0]] = -1
         return self._call("{0}.reshape", (x,), sizes or ((),), {})
 
@@ -284,6 +320,25 @@ def _leaves(op: Operation) -> list[Any]:
     return leaves_of((op.args, dict(op.options)))
 
 
+def _without_reshapes(
+    operations: Iterable[Operation], outputs: Mapping[str, Value]
+) -> tuple[list[Operation], dict[str, Value]]:
+    """Without those that give an array of the shape that it has."""
+    same: dict[str, Value] = {}
+    kept = []
+
+    def real(leaf: Any) -> Any:
+        return same.get(leaf.name, leaf) if isinstance(leaf, Value) else leaf
+
+    for op in operations:
+        args, options = mapped(real, (op.args, dict(op.options)))
+        if op.function == "reshape" and args[0].shape == op.result.shape:
+            same[op.result.name] = args[0]
+        else:
+            kept.append(replace(op, args=args, options=options))
+    return kept, {name: real(value) for name, value in outputs.items()}
+
+
 def _unknown(op: Operation, what: str) -> ExportError:
     where = f"layer {op.layer!r}: " if op.layer else ""
     return ExportError(f"{where}{what} is no function that a file for NumPy can have")
@@ -313,6 +368,12 @@ def one_line(text: str, width: int = WIDTH - 8) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
+def quoted(text: str) -> str:
+    """A text as Python reads it, in double quotes where that is simple."""
+    plain = text.isprintable() and not set(text) & {'"', "\\"}
+    return f'"{text}"' if plain else repr(text)
+
+
 def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
@@ -338,6 +399,3 @@ def wrapped(words: Iterable[str], indent: str = "    ", width: int = WIDTH - 8, 
             line = indent
         line += f"{word}{end} "
     return "\n".join([*lines, line.rstrip()])
-
-
-Converter = Callable[[Any], Any]

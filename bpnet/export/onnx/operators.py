@@ -357,7 +357,7 @@ def unstack(g: Graph, x: Tensor, *, axis: int = 0) -> tuple[Tensor, ...]:
 @standard
 def flip(g: Graph, x: Tensor, *, axis: Any = None) -> Tensor:
     axes = axes_of(axis, x.ndim)
-    return _slice(g, x, {a: (-1, -(2**62), -1) for a in axes})
+    return _slice(g, x, dict.fromkeys(axes, (-1, -(2**62), -1)))
 
 
 @standard
