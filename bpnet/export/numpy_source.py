@@ -128,7 +128,7 @@ class _Parts:
         self.helpers |= body.helpers
         if body.reads_rows:
             lines.append(f"rows = len({next(iter(inputs.values()))})")
-        what = one_line(f"The outputs of the network, {_shape(self.layout.out_shape)}, for {', '.join(said)}.")
+        what = one_line(f"The outputs of the network, {_shape(self.layout.out_shape)}, for {', '.join(said)}.", 112)
         return function(name, "x", what, [*lines, *body.lines, "", f"return {result}"])
 
     def after(self, name: str, argument: str, results: Results) -> str:
@@ -157,7 +157,7 @@ class _Parts:
             elif target.kind == "multilabel":
                 what, result = "Whether a row has each label", f"({result}).astype(int)"
             elif not target.columns and found == (1,):
-                found, result = (), f"({result}).reshape(-1)"
+                found, result = (), f"{result}.reshape(-1)" if result.isidentifier() else f"({result}).reshape(-1)"
         call = "outputs(encode(table))" if target is not None else "predict(x)"
         lines = [f"z = {call}"] + ["rows = len(z)"] * body.reads_rows
         more = ""
@@ -244,7 +244,7 @@ def literal(array: Any) -> str:
     if array.ndim == 2:
         return "np.array([\n" + "".join(f"        {_row(row)},\n" for row in array) + f'    ], "{kind}")'
     text = _row(array) if array.ndim else str(array.item())
-    if len(text) > ROW:
+    if len(text) > ROW - 32:  # beside the name
         text = f"[\n{wrapped(map(str, array), ' ' * 8)}\n    ]"
     return f'np.array({text}, "{kind}")'
 

@@ -20,7 +20,7 @@ def columns(table):
     rows = np.asarray(table)
     if rows.ndim != 2 or rows.shape[1] != len(COLUMNS):
         raise ValueError(f"the table has the shape {rows.shape}; expected (rows, {len(COLUMNS)})")
-    return dict(zip(COLUMNS, rows.T))
+    return dict(zip(COLUMNS, rows.T, strict=True))
 '''
 NUMBER = '''\
 def number(values, words=()):
@@ -43,8 +43,8 @@ def category(values, known):
     """Codes: 0 where a value is missing, 1 where it is unknown, else its place among the known ones and 2."""
     places = {value: code for code, value in enumerate(known, 2)}
     read = text if isinstance(known[0], str) else float
-    missing = [v is None or v != v or v == "" for v in values.tolist()]
-    return np.array([0 if gone else places.get(read(v), 1) for v, gone in zip(values.tolist(), missing)], np.int64)
+    missing = (None, "")
+    return np.array([0 if v in missing or v != v else places.get(read(v), 1) for v in values.tolist()], np.int64)
 
 
 def text(value):
@@ -79,12 +79,12 @@ def encoder(schema: Schema, in_shape: Any) -> str:
         constants.append(_dict("CATEGORIES", "the values that are known of a column", schema.categories, _known))
         made.append("np.stack([category(given[name], known) for name, known in CATEGORIES.items()], axis=1)")
     several = len(made) > 1
-    result = f'{{"numbers": {made[0]}, "categories": {made[1]}}}' if several else made[0]
+    result = f'{{\n        "numbers": {made[0]},\n        "categories": {made[1]},\n    }}' if several else made[0]
     if not several and len(in_shape) != 1:
         result += f".reshape({', '.join(map(str, (-1, *in_shape)))})"
     body = "\n".join(f"    {line}" for line in ["given = columns(table)", *lines, f"return {result}"])
     encode = f'def encode(table):\n    """The rows of a table as the network takes them."""\n{body}\n'
-    return "\n\n".join(["".join(constants), encode, *functions])
+    return "\n\n".join([encode, *functions, "".join(constants)])
 
 
 def _number(feature: Feature) -> str:

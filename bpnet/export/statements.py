@@ -38,6 +38,8 @@ RENAMED = {  # by which NumPy 1 knows them too
 TEMPORARY = {
     "matmul": "z", "gemm": "z", "add": "total", "subtract": "difference", "multiply": "product", "divide": "ratio",
     "take": "rows_of", "getitem": "part", "mean": "mean", "max": "top", "exp": "e", "reshape": "shaped",
+    "sum": "total", "min": "least", "abs": "size", "pow": "power", "round": "rounded", "all": "found", "any": "found",
+    "where": "chosen", "equal": "same", "isnan": "missing",
 }  # fmt: skip
 """What a value is called that is read several times, by the function that makes it; others by that function's name."""
 
@@ -172,11 +174,8 @@ class Statements:
     def _longest(self, op: Operation) -> str | None:
         """Of the values that the operation reads, the one whose expression is the longest, where it is long."""
         values = [leaf.name for leaf in _leaves(op) if isinstance(leaf, Value) and leaf.name in self.makers]
-        lengths = {
-            name: len(self.known[name].text)
-            for name in values
-            if len(self.known[name].reads) != 1 or self.known[name].level
-        }
+        texts = {name: self.known[name].text for name in values}
+        lengths = {name: len(text) for name, text in texts.items() if not text.isidentifier()}
         return max(lengths, key=lengths.__getitem__) if lengths and max(lengths.values()) > 20 else None
 
     def _assign(self, op: Operation, target: str, text: Text) -> None:
@@ -295,7 +294,7 @@ class Statements:
         def shown(part: Any) -> str:
             if isinstance(part, slice):
                 ends = ["" if end is None else next(known).text for end in (part.start, part.stop, part.step)]
-                return ":".join(ends[:2]) + (f":{ends[2]}" if ends[2] else "")
+                return ":".join(ends[:2]) + (f":{ends[2]}" if ends[2] not in ("", "1") else "")
             return "..." if part is Ellipsis else next(known).text
 
         inner = ", ".join(shown(part) for part in parts)
@@ -362,7 +361,7 @@ def comment(network: Layer | None, path: str) -> str:
     return one_line(f"{path}: {text}" if path else text)
 
 
-def one_line(text: str, width: int = WIDTH - 8) -> str:
+def one_line(text: str, width: int = WIDTH) -> str:
     """What a comment can hold of a text."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= width else f"{text[: width - 3]}..."
