@@ -1,5 +1,7 @@
 """What was recorded of each epoch."""
 
+import importlib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +37,19 @@ class History:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.epochs)
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        monitor: str | None = None,
+        terminal: bool = False,
+        figure: Any = None,
+    ) -> Any:
+        """Curves of the loss, the metrics, the learning rate and norms over the epochs: see `bpnet.plots.history`."""
+        draw = importlib.import_module("bpnet.plots").history
+        return draw(self, path, names=names, monitor=monitor, terminal=terminal, figure=figure)
 
     def __repr__(self) -> str:
         return "\n".join(["History", *(f"  {describe(record)}" for record in self.epochs)])
