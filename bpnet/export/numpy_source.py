@@ -258,12 +258,7 @@ def _check(text: str, model: Exported, program: Program) -> None:
     """Raise ExportError where the file does not say what the program does, for some rows."""
     names: dict[str, Any] = {"__name__": "model"}
     exec(compile(text, "model.py", "exec"), names)
-    inputs, rng, takes = [], np.random.default_rng(0), model.trainer.layout.network.takes
-    kinds = [kind for _, kind in takes] if isinstance(takes, tuple) else [takes]
-    for value, below in zip(program.inputs, kinds, strict=True):
-        size: Any = (5, *value.shape[1:])
-        x = rng.standard_normal(size) if below is None else rng.integers(0, below, size)
-        inputs.append(x.astype(value.dtype))
+    inputs, takes = model.examples(program, 5), model.trainer.layout.network.takes
     if not isinstance(takes, tuple):
         given: Any = inputs[0]
     else:

@@ -116,7 +116,7 @@ class Statements:
 
     def __init__(self, program: Program, network: Layer | None = None, taken: Iterable[str] = ()) -> None:
         self.program, self.network = program, network
-        self.operations, self.outputs = _without_reshapes(joined(program), program.outputs)
+        self.operations, self.outputs = without_reshapes(joined(program), program.outputs)
         self.lines: list[str] = []
         self.helpers: set[str] = set()
         self.reads_rows = False
@@ -319,7 +319,7 @@ def _leaves(op: Operation) -> list[Any]:
     return leaves_of((op.args, dict(op.options)))
 
 
-def _without_reshapes(
+def without_reshapes(
     operations: Iterable[Operation], outputs: Mapping[str, Value]
 ) -> tuple[list[Operation], dict[str, Value]]:
     """Without those that give an array of the shape that it has."""
