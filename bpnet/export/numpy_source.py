@@ -100,7 +100,7 @@ class _Parts:
                 + "\n".join(f"    {one_line(f'{f.name}: {f.kind}')}" for f in self.table.schema.features)
             )
         lines = [f"{what} it needs NumPy alone.  Written by bpnet {bpnet.__version__}.", "", *layers, "", said]
-        text = "\n".join(lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+        text = documentation("\n".join(lines))
         imports = ["hashlib"] + ["base64"] * any(_as_text(a) for a in self.used.values())
         return f'"""{text}\n"""\n\n' + "".join(f"import {n}\n" for n in sorted(imports)) + "\nimport numpy as np\n"
 
@@ -173,7 +173,12 @@ class _Parts:
 def function(name: str, arguments: str, what: str, lines: list[str]) -> str:
     """A function in which overflow and the like are as silent as they are in bpnet."""
     body = textwrap.indent("\n".join(lines), "    ")
-    return f'@np.errstate(all="ignore")\ndef {name}({arguments}):\n    """{what}"""\n{body}\n'
+    return f'@np.errstate(all="ignore")\ndef {name}({arguments}):\n    """{documentation(what)}"""\n{body}\n'
+
+
+def documentation(text: str) -> str:
+    """A text as it stands in a docstring."""
+    return text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
 
 def _shape(shape: Any) -> str:

@@ -16,7 +16,7 @@ from bpnet.export.record import Operation, Program, Rows, Value
 from bpnet.export.recording import leaves_of, mapped
 from bpnet.layer import Layer
 
-WIDTH, LONG = 96, 76
+WIDTH, LONG = 96, 84
 """Of lines, and of expressions before parts of them have names, roughly."""
 
 # How tightly an expression holds together, as Python's grammar has it.
