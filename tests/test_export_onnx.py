@@ -321,6 +321,10 @@ def test_what_is_wrong_with_arguments_is_said(tmp_path, monkeypatch):
         bp.files.to_onnx(bp.Dense(2), None)
     with pytest.raises(bp.errors.NotBuiltError):
         bp.files.to_onnx(bp.Trainer(bp.Dense(2), "mse"), None)
+    wrong = trained(bp.Dense(2))
+    wrong.theta[3] = np.nan
+    with pytest.raises(bp.errors.DivergedError, match="weight has NaN"):
+        bp.files.to_onnx(wrong, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.delitem(sys.modules, "bpnet.export.onnx.model")
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -382,11 +386,27 @@ def test_a_table_of_numbers_is_one_matrix():
         np.testing.assert_allclose(found, model.predict(table), rtol=1e-5)
 
 
-def test_dates_are_refused_by_name():
-    days = np.datetime64("2024-01-01") + np.arange(100)
-    model = bp.train_table({"day": days, "y": np.arange(100.0)}, "y", epochs=1, hidden=(4,), progress=False)
-    with pytest.raises(ExportError, match="column 'day' is a date"):
-        bp.files.to_onnx(model, None)
+def test_dates_are_microseconds():
+    """Of years before 1970 too, leap days, one that is missing."""
+    rng = np.random.default_rng(0)
+    dates = np.datetime64("2000-02-29T12:34:56", "us") + rng.integers(-(2**52), 2**52, 200)
+    model = bp.train_table({"day": dates, "y": np.arange(200.0)}, "y", epochs=1, hidden=(4,), progress=False)
+    assert len(model.schema.features[0].parts) == 7
+    file = bp.files.to_onnx(model, None)
+    assert file.graph.input[0].doc_string.startswith("date, in microseconds since 1970 as clocks show it")
+    tried = np.array(["1970-01-01", "1899-12-31T23:59:59.999999", "2024-02-29", "2100-03-01", "1600-02-29", "NaT"])
+    tried = np.append(tried.astype("datetime64[us]"), dates)
+    want = model.schema.encode({"day": tried})
+    encoder = onnx.utils.Extractor(file).extract_model(["day"], [layer_input(file)])
+    for _, (found,) in run_by_all(encoder, {"day": tried.astype("int64")[:, None]}):
+        np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-6)
+    for _, (found,) in run_by_all(file, {"day": tried.astype("int64")[:, None]}):
+        np.testing.assert_allclose(found, model.predict({"day": tried}), rtol=1e-5)
+
+
+def layer_input(file):
+    """What the first layer is given, as parts of dates are side by side."""
+    return next(node.input[0] for node in file.graph.node if node.name.startswith("0/"))
 
 
 # ---- estimators -----------------------------------------------------------------------------------------------------

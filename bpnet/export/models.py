@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpnet.backends.base import Backend
-from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.errors import ArgumentError, NotBuiltError, OptionError, kind_of
 from bpnet.export.record import Program, network_program
+from bpnet.files.model import check_numbers
 from bpnet.loading import load
 from bpnet.losses.classes import ClassLoss
 from bpnet.tabular.distributions import levels_of, moments, quantiles
@@ -97,18 +98,28 @@ class Exported:
 
 
 def exported(model: Any) -> Exported:
-    """What of a model goes to a file; raises ArgumentError where it is none, and NotBuiltError where not trained."""
+    """What of a model goes to a file.
+
+    Raises ArgumentError where it is none, NotBuiltError where it is not trained, BusyError while another thread trains
+    it, and DivergedError where parameters have NaN.
+    """
     if isinstance(model, str | os.PathLike):
         model = load(model)
     estimator = not isinstance(model, Trainer | TableModel) and hasattr(type(model), "model_")
-    model = model.model_ if estimator else model
+    try:
+        model = model.model_ if estimator else model
+    except AttributeError as error:
+        raise NotBuiltError(str(error)) from None
     if not isinstance(model, Trainer | TableModel):
         expected = "a Trainer, a TableModel, a fitted estimator, or the path of a file that one of them was saved in"
         raise ArgumentError(f"model is {kind_of(model)}; expected {expected}")
     trainer = model if isinstance(model, Trainer) else model.trainer
     engine, backend, layout = trainer._have(), trainer.backend, trainer.layout
-    theta = backend.to_host(engine.evaluated())
+    (theta, kept, state), _ = trainer.snapshot()
+    with engine.looking():
+        theta = trainer.optimizer.evaluation(backend, layout, theta, state)
+    theta, kept = backend.to_host(theta), backend.to_host(kept)
+    check_numbers(layout, trainer.optimizer, theta, kept)
     parameters = {slot.name: theta[slot.part].reshape(slot.shape) for slot in layout.parameters}
-    kept = backend.to_host(trainer.buffers)
     buffers = {slot.name: kept[slot.part].reshape(slot.shape) for slot in layout.buffers}
     return Exported(trainer, model if isinstance(model, TableModel) else None, parameters, buffers, estimator)

@@ -34,8 +34,9 @@ def to_onnx(
     classes "label" too.
 
     Of a `TableModel` or a fitted estimator the input is "X", (rows, columns), where all columns are numbers or
-    booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64.  NaN is a missing number,
-    the empty text a missing text, and -2**63 a missing int64.  Outputs are "label" and "probabilities" ("scores" of
+    booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64, which dates are too, in
+    microseconds since 1970 as NumPy's datetime64[us].  NaN is a missing number, the empty text a missing text, and
+    -2**63 (as of NaT) a missing int64.  Outputs are "label" and "probabilities" ("scores" of
     losses without, as hinge), or of quantities "prediction", with "deviation" and "quantiles" where the model has them.
 
     The file has what is predicted with: averages of parameters and running statistics, no dropout; what depends on
@@ -55,7 +56,7 @@ def to_onnx(
     metadata : further entries for the file's, which has those of the model: text, or what JSON can hold
 
     Raises ExportError, which names the layer, where one does what a file can't say: looks at values, or depends on the
-    number of rows otherwise than by shapes; and where a column is a date.  Raises MissingExtraError without `onnx`.
+    number of rows otherwise than by shapes; DivergedError where parameters have NaN; MissingExtraError without `onnx`.
     """
     if dtype is not None:
         choice("dtype", dtype, ("float32", "float64"))
