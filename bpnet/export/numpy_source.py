@@ -5,6 +5,8 @@ import hashlib
 import os
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from bpnet.export.models import Exported, exported
 from bpnet.export.numpy_table import encoder, program_of
 from bpnet.export.record import Program, Value, record
 from bpnet.export.recording import leaves_of
-from bpnet.export.results import Results, results_of
 from bpnet.export.statements import HELPERS, Statements, comment, helper, one_line, quoted, wrapped
+from bpnet.tabular.target import gives_probabilities
 
 READABLE, ROW = 64, 112
 """Arrays of so many numbers, and of so many characters a row, are written as numbers, larger ones in base 64."""
@@ -65,15 +67,13 @@ class _Parts:
 
     def text(self) -> str:
         network = "outputs" if self.table else "predict"
-        functions = [self.network(network)]
-        results = results_of(self.model)
+        functions, probable = [self.network(network)], self.answers and "probabilities" in self.answers.outputs
         if self.table is not None:
             encoding = encoder(self.table.schema, self.layout.in_shape)
-            functions = [self.after("predict", "table", results), *functions, encoding]
-            if results.probabilities is not None:
-                functions.insert(1, self.after("predict_proba", "table", results))
-        elif results.probabilities is not None:
-            functions.append(self.after("predict_proba", "x", results))
+            answer = "prediction" if self.table.target.kind == "number" else "label"
+            functions = [self.after("predict", "table", answer), *functions, encoding]
+        if probable:
+            functions.insert(1, self.after("predict_proba", "table" if self.table else "x", "probabilities"))
         wanted = [name for name in HELPERS if name in self.helpers]
         parts = [*functions, *map(helper, wanted), weights(self.used), program_of(self.table, self.layout)]
         return "\n\n".join(part.rstrip() + "\n" for part in (self.head(network), *parts) if part)
@@ -131,43 +131,37 @@ class _Parts:
         what = one_line(f"The outputs of the network, {_shape(self.layout.out_shape)}, for {', '.join(said)}.", 112)
         return function(name, "x", what, [*lines, *body.lines, "", f"return {result}"])
 
-    def after(self, name: str, argument: str, results: Results) -> str:
-        """The function of what is made of the network's outputs."""
+    @cached_property
+    def answers(self) -> Program | None:
+        """What is made of the network's outputs z: see `Exported.answers`; None where that is nothing."""
+        if self.table is None and not gives_probabilities(self.model.trainer.loss.single):
+            return None
         shape, dtype = self.layout.out_shape, next(iter(self.program.outputs.values())).dtype
-        target = None if self.table is None else self.table.target
-        finish: Any = results.probabilities
-        if name == "predict":
-            finish = results.predict if results.places is None else results.places
-
-        def made(backend: Any, values: Mapping[str, Any], z: Any) -> Mapping[str, Any]:
-            return {"result": finish(backend, z)}
 
         def example(rows: int) -> Any:
             return np.random.default_rng(rows).standard_normal((rows, *shape)).astype(dtype)
 
-        program = record(made, {}, {}, {"z": example})
-        body = Statements(program, None, ("table",))
+        return record(lambda backend, values, z: self.model.answers(backend, z), {}, {}, {"z": example})
+
+    def after(self, name: str, argument: str, answer: str) -> str:
+        """The function of an answer."""
+        assert self.answers is not None
+        value = self.answers.outputs[answer]
+        body = Statements(replace(self.answers, outputs={answer: value}), None, ("table",))
         (result,) = body.written({"z": "z"}).values()
         self.helpers |= body.helpers
-        found, what = program.outputs["result"].shape[1:], "Probabilities"
-        if name == "predict" and target is not None:
-            what = "Quantities"
-            if target.kind == "class":
-                what, result = "Labels", f"CLASSES[{result}]"
-            elif target.kind == "multilabel":
-                what, result = "Whether a row has each label", f"({result}).astype(int)"
-            elif not target.columns and found == (1,):
-                found, result = (), f"{result}.reshape(-1)" if result.isidentifier() else f"({result}).reshape(-1)"
-        call = "outputs(encode(table))" if target is not None else "predict(x)"
-        lines = [f"z = {call}"] + ["rows = len(z)"] * body.reads_rows
-        more = ""
-        if target is not None and target.kind == "class":
-            what += " of `CLASSES`" if name == "predict" else " of CLASSES in their order"
-            if name == "predict":
-                classes = wrapped(quoted(c) if isinstance(c, str) else repr(c) for c in target.classes)
-                kind = ", object" if isinstance(target.classes[0], str) else ""
-                more = f"CLASSES = np.array([\n{classes}\n]{kind})\n\n\n"
-        return more + function(name, argument, f"{what}, {_shape(found)}.", [*lines, *body.lines, f"return {result}"])
+        what = {"label": "Labels", "prediction": "Quantities", "probabilities": "Probabilities"}[answer]
+        classes, before = self.model.classes, ""
+        if classes is not None and self.table is not None:
+            what += " of CLASSES" if answer == "label" else " of CLASSES in their order"
+            if answer == "label":
+                result = f"CLASSES[{result}]"
+                labels = wrapped(quoted(c) if isinstance(c, str) else repr(c) for c in classes.tolist())
+                kind = ", object" if classes.dtype == np.object_ else ""
+                before = f"CLASSES = np.array([\n{labels}\n]{kind})\n\n\n"
+        lines = ["z = outputs(encode(table))" if self.table else "z = predict(x)"] + ["rows = len(z)"] * body.reads_rows
+        lines += [*body.lines, f"return {result}"]
+        return before + function(name, argument, f"{what}, {_shape(value.shape[1:])}.", lines)
 
 
 def function(name: str, arguments: str, what: str, lines: list[str]) -> str:

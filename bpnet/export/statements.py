@@ -5,15 +5,15 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
 
 from bpnet.errors import ExportError
-from bpnet.export.onnx.patterns import joined
+from bpnet.export.patterns import joined
 from bpnet.export.record import Operation, Program, Rows, Value
-from bpnet.export.recording import leaves_of, mapped
+from bpnet.export.recording import leaves_of
 from bpnet.layer import Layer
 
 WIDTH, LONG = 96, 84
@@ -116,7 +116,7 @@ class Statements:
 
     def __init__(self, program: Program, network: Layer | None = None, taken: Iterable[str] = ()) -> None:
         self.program, self.network = program, network
-        self.operations, self.outputs = without_reshapes(joined(program), program.outputs)
+        self.operations, self.outputs = joined(program), program.outputs
         self.lines: list[str] = []
         self.helpers: set[str] = set()
         self.reads_rows = False
@@ -317,25 +317,6 @@ def _reads(parts: Iterable[Text]) -> Counter[str]:
 
 def _leaves(op: Operation) -> list[Any]:
     return leaves_of((op.args, dict(op.options)))
-
-
-def without_reshapes(
-    operations: Iterable[Operation], outputs: Mapping[str, Value]
-) -> tuple[list[Operation], dict[str, Value]]:
-    """Without those that give an array of the shape that it has."""
-    same: dict[str, Value] = {}
-    kept = []
-
-    def real(leaf: Any) -> Any:
-        return same.get(leaf.name, leaf) if isinstance(leaf, Value) else leaf
-
-    for op in operations:
-        args, options = mapped(real, (op.args, dict(op.options)))
-        if op.function == "reshape" and args[0].shape == op.result.shape:
-            same[op.result.name] = args[0]
-        else:
-            kept.append(replace(op, args=args, options=options))
-    return kept, {name: real(value) for name, value in outputs.items()}
 
 
 def _unknown(op: Operation, what: str) -> ExportError:

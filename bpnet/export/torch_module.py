@@ -10,10 +10,9 @@ import numpy
 from bpnet.backends import get
 from bpnet.errors import ExportError
 from bpnet.export.models import exported
-from bpnet.export.onnx.patterns import joined
+from bpnet.export.patterns import joined
 from bpnet.export.record import Operation, Program, Rows, Value
 from bpnet.export.recording import leaves_of, mapped
-from bpnet.export.statements import without_reshapes
 
 
 def to_torch_module(model: Any) -> Any:
@@ -64,7 +63,7 @@ class _Graph:
 
         self.torch, self.fx = torch, fx
         self.program = program
-        self.operations, self.outputs = without_reshapes(joined(program), program.outputs)
+        self.operations = joined(program)
         self.root, self.graph = torch.nn.Module(), fx.Graph()
         self.paths = paths_of(program.arrays)
         self.nodes: dict[str, Any] = {}
@@ -92,7 +91,7 @@ class _Graph:
                 self.nodes[op.result.name] = node
             else:
                 self.nodes |= {v.name: self._call(operator.getitem, node, i) for i, v in enumerate(made)}
-        (output,) = self.outputs.values()
+        (output,) = self.program.outputs.values()
         self.graph.output(self.nodes[output.name] if output.name in self.nodes else self._array(output.name))
         self.graph.lint()
         return self.fx.GraphModule(self.root, self.graph, "Network")

@@ -43,6 +43,8 @@ class Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.made: dict[str, int] = {}
         """By the name of what is made: the number of its node."""
+        self.named: set[str] = set()
+        """Those of them that are called as in the program."""
         self.of_rows: dict[Rows, Tensor] = {}
         self.place = ""
         """Where the operations come from that are being added: names begin with it."""
@@ -53,14 +55,15 @@ class Graph:
 
     def name(self, wanted: str) -> str:
         """`wanted`, with a number after it where that is taken."""
+        wanted = wanted or "unnamed"
         self.taken[wanted] += 1
         if self.taken[wanted] == 1:
             return wanted
         return self.name(f"{wanted}_{self.taken[wanted]}")
 
-    def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> Tensor:
+    def input(self, name: str, dtype: Any, shape: Sequence[Any], about: str = "") -> Tensor:
         """An input; `dtype` is one of NumPy, that of objects stands for text."""
-        info = helper.make_tensor_value_info(self.name(name), element_type(dtype), sizes(shape))
+        info = helper.make_tensor_value_info(self.name(name), element_type(dtype), sizes(shape), about)
         self.inputs.append(info)
         return Tensor(info.name, np.dtype(dtype), tuple(shape))
 
@@ -88,9 +91,9 @@ class Graph:
     def array(self, value: Any, name: str = "", dtype: Any = None) -> Tensor:
         """A constant; equal ones without a name are one."""
         value = np.asarray(value, dtype=dtype)
-        key = name, value.dtype.str, value.shape, tuple(value.tolist()) if value.dtype == object else value.tobytes()
+        key = name, value.dtype.str, value.shape, tuple(value.tolist()) if value.dtype.kind == "O" else value.tobytes()
         if key not in self.constants:
-            if value.dtype == object:
+            if value.dtype.kind == "O":
                 tensor = helper.make_tensor("", onnx.TensorProto.STRING, value.shape, [s.encode() for s in value.flat])
             else:
                 tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape))
@@ -105,18 +108,23 @@ class Graph:
 
     # ---- nodes --------------------------------------------------------------------------------------------------
 
-    def node(
+    def node(self, operator: str, *inputs: Tensor | None, **options: Any) -> Tensor:
+        """What the operator makes of the inputs: see `nodes_of`."""
+        (made,) = self.nodes_of(operator, inputs, 1, **options)
+        return made
+
+    def nodes_of(
         self,
         operator: str,
-        *inputs: Tensor | None,
+        inputs: Sequence[Tensor | None],
+        count: int,
+        *,
         dtype: Any = None,
         ndim: int | None = None,
-        count: int = 1,
         domain: str = "",
         **attributes: Any,
-    ) -> Any:
-        """What the operator makes of the inputs: a tensor, of the first one's type and number of axes where nothing
-        else is said; with a `count`, a tuple of so many."""
+    ) -> tuple[Tensor, ...]:
+        """So many tensors, of the first input's type and number of axes where nothing else is said."""
         first = next(x for x in inputs if x is not None)
         made = [self.name(f"{self.place}{operator}") for _ in range(count)]
         names = ["" if x is None else x.name for x in inputs]
@@ -124,8 +132,7 @@ class Graph:
         self.made |= dict.fromkeys(made, len(self.nodes))
         self.nodes.append(node)
         shape = (None,) * (first.ndim if ndim is None else ndim)
-        tensors = [Tensor(name, first.dtype if dtype is None else np.dtype(dtype), shape) for name in made]
-        return tensors[0] if count == 1 else tuple(tensors)
+        return tuple([Tensor(name, first.dtype if dtype is None else np.dtype(dtype), shape) for name in made])
 
     def cast(self, x: Tensor, dtype: Any) -> Tensor:
         """`x` as another type."""
@@ -134,7 +141,7 @@ class Graph:
             return x
         if x.value is not None:
             return self.array(x.value.astype(dtype))
-        return self.node("Cast", x, dtype=dtype, to=element_type(dtype))  # type: ignore[no-any-return]
+        return self.node("Cast", x, dtype=dtype, to=element_type(dtype))
 
     def tensor(self, x: Any, dtype: Any = None) -> Tensor:
         """A number, an array or a tensor as a tensor of that type."""
@@ -176,32 +183,25 @@ class Graph:
             wanted[open_sizes[0]] = -1
             open_sizes = []
         if 0 in shape:  # else 0 is to copy
-            return self.node("Reshape", x, self.shape(shape), ndim=len(shape), allowzero=1)  # type: ignore[no-any-return]
+            return self.node("Reshape", x, self.shape(shape), ndim=len(shape), allowzero=1)
         target = self.shape(shape) if open_sizes else self.shape(wanted)
-        return self.node("Reshape", x, target, ndim=len(shape))  # type: ignore[no-any-return]
+        return self.node("Reshape", x, target, ndim=len(shape))
 
     def value(self, wanted: Value, made: Tensor) -> Tensor:
         """What was made, known to be `wanted`, and called as that is where it has no name of its own."""
-        if made.dtype != wanted.dtype:
-            made = self.cast(made, wanted.dtype)
+        made = self.cast(made, wanted.dtype)
         name = made.name
-        if made.name in self.made and made.name not in self.kept_names:
+        if made.name in self.made and made.name not in self.named:
             name = self.name(wanted.name)
             self.rename(made.name, name)
-            self.kept_names.add(name)
+            self.named.add(name)
         return Tensor(name, made.dtype, wanted.shape, made.value)
-
-    @property
-    def kept_names(self) -> set[str]:
-        """Of what has been named as a program does."""
-        found: set[str] = self.__dict__.setdefault("_kept_names", set())
-        return found
 
 
 def element_type(dtype: Any) -> int:
     """ONNX's number of a type; objects are text."""
     dtype = np.dtype(dtype)
-    return int(onnx.TensorProto.STRING if dtype == object else helper.np_dtype_to_tensor_dtype(dtype))
+    return int(onnx.TensorProto.STRING if dtype.kind == "O" else helper.np_dtype_to_tensor_dtype(dtype))
 
 
 def sizes(shape: Sequence[Any]) -> list[Any]:

@@ -9,11 +9,12 @@ import onnx
 from onnx import helper
 
 from bpnet import __version__
-from bpnet.errors import ArgumentError, ExportError, kind_of
+from bpnet.errors import ArgumentError, ExportError, OptionError, kind_of
 from bpnet.export.models import Exported
+from bpnet.export.onnx.axes import operator_for
+from bpnet.export.onnx.columns import add_inputs
 from bpnet.export.onnx.graph import Graph, Tensor
-from bpnet.export.onnx.operators import OPERATORS
-from bpnet.export.onnx.patterns import joined
+from bpnet.export.patterns import joined
 from bpnet.export.record import Program, Value
 from bpnet.export.recording import leaves_of, mapped
 from bpnet.layer import Layer
@@ -28,22 +29,34 @@ def model_of(
     given: Exported, dtype: str | None, probabilities: bool, opset: int, metadata: Mapping[str, Any] | None
 ) -> Any:
     """The model as `to_onnx` says."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise OptionError(f"opset is {opset}, but onnx {onnx.__version__} knows versions up to {newest}: upgrade it")
     given = given.as_type(dtype)
     size = sum(a.nbytes for a in (given.parameters | given.buffers).values())
     if size > LARGEST:
         raise ExportError(f"the parameters have {size:,} bytes, but one ONNX file holds {LARGEST:,}")
-    trainer, g = given.trainer, Graph()
+    trainer, table, g = given.trainer, given.table, Graph()
     network = trainer.layout.network
-    if given.table is None:
-        program = given.program(None, fold=True, erf=given.dtype == np.float32)
+    finish = given.answers if table is not None or probabilities else None
+    program = given.program(finish, fold=True, erf=given.dtype == np.float32)
+    if table is None:
         x = [g.input(v.name, v.dtype, v.shape) for v in program.inputs]
-        made = add_program(g, program, x, network)
-        for name, tensor in made.items():
-            g.output(name, tensor, tensor.shape)
-    info = {"producer": "bpnet", "network": repr(network), "loss": repr(trainer.loss)}
-    if trainer.classes is not None:
-        info["classes"] = json.dumps(list(trainer.classes))
-    graph = helper.make_graph(g.nodes, "bpnet", g.inputs, g.outputs, g.initializers, doc_string=f"{network!r}")
+    else:
+        columns = add_inputs(g, table.schema, given.dtype)
+        several = len(program.inputs) > 1
+        x = [_shaped(g, columns[v.name] if several else next(iter(columns.values())), v) for v in program.inputs]
+    found = add_program(g, program, x, network)
+    if given.classes is not None and "label" in found:
+        found["label"] = _labels(g, found["label"], given.classes)
+    for name, tensor in found.items():
+        g.output(name, tensor, tensor.shape)
+    info = {"loss": repr(trainer.loss)}
+    if given.classes is not None:
+        info["classes"] = json.dumps(given.classes.tolist())
+    if table is not None and table.schema.named:
+        info["columns"] = json.dumps(table.schema.names)
+    graph = helper.make_graph(g.nodes, "bpnet", g.inputs, g.outputs, g.initializers, doc_string=repr(network))
     domains = [helper.make_opsetid("", opset)]
     if any(node.domain == "ai.onnx.ml" for node in g.nodes):
         domains.append(helper.make_opsetid("ai.onnx.ml", ML))
@@ -53,10 +66,26 @@ def model_of(
         ir_version=helper.find_min_ir_version_for(domains),
         producer_name="bpnet",
         producer_version=__version__,
-        doc_string=f"{network!r}",
+        doc_string=repr(network),
     )
     helper.set_model_props(model, info | _texts({**trainer.metadata, **(metadata or {})}))
     return checked(model)
+
+
+def _shaped(g: Graph, x: Tensor, value: Value) -> Tensor:
+    """Columns as an input of the network's program."""
+    if x.ndim != len(value.shape):
+        x = g.reshape(x, value.shape)
+    return Tensor(x.name, x.dtype, value.shape)
+
+
+def _labels(g: Graph, places: Tensor, classes: Any) -> Tensor:
+    """The labels of these places; whole numbers from 0 on are that themselves."""
+    if classes.dtype.kind == "i" and classes.tolist() == list(range(len(classes))):
+        return places
+    labels = g.array(classes, "classes", np.int64 if classes.dtype.kind == "i" else None)
+    found = g.node("Gather", labels, places, ndim=places.ndim)
+    return Tensor(found.name, found.dtype, places.shape)
 
 
 def checked(model: Any) -> Any:
@@ -98,10 +127,11 @@ def add_program(g: Graph, program: Program, inputs: list[Tensor], network: Layer
         g.place, g.result, start = f"{op.layer}/" if op.layer else "", op.result, len(g.nodes)
         layer = layer_at(network, op.layer)
         where = f"layer {op.layer!r} ({type(layer).__name__}) can't be exported: " if op.layer else ""
-        if op.function not in OPERATORS:
+        operator = operator_for(op.function)
+        if operator is None:
             raise ExportError(f"{where}ONNX has no counterpart of {op.function}")
         try:
-            made = OPERATORS[op.function](g, *args, **options)
+            made = operator(g, *args, **options)
         except ExportError as error:
             raise ExportError(f"{where}ONNX has no counterpart of {error}") from None
         except TypeError as error:

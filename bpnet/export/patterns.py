@@ -1,4 +1,4 @@
-"""Operations that ONNX has as one: found among those of a program, whoever's layer they come from."""
+"""Operations that other libraries have as one: found among those of a program, whoever's layer they come from."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
