@@ -169,6 +169,7 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     """What must be the same where the training is resumed, besides what makes a trainer, as JSON values by name."""
     data, held_out, shuffle = training.data, training.held_out, training.shuffle
     return {
+        **folder.options,
         "batch_size": training.batch_size,
         "micro_batch": training.trainer.micro_batch,
         "shuffle": "a function" if callable(shuffle) else shuffle,
@@ -176,7 +177,6 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
         "the number of rows": data.count,
         "sample_weight": None if data.weight is None else "given",
         "validation": None if held_out is None else plural(held_out.count, "row"),
-        **folder.options,
     }
 
 

@@ -91,6 +91,8 @@ class Folder:
         """Of the steps of which there are files, in their order.  Raises PathError."""
         try:
             names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise path_error(f"the folder {self.path} can't be read", error) from error
         return sorted(int(found[1]) for name in names if (found := NAME.fullmatch(name)))
