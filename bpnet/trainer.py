@@ -348,7 +348,7 @@ class Trainer(HasState):
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
-        if progress:
+        if progress and not any(isinstance(listener, Progress) for listener in listeners):
             listeners.insert(0, Progress())
         more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners, "count": count}
         Training(self, engine, data, held_out, batch_size=batch_size, saving=saving, **more).run(epochs)

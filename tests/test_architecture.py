@@ -52,7 +52,18 @@ HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuff
 
 HOST_ROOMS = tuple(
     f"bpnet.{room}"
-    for room in ("files", "compiler", "backends", "cli", "tabular", "report", "estimators", "export", "weights")
+    for room in (
+        "files",
+        "compiler",
+        "backends",
+        "cli",
+        "tabular",
+        "report",
+        "estimators",
+        "export",
+        "weights",
+        "plots",
+    )
 )
 
 # Names of the Array API standard, 2024.12, without its extensions; and what every module has.
@@ -123,6 +134,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "loading": 13,
     "learning_rate": 13,
     "estimators": 13.5,
+    "plots": 13.2,
     "report": 13.3,
     "export": 13.3,
     "weights": 13.6,

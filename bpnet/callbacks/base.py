@@ -62,6 +62,7 @@ class Callback:
 
 NAMES = {
     "early_stopping": "EarlyStopping",
+    "live_plot": "LivePlot",
     "mlflow": "MLflow",
     "norms": "Norms",
     "progress": "Progress",
