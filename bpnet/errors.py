@@ -141,6 +141,10 @@ class FileFormatError(BpnetError, ValueError):
         super().__init__(shown + "..." * (len(message) > 1000))
 
 
+class OtherFormatError(FileFormatError):
+    """A file is a bpnet model of another version of bpnet, and nothing says that it is damaged."""
+
+
 class ExportError(BpnetError, ValueError):
     """A model, or a layer of it, can't be written in another format; the message names the layer and what it does."""
 

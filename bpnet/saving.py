@@ -142,10 +142,11 @@ class Saving:
             losses = saved.arrays.get("losses", vector([])).tolist()
             if len(losses) > training.steps:
                 raise FileFormatError("it has more losses than an epoch has steps")
+            history = saved.history.made()
             seconds, stop = float(kept["seconds"]), bool(kept["stop"])
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
-        trainer.history.epochs[:] = saved.history
+        trainer.history.epochs[:] = history
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
@@ -210,8 +211,10 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
             short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
             what = f"{words[0]}, but {words[1]}" if short else "another than"
             yield f"{name} is {what} in the training that {folder.path} holds"
-    before, after = ([_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history))
-    if before != after[: len(before)]:
+    before, after = (
+        [_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history.made())
+    )
+    if any(own != other for own, other in zip(before, after, strict=False)):
         yield (
             f"the trainer has been trained for {plural(len(before), 'epoch')} that are not those of the training that "
             f"{folder.path} holds"

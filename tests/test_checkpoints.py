@@ -21,6 +21,7 @@ from bpnet.errors import (
     DivergedError,
     FileFormatError,
     OptionError,
+    OtherFormatError,
     PathError,
 )
 
@@ -85,25 +86,50 @@ def fails() -> None:
     raise RuntimeError("on purpose")
 
 
+class Keeps(bp.Callback):
+    """Keeps all that may be kept."""
+
+    def __init__(self, more: Any = None) -> None:
+        self.more = more
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self.kept: dict[str, Any] = {"steps": [], "host": np.arange(3), "worst": float("inf"), "none": None}
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.kept["steps"].append((step, f"{trainer.step_count}"))
+        if len(self.kept["steps"]) == 1:
+            self.kept["first"] = trainer.snapshot()
+
+    def state_dict(self) -> Any:
+        return self.kept if self.more is None else self.more
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state
+
+
 # ---- the same bits --------------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_training_ends_as_if_it_never_had_been_interrupted(backend: Any, tmp_path: Path) -> None:
-    """In the midst of an epoch, before its record, and after it; with what schedules, dropout and callbacks keep."""
-    x, y, weight = backend.array(X), backend.array(Y), backend.array(WEIGHT)
+    """In the midst of an epoch: with what schedules, dropout and callbacks keep, on the device too."""
+    x, y, weight = (backend.array(a[:36]) for a in (X, Y, WEIGHT))
 
-    def run(**options: Any) -> bp.Trainer:
-        callbacks = [bp.EarlyStopping(patience=1, min_delta=0.01), bp.ReduceOnPlateau("loss", 0.5, 1, 0.2)]
-        more: dict[str, Any] = {"sample_weight": weight, "validation": (x[:20, ...], y[:20, ...])}
-        return fitted(made(), x, y, callbacks=callbacks, **more | options)
+    def run(**options: Any) -> tuple[bp.Trainer, Keeps]:
+        kept = Keeps()
+        callbacks = [kept, bp.EarlyStopping(patience=1, min_delta=0.01), bp.ReduceOnPlateau("loss", 0.5, 1, 0.2)]
+        more: dict[str, Any] = {"sample_weight": weight, "validation": (x[:12, ...], y[:12, ...])}
+        return fitted(made(), x, y, callbacks=callbacks, **more | options), kept
 
-    whole = run(checkpoint=tmp_path / "all", every=1, keep=99)
-    plain = run() if backend.name == "numpy" else whole
-    assert state(plain) == state(whole)
-    for number in (STEPS + 2, 2 * STEPS):
-        resumed = run(checkpoint=only(tmp_path / "all", number, tmp_path / f"{number}"), resume=True)
+    whole, kept = run(checkpoint=tmp_path / "all", every=1, keep=99)
+    for number in (5,) if backend.name != "numpy" else (2, 3, 4, 5, 6):
+        folder = only(tmp_path / "all", number, tmp_path / f"{number}")
+        resumed, others = run(checkpoint=folder, resume=True)
         assert state(resumed) == state(whole)
-        assert files(tmp_path / f"{number}")[-1] == files(tmp_path / "all")[-1]
+        assert files(folder)[-1] == files(tmp_path / "all")[-1]
+        assert others.kept["steps"] == kept.kept["steps"]
+        assert (others.kept["worst"], others.kept["none"], others.kept["host"].tolist()) == (np.inf, None, [0, 1, 2])
+        resumed.restore(others.kept["first"])
+        assert resumed.step_count == 1
 
 
 def bootstrap() -> Any:
@@ -124,7 +150,9 @@ CASES: dict[str, Any] = {
     "an average": ({"optimizer": bp.ExponentialAverage(bp.Adafactor())}, {}),
     "sparse tables": (
         {
-            "net": bp.Sequential(bp.Inputs(a=bp.Embedding(9, 4, sparse=True), b=bp.Dense(4)), bp.Dense(3)),
+            "net": bp.Sequential(
+                bp.Inputs(a=bp.Sequential(bp.Embedding(9, 4, sparse=True), bp.Flatten()), b=bp.Dense(4)), bp.Dense(3)
+            ),
             "optimizer": bp.Adam(0.02),
         },
         {},
@@ -223,20 +251,11 @@ def test_a_damaged_file_is_passed_over_by_name_and_costs_what_came_since(tmp_pat
 
 
 def test_what_a_newer_bpnet_wrote_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpnet.files.model.FORMAT", 99)
+    monkeypatch.setattr("bpnet.files.tensors.FORMAT", 99)
     fitted(small(), checkpoint=tmp_path)
     monkeypatch.undo()
-    with pytest.raises(FileFormatError, match="was written by a newer bpnet"):
+    with pytest.raises(OtherFormatError, match="was written by a newer bpnet"):
         fitted(small(), checkpoint=tmp_path, resume=True)
-
-
-def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
-    old, new = tmp_path / ".bpnet-0123456789abcdef.part", tmp_path / ".bpnet-0123456789abcdee.part"
-    for path in (old, new):
-        path.write_bytes(b"half a checkpo")
-    os.utime(old, (0, 0))
-    fitted(small(), checkpoint=tmp_path)
-    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_full_disk_costs_neither_the_parameters_nor_older_checkpoints(
@@ -246,13 +265,13 @@ def test_a_full_disk_costs_neither_the_parameters_nor_older_checkpoints(
         raise OSError(28, "No space left on device")
 
     trainer = small()
-    with pytest.raises(PathError, match=r"step-0000000009\.safetensors can't be written: No space left"):
+    with pytest.raises(PathError, match=r"step-0000000006\.safetensors can't be written: No space left"):
         fitted(
-            trainer, checkpoint=tmp_path, every=3, callbacks=[At(7, lambda: monkeypatch.setattr(os, "fsync", no_space))]
+            trainer, checkpoint=tmp_path, every=3, callbacks=[At(6, lambda: monkeypatch.setattr(os, "fsync", no_space))]
         )
     monkeypatch.undo()
-    assert trainer.step_count == 9
-    assert files(tmp_path) == ["best.safetensors", "step-0000000003.safetensors", "step-0000000006.safetensors"]
+    assert trainer.step_count == 6
+    assert files(tmp_path) == ["best.safetensors", "step-0000000003.safetensors"]
     assert state(fitted(trainer, checkpoint=tmp_path, resume=True)) == state(fitted(small()))
 
 
@@ -345,39 +364,6 @@ def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path) -> None:
 
 
 # ---- callbacks ------------------------------------------------------------------------------------------------------
-
-
-class Keeps(bp.Callback):
-    """Keeps all that may be kept."""
-
-    def __init__(self, more: Any = None) -> None:
-        self.more = more
-
-    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
-        self.kept: dict[str, Any] = {"steps": [], "host": np.arange(3), "worst": float("inf"), "none": None}
-
-    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
-        self.kept["steps"].append((step, f"{trainer.step_count}"))
-        self.kept["snapshot"] = trainer.snapshot()
-
-    def state_dict(self) -> Any:
-        return self.kept if self.more is None else self.more
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = state
-
-
-def test_a_callback_keeps_what_it_likes(backend: Any, tmp_path: Path) -> None:
-    x, y = backend.array(X), backend.array(Y)
-    whole, resumed = Keeps(), Keeps()
-    fitted(small(), x, y, checkpoint=tmp_path / "all", every=1, keep=99, epochs=1, callbacks=[whole])
-    folder = only(tmp_path / "all", 2, tmp_path / "two")
-    trainer = fitted(small(), x, y, checkpoint=folder, resume=True, epochs=1, callbacks=[resumed])
-    assert resumed.kept["steps"] == whole.kept["steps"] == [(i, f"{i}") for i in (1, 2, 3, 4)]
-    assert (resumed.kept["worst"], resumed.kept["none"]) == (float("inf"), None)
-    assert resumed.kept["host"].tolist() == [0, 1, 2]
-    trainer.restore(resumed.kept["snapshot"])
-    assert trainer.step_count == 4
 
 
 @pytest.mark.parametrize(
