@@ -12,6 +12,7 @@ from bpnet.errors import ArgumentError, FileFormatError, OptionError, kind_of, p
 from bpnet.files.folder import Folder
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
+from bpnet.registry import describe
 from bpnet.signals import Exit, StopSignals
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Saving:
         Gives callbacks, with the state that each had.  Raises OptionError, with nothing done, where the folder holds
         another training.
         """
+        trainer, engine = training.trainer, training.engine
+        describe(
+            [trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties]
+        )  # or the error that no file can
         self.written = training.number
         if not self.resume:
             if self.folder.used():
@@ -124,7 +129,6 @@ class Saving:
         if found is None:
             return []
         path, saved = found
-        trainer, engine = training.trainer, training.engine
         kept: Any = saved.training
         with damaged(path):
             differences = [*_differences(training, self.folder, saved)]

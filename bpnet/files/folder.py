@@ -15,8 +15,17 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from bpnet.disk import checked_path, make_folder
-from bpnet.errors import BpnetWarning, BusyError, FileFormatError, OtherFormatError, path_error, plural, users_line
+from bpnet.disk import checked_path, make_folder, remove
+from bpnet.errors import (
+    BpnetWarning,
+    BusyError,
+    FileFormatError,
+    OtherFormatError,
+    PathError,
+    path_error,
+    plural,
+    users_line,
+)
 from bpnet.files.model import Checkpoint, read_checkpoint, write_checkpoint
 
 NAME = re.compile(r"step-(\d{10,})\.safetensors")
@@ -95,7 +104,7 @@ class Folder:
         """
         files = [self.file(number) for number in reversed(self.numbers())]
         files += [self.best] if os.path.lexists(self.best) else []
-        first: FileFormatError | None = None
+        first: Exception | None = None
         for path in files:
             try:
                 found = read_checkpoint(path)
@@ -104,7 +113,7 @@ class Folder:
                 return path, found
             except OtherFormatError:
                 raise
-            except FileFormatError as error:
+            except (FileFormatError, PathError) as error:
                 first = first or error
                 warnings.warn(f"passed over: {error}", BpnetWarning, stacklevel=users_line())
         if files:
@@ -122,12 +131,7 @@ class Folder:
         path = self.file(number)
         write_checkpoint(path, checkpoint)
         for old in [other for other in self.numbers() if other <= number][:-keep]:
-            try:
-                os.unlink(self.file(old))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise path_error(f"{self.file(old)} can't be removed", error) from error
+            remove(self.file(old))
         return path
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Never
 
 from bpnet.backends import Array
-from bpnet.callbacks.base import Callback
+from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
@@ -128,12 +128,13 @@ def train_table(
     is held out.
     """
     given = locals()
+    listeners = check_callbacks([callbacks] if isinstance(callbacks, str) else callbacks)
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
     training = prepare(table, target, TrainingOptions.named(options | unknown, OF_FIT))
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
     saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": resume}
-    training.fit([callbacks] if isinstance(callbacks, str) else callbacks, progress=progress, **saving)
+    training.fit(listeners, progress=progress, **saving)
     return training.model
 
 
