@@ -13,6 +13,7 @@ import socket
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from bpnet.disk import checked_path, make_folder, remove
@@ -70,7 +71,8 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            lock.close()  # which gives it up, as the death of the process does
+            with suppress(OSError):  # nothing that counts is in it
+                lock.close()  # which gives it up, as the death of the process does
 
     # ---- files --------------------------------------------------------------------------------------------------
 
