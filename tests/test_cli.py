@@ -746,7 +746,7 @@ def test_a_directory_that_takes_no_files(npz, monkeypatch):
 
 def test_pictures_that_can_not_be_drawn(npz):
     pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
-    assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.txt")
+    assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.doc")
     assert "there is no folder" in refused("train", npz, "--plot", "nowhere/curves.png")
 
 
@@ -1103,7 +1103,7 @@ def test_without_the_extra(missing):
     [("sklearn", ["digits"]), ("pyarrow", ["t.csv", "--target", "y"]), ("matplotlib", ["t.npz", "--plot", "p.png"])],
 )
 def test_without_one_library_of_the_extra(missing, args, monkeypatch):
-    users = ("bpnet.cli.columns", "bpnet.cli.plot")
+    users = ("bpnet.cli.columns", "bpnet.plots.figures")
     for name in [name for name in sys.modules if name.split(".")[0] == missing or name in users]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -183,7 +183,7 @@ def check_trainer(trainer: Any) -> None:
 def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bool]:
     """Where a picture goes, None being no file, and whether it is made of characters; raises OptionError."""
     path = None if path is None else checked_path(path)
-    as_text = path is not None and path.lower().endswith(".txt")
+    as_text = path is not None and to_text(path)
     if flag("terminal", terminal):
         if path is not None or figure is not None:
             raise OptionError(f"terminal is True, but there is a {'path' if path else 'figure'} too: leave one out")
@@ -191,6 +191,11 @@ def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bo
     if as_text and figure is not None:
         raise OptionError(f"path is {path}, a file of text, but there is a figure too: leave one out")
     return path, as_text or (path is None and figure is None and find_spec("matplotlib") is None)
+
+
+def to_text(path: str) -> bool:
+    """Whether a file is one of text."""
+    return path.lower().endswith(".txt")
 
 
 def drawn(module: str, function: str, *args: Any, path: Any = None) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.callbacks.progress import columns, of_a_kernel
 from bpnet.disk import write_atomically
-from bpnet.plots.panels import Panel
+from bpnet.plots.panels import NOTHING, Panel
 from bpnet.plots.scales import spread, tick, ticks
 from bpnet.table import columns_of, fit
 
@@ -66,8 +66,9 @@ class Canvas:
                 rows = np.rint(np.linspace(down[before], down[i], steps + 1)).astype(int)[drawn]
                 self.dots[which, rows, columns] = True
                 length += int(steps)
-            else:
-                self.dots[which, down[i], across[i]] = True
+            elif i + 1 == len(y) or not np.isfinite(y[i + 1]):  # a point by itself, larger than that of a line
+                row, column = max(down[i] - self.fine[0] // 2, 0), max(across[i] - self.fine[1] // 2, 0)
+                self.dots[which, row : down[i] + 1, column : across[i] + 1] = True
             before = i
 
     def rows(self) -> list[Line]:
@@ -98,12 +99,11 @@ def style_of(which: int) -> str:
     return COLOURS[which % len(COLOURS)]
 
 
-def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
-    """A panel in lines of `width` columns, `height` of which are the plot; above it stands what it is."""
-    head = header(panel, width, plain)
+def chart(panel: Panel, head: Sequence[Line], width: int, height: int, plain: bool) -> list[Line]:
+    """A panel in lines of `width` columns, `height` of which are the plot; above it stands the head."""
     ends = panel.ends
     if ends is None:
-        return [*head, [(fit("nothing finite was recorded", width), "")]]
+        return [*head, [(fit(NOTHING, width), "")]]
     scale, (low, high) = panel.scale, ends
     bottom, top = spread(*(float(v) for v in scale.place(np.asarray(ends))))
     marks = [v for v in scale.ticks(low, high, max(height // 2, 2)) if low <= v <= high] or [low, high]
@@ -128,7 +128,7 @@ def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
              enumerate(canvas.rows())]  # fmt: skip
     axis, labels = x_axis(left, right, width - margin - 2)
     lines += [[(" " * margin + " └" + axis, "")], [(" " * (margin + 2) + labels, "")]]
-    return head + lines
+    return [*head, *lines]
 
 
 def mark_best(canvas: Canvas, panel: Panel, x_ends: tuple[float, float], y_ends: tuple[float, float]) -> None:
@@ -148,12 +148,12 @@ def mark_best(canvas: Canvas, panel: Panel, x_ends: tuple[float, float], y_ends:
 def header(panel: Panel, width: int, plain: bool) -> list[Line]:
     """The name of a panel, and what its lines are."""
     parts: list[Line] = [[(fit(panel.title, width), BOLD)]]
-    if len(panel.curves) > 1:
+    if panel.named:
         for i, curve in enumerate(panel.curves):
             parts.append([(f"{sample(i, plain)} ", style_of(i)), (fit(curve.name, width - 6), "")])
     if panel.best is not None:
         epoch, value = panel.best
-        text = ("best, " if panel.judged else "") + f"epoch {epoch:.0f}" + (f": {value:.4g}" if value == value else "")
+        text = f"best epoch {epoch:.0f}" + (f": {value:.4g}" if value == value else "")
         parts.append([("● ", BOLD), (fit(text, width - 2), "")])
     lines: list[Line] = [[]]
     for part in parts:
@@ -220,7 +220,12 @@ def lines_of(panels: Sequence[Panel], width: int, most: int | None = None, plain
         panels = panels[: down * across]
     found: list[Line] = []
     for i in range(0, len(panels), across):
-        found += [*([[]] if i else []), *beside([chart(p, each, height, plain) for p in panels[i : i + across]], each)]
+        row = panels[i : i + across]
+        heads = [header(panel, each, plain) for panel in row]
+        tall = max(map(len, heads))
+        heads = [head + [[]] * (tall - len(head)) for head in heads]
+        charts = [chart(panel, head, each, height, plain) for panel, head in zip(row, heads, strict=True)]
+        found += [*([[]] if i else []), *beside(charts, each)]
     return found
 
 

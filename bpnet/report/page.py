@@ -138,7 +138,7 @@ def history(figures: "Figures") -> str:
     if len(records) < 2:
         return ""
     plots, best = [], best_epoch(records, "val_loss")
-    for panel in panels(records, names, "val_loss"):
+    for panel in panels(records, names):
         ends = panel.ends
         if ends is None:
             continue
