@@ -25,7 +25,9 @@ def check_plot(plot: str | None, **inputs: str | Path) -> None:
     terminal.check_output("--plot", Path(plot), **inputs)
 
 
-def draw(history: Sequence[JSON], best_epoch: int | None, plot: str, as_json: bool, problems: list[BpnetError]) -> bool:
+def draw(
+    history: Sequence[JSON], best_epoch: int | None, plot: str | None, as_json: bool, problems: list[BpnetError]
+) -> bool:
     """Draw the curves, if there are any, and say whether they are; what went wrong is added to the problems.
 
     Those of the terminal go where they are not in the way of JSON.
