@@ -9,7 +9,7 @@ from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
 from bpnet.errors import BpnetError, OptionError
 from bpnet.plots import to_text
-from bpnet.plots.panels import panels
+from bpnet.plots.curves import panels
 from bpnet.plots.terminal import lines_of, put
 
 TERMINAL = "terminal"

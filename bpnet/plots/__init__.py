@@ -19,7 +19,7 @@ from bpnet.disk import checked_path
 from bpnet.errors import ArgumentError, DataError, MissingExtraError, OptionError, kind_of
 from bpnet.layer import Layer, check_layer
 from bpnet.options import flag
-from bpnet.plots.panels import panels
+from bpnet.plots.curves import panels
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
 

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from bpnet.disk import write_atomically
 from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.plots.curves import NOTHING, Curve, Panel
 from bpnet.plots.diagram import Block, Box
-from bpnet.plots.panels import NOTHING, Curve, Panel
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 PALETTE = BLUE, ORANGE, GREEN, PINK, SKY, YELLOW

@@ -11,7 +11,7 @@ from bpnet.callbacks.base import Record
 from bpnet.callbacks.history import describe
 from bpnet.callbacks.progress import Progress, columns, of_a_kernel
 from bpnet.options import number
-from bpnet.plots.panels import check_texts, panels
+from bpnet.plots.curves import check_texts, panels
 from bpnet.plots.terminal import WIDEST, is_coloured, is_plain, lines_of, written
 from bpnet.table import Text
 

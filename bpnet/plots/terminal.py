@@ -13,7 +13,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.callbacks.progress import columns, of_a_kernel
 from bpnet.disk import write_atomically
-from bpnet.plots.panels import NOTHING, Panel
+from bpnet.plots.curves import NOTHING, Panel
 from bpnet.plots.scales import spread, tick, ticks
 from bpnet.table import columns_of, fit
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
-from bpnet.plots.panels import best_epoch, panels
+from bpnet.plots.curves import best_epoch, panels
 from bpnet.plots.scales import spread
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
