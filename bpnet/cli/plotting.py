@@ -3,14 +3,13 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
 from bpnet.errors import BpnetError, OptionError
 from bpnet.plots import to_text
 from bpnet.plots.curves import panels
-from bpnet.plots.terminal import lines_of, put
+from bpnet.plots.terminal import Lines, put
 
 TERMINAL = "terminal"
 
@@ -34,19 +33,16 @@ def draw(
     """
     if not history or plot is None:
         return False
-    made = panels(history, best=next((i for i, record in enumerate(history) if record["epoch"] == best_epoch), None))
-
-    def lines(width: int, plain: bool) -> Any:
-        return lines_of(made, width, plain=plain)
-
+    best = next((i for i, record in enumerate(history) if record["epoch"] == best_epoch), None)
+    made = Lines(panels(history, best=best))
     try:
         if plot == TERMINAL:
-            put(lines, stream=sys.stderr if as_json else sys.stdout)
+            put(made, stream=sys.stderr if as_json else sys.stdout)
         elif to_text(plot):
-            put(lines, plot)
+            put(made, plot)
         else:
             figures = terminal.load_extra("bpnet.plots.figures", "--plot", "Matplotlib")
-            figures.save(figures.draw(made), plot)
+            figures.save(figures.draw(made.panels), plot)
     except Exception as error:  # Matplotlib writes many formats, by other programs too
         problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
         return False

@@ -11,7 +11,6 @@ Figures don't come from pyplot: no window opens, and none has to be closed.  To 
 import importlib
 import os
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ def history(
     path, as_text = target(path, terminal, figure)
     if as_text:
         text = importlib.import_module("bpnet.plots.terminal")
-        return text.put(lambda width, plain: text.lines_of(made, width, plain=plain), path)
+        return text.put(text.Lines(made), path)
     return drawn("figures", "draw", made, figure, path=path)
 
 
@@ -95,10 +94,10 @@ def network(
     check_layer("network", network)
     path, as_text = target(path, terminal, figure)
     diagram = importlib.import_module("bpnet.plots.diagram")
-    block, title = diagram.described(network, x)
+    made = diagram.described(network, x)
     if as_text:
-        return importlib.import_module("bpnet.plots.terminal").put(partial(diagram.lines_of, block, title), path)
-    return drawn("figures", "draw_network", block, title, figure, path=path)
+        return importlib.import_module("bpnet.plots.terminal").put(made.lines, path, width=10**6)
+    return drawn("figures", "draw_network", made.block, made.title, figure, path=path)
 
 
 def decision_boundary(

@@ -6,6 +6,7 @@ Lines are lists of spans, (text, style), so that they can be put side by side be
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import numpy as np
@@ -229,6 +230,16 @@ def lines_of(panels: Sequence[Panel], width: int, most: int | None = None, plain
     return found
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Panels as what `put` takes."""
+
+    panels: Sequence[Panel]
+
+    def __call__(self, width: int, plain: bool) -> list[Line]:
+        return lines_of(self.panels, width, plain=plain)
+
+
 def written(lines: Sequence[Line], colour: bool = False, plain: bool = False) -> str:
     """The lines as text."""
     rows = []
@@ -259,14 +270,19 @@ def is_plain(stream: Any) -> bool:
     return False
 
 
-def put(lines: Callable[[int, bool], Sequence[Line]], path: str | None = None, stream: TextIO | None = None) -> None:
-    """Write what `lines(width, plain)` gives to a file, or else to a stream, standard output by default.
+def put(
+    lines: Callable[[int, bool], Sequence[Line]],
+    path: str | None = None,
+    stream: TextIO | None = None,
+    width: int = WIDEST,
+) -> None:
+    """Write what `lines(width, plain)` gives to a file, so wide, or else to a stream, by default standard output.
 
     A stream gets it as wide as its terminal, with colours where that has them, in ASCII where it can't encode others.
     """
     if path is not None:
         with write_atomically(path, "w", encoding="utf-8", newline="\n") as file:
-            file.write(written(lines(WIDEST, False)) + "\n")
+            file.write(written(lines(width, False)) + "\n")
         return
     stream = stream or sys.stdout
     if stream is not None:  # as in a process without a console
