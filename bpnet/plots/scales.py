@@ -12,7 +12,7 @@ from bpnet.backends import Array
 WIDE = 8.0
 """An axis of positive numbers is logarithmic from this ratio of the largest to the smallest on."""
 FAR = 50.0
-"""One of numbers of both signs is from this ratio on: the largest to what the middle half of them spans."""
+"""One of numbers of both signs is from this ratio on: the largest size to the median."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def scale_for(values: Iterable[float], logarithmic: bool = True) -> Scale:
     low, high = float(found.min()), float(found.max())
     if low > 0:
         return Scale("log") if logarithmic and high > WIDE * low else Scale()
-    first, third = np.quantile(found, (0.25, 0.75))
-    typical = max(float(third - first), float(np.median(np.abs(found))))
+    typical = float(np.median(np.abs(found)))
     if typical > 0 and max(high, -low) > FAR * typical:
         return Scale("symlog", 10.0 ** math.ceil(math.log10(typical)))
     return Scale()
