@@ -12,7 +12,7 @@ from bpnet.callbacks.history import describe
 from bpnet.callbacks.progress import Progress, columns, of_a_kernel
 from bpnet.options import number
 from bpnet.plots.curves import check_texts, panels
-from bpnet.plots.terminal import WIDEST, is_coloured, is_plain, lines_of, written
+from bpnet.plots.terminal import WIDEST, encoding_of, is_coloured, is_plain, lines_of, written
 from bpnet.table import Text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LivePlot(Progress):
         if self.redraws:  # each line over the one that was there, so that nothing flickers
             text = "\r" + f"\x1b[{self._lines}A" * (self._lines > 0) + text.replace("\n", "\x1b[K\n") + "\x1b[K"
             self._lines = len(lines)
-        code = getattr(self.stream, "encoding", None) or "ascii"
+        code = encoding_of(self.stream)
         self.stream.write(text.encode(code, "replace").decode(code) + "\n" + "\x1b[J" * self.redraws)
         self.stream.flush()
 

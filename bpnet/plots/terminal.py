@@ -261,10 +261,15 @@ def is_coloured(stream: Any) -> bool:
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def encoding_of(stream: Any) -> str:
+    """What a stream makes of text; one in memory says nothing, and takes any."""
+    return getattr(stream, "encoding", None) or "utf-8"
+
+
 def is_plain(stream: Any) -> bool:
     """Whether a stream's encoding has no more than ASCII of what is drawn with."""
     try:
-        SYMBOLS.encode(getattr(stream, "encoding", None) or "ascii")
+        SYMBOLS.encode(encoding_of(stream))
     except (UnicodeEncodeError, LookupError):
         return True
     return False
@@ -288,6 +293,6 @@ def put(
     if stream is not None:  # as in a process without a console
         plain = is_plain(stream)
         text = written(lines(columns(stream), plain), is_coloured(stream), plain)
-        code = getattr(stream, "encoding", None) or "ascii"
+        code = encoding_of(stream)
         stream.write(text.encode(code, "replace").decode(code) + "\n")  # names may have any letters
         stream.flush()
