@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bpnet.callbacks.base import Record
 from bpnet.errors import ArgumentError, RecordError, closest, kind_of, shown
@@ -13,13 +13,39 @@ MOST_ROWS, FIRST_ROWS = 60, 10
 """How many epochs a notebook shows, and how many of them are the first."""
 
 
+class Later(Protocol):
+    """Records that can be made."""
+
+    def __len__(self) -> int: ...
+
+    def made(self) -> list[Record]: ...
+
+
 class History:
     """One record an epoch: `history["val_loss"]` is a list over the epochs, `history.epochs` the records."""
 
     def __init__(self, epochs: list[Record] | None = None) -> None:
         if epochs is not None and not (isinstance(epochs, list) and all(isinstance(e, dict) for e in epochs)):
             raise ArgumentError(f"epochs is {kind_of(epochs)}; expected a list of records, each a dict")
-        self.epochs: list[Record] = [] if epochs is None else epochs
+        self._epochs: list[Record] | Later = [] if epochs is None else epochs
+
+    @classmethod
+    def later(cls, records: "Later") -> "History":
+        """One whose records are made once somebody looks at them: those of a file may be many."""
+        made = cls()
+        made._epochs = records
+        return made
+
+    @property
+    def epochs(self) -> list[Record]:
+        """The records."""
+        if not isinstance(self._epochs, list):
+            self._epochs = self._epochs.made()
+        return self._epochs
+
+    @epochs.setter
+    def epochs(self, records: list[Record]) -> None:
+        self._epochs = records
 
     def __getitem__(self, name: str) -> list[Any]:
         names = {key for record in self.epochs for key in record}
@@ -33,7 +59,7 @@ class History:
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:
-        return len(self.epochs)
+        return len(self._epochs)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.epochs)

@@ -21,8 +21,8 @@ class CSVLogger(Callback):
 
     The table is that of `trainer.history`, so a training that goes on, from a file too, goes on in its table, and a
     table of another training that was there is replaced.  A line is appended at the end of each epoch and handed to the
-    system at once.  Where an epoch has a quantity that was not there before, the table is written anew, as a whole or
-    not at all; what an epoch lacks is left empty.
+    system at once, which may lose the last ones in a power cut.  At the first epoch, and where one has a quantity that
+    was not there before, the table is written anew, as a whole or not at all; what an epoch lacks is left empty.
 
     Raises PathError, which is an OSError, where nothing can be written, or where there is a file that is no such table.
     """

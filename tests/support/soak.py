@@ -22,6 +22,7 @@ FAULTS = {
     "kill": "kill -9 while saving and checkpointing",
     "power loss": "power loss: what was not synced is lost, in every combination",
     "file system": "ENOSPC, EIO, short writes, folders read-only or gone, two writers, files cut while read",
+    "cache": "the cache of machine code: damaged, planted by others, full, read-only, missing",
     "resume": "a training resumed from its checkpoint",
     "damage": "truncation at every byte, every single-bit flip",
     "hostile files": "hostile files, and mutations by a coverage-guided fuzzer",
