@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
+
 from bpnet.backends.base import Backend
-from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.errors import ArgumentError, NotBuiltError, OptionError, kind_of
 from bpnet.export.record import Program, network_program
+from bpnet.files.model import check_numbers
 from bpnet.loading import load
 from bpnet.losses.classes import ClassLoss
 from bpnet.tabular.distributions import levels_of, moments, quantiles
@@ -95,20 +98,41 @@ class Exported:
         """What the network computes, as `network_program` says."""
         return network_program(self.trainer.layout, self.parameters, self.buffers, finish, fold=fold, erf=erf)
 
+    def examples(self, program: Program, rows: int) -> list[Any]:
+        """Rows that the program takes: an array for each input."""
+        rng, takes = numpy.random.default_rng(0), self.trainer.layout.network.takes
+        kinds = [kind for _, kind in takes] if isinstance(takes, tuple) else [takes]
+        made = []
+        for value, below in zip(program.inputs, kinds, strict=True):
+            size: Any = (rows, *value.shape[1:])
+            x = rng.standard_normal(size) if below is None else rng.integers(0, below, size)
+            made.append(x.astype(value.dtype))
+        return made
+
 
 def exported(model: Any) -> Exported:
-    """What of a model goes to a file; raises ArgumentError where it is none, and NotBuiltError where not trained."""
+    """What of a model goes to a file.
+
+    Raises ArgumentError where it is none, NotBuiltError where it is not trained, BusyError while another thread trains
+    it, and DivergedError where parameters have NaN.
+    """
     if isinstance(model, str | os.PathLike):
         model = load(model)
     estimator = not isinstance(model, Trainer | TableModel) and hasattr(type(model), "model_")
-    model = model.model_ if estimator else model
+    try:
+        model = model.model_ if estimator else model
+    except AttributeError as error:
+        raise NotBuiltError(str(error)) from None
     if not isinstance(model, Trainer | TableModel):
         expected = "a Trainer, a TableModel, a fitted estimator, or the path of a file that one of them was saved in"
         raise ArgumentError(f"model is {kind_of(model)}; expected {expected}")
     trainer = model if isinstance(model, Trainer) else model.trainer
     engine, backend, layout = trainer._have(), trainer.backend, trainer.layout
-    theta = backend.to_host(engine.evaluated())
+    (theta, kept, state), _ = trainer.snapshot()
+    with engine.looking():
+        theta = trainer.optimizer.evaluation(backend, layout, theta, state)
+    theta, kept = backend.to_host(theta), backend.to_host(kept)
+    check_numbers(layout, trainer.optimizer, theta, kept)
     parameters = {slot.name: theta[slot.part].reshape(slot.shape) for slot in layout.parameters}
-    kept = backend.to_host(trainer.buffers)
     buffers = {slot.name: kept[slot.part].reshape(slot.shape) for slot in layout.buffers}
     return Exported(trainer, model if isinstance(model, TableModel) else None, parameters, buffers, estimator)

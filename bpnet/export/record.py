@@ -35,7 +35,8 @@ class Rows:
 
     def __repr__(self) -> str:
         factor = "" if self.factor == 1 else f"{self.factor} "
-        return f"{factor}rows{f' + {self.offset}' if self.offset else ''}"
+        offset = f" {'+' if self.offset > 0 else '-'} {abs(self.offset)}" if self.offset else ""
+        return f"{factor}rows{offset}"
 
 
 Size = int | Rows

@@ -67,7 +67,8 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            lock.close()  # which gives it up, as the death of the process does
+            with suppress(OSError):  # nothing that counts is in it
+                lock.close()  # which gives it up, as the death of the process does
 
     def _remove_parts(self) -> None:
         """Remove what killed processes had not written to the end."""

@@ -78,7 +78,7 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Powers of 10 from `low` to `high`; where there are few, also twice and five times as much."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = sum(low <= 10.0**p <= high for p in powers) <= 2
-    every = max(1, math.ceil(len(powers) / count))
+    every = 1 if few else max(1, math.ceil(len(powers) / count))
     marks = [10.0**p * k for p in powers if p % every == 0 for k in ((1, 2, 5) if few else (1,))]
     return [mark for mark in marks if low <= mark <= high]
 

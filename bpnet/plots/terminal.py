@@ -112,7 +112,7 @@ def chart(panel: Panel, head: Sequence[Line], width: int, height: int, plain: bo
     canvas_rows = height
     for value in marks:
         share = (float(scale.place(np.asarray(value))) - bottom) / (top - bottom)
-        at.setdefault(canvas_rows - 1 - round(share * (canvas_rows - 1)), tick(value))
+        at.setdefault(canvas_rows - 1 - round(share * (canvas_rows - 1)), tick(float(f"{value:.3g}")))
     margin = max(map(len, at.values()))
     canvas = Canvas(width - margin - 2, height, len(panel.curves), plain)
     epochs = panel.curves[0].x

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Backend, backend_of
-from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, ShapeError, plural, shown
+from bpnet.errors import (
+    ArgumentError,
+    DataError,
+    DTypeError,
+    FileFormatError,
+    OptionError,
+    ShapeError,
+    kind_of,
+    plural,
+    shown,
+)
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.losses.likelihood import GaussianNLL
@@ -53,6 +63,8 @@ class Target:
         labels if they hold booleans or the whole numbers 0 and 1, and quantities otherwise.
         """
         kind = None if kind is None else choice("kind", kind, KINDS)
+        if not isinstance(name, str | int | None):
+            raise ArgumentError(f"name is {kind_of(name)}; expected the name of a column")
         names, columns, several = _columns(y)
         names = [name] if name is not None and not several else names
         for column in columns:
@@ -65,6 +77,8 @@ class Target:
             if kind == "number":
                 _all_numbers(names, columns)
             return cls(kind, tuple(names), (), len(columns))
+        if not columns:
+            raise ShapeError("y has no columns")
         (column,) = columns
         if kind is None:
             kind = "class" if _are_classes(column) else "number"

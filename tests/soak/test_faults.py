@@ -39,7 +39,7 @@ def said(error, path):
     if isinstance(error, Refused):
         fine = error.status == 2 and error.said.splitlines()[-1].startswith("bpnet: ")
     else:
-        fine = isinstance(error, bp.errors.PathError)
+        fine = isinstance(error, bp.errors.PathError | bp.errors.BusyError)
     text = str(error)
     if not fine:
         return f"{type(error).__name__}, which is not typed: {text[:300]}"

@@ -26,7 +26,7 @@ FAULTS = {
     "resume": "a training resumed from its checkpoint",
     "damage": "truncation at every byte, every single-bit flip",
     "hostile files": "hostile files, and mutations by a coverage-guided fuzzer",
-    "bad input": "30 classes of bad input at every public entry point",
+    "bad input": "bad input of 49 classes, for every argument of every public name",
     "divergence": "divergence, and NaN planted in a layer",
     "interrupt": "Ctrl-C at any moment",
     "memory": "memory limited, and its growth",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.errors import ExportError
+from bpnet.export.onnx.dates import date_parts
 from bpnet.export.onnx.graph import Graph, Tensor
 from bpnet.export.record import Rows
 from bpnet.tabular.encoding import FIRST, MISSING, UNSEEN
@@ -19,16 +19,16 @@ NO_NUMBER = -(2**63)
 
 def add_inputs(g: Graph, schema: Schema, dtype: Any) -> dict[str, Tensor]:
     """Inputs for the columns of a table, and of them "numbers" of that type, (rows, n), and "categories", (rows, c)."""
-    dates = [f.name for f in schema.features if f.kind == "date"]
-    if dates:
-        raise ExportError(f"column {dates[0]!r} is a date, which ONNX has no type for: train with numbers made of it")
-    if not schema.categories:
+    if all(feature.kind in ("number", "boolean") for feature in schema.features):
         return {"numbers": _matrix(g, schema, dtype)}
     found: dict[str, list[Tensor]] = {}
     for feature in schema.features:
-        column = g.input(feature.name, _input_type(feature, dtype), (ROWS, 1))
+        column = g.input(feature.name, _input_type(feature, dtype), (ROWS, 1), _about(feature))
         if feature.kind == "category":
             found.setdefault("categories", []).append(_codes(g, feature, column))
+        elif feature.kind == "date":
+            parts = date_parts(g, column, feature.parts, feature.origin, NO_NUMBER)
+            found.setdefault("numbers", []).append(g.cast(parts, dtype))
         else:
             found.setdefault("numbers", []).append(_scaled(g, (feature,), column, dtype))
     return {name: g.node("Concat", *some, axis=1) if len(some) > 1 else some[0] for name, some in found.items()}
@@ -51,10 +51,22 @@ def _is_wide(feature: Feature) -> bool:
 
 def _input_type(feature: Feature, dtype: Any) -> Any:
     """Of NumPy; objects stand for text."""
+    if feature.kind == "date":
+        return np.int64
     if feature.kind != "category":
         return np.float64 if _is_wide(feature) else dtype
     kinds = {type(value) for value in feature.values}
     return object if str in kinds else np.float64 if float in kinds else np.int64
+
+
+def _about(feature: Feature) -> str:
+    """What an input says of itself."""
+    if feature.kind == "category":
+        return f"category; {'the empty text' if isinstance(feature.values[0], str) else 'NaN or -2**63'} is missing"
+    if feature.kind == "date":
+        zone = f" of {feature.zone}" if feature.zone else ""
+        return f"date, in microseconds since 1970 as clocks{zone} show it; -2**63 is missing"
+    return f"{feature.kind}; NaN is missing"
 
 
 def _scaled(g: Graph, features: tuple[Feature, ...], x: Tensor, dtype: Any) -> Tensor:

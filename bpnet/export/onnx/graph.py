@@ -61,9 +61,9 @@ class Graph:
             return wanted
         return self.name(f"{wanted}_{self.taken[wanted]}")
 
-    def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> Tensor:
+    def input(self, name: str, dtype: Any, shape: Sequence[Any], about: str = "") -> Tensor:
         """An input; `dtype` is one of NumPy, that of objects stands for text."""
-        info = helper.make_tensor_value_info(self.name(name), element_type(dtype), sizes(shape))
+        info = helper.make_tensor_value_info(self.name(name), element_type(dtype), sizes(shape), about)
         self.inputs.append(info)
         return Tensor(info.name, np.dtype(dtype), tuple(shape))
 

@@ -34,9 +34,10 @@ def to_onnx(
     classes "label" too.
 
     Of a `TableModel` or a fitted estimator the input is "X", (rows, columns), where all columns are numbers or
-    booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64.  NaN is a missing number,
-    the empty text a missing text, and -2**63 a missing int64.  Outputs are "label" and "probabilities" ("scores" of
-    losses without, as hinge), or of quantities "prediction", with "deviation" and "quantiles" where the model has them.
+    booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64, which dates are too, in
+    microseconds since 1970 as NumPy's datetime64[us].  NaN is a missing number, the empty text a missing text, and
+    -2**63 (as of NaT) a missing int64.  Outputs are "label" and "probabilities" ("scores" of losses without, as hinge),
+    or of quantities "prediction", with "deviation" and "quantiles" where the model has them.
 
     The file has what is predicted with: averages of parameters and running statistics, no dropout; what depends on
     parameters alone, as a normalized weight, is computed beforehand.  Inputs are not checked: NaN gives NaN, and a code
@@ -50,12 +51,12 @@ def to_onnx(
     dtype : "float32" or "float64", of numbers in the file; None for the model's own.  onnxruntime has no float64
         kernels of acos, acosh, asin, asinh, atan, atanh, cosh, sinh and tan, which no layer of bpnet uses
     probabilities : of a Trainer, that probabilities and labels are wanted
-    opset : the version of ONNX's operators, from 18, of 2022, which runtimes of these years know and which is what
-        PyTorch writes, to 23
+    opset : the version of ONNX's operators, from 18, of 2022, the oldest in which all reductions are alike and which
+        runtimes of the years since know, to 23
     metadata : further entries for the file's, which has those of the model: text, or what JSON can hold
 
     Raises ExportError, which names the layer, where one does what a file can't say: looks at values, or depends on the
-    number of rows otherwise than by shapes; and where a column is a date.  Raises MissingExtraError without `onnx`.
+    number of rows otherwise than by shapes; DivergedError where parameters have NaN; MissingExtraError without `onnx`.
     """
     if dtype is not None:
         choice("dtype", dtype, ("float32", "float64"))
