@@ -45,11 +45,6 @@ class Canvas:
         self.marks: dict[tuple[int, int], Span] = {}
         self.plain = plain
 
-    def cell(self, x: float, y: float) -> tuple[int, int]:
-        """The character, (row, column), at a point of the square 0 ... 1."""
-        rows, across = self.dots.shape[1] // self.fine[0], self.dots.shape[2] // self.fine[1]
-        return rows - 1 - min(int(y * rows), rows - 1), min(int(x * across), across - 1)
-
     def line(self, which: int, x: Array, y: Array) -> None:
         """A line through points of the square 0 ... 1, broken where y is NaN."""
         _, high, wide = self.dots.shape
@@ -136,14 +131,13 @@ def mark_best(canvas: Canvas, panel: Panel, x_ends: tuple[float, float], y_ends:
     """A dotted line at the best epoch, and a dot at the value there."""
     assert panel.best is not None
     epoch, value = panel.best
-    x = (epoch - x_ends[0]) / (x_ends[1] - x_ends[0])
-    for i in range(canvas.dots.shape[1] // canvas.fine[0]):
-        canvas.marks[i, canvas.cell(x, 0.0)[1]] = "┊", DIM
+    wide, high = canvas.dots.shape[2], canvas.dots.shape[1]
+    column = round((epoch - x_ends[0]) / (x_ends[1] - x_ends[0]) * (wide - 1)) // canvas.fine[1]
+    for row in range(high // canvas.fine[0]):
+        canvas.marks[row, column] = "┊", DIM
     y = (float(panel.scale.place(np.asarray(value))) - y_ends[0]) / (y_ends[1] - y_ends[0])
     if np.isfinite(y):
-        wide, high = canvas.dots.shape[2], canvas.dots.shape[1]
-        row, column = high - 1 - round(y * (high - 1)), round(x * (wide - 1))
-        canvas.marks[row // canvas.fine[0], column // canvas.fine[1]] = "●", BOLD
+        canvas.marks[(high - 1 - round(y * (high - 1))) // canvas.fine[0], column] = "●", BOLD
 
 
 def header(panel: Panel, width: int, plain: bool) -> list[Line]:
