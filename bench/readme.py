@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import mnist, picture, visit
+from bench import faults, mnist, picture, visit
 from bench.report import (
     FASTEST,
     MODES,
@@ -193,7 +193,7 @@ def section(result: Record, shown: str) -> str:
 
 
 def write(folder: Path = RESULTS, readme: Path = README) -> None:
-    """Put the summary between README's markers, and all tables and the pictures beside the results.
+    """Put the summary and the faults between README's markers, and all tables and the pictures beside the results.
 
     Machines with a GPU have a part and a picture of their own, in which their CPU is shown too. Of several machines
     each part shows the latest; the others are told by their geometric means.
@@ -218,7 +218,8 @@ def write(folder: Path = RESULTS, readme: Path = README) -> None:
         pages.append(elsewhere(found["throughput.svg"]))
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     body = "\n\n".join(parts)
-    readme.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+    text = faults.filled(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", folder)
+    readme.write_text(text, encoding="utf-8")
     tables.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
     page = folder / PAGE
     if page.exists():

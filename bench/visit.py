@@ -89,6 +89,8 @@ def runs(folder: Path) -> str:
 
 
 def _contents(result: Record) -> str:
+    if "soak" in result:
+        return "`python -m pytest -m soak`"
     if "cases" not in result:
         about = {"machine", "versions", "sets"}  # and where it isn't what was measured, the number of threads
         return next(f"`python -m bench {k}`" for k, v in result.items() if k not in about and not isinstance(v, int))

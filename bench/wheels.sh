@@ -10,5 +10,5 @@ for version in _2_17 2014 _2_24 _2_28; do systems+=(--platform "manylinux${versi
 python3 -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$python" \
     "${systems[@]}" --dest "$folder" \
     'nvmath-python>=1.0,<1.1' 'array-api-compat>=1.16' 'array-api-strict>=2.5' \
-    cuda-core cuda-bindings cuda-pathfinder threadpoolctl
+    cuda-core cuda-bindings cuda-pathfinder threadpoolctl safetensors
 du -sh "$folder"

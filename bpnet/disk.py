@@ -1,9 +1,12 @@
 """Files on disk: written whole or not at all, and read only where they are ordinary files.
 
-What is written goes into a new file in the same folder, which takes the old one's place once it is complete.  So who
-reads meanwhile finds the old file or the new one, and an error, an interrupt or a power cut leaves the old one.
+What is written goes into a new file in the same folder, a part, which takes the old one's place once it is complete and
+on the disk.  So who reads meanwhile finds the old file or the new one, and an error, an interrupt or a power cut leaves
+the old one.  The part of a process that was killed is removed by the next one that writes into the folder.
 """
 
+import errno
+import io
 import os
 import secrets
 import stat
@@ -11,15 +14,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from pathlib import Path
 from typing import IO, Any
 
 from bpnet.errors import ArgumentError, FolderError, NoSuchPathError, PathError, kind_of, path_error
 
-PART = ".bpnet-"
-"""How the names of files begin that are not complete yet."""
+try:
+    import fcntl
+except ImportError:  # Windows, where what is open can't be removed
+    fcntl = None  # type: ignore[assignment]
+
+PART, ENDING = ".bpnet-", ".part"
+"""How the names of files begin and end that are not complete yet."""
 
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
+
+NO_SYNC = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EINVAL", "EBADF", "EISDIR", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+    if hasattr(errno, name)
+}
+"""What systems and file systems say that can't open or sync folders."""
 
 
 def checked_path(path: Any) -> str:
@@ -33,11 +49,50 @@ def checked_path(path: Any) -> str:
 
 
 def make_folder(folder: str) -> None:
-    """Make a folder, and those it lies in, unless it is there; "" is the current one.  Raises PathError."""
+    """Make a folder, and those it lies in, unless it is there; "" is the current one.  Raises PathError.
+
+    Those that were made are on the disk then.
+    """
+    path = Path(os.path.abspath(folder))
+    missing = [name for name in (path, *path.parents) if not os.path.exists(name)]
     try:
         os.makedirs(folder or ".", exist_ok=True)
+        for made in reversed(missing):
+            _sync_folder(made.parent)
     except OSError as error:
         raise path_error(f"the folder {folder} can't be made", error) from error
+
+
+def remove(path: str) -> None:
+    """Remove a file, if it is there.  Raises PathError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise path_error(f"{path} can't be removed", error) from error
+
+
+def append(path: str, content: bytes) -> None:
+    """Write `content` at the end of a file, and hand it to the system.  Raises PathError, and leaves it as it was."""
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        number = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(number)
+            _check_ordinary(path, status)
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(number, rest) :]
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(number, status.st_size)
+                raise
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise path_error(f"{path} can't be written", error) from error
 
 
 @contextmanager
@@ -45,51 +100,121 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any
     """Open a file that takes the place of `path` at the end of the `with` block, unless the block raises.
 
     It is on the disk by then, so that a power cut can't leave an empty file.  `mode` is "wb" or "w", and `text` what
-    `open` knows besides, as encoding.  A file that was there gives its permissions and group to the new one; a link
-    stays, and the file it points to is replaced.
+    `open` knows besides, as encoding.  A file that was there gives its permissions and group to the new one; a symbolic
+    link stays, and the file it points to is replaced, while other hard links to that keep the old content.
 
     Raises PathError, which is an OSError, where nothing can be written there.
     """
     try:
         target = os.path.realpath(path)
         old = _replaceable(path, target)
-        with replacing(target, mode, 0o666 if old is None else old.st_mode & 0o777, **text) as file:
+        folder = os.path.dirname(target)
+        sweep(folder + os.sep)
+        with replacing(target, 0o666 if old is None else old.st_mode & 0o777) as part:
             if old is not None:
-                _resemble(file.fileno(), old)
+                _resemble(part.raw.fileno(), old)
+            file = part if mode == "wb" else io.TextIOWrapper(part, **text)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(os.path.dirname(target))
+            _sync(part.raw.fileno())
     except OSError as error:
         raise path_error(f"{os.fspath(path)} can't be written", error) from error
+    try:
+        _sync_folder(folder)
+    except OSError as error:
+        raise path_error(f"{os.fspath(path)} is written, but a power cut may still undo that", error) from error
+
+
+class Part(io.BufferedWriter):
+    """A file that is not complete yet.
+
+    Its descriptor is for this module alone: NumPy and Pillow would write by it, past the buffer, and overlook that a
+    disk was full; without it they call `write`.
+    """
+
+    raw: io.FileIO
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("what is written here goes through write()")
 
 
 @contextmanager
-def replacing(name: str, mode: str, permissions: int, folder: int | None = None, **text: Any) -> Iterator[IO[Any]]:
+def replacing(name: str, permissions: int, folder: int | None = None) -> Iterator[Part]:
     """Open a new file beside `name` that takes its place at the end of the `with` block, or else is removed.
 
-    A name that nobody can guess and O_EXCL keep others from planting something there.  `name` lies in the folder of
-    the descriptor `folder`, if there is one.
+    A name that nobody can guess and O_EXCL keep others from planting something there, and a lock keeps `sweep` away.
+    `name` lies in the folder of the descriptor `folder`, if there is one.
     """
-    part = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}.part")
 
-    def create(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), permissions, dir_fd=folder)
+    def create(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), permissions, dir_fd=folder)
 
+    while True:
+        path = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}{ENDING}")
+        raw = None
+        try:
+            raw = io.FileIO(path, "x", opener=create)
+            if not _locked(raw.fileno()):  # swept in the instant before
+                continue
+            part = Part(raw)
+            yield part
+            part.flush()
+            if fcntl is None:
+                part.close()
+            _replace(path, name, folder)
+            part.close()
+            return
+        finally:
+            with suppress(OSError):  # after the replacement there is none
+                os.unlink(path, dir_fd=folder)
+            if raw is not None:
+                raw.close()
+
+
+def _locked(number: int) -> bool:
+    """Lock a part that was made until it is closed, or its process ends; False if it is no longer there."""
+    if fcntl is None:
+        return True
     try:
-        with open(part, mode.replace("w", "x"), opener=create, **text) as file:
-            yield file
-        for wait in (*WAITS, None):
-            try:
-                os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-                break
-            except PermissionError:
-                if wait is None:
-                    raise
-                time.sleep(wait)
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # there are no locks here, so nothing is swept either
+        return True
+    return os.fstat(number).st_nlink > 0
+
+
+def _replace(path: str, name: str, folder: int | None) -> None:
+    for wait in (*WAITS, None):
+        try:
+            return os.replace(path, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except PermissionError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def sweep(prefix: str, folder: int | None = None) -> None:
+    """Remove the parts of processes that are no more; their names begin with `prefix`, as does that of their folder."""
+    with suppress(OSError):
+        for name in os.listdir(prefix if folder is None else folder):
+            if name.startswith(PART) and name.endswith(ENDING):
+                with suppress(OSError):
+                    _sweep(prefix + name, folder)
+
+
+def _sweep(path: str, folder: int | None) -> None:
+    if not stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode):
+        return
+    if fcntl is None:
+        os.unlink(path)
+        return
+    number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path, dir_fd=folder)
     finally:
-        with suppress(OSError):  # after the replacement there is none
-            os.unlink(part, dir_fd=folder)
+        os.close(number)
 
 
 def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | None = None) -> BufferedReader:
@@ -147,11 +272,24 @@ def _resemble(number: int, old: os.stat_result) -> None:
     os.fchmod(number, old.st_mode & kept)
 
 
-def _sync_folder(folder: str) -> None:
-    """Have the new name on the disk too, where folders can be opened."""
-    with suppress(OSError):
+def _sync(number: int) -> None:
+    """Have an open file on the disk: on a Mac not only in the disk's own memory, which fsync is content with."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):  # as of a network's disk
+            fcntl.fcntl(number, full)
+            return
+    os.fsync(number)
+
+
+def _sync_folder(folder: str | Path) -> None:
+    """Have the names in a folder on the disk, where folders can be opened; raises OSError where the disk fails."""
+    try:
         number = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(number)
+            _sync(number)
         finally:
             os.close(number)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise

@@ -5,7 +5,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 
 import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
@@ -93,15 +93,22 @@ class Layout:
 
     def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
         """Reshaped slices of the vectors, nested by name as the layers see them."""
+        given = ((self.parameters, theta), (self.buffers, buffers))
+        return self.nested(
+            (slot, backend.xp.reshape(vector[slot.part], slot.shape))
+            for slots, vector in given
+            if vector is not None
+            for slot in slots
+        )
+
+    def nested(self, values: Iterable[tuple[Slot, Any]]) -> dict[str, Any]:
+        """A value for each slot, nested by name as the layers see them."""
         tree: dict[str, Any] = {}
         for group in self.groups:
             _place(tree, group, {})
-        for slots, vector in ((self.parameters, theta), (self.buffers, buffers)):
-            if vector is not None:
-                for slot in slots:
-                    view = backend.xp.reshape(vector[slot.part], slot.shape)
-                    for path in (slot.path, *slot.also):
-                        _place(tree, path, view)
+        for slot, value in values:
+            for path in (slot.path, *slot.also):
+                _place(tree, path, value)
         return tree
 
     def part(self, names: Collection[str]) -> "Layout":

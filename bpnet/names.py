@@ -96,6 +96,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
     "bpnet.files": {
         "bpnet.export.c": "to_c",
         "bpnet.export.numpy_source": "to_numpy_source",
+        "bpnet.export.onnx.write": "to_onnx",
         "bpnet.export.torch_module": "to_torch_module",
         "bpnet.weights.keras": "from_keras to_keras",
         "bpnet.weights.sklearn": "from_sklearn",

@@ -35,6 +35,8 @@ from support.world import world  # noqa: F401 - a fixture
 import bpnet as bp
 from bpnet.compiler import verify
 
+pytest_plugins = ["support.soak"]
+
 SUBSTITUTED = substitute.missing() == ""
 """Whether CuPy runs on the substitute for a device."""
 if SUBSTITUTED:

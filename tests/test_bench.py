@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 from bench import __main__ as command  # noqa: E402
-from bench import epoch, imports, measure, memory, mnist, profile, published, readme, report, scaling  # noqa: E402
+from bench import epoch, faults, imports, measure, memory, mnist, profile, published, readme, report, scaling  # noqa: E402
 from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.suites import SUITES  # noqa: E402
@@ -241,6 +241,28 @@ def test_readme_is_made_of_the_committed_runs(tmp_path: Path) -> None:
     readme.write(results, page)
     assert page.read_text() == text
     assert (results / "throughput.svg").read_bytes() == first
+
+
+def test_the_table_of_faults_has_the_latest_whole_run_of_each(tmp_path: Path) -> None:
+    def keep(date: str, fault: str, cases: int, sample: bool = False) -> None:
+        row = {"fault": fault, "title": f"what {fault} does", "place": ord(fault), "cases": cases, "failures": 0}
+        row |= {"details": ["first", "second"], "seconds": 1.0}
+        result = {"machine": a_run(date, 1, 1.0)["machine"], "sample": sample, "seed": 0, "soak": [row]}
+        (tmp_path / f"{date}-{fault}.json").write_text(json.dumps(result))
+
+    page = f"before\n{faults.BEGIN}\nold\n{faults.END}\nafter\n"
+    assert faults.filled(page, tmp_path) == page
+    keep("2026-01-02", "b", 2)
+    keep("2026-01-03", "a", 3000)
+    keep("2026-01-01", "b", 4)
+    keep("2026-01-05", "a", 5, sample=True)
+    text = faults.filled(page, tmp_path)
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    rows = [line for line in text.splitlines() if line.startswith("| what")]
+    assert rows == ["| what a does | 3,000 | 0 | first; second |", "| what b does | 2 | 0 | first; second |"]
+    assert "2026-01-03" in text
+    assert faults.filled("no markers", tmp_path) == "no markers"
 
 
 def test_report_without_results_says_how_to_get_some(tmp_path: Path) -> None:

@@ -352,9 +352,9 @@ TENSORS: list[tuple[Any, str]] = [
     (lambda t: t.update({"parameters.0.weight": t["parameters.0.weight"].T.copy()}), r"\(8, 6\); expected \(6, 8\)"),
     (lambda t: t.update({"parameters.0.bias": np.zeros(())}), r"\(\); expected \(8,\)"),
     (lambda t: t.update({"parameters.0.bias": np.zeros((8, 1))}), r"\(8, 1\); expected \(8,\)"),
-    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "int64")}), "'I64' values; expected F32 or F64"),
+    (lambda t: t.update({"parameters.0.bias": np.zeros(8, "int64")}), "holds int64 values, but"),
     (lambda t: t.update({"parameters.0.bias": np.zeros(8, "float16")}), "'F16' values"),
-    (lambda t: t.update({"buffers.1.mean": np.zeros(8, "bool")}), "'BOOL' values"),
+    (lambda t: t.update({"buffers.1.mean": np.zeros(8, "bool")}), "holds bool values, but"),
     (lambda t: t.update({"parameters.9.weight": np.zeros(3)}), r"parameters\.9\.weight"),
 ]
 
@@ -375,7 +375,7 @@ def test_number_types_that_numpy_has_not(saved: Path, tmp_path: Path) -> None:
         head["parameters.3.bias"]["dtype"] = kind
         start, stop = head["parameters.3.bias"]["data_offsets"]
         head["parameters.3.bias"]["shape"] = [(stop - start) // (2 if kind == "BF16" else 1)]
-        refused(seal(tmp_path / "m.safetensors", head, whole[8 + length :]), f"{kind}' values; expected F32 or F64")
+        refused(seal(tmp_path / "m.safetensors", head, whole[8 + length :]), f"{kind}' values; expected F32, F64")
 
 
 def test_a_layer_that_is_not_defined_here(saved: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bpnet.callbacks.base import Record
 from bpnet.callbacks.history import unrecorded
 from bpnet.callbacks.monitors import Monitors
-from bpnet.disk import checked_path, make_folder
-from bpnet.errors import OptionError, path_error, shown
+from bpnet.disk import checked_path, make_folder, remove
+from bpnet.errors import OptionError, shown
 from bpnet.options import whole
 
 if TYPE_CHECKING:
@@ -75,12 +75,7 @@ class ModelCheckpoint(Monitors):
             self._kept = before
             raise
         for old in {path for _, path in before} - set(self.paths):
-            try:
-                os.unlink(old)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise path_error(f"{old} can't be removed", error) from error
+            remove(old)
 
     def _place(self, record: Record) -> str | None:
         """Where the epoch belongs, which is then counted among the kept ones; None if it is none of them."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
-from bpnet.disk import checked_path, make_folder, open_ordinary, write_atomically
+from bpnet.disk import append, checked_path, make_folder, open_ordinary, write_atomically
 from bpnet.errors import MissingExtraError, PathError, path_error
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ class CSVLogger(Callback):
             with write_atomically(self.path, "w", encoding="utf-8", newline="") as file:
                 file.write(_lines([dict(zip(self.columns, self.columns, strict=True)), *records], self.columns))
             return
-        try:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(_lines([record], self.columns))
-        except OSError as error:
-            raise path_error(f"{self.path} can't be written", error) from error
+        append(self.path, _lines([record], self.columns).encode())
 
 
 FIRST = b"epoch"

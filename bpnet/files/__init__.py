@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
     from bpnet.export.c import to_c
     from bpnet.export.numpy_source import to_numpy_source
+    from bpnet.export.onnx.write import to_onnx
     from bpnet.export.torch_module import to_torch_module
     from bpnet.weights.keras import from_keras, to_keras
     from bpnet.weights.sklearn import from_sklearn
@@ -21,6 +22,7 @@ __all__ = [
     "to_c",
     "to_keras",
     "to_numpy_source",
+    "to_onnx",
     "to_torch",
     "to_torch_module",
 ]

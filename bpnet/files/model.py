@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 OPTIONS = ("seed", "clip_norm", "precision", "penalties")
 """Arguments of a trainer that its file keeps."""
+TRAINING = "training."
+"""How the names of the arrays of a training begin."""
 RECORDED = {"epoch", "step", "loss", "lr", "seconds"}
 """The numbers in every epoch's record."""
 
@@ -66,6 +68,10 @@ class Checkpoint:
     lr_scale: float = 1.0
     table: Mapping[str, Any] | None = None
     """Of a model that takes tables: what their columns are, and its target."""
+    training: Mapping[str, Any] | None = None
+    """Of a training that goes on from here: its place, options and callbacks' state, in what JSON can hold."""
+    arrays: "Mapping[str, numpy.ndarray[Any, Any]]" = field(default_factory=dict)
+    """Of that training too: arrays of numbers or truth values of NumPy, by name."""
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -76,6 +82,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
             tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+    tensors |= {f"{TRAINING}{name}": array for name, array in checkpoint.arrays.items()}
     description = {
         "format": FORMAT,
         "network": describe(layout.network),
@@ -88,6 +95,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         "history": checkpoint.history,
         "classes": _classes(checkpoint.classes, layout),
         **({} if checkpoint.table is None else {"table": checkpoint.table}),
+        **({} if checkpoint.training is None else {"training": checkpoint.training}),
     }
     if not isinstance(checkpoint.metadata, Mapping):
         raise ArgumentError(f"metadata is {kind_of(checkpoint.metadata)}; expected a dict")
@@ -149,6 +157,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
         if not isinstance(history, list) or not all(map(_is_record, history)):
             raise FileFormatError("the history is no list of records")
+        arrays = {name.removeprefix(TRAINING): tensors.pop(name) for name in [*tensors] if name.startswith(TRAINING)}
         return Checkpoint(
             layout,
             loss,
@@ -164,6 +173,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             metadata,
             not_negative("lr_scale", description.get("lr_scale", 1.0)),
             description.get("table"),
+            description.get("training"),
+            arrays,
         )
 
 
@@ -226,6 +237,8 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
     import numpy
 
     dtype = next((tensor.dtype for name, tensor in tensors.items() if name.startswith("parameters.")), None)
+    if dtype is not None and dtype.kind != "f":
+        raise FileFormatError(f"the parameters are {dtype} values; expected float32 or float64")
 
     def taken(name: str, shape: tuple[int, ...]) -> "numpy.ndarray[Any, Any]":
         if name not in tensors:

@@ -32,18 +32,20 @@ ZEROS = "0" * 64
 LARGEST_HEADER = 100_000_000
 """Bytes; what is longer the safetensors package does not read either."""
 
-DTYPES = {"F32": "<f4", "F64": "<f8"}
+DTYPES = {"F32": "<f4", "F64": "<f8", "BOOL": "|b1", "I8": "|i1", "U8": "|u1"}
+DTYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (2, 4, 8)}
+CODES = {dtype[1:]: code for code, dtype in DTYPES.items()}
 
 
 def write(file: IO[bytes], tensors: "Tensors", metadata: Mapping[str, str]) -> None:
-    """Write arrays of float32 or float64, and texts; raises ArgumentError where these are too long."""
+    """Write arrays of numbers or truth values, and texts; raises ArgumentError where these are too long."""
     import numpy
 
     header: dict[str, Any] = {"__metadata__": {"sha256": ZEROS, **metadata}}
     parts: list[memoryview] = []
     offset = 0
     for name, tensor in tensors.items():
-        dtype, end = f"F{8 * tensor.itemsize}", offset + tensor.nbytes
+        dtype, end = CODES[f"{tensor.dtype.kind}{tensor.itemsize}"], offset + tensor.nbytes
         header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
         parts.append(numpy.ravel(tensor).astype(DTYPES[dtype], copy=False).view(numpy.uint8).data)
         offset = end
@@ -110,7 +112,7 @@ def _in_order(header: dict[str, Any], size: int) -> list[tuple[str, str, tuple[i
         if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**63 for n in (start, end, *shape)):
             raise FileFormatError(f"the array {name!r} has a shape or a place that is impossible")
         if dtype not in DTYPES:
-            raise FileFormatError(f"the array {name!r} holds {dtype!r} values; expected F32 or F64")
+            raise FileFormatError(f"the array {name!r} holds {dtype!r} values; expected {', '.join(DTYPES)}")
         if end - start != math.prod(shape) * int(DTYPES[dtype][2:]):
             raise FileFormatError(f"the array {name!r} has the shape {shape}, but {end - start} bytes")
         if start != place:

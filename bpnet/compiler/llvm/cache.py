@@ -62,7 +62,7 @@ def write(name: str, key: bytes, code: bytes) -> None:
     try:
         with _opened(make=True) as (prefix, folder):
             _clean(prefix, folder)
-            with replacing(prefix + name, "wb", 0o600, folder) as file:
+            with replacing(prefix + name, 0o600, folder) as file:
                 file.write(hashlib.sha256(key + code).digest() + code)
     except OSError as error:
         LOG.debug("machine code is not kept: %s", error)

@@ -1,0 +1,1 @@
+"""A program of arrays as an ONNX model."""
