@@ -196,23 +196,29 @@ class Target:
         """Probabilities of the classes, or of each label: (rows, K).  Raises OptionError if there are none."""
         if self.kind == "number":
             raise OptionError("a model of quantities has no probabilities")
-        if not loss.logits and (_has_margins(loss) or not loss.probabilities):
+        if not gives_probabilities(loss):
             raise OptionError(
                 f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
             )
         backend = backend_of(outputs)
-        xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            loss, outputs = pooled(backend, loss, outputs)
-            found = loss.prediction(backend, outputs)
-            if self.kind == "class" and len(self.classes) == 1:
-                return xp.ones_like(found[:, :1])
-            if self.kind == "class" and found.shape[1] == 1:
-                return xp.concat([1.0 - found, found], axis=1)
-            if self.kind == "class" and not isinstance(loss, ClassLoss):  # one against the rest, each on its own
-                total = xp.sum(found, axis=1, keepdims=True)
-                return xp.where(total > 0.0, found / xp.where(total > 0.0, total, 1.0), 1.0 / found.shape[1])
+            return self.probabilities_of(backend, loss, outputs)
+
+    def probabilities_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """The same of what stands for arrays, too, as when a model is exported."""
+        xp = backend.xp
+        loss, outputs = pooled(backend, loss, outputs)
+        found = loss.prediction(backend, outputs)
+        if self.kind != "class":
             return found
+        if len(self.classes) == 1:
+            return xp.ones_like(found[:, :1])
+        if found.shape[1] == 1:
+            return xp.concat([1.0 - found, found], axis=1)
+        if isinstance(loss, ClassLoss):
+            return found
+        total = xp.sum(found, axis=1, keepdims=True)  # one against the rest, each on its own
+        return xp.where(total > 0.0, found / xp.where(total > 0.0, total, 1.0), 1.0 / found.shape[1])
 
     def decode(self, outputs: Any, loss: Loss) -> Any:
         """Labels or quantities from a network's outputs, (rows,) or (rows, columns), on their device.
@@ -223,20 +229,33 @@ class Target:
         backend = backend_of(outputs)
         xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            loss, outputs = pooled(backend, loss, outputs)
-            found = outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
             if self.kind == "number":
+                found = self.quantities_of(backend, loss, outputs)
                 return found if self.columns or found.shape[1] > 1 else xp.reshape(found, (-1,))
-            above = found > (0.0 if _has_margins(loss) else 0.5)
-            index = xp.__array_namespace_info__().default_dtypes()["integral"]
+            places = self.places_of(backend, loss, outputs)
             if self.kind == "multilabel":
-                return xp.astype(above, index)
-            one = xp.astype(above[:, 0] & (len(self.classes) > 1), index)
-            place = one if found.shape[1] == 1 else xp.argmax(found, axis=1)
+                return xp.astype(places, xp.__array_namespace_info__().default_dtypes()["integral"])
             classes = self.array(backend, backend.device(outputs))
             if isinstance(classes, np.ndarray):
-                return classes[backend.to_host(place)]
-            return xp.take(classes, place)
+                return classes[backend.to_host(places)]
+            return xp.take(classes, places)
+
+    def quantities_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """(rows, columns) in their own unit, or (rows, quantiles)."""
+        loss, outputs = pooled(backend, loss, outputs)
+        return outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
+
+    def places_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """The index of each row's class, (rows,); or whether it has each label, (rows, labels)."""
+        xp = backend.xp
+        loss, outputs = pooled(backend, loss, outputs)
+        found = loss.prediction(backend, outputs)
+        above = found > (0.0 if _has_margins(loss) else 0.5)
+        if self.kind == "multilabel":
+            return above
+        if found.shape[1] > 1:
+            return xp.argmax(found, axis=1)
+        return xp.astype(above[:, 0] if len(self.classes) > 1 else xp.zeros_like(found[:, 0]), xp.int32)
 
     # ---- as data ------------------------------------------------------------------------------------------------
 
@@ -273,6 +292,11 @@ class Target:
 def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
     """The loss of one member, and a single output (rows, units) that gives the average of the members' predictions."""
     return loss.single, loss.pooled(backend, outputs)
+
+
+def gives_probabilities(loss: Loss) -> bool:
+    """Whether predictions by it are probabilities."""
+    return loss.logits or (loss.probabilities and not _has_margins(loss))
 
 
 def _has_margins(loss: Loss) -> bool:

@@ -18,8 +18,8 @@ from bpnet.compiler.llvm.jit import written
 from bpnet.compiler.llvm.processor import EAX, ECX, Processor
 from bpnet.compiler.llvm.products import ARGUMENTS, UNPACKED_ROWS, Blocking
 
-Constant = int | str | Sequence[str]
-"""What the object has besides functions: a 64-bit whole number, text, or several."""
+Constant = int | str | list[str] | list[float]
+"""What the object has besides functions: a 64-bit whole number, text, or several texts or numbers."""
 
 ALIGNED = 64
 """Bytes to whose multiples weights and parts of the workspace are aligned."""
@@ -153,7 +153,7 @@ class _Object:
         mark, zeros = ir.ArrayType(I8, ALIGNED), ir.ArrayType(I8, len(data))
         kind = ir.LiteralStructType([mark, zeros])
         value = ir.Constant(kind, [ir.Constant(mark, bytearray(self._mark(i))), ir.Constant(zeros, None)])
-        return self._data(f"weights{i}", value, ALIGNED).gep([I32(0), I32(1)])
+        return _address(self._data(f"weights{i}", value, ALIGNED), ALIGNED)
 
     def _data(self, name: str, value: Any, align: int, public: bool = False) -> Any:
         found = ir.GlobalVariable(self.module, value.type, name)
@@ -168,9 +168,11 @@ class _Object:
         elif isinstance(value, str):
             self._data(name, _text(value), 1, public=True)
         else:
-            texts = [self._data(f"{name}.{i}", _text(text), 1) for i, text in enumerate(value)]
-            pointers = [text.bitcast(BYTES) for text in texts]
-            self._data(name, ir.Constant(ir.ArrayType(BYTES, len(pointers)), pointers), 8, public=True)
+            kind, made = REALS["float64"], list(value)
+            if isinstance(value[0], str):
+                texts = [self._data(f"{name}.{i}", _text(str(text)), 1) for i, text in enumerate(value)]
+                kind, made = BYTES, list(map(_address, texts))
+            self._data(name, ir.Constant(ir.ArrayType(kind, len(made)), made), 8, public=True)
 
     # ---- the processor ----------------------------------------------------------------------------------------------
 
@@ -309,7 +311,7 @@ class _Object:
         own = f.at(start, layout.result)
         target = own if entry.whole else f.select(full, y, own)
         memories = {ARENA: start, **dict(enumerate((*self.places, *given, target), FIRST))}
-        bases = f.bitcast(f.alloca(BYTES, FIRST + len(memories) - 1), Pointer(BYTES))
+        bases = f.bitcast(f.at(start, layout.bases), Pointer(BYTES))
         for i, memory in memories.items():
             f.store(f.bitcast(memory, BYTES), f.at(bases, i))
         self._commands(f, f"{entry.name}.arguments{size}", entry.runs[size][0], bases, f.at(start, layout.scratch))
@@ -340,7 +342,7 @@ class _Object:
         for t, place in zip(tiled, places, strict=False):
             key = t.kind, t.made_from
             kernel = self._part(key, t.kind, Kernel.TYPES, VOID, t.write)
-            arguments = f.bitcast(f.gep(table, [I64(0), I64(place)]), Pointer(I64))
+            arguments = f.bitcast(_address(table, 8 * place), Pointer(I64))
             if t.tiles == 1:
                 f.call(kernel, [arguments, I64(0), bases, scratch])
                 continue
@@ -368,9 +370,9 @@ class _Layout:
         tiled, arena = entry.runs[rows]
         sizes = [arena, max([0, *map(_scratch_bytes, tiled)])]
         sizes += [rows * each.row_bytes for each in made.inputs]
-        sizes += [rows * entry.outputs * SIZES[made.dtype]]
+        sizes += [rows * entry.outputs * SIZES[made.dtype], 8 * (FIRST + len(made.places) + len(made.inputs) + 1)]
         *places, end = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
-        _, self.scratch, *self.inputs, self.result = places
+        _, self.scratch, *self.inputs, self.result, self.bases = places
         self.bytes = end + ALIGNED  # it may begin anywhere
 
 
@@ -380,6 +382,11 @@ def _scratch_bytes(tiled: Tiled) -> int:
         return 0
     few = tiled.arguments[0] <= UNPACKED_ROWS and tiled.arguments[ARGUMENTS.index("b_column_stride")] == 1
     return 0 if few else Blocking(tiled.made_from[0]).scratch
+
+
+def _address(data: Any, offset: int = 0) -> Any:
+    """So many bytes from where it begins."""
+    return ir.FormattedConstant(BYTES, f"getelementptr (i8, ptr {data.get_reference()}, i64 {offset})")
 
 
 def _text(value: str) -> Any:

@@ -66,6 +66,14 @@ class Processor:
         return target.create_target_machine(cpu=self.name, features=self.flags, opt=3, **options)
 
     @property
+    def needs(self) -> list[str]:
+        """What code for it asks of x86 before it runs, as in CPUID."""
+        if not self.is_x86:
+            return []
+        entries = [entry for text in CPUID.values() for entry in text.split()]
+        return [entry for entry in entries if entry.rpartition(":")[0] in self.features]
+
+    @property
     def tested(self) -> dict[tuple[int, int, int], int]:
         """Of x86, by leaf, subleaf and register of CPUID, the bits that must be set."""
         found = {}
