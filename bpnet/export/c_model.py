@@ -95,7 +95,11 @@ class Network:
             given = tuple(x) if self.several else x[0]
             output = backend.outline(self.layout.network).forward(run, p, given)[0]
             made = result.function(backend, output)
-            return [made if made.dtype == graph.real else backend.xp.astype(made, graph.real)]
+            if made.dtype != graph.real:  # which tell of no output that is not a number
+                xp, flat = backend.xp, backend.xp.reshape(output, (rows, -1))
+                missing = xp.any(xp.isnan(flat), axis=1, keepdims=made.ndim > 1)
+                made = xp.where(missing, -1.0, xp.astype(made, graph.real))
+            return [made]
 
         arrays: list[Argument] = [(vector.shape, self.dtype) for vector in self.weights]
         arrays += [((rows, *shape), i.dtype) for shape, i in zip(self.shapes, self.inputs, strict=True)]

@@ -57,7 +57,7 @@ class Input:
 class Entry:
     """A function of the object: what it gives for each row, and by numbers of rows how that is computed.
 
-    whole: whether results, computed as numbers, are stored as int32.
+    whole: whether results, computed as numbers, are stored as int32; those below 0 are none.
     runs: commands, and the bytes of their arena.
     """
 
@@ -323,8 +323,9 @@ class _Object:
             with f.if_then(f.not_(full)):
                 _copy(f, y, own, f.mul(count, self._result_bytes(entry)))
         infinity = _infinity(self.dtype)
-        nan = self._largest(f, self.dtype, own if entry.whole else y, values, -1)
-        flags = f.select(f.icmp_unsigned(">", nan, infinity), I32(2), I32(0))
+        largest = self._largest(f, "int32" if entry.whole else self.dtype, y, values, -1)
+        sound = f.icmp_unsigned("<=", largest, 2**31 - 1 if entry.whole else infinity)
+        flags = f.select(sound, I32(0), I32(2))
         for x, each in zip(xs, self.inputs, strict=True):
             if each.dtype == "int32" and each.codes is None:
                 continue
