@@ -12,11 +12,6 @@ from bpnet.errors import MissingExtraError, OptionError, shown
 from bpnet.export.models import exported
 from bpnet.options import whole
 
-KEYWORDS = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while""".split()
-)
-
 
 def to_c(
     model: Any,
@@ -90,7 +85,6 @@ def to_c(
 
 def _name(name: str | None, stem: str) -> str:
     given = re.sub(r"\W", "_", os.path.basename(stem), flags=re.ASCII) if name is None else name
-    sound = isinstance(given, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given) and given not in KEYWORDS
-    if not sound:
+    if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given):
         raise OptionError(f"name is {shown(given)}; expected a name of C, a letter followed by letters, digits and _")
     return given

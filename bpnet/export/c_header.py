@@ -5,21 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from textwrap import indent, wrap
+from typing import TYPE_CHECKING
 
-from bpnet.compiler.llvm.ahead import Constant, Entry, Input
-from bpnet.compiler.llvm.processor import Processor
 from bpnet.tabular.dates import CYCLES
 from bpnet.tabular.schema import Feature, Schema
+
+if TYPE_CHECKING:
+    from bpnet.compiler.llvm.ahead import Constant, Entry, Input
+    from bpnet.compiler.llvm.processor import Processor
 
 TYPES = {"float32": "float", "float64": "double", "int32": "int32_t"}
 COUNTS = {"predict": "outputs", "predict_proba": "probabilities", "predict_class": "labels"}
 """What the number of results for a row is called, by function."""
-KEYWORDS = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while rows y
-    workspace""".split()
-)
-"""What arguments can't be called."""
 WIDTH = 114
 """Of lines in a comment."""
 
@@ -71,14 +68,14 @@ class Interface:
 
     name: str
     title: str
-    processor: Processor
+    processor: "Processor"
     block: int
     dtype: str
-    inputs: Sequence[tuple[str, Input]]
-    entries: Sequence[Entry]
+    inputs: Sequence[tuple[str, "Input"]]
+    entries: Sequence["Entry"]
     says: dict[str, str]
     """Of each function, what it gives."""
-    constants: dict[str, Constant]
+    constants: dict[str, "Constant"]
     columns: "Columns | None" = None
 
     @property
@@ -125,7 +122,7 @@ class Interface:
         text = f"{' or '.join(found) or 'not returned'}; all rows without are right"
         return "\n       ".join(wrap(text, 80))
 
-    def _declared(self, entry: Entry) -> str:
+    def _declared(self, entry: "Entry") -> str:
         kind, count = "int32_t" if entry.whole else TYPES[self.dtype], f"{self.name}_{COUNTS[entry.name]}".upper()
         arrays = "".join(f"const {TYPES[each.dtype]} *{name}, " for name, each in self.inputs)
         takes = f"{arrays}int64_t rows, {kind} *y"
@@ -143,7 +140,7 @@ class Columns:
         self.names = dict(zip(schema.features, identifiers([f.name for f in schema.features]), strict=True))
 
     @cached_property
-    def values(self) -> dict[str, Constant]:
+    def values(self) -> dict[str, "Constant"]:
         """The known values of categories, as the object has them."""
         found: dict[str, Constant] = {}
         for feature in (f for f in self.schema.categories if f.values):
@@ -193,11 +190,10 @@ class Columns:
 
 
 def identifiers(names: Sequence[str]) -> list[str]:
-    """Names as C can have them, all different."""
+    """Names as they can be the ends of names in C, all different."""
     found: list[str] = []
     for name in names:
         made = re.sub(r"\W", "_", name, flags=re.ASCII)
-        made = f"x{made}" if not made[:1].isalpha() or made in KEYWORDS else made
         while made in found:
             made += "_"
         found.append(made)
@@ -212,7 +208,7 @@ def wrapped(line: str) -> str:
     return "\n".join(wrap(plain, WIDTH, subsequent_indent=hanging)) or ""
 
 
-def _kind(value: Constant, name: str) -> str:
+def _kind(value: "Constant", name: str) -> str:
     if isinstance(value, int):
         return f"int64_t {name}"
     if isinstance(value, str):

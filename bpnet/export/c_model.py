@@ -72,7 +72,7 @@ class Network:
             else Input(CODES, math.prod(one), None if accepts else codes)
             for codes, one, accepts in zip(kinds, self.shapes, accepted, strict=True)
         ]
-        self.names = identifiers([name for name, _ in shape] if self.several else ["x"])
+        self.names = [f"x_{name}" for name in identifiers([name for name, _ in shape])] if self.several else ["x"]
         found = results_of(model)
         self.classes = None if found.classes is None else list(map(str, found.classes))
         of = "" if self.classes is None else ", in the order of class_names"
@@ -126,8 +126,8 @@ class Network:
         for a, b in zip(one, other, strict=True):
             b[0] = a[0]
         with numpy.errstate(all="ignore"):
-            found = [interpret(commands, [*self.weights, *x])[0][0] for x in (one, other)]
-        if not numpy.allclose(*found, rtol=1e-3, atol=1e-5, equal_nan=True):
+            first, again = (interpret(commands, [*self.weights, *x])[0][0] for x in (one, other))
+        if not numpy.allclose(first, again, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ExportError(f"outputs of a row of {shown(self.layout.network)} depend on the rows beside it")
 
 
@@ -140,7 +140,7 @@ class CompiledModel:
         entries = [self._entry(result, sizes) for result in network.results]
         constants: dict[str, Constant] = {"version": __version__, "hash": ""}
         for given, array in zip(network.names, network.inputs, strict=True):
-            constants[f"inputs_{given}" if network.several else "inputs"] = array.features
+            constants["inputs" + given.removeprefix("x")] = array.features
         constants |= {COUNTS[entry.name]: entry.outputs for entry in entries}
         if network.classes is not None:
             constants["class_names"] = network.classes

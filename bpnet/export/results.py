@@ -56,8 +56,8 @@ def _outputs(backend: Backend, outputs: Array) -> Array:
 
 
 def _places(loss: Loss, backend: Backend, outputs: Array) -> Array:
-    single, z = loss.single, loss.pooled(backend, outputs)
+    xp, single, z = backend.xp, loss.single, loss.pooled(backend, outputs)
     if single.boundary is None:
-        return backend.xp.argmax(z, axis=1)
+        return xp.argmax(z, axis=1)
     above = z > single.boundary
-    return backend.xp.astype(above[:, 0], backend.xp.int32) if z.shape[1] == 1 else above
+    return xp.astype(xp.astype(above[:, 0], z.dtype), xp.int32) if z.shape[1] == 1 else above

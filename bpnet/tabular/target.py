@@ -255,7 +255,8 @@ class Target:
             return above
         if found.shape[1] > 1:
             return xp.argmax(found, axis=1)
-        return xp.astype(above[:, 0] if len(self.classes) > 1 else xp.zeros_like(found[:, 0]), xp.int32)
+        one = xp.astype(above[:, 0], found.dtype) if len(self.classes) > 1 else xp.zeros_like(found[:, 0])
+        return xp.astype(one, xp.int32)
 
     # ---- as data ------------------------------------------------------------------------------------------------
 

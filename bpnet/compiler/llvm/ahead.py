@@ -31,11 +31,14 @@ MARK = b"bpnet weights:"
 class Tiled(Protocol):
     """A command cut into tiles: see `backends.numpy.lower.TiledCommand`."""
 
-    kind: str
-    made_from: tuple[Any, ...]
-    arguments: tuple[int, ...]
-    tiles: int
-
+    @property
+    def kind(self) -> str: ...
+    @property
+    def made_from(self) -> tuple[Any, ...]: ...
+    @property
+    def arguments(self) -> tuple[int, ...]: ...
+    @property
+    def tiles(self) -> int: ...
     def write(self, module: ir.Module, name: str) -> None: ...
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from llvmlite import binding as llvm
 
-V2 = frozenset("cx16 popcnt sahf sse3 sse4.1 sse4.2 ssse3".split())
-V3 = V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
-V4 = V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
+V2 = frozenset(["cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3"])
+V3 = V2 | frozenset(["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"])
+V4 = V3 | frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
 LEVELS = {"x86-64": frozenset[str](), "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4}
 """The levels of the x86-64 psABI, and what each has that x86-64 has not."""
 
@@ -25,7 +25,7 @@ CPUID = {
     (0x80000001, 0, ECX): "sahf:0 lzcnt:5 prfchw:8",
 }
 """Where x86 says what it has: by leaf, subleaf and register, LLVM's names of features and their bits."""
-ALWAYS = frozenset("64bit cmov cx8 fxsr mmx sse sse2 x87".split())
+ALWAYS = frozenset(["64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "x87"])
 """What every x86-64 has."""
 
 
@@ -93,7 +93,7 @@ def host() -> Processor:
 
 @lru_cache
 def named(name: str) -> Processor:
-    """"native", this one with those features that can be asked for; a level of x86-64; or "generic", the least.
+    """ "native", this one with those features that can be asked for; a level of x86-64; or "generic", the least.
 
     Raises KeyError where there is no such processor with this architecture.
     """
