@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet import names
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
-    from bpnet import backends, errors, files, initializers, metrics, report, testing, typing
+    from bpnet import backends, errors, files, initializers, metrics, plots, report, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks.base import Callback
@@ -90,6 +90,7 @@ if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PU
     from bpnet.optimizers.schedule_free import ScheduleFreeAdamW
     from bpnet.optimizers.sgd import SGD, Lion
     from bpnet.penalties import L1, L2, Orthogonality, Penalty
+    from bpnet.plots.live import LivePlot
     from bpnet.schedules import (
         Constant,
         Cosine,
@@ -125,8 +126,8 @@ __all__ = [
     "Flatten", "Focal", "Gamma", "GaussianNLL", "GaussianNoise", "GeGLU", "GradientNoise", "GradientReport",
     "GroupNorm", "Grouped", "HardSigmoid", "HardSwish", "HardTanh", "Head", "Heads", "Hinge", "History", "Huber",
     "Identity", "Inputs", "Inspection", "KLDivergence", "Layer", "LayerNorm", "Layout", "Leaf", "LeakyReLU",
-    "LearningRateCurve", "Lion", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier", "MLPRegressor",
-    "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
+    "LearningRateCurve", "Lion", "LivePlot", "LogCosh", "LogSigmoid", "LogSoftmax", "Loss", "MLPClassifier",
+    "MLPRegressor", "MLflow", "MeanAbsoluteError", "MeanSquaredError", "MemberDense", "MemberScale", "Members", "Mish",
     "ModelCheckpoint", "Muon", "NAdam", "Norms", "NumericEmbedding", "NumericInput", "OneCycle", "Optimizer",
     "Orthogonality", "PReLU", "Parallel", "Parametric", "Penalty", "Poisson", "Polynomial", "Prodigy", "Progress",
     "Quantile", "RAdam", "RMSNorm", "RMSprop", "ReLU", "ReLU6", "ReduceOnPlateau", "Reshape", "Residual", "Rng",
@@ -135,14 +136,14 @@ __all__ = [
     "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
     "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
     "check_backend", "check_gradients", "errors", "files", "find_learning_rate", "initializers", "inspect", "layout_of",
-    "load", "lsuv", "metrics", "minimize", "reference", "report", "row_losses", "search_table", "testing",
+    "load", "lsuv", "metrics", "minimize", "plots", "reference", "report", "row_losses", "search_table", "testing",
     "train_table", "typing", "value_and_grad",
 ]  # fmt: skip
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
     _find = names.on_demand(
-        "bpnet", ("backends", "errors", "files", "initializers", "metrics", "report", "testing", "typing")
+        "bpnet", ("backends", "errors", "files", "initializers", "metrics", "plots", "report", "testing", "typing")
     )
 
     def __getattr__(name: str) -> Any:

@@ -19,9 +19,9 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader, parts, row_order
+from bpnet.data.loader import Batch, Loader
 from bpnet.data.memory import out_of_memory
-from bpnet.divergence import Diagnosis, has_nan, is_finite_step, what_was_kept
+from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError, OutOfMemoryError
 from bpnet.layer import Input, Layer, Params, row_count
 from bpnet.layout import Layout, accepting
@@ -237,65 +237,10 @@ class Engine:
         self.checked = state.now
         return value
 
-    def epoch(
-        self,
-        data: Loader,
-        batch_size: int,
-        number: int,
-        shuffle: bool | Callable[[int], Any],
-        singly: bool,
-        after: Callable[[int, Array], None],
-        before: Snapshot,
-        count: int,
-    ) -> dict[str, Any]:
-        """A pass over `count` rows, after so many; `after` is told each step and its loss.  Gives the epoch's record.
-
-        With `singly` no step begins before `after` has returned from the one before.  `before` is where it begins.
-        """
-        backend, xp = self.backend, self.backend.xp
-        singly = singly or data.streams or current.reference or not self.optimizer.traceable or self.sparse is not None
-        together, whole = 1 if singly else backend.max_steps_per_launch, count // batch_size
-        if whole < together:
-            together = max(whole, 1) if shuffle else 1  # in their order, few batches are read where they lie
-        ordered = bool(shuffle) or together > 1 or count < data.count
-        order = row_order(self.seed, number, data.count, shuffle)[:count] if ordered else None
-        losses: list[Array] = []
-        with self.session(min(batch_size, count), -(-count // batch_size)):
-            for i, loss in enumerate(self._steps(data, batch_size, order, together)):
-                losses.append(loss)
-                after(i + 1, loss)
-            sizes = data.sizes(batch_size, order)  # while a device computes
-            with self.looking():
-                arrays = vectors(self.carry)
-                known = backend.fetch([*losses, *[xp.sum(array) for array in arrays]])
-            values = known[: len(losses)]
-            finite = all(map(math.isfinite, values)) and (
-                all(map(math.isfinite, known)) or is_finite_step(backend, losses[-1], arrays, before[0])
-            )
-            if not finite:
-                self._repeat(data.batches(batch_size, order), before)
-        mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / sum(sizes)
-        mean = mean if self.loss.reduction == "mean" else sum(values)
-        lr = self.scheduled.learning_rate(self.count - 1) * self.lr_scale
-        precision = "float64" if self.carry[0].dtype == xp.float64 else self.precision
-        return {"epoch": number + 1, "step": self.count, "loss": mean, "lr": lr, "matmul_precision": precision}
-
-    def _steps(self, data: Loader, batch_size: int, order: Any, together: int) -> Iterator[Array]:
-        """Do the steps of an epoch, `together` by one launch where the backend can: their losses."""
-        for x, y, weight, rows in data.batches(together * batch_size, order):
-            if together == 1:
-                yield self.advance(x, y, weight, rows)
-                continue
-            assert rows is not None
-            full = rows.shape[0] == together * batch_size
-            losses = self.run_steps(x, y, weight, rows, together) if full else None
-            for i, (first, last) in enumerate(parts(rows.shape[0], batch_size)):
-                yield self.advance(x, y, weight, rows[first:last]) if losses is None else losses[i]
-
     # ---- divergence ---------------------------------------------------------------------------------------------
 
-    def _repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
-        """Repeat an epoch up to the step after which something is not finite, and raise what says so."""
+    def repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
+        """Repeat steps from `before` up to the one after which something is not finite, and raise what says so."""
         self.restore(before)
         for batch in batches:
             last = self.snapshot()
@@ -304,8 +249,8 @@ class Engine:
                 raise self._diverged(last, value, batch)
         self.restore(before)
         raise DivergedError(
-            "training diverged, though not when repeated; all is as it was before the epoch, which began at step "
-            f"{self.count + 1}"
+            "training diverged, though not when repeated; all is as it was before the epoch, or where it was resumed: "
+            f"before step {self.count + 1}"
         )
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
@@ -427,22 +372,3 @@ class Engine:
                 rows = data.count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
             return result | collected.results(self.loss)
-
-    def validate(
-        self,
-        data: Loader,
-        size: int,
-        before: Snapshot,
-        metrics: tuple[Metric, ...] = (),
-        which: str = "validation",
-    ) -> dict[str, Any]:
-        """The same after an epoch; where the loss is NaN, go back to `before`.  `which` data is for the error."""
-        try:
-            return self.evaluate(data, size, metrics)
-        except DivergedError as error:
-            step = self.count
-            self.restore(before)
-            raise DivergedError(
-                f"training diverged at step {step} or before, as the {which} data show: {error}. "
-                f"{what_was_kept(self.backend, self.state.now)}"
-            ) from error

@@ -1,70 +1,252 @@
-"""The epochs of `Trainer.fit`: steps, the record of each epoch, and the callbacks that are told of them."""
+"""The epochs of `Trainer.fit`: steps, the record of each epoch, the callbacks that are told of them, checkpoints."""
 
+import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array
+from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Loader
+from bpnet.data.loader import Batch, Loader, parts, row_order
+from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
+from bpnet.errors import DivergedError, OptionError
 from bpnet.metrics.base import Metric
+from bpnet.options import flag, whole
+from bpnet.signals import Ended
+from bpnet.step import Snapshot, vectors
 
 if TYPE_CHECKING:
+    from bpnet.saving import Saving
     from bpnet.trainer import Trainer
 
 LEAST_EVALUATED = 8192
 """Rows that are evaluated at a time, where batches are smaller."""
 
 
-def run_epochs(
-    trainer: "Trainer",
-    engine: Engine,
-    data: Loader,
-    held_out: Loader | None,
-    *,
-    epochs: int,
-    batch_size: int,
-    shuffle: bool | Callable[[int], Any],
-    metrics: tuple[Metric, ...],
-    listeners: Sequence[Callback],
-    count: int | None = None,
-) -> None:
-    """Train on all rows of `data` so many times, or `count` of them, and each time add a record to the history.
+class Training:
+    """One call of `fit`: what it trains on, whom it tells, and how far it has come.
 
-    Metrics are of all rows of `data` and of `held_out`, by the parameters at the end of the epoch.
+    `count` is how many rows an epoch takes; metrics are of all rows of `data` and of `held_out`, by the parameters at
+    the end of an epoch.
     """
-    singly, evaluated = any(map(needs_each_step, listeners)), trainer.micro_batch or max(batch_size, LEAST_EVALUATED)
-    begun: list[Callback] = []
-    count = data.count if count is None else count
 
-    def after(step: int, loss: Array) -> None:
-        trainer.step_loss = loss
-        for callback in listeners:
-            callback.on_step_end(trainer, step)
+    def __init__(
+        self,
+        trainer: "Trainer",
+        engine: Engine,
+        data: Loader,
+        held_out: Loader | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool | Callable[[int], Any],
+        listeners: Sequence[Callback],
+        metrics: tuple[Metric, ...] = (),
+        count: int | None = None,
+        saving: "Saving | None" = None,
+    ) -> None:
+        self.trainer, self.engine, self.data, self.held_out = trainer, engine, data, held_out
+        self.batch_size, self.shuffle, self.listeners, self.metrics = batch_size, shuffle, listeners, metrics
+        self.count = data.count if count is None else count
+        self.steps = -(-self.count // batch_size)
+        self.saving = saving
+        self.begun = len(trainer.history), engine.count
+        """How many epochs and steps there had been before the training began."""
+        # of the epoch that runs:
+        self.losses: list[float] = []
+        """Those of its steps, as far as the host knows them."""
+        self.order: Any = None
+        """The order of its rows; None: as they lie."""
+        self.sizes: list[float] = []
+        """How much its batches weigh."""
+        self.seconds = self.started = 0.0
+        """How long it had taken when it was taken up, and when it would have begun, had it never been interrupted."""
 
-    try:
-        for callback in listeners:
-            callback.on_train_begin(trainer, epochs, -(-count // batch_size))
-            begun.append(callback)
-        for _ in range(epochs):
-            started, before = time.perf_counter(), engine.snapshot()
-            record = engine.epoch(data, batch_size, len(trainer.history), shuffle, singly, after, before, count)
-            if metrics:
-                found = engine.validate(data, evaluated, before, metrics, "training")
-                record |= {metric.key: found[metric.key] for metric in metrics}
-            if held_out is not None:
-                found = engine.validate(held_out, evaluated, before, metrics)
-                record |= {f"val_{name}": value for name, value in found.items()}
-            record["seconds"] = time.perf_counter() - started
-            trainer.history.epochs.append(record)
-            for callback in listeners:
-                callback.on_epoch_end(trainer, record)
-            if trainer.stop:
-                break
-    except BaseException as error:
-        end(begun, trainer, error)
-        raise
-    finally:
-        trainer.step_loss = None
-    end(begun, trainer)
+    @property
+    def number(self) -> int:
+        """How many steps there have been, as far as the host knows their losses, whatever callbacks went back to."""
+        epochs, steps = self.begun
+        return steps + (len(self.trainer.history) - epochs) * self.steps + len(self.losses)
+
+    def run(self, epochs: int) -> None:
+        """Train for so many epochs; where it goes on from a checkpoint, for those of them that are left."""
+        self.trainer.stop = False
+        if self.saving is None:
+            self._run(epochs, [])
+        else:
+            with self.saving:
+                self._run(epochs, self.saving.take_up(self))
+
+    def _run(self, epochs: int, states: Sequence[tuple[Callback, Any]]) -> None:
+        """The same, with what callbacks had kept."""
+        trainer, last, ended = self.trainer, self.begun[0] + epochs, self.trainer.stop
+        begun: list[Callback] = []
+        try:
+            for callback in self.listeners:
+                callback.on_train_begin(trainer, last - len(trainer.history), self.steps)
+                begun.append(callback)
+            for callback, state in states:
+                callback.load_state_dict(state)
+            while len(trainer.history) < last and not ended:
+                self._epoch(last)
+                ended = trainer.stop
+        except BaseException as error:
+            end(begun, trainer, error)
+            raise
+        finally:
+            trainer.step_loss = None
+        end(begun, trainer)
+
+    # ---- an epoch -----------------------------------------------------------------------------------------------
+
+    def _epoch(self, last: int) -> None:
+        """One more record in the history, which is to have `last` of them in the end."""
+        trainer, engine, history = self.trainer, self.engine, self.trainer.history
+        self.started, before = time.perf_counter() - self.seconds, engine.snapshot()
+        self._steps(before)
+        record: dict[str, Any] = {}
+        while not record:
+            try:
+                with nullcontext() if self.saving is None else self.saving.signals.ending_at_once():
+                    record = self._record(before)
+            except Ended:
+                assert self.saving is not None
+                self.saving.save(self)
+        history.epochs.append(record)
+        self.losses, self.order, self.seconds = [], None, 0.0
+        for callback in self.listeners:
+            callback.on_epoch_end(trainer, record)
+        if self.saving is not None:
+            self.saving.after_epoch(self, last=len(history) == last or trainer.stop)
+
+    def _steps(self, before: Snapshot) -> None:
+        """Do the steps of the epoch that are left, and know their losses.
+
+        Where several steps are done by one launch, callbacks are told of them, and a checkpoint is written, once all of
+        them are done.
+        """
+        trainer, engine, data = self.trainer, self.engine, self.data
+        backend, first = engine.backend, len(self.losses)
+        singly = any(map(needs_each_step, self.listeners)) or data.streams or current.reference
+        singly = singly or not engine.optimizer.traceable or engine.sparse is not None
+        together, whole = 1 if singly else backend.max_steps_per_launch, self.count // self.batch_size
+        if whole < together:
+            together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
+        if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
+            order = row_order(engine.seed, len(trainer.history), data.count, self.shuffle)
+            self.order = order[: self.count]
+        pending: list[Array] = []
+        with engine.session(min(self.batch_size, self.count), self.steps - first):
+            steps = self._advance(first, together) if first < self.steps else iter(())
+            for step, (loss, whole_launch) in enumerate(steps, first + 1):
+                pending.append(loss)
+                trainer.step_loss = loss
+                for callback in self.listeners:
+                    callback.on_step_end(trainer, step)
+                due = self.saving is not None and self.saving.due(self.number + len(pending))
+                if due and whole_launch and step < self.steps:
+                    self._fetch(pending, before, first)
+                    self.saving.save(self)  # type: ignore[union-attr]
+            self.sizes = data.sizes(self.batch_size, self.order)  # while a device computes
+            self._fetch(pending, before, first)
+
+    def _advance(self, first: int, together: int) -> Iterator[tuple[Array, bool]]:
+        """Do the steps after so many, `together` by one launch where the backend can.
+
+        Gives the loss of each, and whether no other has been done besides those that it gave.
+        """
+        engine, size = self.engine, self.batch_size
+        for x, y, weight, rows in self._batches(together * size, first):
+            if together == 1:
+                yield engine.advance(x, y, weight, rows), True
+                continue
+            assert rows is not None
+            full, cut = rows.shape[0] == together * size, parts(rows.shape[0], size)
+            losses = engine.run_steps(x, y, weight, rows, together) if full else None
+            for i, (start, stop) in enumerate(cut):
+                if losses is None:
+                    yield engine.advance(x, y, weight, rows[start:stop]), True
+                else:
+                    yield losses[i], i == len(cut) - 1
+
+    def _batches(self, size: int, first: int) -> Iterator[Batch]:
+        """Batches of `size` rows, without those of the first so many steps."""
+        done = first * self.batch_size
+        if self.order is not None:
+            return self.data.batches(size, self.order[done:])
+        if self.data.streams and done:  # none of the others is to be copied
+            return self.data.batches(size, range(done, self.count))
+        return itertools.islice(self.data.batches(size), first, None)
+
+    def _fetch(self, pending: list[Array], before: Snapshot, first: int) -> None:
+        """Have the losses on the host; raises DivergedError where one of them, or what the steps left, is not finite.
+
+        `before` is what the steps after the first so many of the epoch went on from.
+        """
+        engine, backend = self.engine, self.engine.backend
+        if not pending:
+            return
+        with engine.looking():
+            arrays = vectors(engine.carry)
+            known = backend.fetch([*pending, *[backend.xp.sum(array) for array in arrays]])
+        values = known[: len(pending)]
+        finite = all(map(math.isfinite, values)) and (
+            all(map(math.isfinite, known)) or is_finite_step(backend, pending[-1], arrays, before[0])
+        )
+        if not finite:
+            engine.repeat(self._batches(self.batch_size, first), before)
+        self.losses += values
+        pending.clear()
+
+    def _record(self, before: Snapshot) -> dict[str, Any]:
+        """The record of the epoch whose steps are done.  Where its metrics are NaN, go back to `before` and raise."""
+        engine, held_out, metrics, losses = self.engine, self.held_out, self.metrics, self.losses
+        mean = sum(v * n for v, n in zip(losses, self.sizes, strict=True)) / sum(self.sizes)
+        record = {
+            "epoch": len(self.trainer.history) + 1,
+            "step": engine.count,
+            "loss": mean if engine.loss.reduction == "mean" else sum(losses),
+            "lr": engine.scheduled.learning_rate(engine.count - 1) * engine.lr_scale,
+            "matmul_precision": "float64" if engine.carry[0].dtype == engine.backend.xp.float64 else engine.precision,
+        }
+        if metrics:
+            found = self._evaluate(self.data, before, "training")
+            record |= {metric.key: found[metric.key] for metric in metrics}
+        if held_out is not None:
+            found = self._evaluate(held_out, before, "validation")
+            record |= {f"val_{name}": value for name, value in found.items()}
+        return record | {"seconds": time.perf_counter() - self.started}
+
+    def _evaluate(self, data: Loader, before: Snapshot, which: str) -> dict[str, Any]:
+        """Loss and metrics of some data after an epoch; where the loss is NaN, go back to `before`."""
+        engine, size = self.engine, self.trainer.micro_batch or max(self.batch_size, LEAST_EVALUATED)
+        try:
+            return engine.evaluate(data, size, self.metrics)
+        except DivergedError as error:
+            step = engine.count
+            engine.restore(before)
+            raise DivergedError(
+                f"training diverged at step {step} or before, as the {which} data show: {error}. "
+                f"{what_was_kept(engine.backend, engine.state.now)}"
+            ) from error
+
+    def elapsed(self) -> float:
+        """Seconds that the epoch has taken so far, where one runs."""
+        return time.perf_counter() - self.started if self.losses else 0.0
+
+
+def checked_saving(checkpoint: Any, every: Any, keep: Any, resume: Any) -> "Saving | None":
+    """What these arguments of `fit` mean; raises ArgumentError or OptionError."""
+    every = None if every is None else whole("every", every, 1)
+    keep, resume = whole("keep", keep, 1), flag("resume", resume)
+    if checkpoint is None:
+        if resume or every is not None:
+            raise OptionError(f"{'resume' if resume else 'every'} is given, but no folder: pass checkpoint= too")
+        return None
+    from bpnet.files.folder import Folder
+    from bpnet.saving import Saving
+
+    return Saving(Folder.of(checkpoint), every, keep, resume)

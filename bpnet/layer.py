@@ -145,23 +145,10 @@ class ShapeRng(Rng):
             raise OutOfMemoryError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
         return numpy.broadcast_to(numpy.float64(value), shape)
 
-    def given(self, shape: Shape, values: Any) -> Any:
+    def _zeros(self, shape: Shape, *others: Any, **options: Any) -> Any:
         return self.full(shape, 0.0)
 
-    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
-        return self.full(shape, 0.0)
-
-    def uniform(self, shape: Shape, limit: float) -> Any:
-        return self.full(shape, 0.0)
-
-    def normal(self, shape: Shape, deviation: float) -> Any:
-        return self.full(shape, 0.0)
-
-    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
-        return self.full(shape, 0.0)
-
-    def orthogonal(self, shape: Shape) -> Any:
-        return self.full(shape, 0.0)
+    given = computed = uniform = normal = truncated_normal = orthogonal = _zeros
 
     def scaled(self, values: Any, factor: float) -> Any:
         return values
@@ -376,6 +363,11 @@ class Layer(Registered, kind="layer"):
     def summary(self, x: Any) -> Any:
         """A table of the layers in this one, for rows like those of `x`: see `bpnet.Summary`."""
         return importlib.import_module("bpnet.inspection").summarized(self, x)
+
+    def plot(self, x: Any = None, path: Any = None, *, terminal: bool = False, figure: Any = None) -> Any:
+        """A diagram of the layers in this one, with shapes for rows like those of `x`: see `bpnet.plots.network`."""
+        draw = importlib.import_module("bpnet.plots").network
+        return draw(self, x, path, terminal=terminal, figure=figure)
 
     def _repr_html_(self) -> str:
         """A notebook's view: the layers in this one, of which `summary` tells more."""

@@ -74,6 +74,7 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.optimizers.schedule_free": "ScheduleFreeAdamW",
         "bpnet.optimizers.sgd": "SGD Lion",
         "bpnet.penalties": "L1 L2 Orthogonality Penalty",
+        "bpnet.plots.live": "LivePlot",
         "bpnet.schedules": "Constant Cosine CosineRestarts CosLog Epochs Exponential FlatCosine OneCycle Polynomial "
         "Schedule StepDecay WarmUp",
         "bpnet.tabular.model": "TableModel",

@@ -1,5 +1,6 @@
 """Text and tables for people: plain at a prompt, tables as HTML in a notebook."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -50,3 +51,36 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int
 
     body = "".join(row(cells, "td") for cells in rows)
     return f"<table><thead>{row(headings, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def clean(text: str) -> str:
+    """Text on one line: what a terminal would obey, and what has no width of its own, becomes a space or goes."""
+    spaced = "".join(" " if c.isspace() else c for c in text)
+    return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cn"))
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    taken, joined = 0, False
+    for c in text:
+        if joined or unicodedata.combining(c) or unicodedata.category(c) in ("Cf", "Mn", "Me"):
+            joined = c == "\u200d"  # what follows is drawn into the same place
+            continue
+        taken += 2 if unicodedata.east_asian_width(c) in "WF" else 1
+    return taken
+
+
+def fit(text: str, width: int) -> str:
+    """The text in no more than `width` columns: its beginning, and that there is more."""
+    text = clean(text).strip()
+    if columns_of(text) <= width:
+        return text
+    while text and columns_of(text) > width - 1:
+        text = text[:-1]
+    return text.rstrip("\u200d") + "…"
+
+
+def pad(text: str, width: int, right: bool = False) -> str:
+    """The text with spaces behind it, or before it."""
+    spaces = " " * (width - columns_of(text))
+    return spaces + text if right else text + spaces

@@ -26,7 +26,7 @@ from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, kind, named, place_of, prepare, validation_data
 from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
-from bpnet.fitting import run_epochs
+from bpnet.fitting import Training, checked_saving
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout, arranged
 from bpnet.locking import TrainingLock, locked
@@ -292,6 +292,10 @@ class Trainer(HasState):
         metrics: Sequence[MetricName | Metric] = (),
         callbacks: Sequence[CallbackName | Callback] = (),
         progress: bool | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int | None = None,
+        keep: int = 3,
+        resume: bool = False,
     ) -> History:
         """Train for `epochs` passes over the rows of x, y in batches of `batch_size`; calling it again goes on.
 
@@ -312,13 +316,24 @@ class Trainer(HasState):
             pass over them, as "accuracy", and of the validation data as "val_accuracy"
         callbacks : names, such as "early_stopping", or objects, called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
+        checkpoint : a folder for checkpoints: files for `bpnet.load` from which the training can go on where it was
+            interrupted, in the midst of an epoch too, and end as if it never had been.  One training at a time uses it.
+            Ctrl-C, SIGTERM and SIGHUP then wait for the step, write a checkpoint, and end the program or call
+        every : steps from one checkpoint to the next, None for one after every epoch; there is one at the end, too
+        keep : how many of the last checkpoints are kept; besides them best.safetensors is after the epoch with the
+            smallest loss, that of the validation data where there are some
+        resume : go on from the newest checkpoint in the folder, whose state the trainer then has, or begin where there
+            is none; `epochs` are those of the whole training.  Data and options must be those that it was begun with
 
         Raises ShapeError, DTypeError, DataError or ArrayMismatchError on unfit data, and DivergedError when a loss, a
         parameter, a buffer or the optimizer's state is no longer finite; all of them are then those from before the
         step in which that began.  Where only the loss of the validation data is NaN, they are those from before the
-        epoch.
+        epoch, or those with which it was resumed.  About checkpoints: OptionError where the folder holds another
+        training, BusyError where another process uses it, PathError where nothing can be written, FileFormatError where
+        none of several can be read; one of several that is damaged is passed over with a BpnetWarning.
         """
         epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
+        saving = checked_saving(checkpoint, every, keep, resume)
         shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
         progress = redraws(default_stream()) if progress is None else flag("progress", progress)
         listeners = check_callbacks(callbacks)
@@ -333,11 +348,10 @@ class Trainer(HasState):
         with engine.session(data.count):
             data = data.cached()
             held_out = None if held_out is None else held_out.cached()
-        if progress:
+        if progress and not any(isinstance(listener, Progress) for listener in listeners):
             listeners.insert(0, Progress())
-        self.stop = False
         more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners, "count": count}
-        run_epochs(self, engine, data, held_out, epochs=epochs, batch_size=batch_size, **more)
+        Training(self, engine, data, held_out, batch_size=batch_size, saving=saving, **more).run(epochs)
         return self.history
 
     # ---- use ----------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ ActivationName = Literal[
 ]  # fmt: skip
 """Names of activations."""
 
-CallbackName = Literal["early_stopping", "mlflow", "norms", "progress", "reduce_on_plateau"]
+CallbackName = Literal["early_stopping", "live_plot", "mlflow", "norms", "progress", "reduce_on_plateau"]
 """Names of callbacks."""
 
 InitializerName = Literal[

@@ -1,7 +1,6 @@
 """The precision of products: what a trainer takes, hands to its layers, refuses, and keeps."""
 
 import copy
-import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from support.model_files import contents, made
 
 import bpnet as bp
 from bpnet.backends.base import PRECISIONS
 from bpnet.errors import DTypeError, FileFormatError, OptionError
-from bpnet.files.tensors import write
 
 
 @dataclass(frozen=True)
@@ -155,16 +153,12 @@ def test_where_it_is_lacking_a_loaded_model_computes_in_float32(
 
 @pytest.mark.parametrize("change", ["gone", "unknown", "of another kind"])
 def test_files_without_it_or_with_another(change: str, tmp_path: Path, able: Any) -> None:
-    from safetensors import safe_open
 
     path = saved(tmp_path / "m.safetensors", able)
-    with safe_open(path, framework="numpy") as file:
-        description = json.loads(file.metadata()["bpnet"])
+    tensors, description = contents(path)
     description.pop("precision")
     if change != "gone":
         description["precision"] = {"unknown": "float8", "of another kind": 3}[change]
-    tensors = load_file(path)
-    with open(path, "wb") as file:
-        write(file, tensors, {"bpnet": json.dumps(description)})
+    path.write_bytes(made(tensors, description))
     with pytest.raises(FileFormatError, match="precision"):
         bp.load(path)

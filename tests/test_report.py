@@ -13,7 +13,7 @@ from bpnet import report
 from bpnet.errors import DataError, OptionError
 from bpnet.report import importance
 from bpnet.report.quantities import LEVELS
-from bpnet.report.words import columns_of
+from bpnet.table import columns_of
 
 WEIGHTS = np.array([[2.0, -1.0, -1.0], [0.0, 1.5, -1.5], [0.0, 0.0, 0.0]])
 """Logits of three classes by three columns, the last of which says nothing."""

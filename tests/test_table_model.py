@@ -13,8 +13,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file
+from support.model_files import contents
 from test_files import write
 
 import bpnet as bp
@@ -792,9 +791,7 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
 
 def test_damaged_entries_are_refused(saved, tmp_path):
     """Whatever a table's entry holds, it is an error of the file; nothing that it names is run."""
-    with safe_open(saved, framework="numpy") as file:
-        description = json.loads(file.metadata()["bpnet"])
-    tensors, kept = load_file(saved), []
+    (tensors, description), kept = contents(saved), []
     for keys, value in HOSTILE:
         broken = {**description, "table": changed(description["table"], keys, value)}
         path = write(tmp_path / "broken", tensors, broken)
@@ -805,10 +802,9 @@ def test_damaged_entries_are_refused(saved, tmp_path):
 
 
 def test_files_without_tables_are_trainers_as_before(saved, tmp_path):
-    with safe_open(saved, framework="numpy") as file:
-        description = json.loads(file.metadata()["bpnet"])
+    tensors, description = contents(saved)
     del description["table"]
-    assert isinstance(bp.load(write(tmp_path / "plain", load_file(saved), description)), bp.Trainer)
+    assert isinstance(bp.load(write(tmp_path / "plain", tensors, description)), bp.Trainer)
     model = bp.load(saved)
     model.trainer.save(tmp_path / "trainer")
     assert isinstance(bp.load(tmp_path / "trainer"), bp.Trainer)

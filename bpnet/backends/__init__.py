@@ -19,6 +19,7 @@ from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
     MissingExtraError,
+    MissingPackageError,
     OptionError,
     UnknownNameError,
     closest,
@@ -27,7 +28,7 @@ from bpnet.errors import (
 
 __all__ = [
     "NAMES", "Array", "Backend", "backend_of", "check_device", "common_backend", "definitions", "device_named", "get",
-    "reference", "variant",
+    "reference", "register", "variant",
 ]  # fmt: skip
 
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
@@ -56,7 +57,7 @@ def get(name: str) -> Backend:
     except ModuleNotFoundError as error:
         if name == "cupy":
             raise MissingExtraError("the cupy backend", "CuPy", NAMES[name]) from error
-        raise MissingLibraryError(name) from error
+        raise MissingPackageError(f"the {name} backend", name) from error
     backend: Backend = module.BACKEND
     _by_name[name] = backend
     return backend
@@ -65,13 +66,6 @@ def get(name: str) -> Backend:
 def named(name: str) -> Backend:
     """The backend of a library by its name, or by that of its module where bpnet has no file for it."""
     return get(name) if name in NAMES else _by_name.setdefault(name, Backend(importlib.import_module(name)))
-
-
-class MissingLibraryError(MissingExtraError):
-    """An array library that bpnet can use but has no extra for is not installed."""
-
-    def __init__(self, name: str) -> None:
-        ImportError.__init__(self, f"the {name} backend needs {name}: pip install {name}")
 
 
 def device_named(name: Any) -> tuple[Backend, Any]:
@@ -111,6 +105,11 @@ def backend_of(array: Array, name: str = "x") -> Backend:
     if found is None:
         found = _by_type[kind] = _find(array, name)
     return found
+
+
+def register(kind: type, backend: Backend) -> None:
+    """`backend` for arrays of that class, which are of no library."""
+    _by_type[kind] = backend
 
 
 def _find(array: Array, name: str) -> Backend:

@@ -45,12 +45,24 @@ class Callback:
     def on_exception(self, trainer: "Trainer", error: BaseException) -> None:
         """Where training was interrupted or something raised, `on_train_begin` apart; before `on_train_end`."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint is to hold of the callback, for a training that is resumed; by default nothing.
+
+        Numbers, text and arrays, in lists, tuples and dicts by text; `trainer.snapshot()` is made of these.  It is
+        asked for between steps.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """After `on_train_begin`, where a training is resumed: go on from what `state_dict` gave."""
+
     def on_train_end(self, trainer: "Trainer") -> None:
         """After the last epoch, also where training was interrupted or something raised, `on_train_begin` apart."""
 
 
 NAMES = {
     "early_stopping": "EarlyStopping",
+    "live_plot": "LivePlot",
     "mlflow": "MLflow",
     "norms": "Norms",
     "progress": "Progress",

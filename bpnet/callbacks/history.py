@@ -1,7 +1,9 @@
 """What was recorded of each epoch."""
 
+import importlib
+import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bpnet.callbacks.base import Record
 from bpnet.errors import ArgumentError, RecordError, closest, kind_of, shown
@@ -11,13 +13,39 @@ MOST_ROWS, FIRST_ROWS = 60, 10
 """How many epochs a notebook shows, and how many of them are the first."""
 
 
+class Later(Protocol):
+    """Records that can be made."""
+
+    def __len__(self) -> int: ...
+
+    def made(self) -> list[Record]: ...
+
+
 class History:
     """One record an epoch: `history["val_loss"]` is a list over the epochs, `history.epochs` the records."""
 
     def __init__(self, epochs: list[Record] | None = None) -> None:
         if epochs is not None and not (isinstance(epochs, list) and all(isinstance(e, dict) for e in epochs)):
             raise ArgumentError(f"epochs is {kind_of(epochs)}; expected a list of records, each a dict")
-        self.epochs: list[Record] = [] if epochs is None else epochs
+        self._epochs: list[Record] | Later = [] if epochs is None else epochs
+
+    @classmethod
+    def later(cls, records: "Later") -> "History":
+        """One whose records are made once somebody looks at them: those of a file may be many."""
+        made = cls()
+        made._epochs = records
+        return made
+
+    @property
+    def epochs(self) -> list[Record]:
+        """The records."""
+        if not isinstance(self._epochs, list):
+            self._epochs = self._epochs.made()
+        return self._epochs
+
+    @epochs.setter
+    def epochs(self, records: list[Record]) -> None:
+        self._epochs = records
 
     def __getitem__(self, name: str) -> list[Any]:
         names = {key for record in self.epochs for key in record}
@@ -27,14 +55,27 @@ class History:
                 "epochs are history.epochs"
             )
         if name not in names:
-            raise RecordError(unrecorded(f"{name!r} was not recorded", name, sorted(names)))
+            raise RecordError(unrecorded(f"{shown(name)} was not recorded", name, sorted(names)))
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:
-        return len(self.epochs)
+        return len(self._epochs)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.epochs)
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        monitor: str | None = None,
+        terminal: bool = False,
+        figure: Any = None,
+    ) -> Any:
+        """Curves of the loss, the metrics, the learning rate and norms over the epochs: see `bpnet.plots.history`."""
+        draw = importlib.import_module("bpnet.plots").history
+        return draw(self, path, names=names, monitor=monitor, terminal=terminal, figure=figure)
 
     def __repr__(self) -> str:
         return "\n".join(["History", *(f"  {describe(record)}" for record in self.epochs)])

@@ -21,8 +21,8 @@ class CSVLogger(Callback):
 
     The table is that of `trainer.history`, so a training that goes on, from a file too, goes on in its table, and a
     table of another training that was there is replaced.  A line is appended at the end of each epoch and handed to the
-    system at once.  Where an epoch has a quantity that was not there before, the table is written anew, as a whole or
-    not at all; what an epoch lacks is left empty.
+    system at once, which may lose the last ones in a power cut.  At the first epoch, and where one has a quantity that
+    was not there before, the table is written anew, as a whole or not at all; what an epoch lacks is left empty.
 
     Raises PathError, which is an OSError, where nothing can be written, or where there is a file that is no such table.
     """
@@ -122,6 +122,18 @@ class MLflow(Callback):
             except BaseException:  # who could not begin is not told of the end
                 mlflow.end_run("FAILED")
                 raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self._module().active_run().info.run_id if self._own else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on in the run that the training had, instead of the one that has just begun."""
+        if self._own and state["run"] is not None:
+            mlflow = self._module()
+            begun = mlflow.active_run().info.run_id
+            mlflow.end_run("KILLED")
+            mlflow.delete_run(begun)
+            mlflow.start_run(run_id=state["run"])
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         self._module().log_metrics(_numbers(record), step=record["epoch"])

@@ -1,7 +1,7 @@
 """What follows a recorded quantity: it stops the training, changes its rate, or keeps the best networks."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.callbacks.history import unrecorded
@@ -33,13 +33,13 @@ class Monitors(Callback):
         """The quantity, so that smaller is better."""
         name = type(self).__name__
         if self.monitor not in record:
-            text = unrecorded(f"{name} monitors {self.monitor!r}, which is not recorded", self.monitor, record)
+            text = unrecorded(f"{name} monitors {shown(self.monitor)}, which is not recorded", self.monitor, record)
             raise OptionError(f"{text}. What begins with val_ needs validation=")
         try:
             return self.sign * float(record[self.monitor])
         except (TypeError, ValueError):
             raise OptionError(
-                f"{name} monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
+                f"{name} monitors {shown(self.monitor)}, which is {shown(record[self.monitor])}; expected a number"
             ) from None
 
 
@@ -53,6 +53,12 @@ class _Waits(Monitors):
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         self.best, self.waited = math.inf, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def improved(self, record: Record) -> bool:
         """Whether the quantity is better than ever by `min_delta`; else `waited` counts one epoch more."""
@@ -81,6 +87,10 @@ class EarlyStopping(_Waits):
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
         super().on_train_begin(trainer, epochs, steps)
         self.kept: Snapshot | None = None
+        self.best_epoch: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"kept": self.kept, "best_epoch": self.best_epoch}
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         better = self.improved(record)

@@ -62,7 +62,7 @@ class Progress(Callback):
     def _bar(self, epoch: int, step: int, texts: list[str]) -> str:
         """The line, of a width that the stream has: one that wraps could not be written anew."""
         begin, texts = f"epoch {epoch:>3}/{self.epochs}", [f"{step:>{len(str(self.steps))}}/{self.steps}", *texts]
-        most = _columns(self.stream) - 1
+        most = columns(self.stream) - 1
         while len(texts) > 1 and len("  ".join([begin, *texts])) > most:
             texts.pop()
         room = min(30, most - len("  ".join([begin, "", *texts])))
@@ -82,7 +82,7 @@ class Progress(Callback):
         """`text` in the place of what the line shows."""
         if self.stream is None:
             return
-        if _of_a_kernel(self.stream):  # which knows no sequence that clears a line
+        if of_a_kernel(self.stream):  # which knows no sequence that clears a line
             cleared = "\r" + " " * self.width + "\r" if self.width else ""
             self.width = 0 if text.endswith("\n") else len(text)
             text = cleared + text
@@ -102,7 +102,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _columns(stream: TextIO | None) -> int:
+def columns(stream: TextIO | None) -> int:
     """The width of a terminal; 80 where that is not known."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80  # type: ignore[union-attr]
@@ -112,12 +112,12 @@ def _columns(stream: TextIO | None) -> int:
 
 def default_stream() -> TextIO | None:
     """Where a bar goes."""
-    return sys.stdout if _of_a_kernel(sys.stdout) else sys.stderr
+    return sys.stdout if of_a_kernel(sys.stdout) else sys.stderr
 
 
 def redraws(stream: TextIO | None) -> bool:
     """Whether a line that was written to `stream` can be written anew: that of a terminal, or of a notebook."""
-    return stream is not None and _writes(stream) and (_of_a_kernel(stream) or stream.isatty())
+    return stream is not None and _writes(stream) and (of_a_kernel(stream) or stream.isatty())
 
 
 def _writes(stream: Any) -> bool:
@@ -126,6 +126,6 @@ def _writes(stream: Any) -> bool:
     return has and not getattr(stream, "closed", False)
 
 
-def _of_a_kernel(stream: Any) -> bool:
+def of_a_kernel(stream: Any) -> bool:
     """Whether a notebook shows it."""
     return type(stream).__module__.partition(".")[0] == "ipykernel"

@@ -15,7 +15,7 @@ from bpnet.data.loader import Batch, Loader
 from bpnet.errors import users_line
 from bpnet.estimators.hooks import Tasks
 from bpnet.estimators.sparse import SparseLoader
-from bpnet.fitting import run_epochs
+from bpnet.fitting import Training
 from bpnet.layer import Run
 from bpnet.locking import locked
 from bpnet.trainer import Trainer
@@ -190,12 +190,11 @@ def run(
     engine.set_epoch(steps)
     with engine.session(data.count):
         data = data.cached()
-    trainer.stop = False
     planned = math.inf if preset else steps * epochs
     compile_soon(trainer, data, size, planned)
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": size, "shuffle": shuffle, "metrics": (), "count": count}
+    options: dict[str, Any] = {"batch_size": size, "shuffle": shuffle, "count": count}
     try:
-        run_epochs(trainer, engine, data, None, **options, listeners=[after, *listeners])
+        Training(trainer, engine, data, **options, listeners=[after, *listeners]).run(epochs)
     finally:
         engine.compile = trainer.compile
 

@@ -23,7 +23,7 @@ from bpnet.compiler.llvm.processor import Processor
 from bpnet.compiler.llvm.products import EPILOGUES
 from bpnet.compiler.symbols import NotTraceableError
 from bpnet.compiler.trace import Argument, reason, trace
-from bpnet.errors import DivergedError, ExportError, plural, shown
+from bpnet.errors import ExportError, plural, shown
 from bpnet.export.c_header import COUNTS, Columns, Interface, identifiers
 from bpnet.export.models import Exported
 from bpnet.export.results import results_of
@@ -53,16 +53,18 @@ class Network:
     """A network with its weights on the host, and what it gives, as commands."""
 
     def __init__(self, model: Exported) -> None:
-        self.layout, trainer = model.trainer.layout, model.trainer
-        theta, buffers = trainer._have().evaluated(), trainer.buffers
-        self.weights = [numpy.asarray(trainer.backend.to_host(vector)) for vector in (theta, buffers)]
+        self.layout = layout = model.trainer.layout
+        self.dtype: str = model.dtype.name
+        # parameters and buffers as the layout has them
+        self.weights = [numpy.empty(size, self.dtype) for size in (layout.size, layout.buffer_size)]
+        held = (layout.parameters, model.parameters), (layout.buffers, model.buffers)
+        for vector, (slots, arrays) in zip(self.weights, held, strict=True):
+            for slot in slots:
+                vector[slot.part] = arrays[slot.name].reshape(-1)
         size = sum(vector.nbytes for vector in self.weights)
-        if any(numpy.isnan(vector).any() for vector in self.weights):
-            raise DivergedError("the model has parameters that are NaN; expected one that can predict")
         if size > LARGEST:
             raise ExportError(f"the weights are {size:,} bytes; expected at most {LARGEST:,}")
-        self.dtype = self.weights[0].dtype.name
-        takes, shape, accepted = self.layout.network.takes, self.layout.in_shape, accepting(self.layout.network)
+        takes, shape, accepted = layout.network.takes, layout.in_shape, accepting(layout.network)
         self.several = isinstance(takes, tuple)
         self.shapes: list[Shape] = [one for _, one in shape] if self.several else [shape]
         kinds = [kind for _, kind in takes] if isinstance(takes, tuple) else [takes]

@@ -32,6 +32,8 @@ def results_of(model: Exported) -> Results:
     """Of a trainer, as its `predict` has it, and by its loss; of a model of tables as its methods have it."""
     loss, table = model.trainer.loss, model.table
     if table is not None and table.target.kind == "number":
+        if model.estimator:  # which predicts one of several quantiles
+            return Results(lambda b, z: loss.prediction(b, z))
         return Results(lambda b, z: table.target.quantities_of(b, loss, z))
     if table is not None:
         found, target = gives_probabilities(loss), table.target

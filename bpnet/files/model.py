@@ -1,35 +1,38 @@
 """A trained model as a .safetensors file: named arrays, and a JSON description; nothing in it can run code.
 
-Tensors: `parameters.<path>`, `buffers.<path>`, and the optimizer's arrays `optimizer.<i>`.  Metadata: the key `bpnet`
-holds the description of network, loss and optimizer, the history, and whatever the user added; `sha256` the hash of the
-whole file.
+Arrays: `parameters.<path>`, `buffers.<path>`, the optimizer's `optimizer.<i>`, `history.<quantity>` with a number an
+epoch, and `training.<name>` of a training that goes on.  The description says what network, loss and optimizer these
+are of, and has whatever the user added: see `bpnet.files.tensors`.
 """
 
-import json
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bpnet.backends import get
 from bpnet.disk import checked_path, write_atomically
 from bpnet.errors import (
     ArgumentError,
     BpnetError,
+    DivergedError,
     DTypeError,
     FileFormatError,
     FolderError,
     NoSuchPathError,
+    OptionError,
     OutOfMemoryError,
     PathError,
     kind_of,
     path_error,
     shown,
 )
+from bpnet.files.history import columns, restored
+from bpnet.files.shapes import state_shapes
 from bpnet.files.tensors import read, write
 from bpnet.layer import InShape
-from bpnet.layout import Layout, Slot, layout_of
+from bpnet.layout import Layout, layout_of
 from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
 from bpnet.options import not_negative, whole
@@ -40,13 +43,10 @@ if TYPE_CHECKING:
 
     from bpnet.files.tensors import Tensors
 
-FORMAT = 1
 OPTIONS = ("seed", "clip_norm", "precision", "penalties")
 """Arguments of a trainer that its file keeps."""
 TRAINING = "training."
 """How the names of the arrays of a training begin."""
-RECORDED = {"epoch", "step", "loss", "lr", "seconds"}
-"""The numbers in every epoch's record."""
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Checkpoint:
     step_count: int
     options: Mapping[str, Any]
     """Further arguments of the trainer, by their names."""
-    history: list[dict[str, Any]]
+    history: "Any"
+    """A record of every epoch, a dict each; from a file, `Records`, which makes them when asked."""
     classes: Sequence[Any] | None
     metadata: Mapping[str, Any]
     lr_scale: float = 1.0
@@ -78,13 +79,15 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     """Write `checkpoint` to `path`, as `Trainer.save` says; the file is complete or not there at all."""
     path, layout = checked_path(path), checkpoint.layout
     theta, buffers, *state = checkpoint.vectors
-    tensors = {f"optimizer.{i}": array for i, array in enumerate(state)}
+    check_numbers(layout, checkpoint.optimizer, theta, buffers, *state)
+    history, tensors = columns(checkpoint.history)
+    tensors |= {f"optimizer.{i}": array for i, array in enumerate(state)}
     for prefix, slots, vector in (("parameters", layout.parameters, theta), ("buffers", layout.buffers, buffers)):
         for slot in slots:
             tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
     tensors |= {f"{TRAINING}{name}": array for name, array in checkpoint.arrays.items()}
     description = {
-        "format": FORMAT,
+        "version": importlib.import_module("bpnet").__version__,
         "network": describe(layout.network),
         "loss": describe(checkpoint.loss),
         "optimizer": describe(checkpoint.optimizer),
@@ -92,7 +95,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         **{name: describe(value) for name, value in checkpoint.options.items()},
         "step_count": checkpoint.step_count,
         **({} if checkpoint.lr_scale == 1.0 else {"lr_scale": checkpoint.lr_scale}),
-        "history": checkpoint.history,
+        "history": history,
         "classes": _classes(checkpoint.classes, layout),
         **({} if checkpoint.table is None else {"table": checkpoint.table}),
         **({} if checkpoint.training is None else {"training": checkpoint.training}),
@@ -101,13 +104,27 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         raise ArgumentError(f"metadata is {kind_of(checkpoint.metadata)}; expected a dict")
     try:
         description = _plain("the model", description) | {"metadata": _plain("metadata", checkpoint.metadata)}
-        text = json.dumps(description)
+        with write_atomically(path) as file:
+            write(file, tensors, description)
     except RecursionError:
         raise ArgumentError("metadata contains itself, or is nested too deeply for a file") from None
+    except BpnetError:
+        raise
     except ValueError as error:  # such as a number of more digits than Python writes
         raise ArgumentError(f"metadata is not what JSON can hold: {error}") from None
-    with write_atomically(path) as file:
-        write(file, tensors, {"bpnet": text})
+
+
+def check_numbers(layout: Layout, optimizer: Optimizer, theta: Any, buffers: Any, *state: Any) -> None:
+    """Raise DivergedError where a parameter, a buffer or the optimizer's state has NaN, and say which."""
+    named = [(f"the parameter {slot.name}", theta[slot.part]) for slot in layout.parameters]
+    named += [(f"the buffer {slot.name}", buffers[slot.part]) for slot in layout.buffers]
+    named += [(f"array {i} of the state of {optimizer}", array) for i, array in enumerate(state)]
+    for what, array in named:
+        if array.size and not array.min() == array.min():
+            raise DivergedError(
+                f"{what} has NaN, which no file keeps: a saved model is one that can be used.  Go back to a state "
+                "from before, with trainer.restore(snapshot) or from a file, and train on with a smaller learning rate"
+            )
 
 
 def plain_shape(in_shape: InShape) -> Any:
@@ -144,21 +161,20 @@ def _plain(what: str, value: Any) -> Any:
     raise ArgumentError(f"{what} is {kind_of(value)}; expected what JSON can hold: text, numbers, lists, dicts")
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint that `write_checkpoint` wrote; raises what `load` says."""
-    path = checked_path(path)
+def read_checkpoint(path: str | os.PathLike[str], dtype: Any = None) -> Checkpoint:
+    """The checkpoint that `write_checkpoint` wrote, in another type where `dtype` is one; raises what `load` says."""
+    path, wanted = checked_path(path), None if dtype is None else _dtype(dtype)
     with damaged(path):
         description, tensors = _read(path)
         network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
         layout = layout_of(network, description["in_shape"])
         loss.target_shape(layout.out_shape)
-        history, metadata = description["history"], description["metadata"]
+        history = restored(description["history"], tensors)
+        metadata = description["metadata"]
         if not isinstance(metadata, dict):
             raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
-        if not isinstance(history, list) or not all(map(_is_record, history)):
-            raise FileFormatError("the history is no list of records")
         arrays = {name.removeprefix(TRAINING): tensors.pop(name) for name in [*tensors] if name.startswith(TRAINING)}
-        return Checkpoint(
+        found = Checkpoint(
             layout,
             loss,
             optimizer,
@@ -176,6 +192,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             description.get("training"),
             arrays,
         )
+    if wanted is not None:
+        try:
+            found.vectors[:] = [_converted(found.vectors.pop(0), wanted) for _ in range(len(found.vectors))]
+        except OptionError as error:
+            raise OptionError(f"{path} can't be loaded as {wanted}: {error}") from None
+    return found
 
 
 @contextmanager
@@ -198,9 +220,7 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
     try:
-        tensors, metadata, sound = read(path)
-    except FileFormatError as error:
-        raise FileFormatError(f"this is not a .safetensors file that can be read: {error}") from None
+        return read(path)
     except PathError as error:
         kind = "a folder" if isinstance(error, FolderError) else "no ordinary file"
         raise FileFormatError(f"this is {kind}") from None
@@ -208,36 +228,17 @@ def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
         raise NoSuchPathError(f"{path}: no such file") from error
     except OSError as error:
         raise path_error(f"{path} can't be read", error) from error
-    if sound is False:
-        raise FileFormatError("the file is damaged: its SHA-256 hash is of another content")
-    try:
-        description = json.loads(metadata["bpnet"])
-        version = description["format"]
-    except (LookupError, TypeError, ValueError, RecursionError):
-        raise FileFormatError("this is a .safetensors file, but not a bpnet model") from None
-    if type(version) is not int or version < 1:
-        raise FileFormatError(f"the file has the format {version!r}; expected {FORMAT}")
-    if version > FORMAT:
-        raise FileFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
-    if not sound:
-        raise FileFormatError("the file is damaged: it has no SHA-256 hash")
-    return description, tensors
-
-
-def _is_record(record: Any) -> bool:
-    """Whether it has the numbers that every epoch's record has, and for its losses and accuracies numbers too."""
-    if not isinstance(record, dict):
-        return False
-    numbers = [record.get(name) for name in RECORDED | (record.keys() & {"val_loss", "val_accuracy"})]
-    return all(type(n) is float or (type(n) is int and abs(n) < 2**63) for n in numbers)
 
 
 def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[numpy.ndarray[Any, Any]]":
-    """Parameters, buffers and the optimizer's arrays, of one type; raises where one is missing or does not fit."""
+    """Parameters, buffers and the optimizer's arrays, of one type; raises where one is missing or does not fit.
+
+    Nothing is made of them before all have been found, so that a description of more than there is costs nothing.
+    """
     import numpy
 
     dtype = next((tensor.dtype for name, tensor in tensors.items() if name.startswith("parameters.")), None)
-    if dtype is not None and dtype.kind != "f":
+    if dtype not in (numpy.float32, numpy.float64):
         raise FileFormatError(f"the parameters are {dtype} values; expected float32 or float64")
 
     def taken(name: str, shape: tuple[int, ...]) -> "numpy.ndarray[Any, Any]":
@@ -250,13 +251,39 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
             raise FileFormatError(f"the array {name!r} holds {tensor.dtype} values, but the first parameter {dtype}")
         return tensor
 
-    def vector(prefix: str, slots: tuple[Slot, ...]) -> "numpy.ndarray[Any, Any]":
-        parts = [taken(f"{prefix}.{slot.name}", slot.shape).reshape(-1) for slot in slots]
+    def joined(parts: list[Any]) -> "numpy.ndarray[Any, Any]":
         return numpy.concatenate(parts) if parts else numpy.empty(0, dtype)
 
-    theta, buffers = vector("parameters", layout.parameters), vector("buffers", layout.buffers)
-    shapes = [tuple(array.shape) for array in optimizer.init(get("numpy"), layout, theta)]
+    theta = [taken(f"parameters.{slot.name}", slot.shape).reshape(-1) for slot in layout.parameters]
+    buffers = [taken(f"buffers.{slot.name}", slot.shape).reshape(-1) for slot in layout.buffers]
+    shapes = state_shapes(optimizer, layout, dtype)
     state = [taken(f"optimizer.{i}", shape) for i, shape in enumerate(shapes)]
     if tensors:
         raise FileFormatError(f"there is an array {min(tensors)!r}, which the model does not have")
-    return [theta, buffers, *state]
+    vectors = [joined(theta), joined(buffers), *state]
+    try:
+        check_numbers(layout, optimizer, *vectors)
+    except DivergedError as error:
+        raise FileFormatError(f"{error}".partition(",")[0]) from None
+    return vectors
+
+
+def _dtype(dtype: Any) -> str:
+    """The name of a floating type, given as such or as any library's type; raises OptionError."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
+    name = str(dtype).rpartition(".")[2] if name is None else name
+    if name not in ("float32", "float64"):
+        raise OptionError(f"dtype is {shown(dtype)}; expected 'float32' or 'float64'")
+    return str(name)
+
+
+def _converted(vector: Any, dtype: str) -> Any:
+    """A NumPy array in another type; raises OptionError where a number does not fit it."""
+    import numpy
+
+    with numpy.errstate(over="ignore"):
+        found = vector.astype(dtype, copy=False)
+    lost = numpy.isinf(found) & ~numpy.isinf(vector)
+    if lost.any():
+        raise OptionError(f"it holds {vector[lost][0]:g}, which is too large for {dtype}")
+    return found

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
+from bpnet.plots.panels import best_epoch, panels
+from bpnet.plots.scales import spread
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
-from bpnet.report.svg import Plot, bar_chart, heat_map, spread
-from bpnet.report.text import best_epoch
-from bpnet.report.words import clean, decimals, fit, fixed, percent, score, short, title
+from bpnet.report.svg import Plot, bar_chart, heat_map
+from bpnet.report.words import decimals, fixed, percent, score, short, title
+from bpnet.table import clean, fit
 
 if TYPE_CHECKING:
     from bpnet.report.judging import Figures
@@ -132,37 +134,30 @@ def head(figures: "Figures", name: str) -> str:
 def history(figures: "Figures") -> str:
     """Learning curves."""
     records = figures.history
+    names = [name for name in ("loss", "accuracy") if any({name, f"val_{name}"} & record.keys() for record in records)]
     if len(records) < 2:
         return ""
-    plots, best = [], best_epoch(records)
-    epochs = [float(record.get("epoch", i + 1)) for i, record in enumerate(records)]
-    for name in ("loss", "accuracy"):
-        series = [
-            (kind, said, [finite(record.get(key)) for record in records])
-            for kind, said, key in (("one", "training", name), ("two", "held out", f"val_{name}"))
-            if any(key in record for record in records)
-        ]
-        values = [v for _, _, some in series for v in some if math.isfinite(v)]
-        if not values:
+    plots, best = [], best_epoch(records, "val_loss")
+    for panel in panels(records, names, "val_loss"):
+        ends = panel.ends
+        if ends is None:
             continue
-        low, high = min(values), max(values)
-        log = name == "loss" and low > 0 and high > 8 * low
+        epochs = panel.curves[0].x
         plot = Plot(
-            (epochs[0], epochs[-1]), (low, high), ("epoch", name), log_y=log, whole_x=True,
-            percent=(False, name == "accuracy"),
+            (float(epochs[0]), float(epochs[-1])), ends, ("epoch", panel.title), scale=panel.scale, whole_x=True,
+            percent=(False, panel.name == "accuracy"),
         )  # fmt: skip
-        for kind, said, some in series:
-            plot.line(zip(epochs, some, strict=True), kind, said)
-            if best is not None and kind == "two" and math.isfinite(some[best]):
-                plot.dots([(epochs[best], some[best])], kind, 4.5, [f"best: epoch {epochs[best]:.0f}"])
+        for curve in panel.curves:
+            kind, said = ("one", "training") if curve.role == "training" else ("two", "held out")
+            thin = curve.thinned()
+            plot.line(zip(thin.x.tolist(), thin.y.tolist(), strict=True), kind, said)
+            if panel.best is not None and kind == "two" and math.isfinite(panel.best[1]):
+                plot.dots([panel.best], kind, 4.5, [f"best: epoch {panel.best[0]:.0f}"])
         plots.append(figure(plot.svg()))
-    kept = f" The smallest held-out loss came in epoch {epochs[best]:.0f}." if best is not None else ""
+    kept = (
+        f" The smallest held-out loss came in epoch {records[best].get('epoch', best + 1)}." if best is not None else ""
+    )
     return section("Training", f"{plural(len(records), 'epoch')}.{kept}", f'<div class="plots">{"".join(plots)}</div>')
-
-
-def finite(value: Any) -> float:
-    """A recorded number, NaN where there is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def confusion(found: Confusion) -> str:

@@ -5,30 +5,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from bpnet.backends import Array
-from bpnet.report.words import columns_of, short
+from bpnet.plots.scales import Scale, spread, tick
+from bpnet.report.words import short
+from bpnet.table import columns_of
 
 LEFT, RIGHT, TOP, BOTTOM = 78, 22, 24, 44
 """Margins about the axes, for their numbers and names."""
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Some round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of 10."""
-    rough = (high - low) / count
-    if not rough > 0 or not math.isfinite(rough):
-        return [low]
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [step * k for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of 10 from `low` to `high`; where there are few, also twice and five times as much."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    few = len(powers) <= 3
-    every = max(1, len(powers) // 6)
-    marks = [10.0**p * k for p in powers if p % every == 0 for k in ((1, 2, 5) if few else (1,))]
-    return [mark for mark in marks if low <= mark <= high]
 
 
 class Plot:
@@ -41,13 +23,14 @@ class Plot:
         names: tuple[str, str],
         *,
         size: tuple[int, int] = (460, 300),
-        log_y: bool = False,
+        scale: Scale = Scale(),  # noqa: B008 - it is frozen
         whole_x: bool = False,
         percent: tuple[bool, bool] = (False, False),
     ) -> None:
         self.width, self.height = size
-        self.log_y = log_y and y[0] > 0
-        self.ends = spread(*x), (y if self.log_y and y[1] > y[0] else spread(*y))
+        self.scale = scale
+        self.ends = spread(*x), (y if y[1] > y[0] else spread(*y))
+        self.span = spread(*(float(scale.place(v)) for v in self.ends[1]))
         self.parts: list[str] = []
         self.legend: list[tuple[str, str]] = []
         self.label = f"{names[1]} by {names[0]}"
@@ -55,21 +38,20 @@ class Plot:
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point of the data lies in the picture."""
-        (x0, x1), (y0, y1) = self.ends
-        if self.log_y:
-            y, y0, y1 = (math.log10(max(v, 1e-300)) for v in (y, y0, y1))
+        (x0, x1), (y0, y1) = self.ends[0], self.span
+        y = float(self.scale.place(y))
         across = LEFT + (x - x0) / (x1 - x0) * (self.width - LEFT - RIGHT)
         return across, self.height - BOTTOM - (y - y0) / (y1 - y0) * (self.height - TOP - BOTTOM)
 
     def _axes(self, names: tuple[str, str], whole_x: bool, percent: tuple[bool, bool]) -> None:
         (x0, x1), (y0, y1) = self.ends
         bottom, right = self.height - BOTTOM, self.width - RIGHT
-        at_x = [v for v in ticks(x0, x1) if not whole_x or v == round(v)]
+        at_x = [v for v in Scale().ticks(x0, x1) if not whole_x or v == round(v)]
         for value in at_x:
             across = self.place(value, y0)[0]
             self.parts.append(f'<path class="grid" d="M{across:.1f} {TOP}V{bottom}"/>')
             self.parts.append(text(across, bottom + 16, tick(value, percent[0]), "middle"))
-        for value in log_ticks(y0, y1) if self.log_y else ticks(y0, y1):
+        for value in self.scale.ticks(y0, y1):
             down = self.place(x0, value)[1]
             self.parts.append(f'<path class="grid" d="M{LEFT} {down:.1f}H{right}"/>')
             self.parts.append(text(LEFT - 6, down + 4, tick(value, percent[1]), "end"))
@@ -138,23 +120,6 @@ def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "", 
     """Words in a picture."""
     named = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}{more}>{escape(words)}</text>'
-
-
-def tick(value: float, percent: bool) -> str:
-    """A number at an axis."""
-    if percent:
-        return f"{value:.0%}"
-    value = float(f"{value:.6g}")
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:g}"
-
-
-def spread(low: float, high: float, share: float = 0.0) -> tuple[float, float]:
-    """Ends of an axis that are not the same, with a `share` of its length added at each."""
-    if high > low:
-        room = share * (high - low)
-        return low - room, high + room
-    half = abs(low) / 2 or 0.5
-    return low - half, high + half
 
 
 def bar_chart(names: Sequence[str], values: Sequence[float], deviations: Sequence[float], words: Sequence[str]) -> str:

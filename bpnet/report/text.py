@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
+from bpnet.plots.panels import best_epoch
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
-from bpnet.report.words import SHARES, aligned, decimals, fit, fixed, more, percent, score, short, title, wrapped
+from bpnet.report.words import SHARES, aligned, decimals, fixed, more, percent, score, short, title, wrapped
+from bpnet.table import fit
 
 if TYPE_CHECKING:
     from bpnet.report.judging import Figures
@@ -207,7 +209,7 @@ def history(figures: "Figures") -> list[str]:
     if not records:
         return []
     names = [n for n in ("loss", "val_loss", "val_accuracy", "val_r2") if any(n in record for record in records)]
-    best = best_epoch(records)
+    best = best_epoch(records, "val_loss")
     chosen = {round(i) for i in np.linspace(0, len(records) - 1, min(MOST_EPOCHS, len(records)))}
     rows = [["epoch", *(n.replace("val_", "held-out ") for n in names), ""]]
     for i in sorted(chosen | ({best} if best is not None else set())):
@@ -215,9 +217,3 @@ def history(figures: "Figures") -> list[str]:
         cells = [percent(record[n], 2) if "accuracy" in n else short(record[n]) if n in record else "" for n in names]
         rows.append([f"{record.get('epoch', i + 1):,}", *cells, "best" if i == best else ""])
     return ["Training", *aligned(rows, left=0)]
-
-
-def best_epoch(records: list[dict[str, Any]]) -> int | None:
-    """The place of the epoch with the smallest held-out loss, if one was recorded."""
-    losses = [record.get("val_loss", np.nan) for record in records]
-    return int(np.nanargmin(losses)) if np.isfinite(losses).any() else None

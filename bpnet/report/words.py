@@ -1,10 +1,10 @@
 """Numbers and names as people read them, in columns that line up whatever script they are written in."""
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from bpnet.metrics.base import COLUMNS
+from bpnet.table import columns_of, fit, pad
 
 TITLES = {
     "accuracy": "accuracy",
@@ -66,39 +66,6 @@ def percent(value: float, digits: int = 1) -> str:
 def score(name: str, value: float) -> str:
     """A score as it is written."""
     return percent(value, 2) if name in SHARES else f"{value:.4f}" if name in ("r2", "roc_auc", "f1") else short(value)
-
-
-def clean(text: str) -> str:
-    """Text on one line: what a terminal would obey, and what has no width of its own, becomes a space or goes."""
-    spaced = "".join(" " if c.isspace() else c for c in text)
-    return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cn"))
-
-
-def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes."""
-    taken, joined = 0, False
-    for c in text:
-        if joined or unicodedata.combining(c) or unicodedata.category(c) in ("Cf", "Mn", "Me"):
-            joined = c == "\u200d"  # what follows is drawn into the same place
-            continue
-        taken += 2 if unicodedata.east_asian_width(c) in "WF" else 1
-    return taken
-
-
-def fit(text: str, width: int) -> str:
-    """The text in no more than `width` columns: its beginning, and that there is more."""
-    text = clean(text).strip()
-    if columns_of(text) <= width:
-        return text
-    while text and columns_of(text) > width - 1:
-        text = text[:-1]
-    return text.rstrip("\u200d") + "…"
-
-
-def pad(text: str, width: int, right: bool = False) -> str:
-    """The text with spaces behind it, or before it."""
-    spaces = " " * (width - columns_of(text))
-    return spaces + text if right else text + spaces
 
 
 def aligned(rows: Iterable[Sequence[str]], left: int = 1, indent: int = 2) -> list[str]:

@@ -1,0 +1,223 @@
+"""The checkpoints of a training, as `Trainer.fit` writes them and goes on from them."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bpnet.callbacks.base import Callback
+from bpnet.errors import ArgumentError, FileFormatError, OptionError, kind_of, plural, shown
+from bpnet.files.folder import Folder
+from bpnet.files.model import OPTIONS, Checkpoint, damaged
+from bpnet.files.state import pack, unpack, vector
+from bpnet.signals import Exit, StopSignals
+
+if TYPE_CHECKING:
+    from bpnet.fitting import Training
+
+TABLE = ("schema", "target")
+"""Entries of a model of tables that say what it is of."""
+
+
+class Saving:
+    """Where a training writes checkpoints, after how many steps, how many it keeps, and whether it goes on from them.
+
+    Within a `with` block nobody else trains in the folder, and a signal that is to end the program waits for the step.
+    """
+
+    def __init__(self, folder: Folder, every: int | None, keep: int, resume: bool) -> None:
+        self.folder, self.every, self.keep, self.resume = folder, every, keep, resume
+        self.signals, self._stack = StopSignals(), ExitStack()
+        self.written = 0
+        """How many steps there had been at the last checkpoint."""
+
+    def __enter__(self) -> "Saving":
+        self._stack.enter_context(self.signals)
+        try:
+            self._stack.enter_context(self.folder)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if error is None and self.signals.number:  # it came when there was nothing left to do
+                self.signals.hand_on("once it was complete")
+        except Exit as ended:
+            error = ended
+            raise
+        finally:
+            self._stack.close()
+            if isinstance(error, Exit):
+                error.tell()
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def due(self, number: int) -> bool:
+        """Whether there is to be a checkpoint, so many steps having been done."""
+        every = self.every
+        return self.signals.number > 0 or (every is not None and number // every > self.written // every)
+
+    def after_epoch(self, training: "Training", last: bool) -> None:
+        """Write what is to be written after an epoch, which may be the last."""
+        best = _is_best(training)
+        if last or self.every is None or self.due(training.number):
+            self.save(training, best)
+        elif best:
+            self.folder.write_best(self._checkpoint(training))
+
+    def save(self, training: "Training", best: bool = False) -> None:
+        """Write a checkpoint, which may be the `best` one too; then let a signal that has come end the training."""
+        number, checkpoint = training.number, self._checkpoint(training)
+        if best:
+            self.folder.write_best(checkpoint)
+        path = self.folder.write(checkpoint, number, self.keep)
+        self.written = number
+        if self.signals.number:
+            self.signals.hand_on(f"after {plural(number, 'step')}, saved in {path}: resume=True goes on from there")
+
+    def _checkpoint(self, training: "Training") -> Checkpoint:
+        """The trainer, and what of the training goes on from here."""
+        trainer, engine = training.trainer, training.engine
+        arrays: dict[str, Any] = {}
+        if training.losses:
+            arrays["losses"] = vector(training.losses)
+            if callable(training.shuffle):  # which may not give the same once more
+                arrays["order"] = training.order
+        callbacks = []
+        for callback in _with_state(training):
+            state, name = callback.state_dict(), type(callback).__qualname__
+            if not isinstance(state, dict):
+                raise ArgumentError(f"{name}.state_dict() gave something {kind_of(state)}; expected a dict")
+            packed = pack(f"{name}.state_dict()", state, engine.backend, engine.carry[0], arrays)
+            callbacks.append([name, packed])
+        kept = {
+            "begun": list(training.begun),
+            "options": _options(training, self.folder),
+            "callbacks": callbacks,
+            "stop": trainer.stop,
+            "seconds": training.elapsed(),
+        }
+        table = None if self.folder.table is None else self.folder.table()
+        return replace(trainer._checkpoint(None), table=table, training=kept, arrays=arrays)
+
+    # ---- going on -----------------------------------------------------------------------------------------------
+
+    def take_up(self, training: "Training") -> list[tuple[Callback, Any]]:
+        """Have the training go on from the newest checkpoint, if there is one and it is asked for.
+
+        Gives callbacks, with the state that each had.  Raises OptionError, with nothing done, where the folder holds
+        another training.
+        """
+        self.written = training.number
+        if not self.resume:
+            if self.folder.used():
+                raise OptionError(
+                    f"checkpoint is {self.folder.path}, which holds another training: go on with that by resume=True, "
+                    "or choose another folder"
+                )
+            return []
+        found = self.folder.newest()
+        if found is None:
+            return []
+        path, saved = found
+        trainer, engine = training.trainer, training.engine
+        kept: Any = saved.training
+        with damaged(path):
+            differences = [*_differences(training, self.folder, saved)]
+        if differences:
+            raise OptionError(
+                f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
+                "checkpoints"
+            )
+        backend, like = engine.backend, engine.carry[0]
+        device = backend.device(like)
+        with damaged(path), engine.looking():
+            theta, buffers, *state = [backend.from_host(values, like.dtype, device) for values in saved.vectors]
+            states = [unpack(packed, backend, like, saved.arrays) for _, packed in kept["callbacks"]]
+            epochs, steps = kept["begun"]
+            losses = saved.arrays.get("losses", vector([])).tolist()
+            if len(losses) > training.steps:
+                raise FileFormatError("it has more losses than an epoch has steps")
+            seconds, stop = float(kept["seconds"]), bool(kept["stop"])
+        engine.restore(((theta, buffers, tuple(state)), saved.step_count))
+        engine.lr_scale, trainer.stop = saved.lr_scale, stop
+        trainer.history.epochs[:] = saved.history
+        training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
+        training.order = saved.arrays.get("order")
+        self.written = training.number
+        return list(zip(_with_state(training), states, strict=True))
+
+
+def _is_best(training: "Training") -> bool:
+    """Whether no epoch of this training was better than the last one."""
+    name = "loss" if training.held_out is None else "val_loss"
+    *others, last = [record.get(name, math.nan) for record in training.trainer.history.epochs[training.begun[0] :]]
+    return bool(last < min((value for value in others if not math.isnan(value)), default=math.inf))
+
+
+def _with_state(training: "Training") -> list[Callback]:
+    """The callbacks that keep a state."""
+    own = [getattr(callback.state_dict, "__func__", None) for callback in training.listeners]
+    return [c for c, method in zip(training.listeners, own, strict=True) if method is not Callback.state_dict]
+
+
+def _options(training: "Training", folder: Folder) -> dict[str, Any]:
+    """What must be the same where the training is resumed, besides what makes a trainer, as JSON values by name."""
+    data, held_out, shuffle = training.data, training.held_out, training.shuffle
+    return {
+        "batch_size": training.batch_size,
+        "micro_batch": training.trainer.micro_batch,
+        "shuffle": "a function" if callable(shuffle) else shuffle,
+        "drop_last": training.count < data.count,
+        "the number of rows": data.count,
+        "sample_weight": None if data.weight is None else "given",
+        "validation": None if held_out is None else plural(held_out.count, "row"),
+        **folder.options,
+    }
+
+
+def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Iterator[str]:
+    """In what a training differs from the one that was saved, in words."""
+    trainer, engine, kept = training.trainer, training.engine, saved.training or {}
+    kinds = ["a trainer" if entry is None else "of a table" for entry in (folder.table, saved.table)]
+    single = engine.carry[0].dtype == engine.backend.xp.float32
+    own, options = _plain(_options(training, folder)), kept["options"]
+    pairs: dict[str, tuple[Any, Any]] = {
+        **{name: (getattr(trainer, name), saved.options[name]) for name in OPTIONS},
+        **{name: (own.get(name), options.get(name)) for name in [*own, *(options.keys() - own.keys())]},
+        "the network": (trainer.network, saved.layout.network),
+        "the loss": (trainer.loss, saved.loss),
+        "the optimizer": (trainer.optimizer, saved.optimizer),
+        "the shape of a row of x": (engine.layout.in_shape, saved.layout.in_shape),
+        "the type of x": ("float32" if single else "float64", str(saved.vectors[0].dtype)),
+        "the model": (kinds[0], kinds[1]),
+        "the list of callbacks that keep a state": (
+            [type(callback).__qualname__ for callback in _with_state(training)],
+            [name for name, _ in kept["callbacks"]],
+        ),
+    }
+    if folder.table is not None and saved.table is not None:
+        table, other = _plain(folder.table()), saved.table
+        pairs |= {f"the {'columns' if name == 'schema' else name}": (table[name], other[name]) for name in TABLE}
+        pairs["the rows held out"] = table["settings"].get("split"), other["settings"].get("split")
+    for name, (mine, its) in pairs.items():
+        if mine != its:
+            words = [shown(value) for value in (mine, its)]
+            short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
+            what = f"{words[0]}, but {words[1]}" if short else "another than"
+            yield f"{name} is {what} in the training that {folder.path} holds"
+    before, after = ([_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history))
+    if before != after[: len(before)]:
+        yield (
+            f"the trainer has been trained for {plural(len(before), 'epoch')} that are not those of the training that "
+            f"{folder.path} holds"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As a file holds it."""
+    return json.loads(json.dumps(value, default=str))
