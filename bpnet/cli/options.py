@@ -126,7 +126,9 @@ Metrics = Annotated[
     list[str] | None,
     of_output("NAME", f"Also report this metric; may be repeated: {METRICS}", autocompletion=names_of("metric")),
 ]
-PlotTo = Annotated[Path | None, of_output("FILE", "Plot the learning curves: .png, .pdf, .svg.")]
+PlotTo = Annotated[
+    str | None, of_output("[FILE]", "Plot the learning curves in FILE (.png, .svg, .pdf, .txt), or here.")
+]
 ReportTo = Annotated[Path | None, of_output("FILE", "Write a report with all figures and plots: .html.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Only the result: no progress, confusion matrix, residuals, importance.")

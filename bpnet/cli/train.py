@@ -25,6 +25,7 @@ from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
 from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
 from bpnet.cli.options import KINDS, text_options
+from bpnet.cli.plotting import TERMINAL, check_plot, draw
 from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
@@ -125,10 +126,7 @@ def train(
         check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
     terminal.check_output("--output", output, DATA=data)
     check_report(report, DATA=data, **{"--output": output})
-    if plot is not None:
-        curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
-        curves.check_format(plot)
-        terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
+    check_plot(plot, DATA=data, **{"--output": output})
 
     request = Request(
         targets=target or (),
@@ -200,12 +198,9 @@ def train(
             **({} if found is None else {"search": found.describe()}),
         }
         outcome = save(training, output, dataset.fingerprint, result)
-        if plot is not None and len(trainer.history):
-            try:
-                curves.draw(trainer.history.epochs, plot)
-                result["plot"] = str(plot)
-            except Exception as error:  # Matplotlib writes many formats, by other programs too
-                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+        curves = partial(draw, trainer.history.epochs, training.best_epoch, plot, as_json, problems)
+        if plot != TERMINAL and curves():
+            result["plot"] = plot
         shown: list[str] = []
         if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
             if out_of_fold is not None:
@@ -222,6 +217,8 @@ def train(
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
             lines = [*shown, *in_words(result, interrupt.number, metric or ())]
             terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
+            if plot == TERMINAL:
+                curves()
         if not problems and not result["interrupted"] and class_weight is None:
             judged = training.held_out if len(training.held_out) else training.rows
             warn_of_useless(training.model, result, rows_of(training.y, judged))
