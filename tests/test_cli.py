@@ -223,6 +223,18 @@ def test_learning_curves(npz, kind):
     assert picture.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[kind])
 
 
+def test_learning_curves_in_the_terminal(npz):
+    curves = r"^loss   \S+ training   \S+ validation   \S best epoch \d+: [\d.]+$"
+    result = ok("train", npz, *SMALL, "--plot")
+    assert re.search(curves, result.out[result.out.index("model: ") :], re.MULTILINE), "at the end"
+    assert "learning curves:" not in result.out
+    result = ok("train", npz, "--plot", *SMALL, "--json")
+    assert "plot" not in result.json
+    assert re.search(curves, result.err, re.MULTILINE)
+    assert ok("train", npz, *SMALL, "--plot", "curves.txt", "--json").json["plot"] == "curves.txt"
+    assert re.search("^  \\S best epoch", Path("curves.txt").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_info_about_the_catalogue():
     found = ok("info", "--catalogue", "--json").json
     assert found["activations"]["silu"] == found["activations"]["swish"]
@@ -770,7 +782,7 @@ def test_a_directory_that_takes_no_files(npz, monkeypatch):
 
 def test_pictures_that_can_not_be_drawn(npz):
     pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
-    assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.txt")
+    assert "expected terminal, or a file that ends in one of" in refused("train", npz, "--plot", "curves.doc")
     assert "there is no folder" in refused("train", npz, "--plot", "nowhere/curves.png")
 
 
@@ -1127,7 +1139,7 @@ def test_without_the_extra(missing):
     [("sklearn", ["digits"]), ("pyarrow", ["t.csv", "--target", "y"]), ("matplotlib", ["t.npz", "--plot", "p.png"])],
 )
 def test_without_one_library_of_the_extra(missing, args, monkeypatch):
-    users = ("bpnet.cli.columns", "bpnet.cli.plot")
+    users = ("bpnet.cli.columns", "bpnet.plots.figures")
     for name in [name for name in sys.modules if name.split(".")[0] == missing or name in users]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -9,7 +9,7 @@ import typer
 
 from bpnet import __version__
 from bpnet.cli import check, evaluate, export, info, predict, train
-from bpnet.cli.terminal import report_errors
+from bpnet.cli.terminal import Command, report_errors
 
 
 def show_version(asked: bool) -> None:
@@ -35,4 +35,4 @@ app = typer.Typer(
 )
 app.callback()(main)
 for command in (train.train, evaluate.evaluate, predict.predict, export.export, info.info, check.check):
-    app.command()(report_errors(command))
+    app.command(cls=Command)(report_errors(command))

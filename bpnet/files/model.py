@@ -207,7 +207,7 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except FileFormatError as error:
-        raise FileFormatError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     except DTypeError as error:
         raise DTypeError(f"{name} can't be loaded there: {error}") from None
     except PathError:

@@ -99,8 +99,8 @@ def answers(trainer: Trainer, grid: Array) -> tuple[str, Array]:
     if kind == "labels":
         if values.shape[1] > 1:
             raise OptionError(f"the network has {values.shape[1]} outputs, each true or false; expected one")
-        if not (trainer.loss.single.probabilities or trainer.loss.single.logits):
-            values = 0.5 + 0.5 * np.tanh(values)  # of a margin, for the shade alone: 0 is where it turns
+        if trainer.loss.single.boundary == 0.0 and not trainer.loss.single.logits:
+            values = 0.5 + 0.5 * np.tanh(values)  # of a margin, which turns at 0: for the shade alone
         values = np.concatenate([1.0 - values, values], axis=1)
     return ("numbers" if kind == "numbers" else "classes"), values
 

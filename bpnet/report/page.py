@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
-from bpnet.plots.panels import best_epoch, panels
+from bpnet.plots.curves import best_epoch, panels
 from bpnet.plots.scales import spread
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
@@ -138,7 +138,7 @@ def history(figures: "Figures") -> str:
     if len(records) < 2:
         return ""
     plots, best = [], best_epoch(records, "val_loss")
-    for panel in panels(records, names, "val_loss"):
+    for panel in panels(records, names):
         ends = panel.ends
         if ends is None:
             continue
