@@ -132,7 +132,7 @@ def test_every_call_fails(writer, over, soak, tmp_path):
     new = contents(state_of(folder))
     cases = [(i, fault) for i, call in enumerate(calls) for fault in ERRORS[call.name]]
     cases += [(i, fault) for i, call in enumerate(calls) if call.changes for fault in (FULL, DEAD)]
-    chosen = sorted(rng.permutation(len(cases))[: soak.count(len(cases), 6)])
+    chosen = sorted(rng.permutation(len(cases))[: soak.count(len(cases), 3)])
     failures = []
     for number, fault in (cases[i] for i in chosen):
         begin()
