@@ -140,12 +140,12 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     if not isinstance(value, str):
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     define(base.kind, value)
-    found = next((cls for cls in reversed(_called.get((base.kind, value), [])) if _can_be_made(cls, base)), None)
-    if found is None:
+    having: Any = reversed(_called.get((base.kind, value), []))
+    cls: Any = next((cls for cls in having if _can_be_made(cls, base)), None)
+    if cls is None:
         define_all()
-        known = catalogue(base)
+        known: dict[str, Any] = catalogue(base)
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
-    cls: Any = found
     if not has_defaults(cls):
         raise OptionError(
             f"{what} is {value!r}, which has options without defaults: pass an object, {cls.__name__}(...)"
@@ -249,7 +249,7 @@ def restore(value: Any) -> Any:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"
         )
-    cls = _classes[kind][name]
+    cls: Any = _classes[kind][name]
     strange = options.keys() - _options(cls)
     if strange:
         raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it does not have")
