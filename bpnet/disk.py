@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,9 @@ PART, ENDING = ".bpnet-", ".part"
 
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
+
+ABANDONED = 86400.0
+"""Seconds after which nobody writes to a part any more, where no lock says so."""
 
 NO_SYNC = {
     getattr(errno, name)
@@ -77,7 +81,7 @@ def append(path: str, content: bytes) -> None:
     """Write `content` at the end of a file, and hand it to the system.  Raises PathError, and leaves it as it was."""
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        number = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        (number,) = opening(path, flags | getattr(os, "O_BINARY", 0))
         try:
             status = os.fstat(number)
             _check_ordinary(path, status)
@@ -125,6 +129,17 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any
         raise path_error(f"{os.fspath(path)} is written, but a power cut may still undo that", error) from error
 
 
+def opening(path: str | Path, flags: int, folder: int | None = None, permissions: int = 0o777) -> Iterator[int]:
+    """What `os.open` gives, as the one value of an iterator.
+
+        (number,) = opening(path, flags)
+        try:
+
+    No interrupt can come between the opening and the `try`, so that none leaves the file open.
+    """
+    return map(partial(os.open, dir_fd=folder), (path,), (flags,), (permissions,))
+
+
 class Part(io.BufferedWriter):
     """A file that is not complete yet.
 
@@ -147,7 +162,8 @@ def replacing(name: str, permissions: int, folder: int | None = None) -> Iterato
     """
 
     def create(path: str, flags: int) -> int:
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), permissions, dir_fd=folder)
+        (number,) = opening(path, flags | getattr(os, "O_NOFOLLOW", 0), folder, permissions)
+        return number
 
     while True:
         path = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}{ENDING}")
@@ -204,14 +220,21 @@ def sweep(prefix: str, folder: int | None = None) -> None:
 
 
 def _sweep(path: str, folder: int | None) -> None:
-    if not stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode):
+    status = os.stat(path, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
         return
     if fcntl is None:
         os.unlink(path)
         return
-    number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    (number,) = opening(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, folder)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # there are no locks here
+            if time.time() - status.st_mtime < ABANDONED:
+                return
         os.unlink(path, dir_fd=folder)
     finally:
         os.close(number)
@@ -222,7 +245,8 @@ def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | No
 
     def look(name: str, given: int) -> int:
         wait_not = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-        return os.open(name, given | flags | wait_not, dir_fd=folder)
+        (number,) = opening(name, given | flags | wait_not, folder)
+        return number
 
     _check_ordinary(name, os.stat(name, dir_fd=folder))  # since a mere look may do something to a device
     file = open(name, "rb", opener=look)  # noqa: SIM115 - the caller closes it
@@ -285,7 +309,7 @@ def _sync(number: int) -> None:
 def _sync_folder(folder: str | Path) -> None:
     """Have the names in a folder on the disk, where folders can be opened; raises OSError where the disk fails."""
     try:
-        number = os.open(folder, os.O_RDONLY)
+        (number,) = opening(folder, os.O_RDONLY)
         try:
             _sync(number)
         finally:

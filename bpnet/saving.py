@@ -12,6 +12,7 @@ from bpnet.errors import ArgumentError, FileFormatError, OptionError, kind_of, p
 from bpnet.files.folder import Folder
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
+from bpnet.registry import describe
 from bpnet.signals import Exit, StopSignals
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Saving:
         Gives callbacks, with the state that each had.  Raises OptionError, with nothing done, where the folder holds
         another training.
         """
+        trainer, engine = training.trainer, training.engine
+        describe(
+            [trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties]
+        )  # or the error that no file can
         self.written = training.number
         if not self.resume:
             if self.folder.used():
@@ -124,7 +129,6 @@ class Saving:
         if found is None:
             return []
         path, saved = found
-        trainer, engine = training.trainer, training.engine
         kept: Any = saved.training
         with damaged(path):
             differences = [*_differences(training, self.folder, saved)]
@@ -142,10 +146,11 @@ class Saving:
             losses = saved.arrays.get("losses", vector([])).tolist()
             if len(losses) > training.steps:
                 raise FileFormatError("it has more losses than an epoch has steps")
+            history = saved.history.made()
             seconds, stop = float(kept["seconds"]), bool(kept["stop"])
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
-        trainer.history.epochs[:] = saved.history
+        trainer.history.epochs[:] = history
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
@@ -169,6 +174,7 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     """What must be the same where the training is resumed, besides what makes a trainer, as JSON values by name."""
     data, held_out, shuffle = training.data, training.held_out, training.shuffle
     return {
+        **folder.options,
         "batch_size": training.batch_size,
         "micro_batch": training.trainer.micro_batch,
         "shuffle": "a function" if callable(shuffle) else shuffle,
@@ -176,7 +182,6 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
         "the number of rows": data.count,
         "sample_weight": None if data.weight is None else "given",
         "validation": None if held_out is None else plural(held_out.count, "row"),
-        **folder.options,
     }
 
 
@@ -210,8 +215,10 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
             short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
             what = f"{words[0]}, but {words[1]}" if short else "another than"
             yield f"{name} is {what} in the training that {folder.path} holds"
-    before, after = ([_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history))
-    if before != after[: len(before)]:
+    before, after = (
+        [_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history.made())
+    )
+    if any(own != other for own, other in zip(before, after, strict=False)):
         yield (
             f"the trainer has been trained for {plural(len(before), 'epoch')} that are not those of the training that "
             f"{folder.path} holds"

@@ -8,15 +8,18 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ArgumentError
+from bpnet.errors import ArgumentError, PathError
+from bpnet.files import model
 
 pytest.importorskip("typer", reason="the command line needs typer (the cli extra)")
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
@@ -220,6 +223,18 @@ def test_learning_curves(npz, kind):
     assert picture.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[kind])
 
 
+def test_learning_curves_in_the_terminal(npz):
+    curves = r"^loss   \S+ training   \S+ validation   \S best epoch \d+: [\d.]+$"
+    result = ok("train", npz, *SMALL, "--plot")
+    assert re.search(curves, result.out[result.out.index("model: ") :], re.MULTILINE), "at the end"
+    assert "learning curves:" not in result.out
+    result = ok("train", npz, "--plot", *SMALL, "--json")
+    assert "plot" not in result.json
+    assert re.search(curves, result.err, re.MULTILINE)
+    assert ok("train", npz, *SMALL, "--plot", "curves.txt", "--json").json["plot"] == "curves.txt"
+    assert re.search("^  \\S best epoch", Path("curves.txt").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_info_about_the_catalogue():
     found = ok("info", "--catalogue", "--json").json
     assert found["activations"]["silu"] == found["activations"]["swish"]
@@ -250,7 +265,7 @@ def test_info_about_the_machine():
 
 def test_help_names_every_command_and_option():
     text = ok("--help").out
-    for command in ("train", "evaluate", "predict", "info"):
+    for command in ("train", "evaluate", "predict", "export", "info"):
         assert command in text
     text = ok("train", "--help").out
     for option in (
@@ -703,6 +718,27 @@ def test_a_diverged_training_keeps_what_it_learnt_before(npz, diverges):
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] > 0
 
 
+def test_a_model_that_can_not_be_written_where_it_should_be_is_not_lost(npz, tmp_path, monkeypatch):
+    write, other = model.write_atomically, tmp_path / "elsewhere"
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+
+    @contextmanager
+    def full(path, *args, **options):
+        if not path.startswith(str(other)):
+            raise PathError(f"{path} can't be written: No space left on device")
+        with write(path, *args, **options) as file:
+            yield file
+
+    monkeypatch.setattr(model, "write_atomically", full)
+    said = refused("train", npz, *SMALL)
+    (folder,) = other.iterdir()
+    assert f"model.safetensors can't be written: No space left on device. The model is in {folder}/model" in said
+    assert bp.load(folder / "model.safetensors").trainer.step_count == 96
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert "The model is" not in refused("train", npz, *SMALL)
+
+
 def test_a_diverged_training_leaves_the_model_that_is_there(npz, diverges):
     Path("model.safetensors").write_bytes(b"good")
     result = run("train", npz, *SMALL, "--json")
@@ -746,7 +782,7 @@ def test_a_directory_that_takes_no_files(npz, monkeypatch):
 
 def test_pictures_that_can_not_be_drawn(npz):
     pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
-    assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.txt")
+    assert "expected terminal, or a file that ends in one of" in refused("train", npz, "--plot", "curves.doc")
     assert "there is no folder" in refused("train", npz, "--plot", "nowhere/curves.png")
 
 
@@ -1103,7 +1139,7 @@ def test_without_the_extra(missing):
     [("sklearn", ["digits"]), ("pyarrow", ["t.csv", "--target", "y"]), ("matplotlib", ["t.npz", "--plot", "p.png"])],
 )
 def test_without_one_library_of_the_extra(missing, args, monkeypatch):
-    users = ("bpnet.cli.columns", "bpnet.cli.plot")
+    users = ("bpnet.cli.columns", "bpnet.plots.figures")
     for name in [name for name in sys.modules if name.split(".")[0] == missing or name in users]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -212,7 +212,7 @@ def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except FileFormatError as error:
-        raise FileFormatError(f"{name}: {told(error)}") from None
+        raise type(error)(f"{name}: {told(error)}") from None
     except DTypeError as error:
         raise DTypeError(f"{name} can't be loaded there: {told(error)}") from None
     except PathError:

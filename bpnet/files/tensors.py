@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from bpnet.disk import open_ordinary
-from bpnet.errors import ArgumentError, FileFormatError, OutOfMemoryError
+from bpnet.errors import ArgumentError, FileFormatError, OtherFormatError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import numpy
@@ -107,9 +107,9 @@ def read(path: str | os.PathLike[str]) -> "tuple[dict[str, Any], Tensors]":
         raise FileFormatError("this is a .safetensors file, but not a bpnet model")
     version, digest = int(beginning[1]), beginning[2]
     if version > FORMAT:
-        raise FileFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
+        raise OtherFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
     if version < FORMAT:
-        raise FileFormatError(f"the file was written by an older bpnet (format {version}, this reads {FORMAT})")
+        raise OtherFormatError(f"the file was written by an older bpnet (format {version}, this reads {FORMAT})")
     if digest is None:
         raise FileFormatError("the file is damaged: it has no SHA-256 hash")
     parts = {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in found}

@@ -56,17 +56,22 @@ def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 
 def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
+    machine = _machine()
+    code: bytes = machine.emit_object(written(name, write, machine))
+    return code
+
+
+def written(name: str, write: Callable[[ir.Module, str], None], machine: Any, kind: str | None = None) -> Any:
+    """The module in which `write(module, name)` has written a function of a kind (None: its name), for a machine."""
     module = ir.Module(name)
     module.triple = llvm.get_default_triple()
     write(module, name)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
-    machine = _machine()
-    if name not in AS_WRITTEN:
+    if (kind or name) not in AS_WRITTEN:
         passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
         passes.getModulePassManager().run(parsed, passes)
-    code: bytes = machine.emit_object(parsed)
-    return code
+    return parsed
 
 
 def _machine() -> Any:
@@ -81,14 +86,13 @@ def _machine() -> Any:
 def _identity() -> tuple[str, ...]:
     """All besides the key and the texts here that decides about the machine code."""
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    return llvmlite.__version__, *processor, llvm.get_default_triple()
+    return llvmlite.__version__, *processor, llvm.get_default_triple(), str(llvm.llvm_version_info)
 
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
     """The hash of all that decides what functions are written: a change of it makes new machine code."""
-    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"\n".join(path.read_bytes() for path in sources)).hexdigest()
+    return cache.hash_of(Path(__file__).parents[1].rglob("*.py"))
 
 
 def callable_at(address: int, *kinds: Any) -> Any:
