@@ -204,23 +204,18 @@ def read_checkpoint(path: str | os.PathLike[str], dtype: Any = None) -> Checkpoi
 def damaged(path: str | os.PathLike[str]) -> Iterator[None]:
     """While a trainer is made from what a file holds: errors say which file, and that it is at fault."""
     name = os.fspath(path)
-
-    def told(error: Exception) -> str:  # which may quote what the file has, all of it
-        text = str(error)
-        return text if len(text) < 1000 else f"{text[:600]} ... {text[-300:]}"
-
     try:
         yield
     except FileFormatError as error:
-        raise type(error)(f"{name}: {told(error)}") from None
+        raise type(error)(f"{name}: {error}") from None
     except DTypeError as error:
-        raise DTypeError(f"{name} can't be loaded there: {told(error)}") from None
+        raise DTypeError(f"{name} can't be loaded there: {error}") from None
     except PathError:
         raise
     except MemoryError as error:
         raise OutOfMemoryError(f"{name}: the model does not fit in memory") from error
     except (BpnetError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise FileFormatError(f"{name} is a damaged bpnet model: {told(error)}") from error
+        raise FileFormatError(f"{name} is a damaged bpnet model: {error}") from error
 
 
 def _read(path: str) -> tuple[dict[str, Any], "Tensors"]:
