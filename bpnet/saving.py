@@ -46,7 +46,7 @@ class Saving:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             if error is None and self.signals.number:  # it came when there was nothing left to do
-                self.signals.hand_on("once it was complete")
+                self.signals.hand_on("after its last step, when all was saved")
         except Exit as ended:
             error = ended
             raise

@@ -132,6 +132,19 @@ def test_a_resumed_training_ends_as_if_it_never_had_been_interrupted(backend: An
         assert resumed.step_count == 1
 
 
+@pytest.mark.gpu
+def test_checkpoints_wait_for_the_end_of_a_launch_of_several_steps(device: Any, tmp_path: Path) -> None:
+    x, y = device.array(X[:40]), device.array(Y[:40])
+    more: dict[str, Any] = {"batch_size": 2, "epochs": 3}  # 20 steps an epoch
+    whole = fitted(small(), x, y, checkpoint=tmp_path / "all", every=1, keep=99, **more)
+    numbers = [int(name[5:15]) for name in files(tmp_path / "all")[1:]]
+    assert 40 in numbers and len(numbers) < 45, numbers  # noqa: PT018
+    middle = next(number for number in numbers if number > 40)
+    folder = only(tmp_path / "all", middle, tmp_path / "other")
+    resumed = fitted(small(), x, y, checkpoint=folder, resume=True, every=1, **more)
+    assert state(resumed) == state(whole) == state(fitted(small(), x, y, **more))
+
+
 def bootstrap() -> Any:
     """An order that is another whenever it is asked for."""
     rng = np.random.default_rng(0)
@@ -476,7 +489,7 @@ def test_ctrl_c_again_ends_at_once(tmp_path: Path) -> None:
         sends("SIGINT")()
 
     trainer = small()
-    with pytest.raises(KeyboardInterrupt, match="interrupted again"):
+    with pytest.raises(KeyboardInterrupt, match="training interrupted at once: nothing more was written"):
         fitted(trainer, checkpoint=tmp_path, callbacks=[At(6, twice)])
     assert files(tmp_path) == ["best.safetensors", "step-0000000004.safetensors"]
     assert trainer.step_count == 6
