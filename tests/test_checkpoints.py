@@ -347,6 +347,13 @@ def test_what_was_trained_otherwise_is_not_thrown_away(tmp_path: Path) -> None:
         fitted(other, checkpoint=tmp_path, resume=True)
 
 
+def test_other_data_are_noticed(tmp_path: Path) -> None:
+    fitted(small(), checkpoint=tmp_path, epochs=1)
+    for x, y in ((X[::-1], Y[::-1]), (X, (Y + 1) % 3)):
+        with pytest.warns(BpnetWarning, match="was begun with other data, or with the same rows in another order"):
+            fitted(small(), x, y, checkpoint=tmp_path, resume=True, epochs=1)
+
+
 def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
     with pytest.raises(OptionError, match="which holds another training: go on with that by resume=True"):
@@ -362,8 +369,9 @@ def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path
             fitted(small(), **options)
 
 
-def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
+    monkeypatch.setattr("bpnet.files.folder.WAIT", 0.1)
 
     def second() -> None:
         with pytest.raises(BusyError) as refused:
@@ -538,7 +546,9 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
 
 
 @POSIX
-def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(tmp_path: Path) -> None:
+def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = """
         import os, sys, signal, numpy as np, bpnet as bp
         x = np.random.default_rng(0).standard_normal((44, 6)).astype("float32"); y = np.argmax(x[:, :3], axis=1)
@@ -559,6 +569,7 @@ def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(tmp_path: P
         command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path), str(ours)]
         killed = subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, pass_fds=[ours])
         assert killed.returncode == -signal.SIGKILL
+        monkeypatch.setattr("bpnet.files.folder.WAIT", 20.0)  # for the child, on a busy machine
         assert files(tmp_path)[-1] == "step-0000000006.safetensors"
         assert state(fitted(small(), checkpoint=tmp_path, resume=True)) == state(fitted(small()))
     finally:
