@@ -265,7 +265,7 @@ def test_info_about_the_machine():
 
 def test_help_names_every_command_and_option():
     text = ok("--help").out
-    for command in ("train", "evaluate", "predict", "info"):
+    for command in ("train", "evaluate", "predict", "export", "info"):
         assert command in text
     text = ok("train", "--help").out
     for option in (

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -235,12 +235,26 @@ def test_a_table_can_come_as_lines_of_text(of_tables, tmp_path):
     assert run.stdout.split() == list(of_tables["label"].predict(TABLE)), run.stderr
 
 
-def test_a_column_of_dates_is_not_exported(tmp_path):
-    table = {"day": ["2024-01-01", "2024-02-03", "2024-05-01"] * 8, "y": ["a", "b"] * 12}
-    model = bp.train_table(table, "y", hidden=(4,), epochs=1, progress=False, validation=0.0)
-    with pytest.raises(ExportError, match="column 'day' is of dates, which a file for NumPy does not read"):
-        bp.files.to_numpy_source(model, tmp_path / "model.py")
-    assert not list(tmp_path.iterdir())
+def test_a_column_of_dates(tmp_path):
+    days = np.datetime64("2023-11-01T09:30:00") + RNG.integers(0, 30_000_000, 24).astype("timedelta64[s]")
+    table = {"day": days, "written": [d.item().strftime("%d.%m.%Y %H:%M") for d in days[::-1]]}
+    table["iso"] = [None if i % 5 == 0 else f"{d}+02:00" for i, d in enumerate(days)]
+    model = bp.train_table(table | {"y": ["a", "b"] * 12}, "y", hidden=(4,), epochs=1, progress=False, validation=0.0)
+    found = source(model, tmp_path).predict_proba(table)
+    np.testing.assert_allclose(found, model.predict_proba(table), rtol=1e-6)
+    schema = replace(model.schema, features=tuple(replace(f, zone="Europe/Rome") for f in model.schema.features))
+    with pytest.raises(ExportError, match="column 'day' is read in the time zone Europe/Rome, which no file can do"):
+        bp.files.to_numpy_source(bp.TableModel(schema, model.target, model.trainer), tmp_path / "other.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
+
+
+def test_an_estimator(tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    y = np.array(["ant", "bee"])[(X[:, 0] > 0.0).astype(int)]
+    estimator = bp.MLPClassifier(hidden_layer_sizes=(5,), max_iter=20, tol=1e9, random_state=0).fit(X, y)
+    file = source(estimator, tmp_path)
+    assert list(file.predict(X)) == list(estimator.predict(X))
+    np.testing.assert_allclose(file.predict_proba(X), estimator.predict_proba(X), rtol=1e-6)
 
 
 # ---- PyTorch --------------------------------------------------------------------------------------------------------

@@ -103,6 +103,14 @@ def test_functions_of_the_standard_are_what_they_are_in_numpy():
             assert not wrong, f"{who}, {rows} rows"
 
 
+def test_a_gate_that_is_shut_lets_nothing_through():
+    """As a node Sigmoid of onnxruntime would: 1.5e-8 of each number."""
+    x = -100.0 * np.abs(X)
+    trainer = bp.Trainer(bp.Sequential("silu", bp.Scale(1e6)), "mse").build(x)
+    for _, (found,) in run_by_all(bp.files.to_onnx(trainer, None), {"x": x}):
+        np.testing.assert_allclose(found, trainer.predict(x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_keeps_its_digits_where_numbers_are_small():
     """ONNX has neither expm1 nor log1p, which exp and log alone would round to nothing near 0."""
     trainer = bp.Trainer(bp.Parallel(Function("expm1"), Function("log1p")), "mse", compile=False).build(X)
@@ -141,7 +149,7 @@ def properties(model):
 
 
 def test_a_file_says_what_it_is_and_where_each_node_comes_from(tmp_path):
-    trainer = trained(bp.Sequential(bp.Dense(4, "relu"), bp.Residual(bp.Dense(4, "silu"))))
+    trainer = trained(bp.Sequential(bp.Dense(4, "relu"), bp.Residual(bp.Dense(4, "softmax")), bp.Dense(1, "sigmoid")))
     trainer.metadata = {"data": "mine"}
     trainer.save(tmp_path / "model.safetensors")
     bp.files.to_onnx(tmp_path / "model.safetensors", tmp_path / "model.onnx", metadata={"license": {"id": "MIT"}})
@@ -151,11 +159,11 @@ def test_a_file_says_what_it_is_and_where_each_node_comes_from(tmp_path):
     assert model.doc_string == repr(trainer.network)
     nodes = [(node.op_type, node.name) for node in model.graph.node]
     assert nodes == [
-        ("Gemm", "0/Gemm"), ("Relu", "0/Relu"), ("Gemm", "1.inner/Gemm"), ("Sigmoid", "1.inner/Sigmoid"),
-        ("Mul", "1.inner/Mul"), ("Add", "1/Add"),
+        ("Gemm", "0/Gemm"), ("Relu", "0/Relu"), ("Gemm", "1.inner/Gemm"), ("Softmax", "1.inner/Softmax"),
+        ("Add", "1/Add"), ("Gemm", "2/Gemm"), ("Sigmoid", "2/Sigmoid"),
     ]  # fmt: skip
-    assert model.graph.node[2].doc_string == repr(bp.Dense(4, "silu"))
-    assert {t.name for t in model.graph.initializer} == {"0.weight", "0.bias", "1.inner.weight", "1.inner.bias"}
+    assert model.graph.node[2].doc_string == repr(bp.Dense(4, "softmax"))
+    assert {t.name for t in model.graph.initializer} == set(exported(trainer).parameters)
     for info in (*model.graph.input, *model.graph.output):
         assert info.type.tensor_type.shape.dim[0].dim_param == "rows"
 
@@ -193,6 +201,10 @@ def test_what_is_wrong_with_arguments_is_said(tmp_path, monkeypatch):
     wrong.theta[3] = np.nan
     with pytest.raises(bp.errors.DivergedError, match="weight has NaN"):
         bp.files.to_onnx(wrong, tmp_path / "model.onnx")
+    with monkeypatch.context() as patched:
+        patched.setattr("bpnet.export.onnx.model.LARGEST", 100)
+        with pytest.raises(ExportError, match="104 bytes"):
+            bp.files.to_onnx(trainer, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.delitem(sys.modules, "bpnet.export.onnx.model")
     monkeypatch.setitem(sys.modules, "onnx", None)

@@ -15,6 +15,7 @@ import bpnet as bp
 from bpnet.errors import (
     ArgumentError,
     DataError,
+    DTypeError,
     MissingExtraError,
     NotBuiltError,
     OptionError,
@@ -122,7 +123,7 @@ def test_what_can_not_be_drawn(mpl: Any) -> None:
         ({"path": "a.png", "terminal": True}, OptionError, "terminal is True, but there is a path too"),
         ({"path": "a.txt", "figure": 5}, OptionError, "path is a.txt, a file of text, but there is a figure too"),
         ({"figure": 5}, ArgumentError, "figure is of type int; expected a figure of Matplotlib"),
-        ({"names": "loss"}, ArgumentError, "names is of type str; expected a list of recorded quantities"),
+        ({"names": "loss"}, ArgumentError, "names is of type str; expected a list of texts"),
         ({"names": ["los"]}, RecordError, "'los' was not recorded: did you mean 'loss'"),
         ({"monitor": "val_loss"}, RecordError, "monitor is 'val_loss', which was not recorded"),
     ]:
@@ -538,6 +539,11 @@ def test_what_can_not_be_shown_of_a_trainer(mpl: Any) -> None:
         (lambda: bp.plots.confusion_matrix(["x"], ["y"], names=["x"]), OptionError, "names lacks y"),
         (lambda: bp.plots.predictions(x, x, axes=5), OptionError, "2 quantities, but axes for one"),
         (lambda: bp.plots.predictions(x[:, 0], x[:, 0], axes=5), ArgumentError, "axes is of type int"),
+        (lambda: bp.plots.history([1.0]), ArgumentError, "history is of type list; expected a bpnet History"),
+        (lambda: bp.plots.predictions(["a"], [1.0]), DTypeError, "y holds <U1 values; expected numbers"),
+        (lambda: bp.plots.predictions([[1.0], [1.0, 2.0]], [1.0]), ArgumentError, "makes no array"),
+        (lambda: bp.plots.confusion_matrix("abc", [1]), ArgumentError, "y is of type str; expected an array"),
+        (lambda: bp.plots.confusion_matrix([0], [0], names=5), ArgumentError, "names is of type int"),
         (lambda: bp.plots.predictions(x, x[:, :1]), ShapeError, r"\(4, 2\) and predicted \(4, 1\)"),
     ]:
         with pytest.raises(error, match=said):

@@ -39,7 +39,7 @@ def to_numpy_source(model: Any, path: str | os.PathLike[str]) -> None:
     a table's model, or an estimator, `predict` takes its columns and gives labels or quantities, and the file is a
     program: `python model.py < rows.csv`.
 
-    Raises ExportError where a layer does what NumPy can't, or there is a column of dates, NotBuiltError without
+    Raises ExportError where a layer does what NumPy can't, or a date is read in a time zone, NotBuiltError without
     parameters, and PathError where nothing can be written.
     """
     path, found = checked_path(path), exported(model)
@@ -64,6 +64,7 @@ class _Parts:
         self.model, self.program = model, program
         self.layout, self.table = model.trainer.layout, model.table
         self.helpers: set[str] = set()
+        self.labels = ""
 
     def text(self) -> str:
         network = "outputs" if self.table else "predict"
@@ -75,7 +76,12 @@ class _Parts:
         if probable:
             functions.insert(1, self.after("predict_proba", "table" if self.table else "x", "probabilities"))
         wanted = [name for name in HELPERS if name in self.helpers]
-        parts = [*functions, *map(helper, wanted), weights(self.used), program_of(self.table, self.layout)]
+        parts = [
+            *functions,
+            *map(helper, wanted),
+            weights(self.used, self.labels),
+            program_of(self.table, self.layout),
+        ]
         return "\n\n".join(part.rstrip() + "\n" for part in (self.head(network), *parts) if part)
 
     @property
@@ -102,7 +108,9 @@ class _Parts:
         lines = [f"{what} it needs NumPy alone.  Written by bpnet {bpnet.__version__}.", "", *layers, "", said]
         text = documentation("\n".join(lines))
         imports = ["hashlib"] + ["base64"] * any(_as_text(a) for a in self.used.values())
-        return f'"""{text}\n"""\n\n' + "".join(f"import {n}\n" for n in sorted(imports)) + "\nimport numpy as np\n"
+        dates = self.table is not None and any(f.kind == "date" for f in self.table.schema.features)
+        lines = [*(f"import {n}" for n in sorted(imports)), *["from datetime import datetime, timezone"] * dates]
+        return f'"""{text}\n"""\n\n' + "\n".join([*lines, "", "import numpy as np", ""])
 
     def network(self, name: str) -> str:
         """The function of the network's outputs."""
@@ -151,17 +159,17 @@ class _Parts:
         (result,) = body.written({"z": "z"}).values()
         self.helpers |= body.helpers
         what = {"label": "Labels", "prediction": "Quantities", "probabilities": "Probabilities"}[answer]
-        classes, before = self.model.classes, ""
+        classes = self.model.classes
         if classes is not None and self.table is not None:
             what += " of CLASSES" if answer == "label" else " of CLASSES in their order"
             if answer == "label":
                 result = f"CLASSES[{result}]"
                 labels = wrapped(quoted(c) if isinstance(c, str) else repr(c) for c in classes.tolist())
                 kind = ", object" if classes.dtype == np.object_ else ""
-                before = f"CLASSES = np.array([\n{labels}\n]{kind})\n\n\n"
+                self.labels = f"CLASSES = np.array([\n{labels}\n]{kind})\n"
         lines = ["z = outputs(encode(table))" if self.table else "z = predict(x)"] + ["rows = len(z)"] * body.reads_rows
         lines += [*body.lines, f"return {result}"]
-        return before + function(name, argument, f"{what}, {_shape(value.shape[1:])}.", lines)
+        return function(name, argument, f"{what}, {_shape(value.shape[1:])}.", lines)
 
 
 def function(name: str, arguments: str, what: str, lines: list[str]) -> str:
@@ -188,12 +196,12 @@ def _paths(layer: Any, path: str = "") -> list[str]:
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def weights(arrays: Mapping[str, Any]) -> str:
-    """The dict W of all arrays, and what checks it."""
+def weights(arrays: Mapping[str, Any], before: str = "") -> str:
+    """The dict W of all arrays, and what checks it; another constant may come before it."""
     entries = [f"    {quoted(name)}: {literal(array)},\n" for name, array in arrays.items()]
     digest = hashlib.sha256(b"".join(_stored(array).tobytes() for array in arrays.values())).hexdigest()
     decode = DECODE if any(map(_as_text, arrays.values())) else ""
-    return f"{decode}W = {{\n{''.join(entries)}}}\n{VERIFY.format(digest=digest)}"
+    return f"{decode}{before}W = {{\n{''.join(entries)}}}\n{VERIFY.format(digest=digest)}"
 
 
 DECODE = '''\
@@ -238,8 +246,9 @@ def literal(array: Any) -> str:
         shape = array.shape[0] if array.ndim == 1 else array.shape
         return f'np.{filled}({shape!r}, "{kind}")'
     if _as_text(array):
-        lines = textwrap.wrap(base64.b64encode(_stored(array).tobytes()).decode(), 92)
-        return f'array("{kind}", {array.shape!r}, """\n' + "\n".join(lines) + '\n""")'
+        text = base64.b64encode(_stored(array).tobytes()).decode()
+        lines = "\n".join(text[i : i + 92] for i in range(0, len(text), 92))
+        return f'array("{kind}", {array.shape!r}, """\n{lines}\n""")'
     if array.ndim == 2:
         return "np.array([\n" + "".join(f"        {_row(row)},\n" for row in array) + f'    ], "{kind}")'
     text = _row(array) if array.ndim else str(array.item())

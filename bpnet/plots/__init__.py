@@ -12,8 +12,9 @@ import importlib
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bpnet.callbacks.history import History
 from bpnet.disk import checked_path
 from bpnet.errors import ArgumentError, DataError, MissingExtraError, OptionError, kind_of
 from bpnet.layer import Layer, check_layer
@@ -22,14 +23,11 @@ from bpnet.plots.curves import panels
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
 
-if TYPE_CHECKING:
-    from bpnet.callbacks.history import History
-
 __all__ = ["confusion_matrix", "decision_boundary", "history", "network", "predictions", "weights"]
 
 
 def history(
-    history: "History",
+    history: History,
     path: str | os.PathLike[str] | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -55,6 +53,8 @@ def history(
     RecordError where a quantity was not recorded, OptionError where files can't be of that kind, MissingExtraError
     where a picture needs Matplotlib and that is not installed, and PathError where nothing can be written.
     """
+    if not isinstance(history, History):
+        raise ArgumentError(f"history is {kind_of(history)}; expected a bpnet History, as trainer.history is")
     if not len(history):
         raise DataError("the history has no epochs, so there is nothing to draw: fit first")
     made = panels(history.epochs, names, monitor)
@@ -202,7 +202,7 @@ def drawn(module: str, function: str, *args: Any, path: Any = None) -> Any:
     try:
         figures = importlib.import_module("bpnet.plots.figures")
     except ModuleNotFoundError as error:
-        raise MissingExtraError("drawing", "Matplotlib", "cli") from error
+        raise MissingExtraError("drawing", "Matplotlib", "plot") from error
     path = None if path is None else checked_path(path)
     if path is not None:
         figures.check_format(path)

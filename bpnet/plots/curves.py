@@ -151,7 +151,7 @@ def group_of(key: str) -> str:
 def check_texts(names: Any) -> list[str]:
     """A list of names; raises ArgumentError."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-        raise ArgumentError(f"names is {kind_of(names)}; expected a list of recorded quantities, as ['loss', 'lr']")
+        raise ArgumentError(f"names is {kind_of(names)}; expected a list of texts")
     return list(names)
 
 
