@@ -201,6 +201,10 @@ def test_what_is_wrong_with_arguments_is_said(tmp_path, monkeypatch):
     wrong.theta[3] = np.nan
     with pytest.raises(bp.errors.DivergedError, match="weight has NaN"):
         bp.files.to_onnx(wrong, tmp_path / "model.onnx")
+    with monkeypatch.context() as patched:
+        patched.setattr("bpnet.export.onnx.model.LARGEST", 100)
+        with pytest.raises(ExportError, match="104 bytes"):
+            bp.files.to_onnx(trainer, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.delitem(sys.modules, "bpnet.export.onnx.model")
     monkeypatch.setitem(sys.modules, "onnx", None)

@@ -46,8 +46,8 @@ def test_a_program_says_what_it_computes():
     trainer = bp.Trainer(bp.Sequential(bp.Dense(2, "relu"), bp.WeightNorm(bp.Dense(2))), "mse").build(X[:, :3])
     assert str(exported(trainer).program(fold=True)).splitlines() == [
         "x: float64[rows, 3]", "0.weight: float64[3, 2]", "0.bias: float64[2]", "1.inner.bias: float64[2]",
-        "1.reshape_3: float64[2, 2]", "0.matmul = matmul(x, 0.weight)", "0.add = add(0.matmul, 0.bias)",
-        "0.maximum = maximum(0.add, 0.0)", "1.inner.matmul = matmul(0.maximum, 1.reshape_3)",
+        "1.multiply_3: float64[2, 2]", "0.matmul = matmul(x, 0.weight)", "0.add = add(0.matmul, 0.bias)",
+        "0.maximum = maximum(0.add, 0.0)", "1.inner.matmul = matmul(0.maximum, 1.multiply_3)",
         "1.inner.add = add(1.inner.matmul, 1.inner.bias)", "output: 1.inner.add",
     ]  # fmt: skip
     assert {"1.inner.weight", "1.length"} <= exported(trainer).program().parameters.keys()
@@ -66,6 +66,9 @@ def test_what_is_computed_twice_is_computed_once_and_what_nobody_reads_is_not():
     trainer = bp.Trainer(bp.Sequential(bp.Parallel(branch, branch), bp.Dense(1)), "mse").build(X)
     functions = [op.function for op in exported(trainer).program().operations]
     assert functions == ["multiply", "sin", "concat", "matmul", "add"]
+    shared = bp.Shared(bp.WeightNorm(bp.Dense(12)), "same")
+    trainer = bp.Trainer(bp.Sequential(shared, "tanh", shared), "mse").build(X)
+    assert [a.shape for a in exported(trainer).program(fold=True).constants.values()] == [(12, 12)]
 
 
 def test_a_shared_layer_and_the_layers_of_a_composite_are_named_where_they_stand():
