@@ -1,14 +1,26 @@
 """The checkpoints of a training, as `Trainer.fit` writes them and goes on from them."""
 
+import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bpnet.callbacks.base import Callback
-from bpnet.errors import ArgumentError, FileFormatError, OptionError, kind_of, plural, shown
+from bpnet.callbacks.base import Callback, Record
+from bpnet.data.loader import Loader, take_rows
+from bpnet.errors import (
+    ArgumentError,
+    BpnetWarning,
+    FileFormatError,
+    OptionError,
+    kind_of,
+    plural,
+    shown,
+    users_line,
+)
 from bpnet.files.folder import Folder
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
@@ -18,6 +30,8 @@ from bpnet.signals import Exit, StopSignals
 if TYPE_CHECKING:
     from bpnet.fitting import Training
 
+ROWS = 64
+"""Rows that are looked at to tell whether data are the same."""
 TABLE = ("schema", "target")
 """Entries of a model of tables that say what it is of."""
 
@@ -33,6 +47,10 @@ class Saving:
         self.signals, self._stack = StopSignals(), ExitStack()
         self.written = 0
         """How many steps there had been at the last checkpoint."""
+        self.lowest = math.inf
+        """The loss of the best epoch, as `best.safetensors` has it."""
+        self.sample = ""
+        """A hash of some rows, by which other data are noticed."""
 
     def __enter__(self) -> "Saving":
         self._stack.enter_context(self.signals)
@@ -46,7 +64,7 @@ class Saving:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             if error is None and self.signals.number:  # it came when there was nothing left to do
-                self.signals.hand_on("once it was complete")
+                self.signals.hand_on("after its last step, when all was saved")
         except Exit as ended:
             error = ended
             raise
@@ -64,7 +82,8 @@ class Saving:
 
     def after_epoch(self, training: "Training", last: bool) -> None:
         """Write what is to be written after an epoch, which may be the last."""
-        best = _is_best(training)
+        loss = _loss(training, training.trainer.history.epochs[-1])
+        best, self.lowest = loss < self.lowest, min(self.lowest, loss)
         if last or self.every is None or self.due(training.number):
             self.save(training, best)
         elif best:
@@ -100,6 +119,7 @@ class Saving:
             "options": _options(training, self.folder),
             "callbacks": callbacks,
             "stop": trainer.stop,
+            "sample": self.sample,
             "seconds": training.elapsed(),
         }
         table = None if self.folder.table is None else self.folder.table()
@@ -117,7 +137,7 @@ class Saving:
         describe(
             [trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties]
         )  # or the error that no file can
-        self.written = training.number
+        self.written, self.sample = training.number, _sample(training.data)
         if not self.resume:
             if self.folder.used():
                 raise OptionError(
@@ -137,6 +157,13 @@ class Saving:
                 f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
                 "checkpoints"
             )
+        if kept["sample"] != self.sample:
+            warnings.warn(
+                f"the training in {self.folder.path} was begun with other data, or with the same rows in another "
+                "order; it goes on with these",
+                BpnetWarning,
+                stacklevel=users_line(),
+            )
         backend, like = engine.backend, engine.carry[0]
         device = backend.device(like)
         with damaged(path), engine.looking():
@@ -154,14 +181,26 @@ class Saving:
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
+        self.lowest = min((_loss(training, record) for record in history[epochs:]), default=math.inf)
         return list(zip(_with_state(training), states, strict=True))
 
 
-def _is_best(training: "Training") -> bool:
-    """Whether no epoch of this training was better than the last one."""
-    name = "loss" if training.held_out is None else "val_loss"
-    *others, last = [record.get(name, math.nan) for record in training.trainer.history.epochs[training.begun[0] :]]
-    return bool(last < min((value for value in others if not math.isnan(value)), default=math.inf))
+def _loss(training: "Training", record: Record) -> float:
+    """By which epochs are compared; infinite where there is none."""
+    loss = record.get("loss" if training.held_out is None else "val_loss", math.nan)
+    return math.inf if math.isnan(loss) else loss
+
+
+def _sample(data: Loader) -> str:
+    """A hash of some rows of x and y."""
+    step = max(1, data.count // ROWS)
+    x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
+    some = take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows)
+    found = hashlib.sha256()
+    for arrays in some:
+        for array in arrays if isinstance(arrays, tuple) else (arrays,):
+            found.update(b"" if array is None else data.backend.to_host(array).tobytes())
+    return found.hexdigest()
 
 
 def _with_state(training: "Training") -> list[Callback]:

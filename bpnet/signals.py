@@ -59,7 +59,7 @@ class StopSignals:
         """The handler."""
         if self.number and number == signal.SIGINT:
             self.restore()  # first, since what is raised may come anywhere
-            self._hand_on(number, "interrupted again, so that nothing more was finished or written")
+            self._hand_on(number, "training interrupted at once: nothing more was written")
             self.install()
         self.number = self.number or number
         if self.at_once:
@@ -83,7 +83,7 @@ class StopSignals:
         """
         number, self.number = self.number, 0
         self.restore()
-        self._hand_on(number, f"{WORDS[signal.Signals(number)]} {text}")
+        self._hand_on(number, f"training {WORDS[signal.Signals(number)]} {text}")
         self.install()
 
     def _hand_on(self, number: int, text: str) -> None:
@@ -104,4 +104,4 @@ class Exit(SystemExit):
 
     def tell(self) -> None:
         """Say it on standard error, once what else is shown there has ended."""
-        print(f"bpnet: training {self.text}", file=sys.stderr, flush=True)
+        print(f"bpnet: {self.text}", file=sys.stderr, flush=True)

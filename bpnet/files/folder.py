@@ -10,6 +10,7 @@ Each file but the lock is a model file, which `bp.load` reads; of a training it 
 import os
 import re
 import socket
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ from bpnet.files.model import Checkpoint, read_checkpoint, write_checkpoint
 NAME = re.compile(r"step-(\d{10,})\.safetensors")
 BEST = "best.safetensors"
 LOCK = ".lock"
+WAIT = 1.0
+"""Seconds for which a lock is tried: a process that was killed, or a child it had just forked, may not be gone yet."""
 LOCKED_BYTE = 2**30
 """Where Windows, which locks parts of files, locks one: none that is there, since what is locked can't be read."""
 
@@ -142,7 +145,10 @@ def _locked(name: str, folder: str) -> IO[bytes]:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     file = open(name, "r+b", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
     try:
-        if not _lock(file):
+        end = time.monotonic() + WAIT
+        while not (held := _lock(file)) and time.monotonic() < end:
+            time.sleep(0.02)
+        if not held:
             owner = file.read(200).decode("utf-8", "replace").strip() or "another process"
             raise BusyError(
                 f"{owner} trains in the folder {folder} at this moment: wait until it ends, or choose another folder"

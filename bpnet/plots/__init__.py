@@ -202,7 +202,7 @@ def drawn(module: str, function: str, *args: Any, path: Any = None) -> Any:
     try:
         figures = importlib.import_module("bpnet.plots.figures")
     except ModuleNotFoundError as error:
-        raise MissingExtraError("drawing", "Matplotlib", "cli") from error
+        raise MissingExtraError("drawing", "Matplotlib", "plot") from error
     path = None if path is None else checked_path(path)
     if path is not None:
         figures.check_format(path)
