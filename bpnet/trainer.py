@@ -318,7 +318,8 @@ class Trainer(HasState):
         progress : a bar; None shows it in a terminal and in a notebook
         checkpoint : a folder for checkpoints: files for `bpnet.load` from which the training can go on where it was
             interrupted, in the midst of an epoch too, and end as if it never had been.  One training at a time uses it.
-            Ctrl-C, SIGTERM and SIGHUP then wait for the step, write a checkpoint, and end the program or call
+            Ctrl-C, SIGTERM and SIGHUP then wait for the step and a checkpoint, and end it by KeyboardInterrupt, or the
+            program by SystemExit; a second Ctrl-C ends it at once
         every : steps from one checkpoint to the next, None for one after every epoch; there is one at the end, too
         keep : how many of the last checkpoints are kept; besides them best.safetensors is after the epoch with the
             smallest loss, that of the validation data where there are some

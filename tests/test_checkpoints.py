@@ -1,5 +1,6 @@
 """Checkpoints of a training: a resumed one ends as if it never had been interrupted, and nothing takes them away."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -288,11 +289,22 @@ def test_a_full_disk_costs_neither_the_parameters_nor_older_checkpoints(
     assert state(fitted(trainer, checkpoint=tmp_path, resume=True)) == state(fitted(small()))
 
 
-def test_a_folder_that_is_gone_or_no_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_or_read_only_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
     folder, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     with pytest.raises(PathError, match="there"):
         fitted(small(), checkpoint=folder, every=1, callbacks=[At(3, lambda: folder.rename(elsewhere))])
     assert files(elsewhere) == ["step-0000000001.safetensors", "step-0000000002.safetensors"]
+    folder.mkdir()
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(PathError, match="there can't be written to: Read-only"):
+        fitted(small(), checkpoint=folder)
+    monkeypatch.undo()
+    folder.rmdir()
     folder.write_bytes(b"a file")
     with pytest.raises(PathError, match=r"the folder .*there can't be made"):
         fitted(small(), checkpoint=folder)
