@@ -216,8 +216,8 @@ class Trainer(HasState):
         """All that a file holds of it."""
         from bpnet.files.model import OPTIONS, Checkpoint
 
-        (theta, buffers, state), count = self.snapshot()
-        arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
+        (theta, buffers, state), count = self._have().state.now
+        arrays = [self.backend.to_host(array).copy() for array in (theta, buffers, *state)]  # no more on a device
         options = {name: getattr(self, name) for name in OPTIONS}
         trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
