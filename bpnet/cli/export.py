@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bpnet as bp
+from bpnet import backends
 from bpnet.cli import terminal
 from bpnet.cli.completion import choices
 from bpnet.cli.terminal import AsJSON, Model, option
@@ -56,10 +57,8 @@ def to_onnx(model: Any, out: Path) -> tuple[list[Path], str]:
 
 
 def to_torch(model: Any, out: Path) -> tuple[list[Path], str]:
-    import torch
-
-    place = io.BytesIO()
-    torch.save(bp.files.to_torch_module(model), place)
+    module, place = bp.files.to_torch_module(model), io.BytesIO()
+    backends.get("torch").xp.save(module, place)
     with write_atomically(out) as file:
         file.write(place.getvalue())
     return [out], f"torch.load({str(out)!r}, weights_only=False)(x)"
