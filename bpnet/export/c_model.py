@@ -156,7 +156,7 @@ class CompiledModel:
             digest.update(vector)
         constants["hash"] = digest.hexdigest()
         self.code = object_file(name, processor, network.dtype, network.inputs, vectors, entries, constants)
-        title = f"a {repr(table).strip('<>')}" if table else f"of {plural(network.layout.size, 'parameter')}"
+        title = f"a {repr(table).strip('<>')}" if table else f"a network of {plural(network.layout.size, 'parameter')}"
         arrays = list(zip(network.names, network.inputs, strict=True))
         says = {result.name: result.says for result in network.results}
         told = title, processor, block, network.dtype, arrays, entries, says, constants, columns

@@ -15,18 +15,16 @@ V4 = V3 | frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
 LEVELS = {"x86-64": frozenset[str](), "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4}
 """The levels of the x86-64 psABI, and what each has that x86-64 has not."""
 
-EAX, EBX, ECX, EDX = range(4)
+EAX, EBX, ECX = range(3)
 CPUID = {
-    (1, 0, ECX): "sse3:0 pclmul:1 ssse3:9 fma:12 cx16:13 sse4.1:19 sse4.2:20 movbe:22 popcnt:23 aes:25 avx:28 f16c:29",
-    (7, 0, EBX): "bmi:3 avx2:5 bmi2:8 avx512f:16 avx512dq:17 adx:19 avx512ifma:21 avx512cd:28 avx512bw:30 avx512vl:31",
-    (7, 0, ECX): "avx512vbmi:1 avx512vbmi2:6 gfni:8 vaes:9 vpclmulqdq:10 avx512vnni:11 avx512bitalg:12 "
-    "avx512vpopcntdq:14",
-    (7, 1, EAX): "avxvnni:4 avx512bf16:5",
+    (1, 0, ECX): "sse3:0 ssse3:9 fma:12 cx16:13 sse4.1:19 sse4.2:20 movbe:22 popcnt:23 avx:28 f16c:29",
+    (7, 0, EBX): "bmi:3 avx2:5 bmi2:8 avx512f:16 avx512dq:17 avx512cd:28 avx512bw:30 avx512vl:31",
     (0x80000001, 0, ECX): "sahf:0 lzcnt:5 prfchw:8",
 }
-"""Where x86 says what it has: by leaf, subleaf and register, LLVM's names of features and their bits."""
-ALWAYS = frozenset(["64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "x87"])
-"""What every x86-64 has."""
+"""Where x86 says that it has what code for products and functions can use: by leaf, subleaf and register of CPUID,
+LLVM's names of features and their bits."""
+ALWAYS = frozenset(["64bit", "cmov", "cx8", "evex512", "fxsr", "mmx", "sse", "sse2", "x87"])
+"""What every x86-64 has, and what LLVM calls AVX-512 in some versions."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class Processor:
     @property
     def many_registers(self) -> bool:
         """Whether there are 32 vector registers, not 16."""
-        return self.vector_bytes == 64 or self.name.startswith(("apple", "neoverse", "cortex"))
+        named = self.name.startswith(("apple", "neoverse", "cortex"))
+        return self.vector_bytes == 64 or named or self.triple.startswith(("aarch64", "arm64"))
 
     def machine(self, **options: Any) -> Any:
         """A new description for LLVM: a compiler keeps the one that it is given."""
@@ -93,7 +92,7 @@ def host() -> Processor:
 
 @lru_cache
 def named(name: str) -> Processor:
-    """ "native", this one with those features that can be asked for; a level of x86-64; or "generic", the least.
+    """This one, "native", with those features that can be asked for; a level of x86-64; or the least, "generic".
 
     Raises KeyError where there is no such processor with this architecture.
     """
@@ -103,8 +102,7 @@ def named(name: str) -> Processor:
         return {"native": this, "generic": Processor(this.triple, least, frozenset(), "")}[name]
     if name == "native":
         known = ALWAYS | {entry.rpartition(":")[0] for text in CPUID.values() for entry in text.split()}
-        flags = [sign + feature for sign, feature in ((f[0], f[1:]) for f in this.flags.split(","))]
-        told = ",".join(f if f[1:] in known else f"-{f[1:]}" for f in flags)
+        told = ",".join(f if f[1:] in known else f"-{f[1:]}" for f in this.flags.split(","))
         return Processor(this.triple, this.name, this.features & known, told)
     level = "x86-64" if name == "generic" else name
     return Processor(this.triple, level, LEVELS[level], "")
