@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.loader import row_order
 from bpnet.data.prepare import named
 from bpnet.errors import OptionError
@@ -33,6 +34,7 @@ class LearningRateCurve:
 
 
 @locked("train")
+@ends_sessions
 def find_learning_rate(
     trainer: Trainer,
     x: AnyArray,

@@ -13,9 +13,11 @@ from contextvars import copy_context
 from functools import wraps
 from itertools import starmap
 from operator import call, setitem
+from types import FunctionType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 Calls = Iterable[tuple[Any, ...]]
 """Functions, each with its arguments."""
@@ -144,3 +146,11 @@ def ends_sessions(function: F) -> F:
             raise
 
     return calling  # type: ignore[return-value]
+
+
+def methods_end_sessions(cls: type[T]) -> type[T]:
+    """The class, each of whose public methods `ends_sessions`."""
+    for name, method in list(vars(cls).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(cls, name, ends_sessions(method))
+    return cls

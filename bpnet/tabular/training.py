@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Never
 
 from bpnet.backends import Array
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.base import Callback
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
@@ -50,6 +51,7 @@ ROWS = 1 << 14
 """Rows that are evaluated at a time."""
 
 
+@ends_sessions
 def train_table(
     table: Any,
     target: Any,

@@ -5,6 +5,7 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
@@ -12,7 +13,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
@@ -48,6 +49,8 @@ WORTH_IT = 1e11
 class NumpyBackend(Backend):
     name = "numpy"
     fused = repeated = "compiled code"
+    oom_errors: ClassVar = (MemoryError, SystemError)
+    """NumPy's functions may fail without a MemoryError where memory is short: "returned NULL without an error set"."""
     writable = True
     kernels: ClassVar = KERNELS | {"put_rows": store_rows}
 
@@ -73,7 +76,17 @@ class NumpyBackend(Backend):
         if not hasattr(os, "sysconf"):
             return None
         page = os.sysconf("SC_PAGE_SIZE")
-        return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and os.path.exists("/proc/self/statm"):  # as batch systems set it
+            with suppress(AttributeError):  # of the C library that is not GNU's
+                ctypes.CDLL(None).malloc_trim(0)
+            with open("/proc/self/statm", encoding="ascii") as file:
+                free = min(free, max(limit - page * int(file.read().split()[0]), 0))
+            total = min(total, limit)
+        return free, total
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """The definition's, in chunks that stay in cache, over threads."""
@@ -256,8 +269,8 @@ def _update(
     count = max(2, min(8, len(chunks) // 4))
     shares = _cut(len(chunks), count)
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
-    update = ParallelUpdate(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count)
-    update.carry_out(then)
+    parts = [list(share(*rows, scratch[i * needs : (i + 1) * needs])) for i, rows in enumerate(shares)]
+    ParallelUpdate(parts).carry_out(then)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -23,6 +24,8 @@ _engines: list[Any] = []
 _addresses: dict[str, int] = {}
 
 
+NEEDED = 2**26
+"""Bytes that are to be free before a function is compiled: LLVM ends the process where it gets no memory."""
 AS_WRITTEN = ("product",)
 """What is written vector by vector and unrolled, so that LLVM's passes would take most of the time and gain nothing."""
 
@@ -39,6 +42,10 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 
 def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    try:
+        mmap.mmap(-1, NEEDED).close()
+    except OSError as error:
+        raise MemoryError(f"{NEEDED:,} bytes to compile a function: {error}") from error
     digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).digest()
     file = f"{name}-{digest.hex()[:24]}.o"
     code = cache.read(file, digest)
