@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def check_compile(choice: Any) -> bool | str:
     """`choice` where it says whether steps are compiled; raises OptionError."""
-    if choice is True or choice is False or choice == "auto":
-        return choice  # type: ignore[no-any-return]
+    if choice is True or choice is False or (isinstance(choice, str) and choice == "auto"):
+        return choice
     raise OptionError(f"compile is {shown(choice)}; expected 'auto', True or False")
 
 

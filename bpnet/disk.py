@@ -30,6 +30,9 @@ PART, ENDING = ".bpnet-", ".part"
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
 
+ABANDONED = 86400.0
+"""Seconds after which nobody writes to a part any more, where no lock says so."""
+
 NO_SYNC = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EINVAL", "EBADF", "EISDIR", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
@@ -204,14 +207,21 @@ def sweep(prefix: str, folder: int | None = None) -> None:
 
 
 def _sweep(path: str, folder: int | None) -> None:
-    if not stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode):
+    status = os.stat(path, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode):
         return
     if fcntl is None:
         os.unlink(path)
         return
     number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # there are no locks here
+            if time.time() - status.st_mtime < ABANDONED:
+                return
         os.unlink(path, dir_fd=folder)
     finally:
         os.close(number)

@@ -93,6 +93,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 and text.isprintable() and " at 0x" not in text else kind_of(value)
 
 
+def fit_for_a_screen(message: str) -> str:
+    """`message` with control characters escaped, which could command a terminal, and cut where it is very long."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:1000])
+    return text + "..." * (len(message) > 1000)
+
+
 def plural(count: int, noun: str) -> str:
     """How many of what: "1 row", "2 classes", "1,797 rows"."""
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
@@ -137,8 +143,7 @@ class FileFormatError(BpnetError, ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:1000])
-        super().__init__(shown + "..." * (len(message) > 1000))
+        super().__init__(fit_for_a_screen(message))
 
 
 class ExportError(BpnetError, ValueError):
@@ -147,6 +152,9 @@ class ExportError(BpnetError, ValueError):
 
 class PathError(BpnetError, OSError):
     """Nothing can be read or written where a path says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(fit_for_a_screen(message))
 
 
 class NoSuchPathError(PathError, FileNotFoundError):

@@ -16,7 +16,7 @@ from bpnet.data.checks import check_x
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
 from bpnet.engine import Engine
-from bpnet.errors import ArgumentError, kind_of
+from bpnet.errors import ArgumentError
 from bpnet.layer import Input, Layer, Params, Run, Shape, check_layer, leaves
 from bpnet.layers.activation import Activation
 from bpnet.layers.activations.others import Identity
@@ -24,6 +24,7 @@ from bpnet.layers.dense import Dense
 from bpnet.layout import Layout, accepting, arranged, layout_of
 from bpnet.locking import locked
 from bpnet.penalties import with_penalties
+from bpnet.state import check_trainer
 from bpnet.table import Table
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
@@ -317,9 +318,7 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
 
     Raises as `Trainer.step` does on unfit data; like the first step, it draws start values where there are none yet.
     """
-    if not isinstance(trainer, Trainer):
-        raise ArgumentError(f"trainer is {kind_of(trainer)}; expected a bpnet Trainer")
-    data, engine = _prepared(trainer, x, y, sample_weight)
+    data, engine = _prepared(check_trainer(trainer), x, y, sample_weight)
     watch = Watch()
     own = definitions(engine.backend)
     backend = variant(own, traces=True, outline=lambda _, part: _Watched(watch, part, part))

@@ -1,6 +1,7 @@
 """A learning rate that a network learns well with, from one short training in which it grows."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from bpnet.data.prepare import named
 from bpnet.errors import OptionError
 from bpnet.locking import locked
 from bpnet.options import number, positive, whole
+from bpnet.state import check_trainer
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
@@ -33,7 +35,6 @@ class LearningRateCurve:
         return 0.1 * self.rates[self.smoothed.index(min(self.smoothed))]
 
 
-@locked("train")
 @ends_sessions
 def find_learning_rate(
     trainer: Trainer,
@@ -59,8 +60,15 @@ def find_learning_rate(
     """
     low, high = positive("low", low), number("high", high, float(low), math.inf, closed="neither")
     steps, batch_size = whole("steps", steps, 2), whole("batch_size", batch_size)
+    return _find(check_trainer(trainer), named(x, y, sample_weight), low, high, steps, batch_size)
+
+
+@locked("train")
+def _find(
+    trainer: Trainer, given: Mapping[str, Any], low: float, high: float, steps: int, batch_size: int
+) -> LearningRateCurve:
     before = trainer._engine
-    data = trainer._prepare(named(x, y, sample_weight))
+    data = trainer._prepare(given)
     engine = before or trainer._start(data)
     own, snapshot = (engine.lr_scale, engine.scheduled, engine.of_others), engine.snapshot()
     rates: list[float] = []

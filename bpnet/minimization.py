@@ -7,7 +7,7 @@ from bpnet.backends import Array, backend_of
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.backpropagation import type_of
 from bpnet.data.checks import detached
-from bpnet.errors import ArgumentError, DivergedError, DTypeError, ShapeError
+from bpnet.errors import ArgumentError, DivergedError, DTypeError, ShapeError, kind_of
 from bpnet.layout import layout_of_array
 from bpnet.optimizers.base import Optimizer
 from bpnet.options import whole
@@ -33,6 +33,8 @@ def minimize(
     float64 values, ShapeError or ArgumentError where `function` gives something else, and DivergedError where the end
     is not finite.
     """
+    if not callable(function):
+        raise ArgumentError(f"function is {kind_of(function)}; expected a function that gives a value and its gradient")
     rule, steps = resolve(Optimizer, "optimizer", optimizer), whole("steps", steps, 0)
     backend = backend_of(x)
     xp, start = backend.xp, detached(backend, x, "x")

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,8 +39,8 @@ finite = partial(number, low=-math.inf, high=math.inf, closed="neither")
 
 def numbers(what: str, values: Any, low: float, high: float, closed: str = "both") -> tuple[float, ...]:
     """At least one number, each as `number` has it, as a tuple; raises OptionError."""
-    several = list(values) if isinstance(values, Sequence) or hasattr(values, "__array__") else []
-    if isinstance(values, str | bytes) or not several:
+    several = list(values) if is_listed(values) else []
+    if not several:
         raise OptionError(f"{what} is {shown(values)}; expected several numbers, such as (0.5, 1.5)")
     return tuple([number(f"{what}[{i}]", value, low, high, closed) for i, value in enumerate(several)])
 
@@ -70,11 +70,25 @@ def whole(what: str, value: Any, least: int = 1, most: int | None = None) -> int
     return plain
 
 
+def wholes(what: str, values: Any, least: int = 1, most: int | None = None) -> tuple[int, ...]:
+    """Whole numbers, each as `whole` has it, as a tuple; raises OptionError."""
+    if not is_listed(values):
+        raise OptionError(f"{what} is {shown(values)}; expected whole numbers in a tuple")
+    return tuple([whole(f"{what}[{i}]", value, least, most) for i, value in enumerate(values)])
+
+
 def choice(what: str, value: Any, known: Sequence[str]) -> str:
     """`value` where it is one of the known words; raises OptionError."""
     if not isinstance(value, str) or value not in known:
         raise OptionError(f"{what} is {shown(value)}; expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
     return value
+
+
+def is_listed(value: Any) -> bool:
+    """Whether it is some things, as a list or an array of one axis: no text, no dict."""
+    if isinstance(value, str | bytes | Mapping):
+        return False
+    return isinstance(value, Collection) and len(getattr(value, "shape", (1,))) == 1
 
 
 def flag(what: str, value: Any) -> bool:

@@ -106,6 +106,10 @@ class FlatCosine(Schedule):
         return _along_cosine(self.lr, self.final, max(0.0, (done - self.flat) / (1.0 - self.flat)))
 
 
+MOST_CYCLES = 50
+"""Of which the first is a step long where there are 10^15 of them."""
+
+
 @dataclass(frozen=True)
 class CosLog(Schedule):
     """From 0 to `lr` and back `cycles` times, each cycle twice as long as the one before, then 0.
@@ -122,7 +126,7 @@ class CosLog(Schedule):
     example = (0.1, 100)
 
     def __post_init__(self) -> None:
-        self._check(lr=not_negative, steps=whole, cycles=whole)
+        self._check(lr=not_negative, steps=whole, cycles=partial(whole, most=MOST_CYCLES))
 
     def __call__(self, step: float) -> float:
         done = min(step / self.steps, 1.0)
@@ -205,7 +209,10 @@ class Exponential(Schedule):
         self._check(lr=not_negative, factor=positive, steps=whole, final=not_negative)
 
     def __call__(self, step: float) -> float:
-        value: float = self.lr * self.factor ** (step / self.steps)
+        try:
+            value: float = self.lr * self.factor ** (step / self.steps)
+        except OverflowError:
+            value = math.inf if self.lr else 0.0
         return max(self.final, value)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from bpnet.backends import Array, Backend
 from bpnet.compatibility import check_parameters
 from bpnet.engine import Engine
-from bpnet.errors import NotBuiltError
+from bpnet.errors import ArgumentError, NotBuiltError, kind_of
 from bpnet.layout import Layout
 from bpnet.locking import TrainingLock, locked
 from bpnet.options import not_negative, whole
@@ -96,3 +96,10 @@ class HasState:
         engine = self._have()
         check_snapshot(snapshot, engine.carry)
         engine.restore(snapshot)
+
+
+def check_trainer(trainer: Any) -> Any:
+    """`trainer` where it is one; raises ArgumentError."""
+    if not isinstance(trainer, HasState):
+        raise ArgumentError(f"trainer is {kind_of(trainer)}; expected a bpnet Trainer")
+    return trainer

@@ -10,6 +10,7 @@ from bpnet.errors import BuiltError, DataError, NotBuiltError, plural
 from bpnet.layer import KERNELS, Rng, Run
 from bpnet.layers.activation import Activation
 from bpnet.options import number, whole
+from bpnet.state import check_trainer
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyInput
 
@@ -31,7 +32,7 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
     and units.  What else a network starts with stays as it is.
     """
     tolerance, tries = number("tolerance", tolerance, 0.0, 1.0, closed="neither"), whole("tries", tries, 1)
-    rng = Rng(trainer.seed)
+    rng = Rng(check_trainer(trainer).seed)
 
     def tune(run: Run, name: str, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
         xp, backend = run.xp, run.backend

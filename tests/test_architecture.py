@@ -258,12 +258,58 @@ def directions(name, tree):
             yield f"imports {module}", RANKS[other] < RANKS[room]
 
 
+UNSAFE = {
+    *(f"os.{name}" for name in ("open", "replace", "rename", "unlink", "remove", "mkdir", "makedirs", "truncate")),
+    *(f"shutil.{name}" for name in ("move", "copy", "copy2", "copyfile", "copytree", "rmtree")),
+    *(f"tempfile.{name}" for name in ("mkdtemp", "mkstemp", "NamedTemporaryFile", "TemporaryDirectory")),
+    *("write_text", "write_bytes", "touch", "mkdir", "unlink", "symlink_to", "hardlink_to", "tofile", "FileIO"),
+}
+"""What makes, changes or removes files; one of several words by its last one alone where it is a method of a path."""
+LIBRARIES_WRITE = {"np.save", "np.savez", "numpy.save", "savefig", "write_table"}
+"""What other libraries write, into a file that `write_atomically` has opened."""
+ON_DISK = {  # functions that may all the same
+    "bpnet.disk": None,
+    "bpnet.files.folder": {"Folder._remove_parts", "Folder.write", "_locked"},  # the lock of a folder
+    "bpnet.compiler.llvm.cache": {"_opened", "_make", "_make_room"},  # by a folder's descriptor, for its user alone
+    "bpnet.cli.checkpoints": {"Checkpoints.on_epoch_end"},
+    "bpnet.cli.train": {"_rescued"},  # a temporary folder, where no other place is left
+    "bpnet.__main__": {"open_standard_streams"},  # those that are closed
+}
+
+
+def disk_writes(name, tree):
+    """Files are written, made and removed by bpnet.disk alone: whole or not at all, with errors that name them."""
+    allowed = ON_DISK.get(name, set())
+    sources = {where: ast.unparse(node) for where, node in _definitions(tree)}
+    for where, node in functions(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        last = called.rpartition(".")[2]
+        modes = [a.value for a in (*node.args[1:2], *(k.value for k in node.keywords if k.arg == "mode"))
+                 if isinstance(a, ast.Constant)]  # fmt: skip
+        opens = last == "open" and any(isinstance(m, str) and set(m) & set("wax+") for m in modes)
+        if opens or called in UNSAFE or (last in UNSAFE and called != last):
+            yield f"{where}: {called}", allowed is None or where.partition(".<")[0] in allowed
+        elif called in LIBRARIES_WRITE or last in ("savefig", "write_table"):
+            whole = any(into in sources.get(where, "") for into in ("write_atomically(", "BytesIO("))
+            yield f"{where}: {called}", whole
+
+
+def _definitions(tree):
+    """(qualified name, node) of every function."""
+    for where, node in functions(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{where}.{node.name}".removeprefix("."), node
+
+
 RULES = {
     array_libraries: [n for n in MODULES if not n.startswith(HOST_ROOMS)],
     namespaces: ["bpnet.backends.base", *MATHEMATICS],
     names_of_libraries: MATHEMATICS,
     writes: ["bpnet.backends.base", *MATHEMATICS],
     directions: list(MODULES),
+    disk_writes: list(MODULES),
 }
 CASES = [
     pytest.param(rule, name, id=f"{rule.__name__}-{name}")
@@ -291,6 +337,11 @@ PLANTED = {
     "def f(x, dx):\n    dx[...] += x": writes,
     "from bpnet.trainer import Trainer": directions,
     "def f():\n    import bpnet": directions,
+    "def f(path):\n    with open(path, 'w') as file: pass": disk_writes,
+    "def f(path): path.write_text('x')": disk_writes,
+    "def f(path): os.unlink(path)": disk_writes,
+    "def f(path): figure.savefig(path)": disk_writes,
+    "def f(path): parquet.write_table(table, path)": disk_writes,
 }
 
 

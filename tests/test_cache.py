@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bpnet.compiler.llvm import cache
@@ -23,10 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where machine code is kept; not there yet."""
     monkeypatch.setenv("BPNET_CACHE_DIR", str(tmp_path / "above" / "cache"))
     cache._warn.cache_clear()
-    cache._clean.cache_clear()
     yield tmp_path / "above" / "cache"
     cache._warn.cache_clear()
-    cache._clean.cache_clear()
 
 
 def keeps(name: str = NAME, key: bytes = KEY) -> bool:
@@ -142,11 +141,16 @@ def test_a_folder_of_another_user_is_not_used(
 
 
 @owners
-def test_a_link_to_a_folder_is_not_followed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_a_folder_is_not_followed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert keeps()
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.setenv("BPNET_CACHE_DIR", str(tmp_path / "link"))
-    assert not keeps()
+    for _ in range(2):
+        assert not keeps()
+    (said,) = warnings(caplog)
+    assert f"{tmp_path / 'link'} is a link, which is not followed" in said
 
 
 @pytest.mark.parametrize("variable", ["BPNET_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
@@ -196,27 +200,69 @@ def test_where_nothing_can_be_written_nothing_is_left(folder: Path, monkeypatch:
 
 def test_what_killed_processes_left_is_removed(folder: Path) -> None:
     assert keeps()
-    cache._clean.cache_clear()
-    for name, age in (("old.part", 7200), (".bpnet-0.part", 7200), ("new.part", 60), ("old", 7200)):
+    for name in (".bpnet-0.part", ".bpnet-1.part", "own.part"):
         (folder / name).write_bytes(b"half")
-        os.utime(folder / name, (time.time() - age,) * 2)
+    cache._written.clear()  # as in another process
     assert keeps()
-    assert sorted(os.listdir(folder)) == [NAME, "new.part", "old"]
+    assert sorted(os.listdir(folder)) == [NAME, "own.part"]
 
 
 def test_what_is_not_used_for_long_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of other files in the folder, nothing is touched."""
+    """Of other files in the folder, nothing is touched.  Bytes are counted, in whole blocks."""
     names = [f"fused-{i:024x}.o" for i in range(5)] + [f"device-{5:024x}.json"]
     assert all(map(keeps, names))
     (folder / "a user's own").write_bytes(b"")
     for i, path in enumerate(map(folder.joinpath, [*names, "a user's own"])):
         os.utime(path, (time.time() - (9 - i) * cache.DAY,) * 2)
     assert cache.read(names[0], KEY) is not None, "which is to use it"
-    monkeypatch.setattr(cache, "MOST", 6)
-    for _ in range(2):
-        cache._clean.cache_clear()
-        assert keeps(f"fused-{9:024x}.o")
-    assert sorted(os.listdir(folder)) == ["a user's own", names[5], names[0], f"fused-{9:024x}.o"]
+    for kept, left in ((6 * 4096, 6), (6 * 4096 - 1, 2)):
+        monkeypatch.setattr(cache, "KEPT", kept)
+        cache._written.clear()
+        assert keeps(names[0])
+        assert len(os.listdir(folder)) == left + 1
+    assert sorted(os.listdir(folder)) == ["a user's own", names[5], names[0]]
+
+
+def test_a_process_that_lives_long_makes_room_again_and_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "KEPT", 2**18)
+    monkeypatch.setattr(cache, "LOOKED_AFTER", 2**14)
+    rng, most = np.random.default_rng(0), 0
+    for i in range(100):
+        cache.write(f"fused-{i:024x}.o", KEY, bytes(int(rng.integers(1, 20_000))))
+        most = max(most, sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.iterdir()))
+    assert 2**17 < most < 2**18 + 2**15
+    monkeypatch.setattr(cache, "LARGEST", 1000)
+    assert not keeps("fused-x.o"), "nothing is that long"
+    assert not (folder / "fused-x.o").exists()
+
+
+def test_what_was_written_by_files_that_have_changed_since_is_for_this_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where bpnet is installed anew while a notebook runs: old code is not kept as if it were of the new sources."""
+    source = tmp_path / "source.py"
+    source.write_text("1")
+    assert cache.hash_of([source]) != cache.hash_of([source])
+    monkeypatch.setattr(cache, "BEGAN", time.time() + 1.0)
+    first = cache.hash_of([source])
+    assert cache.hash_of([source]) == first
+    source.write_text("2")
+    assert cache.hash_of([source]) != first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other variables")
+@pytest.mark.parametrize("home", ["", "none", "file"])
+def test_without_a_home_nothing_is_made(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("BPNET_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    else:  # as where the system knows no such user
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cache.cache_folder() is None
+    assert not keeps()
+    assert os.listdir(tmp_path) == ["file"]
 
 
 TRAIN = """

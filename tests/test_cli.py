@@ -8,15 +8,18 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bpnet as bp
-from bpnet.errors import ArgumentError
+from bpnet.errors import ArgumentError, PathError
+from bpnet.files import model
 
 pytest.importorskip("typer", reason="the command line needs typer (the cli extra)")
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
@@ -701,6 +704,27 @@ def test_a_diverged_training_keeps_what_it_learnt_before(npz, diverges):
     assert result.err.endswith(". The model after 12 steps is in model.safetensors\n")
     assert ok("info", "model.safetensors", "--json").json["training"]["steps"] == 12
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] > 0
+
+
+def test_a_model_that_can_not_be_written_where_it_should_be_is_not_lost(npz, tmp_path, monkeypatch):
+    write, other = model.write_atomically, tmp_path / "elsewhere"
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+
+    @contextmanager
+    def full(path, *args, **options):
+        if not path.startswith(str(other)):
+            raise PathError(f"{path} can't be written: No space left on device")
+        with write(path, *args, **options) as file:
+            yield file
+
+    monkeypatch.setattr(model, "write_atomically", full)
+    said = refused("train", npz, *SMALL)
+    (folder,) = other.iterdir()
+    assert f"model.safetensors can't be written: No space left on device. The model is in {folder}/model" in said
+    assert bp.load(folder / "model.safetensors").trainer.step_count == 96
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert "The model is" not in refused("train", npz, *SMALL)
 
 
 def test_a_diverged_training_leaves_the_model_that_is_there(npz, diverges):

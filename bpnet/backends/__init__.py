@@ -28,7 +28,7 @@ from bpnet.errors import (
 
 __all__ = [
     "NAMES", "Array", "Backend", "backend_of", "check_device", "common_backend", "definitions", "device_named", "get",
-    "reference", "variant",
+    "reference", "register", "variant",
 ]  # fmt: skip
 
 NAMES = {"numpy": "numpy", "cupy": "cuda13", "torch": "torch", "jax": "jax"}
@@ -105,6 +105,11 @@ def backend_of(array: Array, name: str = "x") -> Backend:
     if found is None:
         found = _by_type[kind] = _find(array, name)
     return found
+
+
+def register(kind: type, backend: Backend) -> None:
+    """`backend` for arrays of that class, which are of no library."""
+    _by_type[kind] = backend
 
 
 def _find(array: Array, name: str) -> Backend:

@@ -55,7 +55,7 @@ class History:
                 "epochs are history.epochs"
             )
         if name not in names:
-            raise RecordError(unrecorded(f"{name!r} was not recorded", name, sorted(names)))
+            raise RecordError(unrecorded(f"{shown(name)} was not recorded", name, sorted(names)))
         return [record.get(name) for record in self.epochs]
 
     def __len__(self) -> int:

@@ -33,13 +33,13 @@ class Monitors(Callback):
         """The quantity, so that smaller is better."""
         name = type(self).__name__
         if self.monitor not in record:
-            text = unrecorded(f"{name} monitors {self.monitor!r}, which is not recorded", self.monitor, record)
+            text = unrecorded(f"{name} monitors {shown(self.monitor)}, which is not recorded", self.monitor, record)
             raise OptionError(f"{text}. What begins with val_ needs validation=")
         try:
             return self.sign * float(record[self.monitor])
         except (TypeError, ValueError):
             raise OptionError(
-                f"{name} monitors {self.monitor!r}, which is {shown(record[self.monitor])}; expected a number"
+                f"{name} monitors {shown(self.monitor)}, which is {shown(record[self.monitor])}; expected a number"
             ) from None
 
 

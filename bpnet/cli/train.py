@@ -1,9 +1,12 @@
 """bpnet train: a network for a data set, its training, and the file that keeps it."""
 
 import math
+import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,7 +29,7 @@ from bpnet.cli.progress import Interrupt, Report
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
-from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, plural, shown
+from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, PathError, plural, shown
 from bpnet.tabular.goals import rows_of
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
@@ -355,9 +358,25 @@ def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) 
     unseen = training.unseen and training.unseen[:2]
     seen = remembered(training.seen[0], training.seen[1], unseen)
     model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
-    model.save(output)
+    try:
+        model.save(output)
+    except PathError as error:
+        raise _rescued(model, output, error) from error
     result["output"] = str(output)
     return f"The model after {plural(model.trainer.step_count, 'step')} is in {output}"
+
+
+def _rescued(model: bp.TableModel, output: Path, error: PathError) -> PathError:
+    """`error`, which kept a model from being written to `output`, once it is in a temporary folder, if it can be."""
+    folder = None
+    try:
+        folder = tempfile.mkdtemp(prefix="bpnet-")
+        model.save(os.path.join(folder, output.name))
+    except OSError:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return error
+    return type(error)(f"{error}. The model is in {os.path.join(folder, output.name)} instead")
 
 
 def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:

@@ -2,3 +2,8 @@
 
 README.md beside this file says which module does what, and follows a step through all of them.
 """
+
+import time
+
+BEGAN = time.time()
+"""When this process began to import what is here."""

@@ -13,6 +13,7 @@ from typing import Any
 from bpnet.backends import Array, Backend, get
 from bpnet.backends.base import Rows
 from bpnet.backends.interrupts import NoWarnings
+from bpnet.data.mapped import MappedFile
 from bpnet.data.memory import bytes_per_row
 from bpnet.errors import DataError, OutOfMemoryError, plural
 from bpnet.layer import Input, each_array, row_count
@@ -76,9 +77,17 @@ class Loader:
     streams = False
 
     def __init__(
-        self, backend: Backend, layout: Layout, x: Input, y: Array | None, weight: Array | None, like: Array
+        self,
+        backend: Backend,
+        layout: Layout,
+        x: Input,
+        y: Array | None,
+        weight: Array | None,
+        like: Array,
+        maps: Sequence[MappedFile] = (),
     ) -> None:
         self.backend, self.layout, self.x, self.y, self.weight = backend, layout, x, y, weight
+        self.maps = maps
         self.count = int(row_count(x))
         self.like, self.device = like, backend.device(like)
         """An array of the library, device and type that is computed with."""
@@ -87,13 +96,20 @@ class Loader:
         """Batches of at most `size` rows (None: all), in their order or those of `order`, a NumPy vector or a range."""
         if order is None:
             for part in parts(self.count, size):
+                self.check_maps()
                 x, y, weight = take_rows(self.backend, (self.x, self.y, self.weight), part, None)
                 yield x, y, weight, None
             return
         index = self.backend.xp.int64 if self.count >= 2**31 else self.backend.xp.int32
         rows = self.backend.from_host(order, index, self.device)
         for start, stop in parts(len(order), size):
+            self.check_maps()
             yield self.x, self.y, self.weight, rows[start:stop]
+
+    def check_maps(self) -> None:
+        """Raise PathError where a file that is mapped has been cut."""
+        for file in self.maps:
+            file.check()
 
     @cached_property
     def host_weight(self) -> Any:
@@ -144,9 +160,18 @@ class StreamingLoader(Loader):
         return self.weight
 
     def __init__(
-        self, backend: Any, layout: Layout, x: Any, y: Any, weight: Any, like: Array, types: Any, threads: int | None
+        self,
+        backend: Any,
+        layout: Layout,
+        x: Any,
+        y: Any,
+        weight: Any,
+        like: Array,
+        types: Any,
+        threads: int | None,
+        maps: Sequence[MappedFile],
     ) -> None:
-        super().__init__(backend, layout, x, y, weight, like)
+        super().__init__(backend, layout, x, y, weight, like, maps)
         self.host, self.types, self.threads = get("numpy"), types, threads
         self.inputs = x if isinstance(x, tuple) else (x,)
 
@@ -159,6 +184,7 @@ class StreamingLoader(Loader):
         try:
             for start, stop in cut:
                 rows = slice(start, stop) if order is None else order[start:stop]
+                self.check_maps()
                 try:
                     if prefetcher is None:
                         prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)

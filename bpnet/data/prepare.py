@@ -16,6 +16,7 @@ from bpnet.data.checks import (
     rows_of,
 )
 from bpnet.data.loader import Loader, StreamingLoader
+from bpnet.data.mapped import mapped_files
 from bpnet.errors import ArgumentError, ArrayMismatchError, DTypeError, ShapeError, kind_of, plural
 from bpnet.layer import InShape, Layer
 from bpnet.layout import Layout, accepting, arranged
@@ -72,6 +73,9 @@ def prepare(
     where `values` says so, for which the host must wait for a device; types and shapes are always.
     """
     (x_name, x), *targets = given.items()
+    maps = mapped_files(given)
+    for file in maps:
+        file.check()
     takes = network.takes
     inputs = [_Input(*one, nan) for one, nan in zip(arranged(takes, x, x_name), accepting(network), strict=True)]
     first = inputs[0]
@@ -148,8 +152,8 @@ def prepare(
         if targets:
             weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:
-            return StreamingLoader(backend, layout, x, y, weight, like, types, threads)
-        return Loader(host, layout, x, y, weight, like)
+            return StreamingLoader(backend, layout, x, y, weight, like, types, threads, maps)
+        return Loader(host, layout, x, y, weight, like, maps)
 
 
 def kind(x: Any, y: Any = None) -> tuple[Any, ...] | None:

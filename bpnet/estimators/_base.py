@@ -123,7 +123,7 @@ class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc
         if weight is not None:
             largest = float(weight.max())
             if not 1.0 <= largest * scale < 2.0**60:  # the trainer would scale them, and the penalty would not know
-                scale = 2.0 ** (20 - math.frexp(largest)[1])
+                scale = 2.0 ** min(20 - math.frexp(largest)[1], 1023)
             weight = beside(X, weight * scale)
         self._scale = scale
         goes_on = self.warm_start == "continue" and not first

@@ -10,14 +10,14 @@ import array_api_compat
 import numpy as np
 
 from bpnet.backends import Array, Backend, backend_of
-from bpnet.errors import DataError
+from bpnet.errors import DataError, DTypeError, fit_for_a_screen
 
 from sklearn.utils.validation import _check_sample_weight, validate_data  # isort: skip
 
 
 def first_of(x: Any) -> Any:
     """x, or where it is several arrays, the first of them."""
-    return next(iter(x.values())) if type(x) is dict else x  # rows of scipy.sparse may be a kind of dict
+    return next(iter(x.values()), None) if type(x) is dict else x  # rows of scipy.sparse may be a kind of dict
 
 
 def foreign(x: Any) -> Backend | None:
@@ -67,7 +67,9 @@ def validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool, 
         except ValueError as error:
             if "could not convert string" not in str(error):
                 raise
-            raise DataError(f"{error}; categorical_features='from_dtype' takes text as categories") from None
+            raise DataError(
+                f"{fit_for_a_screen(str(error))}; categorical_features='from_dtype' takes text as categories"
+            ) from None
     xp, X = backend.xp, backend.detach(X)
     kind = np.complex128 if xp.isdtype(X.dtype, "complex floating") else np.float64
     standing = np.broadcast_to(kind(0.0), tuple(X.shape))  # for X: its shape is looked at, but not its values
@@ -82,7 +84,10 @@ def validated(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool, 
 def weights(sample_weight: Any, X: Any) -> Any:
     """The weights of the rows of X as an array of the host."""
     rows = X if foreign(X) is None and not isinstance(X, dict) else np.broadcast_to(0.0, tuple(first_of(X).shape))
-    return _check_sample_weight(to_host(sample_weight), rows)
+    sample_weight = to_host(sample_weight)
+    if np.iscomplexobj(sample_weight):
+        raise DTypeError("sample_weight holds complex numbers; expected how much each row counts")
+    return _check_sample_weight(sample_weight, rows)
 
 
 def check_place(estimator: Any, X: Any, theta: Array, method: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from bpnet.backends import Array, backend_of
 from bpnet.backends.interrupts import methods_end_sessions
-from bpnet.errors import DataError
+from bpnet.errors import DataError, OptionError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
 from bpnet.estimators.intervals import Classes
@@ -174,9 +174,12 @@ class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
             if type_of_target(y).startswith("multilabel"):
                 self._define(y.toarray() if hasattr(y, "toarray") else np.asarray(y))
             elif classes is None:
-                raise ValueError("classes must be passed on the first call to partial_fit.")
+                raise OptionError("classes must be passed on the first call to partial_fit.")
             else:
-                self._define(unique_labels(to_host(classes)))
+                classes = unique_labels(to_host(classes))
+                if not len(classes):
+                    raise OptionError("classes has no class; expected all that will ever occur")
+                self._define(classes)
         elif classes is not None and not self._labels.several:
             classes = unique_labels(to_host(classes))
             if not np.array_equal(classes, self._labels.values):

@@ -14,7 +14,7 @@ from bpnet.errors import DataError, OptionError, ShapeError
 from bpnet.estimators.arrays import beside, foreign, take, to_host
 from bpnet.estimators.sparse import is_sparse
 from bpnet.losses.base import Loss
-from bpnet.options import whole
+from bpnet.options import flag, whole
 from bpnet.tabular import calibration
 from bpnet.tabular.distributions import drawn_moments, moments, no_deviation
 from bpnet.tabular.distributions import quantiles as quantiles_of
@@ -106,6 +106,7 @@ class Quantities(Calibrated):
         dropout, and their spread is part of the deviation (Gal and Ghahramani 2016).
         """
         variance: Array | None
+        return_std, samples = flag("return_std", return_std), whole("samples", samples, 0)
         if samples:
             draws = self._drawn(X, "predict", samples)
             loss = self._trainer.loss
@@ -177,6 +178,7 @@ class Classes(Calibrated):
         With `samples` it is the mean over as many networks, which are drawn from this one by its dropout, and the
         standard deviation is theirs (Gal and Ghahramani 2016).
         """
+        return_std, samples = flag("return_std", return_std), whole("samples", samples, 0)
         if not samples:
             if return_std:
                 raise OptionError("return_std=True tells how far networks disagree: draw some by samples=50, say")

@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpnet.backends.base import Backend
-from bpnet.errors import ArgumentError, kind_of
+from bpnet.errors import ArgumentError, NotBuiltError, OptionError, kind_of
 from bpnet.export.record import Program, network_program
+from bpnet.files.model import check_numbers
 from bpnet.loading import load
+from bpnet.losses.classes import ClassLoss
+from bpnet.tabular.distributions import levels_of, moments, quantiles
 from bpnet.tabular.model import TableModel
+from bpnet.tabular.target import Target, gives_probabilities
 from bpnet.trainer import Trainer
 
 
@@ -22,6 +26,65 @@ class Exported:
     parameters: dict[str, Any]
     """What is predicted with: where the optimizer averages, the average."""
     buffers: dict[str, Any]
+    estimator: bool = False
+    """Whether it is one of scikit-learn's kind, which predicts one of several quantiles."""
+
+    @property
+    def dtype(self) -> Any:
+        """The type of its numbers."""
+        return next(iter((self.parameters | self.buffers).values())).dtype
+
+    def as_type(self, dtype: str | None) -> "Exported":
+        """The same of another type of numbers, None for its own."""
+        if dtype is None or self.dtype == dtype:
+            return self
+        parameters, buffers = (
+            {name: a.astype(dtype) for name, a in some.items()} for some in (self.parameters, self.buffers)
+        )
+        return replace(self, parameters=parameters, buffers=buffers)
+
+    @property
+    def classes(self) -> Any:
+        """The labels that "label" counts, an array, of objects where they are text; None where there are none."""
+        if self.table is not None:
+            return self.table.target.array() if self.table.target.kind == "class" else None
+        names, outputs = self.trainer.classes, self.trainer.layout.out_shape[-1]
+        if isinstance(self.trainer.loss.single, ClassLoss):
+            names = range(outputs) if names is None else names
+        elif outputs != 1:
+            names = None
+        return None if names is None else Target("class", (), tuple(names)).array()
+
+    def answers(self, backend: Backend, output: Any) -> dict[str, Any]:
+        """What is predicted, by name, from the network's output.
+
+        Of classes "label", numbers of `classes`, and "probabilities", or where the loss gives none "scores"; of several
+        labels a row these for each, 0 or 1; of quantities "prediction", with "deviation" and "quantiles" where the
+        model tells them.  Of a trainer, which has no target, "probabilities", and with a loss of classes "label".
+        """
+        loss = self.trainer.loss
+        if self.table is None:
+            if not gives_probabilities(loss.single):
+                raise OptionError(f"probabilities=True, but {loss} gives none: leave it out")
+            found = loss.prediction(backend, output)
+            if self.classes is None:
+                return {"probabilities": found}
+            target = Target("class", (), tuple(self.classes.tolist()))
+            return {"label": target.places(output, loss), "probabilities": found}
+        target = self.table.target
+        if target.kind != "number":
+            label = target.places(output, loss) if target.kind == "class" else target.decode(output, loss)
+            try:
+                return {"label": label, "probabilities": target.probabilities(loss, output)}
+            except OptionError:
+                return {"label": label, "scores": loss.pooled(backend, output)}
+        mean, variance = moments(backend, loss, output)
+        answers = {"prediction": self.table._shaped(mean) if self.estimator else target.decode(output, loss)}
+        if variance is not None:
+            answers["deviation"] = self.table._shaped(backend.xp.sqrt(variance))
+        if levels_of(loss):
+            answers["quantiles"] = self.table._shaped(quantiles(backend, loss, output))
+        return answers
 
     def program(
         self,
@@ -35,18 +98,28 @@ class Exported:
 
 
 def exported(model: Any) -> Exported:
-    """What of a model goes to a file; raises ArgumentError where it is none, and NotBuiltError where not trained."""
+    """What of a model goes to a file.
+
+    Raises ArgumentError where it is none, NotBuiltError where it is not trained, BusyError while another thread trains
+    it, and DivergedError where parameters have NaN.
+    """
     if isinstance(model, str | os.PathLike):
         model = load(model)
-    if not isinstance(model, Trainer | TableModel) and hasattr(type(model), "model_"):
-        model = model.model_
+    estimator = not isinstance(model, Trainer | TableModel) and hasattr(type(model), "model_")
+    try:
+        model = model.model_ if estimator else model
+    except AttributeError as error:
+        raise NotBuiltError(str(error)) from None
     if not isinstance(model, Trainer | TableModel):
         expected = "a Trainer, a TableModel, a fitted estimator, or the path of a file that one of them was saved in"
         raise ArgumentError(f"model is {kind_of(model)}; expected {expected}")
     trainer = model if isinstance(model, Trainer) else model.trainer
     engine, backend, layout = trainer._have(), trainer.backend, trainer.layout
-    theta = backend.to_host(engine.evaluated())
+    (theta, kept, state), _ = trainer.snapshot()
+    with engine.looking():
+        theta = trainer.optimizer.evaluation(backend, layout, theta, state)
+    theta, kept = backend.to_host(theta), backend.to_host(kept)
+    check_numbers(layout, trainer.optimizer, theta, kept)
     parameters = {slot.name: theta[slot.part].reshape(slot.shape) for slot in layout.parameters}
-    kept = backend.to_host(trainer.buffers)
     buffers = {slot.name: kept[slot.part].reshape(slot.shape) for slot in layout.buffers}
-    return Exported(trainer, model if isinstance(model, TableModel) else None, parameters, buffers)
+    return Exported(trainer, model if isinstance(model, TableModel) else None, parameters, buffers, estimator)

@@ -134,11 +134,10 @@ def record(
     a program can say.
     """
     recordings = [Recorder(erf).run(function, {**parameters, **buffers}, inputs, rows) for rows in ROWS]
-    first, *others = recordings
-    for other in others:
-        if len(other.notes) != len(first.notes) or list(other.outputs) != list(first.outputs):
-            raise ExportError("what is computed depends on the number of rows, which a file can't say")
-    operations = [_merged_note(first, list(notes)) for notes in zip(*(r.notes for r in recordings), strict=True)]
+    first = recordings[0]
+    operations = [_merged_note(list(notes)) for notes in zip(*(r.notes for r in recordings), strict=False)]
+    if any((len(r.notes), list(r.outputs)) != (len(first.notes), list(first.outputs)) for r in recordings):
+        raise ExportError("what is computed depends on the number of rows, which a file can't say")
     made = [_merged_value(list(arrays)) for arrays in zip(*(r.arrays for r in recordings), strict=True)]
     ids = [[a.id for a in r.outputs.values()] for r in recordings]
     if any(some != ids[0] for some in ids):
@@ -231,15 +230,17 @@ def _merged(leaves: Sequence[Any], what: str) -> Any:
     return first
 
 
-def _merged_note(recorder: Recorder, notes: list[Note]) -> Note:
+def _merged_note(notes: list[Note]) -> Note:
     first = notes[0]
-    what = first.function + (f" in layer {first.layer!r}" if first.layer else "")
-    if any(note.function != first.function for note in notes):
-        raise ExportError(f"what is computed, as {what}, depends on the number of rows, which a file can't say")
-    args, options, result = (
-        _merged([getattr(note, name) for note in notes], what) for name in ("args", "options", "result")
-    )
-    return Note(first.function, args, options, result, first.layer)
+    try:
+        if any(note.function != first.function for note in notes):
+            raise ExportError("what is computed depends on the number of rows, which a file can't say")
+        args, options, result = (
+            _merged([getattr(note, name) for note in notes], first.function) for name in ("args", "options", "result")
+        )
+    except ExportError as error:
+        raise ExportError(f"{first.where}{error}") from None
+    return replace(first, args=args, options=options, result=result)
 
 
 def _merged_value(arrays: list[Recorded]) -> Value:
@@ -297,6 +298,8 @@ class _Draft:
         for note in reversed(live):
             args, options, result = (mapped(value, part) for part in (note.args, note.options, note.result))
             operations.append(Operation(note.function, args, options, result, note.layer))
+        outputs = {name: replace(self.values[i], name=names[i]) for name, i in self.outputs.items()}
+        operations, outputs = _simplified(operations, outputs)
         used = {arrays[i].name for i in needed}
         return Program(
             tuple(self.values[: self.inputs]),
@@ -304,7 +307,7 @@ class _Draft:
             {name: numpy.asarray(a) for name, a in buffers.items() if name in used},
             constants,
             operations,
-            {name: replace(self.values[i], name=names[i]) for name, i in self.outputs.items()},
+            outputs,
         )
 
     def _names(self, makers: Mapping[int, Note]) -> list[str]:
@@ -322,3 +325,36 @@ class _Draft:
                 counts[name] += 1
             names.append(name)
         return names
+
+
+def _simplified(
+    operations: Sequence[Operation], outputs: Mapping[str, Value]
+) -> tuple[list[Operation], dict[str, Value]]:
+    """The same without what gives what it is given, and with what is computed twice computed once."""
+    instead: dict[str, Value] = {}
+    known: dict[str, Operation] = {}
+
+    def value(leaf: Any) -> Any:
+        return instead.get(leaf.name, leaf) if isinstance(leaf, Value) else leaf
+
+    def key(leaf: Any) -> Any:
+        return type(leaf).__name__, leaf.name if isinstance(leaf, Value) else repr(leaf)
+
+    for op in operations:
+        args, options = mapped(value, (op.args, dict(op.options)))
+        given: Any = args[0] if args else None
+        result: Any = op.result
+        idle = op.function in IDLE and isinstance(given, Value)
+        if idle and (given.shape, given.dtype) == (result.shape, result.dtype):
+            instead[result.name] = given
+            continue
+        made = Operation(op.function, args, options, result, op.layer)
+        same = known.setdefault(f"{op.function}{mapped(key, (args, options))}", made)
+        if same is not made:
+            pairs = zip(leaves_of(op.result), leaves_of(same.result), strict=True)
+            instead |= {old.name: new for old, new in pairs}
+    return list(known.values()), {name: value(v) for name, v in outputs.items()}
+
+
+IDLE = ("reshape", "broadcast_to", "astype", "asarray", "positive")
+"""Functions that change nothing where shape and type of what they give are those of what they are given."""

@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat.numpy as library
 import numpy
 
-from bpnet.backends import get
+from bpnet.backends import get, register
 from bpnet.backends.base import Backend
 from bpnet.backends.interrupts import NoWarnings
 from bpnet.compiler.trace import DEPENDENT, reason
@@ -24,6 +24,8 @@ class Note:
     options: dict[str, Any]
     result: Any
     layer: str
+    where: str
+    """How an error about it begins."""
 
 
 current: ContextVar["Recorder"] = ContextVar("recorder")
@@ -73,7 +75,7 @@ class Recorder:
     def note(self, function: str, args: tuple[Any, ...], options: dict[str, Any], result: Any) -> Any:
         layer = self.places[-1][0] if self.places else ""
         found = mapped(lambda leaf: self.array("", leaf) if isinstance(leaf, numpy.ndarray) else leaf, result)
-        self.notes.append(Note(function, args, options, found, layer))
+        self.notes.append(Note(function, args, options, found, layer, self.where))
         return found
 
     def entered(self, layer: Any) -> tuple[str, Any, int]:
@@ -297,6 +299,7 @@ class RecordingBackend(Backend):
 
 
 BACKEND = RecordingBackend(NAMESPACE)
+register(Recorded, BACKEND)
 
 
 def _backend() -> RecordingBackend:

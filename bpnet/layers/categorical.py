@@ -11,7 +11,7 @@ from bpnet.backends.base import Array
 from bpnet.errors import OptionError, ShapeError, plural
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.layers.numeric import MOST
-from bpnet.options import whole
+from bpnet.options import wholes
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
 """The codes of what is missing and of what is not known, and the first of those that are."""
@@ -60,8 +60,7 @@ class CategoricalInput(Layer):
     example = ((5, 9, 40) * 4, (0, 0, 4) * 4)
 
     def __post_init__(self) -> None:
-        entries = tuple(whole(f"entries[{i}]", n, KNOWN, MOST) for i, n in enumerate(self.entries))
-        width = tuple(whole(f"width[{i}]", n, 0, MOST) for i, n in enumerate(self.width))
+        entries, width = wholes("entries", self.entries, KNOWN, MOST), wholes("width", self.width, 0, MOST)
         if not entries or len(entries) != len(width):
             raise OptionError(
                 f"entries has {len(entries)} numbers and width {len(width)}; expected one of each a column"

@@ -8,7 +8,7 @@ from typing import Any
 from bpnet.backends.base import Array
 from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of, plural
 from bpnet.layer import Derivatives, Layer, Params, Run, Shape
-from bpnet.options import whole
+from bpnet.options import is_listed, whole
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reshape(Layer):
     example = ((2, -1),)
 
     def __post_init__(self) -> None:
-        if isinstance(self.shape, str | bytes) or not hasattr(self.shape, "__iter__"):
+        if not is_listed(self.shape):
             given = kind_of(self.shape)
             raise ArgumentError(f"shape is {given}; expected that of a row as a tuple, such as Reshape((28, 28))")
         shape = tuple([n if _is_open(n) else whole(f"shape[{i}]", n) for i, n in enumerate(self.shape)])
@@ -61,4 +61,4 @@ class Reshape(Layer):
 
 def _is_open(n: object) -> bool:
     """Whether an axis is as long as the others leave it."""
-    return type(n) is not bool and n == -1
+    return isinstance(n, int) and type(n) is not bool and n == -1

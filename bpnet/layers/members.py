@@ -16,7 +16,7 @@ from bpnet.initializers import Initializer
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.layers.activation import Activation
 from bpnet.layers.dense import Dense
-from bpnet.options import choice, flag, whole
+from bpnet.options import choice, flag, whole, wholes
 from bpnet.registry import resolve
 from bpnet.typing import ActivationName, InitializerName
 
@@ -107,7 +107,7 @@ def _to_rows(run: Run, drows: Array, r: Array, axes: int) -> Array:
 
 
 def _chunks(chunks: Any) -> tuple[int, ...] | None:
-    return None if chunks is None else tuple([whole(f"chunks[{i}]", c) for i, c in enumerate(chunks)])
+    return None if chunks is None else wholes("chunks", chunks)
 
 
 class _MemberLayer(_OfMembers):

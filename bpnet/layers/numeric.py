@@ -9,10 +9,10 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from bpnet.backends.base import Array
-from bpnet.errors import OptionError, ShapeError
+from bpnet.errors import OptionError, ShapeError, shown
 from bpnet.layer import Derivatives, Layer, Leaf, Params, Rng, Run, Shape
 from bpnet.layers.standardize import shown_values
-from bpnet.options import number_or_numbers, numbers, positive, whole
+from bpnet.options import is_listed, number_or_numbers, numbers, positive, wholes
 
 MOST = 2**23
 """Whole numbers up to it, and what is half way between two, are exact in float32."""
@@ -62,7 +62,7 @@ class NumericInput(Layer):
         scale = number_or_numbers("scale", self.scale, 0.0, math.inf, closed="left")
         clip = None if self.clip is None else positive("clip", self.clip)
         self._set(center=center, scale=scale, clip=clip, quantiles=_checked_knots(self.quantiles))
-        missing = tuple(whole(f"missing[{i}]", column, 0) for i, column in enumerate(self.missing))
+        missing = wholes("missing", self.missing, 0)
         if list(missing) != sorted(set(missing)):
             raise OptionError(f"missing is {missing}; expected numbers of columns in their order, each once")
         self._set(missing=missing)
@@ -208,6 +208,8 @@ class NumericInput(Layer):
 def _checked_knots(quantiles: Any) -> tuple[tuple[float, ...], ...] | None:
     if quantiles is None:
         return None
+    if not is_listed(quantiles):
+        raise OptionError(f"quantiles is {shown(quantiles)}; expected the knots of every column, in a tuple")
     columns = tuple([numbers(f"quantiles[{i}]", q, -math.inf, math.inf, "neither") for i, q in enumerate(quantiles)])
     for i, knots in enumerate(columns):
         if list(knots) != sorted(knots):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from bpnet.backends.base import Array, Backend
@@ -43,7 +44,7 @@ class LBFGS(Optimizer):
     state_names = ("steps s", "changes y of the gradient", "last step", "last gradient", "number of steps kept")
 
     def __post_init__(self) -> None:
-        self._check(lr=rate, history=whole, max_evaluations=whole, tolerance=positive)
+        self._check(lr=rate, history=partial(whole, most=10_000), max_evaluations=whole, tolerance=positive)
         self._set(c1=number("c1", self.c1, 0.0, 1.0, closed="neither"))
         self._set(c2=number("c2", self.c2, self.c1, 1.0, closed="neither"))
 
@@ -65,7 +66,7 @@ class LBFGS(Optimizer):
             return theta, state
         count = int(kept)
         if count < 0:
-            count, trial = 0, min(1.0, 1.0 / float(xp.sum(xp.abs(grad)))) * lr
+            count, trial = 0, lr / max(1.0, float(xp.sum(xp.abs(grad))))
         else:
             trial, change = lr, grad - last_grad
             if float(xp.sum(change * last_step)) > LEAST_CURVATURE:
@@ -75,7 +76,7 @@ class LBFGS(Optimizer):
                 count = min(count + 1, self.history)
         direction = _direction(backend, grad, steps, changes, count)
         slope = float(xp.sum(grad * direction))
-        if not slope < -self.tolerance:
+        if not (slope < -self.tolerance and trial > 0.0):
             return theta, (steps, changes, xp.zeros_like(theta), grad, xp.full_like(kept, float(count)))
 
         def along(length: float) -> Point:

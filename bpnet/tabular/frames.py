@@ -94,16 +94,20 @@ class Frame:
 
     def check(self, name: str) -> None:
         """Raise DataError where there is no such column."""
-        if name not in self._raw:
+        try:
+            known = name in self._raw
+        except TypeError:  # what has no hash, as a list
+            known = False
+        if not known:
             meant = closest(name, self._raw) if isinstance(name, str) else None
             hint = f": did you mean {meant!r}?" if meant else f"; it has {', '.join(map(repr, self.names))}"
             raise DataError(f"{self.what} has no column {shown(name)}{hint}")
 
     def coded(self, name: str) -> Column:
         """The column itself; text and mixed objects as different values and their codes."""
+        self.check(name)
         found = self._columns.get(name)
         if found is None:
-            self.check(name)
             found = self._columns[name] = column_of(self._raw[name], f"column {name!r} of {self.what}")
         return found
 

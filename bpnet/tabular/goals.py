@@ -87,7 +87,7 @@ def find_goal(y: Any, name: str | None, said: str | None, given: Any, what: str)
     `said` is the kind of column that the user says it is, None if they don't, and `given` the name of a loss or one, or
     "auto".  Raises DTypeError or DataError where a loss does not fit.
     """
-    loss = None if given == "auto" else check_loss(resolve(Loss, "loss", given))
+    loss = None if isinstance(given, str) and given == "auto" else check_loss(resolve(Loss, "loss", given))
     called = given if isinstance(given, str) else repr(loss)
     wants = None if loss is None else "class" if isinstance(loss, ClassLoss) or loss.boundary is not None else "number"
     kind = wants
@@ -97,7 +97,7 @@ def find_goal(y: Any, name: str | None, said: str | None, given: Any, what: str)
             raise OptionError(f"types says that {what} is a {said}; expected number or category")
         if wants not in (None, kind):
             raise OptionError(f"types says that {what} is a {said}, but {called} is a loss of {wants}")
-    column = y if isinstance(y, Column) else column_of(y, what) if np.ndim(y) == 1 else None
+    column = y if isinstance(y, Column) else column_of(y, what) if _is_vector(y, what) else None
     if column is not None:
         if kind == "number" and column.codes is not None:
             raise DTypeError(f"{what} is text: {called} needs numbers")
@@ -193,3 +193,11 @@ def identifiers(labels: Array, what: str) -> list[str]:
         return []
     of = f"{single:,} of its {classes:,} classes have a single row"
     return [f"{what} looks like an identifier: {of}, from which nothing can be learnt about others"]
+
+
+def _is_vector(y: Any, what: str) -> bool:
+    """Whether y has one axis; raises DataError where it has rows that are no values."""
+    try:
+        return np.ndim(y) == 1
+    except (ValueError, RecursionError):  # lists of several lengths or depths
+        raise DataError(f"{what} holds lists of several lengths or depths; expected a value for every row") from None

@@ -16,7 +16,7 @@ from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError,
 from bpnet.layers.categorical import CategoricalInput
 from bpnet.layout import Layout
 from bpnet.metrics.base import Metric
-from bpnet.options import whole
+from bpnet.options import flag, whole
 from bpnet.registry import parts_of
 from bpnet.table import Text
 from bpnet.tabular import calibration, distributions
@@ -147,6 +147,7 @@ class TableModel:
         mean over this many networks drawn by dropout, and their variance is part of the predicted one (Gal and
         Ghahramani 2016).  Raises OptionError where the model gives no standard deviation.
         """
+        return_std, samples = flag("return_std", return_std), whole("samples", samples, 0)
         if not (return_std or samples):
             return _joined([self.target.decode(some, self.trainer.loss) for some in self._batches(table, batch_size)])
         if self.target.kind != "number":

@@ -13,7 +13,7 @@ from bpnet.losses.similarity import CosineSimilarity
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.adam import Adam, AdamW
 from bpnet.optimizers.base import Optimizer
-from bpnet.options import choice, fraction, whole
+from bpnet.options import choice, fraction, is_listed, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Constant, Cosine, CosLog, Epochs, FlatCosine, OneCycle, Polynomial, Schedule, WarmUp
 from bpnet.tabular.scaling import rescaled
@@ -67,16 +67,16 @@ class TrainingOptions:
                 object.__setattr__(self, name, (value,))
         for name in ("hidden", "drop", "metrics"):
             value = getattr(self, name)
-            if isinstance(value, str) or not (isinstance(value, Collection) or (name == "hidden" and value is None)):
+            if not (is_listed(value) or (name == "hidden" and value is None)):
                 raise OptionError(f"{name} is {shown(value)}; expected several, in a list")
         if not isinstance(self.types, Mapping):
             raise OptionError(f"types is {shown(self.types)}; expected a dict of kinds by column")
-        for i, units in enumerate(self.hidden or ()):
+        for i, units in enumerate(() if self.hidden is None else self.hidden):
             whole(f"hidden[{i}]", units, 1)
         resolve(Activation, "activation", self.activation)
         if self.dropout is not None:
             fraction("dropout", self.dropout)
-        if self.loss != "auto":
+        if not (isinstance(self.loss, str) and self.loss == "auto"):
             check_loss(resolve(Loss, "loss", self.loss))
         self.rule(1)
         for name in ("epochs", "batch_size", "ensemble"):

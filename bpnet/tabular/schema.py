@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import DataError, FileFormatError, ShapeError, plural
-from bpnet.options import choice, finite, flag, positive, whole
+from bpnet.errors import DataError, FileFormatError, OptionError, ShapeError, plural, shown
+from bpnet.options import choice, finite, flag, is_listed, positive, whole
 from bpnet.tabular.columns import Column, columns_of
 from bpnet.tabular.dates import FORMATS, PARTS, names_of, zone_of
 from bpnet.tabular.encoding import encoder_of
@@ -149,6 +149,10 @@ class Schema:
         dates.  Raises DataError where a column can't be used or no column is left.
         """
         frame = Frame.of(table)
+        if not isinstance(types, Mapping | None):
+            raise OptionError(f"types is {shown(types)}; expected a dict of kinds by column")
+        if not is_listed(drop):
+            raise OptionError(f"drop is {shown(drop)}; expected the names of columns, in a list")
         types, most = dict(types or {}), whole("most_categories", most_categories, 1)
         for name, kind in types.items():
             choice(f"types[{name!r}]", kind, KINDS)

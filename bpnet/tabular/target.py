@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Backend, backend_of
-from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, ShapeError, plural, shown
+from bpnet.errors import (
+    ArgumentError,
+    DataError,
+    DTypeError,
+    FileFormatError,
+    OptionError,
+    ShapeError,
+    kind_of,
+    plural,
+    shown,
+)
 from bpnet.losses.base import Loss
 from bpnet.losses.classes import ClassLoss
 from bpnet.losses.likelihood import GaussianNLL
@@ -53,6 +63,8 @@ class Target:
         labels if they hold booleans or the whole numbers 0 and 1, and quantities otherwise.
         """
         kind = None if kind is None else choice("kind", kind, KINDS)
+        if not isinstance(name, str | int | None):
+            raise ArgumentError(f"name is {kind_of(name)}; expected the name of a column")
         names, columns, several = _columns(y)
         names = [name] if name is not None and not several else names
         for column in columns:
@@ -65,6 +77,8 @@ class Target:
             if kind == "number":
                 _all_numbers(names, columns)
             return cls(kind, tuple(names), (), len(columns))
+        if not columns:
+            raise ShapeError("y has no columns")
         (column,) = columns
         if kind is None:
             kind = "class" if _are_classes(column) else "number"
@@ -196,7 +210,7 @@ class Target:
         """Probabilities of the classes, or of each label: (rows, K).  Raises OptionError if there are none."""
         if self.kind == "number":
             raise OptionError("a model of quantities has no probabilities")
-        if not loss.logits and (_has_margins(loss) or not loss.probabilities):
+        if not gives_probabilities(loss):
             raise OptionError(
                 f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
             )
@@ -227,16 +241,27 @@ class Target:
             found = outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
             if self.kind == "number":
                 return found if self.columns or found.shape[1] > 1 else xp.reshape(found, (-1,))
-            above = found > (0.0 if _has_margins(loss) else 0.5)
-            index = xp.__array_namespace_info__().default_dtypes()["integral"]
             if self.kind == "multilabel":
-                return xp.astype(above, index)
-            one = xp.astype(above[:, 0] & (len(self.classes) > 1), index)
-            place = one if found.shape[1] == 1 else xp.argmax(found, axis=1)
+                return xp.astype(found > _limit(loss), xp.__array_namespace_info__().default_dtypes()["integral"])
+            place = self._places(backend, loss, found)
             classes = self.array(backend, backend.device(outputs))
             if isinstance(classes, np.ndarray):
                 return classes[backend.to_host(place)]
             return xp.take(classes, place)
+
+    def places(self, outputs: Any, loss: Loss) -> Any:
+        """The number of each row's class among `classes`, (rows,), from a network's outputs."""
+        backend = backend_of(outputs)
+        with backend.session(device=backend.device(outputs)):
+            loss, outputs = pooled(backend, loss, outputs)
+            return self._places(backend, loss, loss.prediction(backend, outputs))
+
+    def _places(self, backend: Backend, loss: Loss, found: Any) -> Any:
+        xp = backend.xp
+        if found.shape[1] > 1:
+            return xp.argmax(found, axis=1)
+        above = (found[:, 0] > _limit(loss)) & (len(self.classes) > 1)
+        return xp.astype(above, xp.__array_namespace_info__().default_dtypes()["integral"])
 
     # ---- as data ------------------------------------------------------------------------------------------------
 
@@ -278,6 +303,16 @@ def pooled(backend: Backend, loss: Loss, outputs: Any) -> tuple[Loss, Any]:
 def _has_margins(loss: Loss) -> bool:
     """Whether outputs are compared with 0 but are not logits."""
     return loss.boundary == 0.0 and not loss.logits
+
+
+def gives_probabilities(loss: Loss) -> bool:
+    """Whether the predictions of a loss are probabilities."""
+    return loss.logits or (loss.probabilities and not _has_margins(loss))
+
+
+def _limit(loss: Loss) -> float:
+    """The prediction above which a row has a label."""
+    return 0.0 if _has_margins(loss) else 0.5
 
 
 def _columns(y: Any) -> tuple[list[str], list[Column], bool]:

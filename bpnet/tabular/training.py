@@ -11,7 +11,7 @@ from typing import Any, Literal, Never
 
 from bpnet.backends import Array
 from bpnet.backends.interrupts import ends_sessions
-from bpnet.callbacks.base import Callback
+from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
@@ -121,11 +121,12 @@ def train_table(
     is held out.
     """
     given = locals()
+    listeners = check_callbacks([callbacks] if isinstance(callbacks, str) else callbacks)
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
     training = prepare(table, target, TrainingOptions.named(options | unknown, ("callbacks", "progress")))
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
-    training.fit([callbacks] if isinstance(callbacks, str) else callbacks, progress=progress)
+    training.fit(listeners, progress=progress)
     return training.model
 
 

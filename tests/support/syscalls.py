@@ -157,8 +157,8 @@ def trace(
     """Call `function` in a forked process, and log what it does to `folder` and all in it.
 
     `act` is asked before each such call, with its number from 0: for None it is made, for a number it fails with that
-    errno and does nothing, for a negative one only so many bytes are written (-1: one), for KILL_BEFORE and KILL_AFTER
-    the process is killed there.
+    errno and does nothing (but close, which closes all the same), for a negative one only so many bytes are written
+    (-1: one), for KILL_BEFORE and KILL_AFTER the process is killed there.
     """
     root = os.path.realpath(folder)
     ours, theirs = os.pipe()
@@ -236,7 +236,8 @@ def _follow(pid: int, root: str, act: Callable[[int, Call], Any], done: Done) ->
                     continue
                 pending = call, (action, registers[12])
                 if type(action) is int and action > 0:
-                    registers[_NUMBER] = 2**64 - 1
+                    if call.name != "close":  # which closes, whatever it says
+                        registers[_NUMBER] = 2**64 - 1
                     _ptrace(_SETREGS, pid, ctypes.addressof(registers))
                 elif type(action) is int:
                     registers[12] = min(-action, registers[12])

@@ -200,6 +200,5 @@ def _identity(number: int) -> tuple[str, ...]:
     lt = "missing" if isinstance(bindings, str) else str(bindings[0].get_version())
     versions = str(runtime.driverGetVersion()), str(runtime.runtimeGetVersion()), cupy.__version__, lt
     package = Path(__file__).parents[2]
-    texts = sorted([*package.glob("compiler/**/*.py"), *package.glob("backends/cupy/*.py")])
-    sources = hashlib.sha256(b"\n".join(path.read_bytes() for path in texts)).hexdigest()
+    sources = disk.hash_of([*package.glob("compiler/**/*.py"), *package.glob("backends/cupy/*.py")])
     return str(own), name.decode() if isinstance(name, bytes) else str(name), *versions, sources

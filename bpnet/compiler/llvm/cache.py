@@ -1,41 +1,54 @@
 """Machine code on disk, in a folder that is its user's alone: what lies there runs as part of the program.
 
-A file holds the hash of its key and its code, then the code.  What is not exactly that, or could be another user's, is
-as good as absent: the code is then compiled anew, and the file replaced.
+A file holds the hash of its key and its code, then the code.  The key is the hash of all that the code is made from:
+what the function computes, the compiler's sources, llvmlite's and LLVM's versions, the processor's name and features.
+What is not exactly that, or could be another user's, is as good as absent: the code is then compiled anew, and the file
+replaced.  A folder that is full, read-only or missing costs the time of compiling, and nothing else.
+
+Kept out are other users, who may not so much as look into the folder, and whose files are not read; and all accidents:
+files cut short, changed or in each other's place, of another processor or another version, written by several processes
+at once, half written when the power failed.  Not kept out are root, and programs of the same user.  Against these no
+secret would help: they could read it wherever it lay, and may as well change Python's own files, or those of bpnet.
 """
 
+import errno
 import functools
 import hashlib
 import logging
 import os
 import re
+import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bpnet.disk import open_ordinary, replacing
+from bpnet.compiler import BEGAN
+from bpnet.disk import open_ordinary, replacing, sweep
 
 LOG = logging.getLogger("bpnet")
 
 HAS_OWNERS = hasattr(os, "geteuid")
 """Whether files have an owner and permissions; Windows keeps others out of a user's own folders by other means."""
 
-LARGEST = 2**26
+LARGEST = 2**24
 """Bytes of a file; no function is that long."""
 
-ABANDONED = 3600.0
-"""Seconds after which a file that is not complete yet belongs to a process that is no more."""
+KEPT, BLOCK = 2**27, 2**12
+"""Bytes that are kept, in whole blocks: of more, what has not been used for longest goes, until half of it remains."""
 
-MOST = 2**14
-"""Files that are kept, some 100 MB: of more, those that have not been used for longest go, and half of these remain."""
+LOOKED_AFTER = KEPT // 16
+"""Bytes that a process writes until it looks again how many there are."""
 
 OURS = re.compile(r"\w+-[0-9a-f]{24}\.(o|json)")
 """Names of files that are kept."""
 
 DAY = 86400.0
 """Seconds for which a file counts as just used."""
+
+_written: dict[str, int] = {}
+"""By the folder: bytes that this process has written since it last looked."""
 
 
 def read(name: str, key: bytes) -> bytes | None:
@@ -46,26 +59,47 @@ def read(name: str, key: bytes) -> bytes | None:
             open_ordinary(prefix + name, getattr(os, "O_NOFOLLOW", 0), folder) as file,
         ):
             status = os.fstat(file.fileno())
-            if status.st_size > LARGEST or (HAS_OWNERS and (status.st_uid != os.geteuid() or status.st_mode & 0o022)):
+            if HAS_OWNERS and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
                 return None
-            data = file.read()
+            data = file.read(LARGEST + 1)  # as bytes, so that nobody can change what has been checked
             if time.time() - status.st_mtime > DAY:
                 with suppress(OSError):  # as of what may only be read
                     os.utime(prefix + name, dir_fd=folder)
     except OSError:
         return None
-    return data[32:] if hashlib.sha256(key + data[32:]).digest() == data[:32] else None
+    digest, code = data[:32], data[32:]
+    return code if len(data) <= LARGEST and _digest(key, code) == digest else None
 
 
 def write(name: str, key: bytes, code: bytes) -> None:
     """Keep `code`, where there is a place for it."""
+    data = _digest(key, code) + code
+    if len(data) > LARGEST:
+        return
     try:
         with _opened(make=True) as (prefix, folder):
-            _clean(prefix, folder)
+            _make_room(prefix, folder, len(data))
             with replacing(prefix + name, 0o600, folder) as file:
-                file.write(hashlib.sha256(key + code).digest() + code)
+                file.write(data)
     except OSError as error:
         LOG.debug("machine code is not kept: %s", error)
+
+
+def hash_of(sources: Iterable[Path]) -> str:
+    """The hash of files of Python, for a key.
+
+    Where bpnet has been installed anew since this process began, the files are not what runs in it: what comes of that
+    is then found by no other process.
+    """
+    paths = sorted(sources)
+    found = hashlib.sha256(b"\n".join(path.read_bytes() for path in paths)).hexdigest()
+    if max(path.stat().st_ctime for path in paths) > BEGAN:
+        found += secrets.token_hex(8)
+    return found
+
+
+def _digest(key: bytes, code: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(key).digest() + code).digest()
 
 
 def cache_folder() -> str | None:
@@ -76,7 +110,8 @@ def cache_folder() -> str | None:
     systems = {"win32": ("LOCALAPPDATA", "AppData", "Local"), "darwin": ("", "Library", "Caches")}
     variable, *parts = systems.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
     home = os.path.expanduser("~")
-    found = _absolute(variable) or (os.path.join(home, *parts) if os.path.isabs(home) else None)
+    there = os.path.isabs(home) and os.path.isdir(home)  # /nonexistent, as system users have, is not to be made
+    found = _absolute(variable) or (os.path.join(home, *parts) if there else None)
     return found and os.path.join(found, "bpnet")
 
 
@@ -103,7 +138,12 @@ def _opened(make: bool) -> Iterator[tuple[str, int | None]]:
     if not HAS_OWNERS:
         yield path + os.sep, None
         return
-    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP) and os.path.islink(path):
+            raise _refusal(f"{path} is a link, which is not followed") from error
+        raise
     try:
         status = os.fstat(number)
         if status.st_uid != os.geteuid():
@@ -142,18 +182,27 @@ def _warn(message: str) -> None:
     LOG.warning(message)
 
 
-@functools.cache
-def _clean(prefix: str, folder: int | None) -> None:
-    """Remove, once in a process, what killed processes have left half written, and what has not been used for long."""
-    names, now = os.listdir(prefix if folder is None else folder), time.time()
-    kept = [name for name in names if OURS.fullmatch(name)]
-    ages = {}
-    for name in [name for name in names if name.endswith(".part")] + (kept if len(kept) > MOST else []):
+def _make_room(prefix: str, folder: int | None, size: int) -> None:
+    """Before so many bytes are written: remove what killed processes have left, and what has not been used for long.
+
+    That is done at the first time, and then whenever a process has written a good deal.
+    """
+    place = cache_folder() or ""
+    written = _written.get(place, LOOKED_AFTER) + max(size, BLOCK)
+    _written[place] = written % LOOKED_AFTER
+    if written < LOOKED_AFTER:
+        return
+    sweep(prefix, folder)
+    found = []
+    for name in filter(OURS.fullmatch, os.listdir(prefix if folder is None else folder)):
         with suppress(OSError):
-            ages[name] = now - os.stat(prefix + name, dir_fd=folder, follow_symlinks=False).st_mtime
-    old = [name for name, age in ages.items() if name.endswith(".part") and age > ABANDONED]
-    if len(kept) > MOST:
-        old += sorted(ages.keys() & set(kept), key=lambda name: ages[name])[MOST // 2 :]
-    for name in old:
+            status = os.stat(prefix + name, dir_fd=folder, follow_symlinks=False)
+            found.append((status.st_mtime, -(-status.st_size // BLOCK) * BLOCK, name))
+    total = sum(bytes for _, bytes, _ in found)
+    left = total if total <= KEPT else KEPT // 2
+    for _, bytes, name in sorted(found):
+        if total <= left:
+            break
         with suppress(OSError):
             os.unlink(prefix + name, dir_fd=folder)
+            total -= bytes

@@ -88,14 +88,13 @@ def _machine() -> Any:
 def _identity() -> tuple[str, ...]:
     """All besides the key and the texts here that decides about the machine code."""
     processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    return llvmlite.__version__, *processor, llvm.get_default_triple()
+    return llvmlite.__version__, *processor, llvm.get_default_triple(), str(llvm.llvm_version_info)
 
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
     """The hash of all that decides what functions are written: a change of it makes new machine code."""
-    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"\n".join(path.read_bytes() for path in sources)).hexdigest()
+    return cache.hash_of(Path(__file__).parents[1].rglob("*.py"))
 
 
 def callable_at(address: int, *kinds: Any) -> Any:

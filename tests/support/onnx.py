@@ -1,0 +1,78 @@
+"""Models in ONNX run by ONNX's own evaluator and by onnxruntime, beside what they are of."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import bpnet as bp
+from support.networks import Problem
+
+BATCHES = (1, 2, 7, 64)
+
+
+def run_by_all(model: Any, inputs: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Who runs it, and the outputs."""
+    import onnxruntime
+    from onnx.reference import ReferenceEvaluator
+
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the evaluator's own
+        yield "ONNX's evaluator", ReferenceEvaluator(model).run(None, inputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    yield "onnxruntime", session.run(None, inputs)
+
+
+def of_type(x: Any, dtype: str) -> Any:
+    """Arrays whose numbers are of that type."""
+    if isinstance(x, dict | tuple):
+        values = [of_type(a, dtype) for a in (x.values() if isinstance(x, dict) else x)]
+        return dict(zip(x, values, strict=True)) if isinstance(x, dict) else tuple(values)
+    return x.astype(dtype) if x.dtype.kind == "f" else x
+
+
+def rows_of(x: Any, count: int) -> Any:
+    """So many rows, of which some come again where there are fewer."""
+    if isinstance(x, dict):
+        return {name: rows_of(a, count) for name, a in x.items()}
+    if isinstance(x, tuple):
+        return tuple(rows_of(a, count) for a in x)
+    return x[np.arange(count) % len(x)]
+
+
+def fed(x: Any) -> dict[str, Any]:
+    """x as a model in ONNX takes it, whose codes are int64."""
+    given = dict(zip(map(str, range(len(x))), x, strict=True)) if isinstance(x, tuple) else x
+    given = given if isinstance(given, dict) else {"x": given}
+    return {name: a.astype("int64") if a.dtype.kind == "i" else a for name, a in given.items()}
+
+
+def distance(trainer: bp.Trainer, model: Any, x: Any) -> float:
+    """How far apart the outputs are for some rows: the largest difference, or where outputs are large its share."""
+    want = np.asarray(trainer.predict(x, check=False))
+    worst = 0.0
+    for who, (found,) in run_by_all(model, fed(x)):
+        assert found.shape == want.shape, who
+        assert found.dtype == want.dtype, who
+        worst = max(worst, float(np.max(np.abs(found - want)) / max(1.0, np.max(np.abs(want)))))
+    return worst
+
+
+def assert_same(trainer: bp.Trainer, x: Any, **options: Any) -> Any:
+    """The model in ONNX, which gives what the trainer predicts for any number of rows."""
+    model = bp.files.to_onnx(trainer, None, **options)
+    for rows in BATCHES:
+        assert distance(trainer, model, rows_of(x, rows)) <= 1e-5
+    return model
+
+
+def apart(problem: Problem, dtype: str) -> float:
+    """The distance of a random problem's network, after a step, for all sizes of batches."""
+    x, y, weight = (None if a is None else of_type(a, dtype) for a in (problem.x, problem.y, problem.weight))
+    trainer = problem.trainer(compile=False).build(x)
+    trainer.step(x, y, weight)
+    model = bp.files.to_onnx(trainer, None)
+    return max(distance(trainer, model, rows_of(x, rows)) for rows in BATCHES)
