@@ -13,10 +13,7 @@ import numpy
 
 from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS, Limits
-from bpnet.backends.interrupts import Calls, NoWarnings, Session, current, uninterrupted
-
-TRIES = 16
-"""How often an update in place is resumed after interrupts before it counts as broken."""
+from bpnet.backends.interrupts import TRIES, Calls, NoWarnings, Session, current, uninterrupted
 
 
 @functools.cache
