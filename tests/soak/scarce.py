@@ -4,6 +4,7 @@ CPython's own tests have the means, `_testcapi.set_nomemory`; NumPy's arrays of 
 itself may then end the process: so there is a child for some places at a time, and another one after such a place.
 """
 
+import _testcapi
 import faulthandler
 import json
 import os
@@ -13,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import _testcapi
 import numpy as np
 from interrupted import NETWORK, WIDE, bits
 from support.leftovers import Leftovers
@@ -36,7 +36,9 @@ class Work:
         rng = np.random.default_rng(0)
         self.name, rows = name, 1100 if wide else 24
         self.x, self.y = rng.standard_normal((rows, 200 if wide else 4), "f4"), rng.integers(0, 3, rows)
-        self.trainer = bp.Trainer(WIDE if wide else NETWORK, "cross_entropy", bp.AdamW(0.01), compile=compiled, threads=2)
+        self.trainer = bp.Trainer(
+            WIDE if wide else NETWORK, "cross_entropy", bp.AdamW(0.01), compile=compiled, threads=2
+        )
         self.first = self.trainer.build(self.x).snapshot()
         self.steps = {0: bits(self.trainer)}
         for _ in range(5):

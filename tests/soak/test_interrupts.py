@@ -9,10 +9,12 @@ HERE = Path(__file__).parent
 
 
 def test_interrupts_at_random_moments(soak: Soak) -> None:
-    """Of fits, plain and compiled, between tiny calls, and while compiling, saving and loading; by a timer and SIGINT."""
+    """Of fits, plain and compiled, between tiny calls, while compiling, saving and loading; by a timer and SIGINT."""
     parts, count = (soak.count(20, 2), soak.count(640, 96))
     found = added(
-        children(HERE / "interrupted.py", [(20 * soak.seed + i, count) for i in range(parts)], timeout=soak.count(3000, 300))
+        children(
+            HERE / "interrupted.py", [(20 * soak.seed + i, count) for i in range(parts)], timeout=soak.count(3000, 300)
+        )
     )
     detail = f"{found.get('came', 0):,} of the interrupts came before the end of the call"
     soak.record("interrupt", found["cases"], found["failures"], detail)

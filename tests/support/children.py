@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,15 +25,19 @@ def child(program: Path, *args: Any, timeout: float, **more: str) -> dict[str, A
     """
     command = [sys.executable, str(program), *map(str, args)]
     name = f"{program.name} {' '.join(map(str, args))}"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment(**more), start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, timeout=timeout, capture_output=True, text=True, check=False, env=environment(**more)
-        )
-    except subprocess.TimeoutExpired as error:
-        return {"cases": 1, "failures": [f"{name} hangs: {str(error.stderr or '')[-3000:]}"]}
-    if done.returncode:
-        return {"cases": 1, "failures": [f"{name} ended with {done.returncode}: {done.stderr[-3000:]}"]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with its own children, which hold the pipes
+        out, err = process.communicate()
+        return {"cases": 1, "failures": [f"{name} hangs: {err[-3000:]}"]}
+    if process.returncode:
+        return {"cases": 1, "failures": [f"{name} ended with {process.returncode}: {err[-3000:]}"]}
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     found["failures"] = [f"{name}: {failure}" for failure in found["failures"]]
     return found
 

@@ -40,6 +40,8 @@ LEAST_WORK = 2e6
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
+SPARE = 2**24
+"""Bytes of a limited memory that are left to threads and the compiler."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
 WORTH_IT = 1e11
@@ -80,12 +82,11 @@ class NumpyBackend(Backend):
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY and os.path.exists("/proc/self/statm"):  # as batch systems set it
-            with suppress(AttributeError):  # of the C library that is not GNU's
+        if limit != resource.RLIM_INFINITY:  # as batch systems set it
+            with suppress(AttributeError):  # of a C library that is not GNU's
                 ctypes.CDLL(None).malloc_trim(0)
-            with open("/proc/self/statm", encoding="ascii") as file:
-                free = min(free, max(limit - page * int(file.read().split()[0]), 0))
             total = min(total, limit)
+            free = max(_largest_block(min(free, total)) - SPARE, 0)
         return free, total
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
@@ -291,6 +292,20 @@ def can_compile() -> bool:
     except Exception:  # an installation can be broken in any way
         return False
     return hasattr(binding, "create_pass_builder")
+
+
+def _largest_block(most: int) -> int:
+    """Bytes that can be had in one piece, to within a megabyte."""
+    least = 0
+    while most - least > 2**20:
+        middle = (least + most) // 2
+        try:
+            numpy.empty(middle, numpy.uint8)
+        except MemoryError:
+            most = middle
+        else:
+            least = middle
+    return least
 
 
 _memory = threading.local()
