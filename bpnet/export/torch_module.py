@@ -28,8 +28,8 @@ def to_torch_module(model: Any) -> Any:
     It is a `torch.fx.GraphModule` of PyTorch's own functions, of any number of rows: `print(module.code)` shows them.
     Its parameters can be trained.  They have the paths of their layers here, and the names and shapes that PyTorch's
     layers of that kind give them ("0.weight", "1.running_mean"), as `to_torch` does; so `from_torch` brings back what
-    was trained there.  A `Dense` layer is an `nn.Linear`.  Values that are kept but not trained are its buffers.  A
-    network that takes several arrays is given each as an argument, in their order.
+    was trained there.  A `Dense` layer is an `nn.Linear`.  Values that are kept but not trained are parameters that
+    ask for no gradient.  A network that takes several arrays is given each as an argument, in their order.
 
     It always predicts: there is no dropout, and a BatchNorm has its running mean and variance, which nothing changes;
     so `train()` and `eval()` make no difference.  Training it further trains the parameters of that.
@@ -71,8 +71,9 @@ class _Graph:
         self.root, self.graph = torch.nn.Module(), fx.Graph()
         self.entries = {entry.slot.name: entry for unit in units for entry in unit.values if unit.first}
         names = {e.slot.name: f"{u.path}.{e.torch[0]}".lstrip(".") for u in units for e in u.values if u.first}
-        arrays = program.arrays
-        self.paths = _paths({name: names.get(name, name) for name in (*names, *arrays) if name in arrays})
+        names = {name: path for name, path in names.items() if name in program.arrays}
+        others = (name for name in program.arrays if name not in names)
+        self.paths = _paths(names | {name: f"{CONSTANTS}.{name.replace('.', '_')}" for name in others})
         self.nodes: dict[str, Any] = {}
         self.first: Any = None
         self.rows: Any = None
@@ -135,10 +136,11 @@ class _Graph:
         array, entry = self.program.arrays[name], self.entries.get(name)
         tensor = self.torch.tensor(array if entry is None else entry.to_torch(array).copy())
         owner, last = self._place(self.paths[name])
-        if name in self.program.parameters:
-            owner.register_parameter(last, self.torch.nn.Parameter(tensor))
-        else:
+        if entry is None:
             owner.register_buffer(last, tensor)
+        else:  # of buffers torch.load makes constants without a name where nothing but they are computed with
+            trained = name in self.program.parameters
+            owner.register_parameter(last, self.torch.nn.Parameter(tensor, requires_grad=trained))
 
     def _array(self, name: str) -> Any:
         """The node of what is registered, as the network has it."""
@@ -301,6 +303,8 @@ def _paths(names: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+CONSTANTS = "_constants"
+"""Where a module has arrays that are no layer's."""
 IN_SOURCE = {"self", "torch", "inf", "nan", "device", "NoneType", "fx_pytree", "pytree"}
 """Names that mean something in a module's source, beside Python's own."""
 SPECIAL = {

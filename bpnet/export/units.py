@@ -109,18 +109,22 @@ def _units(layer: Layer, path: Path, slots: dict[Path, tuple[Slot, bool]]) -> It
         within = [unit for name, child in layer.children for unit in _units(child, (*path, name), slots)]
     inner = layer.inner if isinstance(layer, Reparametrized) else layer
     function = (*path, "inner", "activation") if inner is not layer else (*path, "activation")
+    f = getattr(inner, "function", None)
     mine = [p for p in slots if p[: len(path)] == path]
-    active = [p for p in mine if isinstance(inner, Dense) and p[: len(function)] == function]
-    own = [p for p in mine if p not in active]
-    if own:
-        found = [_value(layer, inner, ".".join(p[len(path) :]), *slots.pop(p)) for p in own]
-        known = list(_NAMES.get(type(layer), {}))
+    active = [p for p in mine if isinstance(f, Layer) and p[: len(function)] == function]
+    own: dict[Path, list[Path]] = {}
+    for p in mine:
+        if p not in active:  # of a layer that nests its values each nest for itself
+            own.setdefault(path if type(layer) in _NAMES else p[:-1], []).append(p)
+    known = list(_NAMES.get(type(layer), {}))
+    for place, values in own.items():
+        found = [_value(layer, inner, ".".join(p[len(place) :]), *slots.pop(p)) for p in values]
         found.sort(key=lambda value: known.index(value.name) if value.name in known else len(known))
-        yield Unit(".".join(path), layer, tuple(found))
+        yield Unit(".".join(place), layer, tuple(found))
     yield from within  # after its own, as PyTorch lists them
-    if active and isinstance(inner, Dense):
-        alpha = [_value(inner.function, inner.function, ".".join(p[len(function) :]), *slots.pop(p)) for p in active]
-        yield Unit(".".join(function), inner.function, tuple(alpha))
+    if active and isinstance(f, Layer):
+        alpha = [_value(f, f, ".".join(p[len(function) :]), *slots.pop(p)) for p in active]
+        yield Unit(".".join(function), f, tuple(alpha))
 
 
 def _value(layer: Layer, inner: Layer, name: str, slot: Slot, buffer: bool) -> Entry:

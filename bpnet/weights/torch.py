@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import get
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.export.models import exported
+from bpnet.export.torch_module import CONSTANTS
 from bpnet.export.units import Entry, Unit, units_of
 from bpnet.weights.matching import Theirs, paired, set_values, to_host
 
@@ -115,7 +116,7 @@ def _layers(state_dict: Any) -> list[Theirs]:
     found: dict[str, dict[str, Any]] = {}
     for key, value in _checked(state_dict).items():
         layer, name = _parted(key)
-        if name != COUNTER:
+        if name != COUNTER and layer != CONSTANTS:
             found.setdefault(layer, {})[name] = to_host(value, f"state_dict[{key!r}]")
     return [Theirs(name, arrays) for name, arrays in found.items()]
 
