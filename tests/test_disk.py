@@ -428,6 +428,7 @@ def test_every_call_may_fail(tmp_path: Path) -> None:
     assert said.keys() >= {"open", "write", "fsync", "rename", "close"}, json.dumps(said)
 
 
+@posix
 def test_a_mapped_file_that_is_cut_is_an_error_that_names_it(tmp_path: Path) -> None:
     """Reading behind the end of a map ends the process, so the length is looked at before each batch."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bpnet as bp
+from bpnet import backends
 from bpnet.cli import terminal
 from bpnet.cli.completion import choices
 from bpnet.cli.terminal import AsJSON, Model, option
@@ -40,7 +41,8 @@ def export(
     to = to or ENDINGS[out.suffix.lower()]
     if to not in FORMATS:
         raise UnknownNameError("--to", to, FORMATS)
-    terminal.check_output("--out", out, MODEL=model)
+    if to != "c":  # whose files have other endings
+        terminal.check_output("--out", out, MODEL=model)
     found: Any = bp.load(model)
     files, use = WRITERS[to](found, out)
     size = sum(file.stat().st_size for file in files)
@@ -56,10 +58,8 @@ def to_onnx(model: Any, out: Path) -> tuple[list[Path], str]:
 
 
 def to_torch(model: Any, out: Path) -> tuple[list[Path], str]:
-    import torch
-
-    place = io.BytesIO()
-    torch.save(bp.files.to_torch_module(model), place)
+    module, place = bp.files.to_torch_module(model), io.BytesIO()
+    backends.get("torch").xp.save(module, place)
     with write_atomically(out) as file:
         file.write(place.getvalue())
     return [out], f"torch.load({str(out)!r}, weights_only=False)(x)"

@@ -24,6 +24,9 @@ from bpnet.tabular.target import gives_probabilities
 READABLE, ROW = 64, 112
 """Arrays of so many numbers, and of so many characters a row, are written as numbers, larger ones in base 64."""
 
+ANSWER = "answer."
+"""What begins the names of arrays that no layer has."""
+
 
 def to_numpy_source(model: Any, path: str | os.PathLike[str]) -> None:
     """Write a trained network to one readable Python file that needs NumPy alone.
@@ -94,7 +97,8 @@ class _Parts:
             for leaf in leaves_of((op.args, dict(op.options)))
             if isinstance(leaf, Value) and leaf.name in arrays
         ]
-        return {name: arrays[name] for name in dict.fromkeys(read)}
+        more = {} if self.answers is None else {ANSWER + name: a for name, a in self.answers.arrays.items()}
+        return {name: arrays[name] for name in dict.fromkeys(read)} | more
 
     def head(self, network: str) -> str:
         layers = [f"    {comment(self.layout.network, path)}" for path in _paths(self.layout.network)]
@@ -155,7 +159,7 @@ class _Parts:
         """The function of an answer."""
         assert self.answers is not None
         value = self.answers.outputs[answer]
-        body = Statements(replace(self.answers, outputs={answer: value}), None, ("table",))
+        body = Statements(replace(self.answers, outputs={answer: value}), None, ANSWER)
         (result,) = body.written({"z": "z"}).values()
         self.helpers |= body.helpers
         what = {"label": "Labels", "prediction": "Quantities", "probabilities": "Probabilities"}[answer]

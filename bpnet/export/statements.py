@@ -112,23 +112,23 @@ class Text:
 
 
 class Statements:
-    """The body of a function that computes a program; arrays are entries of a dict called W."""
+    """The body of a function that computes a program; arrays are entries of a dict called W, by `prefix` and name."""
 
-    def __init__(self, program: Program, network: Layer | None = None, taken: Iterable[str] = ()) -> None:
+    def __init__(self, program: Program, network: Layer | None = None, prefix: str = "") -> None:
         self.program, self.network = program, network
         self.operations, self.outputs = joined(program), program.outputs
         self.lines: list[str] = []
         self.helpers: set[str] = set()
         self.reads_rows = False
         """Whether it reads how many rows there are."""
-        self.taken = {*taken, "np", "W", "x", "rows"}
+        self.taken = {"np", "W", "x", "rows", "table"}
         self.uses: Counter[str] = Counter(value.name for value in self.outputs.values())
         for op in self.operations:
             self.uses.update(leaf.name for leaf in _leaves(op) if isinstance(leaf, Value))
         self.consumer: dict[str, str] = {}
         for op in self.operations:
             self.consumer |= {leaf.name: op.layer for leaf in _leaves(op) if isinstance(leaf, Value)}
-        self.known: dict[str, Text] = {name: Text(f"W[{quoted(name)}]") for name in program.arrays}
+        self.known: dict[str, Text] = {name: Text(f"W[{quoted(prefix + name)}]") for name in program.arrays}
         self.left: Counter[str] = Counter()
         """How often each variable is still read."""
         self.makers: dict[str, Operation] = {}

@@ -36,7 +36,7 @@ LARGEST_HEADER = 100_000_000
 """Bytes; what is longer the safetensors package does not read either."""
 MARGIN = 48 * 2**20
 """Bytes that a header may take in memory beyond the size of the file, by COSTS."""
-COSTS = {"{": 1000, "[": 100, ",": 60, '"': 20}
+COSTS = {"{": 1000, "[": 100, ",": 60, ":": 150, '"': 20}
 """Bytes that each such character takes at most once the JSON it stands in is read: as an array's entry, a list, ..."""
 
 DTYPES = {
@@ -46,7 +46,7 @@ DTYPES = {
 """What NumPy calls the types, in the order in which the package lays them out, so that each is aligned."""
 CODES = {dtype[1:]: code for code, dtype in DTYPES.items()}
 
-BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
+BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?=[,}])(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
 
 
 def write(file: IO[bytes], tensors: "Tensors", description: Mapping[str, Any]) -> None:

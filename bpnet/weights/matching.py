@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
-from bpnet.errors import ArgumentError, DataError, ShapeError, UnknownNameError, kind_of, plural
+from bpnet.errors import (
+    ArgumentError,
+    ArrayMismatchError,
+    DataError,
+    DTypeError,
+    ShapeError,
+    UnknownNameError,
+    kind_of,
+    plural,
+    shown,
+)
 from bpnet.export.models import Exported
 from bpnet.layer import Composite, Layer, Path, Shape
 from bpnet.layers.bilinear import Bilinear
@@ -168,6 +178,9 @@ def paired(
     names = {} if names is None else names
     if not isinstance(names, Mapping):
         raise ArgumentError(f"names is {kind_of(names)}; expected a dict of layers' paths, and what {what} calls each")
+    for path, name in names.items():
+        if not isinstance(path, str) or not isinstance(name, str | None):
+            raise ArgumentError(f"names has {shown(path)}: {shown(name)}; expected text, or None for the second")
     own, other = {unit.path: unit for unit in units}, {layer.name: layer for layer in theirs}
     for path, name in names.items():
         if path not in own:
@@ -216,12 +229,19 @@ def set_values(model: Exported, arrays: Mapping[str, Any]) -> Any:
 
 
 def to_host(value: Any, what: str) -> Any:
-    """A NumPy array of float32 or float64 from anybody's array; raises ArgumentError or what `backend_of` does."""
-    if hasattr(value, "detach"):  # PyTorch's, of which some types are none of NumPy's
-        value = value.detach().cpu()
-        value = (value if str(value.dtype) in ("torch.float32", "torch.float64") else value.float()).numpy()
-    elif isinstance(value, list | tuple | float | int):
+    """A NumPy array of float32 or float64 from anybody's array.
+
+    Raises ArgumentError or ArrayMismatchError where it is none, and DTypeError where it does not hold numbers.
+    """
+    if isinstance(value, list | tuple | float | int):
         raise ArgumentError(f"{what} is {kind_of(value)}; expected an array")
     backend = backend_of(value, what)
-    found = np.asarray(backend.to_host(value))
-    return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+    unfit = backend.unfit(value)
+    if unfit is not None:
+        raise ArrayMismatchError(f"{what} is {unfit}")
+    if not backend.xp.isdtype(value.dtype, ("real floating", "integral", "bool")):
+        raise DTypeError(f"{what} holds {value.dtype} values; expected numbers")
+    value = backend.detach(value)
+    if value.dtype not in (backend.xp.float32, backend.xp.float64):  # of which some are none of NumPy's
+        value = backend.xp.astype(value, backend.xp.float32)
+    return np.asarray(backend.to_host(value))

@@ -100,7 +100,9 @@ def to_torch(
     values, units = found.parameters | found.buffers, units_of(found.trainer.layout)
     if state_dict is None:
         return {
-            ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(value.to_torch(values[value.slot.name]))
+            ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(
+                value.to_torch(values[value.slot.name]).copy()
+            )
             for unit in units
             for value in unit.values
         }
