@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,9 @@ PART, ENDING = ".bpnet-", ".part"
 
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
+
+TRIES = 10
+"""How often a new part is made where the one before was swept at once."""
 
 ABANDONED = 86400.0
 """Seconds after which nobody writes to a part any more, where no lock says so."""
@@ -80,7 +84,7 @@ def append(path: str, content: bytes) -> None:
     """Write `content` at the end of a file, and hand it to the system.  Raises PathError, and leaves it as it was."""
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        number = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        (number,) = opening(path, flags | getattr(os, "O_BINARY", 0))
         try:
             status = os.fstat(number)
             _check_ordinary(path, status)
@@ -128,6 +132,17 @@ def write_atomically(path: str | os.PathLike[str], mode: str = "wb", **text: Any
         raise path_error(f"{os.fspath(path)} is written, but a power cut may still undo that", error) from error
 
 
+def opening(path: str | Path, flags: int, folder: int | None = None, permissions: int = 0o777) -> Iterator[int]:
+    """What `os.open` gives, as the one value of an iterator.
+
+        (number,) = opening(path, flags)
+        try:
+
+    No interrupt can come between the opening and the `try`, so that none leaves the file open.
+    """
+    return map(partial(os.open, dir_fd=folder), (path,), (flags,), (permissions,))
+
+
 class Part(io.BufferedWriter):
     """A file that is not complete yet.
 
@@ -150,14 +165,15 @@ def replacing(name: str, permissions: int, folder: int | None = None) -> Iterato
     """
 
     def create(path: str, flags: int) -> int:
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), permissions, dir_fd=folder)
+        (number,) = opening(path, flags | getattr(os, "O_NOFOLLOW", 0), folder, permissions)
+        return number
 
-    while True:
+    for left in reversed(range(TRIES)):
         path = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}{ENDING}")
         raw = None
         try:
             raw = io.FileIO(path, "x", opener=create)
-            if not _locked(raw.fileno()):  # swept in the instant before
+            if not _locked(raw.fileno()) and left:  # swept in the instant before
                 continue
             part = Part(raw)
             yield part
@@ -168,10 +184,12 @@ def replacing(name: str, permissions: int, folder: int | None = None) -> Iterato
             part.close()
             return
         finally:
-            with suppress(OSError):  # after the replacement there is none
-                os.unlink(path, dir_fd=folder)
-            if raw is not None:
-                raw.close()
+            try:
+                if raw is not None:
+                    raw.close()  # first, since Windows removes nothing that is open
+            finally:
+                with suppress(OSError):  # after the replacement there is none
+                    os.unlink(path, dir_fd=folder)
 
 
 def _locked(number: int) -> bool:
@@ -213,7 +231,7 @@ def _sweep(path: str, folder: int | None) -> None:
     if fcntl is None:
         os.unlink(path)
         return
-    number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    (number,) = opening(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, folder)
     try:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,13 +250,14 @@ def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | No
 
     def look(name: str, given: int) -> int:
         wait_not = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-        return os.open(name, given | flags | wait_not, dir_fd=folder)
+        (number,) = opening(name, given | flags | wait_not, folder)
+        return number
 
     _check_ordinary(name, os.stat(name, dir_fd=folder))  # since a mere look may do something to a device
     file = open(name, "rb", opener=look)  # noqa: SIM115 - the caller closes it
     try:
         _check_ordinary(name, os.fstat(file.fileno()))
-    except PathError:
+    except BaseException:
         file.close()
         raise
     return file
@@ -295,7 +314,7 @@ def _sync(number: int) -> None:
 def _sync_folder(folder: str | Path) -> None:
     """Have the names in a folder on the disk, where folders can be opened; raises OSError where the disk fails."""
     try:
-        number = os.open(folder, os.O_RDONLY)
+        (number,) = opening(folder, os.O_RDONLY)
         try:
             _sync(number)
         finally:

@@ -146,6 +146,10 @@ class FileFormatError(BpnetError, ValueError):
         super().__init__(fit_for_a_screen(message))
 
 
+class OtherFormatError(FileFormatError):
+    """A file is a bpnet model of another version of bpnet, and nothing says that it is damaged."""
+
+
 class ExportError(BpnetError, ValueError):
     """A model, or a layer of it, can't be written in another format; the message names the layer and what it does."""
 

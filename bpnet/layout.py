@@ -317,11 +317,18 @@ def _layout_of(network: Layer, in_shape: InShape) -> Layout:
             continue
         leaf, shape = value if isinstance(value, Leaf) else Leaf(value), _shape_of(value)
         decay = leaf.trainable and (len(shape) >= 2 if leaf.decay is None else leaf.decay)
-        leaves.append((leaf.trainable, Slot(path, shape, 0, decay)))
-    leaves = [(trainable, replace(slot, also=tuple(again.get(slot.path, ())))) for trainable, slot in leaves]
-    trained = sorted((slot for trainable, slot in leaves if trainable), key=lambda slot: not slot.decay)
-    buffers = [slot for trainable, slot in leaves if not trainable]
-    return Layout(network, in_shape, out_shape, _placed(trained), _placed(buffers), tuple(groups))
+        leaves.append((path, shape, decay, leaf.trainable))
+
+    def placed(some: Iterable[tuple[Path, Shape, bool, bool]]) -> tuple[Slot, ...]:
+        slots, offset = [], 0
+        for path, shape, decay, _ in some:
+            slots.append(Slot(path, shape, offset, decay, tuple(again.get(path, ()))))
+            offset += slots[-1].size
+        return tuple(slots)
+
+    parameters = placed(sorted((leaf for leaf in leaves if leaf[3]), key=lambda leaf: not leaf[2]))
+    buffers = placed(leaf for leaf in leaves if not leaf[3])
+    return Layout(network, in_shape, out_shape, parameters, buffers, tuple(groups))
 
 
 class _SharedPlaces:
@@ -349,9 +356,10 @@ class _SharedPlaces:
 
     def first(self, path: Path) -> Path:
         """Where what lies at `path` stands first."""
-        for place, first in self.moved.items():
-            if path[: len(place)] == place:
-                return self.first(first + path[len(place) :])
+        for length in range(1, len(path) + 1 if self.moved else 0):
+            first = self.moved.get(path[:length])
+            if first is not None:
+                return self.first(first + path[length:])
         return path
 
 

@@ -5,6 +5,7 @@ defined, so a user's own layer can be saved and loaded too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar, cast
@@ -16,6 +17,9 @@ from bpnet.options import check_range
 S = TypeVar("S", bound="Registered")
 
 _classes: dict[str, dict[str, type["Registered"]]] = {}
+"""By kind, each class by its name."""
+_called: dict[tuple[str, str], list[type["Registered"]]] = {}
+"""By kind and a name that can stand for it: the classes that have it, the last defined last."""
 
 
 class Registered:
@@ -48,6 +52,8 @@ class Registered:
                     "so choose another name"
                 )
             _classes[cls.kind][cls.__name__] = cls
+            for name in cls.names or (cls.__name__,):
+                _called.setdefault((cls.kind, name), []).append(cls)
 
     def _set(self, **values: Any) -> None:
         """Store options that have been checked in a frozen instance."""
@@ -108,10 +114,14 @@ def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mappi
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
     for name, cls in list(_classes[base.kind].items()):  # another thread may define more
-        if issubclass(cls, base) and "__dataclass_params__" in vars(cls) and not name.startswith("_"):
+        if _can_be_made(cls, base) and not name.startswith("_"):
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found
+
+
+def _can_be_made(cls: type[Registered], base: type[Registered]) -> bool:
+    return issubclass(cls, base) and "__dataclass_params__" in vars(cls)
 
 
 def own_catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
@@ -130,17 +140,23 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     if not isinstance(value, str):
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     define(base.kind, value)
-    known = catalogue(base)
-    if value not in known:
+    having: Any = reversed(_called.get((base.kind, value), []))
+    cls: Any = next((cls for cls in having if _can_be_made(cls, base)), None)
+    if cls is None:
         define_all()
-        known = catalogue(base)
+        known: dict[str, Any] = catalogue(base)
         raise UnknownNameError(what, value, (name for name, (cls, _) in known.items() if has_defaults(cls)))
-    cls, options = known[value]
     if not has_defaults(cls):
         raise OptionError(
             f"{what} is {value!r}, which has options without defaults: pass an object, {cls.__name__}(...)"
         )
-    return cast(S, cls(**options))
+    return cast(S, _called_so(cls, value))
+
+
+@cache
+def _called_so(cls: Any, name: str) -> Any:
+    """The object that a name stands for."""
+    return cls(**cls.names.get(name, {}))
 
 
 def instance(base: type[S], what: str, value: Any, expected: str) -> S:
@@ -157,7 +173,7 @@ def instance(base: type[S], what: str, value: Any, expected: str) -> S:
                 f"the {base.kind} {made.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it"
             )
         try:
-            hash(value)
+            _hash(value)
         except TypeError as error:
             raise ArgumentError(f"the options of {value} can't be hashed: use tuples, not lists or arrays") from error
         return value
@@ -174,9 +190,22 @@ def _check_methods(cls: type[Registered]) -> None:
                 raise ArgumentError(f"the {cls.kind} {cls.__name__} has no {name}: define it, as {owner.__name__} says")
 
 
-def has_defaults(cls: type[Registered]) -> bool:
+def _hash(value: Any) -> None:
+    """Raise TypeError where `value` can't be hashed; what is in it, and has been asked before, is not asked again."""
+    for option in fields(value):
+        for part in flattened(getattr(value, option.name)):
+            if not isinstance(part, Registered):
+                hash(part)
+            elif "_hashed" not in getattr(part, "__dict__", ()):
+                _hash(part)
+    with suppress(AttributeError):  # of a class with slots
+        object.__setattr__(value, "_hashed", True)
+
+
+@cache
+def has_defaults(cls: Any) -> bool:
     """Whether a name alone is enough to make one."""
-    return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))  # type: ignore[arg-type]
+    return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))
 
 
 def describe(value: Any) -> Any:
@@ -199,6 +228,12 @@ def describe(value: Any) -> Any:
     return value
 
 
+@cache
+def _options(cls: Any) -> frozenset[str]:
+    """The names of what its constructor takes."""
+    return frozenset(f.name for f in fields(cls) if f.init)
+
+
 def restore(value: Any) -> Any:
     """The object that `describe` described; raises FileFormatError where a class or option is not known."""
     if isinstance(value, list):
@@ -214,8 +249,8 @@ def restore(value: Any) -> Any:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"
         )
-    cls = _classes[kind][name]
-    strange = options.keys() - {f.name for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    cls: Any = _classes[kind][name]
+    strange = options.keys() - _options(cls)
     if strange:
         raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it does not have")
     try:

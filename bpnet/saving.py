@@ -1,22 +1,37 @@
 """The checkpoints of a training, as `Trainer.fit` writes them and goes on from them."""
 
+import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bpnet.callbacks.base import Callback
-from bpnet.errors import ArgumentError, FileFormatError, OptionError, kind_of, plural, shown
+from bpnet.callbacks.base import Callback, Record
+from bpnet.data.loader import Loader, take_rows
+from bpnet.errors import (
+    ArgumentError,
+    BpnetWarning,
+    FileFormatError,
+    OptionError,
+    kind_of,
+    plural,
+    shown,
+    users_line,
+)
 from bpnet.files.folder import Folder
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
+from bpnet.registry import describe
 from bpnet.signals import Exit, StopSignals
 
 if TYPE_CHECKING:
     from bpnet.fitting import Training
 
+ROWS = 64
+"""Rows that are looked at to tell whether data are the same."""
 TABLE = ("schema", "target")
 """Entries of a model of tables that say what it is of."""
 
@@ -32,6 +47,10 @@ class Saving:
         self.signals, self._stack = StopSignals(), ExitStack()
         self.written = 0
         """How many steps there had been at the last checkpoint."""
+        self.lowest = math.inf
+        """The loss of the best epoch, as `best.safetensors` has it."""
+        self.sample = ""
+        """A hash of some rows, by which other data are noticed."""
 
     def __enter__(self) -> "Saving":
         self._stack.enter_context(self.signals)
@@ -45,7 +64,7 @@ class Saving:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             if error is None and self.signals.number:  # it came when there was nothing left to do
-                self.signals.hand_on("once it was complete")
+                self.signals.hand_on("after its last step, when all was saved")
         except Exit as ended:
             error = ended
             raise
@@ -63,7 +82,8 @@ class Saving:
 
     def after_epoch(self, training: "Training", last: bool) -> None:
         """Write what is to be written after an epoch, which may be the last."""
-        best = _is_best(training)
+        loss = _loss(training, training.trainer.history.epochs[-1])
+        best, self.lowest = loss < self.lowest, min(self.lowest, loss)
         if last or self.every is None or self.due(training.number):
             self.save(training, best)
         elif best:
@@ -99,6 +119,7 @@ class Saving:
             "options": _options(training, self.folder),
             "callbacks": callbacks,
             "stop": trainer.stop,
+            "sample": self.sample,
             "seconds": training.elapsed(),
         }
         table = None if self.folder.table is None else self.folder.table()
@@ -112,7 +133,11 @@ class Saving:
         Gives callbacks, with the state that each had.  Raises OptionError, with nothing done, where the folder holds
         another training.
         """
-        self.written = training.number
+        trainer, engine = training.trainer, training.engine
+        for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
+            describe(part)  # or the error that no file can hold it, before there is anything to lose
+        with engine.looking():
+            self.written, self.sample = training.number, _sample(training.data)
         if not self.resume:
             if self.folder.used():
                 raise OptionError(
@@ -124,7 +149,6 @@ class Saving:
         if found is None:
             return []
         path, saved = found
-        trainer, engine = training.trainer, training.engine
         kept: Any = saved.training
         with damaged(path):
             differences = [*_differences(training, self.folder, saved)]
@@ -132,6 +156,13 @@ class Saving:
             raise OptionError(
                 f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
                 "checkpoints"
+            )
+        if kept["sample"] != self.sample:
+            warnings.warn(
+                f"the training in {self.folder.path} was begun with other data, or with the same rows in another "
+                "order; it goes on with these",
+                BpnetWarning,
+                stacklevel=users_line(),
             )
         backend, like = engine.backend, engine.carry[0]
         device = backend.device(like)
@@ -142,21 +173,34 @@ class Saving:
             losses = saved.arrays.get("losses", vector([])).tolist()
             if len(losses) > training.steps:
                 raise FileFormatError("it has more losses than an epoch has steps")
+            history = saved.history.made()
             seconds, stop = float(kept["seconds"]), bool(kept["stop"])
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
-        trainer.history.epochs[:] = saved.history
+        trainer.history.epochs[:] = history
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
+        self.lowest = min((_loss(training, record) for record in history[epochs:]), default=math.inf)
         return list(zip(_with_state(training), states, strict=True))
 
 
-def _is_best(training: "Training") -> bool:
-    """Whether no epoch of this training was better than the last one."""
-    name = "loss" if training.held_out is None else "val_loss"
-    *others, last = [record.get(name, math.nan) for record in training.trainer.history.epochs[training.begun[0] :]]
-    return bool(last < min((value for value in others if not math.isnan(value)), default=math.inf))
+def _loss(training: "Training", record: Record) -> float:
+    """By which epochs are compared; infinite where there is none."""
+    loss = record.get("loss" if training.held_out is None else "val_loss", math.nan)
+    return math.inf if math.isnan(loss) else loss
+
+
+def _sample(data: Loader) -> str:
+    """A hash of some rows of x and y."""
+    step = max(1, data.count // ROWS)
+    x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
+    some = take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows)
+    found = hashlib.sha256()
+    for arrays in some:
+        for array in arrays if isinstance(arrays, tuple) else (arrays,):
+            found.update(b"" if array is None else data.backend.to_host(array).tobytes())
+    return found.hexdigest()
 
 
 def _with_state(training: "Training") -> list[Callback]:
@@ -169,6 +213,7 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     """What must be the same where the training is resumed, besides what makes a trainer, as JSON values by name."""
     data, held_out, shuffle = training.data, training.held_out, training.shuffle
     return {
+        **folder.options,
         "batch_size": training.batch_size,
         "micro_batch": training.trainer.micro_batch,
         "shuffle": "a function" if callable(shuffle) else shuffle,
@@ -176,7 +221,6 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
         "the number of rows": data.count,
         "sample_weight": None if data.weight is None else "given",
         "validation": None if held_out is None else plural(held_out.count, "row"),
-        **folder.options,
     }
 
 
@@ -210,8 +254,10 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
             short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
             what = f"{words[0]}, but {words[1]}" if short else "another than"
             yield f"{name} is {what} in the training that {folder.path} holds"
-    before, after = ([_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history))
-    if before != after[: len(before)]:
+    before, after = (
+        [_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history.made())
+    )
+    if any(own != other for own, other in zip(before, after, strict=False)):
         yield (
             f"the trainer has been trained for {plural(len(before), 'epoch')} that are not those of the training that "
             f"{folder.path} holds"

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -47,7 +47,8 @@ class StopSignals:
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, None):  # None: it is not Python's, which could not set it again
                 self.before[number] = handler
-                signal.signal(number, self.receive)
+                with suppress(ValueError):  # in an interpreter within another
+                    signal.signal(number, self.receive)
 
     def restore(self) -> None:
         """Have the handlers that there were, but where somebody has set others meanwhile."""
@@ -59,7 +60,7 @@ class StopSignals:
         """The handler."""
         if self.number and number == signal.SIGINT:
             self.restore()  # first, since what is raised may come anywhere
-            self._hand_on(number, "interrupted again, so that nothing more was finished or written")
+            self._hand_on(number, "training interrupted at once: nothing more was written")
             self.install()
         self.number = self.number or number
         if self.at_once:
@@ -83,7 +84,7 @@ class StopSignals:
         """
         number, self.number = self.number, 0
         self.restore()
-        self._hand_on(number, f"{WORDS[signal.Signals(number)]} {text}")
+        self._hand_on(number, f"training {WORDS[signal.Signals(number)]} {text}")
         self.install()
 
     def _hand_on(self, number: int, text: str) -> None:
@@ -104,4 +105,5 @@ class Exit(SystemExit):
 
     def tell(self) -> None:
         """Say it on standard error, once what else is shown there has ended."""
-        print(f"bpnet: training {self.text}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # the terminal may be what has gone
+            print(f"bpnet: {self.text}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from bpnet import errors, files, typing
+from bpnet import errors, files, plots, typing
 from bpnet.cli.info import describe_catalogue
 from bpnet.cli.terminal import JSON
 from docs.docstrings import prose
@@ -24,6 +24,7 @@ OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
     "Tables": "train_table search_table TableModel Schema Target MLPClassifier MLPRegressor report",
     "Files": "files",
+    "Plots": "plots",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
     "Protocol": "Layer Composite Leaf Run Rng testing check_gradients GradientReport check_backend BackendReport",
     "Errors": "errors",
@@ -36,6 +37,7 @@ MEMBERS: dict[str, Sequence[str]] = {
     "files": files.__all__,
     "initializers": (),
     "metrics": (),
+    "plots": plots.__all__,
     "report": ("figures", "Figures"),
     "testing": (),
     "typing": [*(name for name in vars(typing) if re.fullmatch("Any[A-Z].*|.+Name", name)), "Precision"],

@@ -269,9 +269,8 @@ LIBRARIES_WRITE = {"np.save", "np.savez", "numpy.save", "savefig", "write_table"
 """What other libraries write, into a file that `write_atomically` has opened."""
 ON_DISK = {  # functions that may all the same
     "bpnet.disk": None,
-    "bpnet.files.folder": {"Folder._remove_parts", "Folder.write", "_locked"},  # the lock of a folder
-    "bpnet.compiler.llvm.cache": {"_opened", "_make", "_make_room"},  # by a folder's descriptor, for its user alone
-    "bpnet.cli.checkpoints": {"Checkpoints.on_epoch_end"},
+    "bpnet.files.folder": {"_locked"},  # the lock of a folder
+    "bpnet.compiler.llvm.cache": {"_make", "_make_room"},  # by a folder's descriptor, for its user alone
     "bpnet.cli.train": {"_rescued"},  # a temporary folder, where no other place is left
     "bpnet.__main__": {"open_standard_streams"},  # those that are closed
 }

@@ -228,7 +228,7 @@ def test_a_process_that_lives_long_makes_room_again_and_again(folder: Path, monk
     monkeypatch.setattr(cache, "LOOKED_AFTER", 2**14)
     rng, most = np.random.default_rng(0), 0
     for i in range(100):
-        cache.write(f"fused-{i:024x}.o", KEY, bytes(int(rng.integers(1, 20_000))))
+        cache.write(f"fused-{i:024x}.o", KEY, bytes(int(rng.integers(1, 16_000))))
         most = max(most, sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.iterdir()))
     assert 2**17 < most < 2**18 + 2**15
     monkeypatch.setattr(cache, "LARGEST", 1000)

@@ -223,6 +223,18 @@ def test_learning_curves(npz, kind):
     assert picture.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[kind])
 
 
+def test_learning_curves_in_the_terminal(npz):
+    curves = r"^loss   \S+ training   \S+ validation   \S best epoch \d+: [\d.]+$"
+    result = ok("train", npz, *SMALL, "--plot")
+    assert re.search(curves, result.out[result.out.index("model: ") :], re.MULTILINE), "at the end"
+    assert "learning curves:" not in result.out
+    result = ok("train", npz, "--plot", *SMALL, "--json")
+    assert "plot" not in result.json
+    assert re.search(curves, result.err, re.MULTILINE)
+    assert ok("train", npz, *SMALL, "--plot", "curves.txt", "--json").json["plot"] == "curves.txt"
+    assert re.search("^  \\S best epoch", Path("curves.txt").read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_info_about_the_catalogue():
     found = ok("info", "--catalogue", "--json").json
     assert found["activations"]["silu"] == found["activations"]["swish"]
@@ -253,7 +265,7 @@ def test_info_about_the_machine():
 
 def test_help_names_every_command_and_option():
     text = ok("--help").out
-    for command in ("train", "evaluate", "predict", "info"):
+    for command in ("train", "evaluate", "predict", "export", "info"):
         assert command in text
     text = ok("train", "--help").out
     for option in (
@@ -770,7 +782,7 @@ def test_a_directory_that_takes_no_files(npz, monkeypatch):
 
 def test_pictures_that_can_not_be_drawn(npz):
     pytest.importorskip("matplotlib", reason="--plot needs Matplotlib (the cli extra)")
-    assert "expected a file that ends in one of" in refused("train", npz, "--plot", "curves.txt")
+    assert "expected terminal, or a file that ends in one of" in refused("train", npz, "--plot", "curves.doc")
     assert "there is no folder" in refused("train", npz, "--plot", "nowhere/curves.png")
 
 
@@ -1127,7 +1139,7 @@ def test_without_the_extra(missing):
     [("sklearn", ["digits"]), ("pyarrow", ["t.csv", "--target", "y"]), ("matplotlib", ["t.npz", "--plot", "p.png"])],
 )
 def test_without_one_library_of_the_extra(missing, args, monkeypatch):
-    users = ("bpnet.cli.columns", "bpnet.cli.plot")
+    users = ("bpnet.cli.columns", "bpnet.plots.figures")
     for name in [name for name in sys.modules if name.split(".")[0] == missing or name in users]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -1181,6 +1193,30 @@ def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatc
     assert (result.json["steps"], result.json["epochs"]) == (17, 1)
     assert bp.load("model.safetensors").trainer.step_count == 17
     assert ok("evaluate", "model.safetensors", npz, "--json").json["loss"] == pytest.approx(result.json["loss"])
+
+
+@POSIX
+def test_a_training_that_a_signal_has_ended_goes_on_in_the_midst_of_its_epoch(npz, monkeypatch):
+    command = ("train", npz, *SMALL, "--checkpoint", "saved", "--every", "1000")
+    end = train.Interrupt.on_step_end
+
+    def press(self, trainer, step):
+        end(self, trainer, step)
+        if trainer.step_count == 17:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Interrupt, "on_step_end", press)
+        result = run(*command)
+    assert result.status == 143
+    assert "terminated after 17 steps; what was learnt until then is saved\n" in result.out
+    assert "checkpoint: saved/step-0000000017.safetensors; --resume goes on from there\n" in result.out
+    loud = [option for option in command if option != "--quiet"]
+    resumed, whole = run(*loud, "--resume"), ok("train", npz, *SMALL, "--json").json
+    assert "resuming after epoch 1, " in resumed.out
+    found = bp.load("model.safetensors").trainer.history
+    assert [record["loss"] for record in found] == [record["loss"] for record in whole["history"]]
+    assert "the training in saved was complete after epoch " in run(*loud, "--resume").out
 
 
 @POSIX

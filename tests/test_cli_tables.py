@@ -467,15 +467,21 @@ def test_an_ensemble(csv):
 def test_training_goes_on_from_a_checkpoint(csv):
     train = ("train", csv, "-t", "kind", *SMALL, "--json", "--checkpoint", "saved")
     straight = ok(*train[:-2], "--epochs", "6").json
-    ok(*train, "--epochs", "4")
-    assert sorted(os.listdir("saved")) == ["best.safetensors", "epoch-00003.safetensors", "epoch-00004.safetensors"]
+    ok(*train, "--epochs", "4", "--every", "11")
+    steps = [f"step-{number:010}.safetensors" for number in (11, 22, 32)]
+    assert sorted(os.listdir("saved")) == [".lock", "best.safetensors", *steps]
+    assert isinstance(bp.load(f"saved/{steps[0]}"), bp.TableModel)
     resumed = ok(*train, "--epochs", "6", "--resume").json
     assert [record["loss"] for record in resumed["history"]] == [record["loss"] for record in straight["history"]]
     assert (resumed["loss"], resumed["best_epoch"]) == (straight["loss"], straight["best_epoch"])
-    other = run(*train, "--resume", "--seed", "1")
-    assert other.status == 2
-    assert "saved/epoch-00006.safetensors was trained with another seed" in other.err
+    for other, said in (
+        (("--seed", "1"), "seed is 1, but 0 in the training that saved holds"),
+        (("--batch-size", "8"), "batch-size is 8, but 16 in the training that saved holds"),
+        (("--class-weight", "balanced"), "class-weight is 'balanced', but None in the training that saved holds"),
+    ):
+        assert f"bpnet: --{said}" in run(*train, "--resume", *other).err
     assert "--checkpoint is saved, which holds another training" in refused(*train)
+    assert "--every is of what --checkpoint DIR saves" in refused(*train[:-2], "--every", "3")
 
 
 def test_cross_validation(csv):

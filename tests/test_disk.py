@@ -2,7 +2,9 @@
 
 import csv
 import errno
+import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -11,10 +13,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.power import Disk, state_of
+from support.syscalls import AVAILABLE, ERRORS, Call, mark, marked, trace
 
 import bpnet as bp
-from bpnet.disk import open_ordinary, write_atomically
+from bpnet import disk
+from bpnet.disk import append, make_folder, open_ordinary, remove, write_atomically
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions, and locks what is read")
 links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here, and links ask for a privilege")
@@ -246,3 +252,200 @@ def test_only_ordinary_files_are_opened_to_be_read(tmp_path: Path) -> None:
             open_ordinary(path)
     with pytest.raises(FileNotFoundError):
         open_ordinary(tmp_path / "none")
+
+
+def test_a_library_that_writes_by_the_descriptor_writes_through_the_file(tmp_path: Path) -> None:
+    """NumPy, given a descriptor, overlooks that its own buffer didn't fit on the disk."""
+    x = np.arange(1000.0)
+    with write_atomically(tmp_path / "x.npy") as file:
+        with pytest.raises(OSError, match="write"):
+            file.fileno()
+        np.save(file, x)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), x)
+
+
+def write_and_wait(folder: Path) -> "subprocess.Popen[bytes]":
+    """A process in the midst of writing a file in a folder."""
+    code = (
+        "import sys, time\n"
+        "from bpnet.disk import write_atomically\n"
+        "with write_atomically(sys.argv[1]) as file:\n"
+        "    print('begun', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "other")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    return process
+
+
+@posix
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path: Path) -> None:
+    """But nothing of one that still writes, nor what is not of a writing."""
+    (tmp_path / ".bpnet-own").write_bytes(b"")
+    (tmp_path / ".bpnet-folder.part").mkdir()
+    process = write_and_wait(tmp_path)
+    for killed in (False, True):
+        if killed:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        with write_atomically(tmp_path / "file"):
+            pass
+        parts = [name for name in names(tmp_path) if name.endswith(".part")]
+        assert len(parts) == 2 - killed
+    assert names(tmp_path) == [".bpnet-folder.part", ".bpnet-own", "file"]
+
+
+def test_a_line_is_appended_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "log", os.write
+    path.write_bytes(b"first\n")
+    append(str(path), b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+
+    def full(number: int, data: Any) -> int:
+        if len(data) < 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(number, data[:3])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(bp.errors.PathError, match="log can't be written: No space left on device"):
+        append(str(path), b"third line\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match="none can't be written"):
+        append(str(tmp_path / "none"), b"line")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(bp.errors.PathError, match="fifo"):
+            append(str(tmp_path / "fifo"), b"line")
+
+
+def test_a_file_is_removed_if_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for _ in range(2):
+        remove(str(tmp_path / "file"))
+    with pytest.raises(bp.errors.PathError, match=f"{tmp_path.name} can't be removed"):
+        remove(str(tmp_path))
+
+
+@posix
+@pytest.mark.parametrize(("number", "said"), [(errno.EINVAL, None), (errno.EIO, "is written, but a power cut may")])
+def test_a_folder_that_can_not_be_synced(
+    number: int, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems don't do that for folders; where the disk fails, that is said."""
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(disk.fcntl, "F_FULLFSYNC", None, raising=False)
+    if said is None:
+        with write_atomically(tmp_path / "file") as file:
+            file.write(b"new")
+    else:
+        with pytest.raises(bp.errors.PathError, match=f"file {said}"), write_atomically(tmp_path / "file") as file:
+            file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+traced = pytest.mark.skipif(not AVAILABLE, reason="calls are traced on Linux on x86-64 alone")
+
+
+def rewrite(path: Path) -> None:
+    """Two files, of which the second is in a folder that is made for it, and replaces one."""
+    make_folder(str(path / "a" / "b"))
+    for name, content in (("a/b/file", b"first"), ("a/b/file", b"second" * 5000)):
+        with write_atomically(path / name) as file:
+            file.write(content)
+        mark(path, "written")
+
+
+@traced
+@pytest.mark.parametrize("lost", ["nothing", "fsync of the file", "fsync of the folder", "fsync of a new folder"])
+def test_a_power_cut_leaves_the_old_file_or_the_new_one(lost: str, tmp_path: Path) -> None:
+    """And the new one once it has returned; were one fsync missing, the test would see it."""
+    done = trace(lambda: rewrite(tmp_path), tmp_path)
+    assert not done.error
+    replay, wrong, states = Disk(tmp_path, {".": None}), [], 0
+    wanted, returned = [None, b"first", b"second" * 5000], 0
+
+    def is_lost(call: Call) -> bool:
+        kind = "file" if call.paths[0].endswith(".part") else "folder" if call.paths[0].endswith("b") else "new folder"
+        return call.name == "fsync" and lost in (f"fsync of the {kind}", f"fsync of a {kind}")
+
+    for call in done.calls:
+        if not is_lost(call):
+            replay.do(call)
+        returned += marked(call) is not None
+        for state in replay.crashed(np.random.default_rng(0), 4096, lambda path: not path.endswith(".part")):
+            states += 1
+            if state.get("a/b/file") not in wanted[returned:][:2]:
+                wrong.append(state)
+    assert states > 30
+    assert bool(wrong) == (lost != "nothing"), wrong[:3]
+
+
+@traced
+def test_every_call_may_fail(tmp_path: Path) -> None:
+    """Once each, with its likeliest error; tests/soak tries all errors on all that writes files."""
+    path = tmp_path / "folder" / "file"
+
+    def begin() -> None:
+        for old in (*tmp_path.glob("folder/*"), *tmp_path.glob("folder/.bpnet-*")):
+            old.unlink()
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"old")
+
+    def write() -> str | None:
+        try:
+            with write_atomically(path) as file:
+                file.write(b"new")
+        except bp.errors.PathError as error:
+            return str(error)
+        return None
+
+    begin()
+    calls = trace(write, path.parent).calls
+    said = Counter[str]()
+    for number, call in enumerate(calls):
+        begin()
+        fault = ERRORS[call.name][0]
+        done = trace(write, path.parent, lambda count, _, n=number, fault=fault: fault if count == n else None)
+        assert not done.error, f"{call.name}: {done.error}"
+        files = {name: content for name, content in state_of(path.parent).items() if content is not None}
+        assert files == {"file": b"new"} if done.result is None else files in ({"file": b"old"}, {"file": b"new"})
+        if done.result is not None:
+            assert str(path) in done.result
+            said[call.name] += 1
+            late = files["file"] == b"new"
+            assert not late or call.name in ("close", "fsync", "open"), call
+    assert said.keys() >= {"open", "write", "fsync", "rename", "close"}, json.dumps(said)
+
+
+@posix
+def test_a_mapped_file_that_is_cut_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """Reading behind the end of a map ends the process, so the length is looked at before each batch."""
+
+    class Cut(bp.Callback):
+        def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
+            if record["epoch"] == 2:
+                os.truncate(tmp_path / "x.npy", 1000)
+
+    x = np.random.default_rng(0).standard_normal((2000, 10))
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    trainer = bp.Trainer(bp.Dense(1), "mse", compile=False)
+    said = r"x is a memory map of .*x.npy, which has been cut to 1,000 bytes of 160,128: restore the file, or pass a"
+    with pytest.raises(bp.errors.PathError, match=said):
+        trainer.fit(mapped[:1500], x[:1500, :1], epochs=4, batch_size=100, progress=False, callbacks=[Cut()])
+    assert len(trainer.history) == 2
+    with pytest.raises(bp.errors.PathError, match="y is a memory map"):
+        trainer.evaluate(x, np.asarray(mapped)[:, :1])
+    np.save(tmp_path / "x.npy", x)
+    trainer.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), x[:, :1], epochs=1, progress=False)

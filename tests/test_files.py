@@ -586,7 +586,7 @@ def test_places_that_can_not_be_read_or_written(saved: Path, tmp_path: Path, mon
     trainer = bp.load(saved)
 
     def refuses(call: Any, path: Path, kind: type[OSError]) -> None:
-        with pytest.raises(kind, match=re.escape(str(path))) as caught:
+        with pytest.raises(kind, match=re.escape(str(path)[:100])) as caught:
             call(path)
         assert isinstance(caught.value, bp.errors.PathError)
 

@@ -323,7 +323,7 @@ def test_a_saved_model_goes_on_on_a_device(world: World, tmp_path: Path) -> None
 @pytest.mark.parametrize(("streamed", "captured"), [(True, True), (False, False)])
 def test_a_batch_without_room_says_what_would_fit(streamed: bool, captured: bool, world: World) -> None:
     """The parameters stay as they were, the trainer goes on, and with the micro-batch that is named the batch fits."""
-    x, y, _ = data(8192)
+    x, y, _ = data(2048)
     bx, by = (x, y) if streamed else (world.array(x), world.array(y))
     options = {"device": "cuda" if streamed else None}
     trainer = bp.Trainer(NET, "cross_entropy", **options).build(bx)
@@ -331,12 +331,12 @@ def test_a_batch_without_room_says_what_would_fit(streamed: bool, captured: bool
     for _ in range(3):
         trainer.step(bx[:64], by[:64])
     before = [world.cupy.asnumpy(a) for a in (trainer.theta, *trainer.state)]
-    world.leave(900_000 if streamed else 600_000)
+    world.leave(225_000 if streamed else 150_000)
     with pytest.raises(bp.errors.OutOfMemoryError) as caught:
         trainer.step(bx, by)
     assert isinstance(caught.value, MemoryError)
     pattern = (
-        r"a training step on a batch of 8,192 rows needs more memory than there is: [\d,]+ bytes more were requested, "
+        r"a training step on a batch of 2,048 rows needs more memory than there is: [\d,]+ bytes more were requested, "
         r"[\d,]+ bytes of [\d,]+ are free without it. Nothing was changed by it; micro_batch=(\d+) would fit"
     )
     found = re.fullmatch(pattern, str(caught.value))
@@ -354,13 +354,13 @@ def test_a_batch_without_room_says_what_would_fit(streamed: bool, captured: bool
 
 
 def test_a_forward_pass_without_room_says_what_would_fit(world: World) -> None:
-    x, y, _ = data(8192)
+    x, y, _ = data(2048)
     bx, by = world.array(x), world.array(y)
     trainer = bp.Trainer(NET, "cross_entropy")
     trainer.step(bx[:64], by[:64])
     call = functools.partial(trainer.evaluate, bx, by)
-    world.leave(360_000)
-    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 8,192 rows needs more memory") as caught:
+    world.leave(90_000)
+    with pytest.raises(bp.errors.OutOfMemoryError, match="a forward pass of 2,048 rows needs more memory") as caught:
         call()
     found = re.search(r"batch_size=(\d+) would fit", str(caught.value))
     assert found is not None, str(caught.value)

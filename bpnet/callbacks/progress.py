@@ -38,11 +38,14 @@ class Progress(Callback):
         self.epochs, self.steps, self.shown, self.width = self.before + epochs, steps, 0.0, 0
         self.redraws, self.on_host = redraws(self.stream), trainer.backend.name == "numpy"
         self.pace: float | None = None  # seconds a step
+        self.skipped: int | None = None  # steps of the first epoch that were done before, where it is resumed
         self.begun = time.monotonic()
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
         now = time.monotonic()
-        done = (len(trainer.history) - self.before) * self.steps + step
+        if self.skipped is None:
+            self.skipped = step - 1
+        done = (len(trainer.history) - self.before) * self.steps + step - self.skipped
         if done > 1 and step == 1:  # whole epochs, with what else belongs to them; a device is done with them
             self.pace = (now - self.begun) / done
         if not self.redraws or now - self.shown < 0.1:
@@ -55,7 +58,7 @@ class Progress(Callback):
             texts.append(f"loss {trainer.history.epochs[-1]['loss']:#.4g}")
         pace = (now - self.begun) / done if self.pace is None and self.on_host else self.pace
         if pace is not None:
-            total = (self.epochs - self.before) * self.steps
+            total = (self.epochs - self.before) * self.steps - self.skipped
             texts.append(f"{_clock(self.begun + pace * total - now)} left")
         self._write(self._bar(len(trainer.history) + 1, step, texts))
 

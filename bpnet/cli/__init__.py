@@ -1,4 +1,4 @@
-"""The command line: train a network on a data set, evaluate it, predict with it, and show what is installed.
+"""The command line: train a network on a data set, evaluate it, predict with it, export it, show what is installed.
 
 Results go to stdout, progress and errors to stderr.  What a user got wrong is one line and exit status 2.
 """
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from bpnet import __version__
-from bpnet.cli import check, evaluate, info, predict, train
-from bpnet.cli.terminal import report_errors
+from bpnet.cli import check, evaluate, export, info, predict, train
+from bpnet.cli.terminal import Command, report_errors
 
 
 def show_version(asked: bool) -> None:
@@ -34,5 +34,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(main)
-for command in (train.train, evaluate.evaluate, predict.predict, info.info, check.check):
-    app.command()(report_errors(command))
+for command in (train.train, evaluate.evaluate, predict.predict, export.export, info.info, check.check):
+    app.command(cls=Command)(report_errors(command))

@@ -119,14 +119,17 @@ Precision = Annotated[
     ),
 ]
 Threads = Annotated[int | None, of_running("N", "Number of CPU threads; all if not given.", min=1)]
-Checkpoint = Annotated[Path | None, of_running("DIR", "Save a checkpoint there after every epoch.")]
+Checkpoint = Annotated[Path | None, of_running("DIR", "Save checkpoints there, by default after every epoch.")]
+Every = Annotated[int | None, of_running("STEPS", "Save a checkpoint every so many steps instead.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.", rich_help_panel=RUNNING)]
 ModelTo = Annotated[Path, of_output("FILE", "Write the model to this file.", "--output", "-o")]
 Metrics = Annotated[
     list[str] | None,
     of_output("NAME", f"Also report this metric; may be repeated: {METRICS}", autocompletion=names_of("metric")),
 ]
-PlotTo = Annotated[Path | None, of_output("FILE", "Plot the learning curves: .png, .pdf, .svg.")]
+PlotTo = Annotated[
+    str | None, of_output("[FILE]", "Plot the learning curves in FILE (.png, .svg, .pdf, .txt), or here.")
+]
 ReportTo = Annotated[Path | None, of_output("FILE", "Write a report with all figures and plots: .html.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Only the result: no progress, confusion matrix, residuals, importance.")

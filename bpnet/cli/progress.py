@@ -6,6 +6,7 @@ from types import FrameType
 import bpnet as bp
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
+from bpnet.errors import plural
 
 
 class Report(bp.Progress):
@@ -47,11 +48,17 @@ class Interrupt(bp.Callback):
     before_next_step = False
     number = 0
     """Of the signal that came first."""
+    saves = at_once = False
+    """Whether the training writes checkpoints; then it says itself when a signal may end it, which is at once."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
-            terminal.stop(number)
+        again = self.number and number == signal.SIGINT
         self.number = self.number or number
+        if again or self.at_once:
+            terminal.stop(number)
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self.at_once = self.saves
 
     def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
         if self.number:
@@ -59,3 +66,20 @@ class Interrupt(bp.Callback):
 
     def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
         trainer.stop = trainer.stop or self.number > 0
+
+
+class Resumed(bp.Callback):
+    """Says where a training goes on that was saved in a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        done, after = len(trainer.history), trainer.step_count - (trainer.history["step"][-1] if trainer.history else 0)
+        if epochs == 0 or trainer.stop:
+            terminal.show(f"the training in {self.folder} was complete after epoch {done}")
+        elif trainer.step_count:
+            middle = f", {plural(after, 'step')} into the next" if after > 0 else ""
+            terminal.show(f"resuming after epoch {done}{middle}")
+        else:
+            terminal.show(f"nothing to resume in {self.folder}")

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+import typer.core
 
 from bpnet import backends
 from bpnet.disk import write_atomically
@@ -26,6 +27,28 @@ JSON = dict[str, Any]
 def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
     """An option with a value, and its help; `names` where there is more than that of the argument."""
     return typer.Option(*names, metavar=metavar, help=text, **more)
+
+
+OPTIONAL = {"--plot": "terminal"}
+"""Options whose value may be left out, and what it then is."""
+
+
+class Command(typer.core.TyperCommand):  # type: ignore[misc]
+    """A command whose options may lack the values of OPTIONAL."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_values(args))  # type: ignore[no-any-return]
+
+
+def with_values(args: Sequence[str]) -> list[str]:
+    """The words of a command line, with the values that are left out."""
+    last = args.index("--") if "--" in args else len(args)
+    given: list[str] = []
+    for i, word in enumerate(args):
+        given.append(word)
+        if word in OPTIONAL and i < last and (i + 1 == len(args) or args[i + 1].startswith("-")):
+            given.append(OPTIONAL[word])
+    return given
 
 
 DATA = (

@@ -20,16 +20,17 @@ import bpnet as bp
 from bpnet.backends import check_device
 from bpnet.cli import options as of
 from bpnet.cli import terminal
-from bpnet.cli.checkpoints import Checkpoints, check_unused, resume
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
 from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
 from bpnet.cli.options import KINDS, text_options
-from bpnet.cli.progress import Interrupt, Report
+from bpnet.cli.plotting import TERMINAL, check_plot, draw
+from bpnet.cli.progress import Interrupt, Report, Resumed
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
 from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, PathError, plural, shown
+from bpnet.files.folder import Folder
 from bpnet.tabular.goals import rows_of
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
@@ -69,6 +70,7 @@ def train(
     precision: of.Precision = "float32",
     threads: of.Threads = None,
     checkpoint: of.Checkpoint = None,
+    every: of.Every = None,
     resumed: of.Resume = False,
     output: of.ModelTo = Path("model.safetensors"),
     metric: of.Metrics = None,
@@ -85,7 +87,8 @@ def train(
     as they are, in Python too.  By default, the size of the network and the
     length of the training depend on the number of rows.
 
-    Ctrl-C, SIGTERM and SIGHUP stop after the current step and save.
+    Ctrl-C, SIGTERM and SIGHUP stop after the current step and save; with
+    --checkpoint DIR, the same command and --resume then go on from there.
     """
     # All that can be wrong is found out before the work begins.
     check_metric_names(metric)
@@ -113,10 +116,14 @@ def train(
             precision=cast(Any, precision),
             threads=threads,
         )
-    if resumed and checkpoint is None:
-        raise OptionError("--resume continues from what --checkpoint DIR has saved: give that too")
-    if checkpoint is not None and not resumed:
-        check_unused(str(checkpoint))
+    if checkpoint is None and (resumed or every is not None):
+        raise OptionError(f"{'--resume' if resumed else '--every'} is of what --checkpoint DIR saves: give that too")
+    folder = None if checkpoint is None else Folder(checkpoint)
+    if folder is not None and not resumed and folder.used():
+        raise OptionError(
+            f"--checkpoint is {checkpoint}, which holds another training: go on with that by --resume, or choose "
+            "another folder"
+        )
     if folds and (checkpoint or plot):
         raise OptionError(
             f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
@@ -125,10 +132,7 @@ def train(
         check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
     terminal.check_output("--output", output, DATA=data)
     check_report(report, DATA=data, **{"--output": output})
-    if plot is not None:
-        curves = terminal.load_extra("bpnet.cli.plot", "--plot", "Matplotlib")
-        curves.check_format(plot)
-        terminal.check_output("--plot", plot, DATA=data, **{"--output": output})
+    check_plot(plot, DATA=data, **{"--output": output})
 
     request = Request(
         targets=target or (),
@@ -164,12 +168,10 @@ def train(
         callbacks: list[Any] = [interrupt]
         if shows:
             callbacks.insert(0, Report(balanced=class_weight is not None))
-        if checkpoint is not None:
-            before = resume(training, str(checkpoint)) if resumed else 0
-            callbacks.append(Checkpoints(training, str(checkpoint)))
-            if resumed and not (quiet or as_json):
-                terminal.show(f"resuming after epoch {before}" if before else f"nothing to resume in {checkpoint}")
-        problems = fit(training, interrupt, callbacks) if found is None else []
+        if resumed and not (quiet or as_json):
+            callbacks.append(Resumed(str(checkpoint)))
+        saving: JSON = {} if folder is None else {"checkpoint": folder.path, "every": every, "resume": resumed}
+        problems = fit(training, interrupt, callbacks, **saving) if found is None else []
         seconds = time.perf_counter() - began
         figured = judge(training, metric or (), problems)
         if folds and not problems:  # of the rows that it was trained on nothing can be learnt about others
@@ -200,12 +202,11 @@ def train(
             **({} if found is None else {"search": found.describe()}),
         }
         outcome = save(training, output, dataset.fingerprint, result)
-        if plot is not None and len(trainer.history):
-            try:
-                curves.draw(trainer.history.epochs, plot)
-                result["plot"] = str(plot)
-            except Exception as error:  # Matplotlib writes many formats, by other programs too
-                problems.append(OptionError(f"--plot is {plot}, but that can't be drawn: {terminal.reason(error)}"))
+        if folder is not None and (numbers := folder.numbers()):
+            result["checkpoint"] = folder.file(numbers[-1])
+        curves = partial(draw, trainer.history.epochs, training.best_epoch, plot, as_json, problems)
+        if plot != TERMINAL and curves():
+            result["plot"] = plot
         shown: list[str] = []
         if not problems and (report is not None or not (quiet or as_json or result["interrupted"])):
             if out_of_fold is not None:
@@ -222,6 +223,8 @@ def train(
         with suppress(OSError) if result["interrupted"] else nullcontext():  # the terminal may be what has gone
             lines = [*shown, *in_words(result, interrupt.number, metric or ())]
             terminal.report(result | {"history": trainer.history.epochs}, as_json, *lines)
+            if plot == TERMINAL:
+                curves()
         if not problems and not result["interrupted"] and class_weight is None:
             judged = training.held_out if len(training.held_out) else training.rows
             warn_of_useless(training.model, result, rows_of(training.y, judged))
@@ -319,16 +322,20 @@ def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> N
     )
 
 
-def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any]) -> list[BpnetError]:
+def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any], **saving: Any) -> list[BpnetError]:
     """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
-        training.fit(callbacks, progress=False)
+        interrupt.saves = bool(saving)
+        with options_named():
+            training.fit(callbacks, progress=False, **saving)
     except KeyboardInterrupt as error:
         interrupt.number = interrupt.number or terminal.signal_of(error)
     except BpnetError as error:
         if training.model.trainer.step_count == 0:
             raise
         return [error]
+    finally:
+        interrupt.at_once = False
     return []
 
 
@@ -389,6 +396,8 @@ def in_words(result: JSON, number: int, metrics: Sequence[str]) -> list[str]:
         tried = result.get("search")
         after = plural(len(tried["trials"]), "trial") if tried else plural(result["steps"], "step")
         lines.append(f"{word} after {after}; {'the best' if tried else 'what was learnt'} until then is saved")
+        if "checkpoint" in result:
+            lines.append(f"checkpoint: {result['checkpoint']}; --resume goes on from there")
     if folds := result.get("folds"):
         lines.append(summary(folds, metrics))
         lines.append(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
+
 from bpnet.backends.base import Backend
 from bpnet.errors import ArgumentError, NotBuiltError, OptionError, kind_of
 from bpnet.export.record import Program, network_program
@@ -95,6 +97,17 @@ class Exported:
     ) -> Program:
         """What the network computes, as `network_program` says."""
         return network_program(self.trainer.layout, self.parameters, self.buffers, finish, fold=fold, erf=erf)
+
+    def examples(self, program: Program, rows: int) -> list[Any]:
+        """Rows that the program takes: an array for each input."""
+        rng, takes = numpy.random.default_rng(0), self.trainer.layout.network.takes
+        kinds = [kind for _, kind in takes] if isinstance(takes, tuple) else [takes]
+        made = []
+        for value, below in zip(program.inputs, kinds, strict=True):
+            size: Any = (rows, *value.shape[1:])
+            x = rng.standard_normal(size) if below is None else rng.integers(0, below, size)
+            made.append(x.astype(value.dtype))
+        return made
 
 
 def exported(model: Any) -> Exported:

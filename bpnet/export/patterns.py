@@ -9,13 +9,18 @@ from bpnet.export.record import Operation, Program, Value
 from bpnet.export.recording import leaves_of
 
 
-def joined(program: Program) -> list[Operation]:
-    """The operations of a program, with "gemm", "relu", "sigmoid" and "softmax" for the operations that they are."""
+def joined(program: Program, factors: bool = True) -> list[Operation]:
+    """The operations of a program, with "gemm", "relu", "sigmoid" and "softmax" for the operations that they are.
+
+    Without `factors` a sigmoid that something is multiplied by, as in SiLU and GLU, stays as it is.
+    """
     makers = {value.name: op for op in program.operations for value in leaves_of(op.result)}
     uses = Counter(value.name for value in program.outputs.values())
     for op in program.operations:
         uses.update(leaf.name for leaf in leaves_of((op.args, dict(op.options))) if isinstance(leaf, Value))
-    found, made = _Program(makers, uses), []
+    products = [] if factors else [op for op in program.operations if op.function == "multiply"]
+    exact = {leaf.name for op in products for leaf in op.args if isinstance(leaf, Value)}
+    found, made = _Program(makers, uses, exact), []
     for op in reversed(program.operations):
         if not any(uses[value.name] for value in leaves_of(op.result)):
             found.count(op, -1)
@@ -31,10 +36,10 @@ def joined(program: Program) -> list[Operation]:
 
 
 class _Program:
-    """Who makes a value, and how often it is read."""
+    """Who makes a value, how often it is read, and which are no result of a "sigmoid"."""
 
-    def __init__(self, makers: Mapping[str, Operation], uses: Counter[str]) -> None:
-        self.makers, self.uses = makers, uses
+    def __init__(self, makers: Mapping[str, Operation], uses: Counter[str], exact: set[str]) -> None:
+        self.makers, self.uses, self.exact = makers, uses, exact
 
     def maker(self, value: Any, *functions: str) -> Operation | None:
         """The operation that makes a value, where it is one of these functions."""
@@ -80,7 +85,7 @@ def _relu(p: _Program, op: Operation) -> New:
 def _sigmoid(p: _Program, op: Operation) -> New:
     """exp(min(z, 0)) / (1 + exp(-|z|))."""
     above, below = (p.maker(arg, function) for arg, function in zip(op.args, ("exp", "add"), strict=True))
-    if above is None or below is None:
+    if above is None or below is None or op.result.name in p.exact:
         return None
     least = p.maker(above.args[0], "minimum")
     if least is None or not _is(least.args[1], 0.0):

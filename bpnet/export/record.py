@@ -8,8 +8,8 @@ rows; where the notes differ, in a shape or the end of a slice, they are of the 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -35,7 +35,8 @@ class Rows:
 
     def __repr__(self) -> str:
         factor = "" if self.factor == 1 else f"{self.factor} "
-        return f"{factor}rows{f' + {self.offset}' if self.offset else ''}"
+        offset = f" {'+' if self.offset > 0 else '-'} {abs(self.offset)}" if self.offset else ""
+        return f"{factor}rows{offset}"
 
 
 Size = int | Rows
@@ -135,21 +136,30 @@ def record(
     """
     recordings = [Recorder(erf).run(function, {**parameters, **buffers}, inputs, rows) for rows in ROWS]
     first = recordings[0]
-    operations = [_merged_note(list(notes)) for notes in zip(*(r.notes for r in recordings), strict=False)]
-    if any((len(r.notes), list(r.outputs)) != (len(first.notes), list(first.outputs)) for r in recordings):
+    notes = [_merged_note(list(some)) for some in zip(*(r.notes for r in recordings), strict=False)]
+    outputs = [{name: array.id for name, array in r.outputs.items()} for r in recordings]
+    if any(len(r.notes) != len(notes) for r in recordings) or any(some != outputs[0] for some in outputs):
         raise ExportError("what is computed depends on the number of rows, which a file can't say")
-    made = [_merged_value(list(arrays)) for arrays in zip(*(r.arrays for r in recordings), strict=True)]
-    ids = [[a.id for a in r.outputs.values()] for r in recordings]
-    if any(some != ids[0] for some in ids):
-        raise ExportError("which array is an output depends on the number of rows")
-    draft = _Draft(first, made, operations, dict(zip(first.outputs, ids[0], strict=True)), len(inputs))
-    return draft.program(parameters, buffers, fold)
+    values = _named([_merged_value(list(some)) for some in zip(*(r.arrays for r in recordings), strict=True)], notes)
+    operations, own = _operations(values, notes)
+    operations, found = _simplified(operations, {name: values[i] for name, i in outputs[0].items()})
+    operations, folded = _folded(operations, own.keys() | ({*parameters, *buffers} if fold else set()))
+    operations, read = _live(operations, found)
+    examples = {value.name: array.value for value, array in zip(values, first.arrays, strict=True)} | own
+    return Program(
+        tuple(values[: len(inputs)]),
+        {name: examples[name] for name in parameters if name in read},
+        {name: examples[name] for name in buffers if name in read},
+        {name: array for name, array in examples.items() if name in read and name in folded | own.keys()},
+        operations,
+        found,
+    )
 
 
 def network_program(
     layout: Any,
-    parameters: Mapping[str, Any],
-    buffers: Mapping[str, Any],
+    parameters: dict[str, Any],
+    buffers: dict[str, Any],
     finish: Callable[[Backend, Any], Mapping[str, Any]] | None = None,
     *,
     fold: bool = False,
@@ -162,9 +172,10 @@ def network_program(
     """
     network, takes = layout.network, layout.network.takes
     several = isinstance(takes, tuple)
-    shapes = dict(layout.in_shape) if several else {"x": layout.in_shape}
-    kinds = dict(takes) if several else {"x": takes}
-    dtype = next(iter({**parameters, **buffers}.values())).dtype
+    x = next(name for name in ("x", "input") if name not in parameters | buffers)
+    shapes = dict(layout.in_shape) if several else {x: layout.in_shape}
+    kinds = dict(takes) if several else {x: takes}
+    dtype = next(iter((parameters | buffers).values())).dtype
 
     def example(shape: tuple[int, ...], codes: int | None) -> Callable[[int], Any]:
         def of(rows: int) -> Any:
@@ -251,80 +262,70 @@ def _merged_value(arrays: list[Recorded]) -> Value:
     return Value(first.name, shape, first.dtype)
 
 
-@dataclass
-class _Draft:
-    """What was recorded, on its way to a program."""
+def _named(values: Sequence[Value], notes: Sequence[Note]) -> list[Value]:
+    """Every array with a name: its own, or that of the layer and the function that it comes from."""
+    found, counts = list(values), Counter(value.name for value in values)
+    for note in notes:
+        stem = f"{note.layer}.{note.function}".lstrip(".")
+        for array in leaves_of(note.result):
+            name = stem
+            while counts[name]:
+                counts[stem] += 1
+                name = f"{stem}_{counts[stem]}"
+            counts[name] += 1
+            found[array.id] = replace(values[array.id], name=name)
+    return found
 
-    recorder: Recorder
-    values: list[Value]
-    """By the number of the array."""
-    notes: list[Note]
-    outputs: dict[str, int]
-    inputs: int
-    constants: dict[str, Any] = field(default_factory=dict)
 
-    def program(self, parameters: Mapping[str, Any], buffers: Mapping[str, Any], fold: bool) -> Program:
-        arrays = self.recorder.arrays
-        fixed = set(range(self.inputs, self.inputs + len(parameters) + len(buffers))) if fold else set()
-        kept = []
-        for note in self.notes:
-            leaves = leaves_of((note.args, note.options))
-            made = {leaf.id for leaf in leaves_of(note.result)}
-            ids = {leaf.id for leaf in leaves if isinstance(leaf, Recorded)}
-            if ids <= fixed and not any(isinstance(leaf, Rows) for leaf in leaves):
-                fixed |= made
-            else:
-                kept.append(note)
-        needed, live = set(self.outputs.values()), []
-        for note in reversed(kept):
-            if any(leaf.id in needed for leaf in leaves_of(note.result)):
-                live.append(note)
-                needed |= {leaf.id for leaf in leaves_of((note.args, note.options)) if isinstance(leaf, Recorded)}
-        makers = {leaf.id: note for note in self.notes for leaf in leaves_of(note.result)}
-        names = self._names(makers)
-        constants = {names[i]: arrays[i].value for i in sorted(needed & fixed) if i in makers}
-        inline: Iterator[int] = itertools.count(1)
+def _operations(values: Sequence[Value], notes: Sequence[Note]) -> tuple[list[Operation], dict[str, Any]]:
+    """What was noted with the values for the arrays, and by name the arrays that layers have by themselves."""
+    own: dict[str, Any] = {}
+    taken = {value.name for value in values}
 
-        def value(leaf: Any) -> Any:
-            if isinstance(leaf, Recorded):
-                return replace(self.values[leaf.id], name=names[leaf.id])
-            if isinstance(leaf, numpy.ndarray):
-                name = f"array_{next(inline)}"
-                constants[name] = leaf
-                return Value(name, leaf.shape, leaf.dtype)
+    def value(leaf: Any) -> Any:
+        if isinstance(leaf, Recorded):
+            return values[leaf.id]
+        if not isinstance(leaf, numpy.ndarray):
             return leaf
+        name = next(name for k in itertools.count(1) if (name := f"array_{k}") not in taken)
+        taken.add(name)
+        own[name] = leaf
+        return Value(name, leaf.shape, leaf.dtype)
 
-        operations = []
-        for note in reversed(live):
-            args, options, result = (mapped(value, part) for part in (note.args, note.options, note.result))
-            operations.append(Operation(note.function, args, options, result, note.layer))
-        outputs = {name: replace(self.values[i], name=names[i]) for name, i in self.outputs.items()}
-        operations, outputs = _simplified(operations, outputs)
-        used = {arrays[i].name for i in needed}
-        return Program(
-            tuple(self.values[: self.inputs]),
-            {name: numpy.asarray(a) for name, a in parameters.items() if name in used},
-            {name: numpy.asarray(a) for name, a in buffers.items() if name in used},
-            constants,
-            operations,
-            outputs,
-        )
+    operations = []
+    for note in notes:
+        args, options, result = (mapped(value, part) for part in (note.args, note.options, note.result))
+        operations.append(Operation(note.function, args, options, result, note.layer))
+    return operations, own
 
-    def _names(self, makers: Mapping[int, Note]) -> list[str]:
-        """Of every array: its own, or that of the layer and the function that it comes from."""
-        names = []
-        counts = Counter(value.name for value in self.values)
-        for i, value in enumerate(self.values):
-            name = value.name
-            if not name:
-                note = makers[i]
-                name = stem = f"{note.layer}.{note.function}".lstrip(".")
-                while counts[name]:
-                    counts[stem] += 1
-                    name = f"{stem}_{counts[stem]}"
-                counts[name] += 1
-            names.append(name)
-        return names
+
+def _read(op: Operation) -> list[Any]:
+    """All that it is given."""
+    return leaves_of((op.args, dict(op.options)))
+
+
+def _folded(operations: Sequence[Operation], fixed: Set[str]) -> tuple[list[Operation], set[str]]:
+    """The operations without those that depend on `fixed` arrays and numbers alone, and what these make."""
+    kept: list[Operation] = []
+    made: set[str] = set()
+    for op in operations:
+        given, results = _read(op), {value.name for value in leaves_of(op.result)}
+        arrays = {leaf.name for leaf in given if isinstance(leaf, Value)}
+        if arrays <= fixed | made and not any(isinstance(leaf, Rows) for leaf in given):
+            made |= results
+        else:
+            kept.append(op)
+    return kept, made
+
+
+def _live(operations: Sequence[Operation], outputs: Mapping[str, Value]) -> tuple[list[Operation], set[str]]:
+    """The operations on which outputs depend, and all arrays that are read or given out."""
+    read, kept = {value.name for value in outputs.values()}, []
+    for op in reversed(operations):
+        if any(value.name in read for value in leaves_of(op.result)):
+            kept.append(op)
+            read |= {leaf.name for leaf in _read(op) if isinstance(leaf, Value)}
+    return kept[::-1], read
 
 
 def _simplified(

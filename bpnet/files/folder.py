@@ -17,16 +17,24 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from bpnet.disk import PART, checked_path, make_folder
-from bpnet.errors import BpnetWarning, BusyError, FileFormatError, path_error, plural, users_line
+from bpnet.disk import checked_path, make_folder, remove
+from bpnet.errors import (
+    BpnetWarning,
+    BusyError,
+    FileFormatError,
+    OtherFormatError,
+    PathError,
+    path_error,
+    plural,
+    users_line,
+)
 from bpnet.files.model import Checkpoint, read_checkpoint, write_checkpoint
 
 NAME = re.compile(r"step-(\d{10,})\.safetensors")
 BEST = "best.safetensors"
 LOCK = ".lock"
-PARTS = re.compile(re.escape(PART) + r"[0-9a-f]{16}\.part")
-ABANDONED = 60.0
-"""Seconds for which nobody has written to a file that is not complete, after which nobody will."""
+WAIT = 1.0
+"""Seconds for which a lock is tried: a process that was killed, or a child it had just forked, may not be gone yet."""
 LOCKED_BYTE = 2**30
 """Where Windows, which locks parts of files, locks one: none that is there, since what is locked can't be read."""
 
@@ -58,7 +66,6 @@ class Folder:
         make_folder(self.path)
         try:
             self._lock = _locked(os.path.join(self.path, LOCK), self.path)
-            self._remove_parts()
         except OSError as error:
             self.__exit__()
             raise path_error(f"the folder {self.path} can't be written to", error) from error
@@ -67,15 +74,8 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            lock.close()  # which gives it up, as the death of the process does
-
-    def _remove_parts(self) -> None:
-        """Remove what killed processes had not written to the end."""
-        for name in filter(PARTS.fullmatch, os.listdir(self.path)):
-            with suppress(OSError):
-                part = os.path.join(self.path, name)
-                if time.time() - os.stat(part).st_mtime > ABANDONED:
-                    os.unlink(part)
+            with suppress(OSError):  # nothing that counts is in it
+                lock.close()  # which gives it up, as the death of the process does
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -91,6 +91,8 @@ class Folder:
         """Of the steps of which there are files, in their order.  Raises PathError."""
         try:
             names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise path_error(f"the folder {self.path} can't be read", error) from error
         return sorted(int(found[1]) for name in names if (found := NAME.fullmatch(name)))
@@ -102,21 +104,21 @@ class Folder:
     def newest(self) -> tuple[str, Checkpoint] | None:
         """The newest checkpoint that is sound, and its file; None where there is none at all.
 
-        One that is damaged is passed over with a warning.  Raises FileFormatError where all are, or where a newer bpnet
-        has written the newest.
+        One that is damaged is passed over with a warning.  Raises FileFormatError where all are, and OtherFormatError
+        where another version of bpnet has written the newest.
         """
         files = [self.file(number) for number in reversed(self.numbers())]
         files += [self.best] if os.path.lexists(self.best) else []
-        first: FileFormatError | None = None
+        first: Exception | None = None
         for path in files:
             try:
                 found = read_checkpoint(path)
                 if found.training is None:
                     raise FileFormatError(f"{path} is a model, but holds no training that could go on")
                 return path, found
-            except FileFormatError as error:
-                if "newer bpnet" in str(error):
-                    raise
+            except OtherFormatError:
+                raise
+            except (FileFormatError, PathError) as error:
                 first = first or error
                 warnings.warn(f"passed over: {error}", BpnetWarning, stacklevel=users_line())
         if files:
@@ -134,12 +136,7 @@ class Folder:
         path = self.file(number)
         write_checkpoint(path, checkpoint)
         for old in [other for other in self.numbers() if other <= number][:-keep]:
-            try:
-                os.unlink(self.file(old))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise path_error(f"{self.file(old)} can't be removed", error) from error
+            remove(self.file(old))
         return path
 
 
@@ -148,7 +145,10 @@ def _locked(name: str, folder: str) -> IO[bytes]:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     file = open(name, "r+b", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
     try:
-        if not _lock(file):
+        end = time.monotonic() + WAIT
+        while not (held := _lock(file)) and time.monotonic() < end:
+            time.sleep(0.02)
+        if not held:
             owner = file.read(200).decode("utf-8", "replace").strip() or "another process"
             raise BusyError(
                 f"{owner} trains in the folder {folder} at this moment: wait until it ends, or choose another folder"

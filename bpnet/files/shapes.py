@@ -46,7 +46,7 @@ class _Namespace:
         return getattr(self._xp, name)
 
     def full(self, shape: Any, value: Any = 0.0, *, dtype: Any = None, device: Any = None) -> Array:
-        return self._xp.broadcast_to(self._xp.asarray(value, dtype=dtype), shape)
+        return self._xp.broadcast_to(self._xp.asarray(value if dtype is None else 0, dtype=dtype), shape)
 
     zeros = ones = empty = full
 

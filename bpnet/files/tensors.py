@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from bpnet.disk import open_ordinary
-from bpnet.errors import ArgumentError, FileFormatError, OutOfMemoryError
+from bpnet.errors import ArgumentError, FileFormatError, OtherFormatError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import numpy
@@ -36,7 +36,7 @@ LARGEST_HEADER = 100_000_000
 """Bytes; what is longer the safetensors package does not read either."""
 MARGIN = 48 * 2**20
 """Bytes that a header may take in memory beyond the size of the file, by COSTS."""
-COSTS = {"{": 1000, "[": 100, ",": 60, '"': 20}
+COSTS = {"{": 1000, "[": 100, ",": 60, ":": 150, '"': 20}
 """Bytes that each such character takes at most once the JSON it stands in is read: as an array's entry, a list, ..."""
 
 DTYPES = {
@@ -46,7 +46,7 @@ DTYPES = {
 """What NumPy calls the types, in the order in which the package lays them out, so that each is aligned."""
 CODES = {dtype[1:]: code for code, dtype in DTYPES.items()}
 
-BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
+BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?=[,}])(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
 
 
 def write(file: IO[bytes], tensors: "Tensors", description: Mapping[str, Any]) -> None:
@@ -107,9 +107,9 @@ def read(path: str | os.PathLike[str]) -> "tuple[dict[str, Any], Tensors]":
         raise FileFormatError("this is a .safetensors file, but not a bpnet model")
     version, digest = int(beginning[1]), beginning[2]
     if version > FORMAT:
-        raise FileFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
+        raise OtherFormatError(f"the file was written by a newer bpnet (format {version}, this reads {FORMAT})")
     if version < FORMAT:
-        raise FileFormatError(f"the file was written by an older bpnet (format {version}, this reads {FORMAT})")
+        raise OtherFormatError(f"the file was written by an older bpnet (format {version}, this reads {FORMAT})")
     if digest is None:
         raise FileFormatError("the file is damaged: it has no SHA-256 hash")
     parts = {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in found}

@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -131,11 +131,16 @@ class NumericInput(Layer):
         if self.quantiles is not None:
             places = [_places(knots) for knots in self.quantiles]
             size = 2 ** math.ceil(math.log2(max(map(len, places)))) + 1
-            padded = [place for some in places for place in (*some, *[some[-1]] * (size - len(some)))]
-            table = (len(padded), 1)
+            table = (len(places) * size, 1)
+
+            def padded(part: int) -> Any:
+                return rng.given(
+                    table, [[p[part]] for some in places for p in (*some, *[some[-1]] * (size - len(some)))]
+                )
+
             values = {
-                "knots": rng.given(table, [[knot] for knot, _ in padded]),
-                "scores": rng.given(table, [[score] for _, score in padded]),
+                "knots": rng.computed(table, partial(padded, 0)),
+                "scores": rng.computed(table, partial(padded, 1)),
                 # between whole numbers, so that no rounding makes others of them
                 "first": rng.given(columns, [size * i + 0.5 for i in range(columns[0])]),
                 "low": rng.given(columns, [some[0][0] for some in places]),

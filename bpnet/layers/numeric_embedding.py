@@ -1,9 +1,9 @@
 """Embeddings of numbers: each numeric column becomes several features, by functions of its own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -149,22 +149,19 @@ class NumericEmbedding(Layer):
 
     def _bins(self, rng: Rng, n: int) -> dict[str, Any]:
         """Of every bin its left edge, 1 over its length, and within what e is kept; zeros where there is none."""
-        columns = []
-        for edges in self.bins or ():
-            count, none = len(edges) - 1, [0.0] * (self.most_bins - len(edges) + 1)
-            columns.append(
-                (
-                    [*edges[:-1], *none],
-                    [*(1.0 / (b - a) for a, b in pairwise(edges)), *none],
-                    [-BEYOND, *[0.0] * (count - 1), *none],
-                    [*[1.0] * (count - 1), BEYOND, *none],
-                )
-            )
-        shape, names = (n, self.most_bins), ("left", "inverse", "least", "most")
-        return {
-            name: Leaf(rng.given(shape, [column[i] for column in columns]), trainable=False)
-            for i, name in enumerate(names)
+        values: dict[str, Callable[[Sequence[float]], list[float]]] = {
+            "left": lambda edges: [*edges[:-1]],
+            "inverse": lambda edges: [1.0 / (b - a) for a, b in pairwise(edges)],
+            "least": lambda edges: [-BEYOND, *[0.0] * (len(edges) - 2)],
+            "most": lambda edges: [*[1.0] * (len(edges) - 2), BEYOND],
         }
+        shape = n, self.most_bins
+
+        def filled(of: Callable[[Sequence[float]], list[float]]) -> Any:
+            columns = [of(edges) for edges in self.bins or ()]
+            return rng.given(shape, [[*column, *[0.0] * (self.most_bins - len(column))] for column in columns])
+
+        return {name: Leaf(rng.computed(shape, partial(filled, of)), trainable=False) for name, of in values.items()}
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
         rows = run.xp.reshape(x, (-1, x.shape[-1]))

@@ -1,8 +1,9 @@
 """Other options, another optimizer or none for some leaves, by name."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import lru_cache
 from typing import Any
 
@@ -27,16 +28,23 @@ class Part:
 
 
 @lru_cache(maxsize=64)
+def _fitting(patterns: tuple[str, ...]) -> list[Callable[[str], Any]]:
+    """For each pattern, what says whether a name fits it."""
+    return [re.compile(translate(pattern)).match for pattern in patterns]
+
+
+@lru_cache(maxsize=64)
 def _part(layout: Layout, names: tuple[str, ...]) -> Part:
     found: list[slice] = []
+    wanted = set(names)
     for slot in layout.parameters:
-        if slot.name not in names:
+        if slot.name not in wanted:
             continue
         if found and found[-1].stop == slot.part.start:
             found[-1] = slice(found[-1].start, slot.part.stop)
         else:
             found.append(slot.part)
-    return Part(layout.part(names), tuple(found))
+    return Part(layout.part(wanted), tuple(found))
 
 
 def together(backend: Backend, parts: Sequence[Part], vectors: Sequence[Array]) -> Array:
@@ -135,15 +143,17 @@ class Grouped(Optimizer):
         found = layout.parted.get(patterns)
         if found is None:
             slots: list[list[Slot]] = [[] for _ in self._members]
+            fits = _fitting(patterns)
             for slot in layout.parameters:
-                slots[next((i for i, p in enumerate(patterns, 1) if fnmatchcase(slot.name, p)), 0)].append(slot)
+                slots[next((i for i, fit in enumerate(fits, 1) if fit(slot.name)), 0)].append(slot)
             found = layout.parted.setdefault(patterns, [part_of(layout, some) for some in slots])
         return found
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         names = [slot.name for slot in layout.parameters]
-        for pattern, _ in self.groups:
-            if not any(fnmatchcase(name, pattern) for name in names):
+        patterns = tuple(pattern for pattern, _ in self.groups)
+        for pattern, fit in zip(patterns, _fitting(patterns), strict=True):
+            if not any(map(fit, names)):
                 raise OptionError(f"groups: no parameter fits {pattern!r}; they are {', '.join(names)}")
         state: State = ()
         for part, member in zip(self._parts(layout), self._members, strict=True):

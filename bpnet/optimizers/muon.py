@@ -89,7 +89,8 @@ class Muon(Optimizer):
             for slot in chosen:
                 if len(slot.shape) != 2:
                     raise OptionError(f"hidden has {slot.name}, which is no matrix, but of the shape {slot.shape}")
-        return part_of(layout, chosen), part_of(layout, [slot for slot in layout.parameters if slot not in chosen])
+        names = {slot.name for slot in chosen}
+        return part_of(layout, chosen), part_of(layout, [slot for slot in layout.parameters if slot.name not in names])
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         matrices, rest = self.parts(layout)

@@ -11,26 +11,23 @@ Figures don't come from pyplot: no window opens, and none has to be closed.  To 
 import importlib
 import os
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bpnet.callbacks.history import History
 from bpnet.disk import checked_path
 from bpnet.errors import ArgumentError, DataError, MissingExtraError, OptionError, kind_of
 from bpnet.layer import Layer, check_layer
 from bpnet.options import flag
-from bpnet.plots.panels import panels
+from bpnet.plots.curves import panels
 from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray, AnyInput
-
-if TYPE_CHECKING:
-    from bpnet.callbacks.history import History
 
 __all__ = ["confusion_matrix", "decision_boundary", "history", "network", "predictions", "weights"]
 
 
 def history(
-    history: "History",
+    history: History,
     path: str | os.PathLike[str] | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -56,6 +53,8 @@ def history(
     RecordError where a quantity was not recorded, OptionError where files can't be of that kind, MissingExtraError
     where a picture needs Matplotlib and that is not installed, and PathError where nothing can be written.
     """
+    if not isinstance(history, History):
+        raise ArgumentError(f"history is {kind_of(history)}; expected a bpnet History, as trainer.history is")
     if not len(history):
         raise DataError("the history has no epochs, so there is nothing to draw: fit first")
     made = panels(history.epochs, names, monitor)
@@ -64,7 +63,7 @@ def history(
     path, as_text = target(path, terminal, figure)
     if as_text:
         text = importlib.import_module("bpnet.plots.terminal")
-        return text.put(lambda width, plain: text.lines_of(made, width, plain=plain), path)
+        return text.put(text.Lines(made), path)
     return drawn("figures", "draw", made, figure, path=path)
 
 
@@ -95,10 +94,10 @@ def network(
     check_layer("network", network)
     path, as_text = target(path, terminal, figure)
     diagram = importlib.import_module("bpnet.plots.diagram")
-    block, title = diagram.described(network, x)
+    made = diagram.described(network, x)
     if as_text:
-        return importlib.import_module("bpnet.plots.terminal").put(partial(diagram.lines_of, block, title), path)
-    return drawn("figures", "draw_network", block, title, figure, path=path)
+        return importlib.import_module("bpnet.plots.terminal").put(made.lines, path, width=10**6)
+    return drawn("figures", "draw_network", made.block, made.title, figure, path=path)
 
 
 def decision_boundary(
@@ -183,7 +182,7 @@ def check_trainer(trainer: Any) -> None:
 def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bool]:
     """Where a picture goes, None being no file, and whether it is made of characters; raises OptionError."""
     path = None if path is None else checked_path(path)
-    as_text = path is not None and path.lower().endswith(".txt")
+    as_text = path is not None and to_text(path)
     if flag("terminal", terminal):
         if path is not None or figure is not None:
             raise OptionError(f"terminal is True, but there is a {'path' if path else 'figure'} too: leave one out")
@@ -193,12 +192,17 @@ def target(path: Any, terminal: Any, figure: Any = None) -> tuple[str | None, bo
     return path, as_text or (path is None and figure is None and find_spec("matplotlib") is None)
 
 
+def to_text(path: str) -> bool:
+    """Whether a file is one of text."""
+    return path.lower().endswith(".txt")
+
+
 def drawn(module: str, function: str, *args: Any, path: Any = None) -> Any:
     """What a function of a module makes with Matplotlib, written to a file where there is a path."""
     try:
         figures = importlib.import_module("bpnet.plots.figures")
     except ModuleNotFoundError as error:
-        raise MissingExtraError("drawing", "Matplotlib", "cli") from error
+        raise MissingExtraError("drawing", "Matplotlib", "plot") from error
     path = None if path is None else checked_path(path)
     if path is not None:
         figures.check_format(path)

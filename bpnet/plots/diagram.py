@@ -218,16 +218,27 @@ class Diagram:
 
     def words(self, layer: Layer, path: str) -> list[str]:
         """What stands in the box of a layer."""
-        lines, children = [brief(layer)], getattr(layer, "children", ())
-        if columns_of(lines[0]) > WIDEST and children:  # of which nothing says what the layer does with them
-            lines = [type(layer).__name__, *(f"{name}: {brief(child)}" for name, child in children)]
-        if path in self.known:
-            one = self.known[path]
-            counts = [plural(one.parameters, "parameter")] if one.parameters else []
-            counts += [plural(one.buffers, "buffer value")] if one.buffers else []
-            shape = f"→ {shape_words(one.out_shape)}"
-            lines.append("  ".join([shape, *counts]))
-        return lines
+        first, children = brief(layer), getattr(layer, "children", ())
+        if columns_of(first) > WIDEST and children:  # of which nothing says what the layer does with them
+            return [type(layer).__name__, *(f"{name}: {brief(child)}" for name, child in children), *self.size(path)]
+        return [first, *self.size(path)]
+
+    def size(self, path: str) -> list[str]:
+        """The shape of a layer's output rows and how many values it has, as far as is known."""
+        if path not in self.known:
+            return []
+        one = self.known[path]
+        counts = [plural(one.parameters, "parameter")] if one.parameters else []
+        counts += [plural(one.buffers, "buffer value")] if one.buffers else []
+        return ["  ".join([f"→ {shape_words(one.out_shape)}", *counts])]
+
+    def listed(self, layer: Layer, path: str = "", depth: int = 0) -> Iterator[str]:
+        """Each layer in a line, further to the right than what it is in."""
+        children = getattr(layer, "children", ())
+        name, what = path.rpartition(".")[2], type(layer).__name__ if children else brief(layer)
+        yield "  " * depth + "  ".join([f"{name} {what}".strip(), *self.size(path)])
+        for name, child in children:
+            yield from self.listed(child, under(path, name), depth + 1)
 
 
 def under(path: str, name: str) -> str:
@@ -260,8 +271,24 @@ def brief(layer: Any) -> str:
     return f"{type(layer).__name__}({', '.join(parts)})"
 
 
-def described(network: Layer, x: Any = None) -> tuple[Block, str]:
-    """The block of a whole network, below the box of its input, and how many parameters there are, if x is given."""
+@dataclass(frozen=True)
+class Described:
+    """A whole network: its block, a title, and where the block is too wide for a terminal, its layers in a list."""
+
+    block: Block
+    title: str
+    listed: list[str]
+
+    def lines(self, width: int, plain: bool) -> list[list[tuple[str, str]]]:
+        """The title and the picture for a terminal, or the list."""
+        rows = drawn(self.block, plain)
+        if max(map(columns_of, rows)) > width:
+            rows = [fit(row, width) if len(row) > width else row for row in self.listed]
+        return [[(fit(self.title, width), "1")], *([(row, "")] for row in rows)]
+
+
+def described(network: Layer, x: Any = None) -> Described:
+    """A network below the box of its input; how large everything is, where x is given."""
     known: Sequence[LayerSummary] = ()
     shapes: dict[str, Any] = {}
     title = type(network).__name__
@@ -269,8 +296,11 @@ def described(network: Layer, x: Any = None) -> tuple[Block, str]:
         known = network.summary(x).layers
         shapes = {name: tuple(array.shape[1:]) for name, _, array, _ in arranged(network.takes, x, "x")}
         title = f"{title}: {plural(known[0].parameters, 'parameter')}"
-    made = Diagram({one.path: one for one in known}, shapes).block(network, "")
-    return made if made.begins else stacked([box("input", "input", *said(shapes.get(""))), made]), title
+    diagram = Diagram({one.path: one for one in known}, shapes)
+    made = diagram.block(network, "")
+    if not made.begins:
+        made = stacked([box("input", "input", *said(shapes.get(""))), made])
+    return Described(made, title, list(diagram.listed(network)))
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
@@ -278,11 +308,6 @@ def described(network: Layer, x: Any = None) -> tuple[Block, str]:
 UP, DOWN, LEFT, RIGHT = 1, 2, 4, 8
 STROKES = " ╵╷│╴┘┐┤╶└┌├─┴┬┼"
 PLAIN_STROKES = " ||" + "|-+++-+++-+++"
-
-
-def lines_of(block: Block, title: str, width: int, plain: bool) -> list[list[tuple[str, str]]]:
-    """A block's picture and its title, for a terminal."""
-    return [[(title, "1")], *([(line, "")] for line in drawn(block, plain))]
 
 
 def drawn(block: Block, plain: bool = False) -> list[str]:

@@ -9,18 +9,20 @@ from typing import Any
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from bpnet.disk import write_atomically
 from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.plots.curves import NOTHING, Curve, Panel
 from bpnet.plots.diagram import Block, Box
-from bpnet.plots.panels import Curve, Panel
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 PALETTE = BLUE, ORANGE, GREEN, PINK, SKY, YELLOW
 """Colours that are told apart by the colour-blind (Okabe and Ito 2008), and seen on white and on black."""
 STYLES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))
 MARKERS = "o", "s", "^", "D", "v", "P"
+MANY = 300.0
+"""A logarithmic axis has but powers of ten from this ratio on, below it also twice and five times as much."""
 FEW_POINTS = 40
 """So many are marked, so that one sees where they are."""
 DOTS_PER_INCH = 150
@@ -40,13 +42,14 @@ def figure(width: float, height: float) -> Picture:
     return Picture(figsize=(width, height), layout="constrained")
 
 
-def check_format(path: str, what: str = "path") -> str:
+def check_format(path: str, what: str = "path", others: Sequence[str] = ()) -> str:
     """The format that the ending of a file stands for; raises OptionError where Matplotlib does not write it."""
     kind = os.path.splitext(path)[1].lower().removeprefix(".")
     formats = Figure().canvas.get_supported_filetypes()
     if kind not in formats:
         endings = ", ".join(f".{name}" for name in sorted({*formats, "txt"}))
-        raise OptionError(f"{what} is {path}: expected a file that ends in one of {endings}")
+        or_else = "".join(f"{other}, or " for other in others)
+        raise OptionError(f"{what} is {path}: expected {or_else}a file that ends in one of {endings}")
     return kind
 
 
@@ -86,28 +89,39 @@ def draw(panels: Sequence[Panel], given: Any = None) -> Any:
 def draw_panel(axes: Any, panel: Panel) -> None:
     """The curves of a panel, and the best epoch."""
     for i, curve in enumerate(panel.curves):
-        draw_curve(axes, curve, i, len(panel.curves))
+        draw_curve(axes, curve, i, panel.named)
     if panel.scale.kind == "symlog":
         axes.set_yscale("symlog", linthresh=panel.scale.unit)
         axes.set_yticks(panel.scale.ticks(*axes.get_ylim()), minor=False)
     elif panel.scale.kind == "log":
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < MANY * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="epoch", ylabel=panel.title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
+    if panel.ends is None:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, NOTHING, ha="center", va="center", transform=axes.transAxes)
+    elif len(panel.curves[0].x) == 1:
+        axes.set_xlim(panel.curves[0].x[0] - 0.5, panel.curves[0].x[0] + 0.5)
     if panel.best is not None:
         draw_best(axes, panel)
-    if len(panel.curves) > 1 or panel.best is not None:
+    if panel.named or panel.best is not None:
         axes.legend(fontsize="small", framealpha=0.7)
 
 
-def draw_curve(axes: Any, curve: Curve, i: int, count: int) -> None:
+def draw_curve(axes: Any, curve: Curve, i: int, named: bool) -> None:
     """A line, with a dot where a point has no neighbour."""
     colour, style = PALETTE[i % len(PALETTE)], STYLES[i % len(STYLES)]
     marker = MARKERS[i % len(MARKERS)]
     thin = curve.thinned()
     few = {"marker": marker, "markersize": 4} if len(curve.y) <= FEW_POINTS else {}
-    axes.plot(thin.x, thin.y, color=colour, linestyle=style, label=curve.name, zorder=2 + count - i, **few)
+    label = curve.name if named else None
+    axes.plot(thin.x, thin.y, color=colour, linestyle=style, label=label, **few)
     if not few and curve.lonely.any():
         axes.plot(curve.x[curve.lonely], curve.y[curve.lonely], marker, color=colour, markersize=4)
 
@@ -117,8 +131,7 @@ def draw_best(axes: Any, panel: Panel) -> None:
     assert panel.best is not None
     epoch, value = panel.best
     ink = rcParams["text.color"]
-    said = f"epoch {epoch:.0f}" + (f": {value:.4g}" if math.isfinite(value) else "")
-    said = f"best, {said}" if panel.judged else said
+    said = f"best epoch {epoch:.0f}" + (f": {value:.4g}" if math.isfinite(value) else "")
     axes.axvline(epoch, color=ink, linewidth=0.8, linestyle=(0, (1, 3)), alpha=0.7)
     at = ([epoch], [value]) if math.isfinite(value) else ([], [])
     axes.plot(*at, "o", markersize=9, markerfacecolor="none", markeredgecolor=ink, label=said, zorder=20)

@@ -10,8 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from bpnet.backends import Array, backend_of
-from bpnet.errors import ArgumentError, DataError, OptionError, ShapeError, kind_of, plural
+from bpnet.errors import ArgumentError, DataError, DTypeError, OptionError, ShapeError, kind_of, plural, shown
 from bpnet.metrics.base import kind_of_target
+from bpnet.plots.curves import check_texts
 from bpnet.plots.figures import MARKERS, PALETTE, figure
 from bpnet.trainer import Trainer
 
@@ -23,14 +24,23 @@ MOST_POINTS, MOST_UNITS, MOST_CELLS, MOST_QUANTITIES = 5_000, 64, 20, 12
 
 def host(values: Any, what: str) -> Array:
     """Values of any library, or a list of them, as a NumPy array; raises ArgumentError."""
-    if isinstance(values, list | tuple | np.ndarray):
-        return np.asarray(values)
-    if not hasattr(values, "shape"):
-        values = np.asarray(values)  # as a column of a table
-        if values.ndim == 0:
-            raise ArgumentError(f"{what} is {kind_of(values)}; expected an array")
-        return values
-    return np.asarray(backend_of(values, what).to_host(values))
+    if hasattr(values, "shape") and not hasattr(values, "iloc"):  # columns of tables have one too
+        return np.asarray(backend_of(values, what).to_host(values)) if not isinstance(values, np.ndarray) else values
+    try:
+        found = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"{what} is {kind_of(values)} that makes no array: {error}") from None
+    if found.ndim == 0:
+        raise ArgumentError(f"{what} is {kind_of(values)}; expected an array, or a list")
+    return found
+
+
+def quantities(values: Any, what: str) -> Array:
+    """The same, as float64; raises DTypeError where they are no numbers."""
+    found = host(values, what)
+    if found.dtype.kind not in "biuf":
+        raise DTypeError(f"{what} holds {found.dtype} values; expected numbers")
+    return found.astype(np.float64)
 
 
 def axes_of(given: Any, width: float, height: float) -> tuple[Any, Any]:
@@ -55,12 +65,12 @@ def some(count: int) -> Array:
 
 def decision_boundary(trainer: Trainer, x: Any, y: Any, axes: Any) -> Any:
     """Regions of classes, or shades of a quantity, in a plane."""
-    points = host(x, "x").astype(np.float64)
+    points = quantities(x, "x")
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ShapeError(f"x is of the shape {points.shape}; expected (rows, 2), points of the plane that is drawn")
     if not np.isfinite(points).all():
         raise DataError("x has values that are not finite, between which no plane can be drawn")
-    target = None if y is None else host(y, "y")
+    target = None if y is None else quantities(y, "y")
     if target is not None and len(target) != len(points):
         raise ShapeError(f"y has {plural(len(target), 'row')} and x {len(points):,}; expected as many")
     low, high = points.min(axis=0), points.max(axis=0)
@@ -99,8 +109,8 @@ def answers(trainer: Trainer, grid: Array) -> tuple[str, Array]:
     if kind == "labels":
         if values.shape[1] > 1:
             raise OptionError(f"the network has {values.shape[1]} outputs, each true or false; expected one")
-        if not (trainer.loss.single.probabilities or trainer.loss.single.logits):
-            values = 0.5 + 0.5 * np.tanh(values)  # of a margin, for the shade alone: 0 is where it turns
+        if trainer.loss.single.boundary == 0.0 and not trainer.loss.single.logits:
+            values = 0.5 + 0.5 * np.tanh(values)  # of a margin, which turns at 0: for the shade alone
         values = np.concatenate([1.0 - values, values], axis=1)
     return ("numbers" if kind == "numbers" else "classes"), values
 
@@ -197,7 +207,7 @@ def image_shape(shape: Any, inputs: int, name: str) -> tuple[int, ...]:
     whole = all(isinstance(n, int) and n > 0 for n in found)
     if not whole or len(found) not in (2, 3) or math.prod(found) != inputs or found[2:] not in ((), (1,), (3,)):
         raise OptionError(
-            f"shape is {shape}; expected (height, width) or (height, width, 3), {inputs:,} numbers in all"
+            f"shape is {shown(shape)}; expected (height, width) or (height, width, 3), {inputs:,} numbers in all"
         )
     return found[:2] if found[2:] == (1,) else found
 
@@ -226,7 +236,7 @@ def confusion_matrix(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
         )
     labels, codes = np.unique(np.concatenate([true, said]), return_inverse=True)
     if names is not None:
-        names = list(map(str, names))
+        names = check_texts(names)
         if labels.dtype.kind in "biuf" and (labels == labels.astype(np.int64)).all() and labels.min() >= 0:
             if labels.max() >= len(names):
                 raise OptionError(f"names has {plural(len(names), 'name')}, but there is a class {labels.max()}")
@@ -263,13 +273,14 @@ def confusion_matrix(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
 
 def predictions(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
     """Predicted against true quantities; on the line they are equal."""
-    true, said = (np.asarray(host(v, what), np.float64) for v, what in ((y, "y"), (predicted, "predicted")))
+    true, said = quantities(y, "y"), quantities(predicted, "predicted")
     true, said = (v[:, None] if v.ndim == 1 else v for v in (true, said))
     if true.shape != said.shape or true.ndim != 2 or not true.size:
         raise ShapeError(f"y is of the shape {true.shape} and predicted {said.shape}; expected the same, (rows, k)")
     count = true.shape[1]
     if axes is not None and count > 1:
         raise OptionError(f"there are {count} quantities, but axes for one: leave axes out")
+    names = None if names is None else check_texts(names)
     if names is not None and len(names) != count:
         raise OptionError(f"names has {plural(len(names), 'name')}; expected {count}, one for each quantity")
     shown = min(count, MOST_QUANTITIES)

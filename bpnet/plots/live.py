@@ -11,8 +11,8 @@ from bpnet.callbacks.base import Record
 from bpnet.callbacks.history import describe
 from bpnet.callbacks.progress import Progress, columns, of_a_kernel
 from bpnet.options import number
-from bpnet.plots.panels import check_texts, panels
-from bpnet.plots.terminal import is_coloured, is_plain, lines_of, written
+from bpnet.plots.curves import check_texts, panels
+from bpnet.plots.terminal import WIDEST, encoding_of, is_coloured, is_plain, lines_of, written
 from bpnet.table import Text
 
 if TYPE_CHECKING:
@@ -45,8 +45,12 @@ class LivePlot(Progress):
         self.figure: Any = None
 
     def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
+        self._next, self._lines, self._drawn = 0.0, 0, 0
+        self._handle: Any = None
+        if of_a_kernel(self.stream):  # what takes its time is done before it counts, and the bar stands below
+            self._figures = importlib.import_module("bpnet.plots.figures") if find_spec("matplotlib") else None
+            self._handle = importlib.import_module("IPython.display").display(Text(), display_id=True)
         super().on_train_begin(trainer, epochs, steps)
-        self._next, self._lines, self._handle, self._drawn = 0.0, 0, None, 0
 
     def on_epoch_end(self, trainer: "Trainer", record: Record) -> None:
         if not self.redraws:
@@ -62,7 +66,7 @@ class LivePlot(Progress):
         if self._drawn < len(trainer.history):
             self._draw(trainer)
         super().on_train_end(trainer)
-        self._handle = None
+        self._handle = None  # the output stays as it is
 
     def _draw(self, trainer: "Trainer") -> None:
         """All epochs until now, in the place of what was drawn before."""
@@ -81,20 +85,17 @@ class LivePlot(Progress):
         if self.redraws:  # each line over the one that was there, so that nothing flickers
             text = "\r" + f"\x1b[{self._lines}A" * (self._lines > 0) + text.replace("\n", "\x1b[K\n") + "\x1b[K"
             self._lines = len(lines)
-        code = getattr(self.stream, "encoding", None) or "ascii"
+        code = encoding_of(self.stream)
         self.stream.write(text.encode(code, "replace").decode(code) + "\n" + "\x1b[J" * self.redraws)
         self.stream.flush()
 
     def _display(self, made: Any) -> None:
         """One output of the notebook's cell, which is replaced by the next."""
-        if find_spec("matplotlib") is None:
-            shown: Any = Text(written(lines_of(made, 100)))
+        if self._figures is None:
+            self._handle.update(Text(written(lines_of(made, WIDEST))))
         else:
-            shown = self.figure = importlib.import_module("bpnet.plots.figures").draw(made, self.figure)
-        if self._handle is None:
-            self._handle = importlib.import_module("IPython.display").display(shown, display_id=True)
-        else:
-            self._handle.update(shown)
+            self.figure = self._figures.draw(made, self.figure)
+            self._handle.update(self.figure)
 
 
 def _rows(stream: TextIO) -> int:

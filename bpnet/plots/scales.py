@@ -12,7 +12,7 @@ from bpnet.backends import Array
 WIDE = 8.0
 """An axis of positive numbers is logarithmic from this ratio of the largest to the smallest on."""
 FAR = 50.0
-"""One of numbers of both signs is from this ratio on: the largest to what the middle half of them spans."""
+"""One of numbers of both signs is from this ratio on: the largest size to the median."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def scale_for(values: Iterable[float], logarithmic: bool = True) -> Scale:
     low, high = float(found.min()), float(found.max())
     if low > 0:
         return Scale("log") if logarithmic and high > WIDE * low else Scale()
-    first, third = np.quantile(found, (0.25, 0.75))
-    typical = max(float(third - first), float(np.median(np.abs(found))))
+    typical = float(np.median(np.abs(found)))
     if typical > 0 and max(high, -low) > FAR * typical:
         return Scale("symlog", 10.0 ** math.ceil(math.log10(typical)))
     return Scale()
@@ -79,7 +78,7 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Powers of 10 from `low` to `high`; where there are few, also twice and five times as much."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = sum(low <= 10.0**p <= high for p in powers) <= 2
-    every = max(1, math.ceil(len(powers) / count))
+    every = 1 if few else max(1, math.ceil(len(powers) / count))
     marks = [10.0**p * k for p in powers if p % every == 0 for k in ((1, 2, 5) if few else (1,))]
     return [mark for mark in marks if low <= mark <= high]
 

@@ -6,6 +6,7 @@ Lines are lists of spans, (text, style), so that they can be put side by side be
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.callbacks.progress import columns, of_a_kernel
 from bpnet.disk import write_atomically
-from bpnet.plots.panels import Panel
+from bpnet.plots.curves import NOTHING, Panel
 from bpnet.plots.scales import spread, tick, ticks
 from bpnet.table import columns_of, fit
 
@@ -44,11 +45,6 @@ class Canvas:
         self.marks: dict[tuple[int, int], Span] = {}
         self.plain = plain
 
-    def cell(self, x: float, y: float) -> tuple[int, int]:
-        """The character, (row, column), at a point of the square 0 ... 1."""
-        rows, across = self.dots.shape[1] // self.fine[0], self.dots.shape[2] // self.fine[1]
-        return rows - 1 - min(int(y * rows), rows - 1), min(int(x * across), across - 1)
-
     def line(self, which: int, x: Array, y: Array) -> None:
         """A line through points of the square 0 ... 1, broken where y is NaN."""
         _, high, wide = self.dots.shape
@@ -66,8 +62,9 @@ class Canvas:
                 rows = np.rint(np.linspace(down[before], down[i], steps + 1)).astype(int)[drawn]
                 self.dots[which, rows, columns] = True
                 length += int(steps)
-            else:
-                self.dots[which, down[i], across[i]] = True
+            elif i + 1 == len(y) or not np.isfinite(y[i + 1]):  # a point by itself, larger than that of a line
+                row, column = max(down[i] - self.fine[0] // 2, 0), max(across[i] - self.fine[1] // 2, 0)
+                self.dots[which, row : down[i] + 1, column : across[i] + 1] = True
             before = i
 
     def rows(self) -> list[Line]:
@@ -98,12 +95,11 @@ def style_of(which: int) -> str:
     return COLOURS[which % len(COLOURS)]
 
 
-def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
-    """A panel in lines of `width` columns, `height` of which are the plot; above it stands what it is."""
-    head = header(panel, width, plain)
+def chart(panel: Panel, head: Sequence[Line], width: int, height: int, plain: bool) -> list[Line]:
+    """A panel in lines of `width` columns, `height` of which are the plot; above it stands the head."""
     ends = panel.ends
     if ends is None:
-        return [*head, [(fit("nothing finite was recorded", width), "")]]
+        return [*head, [(fit(NOTHING, width), "")]]
     scale, (low, high) = panel.scale, ends
     bottom, top = spread(*(float(v) for v in scale.place(np.asarray(ends))))
     marks = [v for v in scale.ticks(low, high, max(height // 2, 2)) if low <= v <= high] or [low, high]
@@ -111,7 +107,7 @@ def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
     canvas_rows = height
     for value in marks:
         share = (float(scale.place(np.asarray(value))) - bottom) / (top - bottom)
-        at.setdefault(canvas_rows - 1 - round(share * (canvas_rows - 1)), tick(value))
+        at.setdefault(canvas_rows - 1 - round(share * (canvas_rows - 1)), tick(float(f"{value:.3g}")))
     margin = max(map(len, at.values()))
     canvas = Canvas(width - margin - 2, height, len(panel.curves), plain)
     epochs = panel.curves[0].x
@@ -128,32 +124,31 @@ def chart(panel: Panel, width: int, height: int, plain: bool) -> list[Line]:
              enumerate(canvas.rows())]  # fmt: skip
     axis, labels = x_axis(left, right, width - margin - 2)
     lines += [[(" " * margin + " └" + axis, "")], [(" " * (margin + 2) + labels, "")]]
-    return head + lines
+    return [*head, *lines]
 
 
 def mark_best(canvas: Canvas, panel: Panel, x_ends: tuple[float, float], y_ends: tuple[float, float]) -> None:
     """A dotted line at the best epoch, and a dot at the value there."""
     assert panel.best is not None
     epoch, value = panel.best
-    x = (epoch - x_ends[0]) / (x_ends[1] - x_ends[0])
-    for i in range(canvas.dots.shape[1] // canvas.fine[0]):
-        canvas.marks[i, canvas.cell(x, 0.0)[1]] = "┊", DIM
+    wide, high = canvas.dots.shape[2], canvas.dots.shape[1]
+    column = round((epoch - x_ends[0]) / (x_ends[1] - x_ends[0]) * (wide - 1)) // canvas.fine[1]
+    for row in range(high // canvas.fine[0]):
+        canvas.marks[row, column] = "┊", DIM
     y = (float(panel.scale.place(np.asarray(value))) - y_ends[0]) / (y_ends[1] - y_ends[0])
     if np.isfinite(y):
-        wide, high = canvas.dots.shape[2], canvas.dots.shape[1]
-        row, column = high - 1 - round(y * (high - 1)), round(x * (wide - 1))
-        canvas.marks[row // canvas.fine[0], column // canvas.fine[1]] = "●", BOLD
+        canvas.marks[(high - 1 - round(y * (high - 1))) // canvas.fine[0], column] = "●", BOLD
 
 
 def header(panel: Panel, width: int, plain: bool) -> list[Line]:
     """The name of a panel, and what its lines are."""
     parts: list[Line] = [[(fit(panel.title, width), BOLD)]]
-    if len(panel.curves) > 1:
+    if panel.named:
         for i, curve in enumerate(panel.curves):
             parts.append([(f"{sample(i, plain)} ", style_of(i)), (fit(curve.name, width - 6), "")])
     if panel.best is not None:
         epoch, value = panel.best
-        text = ("best, " if panel.judged else "") + f"epoch {epoch:.0f}" + (f": {value:.4g}" if value == value else "")
+        text = f"best epoch {epoch:.0f}" + (f": {value:.4g}" if value == value else "")
         parts.append([("● ", BOLD), (fit(text, width - 2), "")])
     lines: list[Line] = [[]]
     for part in parts:
@@ -220,8 +215,23 @@ def lines_of(panels: Sequence[Panel], width: int, most: int | None = None, plain
         panels = panels[: down * across]
     found: list[Line] = []
     for i in range(0, len(panels), across):
-        found += [*([[]] if i else []), *beside([chart(p, each, height, plain) for p in panels[i : i + across]], each)]
+        row = panels[i : i + across]
+        heads = [header(panel, each, plain) for panel in row]
+        tall = max(map(len, heads))
+        heads = [head + [[]] * (tall - len(head)) for head in heads]
+        charts = [chart(panel, head, each, height, plain) for panel, head in zip(row, heads, strict=True)]
+        found += [*([[]] if i else []), *beside(charts, each)]
     return found
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Panels as what `put` takes."""
+
+    panels: Sequence[Panel]
+
+    def __call__(self, width: int, plain: bool) -> list[Line]:
+        return lines_of(self.panels, width, plain=plain)
 
 
 def written(lines: Sequence[Line], colour: bool = False, plain: bool = False) -> str:
@@ -245,28 +255,38 @@ def is_coloured(stream: Any) -> bool:
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def encoding_of(stream: Any) -> str:
+    """What a stream makes of text; one in memory says nothing, and takes any."""
+    return getattr(stream, "encoding", None) or "utf-8"
+
+
 def is_plain(stream: Any) -> bool:
     """Whether a stream's encoding has no more than ASCII of what is drawn with."""
     try:
-        SYMBOLS.encode(getattr(stream, "encoding", None) or "ascii")
+        SYMBOLS.encode(encoding_of(stream))
     except (UnicodeEncodeError, LookupError):
         return True
     return False
 
 
-def put(lines: Callable[[int, bool], Sequence[Line]], path: str | None = None, stream: TextIO | None = None) -> None:
-    """Write what `lines(width, plain)` gives to a file, or else to a stream, standard output by default.
+def put(
+    lines: Callable[[int, bool], Sequence[Line]],
+    path: str | None = None,
+    stream: TextIO | None = None,
+    width: int = WIDEST,
+) -> None:
+    """Write what `lines(width, plain)` gives to a file, so wide, or else to a stream, by default standard output.
 
     A stream gets it as wide as its terminal, with colours where that has them, in ASCII where it can't encode others.
     """
     if path is not None:
         with write_atomically(path, "w", encoding="utf-8", newline="\n") as file:
-            file.write(written(lines(WIDEST, False)) + "\n")
+            file.write(written(lines(width, False)) + "\n")
         return
     stream = stream or sys.stdout
     if stream is not None:  # as in a process without a console
         plain = is_plain(stream)
         text = written(lines(columns(stream), plain), is_coloured(stream), plain)
-        code = getattr(stream, "encoding", None) or "ascii"
+        code = encoding_of(stream)
         stream.write(text.encode(code, "replace").decode(code) + "\n")  # names may have any letters
         stream.flush()

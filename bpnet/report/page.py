@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
-from bpnet.plots.panels import best_epoch, panels
+from bpnet.plots.curves import best_epoch, panels
 from bpnet.plots.scales import spread
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
@@ -43,7 +43,7 @@ svg { max-width: 100%; height: auto; display: block; } svg text { font-size: 12p
 svg text.name { fill: var(--quiet); }
 .grid { stroke: var(--rule); fill: none; } .axis, .whisker { stroke: var(--quiet); fill: none; }
 .whisker { stroke: var(--ink); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line.one { stroke: var(--one); } .line.two { stroke: var(--two); }
+.line.one { stroke: var(--one); } .line.two { stroke: var(--two); } .dashed { stroke-dasharray: 7 3; }
 .line.ideal { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 4; }
 .dot.one, .bar.one { fill: var(--one); } .dot.two, .bar.two { fill: var(--two); } .dot.thin { fill: var(--one);
   fill-opacity: .45; } .bar.faint { fill: var(--one); fill-opacity: .22; }
@@ -138,7 +138,7 @@ def history(figures: "Figures") -> str:
     if len(records) < 2:
         return ""
     plots, best = [], best_epoch(records, "val_loss")
-    for panel in panels(records, names, "val_loss"):
+    for panel in panels(records, names):
         ends = panel.ends
         if ends is None:
             continue
@@ -150,7 +150,8 @@ def history(figures: "Figures") -> str:
         for curve in panel.curves:
             kind, said = ("one", "training") if curve.role == "training" else ("two", "held out")
             thin = curve.thinned()
-            plot.line(zip(thin.x.tolist(), thin.y.tolist(), strict=True), kind, said)
+            dashed = " dashed" * (kind == "two")
+            plot.line(zip(thin.x.tolist(), thin.y.tolist(), strict=True), kind + dashed, said)
             if panel.best is not None and kind == "two" and math.isfinite(panel.best[1]):
                 plot.dots([panel.best], kind, 4.5, [f"best: epoch {panel.best[0]:.0f}"])
         plots.append(figure(plot.svg()))

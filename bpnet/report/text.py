@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpnet.errors import plural
-from bpnet.plots.panels import best_epoch
+from bpnet.plots.curves import best_epoch
 from bpnet.report.classes import BINS, Confusion
 from bpnet.report.quantities import Residuals
 from bpnet.report.words import SHARES, aligned, decimals, fixed, more, percent, score, short, title, wrapped

@@ -363,8 +363,11 @@ class TableModel:
         """
         from bpnet.files.model import write_checkpoint
 
-        table = {"schema": self.schema.describe(), "target": self.target.describe(), "settings": dict(self.settings)}
-        write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=table))
+        write_checkpoint(path, replace(self.trainer._checkpoint(metadata), table=self.describe()))
+
+    def describe(self) -> dict[str, Any]:
+        """What a file holds of it besides the trainer: columns, target and settings, as JSON values."""
+        return {"schema": self.schema.describe(), "target": self.target.describe(), "settings": dict(self.settings)}
 
     def summary(self) -> str:
         """The columns and how they are read, the target, and the network."""

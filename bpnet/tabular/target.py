@@ -215,18 +215,24 @@ class Target:
                 f"{loss} gives no probabilities: train with cross_entropy, or binary_cross_entropy_with_logits"
             )
         backend = backend_of(outputs)
-        xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            loss, outputs = pooled(backend, loss, outputs)
-            found = loss.prediction(backend, outputs)
-            if self.kind == "class" and len(self.classes) == 1:
-                return xp.ones_like(found[:, :1])
-            if self.kind == "class" and found.shape[1] == 1:
-                return xp.concat([1.0 - found, found], axis=1)
-            if self.kind == "class" and not isinstance(loss, ClassLoss):  # one against the rest, each on its own
-                total = xp.sum(found, axis=1, keepdims=True)
-                return xp.where(total > 0.0, found / xp.where(total > 0.0, total, 1.0), 1.0 / found.shape[1])
+            return self.probabilities_of(backend, loss, outputs)
+
+    def probabilities_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """The same of what stands for arrays, too, as when a model is exported."""
+        xp = backend.xp
+        loss, outputs = pooled(backend, loss, outputs)
+        found = loss.prediction(backend, outputs)
+        if self.kind != "class":
             return found
+        if len(self.classes) == 1:
+            return xp.ones_like(found[:, :1])
+        if found.shape[1] == 1:
+            return xp.concat([1.0 - found, found], axis=1)
+        if isinstance(loss, ClassLoss):
+            return found
+        total = xp.sum(found, axis=1, keepdims=True)  # one against the rest, each on its own
+        return xp.where(total > 0.0, found / xp.where(total > 0.0, total, 1.0), 1.0 / found.shape[1])
 
     def decode(self, outputs: Any, loss: Loss) -> Any:
         """Labels or quantities from a network's outputs, (rows,) or (rows, columns), on their device.
@@ -237,31 +243,41 @@ class Target:
         backend = backend_of(outputs)
         xp = backend.xp
         with backend.session(device=backend.device(outputs)):
-            loss, outputs = pooled(backend, loss, outputs)
-            found = outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
             if self.kind == "number":
+                found = self.quantities_of(backend, loss, outputs)
                 return found if self.columns or found.shape[1] > 1 else xp.reshape(found, (-1,))
+            places = self.places(outputs, loss)
             if self.kind == "multilabel":
-                return xp.astype(found > _limit(loss), xp.__array_namespace_info__().default_dtypes()["integral"])
-            place = self._places(backend, loss, found)
+                return places
             classes = self.array(backend, backend.device(outputs))
             if isinstance(classes, np.ndarray):
-                return classes[backend.to_host(place)]
-            return xp.take(classes, place)
+                return classes[backend.to_host(places)]
+            return xp.take(classes, places)
 
-    def places(self, outputs: Any, loss: Loss) -> Any:
-        """The number of each row's class among `classes`, (rows,), from a network's outputs."""
-        backend = backend_of(outputs)
-        with backend.session(device=backend.device(outputs)):
-            loss, outputs = pooled(backend, loss, outputs)
-            return self._places(backend, loss, loss.prediction(backend, outputs))
+    def quantities_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """(rows, columns) in their own unit, or (rows, quantiles)."""
+        loss, outputs = pooled(backend, loss, outputs)
+        return outputs if isinstance(loss, Quantile) else loss.prediction(backend, outputs)
 
-    def _places(self, backend: Backend, loss: Loss, found: Any) -> Any:
+    def places_of(self, backend: Backend, loss: Loss, outputs: Any) -> Any:
+        """The index of each row's class, (rows,); or whether it has each label, (rows, labels)."""
         xp = backend.xp
+        loss, outputs = pooled(backend, loss, outputs)
+        found = loss.prediction(backend, outputs)
+        above = found > _limit(loss)
+        if self.kind == "multilabel":
+            return above
         if found.shape[1] > 1:
             return xp.argmax(found, axis=1)
-        above = (found[:, 0] > _limit(loss)) & (len(self.classes) > 1)
-        return xp.astype(above, xp.__array_namespace_info__().default_dtypes()["integral"])
+        one = xp.astype(above[:, 0], found.dtype) if len(self.classes) > 1 else xp.zeros_like(found[:, 0])
+        return xp.astype(one, xp.int32)
+
+    def places(self, outputs: Any, loss: Loss) -> Any:
+        """The number of each row's class among `classes`, (rows,), or for each label 1 or 0."""
+        backend = backend_of(outputs)
+        with backend.session(device=backend.device(outputs)):
+            found, xp = self.places_of(backend, loss, outputs), backend.xp
+            return xp.astype(found, xp.__array_namespace_info__().default_dtypes()["integral"])
 
     # ---- as data ------------------------------------------------------------------------------------------------
 

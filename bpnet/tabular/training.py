@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that help() shows the names of types, not all that they stand for
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
+from bpnet.files.folder import Folder
 from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
@@ -47,6 +49,8 @@ from bpnet.tabular.splits import split
 from bpnet.trainer import Trainer
 from bpnet.typing import ActivationName, CallbackName, LossName, MetricName, OptimizerName, Precision
 
+OF_FIT = ("callbacks", "progress", "checkpoint", "every", "resume")
+"""Options of `train_table` that are none of the training itself."""
 ROWS = 1 << 14
 """Rows that are evaluated at a time."""
 
@@ -81,6 +85,9 @@ def train_table(
     compile: bool | str = "auto",
     callbacks: CallbackName | Sequence[CallbackName | Callback] = (),
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
+    resume: bool = False,
     **unknown: Never,
 ) -> TableModel:
     """Train a model that predicts a column of a table, or what `target` has for every row.
@@ -115,6 +122,8 @@ def train_table(
     seed : of start values, the order of rows, dropout and held-out rows
     device, precision, threads, compile : as in `Trainer`
     callbacks, progress : as in `Trainer.fit`
+    checkpoint, every, resume : a folder for checkpoints, steps from one to the next, and whether to go on from the
+        newest, as in `Trainer.fit`; each is a file of a TableModel
 
     Raises DataError, DTypeError, ShapeError, OptionError, UnknownNameError; DivergedError where training diverged.
     Warns of columns that never vary, that give the target away or that number the rows, and of classes of which no row
@@ -123,10 +132,11 @@ def train_table(
     given = locals()
     listeners = check_callbacks([callbacks] if isinstance(callbacks, str) else callbacks)
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
-    training = prepare(table, target, TrainingOptions.named(options | unknown, ("callbacks", "progress")))
+    training = prepare(table, target, TrainingOptions.named(options | unknown, OF_FIT))
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
-    training.fit(listeners, progress=progress)
+    saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": resume}
+    training.fit(listeners, progress=progress, **saving)
     return training.model
 
 
@@ -173,7 +183,14 @@ class TableTraining:
         """Warnings to give before the training begins; `drop` says how columns are left out."""
         return [*self.notes, *(remark.text() if drop is None else remark.text(drop) for remark in self.remarks)]
 
-    def fit(self, callbacks: Sequence[Any] = (), progress: bool | None = None) -> History:
+    def fit(
+        self,
+        callbacks: Sequence[Any] = (),
+        progress: bool | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int | None = None,
+        resume: bool = False,
+    ) -> History:
         """Train to the end and keep the best epoch; raises what `Trainer.fit` raises.
 
         An interrupt keeps what was learnt so far, or the best epoch if that is better.
@@ -184,14 +201,14 @@ class TableTraining:
         left = self.epochs - len(trainer.history)
         stopping = self.begin_stopping()
         own = [] if stopping is None else [stopping]
-        if stopping is not None and stopping.waited >= stopping.patience:
-            left = 0
         if not trainer.history.epochs:
             self.design.start(trainer, x)
         metrics = list(self.options.metrics)  # each of which takes another pass over the rows that are trained on
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
+        if checkpoint is not None or every is not None or resume:
+            more |= {"checkpoint": checkpoint and self.folder(checkpoint), "every": every, "resume": resume}
         try:
             if left > 0:
                 trainer.fit(x, y, callbacks=[*own, *callbacks], **more)
@@ -203,6 +220,12 @@ class TableTraining:
             raise
         self._keep_best()
         return trainer.history
+
+    def folder(self, path: str | os.PathLike[str]) -> Folder:
+        """Of checkpoints of its model, with what makes it up besides the table and the network."""
+        weight = self.options.class_weight
+        named = weight if weight is None or isinstance(weight, str) else sorted((str(k), v) for k, v in weight.items())
+        return Folder(path, self.model.describe, {"class_weight": named})
 
     def begin_stopping(self) -> BestEpoch | None:
         """The callback that keeps the best epoch, None where none is to be kept."""
@@ -231,14 +254,8 @@ class BestEpoch(EarlyStopping):
         self.best, self.waited, self.best_epoch = math.inf, 0, 0
         self.kept: Snapshot | None = None
 
-    def follow(self, history: History) -> None:
-        """Take epochs into account that were trained before."""
-        for record in history:
-            if self.improved(record):
-                self.best_epoch = record["epoch"]
-
     def on_train_begin(self, trainer: Trainer, epochs: int, steps: int) -> None:
-        """As `follow` has left it."""
+        """As it was made, or as the last `fit` has left it."""
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Nothing is restored yet: an interrupted epoch may be better."""

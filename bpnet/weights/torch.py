@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import get
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.export.models import exported
-from bpnet.weights.matching import Theirs, Unit, Value, paired, set_values, to_host, units_of
+from bpnet.export.torch_module import CONSTANTS
+from bpnet.export.units import Entry, Unit, units_of
+from bpnet.weights.matching import Theirs, paired, set_values, to_host
 
 if TYPE_CHECKING:
     from bpnet.tabular.model import TableModel
@@ -76,7 +78,9 @@ def to_torch(
     values, units = found.parameters | found.buffers, units_of(found.trainer.layout)
     if state_dict is None:
         return {
-            ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(value.to_torch(values[value.slot.name]))
+            ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(
+                value.to_torch(values[value.slot.name]).copy()
+            )
             for unit in units
             for value in unit.values
         }
@@ -112,12 +116,12 @@ def _layers(state_dict: Any) -> list[Theirs]:
     found: dict[str, dict[str, Any]] = {}
     for key, value in _checked(state_dict).items():
         layer, name = _parted(key)
-        if name != COUNTER:
+        if name != COUNTER and layer != CONSTANTS:
             found.setdefault(layer, {})[name] = to_host(value, f"state_dict[{key!r}]")
     return [Theirs(name, arrays) for name, arrays in found.items()]
 
 
-def _matched(unit: Unit, theirs: Theirs) -> list[tuple[Value, str]]:
+def _matched(unit: Unit, theirs: Theirs) -> list[tuple[Entry, str]]:
     """Each value of a unit with the name of the array that is its own; raises ShapeError."""
     pairs = [(value, name) for value in unit.values for name in value.torch if name in theirs.arrays]
     shapes = {name: tuple(array.shape) for name, array in theirs.arrays.items()}

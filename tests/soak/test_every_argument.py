@@ -485,7 +485,8 @@ def _scikit_learns(entry: Entry, error: BaseException) -> bool:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_argument_is_checked(group: str, soak: Any, tmp_path: Path) -> None:
+def test_every_argument_is_checked(group: str, soak: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where files of odd names are written
     made = list(GROUPS[group]())
     cases = [
         (entry, name, kind)

@@ -161,13 +161,12 @@ def trace(
     (-1: one), for KILL_BEFORE and KILL_AFTER the process is killed there.
     """
     root = os.path.realpath(folder)
-    ours, theirs = os.pipe()
+    answer = os.memfd_create("answer")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: the child has only this one
         pid = os.fork()
     if pid == 0:
-        _child(function, theirs)
-    os.close(theirs)
+        _child(function, answer)
     done = Done([])
     try:
         _follow(pid, root, act, done)
@@ -177,14 +176,15 @@ def trace(
             os.waitpid(pid, 0)
         raise
     finally:
-        with open(ours, "rb") as pipe:
-            text = pipe.read()
-    if text:
+        with open(answer, "rb") as file:
+            file.seek(0)
+            text = file.read()
+    if text and not done.signal:
         done.result, done.error = pickle.loads(text)
     return done
 
 
-def _child(function: Callable[[], Any], pipe: int) -> None:
+def _child(function: Callable[[], Any], file: int) -> None:
     """Never returns."""
     status = 1
     try:
@@ -197,7 +197,7 @@ def _child(function: Callable[[], Any], pipe: int) -> None:
             answer = None, traceback.format_exc()
         text = pickle.dumps(answer)
         while text:
-            text = text[os.write(pipe, text) :]
+            text = text[os.write(file, text) :]
         status = 0
     finally:
         os._exit(status)

@@ -233,10 +233,8 @@ def _model(path: Path) -> Path:
     return saved
 
 
-def _plot(path: Path) -> None:
-    from bpnet.cli.plot import draw
-
-    draw([{"epoch": i, "loss": 1.0 / i, "val_loss": 2.0 / i} for i in range(1, 4)], path)
+def _export(path: Path) -> None:
+    command("export", _model(path), "--to", "numpy", "--out", path)
 
 
 @lru_cache(maxsize=1)
@@ -257,11 +255,15 @@ WRITERS = [
     Writer("ModelCheckpoint", "run", _each_epoch, prepare=_each_epoch, judge=_whole_models),
     Writer("CSVLogger", "log.csv", _log, old=b"epoch,x\n", judge=_lines),
     Writer("report", "report.html", lambda path: _figures().html(path)),
-    Writer("plot", "plot.png", _plot, needs=("matplotlib",)),
+    Writer("plot .png", "plot.png", lambda path: trainer().history.plot(path), needs=("matplotlib",)),
+    Writer("plot .txt", "plot.txt", lambda path: trainer().history.plot(path)),
+    Writer("to_onnx", "model.onnx", lambda path: bp.files.to_onnx(trainer(), path), needs=("onnx",)),
+    Writer("to_numpy_source", "model.py", lambda path: bp.files.to_numpy_source(trainer(), path)),
     Writer("predictions .npy", "predictions.npy", _numbers),
     Writer("predictions .csv", "predictions.csv", _predictions),
     Writer("predictions .jsonl", "predictions.jsonl", _predictions),
     Writer("predictions .parquet", "predictions.parquet", _predictions, needs=("pyarrow",)),
     Writer("bpnet train", "model.safetensors", _train, needs=("typer",), judge=_a_model),
     Writer("bpnet predict", "predictions.csv", _predict, needs=("typer",)),
+    Writer("bpnet export", "model.py", _export, needs=("typer",)),
 ]  # fmt: skip

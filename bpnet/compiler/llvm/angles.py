@@ -40,7 +40,7 @@ def quarter_turns(a: "Arithmetic", x: Any) -> tuple[Any, Any]:
     """(r, n) with x = n pi/2 + r and |r| <= pi/4, or little more; n modulo 4, as whole numbers of the size of x's."""
     b, double = a.b, a.is_double
     shift = 1.5 * 2.0**a.bits  # adding it leaves the nearest whole number in the last bits
-    moved = a.intrinsic("fma", x, a.real(2.0 / math.pi), a.real(shift))
+    moved = a.multiply_add(x, a.real(2.0 / math.pi), a.real(shift))
     n = b.sub(b.bitcast(moved, a.whole), b.bitcast(a.real(shift), a.whole))
     whole, r = b.fsub(moved, a.real(shift)), x
     for part in HALF_PI[double]:

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from bpnet.compiler.llvm.angles import quarter_turns
-from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, constant, lanes_of, suffix, vector
+from bpnet.compiler.llvm.builder import I32, I64, REALS, SIZES, Function, constant, fuses, lanes_of, suffix, vector
 from bpnet.compiler.ops import COMPARISON, LOGICAL, OPERATIONS
 from bpnet.compiler.random import TRIPLE32
 
@@ -63,6 +63,10 @@ class Arithmetic:
     def intrinsic(self, name: str, *args: Any) -> Any:
         return self.b.intrinsic(f"{name}.{suffix(self.kind)}", self.kind, args)
 
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        """x y + z, rounded once where the processor can: nothing here that uses it needs that, but for a bit or so."""
+        return self.intrinsic("fma", x, y, z) if fuses() else self.b.fadd(self.b.fmul(x, y), z)
+
     def operate(self, op: str, a: list[Any]) -> Any:
         operation = OPERATIONS[op]
         if operation.kind == COMPARISON and op not in LOGICAL:
@@ -96,7 +100,7 @@ class Arithmetic:
     def polynomial(self, x: Any, coefficients: list[float]) -> Any:
         value = self.real(coefficients[-1])
         for c in coefficients[-2::-1]:
-            value = self.intrinsic("fma", value, x, self.real(c))
+            value = self.multiply_add(value, x, self.real(c))
         return value
 
     def power_of_two(self, n: Any) -> Any:
@@ -117,7 +121,7 @@ class Arithmetic:
             r, self.polynomial(r, [1.0 / math.factorial(k + 1) for k in range(14 if self.is_double else 8)])
         )
         one = self.power_of_two(b.sub(self.integer(0), other))  # over the second factor
-        return b.fmul(self.intrinsic("fma", series, first, b.fsub(first, one)), second)
+        return b.fmul(self.multiply_add(series, first, b.fsub(first, one)), second)
 
     def _reduced(self, x: Any) -> tuple[Any, Any, Any, Any]:
         """r, 2**(n - m), 2**m and m with x = n log(2) + r and m about n / 2."""
@@ -126,12 +130,12 @@ class Arithmetic:
         x = b.select(b.fcmp_ordered("<", x, self.real(low)), self.real(low), x)
         x = b.select(b.fcmp_ordered(">", x, self.real(high)), self.real(high), x)
         shift = 1.5 * 2.0**self.bits  # adding it leaves the nearest whole number in the last bits
-        moved = self.intrinsic("fma", x, self.real(1.0 / math.log(2.0)), self.real(shift))
+        moved = self.multiply_add(x, self.real(1.0 / math.log(2.0)), self.real(shift))
         n = b.sub(b.bitcast(moved, self.whole), b.bitcast(self.real(shift), self.whole))
         whole = b.fsub(moved, self.real(shift))
         first, rest = _LOG_2[self.is_double]
-        r = self.intrinsic("fma", whole, self.real(-first), x)
-        r = self.intrinsic("fma", whole, self.real(-rest), r)
+        r = self.multiply_add(whole, self.real(-first), x)
+        r = self.multiply_add(whole, self.real(-rest), r)
         half = b.ashr(n, self.integer(1))
         other = b.sub(n, half)
         return r, self.power_of_two(half), self.power_of_two(other), other
@@ -161,8 +165,8 @@ class Arithmetic:
         z = b.fmul(s, s)
         series = self.polynomial(z, [2.0 / (2 * k + 1) for k in range(1, 12 if self.is_double else 6)])
         first, rest = _LOG_2[self.is_double]
-        tail = self.intrinsic("fma", whole, self.real(rest), b.fmul(b.fmul(s, z), series))
-        value = self.intrinsic("fma", whole, self.real(first), b.fadd(b.fadd(s, s), tail))
+        tail = self.multiply_add(whole, self.real(rest), b.fmul(b.fmul(s, z), series))
+        value = self.multiply_add(whole, self.real(first), b.fadd(b.fadd(s, s), tail))
         value = b.select(b.fcmp_ordered("==", x, self.real(math.inf)), x, value)
         value = b.select(b.fcmp_ordered("==", x, self.real(0.0)), self.real(-math.inf), value)
         return b.select(b.fcmp_unordered("<", x, self.real(0.0)), self.real(math.nan), value)
@@ -182,7 +186,7 @@ class Arithmetic:
         z = b.fmul(r, r)
         terms = range(1, 10 if self.is_double else 6)
         sine = self.polynomial(z, [(-1.0) ** k / math.factorial(2 * k + 1) for k in terms])
-        sine = self.intrinsic("fma", b.fmul(r, z), sine, r)
+        sine = self.multiply_add(b.fmul(r, z), sine, r)
         cosine = self.polynomial(z, [1.0, *((-1.0) ** k / math.factorial(2 * k) for k in terms)])
         is_even = b.icmp_signed("==", b.and_(n, self.integer(1)), self.integer(0))
         value = b.bitcast(b.select(is_even, sine, cosine), self.whole)

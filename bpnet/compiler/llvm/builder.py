@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from llvmlite import binding as llvm
 from llvmlite import ir
+
+from bpnet.compiler.llvm.processor import target
 
 
 class Pointer(ir.PointerType):  # type: ignore[misc]  # llvmlite has no types
@@ -33,23 +33,19 @@ Value = Any
 """A value of LLVM's; llvmlite has no types for type checkers."""
 
 
-@lru_cache(maxsize=1)
 def vector_bytes() -> int:
-    """Bytes of a vector register of this processor."""
-    features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+    """Bytes of a vector register of the processor that code is written for."""
+    return target().vector_bytes
 
 
-@lru_cache(maxsize=1)
 def fuses() -> bool:
-    """Whether this processor multiplies and adds in one operation."""
-    return bool(llvm.get_host_cpu_features().get("fma")) or not llvm.get_default_triple().startswith(("x86", "i"))
+    """Whether that multiplies and adds in one operation."""
+    return target().fuses
 
 
-@lru_cache(maxsize=1)
 def many_registers() -> bool:
-    """Whether there are 32 vector registers, not 16."""
-    return vector_bytes() == 64 or llvm.get_host_cpu_name().startswith(("apple", "neoverse", "cortex"))
+    """Whether that has 32 vector registers, not 16."""
+    return target().many_registers
 
 
 def _taking_numbers(name: str) -> Any:
@@ -69,8 +65,10 @@ class Function(ir.IRBuilder):  # type: ignore[misc]
         ("add", "sub", "mul", "and_", "sdiv", "srem", "udiv", "urem", "lshr", "select", "icmp_signed", "icmp_unsigned"),
     )
 
-    def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False) -> None:
-        function = ir.Function(module, ir.FunctionType(VOID, list(arguments)), name)
+    def __init__(
+        self, module: ir.Module, name: str, arguments: Sequence[Any], public: bool = False, result: Any = VOID
+    ) -> None:
+        function = ir.Function(module, ir.FunctionType(result, list(arguments)), name)
         if not public:
             function.linkage = "internal"
         self.arguments = function.args

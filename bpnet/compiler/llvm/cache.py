@@ -11,7 +11,6 @@ at once, half written when the power failed.  Not kept out are root, and program
 secret would help: they could read it wherever it lay, and may as well change Python's own files, or those of bpnet.
 """
 
-import errno
 import functools
 import hashlib
 import logging
@@ -25,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bpnet.compiler import BEGAN
-from bpnet.disk import open_ordinary, replacing, sweep
+from bpnet.disk import open_ordinary, opening, replacing, sweep
 
 LOG = logging.getLogger("bpnet")
 
@@ -138,12 +137,9 @@ def _opened(make: bool) -> Iterator[tuple[str, int | None]]:
     if not HAS_OWNERS:
         yield path + os.sep, None
         return
-    try:
-        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP) and os.path.islink(path):
-            raise _refusal(f"{path} is a link, which is not followed") from error
-        raise
+    if os.path.islink(path):
+        raise _refusal(f"{path} is a link, which is not followed")
+    (number,) = opening(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         status = os.fstat(number)
         if status.st_uid != os.geteuid():

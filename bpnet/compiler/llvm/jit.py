@@ -93,17 +93,22 @@ def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 
 def _machine_code(name: str, write: Callable[[ir.Module, str], None]) -> bytes:
+    machine = _machine()
+    code: bytes = machine.emit_object(written(name, write, machine))
+    return code
+
+
+def written(name: str, write: Callable[[ir.Module, str], None], machine: Any, kind: str | None = None) -> Any:
+    """The module in which `write(module, name)` has written a function of a kind (None: its name), for a machine."""
     module = ir.Module(name)
     module.triple = llvm.get_default_triple()
     write(module, name)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
-    machine = _machine()
-    if name not in AS_WRITTEN:
+    if (kind or name) not in AS_WRITTEN:
         passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
         passes.getModulePassManager().run(parsed, passes)
-    code: bytes = machine.emit_object(parsed)
-    return code
+    return parsed
 
 
 def _machine() -> Any:

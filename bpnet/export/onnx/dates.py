@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from bpnet.export.onnx.graph import Graph, Tensor
+from bpnet.export.onnx.operators import cos
 from bpnet.tabular.dates import CYCLES, PER_DAY
 
 DAY = PER_DAY["us"]
@@ -62,7 +63,7 @@ def date_parts(g: Graph, ticks: Tensor, parts: tuple[str, ...], origin: float, m
                 value = g.node("Sub", value, g.node("Mul", whole, g.array(60.0)))
         if part in CYCLES:
             angle = g.node("Mul", value, g.array(2.0 * math.pi / CYCLES[part]))
-            columns += [g.node("Sin", angle), g.node("Cos", angle)]
+            columns += [g.node("Sin", angle), cos(g, angle)]
         else:
             columns.append(value)
     found = columns[0] if len(columns) == 1 else g.node("Concat", *columns, axis=1)

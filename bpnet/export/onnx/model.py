@@ -122,7 +122,8 @@ def add_program(g: Graph, program: Program, inputs: list[Tensor], network: Layer
             known[leaf.name] = g.array(arrays[leaf.name], leaf.name)
         return known[leaf.name]
 
-    for op in joined(program):
+    # onnxruntime's sigmoid of numbers below -18 is 1.5e-8, which counts where it is a factor beside large numbers
+    for op in joined(program, factors=False):
         args, options = mapped(operand, (op.args, dict(op.options)))
         g.place, g.result, start = f"{op.layer}/" if op.layer else "", op.result, len(g.nodes)
         layer = layer_at(network, op.layer)

@@ -42,7 +42,7 @@ def common(g: Graph, *xs: Any) -> list[Tensor]:
 
 _UNARY = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh", "atan": "Atan", "atanh": "Atanh",
-    "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "erf": "Erf", "exp": "Exp", "floor": "Floor", "log": "Log",
+    "ceil": "Ceil", "cosh": "Cosh", "erf": "Erf", "exp": "Exp", "floor": "Floor", "log": "Log",
     "negative": "Neg", "reciprocal": "Reciprocal", "round": "Round", "sign": "Sign", "sin": "Sin", "sinh": "Sinh",
     "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu",
 }  # fmt: skip
@@ -125,18 +125,21 @@ def square(g: Graph, x: Tensor) -> Tensor:
     return g.node("Mul", x, x)
 
 
+def _of_floats(g: Graph, operator: str, x: Tensor) -> Tensor:
+    """The operator's answer, which is False of whole numbers."""
+    if x.dtype.kind == "f":
+        return g.node(operator, x, dtype=bool)
+    return g.node("Not", g.node("Equal", x, x, dtype=bool))
+
+
 @standard
 def isnan(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsNaN" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
-
-
-def _true(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Equal", x, x, dtype=bool)
+    return _of_floats(g, "IsNaN", x)
 
 
 @standard
 def isinf(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsInf" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
+    return _of_floats(g, "IsInf", x)
 
 
 @standard
@@ -147,6 +150,15 @@ def isfinite(g: Graph, x: Tensor) -> Tensor:
 @standard
 def signbit(g: Graph, x: Tensor) -> Tensor:
     return g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)
+
+
+@standard
+def cos(g: Graph, x: Tensor) -> Tensor:
+    """Of float64 1 - 2 sin(x / 2)^2, since onnxruntime had no such cosine for long."""
+    if x.dtype != np.float64:
+        return g.node("Cos", x)
+    sine = g.node("Sin", g.node("Mul", x, g.array(0.5)))
+    return g.node("Sub", g.array(1.0), g.node("Mul", g.node("Mul", g.array(2.0), sine), sine), ndim=x.ndim)
 
 
 @standard

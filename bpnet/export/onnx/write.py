@@ -36,8 +36,8 @@ def to_onnx(
     Of a `TableModel` or a fitted estimator the input is "X", (rows, columns), where all columns are numbers or
     booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64, which dates are too, in
     microseconds since 1970 as NumPy's datetime64[us].  NaN is a missing number, the empty text a missing text, and
-    -2**63 (as of NaT) a missing int64.  Outputs are "label" and "probabilities" ("scores" of
-    losses without, as hinge), or of quantities "prediction", with "deviation" and "quantiles" where the model has them.
+    -2**63 (as of NaT) a missing int64.  Outputs are "label" and "probabilities" ("scores" of losses without, as hinge),
+    or of quantities "prediction", with "deviation" and "quantiles" where the model has them.
 
     The file has what is predicted with: averages of parameters and running statistics, no dropout; what depends on
     parameters alone, as a normalized weight, is computed beforehand.  Inputs are not checked: NaN gives NaN, and a code
@@ -48,11 +48,12 @@ def to_onnx(
     ----------
     model : a Trainer, a TableModel, a fitted estimator, or the path of a file that one of them was saved in
     path : of the file, which is written whole or not at all; None writes none
-    dtype : "float32" or "float64", of numbers in the file; None for the model's own.  onnxruntime has no float64
-        kernels of acos, acosh, asin, asinh, atan, atanh, cosh, sinh and tan, which no layer of bpnet uses
+    dtype : "float32" or "float64", of numbers in the file; None for the model's own.  float32 has 7 digits, of inputs
+        too, which is few for times in seconds.  onnxruntime has no float64 kernels of acos, acosh, asin, asinh, atan,
+        atanh, cosh, sinh and tan, which no layer of bpnet uses
     probabilities : of a Trainer, that probabilities and labels are wanted
-    opset : the version of ONNX's operators, from 18, of 2022, which runtimes of these years know and which is what
-        PyTorch writes, to 23
+    opset : the version of ONNX's operators, from 18, of 2022, the oldest in which all reductions are alike and which
+        runtimes of the years since know, to 23
     metadata : further entries for the file's, which has those of the model: text, or what JSON can hold
 
     Raises ExportError, which names the layer, where one does what a file can't say: looks at values, or depends on the

@@ -18,6 +18,7 @@ MOST_LEAVES = 6
 MOST_POINTS = 2000
 """Of a curve; one of more is thinned."""
 
+NOTHING = "nothing finite was recorded"
 TITLES = {"lr": "learning rate"}
 
 Role = Literal["training", "validation", "leaf"]
@@ -62,7 +63,8 @@ class Curve:
 class Panel:
     """A pair of axes: what is on the upright one, its scale, the curves, and the best epoch.
 
-    `best` is (epoch, value) of the curve by which an epoch is judged, or of the one in this panel in that epoch.
+    `best` is (epoch, value): the number of the best epoch, and what the validation data's curve, or without it the
+    training's, is there; the value may be NaN.
     """
 
     name: str
@@ -70,8 +72,11 @@ class Panel:
     scale: Scale
     curves: tuple[Curve, ...]
     best: tuple[float, float] | None = None
-    judged: bool = False
-    """Whether it is by this panel's quantity that the best epoch is the best."""
+
+    @property
+    def named(self) -> bool:
+        """Whether it takes words to say what its curves are."""
+        return len(self.curves) > 1 or self.curves[0].role == "validation" or " (" in self.curves[0].name
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -121,7 +126,7 @@ def panels(
             groups.setdefault(group_of(key), []).append(key)
     order = sorted(groups, key=lambda group: ("/" in groups[group][0], group == "lr"))  # losses and metrics first
     chosen = order if names is None else check_names(names, order)
-    if monitor is not None and group_of(monitor) not in groups:
+    if monitor is not None and monitor not in keys:
         raise RecordError(unrecorded(f"monitor is {monitor!r}, which was not recorded", monitor, keys))
     if best is None:
         best = best_epoch(records, monitor)
@@ -134,8 +139,7 @@ def panels(
         title = TITLES.get(group, group.replace("_", " "))
         if len(curves) < len(groups[group]) and "/" in groups[group][0]:
             title += f" ({len(curves)} of {len(groups[group])})"
-        judge = group_of(monitor or "loss")
-        made.append(panel_of(group, title, curves, None if best is None else (best, judge == group), epochs))
+        made.append(panel_of(group, title, curves, best))
     return made
 
 
@@ -147,7 +151,7 @@ def group_of(key: str) -> str:
 def check_texts(names: Any) -> list[str]:
     """A list of names; raises ArgumentError."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-        raise ArgumentError(f"names is {kind_of(names)}; expected a list of recorded quantities, as ['loss', 'lr']")
+        raise ArgumentError(f"names is {kind_of(names)}; expected a list of texts")
     return list(names)
 
 
@@ -175,8 +179,8 @@ def curves_of(records: Sequence[Any], epochs: Array, group: str, keys: Sequence[
             yield Curve(role + (f" ({lost:,} not finite)" if lost else ""), role, epochs, y)  # type: ignore[arg-type]
 
 
-def panel_of(group: str, title: str, curves: tuple[Curve, ...], best: tuple[int, bool] | None, epochs: Array) -> Panel:
-    """The panel of a quantity, with the best epoch in the curve of the validation data, or else of the training."""
+def panel_of(group: str, title: str, curves: tuple[Curve, ...], best: int | None) -> Panel:
+    """The panel of a quantity, with the epoch at the place `best`."""
     values = np.concatenate([curve.y for curve in curves])
     log = not larger_is_better(group)
     if group == "lr":  # most of a cosine is seen best as it is
@@ -184,5 +188,5 @@ def panel_of(group: str, title: str, curves: tuple[Curve, ...], best: tuple[int,
     scale = scale_for(values.tolist(), log)
     if best is None or group == "lr" or curves[0].role == "leaf":
         return Panel(group, title, scale, curves)
-    place, judged = best
-    return Panel(group, title, scale, curves, (float(epochs[place]), float(curves[-1].y[place])), judged)
+    last = curves[-1]
+    return Panel(group, title, scale, curves, (float(last.x[best]), float(last.y[best])))
