@@ -26,7 +26,7 @@ def main(seed: int) -> None:
         x, y = np.linspace(-1.0, 1.0, 48).reshape(12, 4), np.arange(12) % 3
         trainer = bp.Trainer(bp.Sequential(bp.Dense(5, "relu"), bp.Dense(3)), "cross_entropy", compile=bool(seed % 2))
         trainer.fit(x, y, batch_size=6, progress=False)
-        estimator = bp.MLPClassifier((4,), max_iter=2, random_state=0).fit(x, y)
+        estimator = bp.MLPClassifier(hidden_layer_sizes=(4,), max_iter=2, random_state=0).fit(x, y)
         return trainer.theta.tobytes(), estimator.predict_proba(x).tobytes()
 
     import warnings

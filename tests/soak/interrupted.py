@@ -179,7 +179,9 @@ class Again:
         return np.asarray(model.predict(self.columns)).tolist()
 
     def estimator(self) -> Any:
-        found = bp.MLPClassifier((4,), max_iter=3, early_stopping=True, random_state=0).fit(self.x, self.y)
+        found = bp.MLPClassifier(hidden_layer_sizes=(4,), max_iter=3, early_stopping=True, random_state=0).fit(
+            self.x, self.y
+        )
         return found.predict_proba(self.x).tobytes()
 
     def gradient(self) -> Any:

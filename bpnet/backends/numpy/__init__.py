@@ -40,7 +40,7 @@ LEAST_WORK = 2e6
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
-SPARE = 2**24
+SPARE = 2**23
 """Bytes of a limited memory that are left to threads and the compiler."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
@@ -86,7 +86,7 @@ class NumpyBackend(Backend):
             with suppress(AttributeError):  # of a C library that is not GNU's
                 ctypes.CDLL(None).malloc_trim(0)
             total = min(total, limit)
-            free = max(_largest_block(min(free, total)) - SPARE, 0)
+            free = max(_available(min(free, total)) - SPARE, 0)
         return free, total
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
@@ -294,18 +294,27 @@ def can_compile() -> bool:
     return hasattr(binding, "create_pass_builder")
 
 
-def _largest_block(most: int) -> int:
-    """Bytes that can be had in one piece, to within a megabyte."""
-    least = 0
-    while most - least > 2**20:
-        middle = (least + most) // 2
-        try:
-            numpy.empty(middle, numpy.uint8)
-        except MemoryError:
-            most = middle
-        else:
-            least = middle
-    return least
+def _available(most: int) -> int:
+    """Bytes that can be had in pieces, of which the largest is half at least."""
+
+    def largest(most: int) -> int:
+        least = 0
+        while most - least > 2**20:
+            middle = (least + most) // 2
+            try:
+                numpy.empty(middle, numpy.uint8)
+            except MemoryError:
+                most = middle
+            else:
+                least = middle
+        return least
+
+    first = total = largest(most)
+    had = [numpy.empty(first, numpy.uint8)]
+    while total < 2 * first and (piece := min(largest(first), 2 * first - total)) > 2**20:
+        had.append(numpy.empty(piece, numpy.uint8))
+        total += piece
+    return total
 
 
 _memory = threading.local()
