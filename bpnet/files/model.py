@@ -267,7 +267,7 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
     try:
         check_numbers(layout, optimizer, *vectors)
     except DivergedError as error:
-        raise FileFormatError(f"{error}".partition(",")[0]) from None
+        raise FileFormatError(f"{error}".partition(", which no file")[0]) from None
     return vectors
 
 
