@@ -632,12 +632,15 @@ def works(path: Path) -> bool:
 
 
 def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: Path) -> None:
-    """Every part of it in turn left out, and replaced by each of many things that do not belong there."""
+    """Every part of it in turn left out, and replaced by some of many things that do not belong there.
+
+    The soak suite's mutations are a thousand times as many.
+    """
     tensors, description = contents(saved)
     path = tmp_path / "m.safetensors"
     good, seen = 0, 0
-    for place in list(places(description)):
-        for nasty in (*NASTY, "leave out"):
+    for number, place in enumerate(list(places(description))):
+        for nasty in (*NASTY[number % 4 :: 4], "leave out"):
             changed = copy.deepcopy(description)
             parent = changed
             for key in place[:-1]:
@@ -652,7 +655,7 @@ def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: P
                 error.add_note(f"{place} = {nasty!r:.60}")
                 raise
             seen += 1
-    assert seen > 2000
+    assert seen > 600
     assert 0 < good < seen / 2
 
 
@@ -851,7 +854,7 @@ def test_metadata_that_no_file_can_hold(saved: Path, tmp_path: Path, monkeypatch
         with pytest.raises(bp.errors.ArgumentError, match="metadata"):
             trainer.save(tmp_path / "m", metadata=metadata)  # type: ignore[arg-type]
     monkeypatch.setattr("bpnet.files.tensors.LARGEST_HEADER", 5000)
-    with pytest.raises(bp.errors.ArgumentError, match=r"metadata, history .* take [0-9,]+ bytes"):
+    with pytest.raises(bp.errors.ArgumentError, match=r"metadata, settings .* take [0-9,]+ bytes"):
         trainer.save(tmp_path / "m", metadata={"notes": "x" * 5000})
     assert not list(tmp_path.iterdir())
 
