@@ -134,10 +134,10 @@ class Saving:
         another training.
         """
         trainer, engine = training.trainer, training.engine
-        describe(
-            [trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties]
-        )  # or the error that no file can
-        self.written, self.sample = training.number, _sample(training.data)
+        for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
+            describe(part)  # or the error that no file can hold it, before there is anything to lose
+        with engine.looking():
+            self.written, self.sample = training.number, _sample(training.data)
         if not self.resume:
             if self.folder.used():
                 raise OptionError(

@@ -216,8 +216,8 @@ class Trainer(HasState):
         """All that a file holds of it."""
         from bpnet.files.model import OPTIONS, Checkpoint
 
-        (theta, buffers, state), count = self.snapshot()
-        arrays = [self.backend.to_host(array) for array in (theta, buffers, *state)]
+        (theta, buffers, state), count = self._have().state.now
+        arrays = [self.backend.to_host(array).copy() for array in (theta, buffers, *state)]  # no more on a device
         options = {name: getattr(self, name) for name in OPTIONS}
         trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
         metadata = self.metadata if metadata is None else metadata
@@ -318,7 +318,8 @@ class Trainer(HasState):
         progress : a bar; None shows it in a terminal and in a notebook
         checkpoint : a folder for checkpoints: files for `bpnet.load` from which the training can go on where it was
             interrupted, in the midst of an epoch too, and end as if it never had been.  One training at a time uses it.
-            Ctrl-C, SIGTERM and SIGHUP then wait for the step, write a checkpoint, and end the program or call
+            Ctrl-C, SIGTERM and SIGHUP then wait for the step and a checkpoint, and end it by KeyboardInterrupt, or the
+            program by SystemExit; a second Ctrl-C ends it at once
         every : steps from one checkpoint to the next, None for one after every epoch; there is one at the end, too
         keep : how many of the last checkpoints are kept; besides them best.safetensors is after the epoch with the
             smallest loss, that of the validation data where there are some

@@ -1,17 +1,16 @@
 """Checkpoints of a training: a resumed one ends as if it never had been interrupted, and nothing takes them away."""
 
+import errno
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.command import environment
 
 import bpnet as bp
 from bpnet.errors import (
@@ -116,9 +115,8 @@ def test_a_resumed_training_ends_as_if_it_never_had_been_interrupted(backend: An
 
     def run(**options: Any) -> tuple[bp.Trainer, Keeps]:
         kept = Keeps()
-        callbacks = [kept, bp.EarlyStopping(patience=1, min_delta=0.01), bp.ReduceOnPlateau("loss", 0.5, 1, 0.2)]
-        more: dict[str, Any] = {"sample_weight": weight, "validation": (x[:12, ...], y[:12, ...])}
-        return fitted(made(), x, y, callbacks=callbacks, **more | options), kept
+        callbacks = [kept, bp.EarlyStopping("loss", 1, 0.3), bp.ReduceOnPlateau("loss", 0.5, 1, 0.2)]
+        return fitted(made(), x, y, callbacks=callbacks, sample_weight=weight, **options), kept
 
     whole, kept = run(checkpoint=tmp_path / "all", every=1, keep=99)
     for number in (5,) if backend.name != "numpy" else (2, 3, 4, 5, 6):
@@ -180,6 +178,7 @@ def test_whatever_is_trained_how_is_resumed(case: str, tmp_path: Path, monkeypat
         monkeypatch.setattr("bpnet.data.loader.CACHED_SHARE", 0.0)
     options, more = CASES[case]
     x = {"a": RANKS, "b": X} if case == "sparse tables" else X
+    more = {"validation": (x, Y), "callbacks": ["early_stopping"], "metrics": ["f1"], **more}
     whole = fitted(made(**options), x, checkpoint=tmp_path / "all", every=1, keep=99, **more)
     number = whole.step_count // 4 + 2
     folder = only(tmp_path / "all", number, tmp_path / "other")
@@ -288,11 +287,22 @@ def test_a_full_disk_costs_neither_the_parameters_nor_older_checkpoints(
     assert state(fitted(trainer, checkpoint=tmp_path, resume=True)) == state(fitted(small()))
 
 
-def test_a_folder_that_is_gone_or_no_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_or_read_only_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
     folder, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     with pytest.raises(PathError, match="there"):
         fitted(small(), checkpoint=folder, every=1, callbacks=[At(3, lambda: folder.rename(elsewhere))])
     assert files(elsewhere) == ["step-0000000001.safetensors", "step-0000000002.safetensors"]
+    folder.mkdir()
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(PathError, match="there can't be written to: Read-only"):
+        fitted(small(), checkpoint=folder)
+    monkeypatch.undo()
+    folder.rmdir()
     folder.write_bytes(b"a file")
     with pytest.raises(PathError, match=r"the folder .*there can't be made"):
         fitted(small(), checkpoint=folder)
@@ -545,30 +555,33 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 4
 
 
+def _forked() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are threads, which the child has no use for
+        return os.fork()
+
+
 @POSIX
 def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = """
-        import os, sys, signal, numpy as np, bpnet as bp
-        x = np.random.default_rng(0).standard_normal((44, 6)).astype("float32"); y = np.argmax(x[:, :3], axis=1)
-
-        class Kill(bp.Callback):
-            def on_step_end(self, trainer, step):
-                if trainer.step_count == 7:
-                    if os.fork() == 0:
-                        os.read(int(sys.argv[2]), 1)  # a child that lives on
-                        os._exit(0)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        trainer = bp.Trainer(bp.Dense(3), "cross_entropy", bp.SGD(0.1, momentum=0.5))
-        trainer.fit(x, y, epochs=4, batch_size=12, checkpoint=sys.argv[1], every=2, callbacks=[Kill()])
-    """
     ours, theirs = os.pipe()
+
+    def kill() -> None:
+        if _forked() == 0:
+            os.close(theirs)
+            os.read(ours, 1)  # a child that lives on
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     try:
-        command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path), str(ours)]
-        killed = subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, pass_fds=[ours])
-        assert killed.returncode == -signal.SIGKILL
+        pid = _forked()
+        if pid == 0:
+            try:
+                fitted(small(compile=False), checkpoint=tmp_path, every=2, callbacks=[At(7, kill)])
+            finally:
+                os._exit(1)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
         monkeypatch.setattr("bpnet.files.folder.WAIT", 20.0)  # for the child, on a busy machine
         assert files(tmp_path)[-1] == "step-0000000006.safetensors"
         assert state(fitted(small(), checkpoint=tmp_path, resume=True)) == state(fitted(small()))

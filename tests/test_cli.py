@@ -1196,6 +1196,30 @@ def test_a_signal_ends_training_at_a_step(npz, presses, name, status, monkeypatc
 
 
 @POSIX
+def test_a_training_that_a_signal_has_ended_goes_on_in_the_midst_of_its_epoch(npz, monkeypatch):
+    command = ("train", npz, *SMALL, "--checkpoint", "saved", "--every", "1000")
+    end = train.Interrupt.on_step_end
+
+    def press(self, trainer, step):
+        end(self, trainer, step)
+        if trainer.step_count == 17:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Interrupt, "on_step_end", press)
+        result = run(*command)
+    assert result.status == 143
+    assert "terminated after 17 steps; what was learnt until then is saved\n" in result.out
+    assert "checkpoint: saved/step-0000000017.safetensors; --resume goes on from there\n" in result.out
+    loud = [option for option in command if option != "--quiet"]
+    resumed, whole = run(*loud, "--resume"), ok("train", npz, *SMALL, "--json").json
+    assert "resuming after epoch 1, " in resumed.out
+    found = bp.load("model.safetensors").trainer.history
+    assert [record["loss"] for record in found] == [record["loss"] for record in whole["history"]]
+    assert "the training in saved was complete after epoch " in run(*loud, "--resume").out
+
+
+@POSIX
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_signals_that_come_in_numbers_lose_nothing(npz, name, monkeypatch):
     evaluate, end = train.evaluate_rows, train.Interrupt.on_step_end

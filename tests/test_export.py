@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import io
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -284,6 +285,18 @@ def test_parameters_are_named_and_products_are_linear_layers(torch):
             np.testing.assert_allclose(predicted(mode, X[:rows]), trainer.predict(X[:rows]), rtol=1e-5, atol=1e-6)
 
 
+def test_layers_may_be_called_as_what_a_module_has(torch, tmp_path):
+    names = "type", "forward", "training", "torch", "slice", "self", "W", "np", "x", "class", "Land area", "numbers"
+    network = bp.Sequential(bp.Inputs(*((name, bp.Dense(2)) for name in names)), bp.Dense(2))
+    x = {name: X + i for i, name in enumerate(names)}
+    trainer = bp.Trainer(network, "mse").build(x)
+    module = bp.files.to_torch_module(trainer)
+    np.testing.assert_allclose(predicted(module, x), trainer.predict(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(source(trainer, tmp_path).predict(x), trainer.predict(x), rtol=1e-6)
+    again = bp.Trainer(network, "mse", seed=1).build(x)
+    np.testing.assert_array_equal(bp.files.from_torch(again, module).predict(x), trainer.predict(x))
+
+
 def test_a_saved_module_does_not_know_bpnet(torch):
     trainer = built(bp.Dense(8, "gelu"), bp.LayerNorm(), bp.Dense(2))
     place = io.BytesIO()
@@ -373,14 +386,23 @@ def test_bpnet_export(command, tmp_path, monkeypatch):
         f"made.py written, {size:,} bytes\nuse it: from made import predict; or in a shell, python made.py < rows.csv\n"
     )
     np.testing.assert_allclose(source(tmp_path / "made.py").predict(X), trainer.predict(X), rtol=1e-6)
-    if importlib.util.find_spec("torch") is not None:
-        found = command.ok("export", "model.safetensors", "--out", "made.pt", "--json").json
-        assert found["format"] == "torch"
-        assert found["output"] == ["made.pt"]
-        assert found["use"] == "torch.load('made.pt', weights_only=False)(x)"
+    others = {  # by the package that each needs
+        "torch": ("made.pt", ["made.pt"], "torch.load('made.pt', weights_only=False)(x)"),
+        "onnx": ("made.onnx", ["made.onnx"], "onnxruntime.InferenceSession('made.onnx').run(None, {'x': ...})"),
+        "llvmlite": (
+            "made.h",
+            ["made.h", "made.o"],
+            '#include "made.h", and link made.o; the header describes its functions',
+        ),
+    }
+    for package, (out, files, use) in others.items():
+        if importlib.util.find_spec(package) is not None and os.name == "posix":
+            found = command.ok("export", "model.safetensors", "--out", out, "--json").json
+            assert (found["output"], found["use"]) == (files, use)
+            assert found["bytes"] == sum((tmp_path / file).stat().st_size for file in files)
     refused = command.refused
     assert "expected --to onnx, torch, numpy, c" in refused("export", "model.safetensors", "--out", "made")
     assert "--out is missing" in refused("export", "model.safetensors")
     assert "did you mean 'numpy'" in refused("export", "model.safetensors", "--to", "numpi", "-o", "x.py")
-    assert "expected another file" in refused("export", "model.safetensors", "--to", "c", "-o", "model.safetensors")
+    assert "expected another file" in refused("export", "model.safetensors", "--to", "numpy", "-o", "model.safetensors")
     assert "missing.safetensors" in refused("export", "missing.safetensors", "-o", "x.py")

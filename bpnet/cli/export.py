@@ -41,7 +41,8 @@ def export(
     to = to or ENDINGS[out.suffix.lower()]
     if to not in FORMATS:
         raise UnknownNameError("--to", to, FORMATS)
-    terminal.check_output("--out", out, MODEL=model)
+    if to != "c":  # whose files have other endings
+        terminal.check_output("--out", out, MODEL=model)
     found: Any = bp.load(model)
     files, use = WRITERS[to](found, out)
     size = sum(file.stat().st_size for file in files)

@@ -48,14 +48,17 @@ class Interrupt(bp.Callback):
     before_next_step = False
     number = 0
     """Of the signal that came first."""
-    at_once = False
-    """Whether a signal ends what runs at once: a training that writes checkpoints says when it may."""
+    saves = at_once = False
+    """Whether the training writes checkpoints; then it says itself when a signal may end it, which is at once."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         again = self.number and number == signal.SIGINT
         self.number = self.number or number
         if again or self.at_once:
             terminal.stop(number)
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self.at_once = self.saves
 
     def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
         if self.number:

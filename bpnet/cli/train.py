@@ -325,7 +325,7 @@ def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> N
 def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any], **saving: Any) -> list[BpnetError]:
     """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
-        interrupt.at_once = bool(saving)
+        interrupt.saves = bool(saving)
         with options_named():
             training.fit(callbacks, progress=False, **saving)
     except KeyboardInterrupt as error:

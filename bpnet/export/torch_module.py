@@ -1,5 +1,7 @@
 """A trained network as a module of PyTorch, which knows nothing of bpnet any more."""
 
+import builtins
+import keyword
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +48,7 @@ def _check(module: Any, program: Program, inputs: list[Any]) -> None:
     """Raise ExportError where the module does not give what the program does, for some rows."""
     torch = get("torch").xp
     with torch.no_grad():
-        found = module(*map(torch.asarray, inputs))
+        found = module(*map(torch.asarray, inputs)).cpu()
     (expected,) = program(*inputs).values()
     if str(found.dtype) != f"torch.{expected.dtype}" or found.shape != expected.shape:
         raise ExportError(f"PyTorch makes {found.dtype} of {tuple(found.shape)} of what is {expected.dtype} here")
@@ -80,6 +82,7 @@ class _Graph:
         names: set[str] = set()
         for value in self.program.inputs:
             name = re.sub(r"\W", "_", value.name)
+            name += "_" * (keyword.iskeyword(name) or hasattr(builtins, name) or name in IN_SOURCE)
             name = name if name.isidentifier() and name not in names else f"x_{len(names)}"
             names.add(name)
             self.nodes[value.name] = self.graph.placeholder(name)
@@ -264,10 +267,14 @@ class _Graph:
 
 
 def paths_of(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Where each lies in the module: its own path, without what its source could not have in a name."""
+    """Where each lies in the module: its own path, without what its source, or a module, could not have in a name."""
+    from torch import fx
+
+    taken = {*dir(fx.GraphModule), *keyword.kwlist, "training"}
     found: dict[str, str] = {}
     for name in arrays:
-        path = stem = ".".join(re.sub(r"[^\w -]", "_", part) or "_" for part in name.split("."))
+        parts = [re.sub(r"[^\w -]", "_", part) or "_" for part in name.split(".")]
+        path = stem = ".".join(f"{part}_" if part in taken else part for part in parts)
         number = 1
         while path in found.values():
             number += 1
@@ -276,6 +283,8 @@ def paths_of(arrays: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+IN_SOURCE = {"self", "torch", "inf", "nan", "device", "NoneType", "fx_pytree", "pytree"}
+"""Names that mean something in a module's source, beside Python's own."""
 SPECIAL = {
     "maximum", "minimum", "gemm", "matrix_transpose", "where", "take", "vecdot", "sort", "searchsorted", "zeros",
     "ones", "full", "std", "var",

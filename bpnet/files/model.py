@@ -167,7 +167,10 @@ def read_checkpoint(path: str | os.PathLike[str], dtype: Any = None) -> Checkpoi
     with damaged(path):
         description, tensors = _read(path)
         network, loss, optimizer = (restore(description[name]) for name in ("network", "loss", "optimizer"))
-        layout = layout_of(network, description["in_shape"])
+        try:
+            layout = layout_of(network, description["in_shape"])
+        except OutOfMemoryError as error:  # no memory has been asked for yet
+            raise FileFormatError(f"it describes more than a file holds: {error}") from None
         loss.target_shape(layout.out_shape)
         history = restored(description["history"], tensors)
         metadata = description["metadata"]

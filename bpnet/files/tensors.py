@@ -46,7 +46,7 @@ DTYPES = {
 """What NumPy calls the types, in the order in which the package lays them out, so that each is aligned."""
 CODES = {dtype[1:]: code for code, dtype in DTYPES.items()}
 
-BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
+BEGINNING = re.compile(r'\{"format": ?([0-9]{1,9})(?=[,}])(?:,"sha256":"([0-9a-f]{64})"(?=[,}]))?')
 
 
 def write(file: IO[bytes], tensors: "Tensors", description: Mapping[str, Any]) -> None:

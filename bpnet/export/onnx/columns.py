@@ -23,7 +23,8 @@ def add_inputs(g: Graph, schema: Schema, dtype: Any) -> dict[str, Tensor]:
         return {"numbers": _matrix(g, schema, dtype)}
     found: dict[str, list[Tensor]] = {}
     for feature in schema.features:
-        column = g.input(feature.name, _input_type(feature, dtype), (ROWS, 1), _about(feature))
+        kind = np.dtype(_input_type(feature, dtype))
+        column = g.input(feature.name, kind, (ROWS, 1), _about(feature, kind))
         if feature.kind == "category":
             found.setdefault("categories", []).append(_codes(g, feature, column))
         elif feature.kind == "date":
@@ -59,10 +60,11 @@ def _input_type(feature: Feature, dtype: Any) -> Any:
     return object if str in kinds else np.float64 if float in kinds else np.int64
 
 
-def _about(feature: Feature) -> str:
-    """What an input says of itself."""
+def _about(feature: Feature, dtype: Any) -> str:
+    """What an input of that type says of itself."""
     if feature.kind == "category":
-        return f"category; {'the empty text' if isinstance(feature.values[0], str) else 'NaN or -2**63'} is missing"
+        missing = {np.dtype(object): "the empty text", np.dtype(np.float64): "NaN"}.get(dtype, "-2**63")
+        return f"category; {missing} is missing"
     if feature.kind == "date":
         zone = f" of {feature.zone}" if feature.zone else ""
         return f"date, in microseconds since 1970 as clocks{zone} show it; -2**63 is missing"

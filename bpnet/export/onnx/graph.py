@@ -45,6 +45,8 @@ class Graph:
         """By the name of what is made: the number of its node."""
         self.named: set[str] = set()
         """Those of them that are called as in the program."""
+        self.given: dict[str, str] = {}
+        """What outputs are called, by the names that they had."""
         self.of_rows: dict[Rows, Tensor] = {}
         self.place = ""
         """Where the operations come from that are being added: names begin with it."""
@@ -69,12 +71,12 @@ class Graph:
 
     def output(self, name: str, tensor: Tensor, shape: Sequence[Any]) -> str:
         """Makes `tensor` an output, called `name` where that is free."""
-        name = self.name(name)
-        at = self.made.get(tensor.name)
-        if at is None or tensor.name in {info.name for info in self.outputs}:
-            self.nodes.append(helper.make_node("Identity", [tensor.name], [name], name=f"{name}/Identity"))
+        name, given = self.name(name), self.given.get(tensor.name, tensor.name)
+        if given in self.made and given not in self.given.values():
+            self.rename(given, name)
         else:
-            self.rename(tensor.name, name)
+            self.nodes.append(helper.make_node("Identity", [given], [name], name=f"{name}/Identity"))
+        self.given.setdefault(tensor.name, name)
         self.outputs.append(helper.make_tensor_value_info(name, element_type(tensor.dtype), sizes(shape)))
         return name
 
@@ -91,7 +93,8 @@ class Graph:
     def array(self, value: Any, name: str = "", dtype: Any = None) -> Tensor:
         """A constant; equal ones without a name are one."""
         value = np.asarray(value, dtype=dtype)
-        key = name, value.dtype.str, value.shape, tuple(value.tolist()) if value.dtype.kind == "O" else value.tobytes()
+        content = tuple(value.tolist()) if value.dtype.kind == "O" else value.tobytes() if not name else None
+        key = name, value.dtype.str, value.shape, content
         if key not in self.constants:
             if value.dtype.kind == "O":
                 tensor = helper.make_tensor("", onnx.TensorProto.STRING, value.shape, [s.encode() for s in value.flat])

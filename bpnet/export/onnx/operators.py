@@ -125,18 +125,21 @@ def square(g: Graph, x: Tensor) -> Tensor:
     return g.node("Mul", x, x)
 
 
+def _of_floats(g: Graph, operator: str, x: Tensor) -> Tensor:
+    """The operator's answer, which is False of whole numbers."""
+    if x.dtype.kind == "f":
+        return g.node(operator, x, dtype=bool)
+    return g.node("Not", g.node("Equal", x, x, dtype=bool))
+
+
 @standard
 def isnan(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsNaN" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
-
-
-def _true(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Equal", x, x, dtype=bool)
+    return _of_floats(g, "IsNaN", x)
 
 
 @standard
 def isinf(g: Graph, x: Tensor) -> Tensor:
-    return g.node("IsInf" if x.dtype.kind == "f" else "Not", x if x.dtype.kind == "f" else _true(g, x), dtype=bool)
+    return _of_floats(g, "IsInf", x)
 
 
 @standard
