@@ -220,7 +220,7 @@ def program_of(table: TableModel | None, layout: Layout) -> str:
         read = [f'given = np.loadtxt(sys.stdin, {kind}, delimiter=",", ndmin=2)']
     else:
         return ""
-    lines = ["import csv", "import sys", "", *read, "lines = csv.writer(sys.stdout, lineterminator=\"\\n\")"]
+    lines = ["import csv", "import sys", "", *read, 'lines = csv.writer(sys.stdout, lineterminator="\\n")']
     lines.append("lines.writerows(map(np.ravel, predict(given)))")
     start = "# python model.py < rows.csv\n"
     return f'{start}if __name__ == "__main__":\n' + "\n".join(f"    {line}".rstrip() for line in lines) + "\n"

@@ -74,7 +74,9 @@ def to_onnx(
     try:
         made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
     except UnicodeEncodeError as error:  # half of a pair of UTF-16, as a name or a label from JSON may have
-        raise ExportError(f"the model has the text {error.object!r}, which is no Unicode that a file can hold") from None
+        raise ExportError(
+            f"the model has the text {error.object!r}, which is no Unicode that a file can hold"
+        ) from None
     if path is not None:
         with write_atomically(path) as file:
             file.write(made.SerializeToString())
