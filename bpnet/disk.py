@@ -31,6 +31,9 @@ PART, ENDING = ".bpnet-", ".part"
 WAITS = (0.01, 0.03, 0.1, 0.3) if os.name == "nt" else ()
 """Seconds between tries: Windows does not replace a file while somebody reads it."""
 
+TRIES = 10
+"""How often a new part is made where the one before was swept at once."""
+
 ABANDONED = 86400.0
 """Seconds after which nobody writes to a part any more, where no lock says so."""
 
@@ -165,12 +168,12 @@ def replacing(name: str, permissions: int, folder: int | None = None) -> Iterato
         (number,) = opening(path, flags | getattr(os, "O_NOFOLLOW", 0), folder, permissions)
         return number
 
-    while True:
+    for left in reversed(range(TRIES)):
         path = os.path.join(os.path.dirname(name), f"{PART}{secrets.token_hex(8)}{ENDING}")
         raw = None
         try:
             raw = io.FileIO(path, "x", opener=create)
-            if not _locked(raw.fileno()):  # swept in the instant before
+            if not _locked(raw.fileno()) and left:  # swept in the instant before
                 continue
             part = Part(raw)
             yield part
@@ -181,10 +184,12 @@ def replacing(name: str, permissions: int, folder: int | None = None) -> Iterato
             part.close()
             return
         finally:
-            with suppress(OSError):  # after the replacement there is none
-                os.unlink(path, dir_fd=folder)
-            if raw is not None:
-                raw.close()
+            try:
+                if raw is not None:
+                    raw.close()  # first, since Windows removes nothing that is open
+            finally:
+                with suppress(OSError):  # after the replacement there is none
+                    os.unlink(path, dir_fd=folder)
 
 
 def _locked(number: int) -> bool:
@@ -252,7 +257,7 @@ def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | No
     file = open(name, "rb", opener=look)  # noqa: SIM115 - the caller closes it
     try:
         _check_ordinary(name, os.fstat(file.fileno()))
-    except PathError:
+    except BaseException:
         file.close()
         raise
     return file

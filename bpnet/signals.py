@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -47,7 +47,8 @@ class StopSignals:
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, None):  # None: it is not Python's, which could not set it again
                 self.before[number] = handler
-                signal.signal(number, self.receive)
+                with suppress(ValueError):  # in an interpreter within another
+                    signal.signal(number, self.receive)
 
     def restore(self) -> None:
         """Have the handlers that there were, but where somebody has set others meanwhile."""
@@ -104,4 +105,5 @@ class Exit(SystemExit):
 
     def tell(self) -> None:
         """Say it on standard error, once what else is shown there has ended."""
-        print(f"bpnet: {self.text}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # the terminal may be what has gone
+            print(f"bpnet: {self.text}", file=sys.stderr, flush=True)

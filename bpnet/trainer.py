@@ -317,7 +317,8 @@ class Trainer(HasState):
         callbacks : names, such as "early_stopping", or objects, called after steps and epochs
         progress : a bar; None shows it in a terminal and in a notebook
         checkpoint : a folder for checkpoints: files for `bpnet.load` from which the training can go on where it was
-            interrupted, in the midst of an epoch too, and end as if it never had been.  One training at a time uses it.
+            interrupted, in the midst of an epoch too, and end with the bits of one that never was (but for `seconds` in
+            the history).  One training at a time uses it.
             Ctrl-C, SIGTERM and SIGHUP then wait for the step and a checkpoint, and end it by KeyboardInterrupt, or the
             program by SystemExit; a second Ctrl-C ends it at once
         every : steps from one checkpoint to the next, None for one after every epoch; there is one at the end, too

@@ -501,6 +501,15 @@ def test_a_signal_waits_for_the_step_and_a_checkpoint(
 
 
 @POSIX
+def test_a_terminal_that_has_gone_hides_no_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", open(os.devnull))  # noqa: SIM115 - nothing can be written there
+    with pytest.raises(SystemExit) as ended:
+        fitted(small(), checkpoint=tmp_path, callbacks=[At(6, sends("SIGHUP"))])
+    sys.stderr.close()
+    assert ended.value.code == 129
+
+
+@POSIX
 def test_ctrl_c_again_ends_at_once(tmp_path: Path) -> None:
     def twice() -> None:
         sends("SIGTERM")()

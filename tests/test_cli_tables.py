@@ -481,7 +481,7 @@ def test_training_goes_on_from_a_checkpoint(csv):
     ):
         assert f"bpnet: --{said}" in run(*train, "--resume", *other).err
     assert "--checkpoint is saved, which holds another training" in refused(*train)
-    assert "--every is of checkpoints" in refused(*train[:-2], "--every", "3")
+    assert "--every is of what --checkpoint DIR saves" in refused(*train[:-2], "--every", "3")
 
 
 def test_cross_validation(csv):

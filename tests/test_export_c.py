@@ -56,7 +56,7 @@ class Library:
 
 def classifier() -> tuple[Any, Any]:
     """A trainer with classes, and rows for it."""
-    x = RNG.standard_normal((1000, 37)).astype("float32")
+    x = RNG.standard_normal((1000, 300)).astype("float32")
     y = (x[:, 0] > 0).astype(int) + (x[:, 1] > 1)
     net = bp.Sequential(
         bp.Standardize(0.1, 2.0), bp.Dense(70, "relu"), bp.BatchNorm(), bp.Dropout(0.2), bp.Dense(33, "relu"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.calls import CALLS, UNUSUAL, Function, Refused
 from support.networks import drawn
-from support.onnx import BATCHES, apart, assert_same, run_by_all
+from support.onnx import BATCHES, assert_same, largest_distance, run_by_all
 
 import bpnet as bp
 from bpnet.errors import ExportError
@@ -41,7 +41,7 @@ def trained(network: Layer, x: Any = X, loss: Any = "mse") -> bp.Trainer:
 def test_a_random_network_gives_in_onnx_what_it_predicts(seed):
     problem = drawn(seed)[0]
     for dtype, allowed in (("float32", 1e-5), ("float64", 1e-12))[: 2 if seed == 0 else 1]:
-        assert apart(problem, dtype) <= allowed
+        assert largest_distance(problem, dtype) <= allowed
 
 
 LEFT_OUT: dict[str, str] = {}

@@ -117,7 +117,7 @@ def train(
             threads=threads,
         )
     if checkpoint is None and (resumed or every is not None):
-        raise OptionError(f"{'--resume' if resumed else '--every'} is of checkpoints: give --checkpoint DIR too")
+        raise OptionError(f"{'--resume' if resumed else '--every'} is of what --checkpoint DIR saves: give that too")
     folder = None if checkpoint is None else Folder(checkpoint)
     if folder is not None and not resumed and folder.used():
         raise OptionError(

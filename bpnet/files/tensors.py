@@ -36,7 +36,7 @@ LARGEST_HEADER = 100_000_000
 """Bytes; what is longer the safetensors package does not read either."""
 MARGIN = 48 * 2**20
 """Bytes that a header may take in memory beyond the size of the file, by COSTS."""
-COSTS = {"{": 1000, "[": 100, ",": 60, '"': 20}
+COSTS = {"{": 1000, "[": 100, ",": 60, ":": 150, '"': 20}
 """Bytes that each such character takes at most once the JSON it stands in is read: as an array's entry, a list, ..."""
 
 DTYPES = {

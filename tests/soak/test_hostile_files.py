@@ -1,9 +1,11 @@
 """Files that are damaged or hostile are refused by name: at once, in little memory, and without running anything."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.fuzzer import fuzz
 from support.hostile import Loader
 from support.hostile_files import bombs, of_bytes, of_descriptions, sound, sound_table
 
@@ -56,7 +58,7 @@ def test_hostile_files(soak: Any, tmp_path: Path) -> None:
             outcome = loader.load(path)
             assert outcome.kind == "loaded", (name, outcome)
             assert not outcome.faults(len(data), refused=False), (name, outcome)
-        for name, data in [*of_bytes(whole), *of_descriptions(whole, table), *bombs(soak.count(95, 8) * 10**6)]:
+        for name, data in chain(of_bytes(whole), of_descriptions(whole, table), bombs(soak.count(95, 8) * 10**6)):
             path.write_bytes(data)
             outcome = loader.load(path)
             failures += [f"{name}: {fault}" for fault in outcome.faults(len(data))]
@@ -66,3 +68,15 @@ def test_hostile_files(soak: Any, tmp_path: Path) -> None:
         f"{cases} files by hand: slowest {slowest:.2f} s, most memory beyond twice the file {largest / 2**20:.0f} MiB"
     )
     soak.record("hostile files", cases=cases, failures=failures, detail=detail)
+
+
+def test_mutations(soak: Any, tmp_path: Path) -> None:
+    """Coverage-guided where atheris is installed; each is loaded, and most have the right hash."""
+    found = fuzz(tmp_path, soak.count(1_000_000, 3_000), soak.seed, budget=soak.count(10**9, 8))
+    how = "guided by coverage (atheris)" if found["guided"] else "at random, since atheris is not installed"
+    rate, loaded = found["mutations"] / found["seconds"], found["kinds"].get("loaded", 0)
+    detail = (
+        f"{found['mutations']:,} mutations {how}, {rate:,.0f} a second, {loaded:,} loaded: slowest "
+        f"{found['slowest']:.2f} s, most memory {found['most'] / 2**20:.0f} MiB"
+    )
+    soak.record("hostile files", cases=found["mutations"], failures=found["faults"], detail=detail)

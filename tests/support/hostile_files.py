@@ -359,7 +359,7 @@ def bombs(size: int) -> Iterator[tuple[str, bytes]]:
     yield "empty lists", made({}, f'{{"format":2,"sha256":"{NO_HASH}","a":{lists}}}')
     objects = "[" + ",".join(["{}"] * (size // 3)) + "]"
     yield "empty objects", made({}, f'{{"format":2,"sha256":"{NO_HASH}","a":{objects}}}')
-    keys = ",".join(f'"{i}":0' for i in range(size // 11))
+    keys = ",".join(f'"{i}":0' for i in range(size // 15))
     yield "many keys", made({}, f'{{"format":2,"sha256":"{NO_HASH}",{keys}}}')
     numbers = ",".join(["1.5"] * (size // 4))
     yield "many numbers", made({}, f'{{"format":2,"sha256":"{NO_HASH}","a":[{numbers}]}}')

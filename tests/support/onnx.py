@@ -1,5 +1,6 @@
 """Models in ONNX run by ONNX's own evaluator and by onnxruntime, beside what they are of."""
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -58,14 +59,19 @@ def fed(x: Any) -> dict[str, Any]:
     return {name: a.astype("int64") if a.dtype.kind == "i" else a for name, a in given.items()}
 
 
+def apart(found: Any, want: Any) -> float:
+    """The largest difference of two arrays, or where numbers are large its share of the largest."""
+    return float(np.max(np.abs(found - want)) / max(1.0, np.max(np.abs(want))))
+
+
 def distance(trainer: bp.Trainer, model: Any, x: Any) -> float:
-    """How far apart the outputs are for some rows: the largest difference, or where outputs are large its share."""
+    """How far apart the outputs are for some rows."""
     want = np.asarray(trainer.predict(x, check=False))
     worst = 0.0
     for who, (found,) in run_by_all(model, fed(x)):
         assert found.shape == want.shape, who
         assert found.dtype == want.dtype, who
-        worst = max(worst, float(np.max(np.abs(found - want)) / max(1.0, np.max(np.abs(want)))))
+        worst = max(worst, apart(found, want))
     return worst
 
 
@@ -77,10 +83,31 @@ def assert_same(trainer: bp.Trainer, x: Any, **options: Any) -> Any:
     return model
 
 
-def apart(problem: Problem, dtype: str) -> float:
-    """The distance of a random problem's network, after a step, for all sizes of batches."""
+def trained(problem: Problem, dtype: str) -> tuple[bp.Trainer, Any]:
+    """A trainer after a step, and the rows."""
     x, y, weight = (None if a is None else of_type(a, dtype) for a in (problem.x, problem.y, problem.weight))
     trainer = problem.trainer(compile=False).build(x)
     trainer.step(x, y, weight)
+    return trainer, x
+
+
+def largest_distance(problem: Problem, dtype: str) -> float:
+    """Of a random problem's network in ONNX, after a step, for all sizes of batches."""
+    trainer, x = trained(problem, dtype)
     model = bp.files.to_onnx(trainer, None)
     return max(distance(trainer, model, rows_of(x, rows)) for rows in BATCHES)
+
+
+def largest_move(problem: Problem, dtype: str) -> float:
+    """How far its own predictions move where each number of its input is an ulp off."""
+    trainer, given = trained(problem, dtype)
+    moved = 0.0
+    for seed, rows in itertools.product(range(8), BATCHES):
+        x, signs = rows_of(given, rows), np.random.default_rng(seed)
+
+        def near(a: Any, signs: Any = signs) -> Any:
+            return a * (1.0 + signs.choice([-1.0, 1.0], a.shape) * np.finfo(dtype).eps) if a.dtype.kind == "f" else a
+
+        shaken = {name: near(a) for name, a in x.items()} if isinstance(x, dict) else near(x)
+        moved = max(moved, apart(trainer.predict(of_type(shaken, dtype)), trainer.predict(x)))
+    return moved
