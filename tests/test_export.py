@@ -342,15 +342,21 @@ def test_a_module_computes_what_the_network_does_and_so_do_its_gradients(seed, t
     gradients(module, trainer, x)
 
 
-def test_parameters_are_named_and_products_are_linear_layers(torch):
-    trainer = built(bp.Dense(8, "relu"), bp.BatchNorm(), bp.Residual(bp.Dense(8, bias=False)), bp.Bilinear(3))
+def test_parameters_are_named_as_pytorchs_own(torch):
+    layers = bp.Dense(8, "prelu"), bp.BatchNorm(), bp.Residual(bp.Dense(8, bias=False)), bp.WeightNorm(bp.Dense(4))
+    trainer = built(*layers, bp.Bilinear(3), bp.Dense(3, ntk=True))
     module = bp.files.to_torch_module(trainer)
-    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {
-        "0.weight": (8, 4), "0.bias": (8,), "1.scale": (8,), "1.shift": (8,), "2.inner.weight": (8, 8),
-        "3.weight": (4, 4, 3), "3.bias": (3,),
+    state, expected = module.state_dict(), bp.files.to_torch(trainer)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "0.weight": (8, 4), "0.bias": (8,), "0.activation.weight": (8,), "1.weight": (8,), "1.bias": (8,),
+        "1.running_mean": (8,), "1.running_var": (8,), "2.inner.weight": (8, 8), "3.bias": (4,),
+        "3.parametrizations.weight.original0": (4, 1), "3.parametrizations.weight.original1": (4, 8),
+        "4.weight": (3, 2, 2), "4.bias": (3,), "5.weight": (3, 3), "5.bias": (3,),
     }  # fmt: skip
-    assert {name for name, _ in module.named_buffers()} == {"1.mean", "1.var"}
-    assert all(p.requires_grad for p in module.parameters())
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    kept = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    assert kept == {"1.running_mean", "1.running_var"}
     kinds = {name: type(part).__name__ for name, part in module.named_modules()}
     assert (kinds["0"], kinds["2.inner"]) == ("Linear", "Linear")
     for mode in (module.train(), module.eval()):  # it always predicts
@@ -371,14 +377,14 @@ def test_layers_may_be_called_as_what_a_module_has(torch, tmp_path):
 
 
 def test_a_saved_module_does_not_know_bpnet(torch):
-    trainer = built(bp.Dense(8, "gelu"), bp.LayerNorm(), bp.Dense(2))
+    trainer = built(bp.Dense(8, "gelu"), bp.BatchNorm(), bp.SpectralNorm(bp.Dense(2)))
     place = io.BytesIO()
     torch.save(bp.files.to_torch_module(trainer), place)
     assert b"bpnet" not in place.getvalue()
     place.seek(0)
-    np.testing.assert_allclose(
-        predicted(torch.load(place, weights_only=False), X), trainer.predict(X), rtol=1e-5, atol=1e-6
-    )
+    loaded = torch.load(place, weights_only=False)
+    np.testing.assert_allclose(predicted(loaded, X), trainer.predict(X), rtol=1e-5, atol=1e-6)
+    assert loaded.state_dict().keys() == bp.files.to_torch(trainer).keys()
 
 
 def test_what_is_trained_there_comes_back(torch):
@@ -390,7 +396,7 @@ def test_what_is_trained_there_comes_back(torch):
         for parameter in module.parameters():
             parameter -= 0.1 * parameter.grad
     before = trainer.predict(X)
-    bp.files.from_torch(trainer, module)
+    bp.files.from_torch(trainer, module.state_dict())
     np.testing.assert_allclose(trainer.predict(X), predicted(module, X), rtol=1e-5, atol=1e-6)
     assert not np.allclose(trainer.predict(X), before)
 
