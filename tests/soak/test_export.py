@@ -8,7 +8,7 @@ def test_onnx(soak):
     """Random networks of the whole catalogue after a step, for 1, 2, 7 and 64 rows, in float32 and float64.
 
     A network that float32 itself can't say to 1e-5 is passed over, and counted: one of which bpnet's own predictions
-    move as far as they are apart where each number of the input is an ulp off.
+    move half as far as they are apart, two results being compared, where each number of the input is an ulp off.
     """
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -20,7 +20,7 @@ def test_onnx(soak):
         for dtype, allowed in (("float32", 1e-5), ("float64", 1e-12)):
             problem = drawn(seed)[0]
             found = largest_distance(problem, dtype)
-            if found > allowed and largest_move(problem, dtype) >= found:
+            if found > allowed and 2.0 * largest_move(problem, dtype) >= found:
                 passed_over += 1
                 continue
             worst[dtype] = max(worst[dtype], found)
