@@ -257,7 +257,7 @@ def open_ordinary(name: str | os.PathLike[str], flags: int = 0, folder: int | No
     file = open(name, "rb", opener=look)  # noqa: SIM115 - the caller closes it
     try:
         _check_ordinary(name, os.fstat(file.fileno()))
-    except PathError:
+    except BaseException:
         file.close()
         raise
     return file

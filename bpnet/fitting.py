@@ -62,6 +62,8 @@ class Training:
         """The order of its rows; None: as they lie."""
         self.sizes: list[float] = []
         """How much its batches weigh."""
+        self.launched = False
+        """Whether more steps have been launched than anybody has been told of."""
         self.seconds = self.started = 0.0
         """How long it had taken when it was taken up, and when it would have begun, had it never been interrupted."""
 
@@ -139,38 +141,36 @@ class Training:
             order = row_order(engine.seed, len(trainer.history), data.count, self.shuffle)
             self.order = order[: self.count]
         pending: list[Array] = []
+        listeners, saving = self.listeners, self.saving
         with engine.session(min(self.batch_size, self.count), self.steps - first):
-            steps = self._advance(first, together) if first < self.steps else iter(())
-            for step, (loss, whole_launch) in enumerate(steps, first + 1):
+            steps = self._advance(first, together) if first < self.steps else ()
+            for step, loss in enumerate(steps, first + 1):
                 pending.append(loss)
-                trainer.step_loss = loss
-                for callback in self.listeners:
-                    callback.on_step_end(trainer, step)
-                due = self.saving is not None and self.saving.due(self.number + len(pending))
-                if due and whole_launch and step < self.steps:
+                if listeners:
+                    trainer.step_loss = loss
+                    for callback in listeners:
+                        callback.on_step_end(trainer, step)
+                if saving is None or self.launched or step == self.steps:
+                    continue
+                if saving.due(self.number + len(pending)):
                     self._fetch(pending, before, first)
-                    self.saving.save(self)  # type: ignore[union-attr]
+                    saving.save(self)
             self.sizes = data.sizes(self.batch_size, self.order)  # while a device computes
             self._fetch(pending, before, first)
 
-    def _advance(self, first: int, together: int) -> Iterator[tuple[Array, bool]]:
-        """Do the steps after so many, `together` by one launch where the backend can.
-
-        Gives the loss of each, and whether no other has been done besides those that it gave.
-        """
+    def _advance(self, first: int, together: int) -> Iterator[Array]:
+        """Do the steps after so many, `together` by one launch where the backend can: their losses."""
         engine, size = self.engine, self.batch_size
         for x, y, weight, rows in self._batches(together * size, first):
             if together == 1:
-                yield engine.advance(x, y, weight, rows), True
+                yield engine.advance(x, y, weight, rows)
                 continue
             assert rows is not None
             full, cut = rows.shape[0] == together * size, parts(rows.shape[0], size)
             losses = engine.run_steps(x, y, weight, rows, together) if full else None
             for i, (start, stop) in enumerate(cut):
-                if losses is None:
-                    yield engine.advance(x, y, weight, rows[start:stop]), True
-                else:
-                    yield losses[i], i == len(cut) - 1
+                self.launched = losses is not None and i < len(cut) - 1
+                yield engine.advance(x, y, weight, rows[start:stop]) if losses is None else losses[i]
 
     def _batches(self, size: int, first: int) -> Iterator[Batch]:
         """Batches of `size` rows, without those of the first so many steps."""

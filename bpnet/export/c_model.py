@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy
 
 from bpnet import __version__
 from bpnet.backends.base import Array, Backend
-from bpnet.backends.numpy.lower import lower
+from bpnet.backends.numpy.lower import TiledCommand, lower
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import CommandList
+from bpnet.compiler.commands import FIRST, Command, CommandList, Product, reads
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.graph import Graph
 from bpnet.compiler.interpret import interpret
 from bpnet.compiler.llvm.ahead import Constant, Entry, Input, object_file
+from bpnet.compiler.llvm.packing import packed
 from bpnet.compiler.llvm.processor import Processor
 from bpnet.compiler.llvm.products import EPILOGUES
 from bpnet.compiler.symbols import NotTraceableError
@@ -28,7 +29,7 @@ from bpnet.export.c_header import COUNTS, Columns, Interface, identifiers
 from bpnet.export.models import Exported
 from bpnet.export.results import results_of
 from bpnet.layer import Run, Shape
-from bpnet.layout import accepting
+from bpnet.layout import Slot, accepting
 from bpnet.losses.classes import ClassLoss
 
 LARGEST = 2**31 - 2**24
@@ -55,13 +56,11 @@ class Network:
     def __init__(self, model: Exported) -> None:
         self.layout = layout = model.trainer.layout
         self.dtype: str = model.dtype.name
-        # parameters and buffers as the layout has them
-        self.weights = [numpy.empty(size, self.dtype) for size in (layout.size, layout.buffer_size)]
-        held = (layout.parameters, model.parameters), (layout.buffers, model.buffers)
-        for vector, (slots, arrays) in zip(self.weights, held, strict=True):
-            for slot in slots:
-                vector[slot.part] = arrays[slot.name].reshape(-1)
-        size = sum(vector.nbytes for vector in self.weights)
+        slots = [(slot, model.parameters) for slot in layout.parameters]
+        slots += [(slot, model.buffers) for slot in layout.buffers]
+        # parameters, then buffers
+        self.weights = [arrays[slot.name].reshape(-1) for slot, arrays in slots]
+        size = sum(array.nbytes for array in self.weights)
         if size > LARGEST:
             raise ExportError(f"the weights are {size:,} bytes; expected at most {LARGEST:,}")
         takes, shape, accepted = layout.network.takes, layout.in_shape, accepting(layout.network)
@@ -92,7 +91,10 @@ class Network:
         """What is done for so many rows; raises ExportError."""
 
         def on_symbols(graph: Graph, symbols: list[Any]) -> list[Any]:
-            backend, (theta, buffers, *x) = _Compiling(graph, lambda n, _: [(0, n)]), symbols
+            backend, count = _Compiling(graph, lambda n, _: [(0, n)]), len(self.layout.parameters)
+            weights, x = symbols[: len(self.weights)], symbols[len(self.weights) :]
+            theta = _Vector(self.layout.parameters, weights[:count])
+            buffers = _Vector(self.layout.buffers, weights[count:])
             run, p = Run(backend), self.layout.views(backend, theta, buffers)
             given = tuple(x) if self.several else x[0]
             output = backend.outline(self.layout.network).forward(run, p, given)[0]
@@ -103,7 +105,7 @@ class Network:
                 made = xp.where(missing, -1.0, xp.astype(made, graph.real))
             return [made]
 
-        arrays: list[Argument] = [(vector.shape, self.dtype) for vector in self.weights]
+        arrays: list[Argument] = [(array.shape, self.dtype) for array in self.weights]
         arrays += [((rows, *shape), i.dtype) for shape, i in zip(self.shapes, self.inputs, strict=True)]
         try:
             return build(trace(on_symbols, arrays))
@@ -111,6 +113,32 @@ class Network:
             if isinstance(error.__cause__, ExportError):
                 raise error.__cause__ from None
             raise ExportError(f"{result.name} of the model can't be compiled: {error}") from error
+
+    def packed(self, commands: Sequence[Command]) -> dict[int, Any]:
+        """Of weights that are right factors of products and nothing else, by their memory, the array as it is read."""
+        found: dict[int, set[tuple[int, int, bool]]] = {}
+        others: set[int] = set()
+        for command in commands:
+            arrays = reads(command)
+            if isinstance(command, Product):
+                b, sizes = command.b, (command.inner, command.columns)
+                turned = (b.row_stride, b.column_stride) == (1, command.inner)
+                (place,) = (arrays.pop(1).memory,)
+                if command.stack == 1 and not b.address.offset and (turned or b.row_stride == command.columns):
+                    found.setdefault(place, set()).add((*sizes, turned))
+                else:
+                    others.add(place)
+            others |= {array.memory for array in arrays}
+        made = {}
+        for place, kinds in found.items():
+            i = place - FIRST
+            if place in others or len(kinds) > 1 or not 0 <= i < len(self.weights):
+                continue
+            ((inner, columns, turned),) = kinds
+            if inner * columns == self.weights[i].size:
+                b = self.weights[i].reshape((columns, inner) if turned else (inner, columns))
+                made[place] = packed(b.T if turned else b)
+        return made
 
     def check_rows(self, commands: CommandList, rows: int) -> None:
         """Raise ExportError where the first row's results depend on those behind it."""
@@ -139,7 +167,10 @@ class CompiledModel:
     def __init__(self, model: Exported, name: str, processor: Processor, block: int) -> None:
         self.network = network = Network(model)
         sizes = [*(2**i for i in range((block - 1).bit_length())), block]
-        entries = [self._entry(result, sizes) for result in network.results]
+        lists = [{rows: network.commands(result, rows) for rows in sizes} for result in network.results]
+        packed = network.packed([c for runs in lists for made in runs.values() for c in made.commands])
+        pairs = zip(network.results, lists, strict=True)
+        entries = [self._entry(result, runs, packed.keys()) for result, runs in pairs]
         constants: dict[str, Constant] = {"version": __version__, "hash": ""}
         for given, array in zip(network.names, network.inputs, strict=True):
             constants["inputs" + given.removeprefix("x")] = array.features
@@ -149,7 +180,7 @@ class CompiledModel:
         table = model.table
         columns = None if table is None else Columns(table.schema)
         constants |= {} if columns is None else columns.values
-        vectors = [vector.tobytes() for vector in network.weights]
+        vectors = [packed.get(FIRST + i, array).tobytes() for i, array in enumerate(network.weights)]
         machine = processor.triple, processor.name, processor.flags
         digest = hashlib.sha256(repr((machine, network.inputs, entries, constants)).encode())
         for vector in vectors:
@@ -162,18 +193,35 @@ class CompiledModel:
         told = title, processor, block, network.dtype, arrays, entries, says, constants, columns
         self.header = Interface(name, *told).text
 
-    def _entry(self, result: Result, sizes: list[int]) -> Entry:
+    def _entry(self, result: Result, lists: Mapping[int, CommandList], packed: Collection[int]) -> Entry:
         runs = {}
-        for rows in sizes:
-            made = self.network.commands(result, rows)
-            if rows == min(CHECKED, sizes[-1]):
+        for rows, made in lists.items():
+            if rows == min(CHECKED, max(lists)):
                 self.network.check_rows(made, rows)
             commands = with_epilogues(made.commands, EPILOGUES[1:])
             verify.verified(replace(made, commands=commands))
-            runs[rows] = lower(commands, made.arena, 1)
+            tiled, arena = lower(commands, made.arena, 1)
+            runs[rows] = [_reads_packed(t, packed) for t in tiled], arena
         (array,) = made.results
         assert array is not None
         return Entry(result.name, math.prod(array.shape[1:]), result.whole, runs)
+
+
+def _reads_packed(tiled: TiledCommand, packed: Collection[int]) -> TiledCommand:
+    """The same, or a product that knows that its b is packed."""
+    if not isinstance(tiled.does, Product) or tiled.does.b.address.memory not in packed:
+        return tiled
+    return replace(tiled, made_from=(tiled.does.dtype, False, True))
+
+
+class _Vector:
+    """What stands for a vector of parameters whose parts are arrays of their own."""
+
+    def __init__(self, slots: Sequence[Slot], parts: Sequence[Any]) -> None:
+        self.parts = {slot.offset: part for slot, part in zip(slots, parts, strict=True)}
+
+    def __getitem__(self, part: slice) -> Any:
+        return self.parts[part.start]
 
 
 class _Compiling(TracingBackend):

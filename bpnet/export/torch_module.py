@@ -4,7 +4,7 @@ import builtins
 import keyword
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -15,6 +15,7 @@ from bpnet.export.models import exported
 from bpnet.export.patterns import joined
 from bpnet.export.record import Operation, Program, Rows, Value
 from bpnet.export.recording import leaves_of, mapped
+from bpnet.export.units import Unit, units_of
 
 
 def to_torch_module(model: Any) -> Any:
@@ -25,9 +26,10 @@ def to_torch_module(model: Any) -> Any:
         torch.save(module, "network.pt")               # loaded where there is no bpnet
 
     It is a `torch.fx.GraphModule` of PyTorch's own functions, of any number of rows: `print(module.code)` shows them.
-    Its parameters are named by the paths that they have here ("0.weight") and can be trained; a product with a weight
-    is an `nn.Linear`, which has the units of the weight first.  Values that are kept but not trained are its buffers.
-    A network that takes several arrays is given each as an argument, in their order.
+    Its parameters can be trained.  They have the paths of their layers here, and the names and shapes that PyTorch's
+    layers of that kind give them ("0.weight", "1.running_mean"), as `to_torch` does; so `from_torch` brings back what
+    was trained there.  A `Dense` layer is an `nn.Linear`.  Values that are kept but not trained are parameters that
+    ask for no gradient.  A network that takes several arrays is given each as an argument, in their order.
 
     It always predicts: there is no dropout, and a BatchNorm has its running mean and variance, which nothing changes;
     so `train()` and `eval()` make no difference.  Training it further trains the parameters of that.
@@ -39,7 +41,7 @@ def to_torch_module(model: Any) -> Any:
     get("torch")
     found = exported(model)
     program = found.program()
-    module = _Graph(program).module()
+    module = _Graph(program, units_of(found.trainer.layout)).module()
     _check(module, program, found.examples(program, 5))
     return module
 
@@ -59,7 +61,7 @@ def _check(module: Any, program: Program, inputs: list[Any]) -> None:
 class _Graph:
     """The graph of a program, node by node."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, units: Sequence[Unit]) -> None:
         import torch
         from torch import fx
 
@@ -67,7 +69,11 @@ class _Graph:
         self.program = program
         self.operations = joined(program)
         self.root, self.graph = torch.nn.Module(), fx.Graph()
-        self.paths = paths_of(program.arrays)
+        self.entries = {entry.slot.name: entry for unit in units for entry in unit.values if unit.first}
+        names = {e.slot.name: f"{u.path}.{e.torch[0]}".lstrip(".") for u in units for e in u.values if u.first}
+        names = {name: path for name, path in names.items() if name in program.arrays}
+        others = (name for name in program.arrays if name not in names)
+        self.paths = _paths(names | {name: f"{CONSTANTS}.{name.replace('.', '_')}" for name in others})
         self.nodes: dict[str, Any] = {}
         self.first: Any = None
         self.rows: Any = None
@@ -76,9 +82,12 @@ class _Graph:
 
     def module(self) -> Any:
         """The module."""
-        pairs = dict.fromkeys(self.linear.values())
-        for weight, bias in sorted(pairs, key=lambda pair: pair[0].count(".")):  # an outer one first
-            self._make_linear(weight, bias)
+        pairs = dict(self.linear.values())
+        for name in self.paths:  # in the order of the network
+            if name in pairs:
+                self._make_linear(name, pairs[name])
+            elif name not in pairs.values():
+                self._register(name)
         names: set[str] = set()
         for value in self.program.inputs:
             name = re.sub(r"\W", "_", value.name)
@@ -113,25 +122,37 @@ class _Graph:
                     readers.setdefault(leaf.name, []).append(result)
             if op.function in ("gemm", "matmul") and all(isinstance(arg, Value) for arg in op.args):
                 weight, bias = op.args[1].name, op.args[2].name if op.function == "gemm" else None
-                path, _, last = weight.rpartition(".")
-                a_matrix = weight in arrays and arrays[weight].ndim == 2 and last == "weight" and path
-                if a_matrix and bias == (f"{path}.bias" if f"{path}.bias" in arrays else None):
+                entry, path = self.entries.get(weight), weight.removesuffix("weight")
+                dense = entry is not None and entry.units_first and entry.factor == 1.0 and len(entry.shape) == 2
+                if dense and path not in ("", weight) and bias == (f"{path}bias" if f"{path}bias" in arrays else None):
                     pairs[result] = weight, bias
         for result, (weight, bias) in pairs.items():
             alike = [pairs.get(other) == (weight, bias) for name in (weight, bias) for other in readers.get(name, ())]
             if all(alike):
                 yield result, (weight, bias)
 
+    def _register(self, name: str) -> None:
+        """Give the module a parameter, buffer or constant, in PyTorch's shape."""
+        array, entry = self.program.arrays[name], self.entries.get(name)
+        tensor = self.torch.tensor(array if entry is None else entry.to_torch(array).copy())
+        owner, last = self._place(self.paths[name])
+        if entry is None:
+            owner.register_buffer(last, tensor)
+        else:  # of buffers torch.load makes constants without a name where nothing but they are computed with
+            trained = name in self.program.parameters
+            owner.register_parameter(last, self.torch.nn.Parameter(tensor, requires_grad=trained))
+
     def _array(self, name: str) -> Any:
-        """The node of a parameter, buffer or constant."""
+        """The node of what is registered, as the network has it."""
         if name not in self.nodes:
-            tensor = self.torch.tensor(self.program.arrays[name])
-            owner, last = self._place(self.paths[name])
-            if name in self.program.parameters:
-                owner.register_parameter(last, self.torch.nn.Parameter(tensor))
-            else:
-                owner.register_buffer(last, tensor)
-            self.nodes[name] = self.graph.get_attr(self.paths[name])
+            node, entry = self.graph.get_attr(self.paths[name]), self.entries.get(name)
+            if entry is not None and entry.units_first:
+                node = self._call(self.torch.movedim, node, 0, -1)
+            elif entry is not None and entry.shape != entry.slot.shape:
+                node = self._call(self.torch.reshape, node, list(entry.slot.shape))
+            if entry is not None and entry.factor != 1.0:
+                node = self._call(operator.mul, node, entry.factor)
+            self.nodes[name] = node
         return self.nodes[name]
 
     def _place(self, path: str) -> tuple[Any, str]:
@@ -148,14 +169,13 @@ class _Graph:
         """Put an `nn.Linear` in the place of a weight and its bias."""
         path = self.paths[weight].rpartition(".")[0]
         owner, last = self._place(path)
-        if last not in owner._modules:
-            matrix = self.torch.tensor(self.program.arrays[weight].T.copy())
-            units, n = matrix.shape
-            made = self.torch.nn.Linear(n, units, bias=bias is not None, device="meta")
-            made.weight = self.torch.nn.Parameter(matrix)
-            if bias is not None:
-                made.bias = self.torch.nn.Parameter(self.torch.tensor(self.program.arrays[bias]))
-            owner.add_module(last, made)
+        matrix = self.torch.tensor(self.program.arrays[weight].T.copy())
+        units, n = matrix.shape
+        made = self.torch.nn.Linear(n, units, bias=bias is not None, device="meta")
+        made.weight = self.torch.nn.Parameter(matrix)
+        if bias is not None:
+            made.bias = self.torch.nn.Parameter(self.torch.tensor(self.program.arrays[bias]))
+        owner.add_module(last, made)
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -266,23 +286,25 @@ class _Graph:
         return self._made("new_full", shape, fill_value, **options)
 
 
-def paths_of(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Where each lies in the module: its own path, without what its source, or a module, could not have in a name."""
+def _paths(names: Mapping[str, str]) -> dict[str, str]:
+    """Where each lies in the module: its name, without what its source, or a module, could not have in one."""
     from torch import fx
 
     taken = {*dir(fx.GraphModule), *keyword.kwlist, "training"}
     found: dict[str, str] = {}
-    for name in arrays:
+    for key, name in names.items():
         parts = [re.sub(r"[^\w -]", "_", part) or "_" for part in name.split(".")]
         path = stem = ".".join(f"{part}_" if part in taken else part for part in parts)
         number = 1
         while path in found.values():
             number += 1
             path = f"{stem}_{number}"
-        found[name] = path
+        found[key] = path
     return found
 
 
+CONSTANTS = "_constants"
+"""Where a module has arrays that are no layer's."""
 IN_SOURCE = {"self", "torch", "inf", "nan", "device", "NoneType", "fx_pytree", "pytree"}
 """Names that mean something in a module's source, beside Python's own."""
 SPECIAL = {

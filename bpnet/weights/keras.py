@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.errors import ArgumentError, FileFormatError, MissingPackageError, ShapeError, kind_of, path_error, plural
 from bpnet.export.models import exported
+from bpnet.export.units import Entry, Unit, units_of
 from bpnet.layout import Layout
-from bpnet.weights.matching import Unit, Value, set_values, to_host, units_of
+from bpnet.weights.matching import set_values, to_host
 
 if TYPE_CHECKING:
     from bpnet.tabular.model import TableModel
@@ -59,7 +60,7 @@ def to_keras(model: "Trainer | TableModel") -> list[Any]:
     return [values[value.slot.name].copy() for _, value in _expected(found.trainer.layout)]
 
 
-def _expected(layout: Layout) -> list[tuple[Unit, Value]]:
+def _expected(layout: Layout) -> list[tuple[Unit, Entry]]:
     """What a Keras model of the same layers has: a layer that is shared once."""
     return [(unit, value) for unit in units_of(layout) if unit.first for value in unit.values]
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
 from bpnet.errors import ArgumentError, ShapeError, kind_of
-from bpnet.export.models import Exported, exported
-from bpnet.export.torch_module import paths_of as torch_paths
-from bpnet.weights.matching import Theirs, Unit, Value, paired, set_values, to_host, units_of
+from bpnet.export.models import exported
+from bpnet.export.torch_module import CONSTANTS
+from bpnet.export.units import Entry, Unit, units_of
+from bpnet.weights.matching import Theirs, paired, set_values, to_host
 
 if TYPE_CHECKING:
     from bpnet.tabular.model import TableModel
@@ -36,8 +37,7 @@ def from_torch(
     Parameters
     ----------
     model : a trainer that has parameters (`build`), a table's model, a fitted estimator, or a path of a saved one
-    state_dict : what `module.state_dict()` gives, or the module; a dict of any library's arrays will do.  A module that
-        `to_torch_module` has made is known by the paths that are its names
+    state_dict : what `module.state_dict()` gives, or the module; a dict of any library's arrays will do
     names : {path of a layer here: name of the module's} for layers that are not in the same order in both, such as
         {"0": "encoder.fc1"}; None in the place of a name leaves a layer as it is, and all others are taken in order
 
@@ -49,8 +49,6 @@ def from_torch(
     has changed then.
     """
     own = exported(model)
-    if hasattr(state_dict, "graph") and hasattr(state_dict, "get_parameter"):
-        return set_values(own, _of_export(own, state_dict))
     made: dict[str, Any] = {}
     for unit, theirs in paired(units_of(own.trainer.layout), _layers(state_dict), names, "the state_dict", _matched):
         for value, name in _matched(unit, theirs):
@@ -61,26 +59,6 @@ def from_torch(
                     f"layer {unit.path!r} is shared with {value.slot.name}, but {theirs.name!r} has other values"
                 )
     return set_values(own, made)
-
-
-def _of_export(own: Exported, module: Any) -> dict[str, Any]:
-    """The values of a module that `to_torch_module` has made: as they are here, but for the weights of `nn.Linear`."""
-    found = {}
-    for name, like in (own.parameters | own.buffers).items():
-        path, _, last = torch_paths(own.parameters | own.buffers)[name].rpartition(".")
-        try:
-            owner = module.get_submodule(path)
-            array = to_host(getattr(owner, last), name)
-        except AttributeError:
-            continue  # of what nothing is computed with
-        found[name] = array.T if last == "weight" and hasattr(owner, "in_features") else array
-        if found[name].shape != like.shape:
-            raise ShapeError(
-                f"{name} of the network has the shape {like.shape}, that of the module {found[name].shape}"
-            )
-    if not found:
-        raise ShapeError("the module has no parameter that is called as one of the network")
-    return found
 
 
 def to_torch(
@@ -138,12 +116,12 @@ def _layers(state_dict: Any) -> list[Theirs]:
     found: dict[str, dict[str, Any]] = {}
     for key, value in _checked(state_dict).items():
         layer, name = _parted(key)
-        if name != COUNTER:
+        if name != COUNTER and layer != CONSTANTS:
             found.setdefault(layer, {})[name] = to_host(value, f"state_dict[{key!r}]")
     return [Theirs(name, arrays) for name, arrays in found.items()]
 
 
-def _matched(unit: Unit, theirs: Theirs) -> list[tuple[Value, str]]:
+def _matched(unit: Unit, theirs: Theirs) -> list[tuple[Entry, str]]:
     """Each value of a unit with the name of the array that is its own; raises ShapeError."""
     pairs = [(value, name) for value in unit.values for name in value.torch if name in theirs.arrays]
     shapes = {name: tuple(array.shape) for name, array in theirs.arrays.items()}

@@ -44,7 +44,8 @@ def said(error, path):
     text = str(error)
     if not fine:
         return f"{type(error).__name__}, which is not typed: {text[:300]}"
-    return None if str(path) in text else f"it does not name the file: {text[:300]}"
+    folder = f"the folder {path.parent} can't be"  # which is what can't be made, or read
+    return None if str(path) in text or folder in text else f"it does not name the file: {text[:300]}"
 
 
 def attempts(writer, folder):

@@ -98,11 +98,15 @@ def test_at_random_moments(soak, tmp_path):
         while status != 0 and done < cases and not failures:
             shared[:] = struct.pack("<qq", 0, 0)
             pid = forked(lambda seed=seed, folder=folder, shared=shared: train(seed, epochs, folder, shared))
-            limit = time.monotonic() + 5.0  # by which it has ended, if it does no step
-            early = rng.random() < 0.2  # while it takes up what was left
-            while not early and not told(shared)[0] and time.monotonic() < limit:
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0.0, 0.08))
+            limit = time.monotonic() + 20.0  # by which it has ended, if it does no step
+            early, more, begun = rng.random() < 0.2, rng.integers(0, 20), 0
+            while not early and time.monotonic() < limit:
+                now = told(shared)[0]
+                begun = begun or now
+                if begun and (now >= begun + more or now == epochs * ROWS // BATCH):
+                    break
+                time.sleep(0.0002)
+            time.sleep(rng.uniform(0.0, 0.1 if early else 0.01))  # early: while it takes up what was left
             status = end(pid)
             done += 1
             steps, saved = told(shared)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import bpnet as bp
+from bpnet.export.units import units_of
 from bpnet.layer import Run
 
 
@@ -55,14 +56,13 @@ def gradients(module: Any, trainer: bp.Trainer, x: Any) -> int:
         own = layout.unpack(layout.join_gradients(backend, grads))
     (_called(module, x) * torch.asarray(dy)).sum().backward()
     theirs, largest = dict(module.named_parameters()), max(np.max(np.abs(g)) for g in own.values())
+    entries = {e.slot.name: (f"{u.path}.{e.torch[0]}", e) for u in units_of(layout) for e in u.values if u.first}
     for name, gradient in own.items():
-        if name not in theirs:  # of what nothing is computed with
+        path, entry = entries[name]
+        if path not in theirs:  # of what nothing is computed with
             assert not np.any(gradient), name
             continue
-        found = theirs[name].grad
-        found = np.zeros(gradient.shape) if found is None else found.numpy()
-        owner, _, last = name.rpartition(".")
-        if last == "weight" and isinstance(module.get_submodule(owner), torch.nn.Linear):
-            found = found.T
+        found = theirs[path].grad
+        found = np.zeros(gradient.shape) if found is None else entry.of_torch(found.numpy()) / entry.factor**2
         np.testing.assert_allclose(found, gradient, rtol=1e-7, atol=1e-9 * largest, err_msg=name)
     return len(own)

@@ -25,7 +25,7 @@ ALIGNED = 64
 """Bytes to whose multiples weights and parts of the workspace are aligned."""
 OK, BAD_ARGUMENT, NO_MEMORY, NO_PROCESSOR, BAD_INPUT, BAD_OUTPUT = range(6)
 """What the functions return."""
-MARK = b"bpnet weights:"
+MARK = b"bpnet: the weights of a network follow"
 
 
 class Tiled(Protocol):
@@ -95,6 +95,7 @@ class _Object:
     ) -> None:
         self.name, self.processor, self.dtype = name, processor, dtype
         self.inputs, self.weights, self.entries = inputs, weights, entries
+        self.data, self.mark = b"".join(map(_padded, weights)), MARK.ljust(ALIGNED, b"\0")
         self.machine = processor.machine(reloc="pic", codemodel="default")
         self.module = ir.Module(name)
         self.module.triple = processor.triple
@@ -103,7 +104,7 @@ class _Object:
         self.public: set[str] = set()
 
     def made(self, constants: Mapping[str, Constant]) -> bytes:
-        self.places = [self._weights(i, data) for i, data in enumerate(self.weights)]
+        self.places = self._weights()
         for title, value in constants.items():
             self._constant(f"{self.name}_{title}", value)
         sizes = {rows: max(_Layout(self, e, rows).bytes for e in self.entries) for rows in self.entries[0].runs}
@@ -120,10 +121,9 @@ class _Object:
         if self.processor.is_x86:
             llvm.initialize_native_asmparser()
         code = bytearray(self.machine.emit_object(made))
-        for i, data in enumerate(self.weights):
-            if data:
-                place = code.index(self._mark(i)) + ALIGNED
-                code[place : place + len(data)] = data
+        if self.data:
+            place = code.index(self.mark) + ALIGNED
+            code[place : place + len(self.data)] = self.data
         return bytes(code)
 
     def _function(self, name: str, arguments: Sequence[Any], result: Any, public: bool = False) -> Function:
@@ -145,18 +145,17 @@ class _Object:
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
-    def _mark(self, i: int) -> bytes:
-        return (MARK + f" {i} of {self.name}".encode()).ljust(ALIGNED, b"\0")[:ALIGNED]
-
-    def _weights(self, i: int, data: bytes) -> Any:
-        """Where a vector lies, which is put in once the object is made: as text for LLVM it would be three times as
-        long."""
-        if not data:
-            return ir.Constant(BYTES, None)
-        mark, zeros = ir.ArrayType(I8, ALIGNED), ir.ArrayType(I8, len(data))
+    def _weights(self) -> list[Any]:
+        """Where each array lies.  They are put in once the object is made: as text for LLVM they would be three times
+        as long."""
+        if not self.data:
+            return [ir.Constant(BYTES, None)] * len(self.weights)
+        mark, zeros = ir.ArrayType(I8, ALIGNED), ir.ArrayType(I8, len(self.data))
         kind = ir.LiteralStructType([mark, zeros])
-        value = ir.Constant(kind, [ir.Constant(mark, bytearray(self._mark(i))), ir.Constant(zeros, None)])
-        return _address(self._data(f"weights{i}", value, ALIGNED), ALIGNED)
+        value = ir.Constant(kind, [ir.Constant(mark, bytearray(self.mark)), ir.Constant(zeros, None)])
+        found = self._data("weights", value, ALIGNED)
+        places = accumulate(map(len, map(_padded, self.weights)), initial=ALIGNED)
+        return [_address(found, place) for place, _ in zip(places, self.weights, strict=False)]
 
     def _data(self, name: str, value: Any, align: int, public: bool = False) -> Any:
         found = ir.GlobalVariable(self.module, value.type, name)
@@ -384,8 +383,14 @@ def _scratch_bytes(tiled: Tiled) -> int:
     """What a command needs besides the arena: a product where its factors are packed."""
     if tiled.kind != "product":
         return 0
-    few = tiled.arguments[0] <= UNPACKED_ROWS and tiled.arguments[ARGUMENTS.index("b_column_stride")] == 1
-    return 0 if few else Blocking(tiled.made_from[0]).scratch
+    dtype, _, packed = (*tiled.made_from, False, False)[:3]
+    few, together = tiled.arguments[0] <= UNPACKED_ROWS, tiled.arguments[ARGUMENTS.index("b_column_stride")] == 1
+    blocking = Blocking(dtype)
+    return 0 if few and (together or packed) else blocking.scratch_packed if packed else blocking.scratch
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % ALIGNED)
 
 
 def _address(data: Any, offset: int = 0) -> Any:

@@ -54,28 +54,32 @@ class Blocking:
         self.mc_tall = 128 // self.size
         # elements that are prefetched at a time: three lines of the cache
         self.prefetched = 192 // self.size
-        # bytes of memory that a thread needs
+        # bytes of memory that a thread needs, and where b is packed already
         self.scratch = self.size * (self.kc * (self.nc + self.mc) + self.mr * self.nr)
+        self.scratch_packed = self.scratch - self.size * self.kc * self.nc
 
 
 STACK = ("tiles", "a_stack_stride", "b_stack_stride")
 """What it is given besides for a stack of products: tiles of each, and how many elements the matrices are apart."""
 
 
-def write_product(module: ir.Module, name: str, dtype: str, stacked: bool = False) -> None:
-    """product(arguments, tile, bases, scratch): one tile of c <- a b, or of one of several such products."""
-    _ProductWriter(module, dtype).product(name, stacked)
+def write_product(module: ir.Module, name: str, dtype: str, stacked: bool = False, packed: bool = False) -> None:
+    """product(arguments, tile, bases, scratch): one tile of c <- a b, or of one of several such products.
+
+    With `packed` there is one tile, and b is as `packing.packed` has left it.
+    """
+    _ProductWriter(module, dtype, packed).product(name, stacked)
 
 
 class _ProductWriter:
-    def __init__(self, module: ir.Module, dtype: str) -> None:
-        self.module, self.real, self.blocking = module, REALS[dtype], Blocking(dtype)
+    def __init__(self, module: ir.Module, dtype: str, packed: bool) -> None:
+        self.module, self.real, self.blocking, self.packed = module, REALS[dtype], Blocking(dtype), packed
         self.pointer = Pointer(self.real)
         # whether there is an epilogue, a vector that is added to every row, and what is taken at least
         self.epilogue = I1, self.pointer, self.real
         self.micro_kernels = [self.write_micro_kernel(wide + 1) for wide in range(self.blocking.vectors)]
         self.pack_a = self.write_pack_a()
-        self.pack_b = self.write_pack_b()
+        self.pack_b = None if packed else self.write_pack_b()
         self.block = self.write_block()
         self.unpacked = self.write_unpacked()
 
@@ -283,8 +287,9 @@ class _ProductWriter:
         with f.loop(0, rows) as row:
             left, target = f.at(a, f.mul(row.index, a_row_stride)), f.at(c, f.mul(row.index, c_row_stride))
             first: Any = 0
-            for wide, lanes in ((8, self.blocking.lanes), (1, self.blocking.lanes), (1, 1)):
-                last = f.add(first, f.round_down(f.sub(columns, first), wide * lanes))
+            widest = self.blocking.vectors if self.packed else 8
+            for wide, lanes in ((widest, self.blocking.lanes), (1, self.blocking.lanes), (1, 1)):
+                last = f.add(first, f.mul(f.sdiv(f.sub(columns, first), wide * lanes), wide * lanes))
                 with f.loop(first, last, wide * lanes) as column:
                     with f.loop(0, kc, carry=[constant(self.real, 0.0, lanes)] * wide) as k:
                         source = f.entry(right, k.index, b_row_stride, column.index)
@@ -340,7 +345,7 @@ class _ProductWriter:
         right = f.at(pointer("b"), f.mul(first_column, b_strides[1]))
         c = f.entry(pointer("c"), first_row, given["c_row_stride"], first_column)
         packed_b = f.bitcast(f.scratch, self.pointer)
-        packed_a = f.at(packed_b, s.kc * s.nc)
+        packed_a = packed_b if self.packed else f.at(packed_b, s.kc * s.nc)
         # where a block of results goes that is larger than what is left of c
         edge = f.at(packed_a, s.kc * s.mc)
 
@@ -359,11 +364,22 @@ class _ProductWriter:
             finishes = f.and_(any_epilogue, f.compare(f.add(k, kc), ">=", given["inner"]))
             return kc, add, finishes, f.at(left, f.mul(k, a_strides[1])), f.at(right, f.mul(k, b_strides[0]))
 
-        few = f.and_(f.compare(given["rows"], "<=", UNPACKED_ROWS), f.compare(b_strides[1], "==", 1))
+        def padded(count: Any) -> Any:
+            return f.mul(f.ceil_div(count, s.lanes), s.lanes)
+
+        def panel_of(k: Any, kc: Any, column: Any) -> Any:
+            """Where that of b lies that begins in a column, where b is packed."""
+            return f.at(right, f.add(f.mul(k, padded(columns)), f.mul(column, kc)))
+
+        few = f.compare(given["rows"], "<=", UNPACKED_ROWS)
+        few = few if self.packed else f.and_(few, f.compare(b_strides[1], "==", 1))
         with f.if_then(few), f.loop(0, given["inner"], most_kc) as k:
             kc, add, finishes, left_k, right_k = block(k.index)
-            operands = [left_k, *a_strides, right_k, b_strides[0], c, given["c_row_stride"]]
-            f.call(self.unpacked, [rows, columns, kc, *operands, add, finishes, bias, least])
+            with f.loop(0, columns, s.nr if self.packed else columns) as j:
+                some = f.least(s.nr, f.sub(columns, j.index)) if self.packed else columns
+                b = (panel_of(k.index, kc, j.index), padded(some)) if self.packed else (right_k, b_strides[0])
+                operands = [left_k, *a_strides, *b, f.at(c, j.index), given["c_row_stride"]]
+                f.call(self.unpacked, [rows, some, kc, *operands, add, finishes, f.at(bias, j.index), least])
 
         # few rows are packed at once, and a packed part of b is then used once
         once = f.compare(rows, "<=", s.mc)
@@ -396,13 +412,17 @@ class _ProductWriter:
                     n.next += [f.select(first, f.select(bottom, beside, j), begin)]
                     some = f.least(s.nr, f.sub(width, j))
                     column = f.add(jc.index, j)
-                    panel = f.at(packed_b, f.mul(f.select(once, 0, j), kc))
-                    with f.if_then(f.and_(first, f.compare(i, "==", 0))):
-                        padded = f.mul(f.ceil_div(some, s.lanes), s.lanes)
-                        source = f.at(right_k, f.mul(column, b_strides[1]))
-                        f.call(self.pack_b, [some, padded, kc, source, *b_strides, panel])
+                    panel = (
+                        panel_of(k.index, kc, column)
+                        if self.packed
+                        else f.at(packed_b, f.mul(f.select(once, 0, j), kc))
+                    )
+                    if not self.packed:
+                        with f.if_then(f.and_(first, f.compare(i, "==", 0))):
+                            source = f.at(right_k, f.mul(column, b_strides[1]))
+                            f.call(self.pack_b, [some, padded(some), kc, source, *b_strides, panel])
                     next_right = f.at(right_k, f.mul(f.add(column, s.nr), b_strides[1]))
-                    rights = f.and_(first, f.compare(beside, "<", width))
+                    rights = I1(0) if self.packed else f.and_(first, f.compare(beside, "<", width))
                     prefetch_from = f.select(rights, next_right, next_left)
                     prefetch_stride, prefetch_call_stride, prefetches, most_calls = (
                         f.select(rights, x, y) for x, y in zip(prefetch_b, prefetch_a, strict=True)

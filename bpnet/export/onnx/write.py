@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpnet.disk import checked_path, write_atomically
-from bpnet.errors import MissingExtraError
+from bpnet.errors import ExportError, MissingExtraError
 from bpnet.export.models import exported
 from bpnet.options import choice, flag, whole
 
@@ -71,7 +71,12 @@ def to_onnx(
         if error.name != "onnx":
             raise
         raise MissingExtraError("to_onnx", "onnx", "onnx") from error
-    made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
+    try:
+        made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
+    except UnicodeEncodeError as error:  # half of a pair of UTF-16, as a name or a label from JSON may have
+        raise ExportError(
+            f"the model has the text {error.object!r}, which is no Unicode that a file can hold"
+        ) from None
     if path is not None:
         with write_atomically(path) as file:
             file.write(made.SerializeToString())
