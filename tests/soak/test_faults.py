@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def attempts(writer, folder):
     for number in range(2):
         wrong, failed = None, False
         try:
-            writer.write(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", bp.errors.BpnetWarning)  # of a checkpoint that can't be read
+                writer.write(path)
         except BaseException as error:
             failed, wrong = True, said(error, path)
         if number == 0:
