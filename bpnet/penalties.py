@@ -75,6 +75,7 @@ class Penalty(Registered, kind="penalty"):
 class L1(Penalty):
     """strength sum |w|; its derivative is strength sign(w).  It drives weights to 0 (Tibshirani 1996)."""
 
+    example = (0.01,)
     entrywise = True
 
     def value(self, b: Backend, w: Array) -> Array:
@@ -88,6 +89,7 @@ class L1(Penalty):
 class L2(Penalty):
     """strength / 2 sum w**2; its derivative is strength w, which for SGD is weight decay (Krogh and Hertz 1992)."""
 
+    example = (0.01,)
     entrywise = True
 
     def value(self, b: Backend, w: Array) -> Array:
@@ -104,6 +106,8 @@ class Orthogonality(Penalty):
     Columns become orthogonal and of length 1; of a matrix with more columns than rows, the rows do, with W W^T (Bansal
     et al. 2018).  Of the parameters that are meant, only those of two axes count.
     """
+
+    example = (0.01,)
 
     def slots(self, layout: Layout) -> list[Slot]:
         found = [slot for slot in super().slots(layout) if len(slot.shape) == 2]

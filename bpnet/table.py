@@ -54,9 +54,14 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int
 
 
 def clean(text: str) -> str:
-    """Text on one line: what a terminal would obey, and what has no width of its own, becomes a space or goes."""
+    """Text on one line: what a terminal would obey, or would turn the direction of writing, becomes a space or goes."""
     spaced = "".join(" " if c.isspace() else c for c in text)
-    return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cn"))
+    kept = (c for c in spaced if unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cn"))
+    return "".join(c for c in kept if unicodedata.bidirectional(c) not in TURNS)
+
+
+TURNS = "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
+"""Classes of characters by which text is shown in another order than it has."""
 
 
 def columns_of(text: str) -> int:

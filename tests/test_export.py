@@ -1,12 +1,14 @@
 """Trained networks as a file for NumPy and as a module of PyTorch, and `bpnet export`."""
 
 import ast
+import datetime
 import importlib.util
 import io
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -188,6 +190,14 @@ def test_what_is_given_to_it_is_looked_at(tmp_path):
             model.predict(wrong)
 
 
+def test_names_that_python_would_not_have_are_of_no_harm(tmp_path):
+    """In NFKC two of these are the same, one is no name, and one is half of a pair of UTF-16."""
+    x = {name: X * i for i, name in enumerate(("fi", "\ufb01", "x\xb2", "class", "\ud800"))}
+    branches = bp.Inputs(**{name: bp.Dense(2, "tanh") for name in x})
+    trainer = bp.Trainer(bp.Sequential(branches, bp.Dense(2)), "mse").build(x)
+    np.testing.assert_allclose(source(trainer, tmp_path).predict(x), trainer.predict(x), rtol=1e-6, atol=1e-6)
+
+
 TABLE = {
     "age": [31.0, None, 45.5, 28.0, 61.0, 39.0] * 4,
     "city": ["Rome", "Oslo", None, "Oslo", "Bern", "Rome"] * 4,
@@ -249,6 +259,70 @@ def test_a_column_of_dates(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
 
 
+DAY = datetime.datetime(2024, 2, 29, 10, 30)
+FORMS = {  # of columns in a table of MANY, beside those that it was trained with
+    "n": (
+        [Decimal("1.5"), None, 2], ["n/a", " 2 ", "1e3"], np.array([5, 6, "NaT"], "timedelta64[ns]"),
+        [datetime.timedelta(minutes=5), None, datetime.timedelta(1)],
+        np.ma.masked_array([1.0, 2.0, 3.0], [True, False, False]),
+    ),
+    "b": ([1.0, None, 0.0], [True, "no", " T "], np.array([1, 0, 1])),
+    "c": (
+        [1.0, np.inf, np.nan], [Decimal("1.0"), b"Rome", " "], ["2020-01-01", "Rome ", True],
+        np.array(["2020-01-01", "2021-05-05T03", "NaT"], "datetime64[ns]"),
+    ),
+    "f": (np.array([0.1, 0.2, 0.3], "float32"), ["0.1", "n/a", None], [0.1, 1, np.inf]),
+    "d": (
+        ["2024-02", "2023-11-05 10:00", " "], [DAY, DAY.date(), None], ["2024-02-29T10:00:00+02:00", "2024-01-01", ""],
+        [DAY.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=5)))] * 3,
+        np.array(["2024-02-29T01:02:03.123456789", "NaT", "1900-01-01"], "datetime64[ns]"),
+        [datetime.time(10, 30), None, datetime.time(11)],
+    ),
+}  # fmt: skip
+REFUSED = {"n": (["abc"], ["1.2.3"], np.array(["2020-01-01"], "datetime64[ns]")), "b": ([2], ["maybe"]), "d": ([5],)}
+MANY = {
+    "n": [float(i * i % 23) for i in range(24)],
+    "b": [True, False] * 12,
+    "c": ["Rome", "1", "2020-01-01", "True"] * 6,
+    "f": [0.1, 0.2, 1e-7, 1.0] * 6,
+    "d": [f"{2020 + i % 4}-{1 + i % 12:02d}-{1 + i:02d} {i % 24:02d}:15" for i in range(24)],
+}
+
+
+def test_a_table_may_come_in_every_form_that_bpnet_reads(tmp_path):
+    """What is missing, too; and a table of any library has its columns by name, in whatever order they are."""
+    types = {"c": "category", "f": "category"}
+    model = bp.train_table(
+        MANY | {"y": ["a", "b", "b"] * 8}, "y", hidden=(2,), epochs=1, types=types, progress=False, validation=0.0
+    )
+    file = source(model, tmp_path)
+
+    def check(table, what):
+        found, expected = file.encode(table), model.schema.encode(table)
+        np.testing.assert_allclose(found["numbers"], expected["numbers"], rtol=1e-6, atol=1e-6, err_msg=what)
+        np.testing.assert_array_equal(found["categories"], expected["categories"], what)
+
+    few = {name: values[:3] for name, values in MANY.items()}
+    for name, forms in FORMS.items():
+        for form in forms:
+            check(few | {name: form}, f"{name}: {form}")
+    one = {name: values[:1] for name, values in MANY.items()}
+    for name, forms in REFUSED.items():
+        for form in forms:
+            with pytest.raises((ValueError, TypeError)):
+                file.encode(one | {name: form})
+    turned = dict(reversed(few.items()))
+    for library, make in (("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "table")):
+        if importlib.util.find_spec(library) is not None:
+            check(getattr(importlib.import_module(library), make)(turned), library)
+    if importlib.util.find_spec("pandas") is not None:
+        import pandas
+
+        gaps = pandas.DataFrame(few).astype({"n": "Float64", "b": "boolean", "c": "string"})
+        gaps.loc[1, ["n", "b", "c"]] = pandas.NA
+        check(gaps, "values of pandas that are missing")
+
+
 def test_an_estimator(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     y = np.array(["ant", "bee"])[(X[:, 0] > 0.0).astype(int)]
@@ -292,7 +366,8 @@ def test_parameters_are_named_as_pytorchs_own(torch):
 
 
 def test_layers_may_be_called_as_what_a_module_has(torch, tmp_path):
-    names = "type", "forward", "training", "torch", "slice", "self", "W", "np", "x", "class", "Land area", "numbers"
+    names = ["type", "forward", "training", "torch", "slice", "self", "_parameters", "_graph", "x²", "ﬁ", "fi", "W"]
+    names += ["np", "x", "class", "Land area", "numbers"]
     network = bp.Sequential(bp.Inputs(*((name, bp.Dense(2)) for name in names)), bp.Dense(2))
     x = {name: X + i for i, name in enumerate(names)}
     trainer = bp.Trainer(network, "mse").build(x)

@@ -123,18 +123,14 @@ def test_the_object_needs_the_c_library_alone_and_has_no_state(compiled: Any) ->
     assert set(found) <= {"t", "r"}, found
 
 
-@pytest.mark.parametrize("cpu", ["generic", *processor.choices()[3:4]])
-def test_other_processors(cpu: str, tmp_path: Path) -> None:
-    """The least, and one between: within rounding what this one gives; where it can't be run here, that is said."""
+def test_the_least_processor(tmp_path: Path) -> None:
+    """Within rounding what this one gives; the soak suite tries all levels."""
     x = RNG.standard_normal((50, 20)).astype("float32")
     net = bp.Sequential(bp.Dense(40, "tanh"), bp.LayerNorm(), bp.Dense(30, "softplus"), bp.Dense(4, "softmax"))
     trainer = bp.Trainer(net, "mse", seed=0, compile=True).build(x)
-    code, y = Library(trainer, tmp_path, cpu=cpu)("predict", x, like=trainer.predict(x))
-    if code == 3:
-        assert np.all(y == 77)
-    else:
-        assert code == 0
-        np.testing.assert_allclose(y, trainer.predict(x), rtol=1e-5, atol=1e-6)
+    code, y = Library(trainer, tmp_path, cpu="generic")("predict", x, like=trainer.predict(x))
+    assert code == 0
+    np.testing.assert_allclose(y, trainer.predict(x), rtol=0.0, atol=1e-6)
 
 
 def test_a_processor_that_has_less_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -303,7 +299,7 @@ def test_what_can_not_be_compiled_is_named(layer: bp.Layer, said: str, tmp_path:
 @pytest.mark.parametrize(
     ("path", "options", "said"),
     [
-        ("model", {"cpu": "z80"}, "cpu is 'z80'; expected one of 'native'"),
+        ("model", {"cpu": "z80"}, "cpu is 'z80'; expected 'native'"),
         ("model", {"block": 0}, "block"),
         ("model", {"name": "a-b"}, "name is 'a-b'; expected a name of C"),
         ("3d", {}, "name is '3d'"),

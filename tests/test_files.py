@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -18,11 +19,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 from support.model_files import contents, head, made, sealed, split, text_of, unsealed
 
 import bpnet as bp
+from bpnet.files.model import read_checkpoint, write_checkpoint
 from bpnet.files.tensors import write as write_tensors
+from bpnet.initializers import DISTRIBUTIONS, FANS, Initializer
+from bpnet.layer import Layer
+from bpnet.layers.members import STARTS
+from bpnet.layers.numeric_embedding import FORMS
+from bpnet.losses.base import Loss
+from bpnet.optimizers.base import Optimizer
+from bpnet.penalties import Penalty
+from bpnet.registry import Registered, describe, examples, restore
+from bpnet.schedules import Schedule
 
 NETWORK = bp.Sequential(bp.Dense(8, "tanh"), bp.BatchNorm(), bp.Residual(bp.Dense(8, "tanh")), bp.Dense(3))
 
@@ -203,6 +214,224 @@ def test_others_can_read_the_file(saved: Path) -> None:
     assert description["network"]["layer"] == "Sequential"
 
 
+# ---- the whole catalogue --------------------------------------------------------------------------------------------
+
+
+def other_values(value: Any) -> Iterator[Any]:
+    """Values that an option may have instead."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value + 1, value + 2, 2 * value)
+    elif isinstance(value, float):
+        yield from (0.5 * value, value + 0.25, 0.125, 1.5, 2.0, 3.0)
+    elif value is None:
+        yield from (2, 0.5, "relu", (0, 1), ("0.weight",), ((0.0, 1.0),) * 12)
+    elif isinstance(value, str):
+        for names in (FANS, DISTRIBUTIONS, FORMS, STARTS, ("add", "multiply"), ("tanh", "he_normal", "linear", "no")):
+            yield from (name for name in names if name != value)
+        yield from ("mean", "sum", "max", "geometric", "own")
+    elif isinstance(value, tuple) and value:
+        yield from ((*value, value[-1]), value[:-1])
+        for i, part in enumerate(value):
+            yield from ((*value[:i], other, *value[i + 1 :]) for other in other_values(part))
+    elif isinstance(value, Registered):
+        yield from varied(value)
+
+
+def varied(value: Any) -> list[Any]:
+    """The same with another value of one option, for each option that takes one."""
+    found = []
+    for field in dataclasses.fields(value):
+        for other in other_values(getattr(value, field.name)):
+            try:
+                made = rebuilt(value, field.name, other)
+            except bp.errors.BpnetError:
+                continue
+            if made != value:
+                found.append(made)
+                break
+    return found
+
+
+def rebuilt(value: Any, name: str, other: Any) -> Any:
+    options = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init} | {name: other}
+    star = options.pop(value.star) if value.star else ()
+    return type(value)(*star, **options)
+
+
+FAMILIES = [Layer, Loss, Optimizer, Schedule, Initializer, Penalty]
+OTHERS = [
+    bp.Parametric("tanh"), bp.MemberScale(3, "normal", (1, 2)), bp.BatchEnsemble(3, 5, "relu", "normal", (4, 8)),
+    bp.NumericEmbedding("piecewise_linear", 3, bins=((0.0, 1.0, 2.5), (-1.0, 1.0))),
+    bp.CrossEntropy(class_prior=(1, 2)),
+    bp.Heads(bp.Head("mse", 2), bp.Head("cross_entropy", 3, weight=0.5)), bp.Members("mse"),
+    bp.Grouped("adam", {"*.bias": {"lr": 0.1}, "0.*": None, "*": bp.SGD(bp.Cosine(0.1, 9), momentum=0.5)}),
+    bp.SGD(0.1, momentum=0.9, nesterov=True), bp.Muon(0.1, hidden=("1.weight",)),
+    bp.Dense(3, kernel_init=bp.initializers.Orthogonal(0.5)),
+]  # fmt: skip
+"""Options that the walk does not find."""
+
+
+def test_every_option_of_the_catalogue_comes_back() -> None:
+    """Of everything that a file may describe: as it is by default, and with another value of each option."""
+    seen, missed = 0, set()
+    for family in FAMILIES:
+        for name, example in examples(family).items():
+            others = varied(example)
+            for one in (example, *others):
+                assert restore(json.loads(json.dumps(describe(one)))) == one
+                seen += 1
+            for field in dataclasses.fields(example):
+                if field.init and all(getattr(o, field.name) == getattr(example, field.name) for o in others):
+                    missed.add(f"{name}.{field.name}")
+    for one in OTHERS:
+        assert restore(json.loads(json.dumps(describe(one)))) == one
+    assert seen > 400
+    assert missed <= {
+        "parametric_mish.inner", "parametric_selu.inner", "MemberScale.chunks", "BatchEnsemble.chunks",
+        "NumericEmbedding.bins", "cross_entropy.class_prior", "sgd.nesterov",
+    }  # fmt: skip
+
+
+def test_every_layer_loss_and_optimizer_is_saved_and_loaded(tmp_path: Path) -> None:
+    """Through files, with what they train and keep; each optimizer after a step, where a batch is all that it needs."""
+    x = np.random.default_rng(0).standard_normal((6, 12)).astype("float32")
+    path = tmp_path / "m.safetensors"
+
+    def comes_back(trainer: bp.Trainer) -> None:
+        trainer.save(path)
+        loaded = bp.load(path)
+        assert (loaded.network, loaded.loss, loaded.optimizer) == (trainer.network, trainer.loss, trainer.optimizer)
+        for mine, its in zip(vectors_of(trainer), vectors_of(loaded), strict=True):
+            assert mine.dtype == its.dtype
+            assert np.array_equal(mine, its)
+
+    for layer in examples(Layer).values():
+        if layer.takes is None:
+            comes_back(bp.Trainer(bp.Sequential(bp.Dense(12), layer, bp.Flatten(), bp.Dense(1)), "mse").build(x))
+        elif isinstance(layer.takes, int):
+            comes_back(bp.Trainer(bp.Sequential(layer, bp.Flatten(), bp.Dense(1)), "mse").build(x.astype("int64") % 2))
+        else:
+            rows = {name: x if takes is None else x.astype("int64") % 2 for name, takes in layer.takes}
+            rows = tuple(rows.values()) if "0" in rows else rows
+            comes_back(bp.Trainer(bp.Sequential(layer, bp.Flatten(), bp.Dense(1)), "mse").build(rows))
+    for loss in examples(Loss).values():
+        for network in (
+            bp.Dense(1),
+            bp.Dense(2),
+            bp.Dense(12),
+            bp.MemberDense(2, 1),
+            bp.MemberDense(2, 2),
+            bp.MemberDense(3, 2),
+        ):
+            with contextlib.suppress(bp.errors.BpnetError):
+                comes_back(bp.Trainer(network, loss).build(x))
+                break
+        else:
+            raise AssertionError(f"{loss} fits no network")
+    network = bp.Sequential(bp.Dense(12, "tanh"), bp.Dense(12, "tanh"), bp.Dense(12))
+    for optimizer in examples(Optimizer).values():
+        trainer = bp.Trainer(network, "mse", optimizer, penalties=list(examples(Penalty).values())[:1]).build(x)
+        trainer.step(x, x)
+        comes_back(trainer)
+
+
+def vectors_of(trainer: bp.Trainer) -> list[Any]:
+    return [trainer.theta, trainer.buffers, *trainer.state]
+
+
+def test_numbers_come_back_in_another_type(backend: Any, saved: Path) -> None:
+    """The stored numbers, each rounded; and what is trained on is of that type."""
+    there = bp.load(saved, like=backend.array(np.zeros(1)), dtype="float32")
+    host = bp.load(saved)
+    assert backend.dtype(there.theta) == "float32"
+    assert all(backend.dtype(array) == "float32" for array in vectors_of(there))
+    for mine, its in zip(vectors_of(host), vectors_of(there), strict=True):
+        assert np.array_equal(mine.astype("float32"), backend.host(its))
+    like = backend.array(np.zeros(1))
+    assert backend.dtype(bp.load(saved, dtype=backend.seam.xp.float64, like=like).theta) == "float64"
+
+
+def test_types_that_no_model_has_and_numbers_that_do_not_fit(saved: Path, tmp_path: Path) -> None:
+    for dtype in ("float16", "int32", "bfloat16", "", 3, int, [], np.float16, "float"):
+        with pytest.raises(bp.errors.OptionError, match=r"dtype is .*; expected 'float32' or 'float64'"):
+            bp.load(saved, dtype=dtype)
+    trainer = bp.load(saved)
+    trainer.theta[0] = 1e300
+    trainer.theta[1] = -np.inf  # may be meant, as a bias is
+    trainer.save(tmp_path / "m")
+    assert bp.load(tmp_path / "m").theta[1] == -np.inf
+    with pytest.raises(
+        bp.errors.OptionError, match=r"m can't be loaded as float32: it holds 1e\+300, which is too large"
+    ):
+        bp.load(tmp_path / "m", dtype="float32")
+
+
+def test_nan_is_neither_saved_nor_loaded(saved: Path, tmp_path: Path) -> None:
+    for which, name in ((0, "the parameter 0.weight"), (1, "the buffer 1.mean"), (2, "array 0 of the state of AdamW")):
+        trainer = bp.load(saved)
+        vectors_of(trainer)[which][0] = np.nan
+        with pytest.raises(bp.errors.DivergedError, match=f"{name}.* has NaN, which no file keeps"):
+            trainer.save(tmp_path / "m")
+        assert not list(tmp_path.iterdir())
+    tensors, description = contents(saved)
+    tensors["optimizer.1"][3] = np.nan
+    refused(write(tmp_path / "m", tensors, description), r"array 1 of the state of AdamW.* has NaN$")
+
+
+def test_the_same_trainer_gives_the_same_bytes_as_the_package_writes(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    trainer = bp.load(saved)
+    trainer.save(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == whole
+    arrays = {
+        "i": np.arange(3),
+        "flag": np.array([True]),
+        "empty": np.zeros((0, 2), "float32"),
+        "α\n\x1f": np.array(1.5),
+    }
+    checkpoint = dataclasses.replace(trainer._checkpoint({"x": "β"}), training={"place": [1, 2]}, arrays=arrays)
+    write_checkpoint(tmp_path / "m", checkpoint)
+    whole = (tmp_path / "m").read_bytes()
+    assert save(load(whole), {"bpnet": json.loads(split(whole)[0])["__metadata__"]["bpnet"]}) == whole
+    found = read_checkpoint(tmp_path / "m")
+    assert found.training == {"place": [1, 2]}
+    assert {name: (a.dtype, a.tolist()) for name, a in found.arrays.items()} == {
+        name: (a.dtype, a.tolist()) for name, a in arrays.items()
+    }
+
+
+def test_a_history_of_many_epochs_of_all_kinds(tmp_path: Path) -> None:
+    """Arrays where all are numbers; and what only some epochs have, or is no number, comes back too."""
+    trainer = trained(*data())
+    first = trainer.history.epochs[0]
+    trainer.history.epochs = [
+        first | {"epoch": i, "note": "a" if i < 10_000 else "b"} | ({"own": [i]} if i % 8_000 == 7 else {"mixed": 1})
+        for i in range(20_000)
+    ]
+    trainer.history.epochs[5] |= {"mixed": None, "loss": float("inf")}
+    trainer.history.epochs[6] |= {"mixed": 0.5}
+    trainer.save(tmp_path / "m")
+    loaded = bp.load(tmp_path / "m")
+    assert len(loaded.history) == 20_000
+    assert loaded.history.epochs == trainer.history.epochs
+    assert [type(record.get("mixed")) for record in loaded.history.epochs[5:8]] == [type(None), float, type(None)]
+    assert len(contents(tmp_path / "m")[1]["history"]["columns"]["note"]["values"]) == 2
+
+
+def test_a_layer_of_ones_own_comes_back_by_its_name(saved: Path, tmp_path: Path) -> None:
+    x, _ = data()
+    trainer = bp.Trainer(bp.Sequential(Lift((2, 0.25), "α", bp.Dense(2)), bp.Dense(3)), "cross_entropy").build(x)
+    trainer.save(tmp_path / "m")
+    assert bp.load(tmp_path / "m").network == trainer.network
+    tensors, description = contents(tmp_path / "m")
+    description["network"]["layers"][0]["layer"] = "Lifted"
+    refused(
+        write(tmp_path / "m", tensors, description), "'Lifted', which is not defined: import the module that defines"
+    )
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +531,7 @@ def test_arrays_of_somebody_else(tmp_path: Path) -> None:
     refused(path, "a .safetensors file, but not a bpnet model")
     save_file({"weight": np.zeros((2, 2))}, path, metadata={"format": "pt"})
     refused(path, "a .safetensors file, but not a bpnet model")
-    for text in ("", "{", "3", "[]", "null", '"x"', "{}", '{"format": 1}', "[" * 100_000, '{"format":' * 100_000):
+    for text in ("", "{", "3", "[]", "null", '"x"', "{}", '{"format": 1}', "[" * 20_000, '{"format":' * 20_000):
         refused(write(path, {"weight": np.zeros((2, 2))}, text))
 
 
@@ -403,12 +632,15 @@ def works(path: Path) -> bool:
 
 
 def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: Path) -> None:
-    """Every part of it in turn left out, and replaced by each of many things that do not belong there."""
+    """Every part of it in turn left out, and replaced by some of many things that do not belong there.
+
+    The soak suite's mutations are a thousand times as many.
+    """
     tensors, description = contents(saved)
     path = tmp_path / "m.safetensors"
     good, seen = 0, 0
-    for place in list(places(description)):
-        for nasty in (*NASTY, "leave out"):
+    for number, place in enumerate(list(places(description))):
+        for nasty in (*NASTY[number % 4 :: 4], "leave out"):
             changed = copy.deepcopy(description)
             parent = changed
             for key in place[:-1]:
@@ -423,7 +655,7 @@ def test_no_change_to_the_description_breaks_the_reader(saved: Path, tmp_path: P
                 error.add_note(f"{place} = {nasty!r:.60}")
                 raise
             seen += 1
-    assert seen > 2000
+    assert seen > 600
     assert 0 < good < seen / 2
 
 
@@ -622,7 +854,7 @@ def test_metadata_that_no_file_can_hold(saved: Path, tmp_path: Path, monkeypatch
         with pytest.raises(bp.errors.ArgumentError, match="metadata"):
             trainer.save(tmp_path / "m", metadata=metadata)  # type: ignore[arg-type]
     monkeypatch.setattr("bpnet.files.tensors.LARGEST_HEADER", 5000)
-    with pytest.raises(bp.errors.ArgumentError, match=r"metadata, history .* take [0-9,]+ bytes"):
+    with pytest.raises(bp.errors.ArgumentError, match=r"metadata, settings .* take [0-9,]+ bytes"):
         trainer.save(tmp_path / "m", metadata={"notes": "x" * 5000})
     assert not list(tmp_path.iterdir())
 

@@ -422,6 +422,27 @@ def test_a_terminal_that_is_too_narrow_gets_a_list(monkeypatch: pytest.MonkeyPat
 # ---- what has been learnt -------------------------------------------------------------------------------------------
 
 
+NAMES = ["$\\foo$", "_hidden", "\x1b[31mred\u202e\n"]
+
+
+def test_names_are_shown_as_they_are(mpl: Any, tmp_path: Path) -> None:
+    """Without what a terminal obeys; no mathematics, and none is left out because of a _ before it."""
+    trainer = linear(np.ones((2, 3)), np.zeros(3), "cross_entropy")
+    trainer.classes = NAMES
+    x = np.asarray([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]])
+    decisions = bp.plots.decision_boundary(trainer, x, [0, 1, 2])
+    made = history(**{f"norm/{name}": LOSS for name in NAMES}, **dict.fromkeys(NAMES[:1], LOSS))
+    figures = decisions, made.plot(), bp.plots.predictions(x[:, :1], x[:, :1], names=NAMES[:1])
+    shown = ["$\\foo$", "_hidden", "[31mred"]
+    assert [t.get_text().strip() for t in decisions.axes[0].get_legend().get_texts()] == shown
+    for figure in figures:
+        figure.draw_without_rendering()  # lays out every text
+    network = bp.Inputs(**dict.fromkeys(NAMES, bp.Dense(2)))
+    for draw, name in ((network.plot, "network.txt"), (made.plot, "curves.txt")):
+        draw(path=tmp_path / name)
+        assert not set("\x1b\u202e") & set((tmp_path / name).read_text())
+
+
 def linear(weight: Any, bias: Any, loss: str, like: Any = np.float64) -> bp.Trainer:
     """A trainer whose network is x W + b."""
     weight, bias = np.asarray(weight, like), np.asarray(bias, like)

@@ -10,7 +10,7 @@ from bpnet.backends.numpy import can_compile
 from bpnet.disk import checked_path, make_folder, write_atomically
 from bpnet.errors import MissingExtraError, OptionError, shown
 from bpnet.export.models import exported
-from bpnet.options import whole
+from bpnet.options import choice, whole
 
 
 def to_c(
@@ -60,7 +60,8 @@ def to_c(
 
     Raises ExportError, which names the layer and what it does, where something can't be compiled or a row's outputs
     depend on other rows, and where weights are over 2 GiB; MissingExtraError without llvmlite (the extra `jit`);
-    OptionError, NotBuiltError, PathError or DivergedError otherwise.
+    ArgumentError, OptionError or PathError on unfit arguments; NotBuiltError or DivergedError for a model that can't
+    predict.
     """
     if not can_compile():
         raise MissingExtraError("to_c", "llvmlite", "jit")
@@ -69,9 +70,7 @@ def to_c(
 
     stem = re.sub(r"\.(h|o|obj)$", "", checked_path(path))
     block = whole("block", block, 1, 2**16)
-    if cpu not in processor.choices():
-        raise OptionError(f"cpu is {shown(cpu)}; expected one of {', '.join(map(repr, processor.choices()))}")
-    name, target = _name(name, stem), processor.named(cpu)
+    name, target = _name(name, stem), processor.named(choice("cpu", cpu, processor.choices()))
     with processor.compiling_for(target):
         made = CompiledModel(exported(model), name, target, block)
     folder, _ = os.path.split(stem)

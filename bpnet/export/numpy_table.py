@@ -14,37 +14,70 @@ from bpnet.tabular.values import FALSE, NONE, TRUE
 COLUMNS = '''\
 def columns(table):
     """The columns of a table by name: of a dict, a DataFrame, or rows in the order of COLUMNS."""
-    if hasattr(table, "keys"):
-        missing = [name for name in COLUMNS if name not in table.keys()]
+    names = table.keys() if hasattr(table, "keys") else None  # of pandas; those of Arrow and polars:
+    names = names if names is not None else getattr(table, "column_names", getattr(table, "columns", None))
+    if names is not None:
+        missing = [name for name in COLUMNS if name not in names]
         if missing:
             raise ValueError(f"the table lacks the columns {missing}")
-        return {name: np.asarray(table[name]) for name in COLUMNS}
-    rows = np.asarray(table)
+        return {name: column(table[name]) for name in COLUMNS}
+    rows = np.asarray(table, object if isinstance(table, (list, tuple)) else None)
     if rows.ndim != 2 or rows.shape[1] != len(COLUMNS):
         raise ValueError(f"the table has the shape {rows.shape}; expected (rows, {len(COLUMNS)})")
-    return dict(zip(COLUMNS, rows.T, strict=True))
+    return {name: column(values) for name, values in zip(COLUMNS, rows.T, strict=True)}
+
+
+def column(values):
+    """Numbers, truth, dates, seconds of durations, or objects, of which those that are missing are None."""
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.astype(object).filled(None)
+    values = np.asarray(values, object if isinstance(values, (list, tuple)) else None)
+    if values.dtype.kind == "m":
+        return values / np.timedelta64(1, "s")
+    if values.dtype.kind in "biufM":
+        return values
+    return np.array([plain(value) for value in values.tolist()], object)
+
+
+def plain(value):
+    """A value as Python has it; None where it is missing: nothing, NaN, blank text."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]")
+    value = value.item() if isinstance(value, np.generic) else value
+    value = value.decode() if isinstance(value, bytes) else value
+    blank = value.isspace() or not value if isinstance(value, str) else value is None
+    return None if blank or type(value).__name__ == "NAType" or value != value else value
 '''
 NUMBER = '''\
 def number(values, words=()):
     """Numbers, NaN where one is missing: nothing, one of these words, or one that always says so."""
-    if values.dtype.kind in "biuf":
-        return values.astype(float)
-    missing = {*MISSING, *words}
-    return np.array([np.nan if str(v).strip().lower() in missing or v in words else float(v) for v in values], float)
+    if values.dtype.kind == "M":
+        raise ValueError("the table has dates where there were numbers")
+    return values.astype(float) if values.dtype.kind in "biuf" else np.array([real(v, words) for v in values], float)
+
+
+def real(value, words=()):
+    """A value as a number, NaN where it is missing."""
+    if value is None or value in words or (isinstance(value, str) and value.strip().lower() in MISSING):
+        return np.nan
+    return value.total_seconds() if hasattr(value, "total_seconds") else float(value)
 '''
 TRUTH = '''\
 def truth(values, words=()):
     """1 and 0 of booleans, NaN where one is missing."""
-    if values.dtype.kind in "biuf":
-        return values.astype(float)
-    known = dict.fromkeys([*MISSING, *words], np.nan) | dict.fromkeys(TRUE, 1.0) | dict.fromkeys(FALSE, 0.0)
-    return np.array([known[str(v).strip().lower()] for v in values], float)
+    known = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
+    if values.dtype.kind == "O":
+        values = np.array([known.get(v.strip().lower(), v) if isinstance(v, str) else v for v in values], object)
+    found = number(values, words)
+    if not np.isin(found[~np.isnan(found)], (0.0, 1.0)).all():
+        raise ValueError("the table has numbers where there was true or false")
+    return found
 '''
 DATE = '''\
-def date(values, origin, parts, pattern=None):
+def date(values, origin, parts, pattern=None, utc=False):
     """Parts of dates side by side: days since an origin, and where they are in the year, month, week and day."""
     if values.dtype.kind != "M":
-        values = np.array([moment(value, pattern) for value in values.tolist()], "datetime64[us]")
+        values = np.array([moment(value, pattern, utc) for value in values.tolist()], "datetime64[us]")
     day, month = values.astype("datetime64[D]"), values.astype("datetime64[M]")
     number, within = day.astype(np.int64), (values - day) / np.timedelta64(1, "D")
     found = {
@@ -63,27 +96,49 @@ def date(values, origin, parts, pattern=None):
     return np.where(np.isnat(values)[:, None], np.nan, np.stack(columns, axis=1))
 
 
-def moment(value, pattern):
-    """A date without a time zone, in UTC where it says its own; None where there is none."""
-    if value is None or value != value or value == "":
+def moment(value, pattern, utc):
+    """A date as clocks show it, in UTC where its text says how far it is from that; None where there is none."""
+    if value is None or value != value:
         return None
     if isinstance(value, str):
-        value = datetime.strptime(value.strip(), pattern) if pattern else datetime.fromisoformat(value.strip())
-        value = value.replace(year=1970) if pattern and pattern.startswith("%H") else value
-    return value.astimezone(timezone.utc).replace(tzinfo=None) if getattr(value, "tzinfo", None) else value
+        value, utc = value.strip(), True
+        if pattern:
+            value = datetime.strptime(value, pattern)
+            value = value.replace(year=1970) if pattern.startswith("%H") else value
+        else:
+            value = datetime.fromisoformat(value if len(value) > 7 else f"{value}-01")
+    elif not hasattr(value, "isoformat"):
+        raise ValueError(f"the table has {value!r} where there were dates")
+    if not hasattr(value, "year"):  # a time
+        value = datetime.combine(datetime(1970, 1, 1), value)
+    if getattr(value, "tzinfo", None) is None:
+        return value
+    return (value.astimezone(timezone.utc) if utc else value).replace(tzinfo=None)
 '''
 CATEGORY = '''\
 def category(values, known):
     """Codes: 0 where a value is missing, 1 where it is unknown, else its place among the known ones and 2."""
-    places = {value: code for code, value in enumerate(known, 2)}
-    read = text if isinstance(known[0], str) else float
-    missing = (None, "")
-    return np.array([0 if v in missing or v != v else places.get(read(v), 1) for v in values.tolist()], np.int64)
+    kind = values.dtype.type if values.dtype.kind == "f" else None
+    values = values.astype("datetime64[us]") if values.dtype.kind == "M" else values
+    if isinstance(known[0], str):
+        places, read = {value: code for code, value in enumerate(known, 2)}, text
+    else:  # numbers are compared in their own type, as float32 has fewer digits
+        places = {float(kind(value)) if kind else value: code for code, value in enumerate(known, 2)}
+        read = exact
+    return np.array([0 if v is None or v != v else places.get(read(v), 1) for v in values.tolist()], np.int64)
+
+
+def exact(value):
+    """A number as it is, text as a number."""
+    return value if isinstance(value, int) else real(value)
 
 
 def text(value):
-    """A value as text, a whole number without a point."""
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+    """A value as text: a whole number without a point, a day without a time."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat().removesuffix("T00:00:00")
+    whole = hasattr(value, "as_integer_ratio") and abs(value) < 2**53 and value == int(value)
+    return str(int(value)) if whole and not isinstance(value, bool) else str(value)
 '''
 
 
@@ -96,9 +151,10 @@ def encoder(schema: Schema, in_shape: Any) -> str:
     numbers = [f for f in schema.features if f.kind != "category"]
     constants = [_list("COLUMNS", map(quoted, names))]
     functions, lines, made = [COLUMNS], [], []
-    if numbers:
+    if any(f.kind != "date" for f in schema.features):
         functions.append(NUMBER)
-        constants.append(_list("MISSING", map(quoted, sorted({"", "<na>", *NONE}))))
+        constants.append(_list("MISSING", map(quoted, sorted(NONE))))
+    if numbers:
         constants.append(
             _entries("NUMBERS", "how a column is read: by what, origin, unit", ((f.name, _number(f)) for f in numbers))
         )
@@ -130,8 +186,8 @@ def encoder(schema: Schema, in_shape: Any) -> str:
 
 def _number(feature: Feature) -> str:
     if feature.kind == "date":
-        pattern = "" if feature.format in (None, "iso") else f", {quoted(feature.format)}"
-        return f"(date, 0.0, 1.0, {feature.origin!r}, {feature.parts!r}{pattern})"
+        pattern = None if feature.format in (None, "iso") else feature.format
+        return f"(date, 0.0, 1.0, {feature.origin!r}, {feature.parts!r}, {pattern!r}, {feature.zone is not None!r})"
     read = "truth" if feature.kind == "boolean" else "number"
     words = f", {feature.texts!r}" if feature.texts else ""
     return f"({read}, {feature.origin!r}, {feature.unit!r}{words})"
@@ -164,7 +220,7 @@ def program_of(table: TableModel | None, layout: Layout) -> str:
         read = [f'given = np.loadtxt(sys.stdin, {kind}, delimiter=",", ndmin=2)']
     else:
         return ""
-    imports = [*["import csv"] * (table is not None), "import sys", ""]
-    lines = [*imports, *read, "for answer in predict(given):", '    print(*np.ravel(answer), sep=",")']
+    lines = ["import csv", "import sys", "", *read, 'lines = csv.writer(sys.stdout, lineterminator="\\n")']
+    lines.append("lines.writerows(map(np.ravel, predict(given)))")
     start = "# python model.py < rows.csv\n"
     return f'{start}if __name__ == "__main__":\n' + "\n".join(f"    {line}".rstrip() for line in lines) + "\n"

@@ -190,7 +190,7 @@ class Statements:
         """A variable for a value: of the layer that it is the output of, or a short one that nobody reads any more."""
         if self.consumer.get(value, "") != op.layer and op.layer:
             kind = snake_case(type(layer_at(self.network, op.layer)).__name__)
-            stem = re.sub(r"\W", "_", f"{kind}_{op.layer}")
+            stem = re.sub(r"\W", "_", f"{kind}_{op.layer}", flags=re.ASCII)
         else:
             stem = TEMPORARY.get(op.function, op.function.rpartition(".")[2])
         name, number = stem, 1

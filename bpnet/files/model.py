@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("seed", "clip_norm", "precision", "penalties")
 """Arguments of a trainer that its file keeps."""
-TRAINING = "training."
-"""How the names of the arrays of a training begin."""
+TRAINING, TABLE = "training.", "table."
+"""How the names of the arrays of a training, and of a table's, begin."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     lr_scale: float = 1.0
     table: Mapping[str, Any] | None = None
-    """Of a model that takes tables: what their columns are, and its target."""
+    """Of a model that takes tables: what their columns are, and its target; JSON, but for arrays of NumPy among it."""
     training: Mapping[str, Any] | None = None
     """Of a training that goes on from here: its place, options and callbacks' state, in what JSON can hold."""
     arrays: "Mapping[str, numpy.ndarray[Any, Any]]" = field(default_factory=dict)
@@ -86,6 +86,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         for slot in slots:
             tensors[f"{prefix}.{slot.name}"] = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
     tensors |= {f"{TRAINING}{name}": array for name, array in checkpoint.arrays.items()}
+    table = _without_arrays(checkpoint.table, tensors)
     description = {
         "version": importlib.import_module("bpnet").__version__,
         "network": describe(layout.network),
@@ -97,7 +98,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
         **({} if checkpoint.lr_scale == 1.0 else {"lr_scale": checkpoint.lr_scale}),
         "history": history,
         "classes": _classes(checkpoint.classes, layout),
-        **({} if checkpoint.table is None else {"table": checkpoint.table}),
+        **({} if table is None else {"table": table}),
         **({} if checkpoint.training is None else {"training": checkpoint.training}),
     }
     if not isinstance(checkpoint.metadata, Mapping):
@@ -147,6 +148,26 @@ def _classes(classes: Any, layout: Layout) -> list[Any] | None:
     return names
 
 
+def _without_arrays(value: Any, tensors: "Tensors") -> Any:
+    """`value` with the names of arrays in the place of those it has in dicts, which are put into `tensors`."""
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(item, tensors) for key, item in value.items()}
+    if type(value).__name__ != "ndarray":
+        return value
+    name = f"{TABLE}{sum(name.startswith(TABLE) for name in tensors)}"
+    tensors[name] = value
+    return {"array": name}
+
+
+def _with_arrays(value: Any, tensors: "Tensors") -> Any:
+    """The same with its arrays again, which are taken from `tensors`."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"array"} and str(value["array"]).startswith(TABLE):
+        return tensors.pop(value["array"])
+    return {key: _with_arrays(item, tensors) for key, item in value.items()}
+
+
 def _plain(what: str, value: Any) -> Any:
     """`value` where JSON can hold it and give it back; raises ArgumentError."""
     if isinstance(value, Mapping):
@@ -177,6 +198,7 @@ def read_checkpoint(path: str | os.PathLike[str], dtype: Any = None) -> Checkpoi
         if not isinstance(metadata, dict):
             raise FileFormatError(f"the metadata are {kind_of(metadata)}; expected a dict")
         arrays = {name.removeprefix(TRAINING): tensors.pop(name) for name in [*tensors] if name.startswith(TRAINING)}
+        table = _with_arrays(description.get("table"), tensors)
         found = Checkpoint(
             layout,
             loss,
@@ -191,7 +213,7 @@ def read_checkpoint(path: str | os.PathLike[str], dtype: Any = None) -> Checkpoi
             _classes(description["classes"], layout),
             metadata,
             not_negative("lr_scale", description.get("lr_scale", 1.0)),
-            description.get("table"),
+            table,
             description.get("training"),
             arrays,
         )
@@ -267,7 +289,7 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
     try:
         check_numbers(layout, optimizer, *vectors)
     except DivergedError as error:
-        raise FileFormatError(f"{error}".partition(",")[0]) from None
+        raise FileFormatError(f"{error}".partition(", which no file")[0]) from None
     return vectors
 
 

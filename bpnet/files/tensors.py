@@ -32,8 +32,8 @@ FORMAT = 2
 ENTRY = "bpnet"
 """The name of the description among a file's texts."""
 
-LARGEST_HEADER = 100_000_000
-"""Bytes; what is longer the safetensors package does not read either."""
+LARGEST_HEADER = 16 * 2**20
+"""Bytes, beyond an eighth of the file: the package takes up to four times as much to read it, and refuses 100 MB."""
 MARGIN = 48 * 2**20
 """Bytes that a header may take in memory beyond the size of the file, by COSTS."""
 COSTS = {"{": 1000, "[": 100, ",": 60, ":": 150, '"': 20}
@@ -76,9 +76,9 @@ def write(file: IO[bytes], tensors: "Tensors", description: Mapping[str, Any]) -
         offset += array.nbytes
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     head += b" " * (-len(head) % 8)  # so that the arrays are aligned
-    if len(head) > LARGEST_HEADER or _cost(head) > MARGIN + len(head) + offset:
+    if _is_too_much(head, len(head) + offset):
         raise ArgumentError(
-            f"metadata, history and whatever else describes the model take {len(head):,} bytes, which are more than a "
+            f"metadata, settings and whatever else describes the model take {len(head):,} bytes, which are more than a "
             "file of this size may have: keep large ones in a file of their own"
         )
     file.write(struct.pack("<Q", len(head)) + head)
@@ -140,14 +140,14 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[tuple[str, Any]], bytes]:
     with open_ordinary(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
+        if not 2 <= length <= size - 8:
             raise FileFormatError(f"{NOT_THE_FORMAT}: it begins with no header")
-        if _cost(file.read(length)) > MARGIN + size:
+        if _is_too_long(length, size) or _is_too_much(file.read(length), size):
             raise FileFormatError(f"{NOT_THE_FORMAT}: its header would take more memory than a file of its size may")
         file.seek(0)
         data = file.read(size)
     head = data[8 : 8 + length]
-    if int.from_bytes(data[:8], "little") != length or _cost(head) > MARGIN + size:
+    if int.from_bytes(data[:8], "little") != length or _is_too_much(head, size):
         raise FileFormatError(f"{NOT_THE_FORMAT}: it was written to while it was read")
     import safetensors
 
@@ -160,9 +160,14 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[tuple[str, Any]], bytes]:
         raise OutOfMemoryError("no memory for its arrays") from None
 
 
-def _cost(header: bytes) -> int:
-    """Bytes that it takes at most once it is read."""
-    return sum(cost * header.count(character.encode()) for character, cost in COSTS.items())
+def _is_too_long(length: int, size: int) -> bool:
+    return length > min(LARGEST_HEADER + size // 8, 100_000_000)
+
+
+def _is_too_much(header: bytes, size: int) -> bool:
+    """Whether a header takes more bytes than a file of that size may have, or more memory once it is read."""
+    cost = sum(cost * header.count(character.encode()) for character, cost in COSTS.items())
+    return _is_too_long(len(header), size) or cost > MARGIN + size
 
 
 def _digest(text: str, parts: Mapping[str, tuple[str, Any, Any]]) -> str:

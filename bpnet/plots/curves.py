@@ -1,6 +1,5 @@
 """What a picture of a training shows: the curves in each of its panels, as data that every way of drawing shares."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,8 @@ MOST_LEAVES = 6
 """Of so many parameters the norms are drawn; of more of them some, evenly from the first to the last."""
 MOST_POINTS = 2000
 """Of a curve; one of more is thinned."""
+LARGEST = 1e300
+"""From here on a value is as good as infinite: no axis reaches from one end of float64 to the other."""
 
 NOTHING = "nothing finite was recorded"
 TITLES = {"lr": "learning rate"}
@@ -91,7 +92,7 @@ def numbers(records: Sequence[Any], name: str) -> Array:
     found = np.full(len(records), np.nan)
     for i, record in enumerate(records):
         value = record.get(name)
-        if is_number(value) and math.isfinite(value):
+        if is_number(value) and abs(value) < LARGEST:
             found[i] = value
     return found
 

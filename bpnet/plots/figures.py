@@ -15,6 +15,7 @@ from bpnet.disk import write_atomically
 from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.plots.curves import NOTHING, Curve, Panel
 from bpnet.plots.diagram import Block, Box
+from bpnet.table import clean
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 PALETTE = BLUE, ORANGE, GREEN, PINK, SKY, YELLOW
@@ -88,8 +89,7 @@ def draw(panels: Sequence[Panel], given: Any = None) -> Any:
 
 def draw_panel(axes: Any, panel: Panel) -> None:
     """The curves of a panel, and the best epoch."""
-    for i, curve in enumerate(panel.curves):
-        draw_curve(axes, curve, i, panel.named)
+    entries = [(draw_curve(axes, curve, i), curve.name) for i, curve in enumerate(panel.curves)] * panel.named
     if panel.scale.kind == "symlog":
         axes.set_yscale("symlog", linthresh=panel.scale.unit)
         axes.set_yticks(panel.scale.ticks(*axes.get_ylim()), minor=False)
@@ -100,7 +100,8 @@ def draw_panel(axes: Any, panel: Panel) -> None:
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="epoch", ylabel=panel.title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(clean(panel.title), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     if panel.ends is None:
@@ -109,33 +110,43 @@ def draw_panel(axes: Any, panel: Panel) -> None:
     elif len(panel.curves[0].x) == 1:
         axes.set_xlim(panel.curves[0].x[0] - 0.5, panel.curves[0].x[0] + 0.5)
     if panel.best is not None:
-        draw_best(axes, panel)
-    if panel.named or panel.best is not None:
-        axes.legend(fontsize="small", framealpha=0.7)
+        entries.append(draw_best(axes, panel))
+    if entries:
+        legend(axes, entries)
 
 
-def draw_curve(axes: Any, curve: Curve, i: int, named: bool) -> None:
+def legend(axes: Any, entries: Sequence[tuple[Any, str]], framealpha: float = 0.7) -> None:
+    """What lines are called: names as they are, with a $ in them or a _ before them."""
+    lines, names = zip(*((line, clean(name)) for line, name in entries), strict=True)
+    for line, name in zip(lines, names, strict=True):
+        line.set_label(name)
+    for text in axes.legend(lines, names, fontsize="small", framealpha=framealpha).get_texts():
+        text.set_parse_math(False)
+
+
+def draw_curve(axes: Any, curve: Curve, i: int) -> Any:
     """A line, with a dot where a point has no neighbour."""
     colour, style = PALETTE[i % len(PALETTE)], STYLES[i % len(STYLES)]
     marker = MARKERS[i % len(MARKERS)]
     thin = curve.thinned()
     few = {"marker": marker, "markersize": 4} if len(curve.y) <= FEW_POINTS else {}
-    label = curve.name if named else None
-    axes.plot(thin.x, thin.y, color=colour, linestyle=style, label=label, **few)
+    (line,) = axes.plot(thin.x, thin.y, color=colour, linestyle=style, **few)
     if not few and curve.lonely.any():
         axes.plot(curve.x[curve.lonely], curve.y[curve.lonely], marker, color=colour, markersize=4)
+    return line
 
 
-def draw_best(axes: Any, panel: Panel) -> None:
-    """A thin line at the best epoch, and a ring about the value there."""
+def draw_best(axes: Any, panel: Panel) -> tuple[Any, str]:
+    """A thin line at the best epoch, and a ring about the value there, which it gives with what it says."""
     assert panel.best is not None
     epoch, value = panel.best
     ink = rcParams["text.color"]
     said = f"best epoch {epoch:.0f}" + (f": {value:.4g}" if math.isfinite(value) else "")
     axes.axvline(epoch, color=ink, linewidth=0.8, linestyle=(0, (1, 3)), alpha=0.7)
     at = ([epoch], [value]) if math.isfinite(value) else ([], [])
-    axes.plot(*at, "o", markersize=9, markerfacecolor="none", markeredgecolor=ink, label=said, zorder=20)
+    (ring,) = axes.plot(*at, "o", markersize=9, markerfacecolor="none", markeredgecolor=ink, zorder=20)
     axes.set_xlim(*spread_about(axes.get_xlim(), epoch))
+    return ring, said
 
 
 def spread_about(ends: tuple[float, float], x: float) -> tuple[float, float]:
@@ -170,7 +181,7 @@ def draw_network(block: Block, title: str, given: Any = None) -> Any:
     middle = (block.right - block.left) / 2
     half = wide / COLUMN / scale / 2
     axes.set(xlim=(middle - half, middle + half), ylim=(block.height, -2.0))
-    axes.set_title(title, fontsize=10, color="#808080")
+    axes.set_title(title, fontsize=10, color="#808080", parse_math=False)
     ink = rcParams["text.color"]
     for line in block.lines:
         axes.plot(*zip(*line, strict=True), color=ink, linewidth=0.9, solid_joinstyle="round", zorder=1)
@@ -193,7 +204,8 @@ def draw_box(axes: Any, box: Box, size: float) -> None:
         axes.add_patch(FancyBboxPatch(corner, *room, boxstyle=style, facecolor=ground, edgecolor="none", zorder=2))
     axes.add_patch(FancyBboxPatch(corner, *room, boxstyle=style, **LOOKS[box.kind], zorder=2))
     if box.kind == "frame":
-        axes.text(box.x + 1.5, box.y + 1, box.text[0], ha="left", va="center", fontsize=size, style="italic")
+        place = {"ha": "left", "va": "center", "fontsize": size, "style": "italic", "parse_math": False}
+        axes.text(box.x + 1.5, box.y + 1, box.text[0], **place)
         return
     for i, text in enumerate(box.text):
         bold = {"weight": "bold"} if i == 0 and len(box.text) > 1 and box.kind in ("layer", "plain") else {}

@@ -13,7 +13,8 @@ from bpnet.backends import Array, backend_of
 from bpnet.errors import ArgumentError, DataError, DTypeError, OptionError, ShapeError, kind_of, plural, shown
 from bpnet.metrics.base import kind_of_target
 from bpnet.plots.curves import check_texts
-from bpnet.plots.figures import MARKERS, PALETTE, figure
+from bpnet.plots.figures import MARKERS, PALETTE, figure, legend
+from bpnet.table import clean
 from bpnet.trainer import Trainer
 
 GRID = 200
@@ -135,13 +136,14 @@ def draw_classes(axes: Any, plane: tuple[Array, Array, Array], points: Array, ta
     if target is None:
         return
     labels = target.argmax(axis=1) if target.ndim == 2 and target.shape[1] > 1 else target.reshape(-1)
+    entries = []
     for k in range(count):
         mine = points[labels == k]
         look = {"markersize": 5, "markeredgecolor": ink, "markeredgewidth": 0.6, "linestyle": "none"}
         said = str(names[k]) if names is not None and k < len(names) else f"class {k}"
-        axes.plot(*mine.T, MARKERS[k % len(MARKERS)], color=colours[k], label=said, **look)
+        entries.append((axes.plot(*mine.T, MARKERS[k % len(MARKERS)], color=colours[k], **look)[0], said))
     if count <= 12:
-        axes.legend(fontsize="small", framealpha=0.8)
+        legend(axes, entries, framealpha=0.8)
 
 
 def draw_quantity(axes: Any, plane: tuple[Array, Array, Array], points: Array, target: Any) -> None:
@@ -184,7 +186,7 @@ def weights(trainer: Trainer, shape: Any, axes: Any) -> Any:
         axes.figure.colorbar(image, ax=axes, shrink=0.8)
     axes.set_axis_off()
     of = f"{few} of {units:,} units" if few < units else plural(units, "unit")
-    axes.set_title(f"{slot.name}: {of}", fontsize="medium")
+    axes.set_title(f"{clean(slot.name)}: {of}", fontsize="medium", parse_math=False)
     return drawn
 
 
@@ -264,8 +266,9 @@ def confusion_matrix(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
             axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=ink, fontsize=size)
     at = range(count) if count <= 40 else range(0, count, math.ceil(count / 20))
     long = max(map(len, names)) > 4
-    axes.set_xticks(at, [names[k] for k in at], rotation=90 if long and count > 3 else 0, parse_math=False)
-    axes.set_yticks(at, [names[k] for k in at], parse_math=False)
+    said_there = [clean(names[k]) for k in at]
+    axes.set_xticks(at, said_there, rotation=90 if long and count > 3 else 0, parse_math=False)
+    axes.set_yticks(at, said_there, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{matrix.trace() / len(true):.2%} of {plural(len(true), 'row')} right", fontsize="medium")
     return drawn
@@ -296,7 +299,7 @@ def predictions(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
         if k >= shown:
             one.remove()
             continue
-        name = "" if names is None else str(names[k])
+        name = "" if names is None else clean(names[k])
         draw_predictions(one, true[:, k], said[:, k], name or (f"quantity {k}" if count > 1 else ""))
     return drawn
 
@@ -307,7 +310,8 @@ def draw_predictions(axes: Any, true: Array, said: Array, name: str) -> None:
     lost = int((~known).sum())
     true, said = true[known], said[known]
     if not len(true):
-        axes.set(xlabel="predicted", ylabel="true", title=f"{name}: no finite rows".removeprefix(": "))
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_title(f"{name}: no finite rows".removeprefix(": "), fontsize="medium", parse_math=False)
         return
     error, spread = said - true, float(((true - true.mean()) ** 2).sum())
     r2 = f"R² {1.0 - float((error**2).sum()) / spread:.3f}, " if spread > 0 else ""
@@ -323,6 +327,6 @@ def draw_predictions(axes: Any, true: Array, said: Array, name: str) -> None:
         lost > 0
     )
     axes.set(xlabel="predicted" + (f" ({', '.join(notes)})" if notes else ""), ylabel="true")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", parse_math=False)
     axes.grid(alpha=0.3)
     axes.set_aspect("equal", adjustable="datalim")

@@ -79,8 +79,8 @@ def _scores(probabilities: Array, method: str) -> Array:
 
 
 def kept(scores: Any) -> Any:
-    """The scores that a model was calibrated by, as JSON has them."""
-    return backend_of(scores).to_host(scores).tolist()
+    """The scores that a model was calibrated by, as files have them: of NumPy, since there is one for every row."""
+    return np.asarray(backend_of(scores).to_host(scores), dtype=np.float64)
 
 
 def restored(settings: Any, like: Array) -> Array:

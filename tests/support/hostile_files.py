@@ -353,8 +353,9 @@ def of_descriptions(whole: bytes, table: bytes) -> Iterator[tuple[str, bytes]]:
                 yield tabled(f"{part}: {name}", **{part: value})
 
 
-def bombs(size: int) -> Iterator[tuple[str, bytes]]:
-    """Headers of about so many bytes that would take much more memory once they are read."""
+def bombs(megabytes: int) -> Iterator[tuple[str, bytes]]:
+    """Headers of so many MB at most that would take much more memory once they are read."""
+    size = megabytes * 1_000_000 - 1000
     lists = "[" + ",".join(["[]"] * (size // 3)) + "]"
     yield "empty lists", made({}, f'{{"format":2,"sha256":"{NO_HASH}","a":{lists}}}')
     objects = "[" + ",".join(["{}"] * (size // 3)) + "]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpnet.disk import checked_path, write_atomically
-from bpnet.errors import MissingExtraError
+from bpnet.errors import ExportError, MissingExtraError
 from bpnet.export.models import exported
 from bpnet.options import choice, flag, whole
 
@@ -50,7 +50,7 @@ def to_onnx(
     path : of the file, which is written whole or not at all; None writes none
     dtype : "float32" or "float64", of numbers in the file; None for the model's own.  float32 has 7 digits, of inputs
         too, which is few for times in seconds.  onnxruntime has no float64 kernels of acos, acosh, asin, asinh, atan,
-        atanh, cosh, sinh and tan, which no layer of bpnet uses
+        atanh, cosh, sinh and tan, which no layer of bpnet uses, and leaves out additions of a single number below 1e-8
     probabilities : of a Trainer, that probabilities and labels are wanted
     opset : the version of ONNX's operators, from 18, of 2022, the oldest in which all reductions are alike and which
         runtimes of the years since know, to 23
@@ -71,7 +71,12 @@ def to_onnx(
         if error.name != "onnx":
             raise
         raise MissingExtraError("to_onnx", "onnx", "onnx") from error
-    made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
+    try:
+        made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
+    except UnicodeEncodeError as error:  # half of a pair of UTF-16, as a name or a label from JSON may have
+        raise ExportError(
+            f"the model has the text {error.object!r}, which is no Unicode that a file can hold"
+        ) from None
     if path is not None:
         with write_atomically(path) as file:
             file.write(made.SerializeToString())
