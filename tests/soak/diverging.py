@@ -61,7 +61,7 @@ class Keep(bp.Callback):
 
 def network(depth: int, place: int, layer: Any) -> bp.Layer:
     layers: list[Any] = []
-    for i in range(depth):
+    for _ in range(depth):
         layers += [bp.Dense(8, "tanh"), bp.BatchNorm()]
     layers.append(bp.Dense(3))
     if layer is not None:

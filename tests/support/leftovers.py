@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Leftovers:
 
     def found(self) -> list[str]:
         """What is not as before, each in words; it counts once."""
+        for thread in threading.enumerate():
+            if thread.name == "bpnet-compiler":  # goes on to its end, though nobody waits for it any more
+                thread.join(60.0)
         after = self.look()
         if after != self.before:
             gc.collect()  # what an error's traceback holds
