@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bpnet.backends import Array, Backend, definitions, variant
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.backends.tracing import TracingBackend
 from bpnet.compiler.graph import Graph
 from bpnet.compiler.ops import POINTWISE, REDUCTIONS
@@ -306,6 +307,7 @@ class Inspection(Table):
             yield one.path, name, *norms, ", ".join(f"{of} {one.norms[of]:.3g}" for of in own)
 
 
+@ends_sessions
 def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> Inspection:
     """What goes through every layer, nested ones too, in a step of `trainer` on the batch x, y: nothing is changed.
 

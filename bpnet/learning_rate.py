@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.data.loader import row_order
 from bpnet.data.prepare import named
 from bpnet.errors import OptionError
@@ -34,6 +35,7 @@ class LearningRateCurve:
         return 0.1 * self.rates[self.smoothed.index(min(self.smoothed))]
 
 
+@ends_sessions
 def find_learning_rate(
     trainer: Trainer,
     x: AnyArray,

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from bpnet.backends import backend_of, check_device, device_named, get
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.history import History
 from bpnet.errors import ArgumentError, OptionError
 from bpnet.files.model import damaged, read_checkpoint
@@ -11,6 +12,7 @@ from bpnet.trainer import Trainer
 from bpnet.typing import AnyArray
 
 
+@ends_sessions
 def load(
     path: str | os.PathLike[str],
     like: AnyArray | None = None,

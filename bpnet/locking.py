@@ -1,6 +1,7 @@
 """One call trains a trainer at a time, and whoever reads it meanwhile from another thread is refused."""
 
 import os
+import traceback
 import weakref
 from collections.abc import Callable
 from functools import wraps
@@ -8,7 +9,7 @@ from threading import Lock, get_ident
 from typing import Any, TypeVar
 
 from bpnet.backends.interrupts import current, end_sessions
-from bpnet.errors import BusyError
+from bpnet.errors import BusyError, OutOfMemoryError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,13 +73,21 @@ def locked(access: str) -> Callable[[F], F]:
                         raise own.refused(name)
                     own.count, own.thread = count + 1, get_ident()
                     return method(self, *args, **options)
-            except BaseException:
+            except BaseException as error:
                 end_sessions(outer)
+                check_memory(error, name)
                 raise
 
         return calling  # type: ignore[return-value]
 
     return decorate
+
+
+def check_memory(error: BaseException, name: str) -> None:
+    """Raise OutOfMemoryError where that is what ended a method, though nobody has said so yet."""
+    if isinstance(error, MemoryError) and not isinstance(error, OutOfMemoryError):
+        traceback.clear_frames(error.__traceback__)  # which hold what had been made
+        raise OutOfMemoryError(f"{name} needs more memory than there is: {error or 'even for small things'}") from error
 
 
 _LOCKS: Any = weakref.WeakSet()

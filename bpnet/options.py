@@ -19,6 +19,8 @@ def number(what: str, value: Any, low: float, high: float, closed: str = "both")
         if isinstance(value, bool | str | bytes):
             raise TypeError
         plain = float(value)
+    except MemoryError:
+        raise
     except Exception:  # of whatever was passed
         plain = math.nan
     above = plain >= low if left == "[" else plain > low
@@ -57,6 +59,8 @@ def whole(what: str, value: Any, least: int = 1, most: int | None = None) -> int
         if isinstance(value, bool):
             raise TypeError
         plain = operator.index(value)
+    except MemoryError:
+        raise
     except Exception:  # of whatever was passed
         plain = least - 1
     if plain < least:

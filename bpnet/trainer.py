@@ -29,7 +29,7 @@ from bpnet.errors import BuiltError, plural
 from bpnet.fitting import Training, checked_saving
 from bpnet.layer import Layer, check_layer
 from bpnet.layout import Layout, arranged
-from bpnet.locking import TrainingLock, locked
+from bpnet.locking import TrainingLock, check_memory, locked
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric, check_metrics
 from bpnet.optimizers.base import Optimizer
@@ -255,8 +255,9 @@ class Trainer(HasState):
                             return engine.checked_step(x, y, None, None)
                 with backend.session(self.threads, device, work, self.compile):
                     return engine.advance(x, y, None, None)
-        except BaseException:
+        except BaseException as error:
             end_sessions(outer)
+            check_memory(error, "step")
             raise
 
     def _step(self, x: Array, y: Array, sample_weight: Array | None, check: bool) -> Array:
@@ -410,8 +411,9 @@ class Trainer(HasState):
                 result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size, check)
             if not math.isfinite(total):
                 self._check_outputs(x, result)
-        except BaseException:
+        except BaseException as error:
             end_sessions(outer)
+            check_memory(error, "predict")
             raise
         if own.count != count:
             raise own.refused("predict")

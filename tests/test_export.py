@@ -263,7 +263,8 @@ DAY = datetime.datetime(2024, 2, 29, 10, 30)
 FORMS = {  # of columns in a table of MANY, beside those that it was trained with
     "n": (
         [Decimal("1.5"), None, 2], ["n/a", " 2 ", "1e3"], np.array([5, 6, "NaT"], "timedelta64[ns]"),
-        [datetime.timedelta(minutes=5), None, datetime.timedelta(1)], np.ma.masked_array([1.0, 2.0, 3.0], [True, False, False]),
+        [datetime.timedelta(minutes=5), None, datetime.timedelta(1)],
+        np.ma.masked_array([1.0, 2.0, 3.0], [True, False, False]),
     ),
     "b": ([1.0, None, 0.0], [True, "no", " T "], np.array([1, 0, 1])),
     "c": (
@@ -365,7 +366,8 @@ def test_parameters_are_named_as_pytorchs_own(torch):
 
 
 def test_layers_may_be_called_as_what_a_module_has(torch, tmp_path):
-    names = "type", "forward", "training", "torch", "slice", "self", "W", "np", "x", "class", "Land area", "numbers"
+    names = ["type", "forward", "training", "torch", "slice", "self", "_parameters", "_graph", "x²", "ﬁ", "fi", "W"]
+    names += ["np", "x", "class", "Land area", "numbers"]
     network = bp.Sequential(bp.Inputs(*((name, bp.Dense(2)) for name in names)), bp.Dense(2))
     x = {name: X + i for i, name in enumerate(names)}
     trainer = bp.Trainer(network, "mse").build(x)

@@ -205,6 +205,14 @@ def test_what_does_not_fit_is_named_from_both_sides(given, names, error, text):
     np.testing.assert_array_equal(trainer.theta, before)
 
 
+def test_values_may_be_infinite_but_not_become_it():
+    trainer = built(bp.Dense(4), bp.Dense(2), x=X.astype("float32"))
+    bp.files.from_torch(trainer, state(bias=np.full(4, -np.inf)))
+    assert np.isinf(np.asarray(trainer.parameters["0"]["bias"])).all()
+    with pytest.raises(DataError, match=r"0.bias has values that are too large for the trainer's float32"):
+        bp.files.from_torch(trainer, state(bias=np.full(4, 1e300)))
+
+
 def test_a_slope_for_all_features_is_not_one_for_each():
     first = {f"0.{name}": value for name, value in LINEAR.items()}
     with pytest.raises(ShapeError, match=r"PReLU\(shared=True\) has one for all features"):

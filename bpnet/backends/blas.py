@@ -9,8 +9,10 @@ wait awake for a while, they start within a microsecond, where a thread of Pytho
 import ctypes
 import itertools
 import math
+import mmap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy
 
 from bpnet.backends.base import Array
+from bpnet.errors import OutOfMemoryError
 
 Product = tuple[Array, Array, Array]
 """a, b, out: out <- a @ b, all of one float type."""
@@ -30,6 +33,10 @@ SMALL = 100**3
 """Multiplications up to which OpenBLAS takes kernels for small matrices; in batches these crash (until 0.3.33)."""
 LARGE = 2**28
 """Multiplications from which a product is cut in four; below in two, which is faster where there are two threads."""
+BUFFER = 2**25
+"""Bytes of memory in which OpenBLAS computes a product, for each that is computed at the same time."""
+MOST_BUFFERS = 64
+"""More than these are left to OpenBLAS, which has places for twice as many."""
 SLEEPY = 0.1
 """Seconds after which OpenBLAS's threads are asleep: it lets them wait awake for 2**26 ticks of the clock."""
 ROW_MAJOR, AS_IT_IS, TRANSPOSED = 101, 111, 112
@@ -52,6 +59,7 @@ class Blas:
         self.cut: dict[Any, Cut] = {}
         """By the type of products, how they are cut; a type that BLAS takes no batches of is missing."""
         self.used = -math.inf
+        self.buffers: _Buffers | None = None
 
     def awake(self) -> bool:
         """Whether BLAS's threads may still be waiting awake, each of which keeps a processor busy."""
@@ -75,7 +83,7 @@ class Blas:
             self.each = [c for c in found if c.each]
             shared = [c for c in found if not c.each]
             if len(mine) == 1 and not mine[0].each and mine[0].controller.internal_api == "openblas":
-                self.cut = _batches(mine[0])
+                self.cut, self.buffers = _batches(mine[0]), _Buffers.of(mine[0])
             self.shared = shared  # last: what an interrupt kept from being found is looked for again
 
     def hold(self, session: Any, own: Limits) -> None:
@@ -83,6 +91,8 @@ class Blas:
         with self.lock:
             if self.shared is None:
                 self.find()
+            if self.buffers is not None:
+                self.buffers.reserve(len(self.open) + session.threads)
             if not (self.open or self.found):
                 self.found = _limits(self.shared)
             self.open.add(session)
@@ -227,6 +237,41 @@ class _Library:
                 if function is not None:
                     function.restype = result
                     setattr(self, name, function)
+
+
+class _Buffers:
+    """Memory in which OpenBLAS computes, which it takes when it first needs it and keeps.
+
+    Where it gets none it ends the process.  So what is needed is had beforehand, or OutOfMemoryError raised; nothing of
+    it is written to, so that it is address space and no more.
+    """
+
+    def __init__(self, allocate: Any, free: Any) -> None:
+        self.allocate, self.free, self.count = allocate, free, 0
+        allocate.argtypes, allocate.restype = [ctypes.c_int], ctypes.c_void_p
+        free.argtypes, free.restype = [ctypes.c_void_p], None
+
+    @classmethod
+    def of(cls, library: "_Library") -> "_Buffers | None":
+        functions = [getattr(library.controller.dynlib, f"blas_memory_{name}", None) for name in ("alloc", "free")]
+        return None if None in functions else cls(*functions)
+
+    def reserve(self, count: int) -> None:
+        """See to it that so many products can be computed at the same time."""
+        count = min(count, MOST_BUFFERS)
+        if count <= self.count:
+            return
+        try:
+            mmap.mmap(-1, (count - self.count) * BUFFER).close()
+        except OSError as error:
+            raise OutOfMemoryError(
+                f"no memory for the buffers of matrix products, {count * BUFFER:,} bytes for {count} at a time: "
+                f"{error}; give the trainer fewer threads"
+            ) from error
+        had: list[int] = []
+        had.extend(map(self.allocate, [0] * count))
+        deque(map(self.free, had), 0)
+        self.count = count
 
 
 def _symbol(dynlib: Any, name: str) -> Any:

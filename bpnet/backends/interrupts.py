@@ -11,19 +11,39 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import wraps
-from itertools import starmap
-from operator import call, setitem
+from itertools import chain, starmap
+from operator import call, length_hint, setitem
+from types import FunctionType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+TRIES = 16
+"""How often an update in place is resumed after interrupts, or a lack of memory, before it counts as broken."""
 
 Calls = Iterable[tuple[Any, ...]]
 """Functions, each with its arguments."""
 
 
 def uninterrupted(calls: Calls) -> None:
-    """Make the calls, one after the other; where all are of functions written in C, no interrupt comes in between."""
-    deque(starmap(call, calls), 0)
+    """Make the calls, one after the other; where all are of functions written in C, no interrupt comes in between.
+
+    A call that finds no memory has done nothing yet, and is made again, so that what was begun is not left halfway.
+    """
+    made = [*calls, (bool,)]  # the last one tells whether all before it are done
+    left: Any = iter(made)
+    following = left
+    for tries in range(TRIES, -1, -1):
+        try:
+            deque(starmap(call, following), 0)
+        except (MemoryError, SystemError):  # NumPy's own in the place of the first, now and then
+            at = len(made) - 1 - length_hint(left)
+            if not tries or at == len(made) - 1:
+                raise
+            following = chain((made[at],), left)
+        else:
+            return
 
 
 class Session:
@@ -144,3 +164,11 @@ def ends_sessions(function: F) -> F:
             raise
 
     return calling  # type: ignore[return-value]
+
+
+def methods_end_sessions(cls: type[T]) -> type[T]:
+    """The class, each of whose public methods `ends_sessions`."""
+    for name, method in list(vars(cls).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(cls, name, ends_sessions(method))
+    return cls

@@ -4,18 +4,16 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
-from operator import call
-from queue import SimpleQueue
+from contextlib import suppress
+from operator import call, setitem
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy
 
 from bpnet.backends.base import Rows
 from bpnet.backends.blas import BLAS, Limits
-from bpnet.backends.interrupts import Calls, NoWarnings, Session, current, uninterrupted
-
-TRIES = 16
-"""How often an update in place is resumed after interrupts before it counts as broken."""
+from bpnet.backends.interrupts import TRIES, Calls, NoWarnings, Session, current, uninterrupted
 
 
 @functools.cache
@@ -62,11 +60,20 @@ class ThreadsSession(Session):
 
 
 class _Shares:
-    """What helper threads and the caller do together, by shares that they claim one by one."""
+    """What helper threads and the caller do together, by shares that they claim one by one.
+
+    The caller may be interrupted at any moment, helpers never are.  So it waits for these alone, and takes no lock.
+    Either may find no memory, even for what is noted here: so a helper notes where there is a place already, and what
+    it was broken off at is left to the caller.
+    """
 
     def __init__(self, count: int) -> None:
         self.count, self.left = count, list(range(count - 1, -1, -1))
         """Shares that nobody has claimed, the next one last."""
+        helpers = min(current.session.threads, count) - 1
+        self.helpers = 0 if current.inside else max(helpers, 0)
+        self.came, self.went = [False] * self.helpers, [False] * self.helpers
+        """Of each helper: it came before it claimed anything, and went when it was through with that."""
         self.news: SimpleQueue[None] = SimpleQueue()
         """An entry for whatever helpers did that the caller may wait for."""
 
@@ -78,36 +85,44 @@ class _Shares:
 
     def start_helpers(self) -> None:
         """As many as the session allows."""
-        helpers = min(current.session.threads, self.count) - 1
-        if helpers > 0 and not current.inside:
-            _pool.start(helpers, self.work)
+        if self.helpers:
+            _pool.start(self.helpers, self.help)
 
-    def work(self) -> None:
-        """What a helper does: shares until none is left."""
+    def help(self, number: int) -> None:
+        """What the helper of this number does: shares until none is left."""
+        try:
+            self.came[number] = True
+            while (mine := self.claim()) is not None:
+                self.work(mine)
+                self.news.put(None)
+        finally:
+            self.went[number] = True
+            self.news.put(None)
+
+    def work(self, mine: int) -> None:
+        """A share, which a helper has claimed."""
         raise NotImplementedError
+
+    def at_work(self) -> bool:
+        """Whether a helper may still be at a share."""
+        return any(came and not went for came, went in zip(self.came, self.went, strict=True))
+
+    def wait(self) -> None:
+        """For news of helpers, though not for ever: one that finds no memory can't bring any."""
+        with suppress(Empty):
+            self.news.get(timeout=1.0)
 
 
 class ParallelMap(_Shares):
-    """A function of blocks of rows, whose results are handed out in the order of the blocks.
-
-    The caller may be interrupted at any moment, helpers never are.  So it waits for these alone, and takes no lock.
-    """
+    """A function of blocks of rows, whose results are handed out in the order of the blocks."""
 
     def __init__(self, function: Callable[[int, Rows], Any], blocks: Sequence[Rows]) -> None:
         super().__init__(len(blocks))
         self.function, self.blocks = function, blocks
         self.done: dict[int, tuple[Any, BaseException | None]] = {}
-        self.came: list[None] = []
-        self.went: list[None] = []
-        """An entry for each helper: it came before it claimed anything, and went when it was through with that."""
 
-    def work(self) -> None:
-        self.came.append(None)
-        while (number := self.claim()) is not None:
-            self.run(number, BaseException)  # as what a layer of the user's raises
-            self.news.put(None)
-        self.went.append(None)
-        self.news.put(None)
+    def work(self, mine: int) -> None:
+        self.run(mine, BaseException)  # as what a layer of the user's raises
 
     def run(self, number: int, caught: type[BaseException] = Exception) -> None:
         outer, error = current.inside, None
@@ -129,39 +144,40 @@ class ParallelMap(_Shares):
                     mine = self.claim()
                     if mine is not None:
                         self.run(mine)
-                    else:
-                        self.news.get()
+                    elif self.at_work():
+                        self.wait()
+                    elif number not in self.done:  # a helper was broken off
+                        self.run(number)
                 result, error = self.done.pop(number)
                 if error is not None:
                     raise error
                 yield result
         finally:  # after an error, or where the caller stopped early, nobody claims more or goes on writing
             self.left.clear()
-            while len(self.went) < len(self.came):
-                self.news.get()
+            while self.at_work():
+                self.wait()
 
 
 class ParallelUpdate(_Shares):
-    """An update in place; `calls(i)` are what its i-th share does.
+    """An update in place by shares, each a list of calls.
 
     Once begun it is done to its end, and an interrupt waits for that.
     """
 
-    def __init__(self, calls: Callable[[int], Calls], count: int) -> None:
-        super().__init__(count)
-        self.calls = calls
-        self.done: list[BaseException | None] = []
-        """An entry for each share that is done: None, or the error that ended it in a helper."""
+    def __init__(self, shares: Sequence[Sequence[tuple[Any, ...]]]) -> None:
+        super().__init__(len(shares))
+        self.begun, self.done = [False] * self.count, [False] * self.count
+        self.calls = [
+            [(setitem, self.begun, i, True), *share, (setitem, self.done, i, True)] for i, share in enumerate(shares)
+        ]
+        self.error: BaseException | None = None
+        """What a helper's share ended with."""
 
-    def work(self) -> None:
-        while (mine := self.claim()) is not None:
-            try:
-                uninterrupted(self.calls(mine))
-            except BaseException as error:
-                self.done.append(error)
-            else:
-                self.done.append(None)
-            self.news.put(None)
+    def work(self, mine: int) -> None:
+        try:
+            uninterrupted(self.calls[mine])
+        except BaseException as error:
+            self.error = error
 
     def carry_out(self, then: Calls) -> None:
         """All shares, and then these calls."""
@@ -171,17 +187,19 @@ class ParallelUpdate(_Shares):
         for _ in range(TRIES):
             try:
                 if not started:
+                    started = True  # before: an interrupt in between costs their help
                     self.start_helpers()
-                    started = True
-                while self.left or mine:
-                    if not mine:
+                while not all(self.done):
+                    if not mine and self.left:
                         mine.extend(map(call, [self.left.pop]))  # claimed and noted in one
-                    uninterrupted([*self.calls(mine[0]), (mine.clear,), (self.done.append, None)])
-                while len(self.done) < self.count:
-                    self.news.get()
-                for error in self.done:
-                    if error is not None:
-                        raise error
+                    if not mine and not self.at_work():  # a helper was broken off before it began
+                        mine.extend(i for i in range(self.count) if not (self.done[i] or self.begun[i]))
+                        if not mine and not all(self.done):
+                            raise self.error or MemoryError
+                    if mine:
+                        uninterrupted([*self.calls[mine[0]], (mine.pop, 0)])
+                    else:
+                        self.wait()
                 uninterrupted(then)
                 break
             except IndexError as error:  # a helper was quicker
@@ -189,6 +207,8 @@ class ParallelUpdate(_Shares):
                     caught = error
             except BaseException as error:
                 caught = error
+                if mine and self.begun[mine[0]]:  # NumPy's own, in the midst of a share
+                    break
         if caught is not None:
             raise caught
 
@@ -204,25 +224,26 @@ class _Pool:
         self.size = 0
         self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
-    def start(self, copies: int, task: Callable[[], None]) -> None:
-        """Have helpers do the task, so many at most: where the system gives no more threads, those that there are."""
+    def start(self, copies: int, task: Callable[[int], None]) -> None:
+        """Have so many helpers do the task, each with a number; fewer where the system gives no more threads."""
         with self.lock:
             while self.size < copies:
                 helper = threading.Thread(target=_serve, args=(self.tasks,), name=f"bpnet-{self.size}", daemon=True)
                 try:
                     helper.start()
-                except RuntimeError:
+                except (RuntimeError, MemoryError):
                     break
                 self.size += 1
-        for _ in range(min(copies, self.size)):
-            self.tasks.put(task)
+        for number in range(min(copies, self.size)):
+            self.tasks.put(functools.partial(task, number))
 
 
 def _serve(tasks: "SimpleQueue[Callable[[], None]]") -> None:
     numpy.seterr(all="ignore")
     BLAS.hold_for_good()
     while True:
-        tasks.get()()
+        with suppress(MemoryError):  # which the caller notices by what is not done
+            tasks.get()()
 
 
 def _in_child() -> None:

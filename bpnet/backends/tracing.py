@@ -178,6 +178,8 @@ class _Outlined:
         count = len(terms or ())
         try:
             return method(run, *args)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a method does that arrays can and symbols can't
             text = f"{name} of {self.part}, {reason(error)}"
         if terms is not None:

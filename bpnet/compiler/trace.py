@@ -63,6 +63,8 @@ def trace(function: Callable[[Graph, list[Any]], Sequence[Any]], arguments: Sequ
         symbols.append(graph.memory(array.memory, array.shape, array.dtype))
     try:
         results = function(graph, symbols)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a function does that arrays can and symbols can't
         raise NotTraceableError(reason(error)) from error
     results = [graph.in_order(s) if isinstance(s, Symbol) else s for s in results]
@@ -104,6 +106,8 @@ def called(graph: Graph, library: Any, function: Any, text: str, *trees: Any) ->
     try:
         example, made, expected = call(*[_example(library, x) for x in symbols])
         outputs = [(tuple(a.shape), str(a.dtype).rpartition(".")[2]) for a in made]
+    except MemoryError:
+        raise
     except Exception as error:
         raise NotTraceableError(f"{text}: {type(error).__name__}: {error}") from error
 

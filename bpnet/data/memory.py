@@ -8,6 +8,9 @@ from bpnet.layer import Composite, InShape, Layer
 from bpnet.layers.composition import Sequential
 from bpnet.layout import Layout
 
+USABLE = 0.5
+"""How much of the memory that is free a batch may take: the rest is in pieces, or for what else is done."""
+
 
 def bytes_per_row(layout: Layout, itemsize: int) -> int:
     """About how much memory a row takes in a training step: its values in all layers, the loss, derivatives in one."""
@@ -41,6 +44,8 @@ def out_of_memory(
 
     What the pass had made must be free again: what fits is judged by the memory that is there now.
     """
+    if isinstance(error, OutOfMemoryError):
+        return error
     requested, memory = backend.bytes_requested(error), backend.memory(like)
     what = "training step on a batch" if training else "forward pass"
     text = f"a {what} of {plural(rows, 'row')} needs more memory than there is"
@@ -54,12 +59,13 @@ def out_of_memory(
     text += f"{':' if requested is None else ','} {free:,} bytes of {total:,} are free without it. "
     itemsize = int(like.dtype.itemsize)
     if training:
-        fits = (int(0.8 * free) - layout.size * itemsize) // bytes_per_row(layout, itemsize)  # and one gradient
+        # some gradients of blocks too, and what copies of the trainer take
+        fits = (int(USABLE * free) - 4 * layout.size * itemsize) // bytes_per_row(layout, itemsize)
     else:  # what enters and leaves a layer, and what it may make in between
         widest = _values(layout.network, layout.in_shape)[1]
-        fits = int(0.8 * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
-    fits = _power_of_two(min(fits, rows - 1))
-    hint = f"{smaller.format(fits)} would fit" if fits < rows else "even one row does not fit"
+        fits = int(USABLE * free) // (itemsize * (4 * widest + math.prod(layout.out_shape)))
+    fits = _power_of_two(min(fits, rows - 1)) if min(fits, rows - 1) > 0 else 0
+    hint = f"{smaller.format(fits)} would fit" if fits else "even one row does not fit"
     return OutOfMemoryError(f"{text}Nothing was changed by it; {hint}")
 
 

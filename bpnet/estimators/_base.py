@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from bpnet.backends import Array, backend_of
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.callbacks.base import check_callbacks
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import named
@@ -39,6 +40,7 @@ Rows = tuple[Any, ...]
 """Rows of X, targets as the loss wants them, weights or None, all beside each other; and y as it came, on the host."""
 
 
+@methods_end_sessions
 class BaseMLP(CallbackSupportMixin, Fitted, BaseEstimator):  # type: ignore[misc]
     """Base of the estimators."""
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from bpnet.backends import Array, backend_of
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.errors import DataError, OptionError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import beside, foreign, to_host
@@ -43,6 +44,7 @@ def _numbered(y: Any) -> tuple[Any, Any]:
     return np.unique(y, return_inverse=True)
 
 
+@methods_end_sessions
 class MLPClassifier(ClassifierMixin, Classes, BaseMLP):  # type: ignore[misc]
     """A multi-layer perceptron classifier: scikit-learn's `MLPClassifier`, trained by bpnet.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from bpnet.backends import Array
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.errors import ArgumentError, ShapeError, kind_of
 from bpnet.estimators import making
 from bpnet.tabular import calibration
@@ -48,6 +49,7 @@ class Arrays(list[Any]):
         return list, (list(self),)
 
 
+@methods_end_sessions
 class Fitted:
     """Of an estimator that has a trainer."""
 

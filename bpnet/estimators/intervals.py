@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from bpnet.backends import Array, Backend, backend_of
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.errors import DataError, OptionError, ShapeError
 from bpnet.estimators.arrays import beside, foreign, take, to_host
 from bpnet.estimators.sparse import is_sparse
@@ -27,6 +28,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 
+@methods_end_sessions
 class Calibrated:
     """An estimator that may be calibrated by held-out rows."""
 
@@ -90,6 +92,7 @@ class Calibrated:
         return backend_of(outputs), self._trainer.loss, outputs
 
 
+@methods_end_sessions
 class Quantities(Calibrated):
     """A regressor that says how far off it may be."""
 
@@ -160,6 +163,7 @@ class Quantities(Calibrated):
         return values[:, 0, ...] if self.n_outputs_ == 1 else values
 
 
+@methods_end_sessions
 class Classes(Calibrated):
     """A classifier that says which classes a row may be of."""
 

@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from bpnet.backends import backend_of
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.errors import DataError
 from bpnet.estimators._base import BaseMLP
 from bpnet.estimators.arrays import to_host
@@ -20,6 +21,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
 
+@methods_end_sessions
 class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     """A multi-layer perceptron regressor: scikit-learn's `MLPRegressor`, trained by bpnet.
 

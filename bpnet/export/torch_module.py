@@ -90,7 +90,7 @@ class _Graph:
                 self._register(name)
         names: set[str] = set()
         for value in self.program.inputs:
-            name = re.sub(r"\W", "_", value.name)
+            name = re.sub(r"\W", "_", value.name, flags=re.ASCII)
             name += "_" * (keyword.iskeyword(name) or hasattr(builtins, name) or name in IN_SOURCE)
             name = name if name.isidentifier() and name not in names else f"x_{len(names)}"
             names.add(name)
@@ -288,12 +288,12 @@ class _Graph:
 
 def _paths(names: Mapping[str, str]) -> dict[str, str]:
     """Where each lies in the module: its name, without what its source, or a module, could not have in one."""
-    from torch import fx
+    from torch import fx, nn
 
-    taken = {*dir(fx.GraphModule), *keyword.kwlist, "training"}
+    taken = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist}
     found: dict[str, str] = {}
     for key, name in names.items():
-        parts = [re.sub(r"[^\w -]", "_", part) or "_" for part in name.split(".")]
+        parts = [re.sub(r"[^\w -]", "_", part, flags=re.ASCII) or "_" for part in name.split(".")]
         path = stem = ".".join(f"{part}_" if part in taken else part for part in parts)
         number = 1
         while path in found.values():

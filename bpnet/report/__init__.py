@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array, backend_of
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.errors import DataError, OptionError
 from bpnet.losses.base import Loss
 from bpnet.losses.likelihood import GaussianNLL
@@ -31,6 +32,7 @@ ROWS = 8192
 """Rows that are predicted at a time."""
 
 
+@ends_sessions
 def figures(
     model: TableModel,
     table: Any,

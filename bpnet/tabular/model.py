@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import backend_of
+from bpnet.backends.interrupts import methods_end_sessions
 from bpnet.errors import ArgumentError, DataError, FileFormatError, OptionError, ShapeError, kind_of, plural
 from bpnet.layers.categorical import CategoricalInput
 from bpnet.layout import Layout
@@ -30,6 +31,7 @@ ROWS = 16384
 """Rows that are predicted at a time, so that memory use does not grow with the table."""
 
 
+@methods_end_sessions
 class TableModel:
     """A network trained on a table: it takes tables with the same columns, and predicts the target.
 

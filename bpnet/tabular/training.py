@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Never
 
 from bpnet.backends import Array
+from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
 from bpnet.callbacks.monitors import EarlyStopping
@@ -54,6 +55,7 @@ ROWS = 1 << 14
 """Rows that are evaluated at a time."""
 
 
+@ends_sessions
 def train_table(
     table: Any,
     target: Any,

@@ -33,8 +33,8 @@ def from_keras(model: "Trainer | TableModel", weights: Any) -> Any:
     the trainer's type, and the optimizer begins anew.
 
     Raises ShapeError where the numbers of arrays or their shapes differ, and names both sides, DataError where values
-    are NaN, PathError or FileFormatError where a file can't be read, and NotBuiltError without parameters.  Nothing has
-    changed then.
+    are NaN or too large, PathError or FileFormatError where a file can't be read, and NotBuiltError without
+    parameters.  Nothing has changed then.
     """
     own, (labels, arrays) = exported(model), _arrays(weights)
     expected = _expected(own.trainer.layout)

@@ -87,6 +87,11 @@ def set_values(model: Exported, arrays: Mapping[str, Any]) -> Any:
         if np.isnan(array).any():
             raise DataError(f"what is given for {name} has NaN among its values")
     like, place = trainer.theta, backend.device(trainer.theta)
+    dtype = np.float32 if like.dtype == backend.xp.float32 else np.float64
+    for name, array in arrays.items():
+        with np.errstate(over="ignore"):
+            if (np.isinf(array.astype(dtype)) & ~np.isinf(array)).any():
+                raise DataError(f"what is given for {name} has values that are too large for the trainer's float32")
     vectors = []
     for slots, known in ((layout.parameters, model.parameters), (layout.buffers, model.buffers)):
         values = [np.reshape(arrays.get(slot.name, known[slot.name]), slot.size) for slot in slots]

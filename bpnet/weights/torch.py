@@ -45,8 +45,8 @@ def from_torch(
     epsilon, are not in a state_dict: see that they are the same (a BatchNorm's momentum here is 1 - momentum there).
 
     Raises ShapeError where layers, their values or shapes differ, and names both sides, UnknownNameError where `names`
-    has a name that is nobody's, DataError where values are not finite, and NotBuiltError without parameters.  Nothing
-    has changed then.
+    has a name that is nobody's, DataError where values are NaN or too large for the trainer's type, and NotBuiltError
+    without parameters.  Nothing has changed then.
     """
     own = exported(model)
     made: dict[str, Any] = {}

@@ -7,11 +7,13 @@ a file system that becomes read-only, files that can't be changed, a folder that
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,11 +39,13 @@ def empty(folder):
 
 def said(error, path):
     """What is wrong with an error of a writing to `path`, None if nothing is."""
+    text = str(error)
     if isinstance(error, Refused):
-        fine = error.status == 2 and error.said.splitlines()[-1].startswith("bpnet: ")
+        usage = "Invalid value for" in error.said  # Typer's own, in a box
+        fine = error.status == 2 and (usage or error.said.splitlines()[-1].startswith("bpnet: "))
+        text = re.sub(r"[\s│]", "", text) if usage else text
     else:
         fine = isinstance(error, bp.errors.PathError | bp.errors.BusyError)
-    text = str(error)
     if not fine:
         return f"{type(error).__name__}, which is not typed: {text[:300]}"
     folder = f"the folder {path.parent} can't be"  # which is what can't be made, or read
@@ -54,7 +58,9 @@ def attempts(writer, folder):
     for number in range(2):
         wrong, failed = None, False
         try:
-            writer.write(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", bp.errors.BpnetWarning)  # of a checkpoint that can't be read
+                writer.write(path)
         except BaseException as error:
             failed, wrong = True, said(error, path)
         if number == 0:

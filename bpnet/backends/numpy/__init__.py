@@ -5,6 +5,7 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
@@ -12,7 +13,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
@@ -39,6 +40,8 @@ LEAST_WORK = 2e6
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
+SPARE = 2**23
+"""Bytes of a limited memory that are left to threads and the compiler."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
 WORTH_IT = 1e11
@@ -48,6 +51,8 @@ WORTH_IT = 1e11
 class NumpyBackend(Backend):
     name = "numpy"
     fused = repeated = "compiled code"
+    oom_errors: ClassVar = (MemoryError, SystemError)
+    """NumPy's functions may fail without a MemoryError where memory is short: "returned NULL without an error set"."""
     writable = True
     kernels: ClassVar = KERNELS | {"put_rows": store_rows}
 
@@ -73,7 +78,16 @@ class NumpyBackend(Backend):
         if not hasattr(os, "sysconf"):
             return None
         page = os.sysconf("SC_PAGE_SIZE")
-        return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:  # as batch systems set it
+            with suppress(AttributeError):  # of a C library that is not GNU's
+                ctypes.CDLL(None).malloc_trim(0)
+            total = min(total, limit)
+            free = max(_available(min(free, total)) - SPARE, 0)
+        return free, total
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """The definition's, in chunks that stay in cache, over threads."""
@@ -256,8 +270,8 @@ def _update(
     count = max(2, min(8, len(chunks) // 4))
     shares = _cut(len(chunks), count)
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
-    update = ParallelUpdate(lambda i: list(share(*shares[i], scratch[i * needs : (i + 1) * needs])), count)
-    update.carry_out(then)
+    parts = [list(share(*rows, scratch[i * needs : (i + 1) * needs])) for i, rows in enumerate(shares)]
+    ParallelUpdate(parts).carry_out(then)
 
 
 @functools.lru_cache(maxsize=1)
@@ -278,6 +292,29 @@ def can_compile() -> bool:
     except Exception:  # an installation can be broken in any way
         return False
     return hasattr(binding, "create_pass_builder")
+
+
+def _available(most: int) -> int:
+    """Bytes that can be had in pieces, of which the largest is half at least."""
+
+    def largest(most: int) -> int:
+        least = 0
+        while most - least > 2**20:
+            middle = (least + most) // 2
+            try:
+                numpy.empty(middle, numpy.uint8)
+            except MemoryError:
+                most = middle
+            else:
+                least = middle
+        return least
+
+    first = total = largest(most)
+    had = [numpy.empty(first, numpy.uint8)]
+    while total < 2 * first and (piece := min(largest(first), 2 * first - total)) > 2**20:
+        had.append(numpy.empty(piece, numpy.uint8))
+        total += piece
+    return total
 
 
 _memory = threading.local()

@@ -95,6 +95,8 @@ class CompiledFunction:
                 text = f"{what} runs without the compiler, operation by operation: {error}"
                 warnings.warn(text, BpnetWarning, stacklevel=2)
             self.reason = f"it can't be compiled: {error}"
+        except MemoryError:  # as without the compiler
+            raise
         except Exception:  # a fault here is no reason for a user's training to end
             if verify.STRICT:
                 raise

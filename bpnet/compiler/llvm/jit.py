@@ -2,11 +2,13 @@
 
 import ctypes
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import llvmlite
@@ -23,6 +25,8 @@ _engines: list[Any] = []
 _addresses: dict[str, int] = {}
 
 
+NEEDED = 2**23
+"""Bytes that are to be free before a function is compiled: LLVM ends the process where it gets no memory."""
 AS_WRITTEN = ("product",)
 """What is written vector by vector and unrolled, so that LLVM's passes would take most of the time and gain nothing."""
 
@@ -32,6 +36,35 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
     The machine code is kept on disk, by key, processor and compiler, where there is a place to write.
     """
+    address = _addresses.get(key)
+    return _apart(lambda: _known_or_compiled(name, write, key)) if address is None else address
+
+
+def _apart(function: Callable[[], int]) -> int:
+    """What the function gives, called in a thread of its own, which no interrupt reaches.
+
+    For llvmlite has a lock that an interrupt may leave taken.  Where one ends the wait, the thread goes on to its end,
+    for which the interpreter's waits too.
+    """
+    made: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            made.put((function(), None))
+        except BaseException as error:
+            made.put((0, error))
+
+    try:
+        threading.Thread(target=work, name="bpnet-compiler", daemon=False).start()
+    except RuntimeError:  # no more threads can be had
+        return function()
+    address, error = made.get()
+    if error is not None:
+        raise error
+    return address
+
+
+def _known_or_compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
     with _lock:
         if key not in _addresses:
             _addresses[key] = _compile(name, write, key)
@@ -39,6 +72,10 @@ def compiled(name: str, write: Callable[[ir.Module, str], None], key: str) -> in
 
 
 def _compile(name: str, write: Callable[[ir.Module, str], None], key: str) -> int:
+    try:
+        mmap.mmap(-1, NEEDED).close()
+    except OSError as error:
+        raise MemoryError(f"{NEEDED:,} bytes to compile a function: {error}") from error
     digest = hashlib.sha256("\n".join((key, _sources(), *_identity())).encode()).digest()
     file = f"{name}-{digest.hex()[:24]}.o"
     code = cache.read(file, digest)

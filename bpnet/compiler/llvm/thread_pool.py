@@ -9,6 +9,7 @@ where none is awake, whoever runs the list does all of it.
 import ctypes
 import os
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,6 +26,8 @@ STATE, DONE, COMMANDS, BASES, ADMITTED, BUSY, SIZE = 0, 16, 32, 33, 34, 48, 64
 STATE: 2**32 times the number of the command at hand (0: none), plus its next tile.  DONE: its tiles that are done.
 ADMITTED: how many workers may take part.  BUSY: workers that may be reading the list.
 """
+BEGUN, TABLE = 6, 7
+"""Of a table: where it says that its list has begun, and its size."""
 SPINS = 30_000
 """Looks at the state after which an idle worker goes to sleep, about a millisecond."""
 TILES = 2**32
@@ -82,10 +85,11 @@ def write_run(module: ir.Module, name: str) -> None:
     """run(table): carry out a list.
 
     `table`: the addresses of the commands, their number, the addresses of the memories, of memory for this thread, and
-    of what the pool shares, or 0 to be alone; and how many workers may take part.
+    of what the pool shares, or 0 to be alone; how many workers may take part; and a place for 1 once it has begun.
     """
     f = Function(module, name, [Pointer(I64)], public=True)
     (table,) = f.arguments
+    f.store(f.number(1), f.at(table, BEGUN))
     commands, count, bases, scratch, pool, admitted = (f.load(f.at(table, i)) for i in range(6))
     commands, pool = (f.inttoptr(address, Pointer(I64)) for address in (commands, pool))
     bases, scratch = f.inttoptr(bases, Pointer(BYTES)), f.inttoptr(scratch, BYTES)
@@ -194,26 +198,38 @@ class ThreadPool:
         run = self.run_native or self._compile()
         if self.lock.locked():
             own = _scratch()
-            alone = (ctypes.c_int64 * 6)(*table.header[:3], _aligned(own), 0, 0)
-            if state is not None:
-                state.now = now
-            run(alone)
+            alone = (ctypes.c_int64 * TABLE)(*table.header[:3], _aligned(own))
+            self._carry_out(run, alone, state, now)
             return
         with self.lock:
             try:
                 if table.threads > 1:
                     self._wake_workers(table)
-                if state is not None:  # first: an interrupt may come after `run`, but not between this and its end
-                    state.now = now
-                run(table.header)
+                self._carry_out(run, table.header, state, now)
             finally:
                 self.at_work = 0
+
+    def _carry_out(self, run: Any, header: Any, state: Any, now: Any) -> None:
+        if state is None:
+            run(header)
+            return
+        before, header[BEGUN] = state.now, 0
+        try:
+            state.now = now  # first: an interrupt may come after `run`, but not between this and its end
+            run(header)
+        except BaseException:
+            if not header[BEGUN]:  # as where there is no memory for the call
+                state.now = before
+            raise
 
     def _wake_workers(self, table: "CommandTable") -> None:
         while len(self.workers) < table.threads - 1:
             try:
                 self.workers.append(_Worker(self, len(self.workers)))
-            except RuntimeError:  # no more threads can be had: the list is carried out by those there are
+            except (
+                RuntimeError,
+                MemoryError,
+            ):  # no more threads can be had: the list is carried out by those there are
                 break
         self.at_work = table.threads - 1  # before looking who is awake: who falls asleep looks at this after
         for worker in self.workers[: table.threads - 1]:
@@ -231,7 +247,7 @@ class CommandTable:
 
     def __init__(self, commands: Any, bases: int, threads: int) -> None:
         self.commands, self.threads = commands, threads
-        self.header = (ctypes.c_int64 * 6)(
+        self.header = (ctypes.c_int64 * TABLE)(
             commands.ctypes.data, len(commands), bases, _aligned(POOL.scratch), 0, threads - 1
         )
 
@@ -239,20 +255,22 @@ class CommandTable:
 class _Worker:
     def __init__(self, pool: ThreadPool, number: int) -> None:
         self.pool, self.memory, self.number, self.awake = pool, pool.memory, number, False
+        self.scratch = _scratch()
         self.called: SimpleQueue[None] = SimpleQueue()  # whose `put` no interrupt can break off, as it can an Event's
         kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
         self.help = callable_at(compiled("help", write_help, "help"), *kinds)
         threading.Thread(target=self.serve, name=f"bpnet-native-{number}", daemon=True).start()
 
     def serve(self) -> None:
-        scratch = _scratch()
         while True:
             self.called.get()
-            self.awake = True
-            while self.awake:
-                self.help(self.memory.ctypes.data, _aligned(scratch), SPINS, self.number)
-                self.awake = False
-                self.awake = self.number < self.pool.at_work  # nobody is woken in the midst of a list
+            with suppress(MemoryError, ctypes.ArgumentError):  # whoever runs a list does without
+                self.awake = True
+                while self.awake:
+                    self.help(self.memory.ctypes.data, _aligned(self.scratch), SPINS, self.number)
+                    self.awake = False
+                    self.awake = self.number < self.pool.at_work  # nobody is woken in the midst of a list
+            self.awake = False
 
 
 def _scratch() -> Any:

@@ -30,8 +30,7 @@ def to_onnx(
         (output,) = session.run(None, {"x": x})
 
     Of a `Trainer` the input is "x", or as the branches of `Inputs` are called, and the output "output", what `predict`
-    gives: logits where the loss takes logits.  With `probabilities` it is "probabilities" instead, and with a loss of
-    classes "label" too.
+    gives: logits where the loss takes logits.  With `probabilities` they are "label" and "probabilities" instead.
 
     Of a `TableModel` or a fitted estimator the input is "X", (rows, columns), where all columns are numbers or
     booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64, which dates are too, in
@@ -50,7 +49,7 @@ def to_onnx(
     path : of the file, which is written whole or not at all; None writes none
     dtype : "float32" or "float64", of numbers in the file; None for the model's own.  float32 has 7 digits, of inputs
         too, which is few for times in seconds.  onnxruntime has no float64 kernels of acos, acosh, asin, asinh, atan,
-        atanh, cosh, sinh and tan, which no layer of bpnet uses
+        atanh, cosh, sinh and tan, which no layer of bpnet uses, and leaves out additions of a single number below 1e-8
     probabilities : of a Trainer, that probabilities and labels are wanted
     opset : the version of ONNX's operators, from 18, of 2022, the oldest in which all reductions are alike and which
         runtimes of the years since know, to 23
