@@ -360,7 +360,7 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({}, {"validation": (X, Y)}, "validation is '44 rows', but None in"),
         ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the list of callbacks that keep a state is"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_training_is_refused_with_what_differs(trainer: Any, options: Any, said: str, tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
