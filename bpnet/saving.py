@@ -185,6 +185,8 @@ class Saving:
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
         trainer.history.epochs[:] = history
+        trainer.classes = saved.classes if trainer.classes is None else trainer.classes
+        trainer.metadata = trainer.metadata or saved.metadata
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number

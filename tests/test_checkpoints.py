@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,6 +200,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     whole = state(fitted(small()))
     assert state(fitted(small(), checkpoint=tmp_path / "a", every=3)) == whole
     trainer = small()
+    trainer.classes, trainer.metadata = ["x", "y", "z"], {"mine": 1}
     with pytest.raises(RuntimeError, match="on purpose"):
         fitted(trainer, checkpoint=tmp_path / "b", callbacks=[At(6, fails)])
     assert trainer.step_count == 6
@@ -206,6 +208,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     assert state(fitted(trainer, checkpoint=tmp_path / "b", resume=True)) == whole  # it is complete
     longer = fitted(small(), checkpoint=tmp_path / "b", resume=True, epochs=6)
     assert state(longer) == state(fitted(small(), epochs=6))
+    assert (longer.classes, longer.metadata) == (trainer.classes, trainer.metadata)
 
 
 def test_epochs_are_those_of_the_training_whatever_was_before(tmp_path: Path) -> None:
@@ -658,6 +661,29 @@ def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(
     finally:
         os.close(theirs)
         os.close(ours)
+
+
+@POSIX
+def test_a_child_that_is_to_end_ends(tmp_path: Path) -> None:
+    """As those of multiprocessing, which a pool ends by SIGTERM."""
+    ended = []
+
+    def child() -> None:
+        ours, theirs = os.pipe()
+        pid = _forked()
+        if pid == 0:
+            os.write(theirs, b"x")  # Python forgets a signal that comes before
+            time.sleep(10)
+            os._exit(0)
+        os.read(ours, 1)
+        os.kill(pid, signal.SIGTERM)
+        ended.append(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+        os.close(ours)
+        os.close(theirs)
+
+    trainer = fitted(small(compile=False), checkpoint=tmp_path, epochs=2, callbacks=[At(6, child)])
+    assert ended == [signal.SIGTERM]
+    assert trainer.step_count == 8
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

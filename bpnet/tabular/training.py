@@ -198,7 +198,7 @@ class TableTraining:
         trainer = self.model.trainer
         x, y = self.seen[:2]
         weight = self.seen[2] if len(self.seen) > 2 else None
-        left = self.epochs - len(trainer.history)
+        left = self.epochs if resume else self.epochs - len(trainer.history)
         stopping = self.begin_stopping()
         own = [] if stopping is None else [stopping]
         if not trainer.history.epochs:
