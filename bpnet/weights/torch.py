@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
-from bpnet.errors import ArgumentError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
 from bpnet.export.models import exported
 from bpnet.export.torch_module import CONSTANTS
 from bpnet.export.units import Entry, Unit, units_of
@@ -77,6 +77,8 @@ def to_torch(
     torch, found = get("torch").xp, exported(model)
     values, units = found.parameters | found.buffers, units_of(found.trainer.layout)
     if state_dict is None:
+        if names is not None:
+            raise OptionError("names are given, but no state_dict with layers of those names: pass it too")
         return {
             ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(
                 value.to_torch(values[value.slot.name]).copy()
