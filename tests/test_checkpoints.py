@@ -393,7 +393,7 @@ def test_other_data_are_noticed(tmp_path: Path) -> None:
 def test_the_state_of_a_callback_is_for_what_it_follows(tmp_path: Path) -> None:
     stopping = [bp.EarlyStopping(name) for name in ("loss", "val_loss")]
     fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y), callbacks=stopping)
-    with pytest.raises(OptionError, match="the list of callbacks that keep a state is another than in"):
+    with pytest.raises(OptionError, match="the callbacks that keep a state are others than in"):
         fitted(small(), checkpoint=tmp_path, resume=True, validation=(X, Y), callbacks=stopping[::-1])
 
 
