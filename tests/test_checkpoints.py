@@ -417,6 +417,12 @@ def test_a_folder_is_the_same_wherever_the_program_goes(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     fitted(small(), checkpoint="here", every=100, callbacks=[At(3, lambda: monkeypatch.chdir("elsewhere"))])
     assert files(tmp_path / "here") == ["best.safetensors", "step-0000000016.safetensors"]
+    if os.name == "posix":  # elsewhere the current folder can't be removed
+        os.rmdir(tmp_path / "elsewhere")
+        for given in ({"checkpoint": "here"}, {"callbacks": [bp.CSVLogger("here/epochs.csv")]}):
+            with pytest.raises(PathError, match="here is of the current folder, which can't be found"):
+                fitted(small(), **given)
+        monkeypatch.chdir(tmp_path)
 
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
