@@ -353,6 +353,8 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({"network": bp.Sequential(bp.Dense(3))}, {}, "the network is another than in the training"),
         ({"loss": "focal"}, {}, "the loss is "),
         ({"optimizer": bp.SGD(0.2)}, {}, "the optimizer is "),
+        ({"optimizer": bp.SGD(0.2, momentum=0.5)}, {}, "optimizer.lr is 0.2, but 0.1 in"),
+        ({"network": bp.Dense(3, bias=False)}, {}, "network.bias is False, but True in"),
         ({}, {"batch_size": 11}, "batch_size is 11, but 12 in"),
         ({}, {"x": X[1:], "y": Y[1:]}, "the number of rows is 43, but 44 in"),
         ({}, {"x": X[:, 1:]}, r"the shape of a row of x is \(5,\), but \(6,\) in"),
@@ -361,7 +363,7 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({}, {"drop_last": True}, "drop_last is True, but False in"),
         ({}, {"sample_weight": WEIGHT}, "sample_weight is 'given', but None in"),
         ({}, {"validation": (X, Y)}, "validation is '44 rows', but None in"),
-        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the list of callbacks that keep a state is"),
+        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the callbacks that keep a state are"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -391,13 +393,13 @@ def test_other_data_are_noticed(tmp_path: Path) -> None:
 def test_the_state_of_a_callback_is_for_what_it_follows(tmp_path: Path) -> None:
     stopping = [bp.EarlyStopping(name) for name in ("loss", "val_loss")]
     fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y), callbacks=stopping)
-    with pytest.raises(OptionError, match="the list of callbacks that keep a state is another than in"):
+    with pytest.raises(OptionError, match="the callbacks that keep a state are others than in"):
         fitted(small(), checkpoint=tmp_path, resume=True, validation=(X, Y), callbacks=stopping[::-1])
 
 
 def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
-    with pytest.raises(OptionError, match="which holds another training: go on with that by resume=True"):
+    with pytest.raises(OptionError, match="which holds a training already: go on with that by resume=True"):
         fitted(small(), checkpoint=tmp_path)
     for options, error, said in (
         ({"resume": True}, OptionError, "resume is given, but no folder"),
@@ -709,7 +711,7 @@ def test_a_training_on_a_table_is_resumed(tmp_path: Path) -> None:
     assert state(run(checkpoint=tmp_path, resume=True).trainer) == state(whole.trainer)
     with pytest.raises(OptionError, match="class_weight is 'balanced', but None in the training"):
         run(checkpoint=tmp_path, resume=True, class_weight="balanced")
-    with pytest.raises(OptionError, match="the columns is another than in the training"):
+    with pytest.raises(OptionError, match="the columns are others than in the training"):
         run(checkpoint=tmp_path, resume=True, types={"b": "category"})
     with pytest.raises(OptionError, match="the model is 'a trainer', but 'of a table' in the training"):
         fitted(small(), checkpoint=tmp_path, resume=True)

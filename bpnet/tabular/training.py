@@ -226,7 +226,8 @@ class TableTraining:
         """Of checkpoints of its model, with what makes it up besides the table and the network."""
         weight = self.options.class_weight
         named = weight if weight is None or isinstance(weight, str) else sorted((str(k), v) for k, v in weight.items())
-        return Folder(path, self.model.describe, {"class_weight": named})
+        stopping = "on" if self.unseen is not None and self.options.early_stopping else "off"
+        return Folder(path, self.model.describe, {"class_weight": named, "early_stopping": stopping})
 
     def begin_stopping(self) -> BestEpoch | None:
         """The callback that keeps the best epoch, None where none is to be kept."""

@@ -100,7 +100,7 @@ def to_torch(
 def _checked(state_dict: Any) -> Mapping[str, Any]:
     given = state_dict.state_dict() if callable(getattr(state_dict, "state_dict", None)) else state_dict
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise ArgumentError(f"state_dict is {kind_of(given)}; expected what module.state_dict() gives")
+        raise ArgumentError(f"state_dict is {kind_of(given)}; expected a module, or what its state_dict() gives")
     return given
 
 
