@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,9 @@ class Leftovers:
 
     def found(self) -> list[str]:
         """What is not as before, each in words; it counts once."""
-        for thread in threading.enumerate():
-            if thread.name == "bpnet-compiler":  # goes on to its end, though nobody waits for it any more
-                thread.join(60.0)
+        start = time.monotonic()
+        while compiles(time.monotonic() - start):
+            time.sleep(0.001)
         after = self.look()
         if after != self.before:
             gc.collect()  # what an error's traceback holds
@@ -63,6 +64,15 @@ class Leftovers:
         return changed
 
 
+def compiles(waited: float) -> bool:
+    """Whether something is still compiled, which goes on to its end, though nobody waits for it any more.
+
+    After an interrupt Python may count a thread for ever that never began, or one that is about to.
+    """
+    threads = [thread for thread in threading.enumerate() if thread.name == "bpnet-compiler"]
+    return any(waited < (30.0 if thread.is_alive() else 0.1) for thread in threads)
+
+
 def locks() -> dict[str, Any]:
     """All locks of this process that a call may take, by name."""
     found = {"BLAS": BLAS.lock, "helpers": threads._pool.lock}
@@ -71,5 +81,7 @@ def locks() -> dict[str, Any]:
         from bpnet.compiler.llvm import jit, thread_pool
 
         found |= {"thread pool": thread_pool.POOL.lock, "machine code": jit._lock}
-        found |= {f"{type(owner).__name__} {id(owner)}": owner.lock for owner in list(compiled._LOCKED)}
+        found |= {
+            f"{type(owner).__name__} {id(owner)}": owner.lock for known in list(compiled._LOCKED) if (owner := known())
+        }
     return {name: lock for name, lock in found.items() if lock.locked()}
