@@ -196,10 +196,16 @@ class Case:
             moment += EVERY if "numpy" in self.trainer.backend.name else 5 * EVERY
 
 
-@pytest.mark.parametrize("name", ["step", "fit", "predict", "evaluate", "save", "build"])
+CALLS = [  # tests/soak/test_interrupts.py interrupts calls with NumPy ten thousand times
+    *(("numpy", name) for name in ("step", "evaluate")),
+    *(("numpy-jit", name) for name in ("step", "fit", "predict", "save")),
+    *(("torch", name) for name in ("step", "fit", "evaluate", "build")),
+    *(pytest.param("cupy", name, marks=pytest.mark.gpu) for name in ("step", "fit", "predict", "save")),
+]
+
+
+@pytest.mark.parametrize(("backend", "name"), CALLS, indirect=["backend"])
 def test_an_interrupt_leaves_one_definite_step(backend: Any, name: str, surroundings: Any, tmp_path: Path) -> None:
-    if backend.name == "jax":
-        pytest.skip("it is eager; the member jax-jit gives up memory to compiled steps")
     rng = np.random.default_rng(0)
     x, y = backend.array(rng.standard_normal((12, 4)), "float32"), backend.array(rng.integers(0, 3, 12))
     trainer = bp.Trainer(NETWORK, "cross_entropy", bp.AdamW(0.01), clip_norm=1.0)
