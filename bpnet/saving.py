@@ -22,6 +22,7 @@ from bpnet.errors import (
     users_line,
 )
 from bpnet.files.folder import Folder
+from bpnet.files.history import of_python
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
 from bpnet.registry import describe
@@ -56,15 +57,16 @@ class Saving:
         self._stack.enter_context(self.signals)
         try:
             self._stack.enter_context(self.folder)
-        except BaseException:
-            self._stack.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
-            if error is None and self.signals.number:  # it came when there was nothing left to do
-                self.signals.hand_on("after its last step, when all was saved")
+            if self.signals.number and (error is None or isinstance(error, Exception)):  # nobody has acted on it yet
+                done = "after its last step, when all was saved"
+                self.signals.hand_on(done if error is None else f"as it failed: {type(error).__name__}: {error}")
         except Exit as ended:
             error = ended
             raise
@@ -109,10 +111,15 @@ class Saving:
                 arrays["order"] = training.order
         callbacks = []
         for callback in _with_state(training):
-            state, name = callback.state_dict(), type(callback).__qualname__
+            state, name = callback.state_dict(), _name(callback)
             if not isinstance(state, dict):
                 raise ArgumentError(f"{name}.state_dict() gave something {kind_of(state)}; expected a dict")
-            packed = pack(f"{name}.state_dict()", state, engine.backend, engine.carry[0], arrays)
+            try:
+                packed = pack(f"{name}.state_dict()", state, engine.backend, engine.carry[0], arrays)
+            except RecursionError:
+                raise ArgumentError(
+                    f"{name}.state_dict() contains itself, or is nested too deeply for a file"
+                ) from None
             callbacks.append([name, packed])
         kept = {
             "begun": list(training.begun),
@@ -137,7 +144,7 @@ class Saving:
         for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
             describe(part)  # or the error that no file can hold it, before there is anything to lose
         with engine.looking():
-            self.written, self.sample = training.number, _sample(training.data)
+            self.written, self.sample = training.number, _sample(training.data, training.held_out)
         if not self.resume:
             if self.folder.used():
                 raise OptionError(
@@ -191,15 +198,15 @@ def _loss(training: "Training", record: Record) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-def _sample(data: Loader) -> str:
-    """A hash of some rows of x and y."""
-    step = max(1, data.count // ROWS)
-    x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
-    some = take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows)
+def _sample(*several: Loader | None) -> str:
+    """A hash of some rows of x and y, of each of several data."""
     found = hashlib.sha256()
-    for arrays in some:
-        for array in arrays if isinstance(arrays, tuple) else (arrays,):
-            found.update(b"" if array is None else data.backend.to_host(array).tobytes())
+    for data in filter(None, several):
+        step = max(1, data.count // ROWS)
+        x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
+        for arrays in take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows):
+            for array in arrays if isinstance(arrays, tuple) else (arrays,):
+                found.update(b"" if array is None else data.backend.to_host(array).tobytes())
     return found.hexdigest()
 
 
@@ -207,6 +214,12 @@ def _with_state(training: "Training") -> list[Callback]:
     """The callbacks that keep a state."""
     own = [getattr(callback.state_dict, "__func__", None) for callback in training.listeners]
     return [c for c, method in zip(training.listeners, own, strict=True) if method is not Callback.state_dict]
+
+
+def _name(callback: Callback) -> str:
+    """What a callback is, and what it follows: the state of one is none for another."""
+    monitor = getattr(callback, "monitor", None)
+    return type(callback).__qualname__ + (f"({monitor!r})" if isinstance(monitor, str) else "")
 
 
 def _options(training: "Training", folder: Folder) -> dict[str, Any]:
@@ -240,7 +253,7 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
         "the type of x": ("float32" if single else "float64", str(saved.vectors[0].dtype)),
         "the model": (kinds[0], kinds[1]),
         "the list of callbacks that keep a state": (
-            [type(callback).__qualname__ for callback in _with_state(training)],
+            [_name(callback) for callback in _with_state(training)],
             [name for name, _ in kept["callbacks"]],
         ),
     }
@@ -266,4 +279,9 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
 
 def _plain(value: Any) -> Any:
     """As a file holds it."""
-    return json.loads(json.dumps(value, default=str))
+
+    def plain(other: Any) -> Any:
+        number = of_python(other)
+        return str(other) if number is other else number
+
+    return json.loads(json.dumps(value, default=plain))

@@ -64,6 +64,7 @@ class StopSignals:
             self.install()
         self.number = self.number or number
         if self.at_once:
+            self.at_once = False  # what comes now is to be finished
             raise Ended
 
     @contextmanager

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -222,6 +222,24 @@ def test_epochs_are_those_of_the_training_whatever_was_before(tmp_path: Path) ->
     assert len(again[-1]) == 5
 
 
+def test_an_epoch_that_a_callback_wants_to_be_the_last_is_done_first(tmp_path: Path) -> None:
+    class Stops(bp.Callback):
+        begun: ClassVar[list[int]] = []
+
+        def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+            self.begun.append(epochs)
+
+        def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+            trainer.stop = trainer.stop or trainer.step_count == 6
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fitted(small(), checkpoint=tmp_path, every=1, callbacks=[Stops(), At(7, fails)])
+    whole = state(fitted(small(), epochs=2))
+    for epochs in (3, 1):  # it has stopped; it has had more
+        assert state(fitted(small(), checkpoint=tmp_path, resume=True, epochs=epochs, callbacks=[Stops()])) == whole
+    assert Stops.begun == [4, 2, 0]
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,12 +250,15 @@ def test_the_last_and_the_best_are_kept_each_a_model_file(tmp_path: Path) -> Non
         def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
             record["val_loss"] = (3.0, 1.0, 2.0, float("nan"))[record["epoch"] - 1]
             losses.append(record["val_loss"])
+            record |= {"own": np.float32(2.5), "count": np.int64(record["epoch"])}
 
     data = {"validation": (X, Y), "callbacks": [Watch()]}
     fitted(small(), checkpoint=tmp_path / "epochs", keep=2, **data)
     names = [f"step-{number:010}.safetensors" for number in (12, 16)]
     assert files(tmp_path / "epochs") == ["best.safetensors", *names]
-    assert len(bp.load(tmp_path / "epochs" / "best.safetensors").history) == 2
+    best = bp.load(tmp_path / "epochs" / "best.safetensors")
+    assert repr([best.history[name] for name in ("own", "count")]) == "[[2.5, 2.5], [1, 2]]"
+    assert len(fitted(best, checkpoint=tmp_path / "epochs", resume=True, **data).history) == 4
     fitted(small(), checkpoint=tmp_path / "steps", every=6)
     names = [f"step-{number:010}.safetensors" for number in (6, 12, 16)]  # the end is kept, too
     assert files(tmp_path / "steps") == ["best.safetensors", *names]
@@ -339,7 +360,7 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({}, {"validation": (X, Y)}, "validation is '44 rows', but None in"),
         ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the list of callbacks that keep a state is"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_training_is_refused_with_what_differs(trainer: Any, options: Any, said: str, tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
@@ -358,10 +379,17 @@ def test_what_was_trained_otherwise_is_not_thrown_away(tmp_path: Path) -> None:
 
 
 def test_other_data_are_noticed(tmp_path: Path) -> None:
-    fitted(small(), checkpoint=tmp_path, epochs=1)
-    for x, y in ((X[::-1], Y[::-1]), (X, (Y + 1) % 3)):
+    fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y))
+    for x, y, held_out in ((X[::-1], Y[::-1], X), (X, (Y + 1) % 3, X), (X, Y, X[::-1])):
         with pytest.warns(BpnetWarning, match="was begun with other data, or with the same rows in another order"):
-            fitted(small(), x, y, checkpoint=tmp_path, resume=True, epochs=1)
+            fitted(small(), x, y, checkpoint=tmp_path, resume=True, epochs=1, validation=(held_out, Y))
+
+
+def test_the_state_of_a_callback_is_for_what_it_follows(tmp_path: Path) -> None:
+    stopping = [bp.EarlyStopping(name) for name in ("loss", "val_loss")]
+    fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y), callbacks=stopping)
+    with pytest.raises(OptionError, match="the list of callbacks that keep a state is another than in"):
+        fitted(small(), checkpoint=tmp_path, resume=True, validation=(X, Y), callbacks=stopping[::-1])
 
 
 def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path) -> None:
@@ -377,6 +405,13 @@ def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path
     ):
         with pytest.raises(error, match=said):
             fitted(small(), **options)
+
+
+def test_a_folder_is_the_same_wherever_the_program_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fitted(small(), checkpoint="here", every=100, callbacks=[At(3, lambda: monkeypatch.chdir("elsewhere"))])
+    assert files(tmp_path / "here") == ["best.safetensors", "step-0000000016.safetensors"]
 
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,14 +432,22 @@ def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pyte
 # ---- callbacks ------------------------------------------------------------------------------------------------------
 
 
+def endless() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found["a"] = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
         ([1], r"Keeps.state_dict\(\) gave something of type list; expected a dict"),
         ({"a": [{1}]}, r"Keeps.state_dict\(\)\['a'\]\[0\] is of type set; expected numbers, text, arrays"),
         ({"a": {1: 2}}, r"Keeps.state_dict\(\)\['a'\] is of type dict"),
+        ({"a": np.zeros(1, "float16")}, r"Keeps.state_dict\(\)\['a'\] is an array of float16 values; expected whole"),
+        (endless(), r"Keeps.state_dict\(\) contains itself, or is nested too deeply"),
     ],
-    ids=str,
+    ids=["a list", "a set", "a number as key", "float16", "itself"],
 )
 def test_what_no_file_can_hold_of_a_callback_is_named(kept: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=said):
@@ -507,6 +550,24 @@ def test_a_terminal_that_has_gone_hides_no_status(tmp_path: Path, monkeypatch: p
         fitted(small(), checkpoint=tmp_path, callbacks=[At(6, sends("SIGHUP"))])
     sys.stderr.close()
     assert ended.value.code == 129
+
+
+@POSIX
+def test_a_signal_is_not_lost_where_a_training_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def signalled(*args: Any) -> Any:
+        sends("SIGTERM")()
+        fails()
+
+    with pytest.raises(SystemExit) as ended:
+        fitted(small(), checkpoint=tmp_path, callbacks=[At(6, signalled)])
+    assert ended.value.code == 143
+    assert isinstance(ended.value.__context__, RuntimeError)
+    assert "training terminated as it failed: RuntimeError: on purpose" in capsys.readouterr().err
+    monkeypatch.setattr("bpnet.files.folder._locked", signalled)  # before it has begun
+    with pytest.raises(SystemExit):
+        fitted(small(), checkpoint=tmp_path, resume=True)
 
 
 @POSIX

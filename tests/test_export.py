@@ -2,6 +2,7 @@
 
 import ast
 import datetime
+import functools
 import importlib.util
 import io
 import os
@@ -12,6 +13,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from support.calls import CALLS, Function
 from support.exports import batch, gradients, predicted, source
 from support.networks import Draw
 
@@ -60,6 +62,34 @@ def test_every_layer_has_a_file_and_a_module(tmp_path):
     np.testing.assert_allclose(source(trainer, tmp_path).predict(x), trainer.predict(x), rtol=1e-12)
     if importlib.util.find_spec("torch") is not None:
         np.testing.assert_allclose(predicted(bp.files.to_torch_module(trainer), x), trainer.predict(x), rtol=1e-9)
+
+
+LEFT_OUT = {
+    "numpy": {"sort": "descending"},
+    "torch": {"flip": "step must be", "take": "out of", "count_nonzero": "(keep)?dim"},
+}
+"""Of the functions of the standard that a layer of one's own may call: what can't be said, and the error."""
+
+
+def test_functions_of_the_standard_are_what_they_are_here(tmp_path):
+    x, makers = np.round(RNG.normal(size=(7, 12)), 3), {"numpy": lambda trainer: source(trainer, tmp_path).predict}
+    if importlib.util.find_spec("torch") is not None:
+        makers["torch"] = lambda trainer: functools.partial(predicted, bp.files.to_torch_module(trainer))
+    for where, make in makers.items():
+        names = sorted(CALLS.keys() - LEFT_OUT[where].keys())
+        trainer = bp.Trainer(bp.Parallel(*map(Function, names)), "mse", compile=False).build(x)
+        found = make(trainer)
+        for rows in (1, 7):
+            pairs = zip(
+                names,
+                np.split(found(x[:rows]), len(names), 1),
+                np.split(trainer.predict(x[:rows]), len(names), 1),
+                strict=True,
+            )
+            assert [name for name, a, b in pairs if not np.allclose(a, b, rtol=1e-9, atol=1e-9)] == []
+        for name, said in LEFT_OUT[where].items():
+            with pytest.raises(ExportError, match=said):
+                make(bp.Trainer(Function(name), "mse", compile=False).build(x))
 
 
 def test_a_person_can_read_it(tmp_path):

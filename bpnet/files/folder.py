@@ -52,7 +52,8 @@ class Folder:
         table: Callable[[], Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.table, self.options = checked_path(path), table, dict(options or {})
+        self.path = os.path.abspath(checked_path(path))  # whatever folder is the current one later
+        self.table, self.options = table, dict(options or {})
         self._lock: IO[bytes] | None = None
 
     @classmethod

@@ -37,6 +37,8 @@ def model_of(
     if size > LARGEST:
         raise ExportError(f"the parameters have {size:,} bytes, but one ONNX file holds {LARGEST:,}")
     trainer, table, g = given.trainer, given.table, Graph()
+    if table is None and probabilities and not given.gives_probabilities:
+        raise OptionError(f"probabilities=True, but {trainer.loss} gives none: leave it out")
     network = trainer.layout.network
     finish = given.answers if table is not None or probabilities else None
     program = given.program(finish, fold=True, erf=given.dtype == np.float32)

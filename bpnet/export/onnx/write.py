@@ -30,8 +30,7 @@ def to_onnx(
         (output,) = session.run(None, {"x": x})
 
     Of a `Trainer` the input is "x", or as the branches of `Inputs` are called, and the output "output", what `predict`
-    gives: logits where the loss takes logits.  With `probabilities` it is "probabilities" instead, and with a loss of
-    classes "label" too.
+    gives: logits where the loss takes logits.  With `probabilities` they are "label" and "probabilities" instead.
 
     Of a `TableModel` or a fitted estimator the input is "X", (rows, columns), where all columns are numbers or
     booleans, and else one for each column, (rows, 1), by its name: numbers, text, or int64, which dates are too, in
