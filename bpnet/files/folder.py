@@ -73,10 +73,10 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
+        if self._lock is not None:
             with suppress(OSError):  # nothing that counts is in it
-                lock.close()  # which gives it up, as the death of the process does
+                self._lock.close()  # which gives it up, as the death of the process does
+            self._lock = None
 
     # ---- files --------------------------------------------------------------------------------------------------
 

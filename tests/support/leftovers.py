@@ -37,7 +37,8 @@ class Leftovers:
             "sessions": current.session is _Current.session,
             "state of the thread": (current.reference, current.inside, current.deferred),
             "sessions that hold BLAS": (len(BLAS.open), BLAS.found),
-            "locks": {name: lock.locked() for name, lock in locks().items()},
+            "locks": locks(),
+            "the lock of BLAS": BLAS.lock._is_owned(),  # by this thread, and by none below
             "files": sorted(str(p) for p in self.folder.rglob("*") if p.name.startswith(PART)),
             "warnings": len(warnings.filters),
             "streams": (sys.stdout, sys.stderr, sys.gettrace(), gc.isenabled(), os.getcwd()),
@@ -73,9 +74,9 @@ def compiles(waited: float) -> bool:
     return any(waited < (30.0 if thread.is_alive() else 0.1) for thread in threads)
 
 
-def locks() -> dict[str, Any]:
-    """All locks of this process that a call may take, by name."""
-    found = {"BLAS": BLAS.lock, "helpers": threads._pool.lock}
+def locks() -> list[str]:
+    """The locks of this process that a call may take, as far as they are taken."""
+    found: dict[str, Any] = {"helpers": threads._pool.lock}
     if "bpnet.compiler.llvm.jit" in sys.modules:
         from bpnet.backends.numpy import compiled
         from bpnet.compiler.llvm import jit, thread_pool
@@ -84,4 +85,7 @@ def locks() -> dict[str, Any]:
         found |= {
             f"{type(owner).__name__} {id(owner)}": owner.lock for known in list(compiled._LOCKED) if (owner := known())
         }
-    return {name: lock for name, lock in found.items() if lock.locked()}
+    if not BLAS.lock.acquire(timeout=1.0):
+        return [*(name for name, lock in found.items() if lock.locked()), "BLAS"]
+    BLAS.lock.release()
+    return [name for name, lock in found.items() if lock.locked()]
