@@ -49,13 +49,13 @@ def together(backend: Backend, parts: Sequence[Part], vectors: Sequence[Array]) 
 
 def part_of(layout: Layout, slots: Sequence[Slot]) -> Part | None:
     """The part of these leaves, in their order in `layout`; None where there are none."""
-    runs: list[slice] = []
+    found: list[slice] = []
     for slot in slots:
-        if runs and runs[-1].stop == slot.part.start:
-            runs[-1] = slice(runs[-1].start, slot.part.stop)
+        if found and found[-1].stop == slot.part.start:
+            found[-1] = slice(found[-1].start, slot.part.stop)
         else:
-            runs.append(slot.part)
-    return Part(layout.part(slots), tuple(runs)) if slots else None
+            found.append(slot.part)
+    return Part(layout.part(slots), tuple(found)) if slots else None
 
 
 @dataclass(frozen=True)
