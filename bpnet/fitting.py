@@ -84,11 +84,12 @@ class Training:
 
     def _run(self, epochs: int, states: Sequence[tuple[Callback, Any]]) -> None:
         """The same, with what callbacks had kept."""
-        trainer, last, ended = self.trainer, self.begun[0] + epochs, self.trainer.stop
+        trainer, last = self.trainer, self.begun[0] + epochs
+        ended = trainer.stop and not self.losses  # an epoch that was begun is done first
         begun: list[Callback] = []
         try:
             for callback in self.listeners:
-                callback.on_train_begin(trainer, last - len(trainer.history), self.steps)
+                callback.on_train_begin(trainer, max(last - len(trainer.history), 0), self.steps)
                 begun.append(callback)
             for callback, state in states:
                 callback.load_state_dict(state)

@@ -5,7 +5,7 @@ The buffers (values that are kept but not trained) lie in a second vector the sa
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
@@ -87,8 +87,8 @@ class Layout:
         return sum(slot.size for slot in self.buffers)
 
     @cached_property
-    def parted(self) -> dict[tuple[str, ...], list[Any]]:
-        """How patterns of names part it, kept since every step asks: see `Grouped`."""
+    def parted(self) -> dict[tuple[Any, ...], list[Any]]:
+        """How patterns of names part it, kept since every step asks: see `Grouped` and `Muon`."""
         return {}
 
     def views(self, backend: Backend, theta: Array, buffers: Array | None = None) -> dict[str, Any]:
@@ -111,9 +111,9 @@ class Layout:
                 _place(tree, path, value)
         return tree
 
-    def part(self, names: Collection[str]) -> "Layout":
+    def part(self, slots: Sequence[Slot]) -> "Layout":
         """The layout of those parameters alone, one after the other."""
-        return replace(self, parameters=_placed([slot for slot in self.parameters if slot.name in names]), buffers=())
+        return replace(self, parameters=_placed(slots), buffers=())
 
     def with_rows(self, counts: Mapping[str, int]) -> "Layout":
         """The same where the tables of these names have so many rows."""
@@ -369,7 +369,7 @@ def _shape_of(value: Any) -> Shape:
     return tuple(int(n) for n in getattr(value, "shape", ()))
 
 
-def _placed(slots: list[Slot]) -> tuple[Slot, ...]:
+def _placed(slots: Sequence[Slot]) -> tuple[Slot, ...]:
     """One after the other."""
     offsets = accumulate((slot.size for slot in slots), initial=0)
     return tuple(replace(slot, offset=offset) for slot, offset in zip(slots, offsets, strict=False))

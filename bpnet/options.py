@@ -77,6 +77,17 @@ def wholes(what: str, values: Any, least: int = 1, most: int | None = None) -> t
     return tuple([whole(f"{what}[{i}]", value, least, most) for i, value in enumerate(values)])
 
 
+MOST_PATTERNS = 500
+"""Patterns, and parts with one, that are held against every name of a parameter."""
+
+
+def few(what: str, values: Sequence[Any]) -> Sequence[Any]:
+    """`values` where they are no more than MOST_PATTERNS; raises OptionError."""
+    if len(values) > MOST_PATTERNS:
+        raise OptionError(f"{what} has {len(values):,} parts; expected at most {MOST_PATTERNS:,}")
+    return values
+
+
 def choice(what: str, value: Any, known: Sequence[str]) -> str:
     """`value` where it is one of the known words; raises OptionError."""
     if not isinstance(value, str) or value not in known:

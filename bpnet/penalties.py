@@ -5,15 +5,16 @@ in it, that of `evaluate` has not.  What is asked of a layer's output is a layer
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any, ClassVar, Self
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of, shown
 from bpnet.layout import Layout, Slot
-from bpnet.options import flag, not_negative
+from bpnet.options import few, flag, not_negative
 from bpnet.registry import Registered, instance
 from bpnet.schedules import Schedule, or_schedule
 
@@ -46,8 +47,11 @@ class Penalty(Registered, kind="penalty"):
 
     def slots(self, layout: Layout) -> list[Slot]:
         """The parameters that it is of; raises OptionError where there are none."""
-        name = self.of
-        found = [s for s in layout.parameters if (s.decay if name is None else fnmatchcase(s.name, name))]
+        if self.of is None:
+            found = [slot for slot in layout.parameters if slot.decay]
+        else:
+            fits = re.compile(translate(self.of)).match
+            found = [slot for slot in layout.parameters if fits(slot.name)]
         if not found:
             names = ", ".join(slot.name for slot in layout.parameters)
             raise OptionError(f"{self} is of no parameter: they are {names}")
@@ -136,6 +140,7 @@ def check_penalties(penalties: Any) -> tuple[Penalty, ...]:
     """The penalties as a tuple; raises ArgumentError where they are none."""
     if not isinstance(penalties, list | tuple):
         raise ArgumentError(f"penalties is {kind_of(penalties)}; expected a list of penalties, such as [bp.L2(1e-4)]")
+    penalties = few("penalties", penalties)
     return tuple(instance(Penalty, f"penalties[{i}]", p, "a bpnet penalty") for i, p in enumerate(penalties))
 
 

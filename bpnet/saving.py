@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
@@ -22,6 +22,7 @@ from bpnet.errors import (
     users_line,
 )
 from bpnet.files.folder import Folder
+from bpnet.files.history import of_python
 from bpnet.files.model import OPTIONS, Checkpoint, damaged
 from bpnet.files.state import pack, unpack, vector
 from bpnet.registry import describe
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows that are looked at to tell whether data are the same."""
+PLURAL = ("the callbacks that keep a state", "the columns", "the rows held out")
 TABLE = ("schema", "target")
 """Entries of a model of tables that say what it is of."""
 
@@ -56,15 +58,16 @@ class Saving:
         self._stack.enter_context(self.signals)
         try:
             self._stack.enter_context(self.folder)
-        except BaseException:
-            self._stack.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
-            if error is None and self.signals.number:  # it came when there was nothing left to do
-                self.signals.hand_on("after its last step, when all was saved")
+            if self.signals.number and (error is None or isinstance(error, Exception)):  # nobody has acted on it yet
+                done = "after its last step, when all was saved"
+                self.signals.hand_on(done if error is None else f"as it failed: {type(error).__name__}: {error}")
         except Exit as ended:
             error = ended
             raise
@@ -109,10 +112,15 @@ class Saving:
                 arrays["order"] = training.order
         callbacks = []
         for callback in _with_state(training):
-            state, name = callback.state_dict(), type(callback).__qualname__
+            state, name = callback.state_dict(), _name(callback)
             if not isinstance(state, dict):
                 raise ArgumentError(f"{name}.state_dict() gave something {kind_of(state)}; expected a dict")
-            packed = pack(f"{name}.state_dict()", state, engine.backend, engine.carry[0], arrays)
+            try:
+                packed = pack(f"{name}.state_dict()", state, engine.backend, engine.carry[0], arrays)
+            except RecursionError:
+                raise ArgumentError(
+                    f"{name}.state_dict() contains itself, or is nested too deeply for a file"
+                ) from None
             callbacks.append([name, packed])
         kept = {
             "begun": list(training.begun),
@@ -137,12 +145,12 @@ class Saving:
         for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
             describe(part)  # or the error that no file can hold it, before there is anything to lose
         with engine.looking():
-            self.written, self.sample = training.number, _sample(training.data)
+            self.written, self.sample = training.number, _sample(training.data, training.held_out)
         if not self.resume:
             if self.folder.used():
                 raise OptionError(
-                    f"checkpoint is {self.folder.path}, which holds another training: go on with that by resume=True, "
-                    "or choose another folder"
+                    f"checkpoint is {self.folder.path}, which holds a training already: go on with that by "
+                    "resume=True, or choose another folder"
                 )
             return []
         found = self.folder.newest()
@@ -178,6 +186,8 @@ class Saving:
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
         trainer.history.epochs[:] = history
+        trainer.classes = saved.classes if trainer.classes is None else trainer.classes
+        trainer.metadata = trainer.metadata or saved.metadata
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
@@ -191,15 +201,15 @@ def _loss(training: "Training", record: Record) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-def _sample(data: Loader) -> str:
-    """A hash of some rows of x and y."""
-    step = max(1, data.count // ROWS)
-    x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
-    some = take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows)
+def _sample(*several: Loader | None) -> str:
+    """A hash of some rows of x and y, of each of several data."""
     found = hashlib.sha256()
-    for arrays in some:
-        for array in arrays if isinstance(arrays, tuple) else (arrays,):
-            found.update(b"" if array is None else data.backend.to_host(array).tobytes())
+    for data in filter(None, several):
+        step = max(1, data.count // ROWS)
+        x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
+        for arrays in take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows):
+            for array in arrays if isinstance(arrays, tuple) else (arrays,):
+                found.update(b"" if array is None else data.backend.to_host(array).tobytes())
     return found.hexdigest()
 
 
@@ -207,6 +217,12 @@ def _with_state(training: "Training") -> list[Callback]:
     """The callbacks that keep a state."""
     own = [getattr(callback.state_dict, "__func__", None) for callback in training.listeners]
     return [c for c, method in zip(training.listeners, own, strict=True) if method is not Callback.state_dict]
+
+
+def _name(callback: Callback) -> str:
+    """What a callback is, and what it follows: the state of one is none for another."""
+    monitor = getattr(callback, "monitor", None)
+    return type(callback).__qualname__ + (f"({monitor!r})" if isinstance(monitor, str) else "")
 
 
 def _options(training: "Training", folder: Folder) -> dict[str, Any]:
@@ -224,6 +240,18 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     }
 
 
+def _apart(name: str, mine: Any, its: Any) -> list[tuple[str, Any, Any]]:
+    """The one option in which two networks, losses or optimizers differ, as optimizer.lr; else they themselves."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if is_dataclass(mine) and type(mine) is type(its):
+        path = name.removeprefix("the ")
+        pairs = [(f"{path}.{f.name}", getattr(mine, f.name), getattr(its, f.name)) for f in fields(mine)]
+    elif isinstance(mine, tuple) and isinstance(its, tuple) and "." in name and len(mine) == len(its):
+        pairs = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(mine, its, strict=True))]
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    return _apart(*differing[0]) if len(differing) == 1 else [(name, mine, its)]
+
+
 def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Iterator[str]:
     """In what a training differs from the one that was saved, in words."""
     trainer, engine, kept = training.trainer, training.engine, saved.training or {}
@@ -239,8 +267,8 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
         "the shape of a row of x": (engine.layout.in_shape, saved.layout.in_shape),
         "the type of x": ("float32" if single else "float64", str(saved.vectors[0].dtype)),
         "the model": (kinds[0], kinds[1]),
-        "the list of callbacks that keep a state": (
-            [type(callback).__qualname__ for callback in _with_state(training)],
+        "the callbacks that keep a state": (
+            [_name(callback) for callback in _with_state(training)],
             [name for name, _ in kept["callbacks"]],
         ),
     }
@@ -248,12 +276,13 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
         table, other = _plain(folder.table()), saved.table
         pairs |= {f"the {'columns' if name == 'schema' else name}": (table[name], other[name]) for name in TABLE}
         pairs["the rows held out"] = table["settings"].get("split"), other["settings"].get("split")
-    for name, (mine, its) in pairs.items():
-        if mine != its:
-            words = [shown(value) for value in (mine, its)]
+    for whole, (mine, its) in pairs.items():
+        for name, ours, theirs in _apart(whole, mine, its) if mine != its else ():
+            words = [shown(value) for value in (ours, theirs)]
             short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
-            what = f"{words[0]}, but {words[1]}" if short else "another than"
-            yield f"{name} is {what} in the training that {folder.path} holds"
+            verb, instead = ("are", "others") if name in PLURAL else ("is", "another")
+            what = f"{words[0]}, but {words[1]}" if short else f"{instead} than"
+            yield f"{name} {verb} {what} in the training that {folder.path} holds"
     before, after = (
         [_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history.made())
     )
@@ -266,4 +295,9 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
 
 def _plain(value: Any) -> Any:
     """As a file holds it."""
-    return json.loads(json.dumps(value, default=str))
+
+    def plain(other: Any) -> Any:
+        number = of_python(other)
+        return str(other) if number is other else number
+
+    return json.loads(json.dumps(value, default=plain))

@@ -1,5 +1,6 @@
 """Signals that ask a program to end, while a training writes checkpoints: the step is finished first, and written."""
 
+import os
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ class StopSignals:
         self.number = 0
         self.before: dict[int, Any] = {}
         self.at_once = False
+        self.process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
         self.install()
@@ -58,12 +60,17 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
+        if os.getpid() != self.process:  # a child, as of multiprocessing, which has no training to end
+            self.restore()
+            signal.raise_signal(number)
+            return
         if self.number and number == signal.SIGINT:
             self.restore()  # first, since what is raised may come anywhere
             self._hand_on(number, "training interrupted at once: nothing more was written")
             self.install()
         self.number = self.number or number
         if self.at_once:
+            self.at_once = False  # what comes now is to be finished
             raise Ended
 
     @contextmanager

@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -199,6 +200,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     whole = state(fitted(small()))
     assert state(fitted(small(), checkpoint=tmp_path / "a", every=3)) == whole
     trainer = small()
+    trainer.classes, trainer.metadata = ["x", "y", "z"], {"mine": 1}
     with pytest.raises(RuntimeError, match="on purpose"):
         fitted(trainer, checkpoint=tmp_path / "b", callbacks=[At(6, fails)])
     assert trainer.step_count == 6
@@ -206,6 +208,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     assert state(fitted(trainer, checkpoint=tmp_path / "b", resume=True)) == whole  # it is complete
     longer = fitted(small(), checkpoint=tmp_path / "b", resume=True, epochs=6)
     assert state(longer) == state(fitted(small(), epochs=6))
+    assert (longer.classes, longer.metadata) == (trainer.classes, trainer.metadata)
 
 
 def test_epochs_are_those_of_the_training_whatever_was_before(tmp_path: Path) -> None:
@@ -222,6 +225,24 @@ def test_epochs_are_those_of_the_training_whatever_was_before(tmp_path: Path) ->
     assert len(again[-1]) == 5
 
 
+def test_an_epoch_that_a_callback_wants_to_be_the_last_is_done_first(tmp_path: Path) -> None:
+    class Stops(bp.Callback):
+        begun: ClassVar[list[int]] = []
+
+        def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+            self.begun.append(epochs)
+
+        def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+            trainer.stop = trainer.stop or trainer.step_count == 6
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fitted(small(), checkpoint=tmp_path, every=1, callbacks=[Stops(), At(7, fails)])
+    whole = state(fitted(small(), epochs=2))
+    for epochs in (3, 1):  # it has stopped; it has had more
+        assert state(fitted(small(), checkpoint=tmp_path, resume=True, epochs=epochs, callbacks=[Stops()])) == whole
+    assert Stops.begun == [4, 2, 0]
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,12 +253,15 @@ def test_the_last_and_the_best_are_kept_each_a_model_file(tmp_path: Path) -> Non
         def on_epoch_end(self, trainer: bp.Trainer, record: Any) -> None:
             record["val_loss"] = (3.0, 1.0, 2.0, float("nan"))[record["epoch"] - 1]
             losses.append(record["val_loss"])
+            record |= {"own": np.float32(2.5), "count": np.int64(record["epoch"])}
 
     data = {"validation": (X, Y), "callbacks": [Watch()]}
     fitted(small(), checkpoint=tmp_path / "epochs", keep=2, **data)
     names = [f"step-{number:010}.safetensors" for number in (12, 16)]
     assert files(tmp_path / "epochs") == ["best.safetensors", *names]
-    assert len(bp.load(tmp_path / "epochs" / "best.safetensors").history) == 2
+    best = bp.load(tmp_path / "epochs" / "best.safetensors")
+    assert repr([best.history[name] for name in ("own", "count")]) == "[[2.5, 2.5], [1, 2]]"
+    assert len(fitted(best, checkpoint=tmp_path / "epochs", resume=True, **data).history) == 4
     fitted(small(), checkpoint=tmp_path / "steps", every=6)
     names = [f"step-{number:010}.safetensors" for number in (6, 12, 16)]  # the end is kept, too
     assert files(tmp_path / "steps") == ["best.safetensors", *names]
@@ -329,6 +353,8 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({"network": bp.Sequential(bp.Dense(3))}, {}, "the network is another than in the training"),
         ({"loss": "focal"}, {}, "the loss is "),
         ({"optimizer": bp.SGD(0.2)}, {}, "the optimizer is "),
+        ({"optimizer": bp.SGD(0.2, momentum=0.5)}, {}, "optimizer.lr is 0.2, but 0.1 in"),
+        ({"network": bp.Dense(3, bias=False)}, {}, "network.bias is False, but True in"),
         ({}, {"batch_size": 11}, "batch_size is 11, but 12 in"),
         ({}, {"x": X[1:], "y": Y[1:]}, "the number of rows is 43, but 44 in"),
         ({}, {"x": X[:, 1:]}, r"the shape of a row of x is \(5,\), but \(6,\) in"),
@@ -337,9 +363,9 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({}, {"drop_last": True}, "drop_last is True, but False in"),
         ({}, {"sample_weight": WEIGHT}, "sample_weight is 'given', but None in"),
         ({}, {"validation": (X, Y)}, "validation is '44 rows', but None in"),
-        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the list of callbacks that keep a state is"),
+        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the callbacks that keep a state are"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_training_is_refused_with_what_differs(trainer: Any, options: Any, said: str, tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
@@ -358,15 +384,22 @@ def test_what_was_trained_otherwise_is_not_thrown_away(tmp_path: Path) -> None:
 
 
 def test_other_data_are_noticed(tmp_path: Path) -> None:
-    fitted(small(), checkpoint=tmp_path, epochs=1)
-    for x, y in ((X[::-1], Y[::-1]), (X, (Y + 1) % 3)):
+    fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y))
+    for x, y, held_out in ((X[::-1], Y[::-1], X), (X, (Y + 1) % 3, X), (X, Y, X[::-1])):
         with pytest.warns(BpnetWarning, match="was begun with other data, or with the same rows in another order"):
-            fitted(small(), x, y, checkpoint=tmp_path, resume=True, epochs=1)
+            fitted(small(), x, y, checkpoint=tmp_path, resume=True, epochs=1, validation=(held_out, Y))
+
+
+def test_the_state_of_a_callback_is_for_what_it_follows(tmp_path: Path) -> None:
+    stopping = [bp.EarlyStopping(name) for name in ("loss", "val_loss")]
+    fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y), callbacks=stopping)
+    with pytest.raises(OptionError, match="the callbacks that keep a state are others than in"):
+        fitted(small(), checkpoint=tmp_path, resume=True, validation=(X, Y), callbacks=stopping[::-1])
 
 
 def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
-    with pytest.raises(OptionError, match="which holds another training: go on with that by resume=True"):
+    with pytest.raises(OptionError, match="which holds a training already: go on with that by resume=True"):
         fitted(small(), checkpoint=tmp_path)
     for options, error, said in (
         ({"resume": True}, OptionError, "resume is given, but no folder"),
@@ -377,6 +410,19 @@ def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path
     ):
         with pytest.raises(error, match=said):
             fitted(small(), **options)
+
+
+def test_a_folder_is_the_same_wherever_the_program_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fitted(small(), checkpoint="here", every=100, callbacks=[At(3, lambda: monkeypatch.chdir("elsewhere"))])
+    assert files(tmp_path / "here") == ["best.safetensors", "step-0000000016.safetensors"]
+    if os.name == "posix":  # elsewhere the current folder can't be removed
+        os.rmdir(tmp_path / "elsewhere")
+        for given in ({"checkpoint": "here"}, {"callbacks": [bp.CSVLogger("here/epochs.csv")]}):
+            with pytest.raises(PathError, match="here is of the current folder, which can't be found"):
+                fitted(small(), **given)
+        monkeypatch.chdir(tmp_path)
 
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,14 +443,22 @@ def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pyte
 # ---- callbacks ------------------------------------------------------------------------------------------------------
 
 
+def endless() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found["a"] = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
         ([1], r"Keeps.state_dict\(\) gave something of type list; expected a dict"),
         ({"a": [{1}]}, r"Keeps.state_dict\(\)\['a'\]\[0\] is of type set; expected numbers, text, arrays"),
         ({"a": {1: 2}}, r"Keeps.state_dict\(\)\['a'\] is of type dict"),
+        ({"a": np.zeros(1, "float16")}, r"Keeps.state_dict\(\)\['a'\] is an array of float16 values; expected whole"),
+        (endless(), r"Keeps.state_dict\(\) contains itself, or is nested too deeply"),
     ],
-    ids=str,
+    ids=["a list", "a set", "a number as key", "float16", "itself"],
 )
 def test_what_no_file_can_hold_of_a_callback_is_named(kept: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=said):
@@ -510,6 +564,24 @@ def test_a_terminal_that_has_gone_hides_no_status(tmp_path: Path, monkeypatch: p
 
 
 @POSIX
+def test_a_signal_is_not_lost_where_a_training_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def signalled(*args: Any) -> Any:
+        sends("SIGTERM")()
+        fails()
+
+    with pytest.raises(SystemExit) as ended:
+        fitted(small(), checkpoint=tmp_path, callbacks=[At(6, signalled)])
+    assert ended.value.code == 143
+    assert isinstance(ended.value.__context__, RuntimeError)
+    assert "training terminated as it failed: RuntimeError: on purpose" in capsys.readouterr().err
+    monkeypatch.setattr("bpnet.files.folder._locked", signalled)  # before it has begun
+    with pytest.raises(SystemExit):
+        fitted(small(), checkpoint=tmp_path, resume=True)
+
+
+@POSIX
 def test_ctrl_c_again_ends_at_once(tmp_path: Path) -> None:
     def twice() -> None:
         sends("SIGTERM")()
@@ -599,6 +671,29 @@ def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(
         os.close(ours)
 
 
+@POSIX
+def test_a_child_that_is_to_end_ends(tmp_path: Path) -> None:
+    """As those of multiprocessing, which a pool ends by SIGTERM."""
+    ended = []
+
+    def child() -> None:
+        ours, theirs = os.pipe()
+        pid = _forked()
+        if pid == 0:
+            os.write(theirs, b"x")  # Python forgets a signal that comes before
+            time.sleep(10)
+            os._exit(0)
+        os.read(ours, 1)
+        os.kill(pid, signal.SIGTERM)
+        ended.append(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+        os.close(ours)
+        os.close(theirs)
+
+    trainer = fitted(small(compile=False), checkpoint=tmp_path, epochs=2, callbacks=[At(6, child)])
+    assert ended == [signal.SIGTERM]
+    assert trainer.step_count == 8
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -616,7 +711,7 @@ def test_a_training_on_a_table_is_resumed(tmp_path: Path) -> None:
     assert state(run(checkpoint=tmp_path, resume=True).trainer) == state(whole.trainer)
     with pytest.raises(OptionError, match="class_weight is 'balanced', but None in the training"):
         run(checkpoint=tmp_path, resume=True, class_weight="balanced")
-    with pytest.raises(OptionError, match="the columns is another than in the training"):
+    with pytest.raises(OptionError, match="the columns are others than in the training"):
         run(checkpoint=tmp_path, resume=True, types={"b": "category"})
     with pytest.raises(OptionError, match="the model is 'a trainer', but 'of a table' in the training"):
         fitted(small(), checkpoint=tmp_path, resume=True)

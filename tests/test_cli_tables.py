@@ -480,8 +480,8 @@ def test_training_goes_on_from_a_checkpoint(csv):
         (("--class-weight", "balanced"), "class-weight is 'balanced', but None in the training that saved holds"),
     ):
         assert f"bpnet: --{said}" in run(*train, "--resume", *other).err
-    assert "--checkpoint is saved, which holds another training" in refused(*train)
-    assert "--every is of what --checkpoint DIR saves" in refused(*train[:-2], "--every", "3")
+    assert "--checkpoint is saved, which holds a training already" in refused(*train)
+    assert "--every needs --checkpoint DIR: give that too" in refused(*train[:-2], "--every", "3")
 
 
 def test_cross_validation(csv):

@@ -438,7 +438,8 @@ def test_a_mapped_file_that_is_cut_is_an_error_that_names_it(tmp_path: Path) -> 
                 os.truncate(tmp_path / "x.npy", 1000)
 
     x = np.random.default_rng(0).standard_normal((2000, 10))
-    np.save(tmp_path / "x.npy", x)
+    for name in ("x.npy", "whole.npy"):
+        np.save(tmp_path / name, x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     trainer = bp.Trainer(bp.Dense(1), "mse", compile=False)
     said = r"x is a memory map of .*x.npy, which has been cut to 1,000 bytes of 160,128: restore the file, or pass a"
@@ -447,5 +448,13 @@ def test_a_mapped_file_that_is_cut_is_an_error_that_names_it(tmp_path: Path) -> 
     assert len(trainer.history) == 2
     with pytest.raises(bp.errors.PathError, match="y is a memory map"):
         trainer.evaluate(x, np.asarray(mapped)[:, :1])
+    whole, y = np.asarray(np.load(tmp_path / "whole.npy", mmap_mode="r")), x[:1000, :1]
+    calls = (trainer.predict, lambda part: trainer.step(part, y))
+    for call in calls:  # which look no more at much else of batches that are like the last
+        call(whole[:1000])
+    os.truncate(tmp_path / "whole.npy", 1000)
+    for call in calls:
+        with pytest.raises(bp.errors.PathError, match="x is a memory map of"):
+            call(whole[1000:])
     np.save(tmp_path / "x.npy", x)
     trainer.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), x[:, :1], epochs=1, progress=False)

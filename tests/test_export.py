@@ -2,6 +2,7 @@
 
 import ast
 import datetime
+import functools
 import importlib.util
 import io
 import os
@@ -12,11 +13,13 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from support.calls import CALLS, Function
 from support.exports import batch, gradients, predicted, source
 from support.networks import Draw
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, ExportError, NotBuiltError
+from bpnet.export.numpy_table import GAPS
 from bpnet.layer import Layer
 from bpnet.registry import examples
 
@@ -60,6 +63,34 @@ def test_every_layer_has_a_file_and_a_module(tmp_path):
     np.testing.assert_allclose(source(trainer, tmp_path).predict(x), trainer.predict(x), rtol=1e-12)
     if importlib.util.find_spec("torch") is not None:
         np.testing.assert_allclose(predicted(bp.files.to_torch_module(trainer), x), trainer.predict(x), rtol=1e-9)
+
+
+LEFT_OUT = {
+    "numpy": {"sort": "descending"},
+    "torch": {"flip": "step must be", "take": "out of", "count_nonzero": "(keep)?dim"},
+}
+"""Of the functions of the standard that a layer of one's own may call: what can't be said, and the error."""
+
+
+def test_functions_of_the_standard_are_what_they_are_here(tmp_path):
+    x, makers = np.round(RNG.normal(size=(7, 12)), 3), {"numpy": lambda trainer: source(trainer, tmp_path).predict}
+    if importlib.util.find_spec("torch") is not None:
+        makers["torch"] = lambda trainer: functools.partial(predicted, bp.files.to_torch_module(trainer))
+    for where, make in makers.items():
+        names = sorted(CALLS.keys() - LEFT_OUT[where].keys())
+        trainer = bp.Trainer(bp.Parallel(*map(Function, names)), "mse", compile=False).build(x)
+        found = make(trainer)
+        for rows in (1, 7):
+            pairs = zip(
+                names,
+                np.split(found(x[:rows]), len(names), 1),
+                np.split(trainer.predict(x[:rows]), len(names), 1),
+                strict=True,
+            )
+            assert [name for name, a, b in pairs if not np.allclose(a, b, rtol=1e-9, atol=1e-9)] == []
+        for name, said in LEFT_OUT[where].items():
+            with pytest.raises(ExportError, match=said):
+                make(bp.Trainer(Function(name), "mse", compile=False).build(x))
 
 
 def test_a_person_can_read_it(tmp_path):
@@ -238,12 +269,14 @@ def test_a_table_can_come_as_lines_of_text(of_tables, tmp_path):
     bp.files.to_numpy_source(of_tables["label"], tmp_path / "model.py")
     lines = [
         ",".join(TABLE),
-        *(",".join("" if v is None else str(v) for v in row) for row in zip(*TABLE.values(), strict=True)),
+        *(",".join("NA" if v is None else str(v) for v in row) for row in zip(*TABLE.values(), strict=True)),
     ]
     run = subprocess.run(
         [sys.executable, "model.py"], input="\n".join(lines), capture_output=True, text=True, cwd=tmp_path
     )
     assert run.stdout.split() == list(of_tables["label"].predict(TABLE)), run.stderr
+    text = pytest.importorskip("bpnet.cli.text", reason="the command line needs its extra")
+    assert set(text.MISSING) == set(GAPS)  # what `bpnet predict` takes for a gap
 
 
 def test_a_column_of_dates(tmp_path):
@@ -464,7 +497,8 @@ def test_bpnet_export(command, tmp_path, monkeypatch):
     result = command.ok("export", "model.safetensors", "--to", "numpy", "--out", "made.py")
     size = (tmp_path / "made.py").stat().st_size
     assert result.out == (
-        f"made.py written, {size:,} bytes\nuse it: from made import predict; or in a shell, python made.py < rows.csv\n"
+        f"made.py written, {size:,} bytes\nuse it: from made import predict; or in a shell, python made.py < rows.csv"
+        ", without a header\n"
     )
     np.testing.assert_allclose(source(tmp_path / "made.py").predict(X), trainer.predict(X), rtol=1e-6)
     others = {  # by the package that each needs
@@ -483,7 +517,8 @@ def test_bpnet_export(command, tmp_path, monkeypatch):
             assert found["bytes"] == sum((tmp_path / file).stat().st_size for file in files)
     refused = command.refused
     assert "expected --to onnx, torch, numpy, c" in refused("export", "model.safetensors", "--out", "made")
-    assert "--out is missing" in refused("export", "model.safetensors")
+    assert "such as --out model.onnx" in refused("export", "model.safetensors")
+    assert "such as --out model.py" in refused("export", "model.safetensors", "--to", "numpy")
     assert "did you mean 'numpy'" in refused("export", "model.safetensors", "--to", "numpi", "-o", "x.py")
     assert "expected another file" in refused("export", "model.safetensors", "--to", "numpy", "-o", "model.safetensors")
     assert "missing.safetensors" in refused("export", "missing.safetensors", "-o", "x.py")

@@ -14,7 +14,7 @@ import pytest
 from test_layers import LAYERS
 
 import bpnet as bp
-from bpnet.errors import ExportError, MissingExtraError, OptionError
+from bpnet.errors import ArgumentError, ExportError, MissingExtraError, OptionError
 
 pytest.importorskip("llvmlite", reason="needs llvmlite, the extra jit")
 if sys.platform == "win32" or shutil.which("cc") is None:
@@ -294,6 +294,29 @@ def test_what_can_not_be_compiled_is_named(layer: bp.Layer, said: str, tmp_path:
     with pytest.raises(ExportError, match=said):
         bp.files.to_c(trainer, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_and_labels_that_c_would_take_for_others(tmp_path: Path) -> None:
+    """Names that are the same in capitals, text that C would end early, labels that are no classes."""
+    x = np.ones((2, 3), "float32")
+    rows = {"a": x, "A": x[:, :2], "x\xb2": x[:, :1]}
+    inputs = bp.Sequential(bp.Inputs(**dict.fromkeys(rows, bp.Dense(1))), bp.Dense(2))
+    header = bp.files.to_c(bp.Trainer(inputs, "mse").build(rows), tmp_path / "a", block=1)[0].read_text()
+    assert re.findall("#define (A_INPUTS.*)", header) == ["A_INPUTS_A 3", "A_INPUTS_A_ 2", "A_INPUTS_X_ 1"]
+    trainer = bp.Trainer(bp.Dense(2), "hinge").build(x)
+    trainer.classes = ["long", "wide"]
+    header = bp.files.to_c(trainer, tmp_path / "b", block=1)[0].read_text()
+    assert "CLASSES" not in header
+    assert "y[rows * B_LABELS] <- for each label whether the row has it" in header
+    trainer = bp.Trainer(bp.Dense(2), "cross_entropy").build(x)
+    for classes, said in (
+        (["a", "a\0b"], "text 'a.x00b', which C can't hold"),
+        (["a", "\ud800"], "which C can't hold"),
+        (["a", "b", "c"], "has 3 names; its network tells 2 apart"),
+    ):
+        trainer.classes = classes
+        with pytest.raises((ExportError, ArgumentError), match=said):
+            bp.files.to_c(trainer, tmp_path / "c", block=1)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,16 @@ def test_a_trainer_gives_probabilities_and_labels_where_they_are_asked_for():
         assert labels.tolist() == [trainer.classes[i] for i in logits.argmax(axis=1)]
     assert [node.op_type for node in model.graph.node].count("Softmax") == 1
     assert json.loads(properties(model)["classes"]) == trainer.classes
+    yes, names = (
+        bp.Trainer(bp.Dense(1), "binary_cross_entropy_with_logits").build(X),
+        trained(bp.Dense(3), X, "cross_entropy"),
+    )
+    for _, (labels, found) in run_by_all(bp.files.to_onnx(yes, None, probabilities=True), {"x": X}):
+        assert labels.tolist() == [int(p > 0.5) for p in found[:, 0]]
+    for classes, error in ((["a", "b"], bp.errors.ArgumentError), (["a", "b", "\ud800"], ExportError)):
+        names.classes = classes
+        with pytest.raises(error):
+            bp.files.to_onnx(names, None, probabilities=True)
     with pytest.raises(bp.errors.OptionError, match="gives none"):
         bp.files.to_onnx(trained(bp.Dense(3)), None, probabilities=True)
 

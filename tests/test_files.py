@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save, save_file
-from support.model_files import contents, head, made, sealed, split, text_of, unsealed
+from support.hostile_files import of_bytes
+from support.model_files import contents, head, made, sealed, split, unsealed
 
 import bpnet as bp
 from bpnet.files.model import read_checkpoint, write_checkpoint
@@ -486,22 +487,17 @@ def refused(path: Path, pattern: str = ".") -> None:
     assert str(path) in str(caught.value), "which file?"
 
 
-NO_SAFETENSORS = [
-    b"", b"\0", b"\0" * 7, b"\0" * 8, b"\0" * 100, b"a,b\n1,2\n",
-    b"PK\x03\x04" + b"\0" * 50, b"\x93NUMPY\x01\x00v\x00{}",
-    *[head(b"{}", length=n) for n in (2**63, 2**64 - 1, 2**32, 99)], head(b"[1, 2]"),
-    head(b"{" * 5000), head(b'{"a":' * 5000), head(b"null"), head(b"\xff\xfe"),
-    head(b'{"__metadata__": 3}'),
-    head(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9999]}}'),
-    head(b'{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 4]}}') + b"\0" * 4,
-    head(b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}') + b"\0" * 4,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("data", NO_SAFETENSORS, ids=range(len(NO_SAFETENSORS)))
-def test_what_is_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(data)
+def test_files_that_are_no_models(saved: Path, tmp_path: Path) -> None:
+    """Headers that are no such, arrays that are not where they are said to be, files of other programs."""
+    path = tmp_path / "m.safetensors"
+    for name, data in of_bytes(saved.read_bytes()):
+        path.write_bytes(data)
+        try:
+            refused(path)
+        except BaseException as error:
+            error.add_note(name)
+            raise
+    path.write_bytes(b"a,b\n1,2\n")
     refused(path, "is not a .safetensors file")
 
 
@@ -706,39 +702,11 @@ def test_a_file_that_lost_its_hash(saved: Path, tmp_path: Path) -> None:
     refused(path, "damaged: it has no SHA-256 hash")
     whole = saved.read_bytes()
     path.write_bytes(unsealed(whole))
-    refused(path, "damaged: its SHA-256 hash is of another content")
+    refused(path, "damaged: its content does not match its SHA-256 hash")
     path.write_bytes(sealed(unsealed(whole)))
     assert path.read_bytes() == whole
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(path, "damaged: its SHA-256 hash is of another content")
-
-
-LIES: list[dict[str, Any]] = [
-    {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]},
-    {"dtype": "F64", "shape": [0, 10**12], "data_offsets": [0, 0]},
-    {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
-    {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
-    {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]},
-    {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [10**999], "data_offsets": [0, 8]},
-    {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [2]},
-    {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]},
-]
-
-
-@pytest.mark.parametrize("entry", LIES, ids=range(len(LIES)))
-def test_arrays_that_are_not_where_they_are_said_to_be(entry: Any, tmp_path: Path) -> None:
-    texts, path = {"__metadata__": {"bpnet": text_of({})}}, tmp_path / "m"
-    path.write_bytes(sealed(head(texts | {"a": entry}, bytes(8))))
-    refused(path)
-    between = {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}
-    overlapping = texts | {"a": between, "b": {**between, "shape": [2], "data_offsets": [0, 8]}}
-    path.write_bytes(sealed(head(overlapping, bytes(8))))
-    refused(path)
+    refused(path, "damaged: its content does not match its SHA-256 hash")
 
 
 def test_a_model_too_large_for_the_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -775,7 +743,7 @@ def test_what_a_file_says_commands_no_terminal(saved: Path, tmp_path: Path) -> N
     tensors[evil] = np.zeros(1)
     shown(lambda _: None)
     (tmp_path / "m").write_bytes(head({evil: {"dtype": evil, "shape": [1], "data_offsets": [0, 4]}}, bytes(4)))
-    refused(tmp_path / "m", "x1b")
+    refused(tmp_path / "m")
 
 
 # ---- places that are no files ---------------------------------------------------------------------------------------

@@ -190,11 +190,11 @@ class Columns:
 
 
 def identifiers(names: Sequence[str]) -> list[str]:
-    """Names as they can be the ends of names in C, all different."""
+    """Names as they can be the ends of names in C, all different, in capitals too."""
     found: list[str] = []
     for name in names:
         made = re.sub(r"\W", "_", name, flags=re.ASCII)
-        while made in found:
+        while made.upper() in map(str.upper, found):
             made += "_"
         found.append(made)
     return found

@@ -27,10 +27,8 @@ from bpnet.compiler.trace import Argument, reason, trace
 from bpnet.errors import ExportError, plural, shown
 from bpnet.export.c_header import COUNTS, Columns, Interface, identifiers
 from bpnet.export.models import Exported
-from bpnet.export.results import results_of
 from bpnet.layer import Run, Shape
 from bpnet.layout import Slot, accepting
-from bpnet.losses.classes import ClassLoss
 
 LARGEST = 2**31 - 2**24
 """Bytes of weights: code of this kind reaches no further."""
@@ -74,18 +72,22 @@ class Network:
             for codes, one, accepts in zip(kinds, self.shapes, accepted, strict=True)
         ]
         self.names = [f"x_{name}" for name in identifiers([name for name, _ in shape])] if self.several else ["x"]
-        found = results_of(model)
-        self.classes = None if found.classes is None else list(map(str, found.classes))
+        loss, target = model.trainer.loss, model.target
+        named = model.table is not None or model.trainer.classes is not None
+        self.classes = list(map(str, target.classes)) if target and target.kind == "class" and named else None
         of = "" if self.classes is None else ", in the order of class_names"
-        quantities = model.table is not None and model.table.target.kind == "number"
-        says = "the predicted quantities" if quantities else "the network's outputs"
-        self.results = [Result("predict", found.predict, says)]
-        if found.probabilities is not None:
-            self.results.append(Result("predict_proba", found.probabilities, f"probabilities{of}"))
-        if found.places is not None:
-            label = self.layout.out_shape[-1] == 1 or isinstance(model.trainer.loss.single, ClassLoss)
-            says = f"the number of the class{of}" if self.classes or label else "for each label whether the row has it"
-            self.results.append(Result("predict_class", found.places, says, True))
+        if target is not None and target.kind == "number":
+            one = model.estimator  # which predicts one of several quantiles
+            predict = loss.prediction if one else lambda backend, output: target.quantities_of(backend, loss, output)
+            self.results = [Result("predict", predict, "the predicted quantities")]
+            return
+        self.results = [Result("predict", lambda backend, output: output, "the network's outputs")]
+        if model.gives_probabilities:
+            self.results.append(Result("predict_proba", model.probabilities, f"probabilities{of}"))
+        if target is not None:
+            says = f"the number of the class{of}" if target.kind == "class" else "for each label whether the row has it"
+            places = lambda backend, output: target.places_of(backend, loss, output)  # noqa: E731
+            self.results.append(Result("predict_class", places, says, True))
 
     def commands(self, result: Result, rows: int) -> CommandList:
         """What is done for so many rows; raises ExportError."""

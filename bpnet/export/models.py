@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy
 
 from bpnet.backends.base import Backend
-from bpnet.errors import ArgumentError, NotBuiltError, OptionError, kind_of
+from bpnet.errors import ArgumentError, NotBuiltError, kind_of, plural
 from bpnet.export.record import Program, network_program
 from bpnet.files.model import check_numbers
 from bpnet.loading import load
@@ -45,41 +46,59 @@ class Exported:
         )
         return replace(self, parameters=parameters, buffers=buffers)
 
+    @cached_property
+    def target(self) -> Target | None:
+        """Of a model of tables; of a trainer the labels that its loss is of, by numbers where they have no names.
+
+        None where a trainer's loss is of quantities.  Raises ArgumentError where there are more names than labels.
+        """
+        if self.table is not None:
+            return self.table.target
+        loss, shape, names = self.trainer.loss, self.trainer.layout.out_shape, self.trainer.classes
+        one_of_several = isinstance(loss.single, ClassLoss)
+        if len(shape) != (1 if loss.single is loss else 2) or not (one_of_several or loss.single.boundary is not None):
+            return None
+        if shape[-1] > 1 and not one_of_several:
+            return Target("multilabel", columns=shape[-1])
+        count = shape[-1] if one_of_several else 2
+        if names is not None and len(names) != count:
+            raise ArgumentError(
+                f"classes of the trainer has {plural(len(names), 'name')}; its network tells {count} apart"
+            )
+        return Target("class", classes=tuple(range(count) if names is None else names))
+
     @property
     def classes(self) -> Any:
         """The labels that "label" counts, an array, of objects where they are text; None where there are none."""
+        return self.target.array() if self.target is not None and self.target.kind == "class" else None
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the model tells any; where a trainer's outputs have several axes, though it has no target."""
+        return (self.table is None or self.table.target.kind != "number") and gives_probabilities(self.trainer.loss)
+
+    def probabilities(self, backend: Backend, output: Any) -> Any:
+        """Those of the classes, or of each label, from the network's output; a trainer's as many as it has outputs."""
         if self.table is not None:
-            return self.table.target.array() if self.table.target.kind == "class" else None
-        names, outputs = self.trainer.classes, self.trainer.layout.out_shape[-1]
-        if isinstance(self.trainer.loss.single, ClassLoss):
-            names = range(outputs) if names is None else names
-        elif outputs != 1:
-            names = None
-        return None if names is None else Target("class", (), tuple(names)).array()
+            return self.table.target.probabilities_of(backend, self.trainer.loss, output)
+        return self.trainer.loss.prediction(backend, output)
 
     def answers(self, backend: Backend, output: Any) -> dict[str, Any]:
-        """What is predicted, by name, from the network's output.
+        """What is predicted, by name, from the network's output; of a trainer without a target any probabilities alone.
 
         Of classes "label", numbers of `classes`, and "probabilities", or where the loss gives none "scores"; of several
         labels a row these for each, 0 or 1; of quantities "prediction", with "deviation" and "quantiles" where the
-        model tells them.  Of a trainer, which has no target, "probabilities", and with a loss of classes "label".
+        model tells them.
         """
-        loss = self.trainer.loss
-        if self.table is None:
-            if not gives_probabilities(loss.single):
-                raise OptionError(f"probabilities=True, but {loss} gives none: leave it out")
-            found = loss.prediction(backend, output)
-            if self.classes is None:
-                return {"probabilities": found}
-            target = Target("class", (), tuple(self.classes.tolist()))
-            return {"label": target.places(output, loss), "probabilities": found}
-        target = self.table.target
+        loss, target, xp = self.trainer.loss, self.target, backend.xp
+        if target is None:
+            return {"probabilities": self.probabilities(backend, output)} if self.gives_probabilities else {}
         if target.kind != "number":
-            label = target.places(output, loss) if target.kind == "class" else target.decode(output, loss)
-            try:
-                return {"label": label, "probabilities": target.probabilities(loss, output)}
-            except OptionError:
-                return {"label": label, "scores": loss.pooled(backend, output)}
+            label = xp.astype(target.places_of(backend, loss, output), xp.int64)
+            if self.gives_probabilities:
+                return {"label": label, "probabilities": self.probabilities(backend, output)}
+            return {"label": label, "scores": loss.pooled(backend, output)}
+        assert self.table is not None
         mean, variance = moments(backend, loss, output)
         answers = {"prediction": self.table._shaped(mean) if self.estimator else target.decode(output, loss)}
         if variance is not None:

@@ -19,7 +19,6 @@ from bpnet.export.numpy_table import encoder, program_of
 from bpnet.export.record import Program, Value, record
 from bpnet.export.recording import leaves_of
 from bpnet.export.statements import HELPERS, Statements, comment, helper, one_line, quoted, wrapped
-from bpnet.tabular.target import gives_probabilities
 
 READABLE, ROW = 64, 112
 """Arrays of so many numbers, and of so many characters a row, are written as numbers, larger ones in base 64."""
@@ -146,7 +145,7 @@ class _Parts:
     @cached_property
     def answers(self) -> Program | None:
         """What is made of the network's outputs z: see `Exported.answers`; None where that is nothing."""
-        if self.table is None and not gives_probabilities(self.model.trainer.loss.single):
+        if self.table is None and not self.model.gives_probabilities:
             return None
         shape, dtype = self.layout.out_shape, next(iter(self.program.outputs.values())).dtype
 

@@ -4,7 +4,7 @@ read, what is read again has a name, and so has what a layer gives."""
 import keyword
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +155,9 @@ class Statements:
             self._assigned(part)
             text = self._expression(op)
         if len(made) > 1 or not isinstance(op.result, Value):
-            names = [self._name(op, value.name) for value in made]
+            names: list[str] = []
+            for value in made:
+                names.append(self._name(op, value.name, names))
             self._assign(op, ", ".join(names) + "," * (len(names) == 1), text)
             self.known |= {v.name: self._variable(n, self.uses[v.name]) for v, n in zip(made, names, strict=True)}
             return
@@ -186,7 +188,7 @@ class Statements:
             self.left[name] -= count
         self.lines.append(f"{target} = {text.text}")
 
-    def _name(self, op: Operation, value: str) -> str:
+    def _name(self, op: Operation, value: str, others: Collection[str] = ()) -> str:
         """A variable for a value: of the layer that it is the output of, or a short one that nobody reads any more."""
         if self.consumer.get(value, "") != op.layer and op.layer:
             kind = snake_case(type(layer_at(self.network, op.layer)).__name__)
@@ -194,7 +196,7 @@ class Statements:
         else:
             stem = TEMPORARY.get(op.function, op.function.rpartition(".")[2])
         name, number = stem, 1
-        while keyword.iskeyword(name) or name in HELPERS or name in self.taken or self.left[name] > 0:
+        while keyword.iskeyword(name) or name in {*HELPERS, *self.taken, *others} or self.left[name] > 0:
             number += 1
             name = f"{stem}_{number}"
         return name

@@ -49,8 +49,11 @@ def to_torch_module(model: Any) -> Any:
 def _check(module: Any, program: Program, inputs: list[Any]) -> None:
     """Raise ExportError where the module does not give what the program does, for some rows."""
     torch = get("torch").xp
-    with torch.no_grad():
-        found = module(*map(torch.asarray, inputs)).cpu()
+    try:
+        with torch.no_grad():  # not as a call of the module, which would print its source after an error
+            found = module.forward(*map(torch.asarray, inputs)).cpu()
+    except Exception as error:  # whatever PyTorch's functions don't take that the standard's do
+        raise ExportError(f"PyTorch can't compute what a layer does: {error}") from error
     (expected,) = program(*inputs).values()
     if str(found.dtype) != f"torch.{expected.dtype}" or found.shape != expected.shape:
         raise ExportError(f"PyTorch makes {found.dtype} of {tuple(found.shape)} of what is {expected.dtype} here")
@@ -97,7 +100,10 @@ class _Graph:
             self.nodes[value.name] = self.graph.placeholder(name)
             self.first = self.first or self.nodes[value.name]
         for op in self.operations:
-            node = self._operation(op)
+            try:
+                node = self._operation(op)
+            except TypeError as error:
+                raise ExportError(f"layer {op.layer!r}: PyTorch has no {op.function} with these arguments") from error
             made = leaves_of(op.result)
             if isinstance(op.result, Value):
                 self.nodes[op.result.name] = node
@@ -250,6 +256,9 @@ class _Graph:
     def _take(self, x: Any, index: Any, axis: int = 0) -> Any:
         return self._call(self.torch.index_select, x, axis, index)
 
+    def _flip(self, x: Any, axis: Any) -> Any:
+        return self._call(self.torch.flip, x, axis if isinstance(axis, tuple | list) else (axis,))
+
     def _vecdot(self, a: Any, b: Any, axis: int = -1) -> Any:
         return self._call(self.torch.sum, self._call(operator.mul, a, b), dim=axis)
 
@@ -309,7 +318,7 @@ IN_SOURCE = {"self", "torch", "inf", "nan", "device", "NoneType", "fx_pytree", "
 """Names that mean something in a module's source, beside Python's own."""
 SPECIAL = {
     "maximum", "minimum", "gemm", "matrix_transpose", "where", "take", "vecdot", "sort", "searchsorted", "zeros",
-    "ones", "full", "std", "var",
+    "ones", "full", "std", "var", "flip",
 }  # fmt: skip
 """Functions that have a method above."""
 OPERATORS: Mapping[str, Callable[..., Any]] = {
@@ -326,8 +335,12 @@ FUNCTIONS = {
     "concat": "cat", "expand_dims": "unsqueeze", "permute_dims": "permute", "max": "amax", "min": "amin",
     "clip": "clamp", "moveaxis": "movedim", "take_along_axis": "take_along_dim", "cumulative_sum": "cumsum",
     "cumulative_prod": "cumprod", "repeat": "repeat_interleave", "unstack": "unbind",
+    "broadcast_arrays": "broadcast_tensors", "linalg.outer": "outer",
 }  # fmt: skip
 """What PyTorch calls them; all others as the standard does."""
 RENAMED = {"axis": "dim", "keepdims": "keepdim"}
-NAMES = {"roll": {"shift": "shifts", "axis": "dims"}, "flip": {"axis": "dims"}, "permute_dims": {"axes": "dims"}}
+NAMES = {
+    "roll": {"shift": "shifts", "axis": "dims"}, "permute_dims": {"axes": "dims"}, "tensordot": {"axes": "dims"},
+    "tril": {"k": "diagonal"}, "triu": {"k": "diagonal"},
+}  # fmt: skip
 """What PyTorch calls options: of all functions, and of some."""

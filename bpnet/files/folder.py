@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from bpnet.disk import checked_path, make_folder, remove
+from bpnet.disk import absolute, checked_path, make_folder, remove
 from bpnet.errors import (
     BpnetWarning,
     BusyError,
@@ -52,7 +52,8 @@ class Folder:
         table: Callable[[], Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.table, self.options = checked_path(path), table, dict(options or {})
+        self.path = absolute(checked_path(path))
+        self.table, self.options = table, dict(options or {})
         self._lock: IO[bytes] | None = None
 
     @classmethod

@@ -33,7 +33,7 @@ def columns(records: Sequence[Mapping[str, Any]]) -> "tuple[dict[str, Any], Tens
         for name in record:
             places.setdefault(name, []).append(i)
     for name, at in places.items():
-        values = [records[i][name] for i in at]
+        values = [of_python(records[i][name]) for i in at]
         told[name] = {} if len(at) == len(records) else {"ranges": _ranges(at)}
         if all(isinstance(value, float) for value in values):
             arrays[PREFIX + name] = numpy.array(values, numpy.float64)
@@ -41,8 +41,13 @@ def columns(records: Sequence[Mapping[str, Any]]) -> "tuple[dict[str, Any], Tens
             arrays[PREFIX + name] = numpy.array(values, numpy.int64)
         else:
             ranges = _ranges(at, values)
-            told[name] = {"ranges": ranges, "values": [records[start][name] for start, _ in ranges]}
+            told[name] = {"ranges": ranges, "values": [of_python(records[start][name]) for start, _ in ranges]}
     return {"epochs": len(records), "columns": told}, arrays
+
+
+def of_python(value: Any) -> Any:
+    """`value`, or the number that a number of another library is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def _ranges(numbers: Sequence[int], values: Sequence[Any] = ()) -> list[list[int]]:

@@ -8,6 +8,7 @@ import numpy
 
 from bpnet.backends import Array, Backend
 from bpnet.errors import ArgumentError, FileFormatError, kind_of
+from bpnet.files.tensors import CODES
 
 Arrays = dict[str, "numpy.ndarray[Any, Any]"]
 
@@ -29,9 +30,14 @@ def pack(what: str, value: Any, backend: Backend, like: Array, arrays: Arrays) -
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: pack(f"{what}[{key!r}]", item, backend, like, arrays) for key, item in value.items()}}
     own = isinstance(value, type(like))
-    if own or (isinstance(value, numpy.ndarray) and value.dtype.kind in "fiub"):
+    if own or isinstance(value, numpy.ndarray):
+        array = numpy.array(backend.to_host(value) if own else value)  # which may be written to meanwhile
+        if array.dtype.str[1:] not in CODES:
+            raise ArgumentError(
+                f"{what} is an array of {array.dtype} values; expected whole numbers, truth values, float32 or float64"
+            )
         name = f"state.{len(arrays)}"
-        arrays[name] = numpy.array(backend.to_host(value) if own else value)  # which may be written to meanwhile
+        arrays[name] = array
         return {"array" if own else "numpy": name}
     raise ArgumentError(
         f"{what} is {kind_of(value)}; expected numbers, text, arrays, and lists, tuples and dicts of these by text"

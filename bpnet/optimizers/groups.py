@@ -11,6 +11,7 @@ from bpnet.backends.base import Array, Backend
 from bpnet.errors import ArgumentError, OptionError, kind_of
 from bpnet.layout import Layout, Slot
 from bpnet.optimizers.base import Evaluate, Optimizer, State
+from bpnet.options import few
 from bpnet.registry import resolve
 
 
@@ -33,20 +34,6 @@ def _fitting(patterns: tuple[str, ...]) -> list[Callable[[str], Any]]:
     return [re.compile(translate(pattern)).match for pattern in patterns]
 
 
-@lru_cache(maxsize=64)
-def _part(layout: Layout, names: tuple[str, ...]) -> Part:
-    found: list[slice] = []
-    wanted = set(names)
-    for slot in layout.parameters:
-        if slot.name not in wanted:
-            continue
-        if found and found[-1].stop == slot.part.start:
-            found[-1] = slice(found[-1].start, slot.part.stop)
-        else:
-            found.append(slot.part)
-    return Part(layout.part(wanted), tuple(found))
-
-
 def together(backend: Backend, parts: Sequence[Part], vectors: Sequence[Array]) -> Array:
     """The whole vector of the parts' own: the inverse of `Part.of`."""
     pieces: list[tuple[int, Array]] = []
@@ -61,8 +48,14 @@ def together(backend: Backend, parts: Sequence[Part], vectors: Sequence[Array]) 
 
 
 def part_of(layout: Layout, slots: Sequence[Slot]) -> Part | None:
-    """The part of these leaves; None where there are none."""
-    return _part(layout, tuple(slot.name for slot in slots)) if slots else None
+    """The part of these leaves, in their order in `layout`; None where there are none."""
+    found: list[slice] = []
+    for slot in slots:
+        if found and found[-1].stop == slot.part.start:
+            found[-1] = slice(found[-1].start, slot.part.stop)
+        else:
+            found.append(slot.part)
+    return Part(layout.part(slots), tuple(found)) if slots else None
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,7 @@ class Grouped(Optimizer):
                 f"groups is {kind_of(self.groups)}; expected a dict from patterns of names to options, optimizers or "
                 'None: {"*.bias": {"lr": 1e-4}}'
             )
+        pairs = few("groups", list(pairs))
         self._set(groups=tuple((pattern, self._of_group(pattern, value)) for pattern, value in pairs))
 
     def _of_group(self, pattern: str, value: Any) -> Optimizer | None:

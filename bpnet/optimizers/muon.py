@@ -12,7 +12,7 @@ from bpnet.layout import Layout, Slot
 from bpnet.optimizers.base import Evaluate, Optimizer, State
 from bpnet.optimizers.clipping import norm
 from bpnet.optimizers.groups import Part, part_of, together
-from bpnet.options import flag, fraction, not_negative, positive, whole
+from bpnet.options import few, flag, fraction, not_negative, positive, whole
 from bpnet.registry import resolve
 from bpnet.schedules import Schedule, or_schedule, rate
 
@@ -58,7 +58,7 @@ class Muon(Optimizer):
         if self.hidden is not None:
             if not isinstance(self.hidden, tuple | list) or not all(isinstance(text, str) for text in self.hidden):
                 raise ArgumentError(f"hidden is {kind_of(self.hidden)}; expected patterns of names: ('1.weight',)")
-            self._set(hidden=tuple(self.hidden))
+            self._set(hidden=tuple(few("hidden", self.hidden)))
 
     @property
     def traceable(self) -> bool:  # type: ignore[override]
@@ -78,7 +78,15 @@ class Muon(Optimizer):
         return super().hyperparameters_at(step, lr_scale), self.rest.hyperparameters_at(step, lr_scale)
 
     def parts(self, layout: Layout) -> tuple[Part | None, Part | None]:
-        """The hidden matrices, and the rest."""
+        """The hidden matrices, and the rest; found once for a layout."""
+        key = "Muon", self.hidden
+        found = layout.parted.get(key)
+        if found is None:
+            found = layout.parted.setdefault(key, self._parts(layout))
+        matrices, rest = found
+        return matrices, rest
+
+    def _parts(self, layout: Layout) -> list[Part | None]:
         weights = [slot for slot in layout.parameters if slot.decay and len(slot.shape) == 2]
         chosen = weights[1:-1]
         if self.hidden is not None:
@@ -90,7 +98,7 @@ class Muon(Optimizer):
                 if len(slot.shape) != 2:
                     raise OptionError(f"hidden has {slot.name}, which is no matrix, but of the shape {slot.shape}")
         names = {slot.name for slot in chosen}
-        return part_of(layout, chosen), part_of(layout, [slot for slot in layout.parameters if slot.name not in names])
+        return [part_of(layout, chosen), part_of(layout, [s for s in layout.parameters if s.name not in names])]
 
     def init(self, backend: Backend, layout: Layout, theta: Array) -> State:
         matrices, rest = self.parts(layout)

@@ -75,7 +75,7 @@ def wrong(folder, steps, saved):
 
 def forked(function):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
+        warnings.simplefilter("ignore")  # that there are threads, as Python and JAX say
         pid = os.fork()
     if pid == 0:
         status = 1

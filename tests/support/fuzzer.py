@@ -338,7 +338,7 @@ def main() -> None:
     def custom(data: bytes, limit: int, number: int) -> bytes:
         return mutator.mutated(data, random.Random(number))[:limit]
 
-    options = [f"-seed={seed + 1}", f"-max_len={LONGEST}", "-len_control=0", "-timeout=0", "-rss_limit_mb=0"]
+    options = [f"-seed={seed + 1}", f"-max_len={LONGEST}", "-len_control=0", "-timeout=1200", "-rss_limit_mb=0"]
     atheris.Setup(
         [sys.argv[0], str(folder), *options, "-print_final_stats=0", "-verbosity=0"], one, custom_mutator=custom
     )

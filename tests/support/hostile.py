@@ -53,6 +53,7 @@ def prepare() -> Watch:
     import safetensors  # noqa: F401
 
     import bpnet as bp
+    import bpnet.sparse
     from bpnet.names import define_all
     from bpnet.tabular.dates import zone_of
 

@@ -290,6 +290,13 @@ def of_descriptions(whole: bytes, table: bytes) -> Iterator[tuple[str, bytes]]:
         network = {"layer": "Sequential", "layers": [*layers, {"layer": "Dense", "units": 3}]}
         for rows in ([4], [2000], [3000]):
             yield described(f"{name}, rows of {rows}", network=network, in_shape=rows)
+    many = json.dumps({"layer": "Sequential", "layers": [{"layer": "ReLU"}] * 10_000})
+    network = json.loads(nested(many, '{"layer":"Sequential","layers":[@]}', 150))
+    yield described("10,000 layers, 150 deep", network=network)
+    network = {"layer": "Dense", "units": 4}
+    for i in range(12):
+        network = {"layer": "Shared", "inner": {"layer": "Sequential", "layers": [network, network]}, "name": str(i)}
+    yield described("shared twice in what is shared twice ...", network=network)
     yield described("rows of 2**1000", in_shape=[big] * 32)
     yield described("rows of 10,000 axes", in_shape=[1] * 10_000)
     for name, optimizer in {

@@ -163,7 +163,7 @@ def trace(
     root = os.path.realpath(folder)
     answer = os.memfd_create("answer")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: the child has only this one
+        warnings.simplefilter("ignore")  # that there are threads, as Python and JAX say: the child has only this one
         pid = os.fork()
     if pid == 0:
         _child(function, answer)

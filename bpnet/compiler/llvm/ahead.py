@@ -17,6 +17,7 @@ from bpnet.compiler.llvm.builder import BYTES, I1, I8, I32, I64, REALS, SIZES, V
 from bpnet.compiler.llvm.jit import written
 from bpnet.compiler.llvm.processor import EAX, ECX, Processor
 from bpnet.compiler.llvm.products import ARGUMENTS, UNPACKED_ROWS, Blocking
+from bpnet.errors import ExportError, shown
 
 Constant = int | str | list[str] | list[float]
 """What the object has besides functions: a 64-bit whole number, text, or several texts or numbers."""
@@ -399,7 +400,10 @@ def _address(data: Any, offset: int = 0) -> Any:
 
 
 def _text(value: str) -> Any:
-    data = bytearray(value.encode() + b"\0")
+    """Text as C has it; raises ExportError where that would not be all of it."""
+    data = bytearray(value.encode(errors="replace") + b"\0")
+    if "\0" in value or data[:-1].decode() != value:
+        raise ExportError(f"the model has the text {shown(value)}, which C can't hold: give it other names")
     return ir.Constant(ir.ArrayType(I8, len(data)), data)
 
 

@@ -149,7 +149,11 @@ def isfinite(g: Graph, x: Tensor) -> Tensor:
 
 @standard
 def signbit(g: Graph, x: Tensor) -> Tensor:
-    return g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)
+    """x < 0, or 1 / x < 0, as where x is -0."""
+    below = g.node("Less", x, g.array(0, dtype=x.dtype), dtype=bool)
+    if x.dtype.kind != "f":
+        return below
+    return g.node("Or", below, g.node("Less", g.node("Reciprocal", x), g.array(0, dtype=x.dtype), dtype=bool))
 
 
 @standard
