@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import threading
+import traceback
 import warnings
 import weakref
 from collections import OrderedDict
@@ -43,6 +44,13 @@ log = logging.getLogger("bpnet")
 
 class Changed(Exception):
     """The arguments are not like those that it was compiled for."""
+
+
+class _TooLarge(MemoryError):
+    """There is no memory for what is computed in between."""
+
+    def __str__(self) -> str:
+        return str(self.__cause__)
 
 
 class CompiledFunction:
@@ -95,8 +103,13 @@ class CompiledFunction:
                 text = f"{what} runs without the compiler, operation by operation: {error}"
                 warnings.warn(text, BpnetWarning, stacklevel=2)
             self.reason = f"it can't be compiled: {error}"
-        except MemoryError:  # as without the compiler
+        except _TooLarge:  # as without the compiler
             raise
+        except MemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold what had been made
+            self.reason = "there is no memory to compile it"
+            text = "there is no memory to compile a function, which runs operation by operation"
+            warnings.warn(text, BpnetWarning, stacklevel=2)
         except Exception:  # a fault here is no reason for a user's training to end
             if verify.STRICT:
                 raise
@@ -152,7 +165,10 @@ class Executable:
                 parts[-1].append(command)
         lowered = [lower(part, self.commands.arena, threads) for part in parts]
         self.tiled = [command for tiled, _ in lowered for command in tiled]
-        self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
+        try:
+            self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
+        except MemoryError as error:
+            raise _TooLarge(*error.args) from error
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
         self.values = (ctypes.c_double * max(1, len(self.commands.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
