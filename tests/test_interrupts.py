@@ -487,6 +487,32 @@ def test_a_child_forked_while_a_trainer_trains_may_use_it(where: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_fork_waits_while_another_thread_is_in_blas() -> None:
+    """For what OpenBLAS's threads hold just then would stay taken in the child."""
+    from bpnet.backends.blas import BLAS
+
+    held, wait, left = threading.Event(), threading.Event(), []
+
+    def multiply() -> None:
+        with BLAS.lock:
+            held.set()
+            wait.wait(0.1)
+            left.append(True)
+
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if left else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    assert BLAS.lock.acquire(blocking=False)
+    BLAS.lock.release()
+
+
 # ---- threads that can't start ---------------------------------------------------------------------------------------
 
 
