@@ -55,12 +55,20 @@ def checked_path(path: Any) -> str:
     raise ArgumentError(f"path is {given}; expected the name of a file")
 
 
+def absolute(path: str) -> str:
+    """`path`, whatever folder is the current one later; raises PathError where that has been removed."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise path_error(f"{path} is of the current folder, which can't be found", error) from error
+
+
 def make_folder(folder: str) -> None:
     """Make a folder, and those it lies in, unless it is there; "" is the current one.  Raises PathError.
 
     Those that were made are on the disk then.
     """
-    path = Path(os.path.abspath(folder))
+    path = Path(absolute(folder))
     missing = [name for name in (path, *path.parents) if not os.path.exists(name)]
     try:
         os.makedirs(folder or ".", exist_ok=True)

@@ -5,8 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows that are looked at to tell whether data are the same."""
+PLURAL = ("the callbacks that keep a state", "the columns", "the rows held out")
 TABLE = ("schema", "target")
 """Entries of a model of tables that say what it is of."""
 
@@ -45,7 +45,7 @@ class Saving:
 
     def __init__(self, folder: Folder, every: int | None, keep: int, resume: bool) -> None:
         self.folder, self.every, self.keep, self.resume = folder, every, keep, resume
-        self.signals, self._stack = StopSignals(), ExitStack()
+        self.signals = StopSignals()
         self.written = 0
         """How many steps there had been at the last checkpoint."""
         self.lowest = math.inf
@@ -54,9 +54,9 @@ class Saving:
         """A hash of some rows, by which other data are noticed."""
 
     def __enter__(self) -> "Saving":
-        self._stack.enter_context(self.signals)
         try:
-            self._stack.enter_context(self.folder)
+            self.signals.install()
+            self.folder.__enter__()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -71,9 +71,16 @@ class Saving:
             error = ended
             raise
         finally:
-            self._stack.close()
+            self.close()
             if isinstance(error, Exit):
                 error.tell()
+
+    def close(self) -> None:
+        """Have the folder free, and the handlers that there were; again, where an interrupt broke that off."""
+        try:
+            self.folder.__exit__()
+        finally:
+            self.signals.restore()
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
@@ -148,8 +155,8 @@ class Saving:
         if not self.resume:
             if self.folder.used():
                 raise OptionError(
-                    f"checkpoint is {self.folder.path}, which holds another training: go on with that by resume=True, "
-                    "or choose another folder"
+                    f"checkpoint is {self.folder.path}, which holds a training already: go on with that by "
+                    "resume=True, or choose another folder"
                 )
             return []
         found = self.folder.newest()
@@ -185,6 +192,8 @@ class Saving:
         engine.restore(((theta, buffers, tuple(state)), saved.step_count))
         engine.lr_scale, trainer.stop = saved.lr_scale, stop
         trainer.history.epochs[:] = history
+        trainer.classes = saved.classes if trainer.classes is None else trainer.classes
+        trainer.metadata = trainer.metadata or saved.metadata
         training.begun, training.losses, training.seconds = (epochs, steps), losses, seconds
         training.order = saved.arrays.get("order")
         self.written = training.number
@@ -237,6 +246,18 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     }
 
 
+def _apart(name: str, mine: Any, its: Any) -> list[tuple[str, Any, Any]]:
+    """The one option in which two networks, losses or optimizers differ, as optimizer.lr; else they themselves."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if is_dataclass(mine) and type(mine) is type(its):
+        path = name.removeprefix("the ")
+        pairs = [(f"{path}.{f.name}", getattr(mine, f.name), getattr(its, f.name)) for f in fields(mine)]
+    elif isinstance(mine, tuple) and isinstance(its, tuple) and "." in name and len(mine) == len(its):
+        pairs = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(mine, its, strict=True))]
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    return _apart(*differing[0]) if len(differing) == 1 else [(name, mine, its)]
+
+
 def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Iterator[str]:
     """In what a training differs from the one that was saved, in words."""
     trainer, engine, kept = training.trainer, training.engine, saved.training or {}
@@ -252,7 +273,7 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
         "the shape of a row of x": (engine.layout.in_shape, saved.layout.in_shape),
         "the type of x": ("float32" if single else "float64", str(saved.vectors[0].dtype)),
         "the model": (kinds[0], kinds[1]),
-        "the list of callbacks that keep a state": (
+        "the callbacks that keep a state": (
             [_name(callback) for callback in _with_state(training)],
             [name for name, _ in kept["callbacks"]],
         ),
@@ -261,12 +282,13 @@ def _differences(training: "Training", folder: Folder, saved: Checkpoint) -> Ite
         table, other = _plain(folder.table()), saved.table
         pairs |= {f"the {'columns' if name == 'schema' else name}": (table[name], other[name]) for name in TABLE}
         pairs["the rows held out"] = table["settings"].get("split"), other["settings"].get("split")
-    for name, (mine, its) in pairs.items():
-        if mine != its:
-            words = [shown(value) for value in (mine, its)]
+    for whole, (mine, its) in pairs.items():
+        for name, ours, theirs in _apart(whole, mine, its) if mine != its else ():
+            words = [shown(value) for value in (ours, theirs)]
             short = max(map(len, words)) <= 40 and "of type" not in " ".join(words)
-            what = f"{words[0]}, but {words[1]}" if short else "another than"
-            yield f"{name} is {what} in the training that {folder.path} holds"
+            verb, instead = ("are", "others") if name in PLURAL else ("is", "another")
+            what = f"{words[0]}, but {words[1]}" if short else f"{instead} than"
+            yield f"{name} {verb} {what} in the training that {folder.path} holds"
     before, after = (
         [_plain(record | {"seconds": 0}) for record in some] for some in (trainer.history, saved.history.made())
     )

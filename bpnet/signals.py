@@ -1,5 +1,6 @@
 """Signals that ask a program to end, while a training writes checkpoints: the step is finished first, and written."""
 
+import os
 import signal
 import sys
 import threading
@@ -21,23 +22,17 @@ class Ended(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Within a `with` block in the main thread, the first signal is noted in `number`; Ctrl-C after it ends at once.
+    """From `install` to `restore`, the first signal is noted in `number`; Ctrl-C after it ends at once.
 
-    Signals that are ignored, as nohup has SIGHUP ignored, stay so.  The handlers that were there are back after the
-    block, and before anybody hears of the signal.
+    Signals that are ignored, as nohup has SIGHUP ignored, stay so.  The handlers that were there are back before
+    anybody hears of the signal.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.before: dict[int, Any] = {}
         self.at_once = False
-
-    def __enter__(self) -> "StopSignals":
-        self.install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
+        self.process = os.getpid()
 
     def install(self) -> None:
         """Nothing, but in the main thread, where alone Python handles signals."""
@@ -58,6 +53,10 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
+        if os.getpid() != self.process:  # a child, as of multiprocessing, which has no training to end
+            self.restore()
+            signal.raise_signal(number)
+            return
         if self.number and number == signal.SIGINT:
             self.restore()  # first, since what is raised may come anywhere
             self._hand_on(number, "training interrupted at once: nothing more was written")

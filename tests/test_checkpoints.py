@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,6 +200,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     whole = state(fitted(small()))
     assert state(fitted(small(), checkpoint=tmp_path / "a", every=3)) == whole
     trainer = small()
+    trainer.classes, trainer.metadata = ["x", "y", "z"], {"mine": 1}
     with pytest.raises(RuntimeError, match="on purpose"):
         fitted(trainer, checkpoint=tmp_path / "b", callbacks=[At(6, fails)])
     assert trainer.step_count == 6
@@ -206,6 +208,7 @@ def test_the_lengths_of_checkpoints_change_nothing_and_a_trainer_goes_on_in_its_
     assert state(fitted(trainer, checkpoint=tmp_path / "b", resume=True)) == whole  # it is complete
     longer = fitted(small(), checkpoint=tmp_path / "b", resume=True, epochs=6)
     assert state(longer) == state(fitted(small(), epochs=6))
+    assert (longer.classes, longer.metadata) == (trainer.classes, trainer.metadata)
 
 
 def test_epochs_are_those_of_the_training_whatever_was_before(tmp_path: Path) -> None:
@@ -350,6 +353,8 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({"network": bp.Sequential(bp.Dense(3))}, {}, "the network is another than in the training"),
         ({"loss": "focal"}, {}, "the loss is "),
         ({"optimizer": bp.SGD(0.2)}, {}, "the optimizer is "),
+        ({"optimizer": bp.SGD(0.2, momentum=0.5)}, {}, "optimizer.lr is 0.2, but 0.1 in"),
+        ({"network": bp.Dense(3, bias=False)}, {}, "network.bias is False, but True in"),
         ({}, {"batch_size": 11}, "batch_size is 11, but 12 in"),
         ({}, {"x": X[1:], "y": Y[1:]}, "the number of rows is 43, but 44 in"),
         ({}, {"x": X[:, 1:]}, r"the shape of a row of x is \(5,\), but \(6,\) in"),
@@ -358,7 +363,7 @@ def test_divergence_is_found_before_it_is_saved(tmp_path: Path) -> None:
         ({}, {"drop_last": True}, "drop_last is True, but False in"),
         ({}, {"sample_weight": WEIGHT}, "sample_weight is 'given', but None in"),
         ({}, {"validation": (X, Y)}, "validation is '44 rows', but None in"),
-        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the list of callbacks that keep a state is"),
+        ({}, {"callbacks": ["early_stopping"], "validation": (X, Y)}, "the callbacks that keep a state are"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -388,13 +393,13 @@ def test_other_data_are_noticed(tmp_path: Path) -> None:
 def test_the_state_of_a_callback_is_for_what_it_follows(tmp_path: Path) -> None:
     stopping = [bp.EarlyStopping(name) for name in ("loss", "val_loss")]
     fitted(small(), checkpoint=tmp_path, epochs=1, validation=(X, Y), callbacks=stopping)
-    with pytest.raises(OptionError, match="the list of callbacks that keep a state is another than in"):
+    with pytest.raises(OptionError, match="the callbacks that keep a state are others than in"):
         fitted(small(), checkpoint=tmp_path, resume=True, validation=(X, Y), callbacks=stopping[::-1])
 
 
 def test_a_used_folder_and_what_no_folder_is_given_for_are_errors(tmp_path: Path) -> None:
     fitted(small(), checkpoint=tmp_path, epochs=1)
-    with pytest.raises(OptionError, match="which holds another training: go on with that by resume=True"):
+    with pytest.raises(OptionError, match="which holds a training already: go on with that by resume=True"):
         fitted(small(), checkpoint=tmp_path)
     for options, error, said in (
         ({"resume": True}, OptionError, "resume is given, but no folder"),
@@ -412,6 +417,12 @@ def test_a_folder_is_the_same_wherever_the_program_goes(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     fitted(small(), checkpoint="here", every=100, callbacks=[At(3, lambda: monkeypatch.chdir("elsewhere"))])
     assert files(tmp_path / "here") == ["best.safetensors", "step-0000000016.safetensors"]
+    if os.name == "posix":  # elsewhere the current folder can't be removed
+        os.rmdir(tmp_path / "elsewhere")
+        for given in ({"checkpoint": "here"}, {"callbacks": [bp.CSVLogger("here/epochs.csv")]}):
+            with pytest.raises(PathError, match="here is of the current folder, which can't be found"):
+                fitted(small(), **given)
+        monkeypatch.chdir(tmp_path)
 
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -660,6 +671,29 @@ def test_a_killed_process_loses_no_more_than_an_interval_and_no_lock(
         os.close(ours)
 
 
+@POSIX
+def test_a_child_that_is_to_end_ends(tmp_path: Path) -> None:
+    """As those of multiprocessing, which a pool ends by SIGTERM."""
+    ended = []
+
+    def child() -> None:
+        ours, theirs = os.pipe()
+        pid = _forked()
+        if pid == 0:
+            os.write(theirs, b"x")  # Python forgets a signal that comes before
+            time.sleep(10)
+            os._exit(0)
+        os.read(ours, 1)
+        os.kill(pid, signal.SIGTERM)
+        ended.append(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+        os.close(ours)
+        os.close(theirs)
+
+    trainer = fitted(small(compile=False), checkpoint=tmp_path, epochs=2, callbacks=[At(6, child)])
+    assert ended == [signal.SIGTERM]
+    assert trainer.step_count == 8
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -677,7 +711,7 @@ def test_a_training_on_a_table_is_resumed(tmp_path: Path) -> None:
     assert state(run(checkpoint=tmp_path, resume=True).trainer) == state(whole.trainer)
     with pytest.raises(OptionError, match="class_weight is 'balanced', but None in the training"):
         run(checkpoint=tmp_path, resume=True, class_weight="balanced")
-    with pytest.raises(OptionError, match="the columns is another than in the training"):
+    with pytest.raises(OptionError, match="the columns are others than in the training"):
         run(checkpoint=tmp_path, resume=True, types={"b": "category"})
     with pytest.raises(OptionError, match="the model is 'a trainer', but 'of a table' in the training"):
         fitted(small(), checkpoint=tmp_path, resume=True)

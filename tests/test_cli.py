@@ -1210,7 +1210,7 @@ def test_a_training_that_a_signal_has_ended_goes_on_in_the_midst_of_its_epoch(np
         result = run(*command)
     assert result.status == 143
     assert "terminated after 17 steps; what was learnt until then is saved\n" in result.out
-    assert "checkpoint: saved/step-0000000017.safetensors; --resume goes on from there\n" in result.out
+    assert "/saved/step-0000000017.safetensors; --resume goes on from there\n" in result.out
     loud = [option for option in command if option != "--quiet"]
     resumed, whole = run(*loud, "--resume"), ok("train", npz, *SMALL, "--json").json
     assert "resuming after epoch 1, " in resumed.out

@@ -475,13 +475,13 @@ def test_training_goes_on_from_a_checkpoint(csv):
     assert [record["loss"] for record in resumed["history"]] == [record["loss"] for record in straight["history"]]
     assert (resumed["loss"], resumed["best_epoch"]) == (straight["loss"], straight["best_epoch"])
     for other, said in (
-        (("--seed", "1"), "seed is 1, but 0 in the training that saved holds"),
-        (("--batch-size", "8"), "batch-size is 8, but 16 in the training that saved holds"),
-        (("--class-weight", "balanced"), "class-weight is 'balanced', but None in the training that saved holds"),
+        (("--seed", "1"), "seed is 1, but 0 in the training that "),
+        (("--batch-size", "8"), "batch-size is 8, but 16 in the training that "),
+        (("--class-weight", "balanced"), "class-weight is 'balanced', but None in the training that "),
     ):
         assert f"bpnet: --{said}" in run(*train, "--resume", *other).err
-    assert "--checkpoint is saved, which holds another training" in refused(*train)
-    assert "--every is of what --checkpoint DIR saves" in refused(*train[:-2], "--every", "3")
+    assert "--checkpoint is saved, which holds a training already" in refused(*train)
+    assert "--every needs --checkpoint DIR: give that too" in refused(*train[:-2], "--every", "3")
 
 
 def test_cross_validation(csv):

@@ -19,6 +19,7 @@ from support.networks import Draw
 
 import bpnet as bp
 from bpnet.errors import ArgumentError, ExportError, NotBuiltError
+from bpnet.export.numpy_table import GAPS
 from bpnet.layer import Layer
 from bpnet.registry import examples
 
@@ -268,12 +269,14 @@ def test_a_table_can_come_as_lines_of_text(of_tables, tmp_path):
     bp.files.to_numpy_source(of_tables["label"], tmp_path / "model.py")
     lines = [
         ",".join(TABLE),
-        *(",".join("" if v is None else str(v) for v in row) for row in zip(*TABLE.values(), strict=True)),
+        *(",".join("NA" if v is None else str(v) for v in row) for row in zip(*TABLE.values(), strict=True)),
     ]
     run = subprocess.run(
         [sys.executable, "model.py"], input="\n".join(lines), capture_output=True, text=True, cwd=tmp_path
     )
     assert run.stdout.split() == list(of_tables["label"].predict(TABLE)), run.stderr
+    text = pytest.importorskip("bpnet.cli.text", reason="the command line needs its extra")
+    assert set(text.MISSING) == set(GAPS)  # what `bpnet predict` takes for a gap
 
 
 def test_a_column_of_dates(tmp_path):
@@ -494,7 +497,8 @@ def test_bpnet_export(command, tmp_path, monkeypatch):
     result = command.ok("export", "model.safetensors", "--to", "numpy", "--out", "made.py")
     size = (tmp_path / "made.py").stat().st_size
     assert result.out == (
-        f"made.py written, {size:,} bytes\nuse it: from made import predict; or in a shell, python made.py < rows.csv\n"
+        f"made.py written, {size:,} bytes\nuse it: from made import predict; or in a shell, python made.py < rows.csv"
+        ", without a header\n"
     )
     np.testing.assert_allclose(source(tmp_path / "made.py").predict(X), trainer.predict(X), rtol=1e-6)
     others = {  # by the package that each needs
@@ -513,7 +517,8 @@ def test_bpnet_export(command, tmp_path, monkeypatch):
             assert found["bytes"] == sum((tmp_path / file).stat().st_size for file in files)
     refused = command.refused
     assert "expected --to onnx, torch, numpy, c" in refused("export", "model.safetensors", "--out", "made")
-    assert "--out is missing" in refused("export", "model.safetensors")
+    assert "such as --out model.onnx" in refused("export", "model.safetensors")
+    assert "such as --out model.py" in refused("export", "model.safetensors", "--to", "numpy")
     assert "did you mean 'numpy'" in refused("export", "model.safetensors", "--to", "numpi", "-o", "x.py")
     assert "expected another file" in refused("export", "model.safetensors", "--to", "numpy", "-o", "model.safetensors")
     assert "missing.safetensors" in refused("export", "missing.safetensors", "-o", "x.py")

@@ -702,11 +702,11 @@ def test_a_file_that_lost_its_hash(saved: Path, tmp_path: Path) -> None:
     refused(path, "damaged: it has no SHA-256 hash")
     whole = saved.read_bytes()
     path.write_bytes(unsealed(whole))
-    refused(path, "damaged: its SHA-256 hash is of another content")
+    refused(path, "damaged: its content does not match its SHA-256 hash")
     path.write_bytes(sealed(unsealed(whole)))
     assert path.read_bytes() == whole
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(path, "damaged: its SHA-256 hash is of another content")
+    refused(path, "damaged: its content does not match its SHA-256 hash")
 
 
 def test_a_model_too_large_for_the_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

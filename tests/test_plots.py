@@ -119,7 +119,7 @@ def test_files(tmp_path: Path, mpl: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_can_not_be_drawn(mpl: Any) -> None:
     made = history(loss=LOSS)
     for wrong, error, said in [
-        ({"path": "a.doc"}, OptionError, r"path is a\.doc: expected a file that ends in one of .*\.png.*\.txt"),
+        ({"path": "a.doc"}, OptionError, r"path is 'a\.doc': expected a file that ends in one of .*\.png.*\.txt"),
         ({"path": "a.png", "terminal": True}, OptionError, "terminal is True, but there is a path too"),
         ({"path": "a.txt", "figure": 5}, OptionError, "path is a.txt, a file of text, but there is a figure too"),
         ({"figure": 5}, ArgumentError, "figure is of type int; expected a figure of Matplotlib"),

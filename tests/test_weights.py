@@ -179,7 +179,7 @@ def state(**change):
 @pytest.mark.parametrize(
     ("given", "names", "error", "text"),
     [
-        ([1], None, ArgumentError, r"state_dict is of type list; expected what module.state_dict\(\) gives"),
+        ([1], None, ArgumentError, r"state_dict is of type list; expected a module, or what its state_dict\(\) gives"),
         (state(weight=[1.0]), None, ArgumentError, r"state_dict\['0.weight'\] is of type list; expected an array"),
         (state(weight=np.full((4, 6), np.nan)), None, DataError, r"0.weight has NaN among its values"),
         (

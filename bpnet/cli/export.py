@@ -32,15 +32,17 @@ def export(
 ) -> None:
     """Write MODEL for programs without bpnet: ONNX, PyTorch, one Python file with NumPy, or C.
 
-    A model of a table takes its columns and gives labels or numbers; of torch it is the network alone.
+    A model of a table takes its columns and gives labels or numbers; of torch it is the network alone,
+    for what model.inputs(table) gives.
     """
+    if to is not None and to not in FORMATS:
+        raise UnknownNameError("--to", to, FORMATS)
     if out is None:
-        raise OptionError("--out is missing: expected the file to write, such as --out model.onnx")
+        ending = next(ending for ending, name in ENDINGS.items() if name == (to or "onnx"))
+        raise OptionError(f"--out is missing: expected the file to write, such as --out model{ending}")
     if to is None and out.suffix.lower() not in ENDINGS:
         raise OptionError(f"--out is {out}, whose ending says no format: expected --to {', '.join(FORMATS)}")
     to = to or ENDINGS[out.suffix.lower()]
-    if to not in FORMATS:
-        raise UnknownNameError("--to", to, FORMATS)
     if to != "c":  # whose files have other endings
         terminal.check_output("--out", out, MODEL=model)
     found: Any = bp.load(model)
@@ -62,12 +64,14 @@ def to_torch(model: Any, out: Path) -> tuple[list[Path], str]:
     backends.get("torch").xp.save(module, place)
     with write_atomically(out) as file:
         file.write(place.getvalue())
-    return [out], f"torch.load({str(out)!r}, weights_only=False)(x)"
+    inputs = ", ".join(node.name for node in module.graph.nodes if node.op == "placeholder")
+    return [out], f"torch.load({str(out)!r}, weights_only=False)({inputs})"
 
 
 def to_numpy(model: Any, out: Path) -> tuple[list[Path], str]:
     bp.files.to_numpy_source(model, out)
-    return [out], f"from {out.stem} import predict; or in a shell, python {out} < rows.csv"
+    header = "" if isinstance(model, bp.TableModel) and model.schema.named else ", without a header"
+    return [out], f"from {out.stem} import predict; or in a shell, python {out} < rows.csv{header}"
 
 
 def to_c(model: Any, out: Path) -> tuple[list[Path], str]:

@@ -49,7 +49,9 @@ MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), ""
 
 
 def info(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="A file that bpnet train, or save in Python, has written.")
+    ] = None,
     catalogue: Annotated[
         bool, typer.Option("--catalogue", help="List layers, losses, optimizers and the like.")
     ] = False,

@@ -56,7 +56,9 @@ DATA = (
     "or digits, an example."
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA)]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A file that bpnet train has written.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A file that bpnet train, or save in Python, has written.")
+]
 
 
 def device_of(backend: str) -> str:

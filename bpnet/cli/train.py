@@ -117,11 +117,11 @@ def train(
             threads=threads,
         )
     if checkpoint is None and (resumed or every is not None):
-        raise OptionError(f"{'--resume' if resumed else '--every'} is of what --checkpoint DIR saves: give that too")
+        raise OptionError(f"{'--resume' if resumed else '--every'} needs --checkpoint DIR: give that too")
     folder = None if checkpoint is None else Folder(checkpoint)
     if folder is not None and not resumed and folder.used():
         raise OptionError(
-            f"--checkpoint is {checkpoint}, which holds another training: go on with that by --resume, or choose "
+            f"--checkpoint is {checkpoint}, which holds a training already: go on with that by --resume, or choose "
             "another folder"
         )
     if folds and (checkpoint or plot):
@@ -284,6 +284,7 @@ def in_options(text: str) -> str:
 def options_named() -> Iterator[None]:
     """Errors about options of `train_table` name those of the command."""
     names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds", "quantiles")}
+    names["early_stopping"] = "patience"
     try:
         yield
     except OptionError as error:

@@ -11,6 +11,12 @@ from bpnet.tabular.model import TableModel
 from bpnet.tabular.schema import Feature, Schema
 from bpnet.tabular.values import FALSE, NONE, TRUE
 
+GAPS = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "?", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
+)
+"""What stands for a missing value in a file of text, as `bpnet predict` reads it."""
+
 COLUMNS = '''\
 def columns(table):
     """The columns of a table by name: of a dict, a DataFrame, or rows in the order of COLUMNS."""
@@ -210,8 +216,13 @@ def program_of(table: TableModel | None, layout: Layout) -> str:
     """What the file does as a program; nothing where rows are no lines of a table."""
     if table is not None and table.schema.named:
         read = [
-            "rows = list(csv.DictReader(sys.stdin))",
-            "given = {name: np.array([row[name] for row in rows], object) for name in COLUMNS}",
+            f"missing = {{\n{wrapped(map(quoted, GAPS))}\n}}",
+            'rows = list(csv.DictReader(sys.stdin, restval=""))',
+            "given = {",
+            "    name: np.array([None if row[name].strip() in missing else row[name] for row in rows], object)",
+            "    for name in COLUMNS",
+            "    if not rows or name in rows[0]",
+            "}",
         ]
     elif table is not None:
         read = ["given = np.array(list(csv.reader(sys.stdin)), object)"]
@@ -222,5 +233,6 @@ def program_of(table: TableModel | None, layout: Layout) -> str:
         return ""
     lines = ["import csv", "import sys", "", *read, 'lines = csv.writer(sys.stdout, lineterminator="\\n")']
     lines.append("lines.writerows(map(np.ravel, predict(given)))")
-    start = "# python model.py < rows.csv\n"
+    start = f"# python model.py < rows.csv{'' if table is not None and table.schema.named else ', without a header'}\n"
+    lines = "\n".join(lines).split("\n")
     return f'{start}if __name__ == "__main__":\n' + "\n".join(f"    {line}".rstrip() for line in lines) + "\n"

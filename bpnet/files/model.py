@@ -8,7 +8,7 @@ are of, and has whatever the user added: see `bpnet.files.tensors`.
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -296,7 +296,9 @@ def _vectors(tensors: "Tensors", layout: Layout, optimizer: Optimizer) -> "list[
 def _dtype(dtype: Any) -> str:
     """The name of a floating type, given as such or as any library's type; raises OptionError."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
-    name = str(dtype).rpartition(".")[2] if name is None else name
+    if name is None:
+        with suppress(RecursionError):  # of a list in a list in a list ...
+            name = str(dtype).rpartition(".")[2]
     if name not in ("float32", "float64"):
         raise OptionError(f"dtype is {shown(dtype)}; expected 'float32' or 'float64'")
     return str(name)

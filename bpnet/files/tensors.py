@@ -99,7 +99,8 @@ def read(path: str | os.PathLike[str]) -> "tuple[dict[str, Any], Tensors]":
     try:
         header = json.loads(head, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{NOT_THE_FORMAT}: {error}") from None
+        cut = "not fully covered" in str(error)
+        raise FileFormatError(f"{NOT_THE_FORMAT}: {'a part of it is missing' if cut else error}") from None
     text: str = (header.get("__metadata__") or {}).get(ENTRY, "")
     del header, head
     beginning = BEGINNING.match(text)
@@ -114,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> "tuple[dict[str, Any], Tensors]":
         raise FileFormatError("the file is damaged: it has no SHA-256 hash")
     parts = {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in found}
     if _digest(text, parts) != digest:
-        raise FileFormatError("the file is damaged: its SHA-256 hash is of another content")
+        raise FileFormatError("the file is damaged: its content does not match its SHA-256 hash")
     tensors = {}
     try:
         description = json.loads(text, object_pairs_hook=_unique)
@@ -140,6 +141,8 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[tuple[str, Any]], bytes]:
     with open_ordinary(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
+        if not size:
+            raise FileFormatError(f"{NOT_THE_FORMAT}: it is empty")
         if not 2 <= length <= size - 8:
             raise FileFormatError(f"{NOT_THE_FORMAT}: it begins with no header")
         if _is_too_long(length, size) or _is_too_much(file.read(length), size):
@@ -155,7 +158,8 @@ def _parts(path: str | os.PathLike[str]) -> tuple[list[tuple[str, Any]], bytes]:
     try:
         return deserialize(data), head
     except safetensors.SafetensorError as error:
-        raise FileFormatError(f"{NOT_THE_FORMAT}: {error}") from None
+        cut = "not fully covered" in str(error)
+        raise FileFormatError(f"{NOT_THE_FORMAT}: {'a part of it is missing' if cut else error}") from None
     except MemoryError:
         raise OutOfMemoryError("no memory for its arrays") from None
 

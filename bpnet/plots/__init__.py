@@ -26,6 +26,10 @@ from bpnet.typing import AnyArray, AnyInput
 __all__ = ["confusion_matrix", "decision_boundary", "history", "network", "predictions", "weights"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def history(
     history: History,
     path: str | os.PathLike[str] | None = None,
@@ -174,7 +178,11 @@ def predictions(
 def check_trainer(trainer: Any) -> None:
     """Raise ArgumentError unless it is a trainer, and NotBuiltError unless it has parameters."""
     if not isinstance(trainer, Trainer):
-        hint = ": that of an estimator or of a model of tables is its trainer" if hasattr(trainer, "predict") else ""
+        hint = (
+            ": model.trainer of a model of a table, estimator.model_.trainer of an estimator"
+            if hasattr(trainer, "predict")
+            else ""
+        )
         raise ArgumentError(f"trainer is {kind_of(trainer)}; expected a bpnet Trainer{hint}")
     trainer.layout  # noqa: B018 - raises
 

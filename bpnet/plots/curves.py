@@ -8,7 +8,7 @@ import numpy as np
 
 from bpnet.backends import Array
 from bpnet.callbacks.history import unrecorded
-from bpnet.errors import ArgumentError, RecordError, kind_of
+from bpnet.errors import ArgumentError, RecordError, kind_of, shown
 from bpnet.metrics.base import COLUMNS, larger_is_better
 from bpnet.plots.scales import WIDE, Scale, scale_for
 
@@ -127,8 +127,10 @@ def panels(
             groups.setdefault(group_of(key), []).append(key)
     order = sorted(groups, key=lambda group: ("/" in groups[group][0], group == "lr"))  # losses and metrics first
     chosen = order if names is None else check_names(names, order)
+    if not isinstance(monitor, str | None):
+        raise ArgumentError(f"monitor is {kind_of(monitor)}; expected the name of a recorded quantity")
     if monitor is not None and monitor not in keys:
-        raise RecordError(unrecorded(f"monitor is {monitor!r}, which was not recorded", monitor, keys))
+        raise RecordError(unrecorded(f"monitor is {shown(monitor)}, which was not recorded", monitor, keys))
     if best is None:
         best = best_epoch(records, monitor)
     epochs = np.asarray([float(record.get("epoch", i + 1)) for i, record in enumerate(records)])

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from bpnet.disk import write_atomically
-from bpnet.errors import ArgumentError, OptionError, kind_of
+from bpnet.errors import ArgumentError, OptionError, kind_of, shown
 from bpnet.plots.curves import NOTHING, Curve, Panel
 from bpnet.plots.diagram import Block, Box
 from bpnet.table import clean
@@ -50,7 +50,7 @@ def check_format(path: str, what: str = "path", others: Sequence[str] = ()) -> s
     if kind not in formats:
         endings = ", ".join(f".{name}" for name in sorted({*formats, "txt"}))
         or_else = "".join(f"{other}, or " for other in others)
-        raise OptionError(f"{what} is {path}: expected {or_else}a file that ends in one of {endings}")
+        raise OptionError(f"{what} is {shown(path)}: expected {or_else}a file that ends in one of {endings}")
     return kind
 
 

@@ -72,7 +72,9 @@ def decision_boundary(trainer: Trainer, x: Any, y: Any, axes: Any) -> Any:
     if not np.isfinite(points).all():
         raise DataError("x has values that are not finite, between which no plane can be drawn")
     target = None if y is None else quantities(y, "y")
-    if target is not None and len(target) != len(points):
+    if target is not None and (target.ndim not in (1, 2) or len(target) != len(points)):
+        if target.ndim not in (1, 2):
+            raise ShapeError(f"y is of the shape {target.shape}; expected a label or a quantity for each row of x")
         raise ShapeError(f"y has {plural(len(target), 'row')} and x {len(points):,}; expected as many")
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.where(high > low, 0.08 * (high - low), 0.5)
@@ -236,7 +238,10 @@ def confusion_matrix(y: Any, predicted: Any, names: Any, axes: Any) -> Any:
         raise ShapeError(
             f"y has {plural(len(true), 'row')} and predicted {len(said):,}; expected as many, at least one"
         )
-    labels, codes = np.unique(np.concatenate([true, said]), return_inverse=True)
+    try:
+        labels, codes = np.unique(np.concatenate([true, said]), return_inverse=True)
+    except TypeError as error:
+        raise DTypeError(f"y holds {true.dtype} values and predicted {said.dtype}: {error}") from None
     if names is not None:
         names = check_texts(names)
         if labels.dtype.kind in "biuf" and (labels == labels.astype(np.int64)).all() and labels.min() >= 0:

@@ -21,7 +21,7 @@ from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
-from bpnet.options import number, whole
+from bpnet.options import flag, number, whole
 from bpnet.schedules import Schedule
 from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
@@ -198,7 +198,7 @@ class TableTraining:
         trainer = self.model.trainer
         x, y = self.seen[:2]
         weight = self.seen[2] if len(self.seen) > 2 else None
-        left = self.epochs - len(trainer.history)
+        left = self.epochs if resume else self.epochs - len(trainer.history)
         stopping = self.begin_stopping()
         own = [] if stopping is None else [stopping]
         if not trainer.history.epochs:
@@ -207,8 +207,9 @@ class TableTraining:
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
-        if checkpoint is not None or every is not None or resume:
-            more |= {"checkpoint": checkpoint and self.folder(checkpoint), "every": every, "resume": resume}
+        if flag("resume", resume) or checkpoint is not None or every is not None:
+            folder = None if checkpoint is None else self.folder(checkpoint)
+            more |= {"checkpoint": folder, "every": every, "resume": resume}
         try:
             if left > 0:
                 trainer.fit(x, y, callbacks=[*own, *callbacks], **more)
@@ -225,7 +226,8 @@ class TableTraining:
         """Of checkpoints of its model, with what makes it up besides the table and the network."""
         weight = self.options.class_weight
         named = weight if weight is None or isinstance(weight, str) else sorted((str(k), v) for k, v in weight.items())
-        return Folder(path, self.model.describe, {"class_weight": named})
+        stopping = "on" if self.unseen is not None and self.options.early_stopping else "off"
+        return Folder(path, self.model.describe, {"class_weight": named, "early_stopping": stopping})
 
     def begin_stopping(self) -> BestEpoch | None:
         """The callback that keeps the best epoch, None where none is to be kept."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import get
-from bpnet.errors import ArgumentError, ShapeError, kind_of
+from bpnet.errors import ArgumentError, OptionError, ShapeError, kind_of
 from bpnet.export.models import exported
 from bpnet.export.torch_module import CONSTANTS
 from bpnet.export.units import Entry, Unit, units_of
@@ -77,6 +77,8 @@ def to_torch(
     torch, found = get("torch").xp, exported(model)
     values, units = found.parameters | found.buffers, units_of(found.trainer.layout)
     if state_dict is None:
+        if names is not None:
+            raise OptionError("names are given, but no state_dict with layers of those names: pass it too")
         return {
             ".".join(filter(None, (unit.path, value.torch[0]))): torch.asarray(
                 value.to_torch(values[value.slot.name]).copy()
@@ -98,7 +100,7 @@ def to_torch(
 def _checked(state_dict: Any) -> Mapping[str, Any]:
     given = state_dict.state_dict() if callable(getattr(state_dict, "state_dict", None)) else state_dict
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise ArgumentError(f"state_dict is {kind_of(given)}; expected what module.state_dict() gives")
+        raise ArgumentError(f"state_dict is {kind_of(given)}; expected a module, or what its state_dict() gives")
     return given
 
 

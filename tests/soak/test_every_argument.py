@@ -19,6 +19,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,7 @@ def of_functions() -> Iterator[Entry]:
         "ReduceOnPlateau": lambda _: {"monitor": "loss"},
         "Norms": lambda _: {},
         "Progress": lambda _: {},
+        "LivePlot": lambda _: {},
     }
 
     def fitted(callback: Any) -> Any:
@@ -388,6 +390,57 @@ def of_tables() -> Iterator[Entry]:
     yield Entry("Target.restore", bp.Target.restore, lambda _: {"plain": model().target.describe()})
 
 
+def of_files() -> Iterator[Entry]:
+    """What takes a model elsewhere, where the library for it is there."""
+    files = bp.files
+
+    def module() -> Any:
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+    needs: dict[str, str] = {"to_onnx": "onnx", "to_torch_module": "torch", "to_c": "llvmlite", "from_torch": "torch"}
+    needs |= {"to_torch": "torch", "from_sklearn": "sklearn"}
+    good: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "to_onnx": lambda folder: {"model": built(), "path": folder / "model.onnx"},
+        "to_torch_module": lambda _: {"model": built()},
+        "to_numpy_source": lambda folder: {"model": built(), "path": folder / "model.py"},
+        "to_c": lambda folder: {"model": built(), "path": folder / "model", "block": 2},
+        "from_torch": lambda _: {"model": built(), "state_dict": module().state_dict()},
+        "to_torch": lambda _: {"model": built()},
+        "from_keras": lambda _: {"model": built(), "weights": files.to_keras(built())},
+        "to_keras": lambda _: {"model": built()},
+        "from_sklearn": lambda _: {"mlp": _fitted_by_scikit_learn()},
+    }
+    for name, arguments in good.items():
+        if name not in needs or find_spec(needs[name]):
+            yield Entry(f"files.{name}", getattr(files, name), arguments)
+
+
+@cache
+def _fitted_by_scikit_learn() -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MLPClassifier((3,), max_iter=2, random_state=0).fit(X, Y)
+
+
+def of_plots() -> Iterator[Entry]:
+    matplotlib = pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    matplotlib.use("Agg")
+    history = bp.History([{"epoch": i, "step": i, "loss": 1.0 / i, "lr": 0.1, "seconds": 0.1} for i in (1, 2, 3)])
+    good: dict[str, dict[str, Any]] = {
+        "history": {"history": history},
+        "network": {"network": NETWORK, "x": X},
+        "decision_boundary": {"trainer": bp.Trainer(NETWORK, "cross_entropy").build(X[:, :2]), "x": X[:, :2]},
+        "weights": {"trainer": built()},
+        "confusion_matrix": {"y": Y, "predicted": Y[::-1].copy()},
+        "predictions": {"y": X[:, 0].copy(), "predicted": X[:, 1].copy()},
+    }
+    for name, arguments in good.items():
+        yield Entry(f"plots.{name}", getattr(bp.plots, name), lambda _, given=arguments: dict(given))
+
+
 def of_estimators() -> Iterator[Entry]:
     pytest.importorskip("sklearn")
     quick = {"hidden_layer_sizes": (3,), "max_iter": 2, "random_state": 0}
@@ -414,7 +467,8 @@ def of_estimators() -> Iterator[Entry]:
             yield method(cls, y, name)
 
 
-GROUPS = {f.__name__.removeprefix("of_"): f for f in (of_catalogue, of_trainer, of_functions, of_tables, of_estimators)}
+SOURCES = (of_catalogue, of_trainer, of_functions, of_tables, of_estimators, of_files, of_plots)
+GROUPS = {f.__name__.removeprefix("of_"): f for f in SOURCES}
 
 
 # ---- the matrix -----------------------------------------------------------------------------------------------------
@@ -521,7 +575,8 @@ def test_every_argument_is_checked(group: str, soak: Any, tmp_path: Path, monkey
 
 def test_every_public_name_is_an_entry() -> None:
     """A name that is added is tried, too."""
-    known = {entry.name.split(".")[0].split("(")[0] for group in GROUPS.values() for entry in group()}
+    called = [entry.name.partition("(")[0] for group in GROUPS.values() for entry in group()]
+    known = {part for name in called for part in name.split(".")}
     bases = {"Callback", "Composite", "Layer", "Leaf", "Rng", "Run", "Layout", "Loss", "Metric", "Optimizer", "Penalty"}
     bases |= {"ElementwiseLoss", "ElementwiseOptimizer", "RowLoss", "Schedule", "Statistics", "Parametric"}
     results = {"BackendReport", "Inspection", "Summary", "LearningRateCurve", "GradientReport", "reference"}

@@ -25,9 +25,7 @@ LARGEST = 2**31 - 2**20
 """Bytes that one file holds."""
 
 
-def model_of(
-    given: Exported, dtype: str | None, probabilities: bool, opset: int, metadata: Mapping[str, Any] | None
-) -> Any:
+def model_of(given: Exported, dtype: str | None, probabilities: bool, opset: int, metadata: Mapping[str, Any]) -> Any:
     """The model as `to_onnx` says."""
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
@@ -70,7 +68,7 @@ def model_of(
         producer_version=__version__,
         doc_string=repr(network),
     )
-    helper.set_model_props(model, info | _texts({**trainer.metadata, **(metadata or {})}))
+    helper.set_model_props(model, info | _texts({**trainer.metadata, **metadata}))
     return checked(model)
 
 

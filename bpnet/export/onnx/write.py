@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpnet.disk import checked_path, write_atomically
-from bpnet.errors import ExportError, MissingExtraError
+from bpnet.errors import ArgumentError, ExportError, MissingExtraError, kind_of
 from bpnet.export.models import exported
 from bpnet.options import choice, flag, whole
 
@@ -64,6 +64,8 @@ def to_onnx(
     whole("opset", opset, *OPSETS)
     if path is not None:
         path = checked_path(path)
+    if not isinstance(metadata, Mapping | None):
+        raise ArgumentError(f"metadata is {kind_of(metadata)}; expected a dict")
     try:
         building = importlib.import_module("bpnet.export.onnx.model")
     except ModuleNotFoundError as error:
@@ -71,7 +73,7 @@ def to_onnx(
             raise
         raise MissingExtraError("to_onnx", "onnx", "onnx") from error
     try:
-        made = building.model_of(exported(model), dtype, probabilities, opset, metadata)
+        made = building.model_of(exported(model), dtype, probabilities, opset, metadata or {})
     except UnicodeEncodeError as error:  # half of a pair of UTF-16, as a name or a label from JSON may have
         raise ExportError(
             f"the model has the text {error.object!r}, which is no Unicode that a file can hold"
