@@ -5,15 +5,13 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import math
 import operator
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
