@@ -79,8 +79,11 @@ class Training:
         if self.saving is None:
             self._run(epochs, [])
         else:
-            with self.saving:
-                self._run(epochs, self.saving.take_up(self))
+            try:
+                with self.saving:
+                    self._run(epochs, self.saving.take_up(self))
+            finally:
+                self.saving.close()  # since an interrupt may come before the first line of an `__exit__`
 
     def _run(self, epochs: int, states: Sequence[tuple[Callback, Any]]) -> None:
         """The same, with what callbacks had kept."""

@@ -68,7 +68,7 @@ class CompiledFunction:
         self.executables: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
-        _LOCKED.add(self)
+        _LOCKED.add(weakref.ref(self, _LOCKED.discard))
 
     def find(self, threads: int, args: Any) -> Callable[..., Any]:
         """What is to be called with arguments like these, on so many threads; it is then the `last`.
@@ -139,7 +139,7 @@ class Executable:
         self.new = [a for a in commands.results if a is not None and a not in commands.arguments]
         self._prepare(threads)
         self.lock: Any = threading.Lock()
-        _LOCKED.add(self)
+        _LOCKED.add(weakref.ref(self, _LOCKED.discard))
 
     def text(self, threads: int) -> str:
         """All that is done, in words."""
@@ -277,13 +277,14 @@ def _nothing() -> None:
     """In the place of a weak reference."""
 
 
-_LOCKED: Any = weakref.WeakSet()
-"""What has a lock, which in a forked child another thread may seem to hold for ever."""
+_LOCKED: set[Any] = set()
+"""References to what has a lock, which in a forked child another thread may seem to hold for ever."""
 
 
 def _in_child() -> None:
-    for owner in _LOCKED:
-        owner.lock = threading.Lock()
+    for known in list(_LOCKED):
+        if (owner := known()) is not None:
+            owner.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
