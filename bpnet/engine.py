@@ -244,6 +244,7 @@ class Engine:
 
     def repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
         """Repeat steps from `before` up to the one after which something is not finite, and raise what says so."""
+        left = self.state.now
         self.restore(before)
         for batch in batches:
             last = self.snapshot()
@@ -251,9 +252,25 @@ class Engine:
             if not is_finite_step(self.backend, value, vectors(self.carry), last[0]):
                 raise self._diverged(last, value, batch)
         self.restore(before)
+        with self.looking():
+            what = self.diagnosis.first_changed(left[0], before[0]) or "a loss"
         raise DivergedError(
-            "training diverged, though not when repeated; all is as it was before the epoch, or where it was resumed: "
+            f"training diverged: after step {left[1]} {what} is no longer finite, though it is when the steps are "
+            "repeated, so a callback may have changed it; all is as it was before the epoch, or where it was resumed: "
             f"before step {self.count + 1}"
+        )
+
+    def check_callbacks(self, before: Any) -> None:
+        """Raise where callbacks have put NaN into the state that was `before`, and go back to that."""
+        left = self.state.now
+        with self.looking():
+            if not has_nan(self.backend, vectors(left[0])) or has_nan(self.backend, vectors(before[0])):
+                return
+            what = self.diagnosis.first_changed(left[0], before[0])
+        self.known_batch, self.state.now = None, before
+        raise DivergedError(
+            f"training diverged at step {before[1]}: a callback has put NaN into {what}. "
+            f"The parameters, buffers and optimizer state that step {before[1]} left were kept"
         )
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:

@@ -151,9 +151,11 @@ class Training:
             for step, loss in enumerate(steps, first + 1):
                 pending.append(loss)
                 if listeners:
-                    trainer.step_loss = loss
+                    trainer.step_loss, left = loss, engine.state.now
                     for callback in listeners:
                         callback.on_step_end(trainer, step)
+                    if engine.state.now is not left:
+                        engine.check_callbacks(left)
                 if saving is None or self.launched or step == self.steps:
                     continue
                 if saving.due(self.number + len(pending)):

@@ -493,6 +493,7 @@ def test_a_fork_waits_while_another_thread_is_in_blas() -> None:
     """For what OpenBLAS's threads hold just then would stay taken in the child."""
     from bpnet.backends.blas import BLAS
 
+    small()  # which computes with NumPy
     held, wait, left = threading.Event(), threading.Event(), []
 
     def multiply() -> None:
